@@ -1,0 +1,52 @@
+"""GAP denoising for photon counts: train, denoise, export to bioimage.io, validate.
+
+The public names below are imported when first used, so that ``import gap_bioimage`` and the command
+line's ``--help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "read_photons": "photons.image_io",
+    "write_image": "photons.image_io",
+    "simulate": "photons.simulate",
+    "inspect": "photons.checks",
+    "thin": "photons.thinning",
+    "pseudo_psnr_db": "photons.thinning",
+    "TrainConfig": "config",
+    "train": "training.fit",
+    "load_model": "training.checkpoint",
+    "denoise": "inference.denoise",
+    "export": "export.archive",
+    "validate": "validation.report",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from gap_bioimage.config import TrainConfig
+    from gap_bioimage.export.archive import export
+    from gap_bioimage.inference.denoise import denoise
+    from gap_bioimage.photons.checks import inspect
+    from gap_bioimage.photons.image_io import read_photons, write_image
+    from gap_bioimage.photons.simulate import simulate
+    from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
+    from gap_bioimage.training.checkpoint import load_model
+    from gap_bioimage.training.fit import train
+    from gap_bioimage.validation.report import validate
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,188 @@
+"""All settings, as frozen pydantic models that read from and write to yaml."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gap_bioimage.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Config(BaseModel):
+    """Base of the sections: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class NetworkConfig(Config):
+    """The residual U-Net; names and defaults follow the original GAP code."""
+
+    dim: Literal[2, 3] = Field(2, description="spatial dimensions")
+    channels: PositiveInt = Field(1, description="image channels, denoised jointly")
+    levels: PositiveInt = Field(10, description="sine encodings sin(x 10^-i), i < levels")
+    log1p: bool = Field(True, description="add log(1 + x) to the encoding; original checkpoints have none")
+    depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
+    start_filts: PositiveInt = Field(32, description="filters of the first level, doubled at each next one")
+    up_mode: Literal["transpose", "upsample"] = "transpose"
+    merge_mode: Literal["add", "concat"] = "add"
+    z_conv_stage: PositiveInt | None = Field(
+        None, description="3D only: levels that convolve and pool along z (all of them when not given)"
+    )
+
+    @model_validator(mode="after")
+    def _z_stage_needs_z(self) -> Self:
+        if self.dim == 2 and self.z_conv_stage is not None:
+            raise ValueError("z_conv_stage is for dim 3 only")
+        return self
+
+
+class ThinningConfig(Config):
+    """The range of brightness that training draws its inputs from."""
+
+    min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
+    max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
+    max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.99, description="largest share of the photons used as input; the rest is the target"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_db is not None and self.max_db <= self.min_db:
+            raise ValueError(f"max_db {self.max_db:g} must be above min_db {self.min_db:g}")
+        return self
+
+
+class TrainConfig(Config):
+    """How long, how fast and on what windows to train."""
+
+    steps: PositiveInt = Field(20_000, description="optimiser steps")
+    batch_size: PositiveInt = Field(16, description="windows per step and device")
+    patch_px: tuple[PositiveInt, ...] | None = Field(
+        None, description="window (y, x) or (z, y, x); 128 x 128 or 16 x 64 x 64 when not given"
+    )
+    min_photons: Annotated[int, Field(ge=0)] = Field(
+        50, description="windows with fewer photons are drawn anew, so that background does not dominate"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    gradient_clip: Annotated[float, Field(gt=0)] = 0.5
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="decay of an exponential moving average of the weights, used instead of the last ones"
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = True
+    validate_every: PositiveInt = Field(500, description="steps between validations and checkpoints")
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.1, description="share of the images, or of each image's largest axis, held out"
+    )
+    validation_windows: PositiveInt = 32
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare windows")
+    tensorboard: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class TileConfig(Config):
+    """Tiles of the denoiser; None lets the program choose."""
+
+    tile_px: tuple[PositiveInt, ...] | None = Field(None, description="tile with halo, (y, x) or (z, y, x)")
+    halo_px: tuple[int, ...] | None = Field(None, description="halo; the receptive field when not given")
+    batch_size: PositiveInt = 1
+
+
+class RunConfig(Config):
+    """Everything that ``config.yaml`` of a training run holds."""
+
+    network: NetworkConfig = NetworkConfig()
+    thinning: ThinningConfig = ThinningConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _patch_fits(self) -> Self:
+        patch = self.train.patch_px
+        if patch is not None and len(patch) != self.network.dim:
+            raise ValueError(f"train.patch_px has {len(patch)} entries, network.dim is {self.network.dim}")
+        return self
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values; unknown keys are refused with the nearest known one.
+
+        Raises
+        ------
+        ConfigError
+            Listing every unknown key and wrong value at once.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_sentence(cls, e) for e in error.errors())) from None
+
+    @classmethod
+    def read(cls, path: Path | str | None = None, overrides: list[str] | None = None) -> Self:
+        """Read a yaml file and apply ``section.key=value`` overrides.
+
+        Raises
+        ------
+        ConfigError
+            If the file is no yaml mapping, or a key or value is wrong.
+        """
+        values = read_yaml(path) if path is not None else {}
+        for override in overrides or []:
+            _assign(values, override)
+        return cls.from_dict(values)
+
+    def to_yaml(self) -> str:
+        """Return the settings as yaml."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read a yaml mapping.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not yaml, or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not yaml: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, expected a mapping of settings")
+    return values
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise ConfigError(f"--set takes section.key=value, got {override!r}; for example --set train.steps=500")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+    values[last] = yaml.safe_load(text)
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location) or "config"
+    if error["type"] != "extra_forbidden":
+        given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"
+        return f"{name}: {error['msg'].removeprefix('Value error, ')}{given}"
+    owner: Any = model
+    for part in location[:-1]:
+        owner = owner.model_fields[part].annotation
+    near = difflib.get_close_matches(location[-1], owner.model_fields, n=1, cutoff=0.0)
+    return f"unknown key {name!r}; did you mean {near[0]!r}?"

@@ -1,0 +1,50 @@
+"""Named errors; each is also the builtin that a caller would expect to catch.
+
+Every message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class GapError(Exception):
+    """Base of all errors that a user can mend; the command line prints them as one sentence."""
+
+
+class NotPhotonCountsError(GapError, ValueError):
+    """The pixel values cannot be photon counts."""
+
+
+class AxesError(GapError, ValueError):
+    """The axes of an image are unknown, or do not fit what was asked."""
+
+
+class UnreadableImageError(GapError, OSError):
+    """A file is not an image that can be read."""
+
+
+class ConfigError(GapError, ValueError):
+    """A configuration has unknown keys or impossible values."""
+
+
+class CheckpointError(GapError, ValueError):
+    """A file is not a model that can be loaded."""
+
+
+class CardError(GapError, ValueError):
+    """A model card has missing or wrong fields; the message lists all of them."""
+
+
+class ExportError(GapError, RuntimeError):
+    """A model zip did not pass its checks and was not written."""
+
+
+class UnreadableModelError(GapError, OSError):
+    """A zip, folder or yaml is not a bioimage.io model that can be read."""
+
+
+class TrainedRangeError(GapError, ValueError):
+    """An input is brighter than the images that the network was trained on."""
+
+
+class OutputError(GapError, OSError):
+    """An output cannot be written."""

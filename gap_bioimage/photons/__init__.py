@@ -1,0 +1,1 @@
+"""Photon counts: files, checks, thinning, simulation."""

@@ -1,0 +1,182 @@
+"""Binomial thinning: split counts into two independent parts.
+
+If x ~ Poisson(s), then Binomial(x, p) and the remainder are independent Poisson variables with means
+p s and (1 - p) s: from noisy counts alone this makes the input and the target of training (Krull et al.,
+arXiv 2307.06607, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar, overload
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from gap_bioimage.errors import NotPhotonCountsError
+
+Counts = NDArray[np.integer]
+Scalar = TypeVar("Scalar", bound=np.integer)
+
+# Counts up to this one are drawn through a table of cumulative probabilities, brighter pixels one by one.
+_TABLE_MAX = 63
+# Random bits that pick a table column; what one column leaves undecided gets 53 more bits.
+_GUIDE_BITS = 8
+_CHUNK_PX = 1 << 16  # keeps the temporaries of a chunk in the processor's cache
+
+
+def pseudo_psnr_db(photons: xr.DataArray | NDArray[np.generic]) -> float:
+    """Return 10 log10 of the mean photons per pixel, in dB; -inf for an empty image.
+
+    Raises
+    ------
+    ValueError
+        If there are no pixels.
+    """
+    if photons.size == 0:
+        raise ValueError("an image without pixels has no pseudo-PSNR")
+    mean = float(photons.mean(dtype=np.float64))
+    return 10.0 * math.log10(mean) if mean > 0 else -math.inf
+
+
+@overload
+def thin(
+    photons: xr.DataArray, fraction: float, seed: int | np.random.Generator
+) -> tuple[xr.DataArray, xr.DataArray]: ...
+@overload
+def thin(photons: Counts, fraction: float, seed: int | np.random.Generator) -> tuple[Counts, Counts]: ...
+def thin(
+    photons: xr.DataArray | Counts, fraction: float, seed: int | np.random.Generator
+) -> tuple[xr.DataArray | Counts, xr.DataArray | Counts]:
+    """Split counts at random: each photon goes to the first part with probability ``fraction``.
+
+    Parameters
+    ----------
+    photons
+        Counts of any shape, of an integer dtype or whole numbers.
+    fraction
+        Expected share of the first part, 0 to 1.
+    seed
+        A seed or a generator.
+
+    Returns
+    -------
+    kept, rest
+        Counts of the same type and shape; ``kept + rest`` is ``photons``.
+
+    Raises
+    ------
+    NotPhotonCountsError
+        If a value is negative or fractional.
+    ValueError
+        If ``fraction`` is outside 0..1.
+    """
+    rng = np.random.default_rng(seed)
+    values = np.asarray(photons)
+    counts = _as_integers(values)
+    kept = binomial(counts, fraction, rng).astype(values.dtype, copy=False)
+    if isinstance(photons, xr.DataArray):
+        return photons.copy(data=kept), photons.copy(data=values - kept)
+    return kept, values - kept
+
+
+def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator) -> NDArray[Scalar]:
+    """Draw Binomial(counts, fraction) for every pixel.
+
+    Inversion with a guide table: one random byte and the count look up the result; the few bytes that
+    leave two results possible are refined with a further uniform number, so that the draw is exact to
+    the 2^-53 of that number. Counts above 63 use numpy's own generator.
+
+    Parameters
+    ----------
+    counts
+        Non-negative integers of any shape.
+    fraction
+        Success probability, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If ``fraction`` is outside 0..1.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
+    if fraction in (0.0, 1.0) or counts.size == 0:
+        return counts.copy() if fraction else np.zeros_like(counts)
+    flat = np.ascontiguousarray(counts).reshape(-1)
+    table_max = min(int(flat.max()), _TABLE_MAX)
+    cumulative = binomial_cdf(table_max, fraction)
+    guide = _guide_table(cumulative)
+    result = np.empty_like(flat)
+    for start in range(0, flat.size, _CHUNK_PX):
+        chunk = slice(start, start + _CHUNK_PX)
+        result[chunk] = _draw(flat[chunk], fraction, cumulative, guide, rng)
+    return result.reshape(counts.shape)
+
+
+def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
+    """Return P(Binomial(n, p) <= k) for n and k up to ``n_max``, shape (n_max + 1, n_max + 1)."""
+    n = np.arange(n_max + 1)[:, None]
+    k = np.arange(n_max + 1)[None, :]
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n_max + 1)))])
+    rest = np.maximum(n - k, 0)
+    log_pmf = log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
+    cdf = np.cumsum(np.where(k <= n, np.exp(log_pmf), 0.0), axis=1)
+    cdf[k >= n] = 1.0
+    return np.minimum(cdf, 1.0)
+
+
+def _guide_table(cumulative: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Result for each (count, byte), or 255 where the byte does not decide it; shape (n * 256,)."""
+    edges = np.arange((1 << _GUIDE_BITS) + 1) / (1 << _GUIDE_BITS)
+    # inversion: the smallest k with u < cdf[k], that is the number of k with cdf[k] <= u
+    at_edge = np.stack([np.searchsorted(row, edges, side="right") for row in cumulative])
+    below_next = np.stack([np.searchsorted(row, edges[1:], side="left") for row in cumulative])
+    first = at_edge[:, :-1]
+    return np.where(first == below_next, first, 255).astype(np.uint8).reshape(-1)
+
+
+def _draw(
+    counts: NDArray[Scalar],
+    p: float,
+    cumulative: NDArray[np.float64],
+    guide: NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> NDArray[Scalar]:
+    """Draw for a flat chunk of counts."""
+    table_max = len(cumulative) - 1
+    byte = np.frombuffer(rng.bytes(counts.size), np.uint8)
+    row = np.minimum(counts, table_max).astype(np.uint16)
+    drawn = guide[(row << _GUIDE_BITS) | byte]
+    result = drawn.astype(counts.dtype)
+    undecided = np.flatnonzero(drawn == 255)
+    if undecided.size:
+        uniform = (byte[undecided] + rng.random(undecided.size)) / (1 << _GUIDE_BITS)
+        rows = row[undecided].astype(np.intp)
+        # one ascending array: row n holds n + cdf, so that one search serves all rows
+        ladder = (cumulative + np.arange(table_max + 1)[:, None]).reshape(-1)
+        found = np.searchsorted(ladder, rows + uniform, side="right") - rows * (table_max + 1)
+        result[undecided] = np.minimum(found, rows)
+    bright = np.flatnonzero(counts > table_max)
+    if bright.size:
+        result[bright] = rng.binomial(counts[bright].astype(np.int64), p)
+    return result
+
+
+def _as_integers(values: NDArray[np.generic]) -> Counts:
+    """View whole numbers as integers, or refuse."""
+    counts: Counts
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if not np.issubdtype(values.dtype, np.integer):
+        counts = values.astype(np.int64)
+        if not np.array_equal(counts, values):
+            raise NotPhotonCountsError(
+                "thinning needs whole photon counts, but the values have fractions or are not finite"
+            )
+    else:
+        counts = values  # type: ignore[assignment]
+    if counts.size and int(counts.min()) < 0:
+        raise NotPhotonCountsError(f"thinning needs photon counts, but the smallest value is {int(counts.min())}")
+    return counts
