@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "read_photons": "photons.image_io",
+    "read_images": "photons.image_io",
     "write_image": "photons.image_io",
     "simulate": "photons.simulate",
     "inspect": "photons.checks",
@@ -26,7 +27,21 @@ _HOMES = {
     "validate": "validation.report",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "TrainConfig",
+    "__version__",
+    "denoise",
+    "export",
+    "inspect",
+    "load_model",
+    "pseudo_psnr_db",
+    "read_photons",
+    "simulate",
+    "thin",
+    "train",
+    "validate",
+    "write_image",
+]
 
 if TYPE_CHECKING:
     from gap_bioimage.config import TrainConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -46,7 +47,9 @@ class ThinningConfig(Config):
     """The range of brightness that training draws its inputs from."""
 
     min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
-    max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
+    max_db: float | None = Field(
+        None, description="brightest input in dB; the training data's own when not given"
+    )
     max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="largest share of the photons used as input; the rest is the target"
     )
@@ -72,8 +75,12 @@ class TrainConfig(Config):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     gradient_clip: Annotated[float, Field(gt=0)] = 0.5
+    total_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of a loss that ties the total rate to the input's photons; 0 leaves it free"
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="decay of an exponential moving average of the weights, used instead of the last ones"
+        None,
+        description="decay of an exponential moving average of the weights, used instead of the last ones",
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
@@ -121,7 +128,7 @@ class RunConfig(Config):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError("; ".join(_sentence(cls, e) for e in error.errors())) from None
+            raise ConfigError("; ".join(error_sentence(cls, e) for e in error.errors())) from None
 
     @classmethod
     def read(cls, path: Path | str | None = None, overrides: list[str] | None = None) -> Self:
@@ -167,7 +174,9 @@ def _assign(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not last:
-        raise ConfigError(f"--set takes section.key=value, got {override!r}; for example --set train.steps=500")
+        raise ConfigError(
+            f"--set takes section.key=value, got {override!r}; for example --set train.steps=500"
+        )
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
@@ -175,14 +184,18 @@ def _assign(values: dict[str, Any], override: str) -> None:
     values[last] = yaml.safe_load(text)
 
 
-def _sentence(model: type[BaseModel], error: Any) -> str:
+def error_sentence(model: type[BaseModel], error: Any) -> str:
+    """Say in plain words what one of pydantic's errors means; unknown keys with the nearest known one."""
     location = [str(part) for part in error["loc"]]
     name = ".".join(location) or "config"
     if error["type"] != "extra_forbidden":
         given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"
         return f"{name}: {error['msg'].removeprefix('Value error, ')}{given}"
     owner: Any = model
-    for part in location[:-1]:
-        owner = owner.model_fields[part].annotation
-    near = difflib.get_close_matches(location[-1], owner.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {name!r}; did you mean {near[0]!r}?"
+    for part in error["loc"][:-1]:
+        if isinstance(part, str):
+            owner = owner.model_fields[part].annotation
+            owner = next(iter(typing.get_args(owner)), owner)  # list[Author] -> Author
+    known = getattr(owner, "model_fields", {})
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+    return f"unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

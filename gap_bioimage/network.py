@@ -10,7 +10,7 @@ Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 from typing import List, Optional, Tuple  # noqa: UP035  (TorchScript of older engines knows these)
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -67,6 +67,16 @@ def conserve_photons(photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Te
     return weight * (seen / expected)
 
 
+def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
+    """Turn the log-rates of whole images into expected photons: softmax times the photons of the input.
+
+    Source: arXiv 2307.06607, section 3; the softmax runs over channels and pixels of each image.
+    """
+    total = torch.sum(photons.flatten(1).double(), 1, keepdim=True)
+    rate = torch.softmax(log_rate.flatten(1).double(), 1) * total
+    return rate.float().reshape(log_rate.shape)
+
+
 class ConvBlock(nn.Module):
     """Three convolutions, the last two on a residual path."""
 
@@ -117,7 +127,9 @@ class LinearUpsample(nn.Module):
 class UpConv(ConvBlock):
     """Decoder block: double the size, merge with the encoder's features, convolve."""
 
-    def __init__(self, inputs: int, outputs: int, dim: int, along_z: bool, up_mode: str, merge_mode: str) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, dim: int, along_z: bool, up_mode: str, merge_mode: str
+    ) -> None:
         super().__init__(2 * outputs if merge_mode == "concat" else outputs, outputs, dim, along_z)
         self.concat = merge_mode == "concat"
         if up_mode == "transpose":
@@ -172,7 +184,11 @@ class UNet(nn.Module):
         z_conv_stage: Optional[int] = None,  # noqa: UP045
     ) -> None:
         super().__init__()
-        if dim not in (2, 3) or up_mode not in ("transpose", "upsample") or merge_mode not in ("add", "concat"):
+        if (
+            dim not in (2, 3)
+            or up_mode not in ("transpose", "upsample")
+            or merge_mode not in ("add", "concat")
+        ):
             raise ValueError(
                 f"dim={dim}, up_mode={up_mode!r}, merge_mode={merge_mode!r}: expected dim 2 or 3, "
                 "up_mode 'transpose' or 'upsample', merge_mode 'add' or 'concat'"
@@ -184,7 +200,7 @@ class UNet(nn.Module):
         filters = [start_filts * 2**stage for stage in range(depth)]
         inputs = [channels * (levels + int(log1p)), *filters[:-1]]
         self.down_convs = nn.ModuleList(
-            DownConv(i, o, dim, along) for i, o, along in zip(inputs, filters, self.along_z)
+            DownConv(i, o, dim, along) for i, o, along in zip(inputs, filters, self.along_z, strict=False)
         )
         factors = [_per_axis(2, 1, dim, along) for along in self.along_z[:-1]]
         pool = nn.MaxPool2d if dim == 2 else nn.MaxPool3d
@@ -224,7 +240,7 @@ class UNet(nn.Module):
         """
         x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
         skips: List[Tensor] = []  # noqa: UP006
-        for down, pool in zip(self.down_convs, self.pools):
+        for down, pool in zip(self.down_convs, self.pools, strict=False):
             skips.append(down(x))
             x = pool(skips[-1])
         x = self.down_convs[-1](x)
@@ -261,7 +277,7 @@ class PhotonDenoiser(nn.Module):
         Arguments of ``UNet``.
     """
 
-    def __init__(self, box_px: List[int], **network) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN003, UP006
+    def __init__(self, box_px: List[int], **network) -> None:  # type: ignore[no-untyped-def]  # noqa: UP006
         super().__init__()
         self.network = UNet(**network)
         if len(box_px) != self.network.dim or any(size % 2 != 1 for size in box_px):

@@ -121,7 +121,9 @@ def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
     k = np.arange(n_max + 1)[None, :]
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n_max + 1)))])
     rest = np.maximum(n - k, 0)
-    log_pmf = log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
+    log_pmf = (
+        log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
+    )
     cdf = np.cumsum(np.where(k <= n, np.exp(log_pmf), 0.0), axis=1)
     cdf[k >= n] = 1.0
     return np.minimum(cdf, 1.0)
@@ -178,5 +180,7 @@ def _as_integers(values: NDArray[np.generic]) -> Counts:
     else:
         counts = values  # type: ignore[assignment]
     if counts.size and int(counts.min()) < 0:
-        raise NotPhotonCountsError(f"thinning needs photon counts, but the smallest value is {int(counts.min())}")
+        raise NotPhotonCountsError(
+            f"thinning needs photon counts, but the smallest value is {int(counts.min())}"
+        )
     return counts

@@ -1,0 +1,5 @@
+"""Run as ``python -m gap_bioimage``."""
+
+from gap_bioimage.cli import main
+
+main()

@@ -1,0 +1,389 @@
+"""The command line: one function per verb that parses, calls and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.progress import Progress, TaskID
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Photon counts in, a shareable denoiser out: train, denoise, export to bioimage.io, validate.",
+    epilog="--debug, anywhere on the line, shows tracebacks.",
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the report as JSON to this file; - prints it.")
+]
+Axes = Annotated[
+    str | None, typer.Option(help="Axes of the stored array, such as zyx, for files without them.")
+]
+Channel = Annotated[int | None, typer.Option(min=0, help="Use this channel only, counted from 0.")]
+ModelPath = Annotated[
+    Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's) or zip.")
+]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write; must not hold an earlier demo.")] = Path(
+        "gap-bioimage-demo"
+    ),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Everything on simulated photons, in 2D and 3D, with pictures; under five minutes on two cores."""
+    from gap_bioimage.demo import run_demo
+
+    run_demo(folder, seed, progress=not quiet)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Counts (.tif, .ome.tif, .npy).")],
+    dim: Annotated[int, typer.Option(min=2, max=3, help="Spatial dimensions.")],
+    photons: Annotated[float, typer.Option(help="Mean photons per pixel.")],
+    seed: Seed,
+    truth: Annotated[Path | None, typer.Option(help="Write the expected photons here.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Pixels, such as 512,512 or 32,128,128.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate photon counts of cells."""
+    from gap_bioimage.photons.image_io import write_image
+    from gap_bioimage.photons.simulate import simulate as simulate_counts
+
+    counts, rate = simulate_counts(dim, _pixels(shape, "--shape"), photons, seed)  # type: ignore[arg-type]
+    write_image(out, counts)
+    if truth is not None:
+        write_image(truth, rate)
+    _say(quiet, f"{out}: {_sizes(counts)}, {float(counts.mean()):.3g} photons per pixel")
+
+
+@app.command("inspect")
+def inspect_images(
+    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    axes: Axes = None,
+    json_out: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
+    from gap_bioimage.photons.checks import inspect
+
+    reports = [inspect(image, axes) for image in images]
+    _write_json(json_out, reports)
+    if not quiet and str(json_out) != "-":
+        for report in reports:
+            _print_table(report)
+
+
+@app.command()
+def train(
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of photon counts.")],
+    dim: Annotated[int, typer.Option(min=2, max=3, help="Dimensions of the network; 2 trains on planes.")],
+    out: Annotated[Path, typer.Option(help="Run folder.")],
+    config: Annotated[Path | None, typer.Option(help="Settings (yaml).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, such as train.steps=500.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    axes: Axes = None,
+    channel: Channel = None,
+    device: Device = "auto",
+    devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "1",
+    num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Lightning strategy, such as ddp.")] = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="The same as --set train.seed.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on photon counts alone."""
+    from gap_bioimage.config import RunConfig
+    from gap_bioimage.photons.image_io import read_images
+    from gap_bioimage.training.fit import train as fit
+
+    if resume and config is None and (out / "config.yaml").exists():
+        config = out / "config.yaml"
+    overrides = [f"network.dim={dim}", *([] if seed is None else [f"train.seed={seed}"]), *(set_ or [])]
+    settings = RunConfig.read(config, overrides)
+    counts = read_images(images, axes, channel=channel)
+    model = fit(
+        counts,
+        out,
+        settings,
+        resume=resume,
+        progress=not quiet,
+        device=device,
+        devices=devices if devices == "auto" else int(devices),
+        num_nodes=num_nodes,
+        strategy=strategy,
+    )
+    low, high = model.trained_range_db
+    _say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
+
+
+@app.command()
+def denoise(
+    model: ModelPath,
+    image: Annotated[Path, typer.Argument(help="Photon counts.")],
+    out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .npy).")],
+    planes: Annotated[
+        bool, typer.Option("--planes", help="Run a 2D model on a stack plane by plane.")
+    ] = False,
+    tile: Annotated[
+        str | None, typer.Option(help="Tile with halo, such as 512,512; chosen when not given.")
+    ] = None,
+    halo: Annotated[str | None, typer.Option(help="Halo; the receptive field when not given.")] = None,
+    axes: Axes = None,
+    channel: Channel = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Denoise photon counts: the expected photons per pixel (MMSE)."""
+    from gap_bioimage.inference.denoise import denoise as run
+    from gap_bioimage.photons.image_io import read_photons, write_image
+    from gap_bioimage.training.checkpoint import load_model
+
+    tiles = {"tile_px": _pixels(tile, "--tile"), "halo_px": _pixels(halo, "--halo")}
+    loaded = load_model(model)
+    counts = read_photons(image, axes, channel=channel)
+    with _bar(quiet, "denoising") as (bar, task):
+        rate = run(
+            loaded,
+            counts,
+            planes=planes,
+            device=device,
+            on_tile=lambda done, total: bar.update(task, completed=done, total=total),
+            **tiles,  # type: ignore[arg-type]
+        )
+    write_image(out, rate)
+    _say(quiet, f"{out}: {_sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
+
+
+@app.command()
+def export(
+    model: Annotated[Path | None, typer.Argument(help="Run folder, checkpoint or zip.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="The zip to write.")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Model card (yaml); --init-card writes a template.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="denoise.")] = "denoise",
+    test_image: Annotated[
+        Path | None, typer.Option(help="Real counts to test with, if the model has none.")
+    ] = None,
+    init_card: Annotated[
+        Path | None, typer.Option(help="Write a commented card to fill in, and stop.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model as a bioimage.io zip for Fiji, ilastik and the zoo, if it passes every check."""
+    from gap_bioimage.export.card import write_template
+
+    if init_card is not None:
+        write_template(init_card)
+        _say(quiet, f"{init_card}: fill in the fields, then give it as --card")
+        return
+    if model is None or out is None or card is None:
+        raise typer.BadParameter(
+            "export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)"
+        )
+    from gap_bioimage.export.archive import export as write_zip
+    from gap_bioimage.validation.report import print_report
+
+    report = write_zip(
+        model,
+        out,
+        card,
+        kind,  # type: ignore[arg-type]
+        test_image=test_image,
+        on_stage=lambda stage: _say(quiet, f"{stage} ..."),
+    )
+    if not quiet:
+        print_report(report)
+    _say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def validate(
+    zips: Annotated[list[Path], typer.Argument(metavar="ZIP...", help="Model zips, folders or yaml files.")],
+    json_out: Json = None,
+    consumer: Annotated[
+        list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Allow Python code of the model to run.")
+    ] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Check models the way bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
+    from gap_bioimage.validation.report import print_report
+    from gap_bioimage.validation.report import validate as check
+
+    reports = []
+    for path in zips:
+        with _bar(quiet or str(json_out) == "-", f"validating {path.name}") as (bar, task):
+            report = check(
+                path,
+                consumers=consumer,
+                run_code=run_code,
+                device=device,
+                on_check=lambda made: bar.update(task, advance=1, description=f"validating: {made.id}"),
+            )
+        reports.append(report)
+        if not quiet and str(json_out) != "-":
+            print_report(report)
+    dicts = [report.to_dict() for report in reports]
+    _write_json(json_out, dicts)
+    if any(report.status != "passed" for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
+    """Describe a model: its network, what it was trained on, its reach."""
+    from gap_bioimage.training.checkpoint import load_model, parameter_count
+
+    loaded = load_model(model)
+    metrics = loaded.details.get("metrics") or [{}]
+    report: dict[str, Any] = {
+        "source": str(loaded.source),
+        "origin": loaded.origin,
+        **loaded.config.model_dump(mode="json"),
+        "parameters": parameter_count(loaded.network),
+        "receptive_field_px": loaded.network.receptive_field_px(),
+        "step_px": list(loaded.network.step_px),
+        "trained_range_db": list(loaded.trained_range_db),
+        "steps": metrics[-1].get("step"),
+        "validation_loss": min((row["validation_loss"] for row in metrics if row), default=None),
+    }
+    _write_json(json_out, [report])
+    if not quiet and str(json_out) != "-":
+        _print_table(report)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors are one sentence and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    warnings.showwarning = _show_warning
+    try:
+        code = app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="gap-bioimage")
+    except Exception as error:
+        if debug:
+            raise
+        code = _report(error)
+    except KeyboardInterrupt:
+        _complain("stopped")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception) -> int:
+    """Print an error as a sentence and return the exit code."""
+    import click
+
+    from gap_bioimage.errors import GapError
+
+    if isinstance(error, click.exceptions.Abort):
+        _complain("stopped")
+        return 130
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, GapError):
+        _complain(str(error))
+    elif isinstance(error, OSError):
+        _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    elif isinstance(error, ValueError):
+        _complain(str(error))
+    else:
+        text = " ".join(str(error).split())[:300]
+        _complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
+    return 2
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(text, flush=True)
+
+
+def _pixels(text: str | None, option: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
+
+
+def _sizes(image: xr.DataArray) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in image.sizes.items())
+
+
+def _write_json(path: Path | None, reports: list[Any]) -> None:
+    """Write one report as an object, several as a list."""
+    if path is None:
+        return
+    text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    from gap_bioimage.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for key, value in report.items():
+        if value is not None:
+            table.add_row(
+                key.replace("_", " "), str(value), style="bold" if key in ("verdict", "next") else None
+            )
+    Console().print(table)
+
+
+class _Bar:
+    """A progress bar that shows nothing when quiet."""
+
+    def __init__(self, quiet: bool, text: str) -> None:
+        from rich.progress import Progress
+
+        self.bar = Progress(disable=quiet, transient=True)
+        self.text = text
+
+    def __enter__(self) -> tuple[Progress, TaskID]:
+        self.bar.start()
+        return self.bar, self.bar.add_task(self.text, total=None)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+_bar = _Bar

@@ -1,0 +1,149 @@
+"""The README and the cover of a zip, with numbers measured on the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gap_bioimage.export.card import Card
+    from gap_bioimage.export.halo import HaloReport
+    from gap_bioimage.export.rdf import Sizes
+    from gap_bioimage.network import PhotonDenoiser
+    from gap_bioimage.training.checkpoint import Model
+
+_SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-likelihood of photons that the denoiser has not seen, nats per photon, and its competitors'."""
+
+    denoised: float
+    gaussian: float
+    gaussian_sigma_px: float
+    flat: float
+    pseudo_psnr_db: float
+    photons: int
+
+
+def score_on_halves(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> Scores:
+    """Denoise one half of the photons and judge it by the other half, which is independent.
+
+    The likelihood is that of the photons' positions: mean over photons of log(rate / sum(rate)); the truth
+    need not be known.
+
+    Parameters
+    ----------
+    denoiser
+        The module of the zip.
+    counts
+        Held-out counts (c, [z,] y, x).
+    seed
+        For the split.
+    """
+    seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
+    with torch.inference_mode():
+        rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy()
+
+    def gaussian(sigma: float) -> float:
+        axes = tuple(range(seen.ndim - 2, seen.ndim))
+        return log_likelihood(ndimage.gaussian_filter(seen.astype(float), sigma, axes=axes), unseen)
+
+    best = max(_SIGMAS_PX, key=gaussian)
+    flat = log_likelihood(np.ones(seen.shape), unseen)
+    values = (log_likelihood(rate, unseen), gaussian(best), best, flat)
+    return Scores(*values, pseudo_psnr_db(seen), int(unseen.sum()))
+
+
+def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
+    """Return the mean over photons of log(rate / sum(rate)), nats per photon; the rate is kept above 1e-4 of its mean."""
+    rate = np.maximum(rate, 1e-4 * rate.mean())
+    return float((photons * np.log(rate / rate.sum())).sum() / max(1, photons.sum()))
+
+
+def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
+    """Draw counts (c, [z,] y, x) and denoised image side by side, 800 x 400 px, below 500 KB."""
+    planes = [array[0] if array.ndim == 3 else array[0, array.shape[1] // 2] for array in (counts, rate)]
+    side = min(planes[0].shape)
+    top = float(np.percentile(planes[1], 99.8)) or 1.0
+    figure = Figure((8, 4), dpi=100)
+    FigureCanvasAgg(figure)
+    for position, plane in enumerate(planes):
+        axes = figure.add_axes((position / 2, 0, 0.5, 1))
+        axes.imshow(plane[:side, :side], cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+        axes.set_axis_off()
+    # a palette keeps a picture of noise small
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
+
+
+def write_readme(
+    path: Path, model: Model, card: Card, sizes: Sizes, halo: HaloReport, scores: Scores, held_out: bool
+) -> None:
+    """Write the documentation that travels in the zip."""
+    axes = "zyx"[-model.config.dim :]
+    low, high = model.trained_range_db
+    grid = ", ".join(
+        f"{axis} {minimum} + n x {step}"
+        for axis, minimum, step in zip(axes, sizes.min_px, sizes.step_px, strict=True)
+    )
+    halos = ", ".join(f"{axis} {value}" for axis, value in zip(axes, sizes.halo_px, strict=True))
+    seam = "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in halo.relative_rms.items())
+    origin = "held-out counts, which took no part in training" if held_out else "the given test image"
+    gain = scores.denoised - scores.gaussian
+    path.write_text(
+        f"""# {card.name}
+
+{card.description}
+
+Input: photon counts per pixel, as they were recorded. Output: the expected number of photons per pixel
+(posterior mean, MMSE), with the same total. The network is a {model.config.dim}D GAP U-Net (Generative
+Accumulation of Photons, doi:10.48550/arXiv.2307.06607): it has learnt from noisy counts alone where the
+next photon would land. All computation is inside the model; no pre- or postprocessing is needed.
+
+## Use
+
+- Fiji: open the zip with deepImageJ and run it on the counts (16 or 32 bit). The result is a 32-bit image in photons.
+- ilastik: as a neural network model; export the raw float result, since the view shows it as if it were 0..1.
+- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or `gap-bioimage denoise model.zip counts.tif out.tif`.
+
+Sizes: {grid} pixels; larger images run in tiles with a halo of {halos} pixels, which consumers do by themselves.
+Trained for inputs of {low:g} to {high:g} dB (10 log10 of the mean photons per pixel,
+{10 ** (low / 10):.3g} to {10 ** (high / 10):.3g} photons per pixel). Brighter images are outside what it has seen.
+
+## Training data
+
+{card.training_data or "Not stated by the author."}
+
+# Validation
+
+Measured when this file was written, on {origin} ({scores.pseudo_psnr_db:.1f} dB after splitting):
+the photons were split at random into two halves, one was denoised, and judged by the log-likelihood of the
+other half's {scores.photons} photons (nats per photon; larger is better).
+
+| estimate | nats per photon |
+|---|---|
+| this model | {scores.denoised:.4f} |
+| best Gaussian filter (sigma {scores.gaussian_sigma_px:g} px, chosen with the other half in hand) | {scores.gaussian:.4f} |
+| flat image | {scores.flat:.4f} |
+
+The model is {abs(gain):.4f} nats per photon {"better" if gain >= 0 else "worse"} than the best Gaussian filter.
+
+Tiles against the whole image, relative RMS difference with the declared halo: {seam} photons per pixel.
+
+## Limitations
+
+{card.limitations or "Made for photon counts (Poisson noise); camera images with an offset or gain must be converted to photons first."}
+""",
+        encoding="utf-8",
+    )

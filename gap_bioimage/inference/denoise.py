@@ -1,0 +1,131 @@
+"""The MMSE denoiser: expected photons per pixel given the counts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gap_bioimage.errors import AxesError
+from gap_bioimage.inference.tiling import tiled_log_rate
+from gap_bioimage.network import UNet, rate_from_log_rate
+from gap_bioimage.photons.checks import check_dim
+from gap_bioimage.photons.thinning import pseudo_psnr_db
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import xarray as xr
+
+    from gap_bioimage.training.checkpoint import Model
+
+_MARGIN_DB = 1.0  # a whole image this much brighter than any training window is out of range
+
+
+def denoise(
+    model: Model,
+    photons: xr.DataArray,
+    *,
+    planes: bool = False,
+    tile_px: Sequence[int] | None = None,
+    halo_px: Sequence[int] | None = None,
+    device: str = "cpu",
+    on_tile: Callable[[int, int], None] | None = None,
+) -> xr.DataArray:
+    """Denoise counts; the result has the same total and the same axes.
+
+    Frames (t), and planes (z) of a 2D model, are denoised one by one, channels jointly.
+
+    Parameters
+    ----------
+    model
+        From ``load_model`` or ``train``.
+    photons
+        Counts with dims out of ``t c z y x``.
+    planes
+        Let a 2D model run on a stack plane by plane.
+    tile_px, halo_px
+        Tile with halo, and halo, per spatial axis; the result does not depend on them while the halo is
+        at least the receptive field, which is the default.
+    device
+        "cpu", "cuda", ...
+    on_tile
+        Called with (tiles done, all tiles) for each image.
+
+    Returns
+    -------
+    xarray.DataArray
+        Expected photons per pixel, float32, dims and coordinates of ``photons``.
+
+    Raises
+    ------
+    AxesError
+        If the axes or channels do not fit the model.
+    """
+    check_dim(photons, model.config.dim, plane_by_plane=planes)
+    items, restore = as_items(photons, model.config.dim, model.config.channels)
+    warn_if_brighter(model, items)
+    network = model.network.to(device)
+    rates = np.empty(items.shape, np.float32)
+    done = 0
+
+    def report(number: int, count: int) -> None:
+        if on_tile is not None:
+            on_tile(done * count + number, len(items) * count)
+
+    for done, item in enumerate(items):
+        rates[done] = _denoise_item(network, np.asarray(item), tile_px, halo_px, report)
+    return restore(rates)
+
+
+def as_items(
+    photons: xr.DataArray, dim: int, channels: int
+) -> tuple[np.ndarray, Callable[[np.ndarray], xr.DataArray]]:
+    """View an image as independent items ``(n, c, [z,] y, x)``, and how to turn them back.
+
+    Raises
+    ------
+    AxesError
+        If the number of channels is not the model's.
+    """
+    spatial = ["z", "y", "x"] if dim == 3 else ["y", "x"]
+    full = photons if "c" in photons.dims else photons.expand_dims("c")
+    if full.sizes["c"] != channels:
+        raise AxesError(
+            f"the image has {full.sizes['c']} channels, the model expects {channels}; choose one with --channel"
+        )
+    item_dims = [axis for axis in full.dims if axis not in ("c", *spatial)]
+    ordered = full.transpose(*item_dims, "c", *spatial)
+    items = ordered.data.reshape(-1, *ordered.shape[-dim - 1 :])
+
+    def restore(values: np.ndarray) -> xr.DataArray:
+        result = ordered.copy(data=values.reshape(ordered.shape)).transpose(*full.dims)
+        return result if "c" in photons.dims else result.squeeze("c", drop=True)
+
+    return items, restore
+
+
+def warn_if_brighter(model: Model, items: np.ndarray) -> None:
+    """Warn when an image is brighter than every training window."""
+    brightest = max(pseudo_psnr_db(item) for item in items)
+    limit = model.trained_range_db[1]
+    if brightest > limit + _MARGIN_DB:
+        warnings.warn(
+            f"the image has {brightest:.1f} dB (10 log10 photons per pixel), the model was trained up to "
+            f"{limit:.1f} dB; bright structures may come out wrong: train on images as bright as these",
+            stacklevel=3,
+        )
+
+
+def _denoise_item(
+    network: UNet,
+    item: np.ndarray,
+    tile_px: Sequence[int] | None,
+    halo_px: Sequence[int] | None,
+    on_tile: Callable[[int, int], None],
+) -> np.ndarray:
+    counts = torch.from_numpy(np.ascontiguousarray(item).astype(np.float32))[None]
+    log_rate = tiled_log_rate(network, counts, tile_px, halo_px, on_tile)
+    return rate_from_log_rate(log_rate, counts)[0].numpy()

@@ -1,0 +1,144 @@
+"""Tiles that together give the same log-rates as the whole image.
+
+A tile is a block and a halo around it; blocks start at multiples of the network's pooling step, so that
+every tile is pooled as the whole image is. At the image's own border there is no halo.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gap_bioimage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gap_bioimage.network import UNet
+
+Slices = tuple[slice, ...]
+
+_ACTIVATION_COPIES = 8  # full-size feature maps alive at once, measured on CPU; rounded up
+_MEMORY_BYTES = 2e9  # what one tile may take when no tile size is given
+
+
+class Tile(NamedTuple):
+    """Where a tile is read, where its block is written, and where the block lies in the tile."""
+
+    outer: Slices
+    inner: Slices
+    crop: Slices
+
+
+def tiles(
+    shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], step_px: Sequence[int]
+) -> list[Tile]:
+    """Cover ``shape`` with tiles of at most ``tile_px``, halo included.
+
+    Parameters
+    ----------
+    shape, tile_px, halo_px, step_px
+        Per spatial axis, in pixels. The halo is rounded up to a multiple of the step.
+
+    Raises
+    ------
+    ConfigError
+        If a tile is too small to hold its halo and one step.
+    """
+    axes = [
+        _axis_tiles(size, tile, _round_up(halo, step), step)
+        for size, tile, halo, step in zip(shape, tile_px, halo_px, step_px, strict=True)
+    ]
+    return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
+
+
+def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
+    if size <= tile:
+        return iter([(slice(0, size), slice(0, size), slice(0, size))])
+    block = (tile - 2 * halo) // step * step
+    if block < step:
+        raise ConfigError(
+            f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px; "
+            f"give tiles of at least {2 * halo + step} px"
+        )
+    parts = []
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        first, last = max(0, start - halo), min(size, stop + halo)
+        parts.append((slice(first, last), slice(start, stop), slice(start - first, stop - first)))
+    return iter(parts)
+
+
+def automatic_tile_px(network: UNet, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the largest tile that fits about 2 GB of activations, the whole image if it does."""
+    filters = network.conv_final.in_channels
+    budget_px = _MEMORY_BYTES / (4 * filters * _ACTIVATION_COPIES)
+    tile = list(shape)
+    minimum = [
+        2 * _round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)
+    ]
+    while math.prod(tile) > budget_px:
+        # halve the axis that is longest beyond its minimum
+        axis = max(range(len(tile)), key=lambda a: tile[a] / minimum[a])
+        if tile[axis] <= minimum[axis]:
+            break
+        tile[axis] = max(minimum[axis], _round_up(tile[axis] // 2, network.step_px[axis]))
+    return tuple(tile)
+
+
+def tiled_log_rate(
+    network: UNet,
+    photons: Tensor,
+    tile_px: Sequence[int] | None = None,
+    halo_px: Sequence[int] | None = None,
+    on_tile: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Run the network tile by tile.
+
+    With the default halo, the receptive field, the result is that of the whole image to rounding.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, on the device to use.
+    photons
+        Counts (b, c, [z,] y, x) on any device.
+    tile_px, halo_px
+        Per spatial axis; chosen when None.
+    on_tile
+        Called with (tiles done, all tiles).
+
+    Returns
+    -------
+    Tensor
+        log-rate, shape and device of ``photons``, float32.
+    """
+    shape = photons.shape[2:]
+    reach, step = _reach_and_step(network)
+    parts = tiles(
+        shape,
+        automatic_tile_px(network, shape) if tile_px is None else tile_px,
+        reach if halo_px is None else halo_px,
+        step,
+    )
+    device = next(network.parameters()).device
+    log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
+    with torch.inference_mode():
+        for number, tile in enumerate(parts, 1):
+            piece = photons[(..., *tile.outer)].to(device, torch.float32)
+            log_rate[(..., *tile.inner)] = network(piece)[(..., *tile.crop)].to(photons.device, torch.float32)
+            if on_tile is not None:
+                on_tile(number, len(parts))
+    return log_rate
+
+
+def _reach_and_step(network: UNet) -> tuple[list[int], list[int]]:
+    return network.receptive_field_px(), list(network.step_px)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,246 @@
+"""Simulated fluorescence microscopy: cells with nuclei, filaments and puncta, counted photon by photon."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from scipy import ndimage
+
+from gap_bioimage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    Image = npt.NDArray[np.float64]
+
+PIXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
+DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
+_NUCLEUS_UM = 2.2  # mean radius
+_PSF_UM = {"z": 0.25, "y": 0.1, "x": 0.1}  # the axial blur is 2.5 times the lateral one
+_BACKGROUND = 0.03  # of the peak
+
+
+def simulate(
+    dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, photons: float = 1.0, seed: int = 0
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Simulate photon counts of cells, and the truth behind them.
+
+    Parameters
+    ----------
+    dim
+        Spatial dimensions.
+    shape
+        Pixels along (z,) y, x; 256 x 256 or 24 x 128 x 128 when not given.
+    photons
+        Expected photons per pixel, averaged over the image.
+    seed
+        Same seed, same image; the scene does not depend on ``photons``.
+
+    Returns
+    -------
+    counts, truth : xarray.DataArray
+        Dims (z,) y, x with coordinates in micrometres: Poisson counts (uint16, or uint32 above 65535), and
+        expected photons per pixel (float32).
+
+    Raises
+    ------
+    ConfigError
+        If ``photons`` is not positive, or ``dim`` and ``shape`` do not fit.
+    """
+    if not (photons > 0 and math.isfinite(photons)):
+        raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel; for example 1.0")
+    truth = simulate_truth(dim, shape, seed) * np.float32(photons)
+    drawn = np.random.default_rng((seed, 1)).poisson(truth.values)
+    dtype = np.uint16 if drawn.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
+    counts = truth.copy(data=drawn.astype(dtype)).rename("photons")
+    return counts, truth.rename("rate")
+
+
+def simulate_truth(dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, seed: int = 0) -> xr.DataArray:
+    """Simulate the noise-free scene, with mean 1.
+
+    Parameters
+    ----------
+    dim, shape, seed
+        As in :func:`simulate`.
+
+    Returns
+    -------
+    xarray.DataArray
+        float32 with dims (z,) y, x and coordinates in micrometres.
+
+    Raises
+    ------
+    ConfigError
+        If ``dim`` and ``shape`` do not fit.
+    """
+    dims = _dims(dim)
+    pixels = tuple(int(n) for n in shape or DEFAULT_SHAPE[dim])
+    if len(pixels) != dim or min(pixels) < 1:
+        raise ConfigError(
+            f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})"
+        )
+    rng = np.random.default_rng((seed, 0))
+    scene = _scene(pixels, dims, rng)
+    scene /= scene.mean()
+    coords = {
+        d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]})
+        for d, n in zip(dims, pixels, strict=True)
+    }
+    return xr.DataArray(scene.astype(np.float32), dims=dims, coords=coords, name="rate")
+
+
+def _dims(dim: int) -> tuple[str, ...]:
+    if dim not in DEFAULT_SHAPE:
+        raise ConfigError(f"dim is {dim}, expected 2 or 3")
+    return ("z", "y", "x")[-dim:]
+
+
+def _scene(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
+    """Put the structures together and blur them with the microscope's point-spread function."""
+    step = np.array([PIXEL_UM[d] for d in dims])
+    centers, radii = _place_nuclei(pixels, step, rng)
+    nuclei = _nuclei(pixels, step, centers, radii, rng)
+    cytoplasm = _cytoplasm(pixels, step, centers, radii)
+    scene = nuclei + 0.12 * cytoplasm * (1 - np.minimum(nuclei, 1))
+    scene += _filaments(pixels, step, centers, radii, rng) * (nuclei < 0.1)
+    scene += _puncta(pixels, step, cytoplasm * (nuclei < 0.1), rng)
+    psf = [_PSF_UM[d] / PIXEL_UM[d] for d in dims]
+    scene = _blur(scene, psf)
+    peak = max(float(np.quantile(scene, 0.998)), 1e-6)
+    haze = _blur(scene, 25 * np.ones(len(dims)) * PIXEL_UM["x"] / step)  # light from out of focus
+    return scene + _BACKGROUND * peak * (0.8 + 0.6 * haze / max(float(haze.max()), 1e-6))
+
+
+def _place_nuclei(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> tuple[Image, Image]:
+    """Draw centres and semi-axes (in micrometres) of nuclei that do not overlap."""
+    size = np.array(pixels) * step
+    radius = min(_NUCLEUS_UM, 0.3 * float(size[-2:].max()))
+    wanted = max(1, round(0.3 * float(np.prod(size[-2:])) / (math.pi * radius**2)))
+    centers: list[Image] = []
+    radii: list[Image] = []
+    for _ in range(40 * wanted):
+        if len(centers) == wanted:
+            break
+        r = radius * rng.uniform(0.75, 1.25, len(pixels))
+        r[:-2] = np.minimum(r[:-2], 0.4 * size[:-2])  # a cell lies flat in a thin stack
+        center = rng.uniform(0, 1, len(pixels)) * size
+        center[:-2] = size[:-2] * rng.uniform(0.35, 0.65, len(pixels) - 2)
+        apart = 1.25 * np.array([max(r[-2:]) + max(other[-2:]) for other in radii])
+        if all(np.linalg.norm(center[-2:] - c[-2:]) > d for c, d in zip(centers, apart, strict=True)):
+            centers.append(center)
+            radii.append(r)
+    return np.array(centers), np.array(radii)
+
+
+def _nuclei(
+    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator
+) -> Image:
+    """Draw rounded bodies with chromatin, dark nucleoli and a wavy outline."""
+    micron = 1 / step
+    texture = 0.30 * _noise(pixels, 0.15 * micron, rng) + 0.22 * _noise(pixels, 0.45 * micron, rng)
+    wave = 0.10 * _noise(pixels, 1.2 * micron, rng)
+    nucleoli = _sigmoid((_noise(pixels, 0.35 * micron, rng) - 1.9) * 6)
+    chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
+    out = np.zeros(pixels)
+    for center, radius in zip(centers, radii, strict=True):
+        window, distance = _distance(pixels, step, center, radius, reach=1.5)
+        if distance.size:
+            # A sigmoid in micrometres gives every nucleus the same, fairly sharp, edge.
+            body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
+            part = rng.uniform(0.45, 1.0) * body * chromatin[window]
+            out[window] = np.maximum(out[window], part)
+    return out
+
+
+def _cytoplasm(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image) -> Image:
+    """Draw the soft glow around each nucleus."""
+    out = np.zeros(pixels)
+    for center, radius in zip(centers, radii, strict=True):
+        window, distance = _distance(pixels, step, center, radius, reach=3.0)
+        if distance.size:
+            out[window] = np.maximum(out[window], _sigmoid((1.9 - distance) * 5))
+    return out
+
+
+def _distance(
+    pixels: tuple[int, ...], step: Image, center: Image, radius: Image, reach: float
+) -> tuple[tuple[slice, ...], Image]:
+    """Return the part of the image within ``reach`` radii, and there the distance in radii."""
+    low = np.floor((center - reach * radius) / step).astype(int).clip(0)
+    high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
+    window = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
+    axes = [
+        (np.arange(w.start, w.stop) * s - c) / r
+        for w, s, c, r in zip(window, step, center, radius, strict=True)
+    ]
+    squares: Any = sum(np.square(axis) for axis in np.ix_(*axes))
+    return window, np.sqrt(squares)
+
+
+def _filaments(
+    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator
+) -> Image:
+    """Draw smooth random walks that start around the nuclei, about a pixel wide."""
+    dims, stride = len(pixels), 0.5 * PIXEL_UM["x"]
+    each, length = 28, int(3.5 * float(radii[:, -1].mean()) / stride)
+    owner = np.repeat(np.arange(len(centers)), each)
+    angle = rng.uniform(0, 2 * np.pi, len(owner))
+    start = centers[owner].copy()
+    start[:, -2:] += 0.9 * radii[owner][:, -2:] * np.stack([np.sin(angle), np.cos(angle)], 1)
+    start[:, :-2] += 0.7 * radii[owner][:, :-2] * rng.uniform(-1, 1, (len(owner), dims - 2))
+    turns = ndimage.gaussian_filter1d(rng.normal(0, 0.12, (len(owner), length)), 8, axis=1)
+    heading = angle[:, None] + rng.normal(0, 0.6, (len(owner), 1)) + np.cumsum(turns, axis=1)
+    moves = np.zeros((len(owner), length, dims))
+    moves[..., -2], moves[..., -1] = np.sin(heading), np.cos(heading)
+    moves[..., :-2] = rng.normal(0, 0.12, (len(owner), 1, dims - 2))
+    points = start[:, None] + stride * np.cumsum(moves, axis=1)
+    fade = np.linspace(1, 0.35, length) * rng.uniform(0.5, 1.0, (len(owner), 1))
+    line = 0.5 if dims == 2 else 1.6  # in 3D the blur spreads the same light along z
+    return _splat(pixels, points.reshape(-1, dims) / step, line * fade.ravel())
+
+
+def _puncta(pixels: tuple[int, ...], step: Image, where: Image, rng: np.random.Generator) -> Image:
+    """Draw point sources in the cytoplasm with widely varying brightness."""
+    weights = np.cumsum(where.ravel())
+    if weights[-1] <= 0:
+        return np.zeros(pixels)
+    count = round(0.6 * float(np.prod(np.array(pixels[-2:]) * step[-2:]) / 4))
+    chosen = np.searchsorted(weights, rng.uniform(0, weights[-1], count))
+    corners = np.stack(np.unravel_index(chosen.clip(0, where.size - 1), pixels), 1)
+    points = corners + rng.uniform(-0.5, 0.5, corners.shape)
+    light = 5.0 if len(pixels) == 2 else 12.0
+    return _splat(pixels, points, light * rng.lognormal(0, 0.35, count))
+
+
+def _splat(pixels: tuple[int, ...], points: Image, light: Image) -> Image:
+    """Add point sources at fractional pixel positions, split between the neighbouring pixels."""
+    out = np.zeros(pixels)
+    base = np.floor(points).astype(int)
+    part = points - base
+    for corner in np.ndindex((2,) * len(pixels)):
+        index = base + np.array(corner)
+        share = light * np.prod(np.where(corner, part, 1 - part), axis=1)
+        inside = np.all((index >= 0) & (index < pixels), axis=1)
+        flat = np.ravel_multi_index(tuple(index[inside].T), pixels)
+        out += np.bincount(flat, share[inside], minlength=out.size).reshape(pixels)
+    return out
+
+
+def _noise(pixels: tuple[int, ...], sigma: Image, rng: np.random.Generator) -> Image:
+    """Return smooth noise of unit variance."""
+    rough = _blur(rng.standard_normal(pixels), sigma)
+    return rough / max(float(rough.std()), 1e-9)
+
+
+def _blur(image: Image, sigma: Any) -> Image:
+    return np.asarray(ndimage.gaussian_filter(image, sigma, mode="reflect", truncate=3.0))
+
+
+def _sigmoid(x: Image) -> Image:
+    return 0.5 * (1 + np.tanh(x / 2))

@@ -1,0 +1,144 @@
+"""What happens around the training steps: checkpoints by rename, metrics, progress."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins import TorchCheckpointIO
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from gap_bioimage.errors import CheckpointError
+from gap_bioimage.files import replacing
+from gap_bioimage.training.module import GapModule
+
+if TYPE_CHECKING:
+    from gap_bioimage.config import TrainConfig
+
+COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db")
+CHECKPOINT_KEY = "gap_bioimage"
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are either the old file or the new one, never half of it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the target and rename."""
+        with replacing(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class RunFolder(pl.Callback):
+    """Writes best.ckpt, last.ckpt and metrics.csv after every validation.
+
+    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is the same as
+    if it had never stopped.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a row of metrics and save."""
+        assert isinstance(pl_module, GapModule)  # noqa: S101
+        losses = pl_module.train_losses
+        row = {
+            "step": trainer.global_step,
+            "train_loss": math.fsum(losses) / max(1, len(losses)),
+            "validation_loss": pl_module.validation_loss(),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "mean_input_db": pl_module.last_db,
+        }
+        losses.clear()
+        earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
+        self.rows.append(row)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(row, step=trainer.global_step)
+        if not earlier or row["validation_loss"] <= min(earlier):
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        # last, so that a kill between the two repeats this stretch and makes the same best again
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        if trainer.is_global_zero:
+            self._write_metrics()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what ``load_model`` and a resumed run need."""
+        assert isinstance(pl_module, GapModule)  # noqa: S101
+        checkpoint[CHECKPOINT_KEY] = {
+            "config": pl_module.config.model_dump(mode="json"),
+            "trained_range_db": list(pl_module.trained_range_db),
+            "images": self.fingerprint,
+            "metrics": self.rows,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the metrics up again, if the images are the same."""
+        stored = checkpoint[CHECKPOINT_KEY]
+        if stored["images"] != self.fingerprint:
+            raise CheckpointError(
+                f"the run in {self.folder} was trained on other images than given now; resume with the same images"
+            )
+        self.rows = list(stored["metrics"])
+
+    def _write_metrics(self) -> None:
+        with (
+            replacing(self.folder / "metrics.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class Progress(pl.Callback):
+    """One bar for the whole run, with losses, input brightness and time left."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.validation_loss = math.nan
+        self.bar = ProgressBar(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar."""
+        if trainer.is_global_zero:
+            self.task = self.bar.add_task("", total=self.config.steps, completed=trainer.global_step)
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, GapModule)  # noqa: S101
+        low, high = pl_module.trained_range_db
+        text = f"loss {pl_module.train_losses[-1]:.3f}"
+        if not math.isnan(self.validation_loss):
+            text += f" | validation {self.validation_loss:.3f}"
+        text += f" | input {low:.0f} to {high:.0f} dB"
+        self.bar.update(self.task, completed=trainer.global_step, description=text)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the validation loss."""
+        assert isinstance(pl_module, GapModule)  # noqa: S101
+        total, count = (sum(column) for column in zip(*pl_module.validation, strict=True))
+        self.validation_loss = total / count if count else math.nan
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remove the bar, also after Ctrl-C."""
+        self.bar.stop()

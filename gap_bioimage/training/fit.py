@@ -1,0 +1,289 @@
+"""Train a GAP network and keep the run in one folder.
+
+``RUN/`` holds config.yaml, best.ckpt, last.ckpt, metrics.csv, loss.png, preview.png, and two pieces of
+the counts for export: example.npy for test tensors and cover, held_out.npy for measured numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import xarray as xr
+from torch.utils.data import DataLoader
+
+from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
+from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
+from gap_bioimage.files import replacing
+from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
+from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.patches import (
+    PairBatches,
+    Split,
+    Stack,
+    WindowDrawer,
+    as_stacks,
+    brightest_db,
+    split_held_out,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gap_bioimage.training.checkpoint import Model
+
+log = logging.getLogger(__name__)
+
+_VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
+_PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
+
+
+class PairData(pl.LightningDataModule):
+    """Training batches by step number, and the same validation batches every time."""
+
+    def __init__(self, split: Split, config: RunConfig) -> None:
+        super().__init__()
+        patch = config.train.patch_px or ((128, 128) if config.network.dim == 2 else (16, 64, 64))
+        self.train_config = config.train
+        self.drawer = WindowDrawer(split.training, patch, config.thinning, config.train.min_photons)
+        self.held_out = WindowDrawer(
+            split.held_out, patch, config.thinning, config.train.min_photons, augment=False
+        )
+
+    def _loader(self, drawer: WindowDrawer, rank: int, numbers: range) -> DataLoader[Any]:
+        train = self.train_config
+        batches = PairBatches(drawer, train.batch_size, train.seed, rank)
+        return DataLoader(batches, batch_size=None, sampler=numbers, num_workers=train.workers)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of the current epoch, the stretch between two validations."""
+        assert self.trainer is not None  # noqa: S101
+        start = self.trainer.current_epoch * self.train_config.validate_every
+        stop = min(start + self.train_config.validate_every, self.train_config.steps)
+        return self._loader(self.drawer, self.trainer.global_rank, range(start, stop))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches."""
+        assert self.trainer is not None  # noqa: S101
+        count = -(-self.train_config.validation_windows // self.train_config.batch_size)
+        return self._loader(self.held_out, _VALIDATION_RANK + self.trainer.global_rank, range(count))
+
+
+def train(
+    images: xr.DataArray | Sequence[xr.DataArray],
+    out: str | Path,
+    config: RunConfig | TrainConfig | None = None,
+    *,
+    network: NetworkConfig | None = None,
+    thinning: ThinningConfig | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    device: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+) -> Model:
+    """Train on photon counts alone and return the best model.
+
+    Parameters
+    ----------
+    images
+        One image or several, dims out of ``t c z y x``; 2D networks train on every plane.
+    out
+        Run folder, made by this function.
+    config
+        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``.
+    resume
+        Continue the run in ``out``; its stored settings hold, but for a larger number of steps.
+    progress
+        Show a progress bar.
+    device, devices, num_nodes, strategy
+        Passed to the Lightning trainer (``device`` as accelerator).
+
+    Raises
+    ------
+    OutputError
+        If ``out`` holds a run and ``resume`` is false, or cannot be written.
+    ConfigError
+        If a resumed run was given other settings.
+    CheckpointError
+        If a resumed run was trained on other images.
+    """
+    out = Path(out)
+    if resume and config is None and (out / "config.yaml").exists():
+        config = RunConfig.read(out / "config.yaml")
+    if isinstance(config, TrainConfig) or config is None:
+        config = RunConfig(
+            network=network or NetworkConfig(),
+            thinning=thinning or ThinningConfig(),
+            train=config or TrainConfig(),
+        )
+    images = [images] if isinstance(images, xr.DataArray) else list(images)
+    stacks = as_stacks(images, config.network.dim)
+    split = split_held_out(stacks, config.train.validation_share, config.train.seed)
+    config = _resolve(config, stacks[0].shape[0], split)
+    checkpoint = _open_run(out, config, resume)
+    _write_examples(out, stacks, split, config.network.dim)
+    data = PairData(split, config)
+    _log_rejected(data.drawer, config.train.seed)
+    pl.seed_everything(config.train.seed, verbose=False)
+    assert config.thinning.max_db is not None  # noqa: S101
+    module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
+    callbacks: list[pl.Callback] = [RunFolder(out, _fingerprint(split))]
+    if progress:
+        callbacks.append(Progress(config.train))
+    with _quiet():
+        trainer = _trainer(out, config.train, callbacks, device, devices, num_nodes, strategy)
+        trainer.fit(module, data, ckpt_path=checkpoint)
+    return _finish(out, split)
+
+
+def _finish(out: Path, split: Split) -> Model:
+    """Load the best model and draw the run's pictures."""
+    from gap_bioimage.training.checkpoint import load_model
+    from gap_bioimage.training.pictures import draw_loss, draw_preview
+
+    model = load_model(out)
+    draw_loss(out)
+    draw_preview(out, model, np.load(out / "held_out.npy"))
+    return model
+
+
+def _trainer(
+    out: Path,
+    config: TrainConfig,
+    callbacks: list[pl.Callback],
+    device: str,
+    devices: int | str,
+    num_nodes: int,
+    strategy: str,
+) -> pl.Trainer:
+    logger: Any = False
+    if config.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        logger = TensorBoardLogger(out, name="tensorboard", version="")
+    return pl.Trainer(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=config.precision,
+        max_epochs=-(-config.steps // config.validate_every),
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.gradient_clip,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+
+
+def _resolve(config: RunConfig, channels: int, split: Split) -> RunConfig:
+    """Fill in what the data decide: channels, and the brightest input."""
+    network = config.network.model_copy(update={"channels": channels})
+    thinning = config.thinning
+    if thinning.max_db is None:
+        patch = config.train.patch_px or ((128, 128) if network.dim == 2 else (16, 64, 64))
+        brightest = round(brightest_db(split.training, patch, config.train.seed), 2)
+        if brightest <= thinning.min_db:
+            raise ConfigError(
+                f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "
+                f"set thinning.min_db to {brightest - 20:g}"
+            )
+        thinning = thinning.model_copy(update={"max_db": brightest})
+    return config.model_copy(update={"network": network, "thinning": thinning})
+
+
+def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
+    """Make the run folder, or check that it holds the run to resume; return the checkpoint to start from."""
+    stored_path, last = out / "config.yaml", out / "last.ckpt"
+    if stored_path.exists() and not resume:
+        raise OutputError(
+            f"{out} already holds a training run; continue it with --resume or choose another --out"
+        )
+    if not stored_path.exists():
+        if resume and out.exists() and any(out.iterdir()):
+            raise CheckpointError(
+                f"{out} holds no training run to resume (no config.yaml); leave out --resume"
+            )
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the run folder {out}: {error.strerror}") from None
+        with replacing(stored_path) as temporary:
+            temporary.write_text(config.to_yaml(), encoding="utf-8")
+        return None
+    stored = RunConfig.read(stored_path)
+    if (
+        stored.model_copy(update={"train": stored.train.model_copy(update={"steps": config.train.steps})})
+        != config
+    ):
+        raise ConfigError(
+            f"the run in {out} was started with other settings than given now; with --resume leave out "
+            "--config and --set (only train.steps may change)"
+        )
+    with replacing(stored_path) as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    return last if last.exists() else None
+
+
+def _write_examples(out: Path, stacks: Sequence[Stack], split: Split, dim: int) -> None:
+    """Keep handy pieces of the brightest image, and of the brightest held-out one, for previews and export."""
+    for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
+        if (out / name).exists():
+            continue
+        stack = max(candidates, key=lambda s: float(s.mean()))
+        starts = [(n - min(n, size)) // 2 for n, size in zip(stack.shape[1:], _PIECE_PX[dim], strict=True)]
+        cut = tuple(slice(s, s + size) for s, size in zip(starts, _PIECE_PX[dim], strict=True))
+        with replacing(out / name) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.ascontiguousarray(stack[(slice(None), *cut)]))
+
+
+def _log_rejected(drawer: WindowDrawer, seed: int) -> None:
+    share = drawer.rejected_share(seed)
+    if share:
+        log.info(
+            "%.0f %% of random windows hold fewer than train.min_photons=%d photons and are drawn anew",
+            100 * share,
+            drawer.min_photons,
+        )
+
+
+def _fingerprint(split: Split) -> str:
+    """Tell the training data apart by shapes and the first rows, without reading all of it."""
+    crc = 0
+    for stack in split.training:
+        crc = zlib.crc32(repr((stack.shape, stack.dtype.str)).encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(stack.reshape(-1, stack.shape[-1])[:64]).tobytes(), crc)
+    return f"{crc:08x}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back Lightning's advice that does not apply, and its banner."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in (
+                ".*does not have many workers.*",
+                ".*is not overridden.*",
+                ".*isinstance.treespec.*",
+            ):
+                warnings.filterwarnings("ignore", text)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,127 @@
+"""The photon loss, and the Lightning module that minimises it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gap_bioimage.network import UNet
+
+if TYPE_CHECKING:
+    from gap_bioimage.config import RunConfig
+    from gap_bioimage.training.patches import Pairs
+
+
+def photon_loss(log_rate: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the target photons under softmax(log_rate), nats per photon, of each image.
+
+    Source: arXiv 2307.06607, equation 6; written with logsumexp, which cannot overflow.
+
+    Parameters
+    ----------
+    log_rate, target
+        (b, c, [z,] y, x); the softmax runs over channels and pixels.
+
+    Returns
+    -------
+    Tensor
+        (b,); zero for images without target photons.
+    """
+    flat, photons = log_rate.float().flatten(1), target.float().flatten(1)
+    total = photons.sum(1)
+    log_likelihood = (photons * flat).sum(1) - total * torch.logsumexp(flat, 1)
+    return -log_likelihood / total.clamp(min=1.0)
+
+
+def total_loss(log_rate: Tensor, photons: Tensor) -> Tensor:
+    """Deviation of the total rate from the photons in the input, per image (b,).
+
+    The Poisson likelihood of the total, per photon, is a^2 / 2 to second order in the log-ratio a of the two
+    totals; beyond |a| = 1 it goes on as a straight line, for the first steps of training.
+    """
+    seen = photons.float().flatten(1).sum(1).clamp(min=1.0)
+    ratio = torch.logsumexp(log_rate.float().flatten(1), 1) - torch.log(seen)
+    return F.smooth_l1_loss(ratio, torch.zeros_like(ratio), reduction="none")
+
+
+class GapModule(pl.LightningModule):
+    """A GAP U-Net in training.
+
+    Parameters
+    ----------
+    config
+        Network and training settings.
+    trained_range_db
+        Pseudo-PSNR range of the inputs, stored with the weights.
+    """
+
+    def __init__(self, config: RunConfig, trained_range_db: tuple[float, float]) -> None:
+        super().__init__()
+        self.config = config
+        self.trained_range_db = trained_range_db
+        self.network = UNet(**config.network.model_dump())
+        train = config.train
+        if train.channels_last:
+            layout = torch.channels_last if config.network.dim == 2 else torch.channels_last_3d
+            self.network = self.network.to(memory_format=layout)
+        average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None
+        self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
+        self.train_losses: list[float] = []
+        self.validation: list[tuple[float, int]] = []
+        self.last_db = math.nan
+
+    def forward(self, photons: Tensor) -> Tensor:
+        """Return log-rates for counts (b, c, [z,] y, x)."""
+        network = self.average.module if self.average is not None and not self.training else self.network
+        log_rate: Tensor = network(photons)
+        return log_rate
+
+    def training_step(self, batch: Pairs, batch_index: int) -> Tensor:
+        """Return the mean photon loss of a batch."""
+        log_rate = self(batch.photons)
+        has_target = batch.target.flatten(1).sum(1) > 0
+        loss = photon_loss(log_rate, batch.target).sum() / has_target.sum().clamp(min=1)
+        self.train_losses.append(float(loss.detach()))
+        self.last_db = float(batch.db.mean())
+        if self.config.train.total_weight:
+            loss = loss + self.config.train.total_weight * total_loss(log_rate, batch.photons).mean()
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Pairs, batch_idx: int) -> None:
+        """Update the average of the weights."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def validation_step(self, batch: Pairs, batch_index: int) -> None:
+        """Collect the photon loss of held-out windows."""
+        has_target = batch.target.flatten(1).sum(1) > 0
+        losses = photon_loss(self(batch.photons), batch.target)[has_target]
+        self.validation.append((float(losses.double().sum()), len(losses)))
+
+    def validation_loss(self) -> float:
+        """Return the mean loss of the validation steps so far, over all devices, and forget them."""
+        sums = torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2).sum(0)
+        self.validation.clear()
+        if self.trainer.world_size > 1:
+            sums = self.all_gather(sums.to(self.device, torch.float32)).sum(0)
+        return float(sums[0] / sums[1]) if sums[1] else math.nan
+
+    def configure_optimizers(self) -> Any:
+        """Adam with linear warm-up and cosine decay to one percent."""
+        train = self.config.train
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate)
+
+        def factor(step: int) -> float:
+            if step < train.warmup_steps:
+                return (step + 1) / train.warmup_steps
+            done = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,67 @@
+"""What a consumer rule is, and how it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gap_bioimage.validation.checks import Check, one_sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gap_bioimage.validation.checks import Status
+    from gap_bioimage.validation.facts import Facts
+
+
+class NotApplicable(Exception):
+    """Raised by a rule that does not apply to a model; its text says why."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that a consumer needs of a model's description or files.
+
+    Parameters
+    ----------
+    id
+        Stable name, ``consumer.what``.
+    breaks
+        What happens to that consumer's users where the rule is violated.
+    fix
+        What the author does about it.
+    test
+        Returns None where the rule is kept, else what was found; raises `NotApplicable` if it says nothing.
+    advice
+        The consumer works regardless, only worse; a violation is never more than a warning.
+    formats
+        ``"0.5"`` for rules about tensors as format 0.5 writes them; ``"any"`` otherwise.
+    """
+
+    id: str
+    breaks: str
+    fix: str
+    test: Callable[[Facts], str | None]
+    advice: bool = False
+    formats: str = "any"
+
+    @property
+    def consumer(self) -> str:
+        """Who needs it: the id up to the dot."""
+        return self.id.split(".", 1)[0]
+
+    def judge(self, facts: Facts) -> Check:
+        """Apply the rule. Malformed descriptions skip it, since the format check reports them."""
+        if self.formats == "0.5" and not facts.is_05:
+            return Check(self.id, self.consumer, "skipped", "is about descriptions of format 0.5")
+        try:
+            found = self.test(facts)
+        except NotApplicable as reason:
+            return Check(self.id, self.consumer, "skipped", str(reason))
+        except Exception as error:  # anybody's description may hold anything anywhere
+            text = f"the description could not be understood here: {one_sentence(error, 120)}"
+            return Check(self.id, self.consumer, "skipped", text)
+        if found is None:
+            return Check(self.id, self.consumer, "passed", "kept")
+        status: Status = "warning" if self.advice else "failed"
+        return Check(self.id, self.consumer, status, f"{found}: {self.breaks}", self.fix)

@@ -1,0 +1,196 @@
+"""What a model must do beyond reproducing its test output; each check takes a loaded model, gives an outcome.
+
+To add one: write a function from `Runner` to `Outcome` and add it to `DYNAMIC_CHECKS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gap_bioimage.validation import shapes
+from gap_bioimage.validation.checks import Outcome
+from gap_bioimage.validation.measures import Tolerance, mismatched_ppm, relative_rms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gap_bioimage.validation.runner import Arrays, Runner
+
+REPRODUCED = 1e-3
+BATCH = 1e-4
+AGREE = 1e-3
+CONSERVED = 0.05
+ZOO_DEEPIMAGEJ = Tolerance(rtol=1e-4, atol=1.5e-4, ppm=0.0)
+"""The zoo's deepImageJ check wants every pixel this close."""
+
+_EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
+
+
+@dataclass(frozen=True)
+class DynamicCheck:
+    """One check of a running model; ``only`` names the weights formats it is about (all, if None)."""
+
+    id: str
+    judge: Callable[[Runner], Outcome]
+    consumer: str = "run"
+    only: tuple[str, ...] | None = None
+
+
+def reproduces(runner: Runner) -> Outcome:
+    """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
+    worst = 0.0
+    for name, expected in runner.test_outputs.items():
+        got = runner.produced[name]
+        if got.shape != expected.shape:
+            return Outcome(
+                "failed", f"{name!r} has shape {got.shape}, expected {expected.shape}", _EXPORT_AGAIN
+            )
+        worst = max(worst, relative_rms(got, expected))
+    text = f"test outputs differ by {worst:.1e} of their scale (at most {REPRODUCED:.0e})"
+    return Outcome("passed", text) if worst <= REPRODUCED else Outcome("failed", text, _EXPORT_AGAIN)
+
+
+def every_pixel(runner: Runner) -> Outcome:
+    """Every pixel of the test output comes out as closely as the zoo's deepImageJ check wants it."""
+    worst = max(
+        mismatched_ppm(runner.produced[name], expected, ZOO_DEEPIMAGEJ)
+        for name, expected in runner.test_outputs.items()
+    )
+    text = f"{worst:.0f} ppm of the test output differ by more than 1.5e-4 + 1e-4 of the value"
+    return Outcome("passed", text) if worst == 0 else Outcome("failed", text, _EXPORT_AGAIN)
+
+
+def zero(runner: Runner) -> Outcome:
+    """An empty image gives finite numbers."""
+    inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
+    return _finite(runner, inputs, "an all-zero input")
+
+
+def single_photon(runner: Runner) -> Outcome:
+    """An image with a single count gives finite numbers."""
+    inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
+    for array in inputs.values():
+        array[tuple(size // 2 for size in array.shape)] = 1
+    return _finite(runner, inputs, "a single count of 1")
+
+
+def _finite(runner: Runner, inputs: Arrays, what: str) -> Outcome:
+    for name, array in runner.run(inputs).items():
+        broken = int(np.count_nonzero(~np.isfinite(array)))
+        if broken:
+            text = f"{what} gives {broken} values of {name!r} that are not finite"
+            return Outcome(
+                "failed", text, "Guard divisions and logarithms in the model with a small constant."
+            )
+    return Outcome("passed", f"{what} gives finite outputs")
+
+
+def batch(runner: Runner) -> Outcome:
+    """An image's output does not depend on the images that share its batch."""
+    if not runner.batch_is_free:
+        return Outcome("skipped", "the batch size is fixed")
+    single = {name: array[:1] for name, array in _batch_first(runner, runner.small_inputs).items()}
+    # The mates are brighter, mirrored and empty: any statistics over the batch would change.
+    mates = {name: [array, 2 * array[..., ::-1], np.zeros_like(array)] for name, array in single.items()}
+    together = {name: np.concatenate(items).astype(single[name].dtype) for name, items in mates.items()}
+    alone = _batch_first(runner, runner.run(_batch_back(runner, single)))
+    mixed = _batch_first(runner, runner.run(_batch_back(runner, together)))
+    worst = max(relative_rms(mixed[name][:1], alone[name]) for name in alone)
+    text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {BATCH:.0e})"
+    fix = "Compute statistics per image, never over the batch axis."
+    return Outcome("passed", text) if worst <= BATCH else Outcome("failed", text, fix)
+
+
+def _batch_first(runner: Runner, arrays: Arrays) -> Arrays:
+    axes = {name: runner.axes(name) for name in arrays}
+    return {n: np.moveaxis(a, axes[n].index("batch"), 0) for n, a in arrays.items() if "batch" in axes[n]}
+
+
+def _batch_back(runner: Runner, arrays: Arrays) -> Arrays:
+    return {name: np.moveaxis(array, 0, runner.axes(name).index("batch")) for name, array in arrays.items()}
+
+
+def deterministic(runner: Runner) -> Outcome:
+    """The same input twice gives the same output, whatever torch's random state."""
+    import torch
+
+    produced = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        produced.append(runner.run(runner.small_inputs))
+    worst = max(relative_rms(produced[1][name], produced[0][name]) for name in produced[0])
+    if worst == 0:
+        return Outcome("passed", "two runs give identical outputs")
+    text = f"two runs differ by {worst:.1e} of the scale"
+    if worst <= BATCH:
+        return Outcome("passed", text)
+    fix = "Take random numbers from a hash of the pixel's position, not from torch's global generator."
+    return Outcome("warning", text, fix)
+
+
+def conservation(runner: Runner) -> Outcome:
+    """A photon model's output sums to as many photons as its input holds, over an image of several tiles."""
+    if not claims_photons(runner.descr):
+        return Outcome("skipped", "the description does not say that photons are conserved")
+    image = shapes.tiled_sizes(runner)[0] if runner.steps else None
+    if image is None or shapes.voxels(image) > shapes.MAX_VOXELS:
+        inputs = runner.preprocess(runner.test_inputs)
+        outputs = runner.run(inputs, preprocessed=True)
+    else:
+        inputs = runner.preprocess(runner.inputs_of(image))
+        outputs = runner.run(inputs, preprocessed=True, padded=True)
+    (_, counts), (name, rate) = next(iter(inputs.items())), next(iter(outputs.items()))
+    # A sampler's channels are mean, std, samples: the first ones, as many as there are inputs, are rates.
+    channel = runner.axes(name).index("channel")
+    rate = np.take(rate, range(min(rate.shape[channel], counts.shape[channel])), axis=channel)
+    photons = float(counts.sum(dtype=np.float64))
+    ratio = float(rate.sum(dtype=np.float64)) / photons if photons > 0 else float("nan")
+    text = f"{ratio:.3f} photons out per photon in (1 within {CONSERVED:.0%} expected)"
+    if abs(ratio - 1) <= CONSERVED:
+        return Outcome("passed", text)
+    return Outcome("failed", text, "Renormalise the rate by the local photon sum inside the model.")
+
+
+def claims_photons(descr: Any) -> bool:
+    """Whether a description declares photons in and their rate out.
+
+    Either ``config.gap_bioimage.conserves_photons: true``, or an input ``photons`` with an output ``rate``.
+    """
+    config = descr.config
+    extra = config if isinstance(config, dict) else getattr(config, "model_extra", None)
+    section = (extra or {}).get("gap_bioimage")
+    if isinstance(section, dict) and "conserves_photons" in section:
+        return section["conserves_photons"] is True
+    ids = [str(getattr(tensor, "id", "")) for tensor in (descr.inputs[0], descr.outputs[0])]
+    return ids == ["photons", "rate"]
+
+
+def formats_agree(runners: Sequence[Runner]) -> Outcome:
+    """All weights formats compute the same."""
+    first = runners[0]
+    parts, worst = [], 0.0
+    for runner in runners[1:]:
+        difference = max(relative_rms(runner.produced[name], first.produced[name]) for name in first.produced)
+        worst = max(worst, difference)
+        parts.append(f"{runner.weights_format} differs from {first.weights_format} by {difference:.1e}")
+    text = f"{'; '.join(parts)} of the scale (at most {AGREE:.0e})"
+    return (
+        Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "Convert the weights again.")
+    )
+
+
+DYNAMIC_CHECKS = (
+    DynamicCheck("run.reproduces", reproduces),
+    DynamicCheck("run.deterministic", deterministic),
+    DynamicCheck("run.sizes", shapes.sizes),
+    DynamicCheck("run.tiled", shapes.tiled),
+    DynamicCheck("run.batch", batch),
+    DynamicCheck("run.zero", zero),
+    DynamicCheck("run.single_photon", single_photon),
+    DynamicCheck("run.conservation", conservation),
+    DynamicCheck("fiji.below_min", shapes.below_min, "fiji", ("torchscript",)),
+    DynamicCheck("zoo.deepimagej", every_pixel, "zoo", ("torchscript",)),
+)

@@ -1,0 +1,102 @@
+"""Numbers that compare two outputs: scale-aware, and as bioimageio.core compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an output may be off: ``|a - b| > atol + rtol |b|`` in at most ``ppm`` per million."""
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    ppm: float = 100.0
+
+
+def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """RMS difference over the RMS deviation of the expected values from their mean.
+
+    The scale is the standard deviation, so that a large offset cannot hide a wrong structure; a constant
+    expectation is measured against its magnitude. Different shapes and non-finite values give infinity.
+
+    Parameters
+    ----------
+    actual, expected
+        Arrays of one shape, any unit.
+    """
+    if actual.shape != expected.shape:
+        return float("inf")
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    difference = float(np.sqrt(np.mean((a - b) ** 2)))
+    scale = float(b.std()) or float(np.sqrt(np.mean(b**2)))
+    if difference == 0:
+        return 0.0
+    return difference / scale if scale > 0 else float("inf")
+
+
+def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> float:
+    """Elements per million that bioimageio.core would call mismatched."""
+    a, b = actual.astype(np.float32), expected.astype(np.float32)
+    mismatched = np.abs(a - b) > tolerance.atol + tolerance.rtol * np.abs(b)
+    return float(mismatched.mean() * 1e6)
+
+
+def core_tolerance(rdf: Mapping[str, Any], output_id: str, weights_format: str | None) -> Tolerance:
+    """The tolerance with which bioimageio.core tests one output.
+
+    Parameters
+    ----------
+    rdf
+        The description as parsed; ``config.bioimageio.reproducibility_tolerance`` may widen the default.
+    output_id
+        Id of the output tensor.
+    weights_format
+        The weights tested, or None for whichever comes first.
+    """
+    config = rdf.get("config")
+    section = config.get("bioimageio") if isinstance(config, dict) else None
+    entries = section.get("reproducibility_tolerance") if isinstance(section, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        formats, outputs = entry.get("weights_formats"), entry.get("output_ids")
+        if (not formats or weights_format in (None, *formats)) and (not outputs or output_id in outputs):
+            return Tolerance(
+                float(entry.get("relative_tolerance", 1e-3)),
+                float(entry.get("absolute_tolerance", 1e-3)),
+                float(entry.get("mismatched_elements_per_million", 100.0)),
+            )
+    return Tolerance()
+
+
+def wrong_versions(expected: NDArray[Any], axes: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Copies of an expected output that a test must refuse: mirrored along each axis, then shuffled.
+
+    Mirrored copies of a symmetric output are the output itself; they are left out.
+
+    Parameters
+    ----------
+    expected
+        The expected output.
+    axes
+        Its axis ids, e.g. ``("batch", "channel", "y", "x")``.
+    """
+    scale = float(expected.astype(np.float64).std())
+    for axis in ("x", "y", "z"):
+        if axis not in axes:
+            continue
+        flipped = np.flip(expected, axis=list(axes).index(axis))
+        if relative_rms(flipped, expected) > 1e-2:
+            yield f"mirrored along {axis}", flipped
+    if scale > 0:
+        order = np.random.default_rng(0).permutation(expected.size)
+        yield "shuffled", expected.reshape(-1)[order].reshape(expected.shape)

@@ -1,0 +1,167 @@
+"""The files that a description refers to: inside the package, present, with the hashes that it states."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gap_bioimage.validation.archive import unsafe_path
+from gap_bioimage.validation.checks import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from gap_bioimage.validation.archive import Package
+
+_FILE_LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
+_FILE_FIELDS = ("documentation", "icon", "dependencies")
+_FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")
+"""Fields whose content is not ours to interpret, or that name other resources."""
+_MAX_NODES = 50_000
+_SHA256_CHUNK = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A file named in a description: where, by which path or URL, with which hash (if any)."""
+
+    where: str
+    source: str
+    sha256: str | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a URL."""
+        return "://" in self.source
+
+
+class TooManyNodesError(ValueError):
+    """A description expands to absurdly many nodes (yaml aliases multiply)."""
+
+
+def references(rdf: dict[str, Any]) -> list[Reference]:
+    """All files that a description of format 0.3 to 0.5 names, without duplicates.
+
+    Raises
+    ------
+    TooManyNodesError
+        If its aliases expand to more than `_MAX_NODES` nodes.
+    """
+    budget = [_MAX_NODES]
+    found: dict[tuple[str, str | None], Reference] = {}
+    for field, value in rdf.items():
+        if field in _FREE_FIELDS:
+            continue
+        for reference in _walk(value, field, budget):
+            found.setdefault((reference.source, reference.sha256), reference)
+    return list(found.values())
+
+
+def _walk(value: Any, where: str, budget: list[int]) -> Iterator[Reference]:
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise TooManyNodesError(f"the description expands to more than {_MAX_NODES} entries")
+    field = where.rsplit(".", 1)[-1]
+    if isinstance(value, str):
+        if where in _FILE_FIELDS and _looks_like_file(value):
+            yield Reference(where, value)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, str) and (where in _FILE_LISTS or where == "attachments.files"):
+                yield Reference(f"{where}[{index}]", item)
+            else:
+                yield from _walk(item, f"{where}[{index}]", budget)
+    elif isinstance(value, dict) and field != "kwargs":
+        yield from _walk_mapping(value, where, budget)
+
+
+def _walk_mapping(value: dict[Any, Any], where: str, budget: list[int]) -> Iterator[Reference]:
+    source = value.get("source")
+    if isinstance(source, str):
+        yield Reference(f"{where}.source", source, _text(value.get("sha256")))
+    architecture = value.get("architecture")
+    if isinstance(architecture, str) and ".py:" in architecture:  # format 0.4: "unet.py:UNet2d"
+        name = architecture.rsplit(":", 1)[0].rstrip(":")
+        yield Reference(f"{where}.architecture", name, _text(value.get("architecture_sha256")))
+    for key, item in value.items():
+        if key != "source":
+            yield from _walk(item, f"{where}.{key}", budget)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _looks_like_file(value: str) -> bool:
+    # An icon may be an emoji; documentation may have been written in full by mistake.
+    return "." in value and "\n" not in value and len(value) < 1000
+
+
+def reference_checks(package: Package) -> tuple[list[Check], bool]:
+    """Check that what the description refers to is safe, present and unchanged.
+
+    Returns
+    -------
+    The checks, and whether the model may be loaded (every reference is local, inside and intact).
+    """
+    try:
+        found = references(package.rdf)
+    except (TooManyNodesError, RecursionError) as error:
+        return [
+            Check("archive.references", "archive", "failed", str(error), "Write it without aliases.")
+        ], False
+    unsafe = [
+        f"{r.where} {r.source!r} {why}" for r in found if not r.is_remote and (why := unsafe_path(r.source))
+    ]
+    local = [r for r in found if not r.is_remote and not unsafe_path(r.source)]
+    absent = [f"{r.where} {r.source!r} is not there" for r in local if package.file(r.source) is None]
+    wrong, unhashed = _hash_problems(package, local)
+    remote = [f"{r.where} {r.source}" for r in found if r.is_remote]
+    hashed = f"{len(local) - len(unhashed)} sha256 sums agree, {len(unhashed)} are not stated"
+    inside = f"{len(local)} referenced files lie inside the package"
+    checks = [
+        _judge("archive.references", unsafe, inside, "Refer to files by their names inside the package."),
+        _judge(
+            "archive.files", absent, "every referenced file is there", "Add the file, or correct its path."
+        ),
+        _judge("archive.hashes", wrong, hashed, "Write the file's own sha256 into the description."),
+    ]
+    if remote:
+        text = f"read from the network when used: {_few(remote)}"
+        checks.append(Check("archive.remote", "archive", "warning", text, "Put the files into the package."))
+    return checks, not (unsafe or absent or wrong or remote)
+
+
+def _hash_problems(package: Package, local: list[Reference]) -> tuple[list[str], list[str]]:
+    wrong, unhashed = [], []
+    for reference in local:
+        path = package.file(reference.source)
+        if path is None:
+            continue
+        if reference.sha256 is None:
+            unhashed.append(reference.source)
+        elif sha256_of(path) != reference.sha256.lower():
+            wrong.append(f"{reference.where}: {reference.source!r} does not have the stated sha256")
+    return wrong, unhashed
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 sum of a file, as 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_SHA256_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _few(items: list[str]) -> str:
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return "; ".join(items[:3]) + more
+
+
+def _judge(check_id: str, problems: list[str], good: str, fix: str) -> Check:
+    if problems:
+        return Check(check_id, "archive", "failed", _few(problems), fix)
+    return Check(check_id, "archive", "passed", good)

@@ -1,0 +1,184 @@
+"""Run a model through bioimageio.core's own pipeline, one weights format at a time."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gap_bioimage.validation.quiet import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+    Sizes = dict[str, dict[str, int]]
+
+
+class Runner:
+    """A loaded model, whose inputs and outputs are numpy arrays by tensor id.
+
+    Parameters
+    ----------
+    descr
+        bioimageio.spec's model description, format 0.4 or 0.5.
+    weights_format
+        E.g. ``torchscript``.
+    device
+        E.g. ``cpu`` or ``cuda:0``.
+    """
+
+    def __init__(self, descr: Any, weights_format: str, device: str) -> None:
+        from bioimageio.core import create_prediction_pipeline
+        from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
+
+        self.descr = descr
+        self.weights_format = weights_format
+        with quiet():
+            # The adapter loads the model when it is made; entering the pipeline would load it again.
+            self._pipeline = create_prediction_pipeline(
+                descr, weights_format=cast("Any", weights_format), devices=[device]
+            )
+            self._inputs = get_test_input_sample(descr)
+            self._outputs = get_test_output_sample(descr)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with quiet():
+            cast("Any", self._pipeline).close()
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the description declares sizes that this class can vary (format 0.5)."""
+        return hasattr(self.descr, "get_tensor_sizes")
+
+    @property
+    def steps(self) -> dict[tuple[str, str], int]:
+        """Step in pixels of each input axis whose size is ``min + n step``, by (tensor id, axis id)."""
+        if not self.is_sized:
+            return {}
+        return {
+            (str(tensor.id), str(axis.id)): axis.size.step
+            for tensor in self.descr.inputs
+            for axis in tensor.axes
+            if getattr(axis.size, "step", None) is not None
+        }
+
+    @property
+    def halo(self) -> dict[str, dict[str, int]]:
+        """The declared halo in input pixels, by input id and axis id; axes without one are left out."""
+        from bioimageio.core.digest_spec import get_input_halo
+
+        if not self.is_sized:
+            return {}
+        found = get_input_halo(self.descr)
+        return {
+            str(tensor): {str(axis): max(halo) for axis, halo in axes.items() if max(halo) > 0}
+            for tensor, axes in found.items()
+        }
+
+    @property
+    def batch_is_free(self) -> bool:
+        """Whether every input has a batch axis of any size."""
+        if not self.is_sized:
+            return False
+        kinds = [[axis for axis in tensor.axes if axis.type == "batch"] for tensor in self.descr.inputs]
+        return all(axes and axes[0].size is None for axes in kinds)
+
+    @property
+    def test_inputs(self) -> Arrays:
+        """The packaged test inputs, axes as declared."""
+        return {str(name): tensor.to_numpy() for name, tensor in self._inputs.members.items()}
+
+    @property
+    def test_outputs(self) -> Arrays:
+        """The packaged expected outputs, axes as declared."""
+        return {str(name): tensor.to_numpy() for name, tensor in self._outputs.members.items()}
+
+    @cached_property
+    def produced(self) -> Arrays:
+        """The outputs for the test inputs."""
+        return self.run(self.test_inputs)
+
+    @cached_property
+    def small_inputs(self) -> Arrays:
+        """The test inputs at the smallest declared size, or as they are where that is fixed."""
+        return self.inputs_of(self.sizes(0)[0]) if self.steps else self.test_inputs
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Axis ids of a tensor."""
+        members = {**self._inputs.members, **self._outputs.members}
+        return next(tuple(map(str, tensor.dims)) for key, tensor in members.items() if str(key) == name)
+
+    def sizes(self, ns: Mapping[tuple[str, str], int] | int, batch: int = 1) -> tuple[Sizes, dict[str, Any]]:
+        """Input sizes, and the output sizes that the description promises, at size parameters ``n``."""
+        if isinstance(ns, int):
+            ns = dict.fromkeys(self.steps, ns)
+        found = self.descr.get_tensor_sizes(ns, batch)
+        inputs = {str(t): {str(a): int(s) for a, s in axes.items()} for t, axes in found.inputs.items()}
+        outputs = {str(t): {str(a): s for a, s in axes.items()} for t, axes in found.outputs.items()}
+        return inputs, outputs
+
+    def inputs_of(self, sizes: Sizes) -> Arrays:
+        """The test inputs, cropped or continued by mirroring to the given sizes."""
+        with quiet():
+            return {
+                str(name): tensor.resize_to(cast("Any", sizes[str(name)])).to_numpy()
+                for name, tensor in self._inputs.members.items()
+            }
+
+    def preprocess(self, inputs: Arrays) -> Arrays:
+        """Apply the declared preprocessing to whole inputs, axes as declared."""
+        sample = self._sample(inputs)
+        with quiet():
+            self._pipeline.apply_preprocessing(sample)
+        return {str(name): tensor.to_numpy() for name, tensor in sample.members.items()}
+
+    def run(self, inputs: Arrays, *, preprocessed: bool = False, padded: bool = False) -> Arrays:
+        """Run the model and its processing on whole inputs.
+
+        Parameters
+        ----------
+        inputs
+            By tensor id, axes as declared.
+        preprocessed
+            The inputs have been through `preprocess`.
+        padded
+            Mirror the inputs outwards by the halo and crop the outputs, as users' predictions do.
+        """
+        with quiet():
+            result = self._pipeline.predict_sample_without_blocking(
+                self._sample(inputs),
+                skip_preprocessing=preprocessed,
+                skip_input_padding=not padded,
+                skip_output_cropping=not padded,
+            )
+        return {str(name): tensor.to_numpy() for name, tensor in result.members.items()}
+
+    def run_tiled(self, inputs: Arrays, tile: Sizes) -> Arrays:
+        """Run the model tile by tile on preprocessed inputs; tiles include the declared halo."""
+        with quiet():
+            result = self._pipeline.predict_sample_with_fixed_blocking(
+                self._sample(inputs), cast("Any", tile), skip_preprocessing=True
+            )
+        return {str(name): tensor.to_numpy() for name, tensor in result.members.items()}
+
+    def _sample(self, inputs: Arrays) -> Any:
+        from bioimageio.core import Sample, Tensor
+
+        dims = {name: tensor.dims for name, tensor in self._inputs.members.items()}
+        members = {
+            name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=dims[name])
+            for name in self._inputs.members
+        }
+        # A fresh sample each time: processing changes members and statistics in place.
+        return Sample(members=members, stat=deepcopy(self._inputs.stat), id="validation")

@@ -1,0 +1,19 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of development data; tests that need it are skipped where there is none."""
+    data = Path(os.environ.get("GAP_BIOIMAGE_SHARED", _ROOT / ".." / "shared")) / "data"
+    if not data.is_dir():
+        pytest.skip(f"no development data at {data}")
+    return data

@@ -1,0 +1,184 @@
+"""Tiny model zips for the validation's tests: a good one, and mutations of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import io
+import struct
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Mutation = Callable[[dict[str, Any]], None]
+
+BLUR = '''
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.blur = nn.Conv2d(1, 1, size, padding=size // 2, bias=False)
+        nn.init.constant_(self.blur.weight, 1.0 / size**2)
+        self.other = nn.Identity()
+
+    def forward(self, photons: torch.Tensor) -> torch.Tensor:
+        rate = self.blur(photons)
+        return rate
+'''
+
+
+def tiny(body: str = "", init: str = "") -> str:
+    """Source of a network that changes the blurred ``rate`` by ``body``, with ``init`` in its constructor."""
+    source = BLUR.replace("        return rate\n", f"        {body}\n        return rate\n" if body else "        return rate\n")
+    return source.replace("        self.other = nn.Identity()\n", f"        {init}\n" if init else "")
+
+
+def png(width: int, height: int) -> bytes:
+    """A black image."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * (width + 1) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.cache
+def model_files(source: str = BLUR, freeze: bool = False) -> dict[str, bytes]:
+    """Files of a tiny model with this source: weights in two formats, test tensors, cover, README."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("tiny_under_test", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        network = module.Tiny(size=3).eval()
+        scripted = torch.jit.script(network)  # needs the source on disk
+    if freeze:
+        scripted = torch.jit.freeze(scripted)
+    photons = np.random.default_rng(0).poisson(np.linspace(1, 40, 32), (1, 1, 32, 32)).astype(np.float32)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        rate = network(torch.from_numpy(photons)).numpy()
+    weights, script = io.BytesIO(), io.BytesIO()
+    torch.save(network.state_dict(), weights)
+    torch.jit.save(scripted, script)
+    return {
+        "tiny.py": source.encode(),
+        "weights.pt": weights.getvalue(),
+        "torchscript.pt": script.getvalue(),
+        "input.npy": npy(photons),
+        "output.npy": npy(rate),
+        "cover.png": png(64, 32),
+        "README.md": b"# Tiny\n\n## Validation\nLook at it.\n",
+    }
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _axes(of_input: bool) -> list[dict[str, Any]]:
+    spatial = [
+        {"type": "space", "id": name}
+        | (
+            {"size": {"min": 16, "step": 4}}
+            if of_input
+            else {"size": {"tensor_id": "photons", "axis_id": name}, "halo": 2}
+        )
+        for name in ("y", "x")
+    ]
+    names = ["photons" if of_input else "rate"]
+    return [{"type": "batch"}, {"type": "channel", "channel_names": names}, *spatial]
+
+
+def description(files: dict[str, bytes]) -> dict[str, Any]:
+    """A description in format 0.5.9 with plain strings that keeps every consumer's rules."""
+    hashed = {name: {"source": name, "sha256": sha256(data)} for name, data in files.items()}
+    architecture = {**hashed["tiny.py"], "callable": "Tiny", "kwargs": {"size": 3}}
+    return {
+        "format_version": "0.5.9",
+        "type": "model",
+        "id": "tiny-blur",
+        "name": "Tiny blur",
+        "description": "Blurs photon counts.",
+        "authors": [{"name": "Ada Example"}],
+        "maintainers": [{"name": "Ada Example", "github_user": "fynnbe"}],
+        "license": "MIT",
+        "documentation": "README.md",
+        "covers": ["cover.png"],
+        "cite": [{"text": "A paper", "doi": "10.1234/tiny"}],
+        "tags": ["denoising", "2d"],
+        "git_repo": "https://github.com/example/tiny",
+        "inputs": [{"id": "photons", "axes": _axes(True), "test_tensor": hashed["input.npy"]}],
+        "outputs": [{"id": "rate", "axes": _axes(False), "test_tensor": hashed["output.npy"]}],
+        "weights": {
+            "pytorch_state_dict": {
+                **hashed["weights.pt"], "architecture": architecture, "pytorch_version": "2.5.0",
+            },
+            "torchscript": {**hashed["torchscript.pt"], "pytorch_version": "2.5.0", "parent": "pytorch_state_dict"},
+        },
+    }  # fmt: skip
+
+
+def make_zip(
+    folder: Path,
+    mutate: Mutation | None = None,
+    *,
+    source: str = BLUR,
+    files: dict[str, bytes | None] | None = None,
+    freeze: bool = False,
+    rdf_name: str = "rdf.yaml",
+) -> Path:
+    """Write a model zip into a folder.
+
+    Parameters
+    ----------
+    folder
+        Where.
+    mutate
+        Changes the description in place.
+    source
+        Source of the network, see `tiny`.
+    files
+        Files to replace or add (before hashing); None leaves one out of the zip, though it stays hashed.
+    freeze
+        Freeze the TorchScript weights.
+    rdf_name
+        Name of the description.
+    """
+    contents: dict[str, bytes] = dict(model_files(source, freeze))
+    contents.update({name: data for name, data in (files or {}).items() if data is not None})
+    rdf = description(contents)
+    if mutate is not None:
+        mutate(rdf)
+    left_out = {name for name, data in (files or {}).items() if data is None}
+    path = folder / "tiny.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(rdf_name, yaml.safe_dump(rdf, sort_keys=False))
+        for name, data in contents.items():
+            if name not in left_out:
+                archive.writestr(name, data)
+    return path
