@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Mutation = Callable[[dict[str, Any]], None]
 
-BLUR = '''
+BLUR = """
 import torch
 from torch import nn
 
@@ -36,12 +36,14 @@ class Tiny(nn.Module):
     def forward(self, photons: torch.Tensor) -> torch.Tensor:
         rate = self.blur(photons)
         return rate
-'''
+"""
 
 
 def tiny(body: str = "", init: str = "") -> str:
     """Source of a network that changes the blurred ``rate`` by ``body``, with ``init`` in its constructor."""
-    source = BLUR.replace("        return rate\n", f"        {body}\n        return rate\n" if body else "        return rate\n")
+    source = BLUR.replace(
+        "        return rate\n", f"        {body}\n        return rate\n" if body else "        return rate\n"
+    )
     return source.replace("        self.other = nn.Identity()\n", f"        {init}\n" if init else "")
 
 
@@ -138,7 +140,9 @@ def description(files: dict[str, bytes]) -> dict[str, Any]:
             "pytorch_state_dict": {
                 **hashed["weights.pt"], "architecture": architecture, "pytorch_version": "2.5.0",
             },
-            "torchscript": {**hashed["torchscript.pt"], "pytorch_version": "2.5.0", "parent": "pytorch_state_dict"},
+            "torchscript": {
+                **hashed["torchscript.pt"], "pytorch_version": "2.5.0", "parent": "pytorch_state_dict",
+            },
         },
     }  # fmt: skip
 

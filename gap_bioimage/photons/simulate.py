@@ -22,7 +22,7 @@ PIXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
 DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
 _PSF_UM = {"z": 0.25, "y": 0.1, "x": 0.1}  # the axial blur is 2.5 times the lateral one
-_BACKGROUND = 0.03  # of the peak
+_BACKGROUND = 0.02  # of the peak
 
 
 def simulate(
@@ -107,7 +107,7 @@ def _scene(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Genera
     centers, radii = _place_nuclei(pixels, step, rng)
     nuclei = _nuclei(pixels, step, centers, radii, rng)
     cytoplasm = _cytoplasm(pixels, step, centers, radii)
-    scene = nuclei + 0.12 * cytoplasm * (1 - np.minimum(nuclei, 1))
+    scene = nuclei + 0.08 * cytoplasm * (1 - np.minimum(nuclei, 1))
     scene += _filaments(pixels, step, centers, radii, rng) * (nuclei < 0.1)
     scene += _puncta(pixels, step, cytoplasm * (nuclei < 0.1), rng)
     psf = [_PSF_UM[d] / PIXEL_UM[d] for d in dims]
@@ -143,7 +143,7 @@ def _nuclei(
 ) -> Image:
     """Draw rounded bodies with chromatin, dark nucleoli and a wavy outline."""
     micron = 1 / step
-    texture = 0.30 * _noise(pixels, 0.15 * micron, rng) + 0.22 * _noise(pixels, 0.45 * micron, rng)
+    texture = 0.10 * _noise(pixels, 0.15 * micron, rng) + 0.20 * _noise(pixels, 0.45 * micron, rng)
     wave = 0.10 * _noise(pixels, 1.2 * micron, rng)
     nucleoli = _sigmoid((_noise(pixels, 0.35 * micron, rng) - 1.9) * 6)
     chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
@@ -188,7 +188,7 @@ def _filaments(
 ) -> Image:
     """Draw smooth random walks that start around the nuclei, about a pixel wide."""
     dims, stride = len(pixels), 0.5 * PIXEL_UM["x"]
-    each, length = 28, int(3.5 * float(radii[:, -1].mean()) / stride)
+    each, length = 8, int(4.5 * float(radii[:, -1].mean()) / stride)
     owner = np.repeat(np.arange(len(centers)), each)
     angle = rng.uniform(0, 2 * np.pi, len(owner))
     start = centers[owner].copy()
@@ -200,8 +200,8 @@ def _filaments(
     moves[..., -2], moves[..., -1] = np.sin(heading), np.cos(heading)
     moves[..., :-2] = rng.normal(0, 0.12, (len(owner), 1, dims - 2))
     points = start[:, None] + stride * np.cumsum(moves, axis=1)
-    fade = np.linspace(1, 0.35, length) * rng.uniform(0.5, 1.0, (len(owner), 1))
-    line = 0.5 if dims == 2 else 1.6  # in 3D the blur spreads the same light along z
+    fade = np.linspace(1, 0.5, length) * rng.uniform(0.5, 1.0, (len(owner), 1))
+    line = 1.2 if dims == 2 else 4.0  # in 3D the blur spreads the same light along z
     return _splat(pixels, points.reshape(-1, dims) / step, line * fade.ravel())
 
 

@@ -257,8 +257,7 @@ def _copy(packed: IO[bytes], out: IO[bytes], budget: int, name: str) -> None:
 
 
 def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
-    """Parse a description as bioimageio.spec does (YAML 1.2), or say why that fails.
-    """
+    """Parse a description as bioimageio.spec does (YAML 1.2), or say why that fails."""
     from bioimageio.spec.utils import read_yaml
 
     fix = "Write the description again; a yaml checker shows the line."

@@ -1,0 +1,202 @@
+"""Models that run, and models that fail in one way each."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zips
+
+from gap_bioimage.validation.report import validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gap_bioimage.validation.checks import Check
+
+
+def run(path: Path, *, run_code: bool = False) -> dict[str, Check]:
+    report = validate(path, consumers=["fiji", "zoo"], run_code=run_code)
+    return {check.id: check for check in report.checks}
+
+
+def torchscript_only(rdf: dict[str, Any]) -> None:
+    del rdf["weights"]["pytorch_state_dict"]
+    del rdf["weights"]["torchscript"]["parent"]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Check]:
+    return run(zips.make_zip(tmp_path_factory.mktemp("good")), run_code=True)
+
+
+def test_the_good_zip_passes_every_run(good: dict[str, Check]) -> None:
+    ran = {id_: check.status for id_, check in good.items() if check.consumer in ("core", "run")}
+    assert set(ran.values()) == {"passed"}
+    assert {"core.test", "run.sizes", "run.tiled", "run.batch", "run.zero", "run.single_photon"} <= ran.keys()
+    assert {
+        "run.conservation",
+        "run.formats_agree",
+        "run.negative_control",
+        "run.deterministic",
+    } <= ran.keys()
+    assert good["fiji.below_min"].status == "passed"
+    assert good["zoo.deepimagej"].status == "passed"
+
+
+def test_both_weights_formats_are_run(good: dict[str, Check]) -> None:
+    assert "pytorch_state_dict" in good["core.test"].message
+    assert "torchscript" in good["core.test"].message
+
+
+def test_python_code_is_run_on_request_only(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    source = f"open({str(marker)!r}, 'w').close()\n" + zips.BLUR
+    path = zips.make_zip(tmp_path, source=source)
+    marker.unlink()  # made when the helper imported it
+    checks = run(path)
+    assert not marker.exists()
+    assert checks["run.pytorch_state_dict"].status == "skipped"
+    assert checks["run.pytorch_state_dict"].fix == "--run-code"
+    assert checks["core.test"].status == "passed"  # by torchscript
+    run(path, run_code=True)
+    assert marker.exists()
+
+
+def test_a_state_dict_alone_is_skipped_not_failed(tmp_path: Path) -> None:
+    def alone(rdf: dict[str, Any]) -> None:
+        del rdf["weights"]["torchscript"]
+
+    report = validate(zips.make_zip(tmp_path, alone))
+    checks = {check.id: check for check in report.checks}
+    assert checks["core.test"].status == "skipped"
+    assert checks["core.test"].fix == "--run-code"
+    assert report.status == "passed"
+
+
+def test_custom_processing_is_code_too(tmp_path: Path) -> None:
+    def custom(rdf: dict[str, Any]) -> None:
+        files = zips.model_files()
+        step = {
+            "source": "tiny.py",
+            "sha256": zips.sha256(files["tiny.py"]),
+            "callable": "Tiny",
+            "kwargs": {},
+        }
+        rdf["outputs"][0]["postprocessing"] = [{"id": "custom", **step}]
+
+    checks = run(zips.make_zip(tmp_path, custom))
+    assert checks["core.test"].status == "skipped"
+    assert "custom" in checks["run.torchscript"].message
+
+
+BROKEN = [
+    ("run.tiled", "rate = rate / rate.mean() * 20.0", "failed"),
+    ("run.batch", "rate = rate + photons.amax() * 0.1", "failed"),
+    ("run.zero", "rate = rate / rate.sum()", "failed"),
+    ("run.single_photon", "rate = rate / (photons.sum() - 1.0)", "failed"),
+    ("run.conservation", "rate = 2.0 * rate", "failed"),
+    ("run.deterministic", "rate = rate + 0.1 * torch.randn_like(rate)", "warning"),
+    ("run.sizes", "assert photons.shape[2] == photons.shape[3]", "failed"),
+    ("fiji.below_min", "assert photons.shape[3] >= 16", "failed"),
+    ("run.negative_control", "rate = rate * 1e-5", "failed"),
+]
+
+
+@pytest.mark.parametrize(("check_id", "body", "status"), BROKEN)
+def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, check_id: str, body: str, status: str) -> None:
+    checks = run(zips.make_zip(tmp_path, torchscript_only, source=zips.tiny(body)))
+    assert checks[check_id].status == status, checks[check_id].message
+    assert checks[check_id].fix
+
+
+def test_small_wrong_outputs_fail_on_their_own_scale(tmp_path: Path) -> None:
+    source = zips.tiny("rate = rate * 1e-5")
+    expected = np.load(io.BytesIO(zips.model_files(source)["output.npy"]))
+    checks = run(
+        zips.make_zip(
+            tmp_path,
+            torchscript_only,
+            source=source,
+            files={"output.npy": zips.npy(expected[..., ::-1].copy())},
+        )
+    )
+    assert checks["core.test"].status == "passed"  # core's tolerance is absolute
+    assert checks["run.reproduces"].status == "failed"
+    assert checks["run.negative_control"].status == "failed"
+
+
+def test_wrong_expected_outputs_fail_core(tmp_path: Path) -> None:
+    expected = np.load(io.BytesIO(zips.model_files()["output.npy"]))
+    checks = run(
+        zips.make_zip(tmp_path, torchscript_only, files={"output.npy": zips.npy(expected[..., ::-1].copy())})
+    )
+    assert checks["core.test"].status == "failed"
+    assert checks["run.reproduces"].status == "failed"
+    assert checks["zoo.deepimagej"].status == "failed"
+
+
+def test_constant_outputs_cannot_be_judged(tmp_path: Path) -> None:
+    checks = run(zips.make_zip(tmp_path, torchscript_only, source=zips.tiny("rate = rate * 0.0 + 7.0")))
+    assert checks["run.negative_control"].status == "warning"
+
+
+def test_formats_that_disagree_fail(tmp_path: Path) -> None:
+    other = zips.model_files(zips.tiny("rate = rate + 1.0"))["torchscript.pt"]
+    checks = run(zips.make_zip(tmp_path, files={"torchscript.pt": other}), run_code=True)
+    assert checks["run.formats_agree"].status == "failed"
+    assert checks["core.test"].status == "failed"
+
+
+def test_missing_halo_is_a_warning_and_too_small_a_halo_fails(tmp_path: Path) -> None:
+    def no_halo(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        for axis in rdf["outputs"][0]["axes"]:
+            axis.pop("halo", None)
+
+    assert run(zips.make_zip(tmp_path, no_halo))["run.tiled"].status == "warning"
+    wide = zips.tiny("rate = self.blur(self.blur(self.blur(self.blur(rate))))")
+    assert run(zips.make_zip(tmp_path, torchscript_only, source=wide))["run.tiled"].status == "failed"
+
+
+def test_fixed_shapes_are_run_as_they_are(tmp_path: Path) -> None:
+    def fixed(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        for axis in (*rdf["inputs"][0]["axes"][2:], *rdf["outputs"][0]["axes"][2:]):
+            axis["size"] = 32
+            axis.pop("halo", None)
+
+    checks = run(zips.make_zip(tmp_path, fixed))
+    assert checks["core.test"].status == "passed"
+    assert checks["run.sizes"].status == checks["run.tiled"].status == "skipped"
+    assert checks["run.zero"].status == "passed"
+
+
+def test_a_zip_without_photons_need_not_conserve_them(tmp_path: Path) -> None:
+    def other(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        rdf["config"] = {"gap_bioimage": {"conserves_photons": False}}
+
+    checks = run(zips.make_zip(tmp_path, other, source=zips.tiny("rate = 2.0 * rate")))
+    assert checks["run.conservation"].status == "skipped"
+
+
+def test_weights_that_do_not_load_fail(tmp_path: Path) -> None:
+    checks = run(zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": b"no weights"}))
+    assert checks["core.test"].status == "failed"
+    assert checks["run.loads"].status == "failed"
+
+
+def test_random_states_are_left_alone(tmp_path: Path) -> None:
+    import torch
+
+    np.random.seed(7)
+    torch.manual_seed(7)
+    expected = np.random.random(), torch.rand(1).item()
+    np.random.seed(7)
+    torch.manual_seed(7)
+    run(zips.make_zip(tmp_path, torchscript_only))
+    assert (np.random.random(), torch.rand(1).item()) == expected
+    assert not torch.are_deterministic_algorithms_enabled()

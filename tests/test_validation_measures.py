@@ -1,0 +1,57 @@
+"""Comparisons: on the output's own scale, and as bioimageio.core does it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gap_bioimage.validation.measures import (
+    Tolerance,
+    core_tolerance,
+    mismatched_ppm,
+    relative_rms,
+    wrong_versions,
+)
+
+RAMP = np.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+
+
+def test_relative_rms_does_not_depend_on_scale() -> None:
+    noisy = RAMP + 0.01 * np.random.default_rng(0).standard_normal(RAMP.shape)
+    assert relative_rms(noisy, RAMP) == pytest.approx(relative_rms(1e-9 * noisy, 1e-9 * RAMP))
+    assert relative_rms(noisy, RAMP) == pytest.approx(relative_rms(noisy + 1e3, RAMP + 1e3), rel=1e-6)
+
+
+def test_relative_rms_of_what_cannot_be_compared_is_infinite() -> None:
+    assert relative_rms(RAMP[..., :4], RAMP) == np.inf
+    assert relative_rms(np.full_like(RAMP, np.nan), RAMP) == np.inf
+    assert relative_rms(np.ones(3), np.zeros(3)) == np.inf
+    assert relative_rms(np.zeros(3), np.zeros(3)) == 0
+
+
+def test_constant_expectations_are_measured_by_their_magnitude() -> None:
+    assert relative_rms(np.full(9, 1.1), np.ones(9)) == pytest.approx(0.1)
+
+
+def test_core_accepts_anything_small() -> None:
+    small = 1e-4 * RAMP
+    assert mismatched_ppm(np.flip(small), small, Tolerance()) == 0
+    assert mismatched_ppm(np.flip(RAMP), RAMP, Tolerance()) > 5e5
+
+
+def test_core_tolerance_is_taken_from_the_description() -> None:
+    entry = {"absolute_tolerance": 1e-5, "output_ids": ["rate"], "weights_formats": ["torchscript"]}
+    rdf = {"config": {"bioimageio": {"reproducibility_tolerance": [entry]}}}
+    assert core_tolerance(rdf, "rate", "torchscript").atol == 1e-5
+    assert core_tolerance(rdf, "rate", "onnx") == Tolerance()
+    assert core_tolerance(rdf, "other", "torchscript") == Tolerance()
+    assert core_tolerance({}, "rate", None) == Tolerance()
+
+
+def test_wrong_versions_differ_from_the_expected_output() -> None:
+    names = [name for name, _ in wrong_versions(RAMP, ("batch", "channel", "y", "x"))]
+    assert names == ["mirrored along x", "mirrored along y", "shuffled"]
+    symmetric = RAMP + np.flip(RAMP, axis=3)
+    names = [name for name, _ in wrong_versions(symmetric, ("batch", "channel", "y", "x"))]
+    assert names == ["mirrored along y", "shuffled"]
+    assert list(wrong_versions(np.ones((2, 2)), ("y", "x"))) == []

@@ -1,0 +1,98 @@
+"""References of a description: inside the package, present, unchanged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zips
+
+from gap_bioimage.validation.archive import open_package
+from gap_bioimage.validation.references import TooManyNodesError, reference_checks, references
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def judged(path: Path) -> tuple[dict[str, str], bool]:
+    with open_package(path) as (package, _):
+        assert package is not None
+        checks, loadable = reference_checks(package)
+    return {check.id: check.status for check in checks}, loadable
+
+
+def test_all_files_of_a_description_are_found() -> None:
+    files = zips.model_files()
+    found = {reference.source for reference in references(zips.description(files))}
+    assert found == set(files)
+
+
+def test_format_0_4_names_files_elsewhere() -> None:
+    rdf: dict[str, Any] = {
+        "covers": ["c.png"],
+        "documentation": "d.md",
+        "icon": "🔬",
+        "test_inputs": ["i.npy"],
+        "attachments": {"files": ["a.txt"]},
+        "weights": {
+            "pytorch_state_dict": {
+                "source": "w.pt",
+                "sha256": "1",
+                "architecture": "u.py:UNet",
+                "architecture_sha256": "2",
+            }
+        },
+        "config": {"other": {"source": "ignored.txt"}},
+    }
+    found = {reference.source: reference.sha256 for reference in references(rdf)}
+    assert found == {
+        "c.png": None, "d.md": None, "i.npy": None, "a.txt": None, "w.pt": "1", "u.py": "2"
+    }  # fmt: skip
+
+
+def test_a_good_package_is_loadable(tmp_path: Path) -> None:
+    statuses, loadable = judged(zips.make_zip(tmp_path))
+    assert set(statuses.values()) == {"passed"}
+    assert loadable
+
+
+def test_changed_files_fail(tmp_path: Path) -> None:
+    def stale(rdf: dict[str, Any]) -> None:
+        rdf["weights"]["torchscript"]["sha256"] = "0" * 64
+
+    statuses, loadable = judged(zips.make_zip(tmp_path, stale))
+    assert statuses["archive.hashes"] == "failed"
+    assert not loadable
+
+
+def test_missing_files_fail(tmp_path: Path) -> None:
+    statuses, loadable = judged(zips.make_zip(tmp_path, files={"weights.pt": None}))
+    assert statuses["archive.files"] == "failed"
+    assert not loadable
+
+
+@pytest.mark.parametrize("source", ["/etc/passwd", "../outside.npy", "C:\\x.npy"])
+def test_references_out_of_the_package_fail(tmp_path: Path, source: str) -> None:
+    def leave(rdf: dict[str, Any]) -> None:
+        rdf["inputs"][0]["test_tensor"] = {"source": source}
+
+    statuses, loadable = judged(zips.make_zip(tmp_path, leave))
+    assert statuses["archive.references"] == "failed"
+    assert not loadable
+
+
+def test_remote_files_are_a_warning_and_are_not_loaded(tmp_path: Path) -> None:
+    def remote(rdf: dict[str, Any]) -> None:
+        rdf["weights"]["torchscript"]["source"] = "https://example.invalid/weights.pt"
+
+    statuses, loadable = judged(zips.make_zip(tmp_path, remote))
+    assert statuses["archive.remote"] == "warning"
+    assert not loadable
+
+
+def test_alias_bombs_are_noticed() -> None:
+    bomb: Any = "x"
+    for _ in range(30):
+        bomb = [bomb, bomb]
+    with pytest.raises(TooManyNodesError):
+        references({"inputs": bomb})
