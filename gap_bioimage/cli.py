@@ -23,19 +23,16 @@ app = typer.Typer(
     epilog="--debug, anywhere on the line, shows tracebacks.",
 )
 
+# typer carries its own click, whose base class it does not export
+_CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Json = Annotated[
-    Path | None, typer.Option("--json", help="Write the report as JSON to this file; - prints it.")
-]
-Axes = Annotated[
-    str | None, typer.Option(help="Axes of the stored array, such as zyx, for files without them.")
-]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON to this file; - prints it.")]
+Axes = Annotated[str | None, typer.Option(help="Axes of the stored array, such as zyx, for files without them.")]
 Channel = Annotated[int | None, typer.Option(min=0, help="Use this channel only, counted from 0.")]
-ModelPath = Annotated[
-    Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's) or zip.")
-]
+ModelPath = Annotated[Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's) or zip.")]
 
 
 @app.command()
@@ -96,9 +93,7 @@ def train(
     dim: Annotated[int, typer.Option(min=2, max=3, help="Dimensions of the network; 2 trains on planes.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
     config: Annotated[Path | None, typer.Option(help="Settings (yaml).")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, such as train.steps=500.")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, such as train.steps=500.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     axes: Axes = None,
     channel: Channel = None,
@@ -139,12 +134,8 @@ def denoise(
     model: ModelPath,
     image: Annotated[Path, typer.Argument(help="Photon counts.")],
     out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .npy).")],
-    planes: Annotated[
-        bool, typer.Option("--planes", help="Run a 2D model on a stack plane by plane.")
-    ] = False,
-    tile: Annotated[
-        str | None, typer.Option(help="Tile with halo, such as 512,512; chosen when not given.")
-    ] = None,
+    planes: Annotated[bool, typer.Option("--planes", help="Run a 2D model on a stack plane by plane.")] = False,
+    tile: Annotated[str | None, typer.Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None,
     halo: Annotated[str | None, typer.Option(help="Halo; the receptive field when not given.")] = None,
     axes: Axes = None,
     channel: Channel = None,
@@ -166,7 +157,7 @@ def denoise(
             planes=planes,
             device=device,
             on_tile=lambda done, total: bar.update(task, completed=done, total=total),
-            **tiles,  # type: ignore[arg-type]
+            **tiles,
         )
     write_image(out, rate)
     _say(quiet, f"{out}: {_sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
@@ -176,16 +167,10 @@ def denoise(
 def export(
     model: Annotated[Path | None, typer.Argument(help="Run folder, checkpoint or zip.")] = None,
     out: Annotated[Path | None, typer.Argument(help="The zip to write.")] = None,
-    card: Annotated[
-        Path | None, typer.Option(help="Model card (yaml); --init-card writes a template.")
-    ] = None,
+    card: Annotated[Path | None, typer.Option(help="Model card (yaml); --init-card writes a template.")] = None,
     kind: Annotated[str, typer.Option(help="denoise.")] = "denoise",
-    test_image: Annotated[
-        Path | None, typer.Option(help="Real counts to test with, if the model has none.")
-    ] = None,
-    init_card: Annotated[
-        Path | None, typer.Option(help="Write a commented card to fill in, and stop.")
-    ] = None,
+    test_image: Annotated[Path | None, typer.Option(help="Real counts to test with, if the model has none.")] = None,
+    init_card: Annotated[Path | None, typer.Option(help="Write a commented card to fill in, and stop.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Export a model as a bioimage.io zip for Fiji, ilastik and the zoo, if it passes every check."""
@@ -196,9 +181,7 @@ def export(
         _say(quiet, f"{init_card}: fill in the fields, then give it as --card")
         return
     if model is None or out is None or card is None:
-        raise typer.BadParameter(
-            "export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)"
-        )
+        raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
     from gap_bioimage.export.archive import export as write_zip
     from gap_bioimage.validation.report import print_report
 
@@ -219,16 +202,12 @@ def export(
 def validate(
     zips: Annotated[list[Path], typer.Argument(metavar="ZIP...", help="Model zips, folders or yaml files.")],
     json_out: Json = None,
-    consumer: Annotated[
-        list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")
-    ] = None,
-    run_code: Annotated[
-        bool, typer.Option("--run-code", help="Allow Python code of the model to run.")
-    ] = False,
+    consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
+    run_code: Annotated[bool, typer.Option("--run-code", help="Allow Python code of the model to run.")] = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Check models the way bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
+    """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
     from gap_bioimage.validation.report import print_report
     from gap_bioimage.validation.report import validate as check
 
@@ -293,16 +272,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> int:
     """Print an error as a sentence and return the exit code."""
-    import click
-
     from gap_bioimage.errors import GapError
 
-    if isinstance(error, click.exceptions.Abort):
+    if isinstance(error, typer.Abort):
         _complain("stopped")
         return 130
-    if isinstance(error, click.ClickException):
+    if isinstance(error, _CLICK_ERRORS):
         error.show()
-        return error.exit_code
+        return int(error.exit_code)
     if isinstance(error, GapError):
         _complain(str(error))
     elif isinstance(error, OSError):
@@ -363,9 +340,7 @@ def _print_table(report: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key, value in report.items():
         if value is not None:
-            table.add_row(
-                key.replace("_", " "), str(value), style="bold" if key in ("verdict", "next") else None
-            )
+            table.add_row(key.replace("_", " "), str(value), style="bold" if key in ("verdict", "next") else None)
     Console().print(table)
 
 

@@ -47,9 +47,7 @@ class ThinningConfig(Config):
     """The range of brightness that training draws its inputs from."""
 
     min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
-    max_db: float | None = Field(
-        None, description="brightest input in dB; the training data's own when not given"
-    )
+    max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
     max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="largest share of the photons used as input; the rest is the target"
     )
@@ -174,9 +172,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not last:
-        raise ConfigError(
-            f"--set takes section.key=value, got {override!r}; for example --set train.steps=500"
-        )
+        raise ConfigError(f"--set takes section.key=value, got {override!r}; for example --set train.steps=500")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):

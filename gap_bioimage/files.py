@@ -41,9 +41,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
     if path.is_dir():
-        raise OutputError(
-            f"cannot write {path}: it is a folder, expected the name of a file; add a file name"
-        )
+        raise OutputError(f"cannot write {path}: it is a folder, expected the name of a file; add a file name")
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary

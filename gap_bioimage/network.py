@@ -7,7 +7,7 @@ Source: Krull et al., "Image Denoising and the Generative Accumulation of Photon
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
-from typing import List, Optional, Tuple  # noqa: UP035  (TorchScript of older engines knows these)
+from typing import Any, List, Optional, Tuple  # noqa: UP035  (TorchScript of older engines knows these)
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, dim: int, along_z: bool) -> None:
         super().__init__()
-        conv = nn.Conv2d if dim == 2 else nn.Conv3d
+        conv: Any = nn.Conv2d if dim == 2 else nn.Conv3d
         kernel = _per_axis(3, 1, dim, along_z)
         padding = _per_axis(1, 0, dim, along_z)
         self.conv1 = conv(inputs, outputs, kernel, padding=padding)
@@ -120,20 +120,20 @@ class LinearUpsample(nn.Module):
         """Upsample (b, c, [z,] y, x)."""
         y, x_ = 2 * x.shape[-2], 2 * x.shape[-1]
         if self.planar:
-            return torch._C._nn.upsample_bilinear2d(x, [y, x_], False)
-        return torch._C._nn.upsample_trilinear3d(x, [self.z_factor * x.shape[2], y, x_], False)
+            return torch._C._nn.upsample_bilinear2d(x, [y, x_], False)  # type: ignore[call-arg]
+        return torch._C._nn.upsample_trilinear3d(  # type: ignore[call-arg]
+            x, [self.z_factor * x.shape[2], y, x_], False
+        )
 
 
 class UpConv(ConvBlock):
     """Decoder block: double the size, merge with the encoder's features, convolve."""
 
-    def __init__(
-        self, inputs: int, outputs: int, dim: int, along_z: bool, up_mode: str, merge_mode: str
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, dim: int, along_z: bool, up_mode: str, merge_mode: str) -> None:
         super().__init__(2 * outputs if merge_mode == "concat" else outputs, outputs, dim, along_z)
         self.concat = merge_mode == "concat"
         if up_mode == "transpose":
-            transposed = nn.ConvTranspose2d if dim == 2 else nn.ConvTranspose3d
+            transposed: Any = nn.ConvTranspose2d if dim == 2 else nn.ConvTranspose3d
             factor = _per_axis(2, 1, dim, along_z)
             self.upconv: nn.Module = transposed(inputs, outputs, factor, stride=factor)
         else:
@@ -184,11 +184,7 @@ class UNet(nn.Module):
         z_conv_stage: Optional[int] = None,  # noqa: UP045
     ) -> None:
         super().__init__()
-        if (
-            dim not in (2, 3)
-            or up_mode not in ("transpose", "upsample")
-            or merge_mode not in ("add", "concat")
-        ):
+        if dim not in (2, 3) or up_mode not in ("transpose", "upsample") or merge_mode not in ("add", "concat"):
             raise ValueError(
                 f"dim={dim}, up_mode={up_mode!r}, merge_mode={merge_mode!r}: expected dim 2 or 3, "
                 "up_mode 'transpose' or 'upsample', merge_mode 'add' or 'concat'"
@@ -222,7 +218,8 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.zeros_(self.conv_final.weight)
 
     def forward(self, photons: Tensor) -> Tensor:
@@ -246,10 +243,10 @@ class UNet(nn.Module):
         x = self.down_convs[-1](x)
         for up in self.up_convs:
             x = up(x, skips.pop())
-        x = self.conv_final(x)
+        log_rate: Tensor = self.conv_final(x)
         for axis in range(len(self.step_px)):
-            x = x.narrow(axis + 2, 0, photons.shape[axis + 2])
-        return x
+            log_rate = log_rate.narrow(axis + 2, 0, photons.shape[axis + 2])
+        return log_rate
 
     @torch.jit.unused
     def receptive_field_px(self) -> List[int]:  # noqa: UP006

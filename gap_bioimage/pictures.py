@@ -11,23 +11,30 @@ from matplotlib.figure import Figure
 from gap_bioimage.files import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
 
-def draw_row(path: Path, images: dict[str, np.ndarray], shared_scale: bool = True) -> None:
-    """Draw images ``(y, x)`` side by side on one grey scale, with their titles."""
-    last = list(images.values())[-1]
-    limits = (0.0, float(np.percentile(last, 99.8)) or 1.0) if shared_scale else (None, None)
-    height, width = last.shape
-    longest = max(height, width)
-    figure = Figure(
-        (4 * len(images) * max(0.5, width / longest), 4 * height / longest + 0.5), layout="constrained"
-    )
-    for position, (title, image) in enumerate(images.items(), 1):
-        axes = figure.add_subplot(1, len(images), position)
-        axes.imshow(image, cmap="magma", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-        axes.set_title(title)
-        axes.set_axis_off()
+
+def draw_row(path: Path, images: Mapping[str, NDArray[np.generic]]) -> None:
+    """Draw images ``(y, x)`` side by side with their titles, on the grey scale of the last one."""
+    draw_grid(path, [images])
+
+
+def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> None:
+    """Draw rows of images ``(y, x)`` with their titles; each row has the scale of its last image."""
+    height, width = next(iter(rows[0].values())).shape
+    scale = 4 / max(height, width)
+    size = (len(rows[0]) * max(2.0, scale * width), len(rows) * (scale * height + 0.4))
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, images in zip(grid, rows, strict=True):
+        top = float(np.percentile(list(images.values())[-1].astype(float), 99.8)) or 1.0
+        for axes, (title, image) in zip(row, images.items(), strict=True):
+            axes.imshow(image, cmap="magma", vmin=0.0, vmax=top, interpolation="nearest")
+            axes.set_title(title)
+            axes.set_axis_off()
     save_figure(figure, path)
 
 

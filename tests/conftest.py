@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from fixtures_model import (  # noqa: F401  (fixtures)
+    trained_2d,
+    trained_3d,
+    unchecked_zip_2d,
+    unchecked_zip_3d,
+)
 
 _ROOT = Path(__file__).parent.parent
 

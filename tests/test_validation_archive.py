@@ -42,9 +42,7 @@ def test_good_zip_opens_and_is_cleaned_up(tmp_path: Path) -> None:
     assert not root.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/x", "../x", "a/../../x", "C:/x", "C:x", "\\\\host\\x", "..\\x", "a\0b", ""]
-)
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "C:/x", "C:x", "\\\\host\\x", "..\\x", "a\0b", ""])
 def test_dangerous_paths_are_named(name: str) -> None:
     assert unsafe_path(name) is not None
 

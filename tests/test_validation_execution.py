@@ -130,9 +130,7 @@ def test_small_wrong_outputs_fail_on_their_own_scale(tmp_path: Path) -> None:
 
 def test_wrong_expected_outputs_fail_core(tmp_path: Path) -> None:
     expected = np.load(io.BytesIO(zips.model_files()["output.npy"]))
-    checks = run(
-        zips.make_zip(tmp_path, torchscript_only, files={"output.npy": zips.npy(expected[..., ::-1].copy())})
-    )
+    checks = run(zips.make_zip(tmp_path, torchscript_only, files={"output.npy": zips.npy(expected[..., ::-1].copy())}))
     assert checks["core.test"].status == "failed"
     assert checks["run.reproduces"].status == "failed"
     assert checks["zoo.deepimagej"].status == "failed"
@@ -200,3 +198,75 @@ def test_random_states_are_left_alone(tmp_path: Path) -> None:
     run(zips.make_zip(tmp_path, torchscript_only))
     assert (np.random.random(), torch.rand(1).item()) == expected
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_torchscript_that_writes_files_is_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "written"
+    source = zips.tiny(f'torch.save(rate, "{target}")')
+    script = zips.model_files(source)["torchscript.pt"]
+    target.unlink()  # made when the helper computed the test output
+    path = zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": script})
+    checks = run(path)
+    assert not target.exists()
+    assert checks["core.test"].status == "skipped"
+    assert "writes files" in checks["run.torchscript"].message
+
+
+def test_samplers_need_not_agree_over_tiles(tmp_path: Path) -> None:
+    def sampler(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        rdf["config"] = {"gap_bioimage": {"stochastic": True}}
+
+    path = zips.make_zip(tmp_path, sampler, source=zips.tiny("rate = rate / rate.mean() * 20.0"))
+    assert run(path)["run.tiled"].status == "skipped"
+
+
+def test_volumes_run(tmp_path: Path) -> None:
+    source = zips.BLUR.replace("Conv2d", "Conv3d").replace("size**2", "size**3")
+
+    def volume(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
+            y = tensor["axes"][2]
+            tensor["axes"].insert(2, {**y, "id": "z"})
+        rdf["outputs"][0]["axes"][2]["size"] = {"tensor_id": "photons", "axis_id": "z"}
+
+    checks = run(zips.make_zip(tmp_path, volume, source=source))
+    for id_ in ("core.test", "run.sizes", "run.tiled", "run.batch", "run.conservation", "fiji.axis_ids"):
+        assert checks[id_].status == "passed", checks[id_].message
+
+
+def test_format_0_4_runs(tmp_path: Path) -> None:
+    def old(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        shape = {"min": [1, 1, 16, 16], "step": [0, 0, 4, 4]}
+        reference = {"reference_tensor": "photons", "scale": [1, 1, 1, 1], "offset": [0, 0, 0, 0]}
+        tensor = {"axes": "bcyx", "data_type": "float32", "data_range": [0, float("inf")]}
+        rdf.update(
+            format_version="0.4.10",
+            timestamp="2024-01-01T00:00:00",
+            inputs=[{"name": "photons", **tensor, "shape": shape}],
+            outputs=[{"name": "rate", **tensor, "shape": reference, "halo": [0, 0, 2, 2]}],
+            test_inputs=["input.npy"],
+            test_outputs=["output.npy"],
+        )
+        del rdf["id"]
+
+    checks = run(zips.make_zip(tmp_path, old))
+    for id_ in ("format.valid", "core.test", "run.reproduces", "run.sizes", "run.tiled", "run.batch"):
+        assert checks[id_].status == "passed", checks[id_].message
+    assert checks["fiji.axis_ids"].status == "skipped"
+
+
+MODELS = {
+    "spec_unet2d_fixed_shape": "passed",
+    "spec_unet2d_multi_tensor": "passed",
+    "spec_upsample_test_model": "passed",
+    "broken/tiktorch_dummy": "failed",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), MODELS.items())
+def test_models_of_others(shared_data: Path, name: str, status: str) -> None:
+    assert validate(shared_data.parent / "models" / name, run_code=True).status == status

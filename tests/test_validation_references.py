@@ -96,3 +96,5 @@ def test_alias_bombs_are_noticed() -> None:
         bomb = [bomb, bomb]
     with pytest.raises(TooManyNodesError):
         references({"inputs": bomb})
+    with pytest.raises(TooManyNodesError):
+        references({"config": bomb})

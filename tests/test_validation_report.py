@@ -22,19 +22,17 @@ if TYPE_CHECKING:
 
 def no_id(rdf: dict[str, Any]) -> None:
     del rdf["id"]
-    del rdf["weights"]["pytorch_state_dict"]
-    del rdf["weights"]["torchscript"]["parent"]
+    del rdf["weights"]["torchscript"]  # nothing runs, which is quick
 
 
-def test_the_good_zip_passes_for_everybody(tmp_path: Path) -> None:
+def test_the_good_zip_passes_for_everybody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = zips.make_zip(tmp_path)
     seen: list[Check] = []
-    report = validate(
-        path, consumers=["zoo", "fiji", "ilastik", "biapy"], run_code=True, on_check=seen.append
-    )
+    report = validate(path, consumers=["zoo", "fiji", "ilastik", "biapy"], run_code=True, on_check=seen.append)
     assert report.status == "passed"
     assert [check.id for check in report.checks if check.status in ("failed", "warning")] == []
     assert tuple(seen) == report.checks
+    assert capfd.readouterr() == ("", "")  # the libraries' logs and bars are silenced
     ids = [check.id for check in report.checks]
     assert len(ids) == len(set(ids))
 
@@ -63,7 +61,7 @@ def test_partners_fail_a_model_on_request_only(tmp_path: Path) -> None:
     assert {c.id: c.status for c in everybody.checks}["fiji.id"] == "warning"
     fiji = validate(path, consumers=["fiji"])
     assert fiji.status == "failed"
-    assert {c.id for c in fiji.checks if c.status == "failed"} == {"fiji.id"}
+    assert {c.id for c in fiji.checks if c.status == "failed"} == {"fiji.id", "fiji.weights_format"}
     zoo = validate(path, consumers=["zoo"])
     assert zoo.status == "passed"
     assert not any(check.consumer == "fiji" for check in zoo.checks)
@@ -126,15 +124,8 @@ def test_the_table_names_what_to_do() -> None:
 
 
 def test_merging_keeps_the_worst_and_all_messages() -> None:
-    merged = merge_outcomes(
-        [("torchscript", Outcome("passed", "fine")), ("onnx", Outcome("failed", "off", "mend"))]
-    )
+    merged = merge_outcomes([("torchscript", Outcome("passed", "fine")), ("onnx", Outcome("failed", "off", "mend"))])
     assert merged == Outcome("failed", "torchscript: fine; onnx: off", "mend")
-
-
-def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    validate(zips.make_zip(tmp_path), run_code=True)
-    assert capfd.readouterr() == ("", "")
 
 
 def test_importing_costs_nothing() -> None:

@@ -78,7 +78,8 @@ def model_files(source: str = BLUR, freeze: bool = False) -> dict[str, bytes]:
         scripted = torch.jit.script(network)  # needs the source on disk
     if freeze:
         scripted = torch.jit.freeze(scripted)
-    photons = np.random.default_rng(0).poisson(np.linspace(1, 40, 32), (1, 1, 32, 32)).astype(np.float32)
+    shape = (1, 1, 16, 16, 32) if "Conv3d" in source else (1, 1, 32, 32)
+    photons = np.random.default_rng(0).poisson(np.linspace(1, 40, 32), shape).astype(np.float32)
     with torch.no_grad():
         torch.manual_seed(0)
         rate = network(torch.from_numpy(photons)).numpy()

@@ -95,9 +95,7 @@ def export(
     return report
 
 
-def _fill(
-    folder: Path, model: Model, card: Card, example: np.ndarray, held_out: np.ndarray | None
-) -> list[str]:
+def _fill(folder: Path, model: Model, card: Card, example: np.ndarray, held_out: np.ndarray | None) -> list[str]:
     """Make the files of a denoising zip in a folder; return their names in the order of the archive."""
     network = model.network.cpu()
     box_px = default_box_px(network.receptive_field_px())
@@ -120,9 +118,7 @@ def _fill(
     return ["rdf.yaml", *(name for name in names if name != "rdf.yaml")]
 
 
-def _counts_of(
-    model: Model, test_image: xr.DataArray | str | Path | None
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _counts_of(model: Model, test_image: xr.DataArray | str | Path | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Return counts (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them."""
     from gap_bioimage.training.patches import as_stacks
 

@@ -115,11 +115,11 @@ class Card(Config):
 
     name: Annotated[str, Field(min_length=5, max_length=128, pattern=r"^[\w ()+-]+$")]
     description: Annotated[str, Field(min_length=1, max_length=512)]
-    authors: Annotated[list[Author], Field(min_length=1)]
+    authors: Annotated[tuple[Author, ...], Field(min_length=1)]
     license: Text
-    maintainers: list[Maintainer] = []
-    cite: list[Citation] = []
-    tags: list[Text] = []
+    maintainers: tuple[Maintainer, ...] = ()
+    cite: tuple[Citation, ...] = ()
+    tags: tuple[Text, ...] = ()
     training_data: Text | None = None
     limitations: Text | None = None
     id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=128)] | None = None
@@ -164,9 +164,7 @@ class Card(Config):
             return cls.model_validate(read_yaml(path))
         except ValidationError as error:
             problems = "; ".join(error_sentence(cls, e) for e in error.errors())
-            raise CardError(
-                f"{path}: {problems}; `gap-bioimage export --init-card` writes a template"
-            ) from None
+            raise CardError(f"{path}: {problems}; `gap-bioimage export --init-card` writes a template") from None
         except ConfigError as error:
             raise CardError(str(error)) from None
 

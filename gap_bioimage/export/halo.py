@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -129,7 +129,8 @@ def _extended_scene(denoiser: PhotonDenoiser, counts: np.ndarray, size: Sequence
 
 def mirrored(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Cut or mirror the spatial axes of an image (c, [z,] y, x) to a size."""
-    image = image[(..., *(slice(0, wanted) for wanted in size))]
+    cut: Any = (..., *(slice(0, wanted) for wanted in size))
+    image = image[cut]
     missing = [(0, wanted - have) for wanted, have in zip(size, image.shape[1:], strict=True)]
     return np.pad(image, [(0, 0), *missing], mode="symmetric")
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from gap_bioimage.network import PhotonDenoiser
     from gap_bioimage.training.checkpoint import Model
 
+_LIMITATIONS = (
+    "Made for photon counts (Poisson noise); camera images with an offset or a gain must be converted to photons first."
+)
 _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 
 
@@ -67,7 +70,7 @@ def score_on_halves(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0)
 
 
 def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
-    """Return the mean over photons of log(rate / sum(rate)), nats per photon; the rate is kept above 1e-4 of its mean."""
+    """Return the mean over photons of log(rate / sum(rate)), nats per photon; rates are kept above 1e-4 of their mean."""
     rate = np.maximum(rate, 1e-4 * rate.mean())
     return float((photons * np.log(rate / rate.sum())).sum() / max(1, photons.sum()))
 
@@ -94,8 +97,7 @@ def write_readme(
     axes = "zyx"[-model.config.dim :]
     low, high = model.trained_range_db
     grid = ", ".join(
-        f"{axis} {minimum} + n x {step}"
-        for axis, minimum, step in zip(axes, sizes.min_px, sizes.step_px, strict=True)
+        f"{axis} {minimum} + n x {step}" for axis, minimum, step in zip(axes, sizes.min_px, sizes.step_px, strict=True)
     )
     halos = ", ".join(f"{axis} {value}" for axis, value in zip(axes, sizes.halo_px, strict=True))
     seam = "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in halo.relative_rms.items())
@@ -115,7 +117,8 @@ next photon would land. All computation is inside the model; no pre- or postproc
 
 - Fiji: open the zip with deepImageJ and run it on the counts (16 or 32 bit). The result is a 32-bit image in photons.
 - ilastik: as a neural network model; export the raw float result, since the view shows it as if it were 0..1.
-- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or `gap-bioimage denoise model.zip counts.tif out.tif`.
+- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or
+  `gap-bioimage denoise model.zip counts.tif out.tif`.
 
 Sizes: {grid} pixels; larger images run in tiles with a halo of {halos} pixels, which consumers do by themselves.
 Trained for inputs of {low:g} to {high:g} dB (10 log10 of the mean photons per pixel,
@@ -134,7 +137,7 @@ other half's {scores.photons} photons (nats per photon; larger is better).
 | estimate | nats per photon |
 |---|---|
 | this model | {scores.denoised:.4f} |
-| best Gaussian filter (sigma {scores.gaussian_sigma_px:g} px, chosen with the other half in hand) | {scores.gaussian:.4f} |
+| best Gaussian filter (sigma {scores.gaussian_sigma_px:g} px, chosen on the other half) | {scores.gaussian:.4f} |
 | flat image | {scores.flat:.4f} |
 
 The model is {abs(gain):.4f} nats per photon {"better" if gain >= 0 else "worse"} than the best Gaussian filter.
@@ -143,7 +146,7 @@ Tiles against the whole image, relative RMS difference with the declared halo: {
 
 ## Limitations
 
-{card.limitations or "Made for photon counts (Poisson noise); camera images with an offset or gain must be converted to photons first."}
+{card.limitations or _LIMITATIONS}
 """,
         encoding="utf-8",
     )

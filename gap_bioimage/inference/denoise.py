@@ -80,9 +80,7 @@ def denoise(
     return restore(rates)
 
 
-def as_items(
-    photons: xr.DataArray, dim: int, channels: int
-) -> tuple[np.ndarray, Callable[[np.ndarray], xr.DataArray]]:
+def as_items(photons: xr.DataArray, dim: int, channels: int) -> tuple[np.ndarray, Callable[[np.ndarray], xr.DataArray]]:
     """View an image as independent items ``(n, c, [z,] y, x)``, and how to turn them back.
 
     Raises

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +34,7 @@ class Tile(NamedTuple):
     crop: Slices
 
 
-def tiles(
-    shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], step_px: Sequence[int]
-) -> list[Tile]:
+def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], step_px: Sequence[int]) -> list[Tile]:
     """Cover ``shape`` with tiles of at most ``tile_px``, halo included.
 
     Parameters
@@ -78,9 +76,7 @@ def automatic_tile_px(network: UNet, shape: Sequence[int]) -> tuple[int, ...]:
     filters = network.conv_final.in_channels
     budget_px = _MEMORY_BYTES / (4 * filters * _ACTIVATION_COPIES)
     tile = list(shape)
-    minimum = [
-        2 * _round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)
-    ]
+    minimum = [2 * _round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)]
     while math.prod(tile) > budget_px:
         # halve the axis that is longest beyond its minimum
         axis = max(range(len(tile)), key=lambda a: tile[a] / minimum[a])
@@ -129,8 +125,10 @@ def tiled_log_rate(
     log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
     with torch.inference_mode():
         for number, tile in enumerate(parts, 1):
-            piece = photons[(..., *tile.outer)].to(device, torch.float32)
-            log_rate[(..., *tile.inner)] = network(piece)[(..., *tile.crop)].to(photons.device, torch.float32)
+            read: Any = (..., *tile.outer)
+            write: Any = (..., *tile.inner)
+            piece = photons[read].to(device, torch.float32)
+            log_rate[write] = network(piece)[(..., *tile.crop)].to(photons.device, torch.float32)
             if on_tile is not None:
                 on_tile(number, len(parts))
     return log_rate

@@ -95,9 +95,7 @@ def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
         )
 
 
-def inspect(
-    image: Path | str | xr.DataArray, axes: str | None = None, *, channel: int | None = None
-) -> dict[str, Any]:
+def inspect(image: Path | str | xr.DataArray, axes: str | None = None, *, channel: int | None = None) -> dict[str, Any]:
     """Tell what an image is and what to do with it; bad values are reported, not raised.
 
     Parameters
@@ -122,9 +120,7 @@ def inspect(
     """
     from gap_bioimage.photons.image_io import pixel_size_um, read_photons  # which imports this module
 
-    photons = (
-        image if isinstance(image, xr.DataArray) else read_photons(image, axes, channel=channel, check=False)
-    )
+    photons = image if isinstance(image, xr.DataArray) else read_photons(image, axes, channel=channel, check=False)
     name = str(photons.attrs.get("source", photons.name or "the image"))
     statistics, noise = _measure(photons)
     finding = _judge(photons.dtype, statistics, noise, name, saturation=1e-4)
@@ -147,9 +143,7 @@ def inspect(
         "fano": _number(noise.dark) if noise else None,
         "fano_bright": _number(noise.bright) if noise else None,
         "lattice": statistics.lattice,
-        "saturated_share": statistics.at_maximum / statistics.pixels
-        if _piled_up(photons.dtype, statistics)
-        else 0.0,
+        "saturated_share": statistics.at_maximum / statistics.pixels if _piled_up(photons.dtype, statistics) else 0.0,
         "verdict": finding.verdict,
         "message": finding.message,
         "next": usable if not finding.refused else "gap-bioimage inspect PHOTONS.tif",
@@ -165,9 +159,7 @@ def _measure(photons: xr.DataArray) -> tuple[Statistics, Noise | None]:
     return statistics, None if statistics.nonfinite or not statistics.total else estimate_noise(values)
 
 
-def _judge(
-    dtype: np.dtype[Any], statistics: Statistics, noise: Noise | None, name: str, saturation: float
-) -> _Finding:
+def _judge(dtype: np.dtype[Any], statistics: Statistics, noise: Noise | None, name: str, saturation: float) -> _Finding:
     return (
         _impossible(dtype, statistics, name)
         or _wrong_noise(statistics, noise, name)
@@ -180,9 +172,7 @@ def _judge(
 def _impossible(dtype: np.dtype[Any], statistics: Statistics, name: str) -> _Finding | None:
     """Look for values that no counter returns."""
     if dtype.kind not in "biuf":
-        return _Finding(
-            "not usable", f"{name} holds {dtype}, expected whole numbers of photons; save it as integers"
-        )
+        return _Finding("not usable", f"{name} holds {dtype}, expected whole numbers of photons; save it as integers")
     if not statistics.pixels:
         return _Finding("not usable", f"{name} has no pixels, expected photon counts; export it again")
     if statistics.nonfinite:
@@ -205,9 +195,7 @@ def _impossible(dtype: np.dtype[Any], statistics: Statistics, name: str) -> _Fin
             f"whole numbers of photons; use the raw counts, or for a camera image {_TO_PHOTONS}",
         )
     if not statistics.total:
-        return _Finding(
-            "not usable", f"{name} is all zero, expected some photons; choose another image or channel"
-        )
+        return _Finding("not usable", f"{name} is all zero, expected some photons; choose another image or channel")
     return None
 
 
@@ -250,9 +238,7 @@ def _wrong_noise(statistics: Statistics, noise: Noise | None, name: str) -> _Fin
 
 def _piled_up(dtype: np.dtype[Any], statistics: Statistics) -> bool:
     """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
-    known = statistics.maximum in _CEILINGS or (
-        dtype.kind in "iu" and statistics.maximum == np.iinfo(dtype).max
-    )
+    known = statistics.maximum in _CEILINGS or (dtype.kind in "iu" and statistics.maximum == np.iinfo(dtype).max)
     if known:
         return statistics.at_maximum >= 5 and statistics.at_maximum > 2 * statistics.below_maximum
     pile = statistics.at_maximum > 5 * statistics.below_maximum

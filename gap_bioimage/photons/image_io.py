@@ -171,9 +171,7 @@ def _write_tiff(path: Path, image: xr.DataArray, compression: str | None) -> Non
             tifffile.imwrite(temporary, values, **options)
         except ValueError as error:
             reason = " ".join(str(error).split())
-            raise OutputError(
-                f"cannot write {path} ({reason}); try it without compression, or as .npy"
-            ) from error
+            raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
 
 
 def _writable(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -186,13 +184,9 @@ def _writable(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         narrow = np.uint32 if values.min(initial=0) >= 0 else np.int32
         if values.max(initial=0) <= np.iinfo(narrow).max and values.min(initial=0) >= np.iinfo(narrow).min:
             return values.astype(narrow)
-        raise OutputError(
-            f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead"
-        )
+        raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
     if values.dtype.kind not in "iu":
-        raise OutputError(
-            f"cannot write {path}: TIFF holds real numbers, given {values.dtype}; write .npy instead"
-        )
+        raise OutputError(f"cannot write {path}: TIFF holds real numbers, given {values.dtype}; write .npy instead")
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
@@ -235,9 +229,7 @@ def _expand(path: Path) -> list[Path]:
     files = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
     if not files:
         raise UnreadableImageError(f"the folder {path} holds no images, expected {', '.join(SUFFIXES)} files")
-    return sorted(
-        files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())]
-    )
+    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
 
 
 def _check_file(path: Path) -> None:
@@ -255,8 +247,7 @@ def _check_file(path: Path) -> None:
     for magic, kind in _PICTURES.items():
         if head.startswith(magic):
             raise NotPhotonCountsError(
-                f"{path.name} is a {kind} picture made for display, expected photon counts; export "
-                "TIFF instead"
+                f"{path.name} is a {kind} picture made for display, expected photon counts; export TIFF instead"
             )
 
 
@@ -295,13 +286,10 @@ def _axes_of(path: Path, shape: tuple[int, ...], stored: str, axes: str | None) 
 
 def _given_axes(path: Path, shape: tuple[int, ...], axes: str) -> str:
     if not {"y", "x"} <= set(axes) <= set(AXES) or len(set(axes)) < len(axes):
-        raise AxesError(
-            f"--axes {axes} is not an order of axes, expected y, x and some of t, c, z; try --axes zyx"
-        )
+        raise AxesError(f"--axes {axes} is not an order of axes, expected y, x and some of t, c, z; try --axes zyx")
     if len(axes) != len(shape):
         raise AxesError(
-            f"--axes {axes} names {len(axes)} axes but {path.name} has {len(shape)}, shape {shape}; "
-            "name each one"
+            f"--axes {axes} names {len(axes)} axes but {path.name} has {len(shape)}, shape {shape}; name each one"
         )
     return axes
 
@@ -320,7 +308,6 @@ def _select_channel(path: Path, photons: xr.DataArray, channel: int) -> xr.DataA
     count = photons.sizes.get("c", 1)
     if not 0 <= channel < count:
         raise AxesError(
-            f"channel {channel} was asked for, but {path.name} has {count} (counted from 0); "
-            f"choose 0 to {count - 1}"
+            f"channel {channel} was asked for, but {path.name} has {count} (counted from 0); choose 0 to {count - 1}"
         )
     return photons.isel(c=channel, drop=True) if "c" in photons.dims else photons

@@ -82,9 +82,7 @@ def simulate_truth(dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, s
     dims = _dims(dim)
     pixels = tuple(int(n) for n in shape or DEFAULT_SHAPE[dim])
     if len(pixels) != dim or min(pixels) < 1:
-        raise ConfigError(
-            f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})"
-        )
+        raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
     rng = np.random.default_rng((seed, 0))
     scene = _scene(pixels, dims, rng)
     scene /= scene.mean()
@@ -138,9 +136,7 @@ def _place_nuclei(pixels: tuple[int, ...], step: Image, rng: np.random.Generator
     return np.array(centers), np.array(radii)
 
 
-def _nuclei(
-    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator
-) -> Image:
+def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
     """Draw rounded bodies with chromatin, dark nucleoli and a wavy outline."""
     micron = 1 / step
     texture = 0.10 * _noise(pixels, 0.15 * micron, rng) + 0.20 * _noise(pixels, 0.45 * micron, rng)
@@ -175,17 +171,12 @@ def _distance(
     low = np.floor((center - reach * radius) / step).astype(int).clip(0)
     high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
     window = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
-    axes = [
-        (np.arange(w.start, w.stop) * s - c) / r
-        for w, s, c, r in zip(window, step, center, radius, strict=True)
-    ]
+    axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in zip(window, step, center, radius, strict=True)]
     squares: Any = sum(np.square(axis) for axis in np.ix_(*axes))
     return window, np.sqrt(squares)
 
 
-def _filaments(
-    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator
-) -> Image:
+def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
     """Draw smooth random walks that start around the nuclei, about a pixel wide."""
     dims, stride = len(pixels), 0.5 * PIXEL_UM["x"]
     each, length = 8, int(4.5 * float(radii[:, -1].mean()) / stride)

@@ -85,9 +85,7 @@ def scan(values: npt.NDArray[Any]) -> Statistics:
     if math.isinf(minimum):
         minimum = maximum = math.nan
     below = float(top[1:].mean())
-    return Statistics(
-        values.size, nonfinite, fractional, zeros, minimum, maximum, total, lattice, int(top[0]), below
-    )
+    return Statistics(values.size, nonfinite, fractional, zeros, minimum, maximum, total, lattice, int(top[0]), below)
 
 
 def estimate_noise(values: npt.NDArray[Any]) -> Noise | None:
@@ -164,9 +162,7 @@ def _shift(top: npt.NDArray[np.int64], by: float) -> npt.NDArray[np.int64]:
 
 def _some_planes(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float64]]:
     count = math.prod(values.shape[:-2])
-    window = tuple(
-        slice(max(0, (n - _NOISE_SIDE_PX) // 2), (n + _NOISE_SIDE_PX) // 2) for n in values.shape[-2:]
-    )
+    window = tuple(slice(max(0, (n - _NOISE_SIDE_PX) // 2), (n + _NOISE_SIDE_PX) // 2) for n in values.shape[-2:])
     chosen = np.unique(np.linspace(0, count - 1, min(count, _NOISE_PLANES)).astype(int))
     for index in chosen:
         plane = values[np.unravel_index(index, values.shape[:-2])] if values.ndim > 2 else values

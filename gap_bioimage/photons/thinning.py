@@ -68,17 +68,18 @@ def thin(
     Raises
     ------
     NotPhotonCountsError
-        If a value is negative or fractional.
+        If a value is negative or fractional, or too large for its float type to tell from its neighbours.
     ValueError
         If ``fraction`` is outside 0..1.
     """
     rng = np.random.default_rng(seed)
     values = np.asarray(photons)
     counts = _as_integers(values)
-    kept = binomial(counts, fraction, rng).astype(values.dtype, copy=False)
+    part = binomial(counts, fraction, rng)
+    kept, rest = part.astype(values.dtype, copy=False), (counts - part).astype(values.dtype, copy=False)
     if isinstance(photons, xr.DataArray):
-        return photons.copy(data=kept), photons.copy(data=values - kept)
-    return kept, values - kept
+        return photons.copy(data=kept), photons.copy(data=rest)
+    return kept, rest
 
 
 def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator) -> NDArray[Scalar]:
@@ -121,12 +122,11 @@ def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
     k = np.arange(n_max + 1)[None, :]
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n_max + 1)))])
     rest = np.maximum(n - k, 0)
-    log_pmf = (
-        log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
-    )
+    log_pmf = log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
     cdf = np.cumsum(np.where(k <= n, np.exp(log_pmf), 0.0), axis=1)
     cdf[k >= n] = 1.0
-    return np.minimum(cdf, 1.0)
+    limited: NDArray[np.float64] = np.minimum(cdf, 1.0)
+    return limited
 
 
 def _guide_table(cumulative: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -151,7 +151,7 @@ def _draw(
     byte = np.frombuffer(rng.bytes(counts.size), np.uint8)
     row = np.minimum(counts, table_max).astype(np.uint16)
     drawn = guide[(row << _GUIDE_BITS) | byte]
-    result = drawn.astype(counts.dtype)
+    result: NDArray[Scalar] = drawn.astype(counts.dtype)
     undecided = np.flatnonzero(drawn == 255)
     if undecided.size:
         uniform = (byte[undecided] + rng.random(undecided.size)) / (1 << _GUIDE_BITS)
@@ -172,15 +172,20 @@ def _as_integers(values: NDArray[np.generic]) -> Counts:
     if values.dtype == bool:
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.integer):
-        counts = values.astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            counts = values.astype(np.int64)
         if not np.array_equal(counts, values):
             raise NotPhotonCountsError(
                 "thinning needs whole photon counts, but the values have fractions or are not finite"
             )
+        highest = 2 ** (np.finfo(values.dtype).nmant + 1)
+        if counts.size and int(counts.max()) > highest:
+            raise NotPhotonCountsError(
+                f"the largest value is {int(counts.max())}, but {values.dtype} skips whole numbers above {highest}; "
+                "give integers"
+            )
     else:
         counts = values  # type: ignore[assignment]
     if counts.size and int(counts.min()) < 0:
-        raise NotPhotonCountsError(
-            f"thinning needs photon counts, but the smallest value is {int(counts.min())}"
-        )
+        raise NotPhotonCountsError(f"thinning needs photon counts, but the smallest value is {int(counts.min())}")
     return counts

@@ -79,9 +79,7 @@ def _tiff_values(path: Path, tif: tifffile.TiffFile) -> npt.NDArray[Any]:
     return values
 
 
-def _with_single_axes(
-    values: npt.NDArray[Any], series: tifffile.TiffPageSeries, axes: str
-) -> npt.NDArray[Any]:
+def _with_single_axes(values: npt.NDArray[Any], series: tifffile.TiffPageSeries, axes: str) -> npt.NDArray[Any]:
     """Give back the axes of length 1 that tifffile squeezed and the caller named."""
     lengths = dict(zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True))
     same_order = [axis for axis in axes if axis in series.axes] == list(series.axes)

@@ -56,9 +56,7 @@ def read_metadata(tif: tifffile.TiffFile) -> Metadata:
     return Metadata()
 
 
-def to_imagej(
-    meta: Metadata, axes: str, shape: Sequence[int]
-) -> tuple[dict[str, Any], tuple[float, float] | None]:
+def to_imagej(meta: Metadata, axes: str, shape: Sequence[int]) -> tuple[dict[str, Any], tuple[float, float] | None]:
     """Return ImageJ's metadata and resolution (pixels per micrometre, x and y) for :func:`tifffile.imwrite`.
 
     Parameters
@@ -112,9 +110,7 @@ def _from_ome(xml: str) -> Metadata:
     interval = _positive(pixels.get("TimeIncrement"), _SECONDS_PER_UNIT.get(str(unit).lower()))
     channels = pixels.get("Channel", [])
     channels = channels if isinstance(channels, (list, tuple)) else [channels]
-    names = [
-        str(channel["Name"]) for channel in channels if isinstance(channel, dict) and channel.get("Name")
-    ]
+    names = [str(channel["Name"]) for channel in channels if isinstance(channel, dict) and channel.get("Name")]
     return Metadata(sizes, interval, tuple(names))
 
 
@@ -136,9 +132,7 @@ def _from_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
     channels = int(words.get("channels", 1))
     names = tuple(str(label) for label in labels[:channels])
     # ImageJ labels planes ("slice 1 of 20"), not channels; they are channel names only where they repeat.
-    repeats = (
-        channels > 1 and len(labels) % channels == 0 and tuple(labels) == names * (len(labels) // channels)
-    )
+    repeats = channels > 1 and len(labels) % channels == 0 and tuple(labels) == names * (len(labels) // channels)
     return Metadata(sizes, _positive(words.get("finterval"), unit), names if repeats else ())
 
 

@@ -104,9 +104,7 @@ def _from_checkpoint(path: Path, origin: str) -> Model:
     content = read_weights(path, str(path))
     weights = content.get("state_dict")
     if not isinstance(weights, dict) or not any(key.endswith("conv_final.weight") for key in weights):
-        raise CheckpointError(
-            f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint"
-        )
+        raise CheckpointError(f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint")
     ours = content.get("gap_bioimage")
     if ours is None:
         config = _original_config(path, content, weights)
@@ -131,9 +129,7 @@ def _original_config(path: Path, content: dict[str, Any], weights: dict[str, Any
     given = content.get("hyper_parameters", {})
     missing = [name for name in ("levels", "channels", "depth", "start_filts") if name not in given]
     if missing:
-        raise CheckpointError(
-            f"{path} does not tell its {', '.join(missing)}; expected hyper_parameters of GAP"
-        )
+        raise CheckpointError(f"{path} does not tell its {', '.join(missing)}; expected hyper_parameters of GAP")
     # 2D and 3D files have the same keys: the kernels tell them apart
     dim = weights["conv_final.weight"].ndim - 2
     values = {name: given[name] for name in known if name in given}
@@ -146,9 +142,7 @@ def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet
         network.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(
-            f"the weights in {path} do not fit the network they describe: {first}"
-        ) from None
+        raise CheckpointError(f"the weights in {path} do not fit the network they describe: {first}") from None
     return network.eval().requires_grad_(False)
 
 
@@ -175,9 +169,7 @@ def _from_zip(path: Path) -> Model:
             ) from None
     arguments.pop("box_px", None)
     config = NetworkConfig(**arguments)
-    own = {
-        key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")
-    }
+    own = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
     low, high = ours["trained_range_db"]
     return Model(_network(config, own, path), config, (low, high), path, "bioimage.io zip", {"rdf": rdf})
 

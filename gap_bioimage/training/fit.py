@@ -52,9 +52,7 @@ class PairData(pl.LightningDataModule):
         patch = config.train.patch_px or ((128, 128) if config.network.dim == 2 else (16, 64, 64))
         self.train_config = config.train
         self.drawer = WindowDrawer(split.training, patch, config.thinning, config.train.min_photons)
-        self.held_out = WindowDrawer(
-            split.held_out, patch, config.thinning, config.train.min_photons, augment=False
-        )
+        self.held_out = WindowDrawer(split.held_out, patch, config.thinning, config.train.min_photons, augment=False)
 
     def _loader(self, drawer: WindowDrawer, rank: int, numbers: range) -> DataLoader[Any]:
         train = self.train_config
@@ -210,14 +208,10 @@ def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
     """Make the run folder, or check that it holds the run to resume; return the checkpoint to start from."""
     stored_path, last = out / "config.yaml", out / "last.ckpt"
     if stored_path.exists() and not resume:
-        raise OutputError(
-            f"{out} already holds a training run; continue it with --resume or choose another --out"
-        )
+        raise OutputError(f"{out} already holds a training run; continue it with --resume or choose another --out")
     if not stored_path.exists():
         if resume and out.exists() and any(out.iterdir()):
-            raise CheckpointError(
-                f"{out} holds no training run to resume (no config.yaml); leave out --resume"
-            )
+            raise CheckpointError(f"{out} holds no training run to resume (no config.yaml); leave out --resume")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -226,10 +220,7 @@ def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         return None
     stored = RunConfig.read(stored_path)
-    if (
-        stored.model_copy(update={"train": stored.train.model_copy(update={"steps": config.train.steps})})
-        != config
-    ):
+    if stored.model_copy(update={"train": stored.train.model_copy(update={"steps": config.train.steps})}) != config:
         raise ConfigError(
             f"the run in {out} was started with other settings than given now; with --resume leave out "
             "--config and --set (only train.steps may change)"

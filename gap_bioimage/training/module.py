@@ -68,9 +68,9 @@ class GapModule(pl.LightningModule):
         self.network = UNet(**config.network.model_dump())
         train = config.train
         if train.channels_last:
-            layout = torch.channels_last if config.network.dim == 2 else torch.channels_last_3d
-            self.network = self.network.to(memory_format=layout)
-        average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None
+            layout: Any = torch.channels_last if config.network.dim == 2 else torch.channels_last_3d
+            self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
         self.train_losses: list[float] = []
         self.validation: list[tuple[float, int]] = []
@@ -109,7 +109,9 @@ class GapModule(pl.LightningModule):
         sums = torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2).sum(0)
         self.validation.clear()
         if self.trainer.world_size > 1:
-            sums = self.all_gather(sums.to(self.device, torch.float32)).sum(0)
+            gathered = self.all_gather(sums.to(self.device, torch.float32))
+            assert isinstance(gathered, Tensor)  # noqa: S101
+            sums = gathered.sum(0)
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 
     def configure_optimizers(self) -> Any:

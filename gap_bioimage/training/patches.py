@@ -171,9 +171,7 @@ class WindowDrawer:
 
     def _window(self, rng: np.random.Generator, weights: NDArray[np.float64]) -> NDArray[np.int32]:
         stack = self.stacks[int(rng.choice(len(weights), p=weights))]
-        starts = [
-            int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)
-        ]
+        starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)]
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
         return np.asarray(stack[(slice(None), *where)]).astype(np.int32)
 

@@ -191,15 +191,11 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
     """Judge a zip by its directory alone, before a byte is unpacked."""
     unsafe = [f"{entry.filename!r} {why}" for entry in entries if (why := unsafe_path(entry.filename))]
     links = [f"{entry.filename!r} is a link" for entry in entries if stat.S_ISLNK(entry.external_attr >> 16)]
-    yield _none_of(
-        "archive.paths", unsafe + links, "all paths stay inside", "Zip plain files, by relative paths."
-    )
+    yield _none_of("archive.paths", unsafe + links, "all paths stay inside", "Zip plain files, by relative paths.")
 
     # Case matters: Windows and macOS would let the second of README.md and readme.md overwrite the first.
     names = [entry.filename.casefold() for entry in entries]
-    twice = (
-        sorted({repr(name) for name in names if names.count(name) > 1}) if len(names) <= MAX_ENTRIES else []
-    )
+    twice = sorted({repr(name) for name in names if names.count(name) > 1}) if len(names) <= MAX_ENTRIES else []
     yield _none_of("archive.duplicates", twice, "every name is there once", "Write every file once.")
 
     locked = [repr(entry.filename) for entry in entries if entry.flag_bits & 0x1]
@@ -213,9 +209,7 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
     if total > MAX_TOTAL_BYTES:
         bombs.append(f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} are")
     if total > RATIO_FREE_BYTES and total / packed > MAX_RATIO:
-        bombs.append(
-            f"it grows {total / packed:.0f}-fold when unpacked, at most {MAX_RATIO:.0f}-fold is accepted"
-        )
+        bombs.append(f"it grows {total / packed:.0f}-fold when unpacked, at most {MAX_RATIO:.0f}-fold is accepted")
     text = f"{len(entries)} files, {total / 2**20:.1f} MiB"
     yield _none_of("archive.bomb", bombs, text, "Keep the package to the files that the model needs.")
 

@@ -66,10 +66,7 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
             upgraded = _load(package, "latest", with_files)
     errors, warnings = _findings(written)
     if not _is_model(written):
-        text = (
-            "; ".join(errors[:_SHOWN])
-            or f"the description is of type {package.rdf.get('type')!r}, not a model"
-        )
+        text = "; ".join(errors[:_SHOWN]) or f"the description is of type {package.rdf.get('type')!r}, not a model"
         text = text.replace(f"{package.root}{os.sep}", "")
         fix = "Correct the named fields; the format is described at https://bioimage-io.github.io/spec-bioimage-io."
         return None, [*checks, Check("format.valid", "format", "failed", text, fix)]
@@ -164,9 +161,7 @@ def _version_check(version: str) -> Check:
 
 def _people(rdf: dict[str, Any]) -> list[str]:
     listed = [rdf.get(key) for key in ("authors", "maintainers", "packaged_by")]
-    people = [
-        person for group in listed if isinstance(group, list) for person in group if isinstance(person, dict)
-    ]
+    people = [person for group in listed if isinstance(group, list) for person in group if isinstance(person, dict)]
     names = [person.get("github_user") for person in people]
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 

@@ -45,9 +45,7 @@ def reproduces(runner: Runner) -> Outcome:
     for name, expected in runner.test_outputs.items():
         got = runner.produced[name]
         if got.shape != expected.shape:
-            return Outcome(
-                "failed", f"{name!r} has shape {got.shape}, expected {expected.shape}", _EXPORT_AGAIN
-            )
+            return Outcome("failed", f"{name!r} has shape {got.shape}, expected {expected.shape}", _EXPORT_AGAIN)
         worst = max(worst, relative_rms(got, expected))
     text = f"test outputs differ by {worst:.1e} of their scale (at most {REPRODUCED:.0e})"
     return Outcome("passed", text) if worst <= REPRODUCED else Outcome("failed", text, _EXPORT_AGAIN)
@@ -82,9 +80,7 @@ def _finite(runner: Runner, inputs: Arrays, what: str) -> Outcome:
         broken = int(np.count_nonzero(~np.isfinite(array)))
         if broken:
             text = f"{what} gives {broken} values of {name!r} that are not finite"
-            return Outcome(
-                "failed", text, "Guard divisions and logarithms in the model with a small constant."
-            )
+            return Outcome("failed", text, "Guard divisions and logarithms in the model with a small constant.")
     return Outcome("passed", f"{what} gives finite outputs")
 
 
@@ -159,11 +155,9 @@ def claims_photons(descr: Any) -> bool:
 
     Either ``config.gap_bioimage.conserves_photons: true``, or an input ``photons`` with an output ``rate``.
     """
-    config = descr.config
-    extra = config if isinstance(config, dict) else getattr(config, "model_extra", None)
-    section = (extra or {}).get("gap_bioimage")
-    if isinstance(section, dict) and "conserves_photons" in section:
-        return section["conserves_photons"] is True
+    declared = shapes.declared(descr, "conserves_photons")
+    if declared is not None:
+        return declared is True
     ids = [str(getattr(tensor, "id", "")) for tensor in (descr.inputs[0], descr.outputs[0])]
     return ids == ["photons", "rate"]
 
@@ -177,9 +171,7 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
         worst = max(worst, difference)
         parts.append(f"{runner.weights_format} differs from {first.weights_format} by {difference:.1e}")
     text = f"{'; '.join(parts)} of the scale (at most {AGREE:.0e})"
-    return (
-        Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "Convert the weights again.")
-    )
+    return Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "Convert the weights again.")
 
 
 DYNAMIC_CHECKS = (

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gap_bioimage.validation.checks import Check, Outcome, merge_outcomes, one_sentence, to_check
 from gap_bioimage.validation.dynamic import DYNAMIC_CHECKS, formats_agree
+from gap_bioimage.validation.facts import Facts
 from gap_bioimage.validation.measures import core_tolerance, mismatched_ppm, wrong_versions
 from gap_bioimage.validation.quiet import quiet, untouched_randomness
 from gap_bioimage.validation.runner import Runner
+from gap_bioimage.validation.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +48,7 @@ def run_checks(package: Package, description: Description, *, run_code: bool, de
     Checks of the consumers ``core``, ``run`` and ``fiji``. What a model raises becomes a failed check.
     """
     yield negative_control(package, description)
-    blocked = {name: why for name in description.weights if (why := _why_not(name, package.rdf, run_code))}
+    blocked = {name: why for name in description.weights if (why := _why_not(name, package, run_code))}
     for name, outcome in blocked.items():
         yield to_check(f"run.{name}", "run", outcome)
     runnable = [name for name in description.weights if name not in blocked]
@@ -61,7 +63,8 @@ def run_checks(package: Package, description: Description, *, run_code: bool, de
         yield from _dynamic_checks(description, runnable, device)
 
 
-def _why_not(weights_format: str, rdf: dict[str, Any], run_code: bool) -> Outcome | None:
+def _why_not(weights_format: str, package: Package, run_code: bool) -> Outcome | None:
+    rdf = package.rdf
     if weights_format in _UNTESTED:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
     if not run_code and weights_format in _RUNS_CODE:
@@ -70,17 +73,25 @@ def _why_not(weights_format: str, rdf: dict[str, Any], run_code: bool) -> Outcom
     if not run_code and _has_custom_operation(rdf):
         text = "a processing step with id 'custom' runs code from the package, which was not allowed"
         return Outcome("skipped", text, "--run-code")
+    if not run_code and weights_format == "torchscript" and _touches_files(package):
+        text = "the TorchScript code reads or writes files, which was not allowed"
+        return Outcome("skipped", text, "--run-code")
     tensors = rdf.get("inputs")
-    if any(
-        isinstance(t, dict) and t.get("output_of") for t in (tensors if isinstance(tensors, list) else [])
-    ):
+    if any(isinstance(t, dict) and t.get("output_of") for t in (tensors if isinstance(tensors, list) else [])):
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
     needed = _NEEDS.get(weights_format)
     if needed and importlib.util.find_spec(needed) is None:
-        return Outcome(
-            "skipped", f"{weights_format} needs {needed}, which is not installed", f"Install {needed}."
-        )
+        return Outcome("skipped", f"{weights_format} needs {needed}, which is not installed", f"Install {needed}.")
     return None
+
+
+def _touches_files(package: Package) -> bool:
+    facts = Facts(package)
+    path = facts.file_of(facts.weights.get("torchscript"))
+    try:
+        return path is not None and read_code(path).touches_files
+    except ValueError:  # no TorchScript at all: loading it will say so
+        return False
 
 
 def _has_custom_operation(rdf: dict[str, Any]) -> bool:
@@ -143,9 +154,7 @@ def negative_control(package: Package, description: Description) -> Check:
         wrong = list(wrong_versions(tensor.to_numpy(), tuple(map(str, tensor.dims))))
         tolerance = core_tolerance(package.rdf, str(name), None)
         accepted = [
-            how
-            for how, values in wrong
-            if mismatched_ppm(values, tensor.to_numpy(), tolerance) <= tolerance.ppm
+            how for how, values in wrong if mismatched_ppm(values, tensor.to_numpy(), tolerance) <= tolerance.ppm
         ]
         (constant if not wrong else blind if accepted else seen).append(
             f"{name!r} {accepted[0]}" if accepted else f"{name!r}"
@@ -156,9 +165,7 @@ def negative_control(package: Package, description: Description) -> Check:
     if blind or constant:
         text = f"the test cannot tell right from wrong for {', '.join(blind + constant)}"
         return Check("run.negative_control", "run", "warning", text, fix)
-    return Check(
-        "run.negative_control", "run", "passed", "a flipped expected output fails the test, as it must"
-    )
+    return Check("run.negative_control", "run", "passed", "a flipped expected output fails the test, as it must")
 
 
 def _dynamic_checks(description: Description, runnable: list[str], device: str) -> Iterator[Check]:
@@ -192,6 +199,4 @@ def _guarded(judge: Callable[[], Outcome]) -> Outcome:
         return judge()
     except Exception as error:  # whatever the model raises is its failure, not ours
         kind = type(error).__name__
-        return Outcome(
-            "failed", f"raised {kind}: {one_sentence(error, 200)}", "See that the model accepts this input."
-        )
+        return Outcome("failed", f"raised {kind}: {one_sentence(error, 200)}", "See that the model accepts this input.")

@@ -150,6 +150,4 @@ class Facts:
 
 
 def _tensors(listed: Any) -> list[TensorFacts]:
-    return (
-        [TensorFacts(item) for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    )
+    return [TensorFacts(item) for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []

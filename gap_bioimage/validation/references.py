@@ -49,20 +49,31 @@ def references(rdf: dict[str, Any]) -> list[Reference]:
     TooManyNodesError
         If its aliases expand to more than `_MAX_NODES` nodes.
     """
-    budget = [_MAX_NODES]
+    _refuse_bombs(rdf)
     found: dict[tuple[str, str | None], Reference] = {}
     for field, value in rdf.items():
         if field in _FREE_FIELDS:
             continue
-        for reference in _walk(value, field, budget):
+        for reference in _walk(value, field):
             found.setdefault((reference.source, reference.sha256), reference)
     return list(found.values())
 
 
-def _walk(value: Any, where: str, budget: list[int]) -> Iterator[Reference]:
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise TooManyNodesError(f"the description expands to more than {_MAX_NODES} entries")
+def _refuse_bombs(rdf: dict[str, Any]) -> None:
+    pending: list[Any] = [rdf]
+    seen = 0
+    while pending:
+        value = pending.pop()
+        seen += 1
+        if seen > _MAX_NODES:
+            raise TooManyNodesError(f"the description expands to more than {_MAX_NODES} entries")
+        if isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+
+
+def _walk(value: Any, where: str) -> Iterator[Reference]:
     field = where.rsplit(".", 1)[-1]
     if isinstance(value, str):
         if where in _FILE_FIELDS and _looks_like_file(value):
@@ -72,12 +83,12 @@ def _walk(value: Any, where: str, budget: list[int]) -> Iterator[Reference]:
             if isinstance(item, str) and (where in _FILE_LISTS or where == "attachments.files"):
                 yield Reference(f"{where}[{index}]", item)
             else:
-                yield from _walk(item, f"{where}[{index}]", budget)
+                yield from _walk(item, f"{where}[{index}]")
     elif isinstance(value, dict) and field != "kwargs":
-        yield from _walk_mapping(value, where, budget)
+        yield from _walk_mapping(value, where)
 
 
-def _walk_mapping(value: dict[Any, Any], where: str, budget: list[int]) -> Iterator[Reference]:
+def _walk_mapping(value: dict[Any, Any], where: str) -> Iterator[Reference]:
     source = value.get("source")
     if isinstance(source, str):
         yield Reference(f"{where}.source", source, _text(value.get("sha256")))
@@ -87,7 +98,7 @@ def _walk_mapping(value: dict[Any, Any], where: str, budget: list[int]) -> Itera
         yield Reference(f"{where}.architecture", name, _text(value.get("architecture_sha256")))
     for key, item in value.items():
         if key != "source":
-            yield from _walk(item, f"{where}.{key}", budget)
+            yield from _walk(item, f"{where}.{key}")
 
 
 def _text(value: object) -> str | None:
@@ -109,12 +120,8 @@ def reference_checks(package: Package) -> tuple[list[Check], bool]:
     try:
         found = references(package.rdf)
     except (TooManyNodesError, RecursionError) as error:
-        return [
-            Check("archive.references", "archive", "failed", str(error), "Write it without aliases.")
-        ], False
-    unsafe = [
-        f"{r.where} {r.source!r} {why}" for r in found if not r.is_remote and (why := unsafe_path(r.source))
-    ]
+        return [Check("archive.references", "archive", "failed", str(error), "Write it without aliases.")], False
+    unsafe = [f"{r.where} {r.source!r} {why}" for r in found if not r.is_remote and (why := unsafe_path(r.source))]
     local = [r for r in found if not r.is_remote and not unsafe_path(r.source)]
     absent = [f"{r.where} {r.source!r} is not there" for r in local if package.file(r.source) is None]
     wrong, unhashed = _hash_problems(package, local)
@@ -123,9 +130,7 @@ def reference_checks(package: Package) -> tuple[list[Check], bool]:
     inside = f"{len(local)} referenced files lie inside the package"
     checks = [
         _judge("archive.references", unsafe, inside, "Refer to files by their names inside the package."),
-        _judge(
-            "archive.files", absent, "every referenced file is there", "Add the file, or correct its path."
-        ),
+        _judge("archive.files", absent, "every referenced file is there", "Add the file, or correct its path."),
         _judge("archive.hashes", wrong, hashed, "Write the file's own sha256 into the description."),
     ]
     if remote:

@@ -93,9 +93,7 @@ def validate(
     ConfigError
         If a consumer's name is unknown.
     """
-    unknown = sorted(set(consumers or ()) - set(CONSUMERS))
-    if unknown:
-        raise ConfigError(f"Unknown consumer {', '.join(unknown)}; expected some of {', '.join(CONSUMERS)}.")
+    _refuse_unknown(consumers or ())
     made: list[Check] = []
     with open_package(path) as (package, archive_checks):
         for check in _all_checks(package, archive_checks, run_code, device):
@@ -108,6 +106,12 @@ def validate(
     return Report(str(path), tuple(made))
 
 
+def _refuse_unknown(consumers: Sequence[str]) -> None:
+    unknown = sorted(set(consumers) - set(CONSUMERS))
+    if unknown:
+        raise ConfigError(f"Unknown consumer {', '.join(unknown)}; expected some of {', '.join(CONSUMERS)}.")
+
+
 def _judged(check: Check, consumers: Sequence[str] | None) -> Check | None:
     """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
     if check.consumer in BASE_CONSUMERS:
@@ -117,9 +121,7 @@ def _judged(check: Check, consumers: Sequence[str] | None) -> Check | None:
     return check if check.consumer in consumers else None
 
 
-def _all_checks(
-    package: Package | None, archive_checks: list[Check], run_code: bool, device: str
-) -> Iterator[Check]:
+def _all_checks(package: Package | None, archive_checks: list[Check], run_code: bool, device: str) -> Iterator[Check]:
     from gap_bioimage.validation.description import format_checks
     from gap_bioimage.validation.facts import Facts
     from gap_bioimage.validation.references import reference_checks

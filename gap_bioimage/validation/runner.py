@@ -177,8 +177,7 @@ class Runner:
 
         dims = {name: tensor.dims for name, tensor in self._inputs.members.items()}
         members = {
-            name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=dims[name])
-            for name in self._inputs.members
+            name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=dims[name]) for name in self._inputs.members
         }
         # A fresh sample each time: processing changes members and statistics in place.
         return Sample(members=members, stat=deepcopy(self._inputs.stat), id="validation")

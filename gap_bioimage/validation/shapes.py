@@ -110,7 +110,10 @@ def below_min(runner: Runner) -> Outcome:
 
 
 def tiled(runner: Runner) -> Outcome:
-    """A tiled prediction equals the whole-image one: the declared halo covers what the network looks at."""
+    """A tiled prediction equals the whole-image one: the declared halo covers what the network looks at.
+
+    ``config.gap_bioimage.stochastic: true`` says that each tile draws its own sample: no agreement then.
+    """
     if not runner.steps:
         return Outcome("skipped", "the input size is fixed, so no image can be predicted as a whole")
     image, tile = tiled_sizes(runner)
@@ -127,10 +130,20 @@ def tiled(runner: Runner) -> Outcome:
     )
     if worst < TILED:
         return Outcome("passed", text)
+    if declared(runner.descr, "stochastic") is True:
+        return Outcome("skipped", f"{text}; it is declared stochastic, so each tile holds another sample")
     if not any(runner.halo.values()):  # nothing was promised
         fix = "Declare the halo that the network needs on the outputs' axes."
         return Outcome("warning", text + "; no halo is declared", fix)
     return Outcome("failed", text, "Enlarge the halo, or keep whole-image statistics out of the network.")
+
+
+def declared(descr: Any, key: str) -> Any:
+    """A value of ``config.gap_bioimage`` in a description, None if it is absent."""
+    config = descr.config
+    extra = config if isinstance(config, dict) else getattr(config, "model_extra", None)
+    section = (extra or {}).get("gap_bioimage")
+    return section.get(key) if isinstance(section, dict) else None
 
 
 def tiled_sizes(runner: Runner) -> tuple[Sizes, Sizes]:
@@ -141,9 +154,7 @@ def tiled_sizes(runner: Runner) -> tuple[Sizes, Sizes]:
     halo = runner.halo
     tile, _ = runner.sizes(0)
     margins = {(t, a): 2 * halo.get(t, {}).get(a, 0) for t, a in runner.steps}
-    ns = {
-        (t, a): math.ceil(1.5 * (tile[t][a] - margins[t, a]) / step) for (t, a), step in runner.steps.items()
-    }
+    ns = {(t, a): math.ceil(1.5 * (tile[t][a] - margins[t, a]) / step) for (t, a), step in runner.steps.items()}
     image, _ = runner.sizes(ns)
     for (tensor, axis), margin in margins.items():
         image[tensor][axis] -= margin

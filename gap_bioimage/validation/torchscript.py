@@ -48,6 +48,11 @@ class TorchScriptCode:
         return [name for name in UNPORTABLE if re.search(rf"(?<![A-Za-z0-9]){name}\b", self.text)]
 
     @property
+    def touches_files(self) -> bool:
+        """Whether it calls operators that read or write files; TorchScript has some."""
+        return re.search(r"\btorch\.(save|from_file)\(", self.text) is not None
+
+    @property
     def devices(self) -> list[str]:
         """Devices that are written into the code, e.g. ``cuda:0``."""
         return sorted(set(re.findall(r'torch\.device\("([^"]+)"\)', self.text)))
@@ -64,9 +69,7 @@ def read_code(path: Path) -> TorchScriptCode:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            code = [
-                entry for entry in entries if "/code/" in entry.filename and entry.filename.endswith(".py")
-            ]
+            code = [entry for entry in entries if "/code/" in entry.filename and entry.filename.endswith(".py")]
             if not code:
                 raise ValueError(f"{path.name} holds no TorchScript code; save it with torch.jit.save.")
             if sum(entry.file_size for entry in code) > _MAX_CODE_BYTES:

@@ -51,8 +51,6 @@ RULES = (
         _axes,
         formats="0.5",
     ),
-    Rule(
-        "biapy.tag", "BiaPy finds a model's task by its tags", "Tag a denoiser denoising.", _tag, advice=True
-    ),
+    Rule("biapy.tag", "BiaPy finds a model's task by its tags", "Tag a denoiser denoising.", _tag, advice=True),
 )
 """What BiaPy needs."""

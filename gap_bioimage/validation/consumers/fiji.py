@@ -29,9 +29,7 @@ def _model_id(facts: Facts) -> str | None:
 
 
 def _rdf_name(facts: Facts) -> str | None:
-    return (
-        None if facts.package.rdf_name == "rdf.yaml" else f"the description is named {facts.package.rdf_name}"
-    )
+    return None if facts.package.rdf_name == "rdf.yaml" else f"the description is named {facts.package.rdf_name}"
 
 
 def _weights_format(facts: Facts) -> str | None:
@@ -56,9 +54,7 @@ def _pytorch_version(facts: Facts) -> str | None:
 
 
 def _axis_scale(facts: Facts) -> str | None:
-    scaled = [
-        f"{axis.id} {axis.scale:g}" for tensor in facts.inputs for axis in tensor.axes if axis.scale != 1
-    ]
+    scaled = [f"{axis.id} {axis.scale:g}" for tensor in facts.inputs for axis in tensor.axes if axis.scale != 1]
     return f"input axes have scale {', '.join(scaled)}" if scaled else None
 
 
@@ -87,11 +83,7 @@ def _operations(facts: Facts) -> str | None:
         kwargs = step.get("kwargs") or {}
         if step.get("id") == "clip" and (kwargs.get("min") is None or kwargs.get("max") is None):
             strange.append("clip with one bound")
-        if (
-            step.get("id") == "scale_linear"
-            and isinstance(kwargs.get("gain"), list)
-            and len(kwargs["gain"]) > 1
-        ):
+        if step.get("id") == "scale_linear" and isinstance(kwargs.get("gain"), list) and len(kwargs["gain"]) > 1:
             strange.append("scale_linear with several gains")
     return f"processing uses {', '.join(strange)}" if strange else None
 

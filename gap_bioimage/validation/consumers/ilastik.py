@@ -14,18 +14,12 @@ _RUNS = {"torchscript", "pytorch_state_dict", "onnx"}
 
 
 def _weights(facts: Facts) -> str | None:
-    return (
-        None
-        if _RUNS & facts.weights.keys()
-        else f"weights are given as {', '.join(facts.weights) or 'nothing'}"
-    )
+    return None if _RUNS & facts.weights.keys() else f"weights are given as {', '.join(facts.weights) or 'nothing'}"
 
 
 def _custom(facts: Facts) -> str | None:
     steps = [step for tensor in [*facts.inputs, *facts.outputs] for step in tensor.steps]
-    return (
-        "a processing step has the id custom" if any(step.get("id") == "custom" for step in steps) else None
-    )
+    return "a processing step has the id custom" if any(step.get("id") == "custom" for step in steps) else None
 
 
 RULES = (

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gap_bioimage.validation.consumers.rule import NotApplicable
+from gap_bioimage.validation.torchscript import UNPORTABLE, read_code
+
 if TYPE_CHECKING:
     from gap_bioimage.validation.facts import Facts
+    from gap_bioimage.validation.torchscript import TorchScriptCode
 
 _ORDER_2D = ["batch", "channel", "y", "x"]
 _ORDER_3D = ["batch", "channel", "z", "y", "x"]
@@ -29,11 +33,7 @@ def axis_ids(facts: Facts) -> str | None:
 def axis_order(facts: Facts) -> str | None:
     """The same order of axes in and out."""
     orders = {tuple(tensor.axis_ids) for tensor in [*facts.inputs, *facts.outputs]}
-    return (
-        None
-        if len(orders) <= 1
-        else f"axis orders differ: {' and '.join(', '.join(o) for o in sorted(orders))}"
-    )
+    return None if len(orders) <= 1 else f"axis orders differ: {' and '.join(', '.join(o) for o in sorted(orders))}"
 
 
 def channel_names(facts: Facts) -> str | None:
@@ -56,9 +56,7 @@ def plain_strings(facts: Facts) -> str | None:
 def format_version(facts: Facts) -> str | None:
     """A format between 0.5.0 and 0.5.10."""
     written = facts.rdf.get("format_version")
-    return (
-        None if facts.version[:2] != (0, 5) or facts.version <= (0, 5, 10) else f"format_version is {written}"
-    )
+    return None if facts.version[:2] != (0, 5) or facts.version <= (0, 5, 10) else f"format_version is {written}"
 
 
 def uneven_grid(facts: Facts) -> str | None:
@@ -66,11 +64,7 @@ def uneven_grid(facts: Facts) -> str | None:
     for tensor in facts.inputs:
         sizes = {axis.id: axis.min_step for axis in tensor.axes if axis.kind == "space"}
         target = 64 if "z" in sizes else 512
-        ns = {
-            name: max(0, math.ceil((target - size[0]) / size[1]))
-            for name, size in sizes.items()
-            if size is not None
-        }
+        ns = {name: max(0, math.ceil((target - size[0]) / size[1])) for name, size in sizes.items() if size is not None}
         if len(set(ns.values())) > 1:
             text = ", ".join(f"{name} {n}" for name, n in ns.items())
             return f"n to reach {target} pixels differs over the axes of {tensor.id!r} ({text})"
@@ -79,17 +73,18 @@ def uneven_grid(facts: Facts) -> str | None:
 
 def torchscript_portability(facts: Facts) -> str | None:
     """Nothing in the TorchScript code that older engines do not know."""
-    from gap_bioimage.validation.torchscript import UNPORTABLE
-
     names = torchscript_code(facts).unportable
     return f"the code holds {', '.join(f'{n} ({UNPORTABLE[n]})' for n in names)}" if names else None
 
 
-def torchscript_code(facts: Facts):  # type: ignore[no-untyped-def]
-    """The code of the packaged TorchScript weights."""
-    from gap_bioimage.validation.consumers.rule import NotApplicable
-    from gap_bioimage.validation.torchscript import read_code
+def torchscript_code(facts: Facts) -> TorchScriptCode:
+    """The code of the packaged TorchScript weights.
 
+    Raises
+    ------
+    NotApplicable
+        If there are none, or they cannot be read.
+    """
     entry = facts.weights.get("torchscript")
     path = facts.file_of(entry) if entry else None
     if path is None:

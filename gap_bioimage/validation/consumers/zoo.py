@@ -25,11 +25,7 @@ def _name(facts: Facts) -> str | None:
 
 def _description(facts: Facts) -> str | None:
     length = len(str(facts.rdf.get("description") or ""))
-    return (
-        None
-        if 0 < length <= _MAX_DESCRIPTION
-        else f"the description has {length} characters, 1 to 512 are expected"
-    )
+    return None if 0 < length <= _MAX_DESCRIPTION else f"the description has {length} characters, 1 to 512 are expected"
 
 
 def _authors(facts: Facts) -> str | None:
@@ -192,8 +188,6 @@ RULES = (
         _test_of_step,
         formats="0.5",
     ),
-    Rule(
-        "zoo.few_files", "the zoo wants few files, side by side", "Flatten the package.", _flat, advice=True
-    ),
+    Rule("zoo.few_files", "the zoo wants few files, side by side", "Flatten the package.", _flat, advice=True),
 )
 """What the zoo wants."""

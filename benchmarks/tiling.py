@@ -1,0 +1,137 @@
+"""What makes tiles agree: ways to turn log-rates into photons, tiled against whole, and what each costs in PSNR.
+
+    python benchmarks/tiling.py WORK
+
+Two 2D networks are trained on simulated cells from -17 to 6 dB, one as usual and one with a weak loss that ties the
+total rate to the input's photons. Each way denoises 512 x 512 test images whole and in tiles of 256 px.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from results import write_section
+from torch import Tensor
+
+from gap_bioimage.config import RunConfig
+from gap_bioimage.inference.tiling import tiled_log_rate, tiles
+from gap_bioimage.network import UNet, conserve_photons, rate_from_log_rate
+from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.training.fit import train
+
+EXPOSURES = (0.03, 0.3, 3.0)
+TILE_PX, SIZE_PX, IMAGES = 256, 512, 2
+CONFIG = {
+    "network": {"dim": 2, "depth": 4, "start_filts": 16},
+    "thinning": {"min_db": -17.0, "max_fraction": 0.9},
+    "train": {"steps": 1500, "batch_size": 8, "patch_px": [64, 64], "validate_every": 300, "ema_decay": 0.99},
+}
+Denoise = Callable[[UNet, Tensor], Tensor]
+
+
+def trained(work: Path, total_weight: float) -> UNet:
+    """Train, or load what an earlier call trained."""
+    settings = {**CONFIG, "train": {**CONFIG["train"], "total_weight": total_weight}}
+    images = [simulate(2, (256, 256), 4.0, seed)[0] for seed in range(12)]
+    run = work / f"run_{total_weight:g}"
+    return train(images, run, RunConfig.from_dict(settings), resume=(run / "config.yaml").exists()).network
+
+
+def softmax(network: UNet, photons: Tensor) -> Tensor:
+    """Softmax over the tile or image, times its photons."""
+    return rate_from_log_rate(network(photons), photons)
+
+
+def box(size: int) -> Denoise:
+    """Conservation of photons in a box, as exported."""
+    return lambda network, photons: conserve_photons(photons, network(photons), [size, size])
+
+
+def pinned(network: UNet, photons: Tensor) -> Tensor:
+    """exp(log-rate) as it is."""
+    return torch.exp(network(photons))
+
+
+def in_tiles(denoise: Denoise, network: UNet, photons: Tensor, halo: int) -> Tensor:
+    """Denoise every tile by itself."""
+    result = torch.empty_like(photons)
+    for tile in tiles(photons.shape[2:], [TILE_PX] * 2, [halo] * 2, network.step_px):
+        result[(..., *tile.inner)] = denoise(network, photons[(..., *tile.outer)].contiguous())[(..., *tile.crop)]
+    return result
+
+
+def stitched(network: UNet, photons: Tensor, halo: int) -> Tensor:
+    """Stitch log-rates, then one softmax: what ``gap-bioimage denoise`` does."""
+    return rate_from_log_rate(tiled_log_rate(network, photons, [TILE_PX] * 2, [halo] * 2), photons)
+
+
+def psnr(rate: Tensor, truth: Tensor) -> float:
+    """Return the PSNR in dB."""
+    return float(10 * torch.log10(truth.max() ** 2 / (rate - truth).square().mean()))
+
+
+def measure(tiled: Denoise, whole: Denoise, network: UNet) -> str:
+    """Return table cells: relative RMS tiled against whole, and PSNR minus that of the whole-image softmax."""
+    cells = []
+    for exposure in EXPOSURES:
+        rms, cost = [], []
+        for seed in range(IMAGES):
+            scene = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500 + seed).values)[None, None] * exposure
+            photons = torch.poisson(scene, torch.Generator().manual_seed(seed))
+            one, other = tiled(network, photons), whole(network, photons)
+            rms.append(float((one - other).square().mean().sqrt() / other.square().mean().sqrt()))
+            cost.append(psnr(one, scene) - psnr(softmax(network, photons), scene))
+        cells.append(f"{100 * np.mean(rms):.2f} % / {np.mean(cost):+.2f} dB")
+    return " | ".join(cells)
+
+
+def main() -> None:
+    """Train, measure, write."""
+    work = Path(sys.argv[1])
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_grad_enabled(True)
+    free, tied = trained(work, 0.0), trained(work, 0.01)
+    reach = free.receptive_field_px()[0]
+    rows: list[tuple[str, UNet, Denoise, Denoise]] = []
+    for halo in (16, 32, 64, reach):
+        rows.append((f"log-rates stitched, one softmax (Python driver), halo {halo}", free,
+                     lambda n, p, h=halo: stitched(n, p, h), softmax))  # fmt: skip
+    for size, halos in ((65, (32, 48)), (129, (48, 64, 96)), (257, (96,))):
+        for halo in halos:
+            rows.append((f"box of {size} px (exported graph), halo {halo}", free,
+                         lambda n, p, s=size, h=halo: in_tiles(box(s), n, p, h), box(size)))  # fmt: skip
+    rows.append(("softmax per tile, halo 64", free, lambda n, p: in_tiles(softmax, n, p, 64), softmax))
+    rows.append(
+        ("exp(log-rate), total tied in training, halo 64", tied, lambda n, p: in_tiles(pinned, n, p, 64), pinned)
+    )
+    rows.append(("box of 129 px, total tied in training, halo 64", tied,
+                 lambda n, p: in_tiles(box(129), n, p, 64), box(129)))  # fmt: skip
+    with torch.inference_mode():
+        lines = [f"| {name} | {measure(tiled, whole, network)} |" for name, network, tiled, whole in rows]
+        base = " / ".join(_softmax_psnr(network) for network in (free, tied))
+    header = "| " + " | ".join(["way", *(f"{e:g} photons/px" for e in EXPOSURES)]) + " |\n" + "|---" * 4 + "|\n"
+    write_section(
+        "Tiles against the whole image",
+        __doc__,
+        f"2D, depth 4, receptive field {reach} px, tiles of {TILE_PX} px in images of {SIZE_PX} px, {IMAGES} images. Each "
+        "cell: relative RMS difference between tiled and whole, and the tiled result's PSNR minus that of the whole-image "
+        f"softmax of the same network.\n\n{header}" + "\n".join(lines) + f"\n\nWhole-image softmax, PSNR at the three "
+        f"exposures, network as usual / with the total tied: {base}.",
+    )
+
+
+def _softmax_psnr(network: UNet) -> str:
+    values = []
+    for exposure in EXPOSURES:
+        scene = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500).values)[None, None] * exposure
+        photons = torch.poisson(scene, torch.Generator().manual_seed(0))
+        values.append(f"{psnr(softmax(network, photons), scene):.2f}")
+    return ", ".join(values) + " dB"
+
+
+if __name__ == "__main__":
+    main()

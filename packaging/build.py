@@ -1,0 +1,37 @@
+"""Build a model from its recipe folder: train, export, validate.
+
+python packaging/build.py packaging/NAME OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from pathlib import Path
+
+from gap_bioimage.export.archive import export
+from gap_bioimage.files import replacing
+from gap_bioimage.recipe import Recipe
+from gap_bioimage.training.fit import train
+from gap_bioimage.validation.report import print_report
+
+
+def main() -> None:
+    """Train into OUT/run, or go on there, and write OUT/NAME.zip."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path, help="recipe folder")
+    parser.add_argument("out", type=Path, help="folder for the run and the zip")
+    arguments = parser.parse_args()
+    source, out = arguments.recipe.resolve(), arguments.out
+    recipe = Recipe.read(source / "recipe.yaml")
+    run = out / "run"
+    model = train(recipe.photons(source), run, recipe.settings, resume=(run / "config.yaml").exists())
+    target = out / f"{source.name}.zip"
+    print_report(export(model, target, source / "card.yaml"))
+    with zipfile.ZipFile(target) as archive, replacing(source / "cover.png") as temporary:
+        temporary.write_bytes(archive.read("cover.png"))
+    print(f"{target}: written")
+
+
+if __name__ == "__main__":
+    main()

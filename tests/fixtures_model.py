@@ -1,0 +1,117 @@
+"""Tiny models for the tests: random ones, ones trained for seconds, and their zips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import xarray as xr
+
+from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.network import UNet
+from gap_bioimage.photons.simulate import simulate
+from gap_bioimage.training.checkpoint import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CARD = """\
+name: Tiny photon denoiser
+description: Denoises simulated photon counts in tests.
+authors:
+  - name: Ada Example
+license: MIT
+maintainers:
+  - github_user: ada-example
+training_data: Simulated cells.
+"""
+TINY = {
+    "network": {"depth": 2, "start_filts": 4},
+    "train": {
+        "steps": 60,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "warmup_steps": 5,
+        "validate_every": 30,
+        "validation_windows": 8,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run folder, the counts that it was trained on, and a card for its export."""
+
+    run: Path
+    counts: xr.DataArray
+    card: Path
+
+
+def random_network(seed: int = 0, **config: Any) -> UNet:
+    """A network that answers with structure: the untrained last layer is zero."""
+    torch.manual_seed(seed)
+    network = UNet(**{"depth": 2, "start_filts": 4, **config})
+    torch.nn.init.normal_(network.conv_final.weight, std=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def random_model(
+    seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 20.0), **config: Any
+) -> Model:
+    """A model with random weights."""
+    settings = NetworkConfig(**{"depth": 2, "start_filts": 4, **config})
+    network = random_network(seed, **settings.model_dump())
+    return Model(network, settings, trained_range_db, Path("random"), "run", {})
+
+
+def _train(folder: Path, dim: int, shape: Sequence[int], **network: Any) -> Trained:
+    from gap_bioimage.training.fit import train
+
+    counts, _ = simulate(dim, shape, photons=2.0, seed=1)  # type: ignore[arg-type]
+    settings = {
+        **TINY,
+        "network": {**TINY["network"], "dim": dim, **network},
+        "train": {**TINY["train"], "patch_px": [32, 32] if dim == 2 else [8, 24, 24]},
+    }
+    train(counts, folder / "run", RunConfig.from_dict(settings), progress=False, device="cpu")
+    card = folder / "card.yaml"
+    card.write_text(CARD)
+    return Trained(folder / "run", counts, card)
+
+
+@pytest.fixture(scope="session")
+def trained_2d(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A 2D network after a few steps."""
+    return _train(tmp_path_factory.mktemp("trained_2d"), 2, (160, 160))
+
+
+@pytest.fixture(scope="session")
+def trained_3d(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A 3D network after a few steps."""
+    return _train(tmp_path_factory.mktemp("trained_3d"), 3, (24, 48, 48), start_filts=2, z_conv_stage=1)
+
+
+def export_unchecked(trained: Trained, out: Path) -> Path:
+    """Export without the validation, which takes most of the time and has tests of its own."""
+    from gap_bioimage.export.archive import export
+    from gap_bioimage.validation import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "validate", lambda path, **_: report.Report(str(path), ()))
+        export(trained.run, out, trained.card)
+    return out
+
+
+@pytest.fixture(scope="session")
+def unchecked_zip_2d(trained_2d: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The zip of ``trained_2d``."""
+    return export_unchecked(trained_2d, tmp_path_factory.mktemp("zip_2d") / "model.zip")
+
+
+@pytest.fixture(scope="session")
+def unchecked_zip_3d(trained_3d: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The zip of ``trained_3d``."""
+    return export_unchecked(trained_3d, tmp_path_factory.mktemp("zip_3d") / "model.zip")

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from gap_bioimage.config import Config, NetworkConfig, RunConfig, ThinningConfig, TileConfig, TrainConfig, read_yaml
+from gap_bioimage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FULL: dict[str, Any] = {
+    "network": {
+        "dim": 3,
+        "channels": 2,
+        "levels": 4,
+        "log1p": False,
+        "depth": 3,
+        "start_filts": 8,
+        "up_mode": "upsample",
+        "merge_mode": "concat",
+        "z_conv_stage": 1,
+    },
+    "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9},
+    "train": {
+        "steps": 7,
+        "batch_size": 2,
+        "patch_px": [8, 16, 32],
+        "min_photons": 0,
+        "learning_rate": 2e-4,
+        "warmup_steps": 0,
+        "gradient_clip": 1.5,
+        "total_weight": 0.1,
+        "ema_decay": 0.99,
+        "precision": "bf16-mixed",
+        "channels_last": False,
+        "validate_every": 3,
+        "validation_share": 0.25,
+        "validation_windows": 5,
+        "workers": 2,
+        "tensorboard": True,
+        "seed": 11,
+    },
+}
+
+
+def test_yaml_round_trip_keeps_every_setting(tmp_path: Path) -> None:
+    config = RunConfig.from_dict(FULL)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert RunConfig.read(path) == config
+    assert yaml.safe_load(config.to_yaml()) == FULL
+    assert config.train.patch_px == (8, 16, 32)
+
+
+def test_defaults_round_trip_and_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(RunConfig().to_yaml())
+    assert RunConfig.read(path) == RunConfig()
+    path.write_text("# nothing set\n")
+    assert RunConfig.read(path) == RunConfig.read() == RunConfig()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    steps=st.integers(1, 10**9),
+    rate=st.floats(1e-12, 1e3),
+    low=st.floats(-1e3, 1e3),
+    span=st.one_of(st.none(), st.floats(1e-3, 1e3)),
+    patch=st.one_of(st.none(), st.tuples(st.integers(1, 4096), st.integers(1, 4096))),
+    decay=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
+)
+def test_yaml_keeps_numbers_exactly(
+    steps: int,
+    rate: float,
+    low: float,
+    span: float | None,
+    patch: tuple[int, int] | None,
+    decay: float | None,
+) -> None:
+    config = RunConfig(
+        thinning=ThinningConfig(min_db=low, max_db=None if span is None else low + span),
+        train=TrainConfig(steps=steps, learning_rate=rate, patch_px=patch, ema_decay=decay),
+    )
+    assert RunConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "unknown", "nearest"),
+    [
+        ({"trian": {}}, "trian", "train"),
+        ({"train": {"step": 5}}, "train.step", "steps"),
+        ({"train": {"learnign_rate": 5}}, "train.learnign_rate", "learning_rate"),
+        ({"network": {"start_filters": 5}}, "network.start_filters", "start_filts"),
+        ({"thinning": {"max_bd": 5}}, "thinning.max_bd", "max_db"),
+        ({"train": {5: 5}}, "train.5", None),
+    ],
+)
+def test_unknown_keys_name_the_nearest(values: dict[str, Any], unknown: str, nearest: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(values)
+    assert unknown in str(caught.value)
+    if nearest:
+        assert f"unknown key '{unknown}'; did you mean '{nearest}'?" == str(caught.value)
+
+
+def test_all_errors_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(
+            {"train": {"steps": 0, "ema_decay": 1.0, "worker": 1}, "network": {"dim": 4}, "thining": {"min_db": "x"}}
+        )
+    message = str(caught.value)
+    for part in ("train.steps", "train.ema_decay", "'train.worker'", "'workers'", "network.dim", "'thinning'", "given 0"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "expected"),
+    [
+        ("train.steps=500", "train", "steps", 500),
+        ("train.learning_rate=1e-4", "train", "learning_rate", 1e-4),
+        ("train.learning_rate=0.5", "train", "learning_rate", 0.5),
+        ("train.patch_px=[64, 32]", "train", "patch_px", (64, 32)),
+        ("train.patch_px=null", "train", "patch_px", None),
+        ("train.tensorboard=true", "train", "tensorboard", True),
+        ("train.precision=bf16-mixed", "train", "precision", "bf16-mixed"),
+        ("thinning.max_db=7", "thinning", "max_db", 7.0),
+        (" thinning.min_db=-10", "thinning", "min_db", -10.0),
+        ("network.up_mode=upsample", "network", "up_mode", "upsample"),
+    ],
+)
+def test_overrides_parse_types(override: str, section: str, key: str, expected: Any) -> None:
+    value = getattr(getattr(RunConfig.read(None, [override]), section), key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize("text", ["train: {steps: 3, seed: 4}\n", "train:\n", ""])
+def test_overrides_go_over_the_file_and_the_last_wins(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    config = RunConfig.read(path, ["train.steps=8", "train.steps=9", "network.depth=2"])
+    assert config.train == TrainConfig(steps=9, seed=4 if "seed" in text else 0)
+    assert config.network.depth == 2
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.steps", "section.key=value"),
+        ("=5", "section.key=value"),
+        ("train.=5", "section.key=value"),
+        ("train.steps.deep=5", "train.steps"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=1.5", "train.steps"),
+        ("train.step=5", "'steps'"),
+        ("steps=5", "unknown key 'steps'"),
+        ("train=5", "train"),
+        ("train.patch_px=[64", "train.patch_px"),
+        ("train.patch_px=@", "train.patch_px"),
+    ],
+)
+def test_wrong_overrides_are_refused_by_name(override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.read(None, [override])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_does_not_turn_a_value_into_a_section(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train: 5\n")
+    with pytest.raises(ConfigError, match="'train' is a value, not a section"):
+        RunConfig.read(path, ["train.steps=5"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"train: [1, 2", "is not yaml"),
+        (b"\xff\xfe\x00\x81", "is not yaml"),
+        (b"- 1\n- 2\n", "holds a list"),
+        (b"just words", "holds a str"),
+        (b"!!python/object/apply:os.system ['true']", "is not yaml"),
+    ],
+)
+def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=told) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_unreadable_files_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        RunConfig.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("config", [NetworkConfig(), ThinningConfig(), TrainConfig(), TileConfig(), RunConfig()])
+def test_settings_are_frozen(config: Config) -> None:
+    name = next(iter(type(config).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(config, name, getattr(config, name))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"network": {"dim": 2, "z_conv_stage": 1}},
+        {"network": {"dim": 1}},
+        {"network": {"depth": 0}},
+        {"network": {"depth": 9}},
+        {"network": {"channels": 0}},
+        {"network": {"levels": 0}},
+        {"network": {"up_mode": "nearest"}},
+        {"network": {"merge_mode": "mean"}},
+        {"network": {"dim": 3, "z_conv_stage": 0}},
+        {"network": {"dim": 3}, "train": {"patch_px": [64, 64]}},
+        {"network": {"dim": 2}, "train": {"patch_px": [8, 64, 64]}},
+        {"thinning": {"min_db": 0, "max_db": 0}},
+        {"thinning": {"min_db": 1, "max_db": 0}},
+        {"thinning": {"max_fraction": 0}},
+        {"thinning": {"max_fraction": 1}},
+        {"thinning": {"min_db": float("nan")}},
+        {"thinning": {"min_db": float("-inf")}},
+        {"thinning": {"max_db": float("nan")}},
+        {"thinning": {"max_db": float("inf")}},
+        {"train": {"steps": 0}},
+        {"train": {"batch_size": 0}},
+        {"train": {"patch_px": [0, 64]}},
+        {"train": {"learning_rate": 0}},
+        {"train": {"learning_rate": float("inf")}},
+        {"train": {"learning_rate": float("nan")}},
+        {"train": {"gradient_clip": -1}},
+        {"train": {"total_weight": -0.1}},
+        {"train": {"ema_decay": 1.0}},
+        {"train": {"precision": "16"}},
+        {"train": {"validation_share": 0.5}},
+        {"train": {"validation_share": 0}},
+        {"train": {"workers": -1}},
+        {"train": {"seed": -1}},
+        {"train": None},
+    ],
+)
+def test_impossible_values_are_refused_in_one_line(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(values)
+    message = str(caught.value)
+    section, settings_ = next(iter(values.items()))
+    assert section in message or "patch_px" in message
+    assert "\n" not in message
+    assert "Value error" not in message
+    if isinstance(settings_, dict) and len(settings_) == 1 and len(values) == 1:
+        assert next(iter(settings_)) in message
+
+
+@pytest.mark.parametrize("tile", [{"tile_px": [0, 5]}, {"halo_px": [-1, 4]}, {"batch_size": 0}])
+def test_impossible_tiles_are_refused(tile: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TileConfig(**tile)

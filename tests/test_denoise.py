@@ -1,0 +1,165 @@
+"""The MMSE denoiser conserves photons and keeps the axes, whatever the image and the tiles."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import xarray as xr
+from fixtures_model import random_model
+
+from gap_bioimage.errors import AxesError, ConfigError
+from gap_bioimage.inference.denoise import denoise
+
+if TYPE_CHECKING:
+    from gap_bioimage.training.checkpoint import Model
+
+LENGTHS = {"t": 3, "c": 2, "z": 5, "y": 23, "x": 18}
+
+
+def counts(dims: str, photons: float = 3.0, dtype: str = "uint16") -> xr.DataArray:
+    shape = [LENGTHS[d] for d in dims]
+    rng = np.random.default_rng(0)
+    values = rng.poisson(2 * photons * rng.random(shape)).astype(dtype)
+    coords = {d: np.arange(LENGTHS[d]) * 0.1 for d in dims if d != "c"}
+    if "c" in dims:
+        coords["c"] = np.array(["actin", "DNA"])
+    return xr.DataArray(values, dims=list(dims), coords=coords, name="photons")
+
+
+def model_for(dims: str, dim: int) -> Model:
+    return random_model(dim=dim, channels=2 if "c" in dims else 1)
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim"),
+    [
+        *((dims, 2) for dims in ("yx", "zyx", "tyx", "cyx", "tczyx", "yxc", "xyzt")),
+        *((dims, 3) for dims in ("zyx", "tzyx", "czyx", "tczyx", "zcyx")),
+    ],
+)
+def test_photons_axes_and_coordinates_are_kept(dims: str, dim: int) -> None:
+    image = counts(dims)
+    before = image.copy(deep=True)
+    rate = denoise(model_for(dims, dim), image, planes="z" in dims)
+    assert rate.dims == image.dims
+    assert rate.dtype == np.float32
+    assert rate.coords.equals(image.coords)
+    assert float(rate.min()) >= 0
+    together = [axis for axis in ("c", "z", "y", "x")[0 :] if axis in dims and (axis != "z" or dim == 3)]
+    expected = image.sum(together, dtype=float)
+    np.testing.assert_allclose(rate.sum(together, dtype=float), expected, rtol=1e-5)
+    xr.testing.assert_identical(image, before)
+
+
+@pytest.mark.parametrize(("dims", "dim", "axis"), [("tyx", 2, "t"), ("zyx", 2, "z"), ("tzyx", 3, "t")])
+def test_items_are_denoised_independently(dims: str, dim: int, axis: str) -> None:
+    image, model = counts(dims), model_for(dims, dim)
+    together = denoise(model, image, planes=True)
+    for i in range(image.sizes[axis]):
+        alone = denoise(model, image.isel({axis: i}), planes=True)
+        np.testing.assert_allclose(together.isel({axis: i}), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "channels", "message"),
+    [
+        ("zyx", 2, 1, "--planes"),
+        ("yx", 3, 1, "expected z"),
+        ("tyx", 3, 1, "expected z"),
+        ("cyx", 2, 1, "2 channels, the model expects 1; .*--channel"),
+        ("cyx", 2, 3, "2 channels, the model expects 3"),
+        ("yx", 2, 2, "1 channels, the model expects 2"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(dims: str, dim: int, channels: int, message: str) -> None:
+    with pytest.raises(AxesError, match=message):
+        denoise(random_model(dim=dim, channels=channels), counts(dims))
+
+
+@pytest.mark.parametrize("tile", [(30, 30), (34, 64), (96, 30), (200, 200)])
+def test_tiles_do_not_change_the_result_in_2d(tile: tuple[int, int]) -> None:
+    model = random_model(seed=4)
+    image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (3, 91, 77)), dims=["t", "y", "x"])
+    steps: list[tuple[int, int]] = []
+    tiled = denoise(model, image, tile_px=tile, on_tile=lambda *done: steps.append(done))
+    whole = denoise(model, image)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-4 * float(whole.max()))
+    assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
+    assert len(steps) >= 3
+
+
+def test_tiles_do_not_change_the_result_in_3d() -> None:
+    model = random_model(dim=3, z_conv_stage=1)
+    image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (21, 40, 35)), dims=["z", "y", "x"])
+    whole = denoise(model, image)
+    tiled = denoise(model, image, tile_px=(18, 30, 32))
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-4 * float(whole.max()))
+
+
+def test_tiles_that_are_too_small_are_refused() -> None:
+    image = xr.DataArray(np.ones((99, 99), np.uint8), dims=["y", "x"])
+    with pytest.raises(ConfigError, match="at least 30 px"):
+        denoise(random_model(), image, tile_px=(16, 16))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_no_photons_give_zeros(dim: int) -> None:
+    image = xr.zeros_like(counts("zyx"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rate = denoise(random_model(dim=dim), image, planes=True)
+    np.testing.assert_array_equal(rate, 0)
+
+
+def test_one_photon_is_spread_not_lost() -> None:
+    image = xr.zeros_like(counts("tyx"))
+    image[1, 5, 6] = 1
+    rate = denoise(random_model(), image)
+    np.testing.assert_allclose(rate.sum(["y", "x"], dtype=float), [0, 1, 0], rtol=1e-6)
+    assert float(rate[1].min()) > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3)])
+def test_images_of_a_few_pixels_run(shape: tuple[int, int]) -> None:
+    image = xr.DataArray(np.full(shape, 7, np.uint8), dims=["y", "x"])
+    rate = denoise(random_model(depth=3), image)
+    assert float(rate.sum()) == pytest.approx(7 * image.size, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32", "float64"])
+def test_the_type_of_the_counts_does_not_matter(dtype: str) -> None:
+    model = random_model()
+    expected = denoise(model, counts("yx"))
+    np.testing.assert_array_equal(denoise(model, counts("yx", dtype=dtype)), expected)
+
+
+def test_a_bright_pixel_stays_finite() -> None:
+    image = xr.zeros_like(counts("yx"))
+    image[3, 3] = 65535
+    rate = denoise(random_model(), image)
+    assert np.isfinite(rate).all()
+    assert float(rate.sum(dtype=float)) == pytest.approx(65535, rel=1e-6)
+
+
+def test_images_brighter_than_training_are_warned_about() -> None:
+    bright = xr.DataArray(np.full((16, 16), 100, np.uint16), dims=["y", "x"])
+    with pytest.warns(UserWarning, match=r"the image has 20\.0 dB .* trained up to 10\.0 dB"):
+        denoise(random_model(trained_range_db=(-40, 10)), bright)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        denoise(random_model(trained_range_db=(-40, 20)), bright)
+
+
+def test_the_brightest_frame_decides_about_the_warning() -> None:
+    movie = xr.DataArray(np.zeros((4, 16, 16), np.uint16), dims=["t", "y", "x"])
+    movie[2] = 100
+    with pytest.warns(UserWarning, match=r"20\.0 dB"):
+        denoise(random_model(trained_range_db=(-40, 10)), movie)
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(ConfigError, match="'warp'"):
+        denoise(random_model(), counts("yx"), device="warp")
