@@ -16,9 +16,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class Config(BaseModel):
-    """Base of the sections: immutable, and unknown keys are errors."""
+    """Base of the sections: immutable; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class NetworkConfig(Config):
@@ -96,7 +96,9 @@ class TileConfig(Config):
     """Tiles of the denoiser; None lets the program choose."""
 
     tile_px: tuple[PositiveInt, ...] | None = Field(None, description="tile with halo, (y, x) or (z, y, x)")
-    halo_px: tuple[int, ...] | None = Field(None, description="halo; the receptive field when not given")
+    halo_px: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="halo; the receptive field when not given"
+    )
     batch_size: PositiveInt = 1
 
 
@@ -138,6 +140,7 @@ class RunConfig(Config):
             If the file is no yaml mapping, or a key or value is wrong.
         """
         values = read_yaml(path) if path is not None else {}
+        values = {name: {} if section is None else section for name, section in values.items()}
         for override in overrides or []:
             _assign(values, override)
         return cls.from_dict(values)
@@ -177,7 +180,10 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {text!r} is not a yaml value") from None
 
 
 def error_sentence(model: type[BaseModel], error: Any) -> str:

@@ -64,7 +64,8 @@ def conserve_photons(photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Te
     weight = torch.exp(torch.clamp(log_rate - torch.amax(log_rate, dims, keepdim=True), min=-80.0))
     seen = box_mean(torch.sum(photons, 1, keepdim=True), box_px)
     expected = box_mean(torch.sum(weight, 1, keepdim=True), box_px)
-    return weight * (seen / expected)
+    # in this order: the share is at most the box's size, while seen / expected may overflow
+    return weight / expected * seen
 
 
 def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:

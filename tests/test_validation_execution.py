@@ -159,6 +159,19 @@ def test_missing_halo_is_a_warning_and_too_small_a_halo_fails(tmp_path: Path) ->
     assert run(zips.make_zip(tmp_path, torchscript_only, source=wide))["run.tiled"].status == "failed"
 
 
+def test_a_halo_wider_than_half_the_tile_is_tiled_too(tmp_path: Path) -> None:
+    def wide(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        for axis in rdf["inputs"][0]["axes"][2:]:
+            axis["size"] = {"min": 28, "step": 4}
+        for axis in rdf["outputs"][0]["axes"][2:]:
+            axis["halo"] = 10
+
+    check = run(zips.make_zip(tmp_path, wide))["run.tiled"]
+    assert check.status == "passed", check.message
+    assert "6 tiles of (28, 28)" in check.message
+
+
 def test_fixed_shapes_are_run_as_they_are(tmp_path: Path) -> None:
     def fixed(rdf: dict[str, Any]) -> None:
         torchscript_only(rdf)

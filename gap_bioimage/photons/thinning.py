@@ -74,7 +74,7 @@ def thin(
     """
     rng = np.random.default_rng(seed)
     values = np.asarray(photons)
-    counts = _as_integers(values)
+    counts = as_integers(values)
     part = binomial(counts, fraction, rng)
     kept, rest = part.astype(values.dtype, copy=False), (counts - part).astype(values.dtype, copy=False)
     if isinstance(photons, xr.DataArray):
@@ -166,8 +166,14 @@ def _draw(
     return result
 
 
-def _as_integers(values: NDArray[np.generic]) -> Counts:
-    """View whole numbers as integers, or refuse."""
+def as_integers(values: NDArray[np.generic]) -> Counts:
+    """View whole, non-negative numbers as integers.
+
+    Raises
+    ------
+    NotPhotonCountsError
+        If a value is negative or fractional, or too large for its float type to tell from its neighbours.
+    """
     counts: Counts
     if values.dtype == bool:
         return values.astype(np.uint8)
@@ -176,7 +182,7 @@ def _as_integers(values: NDArray[np.generic]) -> Counts:
             counts = values.astype(np.int64)
         if not np.array_equal(counts, values):
             raise NotPhotonCountsError(
-                "thinning needs whole photon counts, but the values have fractions or are not finite"
+                "expected whole photon counts, but the values have fractions or are not finite"
             )
         highest = 2 ** (np.finfo(values.dtype).nmant + 1)
         if counts.size and int(counts.max()) > highest:
@@ -187,5 +193,5 @@ def _as_integers(values: NDArray[np.generic]) -> Counts:
     else:
         counts = values  # type: ignore[assignment]
     if counts.size and int(counts.min()) < 0:
-        raise NotPhotonCountsError(f"thinning needs photon counts, but the smallest value is {int(counts.min())}")
+        raise NotPhotonCountsError(f"expected photon counts, but the smallest value is {int(counts.min())}")
     return counts

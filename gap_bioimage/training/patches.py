@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.thinning import binomial, pseudo_psnr_db
+from gap_bioimage.photons.thinning import as_integers, binomial, pseudo_psnr_db
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,15 +55,20 @@ def as_stacks(images: Sequence[xr.DataArray], dim: int) -> list[Stack]:
     Raises
     ------
     AxesError
-        If ``dim`` is 3 and an image has no z, or the numbers of channels differ.
+        If there is no image, one lacks an axis that ``dim`` needs, or the numbers of channels differ.
     """
     stacks: list[Stack] = []
+    spatial = ["z", "y", "x"] if dim == 3 else ["y", "x"]
+    if not images:
+        raise AxesError("no image was given; expected at least one")
     for image in images:
-        if dim == 3 and "z" not in image.dims:
+        missing = [axis for axis in spatial if axis not in image.dims]
+        if missing:
+            advice = "; use --dim 2" if missing == ["z"] else ""
             raise AxesError(
-                f"an image has axes {''.join(map(str, image.dims))}, expected z for a 3D model; use --dim 2"
+                f"an image has axes {''.join(map(str, image.dims))}, expected {', '.join(missing)} for a {dim}D model"
+                f"{advice}"
             )
-        spatial = ["z", "y", "x"] if dim == 3 else ["y", "x"]
         full = image if "c" in image.dims else image.expand_dims("c")
         items = [axis for axis in full.dims if axis not in ("c", *spatial)]
         array = full.transpose(*items, "c", *spatial).data
@@ -150,9 +155,7 @@ class WindowDrawer:
 
     def windows(self, rng: np.random.Generator, size: int) -> list[NDArray[np.int32]]:
         """Draw windows ``(c, [z,] y, x)`` with enough photons where ten tries find them."""
-        weights = np.array([math.prod(stack.shape) for stack in self.stacks], float)
-        weights /= weights.sum()
-        windows = []
+        weights, windows = self._weights(), []
         for _ in range(size):
             best = self._window(rng, weights)
             for _ in range(_REDRAWS):
@@ -165,15 +168,20 @@ class WindowDrawer:
     def rejected_share(self, seed: int, trials: int = 200) -> float:
         """Estimate the share of windows that hold fewer photons than asked."""
         rng = np.random.default_rng([seed, trials])
-        weights = np.full(len(self.stacks), 1 / len(self.stacks))
+        weights = self._weights()
         few = [self._window(rng, weights).sum() < self.min_photons for _ in range(trials)]
         return float(np.mean(few))
+
+    def _weights(self) -> NDArray[np.float64]:
+        """Chances of the images: every pixel counts the same."""
+        sizes = np.array([math.prod(stack.shape) for stack in self.stacks], float)
+        return sizes / sizes.sum()
 
     def _window(self, rng: np.random.Generator, weights: NDArray[np.float64]) -> NDArray[np.int32]:
         stack = self.stacks[int(rng.choice(len(weights), p=weights))]
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)]
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
-        return np.asarray(stack[(slice(None), *where)]).astype(np.int32)
+        return as_integers(np.asarray(stack[(slice(None), *where)])).astype(np.int32)
 
     def _fraction(self, window: NDArray[np.int32], rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101  (resolved by the caller)

@@ -180,13 +180,16 @@ def _dynamic_checks(description: Description, runnable: list[str], device: str) 
                 broken.append((name, Outcome("failed", one_sentence(error), "See that the weights load.")))
         loaded = [(runner.weights_format, Outcome("passed", "loads")) for runner in runners]
         yield to_check("run.loads", "run", merge_outcomes([*broken, *loaded]))
+        agreement = _guarded(lambda: formats_agree(runners)) if len(runners) > 1 else None
+        if agreement is not None:
+            yield to_check("run.formats_agree", "run", agreement)
         for entry in DYNAMIC_CHECKS:
-            subjects = [runner for runner in runners if runner.weights_format in (entry.only or runnable)]
+            subjects = [runner for runner in runners if entry.only in (None, runner.weights_format)]
+            if entry.once and agreement is not None and agreement.status == "passed":
+                subjects = subjects[-1:]
             if subjects:
                 outcome = merge_outcomes(_each(entry.judge, subjects))
                 yield to_check(entry.id, entry.consumer, outcome)
-        if len(runners) > 1:
-            yield to_check("run.formats_agree", "run", _guarded(lambda: formats_agree(runners)))
 
 
 def _each(judge: Callable[[Runner], Outcome], runners: Iterable[Runner]) -> Iterator[tuple[str, Outcome]]:

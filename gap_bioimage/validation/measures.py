@@ -22,16 +22,18 @@ class Tolerance:
     ppm: float = 100.0
 
 
-def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """RMS difference over the RMS deviation of the expected values from their mean.
+def relative_rms(actual: NDArray[Any], expected: NDArray[Any], *, centred: bool = True) -> float:
+    """RMS difference over the scale of the expected values.
 
-    The scale is the standard deviation, so that a large offset cannot hide a wrong structure; a constant
-    expectation is measured against its magnitude. Different shapes and non-finite values give infinity.
+    Different shapes and non-finite values give infinity.
 
     Parameters
     ----------
     actual, expected
         Arrays of one shape, any unit.
+    centred
+        The scale is the standard deviation, so that a large offset cannot hide a wrong structure (a constant
+        expectation is measured against its magnitude); else it is the RMS.
     """
     if actual.shape != expected.shape:
         return float("inf")
@@ -39,9 +41,10 @@ def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     difference = float(np.sqrt(np.mean((a - b) ** 2)))
-    scale = float(b.std()) or float(np.sqrt(np.mean(b**2)))
     if difference == 0:
         return 0.0
+    rms = float(np.sqrt(np.mean(b**2)))
+    scale = (float(b.std()) or rms) if centred else rms
     return difference / scale if scale > 0 else float("inf")
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from numpy.typing import NDArray
 
     Arrays = dict[str, NDArray[Any]]
     Sizes = dict[str, dict[str, int]]
+    Slices = tuple[slice, ...]
 
 
 class Runner:
@@ -76,14 +77,9 @@ class Runner:
     @property
     def halo(self) -> dict[str, dict[str, int]]:
         """The declared halo in input pixels, by input id and axis id; axes without one are left out."""
-        from bioimageio.core.digest_spec import get_input_halo
-
-        if not self.is_sized:
-            return {}
-        found = get_input_halo(self.descr)
         return {
             str(tensor): {str(axis): max(halo) for axis, halo in axes.items() if max(halo) > 0}
-            for tensor, axes in found.items()
+            for tensor, axes in self._halos().items()
         }
 
     @property
@@ -93,6 +89,11 @@ class Runner:
             return False
         kinds = [[axis for axis in tensor.axes if axis.type == "batch"] for tensor in self.descr.inputs]
         return all(axes and axes[0].size is None for axes in kinds)
+
+    @property
+    def postprocesses_whole_images(self) -> bool:
+        """Whether postprocessing takes statistics of the whole output, so that no tile can be finished alone."""
+        return bool(self._pipeline.has_non_blockwise_postprocessing)
 
     @property
     def test_inputs(self) -> Arrays:
@@ -164,13 +165,47 @@ class Runner:
             )
         return {str(name): tensor.to_numpy() for name, tensor in result.members.items()}
 
-    def run_tiled(self, inputs: Arrays, tile: Sizes) -> Arrays:
-        """Run the model tile by tile on preprocessed inputs; tiles include the declared halo."""
-        with quiet():
-            result = self._pipeline.predict_sample_with_fixed_blocking(
-                self._sample(inputs), cast("Any", tile), skip_preprocessing=True
-            )
-        return {str(name): tensor.to_numpy() for name, tensor in result.members.items()}
+    def run_tiles(self, inputs: Arrays, tile: Sizes, most: int) -> Iterator[tuple[Arrays, dict[str, Slices]]]:
+        """Run the model on some of the tiles of preprocessed inputs, as users' tiled predictions do.
+
+        Parameters
+        ----------
+        inputs
+            By tensor id, axes as declared; at least as large as the tile.
+        tile
+            Size of a tile, the declared halo included.
+        most
+            At most so many tiles are run, spread evenly over the image.
+
+        Yields
+        ------
+        The outputs of a tile without their halo, and where in the whole output they belong, by output id.
+        """
+        pipeline = cast("Any", self._pipeline)
+        n_tiles, blocks = self._sample(inputs).split_into_blocks(
+            cast("Any", tile), halo=self._halos(), pad_mode=pipeline.pad_mode
+        )
+        chosen = {int(index) for index in np.linspace(0, n_tiles - 1, min(most, n_tiles))}
+        for index, block in enumerate(blocks):
+            if index not in chosen:
+                continue
+            with quiet():
+                result = pipeline.predict_sample_block(block, skip_preprocessing=True)
+            found = result.blocks.items()
+            outputs = {str(name): piece.inner_data.to_numpy() for name, piece in found}
+            places = {
+                str(name): tuple(
+                    slice(piece.inner_slice[dim].start, piece.inner_slice[dim].stop) for dim in piece.data.dims
+                )
+                for name, piece in found
+            }
+            yield outputs, places
+
+    def _halos(self) -> Any:
+        """The declared halo as bioimageio.core wants it."""
+        from bioimageio.core.digest_spec import get_input_halo
+
+        return get_input_halo(self.descr) if self.is_sized else {}
 
     def _sample(self, inputs: Arrays) -> Any:
         from bioimageio.core import Sample, Tensor
