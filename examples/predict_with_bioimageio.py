@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import tifffile
-from bioimageio.core import Tensor, create_prediction_pipeline, create_sample_for_model, predict
+from bioimageio.core import Tensor, create_prediction_pipeline, predict
 from bioimageio.spec import load_model_description
 
 
@@ -23,8 +23,7 @@ def denoise(zip_path: str, counts: np.ndarray) -> np.ndarray:
     rates = []
     for item in counts.reshape(-1, *counts.shape[-(len(axes) - 2) :]):
         tensor = Tensor.from_numpy(item[None, None].astype(np.float32), dims=axes)
-        sample = create_sample_for_model(model, inputs={"photons": tensor})
-        rates.append(predict(model=pipeline, inputs=sample).members["rate"].to_numpy()[0, 0])
+        rates.append(predict(model=pipeline, inputs={"photons": tensor}).members["rate"].to_numpy()[0, 0])
     return np.stack(rates).reshape(counts.shape)
 
 

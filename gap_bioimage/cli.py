@@ -316,7 +316,7 @@ def _pixels(text: str | None, option: str) -> tuple[int, ...] | None:
 
 
 def _sizes(image: xr.DataArray) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in image.sizes.items())
+    return ", ".join(f"{axis} {size}" for axis, size in image.sizes.items())
 
 
 def _write_json(path: Path | None, reports: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +88,7 @@ def export(
         files = _fill(folder, model, card, example, held_out)
         _zip(folder, files, temporary)
         tell("validating")
-        report = validate(temporary, run_code=True)
+        report = replace(validate(temporary, run_code=True), model=str(out))
         failed = [check for check in report.checks if check.status == "failed"]
         if report.status != "passed":
             problems = "; ".join(f"{check.id}: {check.message}" for check in failed)

@@ -81,13 +81,20 @@ class RunFolder(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the metrics up again, if the images are the same."""
+        """Take the metrics up again, if the images are the same, and count what is left to do."""
+        assert isinstance(pl_module, GapModule)  # noqa: S101
         stored = checkpoint[CHECKPOINT_KEY]
         if stored["images"] != self.fingerprint:
             raise CheckpointError(
                 f"the run in {self.folder} was trained on other images than given now; resume with the same images"
             )
         self.rows = list(stored["metrics"])
+        # with more steps than at first, the last stretch may have been shorter than the others
+        train, done = pl_module.config.train, checkpoint["global_step"]
+        left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
+        trainer.fit_loop.max_epochs = len(self.rows) + left
+        if trainer.is_global_zero:
+            self._write_metrics()  # a kill may have come between the checkpoint and this file
 
     def _write_metrics(self) -> None:
         with (

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import xarray as xr
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
@@ -62,9 +63,10 @@ class PairData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of the current epoch, the stretch between two validations."""
         assert self.trainer is not None  # noqa: S101
-        start = self.trainer.current_epoch * self.train_config.validate_every
-        stop = min(start + self.train_config.validate_every, self.train_config.steps)
-        return self._loader(self.drawer, self.trainer.global_rank, range(start, stop))
+        start, every = self.trainer.global_step, self.train_config.validate_every
+        stop = min((start // every + 1) * every, self.train_config.steps)
+        # Lightning asks before it sees that a resumed run is finished, and wants a batch even then
+        return self._loader(self.drawer, self.trainer.global_rank, range(min(start, stop - 1), stop))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation batches."""
@@ -126,8 +128,11 @@ def train(
     stacks = as_stacks(images, config.network.dim)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _resolve(config, stacks[0].shape[0], split)
-    checkpoint = _open_run(out, config, resume)
-    _write_examples(out, stacks, split, config.network.dim)
+    # Lightning starts the processes of the other devices with the same command: only the first one writes
+    first = rank_zero_only.rank == 0
+    checkpoint = _open_run(out, config, resume) if first else _start_of(out, resume)
+    if first:
+        _write_examples(out, stacks, split, config.network.dim)
     data = PairData(split, config)
     _log_rejected(data.drawer, config.train.seed)
     pl.seed_everything(config.train.seed, verbose=False)
@@ -139,17 +144,18 @@ def train(
     with _quiet():
         trainer = _trainer(out, config.train, callbacks, device, devices, num_nodes, strategy)
         trainer.fit(module, data, ckpt_path=checkpoint)
-    return _finish(out, split)
+    return _finish(out, first)
 
 
-def _finish(out: Path, split: Split) -> Model:
+def _finish(out: Path, draw: bool) -> Model:
     """Load the best model and draw the run's pictures."""
     from gap_bioimage.training.checkpoint import load_model
     from gap_bioimage.training.pictures import draw_loss, draw_preview
 
     model = load_model(out)
-    draw_loss(out)
-    draw_preview(out, model, np.load(out / "held_out.npy"))
+    if draw:
+        draw_loss(out)
+        draw_preview(out, model, np.load(out / "held_out.npy"))
     return model
 
 
@@ -206,7 +212,7 @@ def _resolve(config: RunConfig, channels: int, split: Split) -> RunConfig:
 
 def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
     """Make the run folder, or check that it holds the run to resume; return the checkpoint to start from."""
-    stored_path, last = out / "config.yaml", out / "last.ckpt"
+    stored_path = out / "config.yaml"
     if stored_path.exists() and not resume:
         raise OutputError(f"{out} already holds a training run; continue it with --resume or choose another --out")
     if not stored_path.exists():
@@ -225,9 +231,21 @@ def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
             f"the run in {out} was started with other settings than given now; with --resume leave out "
             "--config and --set (only train.steps may change)"
         )
+    if config.train.steps < stored.train.steps:
+        raise ConfigError(
+            f"the run in {out} was started for {stored.train.steps} steps, now {config.train.steps} are asked for; "
+            "train.steps of a resumed run may only grow"
+        )
+    for leftover in out.glob(".*.tmp-*"):  # of writers that were killed
+        leftover.unlink(missing_ok=True)
     with replacing(stored_path) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
-    return last if last.exists() else None
+    return _start_of(out, resume)
+
+
+def _start_of(out: Path, resume: bool) -> Path | None:
+    last = out / "last.ckpt"
+    return last if resume and last.exists() else None
 
 
 def _write_examples(out: Path, stacks: Sequence[Stack], split: Split, dim: int) -> None:

@@ -88,7 +88,7 @@ class GapModule(pl.LightningModule):
         has_target = batch.target.flatten(1).sum(1) > 0
         loss = photon_loss(log_rate, batch.target).sum() / has_target.sum().clamp(min=1)
         self.train_losses.append(float(loss.detach()))
-        self.last_db = float(batch.db.mean())
+        self.last_db = float(batch.db[batch.db.isfinite()].mean())  # empty inputs have -inf
         if self.config.train.total_weight:
             loss = loss + self.config.train.total_weight * total_loss(log_rate, batch.photons).mean()
         return loss

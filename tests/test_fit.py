@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
+from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError, OutputError
+from gap_bioimage.training import fit
+from gap_bioimage.training.checkpoint import load_model
+from gap_bioimage.training.fit import train
+from gap_bioimage.training.patches import PairBatches
+
+if TYPE_CHECKING:
+    from gap_bioimage.training.checkpoint import Model
+
+ROOT = Path(__file__).parent.parent
+FILES = {
+    "config.yaml",
+    "best.ckpt",
+    "last.ckpt",
+    "metrics.csv",
+    "loss.png",
+    "preview.png",
+    "example.npy",
+    "held_out.npy",
+}
+SETTINGS: dict[str, Any] = {
+    "steps": 12,
+    "validate_every": 5,
+    "batch_size": 4,
+    "patch_px": (16, 16),
+    "warmup_steps": 3,
+    "validation_windows": 8,
+    "learning_rate": 3e-3,
+}
+
+
+def config_of(dim: int = 2, thinning: ThinningConfig | None = None, **settings: Any) -> RunConfig:
+    network = NetworkConfig(dim=dim, depth=2, start_filts=4, levels=3)
+    return RunConfig(
+        network=network, thinning=thinning or ThinningConfig(), train=TrainConfig(**{**SETTINGS, **settings})
+    )
+
+
+def stripes(dims: str = "yx", seed: int = 0) -> xr.DataArray:
+    sizes = {"t": 2, "c": 2, "z": 8, "y": 64, "x": 48}
+    shape = tuple(sizes[axis] for axis in dims)
+    rate = np.where(np.arange(sizes["x"]) // 4 % 2, 12.0, 0.2)
+    return xr.DataArray(np.random.default_rng(seed).poisson(rate, shape).astype(np.uint16), dims=tuple(dims))
+
+
+def run(out: Path, images: Any = None, config: RunConfig | None = None, **more: Any) -> Model:
+    given = stripes() if images is None else images
+    return train(given, out, config or config_of(), progress=False, device="cpu", **more)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert {path.name for path in a.iterdir()} == {path.name for path in b.iterdir()} == FILES
+    for name in ("metrics.csv", "config.yaml", "example.npy", "held_out.npy"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+    for name in ("last.ckpt", "best.ckpt"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (a, b))
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "gap_bioimage"):
+            assert_same(first[part], second[part])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "deep" / "run"
+    run(folder)
+    return folder
+
+
+def test_a_run_leaves_its_files_and_nothing_else(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == FILES
+    for name in ("loss.png", "preview.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == [5, 10, 12]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    best = torch.load(finished / "best.ckpt", weights_only=True)
+    assert best["global_step"] == min(rows, key=lambda row: row["validation_loss"])["step"]
+    assert torch.load(finished / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_stored_settings_are_resolved_and_the_models(finished: Path) -> None:
+    stored = RunConfig.read(finished / "config.yaml")
+    held_out, example = np.load(finished / "held_out.npy"), np.load(finished / "example.npy")
+    counts = stripes().values
+    # a tenth of the longest axis, at least 8 pixels, from its end
+    np.testing.assert_array_equal(held_out, counts[None, -8:])
+    np.testing.assert_array_equal(example, counts[None])
+    brightest = stored.thinning.max_db
+    assert brightest is not None
+    # no window is all bright: half of the stripes, 6.1 photons per pixel
+    assert 10 * math.log10(5.5) < brightest < 10 * math.log10(8)
+    assert stored == config_of(thinning=ThinningConfig(max_db=brightest))
+    model = load_model(finished)
+    assert model.trained_range_db == (-40.0, brightest)
+    assert model.config == stored.network
+
+
+def test_loss_falls_to_the_entropy_of_an_easy_image(tmp_path: Path) -> None:
+    config = config_of(thinning=ThinningConfig(min_db=0), steps=200, validate_every=40, learning_rate=1e-2)
+    model = run(tmp_path / "run", config=config)
+    losses = [row["validation_loss"] for row in metrics(tmp_path / "run")]
+    # held-out windows are 8 x 16 pixels, half of them bright; some 3000 photons tell their loss to 0.01
+    rate = np.repeat([0.2, 12.0], 64)
+    share = rate / rate.sum()
+    assert losses[-1] < losses[0] < math.log(128)
+    assert losses[-1] == pytest.approx(-np.sum(share * np.log(share)), abs=0.05)
+    counts = torch.from_numpy(stripes(seed=9).values.astype(np.float32))[None, None]
+    predicted = torch.softmax(model.network(counts).flatten(), 0).reshape(64, 48)
+    assert float(predicted[:, np.arange(48) // 4 % 2 == 1].sum()) == pytest.approx(12 / 12.2, abs=0.02)
+
+
+def test_a_run_is_not_written_over(finished: Path) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    with pytest.raises(OutputError, match="already holds a training run; continue it with --resume or choose another"):
+        run(finished)
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "error", "told"),
+    [
+        ({"learning_rate": 1e-4}, None, ConfigError, "other settings than given now"),
+        ({"seed": 3}, None, ConfigError, "other settings than given now"),
+        ({"steps": 11}, None, ConfigError, "started for 12 steps, now 11"),
+        (None, stripes(seed=1), CheckpointError, "other images than given now"),
+        (None, [stripes(), stripes()], CheckpointError, "other images than given now"),
+        (None, stripes("cyx"), ConfigError, "other settings"),
+    ],
+)
+def test_resuming_with_something_else_is_refused(
+    finished: Path, change: dict[str, Any] | None, images: Any, error: type[Exception], told: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    with pytest.raises(error, match=told) as caught:
+        train(
+            stripes() if images is None else images,
+            finished,
+            config_of(**change) if change else None,
+            resume=True,
+            progress=False,
+            device="cpu",
+        )
+    assert str(finished) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_resuming_a_finished_run_changes_nothing(finished: Path, given: bool) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    model = train(stripes(), finished, config_of() if given else None, resume=True, progress=False, device="cpu")
+    after = {path.name: path.read_bytes() for path in finished.iterdir()}
+    assert after == before
+    assert_same(dict(model.network.state_dict()), dict(load_model(finished).network.state_dict()))
+
+
+@pytest.mark.parametrize("lost", ["metrics.csv", "loss.png", "preview.png"])
+def test_what_a_kill_after_the_last_step_lost_is_made_again(finished: Path, lost: str) -> None:
+    before = (finished / lost).read_bytes()
+    (finished / lost).unlink()
+    (finished / ".last.tmp-01234567.ckpt").write_bytes(b"half of a checkpoint")
+    run(finished, resume=True)
+    assert (finished / lost).read_bytes() == before
+    assert {path.name for path in finished.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("steps", [(12, 13), (12, 23), (3, 17), (10, 20)])
+def test_more_steps_use_every_batch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int]
+) -> None:
+    seen: dict[int, list[int]] = {}
+    original = PairBatches.__getitem__
+
+    def recorded(self: PairBatches, number: int) -> Any:
+        seen.setdefault(self.rank, []).append(number)
+        return original(self, number)
+
+    monkeypatch.setattr(PairBatches, "__getitem__", recorded)
+    run(tmp_path / "run", config=config_of(steps=steps[0]))
+    assert seen.pop(0) == list(range(steps[0]))
+    run(tmp_path / "run", config=config_of(steps=steps[1]), resume=True)
+    assert seen.pop(0) == list(range(*steps))
+    assert [row["step"] for row in metrics(tmp_path / "run")][-1] == steps[1]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == steps[1]
+    # validation sees the same two batches each time, and no random numbers of training
+    [(rank, numbers)] = seen.items()
+    assert rank >= 1_000_000
+    assert numbers == [0, 1] * len(metrics(tmp_path / "run"))
+
+
+def test_resuming_where_nothing_is_starts_a_run(tmp_path: Path, finished: Path) -> None:
+    run(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_folder_of_other_things_is_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="no training run to resume"):
+        run(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot make the run folder"):
+        run(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("images", "config", "error", "told"),
+    [
+        ([], config_of(), AxesError, "no image"),
+        (stripes(), config_of(dim=3, patch_px=(4, 8, 8)), AxesError, "expected z"),
+        (stripes()[:12, :12], config_of(), AxesError, "too small"),
+        (0 * stripes(), config_of(), NotPhotonCountsError, "no photon"),
+        (stripes() + 0.5, config_of(), NotPhotonCountsError, "fractions"),
+        (stripes().astype(np.int32) - 1, config_of(), NotPhotonCountsError, "-1"),
+        (stripes(), config_of(thinning=ThinningConfig(min_db=15)), ConfigError, "thinning.min_db"),
+    ],
+)
+def test_what_cannot_be_trained_on_leaves_no_folder(
+    tmp_path: Path, images: Any, config: RunConfig, error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        run(tmp_path / "run", images, config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_worker_processes_give_the_same_run(tmp_path: Path) -> None:
+    counts = stripes("tyx")
+    weights = []
+    for workers in (0, 1):
+        folder = tmp_path / str(workers)
+        run(folder, counts, config_of(workers=workers, steps=8))
+        weights.append(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
+    assert_same(*weights)
+    assert (tmp_path / "0" / "metrics.csv").read_bytes() == (tmp_path / "1" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "channels", "patch"),
+    [
+        ("cyx", 2, 2, (16, 16)),
+        ("tczyx", 2, 2, (16, 12)),
+        ("zyx", 3, 1, (4, 16, 16)),
+        ("czyx", 3, 2, (4, 16, 16)),
+    ],
+)
+def test_channels_and_volumes(
+    tmp_path: Path, dims: str, dim: int, channels: int, patch: tuple[int, ...]
+) -> None:
+    config = config_of(dim, steps=4, validate_every=2, patch_px=patch, ema_decay=0.5, total_weight=0.1)
+    model = run(tmp_path / "run", stripes(dims), config)
+    assert model.config == config.network.model_copy(update={"channels": channels})
+    shape = (1, channels, *(5, 9, 7)[-dim:])
+    log_rate = model.network(torch.ones(shape))
+    assert log_rate.shape == shape
+    assert torch.isfinite(log_rate).all()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert np.load(tmp_path / "run" / "example.npy").shape[0] == channels
+
+
+def test_sections_can_be_given_one_by_one(tmp_path: Path, finished: Path) -> None:
+    config = config_of()
+    train(
+        [stripes()],
+        tmp_path / "run",
+        config.train,
+        network=config.network,
+        thinning=config.thinning,
+        progress=False,
+        device="cpu",
+    )
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_several_images_and_a_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [stripes(seed=seed)[: 40 + seed] for seed in range(9)]
+    train(images, tmp_path / "run", config_of(steps=4), device="cpu")
+    # one of nine images is held out whole
+    assert np.load(tmp_path / "run" / "held_out.npy").shape[1:] in [image.shape for image in images]
+    assert "training" in capsys.readouterr().out
+
+
+def test_large_images_are_cut_for_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(fit._PIECE_PX, 2, (20, 100))
+    run(tmp_path / "run", config=config_of(steps=1))
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "example.npy")[0], stripes().values[22:42])
+
+
+@pytest.mark.parametrize("position", [0, 7])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    original, handler = PairBatches.__getitem__, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: PairBatches, number: int) -> Any:
+        if self.rank == 0 and number == position:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairBatches, "__getitem__", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(tmp_path / "run")
+    signal.signal(signal.SIGINT, handler)
+    run(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_tensorboard_rows(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run(tmp_path / "run", config=config_of(tensorboard=True))
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def child(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = child(str(Path(__file__).with_name("kill_and_resume.py")), str(whole), str(killed))
+    assert result.returncode == 0, result.stderr
+    ends = [line.rsplit(" ", 1) for line in result.stdout.splitlines() if line.rsplit(" ", 1)[-1] in ("0", "-9")]
+    assert [status for _, status in ends] == ["0", *["-9"] * 12, "0"], (result.stdout, result.stderr)
+    assert_same_run(whole, killed)
+
+
+DISTRIBUTED = """
+import sys
+from pathlib import Path
+from test_fit import config_of, stripes
+from gap_bioimage.training.fit import train
+if __name__ == "__main__":
+    options = {"progress": False, "device": "cpu", "devices": 2, "strategy": "ddp"}
+    train(stripes(), sys.argv[1], config_of(steps=6), **options)
+    print("trained")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs gloo")
+def test_two_devices_share_a_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{DISTRIBUTED}")
+    result = child(str(script), str(tmp_path / "run"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained") == 2
+    assert metrics(tmp_path / "run")[-1]["step"] == 6
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
+from gap_bioimage.training.module import GapModule, photon_loss, total_loss
+from gap_bioimage.training.patches import Pairs
+
+SHAPES = [(2, 1, 3, 4), (3, 2, 4, 3), (2, 2, 2, 3, 4), (1, 1, 1, 1)]
+
+
+def scene(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(seed)
+    return (
+        torch.from_numpy(rng.normal(0, 2, shape).astype(np.float32)),
+        torch.from_numpy(rng.poisson(3, shape).astype(np.float32)),
+    )
+
+
+def brute_force(log_rate: Tensor, target: Tensor) -> list[float]:
+    losses = []
+    for image, photons in zip(log_rate.double(), target.double(), strict=True):
+        log_probability = torch.log_softmax(image.flatten(), 0)
+        each = [-float(lp) for lp, n in zip(log_probability, photons.flatten(), strict=True) for _ in range(int(n))]
+        losses.append(math.fsum(each) / max(1, len(each)))
+    return losses
+
+
+def module_of(**train: Any) -> GapModule:
+    config = RunConfig(network=NetworkConfig(depth=2, start_filts=2, levels=2), train=TrainConfig(**train))
+    torch.manual_seed(0)
+    module = GapModule(config, (-10.0, 5.0))
+    torch.nn.init.normal_(module.network.conv_final.weight)
+    if module.average is not None:
+        module.average.module.load_state_dict(module.network.state_dict())
+    return module
+
+
+def pairs(photons: Tensor, target: Tensor) -> Pairs:
+    return Pairs(photons, target, 10 * torch.log10(photons.flatten(1).mean(1)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_is_the_mean_of_minus_log_softmax_over_photons(shape: tuple[int, ...]) -> None:
+    log_rate, target = scene(shape)
+    loss = photon_loss(log_rate, target)
+    assert loss.shape == (shape[0],)
+    np.testing.assert_allclose(loss.numpy(), brute_force(log_rate, target), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradient_is_softmax_minus_the_targets_shares(shape: tuple[int, ...]) -> None:
+    log_rate, target = scene(shape)
+    target[0].flatten()[0] += 1
+    log_rate.requires_grad_()
+    photon_loss(log_rate, target).sum().backward()
+    flat = target.flatten(1)
+    expected = torch.softmax(log_rate.detach().flatten(1), 1) - flat / flat.sum(1, keepdim=True)
+    assert log_rate.grad is not None
+    torch.testing.assert_close(log_rate.grad.flatten(1), expected, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shift=st.integers(-512, 512), seed=st.integers(0, 1000))
+def test_a_constant_in_the_log_rate_changes_nothing(shift: int, seed: int) -> None:
+    log_rate, target = scene((2, 2, 4, 5), seed)
+    # multiples of 1/64, so that adding the shift is exact; one float32 step at 512 is 6e-5
+    log_rate = torch.round(64 * log_rate) / 64
+    torch.testing.assert_close(
+        photon_loss(log_rate + shift, target), photon_loss(log_rate, target), rtol=1e-5, atol=2e-4
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.floats(0.01, 3))
+def test_the_truth_has_the_entropy_as_loss_and_nothing_is_better(seed: int, size: float) -> None:
+    rng = np.random.default_rng(seed)
+    rate = torch.from_numpy(rng.gamma(2, 2, (1, 2, 4, 5)).astype(np.float32)) + 0.01
+    share = (rate / rate.sum()).double()
+    entropy = -float((share * share.log()).sum())
+    assert float(photon_loss(rate.log(), 100 * rate)) == pytest.approx(entropy, rel=1e-5)
+    other = rate.log() + size * torch.from_numpy(rng.normal(size=rate.shape).astype(np.float32))
+    excess = float((share * (share.log() - torch.log_softmax(other.double().flatten(), 0).reshape(share.shape))).sum())
+    assert excess >= 0
+    assert float(photon_loss(other, 100 * rate)) == pytest.approx(entropy + excess, rel=1e-5)
+
+
+def test_expected_loss_of_poisson_photons_is_the_cross_entropy() -> None:
+    rng = np.random.default_rng(1)
+    rate = rng.gamma(1, 3, (1, 8, 8)) + 0.05
+    share = rate / rate.sum()
+    target = torch.from_numpy(rng.poisson(rate, (4000, 1, 8, 8)).astype(np.float32))
+    for log_rate in (np.log(rate), 0.5 * np.log(rate), rng.normal(size=rate.shape)):
+        log_share = log_rate - np.log(np.exp(log_rate).sum())
+        losses = photon_loss(torch.from_numpy(log_rate).float().expand(target.shape), target).double()
+        error = float(losses.std()) / math.sqrt(len(losses))
+        assert abs(float(losses.mean()) + (share * log_share).sum()) < 4 * error
+
+
+def test_images_without_photons_have_no_loss_and_no_gradient() -> None:
+    log_rate, target = scene((2, 1, 4, 4))
+    target[0] = 0
+    log_rate.requires_grad_()
+    loss = photon_loss(log_rate, target)
+    assert float(loss[0].detach()) == 0
+    loss.sum().backward()
+    assert log_rate.grad is not None
+    assert not log_rate.grad[0].any()
+    assert log_rate.grad[1].any()
+
+
+@pytest.mark.parametrize("size", [1000.0, 3e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_log_rates_do_not_overflow(size: float, dtype: torch.dtype) -> None:
+    _, target = scene((2, 1, 4, 4))
+    log_rate = torch.zeros(2, 1, 4, 4, dtype=dtype)
+    log_rate[:, :, 0, 0] = size
+    loss = photon_loss(log_rate, target)
+    top = float(log_rate.max())
+    flat = target.flatten(1)
+    expected = top * (1 - flat[:, 0] / flat.sum(1))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert torch.isfinite(photon_loss(-log_rate, target)).all()
+
+
+def test_total_loss_vanishes_where_the_totals_agree() -> None:
+    log_rate, photons = scene((3, 2, 4, 5))
+    right = torch.log_softmax(log_rate.flatten(1), 1) + torch.log(photons.flatten(1).sum(1, keepdim=True))
+    right = right.reshape(log_rate.shape)
+    torch.testing.assert_close(total_loss(right, photons), torch.zeros(3), rtol=0, atol=1e-10)
+    # a^2 / 2 below one, then a straight line
+    for a, expected in ((0.5, 0.125), (-0.5, 0.125), (1.0, 0.5), (3.0, 2.5), (-3.0, 2.5)):
+        torch.testing.assert_close(total_loss(right + a, photons), torch.full((3,), expected), rtol=1e-5, atol=0)
+    assert torch.isfinite(total_loss(right + 1000, torch.zeros_like(photons))).all()
+
+
+@pytest.mark.parametrize("total_weight", [0.0, 0.5])
+def test_step_averages_over_images_with_targets(total_weight: float) -> None:
+    module = module_of(total_weight=total_weight)
+    photons, target = scene((4, 1, 8, 8))[1], scene((4, 1, 8, 8), 1)[1]
+    target[2] = 0
+    loss = float(module.training_step(pairs(photons, target), 0).detach())
+    log_rate = module(photons).detach()
+    alone = np.mean([x for i, x in enumerate(brute_force(log_rate, target)) if i != 2])
+    assert module.train_losses == [pytest.approx(alone, rel=1e-5)]
+    assert loss == pytest.approx(alone + total_weight * float(total_loss(log_rate, photons).mean()), rel=1e-5)
+
+
+def test_steps_without_photons_are_no_error() -> None:
+    module = module_of()
+    nothing = torch.zeros(2, 1, 8, 8)
+    assert float(module.training_step(pairs(nothing, nothing), 0).detach()) == 0
+    module.validation_step(pairs(nothing, nothing), 0)
+    module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    assert math.isnan(module.validation_loss())
+
+
+def test_brightness_is_told_of_inputs_with_photons() -> None:
+    module = module_of()
+    photons = torch.zeros(3, 1, 8, 8)
+    photons[0], photons[1] = 1, 10
+    module.training_step(pairs(photons, photons), 0)
+    assert module.last_db == 5.0
+
+
+def test_validation_loss_is_the_mean_over_images_of_all_batches_and_forgets() -> None:
+    module = module_of().eval()
+    module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    expected = []
+    for seed, size in ((0, 3), (1, 1)):
+        photons, target = scene((size, 1, 8, 8), seed)[1], scene((size, 1, 8, 8), seed + 9)[1]
+        module.validation_step(pairs(photons, target), seed)
+        expected += brute_force(module(photons).detach(), target)
+    assert module.validation_loss() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert math.isnan(module.validation_loss())
+
+
+def test_moving_average_is_used_in_evaluation_only() -> None:
+    module = module_of(ema_decay=0.75)
+    assert module.average is not None
+    photons = scene((1, 1, 8, 8))[1]
+    weight = module.network.conv_final.weight
+    values = [torch.full_like(weight, value) for value in (1.0, 2.0, 5.0)]
+    averages = [values[0], 0.75 * values[0] + 0.25 * values[1]]
+    averages.append(0.75 * averages[1] + 0.25 * values[2])
+    for value, average in zip(values, averages, strict=True):
+        weight.data = value
+        module.on_train_batch_end(None, pairs(photons, photons), 0)
+        torch.testing.assert_close(module.average.module.conv_final.weight.data, average)
+        assert torch.equal(module.train()(photons), module.network(photons))
+        assert torch.equal(module.eval()(photons), module.average.module(photons))
+    assert not torch.equal(module.network(photons), module.average.module(photons))
+
+
+@pytest.mark.parametrize("decay", [None, 0.0])
+def test_without_decay_there_is_no_average(decay: float | None) -> None:
+    module = module_of(ema_decay=decay).eval()
+    assert module.average is None
+    photons = scene((1, 1, 8, 8))[1]
+    assert torch.equal(module(photons), module.network(photons))
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 20), (5, 20), (30, 20)])
+def test_learning_rate_warms_up_and_decays_to_one_percent(warmup: int, steps: int) -> None:
+    module = module_of(learning_rate=0.1, warmup_steps=warmup, steps=steps)
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(rates[:warmup], [0.1 * (k + 1) / warmup for k in range(min(warmup, steps + 1))])
+    if warmup < steps:
+        assert rates[warmup] == pytest.approx(0.1)
+        assert np.all(np.diff(rates[warmup:]) < 0)
+        assert rates[-1] == pytest.approx(0.001)
+        np.testing.assert_allclose(np.add(rates[warmup:], rates[warmup:][::-1]), 0.101)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_memory_layout_changes_no_result(dim: int) -> None:
+    photons = scene((2, 1, *[6] * dim))[1]
+    results = []
+    for channels_last in (True, False):
+        network = NetworkConfig(dim=dim, depth=2, start_filts=2, levels=2)
+        torch.manual_seed(0)
+        module = GapModule(RunConfig(network=network, train=TrainConfig(channels_last=channels_last)), (0.0, 1.0))
+        torch.nn.init.normal_(module.network.conv_final.weight)
+        results.append(module(photons).detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
