@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    import xarray as xr
-    from rich.progress import Progress, TaskID
+from gap_bioimage.console import (
+    Bar,
+    complain,
+    parse_devices,
+    parse_pixels,
+    print_table,
+    say,
+    show_log,
+    show_warning,
+    sizes,
+    write_json,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,11 +71,11 @@ def simulate(
     from gap_bioimage.photons.image_io import write_image
     from gap_bioimage.photons.simulate import simulate as simulate_counts
 
-    counts, rate = simulate_counts(dim, _pixels(shape, "--shape"), photons, seed)  # type: ignore[arg-type]
+    counts, rate = simulate_counts(dim, parse_pixels(shape, "--shape"), photons, seed)  # type: ignore[arg-type]
     write_image(out, counts)
     if truth is not None:
         write_image(truth, rate)
-    _say(quiet, f"{out}: {_sizes(counts)}, {float(counts.mean()):.3g} photons per pixel")
+    say(quiet, f"{out}: {sizes(counts)}, {float(counts.mean()):.3g} photons per pixel")
 
 
 @app.command("inspect")
@@ -81,10 +89,10 @@ def inspect_images(
     from gap_bioimage.photons.checks import inspect
 
     reports = [inspect(image, axes) for image in images]
-    _write_json(json_out, reports)
+    write_json(json_out, reports)
     if not quiet and str(json_out) != "-":
         for report in reports:
-            _print_table(report)
+            print_table(report)
 
 
 @app.command()
@@ -121,12 +129,12 @@ def train(
         resume=resume,
         progress=not quiet,
         device=device,
-        devices=devices if devices == "auto" else int(devices),
+        devices=parse_devices(devices),
         num_nodes=num_nodes,
         strategy=strategy,
     )
     low, high = model.trained_range_db
-    _say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
+    say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
 
 
 @app.command()
@@ -147,10 +155,10 @@ def denoise(
     from gap_bioimage.photons.image_io import read_photons, write_image
     from gap_bioimage.training.checkpoint import load_model
 
-    tiles = {"tile_px": _pixels(tile, "--tile"), "halo_px": _pixels(halo, "--halo")}
+    tiles = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
     loaded = load_model(model)
     counts = read_photons(image, axes, channel=channel)
-    with _bar(quiet, "denoising") as (bar, task):
+    with Bar(quiet, "denoising") as (bar, task):
         rate = run(
             loaded,
             counts,
@@ -160,7 +168,7 @@ def denoise(
             **tiles,
         )
     write_image(out, rate)
-    _say(quiet, f"{out}: {_sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
+    say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 
 
 @app.command()
@@ -178,7 +186,7 @@ def export(
 
     if init_card is not None:
         write_template(init_card)
-        _say(quiet, f"{init_card}: fill in the fields, then give it as --card")
+        say(quiet, f"{init_card}: fill in the fields, then give it as --card")
         return
     if model is None or out is None or card is None:
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
@@ -191,11 +199,11 @@ def export(
         card,
         kind,  # type: ignore[arg-type]
         test_image=test_image,
-        on_stage=lambda stage: _say(quiet, f"{stage} ..."),
+        on_stage=lambda stage: say(quiet, f"{stage} ..."),
     )
     if not quiet:
         print_report(report)
-    _say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
+    say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -213,7 +221,7 @@ def validate(
 
     reports = []
     for path in zips:
-        with _bar(quiet or str(json_out) == "-", f"validating {path.name}") as (bar, task):
+        with Bar(quiet or str(json_out) == "-", f"validating {path.name}") as (bar, task):
             report = check(
                 path,
                 consumers=consumer,
@@ -225,7 +233,7 @@ def validate(
         if not quiet and str(json_out) != "-":
             print_report(report)
     dicts = [report.to_dict() for report in reports]
-    _write_json(json_out, dicts)
+    write_json(json_out, dicts)
     if any(report.status != "passed" for report in reports):
         raise typer.Exit(1)
 
@@ -248,16 +256,18 @@ def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
         "steps": metrics[-1].get("step"),
         "validation_loss": min((row["validation_loss"] for row in metrics if row), default=None),
     }
-    _write_json(json_out, [report])
+    write_json(json_out, [report])
     if not quiet and str(json_out) != "-":
-        _print_table(report)
+        print_table(report)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors are one sentence and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
+    if "--quiet" not in arguments:
+        show_log()
     try:
         code = app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="gap-bioimage")
     except Exception as error:
@@ -265,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _report(error)
     except KeyboardInterrupt:
-        _complain("stopped")
+        complain("stopped")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -275,90 +285,18 @@ def _report(error: Exception) -> int:
     from gap_bioimage.errors import GapError
 
     if isinstance(error, typer.Abort):
-        _complain("stopped")
+        complain("stopped")
         return 130
     if isinstance(error, _CLICK_ERRORS):
         error.show()
         return int(error.exit_code)
     if isinstance(error, GapError):
-        _complain(str(error))
+        complain(str(error))
     elif isinstance(error, OSError):
-        _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     elif isinstance(error, ValueError):
-        _complain(str(error))
+        complain(str(error))
     else:
         text = " ".join(str(error).split())[:300]
-        _complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
+        complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
     return 2
-
-
-def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if category is UserWarning:
-        print(f"warning: {message}", file=sys.stderr)
-
-
-def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        print(text, flush=True)
-
-
-def _pixels(text: str | None, option: str) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
-
-
-def _sizes(image: xr.DataArray) -> str:
-    return ", ".join(f"{axis} {size}" for axis, size in image.sizes.items())
-
-
-def _write_json(path: Path | None, reports: list[Any]) -> None:
-    """Write one report as an object, several as a list."""
-    if path is None:
-        return
-    text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    from gap_bioimage.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for key, value in report.items():
-        if value is not None:
-            table.add_row(key.replace("_", " "), str(value), style="bold" if key in ("verdict", "next") else None)
-    Console().print(table)
-
-
-class _Bar:
-    """A progress bar that shows nothing when quiet."""
-
-    def __init__(self, quiet: bool, text: str) -> None:
-        from rich.progress import Progress
-
-        self.bar = Progress(disable=quiet, transient=True)
-        self.text = text
-
-    def __enter__(self) -> tuple[Progress, TaskID]:
-        self.bar.start()
-        return self.bar, self.bar.add_task(self.text, total=None)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-
-_bar = _Bar

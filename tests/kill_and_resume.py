@@ -14,6 +14,7 @@ import xarray as xr
 
 from gap_bioimage.config import RunConfig
 from gap_bioimage.training.fit import train
+from gap_bioimage.training.patches import PairBatches, Pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CONFIG = {
     "network": {"depth": 2, "start_filts": 4, "levels": 4},
     "train": {
-        "steps": 98,
+        "steps": 198,
         "validate_every": 4,
         "batch_size": 4,
         "patch_px": [16, 16],
@@ -76,6 +77,24 @@ def die_at_rename(name: str, after: bool, times: int) -> Callable[[], None]:
     return prepare
 
 
+def die_at_step(steps: int) -> Callable[[], None]:
+    """Make a process kill itself when it asks for the ``steps``-th training batch."""
+
+    def prepare() -> None:
+        draw, seen = PairBatches.__getitem__, 0
+
+        def getitem(self: PairBatches, number: int) -> Pairs:
+            nonlocal seen
+            seen += self.rank == 0
+            if seen == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return draw(self, number)
+
+        PairBatches.__getitem__ = getitem  # type: ignore[method-assign]
+
+    return prepare
+
+
 def main(reference: Path, interrupted: Path) -> None:
     """Train once whole and once with kills, and print how every process ended."""
     print("whole", status_of(start(reference)))
@@ -92,15 +111,15 @@ def main(reference: Path, interrupted: Path) -> None:
             pass
         os.kill(child, signal.SIGKILL)
         print("writing", status_of(child))
-    for delay in (0.05, 0.2):
-        # somewhere in the steps that follow a checkpoint
-        before = (interrupted / "last.ckpt").stat().st_mtime_ns
-        child = start(interrupted)
-        while (interrupted / "last.ckpt").stat().st_mtime_ns == before:
-            time.sleep(0.001)
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-        print("steps", status_of(child))
+    for steps in (1, 6, 8):
+        print("steps", status_of(start(interrupted, die_at_step(steps))))
+    before = (interrupted / "last.ckpt").stat().st_mtime_ns
+    child = start(interrupted)
+    while (interrupted / "last.ckpt").stat().st_mtime_ns == before:
+        time.sleep(0.001)
+    time.sleep(0.03)
+    os.kill(child, signal.SIGKILL)
+    print("soon after", status_of(child))
     # the last row is only in the checkpoint when the end is killed here
     print("end", status_of(start(interrupted, die_at_rename("loss.png", False, 1))))
     print("finished", status_of(start(interrupted)))

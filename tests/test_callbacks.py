@@ -113,7 +113,14 @@ def test_metrics_survive_in_the_checkpoint(tmp_path: Path, module: GapModule) ->
 
 @pytest.mark.parametrize(
     ("rows", "done", "steps", "every", "epochs"),
-    [(2, 20, 50, 10, 5), (3, 25, 50, 10, 6), (3, 25, 25, 10, 3), (3, 12, 13, 5, 4), (1, 3, 17, 5, 5), (4, 20, 20, 5, 4)],
+    [
+        (2, 20, 50, 10, 5),
+        (3, 25, 50, 10, 6),
+        (3, 25, 25, 10, 3),
+        (3, 12, 13, 5, 4),
+        (1, 3, 17, 5, 5),
+        (4, 20, 20, 5, 4),
+    ],
 )
 def test_stretches_left_are_counted_from_where_the_run_stopped(
     tmp_path: Path, rows: int, done: int, steps: int, every: int, epochs: int

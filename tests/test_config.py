@@ -115,7 +115,15 @@ def test_all_errors_are_told_at_once() -> None:
             {"train": {"steps": 0, "ema_decay": 1.0, "worker": 1}, "network": {"dim": 4}, "thining": {"min_db": "x"}}
         )
     message = str(caught.value)
-    for part in ("train.steps", "train.ema_decay", "'train.worker'", "'workers'", "network.dim", "'thinning'", "given 0"):
+    for part in (
+        "train.steps",
+        "train.ema_decay",
+        "'train.worker'",
+        "'workers'",
+        "network.dim",
+        "'thinning'",
+        "given 0",
+    ):
         assert part in message
     assert "\n" not in message
 

@@ -67,7 +67,7 @@ def test_axes_become_items_channels_and_space(dims: str, dim: int, count: int, s
     assert np.array_equal(np.unique(stacks), np.unique(values))
     for item, stack in enumerate(stacks):
         places = {"c": 0} if "c" in dims else {}
-        places |= {axis: 1 for axis in ("zyx" if dim == 3 else "yx")}
+        places |= dict.fromkeys("zyx" if dim == 3 else "yx", 1)
         others = [axis for axis in image.dims if axis not in places]
         places |= dict(zip(others, np.unravel_index(item, [sizes[str(a)] for a in others]), strict=True))
         assert stack[(0, *[1] * dim)] == image.isel(places)
@@ -119,9 +119,7 @@ def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], sha
     training = np.concatenate([stack.ravel() for stack in split.training])
     held_out = np.concatenate([stack.ravel() for stack in split.held_out])
     # together every pixel once
-    np.testing.assert_array_equal(
-        np.sort(np.concatenate([training, held_out])), np.arange(sum(s.size for s in stacks))
-    )
+    np.testing.assert_array_equal(np.sort(np.concatenate([training, held_out])), np.arange(sum(s.size for s in stacks)))
     by_image = len(shapes) >= 8
     if by_image:
         assert len(split.held_out) == max(1, round(share * len(shapes)))
@@ -216,7 +214,9 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
 def test_windows_of_a_drawer_come_in_all_orientations() -> None:
     stack = numbered([(1, 4, 4)])
     turned = {w.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE).windows(np.random.default_rng(4), 200)}
-    plain = {w.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE, augment=False).windows(np.random.default_rng(4), 9)}
+    plain = {
+        w.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE, augment=False).windows(np.random.default_rng(4), 9)
+    }
     assert len(turned) == 8
     assert plain == {stack[0].tobytes()}
 

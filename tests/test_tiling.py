@@ -27,7 +27,7 @@ NETWORKS = [
     {"dim": 2, "depth": 1, "channels": 2},
     {"dim": 3, "depth": 2},
     {"dim": 3, "depth": 2, "up_mode": "upsample"},
-    {"dim": 3, "depth": 3, "start_filts": 2, "z_conv_stage": 1, "merge_mode": "concat"},
+    {"dim": 3, "depth": 2, "start_filts": 2, "z_conv_stage": 1, "merge_mode": "concat"},
 ]
 
 
@@ -90,17 +90,18 @@ def test_tiles_give_what_the_whole_image_gives(config: dict[str, Any], odd: int)
     network = random_network(seed=2, **config)
     reach, step = network.receptive_field_px(), network.step_px
     tile = [smallest_tile(s, r) + s for s, r in zip(step, reach, strict=True)]
-    shape = tuple(t + s + odd for t, s in zip(tile, step, strict=True))
+    cut = [True] * 2 if network.dim == 2 else [True, False, True]
+    shape = tuple(t + s + odd if c else 7 for t, s, c in zip(tile, step, cut, strict=True))
     photons = photons_for(network, shape)
     with torch.inference_mode():
         whole = network(photons)
     seen: list[tuple[int, int]] = []
     tiled = tiled_log_rate(network, photons, tile, on_tile=lambda *done: seen.append(done))
-    assert len(seen) >= 2**network.dim
+    assert len(seen) >= 2 ** sum(cut)
     assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
     assert tiled.dtype == torch.float32
     assert float((tiled - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
-    assert float(whole.std()) > 0.1 * float(whole.abs().max() - whole.abs().min()) / 10
+    assert float(whole.std()) > 0.01 * float(whole.abs().max())
 
 
 def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> None:

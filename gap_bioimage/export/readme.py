@@ -70,7 +70,7 @@ def score_on_halves(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0)
 
 
 def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
-    """Return the mean over photons of log(rate / sum(rate)), nats per photon; rates are kept above 1e-4 of their mean."""
+    """Return the mean over photons of log(rate / sum(rate)), in nats; rates are kept above 1e-4 of their mean."""
     rate = np.maximum(rate, 1e-4 * rate.mean())
     return float((photons * np.log(rate / rate.sum())).sum() / max(1, photons.sum()))
 

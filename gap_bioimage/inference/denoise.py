@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gap_bioimage.errors import AxesError
+from gap_bioimage.errors import AxesError, ConfigError
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import UNet, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
@@ -63,11 +63,13 @@ def denoise(
     ------
     AxesError
         If the axes or channels do not fit the model.
+    ConfigError
+        If the device cannot be used, or the tiles do not fit the image or the network.
     """
     check_dim(photons, model.config.dim, plane_by_plane=planes)
     items, restore = as_items(photons, model.config.dim, model.config.channels)
     warn_if_brighter(model, items)
-    network = model.network.to(device)
+    network = _on_device(model.network, device)
     rates = np.empty(items.shape, np.float32)
     done = 0
 
@@ -115,6 +117,15 @@ def warn_if_brighter(model: Model, items: np.ndarray) -> None:
             f"{limit:.1f} dB; bright structures may come out wrong: train on images as bright as these",
             stacklevel=3,
         )
+
+
+def _on_device(network: UNet, device: str) -> UNet:
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
+        raise ConfigError(
+            f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"
+        ) from None
 
 
 def _denoise_item(

@@ -45,8 +45,14 @@ def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], 
     Raises
     ------
     ConfigError
-        If a tile is too small to hold its halo and one step.
+        If the tile or halo does not fit the axes, or a tile is too small to hold its halo and one step.
     """
+    for name, sizes, least in (("tile", tile_px, 1), ("halo", halo_px, 0)):
+        if len(sizes) != len(shape) or min(sizes) < least:
+            raise ConfigError(
+                f"the {name} is {', '.join(map(str, sizes))} px, expected {len(shape)} numbers of at least "
+                f"{least}, one per spatial axis; for example {', '.join(['64'] * len(shape))}"
+            )
     axes = [
         _axis_tiles(size, tile, _round_up(halo, step), step)
         for size, tile, halo, step in zip(shape, tile_px, halo_px, step_px, strict=True)

@@ -181,10 +181,8 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
         with np.errstate(invalid="ignore"):
             counts = values.astype(np.int64)
         if not np.array_equal(counts, values):
-            raise NotPhotonCountsError(
-                "expected whole photon counts, but the values have fractions or are not finite"
-            )
-        highest = 2 ** (np.finfo(values.dtype).nmant + 1)
+            raise NotPhotonCountsError("expected whole photon counts, but the values have fractions or are not finite")
+        highest = 2 ** (np.finfo(values.dtype.name).nmant + 1)
         if counts.size and int(counts.max()) > highest:
             raise NotPhotonCountsError(
                 f"the largest value is {int(counts.max())}, but {values.dtype} skips whole numbers above {highest}; "

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 from torch import nn
 
-from gap_bioimage.config import NetworkConfig
+from gap_bioimage.config import NetworkConfig, error_sentence
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.network import UNet
 
@@ -103,37 +105,55 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[str, Any]:
 def _from_checkpoint(path: Path, origin: str) -> Model:
     content = read_weights(path, str(path))
     weights = content.get("state_dict")
-    if not isinstance(weights, dict) or not any(key.endswith("conv_final.weight") for key in weights):
+    if not isinstance(weights, dict) or not any(str(key).endswith("conv_final.weight") for key in weights):
         raise CheckpointError(f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint")
     ours = content.get("gap_bioimage")
     if ours is None:
-        config = _original_config(path, content, weights)
+        config, given = _original_config(path, content, weights)
         return Model(
             _network(config, weights, path),
             config,
             ORIGINAL_RANGE_DB,
             path,
             "original GAP checkpoint",
-            {"hyper_parameters": dict(content.get("hyper_parameters", {}))},
+            {"hyper_parameters": given},
         )
+    try:
+        described, (low, high) = ours["config"]["network"], ours["trained_range_db"]
+        details = {"config": ours["config"], "metrics": ours["metrics"]}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
     prefix = "average.module." if any(key.startswith("average.module.") for key in weights) else "network."
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    config = NetworkConfig(**ours["config"]["network"])
-    low, high = ours["trained_range_db"]
-    details = {"config": ours["config"], "metrics": ours["metrics"]}
+    config = _config(described, path)
     return Model(_network(config, own, path), config, (low, high), path, origin, details)
 
 
-def _original_config(path: Path, content: dict[str, Any], weights: dict[str, Any]) -> NetworkConfig:
+def _original_config(
+    path: Path, content: dict[str, Any], weights: dict[str, Any]
+) -> tuple[NetworkConfig, dict[str, Any]]:
     known = ("levels", "channels", "depth", "start_filts", "up_mode", "merge_mode", "z_conv_stage")
-    given = content.get("hyper_parameters", {})
+    final = weights.get("conv_final.weight")
+    if not isinstance(final, torch.Tensor) or final.ndim not in (4, 5):
+        raise CheckpointError(
+            f"{path} holds no GAP network (conv_final.weight is no convolution's kernel); expected a GAP checkpoint"
+        )
+    hyper_parameters = content.get("hyper_parameters")
+    given = dict(hyper_parameters) if isinstance(hyper_parameters, dict) else {}
     missing = [name for name in ("levels", "channels", "depth", "start_filts") if name not in given]
     if missing:
         raise CheckpointError(f"{path} does not tell its {', '.join(missing)}; expected hyper_parameters of GAP")
     # 2D and 3D files have the same keys: the kernels tell them apart
-    dim = weights["conv_final.weight"].ndim - 2
     values = {name: given[name] for name in known if name in given}
-    return NetworkConfig(dim=dim, log1p=False, **values)
+    return _config({"dim": final.ndim - 2, "log1p": False, **values}, path), given
+
+
+def _config(values: Any, path: Path) -> NetworkConfig:
+    try:
+        return NetworkConfig.model_validate(values)
+    except ValidationError as error:
+        told = "; ".join(error_sentence(NetworkConfig, e) for e in error.errors())
+        raise CheckpointError(f"{path} does not describe a GAP network: {told}") from None
 
 
 def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet:
@@ -160,17 +180,20 @@ def _from_zip(path: Path) -> Model:
             rdf = yaml.safe_load(archive.read("rdf.yaml"))
             weights_entry = rdf["weights"]["pytorch_state_dict"]
             arguments = dict(weights_entry["architecture"]["kwargs"])
-            ours = rdf["config"]["gap_bioimage"]
+            low, high = rdf["config"]["gap_bioimage"]["trained_range_db"]
             weights = read_weights(io.BytesIO(archive.read(weights_entry["source"])), str(path))
-        except (KeyError, TypeError, yaml.YAMLError):
+        except CheckpointError:
+            raise
+        except (zipfile.BadZipFile, zlib.error):
+            raise CheckpointError(f"{path} is damaged; copy or download it again") from None
+        except (KeyError, TypeError, ValueError, yaml.YAMLError):
             raise CheckpointError(
                 f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage "
                 "and pytorch_state_dict weights in its rdf.yaml"
             ) from None
     arguments.pop("box_px", None)
-    config = NetworkConfig(**arguments)
+    config = _config(arguments, path)
     own = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
-    low, high = ours["trained_range_db"]
     return Model(_network(config, own, path), config, (low, high), path, "bioimage.io zip", {"rdf": rdf})
 
 

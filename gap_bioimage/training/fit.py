@@ -129,7 +129,7 @@ def train(
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _resolve(config, stacks[0].shape[0], split)
     # Lightning starts the processes of the other devices with the same command: only the first one writes
-    first = rank_zero_only.rank == 0
+    first = getattr(rank_zero_only, "rank", 0) == 0
     checkpoint = _open_run(out, config, resume) if first else _start_of(out, resume)
     if first:
         _write_examples(out, stacks, split, config.network.dim)

@@ -175,7 +175,8 @@ class WindowDrawer:
     def _weights(self) -> NDArray[np.float64]:
         """Chances of the images: every pixel counts the same."""
         sizes = np.array([math.prod(stack.shape) for stack in self.stacks], float)
-        return sizes / sizes.sum()
+        chances: NDArray[np.float64] = sizes / sizes.sum()
+        return chances
 
     def _window(self, rng: np.random.Generator, weights: NDArray[np.float64]) -> NDArray[np.int32]:
         stack = self.stacks[int(rng.choice(len(weights), p=weights))]

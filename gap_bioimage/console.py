@@ -1,0 +1,108 @@
+"""What the command line prints: sentences, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import xarray as xr
+    from rich.progress import Progress, TaskID
+
+
+def complain(text: str) -> None:
+    """Print an error."""
+    print(f"error: {text}", file=sys.stderr)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print our own warnings as sentences, and no others."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def show_log() -> None:
+    """Print what the package logs, such as the share of windows that training leaves out."""
+    log = logging.getLogger("gap_bioimage")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+
+
+def say(quiet: bool, text: str) -> None:
+    """Print a result, unless quiet."""
+    if not quiet:
+        print(text, flush=True)
+
+
+def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Read sizes per axis, such as 512,512."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
+
+
+def parse_devices(text: str) -> int | str:
+    """Read a number of devices, or auto."""
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    raise typer.BadParameter(f"--devices is {text!r}, expected a number or auto")
+
+
+def sizes(image: xr.DataArray) -> str:
+    """Return the sizes of an image in words."""
+    return ", ".join(f"{axis} {size}" for axis, size in image.sizes.items())
+
+
+def write_json(path: Path | None, reports: list[Any]) -> None:
+    """Write one report as an object, several as a list."""
+    if path is None:
+        return
+    text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    from gap_bioimage.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """Print one report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for key, value in report.items():
+        if value not in (None, {}):
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(key.replace("_", " "), text, style="bold" if key in ("verdict", "next") else None)
+    Console().print(table)
+
+
+class Bar:
+    """A progress bar that shows nothing when quiet."""
+
+    def __init__(self, quiet: bool, text: str) -> None:
+        from rich.progress import Progress
+
+        self.bar = Progress(disable=quiet, transient=True)
+        self.text = text
+
+    def __enter__(self) -> tuple[Progress, TaskID]:
+        self.bar.start()
+        return self.bar, self.bar.add_task(self.text, total=None)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.errors import CheckpointError
+from gap_bioimage.network import UNet
+from gap_bioimage.training.callbacks import RunFolder
+from gap_bioimage.training.checkpoint import ORIGINAL_RANGE_DB, load_model, parameter_count, read_weights
+from gap_bioimage.training.module import GapModule
+
+NETWORK = NetworkConfig(depth=2, start_filts=2, levels=3, merge_mode="concat")
+HYPER = {"levels": 3, "channels": 1, "depth": 2, "start_filts": 2, "up_mode": "transpose", "merge_mode": "concat"}
+
+
+def network_of(config: NetworkConfig = NETWORK, seed: int = 0) -> UNet:
+    torch.manual_seed(seed)
+    network = UNet(**config.model_dump())
+    torch.nn.init.normal_(network.conv_final.weight)
+    return network
+
+
+def original(**change: Any) -> dict[str, Any]:
+    network = network_of(NETWORK.model_copy(update={"log1p": False}))
+    return {"state_dict": dict(network.state_dict()), "hyper_parameters": dict(HYPER)} | change
+
+
+def checkpoint_of(seed: int = 0, **train: Any) -> dict[str, Any]:
+    config = RunConfig.from_dict({"network": NETWORK.model_dump(), "train": train})
+    module = GapModule(config, (-30.0, 4.5))
+    module.network.load_state_dict(network_of(seed=seed).state_dict())
+    if module.average is not None:
+        module.average.module.load_state_dict(network_of(seed=seed + 1).state_dict())
+    checkpoint: dict[str, Any] = {"state_dict": dict(module.state_dict())}
+    RunFolder(Path(), "images").on_save_checkpoint(None, module, checkpoint)  # type: ignore[arg-type]
+    return checkpoint
+
+
+def zip_of(path: Path, rdf: Any, weights: bytes | None = None) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rdf.yaml", rdf if isinstance(rdf, str) else yaml.safe_dump(rdf))
+        if weights is not None:
+            archive.writestr("weights.pt", weights)
+    return path
+
+
+def our_rdf() -> dict[str, Any]:
+    kwargs = {**NETWORK.model_dump(), "box_px": [5, 5]}
+    entry = {"source": "weights.pt", "architecture": {"source": "network.py", "kwargs": kwargs}}
+    return {
+        "weights": {"pytorch_state_dict": entry},
+        "config": {"gap_bioimage": {"trained_range_db": [-30.0, 4.5]}},
+    }
+
+
+def our_weights() -> bytes:
+    file = io.BytesIO()
+    torch.save({f"network.{name}": value for name, value in network_of().state_dict().items()}, file)
+    return file.getvalue()
+
+
+def assert_network(network: UNet, expected: UNet) -> None:
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    photons = torch.arange(49.0).reshape(1, 1, 7, 7)
+    assert torch.equal(network(photons), expected(photons))
+
+
+@pytest.mark.parametrize(
+    ("dim", "hyper"),
+    [
+        (2, {"up_mode": "upsample", "merge_mode": "concat"}),
+        (3, {"up_mode": "transpose", "merge_mode": "add"}),
+    ],
+)
+def test_originals_load_with_their_hyperparameters(shared_data: Path, dim: int, hyper: dict[str, Any]) -> None:
+    path = shared_data / f"original_gap_{dim}d.ckpt"
+    model = load_model(path)
+    assert model.config == NetworkConfig(dim=dim, log1p=False, levels=10, channels=1, depth=3, start_filts=8, **hyper)
+    assert (model.origin, model.source) == ("original GAP checkpoint", path)
+    assert model.trained_range_db == ORIGINAL_RANGE_DB == (-40.0, 10.0)
+    assert model.details["hyper_parameters"] == {"levels": 10, "channels": 1, "depth": 3, "start_filts": 8, **hyper}
+    stored = np.load(shared_data / f"original_gap_{dim}d.npz")
+    log_rate = model.network(torch.from_numpy(stored["input"].astype(np.float32)))
+    np.testing.assert_allclose(log_rate.numpy(), stored["log_rate"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(depth=2, start_filts=2, levels=3, log1p=False, channels=3),
+        NetworkConfig(dim=3, depth=2, start_filts=2, levels=3, log1p=False, up_mode="upsample"),
+        NetworkConfig(dim=3, depth=3, start_filts=2, levels=3, log1p=False, z_conv_stage=1),
+    ],
+    ids=lambda config: f"{config.dim}d-{config.up_mode}-{config.z_conv_stage}",
+)
+def test_variants_of_the_original_load(tmp_path: Path, config: NetworkConfig) -> None:
+    hyper = config.model_dump(exclude={"dim", "log1p"}, exclude_none=True)
+    content = {"state_dict": dict(network_of(config).state_dict()), "hyper_parameters": hyper}
+    torch.save(content, tmp_path / "original.ckpt")
+    assert load_model(str(tmp_path / "original.ckpt")).config == config
+
+
+def test_our_checkpoints_load(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    torch.save(checkpoint_of(), path)
+    model = load_model(path)
+    assert (model.origin, model.source, model.config) == ("checkpoint", path, NETWORK)
+    assert model.trained_range_db == (-30.0, 4.5)
+    assert model.details["metrics"] == []
+    assert RunConfig.from_dict(model.details["config"]).network == NETWORK
+    assert_network(model.network, network_of())
+
+
+def test_the_moving_average_is_what_loads(tmp_path: Path) -> None:
+    torch.save(checkpoint_of(ema_decay=0.9), tmp_path / "best.ckpt")
+    assert_network(load_model(tmp_path / "best.ckpt").network, network_of(seed=1))
+
+
+@pytest.mark.parametrize(("names", "seed"), [(("best", "last"), 0), (("last",), 5)])
+def test_a_run_folder_gives_its_best(tmp_path: Path, names: tuple[str, ...], seed: int) -> None:
+    for name in names:
+        torch.save(checkpoint_of(seed=0 if name == "best" else 5), tmp_path / f"{name}.ckpt")
+    model = load_model(tmp_path)
+    assert (model.origin, model.source.name) == ("run", f"{names[0]}.ckpt")
+    assert_network(model.network, network_of(seed=seed))
+
+
+def test_our_zips_load(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "model.zip", our_rdf(), our_weights())
+    model = load_model(path)
+    assert (model.origin, model.source, model.config) == ("bioimage.io zip", path, NETWORK)
+    assert model.trained_range_db == (-30.0, 4.5)
+    assert_network(model.network, network_of())
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_the_bomb_of_these_tests_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("form", ["pickle", "protocol 0", "torch", "torch legacy", "state_dict", "hyper", "zip"])
+def test_code_in_files_is_not_run(tmp_path: Path, form: str) -> None:
+    executed, path = tmp_path / "executed", tmp_path / "model.ckpt"
+    bomb = Bomb(executed)
+    if form in ("pickle", "protocol 0"):
+        path.write_bytes(pickle.dumps({"state_dict": bomb}, protocol=0 if form == "protocol 0" else None))
+    elif form == "zip":
+        file = io.BytesIO()
+        torch.save({"network.conv_final.weight": bomb}, file)
+        zip_of(path, our_rdf(), file.getvalue())
+    else:
+        content: Any = {"state_dict": original(state_dict={"conv_final.weight": bomb}), "hyper": original(extra=bomb)}
+        content = content.get(form, bomb)
+        torch.save(content, path, _use_new_zipfile_serialization=form != "torch legacy")
+    with pytest.raises(CheckpointError, match="is not a checkpoint that can be read safely"):
+        load_model(path)
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "not a checkpoint"),
+        (b"just some notes\n" * 50, "not a checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, "not a checkpoint"),
+        (b"II*\0" + bytes(500), "not a checkpoint"),
+        (b"PK\x03\x04" + bytes(200), "not a checkpoint"),
+        (b"\x80\x02K\x05.", "not a checkpoint|expected a checkpoint"),
+        (pickle.dumps([1, 2]), "not a checkpoint|holds a list"),
+        (pickle.dumps({"a": 1}), "not a checkpoint|no GAP network"),
+    ],
+    ids=range(8),
+)
+def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_truncated_files_are_refused(tmp_path: Path, share: float, zipped: bool) -> None:
+    path = tmp_path / "model.ckpt"
+    if zipped:
+        zip_of(path, our_rdf(), our_weights())
+    else:
+        torch.save(checkpoint_of(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("position", [0.3, 0.5, 0.8])
+def test_zips_with_a_flipped_byte_are_refused(tmp_path: Path, position: float) -> None:
+    path = zip_of(tmp_path / "model.zip", our_rdf(), our_weights())
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (torch.ones(3), "holds a Tensor"),
+        ([1, 2], "holds a list"),
+        ({}, "no GAP network"),
+        ({"state_dict": None}, "no GAP network"),
+        ({"state_dict": {"fc.weight": torch.ones(2, 2)}, "hyper_parameters": HYPER}, "no GAP network"),
+        ({"state_dict": {1: torch.ones(2)}, "hyper_parameters": HYPER}, "no GAP network"),
+        (dict(network_of().state_dict()), "no GAP network"),
+        ({"state_dict": {"model.conv_final.weight": torch.ones(1, 2, 1, 1)}, "hyper_parameters": HYPER}, "GAP"),
+        (original(hyper_parameters={}), "does not tell its levels, channels, depth, start_filts"),
+        (original(hyper_parameters=None), "does not tell its levels"),
+        (original(hyper_parameters={k: v for k, v in HYPER.items() if k != "depth"}), "does not tell its depth"),
+        (original(hyper_parameters=HYPER | {"start_filts": 4}), "do not fit the network"),
+        (original(hyper_parameters=HYPER | {"depth": 3}), "do not fit the network"),
+        (original(hyper_parameters=HYPER | {"merge_mode": "add"}), "do not fit the network"),
+        (original(hyper_parameters=HYPER | {"depth": "deep"}), "depth"),
+        (original(hyper_parameters=HYPER | {"up_mode": "nearest"}), "up_mode"),
+        (original(hyper_parameters=HYPER | {"z_conv_stage": 1}), "z_conv_stage"),
+        (original(state_dict={"conv_final.weight": 3}), "do not fit|no GAP network"),
+        (original(state_dict={"conv_final.weight": torch.ones(3)}), "GAP|do not fit"),
+        (checkpoint_of() | {"gap_bioimage": {}}, "gap_bioimage"),
+        (checkpoint_of() | {"gap_bioimage": 3}, "gap_bioimage"),
+    ],
+    ids=range(21),
+)
+def test_dictionaries_of_something_else_are_refused(tmp_path: Path, content: Any, told: str) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def change_of(keys: str, value: Any = None) -> dict[str, Any]:
+    rdf = our_rdf()
+    *sections, last = keys.split("/")
+    inner = rdf
+    for section in sections:
+        inner = inner[section]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return rdf
+
+
+@pytest.mark.parametrize(
+    "rdf",
+    [
+        "- a list",
+        "a: [1",
+        "",
+        {"type": "model"},
+        change_of("config/gap_bioimage"),
+        change_of("config/gap_bioimage/trained_range_db"),
+        change_of("config/gap_bioimage/trained_range_db", 5),
+        change_of("weights/pytorch_state_dict"),
+        change_of("weights/pytorch_state_dict/source", "missing.pt"),
+        change_of("weights/pytorch_state_dict/architecture/kwargs/levels"),
+        change_of("weights/pytorch_state_dict/architecture/kwargs/depth", "deep"),
+        change_of("weights/pytorch_state_dict/architecture/kwargs/mystery", 1),
+    ],
+    ids=range(12),
+)
+def test_zips_of_others_are_refused(tmp_path: Path, rdf: Any) -> None:
+    path = zip_of(tmp_path / "model.zip", rdf, our_weights())
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_zips_and_archives_that_are_no_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photo.jpg", b"\xff\xd8\xff")
+    torch.jit.save(torch.jit.script(network_of()), tmp_path / "script.pt")
+    for name in ("photos.zip", "script.pt"):
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_missing_models_are_told(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path if folder else tmp_path / "missing.ckpt"
+    told = "folder without best.ckpt or last.ckpt" if folder else "does not exist; expected a run folder"
+    with pytest.raises(CheckpointError, match=told):
+        load_model(path)
+
+
+def test_files_that_may_not_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save(checkpoint_of(), path)
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", denied)
+    with pytest.raises(CheckpointError, match=r"model\.ckpt"):
+        load_model(path)
+
+
+def test_read_weights_takes_streams() -> None:
+    file = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, file)
+    file.seek(0)
+    assert torch.equal(read_weights(file, "stream")["a"], torch.ones(2))
+    with pytest.raises(CheckpointError, match="stream is not a checkpoint"):
+        read_weights(io.BytesIO(b"nothing"), "stream")
+
+
+def test_a_copied_run_loads(tmp_path: Path) -> None:
+    torch.save(checkpoint_of(), tmp_path / "best.ckpt")
+    shutil.copytree(tmp_path, tmp_path / "copy with spaces", ignore=lambda *_: ["copy with spaces"])
+    assert load_model(tmp_path / "copy with spaces").config == NETWORK
+
+
+def test_parameter_count_is_the_sum_over_layers() -> None:
+    network = UNet(depth=1, start_filts=4, levels=2)
+    # three blocks of 3 x 3 and a 1 x 1; the encoding has two sines and the logarithm
+    assert parameter_count(network) == (3 * 4 * 9 + 4) + 2 * (4 * 4 * 9 + 4) + (4 + 1)
