@@ -275,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _report(error)
     except KeyboardInterrupt:
-        complain("stopped")
+        complain("stopped; a training run continues with --resume")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -288,8 +288,7 @@ def _report(error: Exception) -> int:
         complain("stopped")
         return 130
     if isinstance(error, _CLICK_ERRORS):
-        error.show()
-        return int(error.exit_code)
+        return _report_usage(error)
     if isinstance(error, GapError):
         complain(str(error))
     elif isinstance(error, OSError):
@@ -300,3 +299,14 @@ def _report(error: Exception) -> int:
         text = " ".join(str(error).split())[:300]
         complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
     return 2
+
+
+def _report_usage(error: Any) -> int:
+    """Print what is wrong with the command line and where to look it up."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "gap-bioimage"
+    complain(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`")
+    return int(error.exit_code)

@@ -92,16 +92,6 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class TileConfig(Config):
-    """Tiles of the denoiser; None lets the program choose."""
-
-    tile_px: tuple[PositiveInt, ...] | None = Field(None, description="tile with halo, (y, x) or (z, y, x)")
-    halo_px: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="halo; the receptive field when not given"
-    )
-    batch_size: PositiveInt = 1
-
-
 class RunConfig(Config):
     """Everything that ``config.yaml`` of a training run holds."""
 

@@ -24,8 +24,9 @@ description: Denoises simulated photon counts in tests.
 authors:
   - name: Ada Example
 license: MIT
+# one of the names that bioimageio.spec knows without looking it up
 maintainers:
-  - github_user: ada-example
+  - github_user: fynnbe
 training_data: Simulated cells.
 """
 TINY = {
@@ -58,9 +59,7 @@ def random_network(seed: int = 0, **config: Any) -> UNet:
     return network.eval().requires_grad_(False)
 
 
-def random_model(
-    seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 20.0), **config: Any
-) -> Model:
+def random_model(seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 20.0), **config: Any) -> Model:
     """A model with random weights."""
     settings = NetworkConfig(**{"depth": 2, "start_filts": 4, **config})
     network = random_network(seed, **settings.model_dump())

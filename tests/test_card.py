@@ -45,7 +45,7 @@ def refused(folder: Path, content: object) -> str:
 def test_a_card_with_the_least_is_enough(tmp_path: Path) -> None:
     least = read(tmp_path, GOOD)
     assert least.authors[0].name == "Ada Example"
-    assert (least.version, least.maintainers, least.tags, least.git_repo) == ("0.1.0", [], [], None)
+    assert (least.version, least.maintainers, least.tags, least.git_repo) == ("0.1.0", (), (), None)
 
 
 def test_all_missing_fields_are_listed_at_once(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_every_comment_of_the_template_can_be_used(tmp_path: Path) -> None:
     assert full.authors[0].orcid == "0000-0002-1825-0097"
     assert full.maintainers[0].github_user == "ada-example"
     assert full.cite[0].doi == "10.1234/example"
-    assert full.tags == ["confocal"]
+    assert full.tags == ("confocal",)
 
 
 def test_the_template_never_replaces_a_card(tmp_path: Path) -> None:

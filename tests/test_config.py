@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gap_bioimage.config import Config, NetworkConfig, RunConfig, ThinningConfig, TileConfig, TrainConfig, read_yaml
+from gap_bioimage.config import Config, NetworkConfig, RunConfig, ThinningConfig, TrainConfig, read_yaml
 from gap_bioimage.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def test_unreadable_files_are_refused(tmp_path: Path, name: str) -> None:
         RunConfig.read(tmp_path / name)
 
 
-@pytest.mark.parametrize("config", [NetworkConfig(), ThinningConfig(), TrainConfig(), TileConfig(), RunConfig()])
+@pytest.mark.parametrize("config", [NetworkConfig(), ThinningConfig(), TrainConfig(), RunConfig()])
 def test_settings_are_frozen(config: Config) -> None:
     name = next(iter(type(config).model_fields))
     with pytest.raises(ValidationError, match="frozen"):
@@ -270,9 +270,3 @@ def test_impossible_values_are_refused_in_one_line(values: dict[str, Any]) -> No
     assert "Value error" not in message
     if isinstance(settings_, dict) and len(settings_) == 1 and len(values) == 1:
         assert next(iter(settings_)) in message
-
-
-@pytest.mark.parametrize("tile", [{"tile_px": [0, 5]}, {"halo_px": [-1, 4]}, {"batch_size": 0}])
-def test_impossible_tiles_are_refused(tile: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        TileConfig(**tile)

@@ -19,6 +19,7 @@ from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhot
 from gap_bioimage.training import fit
 from gap_bioimage.training.checkpoint import load_model
 from gap_bioimage.training.fit import train
+from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
 
 if TYPE_CHECKING:
@@ -372,6 +373,7 @@ import sys
 from pathlib import Path
 from test_fit import config_of, stripes
 from gap_bioimage.training.fit import train
+from gap_bioimage.training.module import GapModule
 if __name__ == "__main__":
     options = {"progress": False, "device": "cpu", "devices": 2, "strategy": "ddp"}
     train(stripes(), sys.argv[1], config_of(steps=6), **options)
@@ -388,3 +390,14 @@ def test_two_devices_share_a_run(tmp_path: Path) -> None:
     assert result.stdout.count("trained") == 2
     assert metrics(tmp_path / "run")[-1]["step"] == 6
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(GapModule, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, default_box_px, measure_halo, mirrored
+from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, HaloReport, default_box_px, measure_halo, mirrored
 from gap_bioimage.export.rdf import Sizes
 from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.photons.simulate import simulate_truth
@@ -27,6 +27,12 @@ def denoiser_and_counts(trained: Trained) -> tuple[PhotonDenoiser, np.ndarray]:
     model = load_model(trained.run)
     denoiser = denoiser_of(model, default_box_px(model.network.receptive_field_px()))
     return denoiser, np.load(trained.run / "example.npy")
+
+
+@pytest.fixture(scope="module")
+def measured_3d(trained_3d: Trained) -> tuple[PhotonDenoiser, HaloReport]:
+    denoiser, counts = denoiser_and_counts(trained_3d)
+    return denoiser, measure_halo(denoiser, counts)
 
 
 def seams(denoiser: PhotonDenoiser, photons: torch.Tensor, sizes: Sizes) -> float:
@@ -59,14 +65,27 @@ def test_tiles_with_the_halo_agree_on_another_image_in_2d(trained_2d: Trained, e
     assert seams(denoiser, torch.from_numpy(photons)[None, None], sizes) < TOLERANCE
 
 
-def test_tiles_with_the_halo_agree_on_another_image_in_3d(trained_3d: Trained) -> None:
-    denoiser, counts = denoiser_and_counts(trained_3d)
-    report = measure_halo(denoiser, counts)
+@pytest.mark.parametrize(
+    "exposure",
+    [
+        EXPOSURES[0],
+        pytest.param(
+            EXPOSURES[2],
+            marks=pytest.mark.xfail(
+                strict=True, reason="halos are judged in larger tiles than the smallest: up to 5 % are left"
+            ),
+        ),
+    ],
+)
+def test_tiles_with_the_halo_agree_on_another_image_in_3d(
+    measured_3d: tuple[PhotonDenoiser, HaloReport], exposure: float
+) -> None:
+    denoiser, report = measured_3d
+    assert 0 < max(report.relative_rms.values()) < TOLERANCE
     sizes = Sizes.of(denoiser.network.step_px, report.halo_px)
     rate = simulate_truth(3, [low + 16 for low in sizes.min_px], seed=9).values
-    photons = np.random.default_rng(3).poisson(rate * (0.3 / rate.mean())).astype(np.float32)
+    photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
     assert seams(denoiser, torch.from_numpy(photons)[None, None], sizes) < TOLERANCE
-    assert 0 < max(report.relative_rms.values()) < TOLERANCE
 
 
 def test_the_halo_is_the_same_every_time_and_a_multiple_of_the_step(trained_2d: Trained) -> None:
@@ -78,9 +97,7 @@ def test_the_halo_is_the_same_every_time_and_a_multiple_of_the_step(trained_2d: 
     assert set(first.relative_rms) == set(EXPOSURES)
     assert all(0 <= rms < TOLERANCE for rms in first.relative_rms.values())
     reach = denoiser.network.receptive_field_px()
-    for halo, step, field, box in zip(
-        first.halo_px, denoiser.network.step_px, reach, denoiser.box_px, strict=True
-    ):
+    for halo, step, field, box in zip(first.halo_px, denoiser.network.step_px, reach, denoiser.box_px, strict=True):
         assert halo % step == 0
         assert 0 < halo < field + box // 2 + step
 

@@ -110,9 +110,7 @@ def test_large_images_become_bigtiff(tmp_path, monkeypatch):
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.is_bigtiff
         assert tif.is_ome
-    assert pixel_size_um(read_photons(tmp_path / "a.tif")) == pytest.approx(
-        {"z": 0.3, "y": 0.065, "x": 0.108}
-    )
+    assert pixel_size_um(read_photons(tmp_path / "a.tif")) == pytest.approx({"z": 0.3, "y": 0.065, "x": 0.108})
 
 
 def test_doubles_become_float32(tmp_path):
@@ -198,9 +196,7 @@ def test_printer_resolution_is_not_believed(tmp_path):
     tifffile.imwrite(
         tmp_path / "b.tif", counts("yx").values, imagej=True, resolution=(72, 72), metadata={"unit": "inch"}
     )
-    tifffile.imwrite(
-        tmp_path / "c.tif", counts("zyx").values, imagej=True, metadata={"axes": "ZYX", "spacing": 0.3}
-    )
+    tifffile.imwrite(tmp_path / "c.tif", counts("zyx").values, imagej=True, metadata={"axes": "ZYX", "spacing": 0.3})
     for name in "abc":
         assert pixel_size_um(read_photons(tmp_path / f"{name}.tif")) == {}
 
@@ -265,9 +261,7 @@ def test_truncated_files_are_noticed(tmp_path, kind, share):
     assert path.name in one_sentence(error)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not an image at all, just text", b"II*\x00", b"\x93NUMPY\x01\x00"]
-)
+@pytest.mark.parametrize("content", [b"", b"not an image at all, just text", b"II*\x00", b"\x93NUMPY\x01\x00"])
 @pytest.mark.parametrize("name", ["a.tif", "a.npy", "a.czi"])
 def test_files_that_are_no_images_are_refused(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)

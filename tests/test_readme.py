@@ -130,7 +130,9 @@ def test_the_readme_has_what_the_zoo_looks_for(tmp_path: Path) -> None:
     assert "0.0001 to 100 photons per pixel" in text
 
 
-@pytest.mark.parametrize(("gain", "word"), [(0.1, "0.1000 nats per photon better"), (-0.2, "0.2000 nats per photon worse")])
+@pytest.mark.parametrize(
+    ("gain", "word"), [(0.1, "0.1000 nats per photon better"), (-0.2, "0.2000 nats per photon worse")]
+)
 def test_the_readme_is_honest(tmp_path: Path, gain: float, word: str) -> None:
     assert word in readme(tmp_path, gain=gain)
 

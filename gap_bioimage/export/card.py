@@ -140,6 +140,12 @@ class Card(Config):
             ) from None
         return identifier
 
+    @model_validator(mode="after")
+    def _identifiable(self) -> Self:
+        if not self.identifier:
+            raise ValueError(f"name {self.name!r} has no Latin letters or digits to make an id from; give an id")
+        return self
+
     @property
     def identifier(self) -> str:
         """The id, made from the name when none is given: Fiji cannot load a model without."""
@@ -149,7 +155,7 @@ class Card(Config):
     def citations(self) -> list[dict[str, str]]:
         """All citations, the GAP paper's first."""
         own = [entry.model_dump(exclude_none=True) for entry in self.cite]
-        return [GAP_PAPER, *(entry for entry in own if entry.get("doi") != GAP_PAPER["doi"])]
+        return [GAP_PAPER, *(entry for entry in own if not _is_gap_paper(entry))]
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
@@ -167,6 +173,11 @@ class Card(Config):
             raise CardError(f"{path}: {problems}; `gap-bioimage export --init-card` writes a template") from None
         except ConfigError as error:
             raise CardError(str(error)) from None
+
+
+def _is_gap_paper(entry: dict[str, str]) -> bool:
+    number = GAP_PAPER["doi"].lower().removeprefix("10.48550/arxiv.")
+    return number in f"{entry.get('doi')} {entry.get('url')}"
 
 
 def write_template(path: Path | str) -> None:

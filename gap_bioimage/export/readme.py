@@ -71,7 +71,7 @@ def score_on_halves(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0)
 
 def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
     """Return the mean over photons of log(rate / sum(rate)), in nats; rates are kept above 1e-4 of their mean."""
-    rate = np.maximum(rate, 1e-4 * rate.mean())
+    rate = np.maximum(rate, 1e-4 * float(rate.mean()) or 1.0)  # no rate at all is a flat one
     return float((photons * np.log(rate / rate.sum())).sum() / max(1, photons.sum()))
 
 

@@ -87,7 +87,7 @@ def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator)
 
     Inversion with a guide table: one random byte and the count look up the result; the few bytes that
     leave two results possible are refined with a further uniform number, so that the draw is exact to
-    the 2^-53 of that number. Counts above 63 use numpy's own generator.
+    about 2^-47. Counts above 63 use numpy's own generator.
 
     Parameters
     ----------

@@ -7,6 +7,8 @@ the counts for export: example.npy for test tensors and cover, held_out.npy for 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -114,6 +116,8 @@ def train(
         If a resumed run was given other settings.
     CheckpointError
         If a resumed run was trained on other images.
+    KeyboardInterrupt
+        On Ctrl-C; resume continues from the last checkpoint.
     """
     out = Path(out)
     if resume and config is None and (out / "config.yaml").exists():
@@ -143,7 +147,8 @@ def train(
         callbacks.append(Progress(config.train))
     with _quiet():
         trainer = _trainer(out, config.train, callbacks, device, devices, num_nodes, strategy)
-        trainer.fit(module, data, ckpt_path=checkpoint)
+        with _interruptible():
+            trainer.fit(module, data, ckpt_path=checkpoint)
     return _finish(out, first)
 
 
@@ -275,8 +280,23 @@ def _fingerprint(split: Split) -> str:
     crc = 0
     for stack in split.training:
         crc = zlib.crc32(repr((stack.shape, stack.dtype.str)).encode(), crc)
-        crc = zlib.crc32(np.ascontiguousarray(stack.reshape(-1, stack.shape[-1])[:64]).tobytes(), crc)
+        plane = stack[(0,) * (stack.ndim - 2)]
+        crc = zlib.crc32(np.ascontiguousarray(plane[:64]).tobytes(), crc)
     return f"{crc:08x}"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C arrive as KeyboardInterrupt: Lightning exits instead, and leaves the signal ignored."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

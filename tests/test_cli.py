@@ -1,0 +1,517 @@
+"""The command line: what it prints, what it leaves behind, and its exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+import tifffile
+from zips import make_zip
+
+from gap_bioimage.cli import main
+from gap_bioimage.photons.image_io import read_photons
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fixtures_model import Trained
+
+VERBS = ["demo", "simulate", "inspect", "train", "denoise", "export", "validate", "info"]
+FAST = ["--set", "network.depth=1", "--set", "network.start_filts=2", "--set", "train.steps=2", "--set"]
+FAST += ["train.patch_px=[16,16]", "--set", "train.batch_size=2", "--set", "train.validation_windows=2"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process."""
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        return Result(int(end.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def counts(tmp_path: Path) -> Path:
+    path = tmp_path / "counts.tif"
+    photons = np.random.default_rng(0).poisson(3, (64, 64)).astype(np.uint16)
+    tifffile.imwrite(path, photons, imagej=True, metadata={"axes": "YX"})
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def one_sentence(result: Result) -> str:
+    assert result.code == 2, result
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in result.out + result.err
+    assert "please report" not in lines[0]
+    return lines[0].removeprefix("error: ")
+
+
+def subprocess_run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False, **options)
+
+
+# help
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom gap_bioimage.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'bioimageio', 'lightning', 'numpy', 'xarray', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", done.stdout)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(run: Any, verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.code == 0
+    assert f"gap-bioimage {verb}" in result.out
+    assert result.err == ""
+
+
+def test_no_arguments_show_the_help(run: Any) -> None:
+    result = run()
+    assert result.code == 2
+    assert "simulate" in result.out + result.err
+
+
+# the command line itself
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train-all"], "No such command 'train-all'"),
+        (["simulate", "x.tif"], "--dim"),
+        (["simulate", "x.tif", "--dim", "4", "--photons", "1", "--seed", "0"], "--dim"),
+        (["simulate", "x.tif", "--dim", "2", "--photons", "-1", "--seed", "0"], "positive number"),
+        (["simulate", "x.tif", "--dim", "2", "--photons", "1", "--seed", "-1"], "--seed"),
+        (["simulate", "x.tif", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "5"], "shape"),
+        (["simulate", "x.tif", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "a,b"], "--shape is 'a,b'"),
+        (["simulate", "x.jpg", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "16,16"], "'.jpg'"),
+        (["simulate", "no/x.tif", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "16,16"], "create no"),
+        (["denoise", "model"], "Missing argument"),
+        (["denoise", "model", "a.tif", "b.tif", "--tiles", "3"], "--tiles"),
+        (["inspect"], "Missing argument"),
+        (["inspect", "missing.tif"], "there is no file missing.tif"),
+        (["info", "missing"], "missing does not exist"),
+        (["validate", "missing.zip"], "missing.zip"),
+        (["export"], "--init-card"),
+        (["export", "missing", "out.zip", "--card", "missing.yaml"], "missing.yaml"),
+        (["train", "--dim", "2", "--out", "run"], "Missing argument"),
+        (["train", "missing.tif", "--dim", "2", "--out", "run"], "there is no file missing.tif"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in one_sentence(run(*arguments))
+    assert snapshot(tmp_path) == {}
+
+
+# images that are not photon counts
+
+
+def truncated(path: Path) -> None:
+    tifffile.imwrite(path, np.random.default_rng(0).poisson(3, (64, 64)).astype(np.uint16))
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def photograph(path: Path) -> None:
+    tifffile.imwrite(path, np.zeros((32, 32, 3), np.uint8), photometric="rgb")
+
+
+def negative(path: Path) -> None:
+    tifffile.imwrite(path, np.full((32, 32), -1, np.int16))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("these are no counts")
+
+
+BAD_IMAGES = [truncated, photograph, negative, empty, text]
+
+
+@pytest.mark.parametrize("make", BAD_IMAGES)
+@pytest.mark.parametrize("verb", ["train", "denoise"])
+def test_images_that_hold_no_counts_are_refused(
+    run: Any, trained_2d: Trained, tmp_path: Path, make: Callable[[Path], None], verb: str
+) -> None:
+    image, out = tmp_path / "bad.tif", tmp_path / "out.tif"
+    make(image)
+    out.write_bytes(b"kept")
+    before = snapshot(tmp_path)
+    if verb == "train":
+        result = run("train", image, "--dim", 2, "--out", tmp_path / "run", "--quiet")
+    else:
+        result = run("denoise", trained_2d.run, image, out)
+    assert "bad.tif" in one_sentence(result)
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_camera_movie_is_refused(run: Any, trained_2d: Trained, shared_data: Path, tmp_path: Path) -> None:
+    movie = shared_data / "telomeres_camera_tyx.tif"
+    for arguments in (
+        ("denoise", trained_2d.run, movie, tmp_path / "out.tif"),
+        ("train", movie, "--dim", 2, "--out", tmp_path / "run"),
+    ):
+        message = one_sentence(run(*arguments))
+        assert "camera" in message
+        assert "subtract the camera offset" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_tells_of_bad_counts_without_failing(run: Any, tmp_path: Path) -> None:
+    negative(tmp_path / "bad.tif")
+    result = run("inspect", tmp_path / "bad.tif", "--json", "-")
+    assert result.code == 0
+    assert json.loads(result.out)["verdict"] == "processed"
+
+
+# models that are none
+
+
+def test_models_that_are_none_are_refused(run: Any, counts: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / "model.zip").write_bytes(b"PK\x03\x04 no zip")
+    (tmp_path / "folder").mkdir()
+    before = snapshot(tmp_path)
+    for model in ("notes.txt", "model.zip", "folder", "missing.ckpt"):
+        for arguments in (
+            ("denoise", tmp_path / model, counts, tmp_path / "out.tif"),
+            ("info", tmp_path / model),
+        ):
+            assert model in one_sentence(run(*arguments))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"no zip", b"PK\x03\x04 no zip", b""])
+def test_validate_cannot_run_on_what_is_no_zip(run: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.zip").write_bytes(content)
+    result = run("validate", tmp_path / "model.zip", "--json", tmp_path / "report.json")
+    assert "model.zip" in one_sentence(result)
+    assert not (tmp_path / "report.json").exists()
+
+
+# train
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.step=5", "unknown key 'train.step'; did you mean 'steps'?"),
+        ("trian.steps=5", "did you mean 'train'?"),
+        ("train.steps=0", "train.steps"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps", "--set takes section.key=value"),
+        ("network.up_mode=nearest", "network.up_mode"),
+        ("train.patch_px=[8,8,8]", "train.patch_px has 3 entries"),
+    ],
+)
+def test_unknown_settings_are_refused(run: Any, counts: Path, tmp_path: Path, setting: str, message: str) -> None:
+    result = run("train", counts, "--dim", 2, "--out", tmp_path / "run", "--set", setting)
+    assert message in one_sentence(result)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--device", "warp"), ("--devices", "x"), ("--strategy", "odd")])
+def test_unknown_devices_are_refused(run: Any, counts: Path, tmp_path: Path, option: str, value: str) -> None:
+    result = run("train", counts, "--dim", 2, "--out", tmp_path / "run", "--quiet", *FAST, option, value)
+    assert value in one_sentence(result)
+
+
+def test_a_run_is_not_trained_over(run: Any, trained_2d: Trained, counts: Path) -> None:
+    before = snapshot(trained_2d.run)
+    message = one_sentence(run("train", counts, "--dim", 2, "--out", trained_2d.run, "--quiet"))
+    assert "already holds a training run" in message
+    assert "--resume" in message
+    assert snapshot(trained_2d.run) == before
+
+
+def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: Path) -> None:
+    result = run("train", counts, "--dim", 2, "--out", tmp_path / "run", "--seed", 7, "--device", "cpu", *FAST)
+    assert result.code == 0, result.err
+    assert "trained for inputs of -40 to" in result.out
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "seed: 7" in config
+    assert "steps: 2" in config
+
+
+# denoise
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile", "8,8"], "give tiles of at least"),
+        (["--tile", "64"], "expected 2 numbers"),
+        (["--tile", "64,64,64"], "expected 2 numbers"),
+        (["--tile", "64;64"], "--tile is '64;64'"),
+        (["--tile", "64,-64"], "at least 1"),
+        (["--halo", "-2,-2"], "at least 0"),
+        (["--device", "warp"], "'warp'"),
+        (["--channel", "1"], "channel 1"),
+        (["--axes", "zyx"], "--axes zyx"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    run: Any, trained_2d: Trained, counts: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    (tmp_path / "out.tif").write_bytes(b"kept")
+    before = snapshot(tmp_path)
+    assert message in one_sentence(run("denoise", trained_2d.run, counts, tmp_path / "out.tif", *options))
+    assert snapshot(tmp_path) == before
+
+
+def test_a_stack_needs_planes(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).poisson(3, (3, 32, 32)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    assert "--planes" in one_sentence(run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif"))
+    assert not (tmp_path / "out.tif").exists()
+    result = run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif", "--planes", "--quiet")
+    assert (result.code, result.out) == (0, "")
+    rate = tifffile.imread(tmp_path / "out.tif")
+    np.testing.assert_allclose(rate.sum((1, 2), dtype=float), stack.sum((1, 2)), rtol=1e-5)
+
+
+def test_a_warning_is_one_line_too(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    bright = np.random.default_rng(0).poisson(300, (32, 32)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "bright.tif", bright, imagej=True, metadata={"axes": "YX"})
+    result = run("denoise", trained_2d.run, tmp_path / "bright.tif", tmp_path / "out.tif", "--quiet")
+    assert result.code == 0
+    assert re.fullmatch(r"warning: the image has 24\.\d dB .*\n", result.err)
+
+
+# disks
+
+
+def test_a_full_disk_leaves_the_old_output(
+    run: Any, trained_2d: Trained, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.tif").write_bytes(b"kept")
+    before = snapshot(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gap_bioimage.files.os.replace", full)
+    message = one_sentence(run("denoise", trained_2d.run, counts, tmp_path / "out.tif", "--quiet"))
+    assert "no space left" in message
+    assert "free some space" in message
+    assert snapshot(tmp_path) == before
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from gap_bioimage.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    out.write_bytes(b"kept")
+    options = ["--dim", "2", "--photons", "1", "--seed", "0", "--shape", "128,128"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", LIMITED, "simulate", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    message = one_sentence(Result(done.returncode, done.stdout, done.stderr))
+    assert f"cannot write {out}" in message
+    assert snapshot(tmp_path) == {out.name: b"kept"}
+
+
+# reports
+
+
+def test_json_on_standard_output_is_all_there_is(run: Any, trained_2d: Trained, counts: Path) -> None:
+    for arguments in (("inspect", counts), ("info", trained_2d.run)):
+        result = run(*arguments, "--json", "-")
+        assert result.code == 0
+        assert isinstance(json.loads(result.out), dict)
+        assert result.err == ""
+
+
+def test_several_reports_are_a_list(run: Any, counts: Path, tmp_path: Path) -> None:
+    result = run("inspect", counts, counts, "--json", tmp_path / "report.json", "--quiet")
+    assert (result.code, result.out) == (0, "")
+    reports = json.loads((tmp_path / "report.json").read_text())
+    assert [report["verdict"] for report in reports] == ["photon counts"] * 2
+
+
+def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
+    report = json.loads(run("info", trained_2d.run, "--json", "-").out)
+    assert (report["dim"], report["depth"], report["start_filts"], report["steps"]) == (2, 2, 4, report["steps"])
+    assert report["step_px"] == [2, 2]
+    assert report["receptive_field_px"] == [13, 13]
+    assert report["origin"] == "run"
+    assert report["parameters"] > 1000
+    table = run("info", trained_2d.run)
+    assert "receptive field px" in table.out
+
+
+def good(rdf: dict[str, Any]) -> None:
+    """Change nothing."""
+
+
+def wrong_output(rdf: dict[str, Any]) -> None:
+    rdf["outputs"][0]["test_tensor"] = dict(rdf["inputs"][0]["test_tensor"])
+
+
+@pytest.mark.parametrize(("mutate", "code", "status"), [(good, 0, "passed"), (wrong_output, 1, "failed")])
+def test_validate_says_by_exit_code_what_it_found(
+    run: Any, tmp_path: Path, mutate: Callable[[dict[str, Any]], None], code: int, status: str
+) -> None:
+    path = make_zip(tmp_path, mutate)
+    result = run("validate", path, "--json", "-")
+    assert result.code == code
+    report = json.loads(result.out)
+    assert set(report) == {"status", "model", "checks"}
+    assert (report["status"], report["model"]) == (status, str(path))
+    assert all(set(check) == {"id", "consumer", "status", "message", "fix"} for check in report["checks"])
+    assert {check["status"] for check in report["checks"]} <= {"passed", "failed", "warning", "skipped"}
+
+
+def test_an_unknown_consumer_cannot_run(run: Any, tmp_path: Path) -> None:
+    assert "imagej" in one_sentence(run("validate", make_zip(tmp_path), "--consumer", "imagej"))
+
+
+# export
+
+
+def test_a_card_is_written_and_never_replaced(run: Any, tmp_path: Path) -> None:
+    card = tmp_path / "card.yaml"
+    result = run("export", "--init-card", card)
+    assert result.code == 0
+    assert "--card" in result.out
+    card.write_text("mine")
+    assert "not overwritten" in one_sentence(run("export", "--init-card", card))
+    assert snapshot(tmp_path) == {"card.yaml": b"mine"}
+
+
+def test_a_bad_card_or_kind_writes_nothing(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    (tmp_path / "card.yaml").write_text("name: x\n")
+    out = tmp_path / "model.zip"
+    message = one_sentence(run("export", trained_2d.run, out, "--card", tmp_path / "card.yaml"))
+    assert "authors: Field required" in message
+    assert "license: Field required" in message
+    kind = one_sentence(run("export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "magic"))
+    assert "expected 'denoise'" in kind
+    assert not out.exists()
+
+
+# stopping and tracebacks
+
+
+def test_control_c_is_exit_code_130(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gap_bioimage.photons.image_io.write_image", interrupted)
+    options = ("--dim", 2, "--photons", 1, "--seed", 0, "--shape", "16,16")
+    result = run("simulate", tmp_path / "x.tif", *options)
+    assert (result.code, result.err) == (130, "error: stopped\n")
+    assert snapshot(tmp_path) == {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for children")
+def test_control_c_stops_training_and_the_run_resumes(counts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = [*FAST, "--set", "train.steps=100000", "--set", "train.validate_every=5"]
+    command = [sys.executable, "-m", "gap_bioimage", "train", counts, "--dim", 2, "--out", out, *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "error: stopped" in err
+    assert "Traceback" not in err
+    assert not [path for path in out.iterdir() if ".tmp-" in path.name]
+    rows = (out / "metrics.csv").read_text().splitlines()
+    steps = int(rows[-1].split(",")[0]) + 5
+    resumed = subprocess_run(
+        "train", counts, "--dim", 2, "--out", out, "--resume", "--quiet", "--set", f"train.steps={steps}"
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert (out / "metrics.csv").read_text().splitlines()[: len(rows)] == rows
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = subprocess_run("info", tmp_path / "missing", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "CheckpointError" in done.stderr
+
+
+def test_a_bug_is_one_line_that_asks_for_a_report(run: Any, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("gap_bioimage.photons.checks.inspect", broken)
+    result = run("inspect", counts)
+    assert result.code == 2
+    assert result.err == "error: RuntimeError: two lines (run again with --debug to see where; please report it)\n"
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
+def test_simulate_writes_counts_and_truth(run: Any, tmp_path: Path, suffix: str) -> None:
+    out, truth = tmp_path / f"counts{suffix}", tmp_path / "truth.tif"
+    options = ("--dim", 2, "--photons", 2, "--seed", 5, "--shape", "64,48")
+    assert run("simulate", out, *options, "--truth", truth).code == 0
+    photons = read_photons(out)
+    assert photons.shape == tifffile.imread(truth).shape == (64, 48)
+    assert float(tifffile.imread(truth).mean()) == pytest.approx(2, rel=1e-4)
+    first = photons.values.copy()
+    assert run("simulate", tmp_path / f"again{suffix}", *options).code == 0
+    np.testing.assert_array_equal(read_photons(tmp_path / f"again{suffix}"), first)
