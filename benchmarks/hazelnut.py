@@ -1,4 +1,4 @@
-"""Real photon counts: train on one frame of a z-stack, denoise it, and score against the next frame, which is independent.
+"""Real photon counts: train on one frame of a z-stack, denoise it, score against the independent next frame.
 
     python benchmarks/hazelnut.py ../shared/data WORK
 

@@ -6,7 +6,7 @@ python benchmarks/thinning.py
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from results import write_section
 
 from gap_bioimage.photons.simulate import simulate
 from gap_bioimage.photons.thinning import binomial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CASES = {"2D, 16 x 256 x 256": (2, (256, 256), 16), "3D, 4 x 32 x 64 x 64": (3, (32, 64, 64), 4)}
 PHOTONS = (0.1, 1.0, 10.0)

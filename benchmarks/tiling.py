@@ -117,8 +117,8 @@ def main() -> None:
     write_section(
         "Tiles against the whole image",
         __doc__,
-        f"2D, depth 4, receptive field {reach} px, tiles of {TILE_PX} px in images of {SIZE_PX} px, {IMAGES} images. Each "
-        "cell: relative RMS difference between tiled and whole, and the tiled result's PSNR minus that of the whole-image "
+        f"2D, depth 4, receptive field {reach} px, tiles of {TILE_PX} px in images of {SIZE_PX} px, {IMAGES} images. "
+        "Each cell: relative RMS of tiled minus whole, and the tiled result's PSNR minus that of the whole-image "
         f"softmax of the same network.\n\n{header}" + "\n".join(lines) + f"\n\nWhole-image softmax, PSNR at the three "
         f"exposures, network as usual / with the total tied: {base}.",
     )

@@ -285,7 +285,6 @@ def _report(error: Exception) -> int:
     from gap_bioimage.errors import GapError
 
     if isinstance(error, typer.Abort):
-        complain("stopped")
         return 130
     if isinstance(error, _CLICK_ERRORS):
         return _report_usage(error)

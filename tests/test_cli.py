@@ -291,7 +291,8 @@ def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: P
         (["--halo", "-2,-2"], "at least 0"),
         (["--device", "warp"], "'warp'"),
         (["--channel", "1"], "channel 1"),
-        (["--axes", "zyx"], "--axes zyx"),
+        (["--axes", "yyx"], "--axes yyx"),
+        (["--axes", "zyx"], "--planes"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

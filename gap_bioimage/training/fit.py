@@ -6,6 +6,7 @@ the counts for export: example.npy for test tensors and cover, held_out.npy for 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
 import threading
@@ -19,6 +20,7 @@ import lightning.pytorch as pl
 import numpy as np
 import xarray as xr
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
@@ -175,28 +177,36 @@ def _trainer(
 ) -> pl.Trainer:
     logger: Any = False
     if config.tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError(
+                "train.tensorboard is on, but tensorboard is not installed; pip install 'gap-bioimage[tensorboard]'"
+            )
         from lightning.pytorch.loggers import TensorBoardLogger
 
         logger = TensorBoardLogger(out, name="tensorboard", version="")
-    return pl.Trainer(
-        accelerator="gpu" if device == "cuda" else device,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=config.precision,
-        max_epochs=-(-config.steps // config.validate_every),
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=config.gradient_clip,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=out,
-    )
+    try:
+        return pl.Trainer(
+            accelerator="gpu" if device == "cuda" else device,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=config.precision,
+            max_epochs=-(-config.steps // config.validate_every),
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            gradient_clip_val=config.gradient_clip,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpoints()],
+            logger=logger,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=out,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        asked = f"--device {device} --devices {devices} --strategy {strategy}"
+        raise ConfigError(f"cannot train with {asked} here: {' '.join(str(error).split())}") from None
 
 
 def _resolve(config: RunConfig, channels: int, split: Split) -> RunConfig:

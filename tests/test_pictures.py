@@ -1,0 +1,91 @@
+"""Pictures of counts: PNG files of a sensible size, without a display."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gap_bioimage.errors import OutputError
+from gap_bioimage.pictures import draw_grid, draw_row, save_figure
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        size: tuple[int, int] = picture.size
+    return size
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (8, 200), (200, 8), (1, 1)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int], count: int) -> None:
+    image = np.random.default_rng(0).poisson(3, shape)
+    draw_row(tmp_path / "one.png", {"a": image})
+    draw_row(tmp_path / "row.png", {str(i): image for i in range(count)})
+    one, row = size_of(tmp_path / "one.png"), size_of(tmp_path / "row.png")
+    assert row[1] == one[1]
+    assert abs(row[0] - count * one[0]) <= count
+    assert max(row) < 4000
+
+
+def test_a_grid_is_higher_with_more_rows(tmp_path: Path) -> None:
+    image = np.eye(30)
+    draw_grid(tmp_path / "grid.png", [{"a": image, "b": image}] * 3)
+    draw_row(tmp_path / "row.png", {"a": image, "b": image})
+    grid, row = size_of(tmp_path / "grid.png"), size_of(tmp_path / "row.png")
+    assert grid[0] == row[0]
+    assert abs(grid[1] - 3 * row[1]) <= 3
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_the_last_image_sets_the_scale(tmp_path: Path) -> None:
+    dim, bright = np.full((20, 20), 1.0), np.full((20, 20), 10.0)
+    draw_row(tmp_path / "a.png", {"dim": dim, "bright": bright})
+    draw_row(tmp_path / "b.png", {"dim": 10 * dim, "bright": 10 * bright})
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    drawn = pixels(tmp_path / "a.png")
+    height, width = drawn.shape[:2]
+    left, right = drawn[height // 2, width // 4], drawn[height // 2, 3 * width // 4]
+    assert right.sum() > 600 > 200 > left.sum()
+
+
+@pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint16), np.ones((9, 9), bool), np.eye(9, dtype=np.float32)])
+def test_any_counts_can_be_drawn(tmp_path: Path, image: np.ndarray) -> None:
+    draw_row(tmp_path / "a.png", {"counts": image})
+    assert min(size_of(tmp_path / "a.png")) > 100
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+
+    def full(self: Figure, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OutputError, match="no space left"):
+        save_figure(Figure(), tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom gap_bioimage.pictures import draw_row\n"
+        f"draw_row(Path({str(tmp_path / 'a.png')!r}), {{'a': np.eye(9)}})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "MPLBACKEND": "TkAgg"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()
