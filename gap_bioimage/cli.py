@@ -275,8 +275,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _report(error)
     except KeyboardInterrupt:
-        complain("stopped; a training run continues with --resume")
         code = 130
+    if code == 130:  # newer typer returns it after Ctrl-C, without a word
+        complain("stopped; a training run continues with --resume")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -48,6 +48,16 @@ def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
+def test_the_public_name_stays_a_function_when_the_package_of_that_name_is_imported(trained_2d: Trained) -> None:
+    import gap_bioimage
+    import gap_bioimage.export.card
+
+    for _ in range(2):
+        with pytest.raises(ExportError, match="expected 'denoise'"):
+            gap_bioimage.export(trained_2d.run, "model.zip", trained_2d.card, "magic")
+    assert gap_bioimage.export.card.Card is Card
+
+
 def test_an_exported_zip_passes_every_check(exported: tuple[Path, Report, list[str]]) -> None:
     path, report, stages = exported
     assert report.status == "passed"

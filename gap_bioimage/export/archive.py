@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import zipfile
 from dataclasses import replace
@@ -23,7 +24,7 @@ from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import xarray as xr
 
@@ -104,12 +105,14 @@ def _fill(folder: Path, model: Model, card: Card, example: np.ndarray, held_out:
     halo = measure_halo(denoiser, example)
     sizes = Sizes.of(network.step_px, halo.halo_px)
     write_weights(folder, denoiser)
-    photons = mirrored(example, sizes.min_px).astype(np.float32)[None]
+    photons = brightest_piece(mirrored(example, list(map(max, sizes.min_px, example.shape[1:]))), sizes.min_px)
+    photons = photons.astype(np.float32)[None]
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(photons)).numpy()
+        denoised = denoiser(torch.from_numpy(example.astype(np.float32))[None])[0].numpy()
     np.save(folder / TEST_INPUT, photons)
     np.save(folder / TEST_OUTPUT, rate)
-    draw_cover(folder / COVER, photons[0], rate[0])
+    draw_cover(folder / COVER, example, denoised)
     scored = example if held_out is None else held_out
     scores = score_on_halves(denoiser, scored)
     write_readme(folder / README, model, card, sizes, halo, scores, held_out is not None)
@@ -117,6 +120,15 @@ def _fill(folder: Path, model: Model, card: Card, example: np.ndarray, held_out:
     _write_yaml(folder / "rdf.yaml", rdf)
     names = sorted(path.name for path in folder.iterdir())
     return ["rdf.yaml", *(name for name in names if name != "rdf.yaml")]
+
+
+def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return the piece of an image (c, [z,] y, x) with the most photons, out of pieces that overlap by half."""
+    starts = itertools.product(
+        *(range(0, have - want + 1, max(1, want // 2)) for have, want in zip(image.shape[1:], size, strict=True))
+    )
+    cuts = [tuple(slice(s, s + want) for s, want in zip(start, size, strict=True)) for start in starts]
+    return max((image[(slice(None), *cut)] for cut in cuts), key=lambda piece: int(piece.sum(dtype=np.int64)))
 
 
 def _counts_of(model: Model, test_image: xr.DataArray | str | Path | None) -> tuple[np.ndarray, np.ndarray | None]:

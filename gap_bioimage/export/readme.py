@@ -26,6 +26,7 @@ _LIMITATIONS = (
     "Made for photon counts (Poisson noise); camera images with an offset or a gain must be converted to photons first."
 )
 _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+_Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ def score_on_halves(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0)
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy()
 
     def gaussian(sigma: float) -> float:
-        axes = tuple(range(seen.ndim - 2, seen.ndim))
-        return log_likelihood(ndimage.gaussian_filter(seen.astype(float), sigma, axes=axes), unseen)
+        z_sigmas = [ratio * sigma for ratio in _Z_RATIOS] if seen.ndim == 4 else [0.0]
+        filtered = (
+            ndimage.gaussian_filter(seen.astype(float), (*[0.0] * (seen.ndim - 3), z, sigma, sigma)) for z in z_sigmas
+        )
+        return max(log_likelihood(image, unseen) for image in filtered)
 
     best = max(_SIGMAS_PX, key=gaussian)
     flat = log_likelihood(np.ones(seen.shape), unseen)
@@ -76,15 +80,17 @@ def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
 
 
 def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
-    """Draw counts (c, [z,] y, x) and denoised image side by side, 800 x 400 px, below 500 KB."""
+    """Draw counts (c, [z,] y, x) and denoised image side by side, 800 x 400 px: at most 256 x 256 px of both."""
     planes = [array[0] if array.ndim == 3 else array[0, array.shape[1] // 2] for array in (counts, rate)]
-    side = min(planes[0].shape)
+    side = min(256, *planes[0].shape)
+    corner = [(size - side) // 2 for size in planes[0].shape]
+    planes = [plane[corner[0] : corner[0] + side, corner[1] : corner[1] + side] for plane in planes]
     top = float(np.percentile(planes[1], 99.8)) or 1.0
     figure = Figure((8, 4), dpi=100)
     FigureCanvasAgg(figure)
     for position, plane in enumerate(planes):
         axes = figure.add_axes((position / 2, 0, 0.5, 1))
-        axes.imshow(plane[:side, :side], cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+        axes.imshow(plane, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
         axes.set_axis_off()
     # a palette keeps a picture of noise small
     figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import xarray as xr
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig

@@ -1,0 +1,107 @@
+"""From nothing to a validated zip by typed commands alone, in 2D and 3D."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SETTINGS = {
+    2: {"network": {"depth": 2, "start_filts": 4}, "train": {"patch_px": [32, 32]}},
+    3: {"network": {"depth": 2, "start_filts": 2, "z_conv_stage": 1}, "train": {"patch_px": [8, 24, 24]}},
+}
+SHAPES = {2: (120, 136), 3: (20, 44, 40)}
+
+
+@pytest.fixture
+def gap(tmp_path: Path) -> Callable[..., str]:
+    """Type a command in an empty folder; it must succeed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+    def call(*arguments: object) -> str:
+        command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=280, check=False
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        assert done.stderr == ""
+        return done.stdout
+
+    return call
+
+
+def assert_opens_in_fiji(path: Path, dim: int) -> None:
+    """See that a file is an ImageJ hyperstack with the axes and pixel sizes of the simulation."""
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.is_imagej
+        assert tiff.series[0].axes == "ZYX"[-dim:]
+        assert tiff.series[0].shape == SHAPES[dim]
+        words = tiff.imagej_metadata
+        assert words["unit"] in ("um", "micron", "µm", "\\u00B5m")
+        if dim == 3:
+            assert words["spacing"] == pytest.approx(0.3)
+        for tag in ("XResolution", "YResolution"):
+            pixels, micrometres = tiff.pages[0].tags[tag].value
+            assert micrometres / pixels == pytest.approx(0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_from_nothing_to_a_validated_zip(gap: Callable[..., str], tmp_path: Path, dim: int) -> None:
+    shape = ",".join(map(str, SHAPES[dim]))
+    gap("simulate", "counts.tif", "--dim", dim, "--photons", 2, "--seed", 1, "--truth", "truth.tif", "--shape", shape)
+    report = json.loads(gap("inspect", "counts.tif", "--json", "-"))
+    assert report["verdict"] == "photon counts"
+    assert report["axes"] == "zyx"[-dim:]
+    assert report["next"] == f"gap-bioimage train counts.tif --dim {dim} --out RUN"
+
+    settings = SETTINGS[dim]
+    training = {"steps": 40, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 5, "validate_every": 20}
+    settings = {**settings, "train": {**settings["train"], **training, "validation_windows": 4}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    gap(
+        "train", "counts.tif", "--dim", dim, "--out", "run", "--config", "config.yaml",
+        "--set", "train.seed=3", "--device", "cpu", "--quiet",
+    )  # fmt: skip
+    info = json.loads(gap("info", "run", "--json", "-"))
+    assert (info["dim"], info["depth"], info["origin"], info["steps"]) == (dim, 2, "run", 40)
+    assert info["trained_range_db"][0] == -40
+
+    out = gap("denoise", "run", "counts.tif", "rate.tif")
+    assert "photons per pixel" in out
+    counts, rate = tifffile.imread(tmp_path / "counts.tif"), tifffile.imread(tmp_path / "rate.tif")
+    assert rate.dtype == np.float32
+    assert rate.sum(dtype=float) == pytest.approx(counts.sum(), rel=1e-5)
+    truth = tifffile.imread(tmp_path / "truth.tif").astype(float)
+    assert np.square(rate - truth).mean() < 0.5 * np.square(counts - truth).mean()
+    for name in ("counts.tif", "truth.tif", "rate.tif"):
+        assert_opens_in_fiji(tmp_path / name, dim)
+
+    gap("export", "--init-card", "card.yaml")
+    card = (tmp_path / "card.yaml").read_text()
+    card = card.replace("My photon denoiser", "End to end").replace("Photon counts of ...", "Simulated cells.")
+    (tmp_path / "card.yaml").write_text(card)
+    gap("export", "run", "model.zip", "--card", "card.yaml")
+    gap("validate", "model.zip", "--run-code", "--json", "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["status"] == "passed"
+    found = {check["id"]: check["status"] for check in report["checks"]}
+    assert found["core.test"] == "passed"
+    assert "failed" not in found.values()
+
+    gap("denoise", "model.zip", "counts.tif", "again.tif", "--quiet")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "again.tif"), rate)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "counts.tif", "truth.tif", "rate.tif", "again.tif", "config.yaml", "card.yaml", "run", "model.zip",
+        "report.json",
+    }  # fmt: skip
