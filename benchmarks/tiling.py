@@ -28,7 +28,7 @@ TILE_PX, SIZE_PX, IMAGES = 256, 512, 2
 CONFIG = {
     "network": {"dim": 2, "depth": 4, "start_filts": 16},
     "thinning": {"min_db": -17.0, "max_fraction": 0.9},
-    "train": {"steps": 1500, "batch_size": 8, "patch_px": [64, 64], "validate_every": 300, "ema_decay": 0.99},
+    "train": {"steps": 1000, "batch_size": 8, "patch_px": [64, 64], "validate_every": 250, "ema_decay": 0.99},
 }
 Denoise = Callable[[UNet, Tensor], Tensor]
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import xarray as xr
 
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.network import UNet
@@ -17,6 +16,8 @@ from gap_bioimage.training.checkpoint import Model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import xarray as xr
 
 CARD = """\
 name: Tiny photon denoiser

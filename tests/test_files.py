@@ -40,9 +40,7 @@ def test_the_old_file_stands_until_the_new_one_is_complete(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, CardError, UnreadableImageError])
-def test_failures_pass_through_and_leave_everything_as_it_was(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_failures_pass_through_and_leave_everything_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(error), replacing(target) as temporary:
@@ -81,7 +79,7 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_folders_that_do_not_exist_are_not_made(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="create .*none first"), replacing(tmp_path / "none" / "a.txt"):
+    with pytest.raises(OutputError, match=r"create .*none first"), replacing(tmp_path / "none" / "a.txt"):
         pytest.fail("the block must not run")
     assert names(tmp_path) == []
 

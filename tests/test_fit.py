@@ -401,3 +401,9 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_stays_one(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_device_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--device warp"):
+        train(stripes(), tmp_path / "run", config_of(), progress=False, device="warp")
+    assert not (tmp_path / "run").exists()

@@ -74,7 +74,7 @@ def test_tiles_without_room_are_refused_with_the_size_that_has() -> None:
     [((64,), (13, 13)), ((64, 64, 64), (13, 13)), ((64, 64), (13,)), ((64, 64), (-1, -1)), ((-64, 64), (0, 0))],
 )
 def test_sizes_that_make_no_sense_are_refused_in_a_sentence(tile: tuple[int, ...], halo: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="expected|at least"):
+    with pytest.raises(ConfigError, match=r"expected|at least"):
         tiles((100, 100), tile, halo, (2, 2))
 
 

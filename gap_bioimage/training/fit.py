@@ -134,21 +134,22 @@ def train(
     stacks = as_stacks(images, config.network.dim)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _resolve(config, stacks[0].shape[0], split)
-    # Lightning starts the processes of the other devices with the same command: only the first one writes
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    checkpoint = _open_run(out, config, resume) if first else _start_of(out, resume)
-    if first:
-        _write_examples(out, stacks, split, config.network.dim)
-    data = PairData(split, config)
-    _log_rejected(data.drawer, config.train.seed)
-    pl.seed_everything(config.train.seed, verbose=False)
     assert config.thinning.max_db is not None  # noqa: S101
-    module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
     callbacks: list[pl.Callback] = [RunFolder(out, _fingerprint(split))]
     if progress:
         callbacks.append(Progress(config.train))
     with _quiet():
+        # first, so that a device that is not there leaves no run behind
         trainer = _trainer(out, config.train, callbacks, device, devices, num_nodes, strategy)
+        # Lightning starts the processes of the other devices with the same command: only the first one writes
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        checkpoint = _open_run(out, config, resume) if first else _start_of(out, resume)
+        if first:
+            _write_examples(out, stacks, split, config.network.dim)
+        data = PairData(split, config)
+        _log_rejected(data.drawer, config.train.seed)
+        pl.seed_everything(config.train.seed, verbose=False)
+        module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
         with _interruptible():
             trainer.fit(module, data, ckpt_path=checkpoint)
     return _finish(out, first)
