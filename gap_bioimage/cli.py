@@ -178,6 +178,7 @@ def export(
     card: Annotated[Path | None, typer.Option(help="Model card (yaml); --init-card writes a template.")] = None,
     kind: Annotated[str, typer.Option(help="denoise.")] = "denoise",
     test_image: Annotated[Path | None, typer.Option(help="Real counts to test with, if the model has none.")] = None,
+    device: Annotated[str, typer.Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
     init_card: Annotated[Path | None, typer.Option(help="Write a commented card to fill in, and stop.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -199,6 +200,7 @@ def export(
         card,
         kind,  # type: ignore[arg-type]
         test_image=test_image,
+        device=device,
         on_stage=lambda stage: say(quiet, f"{stage} ..."),
     )
     if not quiet:

@@ -39,6 +39,7 @@ def export(
     kind: Literal["denoise"] = "denoise",
     *,
     test_image: xr.DataArray | str | Path | None = None,
+    device: str = "cpu",
     on_stage: Callable[[str], None] | None = None,
 ) -> Report:
     """Export a model as a bioimage.io zip in the portable profile (Fiji, ilastik, the zoo, ...).
@@ -57,6 +58,8 @@ def export(
         "denoise": the output is the expected photons per pixel.
     test_image
         Real counts for the test tensors and the measured numbers. Models from a run folder bring theirs.
+    device
+        Where the finished zip is validated.
     on_stage
         Called with a word or two before each stage.
 
@@ -89,7 +92,7 @@ def export(
         files = _fill(folder, model, card, example, held_out)
         _zip(folder, files, temporary)
         tell("validating")
-        report = replace(validate(temporary, run_code=True), model=str(out))
+        report = replace(validate(temporary, run_code=True, device=device), model=str(out))
         failed = [check for check in report.checks if check.status == "failed"]
         if report.status != "passed":
             problems = "; ".join(f"{check.id}: {check.message}" for check in failed)

@@ -21,7 +21,8 @@ TOLERANCE = 0.01
 """Largest relative RMS difference between tiled and whole."""
 _AIM = TOLERANCE / 2  # other images than the measured one have other seams, up to twice as strong
 _LARGEST_PX = {2: 160, 3: 40}  # wider halos are not practical in the consumers' tiles
-_BLOCK_STEPS = 4
+_BLOCK_STEPS = {2: 4, 3: 2}
+_SLICE_PX = 32  # width of the image along axes that are not cut
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
         _round_up(min(field + box // 2, _LARGEST_PX[network.dim]), s)
         for field, box, s in zip(network.receptive_field_px(), denoiser.box_px, step, strict=True)
     ]
-    tile = [2 * r + _BLOCK_STEPS * s for r, s in zip(reach, step, strict=True)]
+    tile = [2 * r + _BLOCK_STEPS[network.dim] * s for r, s in zip(reach, step, strict=True)]
     whole = [t + 2 * r for t, r in zip(tile, reach, strict=True)]
     scene = _extended_scene(denoiser, counts, whole)
     generator = torch.Generator().manual_seed(seed)
@@ -90,10 +91,12 @@ def _whole_and_cut(
     denoiser: PhotonDenoiser, image: Tensor, reach: list[int], group: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Return a region of the whole image's result, and what changes when the image is cut around it."""
-    cut = [slice(r, -r) if axis in group else slice(None) for axis, r in enumerate(reach)]
+    cut: Any = (..., *(slice(r, -r) if axis in group else slice(None) for axis, r in enumerate(reach)))
+    # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
+    image = image[(..., *(slice(None) if axis in group else slice(0, _SLICE_PX) for axis in range(len(reach))))]
     with torch.inference_mode():
-        expected = denoiser(image)[(..., *cut)]
-        return expected, denoiser(image[(..., *cut)].contiguous()) - expected
+        expected = denoiser(image)[cut]
+        return expected, denoiser(image[cut].contiguous()) - expected
 
 
 def _needed_halo(
