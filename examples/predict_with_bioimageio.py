@@ -29,4 +29,5 @@ def denoise(zip_path: str, counts: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     zip_file, counts_file, out_file = sys.argv[1:]
-    tifffile.imwrite(out_file, denoise(zip_file, tifffile.imread(counts_file)), imagej=True)
+    rate = denoise(zip_file, tifffile.imread(counts_file))
+    tifffile.imwrite(out_file, rate, imagej=True, metadata={"axes": "ZYX"[-rate.ndim :]})

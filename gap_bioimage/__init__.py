@@ -35,6 +35,7 @@ __all__ = [
     "inspect",
     "load_model",
     "pseudo_psnr_db",
+    "read_images",
     "read_photons",
     "simulate",
     "thin",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.photons.checks import inspect
-    from gap_bioimage.photons.image_io import read_photons, write_image
+    from gap_bioimage.photons.image_io import read_images, read_photons, write_image
     from gap_bioimage.photons.simulate import simulate
     from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
     from gap_bioimage.training.checkpoint import load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -41,6 +42,23 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the report as J
 Axes = Annotated[str | None, typer.Option(help="Axes of the stored array, such as zyx, for files without them.")]
 Channel = Annotated[int | None, typer.Option(min=0, help="Use this channel only, counted from 0.")]
 ModelPath = Annotated[Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's) or zip.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import gap_bioimage
+
+        print(gap_bioimage.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -152,10 +170,11 @@ def denoise(
 ) -> None:
     """Denoise photon counts: the expected photons per pixel (MMSE)."""
     from gap_bioimage.inference.denoise import denoise as run
-    from gap_bioimage.photons.image_io import read_photons, write_image
+    from gap_bioimage.photons.image_io import check_output, read_photons, write_image
     from gap_bioimage.training.checkpoint import load_model
 
     tiles = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
+    check_output(out, image)
     loaded = load_model(model)
     counts = read_photons(image, axes, channel=channel)
     with Bar(quiet, "denoising") as (bar, task):
@@ -218,31 +237,41 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
+    from gap_bioimage.errors import OutputError, UnreadableModelError
     from gap_bioimage.validation.report import print_report
     from gap_bioimage.validation.report import validate as check
 
     reports = []
+    unreadable = False
     for path in zips:
         with Bar(quiet or str(json_out) == "-", f"validating {path.name}") as (bar, task):
-            report = check(
-                path,
-                consumers=consumer,
-                run_code=run_code,
-                device=device,
-                on_check=lambda made: bar.update(task, advance=1, description=f"validating: {made.id}"),
-            )
+            try:
+                report = check(
+                    path,
+                    consumers=consumer,
+                    run_code=run_code,
+                    device=device,
+                    on_check=lambda made: bar.update(task, advance=1, description=f"validating: {made.id}"),
+                )
+            except (UnreadableModelError, OutputError) as error:  # the others' reports are not lost for it
+                complain(str(error))
+                unreadable = True
+                continue
         reports.append(report)
         if not quiet and str(json_out) != "-":
             print_report(report)
     dicts = [report.to_dict() for report in reports]
-    write_json(json_out, dicts)
+    if dicts:
+        write_json(json_out, dicts)
+    if unreadable:
+        raise typer.Exit(2)
     if any(report.status != "passed" for report in reports):
         raise typer.Exit(1)
 
 
 @app.command()
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
-    """Describe a model: its network, what it was trained on, its reach."""
+    """Describe a model: its network, the brightness it was trained for, its reach."""
     from gap_bioimage.training.checkpoint import load_model, parameter_count
 
     loaded = load_model(model)
@@ -256,7 +285,9 @@ def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
         "step_px": list(loaded.network.step_px),
         "trained_range_db": list(loaded.trained_range_db),
         "steps": metrics[-1].get("step"),
-        "validation_loss": min((row["validation_loss"] for row in metrics if row), default=None),
+        "validation_loss": min(
+            (x for row in metrics if (x := row.get("validation_loss", math.nan)) == x), default=None
+        ),
     }
     write_json(json_out, [report])
     if not quiet and str(json_out) != "-":

@@ -189,5 +189,10 @@ def error_sentence(model: type[BaseModel], error: Any) -> str:
             owner = owner.model_fields[part].annotation
             owner = next(iter(typing.get_args(owner)), owner)  # list[Author] -> Author
     known = getattr(owner, "model_fields", {})
-    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-    return f"unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    section = ".".join(location[:-1])
+    names = {key: f"{section}.{key}" if section else key for key in known}
+    if not section:  # the key may belong into one of the sections
+        for key, field in known.items():
+            names |= {inner: f"{key}.{inner}" for inner in getattr(field.annotation, "model_fields", {})}
+    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.0)
+    return f"unknown key {name!r}" + (f"; did you mean {names[near[0]]!r}?" if near else "")

@@ -81,12 +81,13 @@ def write_json(path: Path | None, reports: list[Any]) -> None:
 def print_table(report: dict[str, Any]) -> None:
     """Print one report as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
     for key, value in report.items():
         if value not in (None, {}):
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            text = escape(f"{value:.4g}" if isinstance(value, float) else str(value))
             table.add_row(key.replace("_", " "), text, style="bold" if key in ("verdict", "next") else None)
     Console().print(table)
 
@@ -95,10 +96,13 @@ class Bar:
     """A progress bar that shows nothing when quiet."""
 
     def __init__(self, quiet: bool, text: str) -> None:
+        from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress
 
-        self.bar = Progress(disable=quiet, transient=True)
-        self.text = text
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
+        self.text = escape(text)
 
     def __enter__(self) -> tuple[Progress, TaskID]:
         self.bar.start()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 
-from gap_bioimage.errors import ExportError
+from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.halo import default_box_px, measure_halo, mirrored
 from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, TEST_OUTPUT, Sizes, describe
@@ -89,7 +89,10 @@ def export(
     with tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as temporary:
         folder = Path(name)
         tell("measuring the halo")
-        files = _fill(folder, model, card, example, held_out)
+        try:
+            files = _fill(folder, model, card, example, held_out)
+        except OSError as error:
+            raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
         _zip(folder, files, temporary)
         tell("validating")
         report = replace(validate(temporary, run_code=True, device=device), model=str(out))
@@ -118,7 +121,7 @@ def _fill(folder: Path, model: Model, card: Card, example: np.ndarray, held_out:
     draw_cover(folder / COVER, example, denoised)
     scored = example if held_out is None else held_out
     scores = score_on_halves(denoiser, scored)
-    write_readme(folder / README, model, card, sizes, halo, scores, held_out is not None)
+    write_readme(folder / README, model, card, sizes, halo, box_px, scores, held_out is not None)
     rdf = describe(folder, model, card, sizes, box_px)
     _write_yaml(folder / "rdf.yaml", rdf)
     names = sorted(path.name for path in folder.iterdir())

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gap_bioimage.config import Config, error_sentence, read_yaml
@@ -167,17 +168,22 @@ class Card(Config):
             Listing every missing or wrong field at once.
         """
         try:
-            return cls.model_validate(read_yaml(path))
-        except ValidationError as error:
-            problems = "; ".join(error_sentence(cls, e) for e in error.errors())
-            raise CardError(f"{path}: {problems}; `gap-bioimage export --init-card` writes a template") from None
+            values = read_yaml(path)
         except ConfigError as error:
             raise CardError(str(error)) from None
-
-
-def _is_gap_paper(entry: dict[str, str]) -> bool:
-    number = GAP_PAPER["doi"].lower().removeprefix("10.48550/arxiv.")
-    return number in f"{entry.get('doi')} {entry.get('url')}"
+        template = yaml.safe_load(TEMPLATE)
+        problems = [
+            f"{field}: still the template's text"
+            for field in ("name", "description", "authors", "training_data")
+            if values.get(field) == template[field]
+        ]
+        try:
+            card = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [error_sentence(cls, e) for e in error.errors()]
+        if problems:
+            raise CardError(f"{path}: {'; '.join(problems)}; `gap-bioimage export --init-card` writes a template")
+        return card
 
 
 def write_template(path: Path | str) -> None:

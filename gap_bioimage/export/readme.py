@@ -92,12 +92,18 @@ def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
         axes = figure.add_axes((position / 2, 0, 0.5, 1))
         axes.imshow(plane, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
         axes.set_axis_off()
-    # a palette keeps a picture of noise small
     figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
 
 
 def write_readme(
-    path: Path, model: Model, card: Card, sizes: Sizes, halo: HaloReport, scores: Scores, held_out: bool
+    path: Path,
+    model: Model,
+    card: Card,
+    sizes: Sizes,
+    halo: HaloReport,
+    box_px: list[int],
+    scores: Scores,
+    held_out: bool,
 ) -> None:
     """Write the documentation that travels in the zip."""
     axes = "zyx"[-model.config.dim :]
@@ -105,6 +111,7 @@ def write_readme(
     grid = ", ".join(
         f"{axis} {minimum} + n x {step}" for axis, minimum, step in zip(axes, sizes.min_px, sizes.step_px, strict=True)
     )
+    box = " x ".join(map(str, box_px))
     halos = ", ".join(f"{axis} {value}" for axis, value in zip(axes, sizes.halo_px, strict=True))
     seam = "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in halo.relative_rms.items())
     origin = "held-out counts, which took no part in training" if held_out else "the given test image"
@@ -115,8 +122,9 @@ def write_readme(
 {card.description}
 
 Input: photon counts per pixel, as they were recorded. Output: the expected number of photons per pixel
-(posterior mean, MMSE), with the same total. The network is a {model.config.dim}D GAP U-Net (Generative
-Accumulation of Photons, doi:10.48550/arXiv.2307.06607): it has learnt from noisy counts alone where the
+(posterior mean, MMSE). Photons are conserved around each pixel, in a box of {box} px; `gap-bioimage denoise`
+conserves them in the whole image instead, which differs a little. The network is a {model.config.dim}D GAP U-Net
+(Generative Accumulation of Photons, doi:10.48550/arXiv.2307.06607): it has learnt from noisy counts alone where the
 next photon would land. All computation is inside the model; no pre- or postprocessing is needed.
 
 ## Use

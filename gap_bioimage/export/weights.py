@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -28,21 +29,24 @@ def denoiser_of(model: Model, box_px: list[int]) -> PhotonDenoiser:
 def write_weights(folder: Path, module: torch.nn.Module) -> None:
     """Write TorchScript, state_dict and the architecture's source into a folder."""
     script = torch.jit.script(module)
-    full = folder / f"full_{TORCHSCRIPT}"
-    torch.jit.save(script, full)
-    without_debug_records(full, folder / TORCHSCRIPT)
-    full.unlink()
-    torch.save(module.state_dict(), folder / STATE_DICT)
+    # by way of memory: torch's own file writer ends the process when the disk is full
+    archive, state = io.BytesIO(), io.BytesIO()
+    torch.jit.save(script, archive)
+    (folder / TORCHSCRIPT).write_bytes(without_debug_records(archive.getvalue()))
+    torch.save(module.state_dict(), state)
+    (folder / STATE_DICT).write_bytes(state.getvalue())
     shutil.copyfile(network_source.__file__, folder / ARCHITECTURE)
 
 
-def without_debug_records(source: Path, target: Path) -> None:
-    """Copy a TorchScript archive without its debug records, which hold the paths of the machine it was made on."""
+def without_debug_records(archive: bytes) -> bytes:
+    """Return a TorchScript archive without its debug records, which hold the paths of the machine it was made on."""
     core: Any = torch._C
-    reader, writer = core.PyTorchFileReader(str(source)), core.PyTorchFileWriter(str(target))
+    target = io.BytesIO()
+    reader, writer = core.PyTorchFileReader(io.BytesIO(archive)), core.PyTorchFileWriter(target)
     for name in reader.get_all_records():
         # the writer makes the last three itself
         if not name.endswith(".debug_pkl") and name not in ("version", "byteorder", ".data/serialization_id"):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
+    return target.getvalue()

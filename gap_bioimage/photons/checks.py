@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,8 +126,9 @@ def inspect(image: Path | str | xr.DataArray, axes: str | None = None, *, channe
     statistics, noise = _measure(photons)
     finding = _judge(photons.dtype, statistics, noise, name, saturation=1e-4)
     typed = f"{image}" if not isinstance(image, xr.DataArray) else name
-    shown = f"'{typed}'" if " " in typed else typed
-    usable = f"gap-bioimage train {shown} --dim {3 if 'z' in photons.dims else 2} --out RUN"
+    options = [*([] if axes is None else ["--axes", axes]), *([] if channel is None else ["--channel", str(channel)])]
+    dim = "3" if "z" in photons.dims else "2"
+    usable = shlex.join(["gap-bioimage", "train", typed, "--dim", dim, "--out", "RUN", *options])
     positive = statistics.total > 0
     return {
         "image": typed,

@@ -114,6 +114,22 @@ def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
     return {axis: size for axis, size in sizes.items() if size is not None}
 
 
+def check_output(path: Path, source: Path | None = None) -> None:
+    """See that an image can be written to a path, before the work that makes it.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is unknown, the folder does not exist, or ``path`` is the ``source`` itself.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise OutputError(f"{path} is the input itself and is not overwritten; give the output another name")
+
+
 def write_image(path: Path | str, image: xr.DataArray, *, compression: str | None = None) -> None:
     """Write an image so that Fiji opens it with its axes and pixel sizes.
 
@@ -138,8 +154,7 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
         If the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
+    check_output(path)
     dims = ["t" if dim == "sample" else str(dim) for dim in image.dims]
     if not {"y", "x"} <= set(dims) <= set(AXES) or len(set(dims)) < len(dims):
         raise AxesError(

@@ -114,7 +114,7 @@ class Progress(pl.Callback):
         self.validation_loss = math.nan
         self.bar = ProgressBar(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
@@ -136,8 +136,8 @@ class Progress(pl.Callback):
         low, high = pl_module.trained_range_db
         text = f"loss {pl_module.train_losses[-1]:.3f}"
         if not math.isnan(self.validation_loss):
-            text += f" | validation {self.validation_loss:.3f}"
-        text += f" | input {low:.0f} to {high:.0f} dB"
+            text += f" | held out {self.validation_loss:.3f}"
+        text += f" | {low:.0f}..{high:.0f} dB"
         self.bar.update(self.task, completed=trainer.global_step, description=text)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -169,8 +169,11 @@ def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet
 def _is_bioimageio_zip(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name in archive.namelist() for name in ("rdf.yaml", "bioimageio.yaml"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name in archive.namelist() for name in ("rdf.yaml", "bioimageio.yaml"))
+    except zipfile.BadZipFile:
+        raise CheckpointError(f"{path} is a damaged zip; copy or download it again") from None
 
 
 def _from_zip(path: Path) -> Model:
@@ -184,8 +187,8 @@ def _from_zip(path: Path) -> Model:
             weights = read_weights(io.BytesIO(archive.read(weights_entry["source"])), str(path))
         except CheckpointError:
             raise
-        except (zipfile.BadZipFile, zlib.error):
-            raise CheckpointError(f"{path} is damaged; copy or download it again") from None
+        except (zipfile.BadZipFile, zlib.error, RuntimeError):  # the last is an encrypted zip
+            raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
         except (KeyError, TypeError, ValueError, yaml.YAMLError):
             raise CheckpointError(
                 f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import tempfile
 import zipfile
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any
 
-from gap_bioimage.errors import UnreadableModelError
+from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.checks import Check, one_sentence
 
 if TYPE_CHECKING:
@@ -169,9 +170,12 @@ def _package_of_zip(source: Path, scratch: Path) -> tuple[Package | None, list[C
             unpack(archive, entries, root)
     except UnreadableModelError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        fix = "Write the zip again; it may have been cut short on its way."
-        return None, [Check("archive.intact", "archive", "failed", one_sentence(error) or "broken zip", fix)]
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # ours to say, and not the model's fault
+            raise OutputError(f"cannot unpack {source} to {scratch}: no space left; free some space there") from None
+        return None, [_not_intact(error)]
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        return None, [_not_intact(error)]
     except BudgetError as error:
         fix = "Keep the package to the files that the model needs."
         return None, [*checks, Check("archive.bomb", "archive", "failed", str(error), fix)]
@@ -181,6 +185,11 @@ def _package_of_zip(source: Path, scratch: Path) -> tuple[Package | None, list[C
     if rdf is None:
         return None, checks
     return Package(source, root, rdf_name, rdf, tuple(_names_in(root)), scratch), checks
+
+
+def _not_intact(error: Exception) -> Check:
+    fix = "Write the zip again; it may have been cut short on its way."
+    return Check("archive.intact", "archive", "failed", one_sentence(error) or "broken zip", fix)
 
 
 class BudgetError(Exception):
