@@ -171,11 +171,11 @@ def test_progress_tells_losses_and_brightness(module: GapModule) -> None:
     trainer.global_step = 16
     progress.on_train_batch_end(trainer, module, None, None, 0)
     assert task.completed == 16
-    assert task.description == "loss 4.250 | input -20 to 3 dB"
+    assert task.description == "loss 4.250 | -20..3 dB"
     module.validation = [(6.0, 2), (1.0, 2)]
     progress.on_validation_end(trainer, module)
     progress.on_train_batch_end(trainer, module, None, None, 0)
-    assert task.description == "loss 4.250 | validation 1.750 | input -20 to 3 dB"
+    assert task.description == "loss 4.250 | held out 1.750 | -20..3 dB"
     module.validation = [(0.0, 0)]
     progress.on_validation_end(trainer, module)
     assert math.isnan(progress.validation_loss)

@@ -76,7 +76,7 @@ def test_all_wrong_fields_are_listed_at_once(tmp_path: Path) -> None:
         "description: String should have at most 512",
         "authors.0.orcid: is not an ORCID iD: its check digit should be 7",
         "authors.1.name: Field required",
-        "unknown key 'authors.1.affilation'; did you mean 'affiliation'?",
+        "unknown key 'authors.1.affilation'; did you mean 'authors.1.affiliation'?",
         "maintainers.0.github_user: Field required",
         "license: is not an SPDX licence identifier",
         "cite.0: needs a doi or a url",
@@ -98,11 +98,28 @@ def test_a_missing_card_is_refused(tmp_path: Path) -> None:
         Card.read(tmp_path / "none.yaml")
 
 
-def test_the_template_becomes_a_card(tmp_path: Path) -> None:
+def filled_in(template: str) -> str:
+    return (
+        template.replace("My photon", "Our photon")
+        .replace("Photon counts of ...", "Photon counts of cells.")
+        .replace("photon counts of ... recorded with ...", "photon counts of cells")
+        .replace("Your Name", "Ada Example")
+    )
+
+
+def test_the_template_becomes_a_card_when_it_is_filled_in(tmp_path: Path) -> None:
     write_template(tmp_path / "card.yaml")
-    template = Card.read(tmp_path / "card.yaml")
-    assert template.identifier == "my-photon-denoiser"
+    template = read(tmp_path, filled_in((tmp_path / "card.yaml").read_text()))
+    assert template.identifier == "our-photon-denoiser"
     assert template.authors[0].name == "Ada Example"
+
+
+def test_a_template_that_nobody_filled_in_is_refused_with_every_field_left(tmp_path: Path) -> None:
+    write_template(tmp_path / "card.yaml")
+    with pytest.raises(CardError) as caught:
+        Card.read(tmp_path / "card.yaml")
+    for field in ("name", "description", "authors", "training_data"):
+        assert f"{field}: still the template's text" in str(caught.value)
 
 
 def test_every_comment_of_the_template_can_be_used(tmp_path: Path) -> None:
@@ -110,7 +127,7 @@ def test_every_comment_of_the_template_can_be_used(tmp_path: Path) -> None:
     text = re.sub(r"^#( +)(- |github_user|doi)", r" \1\2", text, flags=re.MULTILINE)
     text = re.sub(r"^    # ", "    ", text, flags=re.MULTILINE)
     text = re.sub(r"^# (id|version|git_repo|limitations):", r"\1:", text, flags=re.MULTILINE)
-    full = read(tmp_path, text)
+    full = read(tmp_path, filled_in(text))
     assert full.model_fields_set == set(Card.model_fields)
     assert full.authors[0].orcid == "0000-0002-1825-0097"
     assert full.maintainers[0].github_user == "ada-example"

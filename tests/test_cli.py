@@ -240,7 +240,7 @@ def test_validate_cannot_run_on_what_is_no_zip(run: Any, tmp_path: Path, content
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.step=5", "unknown key 'train.step'; did you mean 'steps'?"),
+        ("train.step=5", "unknown key 'train.step'; did you mean 'train.steps'?"),
         ("trian.steps=5", "did you mean 'train'?"),
         ("train.steps=0", "train.steps"),
         ("train.steps=many", "train.steps"),
@@ -511,3 +511,27 @@ def test_simulate_writes_counts_and_truth(run: Any, tmp_path: Path, suffix: str)
     first = photons.values.copy()
     assert run("simulate", tmp_path / f"again{suffix}", *options).code == 0
     np.testing.assert_array_equal(read_photons(tmp_path / f"again{suffix}"), first)
+
+
+def test_an_image_is_never_replaced_by_its_result(run: Any, tmp_path: Path) -> None:
+    run("simulate", tmp_path / "x.tif", "--dim", 2, "--photons", 1, "--seed", 0, "--shape", "16,16")
+    before = (tmp_path / "x.tif").read_bytes()
+    result = run("denoise", tmp_path / "model", tmp_path / "x.tif", tmp_path / "x.tif")
+    assert result.code == 2
+    assert "is the input itself" in result.err
+    assert (tmp_path / "x.tif").read_bytes() == before
+
+
+def test_the_reports_of_good_zips_survive_an_unreadable_one(run: Any, tmp_path: Path) -> None:
+    good = make_zip(tmp_path)
+    result = run("validate", good, tmp_path / "missing.zip", "--json", tmp_path / "report.json", "--quiet")
+    assert result.code == 2
+    assert "missing.zip" in result.err
+    assert json.loads((tmp_path / "report.json").read_text())["model"] == str(good)
+
+
+def test_names_with_brackets_are_shown_as_they_are(run: Any, tmp_path: Path) -> None:
+    run("simulate", tmp_path / "cells[dapi].tif", "--dim", 2, "--photons", 1, "--seed", 0, "--shape", "64,64")
+    result = run("inspect", tmp_path / "cells[dapi].tif")
+    assert result.code == 0
+    assert "cells[dapi].tif" in "".join(result.out.split())

@@ -103,7 +103,13 @@ def test_from_nothing_to_a_validated_zip(gap: Callable[..., str], tmp_path: Path
 
     gap("export", "--init-card", "card.yaml")
     card = (tmp_path / "card.yaml").read_text()
-    card = card.replace("My photon denoiser", "End to end").replace("Photon counts of ...", "Simulated cells.")
+    for placeholder, text in (
+        ("My photon denoiser", "End to end"),
+        ("photon counts of ... recorded with ...", "simulated cells"),
+        ("Photon counts of ...", "Simulated cells."),
+        ("Your Name", "Ada Example"),
+    ):
+        card = card.replace(placeholder, text)
     (tmp_path / "card.yaml").write_text(card)
     gap("export", "run", "model.zip", "--card", "card.yaml")
     gap("validate", "model.zip", "--run-code", "--json", "report.json")

@@ -110,7 +110,7 @@ def readme(folder: Path, dim: int = 2, gain: float = 0.1, held_out: bool = True,
     scores = Scores(-6.0, -6.0 - gain, 1.4, -8.0, 2.5, 12345)
     content = Card.model_validate({**yaml.safe_load(CARD), **card})
     path = folder / "README.md"
-    write_readme(path, random_model(dim=dim), content, sizes, halo, scores, held_out)
+    write_readme(path, random_model(dim=dim), content, sizes, halo, [33] * dim, scores, held_out)
     return path.read_text(encoding="utf-8")
 
 

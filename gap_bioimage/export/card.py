@@ -29,7 +29,7 @@ description: Denoises photon counts of ... recorded with ...
 
 # Everyone who deserves credit; only the name is needed.
 authors:
-  - name: Ada Example
+  - name: Your Name
     # affiliation: Institute of Examples
     # orcid: 0000-0002-1825-0097
     # github_user: ada-example
@@ -184,6 +184,11 @@ class Card(Config):
         if problems:
             raise CardError(f"{path}: {'; '.join(problems)}; `gap-bioimage export --init-card` writes a template")
         return card
+
+
+def _is_gap_paper(entry: dict[str, str]) -> bool:
+    number = GAP_PAPER["doi"].lower().removeprefix("10.48550/arxiv.")
+    return number in f"{entry.get('doi')} {entry.get('url')}"
 
 
 def write_template(path: Path | str) -> None:
