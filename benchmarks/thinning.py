@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CASES = {"2D, 16 x 256 x 256": (2, (256, 256), 16), "3D, 4 x 32 x 64 x 64": (3, (32, 64, 64), 4)}
-PHOTONS = (0.1, 1.0, 10.0)
+PHOTONS = (1.0, 10.0, 100.0)
 FRACTIONS = (0.01, 0.3, 0.9)
 REPEATS = 5
 
 
 def original(batch: np.ndarray, fraction: float) -> None:
-    """Draw as the original's data loader does: one distribution per sample, on the CPU."""
+    """Draw as the original's data loader does: one distribution per sample, on the CPU, of integer counts."""
     for sample in batch:
-        counts = torch.from_numpy(sample.astype(np.float32))
-        torch.distributions.Binomial(counts, probs=torch.tensor(fraction)).sample()
+        counts = torch.from_numpy(sample.astype(np.int32))
+        torch.distributions.Binomial(counts, probs=torch.tensor([fraction])).sample()
 
 
 def ours(batch: np.ndarray, fraction: float) -> None:

@@ -19,8 +19,9 @@ from gap_bioimage.errors import NotPhotonCountsError
 Counts = NDArray[np.integer]
 Scalar = TypeVar("Scalar", bound=np.integer)
 
-# Counts up to this one are drawn through a table of cumulative probabilities, brighter pixels one by one.
+# Photons that one look into the table draws; brighter pixels are drawn in parts, and by numpy beyond the last.
 _TABLE_MAX = 63
+_PARTS = 8
 # Random bits that pick a table column; what one column leaves undecided gets 53 more bits.
 _GUIDE_BITS = 8
 _CHUNK_PX = 1 << 16  # keeps the temporaries of a chunk in the processor's cache
@@ -87,7 +88,8 @@ def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator)
 
     Inversion with a guide table: one random byte and the count look up the result; the few bytes that
     leave two results possible are refined with a further uniform number, so that the draw is exact to
-    about 2^-47. Counts above 63 use numpy's own generator.
+    about 2^-47. Brighter pixels are drawn in parts of 63 photons, whose results add up, and above 504
+    photons by numpy's own generator.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator)
     result = np.empty_like(flat)
     for start in range(0, flat.size, _CHUNK_PX):
         chunk = slice(start, start + _CHUNK_PX)
-        result[chunk] = _draw(flat[chunk], fraction, cumulative, guide, rng)
+        result[chunk] = _draw_in_parts(flat[chunk], fraction, cumulative, guide, rng)
     return result.reshape(counts.shape)
 
 
@@ -131,25 +133,54 @@ def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
 
 def _guide_table(cumulative: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Result for each (count, byte), or 255 where the byte does not decide it; shape (n * 256,)."""
-    edges = np.arange((1 << _GUIDE_BITS) + 1) / (1 << _GUIDE_BITS)
-    # inversion: the smallest k with u < cdf[k], that is the number of k with cdf[k] <= u
-    at_edge = np.stack([np.searchsorted(row, edges, side="right") for row in cumulative])
-    below_next = np.stack([np.searchsorted(row, edges[1:], side="left") for row in cumulative])
-    first = at_edge[:, :-1]
-    return np.where(first == below_next, first, 255).astype(np.uint8).reshape(-1)
+    rows, columns = len(cumulative), 1 << _GUIDE_BITS
+    scaled = cumulative * columns
+    start = (np.arange(rows) * (columns + 1))[:, None]
+
+    def steps_up_to_each_column(column: NDArray[np.float64]) -> NDArray[np.intp]:
+        places = (column.astype(np.intp) + start).reshape(-1)
+        counted = np.bincount(places, minlength=rows * (columns + 1)).reshape(rows, columns + 1)
+        return np.cumsum(counted, axis=1)[:, :columns]
+
+    # inversion: the smallest k with u < cdf[k], that is the number of k with cdf[k] <= u, at both ends of a byte
+    first = steps_up_to_each_column(np.ceil(scaled))
+    last = steps_up_to_each_column(np.floor(scaled))
+    return np.where(first == last, first, 255).astype(np.uint8).reshape(-1)
 
 
-def _draw(
+def _draw_in_parts(
     counts: NDArray[Scalar],
     p: float,
     cumulative: NDArray[np.float64],
     guide: NDArray[np.uint8],
     rng: np.random.Generator,
 ) -> NDArray[Scalar]:
-    """Draw for a flat chunk of counts."""
+    """Draw for a flat chunk of counts of any brightness: Binomial(a + b, p) is Binomial(a, p) + Binomial(b, p)."""
+    table_max = len(cumulative) - 1
+    result = _draw(np.minimum(counts, table_max), cumulative, guide, rng)
+    bright = np.flatnonzero(counts > table_max)
+    rest = counts[bright] - table_max
+    for _ in range(_PARTS - 1):
+        if not bright.size:
+            return result
+        result[bright] += _draw(np.minimum(rest, table_max), cumulative, guide, rng)
+        more = rest > table_max
+        bright, rest = bright[more], rest[more] - table_max
+    if bright.size:
+        result[bright] += rng.binomial(rest.astype(np.int64), p).astype(counts.dtype)
+    return result
+
+
+def _draw(
+    counts: NDArray[Scalar],
+    cumulative: NDArray[np.float64],
+    guide: NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> NDArray[Scalar]:
+    """Draw for flat counts that are all in the table."""
     table_max = len(cumulative) - 1
     byte = np.frombuffer(rng.bytes(counts.size), np.uint8)
-    row = np.minimum(counts, table_max).astype(np.uint16)
+    row = counts.astype(np.uint16)
     drawn = guide[(row << _GUIDE_BITS) | byte]
     result: NDArray[Scalar] = drawn.astype(counts.dtype)
     undecided = np.flatnonzero(drawn == 255)
@@ -160,9 +191,6 @@ def _draw(
         ladder = (cumulative + np.arange(table_max + 1)[:, None]).reshape(-1)
         found = np.searchsorted(ladder, rows + uniform, side="right") - rows * (table_max + 1)
         result[undecided] = np.minimum(found, rows)
-    bright = np.flatnonzero(counts > table_max)
-    if bright.size:
-        result[bright] = rng.binomial(counts[bright].astype(np.int64), p)
     return result
 
 
