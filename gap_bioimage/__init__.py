@@ -16,7 +16,7 @@ _HOMES = {
     "read_images": "photons.image_io",
     "write_image": "photons.image_io",
     "simulate": "photons.simulate",
-    "inspect": "photons.checks",
+    "inspect": "photons.inspection",
     "thin": "photons.thinning",
     "pseudo_psnr_db": "photons.thinning",
     "TrainConfig": "config",
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from gap_bioimage.config import TrainConfig
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
-    from gap_bioimage.photons.checks import inspect
     from gap_bioimage.photons.image_io import read_images, read_photons, write_image
+    from gap_bioimage.photons.inspection import inspect
     from gap_bioimage.photons.simulate import simulate
     from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
     from gap_bioimage.training.checkpoint import load_model

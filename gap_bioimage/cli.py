@@ -104,7 +104,7 @@ def inspect_images(
     quiet: Quiet = False,
 ) -> None:
     """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
-    from gap_bioimage.photons.checks import inspect
+    from gap_bioimage.photons.inspection import inspect
 
     reports = [inspect(image, axes) for image in images]
     write_json(json_out, reports)

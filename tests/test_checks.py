@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.checks import check_dim, check_photon_counts, inspect
+from gap_bioimage.photons.checks import check_dim, check_photon_counts
 from gap_bioimage.photons.image_io import read_photons
+from gap_bioimage.photons.inspection import inspect
 from gap_bioimage.photons.simulate import simulate
 from gap_bioimage.photons.statistics import estimate_noise, scan
 

@@ -1,23 +1,20 @@
-"""Are these photon counts? What an image is, and what to do about it."""
+"""Whether an image holds photon counts, and whether its axes fit a model."""
 
 from __future__ import annotations
 
 import math
-import shlex
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.photons.statistics import Noise, Statistics, estimate_noise, scan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
+    import xarray as xr
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 
@@ -29,7 +26,9 @@ _TO_PHOTONS = "subtract the camera offset, divide by the gain and round to get p
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
+    """What an image is, in a sentence, and whether it is refused as photon counts."""
+
     verdict: Verdict
     message: str
     refused: bool = True
@@ -58,8 +57,8 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     UserWarning
         If the noise is larger than that of photons, as with a gain or a camera.
     """
-    statistics, noise = _measure(photons)
-    finding = _judge(photons.dtype, statistics, noise, name, saturation)
+    statistics, noise = measure(photons)
+    finding = judge(photons.dtype, statistics, noise, name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts":
@@ -96,63 +95,8 @@ def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
         )
 
 
-def inspect(image: Path | str | xr.DataArray, axes: str | None = None, *, channel: int | None = None) -> dict[str, Any]:
-    """Tell what an image is and what to do with it; bad values are reported, not raised.
-
-    Parameters
-    ----------
-    image
-        A file, or dims out of ``t c z y x``.
-    axes, channel
-        As in :func:`gap_bioimage.read_photons`, for files.
-
-    Returns
-    -------
-    dict
-        Ready for JSON. ``fano`` is variance / mean of the noise in the darker part, 1 for photon counts;
-        ``fano_bright`` the same in the brightest part; ``lattice`` the number that divides all values;
-        ``verdict`` one of "photon counts", "counts times k", "camera image", "processed", "not usable";
-        ``message`` a sentence; ``next`` a command to type. Unknown numbers are None.
-
-    Raises
-    ------
-    UnreadableImageError, AxesError, NotPhotonCountsError
-        If the file cannot be read, its axes are unknown, or it is an RGB, PNG or JPEG picture.
-    """
-    from gap_bioimage.photons.image_io import pixel_size_um, read_photons  # which imports this module
-
-    photons = image if isinstance(image, xr.DataArray) else read_photons(image, axes, channel=channel, check=False)
-    name = str(photons.attrs.get("source", photons.name or "the image"))
-    statistics, noise = _measure(photons)
-    finding = _judge(photons.dtype, statistics, noise, name, saturation=1e-4)
-    typed = f"{image}" if not isinstance(image, xr.DataArray) else name
-    options = [*([] if axes is None else ["--axes", axes]), *([] if channel is None else ["--channel", str(channel)])]
-    dim = "3" if "z" in photons.dims else "2"
-    usable = shlex.join(["gap-bioimage", "train", typed, "--dim", dim, "--out", "RUN", *options])
-    positive = statistics.total > 0
-    return {
-        "image": typed,
-        "axes": "".join(str(d) for d in photons.dims),
-        "shape": list(photons.shape),
-        "dtype": photons.dtype.name,
-        "pixel_size_um": pixel_size_um(photons),
-        "min": _number(statistics.minimum),
-        "max": _number(statistics.maximum),
-        "mean": _number(statistics.mean),
-        "total": _number(statistics.total),
-        "zero_share": statistics.zeros / max(statistics.pixels, 1),
-        "pseudo_psnr_db": _number(10 * math.log10(statistics.mean)) if positive else None,
-        "fano": _number(noise.dark) if noise else None,
-        "fano_bright": _number(noise.bright) if noise else None,
-        "lattice": statistics.lattice,
-        "saturated_share": statistics.at_maximum / statistics.pixels if _piled_up(photons.dtype, statistics) else 0.0,
-        "verdict": finding.verdict,
-        "message": finding.message,
-        "next": usable if not finding.refused else "gap-bioimage inspect PHOTONS.tif",
-    }
-
-
-def _measure(photons: xr.DataArray) -> tuple[Statistics, Noise | None]:
+def measure(photons: xr.DataArray) -> tuple[Statistics, Noise | None]:
+    """Return the statistics and, where there is enough to see, the noise of an image."""
     values: npt.NDArray[Any] = photons.data if isinstance(photons.data, np.ndarray) else photons.values
     if values.dtype.kind not in "biuf":
         empty = Statistics(values.size, values.size, 0, 0, math.nan, math.nan, 0.0, 1, 0, 0.0)
@@ -161,7 +105,8 @@ def _measure(photons: xr.DataArray) -> tuple[Statistics, Noise | None]:
     return statistics, None if statistics.nonfinite or not statistics.total else estimate_noise(values)
 
 
-def _judge(dtype: np.dtype[Any], statistics: Statistics, noise: Noise | None, name: str, saturation: float) -> _Finding:
+def judge(dtype: np.dtype[Any], statistics: Statistics, noise: Noise | None, name: str, saturation: float) -> Finding:
+    """Say what an image is; ``saturation`` is the accepted share of pixels at the ceiling."""
     return (
         _impossible(dtype, statistics, name)
         or _wrong_noise(statistics, noise, name)
@@ -171,37 +116,37 @@ def _judge(dtype: np.dtype[Any], statistics: Statistics, noise: Noise | None, na
     )
 
 
-def _impossible(dtype: np.dtype[Any], statistics: Statistics, name: str) -> _Finding | None:
+def _impossible(dtype: np.dtype[Any], statistics: Statistics, name: str) -> Finding | None:
     """Look for values that no counter returns."""
     if dtype.kind not in "biuf":
-        return _Finding("not usable", f"{name} holds {dtype}, expected whole numbers of photons; save it as integers")
+        return Finding("not usable", f"{name} holds {dtype}, expected whole numbers of photons; save it as integers")
     if not statistics.pixels:
-        return _Finding("not usable", f"{name} has no pixels, expected photon counts; export it again")
+        return Finding("not usable", f"{name} has no pixels, expected photon counts; export it again")
     if statistics.nonfinite:
-        return _Finding(
+        return Finding(
             "not usable",
             f"{name} has {statistics.nonfinite} pixels that are NaN or infinite, expected whole numbers of "
             "photons; use the raw counts",
         )
     if statistics.minimum < 0:
-        return _Finding(
+        return Finding(
             "processed",
             f"{name} has negative values (minimum {statistics.minimum:g}), expected photon counts from 0 up; "
             "use the counts before any background was subtracted",
         )
     if statistics.fractional:
         share = statistics.fractional / statistics.pixels
-        return _Finding(
+        return Finding(
             "processed",
             f"{name} has fractional values ({share:.0%} of the pixels, mean {statistics.mean:.3g}), expected "
             f"whole numbers of photons; use the raw counts, or for a camera image {_TO_PHOTONS}",
         )
     if not statistics.total:
-        return _Finding("not usable", f"{name} is all zero, expected some photons; choose another image or channel")
+        return Finding("not usable", f"{name} is all zero, expected some photons; choose another image or channel")
     return None
 
 
-def _wrong_noise(statistics: Statistics, noise: Noise | None, name: str) -> _Finding | None:
+def _wrong_noise(statistics: Statistics, noise: Noise | None, name: str) -> Finding | None:
     """Look for noise weaker than that of photons, and for counts that somebody multiplied."""
     k = statistics.lattice
     nonzero = statistics.pixels - statistics.zeros
@@ -212,25 +157,25 @@ def _wrong_noise(statistics: Statistics, noise: Noise | None, name: str) -> _Fin
         levels = f"minimum {statistics.minimum:g}, mean {statistics.mean:.4g}"
         numbers = f"{levels}, variance/mean {fano:.2g} in the dark"
         if statistics.minimum > 0:
-            return _Finding(
+            return Finding(
                 "camera image",
                 f"{name} looks like a camera image with an offset ({numbers}), expected photon counts, whose "
                 f"variance/mean is 1; {_TO_PHOTONS}",
             )
-        return _Finding(
+        return Finding(
             "processed",
             f"{name} looks smoothed or rescaled ({numbers}), expected photon counts, whose variance/mean is "
             "1; use the raw counts",
         )
     if multiplied and noise and noise.smallest / (1 + _SURE * noise.relative_error) > _LOUD * k:
-        return _Finding(
+        return Finding(
             "processed",
             f"every value of {name} is a multiple of {k}, and its variance/mean {noise.smallest:.3g} fits "
             f"neither photon counts nor counts times {k} (mean {statistics.mean:.4g}); use the raw counts "
             "before any rescaling",
         )
     if multiplied:
-        return _Finding(
+        return Finding(
             "counts times k",
             f"every value of {name} is a multiple of {k} (mean {statistics.mean:.4g}, variance/mean "
             f"{fano:.3g}), expected photon counts; divide by {k}",
@@ -238,7 +183,7 @@ def _wrong_noise(statistics: Statistics, noise: Noise | None, name: str) -> _Fin
     return None
 
 
-def _piled_up(dtype: np.dtype[Any], statistics: Statistics) -> bool:
+def piled_up(dtype: np.dtype[Any], statistics: Statistics) -> bool:
     """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
     known = statistics.maximum in _CEILINGS or (dtype.kind in "iu" and statistics.maximum == np.iinfo(dtype).max)
     if known:
@@ -247,21 +192,21 @@ def _piled_up(dtype: np.dtype[Any], statistics: Statistics) -> bool:
     return statistics.maximum >= 20 and statistics.at_maximum >= 10 and pile
 
 
-def _saturated(dtype: np.dtype[Any], statistics: Statistics, name: str, accepted: float) -> _Finding | None:
+def _saturated(dtype: np.dtype[Any], statistics: Statistics, name: str, accepted: float) -> Finding | None:
     share = statistics.at_maximum / statistics.pixels
-    if share <= accepted or not _piled_up(dtype, statistics):
+    if share <= accepted or not piled_up(dtype, statistics):
         return None
-    return _Finding(
+    return Finding(
         "not usable",
         f"{name} is saturated ({share:.2%} of the pixels at the maximum {statistics.maximum:g}), expected "
         "counts below the detector's ceiling; use a shorter exposure or crop the bright part away",
     )
 
 
-def _too_noisy(statistics: Statistics, noise: Noise | None, name: str) -> _Finding | None:
+def _too_noisy(statistics: Statistics, noise: Noise | None, name: str) -> Finding | None:
     if noise is None or noise.smallest / (1 + _SURE * noise.relative_error) < _LOUD:
         return None
-    return _Finding(
+    return Finding(
         "camera image",
         f"{name} is noisier than photon counts (minimum {statistics.minimum:g}, mean {statistics.mean:.4g}, "
         f"variance/mean {noise.smallest:.3g} where it is smoothest, expected 1), so the network would "
@@ -270,14 +215,8 @@ def _too_noisy(statistics: Statistics, noise: Noise | None, name: str) -> _Findi
     )
 
 
-def _good(statistics: Statistics, noise: Noise | None, name: str) -> _Finding:
+def _good(statistics: Statistics, noise: Noise | None, name: str) -> Finding:
     text = f"{name} holds photon counts, {statistics.mean:.3g} per pixel"
     if noise is not None:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
-    return _Finding("photon counts", text, refused=False)
-
-
-def _number(value: float) -> float | None:
-    if not math.isfinite(value):
-        return None
-    return int(value) if float(value).is_integer() else float(value)
+    return Finding("photon counts", text, refused=False)
