@@ -55,7 +55,7 @@ def test_python_code_is_run_on_request_only(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     source = f"open({str(marker)!r}, 'w').close()\n" + zips.BLUR
     path = zips.make_zip(tmp_path, source=source)
-    marker.unlink()  # made when the helper imported it
+    marker.unlink()  # made when the zip was written
     checks = run(path)
     assert not marker.exists()
     assert checks["run.pytorch_state_dict"].status == "skipped"
@@ -217,7 +217,7 @@ def test_torchscript_that_writes_files_is_not_run(tmp_path: Path) -> None:
     target = tmp_path / "written"
     source = zips.tiny(f'torch.save(rate, "{target}")')
     script = zips.model_files(source)["torchscript.pt"]
-    target.unlink()  # made when the helper computed the test output
+    target.unlink()  # made when the zip was written
     path = zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": script})
     checks = run(path)
     assert not target.exists()
