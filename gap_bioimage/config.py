@@ -106,6 +106,11 @@ class RunConfig(Config):
             raise ValueError(f"train.patch_px has {len(patch)} entries, network.dim is {self.network.dim}")
         return self
 
+    @property
+    def window_px(self) -> tuple[int, ...]:
+        """The training window, (y, x) or (z, y, x)."""
+        return self.train.patch_px or ((128, 128) if self.network.dim == 2 else (16, 64, 64))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain values; unknown keys are refused with the nearest known one.

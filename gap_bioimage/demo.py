@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import ndimage
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.export.archive import export
+from gap_bioimage.export.readme import gaussian_filters
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.denoise import denoise
 from gap_bioimage.photons.image_io import write_image
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIGMAS_PX = tuple(np.arange(0.4, 4.01, 0.2).round(2).tolist())
-Z_SIGMA_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,7 @@ def psnr_db(image: NDArray[np.generic], truth: NDArray[np.generic]) -> float:
 
 def best_gaussian(counts: NDArray[np.generic], truth: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return the Gaussian-filtered counts closest to the truth, sigma chosen with the truth in hand."""
-    ratios = Z_SIGMA_RATIOS if counts.ndim == 3 else (1.0,)
-    filtered = (
-        ndimage.gaussian_filter(counts.astype(float), [sigma * ratio] * (counts.ndim - 2) + [sigma] * 2)
-        for sigma in SIGMAS_PX
-        for ratio in ratios
-    )
+    filtered = (image[0] for _, image in gaussian_filters(counts[None], SIGMAS_PX))
     return max(filtered, key=lambda image: psnr_db(image, truth))
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gap_bioimage.inference.tiling import round_up
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gap_bioimage.network import PhotonDenoiser
+
 
 EXPOSURES = (0.03, 0.3, 3.0)
 """Mean photons per pixel at which tiles are compared with the whole image."""
@@ -62,7 +65,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     network = denoiser.network
     step = network.step_px
     reach = [
-        _round_up(min(field + box // 2, _LARGEST_PX[network.dim]), s)
+        round_up(min(field + box // 2, _LARGEST_PX[network.dim]), s)
         for field, box, s in zip(network.receptive_field_px(), denoiser.box_px, step, strict=True)
     ]
     tile = [2 * r + _BLOCK_STEPS[network.dim] * s for r, s in zip(reach, step, strict=True)]
@@ -141,7 +144,3 @@ def mirrored(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     image = image[cut]
     missing = [(0, wanted - have) for wanted, have in zip(size, image.shape[1:], strict=True)]
     return np.pad(image, [(0, 0), *missing], mode="symmetric")
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step

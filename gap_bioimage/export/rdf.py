@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gap_bioimage.export.weights import ARCHITECTURE, STATE_DICT, TORCHSCRIPT
+from gap_bioimage.inference.tiling import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Sizes:
         minimum = []
         for step, halo in zip(step_px, halo_px, strict=True):
             block = max(step, 2 * halo // 3)
-            minimum.append(-(-(2 * halo + block) // step) * step)
+            minimum.append(round_up(2 * halo + block, step))
         return cls(tuple(minimum), tuple(step_px), tuple(halo_px))
 
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gap_bioimage.export.card import Card
@@ -60,17 +61,20 @@ def score_on_halves(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0)
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy()
 
-    def gaussian(sigma: float) -> float:
-        z_sigmas = [ratio * sigma for ratio in _Z_RATIOS] if seen.ndim == 4 else [0.0]
-        filtered = (
-            ndimage.gaussian_filter(seen.astype(float), (*[0.0] * (seen.ndim - 3), z, sigma, sigma)) for z in z_sigmas
-        )
-        return max(log_likelihood(image, unseen) for image in filtered)
-
-    best = max(_SIGMAS_PX, key=gaussian)
+    competitors = gaussian_filters(seen, _SIGMAS_PX)
+    sigma, gaussian = max(
+        ((sigma, log_likelihood(image, unseen)) for sigma, image in competitors), key=lambda found: found[1]
+    )
     flat = log_likelihood(np.ones(seen.shape), unseen)
-    values = (log_likelihood(rate, unseen), gaussian(best), best, flat)
-    return Scores(*values, pseudo_psnr_db(seen), int(unseen.sum()))
+    return Scores(log_likelihood(rate, unseen), gaussian, sigma, flat, pseudo_psnr_db(seen), int(unseen.sum()))
+
+
+def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+    """Filter counts (c, [z,] y, x) with every sigma in the plane and, in 3D, several ratios along z."""
+    for sigma in sigmas_px:
+        for ratio in _Z_RATIOS if counts.ndim == 4 else (0.0,):
+            widths = (*[0.0] * (counts.ndim - 3), ratio * sigma, sigma, sigma)
+            yield sigma, ndimage.gaussian_filter(counts.astype(float), widths)
 
 
 def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from gap_bioimage.errors import AxesError, ConfigError
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import UNet, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
+from gap_bioimage.photons.layout import items_first
 from gap_bioimage.photons.thinning import pseudo_psnr_db
 
 if TYPE_CHECKING:
@@ -90,19 +91,16 @@ def as_items(photons: xr.DataArray, dim: int, channels: int) -> tuple[np.ndarray
     AxesError
         If the number of channels is not the model's.
     """
-    spatial = ["z", "y", "x"] if dim == 3 else ["y", "x"]
-    full = photons if "c" in photons.dims else photons.expand_dims("c")
-    if full.sizes["c"] != channels:
+    ordered = items_first(photons, dim)
+    if ordered.sizes["c"] != channels:
         raise AxesError(
-            f"the image has {full.sizes['c']} channels, the model expects {channels}; choose one with --channel"
+            f"the image has {ordered.sizes['c']} channels, the model expects {channels}; choose one with --channel"
         )
-    item_dims = [axis for axis in full.dims if axis not in ("c", *spatial)]
-    ordered = full.transpose(*item_dims, "c", *spatial)
     items = ordered.data.reshape(-1, *ordered.shape[-dim - 1 :])
 
     def restore(values: np.ndarray) -> xr.DataArray:
-        result = ordered.copy(data=values.reshape(ordered.shape)).transpose(*full.dims)
-        return result if "c" in photons.dims else result.squeeze("c", drop=True)
+        result = ordered.copy(data=values.reshape(ordered.shape))
+        return (result if "c" in photons.dims else result.squeeze("c", drop=True)).transpose(*photons.dims)
 
     return items, restore
 

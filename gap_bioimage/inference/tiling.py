@@ -54,7 +54,7 @@ def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], 
                 f"{least}, one per spatial axis; for example {', '.join(['64'] * len(shape))}"
             )
     axes = [
-        _axis_tiles(size, tile, _round_up(halo, step), step)
+        _axis_tiles(size, tile, round_up(halo, step), step)
         for size, tile, halo, step in zip(shape, tile_px, halo_px, step_px, strict=True)
     ]
     return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
@@ -82,13 +82,13 @@ def automatic_tile_px(network: UNet, shape: Sequence[int]) -> tuple[int, ...]:
     filters = network.conv_final.in_channels
     budget_px = _MEMORY_BYTES / (4 * filters * _ACTIVATION_COPIES)
     tile = list(shape)
-    minimum = [2 * _round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)]
+    minimum = [2 * round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)]
     while math.prod(tile) > budget_px:
         # halve the axis that is longest beyond its minimum
         axis = max(range(len(tile)), key=lambda a: tile[a] / minimum[a])
         if tile[axis] <= minimum[axis]:
             break
-        tile[axis] = max(minimum[axis], _round_up(tile[axis] // 2, network.step_px[axis]))
+        tile[axis] = max(minimum[axis], round_up(tile[axis] // 2, network.step_px[axis]))
     return tuple(tile)
 
 
@@ -144,5 +144,6 @@ def _reach_and_step(network: UNet) -> tuple[list[int], list[int]]:
     return network.receptive_field_px(), list(network.step_px)
 
 
-def _round_up(value: int, step: int) -> int:
+def round_up(value: int, step: int) -> int:
+    """Return the smallest multiple of ``step`` that is at least ``value``."""
     return -(-value // step) * step

@@ -54,7 +54,7 @@ class PairData(pl.LightningDataModule):
 
     def __init__(self, split: Split, config: RunConfig) -> None:
         super().__init__()
-        patch = config.train.patch_px or ((128, 128) if config.network.dim == 2 else (16, 64, 64))
+        patch = config.window_px
         self.train_config = config.train
         self.drawer = WindowDrawer(split.training, patch, config.thinning, config.train.min_photons)
         self.held_out = WindowDrawer(split.held_out, patch, config.thinning, config.train.min_photons, augment=False)
@@ -215,8 +215,7 @@ def _resolve(config: RunConfig, channels: int, split: Split) -> RunConfig:
     network = config.network.model_copy(update={"channels": channels})
     thinning = config.thinning
     if thinning.max_db is None:
-        patch = config.train.patch_px or ((128, 128) if network.dim == 2 else (16, 64, 64))
-        brightest = round(brightest_db(split.training, patch, config.train.seed), 2)
+        brightest = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
         if brightest <= thinning.min_db:
             raise ConfigError(
                 f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.photons.layout import items_first
 from gap_bioimage.photons.thinning import as_integers, binomial, pseudo_psnr_db
 
 if TYPE_CHECKING:
@@ -69,10 +70,8 @@ def as_stacks(images: Sequence[xr.DataArray], dim: int) -> list[Stack]:
                 f"an image has axes {''.join(map(str, image.dims))}, expected {', '.join(missing)} for a {dim}D model"
                 f"{advice}"
             )
-        full = image if "c" in image.dims else image.expand_dims("c")
-        items = [axis for axis in full.dims if axis not in ("c", *spatial)]
-        array = full.transpose(*items, "c", *spatial).data
-        stacks.extend(array.reshape(-1, *array.shape[-dim - 1 :]) if items else [array])
+        array = items_first(image, dim).data
+        stacks.extend(array.reshape(-1, *array.shape[-dim - 1 :]))
     channels = {stack.shape[0] for stack in stacks}
     if len(channels) > 1:
         raise AxesError(f"the images have {sorted(channels)} channels, expected the same number in all")
