@@ -18,6 +18,7 @@ from results import write_section
 from torch import Tensor
 
 from gap_bioimage.config import RunConfig
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import tiled_log_rate, tiles
 from gap_bioimage.network import UNet, conserve_photons, rate_from_log_rate
 from gap_bioimage.photons.simulate import simulate, simulate_truth
@@ -95,7 +96,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     torch.set_grad_enabled(True)
     free, tied = trained(work, 0.0), trained(work, 0.01)
-    reach = free.receptive_field_px()[0]
+    reach = receptive_field_px(free)[0]
     rows: list[tuple[str, UNet, Denoise, Denoise]] = []
     for halo in (16, 32, 64, reach):
         rows.append((f"log-rates stitched, one softmax (Python driver), halo {halo}", free,

@@ -272,6 +272,7 @@ def validate(
 @app.command()
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
     """Describe a model: its network, the brightness it was trained for, its reach."""
+    from gap_bioimage.inference.reach import receptive_field_px
     from gap_bioimage.training.checkpoint import load_model, parameter_count
 
     loaded = load_model(model)
@@ -281,7 +282,7 @@ def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
         "origin": loaded.origin,
         **loaded.config.model_dump(mode="json"),
         "parameters": parameter_count(loaded.network),
-        "receptive_field_px": loaded.network.receptive_field_px(),
+        "receptive_field_px": receptive_field_px(loaded.network),
         "step_px": list(loaded.network.step_px),
         "trained_range_db": list(loaded.trained_range_db),
         "steps": metrics[-1].get("step"),

@@ -78,6 +78,170 @@ def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
     return rate.float().reshape(log_rate.shape)
 
 
+def total_photons(photons: Tensor) -> Tensor:
+    """Return the photons of each image, (b,) float64."""
+    return torch.sum(photons.flatten(1).double(), 1)
+
+
+def brightest_mean(photons: Tensor, window_px: List[int]) -> Tensor:  # noqa: UP006
+    """Return the mean photons per pixel of each image's brightest window, (b,); small images are one window."""
+    box: List[int] = []  # noqa: UP006
+    for axis in range(len(window_px)):
+        size = photons.shape[axis + 2]
+        box.append(min(window_px[axis], size - 1 + size % 2))
+    return torch.amax(box_mean(torch.mean(photons, 1, keepdim=True), box).flatten(1), 1)
+
+
+def photon_budget(photons: Tensor, gain: float, brightest: float, window_px: List[int]) -> Tensor:  # noqa: UP006
+    """Return the photons (b,) that sampling may climb to: ``gain`` times those given, within the trained range.
+
+    The range is kept where an image's brightest window has at most ``brightest`` photons per pixel; images
+    beyond it may not gain any.
+    """
+    room = brightest / torch.clamp(brightest_mean(photons, window_px).double(), min=1e-12)
+    return total_photons(photons) * torch.clamp(room, min=1.0, max=gain)
+
+
+def equal_root_step(step: int, n_steps: int, start: Tensor, stop: Tensor, now: Tensor) -> Tensor:
+    """Return the photons (b,) to add in a step of the schedule that is equidistant in 1 / sqrt(photons).
+
+    After step k of K an image that began with n0 photons and ends with N has
+    ``n0 / (1 - k/K (1 - sqrt(n0/N)))^2``. Equal steps lose the least of the posterior's variance.
+
+    Parameters
+    ----------
+    step, n_steps
+        Which one, counted from 0, of how many.
+    start, stop, now
+        Photons of each image at the start, at the end and now, (b,) float64.
+    """
+    climbed = (step + 1) / n_steps * (1.0 - torch.sqrt(start / torch.clamp(stop, min=1.0)))
+    return torch.clamp(start / torch.square(1.0 - climbed) - now, min=0.0)
+
+
+def geometric_step(beta: float, stop: Tensor, now: Tensor) -> Tensor:
+    """Return the photons (b,) to add in a step of the paper's schedule: max(beta n, 1), until ``stop``.
+
+    Source: arXiv 2307.06607, section 3.3; counted for each image by itself. An image that has 99 % of its
+    photons is finished.
+    """
+    wanted = torch.minimum(torch.clamp(beta * now, min=1.0), stop - now)
+    return torch.where(now < 0.99 * stop, wanted, torch.zeros_like(wanted))
+
+
+def mix(x: Tensor) -> Tensor:
+    """Mix 32-bit integers, held in int64, into 32-bit integers that look random; one to one.
+
+    The constants are those that C. Wellons found by search (hash-prospector, public domain); both are below
+    2^31, so that no product leaves int64.
+    """
+    x = (torch.bitwise_xor(x, x >> 16) * 0x21F0AAAD) & 0xFFFFFFFF
+    x = (torch.bitwise_xor(x, x >> 15) * 0x735A2D97) & 0xFFFFFFFF
+    return torch.bitwise_xor(x, x >> 15)
+
+
+def random_words(keys: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    """Return two random 32-bit integers for each key (b, 2) and pixel number (n,), both (b, n)."""
+    low, high = index & 0xFFFFFFFF, index >> 32
+    first, second = keys[:, :1], keys[:, 1:]
+    return (
+        mix(torch.bitwise_xor(mix(torch.bitwise_xor(low, first)), torch.bitwise_xor(high, second))),
+        mix(torch.bitwise_xor(mix(torch.bitwise_xor(low, second)), torch.bitwise_xor(high, first))),
+    )
+
+
+def count_keys(photons: Tensor) -> Tensor:
+    """Hash the counts of each image, (b, 2): different images, and different tiles, draw different noise."""
+    values = torch.round(photons.flatten(1)).long() & 0xFFFFFFFF
+    index = torch.arange(values.shape[1], device=photons.device)
+    lanes: List[Tensor] = []  # noqa: UP006
+    for salt in (0x2545F491, 0x6C078965):
+        lanes.append(torch.sum(mix(torch.bitwise_xor(mix(torch.bitwise_xor(index & 0xFFFFFFFF, salt)), values)), 1))
+    return mix(torch.stack(lanes, 1) & 0xFFFFFFFF)
+
+
+def draw_keys(counts: Tensor, seed: int, samples: Tensor, step: int) -> Tensor:
+    """Return the keys (b, 2) of one sampling step.
+
+    Parameters
+    ----------
+    counts
+        From ``count_keys``, of the observed photons.
+    seed, step
+        The seed, and the step counted from 0.
+    samples
+        Number of the sample that each item of the batch is, (b,) int64.
+    """
+    keys = mix(torch.bitwise_xor(counts, seed & 0xFFFFFFFF))
+    keys = mix(torch.bitwise_xor(keys, (seed >> 32) & 0xFFFFFFFF))
+    keys = mix(torch.bitwise_xor(keys, samples.unsqueeze(1)))
+    return mix(torch.bitwise_xor(keys, step))
+
+
+def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
+    """Draw Poisson counts that are a function of key and pixel number, on every device and engine.
+
+    Up to a rate of 12 by inversion with 53 random bits, above by a rounded normal with the Cornish-Fisher
+    terms for the skewness and the kurtosis.
+
+    Parameters
+    ----------
+    rate
+        (b, n) float64.
+    keys
+        (b, 2), from ``draw_keys``.
+    index
+        Pixel numbers (n,).
+
+    Returns
+    -------
+    Tensor
+        Counts (b, n) float64.
+    """
+    first, second = random_words(keys, index)
+    small = torch.clamp(rate, max=12.0)
+    uniform = (first.double() * 2097152.0 + (second >> 11).double() + 0.5) * 2.0**-53
+    term = torch.exp(-small)
+    below = term
+    inverted = torch.zeros_like(rate)
+    for count in range(1, 49):
+        inverted = inverted + (uniform > below).double()
+        term = term * small / count
+        below = below + term
+    angle = (second.double() + 0.5) * (2.0**-31 * 3.141592653589793)
+    z = torch.sqrt(-2.0 * torch.log((first.double() + 0.5) * 2.0**-32)) * torch.cos(angle)
+    root = torch.sqrt(torch.clamp(rate, min=12.0))
+    normal = rate + root * z + (z * z - 1.0) / 6.0 - (2.0 * z + z * z * z) / (72.0 * root)
+    return torch.where(rate > 12.0, torch.clamp(torch.floor(normal + 0.5), min=0.0), inverted)
+
+
+def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor) -> Tensor:
+    """Add photons where the network expects the next ones: the sampling step.
+
+    ``x + Poisson(softmax(log_rate) n_new)``, each image by itself; an image with ``n_new = 0`` stays as it is.
+    Source: arXiv 2307.06607, section 3.3.
+
+    Parameters
+    ----------
+    photons, log_rate
+        (b, c, [z,] y, x); log-rates of whole images.
+    n_new
+        Photons to add on average, (b,).
+    keys
+        From ``draw_keys``.
+    """
+    flat = log_rate.flatten(1).double()
+    # in pieces: random numbers take ten times the memory of what they make
+    n_pixels, size = flat.shape[1], 1 << 22
+    log_total = torch.logsumexp(flat, 1, keepdim=True)
+    pieces: List[Tensor] = []  # noqa: UP006
+    for start in range(0, n_pixels, size):
+        rate = torch.exp(flat[:, start : start + size] - log_total) * n_new.unsqueeze(1)
+        index = torch.arange(start, min(start + size, n_pixels), device=photons.device)
+        pieces.append(poisson(rate, keys, index).float())
+    return photons + torch.cat(pieces, 1).reshape(photons.shape)
+
+
 class ConvBlock(nn.Module):
     """Three convolutions, the last two on a residual path."""
 
@@ -249,20 +413,6 @@ class UNet(nn.Module):
             log_rate = log_rate.narrow(axis + 2, 0, photons.shape[axis + 2])
         return log_rate
 
-    @torch.jit.unused
-    def receptive_field_px(self) -> List[int]:  # noqa: UP006
-        """Return how far, per axis, the farthest input pixel lies that changes an output pixel."""
-        reaches = []
-        for axis in range(self.dim):
-            along = [axis > 0 or self.dim == 2 or z for z in self.along_z]
-            wide_up = self.upsampled and self.dim == 3
-            step, reach = self.step_px[axis], 0
-            for position in range(step):
-                low, high = _needed((position, position), 0, along, self.upsampled, wide_up)
-                reach = max(reach, position - low, high - position)
-            reaches.append(reach)
-        return reaches
-
 
 class PhotonDenoiser(nn.Module):
     """Counts in, denoised photons out: what an exported model runs.
@@ -278,9 +428,7 @@ class PhotonDenoiser(nn.Module):
     def __init__(self, box_px: List[int], **network) -> None:  # type: ignore[no-untyped-def]  # noqa: UP006
         super().__init__()
         self.network = UNet(**network)
-        if len(box_px) != self.network.dim or any(size % 2 != 1 for size in box_px):
-            raise ValueError(f"box_px={list(box_px)}: expected {self.network.dim} odd numbers")
-        self.box_px: List[int] = list(box_px)  # noqa: UP006
+        self.box_px: List[int] = _odd_box(box_px, self.network.dim)  # noqa: UP006
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x)."""
@@ -288,40 +436,99 @@ class PhotonDenoiser(nn.Module):
         return conserve_photons(photons, self.network(photons), self.box_px)
 
 
+class PosteriorSampler(nn.Module):
+    """Counts in; mean, standard deviation and samples of the posterior out: what a sampling zip runs.
+
+    Each sample adds photons in ``n_steps`` steps up to ``gain`` times the observed ones, or to the top of the
+    trained range, and is the network's expectation then, in the observed exposure.
+
+    Parameters
+    ----------
+    box_px
+        Odd box, per spatial axis, in which photons are conserved (see ``conserve_photons``).
+    n_samples, n_steps, seed
+        What ``forward`` draws.
+    gain, brightest, window_px
+        See ``photon_budget``.
+    network
+        Arguments of ``UNet``.
+    """
+
+    def __init__(
+        self,
+        box_px: List[int],  # noqa: UP006
+        n_samples: int,
+        n_steps: int,
+        seed: int,
+        gain: float,
+        brightest: float,
+        window_px: List[int],  # noqa: UP006
+        **network,  # type: ignore[no-untyped-def]
+    ) -> None:
+        super().__init__()
+        self.network = UNet(**network)
+        self.box_px: List[int] = _odd_box(box_px, self.network.dim)  # noqa: UP006
+        if n_samples < 1 or n_steps < 1 or seed < 0:
+            raise ValueError(f"n_samples={n_samples}, n_steps={n_steps}, seed={seed}: expected at least 1, 1 and 0")
+        self.n_samples, self.n_steps, self.seed = n_samples, n_steps, seed
+        self.gain, self.brightest = float(gain), float(brightest)
+        self.window_px: List[int] = list(window_px)  # noqa: UP006
+
+    @torch.jit.export
+    def sample(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
+        """Draw samples of the clean image.
+
+        Parameters
+        ----------
+        photons
+            Counts (b, c, [z,] y, x).
+        n_samples, n_steps, seed
+            At least 1, 1 and 0. The noise depends on the seed and on each image's own counts.
+
+        Returns
+        -------
+        Tensor
+            Expected photons per pixel in the observed exposure, (n_samples, b, c, [z,] y, x).
+        """
+        if n_samples < 1 or n_steps < 1 or seed < 0:
+            raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
+        items: List[Tensor] = []  # noqa: UP006
+        # one by one: convolutions of a batch round otherwise, which may move a photon
+        for item in range(photons.shape[0]):
+            items.append(self._sample_one(photons[item : item + 1], n_samples, n_steps, seed))
+        return torch.cat(items, 1)
+
+    def _sample_one(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
+        photons = torch.clamp(photons, min=0.0)
+        counts, start = count_keys(photons), total_photons(photons)
+        stop = photon_budget(photons, self.gain, self.brightest, self.window_px)
+        first = self.network(photons)
+        samples: List[Tensor] = []  # noqa: UP006
+        for number in range(n_samples):
+            numbers = torch.full([1], number, dtype=torch.long, device=photons.device)
+            x, log_rate = photons, first
+            for step in range(n_steps):
+                n_new = equal_root_step(step, n_steps, start, stop, total_photons(x))
+                x = accumulate(x, log_rate, n_new, draw_keys(counts, seed, numbers, step))
+                log_rate = self.network(x)
+            exposure = start / torch.clamp(total_photons(x), min=1.0)
+            samples.append(conserve_photons(x, log_rate, self.box_px) * exposure.float())
+        return torch.stack(samples)
+
+    def forward(self, photons: Tensor) -> Tensor:
+        """Return mean, standard deviation and samples along the channels, (b, (2 + n_samples) c, [z,] y, x)."""
+        samples = self.sample(photons, self.n_samples, self.n_steps, self.seed)
+        mean = torch.mean(samples, 0)
+        square = torch.sum(torch.square(samples - mean), 0) / max(self.n_samples - 1, 1)
+        return torch.cat([mean, torch.sqrt(square), samples.transpose(0, 1).flatten(1, 2)], 1)
+
+
+def _odd_box(box_px: List[int], dim: int) -> List[int]:  # noqa: UP006
+    if len(box_px) != dim or any(size % 2 != 1 for size in box_px):
+        raise ValueError(f"box_px={list(box_px)}: expected {dim} odd numbers")
+    return list(box_px)
+
+
 def _per_axis(planar: int, through_z: int, dim: int, along_z: bool) -> Tuple[int, ...]:  # noqa: UP006
     """Sizes per axis: ``planar`` everywhere, or ``through_z`` along z where z takes no part."""
     return (planar,) * dim if dim == 2 or along_z else (through_z, planar, planar)
-
-
-def _needed(
-    interval: Tuple[int, int],  # noqa: UP006
-    stage: int,
-    along: List[bool],  # noqa: UP006
-    upsampled: bool,
-    wide_up: bool,
-) -> Tuple[int, int]:  # noqa: UP006
-    """Input pixels that the decoder's outputs ``interval`` of a stage depend on, along one axis."""
-    radius = 3 if along[stage] else 0
-    if stage == len(along) - 1:
-        return _through_encoder((interval[0] - radius, interval[1] + radius), stage, along)
-    low, high = interval[0] - radius, interval[1] + radius
-    skip_low, skip_high = _through_encoder((low - radius, high + radius), stage, along)
-    if along[stage]:
-        low, high = ((low - 1) // 2, (high + 1) // 2) if upsampled else (low // 2, high // 2)
-    if wide_up:
-        # the convolution follows the upsampling, so it widens what is upsampled by one pixel each side
-        low, high = interval[0] - radius - 1, interval[1] + radius + 1
-        low, high = ((low - 1) // 2, (high + 1) // 2) if along[stage] else (low, high)
-    below_low, below_high = _needed((low, high), stage + 1, along, upsampled, wide_up)
-    return min(skip_low, below_low), max(skip_high, below_high)
-
-
-def _through_encoder(interval: Tuple[int, int], stage: int, along: List[bool]) -> Tuple[int, int]:  # noqa: UP006
-    """Input pixels behind the inputs ``interval`` of an encoder block."""
-    low, high = interval
-    for above in reversed(range(stage)):
-        radius = 3 if along[above] else 0
-        if along[above]:
-            low, high = 2 * low, 2 * high + 1
-        low, high = low - radius, high + radius
-    return low, high

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, HaloReport, default_box_px, measure_halo, mirrored
 from gap_bioimage.export.rdf import Sizes
 from gap_bioimage.export.weights import denoiser_of
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.photons.simulate import simulate, simulate_truth
 from gap_bioimage.training.checkpoint import load_model
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def denoiser_and_counts(trained: Trained) -> tuple[PhotonDenoiser, np.ndarray]:
     model = load_model(trained.run)
-    denoiser = denoiser_of(model, default_box_px(model.network.receptive_field_px()))
+    denoiser = denoiser_of(model, default_box_px(receptive_field_px(model.network)))
     return denoiser, np.load(trained.run / "example.npy")
 
 
@@ -87,7 +88,7 @@ def test_the_halo_is_the_same_every_time_and_a_multiple_of_the_step(trained_2d: 
     assert first == again
     assert set(first.relative_rms) == set(EXPOSURES)
     assert all(0 <= rms < TOLERANCE for rms in first.relative_rms.values())
-    reach = denoiser.network.receptive_field_px()
+    reach = receptive_field_px(denoiser.network)
     for halo, step, field, box in zip(first.halo_px, denoiser.network.step_px, reach, denoiser.box_px, strict=True):
         assert halo % step == 0
         assert 0 < halo < field + box // 2 + step
@@ -96,7 +97,7 @@ def test_the_halo_is_the_same_every_time_and_a_multiple_of_the_step(trained_2d: 
 @pytest.mark.parametrize("exposure", EXPOSURES)
 def test_tiles_of_an_original_model_agree_on_another_image(shared_data: Path, exposure: float) -> None:
     model = load_model(shared_data / "original_gap_2d.ckpt")
-    denoiser = denoiser_of(model, default_box_px(model.network.receptive_field_px()))
+    denoiser = denoiser_of(model, default_box_px(receptive_field_px(model.network)))
     counts = simulate(2, (160, 160), photons=2.0, seed=3)[0].values[None]
     sizes = Sizes.of(denoiser.network.step_px, measure_halo(denoiser, counts).halo_px)
     rate = simulate_truth(2, [low + 96 for low in sizes.min_px], seed=9).values

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import gap_bioimage.network as source
 from gap_bioimage.export.weights import without_debug_records
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.network import (
     PhotonDenoiser,
     UNet,
@@ -144,7 +145,7 @@ def test_step_is_the_product_of_the_pools(variant: dict[str, Any]) -> None:
 def test_receptive_field_is_what_single_photons_reach(variant: dict[str, Any], depth: int) -> None:
     # with positive weights and no bias, exactly the pixels that see the photon differ from zero
     network = positive(network_of(variant, depth=depth, start_filts=1, levels=1))
-    claimed = network.receptive_field_px()
+    claimed = receptive_field_px(network)
     assert len(claimed) == variant["dim"]
     for axis, reach in enumerate(claimed):
         step = network.step_px[axis]

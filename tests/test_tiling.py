@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import automatic_tile_px, tiled_log_rate, tiles
 
 AXIS = st.tuples(
@@ -88,7 +89,7 @@ def photons_for(network: Any, shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("odd", [0, 3])
 def test_tiles_give_what_the_whole_image_gives(config: dict[str, Any], odd: int) -> None:
     network = random_network(seed=2, **config)
-    reach, step = network.receptive_field_px(), network.step_px
+    reach, step = receptive_field_px(network), network.step_px
     tile = [smallest_tile(s, r) + s for s, r in zip(step, reach, strict=True)]
     cut = [True] * 2 if network.dim == 2 else [True, False, True]
     shape = tuple(t + s + odd if c else 7 for t, s, c in zip(tile, step, cut, strict=True))
@@ -107,7 +108,7 @@ def test_tiles_give_what_the_whole_image_gives(config: dict[str, Any], odd: int)
 def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> None:
     network = random_network(seed=3, depth=3)
     photons = photons_for(network, (150, 150))
-    (reach, _), halo, tile = network.receptive_field_px(), 4, 120
+    (reach, _), halo, tile = receptive_field_px(network), 4, 120
     with torch.inference_mode():
         difference = (tiled_log_rate(network, photons, (tile, tile), (halo, halo)) - network(photons)).abs()
     cut = tile - 2 * halo  # where blocks meet; the tiles reach a halo farther
@@ -128,7 +129,7 @@ def test_whole_counts_of_any_type_run() -> None:
 def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[int], config: dict[str, Any]) -> None:
     network = random_network(**{**config, "start_filts": 32})
     shape = shape[-network.dim :]
-    reach, step = network.receptive_field_px(), network.step_px
+    reach, step = receptive_field_px(network), network.step_px
     tile = automatic_tile_px(network, shape)
     smallest = [min(size, smallest_tile(s, r)) for size, s, r in zip(shape, step, reach, strict=True)]
     assert all(low <= t <= max(low, size) for low, t, size in zip(smallest, tile, shape, strict=True))

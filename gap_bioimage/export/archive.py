@@ -20,6 +20,7 @@ from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, TEST_OUTPUT, Size
 from gap_bioimage.export.readme import draw_cover, score_on_halves, write_readme
 from gap_bioimage.export.weights import denoiser_of, write_weights
 from gap_bioimage.files import replacing
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.training.checkpoint import load_model
 
@@ -106,7 +107,7 @@ def export(
 def _fill(folder: Path, model: Model, card: Card, example: np.ndarray, held_out: np.ndarray | None) -> list[str]:
     """Make the files of a denoising zip in a folder; return their names in the order of the archive."""
     network = model.network.cpu()
-    box_px = default_box_px(network.receptive_field_px())
+    box_px = default_box_px(receptive_field_px(network))
     denoiser = denoiser_of(model, box_px)
     halo = measure_halo(denoiser, example)
     sizes = Sizes.of(network.step_px, halo.halo_px)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import round_up
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     step = network.step_px
     reach = [
         round_up(min(field + box // 2, _LARGEST_PX[network.dim]), s)
-        for field, box, s in zip(network.receptive_field_px(), denoiser.box_px, step, strict=True)
+        for field, box, s in zip(receptive_field_px(network), denoiser.box_px, step, strict=True)
     ]
     tile = [2 * r + _BLOCK_STEPS[network.dim] * s for r, s in zip(reach, step, strict=True)]
     whole = [t + 2 * r for t, r in zip(tile, reach, strict=True)]

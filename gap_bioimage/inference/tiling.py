@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.inference.reach import receptive_field_px
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +142,7 @@ def tiled_log_rate(
 
 
 def _reach_and_step(network: UNet) -> tuple[list[int], list[int]]:
-    return network.receptive_field_px(), list(network.step_px)
+    return receptive_field_px(network), list(network.step_px)
 
 
 def round_up(value: int, step: int) -> int:
