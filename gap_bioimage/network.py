@@ -215,11 +215,37 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     return torch.where(rate > 12.0, torch.clamp(torch.floor(normal + 0.5), min=0.0), inverted)
 
 
-def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor) -> Tensor:
+def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, keys: Tensor) -> Tensor:
+    """Return factors (b, n), one on average, that restore the variance which a frozen rate loses.
+
+    While a step's photons are drawn the rate stays what it was, so that they lack the covariance P of the
+    posterior. The rate's last change is itself a draw whose covariance is P times the growth of the photons
+    (P falls as 1 / photons; more slowly where the prior decides, and then less is restored than was lost).
+    A random sign of it, divided by the root of the growth, has the covariance that is missing. Changes by
+    more than the rate itself are clipped to it, on both sides alike, so that the mean stays.
+
+    Parameters
+    ----------
+    log_rate, previous
+        Log-rates now and one step before, (b, c, [z,] y, x).
+    growth
+        Photons now per photon one step before, minus 1, (b,); 0 where there was no step before.
+    keys
+        (b, 2), for the sign.
+    """
+    now, before = log_rate.flatten(1).double(), previous.flatten(1).double()
+    ratio = (before - torch.logsumexp(before, 1, keepdim=True)) - (now - torch.logsumexp(now, 1, keepdim=True))
+    strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
+    sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
+    change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(ratio, max=60.0)))
+    return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
+
+
+def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, factor: Tensor) -> Tensor:
     """Add photons where the network expects the next ones: the sampling step.
 
-    ``x + Poisson(softmax(log_rate) n_new)``, each image by itself; an image with ``n_new = 0`` stays as it is.
-    Source: arXiv 2307.06607, section 3.3.
+    ``x + Poisson(softmax(log_rate) factor n_new)``, each image by itself; an image with ``n_new = 0`` stays as
+    it is. Source: arXiv 2307.06607, section 3.3, where the factor is 1.
 
     Parameters
     ----------
@@ -229,15 +255,19 @@ def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor) -
         Photons to add on average, (b,).
     keys
         From ``draw_keys``.
+    factor
+        From ``spread``, (b, n), or ones (b, 1).
     """
     flat = log_rate.flatten(1).double()
     # in pieces: random numbers take ten times the memory of what they make
     n_pixels, size = flat.shape[1], 1 << 22
     log_total = torch.logsumexp(flat, 1, keepdim=True)
+    factor = factor.expand(-1, n_pixels)
     pieces: List[Tensor] = []  # noqa: UP006
     for start in range(0, n_pixels, size):
-        rate = torch.exp(flat[:, start : start + size] - log_total) * n_new.unsqueeze(1)
-        index = torch.arange(start, min(start + size, n_pixels), device=photons.device)
+        stop = min(start + size, n_pixels)
+        rate = torch.exp(flat[:, start:stop] - log_total) * factor[:, start:stop] * n_new.unsqueeze(1)
+        index = torch.arange(start, stop, device=photons.device)
         pieces.append(poisson(rate, keys, index).float())
     return photons + torch.cat(pieces, 1).reshape(photons.shape)
 
@@ -506,13 +536,18 @@ class PosteriorSampler(nn.Module):
         samples: List[Tensor] = []  # noqa: UP006
         for number in range(n_samples):
             numbers = torch.full([1], number, dtype=torch.long, device=photons.device)
-            x, log_rate = photons, first
-            for step in range(n_steps):
-                n_new = equal_root_step(step, n_steps, start, stop, total_photons(x))
-                x = accumulate(x, log_rate, n_new, draw_keys(counts, seed, numbers, step))
-                log_rate = self.network(x)
-            exposure = start / torch.clamp(total_photons(x), min=1.0)
-            samples.append(conserve_photons(x, log_rate, self.box_px) * exposure.float())
+            x, log_rate, previous, growth = photons, first, first, torch.zeros_like(start)
+            for step in range(n_steps + 1):
+                keys, now = draw_keys(counts, seed, numbers, step), total_photons(x)
+                factor = spread(log_rate, previous, growth, keys)
+                if step == n_steps:
+                    rate = conserve_photons(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
+                    samples.append(rate * (start / torch.clamp(now, min=1.0)).float())
+                else:
+                    n_new = equal_root_step(step, n_steps, start, stop, now)
+                    x = accumulate(x, log_rate, n_new, keys, factor)
+                    previous, log_rate = log_rate, self.network(x)
+                    growth = total_photons(x) / torch.clamp(now, min=1.0) - 1.0
         return torch.stack(samples)
 
     def forward(self, photons: Tensor) -> Tensor:
