@@ -92,6 +92,23 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class SamplingConfig(Config):
+    """How photons are added to draw a posterior sample, or to generate."""
+
+    schedule: Literal["sqrt", "geometric"] = Field(
+        "sqrt",
+        description="sqrt: steps equal in 1/sqrt(photons), with the variance of frozen rates restored; "
+        "geometric: the paper's, each step adds beta times the photons",
+    )
+    steps: PositiveInt = Field(12, description="network evaluations per sample of the sqrt schedule")
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="growth per step of the geometric schedule")
+    stop_db: float | None = Field(
+        None,
+        description="mean photons per pixel to stop at, in dB; when not given 20 dB above the image, and never "
+        "beyond the trained range",
+    )
+
+
 class RunConfig(Config):
     """Everything that ``config.yaml`` of a training run holds."""
 

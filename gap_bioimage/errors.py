@@ -46,5 +46,9 @@ class TrainedRangeError(GapError, ValueError):
     """An input is brighter than the images that the network was trained on."""
 
 
+class BrokenNetworkError(GapError, ArithmeticError):
+    """A network returned values that are not finite."""
+
+
 class OutputError(GapError, OSError):
     """An output cannot be written."""
