@@ -22,21 +22,27 @@ _HOMES = {
     "TrainConfig": "config",
     "train": "training.fit",
     "load_model": "training.checkpoint",
+    "SamplingConfig": "config",
     "denoise": "inference.denoise",
+    "sample": "inference.sampling",
+    "generate": "inference.sampling",
     "export": "export.archive",
     "validate": "validation.report",
 }
 
 __all__ = [
+    "SamplingConfig",
     "TrainConfig",
     "__version__",
     "denoise",
     "export",
+    "generate",
     "inspect",
     "load_model",
     "pseudo_psnr_db",
     "read_images",
     "read_photons",
+    "sample",
     "simulate",
     "thin",
     "train",
@@ -45,9 +51,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gap_bioimage.config import TrainConfig
+    from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
+    from gap_bioimage.inference.sampling import generate, sample
     from gap_bioimage.photons.image_io import read_images, read_photons, write_image
     from gap_bioimage.photons.inspection import inspect
     from gap_bioimage.photons.simulate import simulate

@@ -10,18 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
+from gap_bioimage.cli_sampling import generate, sample
 from gap_bioimage.console import (
     Bar,
     complain,
     parse_devices,
     parse_pixels,
     print_table,
+    report_error,
     say,
     show_log,
     show_warning,
     sizes,
     write_json,
 )
+from gap_bioimage.options import Axes, Channel, Device, Halo, Json, ModelPath, Planes, Quiet, Seed, Tile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,17 +34,6 @@ app = typer.Typer(
     help="Photon counts in, a shareable denoiser out: train, denoise, export to bioimage.io, validate.",
     epilog="--debug, anywhere on the line, shows tracebacks.",
 )
-
-# typer carries its own click, whose base class it does not export
-_CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
-
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON to this file; - prints it.")]
-Axes = Annotated[str | None, typer.Option(help="Axes of the stored array, such as zyx, for files without them.")]
-Channel = Annotated[int | None, typer.Option(min=0, help="Use this channel only, counted from 0.")]
-ModelPath = Annotated[Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's) or zip.")]
 
 
 def _version(asked: bool) -> None:
@@ -160,9 +152,9 @@ def denoise(
     model: ModelPath,
     image: Annotated[Path, typer.Argument(help="Photon counts.")],
     out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .npy).")],
-    planes: Annotated[bool, typer.Option("--planes", help="Run a 2D model on a stack plane by plane.")] = False,
-    tile: Annotated[str | None, typer.Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None,
-    halo: Annotated[str | None, typer.Option(help="Halo; the receptive field when not given.")] = None,
+    planes: Planes = False,
+    tile: Tile = None,
+    halo: Halo = None,
     axes: Axes = None,
     channel: Channel = None,
     device: Device = "cpu",
@@ -188,6 +180,10 @@ def denoise(
         )
     write_image(out, rate)
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
+
+
+app.command()(sample)
+app.command()(generate)
 
 
 @app.command()
@@ -307,40 +303,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        code = _report(error)
+        code = report_error(error)
     except KeyboardInterrupt:
         code = 130
     if code == 130:  # newer typer returns it after Ctrl-C, without a word
         complain("stopped; a training run continues with --resume")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _report(error: Exception) -> int:
-    """Print an error as a sentence and return the exit code."""
-    from gap_bioimage.errors import GapError
-
-    if isinstance(error, typer.Abort):
-        return 130
-    if isinstance(error, _CLICK_ERRORS):
-        return _report_usage(error)
-    if isinstance(error, GapError):
-        complain(str(error))
-    elif isinstance(error, OSError):
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    elif isinstance(error, ValueError):
-        complain(str(error))
-    else:
-        text = " ".join(str(error).split())[:300]
-        complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
-    return 2
-
-
-def _report_usage(error: Any) -> int:
-    """Print what is wrong with the command line and where to look it up."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        return int(error.exit_code)
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "gap-bioimage"
-    complain(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`")
-    return int(error.exit_code)

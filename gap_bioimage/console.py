@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+# typer carries its own click, whose base class it does not export
+_CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
+
+
 def complain(text: str) -> None:
     """Print an error."""
     print(f"error: {text}", file=sys.stderr)
@@ -110,3 +114,34 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+
+def report_error(error: Exception) -> int:
+    """Print an error as a sentence and return the exit code."""
+    from gap_bioimage.errors import GapError
+
+    if isinstance(error, typer.Abort):
+        return 130
+    if isinstance(error, _CLICK_ERRORS):
+        return _report_usage(error)
+    if isinstance(error, GapError):
+        complain(str(error))
+    elif isinstance(error, OSError):
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    elif isinstance(error, ValueError):
+        complain(str(error))
+    else:
+        text = " ".join(str(error).split())[:300]
+        complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
+    return 2
+
+
+def _report_usage(error: Any) -> int:
+    """Print what is wrong with the command line and where to look it up."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "gap-bioimage"
+    complain(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`")
+    return int(error.exit_code)

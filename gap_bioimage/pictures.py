@@ -38,6 +38,25 @@ def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> 
     save_figure(figure, path)
 
 
+def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: NDArray[np.generic]) -> None:
+    """Draw images ``(y, x)`` in photons on the scale of the second one, and their standard deviation on its own."""
+    height, width = std.shape
+    scale = 3 / max(height, width)
+    figure = Figure(((len(photons) + 1) * max(1.6, scale * width), scale * height + 0.9), layout="constrained")
+    *parts, last = figure.subplots(1, len(photons) + 1)
+    top = float(np.percentile(list(photons.values())[1].astype(float), 99.8)) or 1.0
+    for axes, (title, image) in zip(parts, photons.items(), strict=True):
+        shown = axes.imshow(image, cmap="magma", vmin=0.0, vmax=top, interpolation="nearest")
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=parts, location="bottom", shrink=0.4, label="photons per pixel")
+    spread = last.imshow(std, cmap="viridis", vmin=0.0, vmax=float(np.percentile(std.astype(float), 99.8)) or 1.0)
+    last.set_title("standard deviation")
+    last.set_axis_off()
+    figure.colorbar(spread, ax=last, location="bottom", label="photons per pixel")
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG by rename."""
     FigureCanvasAgg(figure)

@@ -70,7 +70,7 @@ def denoise(
     check_dim(photons, model.config.dim, plane_by_plane=planes)
     items, restore = as_items(photons, model.config.dim, model.config.channels)
     warn_if_brighter(model, items)
-    network = _on_device(model.network, device)
+    network = on_device(model.network, device)
     rates = np.empty(items.shape, np.float32)
     done = 0
 
@@ -117,7 +117,14 @@ def warn_if_brighter(model: Model, items: np.ndarray) -> None:
         )
 
 
-def _on_device(network: UNet, device: str) -> UNet:
+def on_device(network: UNet, device: str) -> UNet:
+    """Move a network to a device.
+
+    Raises
+    ------
+    ConfigError
+        If torch cannot use the device here.
+    """
     try:
         return network.to(device)
     except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device

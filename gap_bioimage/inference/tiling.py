@@ -78,10 +78,25 @@ def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[sl
     return iter(parts)
 
 
+def automatic_batch(network: UNet, shape: Sequence[int], tile_px: Sequence[int] | None = None) -> int:
+    """Return how many images share a run of the network: one on the CPU, on a GPU as many tiles as fit 2 GB."""
+    if next(network.parameters()).device.type == "cpu":
+        return 1
+    tile = (
+        automatic_tile_px(network, shape)
+        if tile_px is None
+        else [min(t, s) for t, s in zip(tile_px, shape, strict=True)]
+    )
+    return max(1, int(_budget_px(network) / math.prod(tile)))
+
+
+def _budget_px(network: UNet) -> float:
+    return _MEMORY_BYTES / (4 * network.conv_final.in_channels * _ACTIVATION_COPIES)
+
+
 def automatic_tile_px(network: UNet, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the largest tile that fits about 2 GB of activations, the whole image if it does."""
-    filters = network.conv_final.in_channels
-    budget_px = _MEMORY_BYTES / (4 * filters * _ACTIVATION_COPIES)
+    budget_px = _budget_px(network)
     tile = list(shape)
     minimum = [2 * round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)]
     while math.prod(tile) > budget_px:

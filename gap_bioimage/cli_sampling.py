@@ -1,0 +1,174 @@
+"""The verbs that draw samples: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gap_bioimage.console import Bar, parse_pixels, say, sizes
+from gap_bioimage.errors import AxesError
+from gap_bioimage.options import Axes, Channel, Device, Halo, ModelPath, Planes, Quiet, Seed, Tile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from gap_bioimage.config import SamplingConfig
+    from gap_bioimage.inference.sampling import Progress
+
+Samples = Annotated[int, typer.Option(min=1, help="How many.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Network evaluations per sample; 12 when not given.")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(help="sqrt (few steps, the default for samples) or geometric (the paper's)."),
+]
+Beta = Annotated[float | None, typer.Option(help="Growth per step of the geometric schedule; 0.1 when not given.")]
+StopDb = Annotated[float | None, typer.Option(help="Stop at this many dB, 10 log10 of the mean photons per pixel.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Samples per run of the network; chosen when not given.")]
+
+
+def sample(
+    model: ModelPath,
+    image: Annotated[Path, typer.Argument(help="Photon counts.")],
+    out: Annotated[Path, typer.Argument(help="Samples (.tif, .ome.tif, .npy); _mean and _std go beside it.")],
+    samples: Samples,
+    seed: Seed,
+    steps: Steps = None,
+    schedule: Schedule = None,
+    beta: Beta = None,
+    stop_db: StopDb = None,
+    states: Annotated[bool, typer.Option("--states", help="Write the counts after every step, too.")] = False,
+    planes: Planes = False,
+    tile: Tile = None,
+    halo: Halo = None,
+    batch: Batch = None,
+    axes: Axes = None,
+    channel: Channel = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation."""
+    from gap_bioimage.inference.denoise import denoise
+    from gap_bioimage.inference.sampling import sample as draw
+    from gap_bioimage.photons.image_io import check_output, read_photons
+    from gap_bioimage.sample_files import write_samples, write_states
+    from gap_bioimage.training.checkpoint import load_model
+
+    settings = _settings(schedule=schedule, steps=steps, beta=beta, stop_db=stop_db)
+    check_output(out, image)
+    loaded = load_model(model)
+    counts = read_photons(image, axes, channel=channel)
+    where: dict[str, Any] = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
+    where |= {"planes": planes, "device": device}
+    if states and ("t" in counts.dims or (planes and "z" in counts.dims)):
+        raise AxesError(
+            f"--states takes one image, {image.name} holds several ({sizes(counts)}); give one frame or plane"
+        )
+    kept: dict[int, list[Any]] = {}
+    with Bar(quiet, "sampling") as bar:
+        report = _reporter(*bar)
+
+        def on_step(progress: Progress) -> None:
+            report(progress)
+            if states:
+                for number, counted in zip(progress.samples, progress.state.photons.cpu().numpy(), strict=True):
+                    kept.setdefault(number, []).append(counted)
+
+        drawn = draw(
+            loaded,
+            counts,
+            samples,
+            seed=seed,
+            settings=settings,
+            batch=batch,
+            # states before an interruption would be missing after it
+            unfinished=None if states else out.with_name(f".{out.name}.unfinished"),
+            on_step=on_step,
+            **where,
+        )
+    files = write_samples(out, counts, denoise(loaded, counts, **where), drawn)
+    if states:
+        files += write_states(out, kept, counts)
+    say(quiet, "\n".join(f"{file}" for file in files))
+    say(quiet, f"{sizes(drawn)}, {float(drawn.mean()):.3g} photons per pixel")
+
+
+def generate(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(help="Generated images (.tif, .ome.tif, .npy).")],
+    shape: Annotated[str, typer.Option(help="Pixels, such as 256,256 or 16,128,128.")],
+    seed: Seed,
+    samples: Samples = 1,
+    beta: Beta = None,
+    stop_db: StopDb = None,
+    movie: Annotated[
+        Path | None, typer.Option(help="Photons beside the denoised state as they grow (.gif, .mp4).")
+    ] = None,
+    tile: Tile = None,
+    halo: Halo = None,
+    batch: Batch = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Generate images from nothing, photon by photon, as the model imagines them."""
+    from gap_bioimage.inference.sampling import generate as draw
+    from gap_bioimage.movie import Recorder, check_movie
+    from gap_bioimage.photons.image_io import check_output, write_image
+    from gap_bioimage.training.checkpoint import load_model
+
+    settings = _settings(schedule="geometric", beta=beta, stop_db=stop_db)
+    check_output(out)
+    if movie is not None:
+        check_movie(movie)
+    loaded = load_model(model)
+    recorder = None if movie is None else Recorder()
+    with Bar(quiet, "generating") as bar:
+        report = _reporter(*bar)
+
+        def on_step(progress: Progress) -> None:
+            report(progress)
+            if recorder is not None and 0 in progress.samples:
+                recorder.add(progress.state)
+
+        images = draw(
+            loaded,
+            parse_pixels(shape, "--shape") or (),
+            samples,
+            seed=seed,
+            settings=settings,
+            tile_px=parse_pixels(tile, "--tile"),
+            halo_px=parse_pixels(halo, "--halo"),
+            batch=batch,
+            device=device,
+            # frames before an interruption would be missing after it
+            unfinished=None if movie is not None else out.with_name(f".{out.name}.unfinished"),
+            on_step=on_step,
+        )
+    write_image(out, images.isel(sample=0) if samples == 1 else images)
+    if recorder is not None and movie is not None:
+        recorder.write(movie)
+    say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
+
+
+def _settings(**given: Any) -> SamplingConfig:
+    from pydantic import ValidationError
+
+    from gap_bioimage.config import SamplingConfig, error_sentence
+    from gap_bioimage.errors import ConfigError
+
+    try:
+        return SamplingConfig(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(error_sentence(SamplingConfig, e) for e in error.errors())) from None
+
+
+def _reporter(bar: RichProgress, task: TaskID) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        text = f"sample {progress.samples.start + 1}: {progress.photons:.3g} photons per pixel, {progress.db:.1f} dB"
+        bar.update(task, completed=progress.done, total=progress.total, description=text)
+
+    return report

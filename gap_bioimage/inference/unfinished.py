@@ -1,0 +1,85 @@
+"""A folder for work that takes long: what is finished in it need not be done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gap_bioimage.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+
+_SECONDS_BETWEEN = 20.0
+
+
+class Unfinished:
+    """Named arrays in a folder that belongs to one piece of work.
+
+    Parameters
+    ----------
+    folder
+        Made when first needed; None keeps nothing.
+    work
+        What the work consists of; what other work left in the folder is thrown away.
+    """
+
+    def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
+        self.folder = folder
+        self._saved_at = time.monotonic()
+        if folder is None:
+            return
+        label = json.dumps(work, sort_keys=True)
+        if folder.exists() and _read(folder / "work.json") != label:
+            shutil.rmtree(folder)
+        if not folder.exists():
+            folder.mkdir()
+            with replacing(folder / "work.json") as temporary:
+                temporary.write_text(label)
+
+    def load(self, name: str) -> Arrays | None:
+        """Return what was saved under a name, None if nothing was."""
+        if self.folder is None or not (self.folder / f"{name}.npz").exists():
+            return None
+        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
+            return dict(stored)
+
+    def save(self, name: str, **arrays: NDArray[Any]) -> None:
+        """Save arrays under a name, by rename."""
+        if self.folder is None:
+            return
+        with replacing(self.folder / f"{name}.npz") as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes them for its flag
+        self._saved_at = time.monotonic()
+
+    def is_time(self) -> bool:
+        """Whether the last saving is long enough ago to save again."""
+        return self.folder is not None and time.monotonic() - self._saved_at > _SECONDS_BETWEEN
+
+    def remove(self) -> None:
+        """Remove the folder, because all is done."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Return a hash of tensors' values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None

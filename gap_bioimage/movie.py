@@ -1,0 +1,116 @@
+"""Movies of photons arriving, beside what the network makes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.animation import FFMpegWriter, PillowWriter
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gap_bioimage.errors import OutputError
+from gap_bioimage.files import replacing
+from gap_bioimage.network import rate_from_log_rate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from gap_bioimage.inference.climb import State
+
+_FRAMES_PER_SECOND = 12
+_MOST_FRAMES = 120
+_HOLD_FRAMES = 18  # the last picture stays for a while
+
+
+def check_movie(path: Path) -> None:
+    """See that a movie can be written, before the work that makes it.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is not .gif or .mp4, the folder does not exist, or .mp4 lacks the ``video`` extra.
+    """
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use .gif or .mp4")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
+    if path.suffix.lower() == ".mp4":
+        _ffmpeg(path)
+
+
+class Recorder:
+    """Keeps the first image of every state, one plane and the channels together."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+
+    def add(self, state: State) -> None:
+        """Keep counts and denoised counts of a state."""
+        photons, log_rate = state.photons[:1].cpu(), state.log_rate[:1].cpu()
+        rate = rate_from_log_rate(log_rate, photons)
+        self.frames.append((_plane(photons.numpy()[0]), _plane(rate.numpy()[0])))
+
+    def write(self, path: Path) -> None:
+        """Write the movie by rename; long ones are thinned out to about ten seconds.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        keep = np.unique(np.linspace(0, len(self.frames) - 1, _MOST_FRAMES).round().astype(int))
+        figure, draw = _canvas(self.frames[-1])
+        with replacing(path) as temporary, rc_context({"animation.ffmpeg_path": _ffmpeg(path)}):
+            kind: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
+            writer = kind(fps=_FRAMES_PER_SECOND)
+            with writer.saving(figure, str(temporary), dpi=80):
+                for number in (*keep, *([keep[-1]] * _HOLD_FRAMES)):
+                    draw(*self.frames[number])
+                    writer.grab_frame()
+
+
+def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (y, x): the sum of the channels, the middle plane of a stack."""
+    summed: NDArray[np.float32] = image.sum(0)
+    return summed if summed.ndim == 2 else summed[summed.shape[0] // 2]
+
+
+def _canvas(last: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Figure, Any]:
+    height, width = last[0].shape
+    scale = 4 / max(height, width)
+    figure = Figure((2 * max(2.0, scale * width) + 0.2, scale * height + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    shown = []
+    for axes, title in zip(figure.subplots(1, 2), ("photons", "denoised"), strict=True):
+        shown.append(axes.imshow(last[1], cmap="magma", interpolation="nearest"))
+        axes.set_title(title)
+        axes.set_axis_off()
+    title = shown[0].axes.title
+
+    def draw(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> None:
+        # relative to each frame's own brightness, which grows a million times
+        top = float(np.percentile(rate, 99.8)) or 1.0
+        for artist, image in zip(shown, (photons, rate), strict=True):
+            artist.set_data(image)
+        shown[0].set_clim(0, max(1.0, 1.5 * top))
+        shown[1].set_clim(0, top)
+        title.set_text(f"{photons.sum():,.0f} photons")
+
+    return figure, draw
+
+
+def _ffmpeg(path: Path) -> str:
+    if path.suffix.lower() == ".gif":
+        return "ffmpeg"
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+    except ImportError:
+        raise OutputError(
+            f"cannot write {path}: .mp4 needs the video extra; pip install 'gap-bioimage[video]', or write .gif"
+        ) from None
+    return str(get_ffmpeg_exe())
