@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gap_bioimage.inference.sampling import Progress
 
 Samples = Annotated[int, typer.Option(min=1, help="How many.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Network evaluations per sample; 12 when not given.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Network evaluations per sample; 16 when not given.")]
 Schedule = Annotated[
     str | None,
     typer.Option(help="sqrt (few steps, the default for samples) or geometric (the paper's)."),

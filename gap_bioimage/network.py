@@ -218,14 +218,15 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     return torch.where(rate > 18.0, torch.clamp(torch.floor(inverse), min=0.0), inverted)
 
 
-def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, keys: Tensor) -> Tensor:
+def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys: Tensor) -> Tensor:
     """Return factors (b, n), one on average, that restore the variance which a frozen rate loses.
 
     While a step's photons are drawn the rate stays what it was, so that they lack the covariance P of the
     posterior. The rate's last change is itself a draw whose covariance is P times the growth of the photons
     (P falls as 1 / photons; more slowly where the prior decides, and then less is restored than was lost).
-    A random sign of it, divided by the root of the growth, has the covariance that is missing. Changes by
-    more than the rate itself are clipped to it, on both sides alike, so that the mean stays.
+    A random sign of it, divided by the root of the growth, has the covariance that is missing. A pixel changes
+    by no more than the error that its own photons alone leave, on both sides alike, so that the mean stays and
+    a network that is no exact posterior mean cannot run away.
 
     Parameters
     ----------
@@ -233,15 +234,18 @@ def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, keys: Tensor) -> 
         Log-rates now and one step before, (b, c, [z,] y, x).
     growth
         Photons now per photon one step before, minus 1, (b,); 0 where there was no step before.
+    now
+        Photons of each image, (b,).
     keys
         (b, 2), for the sign.
     """
-    now, before = log_rate.flatten(1).double(), previous.flatten(1).double()
-    ratio = (before - torch.logsumexp(before, 1, keepdim=True)) - (now - torch.logsumexp(now, 1, keepdim=True))
+    after, before = log_rate.flatten(1).double(), previous.flatten(1).double()
+    after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
     strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
     sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
-    change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(ratio, max=60.0)))
-    return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
+    change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
+    bound = torch.rsqrt(1.0 + torch.exp(after) * now.unsqueeze(1))
+    return 1.0 + torch.minimum(torch.maximum(change, -bound), bound)
 
 
 def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, factor: Tensor) -> Tensor:
@@ -542,7 +546,7 @@ class PosteriorSampler(nn.Module):
             x, log_rate, previous, growth = photons, first, first, torch.zeros_like(start)
             for step in range(n_steps + 1):
                 keys, now = draw_keys(counts, seed, numbers, step), total_photons(x)
-                factor = spread(log_rate, previous, growth, keys)
+                factor = spread(log_rate, previous, growth, now, keys)
                 if step == n_steps:
                     rate = conserve_photons(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
                     samples.append(rate * (start / torch.clamp(now, min=1.0)).float())

@@ -157,7 +157,7 @@ class Climb:
     def _keys_and_factor(self, state: State) -> tuple[Tensor, Tensor]:
         keys = draw_keys(count_keys(self.observed), self.seed, self.samples, state.step)
         if self.spreads:
-            return keys, spread(state.log_rate, state.previous, state.growth, keys)
+            return keys, spread(state.log_rate, state.previous, state.growth, total_photons(state.photons), keys)
         return keys, torch.ones(len(keys), 1, dtype=torch.float64, device=keys.device)
 
     def run(
