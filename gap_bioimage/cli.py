@@ -153,6 +153,11 @@ def denoise(
     image: Annotated[Path, typer.Argument(help="Photon counts.")],
     out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .npy).")],
     planes: Planes = False,
+    regions: Annotated[
+        Path | None, typer.Option(help="Label image: print the photons of each region and their standard deviation.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the estimate for --regions.")] = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the regions to this file; - prints.")] = None,
     tile: Tile = None,
     halo: Halo = None,
     axes: Axes = None,
@@ -165,7 +170,7 @@ def denoise(
     from gap_bioimage.photons.image_io import check_output, read_photons, write_image
     from gap_bioimage.training.checkpoint import load_model
 
-    tiles = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
+    tiles: dict[str, Any] = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
     check_output(out, image)
     loaded = load_model(model)
     counts = read_photons(image, axes, channel=channel)
@@ -179,6 +184,17 @@ def denoise(
             **tiles,
         )
     write_image(out, rate)
+    if regions is not None:
+        from gap_bioimage.inference.regions import region_uncertainty
+
+        labels = read_photons(regions, axes if axes and "c" not in axes else None, check=False)
+        found = region_uncertainty(loaded, counts, labels, seed=seed, device=device, **tiles)
+        write_json(json_out, [[region.to_dict() for region in found]])
+        for region in found:
+            say(
+                quiet or str(json_out) == "-",
+                f"region {region.label}: {region.photons:.1f} +- {region.std:.1f} photons ({region.counted} counted)",
+            )
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 
 
@@ -191,7 +207,23 @@ def export(
     model: Annotated[Path | None, typer.Argument(help="Run folder, checkpoint or zip.")] = None,
     out: Annotated[Path | None, typer.Argument(help="The zip to write.")] = None,
     card: Annotated[Path | None, typer.Option(help="Model card (yaml); --init-card writes a template.")] = None,
-    kind: Annotated[str, typer.Option(help="denoise.")] = "denoise",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a "
+            "postprocessing file, for bioimageio.core 0.10.3 or newer only)."
+        ),
+    ] = "denoise",
+    samples: Annotated[int, typer.Option(help="Samples to draw, by kinds that sample.")] = 4,
+    steps: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the samples' noise.")] = 0,
+    postprocessing: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="Own Python that changes the output; bioimageio.core only."),
+    ] = None,
+    postprocessing_kwargs: Annotated[
+        str | None, typer.Option(metavar="YAML", help="What NAME is called with, such as '{threshold: 2.5}'.")
+    ] = None,
     test_image: Annotated[Path | None, typer.Option(help="Real counts to test with, if the model has none.")] = None,
     device: Annotated[str, typer.Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
     init_card: Annotated[Path | None, typer.Option(help="Write a commented card to fill in, and stop.")] = None,
@@ -207,6 +239,7 @@ def export(
     if model is None or out is None or card is None:
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
     from gap_bioimage.export.archive import export as write_zip
+    from gap_bioimage.export.operation import parse_kwargs
     from gap_bioimage.validation.report import print_report
 
     report = write_zip(
@@ -214,6 +247,11 @@ def export(
         out,
         card,
         kind,  # type: ignore[arg-type]
+        n_samples=samples,
+        n_steps=steps,
+        seed=seed,
+        postprocessing=postprocessing,
+        postprocessing_kwargs=parse_kwargs(postprocessing_kwargs),
         test_image=test_image,
         device=device,
         on_stage=lambda stage: say(quiet, f"{stage} ..."),

@@ -1,0 +1,146 @@
+"""How certain the photons of a region are, from one more run of the network and no samples."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gap_bioimage.errors import AxesError
+from gap_bioimage.inference.denoise import as_items, on_device
+from gap_bioimage.inference.tiling import tiled_log_rate
+from gap_bioimage.network import count_keys, draw_keys, poisson, rate_from_log_rate
+from gap_bioimage.photons.checks import check_dim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import xarray as xr
+
+    from gap_bioimage.training.checkpoint import Model
+
+_PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
+_SHARE_ADDED = (0.02, 0.3)  # of the region's photons; more would change what is asked
+
+
+@dataclass(frozen=True)
+class Region:
+    """Photons of one region and their posterior standard deviation, given the photons of the whole image."""
+
+    label: int
+    pixels: int
+    counted: int
+    photons: float
+    std: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain numbers."""
+        return asdict(self)
+
+
+def region_uncertainty(
+    model: Model,
+    photons: xr.DataArray,
+    labels: xr.DataArray,
+    *,
+    seed: int,
+    passes: int = 1,
+    tile_px: Sequence[int] | None = None,
+    halo_px: Sequence[int] | None = None,
+    device: str = "cpu",
+    on_region: Callable[[int, int], None] | None = None,
+) -> list[Region]:
+    """Return the expected photons of regions with their posterior standard deviations.
+
+    Parameters
+    ----------
+    model
+        From ``load_model`` or ``train``.
+    photons
+        Counts of one image, dims out of ``c z y x``.
+    labels
+        Integers with the spatial dims of the counts; each one but 0 is a region, in all channels.
+    seed
+        For the photons that are added.
+    passes
+        Runs of the network per region, to average.
+    tile_px, halo_px, device
+        As for ``denoise``.
+    on_region
+        Called with (regions done, all regions).
+
+    Raises
+    ------
+    AxesError
+        If the counts are several images, or the labels have other sizes.
+    """
+    check_dim(photons, model.config.dim, plane_by_plane=False)
+    items, _ = as_items(photons, model.config.dim, model.config.channels)
+    if len(items) != 1 or labels.shape != items.shape[2:]:
+        raise AxesError(
+            f"the labels have sizes {labels.shape} and the image holds {len(items)} of {items.shape[2:]}, expected "
+            "one image with labels of the same size; give one frame"
+        )
+    network = on_device(model.network, device)
+    counts = torch.from_numpy(np.ascontiguousarray(items).astype(np.float32))
+
+    def predict(x: Tensor) -> Tensor:
+        return tiled_log_rate(network, x, tile_px, halo_px)
+
+    rate = rate_from_log_rate(predict(counts), counts)
+    found = []
+    numbers = [int(label) for label in np.unique(labels.values) if label]
+    for done, label in enumerate(numbers, 1):
+        mask = torch.from_numpy(labels.values == label).expand(counts.shape[1:])[None]
+        variance = region_variance(predict, counts, rate, mask, seed=seed, label=label, passes=passes)
+        seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
+        found.append(Region(label, int(mask[0, 0].sum()), seen, expected, max(variance, 0.0) ** 0.5))
+        if on_region is not None:
+            on_region(done, len(numbers))
+    return found
+
+
+def region_variance(
+    predict: Callable[[Tensor], Tensor],
+    counts: Tensor,
+    rate: Tensor,
+    mask: Tensor,
+    *,
+    seed: int,
+    label: int = 1,
+    passes: int = 1,
+) -> float:
+    """Return the posterior variance of the photons in a region.
+
+    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn
+    with the rate ``eps E[s]`` over the region so change its sum by eps times its variance, on average and to
+    first order in eps. They are whole photons, so that the network sees nothing that it was not trained on.
+
+    Parameters
+    ----------
+    predict
+        Counts to log-rates.
+    counts, rate
+        Counts (1, c, [z,] y, x), and the expected photons given them.
+    mask
+        The region, boolean, same shape.
+    seed, label, passes
+        Each label and pass draws photons of its own.
+    """
+    inside = torch.where(mask, rate, torch.zeros_like(rate)).flatten(1).double()
+    total = float(inside.sum())
+    if total <= 0:
+        return 0.0
+    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED))
+    index = torch.arange(inside.shape[1], device=counts.device)
+    number = torch.tensor([label], device=counts.device)
+    change = 0.0
+    for number_of_pass in range(passes):
+        keys = draw_keys(count_keys(counts), seed, number, number_of_pass)
+        added = poisson(eps * inside, keys, index).float().reshape(counts.shape)
+        moved = rate_from_log_rate(predict(counts + added), counts)
+        change += float((moved - rate)[mask].sum(dtype=torch.float64))
+    return change / (eps * passes)
