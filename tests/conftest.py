@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from command_line import run  # noqa: F401  (fixture)
 from fixtures_model import (  # noqa: F401  (fixtures)
     trained_2d,
     trained_3d,

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import tifffile
+from command_line import Result, one_sentence, subprocess_run
 from zips import make_zip
 
-from gap_bioimage.cli import main
 from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.training.checkpoint import load_model
 
@@ -27,28 +27,9 @@ if TYPE_CHECKING:
 
     from fixtures_model import Trained
 
-VERBS = ["demo", "simulate", "inspect", "train", "denoise", "export", "validate", "info"]
+VERBS = ["demo", "simulate", "inspect", "train", "denoise", "sample", "generate", "export", "validate", "info"]
 FAST = ["--set", "network.depth=1", "--set", "network.start_filts=2", "--set", "train.steps=2", "--set"]
 FAST += ["train.patch_px=[16,16]", "--set", "train.batch_size=2", "--set", "train.validation_windows=2"]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line in this process."""
-
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        return Result(int(end.value.code or 0), *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
@@ -61,22 +42,6 @@ def counts(tmp_path: Path) -> Path:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def one_sentence(result: Result) -> str:
-    assert result.code == 2, result
-    lines = result.err.splitlines()
-    assert len(lines) == 1, result.err
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in result.out + result.err
-    assert "please report" not in lines[0]
-    return lines[0].removeprefix("error: ")
-
-
-def subprocess_run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False, **options)
 
 
 # help

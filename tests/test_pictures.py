@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.pictures import draw_grid, draw_row, save_figure
+from gap_bioimage.pictures import draw_grid, draw_posterior, draw_row, save_figure
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -89,3 +89,11 @@ def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_posterior_has_counts_samples_and_their_deviation(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = {name: rng.poisson(3.0, (20, 30)).astype(float) for name in ("counts", "mmse", "sample")}
+    draw_posterior(tmp_path / "p.png", images, np.zeros((20, 30)))
+    draw_posterior(tmp_path / "q.png", {"counts": images["counts"], "mmse": images["mmse"]}, images["counts"])
+    assert size_of(tmp_path / "p.png")[0] > size_of(tmp_path / "q.png")[0]

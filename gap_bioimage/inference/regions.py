@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gap_bioimage.training.checkpoint import Model
 
 _PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
-_SHARE_ADDED = (0.02, 0.3)  # of the region's photons; more would change what is asked
+_SHARE_ADDED = (0.02, 0.1)  # of the region's photons; more would change what is asked
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def region_variance(
     seed: int,
     label: int = 1,
     passes: int = 1,
+    share: float | None = None,
 ) -> float:
     """Return the posterior variance of the photons in a region.
 
@@ -129,12 +130,14 @@ def region_variance(
         The region, boolean, same shape.
     seed, label, passes
         Each label and pass draws photons of its own.
+    share
+        eps; chosen when None. Small shares need more passes, large ones bias a posterior that is not Gaussian.
     """
     inside = torch.where(mask, rate, torch.zeros_like(rate)).flatten(1).double()
     total = float(inside.sum())
     if total <= 0:
         return 0.0
-    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED))
+    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED)) if share is None else share
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)
     change = 0.0

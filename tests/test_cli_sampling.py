@@ -1,0 +1,211 @@
+"""The verbs sample and generate: files, axes, messages, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tifffile
+from command_line import one_sentence
+from PIL import Image
+
+from gap_bioimage.photons.image_io import read_photons, write_image
+from gap_bioimage.photons.simulate import simulate
+from gap_bioimage.photons.thinning import thin
+
+if TYPE_CHECKING:
+    from fixtures_model import Trained
+
+
+@pytest.fixture
+def dim_counts(tmp_path: Path, trained_2d: Trained) -> Path:
+    """Counts a hundred times darker than the training's, with a pixel size."""
+    counts = trained_2d.counts.isel(y=slice(0, 50), x=slice(0, 44))
+    seen, _ = thin(counts.values.astype(np.int64), 0.05, 0)
+    seen[25, 22] += 1
+    image = counts.copy(data=seen.astype(np.uint16))
+    image = image.assign_coords(y=np.arange(50) * 0.1, x=np.arange(44) * 0.1)
+    write_image(tmp_path / "counts.tif", image)
+    return tmp_path / "counts.tif"
+
+
+def test_sample_writes_a_stack_mean_std_and_figure(
+    run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.ome.tif"
+    result = run("sample", trained_2d.run, dim_counts, out, "--samples", 3, "--seed", 1, "--steps", 4, "--states")
+    assert result.code == 0, result.err
+    names = ["out.ome.tif", "out_mean.ome.tif", "out_std.ome.tif", "out_figure.png"]
+    names += [f"out_states_00{n}.ome.tif" for n in (1, 2, 3)]
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "counts.tif"}
+    assert all(name in result.out for name in names)
+    samples = read_photons(out, check=False)
+    assert (samples.dims, samples.shape) == (("t", "y", "x"), (3, 50, 44))
+    assert float(samples.x[1] - samples.x[0]) == pytest.approx(0.1)
+    mean, std = (tifffile.imread(tmp_path / f"out_{name}.ome.tif") for name in ("mean", "std"))
+    np.testing.assert_allclose(mean, samples.values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, samples.values.std(0, ddof=1), rtol=1e-4)
+    states = read_photons(tmp_path / "out_states_002.ome.tif", check=False)
+    assert states.shape == (4, 50, 44)
+    assert float(states.x[1] - states.x[0]) == pytest.approx(0.1)
+    growing = np.concatenate([read_photons(dim_counts).values[None], states.values])
+    assert (np.diff(growing, axis=0) >= 0).all()
+    np.testing.assert_array_equal(states, np.round(states))
+    with Image.open(tmp_path / "out_figure.png") as figure:
+        assert figure.width > 3 * figure.height
+
+
+def test_the_same_seed_gives_the_same_file(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        command = ("sample", trained_2d.run, dim_counts, tmp_path / f"{name}.npy", "--samples", 1, "--steps", 3)
+        result = run(*command, "--seed", seed, "--quiet")
+        assert (result.code, result.out, result.err) == (0, "", "")
+    a, b, c = (np.load(tmp_path / f"{name}.npy") for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert not np.allclose(a, c)
+    assert not list(tmp_path.glob("a_*"))  # one sample has no mean, deviation or figure
+
+
+def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    counts = read_photons(dim_counts)
+    write_image(tmp_path / "movie.tif", counts.expand_dims(t=2))
+    out = tmp_path / "s.tif"
+    result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--steps", 2)
+    assert result.code == 0, result.err
+    first, second = (read_photons(tmp_path / f"s_00{n}.tif", check=False) for n in (1, 2))
+    assert first.dims == second.dims == ("t", "y", "x")
+    np.testing.assert_array_equal(first.isel(t=0), first.isel(t=1))  # equal frames: a sample knows only its counts
+    assert not np.allclose(first, second)
+    assert not out.exists()
+    result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--states")
+    assert "--states takes one image" in one_sentence(result)
+
+
+def test_3d_stacks(run: Any, trained_3d: Trained, tmp_path: Path) -> None:
+    counts, _ = simulate(3, (9, 24, 20), 0.05, seed=3)
+    write_image(tmp_path / "stack.tif", counts)
+    out = tmp_path / "s.tif"
+    result = run("sample", trained_3d.run, tmp_path / "stack.tif", out, "--samples", 2, "--seed", 0, "--steps", 2)
+    assert result.code == 0, result.err
+    samples = read_photons(out, check=False)
+    assert samples.dims == ("t", "z", "y", "x")
+    np.testing.assert_allclose(samples.values.sum((1, 2, 3)), float(counts.sum()), rtol=0.02)
+    assert (tmp_path / "s_figure.png").exists()
+
+
+def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    out, movie = tmp_path / "g.tif", tmp_path / "g.gif"
+    command = ("generate", trained_2d.run, out, "--shape", "32,40", "--seed", 3, "--stop-db", "-5", "--beta", 0.3)
+    result = run(*command, "--movie", movie)
+    assert result.code == 0, result.err
+    image = tifffile.imread(out)
+    assert image.shape == (32, 40)
+    assert 0.2 < image.mean() < 0.5
+    with Image.open(movie) as frames:
+        assert frames.n_frames > 10
+        assert frames.format == "GIF"
+    assert {p.name for p in tmp_path.iterdir()} == {"g.tif", "g.gif"}
+    result = run(*command, "--samples", 2)
+    assert tifffile.imread(out).shape == (2, 32, 40)
+    np.testing.assert_array_equal(tifffile.imread(out)[0], image)
+
+
+def test_generate_of_a_3d_model_moves_too(run: Any, trained_3d: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "g.tif"
+    command = ("generate", trained_3d.run, out, "--shape", "4,12,10", "--seed", 3, "--stop-db", "-8")
+    result = run(*command, "--movie", tmp_path / "g.gif", "--quiet")
+    assert (result.code, result.out) == (0, "")
+    assert tifffile.imread(out).shape == (4, 12, 10)
+    assert (tmp_path / "g.gif").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shape", "32"), "expected 2 positive numbers"),
+        (("--shape", "a,b"), "--shape is 'a,b', expected pixels"),
+        (("--shape", "8,8", "--movie", "m.avi"), "unknown suffix '.avi'; use .gif or .mp4"),
+        (("--shape", "8,8", "--movie", "no/m.gif"), "its folder does not exist"),
+        (("--shape", "8,8", "--beta", "-1"), "beta: .*greater than 0"),
+        (("--shape", "8,8", "--stop-db", "99"), "stop_db is 99.*dB only"),
+        (("--shape", "8,8", "--seed", "-1"), "seed"),
+    ],
+)
+def test_impossible_generations_are_one_sentence(
+    run: Any, trained_2d: Trained, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    seed = () if "--seed" in arguments else ("--seed", 0)
+    result = run("generate", trained_2d.run, tmp_path / "g.tif", *arguments, *seed)
+    assert re.search(message, one_sentence(result))
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_bright_images_are_one_sentence(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    write_image(
+        tmp_path / "bright.tif", trained_2d.counts + np.random.default_rng(0).poisson(9, (160, 160)).astype(np.uint16)
+    )
+    result = run("sample", trained_2d.run, tmp_path / "bright.tif", tmp_path / "s.tif", "--samples", 2, "--seed", 0)
+    assert "has no room" in one_sentence(result)
+    result = run("sample", trained_2d.run, tmp_path / "bright.tif", tmp_path / "s.tif", "--samples", 2)
+    assert "seed" in one_sentence(result)
+
+
+def test_mp4_without_its_extra_says_what_to_install(
+    run: Any, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    command = ("generate", trained_2d.run, tmp_path / "g.tif", "--shape", "8,8", "--seed", 0)
+    assert "gap-bioimage[video]" in one_sentence(run(*command, "--movie", tmp_path / "g.mp4"))
+
+
+def test_mp4_with_its_extra(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    movie = tmp_path / "g.mp4"
+    command = ("generate", trained_2d.run, tmp_path / "g.tif", "--shape", "24,24", "--seed", 0, "--stop-db", "-8")
+    assert run(*command, "--movie", movie).code == 0
+    assert movie.read_bytes()[4:8] == b"ftyp"
+
+
+def test_a_killed_run_is_continued(trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "gap_bioimage", "sample", str(trained_2d.run), str(dim_counts)]
+    options = ["--samples", "60", "--seed", "2", "--quiet"]
+    process = subprocess.Popen([*command, str(tmp_path / "a.npy"), *options], env=environment)
+    folder = tmp_path / ".a.npy.unfinished"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("item0_samples2-*.npz")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "a.npy").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("item0_samples*.npz")}
+    assert kept
+    for name in ("a", "b"):
+        subprocess.run([*command, str(tmp_path / f"{name}.npy"), *options], env=environment, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    assert not folder.exists()
+
+
+def test_denoise_tells_how_certain_regions_are(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    labels = np.zeros((50, 44), np.uint8)
+    labels[10:30, 10:30] = 7
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    command = ("denoise", trained_2d.run, dim_counts, tmp_path / "d.tif", "--regions", tmp_path / "labels.tif")
+    result = run(*command, "--json", tmp_path / "r.json")
+    assert result.code == 0, result.err
+    assert "region 7: " in result.out
+    (region,) = json.loads((tmp_path / "r.json").read_text())
+    assert (region["label"], region["pixels"]) == (7, 400)
+    assert region["counted"] == read_photons(dim_counts).values[10:30, 10:30].sum()
+    assert region["std"] > 0

@@ -1,0 +1,106 @@
+"""Uncertainty of regions from one more run, against posteriors that are known exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from fixtures_model import random_model
+from torch import Tensor
+
+from gap_bioimage.errors import AxesError
+from gap_bioimage.inference.regions import region_uncertainty, region_variance
+from gap_bioimage.network import rate_from_log_rate
+
+
+def dirichlet(alpha: float) -> tuple[object, object]:
+    """Independent pixels but for the total: predictor, and exact variance of a region's photons."""
+
+    def predict(counts: Tensor) -> Tensor:
+        return torch.log(counts + alpha)
+
+    def exact(counts: Tensor, mask: Tensor) -> float:
+        weights = (counts + alpha).double()
+        total = float(weights.sum())
+        share = float(weights[mask].sum()) / total
+        return float(counts.sum()) ** 2 * share * (1 - share) / (total + 1)
+
+    return predict, exact
+
+
+@pytest.mark.parametrize("alpha", [0.3, 5.0])
+@pytest.mark.parametrize("width", [4, 20])
+def test_dirichlet_pixels(alpha: float, width: int) -> None:
+    predict, exact = dirichlet(alpha)
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(4.0, (1, 1, 40, 40)).astype(np.float32))
+    mask = torch.zeros(counts.shape, dtype=torch.bool)
+    mask[..., :width, :width] = True
+    rate = rate_from_log_rate(predict(counts), counts)
+    found = [region_variance(predict, counts, rate, mask, seed=seed, passes=10) for seed in range(8)]
+    # the mean of 80 runs, against the exact variance, within 3 of its own standard errors and 3 % of nonlinearity
+    error = np.std(found, ddof=1) / np.sqrt(len(found))
+    assert abs(np.mean(found) - exact(counts, mask)) < 3 * error + 0.03 * exact(counts, mask)
+    assert error < 0.15 * exact(counts, mask)
+
+
+def test_templates_that_move_photons_between_regions() -> None:
+    # two scenes that are equally likely a priori: the region's photons are bimodal, and far from Poisson
+    scenes = torch.ones(2, 20, 20)
+    scenes[0, :10] = 1.1
+    scenes[1, 10:] = 1.1
+    scenes /= scenes.sum((1, 2), keepdim=True)
+
+    def weights(counts: Tensor) -> Tensor:
+        return torch.softmax((counts.double()[0] * scenes.double().log()).sum((1, 2)), 0)
+
+    def predict(counts: Tensor) -> Tensor:
+        return torch.log((weights(counts)[:, None, None] * scenes).sum(0))[None, None]
+
+    counts = torch.ones(1, 1, 20, 20)
+    mask = torch.zeros(counts.shape, dtype=torch.bool)
+    mask[..., :10, :] = True
+    w = weights(counts)
+    inside = scenes[:, :10].sum((1, 2)).double() * 400
+    exact = float((w * inside**2).sum() - (w * inside).sum() ** 2)
+    rate = rate_from_log_rate(predict(counts), counts)
+    arguments = {"passes": 200, "share": 0.005}  # strong ties between photons ask for few of them at a time
+    found = [region_variance(predict, counts, rate, mask, seed=seed, **arguments) for seed in range(10)]
+    error = np.std(found, ddof=1) / np.sqrt(len(found))
+    assert abs(np.mean(found) - exact) < 3 * error + 0.03 * exact
+
+
+def test_regions_of_an_image() -> None:
+    model = random_model()
+    counts = xr.DataArray(np.random.default_rng(0).poisson(3.0, (30, 26)).astype("uint16"), dims=["y", "x"])
+    labels = xr.zeros_like(counts)
+    labels[2:12, 3:9] = 5
+    labels[20:25, 20:25] = 2
+    done: list[tuple[int, int]] = []
+    found = region_uncertainty(model, counts, labels, seed=0, on_region=lambda *d: done.append(d))
+    assert [(r.label, r.pixels, r.counted) for r in found] == [
+        (2, 25, int(counts[20:25, 20:25].sum())),
+        (5, 60, int(counts[2:12, 3:9].sum())),
+    ]
+    assert done == [(1, 2), (2, 2)]
+    assert all(r.photons > 0 and np.isfinite(r.std) for r in found)
+    assert found == region_uncertainty(model, counts, labels, seed=0)
+    assert found[0].to_dict() == {
+        "label": 2,
+        "pixels": 25,
+        **{k: getattr(found[0], k) for k in ("counted", "photons", "std")},
+    }
+
+
+def test_an_empty_image_has_certain_regions() -> None:
+    counts = xr.DataArray(np.zeros((12, 12), np.uint16), dims=["y", "x"])
+    (found,) = region_uncertainty(random_model(), counts, counts + 1, seed=0)
+    assert (found.photons, found.std) == (0, 0)
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    counts = xr.DataArray(np.ones((3, 12, 12), np.uint16), dims=["t", "y", "x"])
+    with pytest.raises(AxesError, match="one frame"):
+        region_uncertainty(random_model(), counts, counts.isel(t=0), seed=0)
+    with pytest.raises(AxesError, match=r"labels have sizes \(5, 12\)"):
+        region_uncertainty(random_model(), counts.isel(t=0), counts.isel(t=0)[:5], seed=0)

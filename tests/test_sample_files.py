@@ -1,0 +1,63 @@
+"""Names, axes and planes of what is written of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from gap_bioimage.photons.image_io import read_photons
+from gap_bioimage.sample_files import beside, brightest_plane, plane_of, write_samples, write_states
+
+SIZES = {"c": 2, "z": 3, "y": 8, "x": 10}
+
+
+def image(dims: str, **sizes: int) -> xr.DataArray:
+    sizes = {**SIZES, **sizes}
+    rng = np.random.default_rng(0)
+    return xr.DataArray(rng.random([sizes[d] for d in dims]).astype(np.float32), dims=list(dims))
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [("a.tif", "a_std.tif"), ("a.b.tif", "a.b_std.tif"), ("a.ome.tif", "a_std.ome.tif"), ("a.npy", "a_std.npy")],
+)
+def test_names_beside(out: str, expected: str) -> None:
+    assert beside(Path("folder") / out, "std") == Path("folder") / expected
+    assert beside(Path(out), "figure", ".png").name == expected.split("_")[0] + "_figure.png"
+
+
+@pytest.mark.parametrize("dims", ["yx", "zyx", "cyx", "czyx"])
+def test_every_kind_of_image_is_written(tmp_path: Path, dims: str) -> None:
+    counts = image(dims)
+    samples = xr.concat([counts + n for n in range(4)], "sample")
+    files = write_samples(tmp_path / "s.tif", counts, counts, samples)
+    assert [file.name for file in files] == ["s.tif", "s_mean.tif", "s_std.tif", "s_figure.png"]
+    stored = read_photons(files[0], check=False)
+    assert set(stored.dims) == {"t", *dims}
+    np.testing.assert_allclose(stored.transpose("t", *dims), samples, rtol=1e-6)
+    np.testing.assert_allclose(read_photons(files[2], check=False), samples.std("sample", ddof=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dims", ["yx", "zyx", "cyx", "czyx"])
+def test_states_keep_the_axes(tmp_path: Path, dims: str) -> None:
+    counts = image(dims)
+    counts = counts.assign_coords(y=np.arange(8) * 0.5, x=np.arange(10) * 0.5)
+    full = counts if "c" in dims else counts.expand_dims("c")
+    steps = [np.round(full.values * 10 * n).astype(np.float32) for n in (1, 2, 3)]
+    (file,) = write_states(tmp_path / "s.tif", {4: steps}, counts)
+    assert file.name == "s_states_005.tif"
+    stored = read_photons(file, check=False)
+    np.testing.assert_array_equal(stored.isel(t=2).transpose(*counts.dims), steps[2].reshape(counts.shape))
+    assert float(stored.y[1]) == pytest.approx(0.5)
+
+
+def test_the_plane_with_the_most_photons_is_shown() -> None:
+    counts = image("czyx") * 0
+    counts[1, 2, 3, 4] = 5
+    plane = brightest_plane(counts)
+    assert plane == {"c": 1, "z": 2}
+    np.testing.assert_array_equal(plane_of(counts, plane), counts[1, 2])
+    assert brightest_plane(image("yx")) == {}

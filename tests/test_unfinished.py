@@ -1,0 +1,63 @@
+"""What is kept of long work, and for whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gap_bioimage.inference import unfinished
+from gap_bioimage.inference.unfinished import Unfinished, fingerprint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_the_same_work_finds_what_was_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3), y=np.ones(2))
+    found = Unfinished(folder, {"seed": 1}).load("a")
+    assert found is not None
+    np.testing.assert_array_equal(found["x"], np.arange(3))
+    np.testing.assert_array_equal(found["y"], np.ones(2))
+    assert Unfinished(folder, {"seed": 1}).load("b") is None
+
+
+def test_other_work_begins_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3))
+    assert Unfinished(folder, {"seed": 2}).load("a") is None
+    assert Unfinished(folder, {"seed": 1}).load("a") is None
+
+
+def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
+    kept = Unfinished(None, {})
+    kept.save("a", x=np.arange(3))
+    assert kept.load("a") is None
+    assert not kept.is_time()
+    kept.remove()
+
+
+def test_states_are_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(unfinished.time, "monotonic", lambda: now)
+    kept = Unfinished(tmp_path / "work", {})
+    now = 19.0
+    assert not kept.is_time()
+    now = 21.0
+    assert kept.is_time()
+    kept.save("a", x=np.arange(3))
+    assert not kept.is_time()
+    kept.remove()
+    assert not (tmp_path / "work").exists()
+
+
+def test_fingerprints_tell_values_apart() -> None:
+    a = torch.arange(6.0)
+    assert fingerprint(a) == fingerprint(a.clone()) != fingerprint(a + 1e-6)
+    assert fingerprint(a, a) != fingerprint(a)
+    assert fingerprint(a.reshape(2, 3).T) != fingerprint(a)
+    assert len(fingerprint(torch.tensor(1.0))) == 64
