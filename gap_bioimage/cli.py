@@ -345,5 +345,5 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     if code == 130:  # newer typer returns it after Ctrl-C, without a word
-        complain("stopped; a training run continues with --resume")
+        complain("stopped; training continues with --resume, sampling with the same command")
     sys.exit(code if isinstance(code, int) else 0)

@@ -54,6 +54,7 @@ def sample(
     """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation."""
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import sample as draw
+    from gap_bioimage.inference.unfinished import Unfinished
     from gap_bioimage.photons.image_io import check_output, read_photons
     from gap_bioimage.sample_files import write_samples, write_states
     from gap_bioimage.training.checkpoint import load_model
@@ -68,7 +69,8 @@ def sample(
         raise AxesError(
             f"--states takes one image, {image.name} holds several ({sizes(counts)}); give one frame or plane"
         )
-    kept: dict[int, list[Any]] = {}
+    made_of = _made_of(model, image, samples=samples, seed=seed, settings=settings, planes=planes, channel=channel)
+    kept = Unfinished(out.with_name(f".{out.name}.states") if states else None, made_of)
     with Bar(quiet, "sampling") as bar:
         report = _reporter(*bar)
 
@@ -76,7 +78,7 @@ def sample(
             report(progress)
             if states:
                 for number, counted in zip(progress.samples, progress.state.photons.cpu().numpy(), strict=True):
-                    kept.setdefault(number, []).append(counted)
+                    kept.save(f"sample{number}_step{progress.state.step}", counts=counted)
 
         drawn = draw(
             loaded,
@@ -85,14 +87,14 @@ def sample(
             seed=seed,
             settings=settings,
             batch=batch,
-            # states before an interruption would be missing after it
-            unfinished=None if states else out.with_name(f".{out.name}.unfinished"),
+            unfinished=out.with_name(f".{out.name}.unfinished"),
             on_step=on_step,
             **where,
         )
     files = write_samples(out, counts, denoise(loaded, counts, **where), drawn)
     if states:
-        files += write_states(out, kept, counts)
+        files += write_states(out, kept, samples, counts)
+        kept.remove()
     say(quiet, "\n".join(f"{file}" for file in files))
     say(quiet, f"{sizes(drawn)}, {float(drawn.mean()):.3g} photons per pixel")
 
@@ -116,6 +118,7 @@ def generate(
 ) -> None:
     """Generate images from nothing, photon by photon, as the model imagines them."""
     from gap_bioimage.inference.sampling import generate as draw
+    from gap_bioimage.inference.unfinished import Unfinished
     from gap_bioimage.movie import Recorder, check_movie
     from gap_bioimage.photons.image_io import check_output, write_image
     from gap_bioimage.training.checkpoint import load_model
@@ -125,13 +128,15 @@ def generate(
     if movie is not None:
         check_movie(movie)
     loaded = load_model(model)
-    recorder = None if movie is None else Recorder()
+    made_of = _made_of(model, shape=shape, seed=seed, settings=settings)
+    frames = Unfinished(None if movie is None else movie.with_name(f".{movie.name}.frames"), made_of)
+    recorder = Recorder(frames)
     with Bar(quiet, "generating") as bar:
         report = _reporter(*bar)
 
         def on_step(progress: Progress) -> None:
             report(progress)
-            if recorder is not None and 0 in progress.samples:
+            if movie is not None and 0 in progress.samples:
                 recorder.add(progress.state)
 
         images = draw(
@@ -144,13 +149,13 @@ def generate(
             halo_px=parse_pixels(halo, "--halo"),
             batch=batch,
             device=device,
-            # frames before an interruption would be missing after it
-            unfinished=None if movie is not None else out.with_name(f".{out.name}.unfinished"),
+            unfinished=out.with_name(f".{out.name}.unfinished"),
             on_step=on_step,
         )
     write_image(out, images.isel(sample=0) if samples == 1 else images)
-    if recorder is not None and movie is not None:
+    if movie is not None:
         recorder.write(movie)
+        frames.remove()
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
 
 
@@ -164,6 +169,12 @@ def _settings(**given: Any) -> SamplingConfig:
         return SamplingConfig(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError("; ".join(error_sentence(SamplingConfig, e) for e in error.errors())) from None
+
+
+def _made_of(*files: Path, **values: Any) -> dict[str, str]:
+    """Return what results depend on, so that those of other work are told apart."""
+    stamps = {str(file): str(file.stat().st_mtime_ns) for file in files if file.exists()}
+    return {**stamps, **{key: str(value) for key, value in values.items()}}
 
 
 def _reporter(bar: RichProgress, task: TaskID) -> Callable[[Progress], None]:

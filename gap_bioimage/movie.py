@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gap_bioimage.inference.climb import State
+    from gap_bioimage.inference.unfinished import Unfinished
 
 _FRAMES_PER_SECOND = 12
 _MOST_FRAMES = 120
@@ -44,16 +45,22 @@ def check_movie(path: Path) -> None:
 
 
 class Recorder:
-    """Keeps the first image of every state, one plane and the channels together."""
+    """Keeps the first image of every state, one plane and the channels together.
 
-    def __init__(self) -> None:
-        self.frames: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    Parameters
+    ----------
+    kept
+        Where, so that an interrupted climb loses no frames.
+    """
+
+    def __init__(self, kept: Unfinished) -> None:
+        self.kept = kept
 
     def add(self, state: State) -> None:
         """Keep counts and denoised counts of a state."""
         photons, log_rate = state.photons[:1].cpu(), state.log_rate[:1].cpu()
         rate = rate_from_log_rate(log_rate, photons)
-        self.frames.append((_plane(photons.numpy()[0]), _plane(rate.numpy()[0])))
+        self.kept.save(f"frame{state.step}", photons=_plane(photons.numpy()[0]), rate=_plane(rate.numpy()[0]))
 
     def write(self, path: Path) -> None:
         """Write the movie by rename; long ones are thinned out to about ten seconds.
@@ -63,15 +70,21 @@ class Recorder:
         OutputError
             If it cannot be written.
         """
-        keep = np.unique(np.linspace(0, len(self.frames) - 1, _MOST_FRAMES).round().astype(int))
-        figure, draw = _canvas(self.frames[-1])
+        steps = self.kept.count("frame")
+        keep = np.unique(np.linspace(1, steps, _MOST_FRAMES).round().astype(int))
+        figure, draw = _canvas(*self._frame(steps))
         with replacing(path) as temporary, rc_context({"animation.ffmpeg_path": _ffmpeg(path)}):
             kind: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
             writer = kind(fps=_FRAMES_PER_SECOND)
             with writer.saving(figure, str(temporary), dpi=80):
                 for number in (*keep, *([keep[-1]] * _HOLD_FRAMES)):
-                    draw(*self.frames[number])
+                    draw(*self._frame(number))
                     writer.grab_frame()
+
+    def _frame(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        frame = self.kept.load(f"frame{step}")
+        assert frame is not None  # noqa: S101
+        return frame["photons"], frame["rate"]
 
 
 def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,14 +93,14 @@ def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return summed if summed.ndim == 2 else summed[summed.shape[0] // 2]
 
 
-def _canvas(last: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Figure, Any]:
-    height, width = last[0].shape
+def _canvas(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> tuple[Figure, Any]:
+    height, width = photons.shape
     scale = 4 / max(height, width)
     figure = Figure((2 * max(2.0, scale * width) + 0.2, scale * height + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     shown = []
     for axes, title in zip(figure.subplots(1, 2), ("photons", "denoised"), strict=True):
-        shown.append(axes.imshow(last[1], cmap="magma", interpolation="nearest"))
+        shown.append(axes.imshow(rate, cmap="magma", interpolation="nearest"))
         axes.set_title(title)
         axes.set_axis_off()
     title = shown[0].axes.title

@@ -181,7 +181,7 @@ def draw_keys(counts: Tensor, seed: int, samples: Tensor, step: int) -> Tensor:
 def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     """Draw Poisson counts that are a function of key and pixel number, on every device and engine.
 
-    Up to a rate of 18 by inversion with 53 random bits (more than 48 photons have a probability of 1e-9 there),
+    Up to a rate of 18 by inversion with 52 random bits (more than 48 photons have a probability of 1e-9 there),
     above from a normal z by the expansion ``rate + sqrt(rate) z + 1/3 + z^2/6 - ...`` of the inverse distribution,
     rounded down. Source: M. Giles, ACM Trans. Math. Softw. 42(1), 2016, algorithm 955, the terms up to 1 / rate.
 
@@ -201,7 +201,8 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     """
     first, second = random_words(keys, index)
     small = torch.clamp(rate, max=18.0)
-    uniform = (first.double() * 2097152.0 + (second >> 11).double() + 0.5) * 2.0**-53
+    # 52 bits and a half are exact in float64, and never round up to 1
+    uniform = (first.double() * 1048576.0 + (second >> 12).double() + 0.5) * 2.0**-52
     term = torch.exp(-small)
     below = term
     inverted = torch.zeros_like(rate)

@@ -12,9 +12,9 @@ from gap_bioimage.photons.image_io import write_image
 from gap_bioimage.pictures import draw_posterior
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
+
+    from gap_bioimage.inference.unfinished import Unfinished
 
 _SHOWN_SAMPLES = 3
 
@@ -53,8 +53,8 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
         write_image(out, samples)
     if samples.sizes["sample"] < 2:
         return written
-    std = samples.std("sample", ddof=1)
-    for name, image in (("mean", samples.mean("sample")), ("std", std)):
+    mean, std = mean_and_std(samples)
+    for name, image in (("mean", mean), ("std", std)):
         written.append(beside(out, name))
         write_image(written[-1], image)
     written.append(beside(out, "figure", ".png"))
@@ -66,26 +66,41 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
     return written
 
 
-def write_states(out: Path, states: Mapping[int, Sequence[NDArray[np.float32]]], counts: xr.DataArray) -> list[Path]:
+def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArray) -> list[Path]:
     """Write the accumulated counts after every step, one file per sample, steps as frames.
 
     Parameters
     ----------
     out
         Its name gets ``_states`` and the sample's number.
-    states
-        By sample, counted from 0: counts (c, [z,] y, x) after each step.
+    kept
+        Holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1.
+    n_samples
+        How many.
     counts
         The image itself, without t; its axes and pixel sizes are kept.
     """
     written = []
     order = [dim for dim in ("c", "z", "y", "x") if dim in counts.dims or dim == "c"]
-    for number, steps in states.items():
-        frames = [xr.DataArray(step, dims=order) for step in steps]
-        stack = xr.concat(frames, "t").assign_coords({k: v for k, v in counts.coords.items() if k in order})
+    coords = {name: coord for name, coord in counts.coords.items() if name in order}
+    for number in range(n_samples):
+        prefix = f"sample{number}_step"
+        steps = [kept.load(f"{prefix}{step}") for step in range(1, kept.count(prefix) + 1)]
+        frames = [xr.DataArray(step["counts"], dims=order) for step in steps if step is not None]
+        stack = xr.concat(frames, "t").assign_coords(coords)
         written.append(beside(out, f"states_{number + 1:03d}"))
         write_image(written[-1], stack if "c" in counts.dims else stack.squeeze("c"))
     return written
+
+
+def mean_and_std(samples: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return mean and standard deviation (n - 1) over ``sample``, one sample in memory at a time."""
+    count = samples.sizes["sample"]
+    first = samples.isel(sample=0, drop=True)
+    total = sum((samples.isel(sample=n, drop=True).astype(np.float64) for n in range(count)), 0 * first)
+    mean = total / count
+    squares = sum(((samples.isel(sample=n, drop=True) - mean) ** 2 for n in range(count)), 0 * mean)
+    return mean.astype(np.float32), ((squares / max(1, count - 1)) ** 0.5).astype(np.float32)
 
 
 def brightest_plane(image: xr.DataArray) -> dict[str, int]:

@@ -119,6 +119,34 @@ def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_p
     np.testing.assert_array_equal(tifffile.imread(out)[0], image)
 
 
+def test_an_interrupted_movie_misses_no_frame(
+    run: Any, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gap_bioimage import movie
+    from gap_bioimage.inference import unfinished
+
+    monkeypatch.setattr(unfinished, "_SECONDS_BETWEEN", -1.0)
+    command = ["generate", trained_2d.run, "--shape", "16,16", "--seed", 3, "--stop-db", "-5", "--beta", 0.5]
+    assert run(*command, tmp_path / "a.tif", "--movie", tmp_path / "a.gif").code == 0
+    add = movie.Recorder.add
+
+    def interrupt(self: Any, state: Any) -> None:
+        add(self, state)
+        if state.step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(movie.Recorder, "add", interrupt)
+        assert run(*command, tmp_path / "b.tif", "--movie", tmp_path / "b.gif").code == 130
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", ".b.tif.unfinished", ".b.gif.frames"}
+    kept = len(list((tmp_path / ".b.gif.frames").glob("frame*")))
+    assert kept == 6
+    assert run(*command, tmp_path / "b.tif", "--movie", tmp_path / "b.gif").code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", "b.tif", "b.gif"}
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), tifffile.imread(tmp_path / "b.tif"))
+
+
 def test_generate_of_a_3d_model_moves_too(run: Any, trained_3d: Trained, tmp_path: Path) -> None:
     out = tmp_path / "g.tif"
     command = ("generate", trained_3d.run, out, "--shape", "4,12,10", "--seed", 3, "--stop-db", "-8")

@@ -11,23 +11,24 @@ from PIL import Image
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.inference.climb import State
+from gap_bioimage.inference.unfinished import Unfinished
 from gap_bioimage.movie import Recorder, check_movie
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30)) -> State:
+def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30), step: int = 1) -> State:
     rng = torch.Generator().manual_seed(0)
     counts = torch.poisson(torch.full(shape, photons), rng)
-    return State(counts, torch.zeros(shape), torch.zeros(shape), torch.zeros(shape[0]), 1)
+    return State(counts, torch.zeros(shape), torch.zeros(shape), torch.zeros(shape[0]), step)
 
 
 @pytest.mark.parametrize(("steps", "frames"), [(1, 1 + 18), (40, 40 + 18), (500, 120 + 18)])
 def test_long_climbs_are_thinned_out_and_the_end_stays(tmp_path: Path, steps: int, frames: int) -> None:
-    recorder = Recorder()
+    recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     for step in range(steps):
-        recorder.add(state(0.01 * step))
+        recorder.add(state(0.01 * step, step=step + 1))
     recorder.write(tmp_path / "m.gif")
     with Image.open(tmp_path / "m.gif") as movie:
         durations, shown = 0.0, 0
@@ -38,14 +39,16 @@ def test_long_climbs_are_thinned_out_and_the_end_stays(tmp_path: Path, steps: in
     # equal frames are joined in the file and shown longer
     assert shown <= frames
     assert durations == pytest.approx(frames * 1000 / 12, rel=0.05)
-    assert [p.name for p in tmp_path.iterdir()] == ["m.gif"]
+    assert {p.name for p in tmp_path.iterdir()} == {"m.gif", "frames"}
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 12, 14), (1, 1, 5, 12, 14)])
 def test_channels_are_summed_and_stacks_shown_by_their_middle(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    recorder = Recorder()
+    recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     recorder.add(state(3.0, shape))
-    photons, rate = recorder.frames[0]
+    frame = recorder.kept.load("frame1")
+    assert frame is not None
+    photons, rate = frame["photons"], frame["rate"]
     counts = state(3.0, shape).photons[0].numpy().sum(0)
     np.testing.assert_array_equal(photons, counts if counts.ndim == 2 else counts[2])
     assert rate.shape == (12, 14)
@@ -53,7 +56,7 @@ def test_channels_are_summed_and_stacks_shown_by_their_middle(tmp_path: Path, sh
 
 
 def test_an_empty_canvas_can_be_shown(tmp_path: Path) -> None:
-    recorder = Recorder()
+    recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     recorder.add(state(0.0))
     recorder.write(tmp_path / "m.gif")
     assert (tmp_path / "m.gif").exists()

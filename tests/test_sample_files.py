@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from gap_bioimage.inference.unfinished import Unfinished
 from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.sample_files import beside, brightest_plane, plane_of, write_samples, write_states
 
@@ -47,8 +48,11 @@ def test_states_keep_the_axes(tmp_path: Path, dims: str) -> None:
     counts = counts.assign_coords(y=np.arange(8) * 0.5, x=np.arange(10) * 0.5)
     full = counts if "c" in dims else counts.expand_dims("c")
     steps = [np.round(full.values * 10 * n).astype(np.float32) for n in (1, 2, 3)]
-    (file,) = write_states(tmp_path / "s.tif", {4: steps}, counts)
-    assert file.name == "s_states_005.tif"
+    kept = Unfinished(tmp_path / "kept", {})
+    for number, step in enumerate(steps, 1):
+        kept.save(f"sample0_step{number}", counts=step)
+    (file,) = write_states(tmp_path / "s.tif", kept, 1, counts)
+    assert file.name == "s_states_001.tif"
     stored = read_photons(file, check=False)
     np.testing.assert_array_equal(stored.isel(t=2).transpose(*counts.dims), steps[2].reshape(counts.shape))
     assert float(stored.y[1]) == pytest.approx(0.5)

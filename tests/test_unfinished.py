@@ -33,6 +33,14 @@ def test_other_work_begins_anew(tmp_path: Path) -> None:
     assert Unfinished(folder, {"seed": 1}).load("a") is None
 
 
+def test_counting_ends_at_the_first_gap(tmp_path: Path) -> None:
+    kept = Unfinished(tmp_path / "work", {})
+    assert kept.count("a") == 0
+    for name in ("a1", "a2", "a4", "b1"):
+        kept.save(name, x=np.arange(1))
+    assert (kept.count("a"), kept.count("b"), Unfinished(None, {}).count("a")) == (2, 1, 0)
+
+
 def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
     kept = Unfinished(None, {})
     kept.save("a", x=np.arange(3))

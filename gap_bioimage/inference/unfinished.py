@@ -63,6 +63,13 @@ class Unfinished:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes them for its flag
         self._saved_at = time.monotonic()
 
+    def count(self, prefix: str) -> int:
+        """Return how many of ``prefix1``, ``prefix2``, ... were saved, up to the first that is missing."""
+        number = 0
+        while self.folder is not None and (self.folder / f"{prefix}{number + 1}.npz").exists():
+            number += 1
+        return number
+
     def is_time(self) -> bool:
         """Whether the last saving is long enough ago to save again."""
         return self.folder is not None and time.monotonic() - self._saved_at > _SECONDS_BETWEEN
