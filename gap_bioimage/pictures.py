@@ -42,7 +42,7 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
     """Draw images ``(y, x)`` in photons on the scale of the second one, and their standard deviation on its own."""
     height, width = std.shape
     scale = 3 / max(height, width)
-    figure = Figure(((len(photons) + 1) * max(1.6, scale * width), scale * height + 0.9), layout="constrained")
+    figure = Figure(((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25), layout="constrained")
     *parts, last = figure.subplots(1, len(photons) + 1)
     top = float(np.percentile(list(photons.values())[1].astype(float), 99.8)) or 1.0
     for axes, (title, image) in zip(parts, photons.items(), strict=True):
