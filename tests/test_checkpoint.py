@@ -144,6 +144,29 @@ def test_our_zips_load(tmp_path: Path) -> None:
     assert_network(model.network, network_of())
 
 
+SAMPLER = {"n_samples": 4, "n_steps": 8, "seed": 0, "gain": 100.0, "brightest": 2.8, "window_px": [63, 63]}
+
+
+def test_our_sampling_zips_load(tmp_path: Path) -> None:
+    rdf = our_rdf()
+    rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"].update(SAMPLER)
+    model = load_model(zip_of(tmp_path / "model.zip", rdf, our_weights()))
+    assert model.config == NETWORK
+    assert_network(model.network, network_of())
+
+
+def test_zips_that_sample_after_the_graph_load_the_sampler(tmp_path: Path) -> None:
+    rdf = our_rdf()
+    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
+    kwargs = {**architecture["kwargs"], **SAMPLER}
+    architecture["kwargs"] = {"copies": 6}
+    rdf["weights"]["pytorch_state_dict"]["source"] = "copies.pt"
+    rdf["config"]["gap_bioimage"]["sampler"] = {"source": "weights.pt", "kwargs": kwargs}
+    model = load_model(zip_of(tmp_path / "model.zip", rdf, our_weights()))
+    assert (model.config, model.trained_range_db) == (NETWORK, (-30.0, 4.5))
+    assert_network(model.network, network_of())
+
+
 class Bomb:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -282,13 +305,17 @@ def change_of(keys: str, value: Any = None) -> dict[str, Any]:
         change_of("config/gap_bioimage"),
         change_of("config/gap_bioimage/trained_range_db"),
         change_of("config/gap_bioimage/trained_range_db", 5),
+        change_of("config/gap_bioimage/sampler", {"source": "weights.pt"}),
+        change_of("config/gap_bioimage/sampler", {"source": "missing.pt", "kwargs": {}}),
+        change_of("config/gap_bioimage/sampler", {"source": "weights.pt", "kwargs": [1]}),
+        change_of("config/gap_bioimage", [1]),
         change_of("weights/pytorch_state_dict"),
         change_of("weights/pytorch_state_dict/source", "missing.pt"),
         change_of("weights/pytorch_state_dict/architecture/kwargs/levels"),
         change_of("weights/pytorch_state_dict/architecture/kwargs/depth", "deep"),
         change_of("weights/pytorch_state_dict/architecture/kwargs/mystery", 1),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_zips_of_others_are_refused(tmp_path: Path, rdf: Any) -> None:
     path = zip_of(tmp_path / "model.zip", rdf, our_weights())

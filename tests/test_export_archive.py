@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from gap_bioimage import denoise, export, load_model, simulate, validate
 from gap_bioimage.errors import CardError, CheckpointError, ExportError, OutputError
-from gap_bioimage.export import archive
+from gap_bioimage.export import kinds
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.weights import denoiser_of, write_weights
 from gap_bioimage.validation import report as validation
@@ -53,7 +53,7 @@ def test_the_public_name_stays_a_function_when_the_package_of_that_name_is_impor
     import gap_bioimage.export.card
 
     for _ in range(2):
-        with pytest.raises(ExportError, match="expected 'denoise'"):
+        with pytest.raises(ExportError, match="expected one of 'denoise'"):
             gap_bioimage.export(trained_2d.run, "model.zip", trained_2d.card, "magic")
     assert gap_bioimage.export.card.Card is Card
 
@@ -122,13 +122,13 @@ def test_small_images_come_out_of_the_graph_as_of_denoise(exported: tuple[Path, 
     np.testing.assert_allclose(got.numpy(), rate, rtol=1e-4)
 
 
-def perturbed(folder: Path, module: PhotonDenoiser) -> None:
+def perturbed(folder: Path, module: PhotonDenoiser, source: Path) -> None:
     """Write weights that are not those that made the test output."""
     with torch.no_grad():
         weight = module.network.conv_final.weight
         before = weight.clone()
         weight.neg_()
-        write_weights(folder, module)
+        write_weights(folder, module, source)
         weight.copy_(before)
 
 
@@ -138,7 +138,7 @@ def test_a_zip_that_fails_a_check_is_not_written(
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / "model.zip"
     out.write_bytes(b"the old one")
-    monkeypatch.setattr(archive, "write_weights", perturbed)
+    monkeypatch.setattr(kinds, "write_weights", perturbed)
     with pytest.raises(ExportError, match=r"model\.zip was not written.*core\.test") as error:
         export(trained_2d.run, out, trained_2d.card)
     assert "\n" not in str(error.value)
@@ -185,14 +185,19 @@ def test_a_test_image_must_fit(trained_2d: Trained, trained_3d: Trained, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"kind": "sample"}, ExportError, "expected 'denoise'"),
+        ({"kind": "magic"}, ExportError, "expected one of 'denoise', 'sample', 'sample-hook'"),
+        ({"n_samples": 0}, ExportError, "samples is 0, expected 1 or more"),
+        ({"n_steps": -1}, ExportError, "steps is -1, expected 1 or more"),
+        ({"seed": -1}, ExportError, "seed is -1, expected 0 or more"),
+        ({"postprocessing": "none.py:Mask"}, ExportError, r"none\.py cannot be read"),
+        ({"postprocessing": "none.py"}, ExportError, r"expected FILE\.py:NAME"),
         ({"model": "none"}, CheckpointError, "does not exist"),
         ({"card": "none.yaml"}, CardError, r"none\.yaml"),
         ({"out": "none/model.zip"}, OutputError, "create .*none first"),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_work(
-    trained_2d: Trained, tmp_path: Path, changes: dict[str, str], error: type[Exception], message: str
+    trained_2d: Trained, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     stages: list[str] = []
     arguments: dict[str, Any] = {"model": trained_2d.run, "out": tmp_path / "model.zip", "card": trained_2d.card}

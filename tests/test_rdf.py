@@ -13,9 +13,11 @@ from fixtures_model import CARD, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gap_bioimage.errors import CardError
 from gap_bioimage.export.card import Card
-from gap_bioimage.export.rdf import COVER, TEST_INPUT, TEST_OUTPUT, Sizes, describe, tags_of
-from gap_bioimage.export.weights import denoiser_of, write_weights
+from gap_bioimage.export.kinds import Product, Sampling, product_of
+from gap_bioimage.export.operation import Operation
+from gap_bioimage.export.rdf import COVER, TEST_INPUT, Sizes, describe, description_of, output_file, tags_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,25 +131,98 @@ def test_the_description_says_what_the_model_is(any_zip: Path) -> None:
     assert "git_repo" not in rdf
 
 
-def files_of(folder: Path, channels: int) -> tuple[Any, list[int]]:
-    model, box = random_model(channels=channels), [9, 9]
-    write_weights(folder, denoiser_of(model, box))
-    for name in (TEST_INPUT, TEST_OUTPUT):
-        np.save(folder / name, np.zeros((1, channels, 16, 16), np.float32))
+def described(folder: Path, own: Card, kind: Any = "denoise", operation: Operation | None = None) -> dict[str, Any]:
+    """The description of a model for two channels."""
+    model = random_model(channels=2)
+    product: Product = product_of(kind, model, [9, 9], Sampling(2, 3, 5), operation)
+    product.write(folder)
+    np.save(folder / TEST_INPUT, np.zeros((1, 2, 16, 16), np.float32))
+    dtype = np.float32 if operation is None else np.uint8
+    np.save(folder / output_file(product.output), np.zeros((1, len(product.channel_names), 16, 16), dtype))
     (folder / COVER).write_bytes(b"")
-    return model, box
+    rdf = describe(folder, model, own, Sizes.of((2, 2), (4, 4)), product)
+    assert rdf == yaml.safe_load(yaml.safe_dump(rdf))
+    return rdf
 
 
 def test_channels_and_repository_are_named(tmp_path: Path) -> None:
-    model, box = files_of(tmp_path, channels=2)
-    own = card(git_repo="https://github.com/ada/x", id="mine", tags=["confocal", "unet"])
-    rdf = describe(tmp_path, model, own, Sizes.of((2, 2), (4, 4)), box)
+    rdf = described(tmp_path, card(git_repo="https://github.com/ada/x", id="mine", tags=["confocal", "unet"]))
     assert rdf["git_repo"] == "https://github.com/ada/x"
     assert rdf["id"] == "mine"
     assert rdf["inputs"][0]["axes"][1]["channel_names"] == ["photons0", "photons1"]
     assert rdf["outputs"][0]["axes"][1]["channel_names"] == ["rate0", "rate1"]
     assert rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]["channels"] == 2
-    assert rdf == yaml.safe_load(yaml.safe_dump(rdf))
+    assert "requires" not in rdf["config"]["gap_bioimage"]
+
+
+SAMPLED = ["mean_0", "mean_1", "std_0", "std_1", "sample1_0", "sample1_1", "sample2_0", "sample2_1"]
+
+
+def test_a_sampling_model_names_its_channels_and_what_it_draws(tmp_path: Path) -> None:
+    rdf = described(tmp_path, card(), "sample")
+    (output,) = rdf["outputs"]
+    assert output["axes"][1]["channel_names"] == SAMPLED
+    assert "postprocessing" not in output
+    assert rdf["format_version"] == "0.5.9"
+    assert "attachments" not in rdf
+    assert {"posterior-sampling", "uncertainty", "denoising"} <= set(rdf["tags"])
+    assert rdf["config"]["gap_bioimage"] == {
+        "kind": "sample",
+        "conserves_photons": True,
+        "stochastic": True,
+        "trained_range_db": [-40.0, 20.0],
+        "n_samples": 2,
+        "n_steps": 3,
+        "seed": 5,
+    }
+    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
+    assert (architecture["source"], architecture["callable"]) == ("network.py", "PosteriorSampler")
+    expected = {"n_samples": 2, "n_steps": 3, "seed": 5, "gain": 100.0, "brightest": 100.0, "window_px": [63, 63]}
+    assert architecture["kwargs"].items() >= {**expected, "box_px": [9, 9], "channels": 2}.items()
+
+
+def test_a_hook_is_described_as_custom_postprocessing_for_newer_cores_only(tmp_path: Path) -> None:
+    rdf = described(tmp_path, card(), "sample-hook")
+    (output,) = rdf["outputs"]
+    assert output["axes"][1]["channel_names"] == SAMPLED
+    (step,) = output["postprocessing"]
+    assert step["sha256"] == hashlib.sha256((tmp_path / "sample_posterior.py").read_bytes()).hexdigest()
+    assert {k: v for k, v in step.items() if k != "sha256"} == {
+        "id": "custom",
+        "callable": "SamplePosterior",
+        "source": "sample_posterior.py",
+        "kwargs": {"n_steps": 3, "seed": 5, "device": "cpu"},
+    }
+    assert rdf["format_version"] == "0.5.10"
+    assert "bioimageio.core >= 0.10.3 only" in rdf["description"]
+    ours = rdf["config"]["gap_bioimage"]
+    assert (ours["kind"], ours["requires"]) == ("sample-hook", "bioimageio.core>=0.10.3")
+    assert [entry["source"] for entry in rdf["attachments"]] == [ours["sampler"]["source"]] == ["sampler_weights.pt"]
+    assert ours["sampler"]["kwargs"]["channels"] == 2
+    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
+    assert (architecture["source"], architecture["callable"]) == ("copies.py", "PhotonCopies")
+    assert architecture["kwargs"] == {"copies": 4}
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_an_own_operation_comes_last_and_decides_the_values(tmp_path: Path, kind: str) -> None:
+    own = Operation("postprocessing.py", b"class Mask: ...", "Mask", {"above": 2.5})
+    rdf = described(tmp_path, card(), kind, own)
+    (output,) = rdf["outputs"]
+    assert output["data"] == {"type": "uint8"}
+    step = output["postprocessing"][-1]
+    assert (step["callable"], step["source"], step["kwargs"]) == ("Mask", "postprocessing.py", {"above": 2.5})
+    assert len(output["postprocessing"]) == 1 + (kind == "sample-hook")
+    ours = rdf["config"]["gap_bioimage"]
+    assert (ours["conserves_photons"], ours["requires"]) == (False, "bioimageio.core>=0.10.3")
+    assert rdf["format_version"] == "0.5.10"
+
+
+def test_the_note_on_who_can_run_it_needs_room() -> None:
+    assert description_of(card(description="x" * 512), custom=False) == "x" * 512
+    assert len(description_of(card(description="x" * 440), custom=True)) <= 512
+    with pytest.raises(CardError, match=r"500 characters.*shorten"):
+        description_of(card(description="x" * 500), custom=True)
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from scipy import ndimage
 
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.halo import HaloReport
+from gap_bioimage.export.kinds import Sampling, product_of
+from gap_bioimage.export.operation import Operation
 from gap_bioimage.export.rdf import Sizes
-from gap_bioimage.export.readme import Scores, draw_cover, log_likelihood, score_on_halves, write_readme
+from gap_bioimage.export.readme import Measured, Scores, draw_cover, log_likelihood, score_on_halves, write_readme
+from gap_bioimage.export.uncertainty import SampleScores
 from gap_bioimage.photons.simulate import simulate
 from gap_bioimage.photons.thinning import thin
 
@@ -104,13 +108,27 @@ def test_an_empty_image_has_a_cover(tmp_path: Path) -> None:
     assert (tmp_path / "cover.png").stat().st_size > 0
 
 
-def readme(folder: Path, dim: int = 2, gain: float = 0.1, held_out: bool = True, **card: Any) -> str:
+def readme(
+    folder: Path,
+    dim: int = 2,
+    gain: float = 0.1,
+    held_out: bool = True,
+    kind: Any = "denoise",
+    own: Operation | None = None,
+    **card: Any,
+) -> str:
     sizes = Sizes.of((2,) * dim, (10, 12, 14)[:dim])
     halo = HaloReport(sizes.halo_px, {0.03: 0.0081, 3.0: 0.0012})
     scores = Scores(-6.0, -6.0 - gain, 1.4, -8.0, 2.5, 12345)
     content = Card.model_validate({**yaml.safe_load(CARD), **card})
+    model, box = random_model(dim=dim), [33] * dim
+    product = product_of(kind, model, box, Sampling(3, 7, 5), own)
+    measured = Measured(sizes, halo, box, scores, held_out)
+    if kind != "denoise":
+        samples = SampleScores(4, 6.25, 0.0123, 0.0456, 0.0789, 0.0987, 0.0051)
+        measured = replace(measured, samples=samples, room_db=12.3)
     path = folder / "README.md"
-    write_readme(path, random_model(dim=dim), content, sizes, halo, [33] * dim, scores, held_out)
+    write_readme(path, model, content, product, measured)
     return path.read_text(encoding="utf-8")
 
 
@@ -147,3 +165,43 @@ def test_the_readme_names_sizes_per_axis(tmp_path: Path) -> None:
     assert "3D GAP U-Net" in text
     assert "z 26 + n x 2, y 32 + n x 2, x 38 + n x 2" in text
     assert "z 10, y 12, x 14" in text
+
+
+def test_a_denoiser_says_nothing_of_samples(tmp_path: Path) -> None:
+    text = readme(tmp_path)
+    assert "sample" not in text.lower()
+    assert "no pre- or postprocessing is needed" in text
+    assert "deepImageJ" in text
+    assert "gap-bioimage denoise model.zip" in text
+
+
+def test_a_sampler_explains_its_samples(tmp_path: Path) -> None:
+    text = " ".join(readme(tmp_path, kind="sample").split())
+    assert "1 mean, 2 std, 3 sample1, 4 sample2, 5 sample3" in text
+    assert "1 + 3 x 7 = 22 times" in text
+    assert "seams" in text
+    assert "12.3 dB" in text
+    assert "20 dB or 100 photons per pixel, in the brightest window of 63 x 63 px" in text
+    assert "the seed, here 5" in text
+    assert "Elsewhere results are rounded otherwise" in text
+    assert "deepImageJ" in text
+    assert "4 were drawn from the one half (6.2 dB of room)" in text
+    assert "by 1.23% (relative RMS); 4.56% is" in text
+    assert "0.0789 photons^2 per pixel" in text
+    assert "0.0987 +- 0.0051" in text
+
+
+def test_a_hook_says_who_runs_it_and_where_the_network_is(tmp_path: Path) -> None:
+    text = " ".join(readme(tmp_path, dim=3, kind="sample-hook").split())
+    assert "Runs in bioimageio.core >= 0.10.3 only; not in Fiji, not in ilastik." in text
+    assert "deepImageJ" not in text
+    assert "sample_posterior.py" in text
+    assert "sampler_weights.pt" in text
+    assert "15 x 63 x 63 px" in text
+    assert "(batch, channel, z, y, x)" in text
+
+
+def test_an_own_operation_is_named(tmp_path: Path) -> None:
+    text = readme(tmp_path, own=Operation("postprocessing.py", b"", "Mask", {"above": 2.5}))
+    assert "Mask(above=2.5)" in text
+    assert "Runs in bioimageio.core >= 0.10.3 only" in text

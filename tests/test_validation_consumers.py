@@ -90,6 +90,7 @@ BREAKS: list[tuple[str, Callable[[Rdf], None], dict[str, Any]]] = [
     ("zoo.test_hashes", put("inputs", 0, "test_tensor", value={"source": "input.npy"}), {}),
     ("zoo.sample_tensor", sample_of_output, {}),
     ("zoo.test_of_step", put(*SIZE_Y, value={"min": 18, "step": 9}), {}),
+    ("zoo.custom_ops", put("outputs", 0, "postprocessing", value=[{"id": "custom", "callable": "Op"}]), {}),
     ("zoo.few_files", put("x", value=1), {"files": {"extra/notes.txt": b"x"}}),
     ("fiji.format_version", put("format_version", value="0.5.11"), {}),
     ("fiji.plain_strings", put("documentation", value={"source": "README.md"}), {}),

@@ -10,6 +10,7 @@ import pytest
 import zips
 
 from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.runner import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -232,6 +233,73 @@ def test_samplers_need_not_agree_over_tiles(tmp_path: Path) -> None:
 
     path = zips.make_zip(tmp_path, sampler, source=zips.tiny("rate = rate / rate.mean() * 20.0"))
     assert run(path)["run.tiled"].status == "skipped"
+
+
+STOCHASTIC = [entry for entry in BROKEN if entry[0] != "run.tiled"]
+
+
+@pytest.mark.parametrize(("check_id", "body", "status"), STOCHASTIC)
+def test_samplers_that_misbehave_are_noticed_too(tmp_path: Path, check_id: str, body: str, status: str) -> None:
+    def sampler(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        rdf["config"] = {"gap_bioimage": {"stochastic": True, "conserves_photons": True}}
+
+    checks = run(zips.make_zip(tmp_path, sampler, source=zips.tiny(body)))
+    assert checks[check_id].status == status, checks[check_id].message
+
+
+def test_samplers_run_once_for_formats_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampler(rdf: dict[str, Any]) -> None:
+        rdf["config"] = {"gap_bioimage": {"stochastic": True}}
+
+    used: list[str] = []
+    original = Runner.run
+    monkeypatch.setattr(
+        Runner, "run", lambda self, *args, **kw: used.append(self.weights_format) or original(self, *args, **kw)
+    )
+    checks = run(zips.make_zip(tmp_path, sampler), run_code=True)
+    assert {check.status for check in checks.values() if check.consumer == "run"} == {"passed", "skipped"}
+    assert used.count("pytorch_state_dict") == 1  # to see that it agrees
+    assert used.count("torchscript") <= 20
+
+
+OPERATION = """
+class Op:
+    def __call__(self, array):
+        return {}
+"""
+
+
+def with_operation(folder: Path, result: str, body: str = "") -> Path:
+    """A zip whose output goes through custom postprocessing."""
+    code = OPERATION.format(result).encode()
+
+    def custom(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        rdf["config"] = {"gap_bioimage": {"conserves_photons": False}}
+        step = {"id": "custom", "callable": "Op", "source": "op.py", "sha256": zips.sha256(code), "kwargs": {}}
+        rdf["outputs"][0]["postprocessing"] = [step]
+
+    source = zips.tiny(body)
+    expected = np.load(io.BytesIO(zips.model_files(source)["output.npy"]))
+    variables: dict[str, Any] = {}
+    exec(code, variables)
+    files = {"op.py": code, "output.npy": zips.npy(variables["Op"]()(expected))}
+    return zips.make_zip(folder, custom, source=source, files=files)
+
+
+def test_postprocessing_that_looks_at_whole_tiles_is_told_from_a_halo_that_is_too_small(tmp_path: Path) -> None:
+    def tiled(result: str, body: str = "") -> Check:
+        checks = run(with_operation(tmp_path, result, body), run_code=True)
+        assert checks["core.test"].status == "passed"
+        return checks["run.tiled"]
+
+    assert tiled("2 * array").status == "passed"
+    check = tiled("array / array.mean() * 20")
+    assert check.status == "warning"
+    assert "because of its custom postprocessing" in check.message
+    assert "tiles" in check.fix
+    assert tiled("2 * array", "rate = rate / rate.mean() * 20.0").status == "failed"
 
 
 def test_volumes_run(tmp_path: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,20 +14,24 @@ import yaml
 
 from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.export.card import Card
-from gap_bioimage.export.halo import default_box_px, measure_halo, mirrored
-from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, TEST_OUTPUT, Sizes, describe
-from gap_bioimage.export.readme import draw_cover, score_on_halves, write_readme
-from gap_bioimage.export.weights import denoiser_of, write_weights
+from gap_bioimage.export.example import check_room, counts_of, piece_to_test, sparse_counts
+from gap_bioimage.export.halo import default_box_px, measure_halo
+from gap_bioimage.export.kinds import Kind, Sampling, check_kind, product_of
+from gap_bioimage.export.operation import read_operation
+from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, Sizes, describe, description_of, output_file
+from gap_bioimage.export.readme import Measured, draw_cover, score_on_halves, write_readme
+from gap_bioimage.export.uncertainty import score_samples
+from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
     import xarray as xr
 
+    from gap_bioimage.export.operation import Operation
     from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.validation.report import Report
 
@@ -37,8 +40,13 @@ def export(
     model: Model | str | Path,
     out: str | Path,
     card: Card | str | Path,
-    kind: Literal["denoise"] = "denoise",
+    kind: Kind = "denoise",
     *,
+    n_samples: int = 4,
+    n_steps: int = 8,
+    seed: int = 0,
+    postprocessing: str | None = None,
+    postprocessing_kwargs: Mapping[str, Any] | None = None,
     test_image: xr.DataArray | str | Path | None = None,
     device: str = "cpu",
     on_stage: Callable[[str], None] | None = None,
@@ -56,7 +64,16 @@ def export(
     card
         The author's card, or its yaml.
     kind
-        "denoise": the output is the expected photons per pixel.
+        "denoise": the output is the expected photons per pixel. "sample": its channels are mean and standard
+        deviation of posterior samples, then the samples, drawn in the graph. "sample-hook": the same, drawn by
+        custom postprocessing, for bioimageio.core 0.10.3 or newer only.
+    n_samples, n_steps, seed
+        What is drawn, by kinds that sample: how many, in how many steps each, with which noise.
+    postprocessing
+        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)`` is called with numpy arrays and
+        keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
+    postprocessing_kwargs
+        Its kwargs, plain values.
     test_image
         Real counts for the test tensors and the measured numbers. Models from a run folder bring theirs.
     device
@@ -74,28 +91,29 @@ def export(
     CardError
         Listing all missing and wrong fields.
     ExportError
-        If there are no counts to test with, or a check fails.
+        If there are no counts to test with, an option or the postprocessing cannot be used, or a check fails.
     OutputError
         If the zip cannot be written.
     """
     from gap_bioimage.validation.report import validate
 
-    tell = on_stage or (lambda stage: None)
-    if kind != "denoise":
-        raise ExportError(f"kind {kind!r} is not one that can be exported; expected 'denoise'")
+    check_kind(kind)
+    sampling = Sampling(n_samples, n_steps, seed)
     card = card if isinstance(card, Card) else Card.read(card)
+    own = None if postprocessing is None else read_operation(postprocessing, postprocessing_kwargs)
+    description_of(card, custom=kind == "sample-hook" or own is not None)
     model = load_model(model) if isinstance(model, (str, Path)) else model
-    example, held_out = _counts_of(model, test_image)
+    example, held_out = counts_of(model, test_image)
+    order = _Order(kind, model, card, sampling, own, example, held_out, on_stage or (lambda stage: None))
     out = Path(out)
     with tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as temporary:
         folder = Path(name)
-        tell("measuring the halo")
         try:
-            files = _fill(folder, model, card, example, held_out)
+            files = _fill(folder, order)
         except OSError as error:
             raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
         _zip(folder, files, temporary)
-        tell("validating")
+        order.tell("validating")
         report = replace(validate(temporary, run_code=True, device=device), model=str(out))
         failed = [check for check in report.checks if check.status == "failed"]
         if report.status != "passed":
@@ -104,58 +122,50 @@ def export(
     return report
 
 
-def _fill(folder: Path, model: Model, card: Card, example: np.ndarray, held_out: np.ndarray | None) -> list[str]:
-    """Make the files of a denoising zip in a folder; return their names in the order of the archive."""
+@dataclass(frozen=True)
+class _Order:
+    """What is to be exported."""
+
+    kind: Kind
+    model: Model
+    card: Card
+    sampling: Sampling
+    own: Operation | None
+    example: np.ndarray
+    held_out: np.ndarray | None
+    tell: Callable[[str], None]
+
+
+def _fill(folder: Path, order: _Order) -> list[str]:
+    """Make the files of a zip in a folder; return their names in the order of the archive."""
+    model, example = order.model, order.example
     network = model.network.cpu()
+    order.tell("measuring the halo")
     box_px = default_box_px(receptive_field_px(network))
     denoiser = denoiser_of(model, box_px)
     halo = measure_halo(denoiser, example)
     sizes = Sizes.of(network.step_px, halo.halo_px)
-    write_weights(folder, denoiser)
-    photons = brightest_piece(mirrored(example, list(map(max, sizes.min_px, example.shape[1:]))), sizes.min_px)
-    photons = photons.astype(np.float32)[None]
-    with torch.inference_mode():
-        rate = denoiser(torch.from_numpy(photons)).numpy()
-        denoised = denoiser(torch.from_numpy(example.astype(np.float32))[None])[0].numpy()
+    order.tell("making the test tensors")
+    product = product_of(order.kind, model, box_px, order.sampling, order.own)
+    product.write(folder)
+    counts = piece_to_test(example, sizes.min_px)
+    if product.sampling is not None:
+        counts = sparse_counts(counts, product.sampling.n_samples, denoiser)
+    photons = counts.astype(np.float32)[None]
     np.save(folder / TEST_INPUT, photons)
-    np.save(folder / TEST_OUTPUT, rate)
-    draw_cover(folder / COVER, example, denoised)
-    scored = example if held_out is None else held_out
-    scores = score_on_halves(denoiser, scored)
-    write_readme(folder / README, model, card, sizes, halo, box_px, scores, held_out is not None)
-    rdf = describe(folder, model, card, sizes, box_px)
-    _write_yaml(folder / "rdf.yaml", rdf)
+    np.save(folder / output_file(product.output), product.run(photons))
+    with torch.inference_mode():
+        draw_cover(folder / COVER, example, denoiser(torch.from_numpy(example.astype(np.float32))[None])[0].numpy())
+    order.tell("measuring scores")
+    scored = example if order.held_out is None else order.held_out
+    measured = Measured(sizes, halo, box_px, score_on_halves(denoiser, scored), order.held_out is not None)
+    if product.sampler is not None:
+        room = check_room(example, product.sampler.brightest)
+        measured = replace(measured, samples=score_samples(product.sampler, scored), room_db=room)
+    write_readme(folder / README, model, order.card, product, measured)
+    _write_yaml(folder / "rdf.yaml", describe(folder, model, order.card, sizes, product))
     names = sorted(path.name for path in folder.iterdir())
     return ["rdf.yaml", *(name for name in names if name != "rdf.yaml")]
-
-
-def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Return the piece of an image (c, [z,] y, x) with the most photons, out of pieces that overlap by half."""
-    starts = itertools.product(
-        *(range(0, have - want + 1, max(1, want // 2)) for have, want in zip(image.shape[1:], size, strict=True))
-    )
-    cuts = [tuple(slice(s, s + want) for s, want in zip(start, size, strict=True)) for start in starts]
-    return max((image[(slice(None), *cut)] for cut in cuts), key=lambda piece: int(piece.sum(dtype=np.int64)))
-
-
-def _counts_of(model: Model, test_image: xr.DataArray | str | Path | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return counts (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them."""
-    from gap_bioimage.training.patches import as_stacks
-
-    if test_image is not None:
-        image = read_photons(test_image) if isinstance(test_image, (str, Path)) else test_image
-        stacks = as_stacks([image], model.config.dim)
-        if stacks[0].shape[0] != model.config.channels:
-            raise ExportError(
-                f"the test image has {stacks[0].shape[0]} channels, the model expects {model.config.channels}"
-            )
-        return np.asarray(max(stacks, key=lambda stack: float(stack.mean()))), None
-    folder = model.source.parent
-    if not (folder / "example.npy").is_file():
-        raise ExportError(
-            f"{model.source} brings no counts for the test tensors; give an image of real counts with --test-image"
-        )
-    return np.load(folder / "example.npy"), np.load(folder / "held_out.npy")
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:

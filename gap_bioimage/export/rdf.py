@@ -1,7 +1,7 @@
 """The model description (RDF) of a zip: the only place that makes one.
 
 Written in format 0.5.9 with plain strings, not through bioimageio.spec's writer: newer formats name files
-as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read.
+as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read. Custom postprocessing came with 0.5.10.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from gap_bioimage.export.weights import ARCHITECTURE, STATE_DICT, TORCHSCRIPT
+from gap_bioimage.errors import CardError
+from gap_bioimage.export.weights import STATE_DICT, TORCHSCRIPT
 from gap_bioimage.inference.tiling import round_up
 
 if TYPE_CHECKING:
@@ -21,10 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gap_bioimage.export.card import Card
+    from gap_bioimage.export.kinds import Product
     from gap_bioimage.training.checkpoint import Model
 
-FORMAT_VERSION = "0.5.9"
-TEST_INPUT, TEST_OUTPUT, COVER, README = "test_photons.npy", "test_rate.npy", "cover.png", "README.md"
+FORMAT_VERSION, FORMAT_WITH_CUSTOM = "0.5.9", "0.5.10"
+TEST_INPUT, COVER, README = "test_photons.npy", "cover.png", "README.md"
+ONLY_CORE = "Runs in bioimageio.core >= 0.10.3 only; not in Fiji, not in ilastik."
+"""What users of a zip with custom postprocessing must know."""
+_LONGEST_DESCRIPTION = 512
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Sizes:
         return cls(tuple(minimum), tuple(step_px), tuple(halo_px))
 
 
-def describe(folder: Path, model: Model, card: Card, sizes: Sizes, box_px: list[int]) -> dict[str, Any]:
-    """Return the RDF of a denoising model whose files lie in ``folder``.
+def describe(folder: Path, model: Model, card: Card, sizes: Sizes, product: Product) -> dict[str, Any]:
+    """Return the RDF of a model whose files lie in ``folder``.
 
     Parameters
     ----------
@@ -58,36 +64,54 @@ def describe(folder: Path, model: Model, card: Card, sizes: Sizes, box_px: list[
     """
     channels = model.config.channels
     names = ["photons"] if channels == 1 else [f"photons{i}" for i in range(channels)]
+    attached = [_file(folder, name) for name in product.attachments]
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_WITH_CUSTOM if product.operations else FORMAT_VERSION,
         "type": "model",
         "id": card.identifier,
         "name": card.name,
-        "description": card.description,
+        "description": description_of(card, custom=bool(product.operations)),
         "authors": [author.model_dump(exclude_none=True) for author in card.authors],
         "maintainers": [person.model_dump(exclude_none=True) for person in card.maintainers],
         "cite": card.citations,
         "license": card.license,
-        "tags": tags_of(model, card),
+        "tags": tags_of(model, card, product.tags),
         "version": card.version,
         **({"git_repo": card.git_repo} if card.git_repo else {}),
         "timestamp": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "documentation": README,
         "covers": [COVER],
+        **({"attachments": attached} if attached else {}),
         "inputs": [_input(folder, names, sizes)],
-        "outputs": [_output(folder, names, sizes)],
-        "weights": _weights(folder, model, box_px),
-        "config": {
-            "gap_bioimage": {
-                "kind": "denoise",
-                "conserves_photons": True,
-                "trained_range_db": list(model.trained_range_db),
-            }
-        },
+        "outputs": [_output(folder, sizes, product)],
+        "weights": _weights(folder, product),
+        "config": {"gap_bioimage": product.facts},
     }
 
 
-def tags_of(model: Model, card: Card) -> list[str]:
+def description_of(card: Card, *, custom: bool) -> str:
+    """Return the card's description, and who can run the model where not everybody can.
+
+    Raises
+    ------
+    CardError
+        If there is no room for that.
+    """
+    text = f"{card.description} {ONLY_CORE}" if custom else card.description
+    if len(text) > _LONGEST_DESCRIPTION:
+        raise CardError(
+            f"the card's description has {len(card.description)} characters; with the note on who can run this model "
+            f"it is {len(text)}, at most {_LONGEST_DESCRIPTION} are allowed: shorten it"
+        )
+    return text
+
+
+def output_file(output: str) -> str:
+    """Return the name of the file that holds the expected output."""
+    return f"test_{output}.npy"
+
+
+def tags_of(model: Model, card: Card, more: Sequence[str] = ()) -> list[str]:
     """Return the tags that the zoo and its partners search for, and the card's own."""
     fixed = [
         "denoising",
@@ -98,7 +122,7 @@ def tags_of(model: Model, card: Card) -> list[str]:
         "pytorch",
         "fluorescence-light-microscopy",
     ]
-    return list(dict.fromkeys([*fixed, f"{model.config.dim}d", *card.tags]))
+    return list(dict.fromkeys([*fixed, *more, f"{model.config.dim}d", *card.tags]))
 
 
 def _input(folder: Path, names: list[str], sizes: Sizes) -> dict[str, Any]:
@@ -115,7 +139,7 @@ def _input(folder: Path, names: list[str], sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _output(folder: Path, names: list[str], sizes: Sizes) -> dict[str, Any]:
+def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
     space = [
         {
             "type": "space",
@@ -125,13 +149,26 @@ def _output(folder: Path, names: list[str], sizes: Sizes) -> dict[str, Any]:
         }
         for axis, halo in zip(_space(sizes), sizes.halo_px, strict=True)
     ]
+    expected = folder / output_file(product.output)
+    custom = [
+        {"id": "custom", "callable": operation.callable, "kwargs": operation.kwargs}
+        | _file(folder, operation.file_name)
+        for operation in product.operations
+    ]
+    # what the user's own postprocessing returns may be negative
+    lowest = {"range": [0.0, None]} if product.own is None else {}
     return {
-        "id": "rate",
-        "description": "expected photons per pixel (posterior mean)",
-        "axes": [*_batch_and_channel([name.replace("photons", "rate") for name in names]), *space],
-        "data": {"type": "float32", "range": [0.0, None]},
-        "test_tensor": _file(folder, TEST_OUTPUT),
+        "id": product.output,
+        "description": product.description + ("" if product.own is None else f"; then {product.own.callable}"),
+        "axes": [*_batch_and_channel(product.channel_names), *space],
+        "data": {"type": _dtype(expected), **lowest},
+        "test_tensor": _file(folder, expected.name),
+        **({"postprocessing": custom} if custom else {}),
     }
+
+
+def _dtype(path: Path) -> str:
+    return str(np.load(path, mmap_mode="r").dtype.name)
 
 
 def _batch_and_channel(names: list[str]) -> list[dict[str, Any]]:
@@ -142,10 +179,13 @@ def _space(sizes: Sizes) -> str:
     return "zyx"[-len(sizes.min_px) :]
 
 
-def _weights(folder: Path, model: Model, box_px: list[int]) -> dict[str, Any]:
+def _weights(folder: Path, product: Product) -> dict[str, Any]:
     version = torch.__version__.split("+")[0]
-    arguments = {"box_px": list(box_px), **model.config.model_dump(mode="json")}
-    architecture = {**_file(folder, ARCHITECTURE), "callable": "PhotonDenoiser", "kwargs": arguments}
+    architecture = {
+        **_file(folder, product.source.name),
+        "callable": type(product.module).__name__,
+        "kwargs": product.arguments,
+    }
     return {
         "pytorch_state_dict": {
             **_file(folder, STATE_DICT),

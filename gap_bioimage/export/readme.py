@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from gap_bioimage.export.rdf import ONLY_CORE
+from gap_bioimage.export.readme_sampling import paragraph, sample_scores_text, sampling_text
 from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
     from gap_bioimage.export.card import Card
     from gap_bioimage.export.halo import HaloReport
+    from gap_bioimage.export.kinds import Product
+    from gap_bioimage.export.operation import Operation
     from gap_bioimage.export.rdf import Sizes
+    from gap_bioimage.export.uncertainty import SampleScores
     from gap_bioimage.network import PhotonDenoiser
     from gap_bioimage.training.checkpoint import Model
 
@@ -99,55 +104,105 @@ def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
     figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
 
 
-def write_readme(
-    path: Path,
-    model: Model,
-    card: Card,
-    sizes: Sizes,
-    halo: HaloReport,
-    box_px: list[int],
-    scores: Scores,
-    held_out: bool,
-) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on the model while it was exported.
+
+    Attributes
+    ----------
+    sizes, halo, box_px
+        Of the graph.
+    scores
+        Of the denoised image.
+    held_out
+        Whether the counts behind the scores took no part in training.
+    samples
+        Scores of the samples, for zips that sample.
+    room_db
+        How far photons can be added to the example, for zips that sample.
+    """
+
+    sizes: Sizes
+    halo: HaloReport
+    box_px: list[int]
+    scores: Scores
+    held_out: bool
+    samples: SampleScores | None = None
+    room_db: float = 0.0
+
+
+def write_readme(path: Path, model: Model, card: Card, product: Product, measured: Measured) -> None:
     """Write the documentation that travels in the zip."""
-    axes = "zyx"[-model.config.dim :]
+    sections = [f"# {card.name}"]
+    if product.operations:
+        sections.append(f"**{ONLY_CORE}** It runs Python code of this zip: see that you trust its author.")
+    sections += [card.description, _what_it_does(model, product, measured)]
+    sections += ["## Use", _how_to_use(model, product, measured)]
+    if product.sampling is not None:
+        sections += ["## Samples", sampling_text(model, product, product.sampling, measured.room_db)]
+    if product.own is not None:
+        sections += ["## Postprocessing", _own_text(product.own)]
+    sections += ["## Training data", card.training_data or "Not stated by the author."]
+    sections += ["# Validation", _validation_text(measured)]
+    sections += ["## Limitations", card.limitations or _LIMITATIONS]
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _what_it_does(model: Model, product: Product, measured: Measured) -> str:
+    output = "the expected number of photons per pixel (posterior mean, MMSE)"
+    if product.sampling is not None:
+        output = "mean and standard deviation of samples of the clean image, then the samples, in photons per pixel"
+    inside = ": no pre- or postprocessing is needed" if not product.operations else ", but for its postprocessing"
+    return paragraph(
+        f"""Input: photon counts per pixel, as they were recorded. Output: {output}. Photons are conserved around each
+        pixel, in a box of {" x ".join(map(str, measured.box_px))} px; `gap-bioimage denoise` conserves them in the
+        whole image instead, which differs a little. The network is a {model.config.dim}D GAP U-Net (Generative
+        Accumulation of Photons, doi:10.48550/arXiv.2307.06607): it has learnt from noisy counts alone where the next
+        photon would land. All computation is inside the model{inside}."""
+    )
+
+
+def _how_to_use(model: Model, product: Product, measured: Measured) -> str:
+    sizes, axes = measured.sizes, "zyx"[-model.config.dim :]
     low, high = model.trained_range_db
     grid = ", ".join(
         f"{axis} {minimum} + n x {step}" for axis, minimum, step in zip(axes, sizes.min_px, sizes.step_px, strict=True)
     )
-    box = " x ".join(map(str, box_px))
     halos = ", ".join(f"{axis} {value}" for axis, value in zip(axes, sizes.halo_px, strict=True))
-    seam = "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in halo.relative_rms.items())
-    origin = "held-out counts, which took no part in training" if held_out else "the given test image"
-    gain = scores.denoised - scores.gaussian
-    path.write_text(
-        f"""# {card.name}
-
-{card.description}
-
-Input: photon counts per pixel, as they were recorded. Output: the expected number of photons per pixel
-(posterior mean, MMSE). Photons are conserved around each pixel, in a box of {box} px; `gap-bioimage denoise`
-conserves them in the whole image instead, which differs a little. The network is a {model.config.dim}D GAP U-Net
-(Generative Accumulation of Photons, doi:10.48550/arXiv.2307.06607): it has learnt from noisy counts alone where the
-next photon would land. All computation is inside the model; no pre- or postprocessing is needed.
-
-## Use
-
-- Fiji: open the zip with deepImageJ and run it on the counts (16 or 32 bit). The result is a 32-bit image in photons.
-- ilastik: as a neural network model; export the raw float result, since the view shows it as if it were 0..1.
-- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or
-  `gap-bioimage denoise model.zip counts.tif out.tif`.
+    others = [
+        "- Fiji: open the zip with deepImageJ and run it on the counts (16 or 32 bit). The result is a 32-bit image in"
+        " photons.",
+        "- ilastik: as a neural network model; export the raw float result, since the view shows it as if it were"
+        " 0..1.",
+    ]
+    verb = "denoise" if product.sampling is None else "sample"
+    without = "" if product.own is None else f", which leaves {product.own.callable} out"
+    python = f"""- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or
+  `gap-bioimage {verb} model.zip counts.tif out.tif`{without}."""
+    uses = "\n".join([*([] if product.operations else others), python])
+    return f"""{uses}
 
 Sizes: {grid} pixels; larger images run in tiles with a halo of {halos} pixels, which consumers do by themselves.
 Trained for inputs of {low:g} to {high:g} dB (10 log10 of the mean photons per pixel,
-{10 ** (low / 10):.3g} to {10 ** (high / 10):.3g} photons per pixel). Brighter images are outside what it has seen.
+{10 ** (low / 10):.3g} to {10 ** (high / 10):.3g} photons per pixel). Brighter images are outside what it has seen."""
 
-## Training data
 
-{card.training_data or "Not stated by the author."}
+def _own_text(operation: Operation) -> str:
+    given = ", ".join(f"{name}={value!r}" for name, value in operation.kwargs.items())
+    return paragraph(
+        f"""The output goes through `{operation.callable}({given})` of `{operation.file_name}`, written by the model's
+        author, as a numpy array, or tile by tile. What the values mean after that is for the author to say."""
+    )
 
-# Validation
 
+def _validation_text(measured: Measured) -> str:
+    scores = measured.scores
+    origin = "held-out counts, which took no part in training" if measured.held_out else "the given test image"
+    gain = scores.denoised - scores.gaussian
+    verdict = f"{abs(gain):.4f} nats per photon {'better' if gain >= 0 else 'worse'}"
+    seam = "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in measured.halo.relative_rms.items())
+    samples = "" if measured.samples is None else f"\n\n{sample_scores_text(measured.samples)}"
+    return f"""\
 Measured when this file was written, on {origin} ({scores.pseudo_psnr_db:.1f} dB after splitting):
 the photons were split at random into two halves, one was denoised, and judged by the log-likelihood of the
 other half's {scores.photons} photons (nats per photon; larger is better).
@@ -158,13 +213,7 @@ other half's {scores.photons} photons (nats per photon; larger is better).
 | best Gaussian filter (sigma {scores.gaussian_sigma_px:g} px, chosen on the other half) | {scores.gaussian:.4f} |
 | flat image | {scores.flat:.4f} |
 
-The model is {abs(gain):.4f} nats per photon {"better" if gain >= 0 else "worse"} than the best Gaussian filter.
+The model is {verdict} than the best Gaussian filter.{samples}
 
-Tiles against the whole image, relative RMS difference with the declared halo: {seam} photons per pixel.
-
-## Limitations
-
-{card.limitations or _LIMITATIONS}
-""",
-        encoding="utf-8",
-    )
+Tiles of the denoised image against the whole, relative RMS difference with the declared halo:
+{seam} photons per pixel."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import gap_bioimage.network as network_source
-from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.inference.climb import GAIN, WINDOW_PX
+from gap_bioimage.network import PhotonDenoiser, PosteriorSampler
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch import nn
 
     from gap_bioimage.training.checkpoint import Model
 
-TORCHSCRIPT, STATE_DICT, ARCHITECTURE = "weights_torchscript.pt", "weights.pt", "network.py"
+TORCHSCRIPT, STATE_DICT = "weights_torchscript.pt", "weights.pt"
+SAMPLER_WEIGHTS = "sampler_weights.pt"
+"""The state_dict of a sampler that is not among the weights."""
+NETWORK_SOURCE = Path(network_source.__file__)
 
 
 def denoiser_of(model: Model, box_px: list[int]) -> PhotonDenoiser:
@@ -26,16 +31,52 @@ def denoiser_of(model: Model, box_px: list[int]) -> PhotonDenoiser:
     return denoiser.eval().requires_grad_(False)
 
 
-def write_weights(folder: Path, module: torch.nn.Module) -> None:
+def sampler_of(model: Model, arguments: dict[str, Any]) -> PosteriorSampler:
+    """Return the module that a sampling zip runs, on the CPU and in evaluation mode."""
+    sampler = PosteriorSampler(**arguments)
+    sampler.network.load_state_dict({k: v.cpu() for k, v in model.network.state_dict().items()})
+    return sampler.eval().requires_grad_(False)
+
+
+def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
+    """Return what ``PosteriorSampler`` is made with, in plain values."""
+    return {
+        "box_px": list(box_px),
+        "n_samples": n_samples,
+        "n_steps": n_steps,
+        "seed": seed,
+        "gain": GAIN,
+        "brightest": brightest_of(model),
+        "window_px": list(WINDOW_PX[model.config.dim]),
+        **model.config.model_dump(mode="json"),
+    }
+
+
+def brightest_of(model: Model) -> float:
+    """Return the top of the trained range, in mean photons per pixel."""
+    return float(10 ** (model.trained_range_db[1] / 10))
+
+
+def write_weights(folder: Path, module: nn.Module, source: Path = NETWORK_SOURCE) -> None:
     """Write TorchScript, state_dict and the architecture's source into a folder."""
-    script = torch.jit.script(module)
+    (folder / TORCHSCRIPT).write_bytes(torchscript_of(module))
+    write_state(folder / STATE_DICT, module)
+    shutil.copyfile(source, folder / source.name)
+
+
+def write_state(path: Path, module: nn.Module) -> None:
+    """Write a state_dict."""
     # by way of memory: torch's own file writer ends the process when the disk is full
-    archive, state = io.BytesIO(), io.BytesIO()
-    torch.jit.save(script, archive)
-    (folder / TORCHSCRIPT).write_bytes(without_debug_records(archive.getvalue()))
+    state = io.BytesIO()
     torch.save(module.state_dict(), state)
-    (folder / STATE_DICT).write_bytes(state.getvalue())
-    shutil.copyfile(network_source.__file__, folder / ARCHITECTURE)
+    path.write_bytes(state.getvalue())
+
+
+def torchscript_of(module: nn.Module) -> bytes:
+    """Return a module as a TorchScript archive without debug records."""
+    archive = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), archive)
+    return without_debug_records(archive.getvalue())
 
 
 def without_debug_records(archive: bytes) -> bytes:

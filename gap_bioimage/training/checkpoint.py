@@ -21,6 +21,8 @@ from gap_bioimage.network import UNet
 
 ORIGINAL_RANGE_DB = (-40.0, 10.0)
 """Pseudo-PSNR range of the original's published training settings; its checkpoints do not tell."""
+_NOT_OF_THE_NETWORK = ("box_px", "n_samples", "n_steps", "seed", "gain", "brightest", "window_px")
+"""What the modules of our zips are made with besides."""
 
 
 @dataclass(frozen=True)
@@ -181,20 +183,21 @@ def _from_zip(path: Path) -> Model:
     with zipfile.ZipFile(path) as archive:
         try:
             rdf = yaml.safe_load(archive.read("rdf.yaml"))
-            weights_entry = rdf["weights"]["pytorch_state_dict"]
-            arguments = dict(weights_entry["architecture"]["kwargs"])
-            low, high = rdf["config"]["gap_bioimage"]["trained_range_db"]
-            weights = read_weights(io.BytesIO(archive.read(weights_entry["source"])), str(path))
+            ours, entry = rdf["config"]["gap_bioimage"], rdf["weights"]["pytorch_state_dict"]
+            # where postprocessing samples, the weights of the zip only copy photons
+            sampler = ours.get("sampler") or {**entry["architecture"], "source": entry["source"]}
+            arguments = {k: v for k, v in sampler["kwargs"].items() if k not in _NOT_OF_THE_NETWORK}
+            low, high = ours["trained_range_db"]
+            weights = read_weights(io.BytesIO(archive.read(sampler["source"])), str(path))
         except CheckpointError:
             raise
         except (zipfile.BadZipFile, zlib.error, RuntimeError):  # the last is an encrypted zip
             raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
-        except (KeyError, TypeError, ValueError, yaml.YAMLError):
+        except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
             raise CheckpointError(
                 f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage "
                 "and pytorch_state_dict weights in its rdf.yaml"
             ) from None
-    arguments.pop("box_px", None)
     config = _config(arguments, path)
     own = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
     return Model(_network(config, own, path), config, (low, high), path, "bioimage.io zip", {"rdf": rdf})

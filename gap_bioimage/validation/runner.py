@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Slices = tuple[slice, ...]
 
 
+SHARED_SEED = 1
+"""Torch's random state before the runs that several checks look at."""
+
+
 class Runner:
     """A loaded model, whose inputs and outputs are numpy arrays by tensor id.
 
@@ -108,12 +112,33 @@ class Runner:
     @cached_property
     def produced(self) -> Arrays:
         """The outputs for the test inputs."""
-        return self.run(self.test_inputs)
+        return self._run_seeded(self.test_inputs)
 
     @cached_property
     def small_inputs(self) -> Arrays:
         """The test inputs at the smallest declared size, or as they are where that is fixed."""
         return self.inputs_of(self.sizes(0)[0]) if self.steps else self.test_inputs
+
+    @cached_property
+    def small_outputs(self) -> Arrays:
+        """The outputs for the small inputs, of one run that several checks share."""
+        small, test = self.small_inputs, self.test_inputs
+        if all(np.array_equal(small[name], test[name]) for name in small):
+            return self.produced
+        return self._run_seeded(small)
+
+    def _run_seeded(self, inputs: Arrays) -> Arrays:
+        """Run from a known random state, so that a later run can start from another one."""
+        import torch
+
+        torch.manual_seed(SHARED_SEED)
+        return self.run(inputs)
+
+    @property
+    def has_custom_postprocessing(self) -> bool:
+        """Whether an output goes through Python code of the package."""
+        steps = [step for tensor in self.descr.outputs for step in getattr(tensor, "postprocessing", None) or []]
+        return any(getattr(step, "id", None) == "custom" for step in steps)
 
     def axes(self, name: str) -> tuple[str, ...]:
         """Axis ids of a tensor."""
@@ -144,7 +169,9 @@ class Runner:
             self._pipeline.apply_preprocessing(sample)
         return {str(name): tensor.to_numpy() for name, tensor in sample.members.items()}
 
-    def run(self, inputs: Arrays, *, preprocessed: bool = False, padded: bool = False) -> Arrays:
+    def run(
+        self, inputs: Arrays, *, preprocessed: bool = False, padded: bool = False, postprocess: bool = True
+    ) -> Arrays:
         """Run the model and its processing on whole inputs.
 
         Parameters
@@ -155,17 +182,22 @@ class Runner:
             The inputs have been through `preprocess`.
         padded
             Mirror the inputs outwards by the halo and crop the outputs, as users' predictions do.
+        postprocess
+            Apply the postprocessing.
         """
         with quiet():
             result = self._pipeline.predict_sample_without_blocking(
                 self._sample(inputs),
                 skip_preprocessing=preprocessed,
+                skip_postprocessing=not postprocess,
                 skip_input_padding=not padded,
                 skip_output_cropping=not padded,
             )
         return {str(name): tensor.to_numpy() for name, tensor in result.members.items()}
 
-    def run_tiles(self, inputs: Arrays, tile: Sizes, most: int) -> Iterator[tuple[Arrays, dict[str, Slices]]]:
+    def run_tiles(
+        self, inputs: Arrays, tile: Sizes, most: int, *, postprocess: bool = True
+    ) -> Iterator[tuple[Arrays, dict[str, Slices]]]:
         """Run the model on some of the tiles of preprocessed inputs, as users' tiled predictions do.
 
         Parameters
@@ -176,6 +208,8 @@ class Runner:
             Size of a tile, the declared halo included.
         most
             At most so many tiles are run, spread evenly over the image.
+        postprocess
+            Apply the postprocessing to each tile.
 
         Yields
         ------
@@ -190,7 +224,9 @@ class Runner:
             if index not in chosen:
                 continue
             with quiet():
-                result = pipeline.predict_sample_block(block, skip_preprocessing=True)
+                result = pipeline.predict_sample_block(
+                    block, skip_preprocessing=True, skip_postprocessing=not postprocess
+                )
             found = result.blocks.items()
             outputs = {str(name): piece.inner_data.to_numpy() for name, piece in found}
             places = {

@@ -63,7 +63,8 @@ def _size_parameters(axes: list[tuple[str, str]]) -> Iterator[dict[tuple[str, st
 def _wrong_shape(runner: Runner, wanted: Sizes, promised: dict[str, Any]) -> str | None:
     shape = _shape(runner, wanted)
     try:
-        produced = runner.run(runner.inputs_of(wanted))
+        smallest = wanted == runner.sizes(0)[0]
+        produced = runner.small_outputs if smallest else runner.run(runner.inputs_of(wanted))
     except Exception as error:  # whatever the model raises at this size
         return f"input size {shape} raised {type(error).__name__}: {one_sentence(error, 160)}"
     for name, declared in promised.items():
@@ -124,39 +125,47 @@ def tiled(runner: Runner) -> Outcome:
         return Outcome("skipped", "the input size is fixed, so no image can be predicted as a whole")
     if runner.postprocesses_whole_images:
         return Outcome("skipped", "postprocessing takes statistics of the whole image")
+    if is_stochastic(runner):
+        return Outcome("skipped", "it is declared stochastic, so each tile holds another sample")
     image, tile = tiled_sizes(runner)
     if voxels(image) > MAX_VOXELS:
         return Outcome("skipped", "an image of three tiles is too large to be run here")
     # Preprocessing may take statistics of the image: apply it once, so that only tiling differs.
     inputs = runner.preprocess(runner.inputs_of(image))
-    whole = runner.run(inputs, preprocessed=True, padded=True)
-    n_tiles, worst = _tile_difference(runner, inputs, tile, whole)
+    n_tiles, worst = _tile_difference(runner, inputs, tile)
     text = (
         f"{_shape(runner, image)} in {n_tiles} tiles of {_shape(runner, tile)} differs from the whole by {worst:.2%} "
         f"(below {TILED:.0%} expected)"
     )
     if worst < TILED:
         return Outcome("passed", text)
-    if declared(runner.descr, "stochastic") is True:
-        return Outcome("skipped", f"{text}; it is declared stochastic, so each tile holds another sample")
+    if runner.has_custom_postprocessing and _tile_difference(runner, inputs, tile, postprocess=False)[1] < TILED:
+        fix = "Let the postprocessing look at each pixel by itself, or tell users not to run it in tiles."
+        return Outcome("warning", f"{text}, because of its custom postprocessing", fix)
     if not any(runner.halo.values()):  # nothing was promised
         fix = "Declare the halo that the network needs on the outputs' axes."
         return Outcome("warning", text + "; no halo is declared", fix)
     return Outcome("failed", text, "Enlarge the halo, or keep whole-image statistics out of the network.")
 
 
-def _tile_difference(runner: Runner, inputs: Arrays, tile: Sizes, whole: Arrays) -> tuple[int, float]:
+def _tile_difference(runner: Runner, inputs: Arrays, tile: Sizes, *, postprocess: bool = True) -> tuple[int, float]:
     """Number of tiles run, and the relative RMS of all of them together against the same places of the whole."""
+    whole = runner.run(inputs, preprocessed=True, padded=True, postprocess=postprocess)
     pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in whole}
     places: dict[str, list[NDArray[Any]]] = {name: [] for name in whole}
     n_tiles = 0
-    for outputs, slices in runner.run_tiles(inputs, tile, MAX_TILES):
+    for outputs, slices in runner.run_tiles(inputs, tile, MAX_TILES, postprocess=postprocess):
         n_tiles += 1
         for name, piece in outputs.items():
             pieces[name].append(piece.ravel())
             places[name].append(whole[name][slices[name]].ravel())
     joined = [(np.concatenate(pieces[name]), np.concatenate(places[name])) for name in whole]
     return n_tiles, max(relative_rms(got, expected, centred=False) for got, expected in joined)
+
+
+def is_stochastic(runner: Runner) -> bool:
+    """Whether a model is declared to draw samples, others in each tile."""
+    return declared(runner.descr, "stochastic") is True
 
 
 def declared(descr: Any, key: str) -> Any:

@@ -17,11 +17,6 @@ def _weights(facts: Facts) -> str | None:
     return None if _RUNS & facts.weights.keys() else f"weights are given as {', '.join(facts.weights) or 'nothing'}"
 
 
-def _custom(facts: Facts) -> str | None:
-    steps = [step for tensor in [*facts.inputs, *facts.outputs] for step in tensor.steps]
-    return "a processing step has the id custom" if any(step.get("id") == "custom" for step in steps) else None
-
-
 RULES = (
     Rule(
         "ilastik.format_version",
@@ -60,7 +55,7 @@ RULES = (
         "ilastik.custom_ops",
         "bioimageio.core before 0.10.3 refuses the whole model",
         "Put the step into the network's graph.",
-        _custom,
+        tensors.custom_processing,
         formats="0.5",
     ),
     Rule(

@@ -45,6 +45,12 @@ def channel_names(facts: Facts) -> str | None:
     return None
 
 
+def custom_processing(facts: Facts) -> str | None:
+    """No processing by Python code of the package."""
+    steps = [step for tensor in [*facts.inputs, *facts.outputs] for step in tensor.steps]
+    return "a processing step has the id custom" if any(step.get("id") == "custom" for step in steps) else None
+
+
 def plain_strings(facts: Facts) -> str | None:
     """Documentation, covers and licence as plain strings."""
     values = [("documentation", facts.rdf.get("documentation")), ("license", facts.rdf.get("license"))]

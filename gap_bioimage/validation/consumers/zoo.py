@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.validation.consumers import tensors
 from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
@@ -186,6 +187,14 @@ RULES = (
         "the zoo's deepImageJ check pads it and differs at the border",
         "Crop the test input to a multiple of step.",
         _test_of_step,
+        formats="0.5",
+    ),
+    Rule(
+        "zoo.custom_ops",
+        "only bioimageio.core 0.10.3 or newer runs it, and the zoo reviews its code first",
+        "Put the step into the network's graph, or tell users what the model needs.",
+        tensors.custom_processing,
+        advice=True,
         formats="0.5",
     ),
     Rule("zoo.few_files", "the zoo wants few files, side by side", "Flatten the package.", _flat, advice=True),
