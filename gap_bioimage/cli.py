@@ -224,6 +224,7 @@ def export(
     postprocessing_kwargs: Annotated[
         str | None, typer.Option(metavar="YAML", help="What NAME is called with, such as '{threshold: 2.5}'.")
     ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Add ONNX weights; of kind denoise only.")] = False,
     test_image: Annotated[Path | None, typer.Option(help="Real counts to test with, if the model has none.")] = None,
     device: Annotated[str, typer.Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
     init_card: Annotated[Path | None, typer.Option(help="Write a commented card to fill in, and stop.")] = None,
@@ -252,6 +253,7 @@ def export(
         seed=seed,
         postprocessing=postprocessing,
         postprocessing_kwargs=parse_kwargs(postprocessing_kwargs),
+        onnx=onnx,
         test_image=test_image,
         device=device,
         on_stage=lambda stage: say(quiet, f"{stage} ..."),

@@ -267,8 +267,8 @@ def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, f
         From ``spread``, (b, n), or ones (b, 1).
     """
     flat = log_rate.flatten(1).double()
-    # in pieces: random numbers take ten times the memory of what they make
-    n_pixels, size = flat.shape[1], 1 << 22
+    # in pieces that stay in the cache: random numbers take ten times the memory of what they make
+    n_pixels, size = flat.shape[1], 1 << 18
     log_total = torch.logsumexp(flat, 1, keepdim=True)
     factor = factor.expand(-1, n_pixels)
     pieces: List[Tensor] = []  # noqa: UP006
@@ -550,7 +550,7 @@ class PosteriorSampler(nn.Module):
                 factor = spread(log_rate, previous, growth, now, keys)
                 if step == n_steps:
                     rate = conserve_photons(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
-                    samples.append(rate * (start / torch.clamp(now, min=1.0)).float())
+                    samples.append(rate * (start / torch.clamp(now, min=1e-12)).float())
                 else:
                     n_new = equal_root_step(step, n_steps, start, stop, now)
                     x = accumulate(x, log_rate, n_new, keys, factor)
@@ -561,7 +561,8 @@ class PosteriorSampler(nn.Module):
     def forward(self, photons: Tensor) -> Tensor:
         """Return mean, standard deviation and samples along the channels, (b, (2 + n_samples) c, [z,] y, x)."""
         samples = self.sample(photons, self.n_samples, self.n_steps, self.seed)
-        mean = torch.mean(samples, 0)
+        # in this form the mean of equal samples is exactly theirs
+        mean = samples[0] + torch.mean(samples - samples[0], 0)
         square = torch.sum(torch.square(samples - mean), 0) / max(self.n_samples - 1, 1)
         return torch.cat([mean, torch.sqrt(square), samples.transpose(0, 1).flatten(1, 2)], 1)
 

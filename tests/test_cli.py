@@ -420,7 +420,10 @@ def test_control_c_is_exit_code_130(run: Any, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("gap_bioimage.photons.image_io.write_image", interrupted)
     options = ("--dim", 2, "--photons", 1, "--seed", 0, "--shape", "16,16")
     result = run("simulate", tmp_path / "x.tif", *options)
-    assert (result.code, result.err) == (130, "error: stopped; training continues with --resume, sampling with the same command\n")
+    assert (result.code, result.err) == (
+        130,
+        "error: stopped; training continues with --resume, sampling with the same command\n",
+    )
     assert snapshot(tmp_path) == {}
 
 

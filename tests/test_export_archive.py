@@ -53,7 +53,7 @@ def test_the_public_name_stays_a_function_when_the_package_of_that_name_is_impor
     import gap_bioimage.export.card
 
     for _ in range(2):
-        with pytest.raises(ExportError, match="expected one of 'denoise'"):
+        with pytest.raises(ExportError, match="expected 'denoise', 'sample' or 'sample-hook'"):
             gap_bioimage.export(trained_2d.run, "model.zip", trained_2d.card, "magic")
     assert gap_bioimage.export.card.Card is Card
 
@@ -185,7 +185,7 @@ def test_a_test_image_must_fit(trained_2d: Trained, trained_3d: Trained, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"kind": "magic"}, ExportError, "expected one of 'denoise', 'sample', 'sample-hook'"),
+        ({"kind": "magic"}, ExportError, "expected 'denoise', 'sample' or 'sample-hook'"),
         ({"n_samples": 0}, ExportError, "samples is 0, expected 1 or more"),
         ({"n_steps": -1}, ExportError, "steps is -1, expected 1 or more"),
         ({"seed": -1}, ExportError, "seed is -1, expected 0 or more"),

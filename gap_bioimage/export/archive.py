@@ -17,6 +17,7 @@ from gap_bioimage.export.card import Card
 from gap_bioimage.export.example import check_room, counts_of, piece_to_test, sparse_counts
 from gap_bioimage.export.halo import default_box_px, measure_halo
 from gap_bioimage.export.kinds import Kind, Sampling, check_kind, product_of
+from gap_bioimage.export.onnx_weights import check_onnx, write_onnx
 from gap_bioimage.export.operation import read_operation
 from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, Sizes, describe, description_of, output_file
 from gap_bioimage.export.readme import Measured, draw_cover, score_on_halves, write_readme
@@ -47,6 +48,7 @@ def export(
     seed: int = 0,
     postprocessing: str | None = None,
     postprocessing_kwargs: Mapping[str, Any] | None = None,
+    onnx: bool = False,
     test_image: xr.DataArray | str | Path | None = None,
     device: str = "cpu",
     on_stage: Callable[[str], None] | None = None,
@@ -74,6 +76,8 @@ def export(
         keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
     postprocessing_kwargs
         Its kwargs, plain values.
+    onnx
+        Add ONNX weights; kind "denoise" only.
     test_image
         Real counts for the test tensors and the measured numbers. Models from a run folder bring theirs.
     device
@@ -99,12 +103,14 @@ def export(
 
     check_kind(kind)
     sampling = Sampling(n_samples, n_steps, seed)
+    if onnx:
+        check_onnx(kind)
     card = card if isinstance(card, Card) else Card.read(card)
     own = None if postprocessing is None else read_operation(postprocessing, postprocessing_kwargs)
     description_of(card, custom=kind == "sample-hook" or own is not None)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     example, held_out = counts_of(model, test_image)
-    order = _Order(kind, model, card, sampling, own, example, held_out, on_stage or (lambda stage: None))
+    order = _Order(kind, model, card, sampling, own, onnx, example, held_out, on_stage or (lambda stage: None))
     out = Path(out)
     with tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as temporary:
         folder = Path(name)
@@ -131,6 +137,7 @@ class _Order:
     card: Card
     sampling: Sampling
     own: Operation | None
+    onnx: bool
     example: np.ndarray
     held_out: np.ndarray | None
     tell: Callable[[str], None]
@@ -148,6 +155,8 @@ def _fill(folder: Path, order: _Order) -> list[str]:
     order.tell("making the test tensors")
     product = product_of(order.kind, model, box_px, order.sampling, order.own)
     product.write(folder)
+    if order.onnx:
+        write_onnx(folder, denoiser, model.config.channels, sizes)
     counts = piece_to_test(example, sizes.min_px)
     if product.sampling is not None:
         counts = sparse_counts(counts, product.sampling.n_samples, denoiser)

@@ -98,7 +98,7 @@ def check_room(example: np.ndarray, brightest: float) -> float:
     if room < _WARN_ROOM_DB:
         warnings.warn(
             "samples are drawn by adding photons up to the brightness that the network was trained for, and the "
-            f"example image has {room:.1f} dB of room only: samples of images like it show at most "
+            f"example image has {room:.1f} dB of room only: samples of images like it may show as little as "
             f"{1 - 10 ** (-room / 10):.0%} of the posterior's variance; train on brighter images to have more",
             stacklevel=4,
         )
@@ -124,7 +124,8 @@ def sparse_counts(counts: np.ndarray, n_samples: int, denoise: Callable[[Tensor]
     size = counts.shape[1:]
     region = brightest_piece(counts, [min(*pair) for pair in zip(_REGION_PX[len(size)], size, strict=True)])
     # off the middle, so that a mirrored output is a wrong one
-    place = (slice(None), *(slice(s // 4, s // 4 + r) for s, r in zip(size, region.shape[1:], strict=True)))
+    starts = [min(s // 4, s - r) for s, r in zip(size, region.shape[1:], strict=True)]
+    place = (slice(None), *(slice(start, start + r) for start, r in zip(starts, region.shape[1:], strict=True)))
     sparse, total = np.zeros_like(counts, dtype=np.int64), int(region.sum(dtype=np.int64))
     wanted = max(_FEWEST_PHOTONS, _FEW_PHOTONS // n_samples)
     while True:

@@ -231,6 +231,6 @@ def check_kind(kind: str) -> None:
     ExportError
         If it is another.
     """
-    if kind not in get_args(Kind):
-        known = ", ".join(repr(name) for name in get_args(Kind))
-        raise ExportError(f"kind {kind!r} is not one that can be exported; expected one of {known}")
+    *kinds, last = map(repr, get_args(Kind))
+    if repr(kind) not in (*kinds, last):
+        raise ExportError(f"kind {kind!r} is not one that can be exported; expected {', '.join(kinds)} or {last}")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gap_bioimage.errors import CardError
+from gap_bioimage.export.onnx_weights import ONNX, OPSET
 from gap_bioimage.export.weights import STATE_DICT, TORCHSCRIPT
 from gap_bioimage.inference.tiling import round_up
 
@@ -186,7 +187,11 @@ def _weights(folder: Path, product: Product) -> dict[str, Any]:
         "callable": type(product.module).__name__,
         "kwargs": product.arguments,
     }
+    onnx: dict[str, Any] = {}
+    if (folder / ONNX).exists():
+        onnx["onnx"] = {**_file(folder, ONNX), "parent": "pytorch_state_dict", "opset_version": OPSET}
     return {
+        **onnx,
         "pytorch_state_dict": {
             **_file(folder, STATE_DICT),
             "architecture": architecture,

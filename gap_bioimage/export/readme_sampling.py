@@ -61,8 +61,8 @@ def sampling_text(model: Model, product: Product, sampling: Sampling, room_db: f
         over the samples. `gap-bioimage sample` draws whole samples of large images.""",
         f"""Brightness: photons are added up to {10 * math.log10(GAIN):g} dB, but no further than the trained range
         goes, {top_db:g} dB or {top:.3g} photons per pixel, in the brightest window of {window} px. The distance to
-        that is the room; the example image of this zip has {room_db:.1f} dB of it. With x dB of room samples show at
-        most the share 1 - 10^(-x/10) of the posterior's variance. An image without room, as bright as the brightest
+        that is the room; the example image of this zip has {room_db:.1f} dB of it. The less room, the less of the
+        posterior's variance samples show; 10 dB are enough. An image without room, as bright as the brightest
         that the network was trained on or brighter, gets samples that all equal the denoised image and a standard
         deviation of 0, without a warning.""",
         f"""Seed: the noise is a function of the seed, here {sampling.seed}, and of the counts: the same program on the

@@ -1,0 +1,146 @@
+"""Priors whose next-photon distribution and posterior are known exactly, to try samplers without any training.
+
+Each bed has ``predict``, counts (b, c, y, x) to log-rates of the next photon as a perfect network would return them,
+and the posterior that samples must follow. Shares are those of the whole image's light; they sum to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The image is one of a few.
+
+    Attributes
+    ----------
+    shares
+        Share of the light in every pixel, (k, 1, y, x).
+    prior
+        Probabilities (k,).
+    """
+
+    shares: Tensor
+    prior: Tensor
+
+    @classmethod
+    def random(cls, count: int, size_px: int, contrast: float, seed: int) -> Templates:
+        """Draw positive random images; the contrast is the standard deviation of the log-rates."""
+        generator = torch.Generator().manual_seed(seed)
+        logits = contrast * torch.randn(count, size_px**2, generator=generator, dtype=torch.float64)
+        prior = torch.softmax(0.7 * torch.randn(count, generator=generator, dtype=torch.float64), 0)
+        return cls(torch.softmax(logits, 1).reshape(count, 1, size_px, size_px), prior)
+
+    def weights(self, counts: Tensor) -> Tensor:
+        """Return the posterior probabilities of the templates, (b, k)."""
+        evidence = counts.flatten(1).double() @ torch.log(self.shares.flatten(1)).T
+        return torch.softmax(evidence + torch.log(self.prior), 1)
+
+    def predict(self, counts: Tensor) -> Tensor:
+        """Return exact log-rates: the logarithm of the posterior mean of the shares."""
+        return torch.log(self.weights(counts) @ self.shares.flatten(1)).reshape(counts.shape)
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Every pixel's light is Gamma distributed and independent, so that the shares are Dirichlet distributed.
+
+    Attributes
+    ----------
+    alpha
+        Photons that the prior is worth, per pixel, (1, c, y, x).
+    """
+
+    alpha: Tensor
+
+    def predict(self, counts: Tensor) -> Tensor:
+        """Return exact log-rates."""
+        return torch.log(counts.double() + self.alpha)
+
+    def posterior(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the shares, (1, c, y, x)."""
+        after = counts.double() + self.alpha
+        total = after.sum()
+        mean = after / total
+        return mean, mean * (1 - mean) / (total + 1)
+
+
+@dataclass(frozen=True)
+class Markov:
+    """Light along a line switches between a few colours, as a hidden Markov chain does.
+
+    Every position sends the same light in two channels, of which the first gets a share that depends on the
+    hidden state: with a free brightness the image's total would tie all pixels together, and the forward-backward
+    algorithm would no longer be exact.
+
+    Attributes
+    ----------
+    levels
+        Share of the first channel in every state, (s,).
+    stay
+        Probability that the next position has the same state.
+    length
+        Positions.
+    """
+
+    levels: Tensor
+    stay: float
+    length: int
+
+    @property
+    def step(self) -> Tensor:
+        """Transition probabilities (s, s)."""
+        states = len(self.levels)
+        change = (1 - self.stay) / (states - 1)
+        return torch.full((states, states), change, dtype=torch.float64).fill_diagonal_(self.stay)
+
+    def draw(self, seed: int) -> Tensor:
+        """Draw shares of the light, (1, 2, 1, length)."""
+        generator = torch.Generator().manual_seed(seed)
+        states = [int(torch.randint(len(self.levels), (1,), generator=generator))]
+        while len(states) < self.length:
+            states.append(int(torch.multinomial(self.step[states[-1]], 1, generator=generator)))
+        level = self.levels[states]
+        return torch.stack([level, 1 - level])[None, :, None] / self.length
+
+    def marginals(self, counts: Tensor) -> Tensor:
+        """Return the posterior probabilities of the states by the forward-backward algorithm, (b, length, s)."""
+        first, second = counts[:, 0, 0].double()[..., None], counts[:, 1, 0].double()[..., None]
+        evidence = first * torch.log(self.levels) + second * torch.log(1 - self.levels)
+        seen = torch.exp(evidence - evidence.amax(2, keepdim=True))
+        step = self.step
+        forward, backward = [seen[:, 0]], [torch.ones_like(seen[:, 0])]
+        for position in range(1, self.length):
+            ahead = (forward[-1] / forward[-1].sum(1, keepdim=True)) @ step * seen[:, position]
+            forward.append(ahead)
+            behind = (backward[-1] * seen[:, self.length - position]) @ step.T
+            backward.append(behind / behind.sum(1, keepdim=True))
+        both = torch.stack(forward, 1) * torch.stack(backward[::-1], 1)
+        return both / both.sum(2, keepdim=True)
+
+    def predict(self, counts: Tensor) -> Tensor:
+        """Return exact log-rates."""
+        first = self.marginals(counts) @ self.levels
+        return torch.log(torch.stack([first, 1 - first], 1)[:, :, None] / self.length)
+
+    def posterior(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the shares, (1, 2, 1, length)."""
+        marginals = self.marginals(counts)
+        first = marginals @ self.levels
+        variance = (marginals @ self.levels**2 - first**2)[:, None, None] / self.length**2
+        return torch.stack([first, 1 - first], 1)[:, :, None] / self.length, variance.expand(-1, 2, -1, -1)
+
+
+def draw_counts(shares: Tensor, photons: float, seed: int) -> Tensor:
+    """Draw Poisson counts of an image with so many photons on average."""
+    return torch.poisson(shares * photons, torch.Generator().manual_seed(seed)).float()
+
+
+def decibels(ratio: float) -> float:
+    """Return 10 log10."""
+    return 10 * math.log10(ratio)
