@@ -175,8 +175,8 @@ def generation_section(data: Path, work: Path) -> None:
     write_section(
         "Hazelnut: generated from nothing",
         __doc__,
-        f"Three images of 256 x 256 px, beta 0.1, up to the trained range. The network saw one stack for 6000 steps on a "
-        f"CPU, which teaches it the large shapes and not the fine ones. {sentence}\n\n"
+        f"Three images of 256 x 256 px, beta 0.1, up to the trained range. The network saw one stack for 6000 steps on "
+        f"a CPU, which teaches it the large shapes and not the fine ones. {sentence}\n\n"
         "![generated images and radial power spectra](../docs/images/generated.png)",
     )
 
