@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from command_line import run  # noqa: F401  (fixture)
@@ -13,6 +16,9 @@ from fixtures_model import (  # noqa: F401  (fixtures)
     unchecked_zip_2d,
     unchecked_zip_3d,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ROOT = Path(__file__).parent.parent
 
@@ -24,3 +30,27 @@ def shared_data() -> Path:
     if not data.is_dir():
         pytest.skip(f"no development data at {data}")
     return data
+
+
+@pytest.fixture(scope="session")
+def old_torch() -> Callable[..., None]:
+    """Return a function that runs a script with arguments in the system's Python, if that has an older torch."""
+    import torch
+
+    python = shutil.which("python3", path=os.defpath) or ""
+    command = [python, "-c", "import torch; print(torch.__version__)"]
+    try:
+        probe = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        pytest.skip("the system has no Python")
+
+    def version(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split(".")[:2])
+
+    if probe.returncode or version(probe.stdout) >= version(torch.__version__):
+        pytest.skip("no older torch")
+
+    def in_old_python(script: str, *arguments: object) -> None:
+        subprocess.run([python, "-c", script, *map(str, arguments)], check=True, timeout=120)
+
+    return in_old_python

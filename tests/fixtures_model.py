@@ -42,6 +42,14 @@ TINY = {
     },
 }
 
+CONFIGS: list[dict[str, Any]] = [
+    {"dim": 2},
+    {"dim": 2, "channels": 2, "up_mode": "upsample", "merge_mode": "concat"},
+    {"dim": 3, "z_conv_stage": 1, "log1p": False},
+    {"dim": 3, "up_mode": "upsample"},
+]
+"""Networks that differ in everything that a format of weights has to express."""
+
 
 @dataclass(frozen=True)
 class Trained:

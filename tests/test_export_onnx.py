@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fixtures_model import random_model
+from fixtures_model import CONFIGS, random_model
 
 from gap_bioimage import export, load_model
 from gap_bioimage.errors import ExportError
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fixtures_model import Trained
-
-CONFIGS: list[dict[str, Any]] = [
-    {"dim": 2},
-    {"dim": 2, "channels": 2, "up_mode": "upsample", "merge_mode": "concat"},
-    {"dim": 3, "z_conv_stage": 1, "log1p": False},
-    {"dim": 3, "up_mode": "upsample"},
-]
 
 
 @pytest.fixture

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import ast
 import itertools
-import os
-import shutil
-import subprocess
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -31,7 +28,9 @@ from gap_bioimage.network import (
 )
 from gap_bioimage.training.checkpoint import load_model
 
-OLD_PYTHON = shutil.which("python3", path=os.defpath) or ""  # the system's
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 VARIANTS: list[dict[str, Any]] = [
     {"dim": dim, "up_mode": up, "merge_mode": merge, "z_conv_stage": z, "depth": 3}
     for dim, up, merge in itertools.product((2, 3), ("transpose", "upsample"), ("add", "concat"))
@@ -344,26 +343,14 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def test_archives_run_in_an_older_torch(tmp_path: Path) -> None:
-    try:
-        probe = subprocess.run(
-            [OLD_PYTHON, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        pytest.skip("the system has no Python")
-
-    def version(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split(".")[:2])
-
-    if probe.returncode or version(probe.stdout) >= version(torch.__version__):
-        pytest.skip("no older torch")
+def test_archives_run_in_an_older_torch(tmp_path: Path, old_torch: Callable[..., None]) -> None:
     expected = []
     for number, variant in enumerate(VARIANTS):
         denoiser, _, _ = scripted(tmp_path, number, variant)
         photons = poisson((2, 1, *(5, 21, 18)[-variant["dim"] :]), 6.0)
         torch.save(photons, tmp_path / f"photons{number}")
         expected.append(denoiser(photons))
-    subprocess.run([OLD_PYTHON, "-c", OLD_SCRIPT, str(tmp_path), str(len(VARIANTS))], check=True, timeout=120)
+    old_torch(OLD_SCRIPT, tmp_path, len(VARIANTS))
     for number, rate in enumerate(expected):
         for old in torch.load(tmp_path / f"rate{number}", weights_only=True):
             torch.testing.assert_close(old, rate, rtol=1e-4, atol=1.5e-4)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,9 +27,8 @@ from gap_bioimage.network import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-OLD_PYTHON = shutil.which("python3", path=os.defpath) or ""  # the system's
 
 
 # The module of exported models
@@ -204,19 +200,7 @@ for name in sys.argv[2:]:
 """
 
 
-def test_archives_run_in_an_older_torch(tmp_path: Path) -> None:
-    try:
-        probe = subprocess.run(
-            [OLD_PYTHON, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        pytest.skip("the system has no Python")
-
-    def version(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split(".")[:2])
-
-    if probe.returncode or version(probe.stdout) >= version(torch.__version__):
-        pytest.skip("no older torch")
+def test_archives_run_in_an_older_torch(tmp_path: Path, old_torch: Callable[..., None]) -> None:
     expected = {}
     for dim in (2, 3):
         sampler, name = sampler_of(dim, channels=2), str(dim)
@@ -225,7 +209,7 @@ def test_archives_run_in_an_older_torch(tmp_path: Path) -> None:
         photons = counts_of(dim, channels=2, batch=2)
         torch.save(photons, tmp_path / f"{name}.counts")
         expected[name] = [sampler(photons)] * 2 + [sampler.sample(photons, 2, 3, 1 << 40)]
-    subprocess.run([OLD_PYTHON, "-c", OLD_SCRIPT, str(tmp_path), *expected], check=True, timeout=120)
+    old_torch(OLD_SCRIPT, tmp_path, *expected)
     for name, results in expected.items():
         for old, new in zip(torch.load(tmp_path / f"{name}.result", weights_only=True), results, strict=True):
             # convolutions round otherwise, and now and then a photon falls elsewhere, in one of many samples

@@ -13,20 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fixtures_model import random_model
+from fixtures_model import CONFIGS, random_model
 
 import gap_bioimage.network
 from gap_bioimage.export.weights import NETWORK_SOURCE, STATE_DICT, TORCHSCRIPT, denoiser_of, write_weights
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-CONFIGS: list[dict[str, Any]] = [
-    {"dim": 2},
-    {"dim": 2, "channels": 2, "up_mode": "upsample", "merge_mode": "concat"},
-    {"dim": 3, "z_conv_stage": 1, "log1p": False},
-    {"dim": 3, "up_mode": "upsample"},
-]
 
 
 def load_source(path: Path) -> ModuleType:
