@@ -148,7 +148,7 @@ class Climb:
         if self.settings.schedule == "geometric":
             n_new = geometric_step(self.settings.beta, stop, now)
             return n_new if bool((n_new > 0).any()) else None
-        if state.step >= self.settings.steps:
+        if state.step >= self.settings.steps or bool((now >= 0.999 * stop).all()):
             return None
         start = total_photons(self.observed)
         n_new = equal_root_step(state.step, self.settings.steps, start, self.stop, now)
