@@ -68,7 +68,7 @@ def test_from_nothing_to_a_validated_zip(gap: Callable[..., str], tmp_path: Path
 
     settings = SETTINGS[dim]
     training = {
-        "steps": 240 if dim == 2 else 120,
+        "steps": 240 if dim == 2 else 600,
         "batch_size": 4,
         "learning_rate": 5e-3,
         "warmup_steps": 10,
