@@ -219,15 +219,17 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     return torch.where(rate > 18.0, torch.clamp(torch.floor(inverse), min=0.0), inverted)
 
 
-def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys: Tensor) -> Tensor:
+def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys: Tensor, fine_px: int = 17) -> Tensor:
     """Return factors (b, n), one on average, that restore the variance which a frozen rate loses.
 
     While a step's photons are drawn the rate stays what it was, so that they lack the covariance P of the
     posterior. The rate's last change is itself a draw whose covariance is P times the growth of the photons
     (P falls as 1 / photons; more slowly where the prior decides, and then less is restored than was lost).
-    A random sign of it, divided by the root of the growth, has the covariance that is missing. A pixel changes
-    by no more than the error that its own photons alone leave, on both sides alike, so that the mean stays and
-    a network that is no exact posterior mean cannot run away.
+    A random sign of it, divided by the root of the growth, has the covariance that is missing.
+
+    A network that is no exact posterior mean also changes for other reasons, smoothly over many pixels. So a
+    pixel changes by no more than the error that its own photons alone leave, and only against its neighbours:
+    the photons of a box of ``fine_px`` around it stay. All of this is alike on both sides, so that the mean stays.
 
     Parameters
     ----------
@@ -239,14 +241,25 @@ def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys
         Photons of each image, (b,).
     keys
         (b, 2), for the sign.
+    fine_px
+        Odd box, along every axis.
     """
     after, before = log_rate.flatten(1).double(), previous.flatten(1).double()
     after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
     strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
     sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
     change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
-    bound = torch.rsqrt(1.0 + torch.exp(after) * now.unsqueeze(1))
-    return 1.0 + torch.minimum(torch.maximum(change, -bound), bound)
+    share = torch.exp(after)
+    bound = torch.rsqrt(1.0 + share * now.unsqueeze(1))
+    change = torch.minimum(torch.maximum(change, -bound), bound)
+    box: List[int] = []  # noqa: UP006
+    for size in log_rate.shape[2:]:
+        box.append(min(fine_px, size - 1 + size % 2))
+    moved = box_mean(torch.sum((share * change).reshape(log_rate.shape), 1, keepdim=True), box)
+    there = box_mean(torch.sum(share.reshape(log_rate.shape), 1, keepdim=True), box)
+    change = change - (moved / torch.clamp(there, min=1e-300)).expand_as(log_rate).flatten(1)
+    change = change - torch.sum(share * change, 1, keepdim=True)
+    return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
 
 
 def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, factor: Tensor) -> Tensor:
