@@ -171,6 +171,8 @@ def denoise(
     from gap_bioimage.training.checkpoint import load_model
 
     tiles: dict[str, Any] = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
+    if planes and regions is not None:
+        raise typer.BadParameter("--regions takes one image of the model's own dimensions, without --planes")
     check_output(out, image)
     loaded = load_model(model)
     counts = read_photons(image, axes, channel=channel)
@@ -193,7 +195,8 @@ def denoise(
         for region in found:
             say(
                 quiet or str(json_out) == "-",
-                f"region {region.label}: {region.photons:.1f} +- {region.std:.1f} photons ({region.counted} counted)",
+                f"region {region.label}: {region.photons:.1f} +- "
+                f"{'?' if region.std is None else format(region.std, '.1f')} photons ({region.counted} counted)",
             )
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 
@@ -239,6 +242,8 @@ def export(
         return
     if model is None or out is None or card is None:
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
+    if postprocessing_kwargs is not None and postprocessing is None:
+        raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     from gap_bioimage.export.archive import export as write_zip
     from gap_bioimage.export.operation import parse_kwargs
     from gap_bioimage.validation.report import print_report

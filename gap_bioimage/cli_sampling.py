@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from gap_bioimage.inference.sampling import Progress
 
 Samples = Annotated[int, typer.Option(min=1, help="How many.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Network evaluations per sample; 16 when not given.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Network evaluations per sample of the sqrt schedule; 16 when not given.")
+]
 Schedule = Annotated[
     str | None,
     typer.Option(help="sqrt (few steps, the default for samples) or geometric (the paper's)."),
@@ -165,6 +167,11 @@ def _settings(**given: Any) -> SamplingConfig:
     from gap_bioimage.config import SamplingConfig, error_sentence
     from gap_bioimage.errors import ConfigError
 
+    geometric = given.get("schedule") == "geometric"
+    for option in ("steps",) if geometric else ("beta",):
+        if given.get(option) is not None:
+            other = "sqrt" if geometric else "geometric"
+            raise typer.BadParameter(f"--{option} belongs to --schedule {other}")
     try:
         return SamplingConfig(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:

@@ -128,6 +128,8 @@ def report_error(error: Exception) -> int:
         complain(str(error))
     elif isinstance(error, OSError):
         complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    elif isinstance(error, MemoryError):
+        complain(f"not enough memory: {' '.join(str(error).split())}; give a smaller image or shape, or fewer samples")
     elif isinstance(error, ValueError):
         complain(str(error))
     else:

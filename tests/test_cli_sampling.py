@@ -187,6 +187,20 @@ def test_too_bright_images_are_one_sentence(run: Any, trained_2d: Trained, tmp_p
     assert "seed" in one_sentence(result)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--beta", 0.1), "--beta belongs to --schedule geometric"),
+        (("--schedule", "geometric", "--steps", 3), "--steps belongs to --schedule sqrt"),
+    ],
+)
+def test_options_of_the_other_schedule_are_refused(
+    run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path, arguments: tuple[Any, ...], message: str
+) -> None:
+    command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--samples", 1, "--seed", 0)
+    assert message in one_sentence(run(*command, *arguments))
+
+
 def test_mp4_without_its_extra_says_what_to_install(
     run: Any, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,19 +24,23 @@ if TYPE_CHECKING:
 
 _PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
 _SHARE_ADDED = (0.02, 0.1)  # of the region's photons; more would change what is asked
+_LEAST_ADDED, _MOST_PASSES = 60.0, 16  # photons over all passes, for dim regions
 
 
 @dataclass(frozen=True)
 class Region:
-    """Photons of one region and their posterior standard deviation, given the photons of the whole image."""
+    """Photons of one region and their posterior standard deviation, given the photons of the whole image.
+
+    ``std`` is None where the region holds too few photons to tell.
+    """
 
     label: int
     pixels: int
     counted: int
     photons: float
-    std: float
+    std: float | None
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Return plain numbers."""
         return asdict(self)
 
@@ -47,7 +51,7 @@ def region_uncertainty(
     labels: xr.DataArray,
     *,
     seed: int,
-    passes: int = 1,
+    passes: int | None = None,
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
@@ -66,7 +70,7 @@ def region_uncertainty(
     seed
         For the photons that are added.
     passes
-        Runs of the network per region, to average.
+        Runs of the network per region, to average; when None one, and more for dim regions.
     tile_px, halo_px, device
         As for ``denoise``.
     on_region
@@ -75,7 +79,7 @@ def region_uncertainty(
     Raises
     ------
     AxesError
-        If the counts are several images, or the labels have other sizes.
+        If the counts are several images, or the labels have other sizes or are no labels.
     """
     check_dim(photons, model.config.dim, plane_by_plane=False)
     items, _ = as_items(photons, model.config.dim, model.config.channels)
@@ -83,6 +87,11 @@ def region_uncertainty(
         raise AxesError(
             f"the labels have sizes {labels.shape} and the image holds {len(items)} of {items.shape[2:]}, expected "
             "one image with labels of the same size; give one frame"
+        )
+    if labels.dtype.kind not in "iub" or not 0 <= int(labels.min()) < int(labels.max()):
+        raise AxesError(
+            f"the labels are {labels.dtype} from {float(labels.min()):g} to {float(labels.max()):g}, expected whole "
+            "numbers, 0 outside and 1 or more in the regions; save the label image as 8 or 16 bit"
         )
     network = on_device(model.network, device)
     counts = torch.from_numpy(np.ascontiguousarray(items).astype(np.float32))
@@ -97,7 +106,7 @@ def region_uncertainty(
         mask = torch.from_numpy(labels.values == label).expand(counts.shape[1:])[None]
         variance = region_variance(predict, counts, rate, mask, seed=seed, label=label, passes=passes)
         seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
-        found.append(Region(label, int(mask[0, 0].sum()), seen, expected, max(variance, 0.0) ** 0.5))
+        found.append(Region(label, int(mask[0, 0].sum()), seen, expected, variance**0.5 if variance > 0 else None))
         if on_region is not None:
             on_region(done, len(numbers))
     return found
@@ -111,7 +120,7 @@ def region_variance(
     *,
     seed: int,
     label: int = 1,
-    passes: int = 1,
+    passes: int | None = None,
     share: float | None = None,
 ) -> float:
     """Return the posterior variance of the photons in a region.
@@ -129,7 +138,7 @@ def region_variance(
     mask
         The region, boolean, same shape.
     seed, label, passes
-        Each label and pass draws photons of its own.
+        Each label and pass draws photons of its own; as many passes as add enough photons when None.
     share
         eps; chosen when None. Small shares need more passes, large ones bias a posterior that is not Gaussian.
     """
@@ -138,6 +147,7 @@ def region_variance(
     if total <= 0:
         return 0.0
     eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED)) if share is None else share
+    passes = passes or int(np.clip(np.ceil(_LEAST_ADDED / (eps * total)), 1, _MOST_PASSES))
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)
     change = 0.0
