@@ -177,10 +177,12 @@ def test_the_two_words_of_a_pixel_are_independent_and_uniform() -> None:
 
 def test_the_sign_of_a_step_tells_nothing_of_its_photons() -> None:
     keys = keys_of(counts=count_keys(torch.arange(4000.0).reshape(-1, 1, 1, 1)))
-    zero = torch.zeros(4000, 1, 1, 2)
-    tilted = zero + torch.tensor([0.0, 0.1])
+    # three pixels: a change counts against the neighbours, and a box is odd
+    zero = torch.zeros(4000, 1, 1, 3)
+    tilted = zero + torch.tensor([0.0, 0.1, 0.0])
     growth, now = torch.ones(4000, dtype=torch.float64), torch.ones(4000, dtype=torch.float64)
     sign = spread(tilted, zero, growth, now, keys)[:, 1] - 1
+    assert set(torch.sign(sign).tolist()) == {-1.0, 1.0}
     assert abs(float(torch.sign(sign).sum())) < 4 * math.sqrt(4000)
     for pixel in range(3):
         rate = torch.ones(4000, 1, dtype=torch.float64)
