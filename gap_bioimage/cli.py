@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gap_bioimage.cli_repair import repair
 from gap_bioimage.cli_sampling import generate, sample
+from gap_bioimage.cli_validation import validate
 from gap_bioimage.console import (
     Bar,
     complain,
@@ -246,7 +248,7 @@ def export(
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     from gap_bioimage.export.archive import export as write_zip
     from gap_bioimage.export.operation import parse_kwargs
-    from gap_bioimage.validation.report import print_report
+    from gap_bioimage.validation.terminal import print_report
 
     report = write_zip(
         model,
@@ -268,46 +270,8 @@ def export(
     say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")
 
 
-@app.command()
-def validate(
-    zips: Annotated[list[Path], typer.Argument(metavar="ZIP...", help="Model zips, folders or yaml files.")],
-    json_out: Json = None,
-    consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
-    run_code: Annotated[bool, typer.Option("--run-code", help="Allow Python code of the model to run.")] = False,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
-    """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
-    from gap_bioimage.errors import OutputError, UnreadableModelError
-    from gap_bioimage.validation.report import print_report
-    from gap_bioimage.validation.report import validate as check
-
-    reports = []
-    unreadable = False
-    for path in zips:
-        with Bar(quiet or str(json_out) == "-", f"validating {path.name}") as (bar, task):
-            try:
-                report = check(
-                    path,
-                    consumers=consumer,
-                    run_code=run_code,
-                    device=device,
-                    on_check=lambda made: bar.update(task, advance=1, description=f"validating: {made.id}"),
-                )
-            except (UnreadableModelError, OutputError) as error:  # the others' reports are not lost for it
-                complain(str(error))
-                unreadable = True
-                continue
-        reports.append(report)
-        if not quiet and str(json_out) != "-":
-            print_report(report)
-    dicts = [report.to_dict() for report in reports]
-    if dicts:
-        write_json(json_out, dicts)
-    if unreadable:
-        raise typer.Exit(2)
-    if any(report.status != "passed" for report in reports):
-        raise typer.Exit(1)
+app.command()(validate)
+app.command()(repair)
 
 
 @app.command()

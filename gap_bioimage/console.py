@@ -75,7 +75,12 @@ def write_json(path: Path | None, reports: list[Any]) -> None:
     text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
-        return
+    else:
+        write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by rename."""
     from gap_bioimage.files import replacing
 
     with replacing(path) as temporary:

@@ -18,7 +18,9 @@ from fixtures_model import (  # noqa: F401  (fixtures)
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from gap_bioimage.validation.process import ModelProcess
 
 _ROOT = Path(__file__).parent.parent
 
@@ -33,8 +35,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def old_torch() -> Callable[..., None]:
-    """Return a function that runs a script with arguments in the system's Python, if that has an older torch."""
+def model_process() -> Iterator[ModelProcess]:
+    """Return a process for running models, which is started once for all tests."""
+    from gap_bioimage.validation.process import Limits, ModelProcess
+
+    with ModelProcess(Limits(120)) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def old_python() -> str:
+    """Return the system's Python, if that has an older torch than ours."""
     import torch
 
     python = shutil.which("python3", path=os.defpath) or ""
@@ -49,8 +60,14 @@ def old_torch() -> Callable[..., None]:
 
     if probe.returncode or version(probe.stdout) >= version(torch.__version__):
         pytest.skip("no older torch")
+    return python
+
+
+@pytest.fixture(scope="session")
+def old_torch(old_python: str) -> Callable[..., None]:
+    """Return a function that runs a script with arguments in ``old_python``."""
 
     def in_old_python(script: str, *arguments: object) -> None:
-        subprocess.run([python, "-c", script, *map(str, arguments)], check=True, timeout=120)
+        subprocess.run([old_python, "-c", script, *map(str, arguments)], check=True, timeout=120)
 
     return in_old_python

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
     from fixtures_model import Trained
 
-VERBS = ["demo", "simulate", "inspect", "train", "denoise", "sample", "generate", "export", "validate", "info"]
+VERBS = [
+    "demo",
+    "simulate",
+    "inspect",
+    "train",
+    "denoise",
+    "sample",
+    "generate",
+    "export",
+    "validate",
+    "repair",
+    "info",
+]
 FAST = ["--set", "network.depth=1", "--set", "network.start_filts=2", "--set", "train.steps=2", "--set"]
 FAST += ["train.patch_px=[16,16]", "--set", "train.batch_size=2", "--set", "train.validation_windows=2"]
 
@@ -376,7 +388,7 @@ def test_validate_says_by_exit_code_what_it_found(
     result = run("validate", path, "--json", "-")
     assert result.code == code
     report = json.loads(result.out)
-    assert set(report) == {"status", "model", "checks"}
+    assert set(report) == {"status", "model", "checks", "consumers", "score"}
     assert (report["status"], report["model"]) == (status, str(path))
     assert all(set(check) == {"id", "consumer", "status", "message", "fix"} for check in report["checks"])
     assert {check["status"] for check in report["checks"]} <= {"passed", "failed", "warning", "skipped"}

@@ -100,3 +100,35 @@ def test_absent_covers_leave_no_temp_folder(tmp_path: Path, monkeypatch: pytest.
     description, _ = judged(path)
     assert description is not None
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["HTTP://unreachable.invalid/x", "http:/unreachable.invalid/x", "https:unreachable.invalid"]
+)
+def test_urls_in_any_spelling_are_not_requested(tmp_path: Path, no_network: None, url: str) -> None:
+    def spelled(rdf: dict[str, Any]) -> None:
+        rdf["cite"][0]["url"] = url
+        rdf["git_repo"] = url
+
+    _, checks = judged(zips.make_zip(tmp_path, spelled))
+    assert "a request was made" not in checks["format.valid"].message
+
+
+@pytest.mark.parametrize("field", ["documentation", "covers"])
+def test_files_that_are_no_text_or_picture_do_not_crash(tmp_path: Path, field: str) -> None:
+    huge_picture = zips.png(64, 32).replace((64).to_bytes(4, "big"), (2**31 - 1).to_bytes(4, "big"), 1)
+    files: dict[str, bytes | None] = (
+        {"README.md": b"\xff\xfe # Validation"} if field == "documentation" else {"cover.png": huge_picture}
+    )
+    _, checks = judged(zips.make_zip(tmp_path, files=files))
+    assert checks["format.valid"].status == ("failed" if field == "documentation" else "passed")
+    assert "\n" not in checks["format.valid"].message
+
+
+@pytest.mark.parametrize("value", [[], {}, 3, None, True, float("nan"), [[[]]], {"source": 3}, "x" * 100_000])
+@pytest.mark.parametrize("field", ["license", "type", "format_version", "maintainers", "covers", "name", "weights"])
+def test_values_of_any_type_give_short_sentences(tmp_path: Path, field: str, value: Any) -> None:
+    path = zips.make_zip(tmp_path, lambda rdf: rdf.update({field: value}))
+    _, checks = judged(path)
+    assert "format.valid" in checks
+    assert all("\n" not in check.message and 0 < len(check.message) < 1000 for check in checks.values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 import zips
 
 from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.references import TooManyNodesError, reference_checks, references
+from gap_bioimage.validation.references import TooManyNodesError, is_url, reference_checks, references
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,3 +99,71 @@ def test_alias_bombs_are_noticed() -> None:
         references({"inputs": bomb})
     with pytest.raises(TooManyNodesError):
         references({"config": bomb})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training_data", {"id": "x", "documentation": "../secret.md"}),
+        ("badges", [{"label": "x", "icon": "../secret.md", "url": "https://example.invalid"}]),
+        ("weights", {"pytorch_state_dict": {"architecture": "../secret.md:Net"}}),
+        ("weights", {"pytorch_state_dict": {"dependencies": "conda:../secret.md"}}),
+        ("license", "../secret.md"),
+        ("config", {"anything": ["../secret.md"]}),
+    ],
+)
+def test_files_outside_are_noticed_wherever_they_are_named(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "secret.md").write_text("secret")
+    model = tmp_path / "model"
+    model.mkdir()
+
+    def problems() -> tuple[str, str, bool]:
+        (model / "rdf.yaml").write_text(yaml.safe_dump({"type": "model", key: value}))
+        with open_package(model / "rdf.yaml") as (package, _):
+            assert package is not None
+            checks, loadable = reference_checks(package)
+        return checks[0].id, checks[0].status, loadable
+
+    assert problems() == ("archive.references", "failed", False)
+    (tmp_path / "secret.md").unlink()
+    assert problems()[1] == "passed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://x.invalid/a",
+        "HTTPS://x.invalid/a",
+        "http:/x.invalid/a",
+        "http:x.invalid",
+        " ht\ntp://x",
+        "file:///etc/x",
+    ],
+)
+def test_whatever_may_be_taken_for_a_url_is_remote(text: str) -> None:
+    assert is_url(text)
+
+
+@pytest.mark.parametrize("text", ["README.md", "a/b.py:Net", "conda:environment.yaml", "", "the http: protocol"])
+def test_paths_are_not_remote(text: str) -> None:
+    assert not is_url(text)
+
+
+def test_an_endless_documentation_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zips.make_zip(tmp_path)
+    assert judged(path)[0]["archive.references"] == "passed"
+    monkeypatch.setattr("gap_bioimage.validation.references._MAX_DOCUMENTATION_BYTES", 10)
+    statuses, loadable = judged(path)
+    assert statuses["archive.references"] == "failed"
+    assert not loadable
+
+
+def test_names_are_shown_short_and_plain(tmp_path: Path) -> None:
+    def long(rdf: dict[str, Any]) -> None:
+        rdf["covers"] = [f"{'x' * 5000}{i}.png" for i in range(9)]
+
+    with open_package(zips.make_zip(tmp_path, long)) as (package, _):
+        assert package is not None
+        checks, _ = reference_checks(package)
+    assert {check.id: check.status for check in checks}["archive.references"] == "failed"
+    assert all(len(check.message) < 1000 for check in checks)

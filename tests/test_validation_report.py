@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import zips
-from rich.console import Console
 
 from gap_bioimage.errors import ConfigError, UnreadableModelError
 from gap_bioimage.validation.checks import Check, Outcome, merge_outcomes
-from gap_bioimage.validation.report import Report, print_report, validate
+from gap_bioimage.validation.report import Report, validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,22 +103,6 @@ def test_unknown_consumers_and_paths_are_refused(tmp_path: Path) -> None:
         validate(tmp_path, consumers=["imagej"])
     with pytest.raises(UnreadableModelError, match="does not exist"):
         validate(tmp_path / "missing.zip")
-
-
-def test_the_table_names_what_to_do() -> None:
-    checks = (
-        Check("archive.paths", "archive", "passed", "all paths stay inside"),
-        Check("fiji.id", "fiji", "failed", "id is [empty]", "Give the model an id."),
-        Check("fiji.frozen", "fiji", "skipped", "no torchscript weights"),
-    )
-    out = io.StringIO()
-    print_report(Report("m.zip", checks), Console(file=out, width=100))
-    text = out.getvalue()
-    assert "id is [empty]" in text
-    assert "Give the model an id." in text
-    assert "all paths stay inside" not in text
-    assert "no torchscript weights" not in text
-    assert "1 failed" in text
 
 
 def test_merging_keeps_the_worst_and_all_messages() -> None:

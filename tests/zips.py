@@ -63,8 +63,11 @@ def sha256(data: bytes) -> str:
 
 
 @functools.cache
-def model_files(source: str = BLUR, freeze: bool = False) -> dict[str, bytes]:
-    """Files of a tiny model with this source: weights in two formats, test tensors, cover, README."""
+def model_files(source: str = BLUR, freeze: bool = False, train: bool = False) -> dict[str, bytes]:
+    """Files of a tiny model with this source: weights in two formats, test tensors, cover, README.
+
+    The TorchScript weights are frozen, or saved in training mode, where that is asked for.
+    """
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +78,8 @@ def model_files(source: str = BLUR, freeze: bool = False) -> dict[str, bytes]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         network = module.Tiny(size=3).eval()
-        scripted = torch.jit.script(network)  # needs the source on disk
+        scripted = torch.jit.script(network.train(train))  # needs the source on disk
+        network.eval()
     if freeze:
         scripted = torch.jit.freeze(scripted)
     shape = (1, 1, 16, 16, 32) if "Conv3d" in source else (1, 1, 32, 32)
@@ -155,6 +159,7 @@ def make_zip(
     source: str = BLUR,
     files: dict[str, bytes | None] | None = None,
     freeze: bool = False,
+    train: bool = False,
     rdf_name: str = "rdf.yaml",
 ) -> Path:
     """Write a model zip into a folder.
@@ -171,10 +176,12 @@ def make_zip(
         Files to replace or add (before hashing); None leaves one out of the zip, though it stays hashed.
     freeze
         Freeze the TorchScript weights.
+    train
+        Save the TorchScript weights in training mode.
     rdf_name
         Name of the description.
     """
-    contents: dict[str, bytes] = dict(model_files(source, freeze))
+    contents: dict[str, bytes] = dict(model_files(source, freeze, train))
     contents.update({name: data for name, data in (files or {}).items() if data is not None})
     rdf = description(contents)
     if mutate is not None:

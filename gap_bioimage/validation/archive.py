@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import errno
-import stat
+import os
 import tempfile
+import warnings
 import zipfile
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from io import StringIO
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.checks import Check, one_sentence
+from gap_bioimage.validation.entries import entry_checks, none_of, open_zip, shown, unsafe_path
+from gap_bioimage.validation.rdf_guard import TrapError, refuse_expensive_yaml, refuse_strange_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_ENTRIES = 10_000
-MAX_TOTAL_BYTES = 16 * 2**30
-MAX_RATIO = 200.0
-RATIO_FREE_BYTES = 64 * 2**20
-"""Below this size a high compression ratio is harmless (an all-zero test tensor shrinks 1000-fold)."""
-MAX_RDF_BYTES = 2 * 2**20
+MAX_RDF_BYTES = 2**20
+"""The parser needs some seconds for as much."""
 _CHUNK = 2**20
 
 _YAML_NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
@@ -67,28 +66,24 @@ class Package:
         if not isinstance(name, str) or unsafe_path(name):
             return None
         path = self.root / name
-        inside = path.resolve().is_relative_to(self.root.resolve())
-        return path if inside and path.is_file() else None
+        return path if path.is_file() and _inside(path, self.root) else None
+
+    def names_outside(self, name: str) -> bool:
+        """Whether a text is the path of a file outside the package, or of a link that leads to one."""
+        if os.name == "nt" and name.startswith(("\\\\", "//")):
+            return True  # looking there would already reach for another computer
+        try:
+            path = self.root / name
+            return path.is_file() and not _inside(path, self.root)
+        except (OSError, ValueError):  # no path at all, as most texts
+            return False
 
 
-def unsafe_path(name: str) -> str | None:
-    """Say why a path inside a package may lead out of it, or None if it cannot.
-
-    Parameters
-    ----------
-    name
-        A zip entry's name or a path written in the description.
-    """
-    windows = PureWindowsPath(name)
-    if not name or "\0" in name:
-        return "is empty or holds a null character"
-    if windows.drive or (len(name) > 1 and name[1] == ":"):
-        return "names a drive"
-    if name.startswith(("/", "\\")):
-        return "is absolute"
-    if ".." in windows.parts or ".." in PurePosixPath(name).parts:
-        return "leads out of the package with '..'"
-    return None
+def _inside(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 @contextmanager
@@ -111,9 +106,11 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
     with tempfile.TemporaryDirectory(prefix="gap-validate-", ignore_cleanup_errors=True) as temp:
         scratch = Path(temp).resolve()
         if source.is_dir():
-            yield _package_of_folder(source, find_yaml(_names_in(source), source), scratch)
+            yield _package_of_folder(source, scratch)
+        elif not source.is_file():  # reading from a pipe would wait for ever
+            raise UnreadableModelError(f"{source} is no plain file; give a model zip, its folder or its rdf.yaml.")
         elif source.suffix.lower() in (".yaml", ".yml"):
-            yield _package_of_folder(source.parent, source.name, scratch, source)
+            yield _package_of_yaml(source, scratch)
         elif zipfile.is_zipfile(source):
             yield _package_of_zip(source, scratch)
         else:
@@ -144,90 +141,94 @@ def find_yaml(names: list[str], source: Path) -> str:
 
 
 def _names_in(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.is_file())
+    found = []
+    for parent, _, names in os.walk(folder):  # does not follow links to folders
+        found += [path for name in names if (path := Path(parent, name)).is_file()]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def _package_of_folder(
-    folder: Path, rdf_name: str, scratch: Path, source: Path | None = None
-) -> tuple[Package | None, list[Check]]:
+def _links_outside(folder: Path) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        links = [path for name in (*folders, *names) if (path := Path(parent, name)).is_symlink()]
+        found += [path.relative_to(folder).as_posix() for path in links if not _inside(path, folder)]
+    return sorted(found)
+
+
+def _package_of_folder(folder: Path, scratch: Path) -> tuple[Package | None, list[Check]]:
+    rdf_name = find_yaml(_names_in(folder), folder)
+    links = [f"{shown(name)} is a link that leads out of the folder" for name in _links_outside(folder)]
+    checks = [none_of("archive.paths", links, "all paths stay inside", "Put the files themselves into the folder.")]
+    if links:
+        return None, checks
     rdf, check = read_rdf(folder / rdf_name)
+    checks.append(check)
+    if rdf is None:
+        return None, checks
+    names = tuple(_names_in(folder))
+    return Package(folder, folder.resolve(), rdf_name, rdf, names, scratch), [*checks, *_other_rdfs(folder, rdf_name)]
+
+
+def _package_of_yaml(source: Path, scratch: Path) -> tuple[Package | None, list[Check]]:
+    rdf, check = read_rdf(source)
     if rdf is None:
         return None, [check]
-    names = tuple(_names_in(folder)) if source is None else (rdf_name,)
-    return Package(source or folder, folder.resolve(), rdf_name, rdf, names, scratch), [check]
+    return Package(source, source.parent.resolve(), source.name, rdf, (source.name,), scratch), [check]
 
 
 def _package_of_zip(source: Path, scratch: Path) -> tuple[Package | None, list[Check]]:
+    checks: list[Check] = []
+    root = scratch / "package"
     try:
-        with zipfile.ZipFile(source) as archive:
+        with open_zip(source) as archive:
             entries = archive.infolist()
             rdf_name = find_yaml([entry.filename for entry in entries], source)
-            checks = list(entry_checks(entries))
+            checks += entry_checks(entries)
             if any(check.status == "failed" for check in checks):
                 return None, checks
-            root = scratch / "package"
             unpack(archive, entries, root)
     except UnreadableModelError:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # ours to say, and not the model's fault
-            raise OutputError(f"cannot unpack {source} to {scratch}: no space left; free some space there") from None
-        return None, [_not_intact(error)]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        return None, [_not_intact(error)]
     except BudgetError as error:
         fix = "Keep the package to the files that the model needs."
-        return None, [*checks, Check("archive.bomb", "archive", "failed", str(error), fix)]
+        rest = [check for check in checks if check.id != "archive.bomb"]
+        return None, [*rest, Check("archive.bomb", "archive", "failed", str(error), fix)]
+    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+        # ours to say, and not the model's fault
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"cannot unpack {source} to {scratch}: no space left; free some space there") from None
+        return None, [*checks, _not_intact(error, scratch)]
     checks.append(Check("archive.intact", "archive", "passed", f"all {len(entries)} entries unpack"))
     rdf, check = read_rdf(root / rdf_name)
     checks.append(check)
     if rdf is None:
         return None, checks
-    return Package(source, root, rdf_name, rdf, tuple(_names_in(root)), scratch), checks
+    package = Package(source, root, rdf_name, rdf, tuple(_names_in(root)), scratch)
+    return package, [*checks, *_other_rdfs(root, rdf_name)]
 
 
-def _not_intact(error: Exception) -> Check:
+def _not_intact(error: Exception, scratch: Path) -> Check:
+    if isinstance(error, UnicodeDecodeError):
+        text = "the name of an entry is not UTF-8, though it is marked as such"
+    else:
+        text = one_sentence(str(error).replace(f"{scratch}{os.sep}", "")) or "broken zip"
     fix = "Write the zip again; it may have been cut short on its way."
-    return Check("archive.intact", "archive", "failed", one_sentence(error) or "broken zip", fix)
+    return Check("archive.intact", "archive", "failed", text, fix)
+
+
+def _other_rdfs(root: Path, rdf_name: str) -> list[Check]:
+    """Programs prefer different names: what one checks need not be what the other runs."""
+    read = (root / rdf_name).read_bytes()
+    others = [path for name in _YAML_NAMES if name != rdf_name and (path := root / name).is_file()]
+    different = [path.name for path in others if path.stat().st_size != len(read) or path.read_bytes() != read]
+    if not different:
+        return []
+    text = f"{rdf_name} was read, but {', '.join(different)} says something else, and other programs may prefer it"
+    return [Check("archive.one_rdf", "archive", "warning", text, "Keep one description, named rdf.yaml.")]
 
 
 class BudgetError(Exception):
     """A zip grew beyond what its directory promised while it was unpacked."""
-
-
-def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
-    """Judge a zip by its directory alone, before a byte is unpacked."""
-    unsafe = [f"{entry.filename!r} {why}" for entry in entries if (why := unsafe_path(entry.filename))]
-    links = [f"{entry.filename!r} is a link" for entry in entries if stat.S_ISLNK(entry.external_attr >> 16)]
-    yield _none_of("archive.paths", unsafe + links, "all paths stay inside", "Zip plain files, by relative paths.")
-
-    # Case matters: Windows and macOS would let the second of README.md and readme.md overwrite the first.
-    names = [entry.filename.casefold() for entry in entries]
-    twice = sorted({repr(name) for name in names if names.count(name) > 1}) if len(names) <= MAX_ENTRIES else []
-    yield _none_of("archive.duplicates", twice, "every name is there once", "Write every file once.")
-
-    locked = [repr(entry.filename) for entry in entries if entry.flag_bits & 0x1]
-    yield _none_of("archive.encrypted", locked, "nothing is encrypted", "Zip without a password.")
-
-    total = sum(entry.file_size for entry in entries)
-    packed = max(1, sum(entry.compress_size for entry in entries))
-    bombs = []
-    if len(entries) > MAX_ENTRIES:
-        bombs.append(f"{len(entries)} entries, at most {MAX_ENTRIES} are unpacked")
-    if total > MAX_TOTAL_BYTES:
-        bombs.append(f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} are")
-    if total > RATIO_FREE_BYTES and total / packed > MAX_RATIO:
-        bombs.append(f"it grows {total / packed:.0f}-fold when unpacked, at most {MAX_RATIO:.0f}-fold is accepted")
-    text = f"{len(entries)} files, {total / 2**20:.1f} MiB"
-    yield _none_of("archive.bomb", bombs, text, "Keep the package to the files that the model needs.")
-
-
-def _none_of(check_id: str, problems: list[str], good: str, fix: str) -> Check:
-    if not problems:
-        return Check(check_id, "archive", "passed", good)
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return Check(check_id, "archive", "failed", "; ".join(problems[:3]) + more, fix)
 
 
 def unpack(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], root: Path) -> None:
@@ -261,18 +262,33 @@ def _copy(packed: IO[bytes], out: IO[bytes], budget: int, name: str) -> None:
 
 def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
     """Parse a description as bioimageio.spec does (YAML 1.2), or say why that fails."""
+    try:
+        content = _parse_rdf(path)
+    except UnicodeDecodeError as error:
+        text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+    except TrapError as error:
+        text = f"is refused: {error}"
+    except Exception as error:  # the parser's errors have no common base
+        text = f"is not valid yaml: {one_sentence(error)}"
+    else:
+        if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+            return content, Check("archive.rdf", "archive", "passed", f"{path.name} is read")
+        text = f"holds {type(content).__name__}, a description is a mapping of names to values"
+    fix = "Write the description again; a yaml checker shows the line."
+    return None, Check("archive.rdf", "archive", "failed", f"{one_sentence(path.name, 80)} {text}", fix)
+
+
+def _parse_rdf(path: Path) -> Any:
     from bioimageio.spec.utils import read_yaml
 
-    fix = "Write the description again; a yaml checker shows the line."
-    if path.stat().st_size > MAX_RDF_BYTES:
-        text = f"{path.name} has {path.stat().st_size} bytes, a description has at most {MAX_RDF_BYTES}"
-        return None, Check("archive.rdf", "archive", "failed", text, fix)
-    try:
-        content: Any = read_yaml(path)
-    except Exception as error:  # the parser's errors have no common base
-        text = f"{path.name} is not valid yaml: {one_sentence(error)}"
-        return None, Check("archive.rdf", "archive", "failed", text, fix)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        text = f"{path.name} holds {type(content).__name__}, a description is a mapping of names to values"
-        return None, Check("archive.rdf", "archive", "failed", text, fix)
-    return content, Check("archive.rdf", "archive", "passed", f"{path.name} is read")
+    size = path.stat().st_size
+    if size > MAX_RDF_BYTES:
+        raise TrapError(f"it has {size} bytes, a description has at most {MAX_RDF_BYTES}")
+    # The parser takes a byte order mark for a character of the first key where it is given text.
+    text = path.read_text(encoding="utf-8-sig")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one per anchor that is used twice
+        refuse_expensive_yaml(text)
+        content: Any = read_yaml(StringIO(text))
+    refuse_strange_values(content)
+    return content

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
 Status = Literal["passed", "failed", "warning", "skipped"]
 
 BASE_CONSUMERS = ("archive", "format", "core", "run")
 """What makes a zip valid at all; a broken check of these fails the report for everybody."""
 
-PARTNER_CONSUMERS = ("zoo", "fiji", "ilastik", "biapy")
+PARTNER_CONSUMERS = ("zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine")
 """Who reads the zip besides bioimageio.core; a broken check of these fails the report on request only."""
 
 CONSUMERS = (*BASE_CONSUMERS, *PARTNER_CONSUMERS)
@@ -22,12 +24,36 @@ _SEVERITY: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "failed
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """Two arrays that should have been alike.
+
+    Parameters
+    ----------
+    title
+        What they are, e.g. ``rate, torchscript``.
+    axes
+        Their axis ids.
+    expected, got
+        The arrays; their shapes may differ.
+    given
+        The input that they were made from, where it can be shown beside them.
+    """
+
+    title: str
+    axes: tuple[str, ...]
+    expected: NDArray[Any]
+    got: NDArray[Any]
+    given: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one check found: a status, one sentence, and what to do about it."""
+    """What one check found: a status, one sentence, what to do about it, and the arrays that show it."""
 
     status: Status
     message: str
     fix: str = ""
+    evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +85,25 @@ class Check:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture for the report: what a model was given, what it should have made of it and what it made.
+
+    Parameters
+    ----------
+    check_id
+        The check that it belongs to.
+    title
+        One line.
+    png
+        The file's content.
+    """
+
+    check_id: str
+    title: str
+    png: bytes = field(repr=False)
+
+
 def to_check(check_id: str, consumer: str, outcome: Outcome) -> Check:
     """Name an outcome."""
     return Check(check_id, consumer, outcome.status, outcome.message, outcome.fix)
@@ -79,7 +124,8 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
     for weights_format, outcome in found:
         grouped.setdefault(outcome.message, []).append(weights_format)
     message = "; ".join(f"{', '.join(names)}: {text}" for text, names in grouped.items())
-    return Outcome(worst.status, message, worst.fix)
+    evidence = tuple(item for _, outcome in found for item in outcome.evidence)
+    return Outcome(worst.status, message, worst.fix, evidence)
 
 
 def one_sentence(text: object, limit: int = 300) -> str:

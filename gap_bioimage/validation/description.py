@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import Check, one_sentence
 from gap_bioimage.validation.quiet import quiet
+from gap_bioimage.validation.references import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.archive import Package
 
 _SHOWN = 5
+_MAX_TEXT = 900
 _WARNING_SEVERITY = 30
 """bioimageio.spec's severities: 20 and below is information."""
 
@@ -57,7 +59,7 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     -------
     The description, or None if it is invalid, and the checks of the consumer ``format``.
     """
-    version = str(package.rdf.get("format_version", "absent"))
+    version = one_sentence(package.rdf.get("format_version", "absent"), 40) or "empty"
     checks = [_version_check(version), *_github_checks(package.rdf)]
     with quiet(), _known_people(package.rdf):
         written = _load(package, "discover", with_files)
@@ -66,14 +68,15 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
             upgraded = _load(package, "latest", with_files)
     errors, warnings = _findings(written)
     if not _is_model(written):
-        text = "; ".join(errors[:_SHOWN]) or f"the description is of type {package.rdf.get('type')!r}, not a model"
-        text = text.replace(f"{package.root}{os.sep}", "")
+        kind = one_sentence(repr(package.rdf.get("type")), 80)
+        text = "; ".join(errors[:_SHOWN]) or f"the description is of type {kind}, not a model"
+        text = one_sentence(text.replace(f"{package.root}{os.sep}", ""), _MAX_TEXT)
         fix = "Correct the named fields; the format is described at https://bioimage-io.github.io/spec-bioimage-io."
         return None, [*checks, Check("format.valid", "format", "failed", text, fix)]
     checks.append(Check("format.valid", "format", "passed", f"a valid model description of format {version}"))
     if warnings:
         more = f" and {len(warnings) - _SHOWN} more" if len(warnings) > _SHOWN else ""
-        text = "; ".join(warnings[:_SHOWN]) + more
+        text = one_sentence("; ".join(warnings[:_SHOWN]), _MAX_TEXT) + more
         checks.append(Check("format.recommended", "format", "warning", text, "Fill in the named fields."))
     return Description(written, upgraded if _is_model(upgraded) else None), checks
 
@@ -105,7 +108,7 @@ def _load(package: Package, version: str, with_files: bool) -> Any:
 def _urls(value: Any) -> Iterator[str]:
     from pydantic import HttpUrl, TypeAdapter, ValidationError
 
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
+    if isinstance(value, str) and is_url(value):
         yield value
         try:
             yield str(TypeAdapter(HttpUrl).validate_python(value))  # spec looks up the normalised form
@@ -146,7 +149,7 @@ def _findings(loaded: Any) -> tuple[list[str], list[str]]:
 def _line(entry: Any) -> str:
     # Locations also name the validators tried, e.g. 'function-after[CallableFromFile(), str]': no use here.
     where = ".".join(str(part) for part in entry.loc if re.fullmatch(r"\w+", str(part)))
-    return f"{where or 'description'}: {one_sentence(entry.msg, 160)}"
+    return f"{one_sentence(where, 80) or 'description'}: {one_sentence(entry.msg, 160)}"
 
 
 def _version_check(version: str) -> Check:
@@ -172,7 +175,7 @@ def _github_checks(rdf: dict[str, Any]) -> list[Check]:
     unlisted = [name for name in _people(rdf) if name.lower() not in KNOWN_GITHUB_USERS]
     if not unlisted:
         return []
-    text = f"github_user {', '.join(unlisted)} was not looked up, since validation uses no network"
+    text = f"github_user {one_sentence(', '.join(unlisted), 200)} was not looked up, since validation uses no network"
     fix = "See that https://github.com/NAME exists; the zoo will look it up."
     return [Check("format.github_user", "format", "warning", text, fix)]
 

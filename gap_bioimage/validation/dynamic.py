@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation import shapes
-from gap_bioimage.validation.checks import Outcome
-from gap_bioimage.validation.measures import Tolerance, mismatched_ppm, relative_rms
+from gap_bioimage.validation import loading, shapes, tiles
+from gap_bioimage.validation.checks import Evidence, Outcome
+from gap_bioimage.validation.measures import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
 from gap_bioimage.validation.runner import SHARED_SEED
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ REPRODUCED = 1e-3
 BATCH = 1e-4
 AGREE = 1e-3
 CONSERVED = 0.05
-ZOO_DEEPIMAGEJ = Tolerance(rtol=1e-4, atol=1.5e-4, ppm=0.0)
-"""The zoo's deepImageJ check wants every pixel this close."""
 
 _EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
 
@@ -36,10 +34,10 @@ class DynamicCheck:
 
     Parameters
     ----------
-    id, consumer
-        As in `Check`.
+    id
+        As in `Check`; the consumer is its first part.
     judge
-        The check itself.
+        The check itself; the first line of its docstring says what is asked.
     only
         The weights format it is about; None for all.
     once
@@ -48,21 +46,34 @@ class DynamicCheck:
 
     id: str
     judge: Callable[[Runner], Outcome]
-    consumer: str = "run"
     only: str | None = None
     once: bool = False
 
 
 def reproduces(runner: Runner) -> Outcome:
     """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
-    worst = 0.0
+    worst, evidence = 0.0, _evidence(runner, runner.produced, runner.test_outputs, runner.weights_format)
     for name, expected in runner.test_outputs.items():
         got = runner.produced[name]
         if got.shape != expected.shape:
-            return Outcome("failed", f"{name!r} has shape {got.shape}, expected {expected.shape}", _EXPORT_AGAIN)
+            text = f"{name!r} has shape {got.shape}, expected {expected.shape}"
+            return Outcome("failed", text, _EXPORT_AGAIN, evidence)
         worst = max(worst, relative_rms(got, expected))
     text = f"test outputs differ by {worst:.1e} of their scale (at most {REPRODUCED:.0e})"
-    return Outcome("passed", text) if worst <= REPRODUCED else Outcome("failed", text, _EXPORT_AGAIN)
+    if worst <= REPRODUCED:
+        return Outcome("passed", text, "", evidence)
+    return Outcome("failed", text, _EXPORT_AGAIN, evidence)
+
+
+def _evidence(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tuple[Evidence, ...]:
+    """Outputs beside the expected ones, and beside the test input where there is only one."""
+    inputs = list(runner.test_inputs.values())
+    given = inputs[0] if len(inputs) == 1 else None
+    fits = {name: given is not None and given.ndim == array.ndim for name, array in expected.items()}
+    return tuple(
+        Evidence(f"{name}, {what}", runner.axes(name), array, got[name], given if fits[name] else None)
+        for name, array in expected.items()
+    )
 
 
 def every_pixel(runner: Runner) -> Outcome:
@@ -72,7 +83,10 @@ def every_pixel(runner: Runner) -> Outcome:
         for name, expected in runner.test_outputs.items()
     )
     text = f"{worst:.0f} ppm of the test output differ by more than 1.5e-4 + 1e-4 of the value"
-    return Outcome("passed", text) if worst == 0 else Outcome("failed", text, _EXPORT_AGAIN)
+    if worst == 0:
+        return Outcome("passed", text)
+    evidence = _evidence(runner, runner.produced, runner.test_outputs, "every pixel")
+    return Outcome("failed", text, _EXPORT_AGAIN, evidence)
 
 
 def zero(runner: Runner) -> Outcome:
@@ -146,7 +160,7 @@ def conservation(runner: Runner) -> Outcome:
     """A photon model's output sums to as many photons as its input holds, over an image of several tiles."""
     if not claims_photons(runner.descr):
         return Outcome("skipped", "the description does not say that photons are conserved")
-    image = shapes.tiled_sizes(runner)[0] if runner.steps else None
+    image = tiles.tiled_sizes(runner)[0] if runner.steps else None
     if shapes.is_stochastic(runner):  # samplers take long, and their tiles are other samples
         inputs, outputs = runner.preprocess(runner.test_inputs), runner.produced
     elif image is None or shapes.voxels(image) > shapes.MAX_VOXELS:
@@ -188,18 +202,34 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
         worst = max(worst, difference)
         parts.append(f"{runner.weights_format} differs from {first.weights_format} by {difference:.1e}")
     text = f"{'; '.join(parts)} of the scale (at most {AGREE:.0e})"
-    return Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "Convert the weights again.")
+    if worst <= AGREE:
+        return Outcome("passed", text)
+    evidence = tuple(
+        item
+        for runner in runners[1:]
+        for item in _evidence(
+            runner, runner.produced, first.produced, f"{runner.weights_format} against {first.weights_format}"
+        )
+    )
+    return Outcome("failed", text, "Convert the weights again.", evidence)
 
 
 DYNAMIC_CHECKS = (
     DynamicCheck("run.reproduces", reproduces),
+    DynamicCheck("run.output_kind", loading.output_kind, only="torchscript"),
     DynamicCheck("run.deterministic", deterministic),
     DynamicCheck("run.sizes", shapes.sizes),
-    DynamicCheck("run.tiled", shapes.tiled, once=True),
+    DynamicCheck("run.odd_sizes", tiles.odd_sizes, once=True),
+    DynamicCheck("run.tiled", tiles.tiled, once=True),
+    DynamicCheck("run.padding", tiles.padding, once=True),
     DynamicCheck("run.batch", batch),
+    DynamicCheck("run.dtypes", loading.dtypes, once=True),
     DynamicCheck("run.zero", zero),
     DynamicCheck("run.single_photon", single_photon),
     DynamicCheck("run.conservation", conservation, once=True),
-    DynamicCheck("fiji.below_min", shapes.below_min, "fiji", "torchscript"),
-    DynamicCheck("zoo.deepimagej", every_pixel, "zoo", "torchscript"),
+    DynamicCheck("run.cuda", loading.cuda, once=True),
+    DynamicCheck("run.cost", loading.cost, once=True),
+    DynamicCheck("fiji.below_min", shapes.below_min, "torchscript"),
+    DynamicCheck("fiji.as_loaded", loading.as_loaded, "torchscript"),
+    DynamicCheck("zoo.deepimagej", every_pixel, "torchscript"),
 )

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from gap_bioimage.validation.checks import Check, Outcome, merge_outcomes, one_sentence, to_check
 from gap_bioimage.validation.dynamic import DYNAMIC_CHECKS, formats_agree
+from gap_bioimage.validation.engines import other_cores, other_engines
+from gap_bioimage.validation.evidence import keep_evidence
 from gap_bioimage.validation.facts import Facts
 from gap_bioimage.validation.measures import core_tolerance, mismatched_ppm, wrong_versions
-from gap_bioimage.validation.quiet import quiet, untouched_randomness
+from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.runner import Runner
 from gap_bioimage.validation.shapes import is_stochastic
 from gap_bioimage.validation.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from gap_bioimage.validation.archive import Package
     from gap_bioimage.validation.description import Description
@@ -32,36 +36,76 @@ _NEEDS = {
 _UNTESTED = {"tensorflow_js"}
 
 
-def run_checks(package: Package, description: Description, *, run_code: bool, device: str) -> Iterator[Check]:
-    """Everything that needs the model to run: the only way in, so that a subprocess can be put behind it.
+@dataclass(frozen=True)
+class Plan:
+    """What is to be checked, and who is told of it.
+
+    Parameters
+    ----------
+    run_code
+        Allow Python code of the package to run.
+    device
+        Torch device name.
+    engines
+        Other Python interpreters, in whose torch the TorchScript is run too.
+    done
+        Ids of checks that are not made again.
+    keep
+        Folder for arrays and pictures of what failed; None keeps nothing.
+    pictures
+        Folder for pictures of the rest; None draws none.
+    begin
+        Called with the id of each check before it is made.
+    found
+        Called with each check, and titles and paths of its pictures.
+    """
+
+    run_code: bool = False
+    device: str = "cpu"
+    engines: tuple[str, ...] = ()
+    done: frozenset[str] = frozenset()
+    keep: Path | None = None
+    pictures: Path | None = None
+    begin: Callable[[str], None] = lambda check_id: None
+    found: Callable[[Check, list[tuple[str, Path]]], None] = lambda check, drawn: None
+
+    def make(self, check_id: str, judge: Callable[[], Outcome]) -> Outcome | None:
+        """Make a check, unless it is done; what it raises is the model's failure, not ours."""
+        if check_id in self.done:
+            return None
+        self.begin(check_id)
+        outcome = _guarded(judge)
+        drawn = keep_evidence(check_id, outcome, keep=self.keep, pictures=self.pictures)
+        self.found(to_check(check_id, check_id.split(".", 1)[0], outcome), drawn)
+        return outcome
+
+
+def run_checks(package: Package, description: Description, plan: Plan) -> None:
+    """Everything that needs the model to run; it may never return, so call it in a process of its own.
 
     Parameters
     ----------
     package, description
         The opened package and its valid description, all files local.
-    run_code
-        Allow Python code of the package to run.
-    device
-        Torch device name.
-
-    Yields
-    ------
-    Checks of the consumers ``core``, ``run`` and ``fiji``. What a model raises becomes a failed check.
+    plan
+        What to check and whom to tell: checks of the consumers ``core``, ``run``, ``fiji`` and ``zoo``. What a
+        model raises becomes a failed check.
     """
-    yield negative_control(package, description)
-    blocked = {name: why for name in description.weights if (why := _why_not(name, package, run_code))}
+    plan.make("run.negative_control", lambda: negative_control(package, description))
+    blocked = {name: why for name in description.weights if (why := _why_not(name, package, plan.run_code))}
     for name, outcome in blocked.items():
-        yield to_check(f"run.{name}", "run", outcome)
+        plan.make(f"run.{name}", lambda outcome=outcome: outcome)  # type: ignore[misc]
     runnable = [name for name in description.weights if name not in blocked]
     if not runnable:
         text = f"none of the weights ({', '.join(description.weights) or 'none given'}) was run"
         fix = "--run-code" if any(found.fix == "--run-code" for found in blocked.values()) else ""
-        yield Check("core.test", "core", "skipped", text, fix)
+        plan.make("core.test", lambda: Outcome("skipped", text, fix))
         return
-    with untouched_randomness():
-        found = ((name, core_test(description.as_written, name, device)) for name in runnable)
-        yield to_check("core.test", "core", merge_outcomes(found))
-        yield from _dynamic_checks(description, runnable, device)
+    plan.make(
+        "core.test",
+        lambda: merge_outcomes((name, core_test(description.as_written, name, plan.device)) for name in runnable),
+    )
+    _dynamic_checks(package, description, runnable, plan)
 
 
 def _why_not(weights_format: str, package: Package, run_code: bool) -> Outcome | None:
@@ -111,6 +155,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
 
     A failed inference gives the status ``valid-format``, which reads as if all were well.
     """
+    import torch
     from bioimageio.core import test_description
 
     before = len(descr.validation_summary.details)
@@ -121,10 +166,12 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
                 weight_format=cast("Any", weights_format),
                 devices=[device],
                 expected_type=None,
-                determinism="seed_only",
+                determinism="full",  # as the zoo tests
             )
     except Exception as error:  # whatever a model raises
         return Outcome("failed", one_sentence(error), "Run `bioimageio test` for the whole story.")
+    finally:
+        torch.use_deterministic_algorithms(False)  # users run without
     errors = [entry.msg for detail in summary.details[before:] for entry in detail.errors]
     if summary.status == "passed" and not errors:
         runs = len(summary.details) - before
@@ -134,7 +181,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
     return Outcome("failed", f"bioimageio.core's test: {text}", fix)
 
 
-def negative_control(package: Package, description: Description) -> Check:
+def negative_control(package: Package, description: Description) -> Outcome:
     """Whether bioimageio.core's tolerance would notice a wrong output: a flipped expectation must fail.
 
     Values that are small against the absolute tolerance pass its test whatever they are.
@@ -147,7 +194,7 @@ def negative_control(package: Package, description: Description) -> Check:
             sample = get_test_output_sample(description.as_written)
     except Exception as error:  # unreadable or missing test tensors
         text = f"the expected outputs cannot be read: {one_sentence(error)}"
-        return Check("run.negative_control", "run", "skipped", text, "Give every output a test_tensor.")
+        return Outcome("skipped", text, "Give every output a test_tensor.")
     blind: list[str] = []
     constant: list[str] = []
     seen: list[str] = []
@@ -162,28 +209,34 @@ def negative_control(package: Package, description: Description) -> Check:
         )
     if blind and not seen:
         text = f"core's test accepts a wrong expected output ({', '.join(blind)}), so it proves nothing"
-        return Check("run.negative_control", "run", "failed", text, fix)
+        return Outcome("failed", text, fix)
     if blind or constant:
         text = f"the test cannot tell right from wrong for {', '.join(blind + constant)}"
-        return Check("run.negative_control", "run", "warning", text, fix)
-    return Check("run.negative_control", "run", "passed", "a flipped expected output fails the test, as it must")
+        return Outcome("warning", text, fix)
+    return Outcome("passed", "a flipped expected output fails the test, as it must")
 
 
-def _dynamic_checks(description: Description, runnable: list[str], device: str) -> Iterator[Check]:
+def _dynamic_checks(package: Package, description: Description, runnable: list[str], plan: Plan) -> None:
     """Load each weights format once and put all of them through every check."""
     descr = description.upgraded or description.as_written
+    facts = Facts(package)
     with ExitStack() as stack:
-        runners, broken = [], []
-        for name in runnable:
-            try:
-                runners.append(stack.enter_context(Runner(descr, name, device)))
-            except Exception as error:  # whatever loading raises
-                broken.append((name, Outcome("failed", one_sentence(error), "See that the weights load.")))
-        loaded = [(runner.weights_format, Outcome("passed", "loads")) for runner in runners]
-        yield to_check("run.loads", "run", merge_outcomes([*broken, *loaded]))
-        agreement = _guarded(lambda: formats_agree(runners)) if len(runners) > 1 else None
-        if agreement is not None:
-            yield to_check("run.formats_agree", "run", agreement)
+        runners: list[Runner] = []
+
+        def load() -> Outcome:
+            found = []
+            for name in runnable:
+                try:
+                    file = facts.file_of(facts.weights.get(name))
+                    runners.append(stack.enter_context(Runner(descr, name, plan.device, file)))
+                    found.append((name, Outcome("passed", "loads")))
+                except Exception as error:  # whatever loading raises
+                    found.append((name, Outcome("failed", one_sentence(error), "See that the weights load.")))
+            return merge_outcomes(found)
+
+        if plan.make("run.loads", load) is None:
+            load()  # told before, in a process that is gone
+        agreement = plan.make("run.formats_agree", lambda: formats_agree(runners)) if len(runners) > 1 else None
         for entry in DYNAMIC_CHECKS:
             subjects = [runner for runner in runners if entry.only in (None, runner.weights_format)]
             # samplers run their network many times for each output
@@ -191,8 +244,14 @@ def _dynamic_checks(description: Description, runnable: list[str], device: str) 
             if once and agreement is not None and agreement.status == "passed":
                 subjects = subjects[-1:]
             if subjects:
-                outcome = merge_outcomes(_each(entry.judge, subjects))
-                yield to_check(entry.id, entry.consumer, outcome)
+                plan.make(entry.id, lambda: merge_outcomes(_each(entry.judge, subjects)))  # noqa: B023  (called at once)
+        scripted = [runner for runner in runners if runner.weights_format == "torchscript"]
+        if plan.engines and scripted:
+            plan.make("fiji.older_engine", lambda: other_engines(scripted[0], plan.engines))
+        if plan.engines:
+            plan.make(
+                "core.other_versions", lambda: other_cores(package.root / package.rdf_name, runnable, plan.engines)
+            )
 
 
 def _each(judge: Callable[[Runner], Outcome], runners: Iterable[Runner]) -> Iterator[tuple[str, Outcome]]:

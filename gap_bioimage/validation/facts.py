@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -74,12 +75,8 @@ class TensorFacts:
     @property
     def steps(self) -> list[dict[str, Any]]:
         """The processing steps."""
-        return [
-            step
-            for key in ("preprocessing", "postprocessing")
-            for step in self.written.get(key) or []
-            if isinstance(step, dict)
-        ]
+        lists = [self.written.get(key) for key in ("preprocessing", "postprocessing")]
+        return [step for listed in lists if isinstance(listed, list) for step in listed if isinstance(step, dict)]
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,12 @@ class Facts:
     @cached_property
     def version(self) -> tuple[int, ...]:
         """``format_version`` as numbers; empty if it has none."""
-        parts = str(self.rdf.get("format_version", "")).split(".")
-        return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
+        written = self.rdf.get("format_version")
+        text = written if isinstance(written, str) else repr(written) if isinstance(written, int | float) else ""
+        parts = text.split(".")
+        # int() also takes other scripts' digits, but not all that isdigit() takes, nor endless ones
+        is_version = all(re.fullmatch("[0-9]{1,9}", part) for part in parts)
+        return tuple(int(part) for part in parts) if is_version else ()
 
     @property
     def is_05(self) -> bool:
@@ -118,7 +119,9 @@ class Facts:
     def weights(self) -> dict[str, dict[str, Any]]:
         """The weights entries by format."""
         found = self.rdf.get("weights")
-        return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            return {}
+        return {key: entry for key, entry in found.items() if isinstance(key, str) and isinstance(entry, dict)}
 
     def texts(self, key: str) -> list[str]:
         """The strings in a list field."""

@@ -22,6 +22,10 @@ class Tolerance:
     ppm: float = 100.0
 
 
+ZOO_DEEPIMAGEJ = Tolerance(rtol=1e-4, atol=1.5e-4, ppm=0.0)
+"""The zoo's deepImageJ check wants every pixel this close."""
+
+
 def relative_rms(actual: NDArray[Any], expected: NDArray[Any], *, centred: bool = True) -> float:
     """RMS difference over the scale of the expected values.
 

@@ -1,4 +1,4 @@
-"""Call the libraries without their logs and progress bars, and without leaving traces in the process."""
+"""Call the libraries without their logs and progress bars."""
 
 from __future__ import annotations
 
@@ -28,20 +28,3 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(previous)
         logger.enable("bioimageio")
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Put back the random states and the determinism flag that bioimageio.core's tests set globally."""
-    import numpy as np
-    import torch
-
-    numpy_state = np.random.get_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            np.random.set_state(numpy_state)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.archive import unsafe_path
-from gap_bioimage.validation.checks import Check
+from gap_bioimage.validation.checks import Check, one_sentence
+from gap_bioimage.validation.entries import none_of, shown, unsafe_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,8 @@ _FILE_FIELDS = ("documentation", "icon", "dependencies")
 _FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")
 """Fields whose content is not ours to interpret, or that name other resources."""
 _MAX_NODES = 50_000
+_MAX_DOCUMENTATION_BYTES = 16 * 2**20
+"""The documentation is read as a whole, by bioimageio.spec too."""
 _SHA256_CHUNK = 2**20
 
 
@@ -34,7 +37,12 @@ class Reference:
     @property
     def is_remote(self) -> bool:
         """Whether it is a URL."""
-        return "://" in self.source
+        return is_url(self.source)
+
+
+def is_url(text: str) -> bool:
+    """Whether some reader may take a text for a URL: case, blanks and missing slashes do not matter to all of them."""
+    return "://" in text or re.match(r"https?:", re.sub(r"\s", "", text), re.IGNORECASE) is not None
 
 
 class TooManyNodesError(ValueError):
@@ -121,22 +129,70 @@ def reference_checks(package: Package) -> tuple[list[Check], bool]:
         found = references(package.rdf)
     except (TooManyNodesError, RecursionError) as error:
         return [Check("archive.references", "archive", "failed", str(error), "Write it without aliases.")], False
-    unsafe = [f"{r.where} {r.source!r} {why}" for r in found if not r.is_remote and (why := unsafe_path(r.source))]
+    dangers = [
+        f"{r.where} {shown(r.source)} {why}" for r in found if not r.is_remote and (why := unsafe_path(r.source))
+    ]
+    # Other formats' fields may name files too: whatever names one outside is not to be read.
+    named = {reference.source for reference in found if not reference.is_remote and unsafe_path(reference.source)}
+    dangers += [
+        f"{shown(text)} is a file outside the package"
+        for text in _texts(package.rdf)
+        if text not in named and any(package.names_outside(part) for part in _paths_in(text))
+    ]
+    dangers += _endless_documentation(package)
     local = [r for r in found if not r.is_remote and not unsafe_path(r.source)]
-    absent = [f"{r.where} {r.source!r} is not there" for r in local if package.file(r.source) is None]
+    absent = [f"{r.where} {shown(r.source)} is not there" for r in local if package.file(r.source) is None]
     wrong, unhashed = _hash_problems(package, local)
-    remote = [f"{r.where} {r.source}" for r in found if r.is_remote]
+    remote = [f"{r.where} {one_sentence(r.source, 150)}" for r in found if r.is_remote]
     hashed = f"{len(local) - len(unhashed)} sha256 sums agree, {len(unhashed)} are not stated"
     inside = f"{len(local)} referenced files lie inside the package"
     checks = [
-        _judge("archive.references", unsafe, inside, "Refer to files by their names inside the package."),
-        _judge("archive.files", absent, "every referenced file is there", "Add the file, or correct its path."),
-        _judge("archive.hashes", wrong, hashed, "Write the file's own sha256 into the description."),
+        none_of("archive.references", dangers, inside, "Refer to files by their names inside the package."),
+        none_of("archive.files", absent, "every referenced file is there", "Add the file, or correct its path."),
+        none_of("archive.hashes", wrong, hashed, "Write the file's own sha256 into the description."),
     ]
     if remote:
         text = f"read from the network when used: {_few(remote)}"
         checks.append(Check("archive.remote", "archive", "warning", text, "Put the files into the package."))
-    return checks, not (unsafe or absent or wrong or remote)
+    return checks, not (dangers or absent or wrong or remote)
+
+
+def files_of(package: Package) -> list[str]:
+    """Names of all files in the package: those of the zip or folder, and those that a yaml refers to."""
+    try:
+        named = {reference.source for reference in references(package.rdf)}
+    except (TooManyNodesError, RecursionError):
+        named = set()
+    return sorted({*package.names, *(name for name in named if package.file(name) is not None)})
+
+
+def _texts(rdf: dict[str, Any]) -> list[str]:
+    """All different strings of a description that `_refuse_bombs` let through, on one line and of a path's length."""
+    pending: list[Any] = list(rdf.values())
+    found: dict[str, None] = {}
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str) and 0 < len(value) < 4096 and "\n" not in value:
+            found[value] = None
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return list(found)
+
+
+def _paths_in(text: str) -> list[str]:
+    """A text as a path, and as the formats 0.3 and 0.4 write them: ``file.py:Callable``, ``conda:file.yaml``."""
+    return [text, *(text.rsplit(":", 1)[:1] + text.split(":", 1)[1:] if ":" in text else [])]
+
+
+def _endless_documentation(package: Package) -> list[str]:
+    written = package.rdf.get("documentation")
+    path = package.file(written.get("source") if isinstance(written, dict) else written)
+    if path is None or path.stat().st_size <= _MAX_DOCUMENTATION_BYTES:
+        return []
+    size = f"{path.stat().st_size / 2**20:.0f} MiB"
+    return [f"the documentation has {size}, at most {_MAX_DOCUMENTATION_BYTES >> 20} are read"]
 
 
 def _hash_problems(package: Package, local: list[Reference]) -> tuple[list[str], list[str]]:
@@ -147,9 +203,16 @@ def _hash_problems(package: Package, local: list[Reference]) -> tuple[list[str],
             continue
         if reference.sha256 is None:
             unhashed.append(reference.source)
-        elif sha256_of(path) != reference.sha256.lower():
-            wrong.append(f"{reference.where}: {reference.source!r} does not have the stated sha256")
+        elif (problem := _hash_problem(path, reference.sha256)) is not None:
+            wrong.append(f"{reference.where}: {shown(reference.source)} {problem}")
     return wrong, unhashed
+
+
+def _hash_problem(path: Path, stated: str) -> str | None:
+    try:
+        return None if sha256_of(path) == stated.lower() else "does not have the stated sha256"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
 
 
 def sha256_of(path: Path) -> str:
@@ -164,9 +227,3 @@ def sha256_of(path: Path) -> str:
 def _few(items: list[str]) -> str:
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return "; ".join(items[:3]) + more
-
-
-def _judge(check_id: str, problems: list[str], good: str, fix: str) -> Check:
-    if problems:
-        return Check(check_id, "archive", "failed", _few(problems), fix)
-    return Check(check_id, "archive", "passed", good)

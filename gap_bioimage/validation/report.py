@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.archive import open_package
 from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.engines import check_engines
+from gap_bioimage.validation.evidence import read_pictures
+from gap_bioimage.validation.process import ModelProcess
+from gap_bioimage.validation.score import Completeness, completeness_of, score_of, verdicts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from rich.console import Console
 
     from gap_bioimage.validation.archive import Package
-    from gap_bioimage.validation.checks import Status
-
-__all__ = ["Check", "Report", "all_rules", "print_report", "validate"]
+    from gap_bioimage.validation.checks import Picture
+    from gap_bioimage.validation.score import Score, Verdict
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,19 @@ class Report:
         The path that was validated, as given.
     checks
         All checks, in the order in which they were made.
+    verdicts
+        For each program that reads such models: will it run this one?
+    score
+        The score that the zoo will give it.
+    pictures
+        What the model was given and made of it, where pictures were asked for.
     """
 
     model: str
     checks: tuple[Check, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    score: Score | None = None
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def status(self) -> Literal["passed", "failed"]:
@@ -50,11 +61,16 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The report as ``validate --json`` prints it."""
-        return {
+        report: dict[str, object] = {
             "status": self.status,
             "model": self.model,
             "checks": [check.to_dict() for check in self.checks],
         }
+        if self.verdicts:
+            report["consumers"] = [asdict(verdict) for verdict in self.verdicts]
+        if self.score is not None:
+            report["score"] = asdict(self.score)
+        return report
 
 
 def validate(
@@ -63,13 +79,18 @@ def validate(
     consumers: Sequence[str] | None = None,
     run_code: bool = False,
     device: str = "cpu",
+    engines: Sequence[str] = (),
+    keep: str | Path | None = None,
+    pictures: bool = False,
+    process: ModelProcess | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> Report:
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
     What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) is always checked
-    and always fails the report. What breaks one partner (``zoo``, ``fiji``, ``ilastik``, ``biapy``) is a
-    warning, and a failure where that partner is asked for. Nothing is written, and no network is used.
+    and always fails the report. What breaks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a
+    failure where that partner is asked for. Models run in a process of their own: one that hangs or takes all
+    memory is a failed check. No network is used.
 
     Parameters
     ----------
@@ -83,6 +104,14 @@ def validate(
         that need it are skipped; TorchScript and ONNX are run.
     device
         Torch device to run on.
+    engines
+        Other Python interpreters, such as ``/usr/bin/python3``, in whose torch the TorchScript is run too.
+    keep
+        Folder for the tensors and pictures of failed checks; nothing is kept without it.
+    pictures
+        Return pictures of inputs, outputs and differences with the report.
+    process
+        The process in which models run, with its limits, to be shared by several calls; a new one if None.
     on_check
         Called with every check as soon as it is made.
 
@@ -91,19 +120,55 @@ def validate(
     UnreadableModelError
         If the path is no zip, folder or yaml, or holds no description.
     ConfigError
-        If a consumer's name is unknown.
+        If a consumer's name is unknown, or an engine has no torch.
     """
     _refuse_unknown(consumers or ())
-    made: list[Check] = []
-    with open_package(path) as (package, archive_checks):
-        for check in _all_checks(package, archive_checks, run_code, device):
-            judged = _judged(check, consumers)
-            if judged is None:
-                continue
-            made.append(judged)
-            if on_check is not None:
-                on_check(judged)
-    return Report(str(path), tuple(made))
+    check_engines(engines)
+    with ExitStack() as stack:
+        package, archive_checks = stack.enter_context(open_package(path))
+        findings = _Findings(consumers, on_check)
+        for check in archive_checks:
+            findings.add(check)
+        if package is not None:
+            from gap_bioimage.validation.worker import Job
+
+            runs = process or stack.enter_context(ModelProcess())
+            job = Job.of(
+                package,
+                run_code=run_code,
+                device=device,
+                engines=tuple(engines),
+                keep=None if keep is None else str(Path(keep).absolute()),
+                pictures=str(package.scratch / "pictures") if pictures else None,
+            )
+            _check_package(package, findings, lambda: runs.run(job))
+        return findings.report(str(path), pictures)
+
+
+class _Findings:
+    """What was found so far."""
+
+    def __init__(self, consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None) -> None:
+        self._consumers, self._on_check = consumers, on_check
+        self._raw: list[Check] = []
+        self._judged: list[Check] = []
+        self.drawn: list[tuple[str, str, Path]] = []
+        self.completeness: Completeness | None = None
+
+    def add(self, check: Check) -> None:
+        """Take a check, and tell of it if its consumer was asked for."""
+        self._raw.append(check)
+        judged = _judged(check, self._consumers)
+        if judged is not None:
+            self._judged.append(judged)
+            if self._on_check is not None:
+                self._on_check(judged)
+
+    def report(self, model: str, pictures: bool) -> Report:
+        """Make the report of all."""
+        verdicts = verdicts_of(self._raw)
+        score = score_of(self._raw, verdicts, self.completeness)
+        return Report(model, tuple(self._judged), verdicts, score, read_pictures(self.drawn) if pictures else ())
 
 
 def _refuse_unknown(consumers: Sequence[str]) -> None:
@@ -121,80 +186,37 @@ def _judged(check: Check, consumers: Sequence[str] | None) -> Check | None:
     return check if check.consumer in consumers else None
 
 
-def _all_checks(package: Package | None, archive_checks: list[Check], run_code: bool, device: str) -> Iterator[Check]:
+def _check_package(
+    package: Package, findings: _Findings, run: Callable[[], Iterator[Check | tuple[str, str, Path]]]
+) -> None:
+    from gap_bioimage.validation.arrays import tensor_check
     from gap_bioimage.validation.description import format_checks
     from gap_bioimage.validation.facts import Facts
+    from gap_bioimage.validation.pickles import pickle_check
     from gap_bioimage.validation.references import reference_checks
 
-    yield from archive_checks
-    if package is None:
-        return
     found, loadable = reference_checks(package)
-    yield from found
+    found += [pickle_check(package), tensor_check(package)]
+    loadable = loadable and all(check.status != "failed" for check in found)
     broken = {check.id for check in found if check.status != "passed"}
     description = None
     if "archive.references" not in broken:  # else bioimageio.spec would read files outside the package
-        description, found = format_checks(package, with_files="archive.remote" not in broken)
-        yield from found
+        # with remote files it would use the network, with broken tensors endless memory
+        with_files = broken.isdisjoint({"archive.remote", "archive.tensors"})
+        description, format_found = format_checks(package, with_files=with_files)
+        found += format_found
+    for check in found:
+        findings.add(check)
+    if description is not None:
+        findings.completeness = completeness_of(description.as_written)
     if description is None or not loadable:
-        yield Check("core.test", "core", "skipped", "not run, since the package or its description is broken")
+        findings.add(Check("core.test", "core", "skipped", "not run, since the package or its description is broken"))
     else:
-        from gap_bioimage.validation.execution import run_checks
-
-        yield from run_checks(package, description, run_code=run_code, device=device)
+        for item in run():
+            if isinstance(item, Check):
+                findings.add(item)
+            else:
+                findings.drawn.append(item)
     facts = Facts(package)
     for rule in all_rules():
-        yield rule.judge(facts)
-
-
-_STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim"}
-_MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "skipped"}
-
-
-def print_report(report: Report, console: Console | None = None) -> None:
-    """Print a report as a table, one group per consumer; what passed takes one line per group.
-
-    Parameters
-    ----------
-    report
-        What `validate` returned.
-    console
-        Where to; a new one on standard output if None.
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = console or Console()
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for consumer in CONSUMERS:
-        checks = [check for check in report.checks if check.consumer == consumer]
-        if not checks:
-            continue
-        table.add_row(f"[bold]{consumer}[/]", "", _summary(checks))
-        for check in checks:
-            if _is_dull(check):
-                continue
-            style = _STYLES[check.status]
-            fix = f"\n[dim]to do:[/] {escape(check.fix)}" if check.fix else ""
-            text = f"{escape(check.message)}{fix}"
-            table.add_row(f"  {check.id.split('.', 1)[1]}", f"[{style}]{_MARKS[check.status]}[/]", text)
-    console.print(table)
-    style = _STYLES[report.status]
-    console.print(f"[{style}]{report.status}[/]  {escape(report.model)}  ({_summary(list(report.checks))})")
-
-
-def _is_dull(check: Check) -> bool:
-    """What the table only counts: rules that are kept, or that do not apply to this model."""
-    if check.consumer in ("core", "run"):
-        return False
-    return check.status == "passed" or (check.status == "skipped" and not check.fix)
-
-
-def _summary(checks: list[Check]) -> str:
-    counts = Counter(check.status for check in checks)
-    names: tuple[Status, ...] = ("failed", "warning", "passed", "skipped")
-    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+        findings.add(rule.judge(facts))

@@ -12,6 +12,7 @@ from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -36,14 +37,18 @@ class Runner:
         E.g. ``torchscript``.
     device
         E.g. ``cpu`` or ``cuda:0``.
+    file
+        The weights, where they are a file of the package.
     """
 
-    def __init__(self, descr: Any, weights_format: str, device: str) -> None:
+    def __init__(self, descr: Any, weights_format: str, device: str, file: Path | None = None) -> None:
         from bioimageio.core import create_prediction_pipeline
         from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
 
         self.descr = descr
         self.weights_format = weights_format
+        self.device = device
+        self.file = file
         with quiet():
             # The adapter loads the model when it is made; entering the pipeline would load it again.
             self._pipeline = create_prediction_pipeline(

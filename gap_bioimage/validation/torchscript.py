@@ -1,25 +1,45 @@
-"""Look into a TorchScript archive without loading it: its operators, parameters and devices."""
+"""Look into a TorchScript archive without loading it: its operators, parameters, devices and modes."""
 
 from __future__ import annotations
 
+import pickletools
 import re
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gap_bioimage.validation.operators import ENGINE, Call, calls, problem_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _MAX_CODE_BYTES = 32 * 2**20
+_MAX_PICKLE_BYTES = 8 * 2**20
 _PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
+# In annotations only: a network may well have a class of that name.
+_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")
+# Any mention, since code that means harm need not be written the way that torch writes it.
+_FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
+_ACCELERATOR = re.compile(r"(?:cuda|mps|xpu|hip)(?::\d+)?")
 
-UNPORTABLE = {
-    "_upsample_lanczos2d_aa": "F.interpolate or nn.Upsample, scripted by a recent torch",
-    "rms_norm": "RMSNorm",
-    "scaled_dot_product_attention": "scaled_dot_product_attention",
-    "uint16": "uint16 tensors",
+_NEW_DTYPES = {
+    "23": "float8_e5m2",
+    "24": "float8_e4m3fn",
+    "25": "float8_e5m2fnuz",
+    "26": "float8_e4m3fnuz",
+    "27": "uint16",
+    "28": "uint32",
+    "29": "uint64",
 }
-"""Operators and types that libtorch 2.0 and 1.13 do not know, though the code may never reach them."""
+"""Types of tensors, as the code numbers them, that the oldest engine lacks; it loads the code, but cannot run it."""
+_TAKES_DTYPE = {"aten::to", "aten::view"}
+"""Operators that take a type as a positional argument."""
+_SWITCHED = {"aten::batch_norm", "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::rrelu"}
+"""Operators that do something else while a network is trained."""
+_NORMS = {"aten::group_norm": "group_norm", "aten::instance_norm": "instance_norm"}
+"""Norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only."""
 
 
 @dataclass(frozen=True)
@@ -32,30 +52,64 @@ class TorchScriptCode:
         All its serialised Python, concatenated.
     n_constants
         Tensors stored as constants.
+    in_training_mode
+        Whether a module was saved in training mode.
+    saved_on
+        Accelerators that hold its tensors, e.g. ``cuda:0``.
     """
 
     text: str
     n_constants: int
+    in_training_mode: bool = False
+    saved_on: tuple[str, ...] = ()
 
     @property
     def has_parameters(self) -> bool:
         """Whether any module has parameters; ``torch.jit.freeze`` turns them all into constants."""
         return _PARAMETERS.search(self.text) is not None
 
+    @cached_property
+    def unportable(self) -> dict[str, str]:
+        """What the oldest engine does not know, though the code may never reach it: by name, what that means."""
+        found: dict[str, str] = {}
+        for call in calls(self.text):
+            if problem := problem_of(call):
+                found.setdefault(call.written, problem)
+            for dtype in _dtypes(call):
+                found[dtype] = f"the code makes {dtype} tensors, which {ENGINE} does not have"
+        if _GENERATOR.search(self.text):
+            found["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
+        return found
+
+    @cached_property
+    def operators(self) -> frozenset[str]:
+        """The operators called, with their namespaces."""
+        return frozenset(call.name for call in calls(self.text))
+
     @property
-    def unportable(self) -> list[str]:
-        """Names out of `UNPORTABLE` that the code mentions."""
-        return [name for name in UNPORTABLE if re.search(rf"(?<![A-Za-z0-9]){name}\b", self.text)]
+    def norms(self) -> list[str]:
+        """Operators that normalise over all pixels of what they are given."""
+        return sorted(_NORMS[name] for name in self.operators & _NORMS.keys())
+
+    @property
+    def depends_on_mode(self) -> bool:
+        """Whether the code computes something else in training mode."""
+        return not self.operators.isdisjoint(_SWITCHED)
 
     @property
     def touches_files(self) -> bool:
-        """Whether it calls operators that read or write files; TorchScript has some."""
-        return re.search(r"\btorch\.(save|from_file)\(", self.text) is not None
+        """Whether it may call operators that read or write files; TorchScript has some."""
+        return _FILES.search(self.text) is not None
 
     @property
     def devices(self) -> list[str]:
         """Devices that are written into the code, e.g. ``cuda:0``."""
         return sorted(set(re.findall(r'torch\.device\("([^"]+)"\)', self.text)))
+
+
+def _dtypes(call: Call) -> Iterator[str]:
+    given = [call.keywords.get("dtype", ""), *(call.arguments[1:3] if call.name in _TAKES_DTYPE else [])]
+    return (_NEW_DTYPES[token] for token in given if token in _NEW_DTYPES)
 
 
 def read_code(path: Path) -> TorchScriptCode:
@@ -75,7 +129,32 @@ def read_code(path: Path) -> TorchScriptCode:
             if sum(entry.file_size for entry in code) > _MAX_CODE_BYTES:
                 raise ValueError(f"{path.name} holds more than {_MAX_CODE_BYTES >> 20} MiB of code.")
             text = "\n".join(archive.read(entry).decode("utf-8", "replace") for entry in code)
+            pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
+            small = [entry for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
+            states = [_state(archive.read(entry)) for entry in small]
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path.name} is not a TorchScript archive; save it with torch.jit.save.") from error
     constants = [entry for entry in entries if re.search(r"/constants/\d+$", entry.filename)]
-    return TorchScriptCode(text, len(constants))
+    places = sorted({place for _, found in states for place in found})
+    return TorchScriptCode(text, len(constants), any(training for training, _ in states), tuple(places))
+
+
+def _state(pickle: bytes) -> tuple[bool, set[str]]:
+    """Whether a module's ``training`` is set, and the accelerators named, in a pickle that is read but not run."""
+    memo: dict[Any, str] = {}
+    last, training, places = "", False, set()
+    try:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            if opcode.name.endswith("BINPUT"):
+                memo[argument] = last
+                continue
+            training = training or (opcode.name == "NEWTRUE" and last == "training")
+            if opcode.name.endswith("BINGET"):
+                last = memo.get(argument, "")
+            else:
+                last = str(argument) if opcode.name == "BINUNICODE" else ""
+            if _ACCELERATOR.fullmatch(last):
+                places.add(last)
+    except Exception:  # pickletools raises many kinds; a damaged pickle is reported where weights are loaded
+        return False, set()
+    return training, places

@@ -1,14 +1,14 @@
 """Rules of the programs that read bioimage.io models, one table per consumer.
 
-To add a rule: write a function from `Facts` to None (kept) or a text (what was found), add one `Rule` to the
-consumer's table, and one test with a model that keeps it and one that breaks it.
+To add a rule: write a function from `Facts` to None (kept) or a text (what was found), whose docstring says what is
+asked for; add one `Rule` to the consumer's table, and one test with a model that keeps it and one that breaks it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.consumers import biapy, fiji, ilastik, zoo
+from gap_bioimage.validation.consumers import biapy, bioengine, core, fiji, ilastik, qupath, zoo
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.consumers.rule import Rule
@@ -16,4 +16,5 @@ if TYPE_CHECKING:
 
 def all_rules() -> tuple[Rule, ...]:
     """Every static rule, in the order of the report."""
-    return (*zoo.RULES, *fiji.RULES, *ilastik.RULES, *biapy.RULES)
+    tables = (core, zoo, fiji, ilastik, biapy, qupath, bioengine)
+    return tuple(rule for table in tables for rule in table.RULES)

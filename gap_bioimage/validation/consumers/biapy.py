@@ -13,10 +13,12 @@ _AXES = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 
 
 def _state_dict(facts: Facts) -> str | None:
+    """Weights as pytorch_state_dict."""
     return None if "pytorch_state_dict" in facts.weights else "no pytorch_state_dict weights are given"
 
 
 def _kwargs(facts: Facts) -> str | None:
+    """The keyword arguments of the architecture."""
     entry = facts.weights.get("pytorch_state_dict")
     if entry is None:
         raise NotApplicable("no pytorch_state_dict weights are given")
@@ -26,10 +28,12 @@ def _kwargs(facts: Facts) -> str | None:
 
 
 def _tag(facts: Facts) -> str | None:
+    """The tag denoising on a denoiser."""
     return None if "denoising" in facts.texts("tags") else "the tag denoising is not among the tags"
 
 
 def _axes(facts: Facts) -> str | None:
+    """Axes in the order batch, channel, (z,) y, x."""
     for tensor in [*facts.inputs, *facts.outputs]:
         if tensor.axis_ids not in _AXES:
             return f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gap_bioimage.validation.consumers import tensors
@@ -9,7 +10,7 @@ from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
 from gap_bioimage.validation.consumers.tensors import torchscript_code
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.facts import Facts
+    from gap_bioimage.validation.facts import Axis, Facts
 
 _OPERATIONS = {
     "binarize",
@@ -22,23 +23,23 @@ _OPERATIONS = {
     "ensure_dtype",
 }
 _ENGINE_MAJOR = "2"
+_MAX_TILE_VOXELS = 3 * 4096**2
+_MAX_OPSET = 18
+_MAX_IR = 8
 
 
 def _model_id(facts: Facts) -> str | None:
+    """A non-empty id."""
     return None if facts.rdf.get("id") else "id is empty"
 
 
 def _rdf_name(facts: Facts) -> str | None:
+    """A description named rdf.yaml."""
     return None if facts.package.rdf_name == "rdf.yaml" else f"the description is named {facts.package.rdf_name}"
 
 
-def _weights_format(facts: Facts) -> str | None:
-    if {"torchscript", "onnx"} & facts.weights.keys():
-        return None
-    return f"weights are given as {', '.join(facts.weights) or 'nothing'} only"
-
-
 def _weights_root(facts: Facts) -> str | None:
+    """TorchScript weights at the top level, named *.pt."""
     if "torchscript" not in facts.weights:
         raise NotApplicable("no torchscript weights in the package")
     source = str(facts.weights["torchscript"].get("source"))
@@ -47,6 +48,7 @@ def _weights_root(facts: Facts) -> str | None:
 
 
 def _pytorch_version(facts: Facts) -> str | None:
+    """A pytorch_version 2.x."""
     if "torchscript" not in facts.weights:
         raise NotApplicable("no torchscript weights in the package")
     version = str(facts.weights["torchscript"].get("pytorch_version"))
@@ -54,11 +56,13 @@ def _pytorch_version(facts: Facts) -> str | None:
 
 
 def _axis_scale(facts: Facts) -> str | None:
+    """Input axes without a scale."""
     scaled = [f"{axis.id} {axis.scale:g}" for tensor in facts.inputs for axis in tensor.axes if axis.scale != 1]
     return f"input axes have scale {', '.join(scaled)}" if scaled else None
 
 
 def _min_of_step(facts: Facts) -> str | None:
+    """Smallest sizes that are multiples of step."""
     for tensor in facts.inputs:
         for axis in tensor.axes:
             size = axis.min_step
@@ -68,6 +72,7 @@ def _min_of_step(facts: Facts) -> str | None:
 
 
 def _min_halo(facts: Facts) -> str | None:
+    """Smallest sizes above twice the halo."""
     for tensor in facts.inputs:
         for axis in tensor.axes:
             halo, size = facts.halo_of_input.get((tensor.id, axis.id), 0), axis.min_step
@@ -76,8 +81,45 @@ def _min_halo(facts: Facts) -> str | None:
     return None
 
 
+def _tile_voxels(facts: Facts) -> str | None:
+    """A smallest tile of at most 50 million voxels, where sizes are a choice."""
+    for tensor in facts.inputs:
+        voxels = math.prod(_smallest(axis) for axis in tensor.axes)
+        if voxels > _MAX_TILE_VOXELS and any(axis.min_step for axis in tensor.axes):
+            return f"the smallest tile of {tensor.id!r} has {voxels / 1e6:.0f} million voxels, 50 million at most work"
+    return None
+
+
+def _smallest(axis: Axis) -> int:
+    """The smallest declared size along an axis; one image of a batch."""
+    if axis.kind == "batch":
+        return 1
+    if axis.kind == "channel":
+        return len(axis.written.get("channel_names") or [""])
+    size = axis.written.get("size")
+    return axis.min_step[0] if axis.min_step else size if isinstance(size, int) else 1
+
+
+def _onnx(facts: Facts) -> str | None:
+    """ONNX weights of opset 18 and IR version 8 at most, in one file."""
+    entry = facts.weights.get("onnx")
+    if entry is None:
+        return None
+    opset, path = entry.get("opset_version"), facts.file_of(entry)
+    if isinstance(opset, int) and opset > _MAX_OPSET:
+        return f"the ONNX opset is {opset}, {_MAX_OPSET} at most"
+    if entry.get("external_data"):
+        return "the ONNX weights lie in a second file"
+    if path is None:
+        raise NotApplicable("the ONNX weights are not in the package")
+    with path.open("rb") as file:
+        field, version = file.read(2)  # a model starts with field 1, its IR version: a small number, so one byte
+    return f"the ONNX IR version is {version}, {_MAX_IR} at most" if field == 8 and version > _MAX_IR else None
+
+
 def _operations(facts: Facts) -> str | None:
-    used = [step for tensor in [*facts.inputs, *facts.outputs] for step in tensor.steps]
+    """Only processing steps that JDLL has."""
+    used = tensors.processing(facts)
     strange = [str(step.get("id")) for step in used if step.get("id") not in _OPERATIONS]
     for step in used:
         kwargs = step.get("kwargs") or {}
@@ -89,6 +131,7 @@ def _operations(facts: Facts) -> str | None:
 
 
 def _deepimagej_config(facts: Facts) -> str | None:
+    """No config.deepimagej, or one that allows tiles."""
     section = (facts.rdf.get("config") or {}).get("deepimagej")
     if section is None or (isinstance(section, dict) and section.get("allow_tiling") is True):
         return None
@@ -96,13 +139,30 @@ def _deepimagej_config(facts: Facts) -> str | None:
 
 
 def _frozen(facts: Facts) -> str | None:
+    """TorchScript weights that were not frozen."""
     code = torchscript_code(facts)
     return None if code.has_parameters or not code.n_constants else "the TorchScript module has no parameters"
 
 
 def _devices(facts: Facts) -> str | None:
-    devices = torchscript_code(facts).devices
-    return f"the TorchScript code names the devices {', '.join(devices)}" if devices else None
+    """TorchScript weights that live on no particular device."""
+    code = torchscript_code(facts)
+    if code.devices:
+        return f"the TorchScript code names the devices {', '.join(code.devices)}"
+    return f"the TorchScript weights were saved on {', '.join(code.saved_on)}" if code.saved_on else None
+
+
+def _mode(facts: Facts) -> str | None:
+    """TorchScript weights that were saved in evaluation mode."""
+    code = torchscript_code(facts)
+    is_wrong = code.in_training_mode and code.depends_on_mode
+    return "the TorchScript module was saved in training mode" if is_wrong else None
+
+
+def _norms(facts: Facts) -> str | None:
+    """A network without norms over all pixels."""
+    norms = torchscript_code(facts).norms
+    return f"the TorchScript code uses {', '.join(norms)}, over all pixels at once" if norms else None
 
 
 _PORTABLE_FIX = "Rewrite it with older operators, e.g. torch._C._nn.upsample_nearest2d or ConvTranspose."
@@ -122,7 +182,12 @@ RULES = (
     ),
     Rule("fiji.id", "JDLL ends with a NullPointerException", "Give the model a non-empty id.", _model_id),
     Rule("fiji.rdf_name", "JDLL looks for rdf.yaml", "Rename it to rdf.yaml.", _rdf_name),
-    Rule("fiji.weights_format", "deepImageJ runs torchscript", "Add torchscript weights.", _weights_format),
+    Rule(
+        "fiji.weights_format",
+        "deepImageJ runs torchscript and onnx",
+        "Add torchscript weights.",
+        tensors.needs_weights({"torchscript", "onnx"}),
+    ),
     Rule(
         "fiji.weights_root",
         "JDLL finds a .pt file at the package's top level only",
@@ -159,7 +224,7 @@ RULES = (
     ),
     Rule(
         "fiji.single_io",
-        "Fiji shows several outputs, the zoo's deepImageJ check fails",
+        "deepImageJ opens each output as an image of its own",
         "Use one input and one output; put several results into channels.",
         tensors.single_io,
         advice=True,
@@ -193,7 +258,7 @@ RULES = (
     ),
     Rule(
         "fiji.archive_ops",
-        "Fiji's libtorch 2.0 cannot load it",
+        "Fiji's engines, libtorch 1.13 to 2.0, cannot load it",
         _PORTABLE_FIX,
         tensors.torchscript_portability,
     ),
@@ -206,8 +271,37 @@ RULES = (
     Rule(
         "fiji.devices",
         "it fails on other devices",
-        "Create tensors on the input's device, and script instead of tracing.",
+        "Create tensors on the input's device, script instead of tracing, and save from the CPU.",
         _devices,
+    ),
+    Rule(
+        "fiji.eval_mode",
+        "Fiji's engine runs it as saved, so that it drops and normalises as in training",
+        "Call eval() before torch.jit.script or torch.jit.trace.",
+        _mode,
+        advice=True,
+    ),
+    Rule(
+        "fiji.norms",
+        "results change with padding and with the size of tiles",
+        "Train with batch normalisation or none; run.tiled and run.padding say how much it matters here.",
+        _norms,
+        advice=True,
+    ),
+    Rule(
+        "fiji.tile_voxels",
+        "JDLL looks for a smaller tile for ever",
+        "Offer a fixed-size zip, or lower min.",
+        _tile_voxels,
+        advice=True,
+        formats="0.5",
+    ),
+    Rule(
+        "fiji.onnx",
+        "Fiji's ONNX engine cannot load it",
+        "Export with the legacy exporter: opset 18, IR version 8, one file; or keep torchscript next to it.",
+        _onnx,
+        advice=True,
     ),
 )
 """What deepImageJ needs."""

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gap_bioimage.validation.consumers import tensors
 from gap_bioimage.validation.consumers.rule import Rule
 
-if TYPE_CHECKING:
-    from gap_bioimage.validation.facts import Facts
-
 _RUNS = {"torchscript", "pytorch_state_dict", "onnx"}
-
-
-def _weights(facts: Facts) -> str | None:
-    return None if _RUNS & facts.weights.keys() else f"weights are given as {', '.join(facts.weights) or 'nothing'}"
-
 
 RULES = (
     Rule(
@@ -30,7 +20,12 @@ RULES = (
         "Write file names as plain strings, as format 0.5.9 does.",
         tensors.plain_strings,
     ),
-    Rule("ilastik.weights_format", "ilastik has torch and ONNX only", "Add torchscript weights.", _weights),
+    Rule(
+        "ilastik.weights_format",
+        "ilastik has torch and ONNX only",
+        "Add torchscript weights.",
+        tensors.needs_weights(_RUNS),
+    ),
     Rule(
         "ilastik.single_io",
         "ilastik takes one image and shows one",

@@ -32,6 +32,7 @@ class Rule:
         What the author does about it.
     test
         Returns None where the rule is kept, else what was found; raises `NotApplicable` if it says nothing.
+        The first line of its docstring says what is asked for.
     advice
         The consumer works regardless, only worse; a violation is never more than a warning.
     formats
@@ -49,6 +50,11 @@ class Rule:
     def consumer(self) -> str:
         """Who needs it: the id up to the dot."""
         return self.id.split(".", 1)[0]
+
+    @property
+    def asks(self) -> str:
+        """What is asked for, in one sentence."""
+        return (self.test.__doc__ or "").strip().splitlines()[0]
 
     def judge(self, facts: Facts) -> Check:
         """Apply the rule. Malformed descriptions skip it, since the format check reports them."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.consumers.rule import NotApplicable
-from gap_bioimage.validation.torchscript import UNPORTABLE, read_code
+from gap_bioimage.validation.torchscript import read_code
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from gap_bioimage.validation.facts import Facts
     from gap_bioimage.validation.torchscript import TorchScriptCode
 
 _ORDER_2D = ["batch", "channel", "y", "x"]
 _ORDER_3D = ["batch", "channel", "z", "y", "x"]
+_SHOWN = 3
 
 
 def single_io(facts: Facts) -> str | None:
@@ -23,7 +28,7 @@ def single_io(facts: Facts) -> str | None:
 
 
 def axis_ids(facts: Facts) -> str | None:
-    """Axes named batch, channel, (z,) y, x on every tensor."""
+    """Axes named batch, channel, (z,) y, x on every input and output."""
     for tensor in [*facts.inputs, *facts.outputs]:
         if sorted(tensor.axis_ids) not in (sorted(_ORDER_2D), sorted(_ORDER_3D)):
             return f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)} instead of batch, channel, (z,) y, x"
@@ -37,7 +42,7 @@ def axis_order(facts: Facts) -> str | None:
 
 
 def channel_names(facts: Facts) -> str | None:
-    """Names for all channels."""
+    """A channel axis with channel_names on every input and output."""
     for tensor in [*facts.inputs, *facts.outputs]:
         channels = [axis for axis in tensor.axes if axis.kind == "channel"]
         if not channels or not channels[0].written.get("channel_names"):
@@ -45,10 +50,26 @@ def channel_names(facts: Facts) -> str | None:
     return None
 
 
+def processing(facts: Facts) -> list[dict[str, Any]]:
+    """All processing steps, of inputs and outputs."""
+    return [step for tensor in [*facts.inputs, *facts.outputs] for step in tensor.steps]
+
+
 def custom_processing(facts: Facts) -> str | None:
     """No processing by Python code of the package."""
-    steps = [step for tensor in [*facts.inputs, *facts.outputs] for step in tensor.steps]
-    return "a processing step has the id custom" if any(step.get("id") == "custom" for step in steps) else None
+    is_custom = any(step.get("id") == "custom" for step in processing(facts))
+    return "a processing step has the id custom" if is_custom else None
+
+
+def needs_weights(formats: set[str]) -> Callable[[Facts], str | None]:
+    """A rule that asks for weights in one of these formats."""
+
+    def rule(facts: Facts) -> str | None:
+        given = facts.weights.keys()
+        return None if formats & given else f"weights are given as {', '.join(given) or 'nothing'} only"
+
+    rule.__doc__ = f"Weights as {' or '.join(sorted(formats, reverse=True))}."
+    return rule
 
 
 def plain_strings(facts: Facts) -> str | None:
@@ -60,13 +81,13 @@ def plain_strings(facts: Facts) -> str | None:
 
 
 def format_version(facts: Facts) -> str | None:
-    """A format between 0.5.0 and 0.5.10."""
+    """A format_version between 0.5.0 and 0.5.10."""
     written = facts.rdf.get("format_version")
     return None if facts.version[:2] != (0, 5) or facts.version <= (0, 5, 10) else f"format_version is {written}"
 
 
 def uneven_grid(facts: Facts) -> str | None:
-    """The size parameter n at which a tile reaches ilastik's target is the same for all axes."""
+    """Sizes min + n step that reach 512 pixels (64 in 3D) with the same n on all axes."""
     for tensor in facts.inputs:
         sizes = {axis.id: axis.min_step for axis in tensor.axes if axis.kind == "space"}
         target = 64 if "z" in sizes else 512
@@ -78,9 +99,10 @@ def uneven_grid(facts: Facts) -> str | None:
 
 
 def torchscript_portability(facts: Facts) -> str | None:
-    """Nothing in the TorchScript code that older engines do not know."""
-    names = torchscript_code(facts).unportable
-    return f"the code holds {', '.join(f'{n} ({UNPORTABLE[n]})' for n in names)}" if names else None
+    """TorchScript code that the oldest engine (libtorch 1.13) knows."""
+    problems = list(torchscript_code(facts).unportable.values())
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more if problems else None
 
 
 def torchscript_code(facts: Facts) -> TorchScriptCode:
@@ -96,6 +118,13 @@ def torchscript_code(facts: Facts) -> TorchScriptCode:
     if path is None:
         raise NotApplicable("no torchscript weights in the package")
     try:
-        return read_code(path)
+        changed = path.stat()
+        return _read_once(path, changed.st_mtime_ns, changed.st_size)
     except ValueError as error:
         raise NotApplicable(str(error)) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(path: Path, _mtime_ns: int, _n_bytes: int) -> TorchScriptCode:
+    """Read a file for all rules that ask about it; a changed file is another one."""
+    return read_code(path)

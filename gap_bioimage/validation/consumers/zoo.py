@@ -18,6 +18,7 @@ _ASPECT_TOLERANCE = 0.02
 
 
 def _name(facts: Facts) -> str | None:
+    """A name of 5 to 128 plain characters."""
     name = str(facts.rdf.get("name") or "")
     if not 5 <= len(name) <= 128:
         return f"the name has {len(name)} characters, 5 to 128 are expected"
@@ -25,16 +26,19 @@ def _name(facts: Facts) -> str | None:
 
 
 def _description(facts: Facts) -> str | None:
+    """A description of 1 to 512 characters."""
     length = len(str(facts.rdf.get("description") or ""))
     return None if 0 < length <= _MAX_DESCRIPTION else f"the description has {length} characters, 1 to 512 are expected"
 
 
 def _authors(facts: Facts) -> str | None:
+    """Authors, each with a name."""
     people = facts.mappings("authors")
     return None if people and all(person.get("name") for person in people) else "authors without names"
 
 
 def _license(facts: Facts) -> str | None:
+    """A licence by its SPDX identifier."""
     from bioimageio.spec.utils import get_spdx_licenses
 
     written = facts.rdf.get("license")
@@ -43,6 +47,7 @@ def _license(facts: Facts) -> str | None:
 
 
 def _documentation(facts: Facts) -> str | None:
+    """A README with a heading about validation."""
     path = facts.file_of(facts.rdf.get("documentation"))
     if path is None:
         return "there is no documentation file"
@@ -52,6 +57,7 @@ def _documentation(facts: Facts) -> str | None:
 
 
 def _cover(facts: Facts) -> str | None:
+    """A cover of 2:1 or 1:1, below 500 kB."""
     covers = facts.rdf.get("covers")
     if not isinstance(covers, list) or not covers:
         return "there is no cover"
@@ -76,28 +82,32 @@ def _aspect(path: Any) -> str | None:
 
 
 def _cite(facts: Facts) -> str | None:
+    """A citation with text and a DOI or URL."""
     entries = facts.mappings("cite")
     good = entries and all(entry.get("text") and (entry.get("doi") or entry.get("url")) for entry in entries)
     return None if good else "no citation, or one without text and doi or url"
 
 
 def _tags(facts: Facts) -> str | None:
+    """Tags."""
     return None if facts.texts("tags") else "there are no tags"
 
 
 def _maintainers(facts: Facts) -> str | None:
+    """A maintainer with a GitHub name."""
     people = facts.mappings("maintainers") or facts.mappings("authors")
     return None if any(person.get("github_user") for person in people) else "nobody listed has a github_user"
 
 
 def _test_hashes(facts: Facts) -> str | None:
-    tensors = [*facts.inputs, *facts.outputs]
-    entries = [tensor.written.get("test_tensor") for tensor in tensors]
+    """A test tensor with its sha256 for every input and output."""
+    entries = [tensor.written.get("test_tensor") for tensor in [*facts.inputs, *facts.outputs]]
     hashed = [isinstance(entry, dict) and bool(entry.get("sha256")) for entry in entries]
     return None if hashed and all(hashed) else "a test tensor is missing or has no sha256"
 
 
 def _sample_tensor(facts: Facts) -> str | None:
+    """No sample tensors other than the test tensors."""
     for tensor in [*facts.inputs, *facts.outputs]:
         sample, test = tensor.written.get("sample_tensor"), tensor.written.get("test_tensor")
         if sample is None:
@@ -109,6 +119,7 @@ def _sample_tensor(facts: Facts) -> str | None:
 
 
 def _test_of_step(facts: Facts) -> str | None:
+    """A test input whose sizes are multiples of step."""
     import numpy as np
 
     for tensor in facts.inputs:
@@ -123,6 +134,7 @@ def _test_of_step(facts: Facts) -> str | None:
 
 
 def _flat(facts: Facts) -> str | None:
+    """At most 20 files, none of them in folders."""
     names = facts.package.names
     nested = [name for name in names if "/" in name]
     if len(names) > _MAX_FILES:
@@ -176,6 +188,12 @@ RULES = (
         formats="0.5",
     ),
     Rule(
+        "zoo.single_io",
+        "the zoo's deepImageJ check compares one output only, and fails",
+        "Use one input and one output; put several results into channels.",
+        tensors.single_io,
+    ),
+    Rule(
         "zoo.sample_tensor",
         "the zoo's deepImageJ check compares the wrong images",
         "Leave sample_tensor out.",
@@ -191,7 +209,7 @@ RULES = (
     ),
     Rule(
         "zoo.custom_ops",
-        "only bioimageio.core 0.10.3 or newer runs it, and the zoo reviews its code first",
+        "the zoo reviews its code before it runs anything",
         "Put the step into the network's graph, or tell users what the model needs.",
         tensors.custom_processing,
         advice=True,

@@ -1,0 +1,136 @@
+"""The verb that looks at anybody's model zip."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gap_bioimage.console import Bar, complain, write_json, write_text
+from gap_bioimage.options import Device, Json, Quiet
+
+if TYPE_CHECKING:
+    from gap_bioimage.validation.report import Report
+
+
+def validate(
+    zips: Annotated[
+        list[Path] | None, typer.Argument(metavar="ZIP...", help="Model zips, folders or yaml files.")
+    ] = None,
+    json_out: Json = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep tensors and pictures of failed checks in this folder.")
+    ] = None,
+    consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
+    run_code: Annotated[bool, typer.Option("--run-code", help="Allow Python code of the model to run.")] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PYTHON", help="Run the TorchScript in this interpreter's torch too; repeatable."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0,
+    memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % of the machine's if not given.")
+    ] = None,
+    device: Device = "cpu",
+    list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
+    if list_checks:
+        _print_checks(markdown)
+        return
+    if not zips:
+        raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
+    from gap_bioimage.validation.process import Limits, ModelProcess
+    from gap_bioimage.validation.terminal import print_report
+
+    silent = quiet or str(json_out) == "-"
+    reports: list[Report] = []
+    with ModelProcess(Limits(timeout, memory)) as process:
+        for path in zips:
+            report = _one(
+                path,
+                silent,
+                consumers=consumer,
+                run_code=run_code,
+                device=device,
+                engines=engine or (),
+                keep=None if keep is None else keep / _names(zips)[path],
+                pictures=html is not None,
+                process=process,
+            )
+            if report is not None:
+                reports.append(report)
+                if not silent:
+                    print_report(report)
+    if reports:
+        write_json(json_out, [report.to_dict() for report in reports])
+        _write_pages(reports, html, junit)
+    if len(reports) < len(zips):
+        raise typer.Exit(2)
+    if any(report.status != "passed" for report in reports):
+        raise typer.Exit(1)
+
+
+def _one(path: Path, silent: bool, **options: object) -> Report | None:
+    """Validate one model; None, and a sentence, where it cannot be read: the others' reports are not lost for it."""
+    from gap_bioimage.errors import OutputError, UnreadableModelError
+    from gap_bioimage.validation.report import validate as check
+
+    with Bar(silent, f"validating {path.name}") as (bar, task):
+        try:
+            return check(
+                path,
+                on_check=lambda made: bar.update(task, advance=1, description=f"{path.name}: {made.id}"),
+                **options,  # type: ignore[arg-type]
+            )
+        except (UnreadableModelError, OutputError) as error:
+            complain(str(error))
+            return None
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """A folder name for each model: its own, made different from the others'."""
+    names: dict[Path, str] = {}
+    for path in paths:
+        stem = path.stem if path.is_file() else path.name
+        taken = set(names.values())
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}_{number}", number + 1
+        names.setdefault(path, name)
+    return names
+
+
+def _write_pages(reports: list[Report], html: Path | None, junit: Path | None) -> None:
+    if html is not None:
+        from gap_bioimage.validation.html import render_html
+
+        write_text(html, render_html(reports))
+    if junit is not None:
+        from gap_bioimage.validation.junit import render_junit
+
+        write_text(junit, render_junit(reports))
+
+
+def _print_checks(markdown: bool) -> None:
+    from gap_bioimage.validation.catalogue import as_markdown, catalogue
+
+    if markdown:
+        sys.stdout.write(as_markdown())
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("check", "asks", "without it", "what to do"):
+        table.add_column(title, overflow="fold", no_wrap=title == "check")
+    for entry in catalogue():
+        table.add_row(*(escape(text) for text in (entry.id, entry.asks, entry.breaks, entry.fix)))
+    Console().print(table)

@@ -1,0 +1,285 @@
+"""Functions in TorchScript's dialect, which between them use most of what serialised code may hold."""
+
+import enum
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Pair(NamedTuple):
+    tensor: Tensor
+    number: int
+
+
+class Color(enum.Enum):
+    RED = 1
+    GREEN = 2
+
+
+def optionals(x: Tensor, y: Tensor | None = None, names: list[str] | None = None):
+    if y is not None:
+        x = x + y
+    elif names is not None:
+        for i, name in enumerate(names):
+            print(name, i, len(name), name.upper(), f"{name} {i}")
+    return x
+
+
+def asserts(x: Tensor):
+    # strings that look like operators, and quotes within them
+    assert x.dim() == 4, 'torch.nonsense( is "bad" %d' % x.dim()  # noqa: UP031
+    if x.dtype == torch.int32:
+        raise ValueError("no \" torch.nonsense(3), ops.prim.nothing('x')")
+    return x
+
+
+def dicts(x: Tensor):
+    d: dict[str, Tensor] = {"a": x}
+    for key, value in d.items():
+        x = x + value + d[key]
+    if "b" in d:
+        x = d["b"]
+        del d["b"]
+    d.update({"c": x})
+    squares = {i: i * 2 for i in range(3)}
+    return x, d.get("w", x), len(d), list(d.keys()), squares
+
+
+def tuples(x: Tensor) -> Pair:
+    pair = Pair(x, 1)
+    rows, columns = x.shape
+    return Pair(pair.tensor + (x, 1, "s")[0], rows + columns)
+
+
+def loops(x: Tensor):
+    for a, b in zip([1, 2], [3, 4]):  # noqa: B905
+        x = x * a + b
+    for step in range(1, 10, 2):
+        if step == 5:
+            continue
+        if step == 9:
+            break
+        x = x - step
+    while bool(x.sum() > 1e9):
+        x = x / 2
+    for row in x:
+        x = x + row
+    return x, [i * 2 for i in range(3)]
+
+
+def conversions(x: Tensor):
+    number = int(x.sum().item())
+    like = torch.tensor([1.0, 2.0], dtype=torch.float64, device=x.device)
+    x = x.to(torch.float64).to(x.dtype).to(x.device).to(like).float().double().half().int().long()
+    if x.is_cuda or x.requires_grad or x.is_floating_point():
+        x = x.cpu().to("cpu")
+    return x.type_as(like), float(number), bool(number), str(number), int("3"), complex(1.0, 2.0), x.layout, x.ndim
+
+
+def lists(x: Tensor):
+    q = [1, 2, 3]
+    q.append(4)
+    q.sort()
+    q.reverse()
+    q.extend([3])
+    q.insert(0, q.pop())
+    q[0] = 3
+    return x + q.index(3) + q.count(2), sorted(q), q[::2], max(q), min(q), sum(q), 3 in q, [0] * 3 + q
+
+
+def indexing(x: Tensor):
+    x = x[..., 1:, None, 0].unsqueeze(1)
+    mask = x > 0
+    x[mask] = 0
+    x[0, :] = 1
+    x[0] += 1
+    return torch.where(mask, x, torch.zeros_like(x)), x[[0, 1]], x[torch.tensor([0])], x[:, 0:1, ...], x[-1]
+
+
+def arithmetic(n: int, f: float, c: complex):
+    number = abs(n) + round(f) + n // 2 + n % 3 + 2**n + (n << 1) + (n >> 1) + (n & 1) + (n | 1) + (n ^ 1) - n
+    truth = not ((n == 3 and f > 2) or n != 3)
+    return number + max(1, 2) + min(f, 2.0) + f // 2 + f % 2 + n / 2, truth, divmod(n, 2), c * 2, abs(c), hex(n)
+
+
+def strings(n: int, text: str):
+    parts = ",".join("a,b".split(",")).replace("a", "b").strip()
+    return "{} {}".format(text, parts) + f"{n}:{text}" + "%s-%d" % (text, n), text[0], text == parts  # noqa: UP031, UP032
+
+
+def maths(n: int, f: float):
+    total = math.sqrt(f) + math.pi + math.inf + math.floor(2.5) + math.log(f) + math.exp(f) + math.pow(f, n)
+    return total + math.nan + math.gcd(n, 2) + math.ldexp(f, n), math.isnan(f), math.modf(f)
+
+
+def pooling(x: Tensor):
+    x = F.pad(F.pad(x, [1, 1], mode="reflect"), [1, 1, 1, 1], mode="replicate")
+    x = F.max_pool2d(F.avg_pool2d(F.adaptive_avg_pool2d(x, 1), 1), 1)
+    return F.pixel_shuffle(F.unfold(x, 1), 1)
+
+
+def activations(x: Tensor):
+    x = F.gelu(F.silu(F.leaky_relu(F.softplus(F.elu(F.hardswish(F.mish(x)))))))
+    return F.log_softmax(F.softmax(F.dropout(x, 0.5), -1), 1)
+
+
+def convolutions(x: Tensor):
+    same = F.conv2d(x, x, padding="same")
+    return same, F.conv3d(x, x), F.conv_transpose2d(x, x), F.conv_transpose3d(x, x), torch.conv2d(x, x, groups=2)
+
+
+def norms(x: Tensor):
+    x = F.batch_norm(x, x, x)
+    return F.layer_norm(x, [3]), F.group_norm(x, 1), F.instance_norm(x), F.normalize(x)
+
+
+def shapes(x: Tensor):
+    top, _ = torch.max(x, 0)
+    parts = x.chunk(2, 0)
+    c0, c1 = x.chunk(2, 1)
+    x = torch.cat([torch.stack(parts), c0, c1], 1).permute(0, 2, 1).contiguous().view(-1, 4).flatten().reshape([-1])
+    x = torch.einsum("i,i->i", x, x).movedim(0, 1).roll(1, 0).flip(0).expand(3, -1).repeat(2, 1).gather(0, x.long())
+    return top, x.sum(dim=0, keepdim=True), x.mean(dim=[0], dtype=torch.float32), x.std(), x.clamp(min=0), x.topk(2)[0]
+
+
+def random(x: Tensor):
+    return torch.poisson(x), torch.rand_like(x), torch.randint(0, 3, [2]), torch.multinomial(x, 1), x.uniform_()
+
+
+def contexts(x: Tensor):
+    with torch.no_grad():
+        x = x + 1
+    warnings.warn("hey")  # noqa: B028
+    color = Color.RED
+    if color == Color.GREEN:
+        x = x + color.value
+    torch._assert(x.sum() > 0, "torch.nope(")
+    return x if torch.jit.is_scripting() else x - 1
+
+
+def anything(x: Any) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    return torch.ones(1) if isinstance(x, list) else torch.zeros(1)
+
+
+def either(x: int | Tensor | None) -> Tensor:
+    if isinstance(x, int):
+        return torch.ones(x)
+    return torch.zeros(1) if x is None else x
+
+
+def early(x: Tensor, n: int) -> int:
+    if n > 3:
+        y = 2
+    else:
+        raise RuntimeError("x")
+    for i in range(n):
+        if i > 2:
+            return i
+    return y
+
+
+def forks(x: Tensor):
+    return torch.jit.wait(torch.jit.fork(anything, x))
+
+
+def devices(x: Tensor):
+    return torch.device("cuda:0"), torch.zeros(2, device=x.device), x.device.type
+
+
+def gradients(x: Tensor):
+    return torch.autograd.grad([x.sum()], [x])
+
+
+def rms_norm(x: Tensor):
+    """A name of torch's, but none of its operators."""
+    return x / x.square().mean()
+
+
+def own_rms_norm(x: Tensor):
+    return rms_norm(x)
+
+
+def direct_upsampling(x: Tensor):
+    return torch._C._nn.upsample_nearest2d(x, [4, 4], None), torch._C._nn.upsample_bilinear2d(x, [4, 4], False, None)
+
+
+class Generator(nn.Module):
+    """Half of a generative adversarial network, not a random generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.generator(x)
+
+
+# What older engines may lack
+
+
+def interpolation(x: Tensor):
+    return F.interpolate(x, scale_factor=2.0)
+
+
+def attention(x: Tensor):
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def scaled_attention(x: Tensor):
+    return F.scaled_dot_product_attention(x, x, x, scale=0.5)
+
+
+def torch_rms_norm(x: Tensor):
+    return F.rms_norm(x, [3])
+
+
+def item_size(x: Tensor):
+    return x.itemsize
+
+
+def byte_count(x: Tensor):
+    return x.nbytes
+
+
+def padded_sequences(x: Tensor):
+    return nn.utils.rnn.pad_sequence([x])
+
+
+def fourier(x: Tensor):
+    return torch.stft(x, 4, return_complex=True)
+
+
+def squeezed(x: Tensor):
+    return torch.squeeze(x, [0, 1])
+
+
+def any_of_axes(x: Tensor):
+    return torch.any(x, [0, 1])
+
+
+def random_generator(x: Tensor, generator: torch.Generator):
+    return torch.randn(2, generator=generator)
+
+
+FUNCTIONS = [
+    optionals, asserts, dicts, tuples, loops, conversions, lists, indexing, arithmetic, strings, maths, pooling,
+    activations, convolutions, norms, shapes, random, contexts, anything, either, early, forks, devices, gradients,
+    own_rms_norm, direct_upsampling, Holder(), interpolation, attention, scaled_attention, torch_rms_norm, item_size,
+    byte_count, padded_sequences, fourier, squeezed, any_of_axes, random_generator,
+]  # fmt: skip
+
+
+def name_of(subject: Any) -> str:
+    """The name of a function or a module."""
+    return str(getattr(subject, "__name__", type(subject).__name__))

@@ -1,0 +1,160 @@
+"""The verb ``validate`` from the command line: its pages, its options, its list of checks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zips
+from command_line import one_sentence, subprocess_run
+
+from gap_bioimage.cli_validation import _names
+
+
+def torchscript_only(rdf: dict[str, Any]) -> None:
+    del rdf["weights"]["pytorch_state_dict"]
+    del rdf["weights"]["torchscript"]["parent"]
+
+
+def wrong_output(folder: Path) -> Path:
+    """A zip whose expected output is mirrored."""
+    folder.mkdir(exist_ok=True)
+    files = zips.model_files()
+    with (folder / "output.npy").open("wb") as file:
+        file.write(files["output.npy"])
+    mirrored = np.load(folder / "output.npy")[..., ::-1].copy()
+    return zips.make_zip(folder, torchscript_only, files={"output.npy": zips.npy(mirrored)})
+
+
+def test_several_models_at_once_with_every_page(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    good = zips.make_zip(tmp_path / "good", torchscript_only)
+    bad = wrong_output(tmp_path / "bad")
+    pages = {name: tmp_path / f"report.{name}" for name in ("json", "html", "xml")}
+    kept = tmp_path / "kept"
+    result = run(
+        "validate", good, bad, "--json", pages["json"], "--html", pages["html"], "--junit", pages["xml"], "--keep", kept
+    )
+    assert result.code == 1
+    assert "works" in result.out
+    assert "zoo score" in result.out.lower() or "score" in result.out.lower()
+    reports = json.loads(pages["json"].read_text())
+    assert [report["status"] for report in reports] == ["passed", "failed"]
+    assert {key for report in reports for key in report} == {"status", "model", "checks", "consumers", "score"}
+    page = pages["html"].read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert "http-equiv" in page
+    suites = ET.parse(pages["xml"]).getroot()
+    assert [int(suite.attrib["failures"]) > 0 for suite in suites] == [False, True]
+    # only what failed is kept, with arrays to look at
+    assert [path.name for path in kept.iterdir()] == ["tiny_2"]
+    names = {path.name for path in (kept / "tiny_2").iterdir()}
+    assert {f"run.reproduces_rate_torchscript_{what}.npy" for what in ("expected", "got")} <= names
+    assert "run.reproduces_rate_torchscript.png" in names
+
+
+def test_limits_are_options(run: Any, tmp_path: Path) -> None:
+    source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
+    path = zips.make_zip(tmp_path, torchscript_only, source=source)
+    result = run("validate", path, "--timeout", "5", "--memory", "8", "--json", "-")
+    assert result.code == 1
+    checks = {check["id"]: check for check in json.loads(result.out)["checks"]}
+    assert "did not finish within 5 s" in checks["run.zero"]["message"]
+    assert "--timeout" in checks["run.zero"]["fix"]
+
+
+def test_engines_are_an_option(run: Any, tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, torchscript_only)
+    result = run("validate", path, "--engine", sys.executable, "--json", "-")
+    checks = {check["id"]: check for check in json.loads(result.out)["checks"]}
+    assert checks["fiji.older_engine"]["status"] == "passed"
+    assert "--engine" in one_sentence(run("validate", path, "--engine", "/nowhere/python"))
+
+
+def test_all_checks_are_listed(run: Any) -> None:
+    result = run("validate", "--list")
+    assert result.code == 0
+    for check_id in ("archive.paths", "fiji.id", "run.tiled", "core.test", "ilastik.grid", "qupath.axes"):
+        assert check_id in result.out
+    page = run("validate", "--list", "--markdown").out
+    assert page == (Path(__file__).parent.parent / "docs" / "checks.md").read_text(encoding="utf-8")
+
+
+def test_something_must_be_named(run: Any) -> None:
+    assert "--list" in one_sentence(run("validate"))
+
+
+def test_an_unwritable_page_is_told(run: Any, tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, torchscript_only)
+    assert "its folder does not exist" in one_sentence(
+        run("validate", path, "--quiet", "--html", tmp_path / "no" / "x.html")
+    )
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.zip"], ["a"]),
+        (["x/a.zip", "y/a.zip", "a_2.zip"], ["a", "a_2", "a_2_2"]),
+    ],
+)
+def test_folders_for_what_is_kept_differ(paths: list[str], names: list[str], tmp_path: Path) -> None:
+    made = [tmp_path / path for path in paths]
+    for path in made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert list(_names(made).values()) == names
+
+
+def test_torch_is_not_imported_where_nothing_runs(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, files={"weights.pt": None})
+    script = (
+        "import sys; from gap_bioimage.validation.report import validate; "
+        f"validate({str(path)!r}); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    source = zips.tiny("while True:\n            rate = rate + 1.0")
+    path = zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": endless(source)})
+    script = (
+        "import signal, threading, os, sys; from gap_bioimage.cli import main; "
+        "threading.Timer(15, lambda: os.kill(os.getpid(), signal.SIGINT)).start(); "
+        f"main(['validate', {str(path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=100, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
+def endless(source: str) -> bytes:
+    """TorchScript of a network that never returns, which cannot be run to make its test output."""
+    import importlib.util
+    import io
+    import tempfile
+
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "endless.py"
+        file.write_text(source)
+        spec = importlib.util.spec_from_file_location("endless", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        scripted = torch.jit.script(module.Tiny().eval())
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    return buffer.getvalue()
+
+
+def test_it_works_from_a_process_of_its_own(tmp_path: Path) -> None:
+    done = subprocess_run("validate", zips.make_zip(tmp_path, torchscript_only), "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,386 @@
+"""Whatever a zip holds, the static checks give sentences: no crash, no hang, nothing outside is read or written."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import sys
+import tempfile
+import warnings
+import zipfile
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+import zips
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gap_bioimage.errors import UnreadableModelError
+from gap_bioimage.validation.archive import open_package
+from gap_bioimage.validation.arrays import tensor_check
+from gap_bioimage.validation.checks import CONSUMERS, Check
+from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.description import format_checks
+from gap_bioimage.validation.facts import Facts
+from gap_bioimage.validation.pickles import pickle_check
+from gap_bioimage.validation.references import reference_checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_COMMON: dict[str, Any] = {
+    "deadline": timedelta(seconds=5),  # hang
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+}
+QUICK = settings(max_examples=120, **_COMMON)
+LONG = settings(max_examples=2000, **_COMMON)
+
+MUST_NOT = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod")
+
+
+class Watch:
+    """Records what Python does to files and to the world while it is on."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.scratch = Path()
+        self.outside = Path()
+        self.seen: list[str] = []
+        sys.addaudithook(self._heard)
+
+    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event in MUST_NOT:
+            self.seen.append(event)
+        elif event in CHANGES or event == "open":
+            path = arguments[0]
+            if not isinstance(path, str | bytes):  # an open file, which was judged when it was opened
+                return
+            place = os.fsdecode(path)
+            mode = arguments[1] if event == "open" else "w"
+            writes = isinstance(mode, str) and any(letter in mode for letter in "wax+")
+            if place.startswith(str(self.outside)) or (writes and not self._may_be_written(place)):
+                self.seen.append(f"{event} {place} {mode}")
+
+    def _may_be_written(self, place: str) -> bool:
+        # relative to an open folder, which is how shutil.rmtree removes the scratch folder
+        return place.startswith(str(self.scratch)) or "/" not in place or place == os.devnull
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, watch: Watch) -> Iterator[Path]:
+    """A folder to be in, beside files that nobody may touch, with temp folders of its own."""
+    root = tmp_path_factory.mktemp("fuzz")
+    for name in ("outside", "scratch", "here"):
+        (root / name).mkdir()
+    for name in CANARIES:
+        (root / "outside" / name).write_bytes(b"canary")
+        (root / "here" / name).write_bytes(b"canary")
+    watch.outside, watch.scratch = root / "outside", root / "scratch"
+    previous = tempfile.tempdir
+    tempfile.tempdir = str(root / "scratch")
+    static_checks(zips.make_zip(root))  # imports
+    try:
+        yield root
+    finally:
+        tempfile.tempdir = previous
+
+
+CANARIES = ("canary.npy", "canary.md", "canary.png", "canary.pt", "canary.py")
+
+
+def static_checks(path: Path) -> list[Check]:
+    """All that `validate` does without running the model."""
+    with open_package(path) as (package, checks):
+        if package is None:
+            return checks
+        found, _ = reference_checks(package)
+        found += [pickle_check(package), tensor_check(package)]
+        broken = {check.id for check in found if check.status != "passed"}
+        if "archive.references" not in broken:
+            found += format_checks(package, with_files=broken.isdisjoint({"archive.remote", "archive.tensors"}))[1]
+        facts = Facts(package)
+        return [*checks, *found, *(rule.judge(facts) for rule in all_rules())]
+
+
+def verify(data: bytes, place: Path, watch: Watch) -> None:
+    """Validate the bytes of a zip, and hold the validation to its promises."""
+    path = place / "here" / "model.zip"
+    path.write_bytes(data)
+    watch.seen.clear()
+    with contextlib.chdir(place / "here"):
+        watch.on = True
+        try:
+            checks = static_checks(path)
+        except UnreadableModelError as error:
+            checks = [Check("unreadable", "archive", "failed", str(error))]
+        finally:
+            watch.on = False
+    assert watch.seen == []
+    assert list((place / "scratch").iterdir()) == []
+    assert {item.name for item in (place / "here").iterdir()} == {"model.zip", *CANARIES}
+    assert checks
+    for check in checks:
+        assert isinstance(check, Check)
+        assert check.consumer in CONSUMERS
+        for text in (check.message, check.fix):
+            assert "\n" not in text, check
+            assert len(text) < 1000, check
+            text.encode()
+        assert check.message.strip(), check
+
+
+# --- (a) bytes -------------------------------------------------------------------------------------------------------
+
+
+def packed(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def good_files() -> dict[str, bytes]:
+    files = zips.model_files()
+    return {"rdf.yaml": yaml.safe_dump(zips.description(files), sort_keys=False).encode(), **files}
+
+
+@st.composite
+def edited(draw: st.DrawFn, original: bytes, at: tuple[int, ...] = ()) -> bytes:
+    """Bytes with some of them changed, preferably near the given places."""
+    data = bytearray(original)
+    for _ in range(draw(st.integers(1, 6))):
+        near = st.sampled_from(at).flatmap(lambda p: st.integers(p, p + 60)) if at else st.nothing()
+        start = min(draw(near | st.integers(0, len(data))), len(data))
+        length = draw(st.integers(1, 8) | st.integers(0, len(data)))
+        kind = draw(st.sampled_from(["flip", "set", "insert", "delete", "truncate", "splice"]))
+        if kind == "flip" and start < len(data):
+            data[start] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "set":
+            new = draw(st.sampled_from([b"\0", b"\xff", b"\x7f"])) * min(length, 8)
+            data[start : start + len(new)] = new
+        elif kind == "insert":
+            data[start:start] = draw(st.binary(max_size=20))
+        elif kind == "delete":
+            del data[start : start + length]
+        elif kind == "truncate" and draw(st.booleans()):
+            del data[start:]
+        elif kind == "splice":
+            piece = data[start : start + min(length, 5000)]
+            target = draw(st.integers(0, len(data)))
+            data[target : target + draw(st.sampled_from([0, len(piece)]))] = piece
+    return bytes(data)
+
+
+def broken_zips() -> st.SearchStrategy[bytes]:
+    def edits(method: int) -> st.SearchStrategy[bytes]:
+        data = packed(good_files(), method)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            places = [entry.header_offset for entry in archive.infolist()]
+            directory = archive.start_dir
+        places += range(directory, len(data), 46)
+        return edited(data, tuple(places))
+
+    return st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]).flatmap(edits)
+
+
+# --- (b) entries -----------------------------------------------------------------------------------------------------
+
+HOSTILE = (
+    "../canary.npy", "/etc/passwd", "..\\canary.npy", "C:\\canary", "C:x", "\\\\host\\x", "a/../../x", "CON", "nul.txt",
+    "a\x1b[31m", "a\nb", "\u202egpj.exe", "a" * 300, "b/" * 50 + "c", "rdf.yaml", "RDF.YAML", "./rdf.yaml", "rdf.yaml/",
+    "bioimageio.yaml", "x.model.yaml", "weights.pt/x", "input.npy", ".", "..", "./", "/", " ", "a.", "a:b", "\u00e9",
+    "e\u0301", "\U0001f600", "__MACOSX/._x", "data.pkl", "x/data.pkl",
+)  # fmt: skip
+
+
+@st.composite
+def restructured(draw: st.DrawFn) -> bytes:
+    """A zip with entries added, renamed, doubled, left out, and described wrongly."""
+    contents = good_files()
+    wanted = list(contents.items())
+    names = st.sampled_from(HOSTILE) | st.text(max_size=20) | st.sampled_from(sorted(contents))
+    for _ in range(draw(st.integers(1, 4))):
+        index = draw(st.integers(0, len(wanted) - 1)) if wanted else 0
+        kind = draw(st.sampled_from(["add", "add", "rename", "double", "drop"]))
+        if kind == "add" or not wanted:
+            wanted.append((draw(names), draw(st.binary(max_size=30) | st.sampled_from(list(contents.values())))))
+        elif kind == "rename":
+            wanted[index] = (draw(names), wanted[index][1])
+        elif kind == "double":
+            wanted.append(wanted[index])
+        else:
+            del wanted[index]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, content in wanted:
+            entry = zipfile.ZipInfo(name.encode("utf-8", "replace").decode() or "x")
+            if draw(st.integers(0, 9)) == 7:
+                entry.external_attr = draw(st.integers(0, 2**32 - 1))
+                entry.compress_type = draw(st.sampled_from([0, 8, 12, 14]))
+                entry.comment = draw(st.binary(max_size=9))
+            archive.writestr(entry, b"" if entry.is_dir() else content)
+    return buffer.getvalue()
+
+
+# --- (c) description -------------------------------------------------------------------------------------------------
+
+
+def pointers(outside: Path) -> st.SearchStrategy[Any]:
+    """What leads to the files that are not to be read, in several spellings."""
+    names = st.sampled_from(CANARIES)
+    folders = st.sampled_from(
+        [f"{outside}/", "../" * 20 + f"{outside}/".lstrip("/"), f"file://{outside}/", f"/{outside}/"]
+    )
+    paths = st.builds(
+        "{}{}{}{}".format, st.sampled_from(["", "", "conda:"]), folders, names, st.sampled_from(["", ":Tiny"])
+    )
+    urls = st.sampled_from(
+        ["http://x.invalid/y.npy", "HTTP:/x.invalid/y.md", "https:x.invalid", " http://x.invalid/y.pt"]
+    )
+    texts = paths | urls
+    return texts | texts.map(lambda text: [text]) | texts.map(lambda text: {"source": text})
+
+
+def junk(outside: Path) -> st.SearchStrategy[Any]:
+    """Anything."""
+    texts = pointers(outside) | st.sampled_from([
+        *CANARIES, "", " ", ".", "..", "x" * 5000, "\0", "\x1b[2J", "\ud800", "0.5.9", "0.4.10", "0.3.0", "0.\u00b2",
+        "latest", "model", "input.npy", "weights.pt", "cover.png", "rdf.yaml", "CC-BY-4.0", "batch", "\u202e", "a\nb",
+    ])  # fmt: skip
+    numbers = st.integers() | st.floats() | st.sampled_from([2**63, 10**400, -1, 0, float("nan"), float("inf")])
+    leaves = st.none() | st.booleans() | numbers | texts | st.text(max_size=8) | st.binary(max_size=4) | st.dates()
+    keys = st.text(max_size=5) | st.sampled_from(["source", "id", "sha256", "size", "type"]) | st.integers() | st.none()
+    return st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
+
+
+def slots(tree: Any) -> list[tuple[Any, Any]]:
+    """Every place in a tree that holds a value, as a container and a key."""
+    found: list[tuple[Any, Any]] = []
+    pending = [tree]
+    while pending:
+        value = pending.pop()
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        found += [(value, key) for key in keys]
+        pending += [value[key] for key in keys if isinstance(value[key], dict | list)]
+    return found
+
+
+@st.composite
+def redescribed(draw: st.DrawFn, outside: Path) -> bytes:
+    """A zip whose description has nodes replaced, removed, doubled, moved, aliased, or renamed."""
+    files = zips.model_files()
+    rdf: Any = copy.deepcopy(zips.description(files))
+    if draw(st.integers(0, 3)) == 0:
+        rdf["format_version"] = draw(st.sampled_from(["0.4.10", "0.3.6", "0.5.0", "0.5.10"]))
+    for _ in range(draw(st.integers(1, 5))):
+        places = slots(rdf)
+        if not places:
+            break
+        owner, key = places[draw(st.integers(0, len(places) - 1))]
+        other, other_key = places[draw(st.integers(0, len(places) - 1))]
+        kind = draw(
+            st.sampled_from(["point", "point", "replace", "replace", "delete", "add", "swap", "copy", "rename"])
+        )
+        if kind == "point":
+            files_named = [(place, name) for place, name in places if name in FILES or str(place[name]) in files]
+            optional = [(place, name) for place, _ in places if isinstance(place, dict) for name in FILES]
+            owner, key = draw(st.sampled_from(files_named or places) | st.sampled_from(optional or places))
+            owner[key] = draw(pointers(outside))
+        elif kind == "replace":
+            owner[key] = draw(junk(outside))
+        elif kind == "delete":
+            del owner[key]
+        elif kind == "add" and isinstance(owner, dict):
+            owner[draw(st.text(max_size=5) | st.sampled_from(OPTIONAL))] = draw(junk(outside))
+        elif kind == "swap":
+            # moving a value into itself would make a circle, which the dumper cannot write
+            owner[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(owner[key])
+        elif kind == "copy" and not any(container is owner for container, _ in slots([other[other_key]])):
+            owner[key] = other[other_key]  # an alias in the yaml
+        elif kind == "rename" and isinstance(owner, dict):
+            owner[draw(st.sampled_from(OPTIONAL))] = owner.pop(key)
+    text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=draw(st.booleans()))
+    if draw(st.integers(0, 4)) == 3:
+        text = draw(retouched(text))
+    return packed({"rdf.yaml": text.encode("utf-8", "surrogatepass"), **files}, zipfile.ZIP_STORED)
+
+
+FILES = (
+    "source", "documentation", "icon", "dependencies", "architecture", "sample_tensor", "test_tensor", "external_data",
+    "attachments", "covers", "badges", "license", "training_data", "parent",
+)  # fmt: skip
+OPTIONAL = (
+    *FILES, "config", "run_mode", "version", "preprocessing", "postprocessing", "kwargs", "halo", "scale", "data",
+    "test_inputs", "test_outputs", "uploader", "packaged_by", "links", "opset_version", "output_of", "download_url",
+)  # fmt: skip
+
+
+@st.composite
+def retouched(draw: st.DrawFn, text: str) -> str:
+    """A yaml with tricks written into its text."""
+    lines = text.splitlines()
+    tricks = (
+        "<<: *a", "&a", "*a", "&a [*a]", "!!python/object/apply:os.system [id]", "!!binary aGk=", "!!set {a, b}", "\t",
+        "---", "...", "%YAML 1.1", "? ", "- " * 30, "[" * 30, "{" * 30, "]", "}", '"', "'", "|", ">", "#", ": ",
+        "x: 1", "!<tag:yaml.org,2002:float> x", "0x" + "f" * 60, "1e999", "!!int x", "!!timestamp 2020", "? [a]\n: b",
+        "!!omap [a: 1]", "\ufeff",
+    )  # fmt: skip
+    for _ in range(draw(st.integers(1, 3))):
+        line = draw(st.integers(0, len(lines) - 1))
+        column = draw(st.integers(0, len(lines[line])))
+        trick = draw(st.sampled_from(tricks))
+        lines[line] = lines[line][:column] + trick + lines[line][column if draw(st.booleans()) else len(lines[line]) :]
+    return "\n".join(lines)
+
+
+# --- (d) files -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def refilled(draw: st.DrawFn) -> bytes:
+    """A zip of which one file is changed, and hashed after that."""
+    files = dict(zips.model_files())
+    name = draw(st.sampled_from(sorted(files)))
+    files[name] = draw(edited(files[name], (0,)) | st.sampled_from(list(files.values())) | st.binary(max_size=40))
+    rdf = yaml.safe_dump(zips.description(files), sort_keys=False)
+    return packed({"rdf.yaml": rdf.encode(), **files}, zipfile.ZIP_STORED)
+
+
+KINDS: dict[str, Callable[[Path], st.SearchStrategy[bytes]]] = {
+    "bytes": lambda _: broken_zips(),
+    "entries": lambda _: restructured(),
+    "description": redescribed,
+    "files": lambda _: refilled(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(choice=st.data())
+@QUICK
+def test_no_zip_breaks_the_validation(kind: str, choice: st.DataObject, place: Path, watch: Watch) -> None:
+    verify(choice.draw(KINDS[kind](watch.outside)), place, watch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@given(choice=st.data())
+@LONG
+def test_thousands_of_zips_do_not_break_the_validation(
+    kind: str, choice: st.DataObject, place: Path, watch: Watch
+) -> None:
+    verify(choice.draw(KINDS[kind](watch.outside)), place, watch)

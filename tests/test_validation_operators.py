@@ -1,0 +1,156 @@
+"""Operators that serialised TorchScript calls, and those that the oldest engine has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import scripted
+import torch
+from fixtures_model import CONFIGS, random_network
+
+from gap_bioimage.network import PhotonDenoiser, PosteriorSampler
+from gap_bioimage.validation import operators
+from gap_bioimage.validation.operators import calls, known_operators, problem_of
+from gap_bioimage.validation.torchscript import read_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LOADS = """
+import json, sys, torch
+from pathlib import Path
+loads = {}
+for path in sorted(Path(sys.argv[1]).glob("*.pt")):
+    try:
+        torch.jit.load(str(path))
+        loads[path.stem] = ""
+    except Exception as error:
+        loads[path.stem] = str(error)
+Path(sys.argv[1], "loads.json").write_text(json.dumps(loads))
+"""
+
+
+def found(text: str) -> list[tuple[str, list[str], dict[str, str]]]:
+    return [(call.name, call.arguments, call.keywords) for call in calls(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x0 = torch.add(x, 1)", [("aten::add", ["x", "1"], {})]),
+        ("return ops.prim.min([a, b])", [("prim::min", ["["], {})]),
+        ("y = ops.torchvision.nms(x, y, 0.5)", [("torchvision::nms", ["x", "y", "0.5"], {})]),
+        ("g = torch.autograd.grad([y], [x])", [("aten::grad", ["[", "["], {})]),
+        ("t = torch.tensor([1., 2.], dtype=7, device=ops.prim.device(x))",
+         [("prim::device", ["x"], {}), ("aten::tensor", ["["], {"dtype": "7", "device": "ops.prim.device"})]),
+        ("torch.zeros([2, torch.len(q)], dtype=6)", [("aten::len", ["q"], {}), ("aten::zeros", ["["], {"dtype": "6"})]),
+        ("torch.f(a, )", [("aten::f", ["a"], {})]),
+        ("torch.f()", [("aten::f", [], {})]),
+        ('raise_("torch.nonsense(x", torch.f("a, (b", \'c\'))', [("aten::f", ['"a, (b"', "'c'"], {})]),
+        ('torch.eq(mode, "a \\" torch.g(")', [("aten::eq", ["mode", '"a \\" torch.g("'], {})]),
+        ("torch.f(-1, (a, b), {k: v}, x[0])", [("aten::f", ["-1", "(", "{", "x"], {})]),
+        ("_0 = __torch__.torch.nn.functional.rms_norm(x, [3])", []),
+        ("(self.torch.conv).forward(x, )", []),
+        ("torch.f(a))]}", [("aten::f", ["a"], {})]),
+        ("torch.f(a", []),
+    ],
+)  # fmt: skip
+def test_calls_are_read_off_the_code(text: str, expected: list[tuple[str, list[str], dict[str, str]]]) -> None:
+    assert found(text) == expected
+
+
+def test_deep_nesting_is_read() -> None:
+    depth = 20_000
+    assert len(found("torch.neg(" * depth + ")" * depth)) == depth
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("torch.conv2d(x, w, None, [1, 1])", ""),
+        ("torch.format(a, b, c, d, e, f, g, h)", ""),
+        ("torch.rms_norm(x)", "the code uses torch.rms_norm (RMSNorm), which libtorch 1.13 does not have"),
+        ("ops.prim.itemsize(x)", "the code uses prim.itemsize, which libtorch 1.13 does not have"),
+        ("ops.torchvision.nms(x)", "the code uses torchvision.nms, which libtorch 1.13 does not have"),
+        ("torch.relu(x, 1)", "the code calls torch.relu with arguments that libtorch 1.13 does not take"),
+        ("torch.relu(x, inplace=True)", "the code calls torch.relu with arguments that libtorch 1.13 does not take"),
+        ("torch.squeeze(x, 0)", ""),
+        ("torch.squeeze(x, [0, 1])", "the code calls torch.squeeze with arguments that libtorch 1.13 does not take"),
+    ],
+)
+def test_a_call_is_compared_with_the_old_engine(text: str, message: str) -> None:
+    assert [problem_of(call) for call in calls(text)] == [message]
+
+
+def test_the_table_holds_one_sorted_name_per_line() -> None:
+    lines = operators._TABLE.read_text().splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith("#")]
+    assert names == sorted(set(names))
+    assert list(known_operators()) == names
+    assert {"aten::conv2d", "prim::RaiseException", "aten::upsample_nearest2d"} <= set(names)
+    assert "aten::scaled_dot_product_attention" not in names
+
+
+@pytest.fixture(scope="module")
+def torch_1_13(old_python: str) -> str:
+    """Return the system's Python, if it has the torch that the table was made with."""
+    command = [old_python, "-c", "import torch; print(torch.__version__)"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not version.startswith("1.13."):
+        pytest.skip(f"the system's torch is {version}")
+    return old_python
+
+
+def test_the_table_can_be_made_again(torch_1_13: str) -> None:
+    made = subprocess.run([torch_1_13, operators.__file__], capture_output=True, text=True, check=True)
+    assert made.stdout == operators._TABLE.read_text()
+
+
+def test_this_torch_lists_its_operators_too() -> None:
+    """The list is made by a script that needs nothing but torch, also in a newer one."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    made = subprocess.run(
+        [sys.executable, "-P", operators.__file__], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "\naten::add 2 2+alpha" in made.stdout
+    assert torch.__version__ in made.stdout.splitlines()[0]
+
+
+def test_what_is_said_not_to_load_does_not_and_all_else_does(
+    tmp_path: Path, old_torch: Callable[..., None], torch_1_13: str
+) -> None:
+    for subject in scripted.FUNCTIONS:
+        torch.jit.save(torch.jit.script(subject), str(tmp_path / f"{scripted.name_of(subject)}.pt"))
+    old_torch(LOADS, tmp_path)
+    errors = json.loads((tmp_path / "loads.json").read_text())
+    said = {path.stem: sorted(read_code(path).unportable) for path in tmp_path.glob("*.pt")}
+    assert len(said) == len(scripted.FUNCTIONS)
+    assert {name: problems for name, problems in said.items() if problems and not errors[name]} == {}
+    assert {name: error for name, error in errors.items() if error and not said[name]} == {}
+    assert said["attention"] == said["scaled_attention"] == ["torch.scaled_dot_product_attention"]
+    assert said["own_rms_norm"] == said["Holder"] == []
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_our_own_modules_are_portable(tmp_path: Path, config: dict[str, object]) -> None:
+    small = {**config, "depth": 2, "start_filts": 4, "levels": 3}
+    dim, channels = int(str(config["dim"])), int(str(config.get("channels", 1)))
+    box = [3] * dim
+    modules = [
+        random_network(0, **small),
+        PhotonDenoiser(box_px=box, **small),
+        PosteriorSampler(box_px=box, window_px=box, n_samples=2, n_steps=2, seed=0, gain=1.0, brightest=1e6, **small),
+    ]
+    for module in modules:
+        torch.jit.save(torch.jit.script(module.eval()), tmp_path / "module.pt")
+        assert read_code(tmp_path / "module.pt").unportable == {}
+    image = torch.ones(1, channels, *[8] * dim)
+    torch.jit.save(torch.jit.trace(modules[0].eval(), image), tmp_path / "module.pt")
+    assert read_code(tmp_path / "module.pt").unportable == {}

@@ -1,0 +1,645 @@
+"""Repairs: what each mends, that nothing else changes, and that the original stays."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+import zips
+from bioimageio.spec.utils import read_yaml
+from PIL import Image
+
+from gap_bioimage.errors import OutputError, UnreadableModelError
+from gap_bioimage.validation import repair as module
+from gap_bioimage.validation.archive import open_package
+from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.description import format_checks
+from gap_bioimage.validation.facts import Facts
+from gap_bioimage.validation.quiet import quiet
+from gap_bioimage.validation.references import reference_checks, references
+from gap_bioimage.validation.repair import Change, Repaired, repair
+from gap_bioimage.validation.repair_work import sites
+from gap_bioimage.validation.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Rdf = dict[str, Any]
+    Mutation = Callable[[Rdf], None]
+
+
+@functools.cache
+def good_files() -> dict[str, bytes]:
+    """The files that `zips.make_zip` writes: TorchScript is other bytes each time that it is saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = contents(zips.make_zip(Path(folder)))
+    return {name: data for name, data in files.items() if name != "rdf.yaml"}
+
+
+def static_validate(path: Path, **_: object) -> Report:
+    """Everything but running the model, which a few tests below do."""
+    with open_package(path) as (package, checks):
+        assert package is not None
+        found, _loadable = reference_checks(package)
+        checks = [*checks, *found, *format_checks(package)[1]]
+        facts = Facts(package)
+        partners = [rule.judge(facts) for rule in all_rules()]
+        softened = [replace(check, status="warning") if check.status == "failed" else check for check in partners]
+        return Report(str(path), (*checks, *softened))
+
+
+@pytest.fixture
+def mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repaired]:
+    """Repair a model to ``tmp_path / "out.zip"``, validating without running it."""
+    monkeypatch.setattr(module, "validate", static_validate)
+
+    def call(path: Path) -> Repaired:
+        before = path.read_bytes() if path.is_file() else b""
+        repaired = repair(path, tmp_path / "out.zip")
+        assert not before or path.read_bytes() == before
+        again = repair(tmp_path / "out.zip", tmp_path / "again.zip")
+        assert again.changes == ()
+        assert contents(tmp_path / "again.zip") == contents(tmp_path / "out.zip")
+        assert (tmp_path / "again.zip").read_bytes() == (tmp_path / "out.zip").read_bytes()
+        return repaired
+
+    return call
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def out(tmp_path: Path) -> dict[str, bytes]:
+    return contents(tmp_path / "out.zip")
+
+
+def rdf_of(tmp_path: Path) -> Any:
+    return yaml.safe_load(out(tmp_path)["rdf.yaml"])
+
+
+def status(report: Report, check_id: str) -> str:
+    return next(check.status for check in report.checks if check.id == check_id)
+
+
+def put(*where: str | int, value: Any) -> Mutation:
+    def mutate(rdf: Rdf) -> None:
+        target: Any = rdf
+        for key in where[:-1]:
+            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
+        target[where[-1]] = value
+
+    return mutate
+
+
+def drop(*where: str | int) -> Mutation:
+    def mutate(rdf: Rdf) -> None:
+        target: Any = rdf
+        for key in where[:-1]:
+            target = target[key]
+        del target[where[-1]]
+
+    return mutate
+
+
+def both(*mutations: Mutation) -> Mutation:
+    def mutate(rdf: Rdf) -> None:
+        for one in mutations:
+            one(rdf)
+
+    return mutate
+
+
+def keep(rdf: Rdf) -> None:
+    """No mutation."""
+
+
+def objects(rdf: Rdf) -> None:
+    """As bioimageio.spec 0.5.12 writes."""
+    rdf["format_version"] = "0.5.12"
+    rdf["documentation"] = {"source": "README.md", "sha256": zips.sha256(good_files()["README.md"])}
+    rdf["covers"] = [{"source": "cover.png", "sha256": zips.sha256(good_files()["cover.png"])}]
+
+
+def newest_fields(rdf: Rdf) -> None:
+    objects(rdf)
+    rdf["inputs"][0]["pad"] = {"mode": "symmetric"}
+    rdf["weights"]["pytorch_state_dict"]["strict"] = True
+    rdf["outputs"][0]["axes"][1]["channel_names"] = ["DAPI 405"]
+
+
+def moved(rdf: Rdf) -> None:
+    rdf["weights"]["torchscript"]["source"] = "./weights/torchscript.pt"
+    rdf["weights"]["pytorch_state_dict"]["source"] = "weights/weights.pt"
+    rdf["weights"]["pytorch_state_dict"]["architecture"]["source"] = "code/tiny.py"
+    rdf["documentation"] = "docs/README.md"
+
+
+def moved_files() -> dict[str, bytes | None]:
+    files = good_files()
+    plan = {
+        "torchscript.pt": "weights/torchscript.pt",
+        "weights.pt": "weights/weights.pt",
+        "tiny.py": "code/tiny.py",
+    }
+    readme = b"# Tiny\n![cover](../cover.png) [notes](notes.txt)\n\n## Validation\nLook at it.\n"
+    return {
+        **dict.fromkeys([*plan, "README.md"]),
+        **{new: files[old] for old, new in plan.items()},
+        "docs/README.md": readme,
+        "docs/notes.txt": b"notes",
+    }
+
+
+def pixel_sizes(rdf: Rdf) -> None:
+    for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
+        for axis in tensor["axes"][2:]:
+            axis.update(scale=0.1, unit="micrometer")
+
+
+def wide(width: int, height: int, suffix: str = "PNG") -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+SIZE_Y = ("inputs", 0, "axes", 2, "size")
+SIZE_X = ("inputs", 0, "axes", 3, "size")
+ON_STEP = both(put(*SIZE_Y, value={"min": 18, "step": 4}), put(*SIZE_X, value={"min": 18, "step": 4}))
+NO_README: dict[str, bytes | None] = {"README.md": None}
+MENDED: list[tuple[str, str, Mutation, dict[str, Any]]] = [
+    # rule, repair, what is broken
+    ("fiji.rdf_name", "rdf_name", keep, {"rdf_name": "bioimageio.yaml"}),
+    ("fiji.format_version", "format_version", objects, {}),
+    ("fiji.plain_strings", "plain_strings", objects, {}),
+    ("ilastik.plain_strings", "plain_strings", objects, {}),
+    ("ilastik.format_version", "format_version", newest_fields, {}),
+    ("fiji.plain_strings", "plain_strings", put("license", value={"source": "LICENSE"}), {
+        "files": {"LICENSE": b"// SPDX-License-Identifier: MIT\nPermission is granted\n"}}),
+    ("fiji.id", "id", drop("id"), {}),
+    ("fiji.id", "id", put("id", value=""), {}),
+    ("archive.hashes", "hash_wrong", put("weights", "torchscript", "sha256", value="0" * 64), {}),
+    ("zoo.test_hashes", "hash_missing", drop("inputs", 0, "test_tensor", "sha256"), {}),
+    ("fiji.channel_names", "channel_names", put("outputs", 0, "axes", 1, "channel_names", value=[]), {}),
+    ("ilastik.channel_names", "channel_names", drop("inputs", 0, "axes", 1, "channel_names"), {}),
+    ("fiji.axis_scale", "axis_scale", pixel_sizes, {}),
+    ("fiji.min_of_step", "min_of_step", ON_STEP, {}),
+    ("fiji.min_halo", "min_halo", put("outputs", 0, "axes", 3, "halo", value=9), {}),
+    ("ilastik.grid", "grid", put(*SIZE_Y, value={"min": 24, "step": 4}), {}),
+    ("zoo.documentation", "readme", drop("documentation"), {"files": NO_README}),
+    ("zoo.documentation", "readme", drop("documentation"), {}),
+    ("archive.files", "readme", keep, {"files": NO_README}),
+    ("zoo.documentation", "readme", keep, {"files": {"README.md": b"# Tiny\nNothing.\n"}}),
+    ("format.valid", "readme", put("documentation", value="README.txt"), {
+        "files": {"README.md": None, "README.txt": b"# Tiny\n"}}),
+    ("zoo.cover", "cover", put("covers", value=[]), {}),
+    ("zoo.cover", "cover", drop("covers"), {}),
+    ("archive.files", "cover", put("covers", value=["gone.png"]), {}),
+    ("zoo.cover", "cover", keep, {"files": {"cover.png": wide(300, 900)}}),
+    ("zoo.cover", "cover", keep, {"files": {"cover.png": wide(800, 400)}}),
+    ("zoo.cover", "cover", put("covers", value=["cover.jpg"]), {"files": {"cover.jpg": wide(1600, 1300, "JPEG")}}),
+    ("format.valid", "cover", put("covers", value=["cover.tif"]), {"files": {"cover.tif": wide(40, 30, "TIFF")}}),
+    ("fiji.weights_root", "flat", moved, {"files": moved_files()}),
+    ("zoo.few_files", "flat", moved, {"files": moved_files()}),
+    ("fiji.weights_root", "weights_suffix", put("weights", "torchscript", "source", value="torchscript.pth"), {
+        "files": {"torchscript.pt": None, "torchscript.pth": good_files()["torchscript.pt"]}}),
+    ("fiji.no_deepimagej_config", "deepimagej_config", put("config", "deepimagej", value={"a": 1}), {}),
+    ("zoo.sample_tensor", "sample_tensor", lambda rdf: rdf["inputs"][0].update(
+        sample_tensor=dict(rdf["outputs"][0]["test_tensor"])), {}),
+    ("zoo.few_files", "leftovers", keep, {"files": {"__MACOSX/._rdf.yaml": b"x"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "fix", "mutate", "options"), MENDED, ids=[f"{m[0]}-{m[1]}" for m in MENDED])
+def test_what_is_broken_is_mended(
+    rule: str,
+    fix: str,
+    mutate: Mutation,
+    options: dict[str, Any],
+    tmp_path: Path,
+    mend: Callable[..., Repaired],
+) -> None:
+    repaired = mend(zips.make_zip(tmp_path, mutate, **options))
+    assert status(repaired.before, rule) in ("failed", "warning")
+    assert status(repaired.after, rule) == "passed"
+    assert fix in {change.id for change in repaired.changes}
+    assert {check.id for check in repaired.after.checks if check.status == "failed"} == set()
+
+
+def test_a_good_zip_is_copied(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    path = zips.make_zip(tmp_path)
+    repaired = mend(path)
+    assert repaired.changes == ()
+    assert repaired.turned == {}
+    assert out(tmp_path) == contents(path)
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.namelist()[0] == "rdf.yaml"
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_DEFLATED}
+
+
+def test_newest_fields_are_dropped_and_listed(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    repaired = mend(zips.make_zip(tmp_path, newest_fields))
+    dropped = {change.what for change in repaired.changes if change.after.startswith("dropped")}
+    assert dropped == {"weights.pytorch_state_dict: strict", "input photons: pad"}
+    rdf = rdf_of(tmp_path)
+    assert rdf["format_version"] == "0.5.9"
+    assert rdf["covers"] == ["cover.png"]
+    assert rdf["outputs"][0]["axes"][1]["channel_names"] == ["DAPI_405"]
+    assert "pad" not in rdf["inputs"][0]
+
+
+def test_custom_operations_need_0_5_10(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    def custom(rdf: Rdf) -> None:
+        objects(rdf)
+        rdf["outputs"][0]["postprocessing"] = [{"id": "custom", "callable": "Op", "source": "op.py", "kwargs": {}}]
+
+    repaired = mend(zips.make_zip(tmp_path, custom, files={"op.py": b"class Op: ..."}))
+    assert rdf_of(tmp_path)["format_version"] == "0.5.10"
+    assert status(repaired.after, "format.valid") == "passed"
+
+
+def test_lenient_weights_keep_the_newest_format(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    lenient = put("weights", "pytorch_state_dict", "strict", value=False)
+    repaired = mend(zips.make_zip(tmp_path, both(objects, lenient), files={"README.md": b"# Tiny\n"}))
+    rdf = rdf_of(tmp_path)
+    assert rdf["format_version"] == "0.5.12"
+    assert rdf["documentation"]["sha256"] == hashlib.sha256(out(tmp_path)["README.md"]).hexdigest()
+    assert any("strict" in note for note in repaired.notes)
+    assert status(repaired.after, "format.valid") == "passed"
+
+
+def test_a_licence_file_stays_as_an_attachment(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    own = both(objects, put("license", value={"source": "LICENSE"}))
+    repaired = mend(zips.make_zip(tmp_path, own, files={"LICENSE": b"Ask me first.\n"}))
+    rdf = rdf_of(tmp_path)
+    assert "license" not in rdf
+    assert rdf["attachments"] == [{"source": "LICENSE", "sha256": zips.sha256(b"Ask me first.\n")}]
+    assert status(repaired.after, "fiji.plain_strings") == "passed"
+    assert status(repaired.after, "zoo.license") == "warning"
+
+
+def test_a_wrong_hash_is_called_wrong(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    wrong = put("weights", "torchscript", "sha256", value="0" * 64)
+    (change,) = mend(zips.make_zip(tmp_path, wrong)).changes
+    expected = zips.sha256(out(tmp_path)["torchscript.pt"])
+    assert (change.id, change.before, change.after) == ("hash_wrong", "0" * 64, expected)
+    assert "WRONG HASH" in change.what
+
+
+def test_a_wrong_hash_in_an_object_is_called_wrong(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    wrong = both(objects, put("documentation", "sha256", value="0" * 64))
+    changes = mend(zips.make_zip(tmp_path, wrong)).changes
+    assert any("documentation (WRONG HASH" in change.what for change in changes)
+
+
+def test_files_move_with_everything_that_names_them(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    mend(zips.make_zip(tmp_path, moved, files=moved_files()))
+    files, rdf = out(tmp_path), rdf_of(tmp_path)
+    assert not [name for name in files if "/" in name]
+    assert rdf["weights"]["torchscript"]["source"] == "torchscript.pt"
+    assert rdf["weights"]["pytorch_state_dict"]["architecture"]["source"] == "tiny.py"
+    assert rdf["documentation"] == "README.md"
+    assert b"](cover.png) [notes](notes.txt)" in files["README.md"]
+    assert files["weights.pt"] == good_files()["weights.pt"]
+
+
+def test_names_stay_unique(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    other = zips.npy(np.zeros(3))
+
+    def attach(rdf: Rdf) -> None:
+        rdf["attachments"] = [{"source": "more/INPUT.npy", "sha256": zips.sha256(other)}]
+
+    repaired = mend(zips.make_zip(tmp_path, attach, files={"more/INPUT.npy": other, "more/cover.png": b"unnamed"}))
+    files = out(tmp_path)
+    assert files["input.npy"] == good_files()["input.npy"]
+    assert files["more_INPUT.npy"] == other
+    assert rdf_of(tmp_path)["attachments"][0]["source"] == "more_INPUT.npy"
+    assert files["more/cover.png"] == b"unnamed"
+    assert any("more/cover.png stays" in note for note in repaired.notes)
+
+
+@pytest.mark.parametrize("line", [b"from .layers import Layer\n", b"from code.layers import Layer\n"])
+def test_imported_packages_stay_in_their_folder(line: bytes, tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    files = moved_files() | {"code/layers.py": b"Layer = 1\n"}
+    files["code/tiny.py"] = line + zips.BLUR.encode()
+    repaired = mend(zips.make_zip(tmp_path, moved, files=files))
+    assert {name for name in out(tmp_path) if "/" in name} == {"code/tiny.py", "code/layers.py"}
+    assert rdf_of(tmp_path)["weights"]["pytorch_state_dict"]["architecture"]["source"] == "code/tiny.py"
+    assert any("imports modules by their folder" in note for note in repaired.notes)
+
+
+def test_files_that_are_read_by_path_stay(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    files: dict[str, bytes | None] = {"data/table.bin": b"x", "helper.py": b'open("data/table.bin")\n'}
+    mend(zips.make_zip(tmp_path, files=files))
+    assert "data/table.bin" in out(tmp_path)
+
+
+def test_windows_paths_are_understood(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    windows = put("weights", "torchscript", "source", value="weights\\torchscript.pt")
+    files = moved_files()
+    mend(zips.make_zip(tmp_path, both(moved, windows), files=files))
+    assert rdf_of(tmp_path)["weights"]["torchscript"]["source"] == "torchscript.pt"
+
+
+def test_scales_of_outputs_follow_those_of_inputs(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    def larger(rdf: Rdf) -> None:
+        pixel_sizes(rdf)
+        rdf["outputs"][0]["axes"][2]["scale"] = 0.05
+
+    mend(zips.make_zip(tmp_path, larger))
+    rdf = rdf_of(tmp_path)
+    y, x = rdf["inputs"][0]["axes"][2:]
+    assert "scale" not in y and "unit" not in y
+    assert y["description"] == "pixel size 0.1 micrometer"
+    assert rdf["outputs"][0]["axes"][2]["scale"] == 0.5
+    assert "scale" not in rdf["outputs"][0]["axes"][3]
+    assert "scale" not in x
+
+
+def test_scales_between_inputs_stay(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    def second(rdf: Rdf) -> None:
+        rdf["inputs"][0]["axes"][2]["scale"] = 0.5
+        more = {"id": "more", "axes": [{"type": "batch"}, {"type": "space", "id": "y", "scale": 2.0}]}
+        more["axes"][1]["size"] = {"tensor_id": "photons", "axis_id": "y"}  # type: ignore[index]
+        rdf["inputs"].append(more)
+
+    repaired = mend(zips.make_zip(tmp_path, second))
+    assert rdf_of(tmp_path)["inputs"][0]["axes"][2]["scale"] == 0.5
+    assert any("relates the sizes of two inputs" in note for note in repaired.notes)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "note"),
+    [
+        (put(*SIZE_Y, value={"min": 20, "step": 12}), "the test tensor needs it"),  # 32 = 20 + 12
+        (put("outputs", 0, "axes", 2, "halo", value=16), "the test tensor is no larger"),
+    ],
+)
+def test_sizes_never_lose_the_test_tensor(
+    mutate: Mutation, note: str, tmp_path: Path, mend: Callable[..., Repaired]
+) -> None:
+    repaired = mend(zips.make_zip(tmp_path, mutate))
+    assert any(note in line for line in repaired.notes)
+    sizes = [axis["size"] for axis in rdf_of(tmp_path)["inputs"][0]["axes"][2:]]
+    assert all(32 >= size["min"] and (32 - size["min"]) % size["step"] == 0 for size in sizes)
+
+
+def test_the_grid_takes_the_least_change(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    repaired = mend(zips.make_zip(tmp_path, put(*SIZE_Y, value={"min": 24, "step": 4})))
+    assert repaired.changes == (Change("grid", "size of photons, x", "min 16, step 4", "min 24, step 4"),)
+
+
+def test_an_impossible_grid_stays(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    repaired = mend(zips.make_zip(tmp_path, put(*SIZE_Y, value={"min": 16, "step": 1})))
+    assert repaired.changes == ()
+    assert status(repaired.after, "ilastik.grid") == "warning"
+
+
+def test_aliases_are_two_places(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    def shared(rdf: Rdf) -> None:
+        channel = {"type": "channel", "channel_names": []}
+        rdf["inputs"][0]["axes"][1] = rdf["outputs"][0]["axes"][1] = channel
+
+    repaired = mend(zips.make_zip(tmp_path, shared))
+    assert [change.id for change in repaired.changes] == ["channel_names", "channel_names"]
+    assert b"&id" not in out(tmp_path)["rdf.yaml"]
+
+
+def test_the_drawn_cover_shows_input_and_output(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    mend(zips.make_zip(tmp_path, drop("covers"), files={"cover.png": None}))
+    data = out(tmp_path)["cover.png"]
+    cover = np.asarray(Image.open(io.BytesIO(data)))
+    assert cover.shape == (512, 1024)
+    assert len(data) < 500_000
+    noisy, smooth = (np.abs(np.diff(half.astype(float))).mean() for half in (cover[:, :512], cover[:, 512:]))
+    assert 0 < smooth < noisy
+
+
+def test_covers_are_fitted(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    mend(zips.make_zip(tmp_path, files={"cover.png": wide(900, 500)}))
+    data = out(tmp_path)["cover.png"]
+    width, height = Image.open(io.BytesIO(data)).size
+    assert abs(width / height - 2) < 0.02
+    assert len(data) < 500_000
+
+
+def test_an_unreadable_cover_is_left(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    repaired = mend(zips.make_zip(tmp_path, files={"cover.png": b"no image"}))
+    assert out(tmp_path)["cover.png"] == b"no image"
+    assert any("cover.png" in note for note in repaired.notes)
+
+
+def test_the_written_readme_is_honest(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    mend(zips.make_zip(tmp_path, drop("documentation"), files=NO_README))
+    text = out(tmp_path)["README.md"].decode()
+    assert text == (
+        "# Tiny blur\n\nBlurs photon counts.\n\n# Validation\n\nNo validation was described by the authors.\n"
+    )
+
+
+def test_a_readme_becomes_utf8(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    mend(zips.make_zip(tmp_path, files={"README.md": "# Naïve\n\n## Validation\nnone\n".encode("latin-1")}))
+    assert out(tmp_path)["README.md"].decode() == "# Naïve\n\n## Validation\nnone\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "0o14", "1_000", "2022-01-01", "-.5e3", "0.5.9", "y", "on", "null", "~", ".inf"]
+)
+def test_texts_stay_texts_in_both_versions_of_yaml(text: str) -> None:
+    written = module._to_yaml({text: text, "numbers": [1, 1e-5, float("inf"), None, True]})
+    for read in (read_yaml, yaml.safe_load):
+        assert read(written.decode()) == {text: text, "numbers": [1, 1e-5, float("inf"), None, True]}
+
+
+def version_04(rdf: Rdf) -> None:
+    """The same model as format 0.4 describes it."""
+    shape = {"min": [1, 1, 16, 16], "step": [0, 0, 4, 4]}
+    tensor = {"axes": "bcyx", "data_type": "float32", "data_range": [-float("inf"), float("inf")]}
+    output = {"reference_tensor": "photons", "scale": [1, 1, 1, 1], "offset": [0, 0, 0, 0]}
+    entry = rdf["weights"]["pytorch_state_dict"]
+    architecture = entry.pop("architecture")
+    entry |= {"architecture": "tiny.py:Tiny", "architecture_sha256": architecture["sha256"], "kwargs": {"size": 3}}
+    rdf |= {
+        "format_version": "0.4.10",
+        "timestamp": "2022-10-23T00:00:00",
+        "inputs": [{"name": "photons", "shape": shape, **tensor}],
+        "outputs": [{"name": "rate", "shape": output, "halo": [0, 0, 2, 2], **tensor}],
+        "test_inputs": ["input.npy"],
+        "test_outputs": ["output.npy"],
+    }
+
+
+def test_format_0_4_becomes_0_5_9(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    repaired = mend(zips.make_zip(tmp_path, version_04))
+    rdf = rdf_of(tmp_path)
+    assert rdf["format_version"] == "0.5.9"
+    assert (rdf["documentation"], rdf["covers"]) == ("README.md", ["cover.png"])
+    assert rdf["outputs"][0]["axes"][2]["halo"] == 2
+    assert rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"] == {"size": 3}
+    assert {check.id for check in repaired.left if check.status == "failed"} == set()
+    assert status(repaired.after, "fiji.channel_names") == "passed"
+
+
+def test_conversion_hides_no_wrong_hash(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    wrong = both(version_04, put("weights", "torchscript", "sha256", value="0" * 64))
+    changes = [change for change in mend(zips.make_zip(tmp_path, wrong)).changes if change.id == "hash_wrong"]
+    assert [change.before for change in changes] == ["0" * 64]
+
+
+def fixed_with_halo(rdf: Rdf) -> None:
+    rdf["inputs"][0]["shape"] = rdf["outputs"][0]["shape"] = [1, 1, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("mutate", "note"),
+    [
+        (drop("timestamp"), "timestamp Field required"),
+        # bioimageio.spec takes seconds to print this error
+        pytest.param(fixed_with_halo, "halo and fixed size", marks=pytest.mark.slow),
+    ],
+)
+def test_what_spec_cannot_convert_is_left(
+    mutate: Mutation, note: str, tmp_path: Path, mend: Callable[..., Repaired]
+) -> None:
+    repaired = mend(zips.make_zip(tmp_path, both(version_04, drop("id"), mutate)))
+    assert rdf_of(tmp_path)["format_version"] == "0.4.10"
+    assert [change.id for change in repaired.changes] == ["id"]
+    assert any(note in line for line in repaired.notes)
+
+
+@pytest.mark.parametrize("mutate", [keep, moved, version_04, newest_fields])
+def test_every_reference_is_a_site(mutate: Mutation) -> None:
+    rdf = zips.description(good_files())
+    rdf["icon"], rdf["attachments"] = "icon.png", {"files": ["a.txt"]}
+    mutate(rdf)
+    assert {site.path for site in sites(rdf)} == {reference.source for reference in references(rdf)}
+    assert all(str(site.holder[site.key]).startswith(site.path) for site in sites(rdf))
+
+
+def test_a_folder_and_a_yaml_become_zips(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    folder = tmp_path / "model"
+    with zipfile.ZipFile(zips.make_zip(tmp_path)) as archive:
+        archive.extractall(folder)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref")
+    (folder / "unnamed.txt").write_text("x")
+    assert mend(folder).changes == ()
+    assert "unnamed.txt" in out(tmp_path) and ".git/HEAD" not in out(tmp_path)
+    assert mend(folder / "rdf.yaml").changes == ()
+    assert set(out(tmp_path)) == {"rdf.yaml", *good_files()}
+
+
+@pytest.mark.parametrize("link", [None, "symlink", "hardlink"])
+def test_the_original_is_no_output(link: str | None, tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path)
+    target = path if link is None else tmp_path / "link.zip"
+    if link == "symlink":
+        target.symlink_to(path)
+    elif link == "hardlink":
+        os.link(path, target)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="choose another name"):
+        repair(path, target)
+    assert path.read_bytes() == before
+
+
+def test_outputs_inside_the_model_or_without_zip_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with zipfile.ZipFile(zips.make_zip(tmp_path)) as archive:
+        archive.extractall(folder)
+    with pytest.raises(OutputError, match="inside the model's folder"):
+        repair(folder, folder / "out.zip")
+    with pytest.raises(OutputError, match=r"ends in \.zip"):
+        repair(folder, tmp_path / "out.tar")
+    with pytest.raises(OutputError, match="it is the model"):
+        shutil.copy(tmp_path / "tiny.zip", folder / "input.zip")
+        rdf = yaml.safe_load((folder / "rdf.yaml").read_text())
+        (folder / "rdf.yaml").write_text(yaml.safe_dump({**rdf, "attachments": [{"source": "input.zip"}]}))
+        repair(folder / "rdf.yaml", folder / "input.zip")
+
+
+@pytest.mark.parametrize(
+    ("mutate", "options", "sentence"),
+    [
+        (put("format_version", value="0.3.6"), {}, r"format 0\.3\.6, repair takes 0\.4 and 0\.5"),
+        (put("type", value="dataset"), {}, "type 'dataset'; repair takes models"),
+        (keep, {"files": {"../evil.py": b"x"}}, r"leads out of the package"),
+    ],
+)
+def test_what_is_no_safe_model_is_refused(
+    mutate: Mutation, options: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnreadableModelError, match=sentence):
+        repair(zips.make_zip(tmp_path, mutate, **options), tmp_path / "out.zip")
+    assert not (tmp_path / "out.zip").exists()
+
+
+def predict(path: Path, photons: np.ndarray[Any, Any], weights_format: str) -> np.ndarray[Any, Any]:
+    """What bioimageio.core makes of an image."""
+    from bioimageio.core import create_prediction_pipeline
+    from bioimageio.core import predict as core_predict
+    from bioimageio.spec import load_model_description
+
+    with quiet():
+        model = load_model_description(path, perform_io_checks=False)
+        pipeline = create_prediction_pipeline(model, weights_format=weights_format)  # type: ignore[arg-type]
+        sample = core_predict(model=pipeline, inputs={"photons": photons})
+    (output,) = sample.members.values()
+    return np.asarray(output.data)
+
+
+@pytest.mark.parametrize("weights_format", ["torchscript", "pytorch_state_dict"])
+def test_predictions_stay(weights_format: str, tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    worst = both(
+        newest_fields, moved, pixel_sizes, drop("id"), put("documentation", value={"source": "docs/README.md"}),
+        put(*SIZE_Y, value={"min": 24, "step": 4}),
+    )  # fmt: skip
+    path = zips.make_zip(tmp_path, worst, files=moved_files())
+    assert len(mend(path).changes) > 12
+    photons = np.random.default_rng(1).poisson(3, (1, 1, 48, 32)).astype(np.float32)
+    before = predict(path, photons, weights_format)
+    assert before.shape == photons.shape
+    assert np.array_equal(predict(tmp_path / "out.zip", photons, weights_format), before)
+
+
+def test_the_models_themselves_are_validated(tmp_path: Path) -> None:
+    seen: list[str] = []
+    path = zips.make_zip(tmp_path, both(objects, drop("id"), drop("covers")))
+    repaired = repair(path, tmp_path / "out.zip", run_code=True, on_check=lambda check: seen.append(check.id))
+    assert repaired.after.status == "passed"
+    assert (repaired.before.model, repaired.after.model) == (str(path), str(tmp_path / "out.zip"))
+    assert repaired.turned["fiji.id"] == ("warning", "passed")
+    assert len(seen) == len(repaired.before.checks) + len(repaired.after.checks)
+    assert repaired.to_dict()["status"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        pytest.param("spec_unet2d_fixed_shape", "0.4.9", marks=pytest.mark.slow),
+        ("spec_unet2d_multi_tensor", "0.5.4"),
+        ("spec_upsample_test_model", "0.5.9"),
+    ],
+)
+def test_real_models(name: str, version: str, shared_data: Path, tmp_path: Path, mend: Callable[..., Repaired]) -> None:
+    folder = shared_data.parent / "models" / name
+    if not folder.is_dir():
+        pytest.skip(f"no model at {folder}")
+    repaired = mend(folder)
+    assert rdf_of(tmp_path)["format_version"] == version
+    assert repaired.before.status == repaired.after.status == "passed"
+    for rule in ("fiji.id", "fiji.rdf_name", "zoo.documentation"):
+        assert repaired.turned[rule] == ("warning", "passed")
