@@ -22,6 +22,7 @@ from PIL import Image
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation import repair as module
+from gap_bioimage.validation import repair_format
 from gap_bioimage.validation.archive import open_package
 from gap_bioimage.validation.consumers import all_rules
 from gap_bioimage.validation.description import format_checks
@@ -518,6 +519,30 @@ def test_what_spec_cannot_convert_is_left(
     assert rdf_of(tmp_path)["format_version"] == "0.4.10"
     assert [change.id for change in repaired.changes] == ["id"]
     assert any(note in line for line in repaired.notes)
+
+
+STRANGE: tuple[Any, ...] = ("x", 3, None, [], {}, ["x"], {"x": 1}, [[]], -1.5, {"source": 3}, {"source": "input.npy"})
+FIELDS: tuple[tuple[str | int, ...], ...] = (
+    ("id",), ("name",), ("description",), ("license",), ("documentation",), ("covers",), ("covers", 0), ("inputs",),
+    ("inputs", 0), ("inputs", 0, "id"), ("inputs", 0, "axes"), ("inputs", 0, "axes", 1), ("inputs", 0, "test_tensor"),
+    ("inputs", 0, "axes", 1, "channel_names"), ("inputs", 0, "axes", 2, "size"), ("inputs", 0, "axes", 2, "scale"),
+    ("inputs", 0, "axes", 2, "size", "min"), ("inputs", 0, "axes", 2, "size", "step"), ("outputs",),
+    ("outputs", 0, "axes", 2, "halo"), ("outputs", 0, "axes", 2, "size"), ("outputs", 0, "sample_tensor"), ("config",),
+    ("weights",), ("weights", "torchscript"), ("weights", "torchscript", "source"), ("attachments",),
+    ("weights", "torchscript", "sha256"), ("weights", "pytorch_state_dict", "architecture"), ("icon",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("0.4.10", "0.5.4")), "0.5.12"])
+def test_strange_descriptions_end_no_repair(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what spec's own conversion makes of nonsense takes seconds each
+    monkeypatch.setattr(repair_format, "_built", lambda *_: ValueError("not converted"))
+    monkeypatch.setattr(module, "validate", lambda path, **_: Report(str(path), ()))
+    for where in FIELDS:
+        for value in STRANGE:
+            path = zips.make_zip(tmp_path, both(put(*where, value=value), put("format_version", value=version)))
+            repair(path, tmp_path / "out.zip")
+            assert repair(tmp_path / "out.zip", tmp_path / "again.zip").changes == (), (where, value)
 
 
 @pytest.mark.parametrize("mutate", [keep, moved, version_04, newest_fields])

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gap_bioimage.validation import repair_axes, repair_files, repair_format, repair_readme
+from gap_bioimage.validation.checks import one_sentence
+from gap_bioimage.validation.repair_work import unshared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,5 +44,15 @@ FIXES: tuple[Callable[[Work], list[Change]], ...] = (
 
 
 def apply_all(work: Work) -> list[Change]:
-    """Make all repairs that a model needs."""
-    return [change for fix in FIXES for change in fix(work)]
+    """Make all repairs that a model needs; one that does not understand the description leaves it as it was."""
+    changes = []
+    for fix in FIXES:
+        before, notes = unshared(work.rdf), list(work.notes)
+        try:
+            changes += fix(work)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            # anybody's description may hold anything anywhere; the validation says what is wrong with it
+            work.rdf, work.notes = before, notes
+            text = one_sentence(error, 120)
+            work.notes.append(f"{fix.__name__.replace('_', ' ')}: the description could not be understood here: {text}")
+    return changes

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.validation.entries import open_zip
 from gap_bioimage.validation.operators import ENGINE, Call, calls, problem_of
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def read_code(path: Path) -> TorchScriptCode:
         If the file is not a TorchScript archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             entries = archive.infolist()
             code = [entry for entry in entries if "/code/" in entry.filename and entry.filename.endswith(".py")]
             if not code:
@@ -132,7 +134,7 @@ def read_code(path: Path) -> TorchScriptCode:
             pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
             small = [entry for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
             states = [_state(archive.read(entry)) for entry in small]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path.name} is not a TorchScript archive; save it with torch.jit.save.") from error
     constants = [entry for entry in entries if re.search(r"/constants/\d+$", entry.filename)]
     places = sorted({place for _, found in states for place in found})

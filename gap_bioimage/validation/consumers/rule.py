@@ -58,16 +58,16 @@ class Rule:
 
     def judge(self, facts: Facts) -> Check:
         """Apply the rule. Malformed descriptions skip it, since the format check reports them."""
-        if self.formats == "0.5" and not facts.is_05:
-            return Check(self.id, self.consumer, "skipped", "is about descriptions of format 0.5")
         try:
+            if self.formats == "0.5" and not facts.is_05:
+                return Check(self.id, self.consumer, "skipped", "is about descriptions of format 0.5")
             found = self.test(facts)
         except NotApplicable as reason:
-            return Check(self.id, self.consumer, "skipped", str(reason))
+            return Check(self.id, self.consumer, "skipped", one_sentence(reason))
         except Exception as error:  # anybody's description may hold anything anywhere
             text = f"the description could not be understood here: {one_sentence(error, 120)}"
             return Check(self.id, self.consumer, "skipped", text)
         if found is None:
             return Check(self.id, self.consumer, "passed", "kept")
         status: Status = "warning" if self.advice else "failed"
-        return Check(self.id, self.consumer, status, f"{found}: {self.breaks}", self.fix)
+        return Check(self.id, self.consumer, status, f"{one_sentence(found)}: {self.breaks}", self.fix)

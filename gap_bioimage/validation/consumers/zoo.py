@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _MAX_DESCRIPTION = 512
 _MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
+_MAX_README = 1_000_000
 _ASPECT_TOLERANCE = 0.02
 
 
@@ -51,7 +53,8 @@ def _documentation(facts: Facts) -> str | None:
     path = facts.file_of(facts.rdf.get("documentation"))
     if path is None:
         return "there is no documentation file"
-    text = path.read_text(encoding="utf-8", errors="replace")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_MAX_README)
     found = re.search(r"^#+.*validation", text, re.MULTILINE | re.IGNORECASE)
     return None if found else f"{path.name} has no heading about validation"
 
@@ -75,8 +78,11 @@ def _cover(facts: Facts) -> str | None:
 def _aspect(path: Any) -> str | None:
     from PIL import Image
 
-    with Image.open(path) as image:  # reads the header only
-        width, height = image.size
+    try:
+        with Image.open(path) as image:  # reads the header only
+            width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return f"{path.name} is no image of a reasonable size"
     good = any(abs(width / height / aspect - 1) <= _ASPECT_TOLERANCE for aspect in (1, 2))
     return None if good else f"{path.name} is {width} x {height}, 2:1 or 1:1 is expected"
 
@@ -113,7 +119,7 @@ def _sample_tensor(facts: Facts) -> str | None:
         if sample is None:
             continue
         files = facts.file_of(sample), facts.file_of(test)
-        if files[0] is None or files[1] is None or files[0].read_bytes() != files[1].read_bytes():
+        if files[0] is None or files[1] is None or not filecmp.cmp(files[0], files[1], shallow=False):
             return f"the sample_tensor of {tensor.id!r} is not its test_tensor"
     return None
 
@@ -127,6 +133,8 @@ def _test_of_step(facts: Facts) -> str | None:
         if path is None or path.suffix != ".npy":
             raise NotApplicable("the test inputs are not npy files in the package")
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        if len(shape) != len(tensor.axes):
+            return f"the test input of {tensor.id!r} has {len(shape)} axes, {len(tensor.axes)} are described"
         for axis, size in zip(tensor.axes, shape, strict=True):
             if axis.min_step and size % axis.min_step[1]:
                 return f"the test input is {size} along {axis.id}, no multiple of step {axis.min_step[1]}"

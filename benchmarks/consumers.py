@@ -1,0 +1,131 @@
+"""Who will run which model: every zip that this project exports, and models of others, against every consumer.
+
+    python benchmarks/consumers.py ../shared/models WORK [PYTHON ...]
+
+WORK is the folder of ``hazelnut.py``, whose trained networks are exported here in every kind. Further PYTHONs are
+interpreters with other versions of torch or bioimageio.core, in which the models are run too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from results import write_section
+
+HERE = Path(__file__).parent
+KINDS = {
+    "2D denoiser": ("run_2d", "--onnx"),
+    "3D denoiser": ("run_3d",),
+    "2D sampler": ("run_2d", "--kind", "sample", "--samples", "2", "--steps", "4"),
+    "2D sampler as hook": ("run_2d", "--kind", "sample-hook", "--samples", "2", "--steps", "4"),
+}
+CONSUMERS = ("core", "zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine")
+
+
+def cli(*words: object) -> int:
+    """Run the command line, one thread, and return its exit code."""
+    command = [sys.executable, "-m", "gap_bioimage", *map(str, words)]
+    return subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+
+
+def exported(work: Path) -> dict[str, Path]:
+    """Export every kind, where it is not there yet."""
+    zips = {}
+    for name, (run, *options) in KINDS.items():
+        zips[name] = work / f"{name.replace(' ', '_')}.zip"
+        if not zips[name].exists():
+            code = cli("export", work / run, zips[name], "--card", HERE / "hazelnut_card.yaml", "--quiet", *options)
+            if code:
+                raise SystemExit(f"{name} was not exported")
+    return zips
+
+
+def others(models: Path) -> dict[str, Path]:
+    """Find the models of others: folders that hold a description."""
+    found = sorted({path.parent for path in models.rglob("*.yaml") if "rdf" in path.name or "model" in path.name
+                    or "bioimageio" in path.name})  # fmt: skip
+    return {str(folder.relative_to(models)): folder for folder in found}
+
+
+def core_says(path: Path, work: Path) -> str:
+    """Return what ``python -m bioimageio.core test`` itself says, by its exit code and its summary."""
+    target = path
+    if path.is_dir():
+        target = next(iter(path.glob("*.yaml")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIOIMAGEIO_CACHE_PATH": str(work / "cache")}
+    command = [sys.executable, "-m", "bioimageio.core", "test", str(target), "--devices", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=work)
+    return "passed" if done.returncode == 0 else "failed"
+
+
+def short(text: str, limit: int = 140) -> str:
+    """Return a reason that fits a cell of a table."""
+    flat = re.sub(r"\s+", " ", text).replace("|", "/")
+    return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
+
+
+def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[str, float]) -> str:
+    """Return the verdicts as a table, and the reasons as a list."""
+    head = ["model", "validate", "`bioimageio.core test`", *CONSUMERS, "zoo score", "s"]
+    lines = [head, ["---"] * len(head)]
+    reasons = []
+    for name, report in rows.items():
+        verdicts = {entry["consumer"]: entry for entry in report["consumers"]}
+        lines.append([
+            name, report["status"], own[name], *(verdicts[c]["verdict"] for c in CONSUMERS),
+            f"{report['score']['total']:.2f}", f"{seconds[name]:.0f}",
+        ])  # fmt: skip
+        grouped: dict[str, list[str]] = {}
+        for consumer in CONSUMERS:
+            if verdicts[consumer]["verdict"] != "works":
+                grouped.setdefault(short(verdicts[consumer]["reason"]), []).append(consumer)
+        reasons += [f"- {name}, {', '.join(consumers)}: {reason}" for reason, consumers in grouped.items()]
+        warned = [c["id"] for c in report["checks"] if c["status"] == "warning"]
+        reasons.append(f"- {name}, warnings: {', '.join(warned) or 'none'}")
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + "\n".join(reasons)
+
+
+def engines_said(rows: dict[str, dict[str, Any]]) -> str:
+    """Return what the other interpreters found, one line a model."""
+    lines = []
+    for name, report in rows.items():
+        found = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]
+        lines += [f"- {name}, {check['id']}: {check['status']}: {short(check['message'], 400)}" for check in found]
+    return "\n".join(lines) or "- none were given"
+
+
+def main() -> None:
+    """Export, validate, compare, write the section."""
+    models, work, engines = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    zips = {**exported(work), **others(models)}
+    rows, own, seconds = {}, {}, {}
+    options = [word for python in engines for word in ("--engine", python)]
+    for name, path in zips.items():
+        stem = name.replace(" ", "_").replace("/", "_")
+        report, start = work / f"{stem}.json", time.monotonic()
+        cli(
+            "validate", path, "--run-code", "--json", report, "--html", report.with_suffix(".html"), *options, "--quiet"
+        )
+        seconds[name] = time.monotonic() - start
+        rows[name] = json.loads(report.read_text())
+        own[name] = core_says(path, work)
+        print(name, rows[name]["status"], own[name], flush=True)
+    write_section(
+        "Who runs which model",
+        __doc__,
+        "Verdicts of `gap-bioimage validate --run-code` on all zips exported from the networks of the section on "
+        "hazelnut, and on models of others (U-Nets of bioimageio.spec's own examples, an outdated one of tiktorch). "
+        "Beside it what `python -m bioimageio.core test` says by its exit code. Seconds include every other "
+        f"interpreter.\n\n{table(rows, own, seconds)}\n\nIn other interpreters:\n\n{engines_said(rows)}",
+    )
+
+
+if __name__ == "__main__":
+    main()
