@@ -103,7 +103,7 @@ def engines_said(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Export, validate, compare, write the section."""
-    models, work, engines = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    models, work, engines = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), sys.argv[3:]
     zips = {**exported(work), **others(models)}
     rows, own, seconds = {}, {}, {}
     options = [word for python in engines for word in ("--engine", python)]

@@ -248,7 +248,7 @@ def export(
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     from gap_bioimage.export.archive import export as write_zip
     from gap_bioimage.export.operation import parse_kwargs
-    from gap_bioimage.validation.terminal import print_report
+    from gap_bioimage.validation.reports.terminal import print_report
 
     report = write_zip(
         model,

@@ -14,6 +14,7 @@ from gap_bioimage.options import Axes, Channel, Device, Halo, ModelPath, Planes,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import xarray as xr
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -36,7 +37,9 @@ Batch = Annotated[int | None, typer.Option(min=1, help="Samples per run of the n
 def sample(
     model: ModelPath,
     image: Annotated[Path, typer.Argument(help="Photon counts.")],
-    out: Annotated[Path, typer.Argument(help="Samples (.tif, .ome.tif, .npy); _mean and _std go beside it.")],
+    out: Annotated[
+        Path, typer.Argument(help="Samples (.tif, .ome.tif, .npy); _mean, _std and _figure.png go beside it.")
+    ],
     samples: Samples,
     seed: Seed,
     steps: Steps = None,
@@ -53,18 +56,23 @@ def sample(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation."""
+    """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation.
+
+    From two samples on a figure shows counts, denoised image, samples and standard deviation. An image without any
+    photons becomes generation. An interrupted run is continued by the same command.
+    """
+    from gap_bioimage.inference.agreement import warn_if_samples_disagree
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import sample as draw
     from gap_bioimage.inference.unfinished import Unfinished
-    from gap_bioimage.photons.image_io import check_output, read_photons
+    from gap_bioimage.photons.image_io import check_output
     from gap_bioimage.sample_files import write_samples, write_states
     from gap_bioimage.training.checkpoint import load_model
 
     settings = _settings(schedule=schedule, steps=steps, beta=beta, stop_db=stop_db)
     check_output(out, image)
     loaded = load_model(model)
-    counts = read_photons(image, axes, channel=channel)
+    counts = _counts_or_nothing(image, axes, channel)
     where: dict[str, Any] = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
     where |= {"planes": planes, "device": device}
     if states and ("t" in counts.dims or (planes and "z" in counts.dims)):
@@ -93,7 +101,9 @@ def sample(
             on_step=on_step,
             **where,
         )
-    files = write_samples(out, counts, denoise(loaded, counts, **where), drawn)
+    mmse = denoise(loaded, counts, **where)
+    warn_if_samples_disagree(drawn, mmse)
+    files = write_samples(out, counts, mmse, drawn)
     if states:
         files += write_states(out, kept, samples, counts)
         kept.remove()
@@ -159,6 +169,17 @@ def generate(
         recorder.write(movie)
         frames.remove()
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
+
+
+def _counts_or_nothing(image: Path, axes: str | None, channel: int | None) -> xr.DataArray:
+    """Read photon counts, or an image that is all zero: from that one samples are generated."""
+    from gap_bioimage.photons.checks import check_photon_counts
+    from gap_bioimage.photons.image_io import read_photons
+
+    counts = read_photons(image, axes, channel=channel, check=False)
+    if not counts.size or counts.dtype.kind not in "biuf" or bool(counts.any()):
+        check_photon_counts(counts, name=image.name)
+    return counts
 
 
 def _settings(**given: Any) -> SamplingConfig:

@@ -46,8 +46,8 @@ def validate(
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
-    from gap_bioimage.validation.process import Limits, ModelProcess
-    from gap_bioimage.validation.terminal import print_report
+    from gap_bioimage.validation.reports.terminal import print_report
+    from gap_bioimage.validation.running.process import Limits, ModelProcess
 
     silent = quiet or str(json_out) == "-"
     reports: list[Report] = []
@@ -109,11 +109,11 @@ def _names(paths: list[Path]) -> dict[Path, str]:
 
 def _write_pages(reports: list[Report], html: Path | None, junit: Path | None) -> None:
     if html is not None:
-        from gap_bioimage.validation.html import render_html
+        from gap_bioimage.validation.reports.html import render_html
 
         write_text(html, render_html(reports))
     if junit is not None:
-        from gap_bioimage.validation.junit import render_junit
+        from gap_bioimage.validation.reports.junit import render_junit
 
         write_text(junit, render_junit(reports))
 

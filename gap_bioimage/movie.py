@@ -82,9 +82,14 @@ class Recorder:
                     writer.grab_frame()
 
     def _frame(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        frame = self.kept.load(f"frame{step}")
-        assert frame is not None  # noqa: S101
-        return frame["photons"], frame["rate"]
+        # a frame that was damaged on the disk is shown as the one before, or, at the start, the next
+        for number in (*range(step, 0, -1), *range(step + 1, self.kept.count("frame") + 1)):
+            frame = self.kept.load(f"frame{number}")
+            if frame is not None:
+                return frame["photons"], frame["rate"]
+        raise OutputError(
+            "the frames of the movie are damaged; delete their hidden folder beside it and generate again"
+        )
 
 
 def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from gap_bioimage.export.archive import export
 from gap_bioimage.files import replacing
 from gap_bioimage.recipe import Recipe
 from gap_bioimage.training.fit import train
-from gap_bioimage.validation.terminal import print_report
+from gap_bioimage.validation.reports.terminal import print_report
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from fixtures_model import (  # noqa: F401  (fixtures)
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gap_bioimage.validation.process import ModelProcess
+    from gap_bioimage.validation.running.process import ModelProcess
 
 _ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def model_process() -> Iterator[ModelProcess]:
     """Return a process for running models, which is started once for all tests."""
-    from gap_bioimage.validation.process import Limits, ModelProcess
+    from gap_bioimage.validation.running.process import Limits, ModelProcess
 
     with ModelProcess(Limits(120)) as process:
         yield process

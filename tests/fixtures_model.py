@@ -75,6 +75,13 @@ def random_model(seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 
     return Model(network, settings, trained_range_db, Path("random"), "run", {})
 
 
+def broken_model(value: float = float("nan")) -> Model:
+    """A model whose log-rates are not finite."""
+    model = random_model()
+    torch.nn.init.constant_(model.network.conv_final.bias, value)  # type: ignore[arg-type]
+    return model
+
+
 def _train(folder: Path, dim: int, shape: Sequence[int], **network: Any) -> Trained:
     from gap_bioimage.training.fit import train
 

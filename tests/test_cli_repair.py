@@ -10,7 +10,7 @@ import zips
 from command_line import one_sentence
 from test_validation_repair import static_validate
 
-from gap_bioimage.validation import repair
+from gap_bioimage.validation.repairing import repair
 
 if TYPE_CHECKING:
     from pathlib import Path

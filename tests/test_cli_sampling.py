@@ -187,6 +187,42 @@ def test_too_bright_images_are_one_sentence(run: Any, trained_2d: Trained, tmp_p
     assert "seed" in one_sentence(result)
 
 
+def test_an_image_without_photons_is_generated(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
+    from gap_bioimage import SamplingConfig, load_model
+    from gap_bioimage.inference.sampling import generate
+
+    tifffile.imwrite(tmp_path / "zero.tif", np.zeros((24, 20), np.uint16))
+    command = (trained_2d.run, tmp_path / "zero.tif", tmp_path / "s.tif")
+    result = run("sample", *command, "--samples", 2, "--seed", 3, "--stop-db", -5)
+    assert result.code == 0, result.err
+    assert "warning: the image holds no photons" in result.err
+    assert "denoised image by" not in result.err  # there is none that could be contradicted
+    settings = SamplingConfig(stop_db=-5)
+    generated = generate(load_model(trained_2d.run), (24, 20), 2, seed=3, settings=settings)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "s.tif"), generated)
+    assert "is all zero" in one_sentence(run("denoise", *command))
+    tifffile.imwrite(tmp_path / "zero.tif", np.full((24, 20), 0.5, np.float32))
+    assert "fractional values" in one_sentence(run("sample", *command, "--samples", 2, "--seed", 3))
+
+
+def test_samples_that_contradict_the_denoised_image_are_warned_of(
+    run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gap_bioimage.inference import denoise
+
+    honest = denoise.denoise
+    command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--samples", 4, "--seed", 3, "--steps", 2)
+    monkeypatch.setattr(denoise, "denoise", lambda *a, **k: 1.5 * honest(*a, **k))
+    result = run(*command)
+    assert result.code == 0
+    assert "warning: the mean of the samples differs from the denoised image by 3" in result.err
+
+
+def test_the_help_names_every_file(run: Any) -> None:
+    text = " ".join(run("sample", "--help").out.split())
+    assert "figure" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

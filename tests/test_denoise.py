@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import xarray as xr
-from fixtures_model import random_model
+from fixtures_model import broken_model, random_model
 
-from gap_bioimage.errors import AxesError, ConfigError
+from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError
 from gap_bioimage.inference.denoise import denoise
 
 if TYPE_CHECKING:
@@ -163,3 +163,9 @@ def test_the_brightest_frame_decides_about_the_warning() -> None:
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(ConfigError, match="'warp'"):
         denoise(random_model(), counts("yx"), device="warp")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_network_gives_an_error_and_no_image(value: float) -> None:
+    with pytest.raises(BrokenNetworkError, match=r"log-rates that are not finite.*train it again"):
+        denoise(broken_model(value), counts("yx"))

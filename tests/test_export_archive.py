@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import export_unchecked, random_model
+from fixtures_model import broken_model, export_unchecked, random_model
 from scipy import ndimage
 
 from gap_bioimage import denoise, export, load_model, simulate, validate
-from gap_bioimage.errors import CardError, CheckpointError, ExportError, OutputError
+from gap_bioimage.errors import BrokenNetworkError, CardError, CheckpointError, ExportError, OutputError
 from gap_bioimage.export import kinds
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.weights import denoiser_of, write_weights
@@ -253,3 +253,10 @@ def test_an_original_checkpoint_is_exported(trained_2d: Trained, shared_data: Pa
     assert torch.equal(original.network(photons), zipped.network(photons))
     with zipfile.ZipFile(tmp_path / "gap.zip") as zipped_again:
         assert "the given test image" in zipped_again.read("README.md").decode()
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_a_broken_network_is_not_exported(trained_2d: Trained, tmp_path: Path, kind: Any) -> None:
+    with pytest.raises(BrokenNetworkError, match="log-rates that are not finite"):
+        export(broken_model(), tmp_path / "m.zip", trained_2d.card, kind, test_image=trained_2d.counts)
+    assert not list(tmp_path.iterdir())

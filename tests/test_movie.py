@@ -66,3 +66,15 @@ def test_an_empty_canvas_can_be_shown(tmp_path: Path) -> None:
 def test_impossible_movies_are_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(OutputError, match=message):
         check_movie(tmp_path / name)
+
+
+def test_a_damaged_frame_is_shown_as_its_neighbour(tmp_path: Path) -> None:
+    recorder = Recorder(Unfinished(tmp_path / "frames", {}))
+    for step in (1, 2, 3):
+        recorder.add(state(float(step), step=step))
+    for step in (1, 3):
+        (tmp_path / "frames" / f"frame{step}.npz").write_bytes(b"PK")
+    recorder.write(tmp_path / "m.gif")
+    (tmp_path / "frames" / "frame2.npz").write_bytes(b"PK")
+    with pytest.raises(OutputError, match="damaged; delete"):
+        recorder.write(tmp_path / "m.gif")

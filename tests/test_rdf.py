@@ -221,6 +221,8 @@ def test_an_own_operation_comes_last_and_decides_the_values(tmp_path: Path, kind
 def test_the_note_on_who_can_run_it_needs_room() -> None:
     assert description_of(card(description="x" * 512), custom=False) == "x" * 512
     assert len(description_of(card(description="x" * 440), custom=True)) <= 512
+    for said in ("Made from hazelnuts", "Made from hazelnuts."):
+        assert description_of(card(description=said), custom=True).startswith("Made from hazelnuts. Runs in ")
     with pytest.raises(CardError, match=r"500 characters.*shorten"):
         description_of(card(description="x" * 500), custom=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fixtures_model import CARD, random_model
 from PIL import Image
 from scipy import ndimage
 
+from gap_bioimage.errors import CheckpointError
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.halo import HaloReport
 from gap_bioimage.export.kinds import Sampling, product_of
@@ -189,6 +191,16 @@ def test_a_sampler_explains_its_samples(tmp_path: Path) -> None:
     assert "by 1.23% (relative RMS); 4.56% is" in text
     assert "0.0789 photons^2 per pixel" in text
     assert "0.0987 +- 0.0051" in text
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_the_printed_command_can_be_run(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gap_bioimage import cli
+
+    (line,) = re.findall(r"`gap-bioimage (\w+ model\.zip[^`]*)`", readme(tmp_path, kind=kind))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.zip"):  # which is not there: the line itself was understood
+        cli.app(line.split(), standalone_mode=False)
 
 
 def test_a_hook_says_who_runs_it_and_where_the_network_is(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import random_model
+from fixtures_model import broken_model, random_model
 from torch import Tensor
 
-from gap_bioimage.errors import AxesError
+from gap_bioimage.errors import AxesError, BrokenNetworkError
 from gap_bioimage.inference.regions import region_uncertainty, region_variance
 from gap_bioimage.network import rate_from_log_rate
 
@@ -124,3 +126,24 @@ def test_dim_regions_take_more_passes() -> None:
     found = [region_variance(predict, counts, rate, mask, seed=seed) for seed in range(30)]
     assert min(found) > 0
     assert np.mean(found) == pytest.approx(exact(counts, mask), rel=0.2)
+
+
+def test_a_broken_network_gives_an_error() -> None:
+    counts = xr.DataArray(np.ones((12, 12), np.uint16), dims=["y", "x"])
+    with pytest.raises(BrokenNetworkError, match="not finite"):
+        region_uncertainty(broken_model(), counts, counts, seed=0)
+
+
+def test_a_region_whose_photons_the_network_denies_is_warned_of() -> None:
+    flat = random_model()
+    for parameter in flat.network.parameters():
+        parameter.data.zero_()
+    values = np.random.default_rng(0).poisson(4.0, (40, 40)).astype("uint16")
+    labels = xr.DataArray(np.repeat([1, 2], 20)[:, None] * np.ones((40, 40), int), dims=["y", "x"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        region_uncertainty(flat, labels.copy(data=values), labels, seed=0)
+    values[:20] *= 2
+    with pytest.warns(UserWarning, match="region [12]: the network expects .* were counted") as found:
+        region_uncertainty(flat, labels.copy(data=values), labels, seed=0)
+    assert len(found) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 import torch
 
 from gap_bioimage.inference import unfinished
@@ -12,8 +13,6 @@ from gap_bioimage.inference.unfinished import Unfinished, fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_the_same_work_finds_what_was_saved(tmp_path: Path) -> None:
@@ -69,3 +68,22 @@ def test_fingerprints_tell_values_apart() -> None:
     assert fingerprint(a, a) != fingerprint(a)
     assert fingerprint(a.reshape(2, 3).T) != fingerprint(a)
     assert len(fingerprint(torch.tensor(1.0))) == 64
+
+
+@pytest.mark.parametrize("damage", ["", "PK no zip", "truncated", "inside"])
+def test_what_cannot_be_read_was_not_saved(tmp_path: Path, damage: str) -> None:
+    kept = Unfinished(tmp_path / "work", {})
+    assert not kept.found
+    kept.save("a", x=np.arange(300))
+    assert Unfinished(tmp_path / "work", {}).found
+    file = tmp_path / "work" / "a.npz"
+    content = file.read_bytes()
+    broken = {"truncated": content[:-30], "inside": content[:900] + b"damage" + content[906:]}
+    file.write_bytes(broken.get(damage, damage.encode()))
+    assert kept.load("a") is None
+
+
+def test_a_damaged_label_begins_anew(tmp_path: Path) -> None:
+    Unfinished(tmp_path / "work", {}).save("a", x=np.arange(3))
+    (tmp_path / "work" / "work.json").write_bytes(b"\xff\xfe\x00")
+    assert not Unfinished(tmp_path / "work", {}).found

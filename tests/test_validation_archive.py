@@ -11,8 +11,8 @@ import pytest
 import zips
 
 from gap_bioimage.errors import UnreadableModelError
-from gap_bioimage.validation import entries
-from gap_bioimage.validation.archive import open_package
+from gap_bioimage.validation.package import entries
+from gap_bioimage.validation.package.archive import open_package
 
 if TYPE_CHECKING:
     from pathlib import Path

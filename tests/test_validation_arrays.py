@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import zips
 
-from gap_bioimage.validation import arrays
-from gap_bioimage.validation.archive import Package, open_package
-from gap_bioimage.validation.arrays import tensor_check
+from gap_bioimage.validation.package import arrays
+from gap_bioimage.validation.package.archive import Package, open_package
+from gap_bioimage.validation.package.arrays import tensor_check
 from gap_bioimage.validation.report import validate
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import zips
 from gap_bioimage.validation.catalogue import as_markdown, catalogue
 from gap_bioimage.validation.checks import CONSUMERS
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.dynamic import DYNAMIC_CHECKS
 from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zips
 
-from gap_bioimage.validation.archive import open_package
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.facts import Facts
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

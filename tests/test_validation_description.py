@@ -9,8 +9,8 @@ import httpx
 import pytest
 import zips
 
-from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.description import Description, format_checks
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.description import Description, format_checks
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,14 +10,14 @@ import pytest
 import zips
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.engines import _ask, check_engines
 from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.running.engines import _ask, check_engines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gap_bioimage.validation.checks import Check
-    from gap_bioimage.validation.process import ModelProcess
+    from gap_bioimage.validation.running.process import ModelProcess
 
 
 def torchscript_only(rdf: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gap_bioimage.validation.checks import Evidence, Outcome
-from gap_bioimage.validation.evidence import _plane, draw_evidence, keep_evidence, read_pictures
+from gap_bioimage.validation.running.evidence import _plane, draw_evidence, keep_evidence, read_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path

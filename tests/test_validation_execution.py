@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import zips
 
-from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.description import format_checks
-from gap_bioimage.validation.execution import Plan, run_checks
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.description import format_checks
 from gap_bioimage.validation.report import validate
-from gap_bioimage.validation.runner import Runner
+from gap_bioimage.validation.running.execution import Plan, run_checks
+from gap_bioimage.validation.running.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from gap_bioimage.validation.checks import Check
-    from gap_bioimage.validation.process import ModelProcess
+    from gap_bioimage.validation.running.process import ModelProcess
 
     Run = Callable[..., dict[str, Check]]
 
@@ -209,9 +209,14 @@ def test_a_zip_without_photons_need_not_conserve_them(run: Run, tmp_path: Path) 
 
 
 def test_weights_that_do_not_load_fail(run: Run, tmp_path: Path) -> None:
-    checks = run(zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": b"no weights"}))
+    other = {"torchscript.pt": zips.model_files()["weights.pt"]}  # a state_dict is no TorchScript
+    checks = run(zips.make_zip(tmp_path, torchscript_only, files=other))
     assert checks["core.test"].status == "failed"
     assert checks["run.loads"].status == "failed"
+    # what is neither is refused before anything loads it
+    checks = run(zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": b"no weights"}))
+    assert checks["archive.pickles"].status == "failed"
+    assert checks["core.test"].status == "skipped"
 
 
 def test_random_states_are_left_alone(run: Run, tmp_path: Path) -> None:

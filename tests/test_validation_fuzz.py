@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import UnreadableModelError
-from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.arrays import tensor_check
 from gap_bioimage.validation.checks import CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.description import format_checks
-from gap_bioimage.validation.facts import Facts
-from gap_bioimage.validation.pickles import pickle_check
-from gap_bioimage.validation.references import reference_checks
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.arrays import tensor_check
+from gap_bioimage.validation.package.description import format_checks
+from gap_bioimage.validation.package.facts import Facts
+from gap_bioimage.validation.package.pickles import pickle_check
+from gap_bioimage.validation.package.references import reference_checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from gap_bioimage.validation.checks import Check
-from gap_bioimage.validation.junit import printable, render_junit
 from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.reports.junit import printable, render_junit
 
 CHECKS = (
     Check("archive.files", "archive", "passed", "every file is there"),

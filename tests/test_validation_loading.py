@@ -10,10 +10,10 @@ import pytest
 import torch
 import zips
 
-from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.description import format_checks
-from gap_bioimage.validation.facts import Facts
-from gap_bioimage.validation.loading import (
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.description import format_checks
+from gap_bioimage.validation.package.facts import Facts
+from gap_bioimage.validation.running.loading import (
     _as_counts,
     as_loaded,
     cost,
@@ -24,7 +24,7 @@ from gap_bioimage.validation.loading import (
     output_kind,
     peak_memory,
 )
-from gap_bioimage.validation.runner import Runner
+from gap_bioimage.validation.running.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gap_bioimage.validation.measures import (
+from gap_bioimage.validation.running.measures import (
     Tolerance,
     core_tolerance,
     mismatched_ppm,

@@ -14,9 +14,9 @@ import torch
 from fixtures_model import CONFIGS, random_network
 
 from gap_bioimage.network import PhotonDenoiser, PosteriorSampler
-from gap_bioimage.validation import operators
-from gap_bioimage.validation.operators import calls, known_operators, problem_of
-from gap_bioimage.validation.torchscript import read_code
+from gap_bioimage.validation.package import operators
+from gap_bioimage.validation.package.operators import calls, known_operators, problem_of
+from gap_bioimage.validation.package.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable

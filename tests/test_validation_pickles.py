@@ -14,9 +14,9 @@ import pytest
 import torch
 import zips
 
-from gap_bioimage.validation import pickles
-from gap_bioimage.validation.archive import Package, open_package
-from gap_bioimage.validation.pickles import Scan, pickle_check, scan_pickle
+from gap_bioimage.validation.package import pickles
+from gap_bioimage.validation.package.archive import Package, open_package
+from gap_bioimage.validation.package.pickles import Scan, pickle_check, scan_pickle
 from gap_bioimage.validation.report import validate
 
 if TYPE_CHECKING:

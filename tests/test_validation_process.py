@@ -9,9 +9,9 @@ import psutil
 import pytest
 import zips
 
-from gap_bioimage.validation import process as module
-from gap_bioimage.validation.process import Limits, ModelProcess
 from gap_bioimage.validation.report import Report, validate
+from gap_bioimage.validation.running import process as module
+from gap_bioimage.validation.running.process import Limits, ModelProcess
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gap_bioimage.validation.archive import MAX_RDF_BYTES, read_rdf
+from gap_bioimage.validation.package.archive import MAX_RDF_BYTES, read_rdf
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import pytest
 import yaml
 import zips
 
-from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.references import TooManyNodesError, is_url, reference_checks, references
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.references import TooManyNodesError, is_url, reference_checks, references
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,7 +152,7 @@ def test_paths_are_not_remote(text: str) -> None:
 def test_an_endless_documentation_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zips.make_zip(tmp_path)
     assert judged(path)[0]["archive.references"] == "passed"
-    monkeypatch.setattr("gap_bioimage.validation.references._MAX_DOCUMENTATION_BYTES", 10)
+    monkeypatch.setattr("gap_bioimage.validation.package.references._MAX_DOCUMENTATION_BYTES", 10)
     statuses, loadable = judged(path)
     assert statuses["archive.references"] == "failed"
     assert not loadable

@@ -21,16 +21,16 @@ from bioimageio.spec.utils import read_yaml
 from PIL import Image
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
-from gap_bioimage.validation import repair as module
-from gap_bioimage.validation import repair_format
-from gap_bioimage.validation.archive import open_package
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.description import format_checks
-from gap_bioimage.validation.facts import Facts
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.description import format_checks
+from gap_bioimage.validation.package.facts import Facts
+from gap_bioimage.validation.package.references import reference_checks, references
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.references import reference_checks, references
-from gap_bioimage.validation.repair import Change, Repaired, repair
-from gap_bioimage.validation.repair_work import sites
+from gap_bioimage.validation.repairing import formats as repair_format
+from gap_bioimage.validation.repairing import repair as module
+from gap_bioimage.validation.repairing.repair import Change, Repaired, repair
+from gap_bioimage.validation.repairing.work import sites
 from gap_bioimage.validation.report import Report
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import zips
 
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.score import (
+from gap_bioimage.validation.reports.score import (
     METADATA_RULES,
     NAMES,
     SCORED_PARTNERS,

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from gap_bioimage.validation.checks import Check
 from gap_bioimage.validation.report import Report
-from gap_bioimage.validation.score import Score, Verdict
-from gap_bioimage.validation.terminal import print_report
+from gap_bioimage.validation.reports.score import Score, Verdict
+from gap_bioimage.validation.reports.terminal import print_report
 
 CHECKS = (
     Check("archive.paths", "archive", "passed", "all paths stay inside"),

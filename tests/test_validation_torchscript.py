@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zips
 
-from gap_bioimage.validation.torchscript import TorchScriptCode, read_code
+from gap_bioimage.validation.package.torchscript import TorchScriptCode, read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,9 @@ from gap_bioimage.export.readme import Measured, draw_cover, score_on_halves, wr
 from gap_bioimage.export.uncertainty import score_samples
 from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.files import replacing
+from gap_bioimage.inference.finite import finite
 from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ def export(
         Listing all missing and wrong fields.
     ExportError
         If there are no counts to test with, an option or the postprocessing cannot be used, or a check fails.
+    BrokenNetworkError
+        If the network returns values that are not finite.
     OutputError
         If the zip cannot be written.
     """
@@ -147,6 +151,7 @@ def _fill(folder: Path, order: _Order) -> list[str]:
     """Make the files of a zip in a folder; return their names in the order of the archive."""
     model, example = order.model, order.example
     network = model.network.cpu()
+    finite(tiled_log_rate(network, torch.from_numpy(example.astype(np.float32))[None]))
     order.tell("measuring the halo")
     box_px = default_box_px(receptive_field_px(network))
     denoiser = denoiser_of(model, box_px)

@@ -98,7 +98,9 @@ def description_of(card: Card, *, custom: bool) -> str:
     CardError
         If there is no room for that.
     """
-    text = f"{card.description} {ONLY_CORE}" if custom else card.description
+    said = card.description.rstrip()
+    stop = "" if said.endswith((".", "!", "?")) else "."
+    text = f"{said}{stop} {ONLY_CORE}" if custom else card.description
     if len(text) > _LONGEST_DESCRIPTION:
         raise CardError(
             f"the card's description has {len(card.description)} characters; with the note on who can run this model "

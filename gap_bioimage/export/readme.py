@@ -177,8 +177,11 @@ def _how_to_use(model: Model, product: Product, measured: Measured) -> str:
     ]
     verb = "denoise" if product.sampling is None else "sample"
     without = "" if product.own is None else f", which leaves {product.own.callable} out"
+    options = (
+        "" if product.sampling is None else f" --samples {product.sampling.n_samples} --seed {product.sampling.seed}"
+    )
     python = f"""- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or
-  `gap-bioimage {verb} model.zip counts.tif out.tif`{without}."""
+  `gap-bioimage {verb} model.zip counts.tif out.tif{options}`{without}."""
     uses = "\n".join([*([] if product.operations else others), python])
     return f"""{uses}
 

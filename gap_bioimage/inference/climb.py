@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gap_bioimage.errors import BrokenNetworkError
+from gap_bioimage.inference.finite import finite
 from gap_bioimage.network import (
     accumulate,
     count_keys,
@@ -107,7 +107,7 @@ class Climb:
     def begin(self, predict: Predict, log_rate: Tensor | None = None) -> State:
         """Return the first state; the log-rate of the observed photons may be given where it is known."""
         batch = len(self.samples)
-        first = _checked(predict(self.observed) if log_rate is None else log_rate)
+        first = finite(predict(self.observed) if log_rate is None else log_rate)
         first = first.expand(batch, *first.shape[1:])
         growth = torch.zeros(batch, dtype=torch.float64, device=self.observed.device)
         return State(self.observed.expand_as(first).float(), first, first, growth, 0)
@@ -121,7 +121,7 @@ class Climb:
         keys, factor = self._keys_and_factor(state)
         photons = accumulate(state.photons, state.log_rate, n_new, keys, factor)
         growth = total_photons(photons) / torch.clamp(now, min=1.0) - 1.0
-        return State(photons, _checked(predict(photons)), state.log_rate, growth, state.step + 1)
+        return State(photons, finite(predict(photons)), state.log_rate, growth, state.step + 1)
 
     def result(self, state: State, exposure: Tensor | None = None) -> Tensor:
         """Return the samples (b, c, [z,] y, x), expected photons per pixel, of the last state.
@@ -170,13 +170,3 @@ class Climb:
             if on_step is not None:
                 on_step(state)
         return state
-
-
-def _checked(log_rate: Tensor) -> Tensor:
-    if not bool(torch.isfinite(log_rate).all()):
-        broken = int((~torch.isfinite(log_rate)).sum())
-        raise BrokenNetworkError(
-            f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
-            "diverged or its weights are damaged: train it again, with a lower train.learning_rate"
-        )
-    return log_rate

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gap_bioimage.errors import AxesError, ConfigError
+from gap_bioimage.inference.finite import finite
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import UNet, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
@@ -66,6 +67,8 @@ def denoise(
         If the axes or channels do not fit the model.
     ConfigError
         If the device cannot be used, or the tiles do not fit the image or the network.
+    BrokenNetworkError
+        If the network returns values that are not finite.
     """
     check_dim(photons, model.config.dim, plane_by_plane=planes)
     items, restore = as_items(photons, model.config.dim, model.config.channels)
@@ -141,5 +144,5 @@ def _denoise_item(
     on_tile: Callable[[int, int], None],
 ) -> np.ndarray:
     counts = torch.from_numpy(np.ascontiguousarray(item).astype(np.float32))[None]
-    log_rate = tiled_log_rate(network, counts, tile_px, halo_px, on_tile)
+    log_rate = finite(tiled_log_rate(network, counts, tile_px, halo_px, on_tile))
     return rate_from_log_rate(log_rate, counts)[0].numpy()

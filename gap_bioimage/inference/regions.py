@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from gap_bioimage.errors import AxesError
 from gap_bioimage.inference.denoise import as_items, on_device
+from gap_bioimage.inference.finite import finite
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import count_keys, draw_keys, poisson, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 _PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
 _SHARE_ADDED = (0.02, 0.1)  # of the region's photons; more would change what is asked
 _LEAST_ADDED, _MOST_PASSES = 60.0, 16  # photons over all passes, for dim regions
+_SURE = 5.0  # standard errors between what is expected and what was counted
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,13 @@ def region_uncertainty(
     ------
     AxesError
         If the counts are several images, or the labels have other sizes or are no labels.
+    BrokenNetworkError
+        If the network returns values that are not finite.
+
+    Warns
+    -----
+    UserWarning
+        If a region's expected photons differ from the counted ones by more than both their errors explain.
     """
     check_dim(photons, model.config.dim, plane_by_plane=False)
     items, _ = as_items(photons, model.config.dim, model.config.channels)
@@ -97,7 +108,7 @@ def region_uncertainty(
     counts = torch.from_numpy(np.ascontiguousarray(items).astype(np.float32))
 
     def predict(x: Tensor) -> Tensor:
-        return tiled_log_rate(network, x, tile_px, halo_px)
+        return finite(tiled_log_rate(network, x, tile_px, halo_px))
 
     rate = rate_from_log_rate(predict(counts), counts)
     found = []
@@ -107,9 +118,23 @@ def region_uncertainty(
         variance = region_variance(predict, counts, rate, mask, seed=seed, label=label, passes=passes)
         seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
         found.append(Region(label, int(mask[0, 0].sum()), seen, expected, variance**0.5 if variance > 0 else None))
+        _warn_if_contradicted(found[-1])
         if on_region is not None:
             on_region(done, len(numbers))
     return found
+
+
+def _warn_if_contradicted(region: Region) -> None:
+    """Warn where the photons that were counted say that the network is wrong."""
+    # one photon at least: a region in which none were counted could have held some
+    error = math.sqrt(max(region.counted, 1) + (region.std or 0.0) ** 2)
+    if abs(region.photons - region.counted) > _SURE * error:
+        warnings.warn(
+            f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were "
+            f"counted, {abs(region.photons - region.counted) / error:.0f} times the error of both: it was trained too "
+            "briefly, or on other images; train longer",
+            stacklevel=3,
+        )
 
 
 def region_variance(

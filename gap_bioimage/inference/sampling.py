@@ -6,6 +6,7 @@ tiles of the image, so that samples have no seams.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from gap_bioimage.network import UNet
     from gap_bioimage.training.checkpoint import Model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def sample(
         As for ``denoise``.
     batch
         Samples that share one run of the network; chosen when None: one on the CPU, as many as fit on a GPU.
-        Convolutions of larger batches may round otherwise, which moves single photons.
+        On the CPU the result does not depend on it; on a GPU convolutions of larger batches may round otherwise,
+        which moves single photons.
     unfinished
         A folder to keep finished samples and the state of the current one in, until all are done; the same
         call continues there.
@@ -182,6 +186,8 @@ def sample(
         Unfinished(unfinished, work),
         on_step,
     )
+    if run.unfinished.found:
+        log.info("continuing an interrupted run")
     drawn = np.empty((n_samples, *items.shape), np.float32)
     for number, (item, stop) in enumerate(zip(counts, stops, strict=True)):
         for numbers, rate in _sample_item(run, item, stop, number, len(counts)):

@@ -117,7 +117,8 @@ def tiled_log_rate(
 ) -> Tensor:
     """Run the network tile by tile.
 
-    With the default halo, the receptive field, the result is that of the whole image to rounding.
+    With the default halo, the receptive field, the result is that of the whole image to rounding. On the CPU it
+    does not depend on the batch.
 
     Parameters
     ----------
@@ -150,10 +151,17 @@ def tiled_log_rate(
             read: Any = (..., *tile.outer)
             write: Any = (..., *tile.inner)
             piece = photons[read].to(device, torch.float32)
-            log_rate[write] = network(piece)[(..., *tile.crop)].to(photons.device, torch.float32)
+            crop: Any = (..., *tile.crop)
+            log_rate[write] = _run(network, piece)[crop].to(photons.device, torch.float32)
             if on_tile is not None:
                 on_tile(number, len(parts))
     return log_rate
+
+
+def _run(network: UNet, photons: Tensor) -> Tensor:
+    """Run the network; on the CPU image by image, since convolutions of a batch round otherwise there."""
+    pieces = [photons] if photons.device.type != "cpu" else photons.chunk(len(photons))
+    return torch.cat([network(piece) for piece in pieces])
 
 
 def _reach_and_step(network: UNet) -> tuple[list[int], list[int]]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import time
+import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,27 +35,37 @@ class Unfinished:
         Made when first needed; None keeps nothing.
     work
         What the work consists of; what other work left in the folder is thrown away.
+
+    Attributes
+    ----------
+    found
+        Whether an earlier call left something of the same work.
     """
 
     def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
         self.folder = folder
         self._saved_at = time.monotonic()
+        self.found = False
         if folder is None:
             return
         label = json.dumps(work, sort_keys=True)
         if folder.exists() and _read(folder / "work.json") != label:
             shutil.rmtree(folder)
+        self.found = any(folder.glob("*.npz"))
         if not folder.exists():
             folder.mkdir()
             with replacing(folder / "work.json") as temporary:
                 temporary.write_text(label)
 
     def load(self, name: str) -> Arrays | None:
-        """Return what was saved under a name, None if nothing was."""
-        if self.folder is None or not (self.folder / f"{name}.npz").exists():
+        """Return what was saved under a name, None if nothing was or it cannot be read any more."""
+        if self.folder is None:
             return None
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
-            return dict(stored)
+        try:
+            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None  # what a crash of the machine leaves is made again, and is the same
 
     def save(self, name: str, **arrays: NDArray[Any]) -> None:
         """Save arrays under a name, by rename."""
@@ -89,4 +101,4 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
+    return path.read_text(errors="replace") if path.is_file() else None

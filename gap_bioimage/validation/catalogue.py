@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gap_bioimage.validation.consumers.rule import Rule
-    from gap_bioimage.validation.dynamic import DynamicCheck
+    from gap_bioimage.validation.running.dynamic import DynamicCheck
 
 WEIGHTS_FORMATS = (
     "pytorch_state_dict",
@@ -186,7 +186,7 @@ _INTRODUCTIONS = {
 def catalogue() -> tuple[Entry, ...]:
     """Every check that a report may contain, in the order of the report."""
     from gap_bioimage.validation.consumers import all_rules
-    from gap_bioimage.validation.dynamic import DYNAMIC_CHECKS
+    from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS
 
     dynamic = tuple(_of_dynamic(check) for check in DYNAMIC_CHECKS)
     rules = tuple(_of_rule(rule) for rule in all_rules())

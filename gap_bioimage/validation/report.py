@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.archive import open_package
 from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.engines import check_engines
-from gap_bioimage.validation.evidence import read_pictures
-from gap_bioimage.validation.process import ModelProcess
-from gap_bioimage.validation.score import Completeness, completeness_of, score_of, verdicts_of
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.reports.score import Completeness, completeness_of, score_of, verdicts_of
+from gap_bioimage.validation.running.engines import check_engines
+from gap_bioimage.validation.running.evidence import read_pictures
+from gap_bioimage.validation.running.process import ModelProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gap_bioimage.validation.archive import Package
     from gap_bioimage.validation.checks import Picture
-    from gap_bioimage.validation.score import Score, Verdict
+    from gap_bioimage.validation.package.archive import Package
+    from gap_bioimage.validation.reports.score import Score, Verdict
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def validate(
         for check in archive_checks:
             findings.add(check)
         if package is not None:
-            from gap_bioimage.validation.worker import Job
+            from gap_bioimage.validation.running.worker import Job
 
             runs = process or stack.enter_context(ModelProcess())
             job = Job.of(
@@ -189,11 +189,11 @@ def _judged(check: Check, consumers: Sequence[str] | None) -> Check | None:
 def _check_package(
     package: Package, findings: _Findings, run: Callable[[], Iterator[Check | tuple[str, str, Path]]]
 ) -> None:
-    from gap_bioimage.validation.arrays import tensor_check
-    from gap_bioimage.validation.description import format_checks
-    from gap_bioimage.validation.facts import Facts
-    from gap_bioimage.validation.pickles import pickle_check
-    from gap_bioimage.validation.references import reference_checks
+    from gap_bioimage.validation.package.arrays import tensor_check
+    from gap_bioimage.validation.package.description import format_checks
+    from gap_bioimage.validation.package.facts import Facts
+    from gap_bioimage.validation.package.pickles import pickle_check
+    from gap_bioimage.validation.package.references import reference_checks
 
     found, loadable = reference_checks(package)
     found += [pickle_check(package), tensor_check(package)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.facts import Facts
+    from gap_bioimage.validation.package.facts import Facts
 
 _AXES = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 

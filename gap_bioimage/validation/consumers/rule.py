@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gap_bioimage.validation.checks import Status
-    from gap_bioimage.validation.facts import Facts
+    from gap_bioimage.validation.package.facts import Facts
 
 
 class NotApplicable(Exception):

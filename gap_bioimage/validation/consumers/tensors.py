@@ -7,14 +7,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.consumers.rule import NotApplicable
-from gap_bioimage.validation.torchscript import read_code
+from gap_bioimage.validation.package.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from gap_bioimage.validation.facts import Facts
-    from gap_bioimage.validation.torchscript import TorchScriptCode
+    from gap_bioimage.validation.package.facts import Facts
+    from gap_bioimage.validation.package.torchscript import TorchScriptCode
 
 _ORDER_2D = ["batch", "channel", "y", "x"]
 _ORDER_3D = ["batch", "channel", "z", "y", "x"]

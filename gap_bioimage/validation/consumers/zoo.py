@@ -10,7 +10,7 @@ from gap_bioimage.validation.consumers import tensors
 from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.facts import Facts
+    from gap_bioimage.validation.package.facts import Facts
 
 _MAX_DESCRIPTION = 512
 _MAX_COVER_BYTES = 500_000

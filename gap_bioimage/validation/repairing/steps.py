@@ -8,38 +8,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation import repair_axes, repair_files, repair_format, repair_readme
 from gap_bioimage.validation.checks import one_sentence
-from gap_bioimage.validation.repair_work import unshared
+from gap_bioimage.validation.repairing import axes, files, formats, readme
+from gap_bioimage.validation.repairing.work import unshared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gap_bioimage.validation.repair_work import Change, Work
+    from gap_bioimage.validation.repairing.work import Change, Work
 
 FIXES: tuple[Callable[[Work], list[Change]], ...] = (
-    repair_format.rename_description,
+    formats.rename_description,
     # The format comes first, since the other repairs write what it wants.
-    repair_format.convert_04,
-    repair_format.lower_format,
-    repair_format.plain_strings,
-    repair_format.fill_id,
-    repair_files.plain_paths,
+    formats.convert_04,
+    formats.lower_format,
+    formats.plain_strings,
+    formats.fill_id,
+    files.plain_paths,
     # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
-    repair_files.hashes,
-    repair_files.remove_leftovers,
-    repair_files.flatten,
-    repair_files.weights_suffix,
-    repair_format.identifiers,
-    repair_axes.channel_names,
-    repair_axes.axis_scale,
-    repair_axes.min_of_step,
-    repair_axes.min_halo,
-    repair_axes.grid,
-    repair_format.deepimagej_config,
-    repair_format.sample_tensors,
-    repair_readme.readme,
-    repair_readme.covers,
+    files.hashes,
+    files.remove_leftovers,
+    files.flatten,
+    files.weights_suffix,
+    formats.identifiers,
+    axes.channel_names,
+    axes.axis_scale,
+    axes.min_of_step,
+    axes.min_halo,
+    axes.grid,
+    formats.deepimagej_config,
+    formats.sample_tensors,
+    readme.readme,
+    readme.covers,
 )
 
 

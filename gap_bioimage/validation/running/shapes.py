@@ -12,7 +12,7 @@ from gap_bioimage.validation.checks import Outcome, one_sentence
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gap_bioimage.validation.runner import Runner, Sizes
+    from gap_bioimage.validation.running.runner import Runner, Sizes
 
 MAX_VOXELS = 2**22
 """Larger inputs (channels included) are not made: a U-Net needs some hundred bytes for each."""

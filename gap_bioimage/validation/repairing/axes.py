@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.repair_work import Change
+from gap_bioimage.validation.repairing.work import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gap_bioimage.validation.facts import Axis, TensorFacts
-    from gap_bioimage.validation.repair_work import Work
+    from gap_bioimage.validation.package.facts import Axis, TensorFacts
+    from gap_bioimage.validation.repairing.work import Work
 
 _LONGEST_AXIS_DESCRIPTION = 128
 _LARGEST_FACTOR = 8

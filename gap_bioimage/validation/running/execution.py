@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from gap_bioimage.validation.checks import Check, Outcome, merge_outcomes, one_sentence, to_check
-from gap_bioimage.validation.dynamic import DYNAMIC_CHECKS, formats_agree
-from gap_bioimage.validation.engines import other_cores, other_engines
-from gap_bioimage.validation.evidence import keep_evidence
-from gap_bioimage.validation.facts import Facts
-from gap_bioimage.validation.measures import core_tolerance, mismatched_ppm, wrong_versions
+from gap_bioimage.validation.package.facts import Facts
+from gap_bioimage.validation.package.torchscript import read_code
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.runner import Runner
-from gap_bioimage.validation.shapes import is_stochastic
-from gap_bioimage.validation.torchscript import read_code
+from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS, formats_agree
+from gap_bioimage.validation.running.engines import other_cores, other_engines
+from gap_bioimage.validation.running.evidence import keep_evidence
+from gap_bioimage.validation.running.measures import core_tolerance, mismatched_ppm, wrong_versions
+from gap_bioimage.validation.running.runner import Runner
+from gap_bioimage.validation.running.shapes import is_stochastic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from gap_bioimage.validation.archive import Package
-    from gap_bioimage.validation.description import Description
+    from gap_bioimage.validation.package.archive import Package
+    from gap_bioimage.validation.package.description import Description
 
 _RUNS_CODE = {"pytorch_state_dict", "keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle"}
 """Formats whose loading executes code of the package, or graphs that may read and write files."""

@@ -6,14 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import one_sentence
-from gap_bioimage.validation.entries import none_of, shown
-from gap_bioimage.validation.references import files_of
+from gap_bioimage.validation.package.entries import none_of, shown
+from gap_bioimage.validation.package.references import files_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.archive import Package
     from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.package.archive import Package
 
 MAX_TENSOR_BYTES = 4 * 2**30
 """A test tensor is read as a whole, and its output several times."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.entries import open_zip
-from gap_bioimage.validation.operators import ENGINE, Call, calls, problem_of
+from gap_bioimage.validation.package.entries import open_zip
+from gap_bioimage.validation.package.operators import ENGINE, Call, calls, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

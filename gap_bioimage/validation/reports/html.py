@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from gap_bioimage import __version__
 from gap_bioimage.validation.checks import CONSUMERS, PARTNER_CONSUMERS
 from gap_bioimage.validation.consumers import all_rules
-from gap_bioimage.validation.junit import printable
-from gap_bioimage.validation.score import NAMES, PARTS
+from gap_bioimage.validation.reports.junit import printable
+from gap_bioimage.validation.reports.score import NAMES, PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gap_bioimage.validation.checks import Check
     from gap_bioimage.validation.report import Report
-    from gap_bioimage.validation.score import Verdict
+    from gap_bioimage.validation.reports.score import Verdict
 
-_PACKAGE = "gap_bioimage.validation"
+_PACKAGE = "gap_bioimage.validation.reports"
 _TEMPLATE = "report.html.j2"
 
 _MANY = 3

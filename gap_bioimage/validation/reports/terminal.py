@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from gap_bioimage.validation.checks import CONSUMERS, Check
-from gap_bioimage.validation.score import NAMES, PARTS
+from gap_bioimage.validation.reports.score import NAMES, PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gap_bioimage.validation.checks import Status
     from gap_bioimage.validation.report import Report
-    from gap_bioimage.validation.score import Score, Verdict
+    from gap_bioimage.validation.reports.score import Score, Verdict
 
 _STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim"}
 _VERDICT_STYLES = {"works": "green", "fails": "bold red", "unknown": "yellow"}

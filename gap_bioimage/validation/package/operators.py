@@ -2,7 +2,7 @@
 
 Run as a script by a Python with an old torch, this file prints that torch's operators; it needs nothing else::
 
-    /usr/bin/python3 gap_bioimage/validation/operators.py > gap_bioimage/validation/operators_1_13.txt
+    /usr/bin/python3 gap_bioimage/validation/package/operators.py > gap_bioimage/validation/package/operators_1_13.txt
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TABLE = Path(__file__).with_name("operators_1_13.txt")
 _HEADER = """\
 # Operators of torch {version}, as torch._C._jit_get_all_schemas() lists them: one per line, followed by the ways to
 # call it, each as its number of positional arguments (* for any number) and its keywords. Made by
-# python gap_bioimage/validation/operators.py
+# python gap_bioimage/validation/package/operators.py
 """
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{},]|[^\s()\[\]{},"]+', re.DOTALL)
 _OPERATOR = re.compile(r"torch(?:\.autograd)?\.(?P<aten>\w+)|ops\.(?P<namespace>\w+)\.(?P<name>\w+)")

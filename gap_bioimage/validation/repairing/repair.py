@@ -14,18 +14,18 @@ import yaml
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.archive import open_package
-from gap_bioimage.validation.references import TooManyNodesError, files_of, references
-from gap_bioimage.validation.repair_files import is_leftover
-from gap_bioimage.validation.repair_steps import apply_all
-from gap_bioimage.validation.repair_work import RDF_NAME, Change, Work, unshared
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.references import TooManyNodesError, files_of, references
+from gap_bioimage.validation.repairing.files import is_leftover
+from gap_bioimage.validation.repairing.steps import apply_all
+from gap_bioimage.validation.repairing.work import RDF_NAME, Change, Work, unshared
 from gap_bioimage.validation.report import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gap_bioimage.validation.archive import Package
     from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.package.archive import Package
     from gap_bioimage.validation.report import Report
 
 __all__ = ["Change", "Repaired", "repair"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from gap_bioimage.validation.worker import Job
+    from gap_bioimage.validation.running.worker import Job
 
 _POLL_S = 0.05
 _START_S = 300.0
@@ -159,11 +159,11 @@ class _Worker:
         RuntimeError
             If it does not start.
         """
-        package = Path(__file__).parents[2]
+        package = Path(__file__).parents[3]
         paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")]))
         process = subprocess.Popen(
             # -P: a file of the current folder must not stand in for a library
-            [sys.executable, "-P", "-m", "gap_bioimage.validation.worker"],
+            [sys.executable, "-P", "-m", "gap_bioimage.validation.running.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -7,12 +7,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import one_sentence
+from gap_bioimage.validation.package.references import sha256_of
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.references import sha256_of
-from gap_bioimage.validation.repair_work import PLAIN_UP_TO, RDF_NAME, Change, sites, unshared
+from gap_bioimage.validation.repairing.work import PLAIN_UP_TO, RDF_NAME, Change, sites, unshared
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.repair_work import Work
+    from gap_bioimage.validation.repairing.work import Work
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}

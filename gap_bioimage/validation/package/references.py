@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import Check, one_sentence
-from gap_bioimage.validation.entries import none_of, shown, unsafe_path
+from gap_bioimage.validation.package.entries import none_of, shown, unsafe_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from gap_bioimage.validation.archive import Package
+    from gap_bioimage.validation.package.archive import Package
 
 _FILE_LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
 _FILE_FIELDS = ("documentation", "icon", "dependencies")

@@ -8,9 +8,9 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.references import is_url
-from gap_bioimage.validation.repair_format import shown
-from gap_bioimage.validation.repair_work import Change
+from gap_bioimage.validation.package.references import is_url
+from gap_bioimage.validation.repairing.formats import shown
+from gap_bioimage.validation.repairing.work import Change
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from gap_bioimage.validation.repair_work import Work
+    from gap_bioimage.validation.repairing.work import Work
 
 README, COVER = "README.md", "cover.png"
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"

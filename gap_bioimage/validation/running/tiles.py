@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.validation.checks import Evidence, Outcome, one_sentence
-from gap_bioimage.validation.measures import relative_rms
-from gap_bioimage.validation.shapes import FIXED, MAX_VOXELS, is_stochastic, shape_of, voxels
+from gap_bioimage.validation.running.measures import relative_rms
+from gap_bioimage.validation.running.shapes import FIXED, MAX_VOXELS, is_stochastic, shape_of, voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gap_bioimage.validation.checks import Status
-    from gap_bioimage.validation.runner import Arrays, Runner, Sizes
+    from gap_bioimage.validation.running.runner import Arrays, Runner, Sizes
 
 TILED = 1e-2
 """Largest difference of a tiled prediction, as relative RMS."""
@@ -50,10 +50,10 @@ def tiled(runner: Runner) -> Outcome:
     if runner.has_custom_postprocessing and _tile_difference(runner, inputs, tile, postprocess=False).worst < TILED:
         fix = "Let the postprocessing look at each pixel by itself, or tell users not to run it in tiles."
         return Outcome("warning", f"{text}, because of its custom postprocessing", fix, found.evidence)
-    enough = sufficient_halo(runner, inputs, image)
+    enough = sufficient_halo(runner)
     if enough is None:
-        text += "; no halo up to half of that image would do"
-        fix = "Keep statistics of the whole image, such as norms over all pixels, out of the network."
+        text += "; no halo that was tried would do"
+        fix = "Enlarge min and halo, or keep statistics of the whole image, such as norms, out of the network."
     else:
         text += f"; a halo of {enough} px would do"
         fix = f"Declare a halo of {enough} px on the outputs' axes, and a min above {2 * enough}."
@@ -86,62 +86,97 @@ def _tile_difference(runner: Runner, inputs: Arrays, tile: Sizes, *, postprocess
     return _Tiles(max(map(len, pieces.values())), worst, tuple(evidence))
 
 
-def sufficient_halo(runner: Runner, inputs: Arrays, image: Sizes) -> int | None:
+def sufficient_halo(runner: Runner) -> int | None:
     """Measure the halo, in pixels along every spatial axis, with which tiles would equal the whole.
 
-    A piece of the image is run by itself, and compared with the same place of the whole, ever further from the
-    piece's border.
-
-    Parameters
-    ----------
-    runner
-        The model; its outputs must be of the size of its inputs.
-    inputs
-        Preprocessed inputs of the sizes ``image``.
+    A piece of an image is run by itself, and compared with the same place of the whole, ever further from the
+    piece's border; smaller pieces elsewhere must agree at that distance too.
 
     Returns
     -------
-    The smallest halo, or None where none within the piece suffices, or sizes change.
+    The smallest halo, or None where none that was tried suffices, or sizes change.
     """
-    piece, _ = runner.sizes(0)
-    for (tensor, axis), step in runner.steps.items():
-        room = (0.75 * image[tensor][axis] - piece[tensor][axis]) // step
-        piece[tensor][axis] += step * max(0, int(room))
-    cuts = {
-        (tensor, axis): ((image[tensor][axis] - piece[tensor][axis]) // 2, piece[tensor][axis])
-        for tensor, axis in runner.steps
-    }
-    cropped = {
-        name: array[tuple(_cut(cuts.get((name, axis))) for axis in runner.axes(name))] for name, array in inputs.items()
-    }
-    whole = runner.run(inputs, preprocessed=True, postprocess=False)
-    alone = runner.run(cropped, preprocessed=True, postprocess=False)
-    first = next(iter(inputs))
-    needed = 0
-    for name, got in alone.items():
-        names = runner.axes(name)
-        expected = whole[name][tuple(_cut(cuts.get((first, axis))) for axis in names)]
-        spatial = [number for number, axis in enumerate(names) if (first, axis) in cuts]
-        found = _first_that_agrees(got, expected, spatial) if got.shape == expected.shape else None
-        if found is None:
-            return None
-        needed = max(needed, found)
-    return needed
+    smallest, _ = runner.sizes(0)
+    for times in (3, 8):
+        ns = {(t, a): math.ceil((times - 1) * smallest[t][a] / step) for (t, a), step in runner.steps.items()}
+        image, _ = runner.sizes(ns)
+        if voxels(image) > MAX_VOXELS:
+            break
+        wholes = [_Whole(runner, image, blank=blank) for blank in (False, True)]
+        half = {key: image[key[0]][key[1]] / 2 for key in runner.steps}
+        distances = range(int(min(half.values())) // 2)
+        wrong = [d for d in distances if not all(whole.agrees(half, 1 / 6, d) for whole in wholes)]
+        halo = max(wrong, default=-1) + 1
+        small = dict.fromkeys(half, 2.0 * halo + 1)
+        places = (0.1, 0.2, 0.3)
+        if halo < len(distances) and all(whole.agrees(small, p, halo) for whole in wholes for p in places):
+            return halo
+    return None
+
+
+class _Whole:
+    """The output of a whole image, and what pieces of the image give by themselves."""
+
+    def __init__(self, runner: Runner, image: Sizes, *, blank: bool) -> None:
+        self._runner, self._image = runner, image
+        raw = runner.inputs_of(image)
+        for name, array in raw.items() if blank else ():
+            # a part without signal, far from all pieces: what looks at the whole image sees another brightness
+            sizes = zip(runner.axes(name), array.shape, strict=True)
+            far = tuple(slice(3 * size // 4 if axis == "x" else 0, None) for axis, size in sizes)
+            array[far] = array.min(initial=0)
+        self._inputs = runner.preprocess(raw)
+        self._outputs = runner.run(self._inputs, preprocessed=True, postprocess=False)
+        self._pieces: dict[tuple[tuple[int, int], ...], Arrays] = {}
+
+    def agrees(self, size: dict[tuple[str, str], float], place: float, distance: int) -> bool:
+        """Whether a piece of about that size agrees with the whole, so far from its border.
+
+        Parameters
+        ----------
+        size
+            Smallest wanted size in pixels, by (input id, axis id).
+        place
+            Where it starts, as a share of the image.
+        distance
+            Pixels of its border that may differ.
+        """
+        runner = self._runner
+        smallest, _ = runner.sizes(0)
+        cuts = {}
+        for (tensor, axis), step in runner.steps.items():
+            more = math.ceil(max(0.0, size[tensor, axis] - smallest[tensor][axis]) / step)
+            # pooling has a grid: a piece starts on it
+            start = int(place * self._image[tensor][axis] / step) * step
+            cuts[tensor, axis] = (start, min(smallest[tensor][axis] + more * step, self._image[tensor][axis] - start))
+        alone = self._run(cuts)
+        first = next(iter(self._inputs))
+        for name, got in alone.items():
+            names = runner.axes(name)
+            expected = self._outputs[name][tuple(_cut(cuts.get((first, axis))) for axis in names)]
+            inner = tuple(
+                slice(distance, n - distance) if (first, a) in cuts else slice(None)
+                for n, a in zip(got.shape, names, strict=True)
+            )
+            if (
+                got.shape != expected.shape or relative_rms(got[inner], expected[inner], centred=False) >= TILED / 2
+            ):  # other images differ more
+                return False
+        return True
+
+    def _run(self, cuts: dict[tuple[str, str], tuple[int, int]]) -> Arrays:
+        key = tuple(cuts.values())
+        if key not in self._pieces:
+            cropped = {
+                name: array[tuple(_cut(cuts.get((name, axis))) for axis in self._runner.axes(name))]
+                for name, array in self._inputs.items()
+            }
+            self._pieces[key] = self._runner.run(cropped, preprocessed=True, postprocess=False)
+        return self._pieces[key]
 
 
 def _cut(start_size: tuple[int, int] | None) -> slice:
     return slice(None) if start_size is None else slice(start_size[0], start_size[0] + start_size[1])
-
-
-def _first_that_agrees(got: NDArray[Any], expected: NDArray[Any], spatial: list[int]) -> int | None:
-    """Smallest distance from the border beyond which two arrays agree."""
-    for distance in range(min(got.shape[axis] for axis in spatial) // 2):
-        inner: list[slice] = [slice(None)] * got.ndim
-        for axis in spatial:
-            inner[axis] = slice(distance, got.shape[axis] - distance)
-        if relative_rms(got[tuple(inner)], expected[tuple(inner)], centred=False) < TILED:
-            return distance
-    return None
 
 
 def padding(runner: Runner) -> Outcome:

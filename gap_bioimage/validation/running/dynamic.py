@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation import loading, shapes, tiles
 from gap_bioimage.validation.checks import Evidence, Outcome
-from gap_bioimage.validation.measures import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
-from gap_bioimage.validation.runner import SHARED_SEED
+from gap_bioimage.validation.running import loading, shapes, tiles
+from gap_bioimage.validation.running.measures import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
+from gap_bioimage.validation.running.runner import SHARED_SEED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gap_bioimage.validation.runner import Arrays, Runner
+    from gap_bioimage.validation.running.runner import Arrays, Runner
 
 REPRODUCED = 1e-3
 BATCH = 1e-4

@@ -13,14 +13,14 @@ import numpy as np
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.checks import Evidence, Outcome, merge_outcomes, one_sentence
-from gap_bioimage.validation.measures import ZOO_DEEPIMAGEJ, mismatched_ppm
+from gap_bioimage.validation.running.measures import ZOO_DEEPIMAGEJ, mismatched_ppm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.runner import Runner
+    from gap_bioimage.validation.running.runner import Runner
 
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 _PROBE_S = 120

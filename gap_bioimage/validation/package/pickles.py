@@ -13,15 +13,15 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.entries import none_of, open_zip, shown
-from gap_bioimage.validation.references import files_of
+from gap_bioimage.validation.package.entries import none_of, open_zip, shown
+from gap_bioimage.validation.package.references import files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from gap_bioimage.validation.archive import Package
     from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.package.archive import Package
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_OPCODES = 1_000_000

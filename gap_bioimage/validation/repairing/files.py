@@ -8,13 +8,13 @@ import posixpath
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.references import is_url, sha256_of
-from gap_bioimage.validation.repair_work import RDF_NAME, Change, sites
+from gap_bioimage.validation.package.references import is_url, sha256_of
+from gap_bioimage.validation.repairing.work import RDF_NAME, Change, sites
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gap_bioimage.validation.repair_work import Work
+    from gap_bioimage.validation.repairing.work import Work
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}

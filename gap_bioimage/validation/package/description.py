@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import Check, one_sentence
+from gap_bioimage.validation.package.references import is_url
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.references import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gap_bioimage.validation.archive import Package
+    from gap_bioimage.validation.package.archive import Package
 
 _SHOWN = 5
 _MAX_TEXT = 900

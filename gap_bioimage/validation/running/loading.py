@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.validation.checks import Evidence, Outcome, one_sentence
-from gap_bioimage.validation.measures import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
-from gap_bioimage.validation.runner import Runner
-from gap_bioimage.validation.shapes import MAX_VOXELS, is_stochastic, voxels
+from gap_bioimage.validation.running.measures import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
+from gap_bioimage.validation.running.runner import Runner
+from gap_bioimage.validation.running.shapes import MAX_VOXELS, is_stochastic, voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.runner import Sizes
+    from gap_bioimage.validation.running.runner import Sizes
 
 DTYPES = ("uint16", "int32", "float64")
 SAME = 1e-4

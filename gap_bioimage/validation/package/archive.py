@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.checks import Check, one_sentence
-from gap_bioimage.validation.entries import entry_checks, none_of, open_zip, shown, unsafe_path
-from gap_bioimage.validation.rdf_guard import TrapError, refuse_expensive_yaml, refuse_strange_values
+from gap_bioimage.validation.package.entries import entry_checks, none_of, open_zip, shown, unsafe_path
+from gap_bioimage.validation.package.rdf_guard import TrapError, refuse_expensive_yaml, refuse_strange_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

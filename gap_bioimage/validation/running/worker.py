@@ -1,6 +1,6 @@
 """The process in which models run: it reads jobs from standard input and answers in lines of JSON.
 
-``python -m gap_bioimage.validation.worker``, started by `process.ModelProcess`. The libraries are imported
+``python -m gap_bioimage.validation.running.worker``, started by `process.ModelProcess`. The libraries are imported
 once; each job then runs in a fork of its own (where the system can fork), so that nothing of one model is
 left for the next. What a model prints goes to standard error.
 """
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gap_bioimage.validation.archive import Package, read_rdf
+from gap_bioimage.validation.package.archive import Package, read_rdf
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.checks import Check
@@ -85,8 +85,8 @@ class Answers:
 
 def run_job(job: Job, answers: Answers) -> None:
     """Make all checks of one model, telling which is begun and what it found."""
-    from gap_bioimage.validation.description import format_checks
-    from gap_bioimage.validation.execution import Plan, run_checks
+    from gap_bioimage.validation.package.description import format_checks
+    from gap_bioimage.validation.running.execution import Plan, run_checks
 
     os.chdir(job.scratch)  # stray files of a model end where they are removed
     root = Path(job.root)
@@ -144,7 +144,7 @@ def main() -> None:
     import bioimageio.core
     import torch
 
-    import gap_bioimage.validation.execution  # noqa: F401  (imported before forking)
+    import gap_bioimage.validation.running.execution  # noqa: F401  (imported before forking)
 
     del bioimageio.core, torch
     answers.tell(ready=True)

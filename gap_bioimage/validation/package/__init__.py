@@ -1,0 +1,1 @@
+"""The zip and its files, opened without trust."""

@@ -1,0 +1,1 @@
+"""The mechanical fixes of anybody's zip."""
