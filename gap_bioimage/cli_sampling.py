@@ -58,8 +58,9 @@ def sample(
 ) -> None:
     """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation.
 
-    From two samples on a figure shows counts, denoised image, samples and standard deviation. An image without any
-    photons becomes generation. An interrupted run is continued by the same command.
+    From two samples on, a figure shows them beside the counts.
+    An image without any photons becomes generation.
+    The same command continues an interrupted run.
     """
     from gap_bioimage.inference.agreement import warn_if_samples_disagree
     from gap_bioimage.inference.denoise import denoise

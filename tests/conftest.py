@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parent.parent
 
 
+def pytest_configure() -> None:
+    """Give each worker one thread, and what it starts: threads that wait for each other take many times as long."""
+    import torch
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of development data; tests that need it are skipped where there is none."""

@@ -38,7 +38,7 @@ _COMMON: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 }
 QUICK = settings(max_examples=120, **_COMMON)
-LONG = settings(max_examples=2000, **_COMMON)
+LONG = settings(max_examples=1000, **_COMMON)
 
 MUST_NOT = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod")

@@ -32,12 +32,12 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
         samples explains.
     """
     count = samples.sizes["sample"]
-    expected = _box_means(mmse)
+    expected = _boxes(mmse)
     size = _rms(expected)
     if count < 2 or not size > 0:
         return
     # one sample at a time: all of them may not fit into memory twice
-    boxes = np.stack([_box_means(samples.isel(sample=n, drop=True).transpose(*mmse.dims)) for n in range(count)])
+    boxes = np.stack([_boxes(samples.isel(sample=n, drop=True).transpose(*mmse.dims)) for n in range(count)])
     difference = _rms(boxes.mean(0) - expected) / size
     explained = _rms(boxes.std(0, ddof=1)) / math.sqrt(count) / size
     if difference > max(_LARGE, _SURE * explained):
@@ -48,13 +48,14 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
         )
 
 
-def _box_means(image: xr.DataArray) -> np.ndarray:
-    """Return means of boxes along y and x; those at the far borders are smaller."""
+def _boxes(image: xr.DataArray) -> np.ndarray:
+    """Return the means of boxes along y and x times the root of their pixels, so that each counts by its size."""
     values = image.transpose(..., "y", "x").values
     starts = [np.arange(0, size, _BOX_PX) for size in values.shape[-2:]]
     widths = [np.diff(start, append=size) for start, size in zip(starts, values.shape[-2:], strict=True)]
     sums = np.add.reduceat(values, starts[0], axis=-2, dtype=np.float64)
-    return np.asarray(np.add.reduceat(sums, starts[1], axis=-1) / np.outer(*widths))
+    # those at the far borders are smaller
+    return np.asarray(np.add.reduceat(sums, starts[1], axis=-1) / np.sqrt(np.outer(*widths)))
 
 
 def _rms(values: np.ndarray) -> float:
