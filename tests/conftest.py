@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from command_line import run  # noqa: F401  (fixture)
 from fixtures_model import (  # noqa: F401  (fixtures)
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.running.process import ModelProcess
 
 _ROOT = Path(__file__).parent.parent
+
+# machines differ in speed: no test is about time
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

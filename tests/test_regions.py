@@ -131,7 +131,7 @@ def test_dim_regions_take_more_passes() -> None:
 def test_a_broken_network_gives_an_error() -> None:
     counts = xr.DataArray(np.ones((12, 12), np.uint16), dims=["y", "x"])
     with pytest.raises(BrokenNetworkError, match="not finite"):
-        region_uncertainty(broken_model(), counts, counts, seed=0)
+        region_uncertainty(broken_model(), counts, counts.copy(data=np.eye(12, dtype=int)), seed=0)
 
 
 def test_a_region_whose_photons_the_network_denies_is_warned_of() -> None:
