@@ -46,9 +46,13 @@ def validate(
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
+    from gap_bioimage.files import check_place
     from gap_bioimage.validation.reports.terminal import print_report
     from gap_bioimage.validation.running.process import Limits, ModelProcess
 
+    for page in (json_out, html, junit):
+        if page is not None and str(page) != "-":
+            check_place(page)
     silent = quiet or str(json_out) == "-"
     reports: list[Report] = []
     with ModelProcess(Limits(timeout, memory)) as process:
@@ -71,10 +75,15 @@ def validate(
     if reports:
         write_json(json_out, [report.to_dict() for report in reports])
         _write_pages(reports, html, junit)
+    unrun = [report.model for report in reports if report.status == "passed" and not report.was_run]
+    for model in unrun:
+        complain(f"{model}: nothing is wrong with its files, but nothing was run either; see its check core.test")
     if len(reports) < len(zips):
         raise typer.Exit(2)
     if any(report.status != "passed" for report in reports):
         raise typer.Exit(1)
+    if unrun:
+        raise typer.Exit(2)
 
 
 def _one(path: Path, silent: bool, **options: object) -> Report | None:

@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def check_place(path: Path) -> None:
+    """See that a file can be written there, before the work that fills it.
+
+    Raises
+    ------
+    OutputError
+        If the folder does not exist, or ``path`` is a folder.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder, expected the name of a file; add a file name")
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that becomes ``path`` when the block succeeds.
@@ -38,10 +52,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         permission).
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder, expected the name of a file; add a file name")
+    check_place(path)
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary

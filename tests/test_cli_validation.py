@@ -158,3 +158,33 @@ def endless(source: str) -> bytes:
 def test_it_works_from_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess_run("validate", zips.make_zip(tmp_path, torchscript_only), "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_was_not_run_is_no_success(run: Any, tmp_path: Path) -> None:
+    def state_dict_only(rdf: dict[str, Any]) -> None:
+        del rdf["weights"]["torchscript"]
+
+    path = zips.make_zip(tmp_path, state_dict_only)
+    result = run("validate", path, "--quiet")
+    assert result.code == 2
+    assert "nothing was run" in one_sentence(result)
+    assert run("validate", path, "--run-code", "--quiet").code == 0
+
+
+def test_a_device_that_is_not_there_is_not_the_models_fault(run: Any, tmp_path: Path) -> None:
+    assert "--device tpu cannot be used here" in one_sentence(
+        run("validate", zips.make_zip(tmp_path), "--device", "tpu")
+    )
+
+
+def test_pages_are_looked_at_before_the_work(run: Any, tmp_path: Path) -> None:
+    source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
+    path = zips.make_zip(tmp_path, torchscript_only, source=source)  # would take its whole time
+    for option in ("--json", "--html", "--junit"):
+        assert "its folder does not exist" in one_sentence(run("validate", path, option, tmp_path / "no" / "x"))
+
+
+def test_a_zip_without_its_end_is_told(run: Any, tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "has no end" in one_sentence(run("validate", path))

@@ -129,6 +129,10 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
 
 
 def one_sentence(text: object, limit: int = 300) -> str:
-    """The first lines of an error text, on one line and at most ``limit`` characters."""
-    flat = " ".join(str(text).split())
+    """The first lines of an error text, on one line and at most ``limit`` characters.
+
+    TorchScript tells the reason last, below the code that led to it.
+    """
+    lines = str(text).strip().splitlines()
+    flat = " ".join(str(lines[-1] if "TorchScript interpreter" in str(text) else text).split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."

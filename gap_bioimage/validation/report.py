@@ -13,7 +13,7 @@ from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.reports.score import Completeness, completeness_of, score_of, verdicts_of
-from gap_bioimage.validation.running.engines import check_engines
+from gap_bioimage.validation.running.engines import check_device, check_engines
 from gap_bioimage.validation.running.evidence import read_pictures
 from gap_bioimage.validation.running.process import ModelProcess
 
@@ -53,6 +53,11 @@ class Report:
     def status(self) -> Literal["passed", "failed"]:
         """``failed`` if any check failed; warnings and skipped checks do not fail a model."""
         return "failed" if any(check.status == "failed" for check in self.checks) else "passed"
+
+    @property
+    def was_run(self) -> bool:
+        """Whether the model itself was run; else ``passed`` speaks of its files only."""
+        return any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -120,10 +125,11 @@ def validate(
     UnreadableModelError
         If the path is no zip, folder or yaml, or holds no description.
     ConfigError
-        If a consumer's name is unknown, or an engine has no torch.
+        If a consumer's name is unknown, an engine has no torch, or there is no such device.
     """
     _refuse_unknown(consumers or ())
     check_engines(engines)
+    check_device(device)
     with ExitStack() as stack:
         package, archive_checks = stack.enter_context(open_package(path))
         findings = _Findings(consumers, on_check)

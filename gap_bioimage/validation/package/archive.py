@@ -113,10 +113,17 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
             yield _package_of_yaml(source, scratch)
         elif zipfile.is_zipfile(source):
             yield _package_of_zip(source, scratch)
+        elif _begins_like_a_zip(source):
+            raise UnreadableModelError(f"{source} begins like a zip and has no end; download or write it again.")
         else:
             raise UnreadableModelError(
                 f"{source} is not a zip, a folder or a yaml; give a model zip, its folder or its rdf.yaml."
             )
+
+
+def _begins_like_a_zip(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def find_yaml(names: list[str], source: Path) -> str:

@@ -48,6 +48,24 @@ def check_engines(engines: Iterable[str]) -> None:
             raise ConfigError(f"--engine {python} has no torch; install one there, or give another interpreter.")
 
 
+def check_device(device: str) -> None:
+    """See that a device is there.
+
+    Raises
+    ------
+    ConfigError
+        If it is not, or torch does not know such devices.
+    """
+    if device == "cpu":  # torch takes seconds to import
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"--device {device} cannot be used here: {one_sentence(error, 120)}; try cpu") from None
+
+
 def other_engines(runner: Runner, engines: Sequence[str]) -> Outcome:
     """The TorchScript gives the same in other versions of torch, within what the zoo's deepImageJ check allows."""
     inputs = list(runner.preprocess(runner.test_inputs).values())

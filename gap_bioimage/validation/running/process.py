@@ -241,7 +241,7 @@ def _failed(check_id: str, message: dict[str, Any]) -> Check:
     """The check during which the process ended."""
     consumer = check_id.split(".", 1)[0]
     if "limit" in message:
-        fix = "Make the model smaller or its declared minimum size lower; --timeout and --memory set the limits."
+        fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
         return Check(check_id, consumer, "failed", f"it {message['limit']} and was ended", fix)
     if "died" in message:
         text = f"the process that ran the model ended {message['died']}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -88,7 +89,8 @@ def run_job(job: Job, answers: Answers) -> None:
     from gap_bioimage.validation.package.description import format_checks
     from gap_bioimage.validation.running.execution import Plan, run_checks
 
-    os.chdir(job.scratch)  # stray files of a model end where they are removed
+    os.chdir(job.scratch)  # stray files of a model end where they are removed,
+    tempfile.tempdir = job.scratch  # and so do those that bioimageio.core leaves
     root = Path(job.root)
     rdf, _ = read_rdf(root / job.rdf_name)
     if rdf is None:
