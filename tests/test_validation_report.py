@@ -71,6 +71,17 @@ def test_broken_packages_fail_without_being_run(tmp_path: Path) -> None:
     assert {c.id: c.status for c in report.checks}["core.test"] == "skipped"
 
 
+def test_a_broken_zip_is_not_scored_better_than_a_good_one(tmp_path: Path) -> None:
+    scores = {}
+    for name, files in (("good", {}), ("broken", {"README.md": None})):
+        (tmp_path / name).mkdir()
+        score = validate(zips.make_zip(tmp_path / name, no_id, files=files)).score
+        assert score is not None
+        scores[name] = score
+    assert scores["broken"].parts["metadata"] == pytest.approx(scores["good"].parts["metadata"], abs=0.05)
+    assert scores["broken"].total < scores["good"].total
+
+
 def test_references_outside_are_never_opened(tmp_path: Path) -> None:
     def leave(rdf: dict[str, Any]) -> None:
         rdf["inputs"][0]["test_tensor"] = {"source": "/etc/hostname"}

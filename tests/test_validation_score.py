@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 import zips
 
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
@@ -16,6 +18,7 @@ from gap_bioimage.validation.reports.score import (
     SCORED_PARTNERS,
     Completeness,
     Score,
+    completeness_as_written,
     completeness_of,
     score_of,
     verdicts_of,
@@ -200,5 +203,11 @@ def test_fields_are_counted_as_bioimageio_spec_counts_them(tmp_path: Path) -> No
     from bioimageio.spec import ValidationContext, load_description
 
     with ValidationContext(perform_io_checks=False):
-        descr = load_description(zips.make_zip(tmp_path))
+        path = zips.make_zip(tmp_path)
+        descr = load_description(path)
     assert completeness_of(descr).share == descr.validation_summary.metadata_completeness
+    # without bioimageio.spec's object nearly as many fields are known
+    with zipfile.ZipFile(path) as archive:
+        written = completeness_as_written(yaml.safe_load(archive.read("rdf.yaml")))
+    assert written.given == completeness_of(descr).given
+    assert written.share == pytest.approx(completeness_of(descr).share, abs=0.05)

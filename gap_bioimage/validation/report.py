@@ -12,7 +12,13 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
 from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.reports.score import Completeness, completeness_of, score_of, verdicts_of
+from gap_bioimage.validation.reports.score import (
+    Completeness,
+    completeness_as_written,
+    completeness_of,
+    score_of,
+    verdicts_of,
+)
 from gap_bioimage.validation.running.engines import check_device, check_engines
 from gap_bioimage.validation.running.evidence import read_pictures
 from gap_bioimage.validation.running.process import ModelProcess
@@ -213,8 +219,9 @@ def _check_package(
         found += format_found
     for check in found:
         findings.add(check)
-    if description is not None:
-        findings.completeness = completeness_of(description.as_written)
+    findings.completeness = (
+        completeness_as_written(package.rdf) if description is None else completeness_of(description.as_written)
+    )
     if description is None or not loadable:
         findings.add(Check("core.test", "core", "skipped", "not run, since the package or its description is broken"))
     else:

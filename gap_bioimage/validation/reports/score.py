@@ -159,6 +159,22 @@ def completeness_of(descr: Any) -> Completeness:
     return Completeness(frozenset(_dotted(given)), frozenset(_dotted(known)))
 
 
+def completeness_as_written(rdf: Mapping[str, Any]) -> Completeness:
+    """Count the fields of a description that bioimageio.spec refuses: nearly what it would count if it did not.
+
+    Parameters
+    ----------
+    rdf
+        The description as parsed.
+    """
+    from bioimageio.spec.model.v0_5 import Config, ModelDescr, WeightsDescr
+
+    given = frozenset(_dotted(rdf))
+    known = {*_dotted(dict.fromkeys(ModelDescr.model_fields)), *_dotted(Config().model_dump(), "config.")}
+    known |= {f"weights.{name}" for name in WeightsDescr.model_fields}
+    return Completeness(given, given | known)
+
+
 def _dotted(fields: Mapping[str, Any], above: str = "") -> Iterator[str]:
     for key, value in fields.items():
         yield f"{above}{key}"
