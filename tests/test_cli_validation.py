@@ -17,11 +17,6 @@ from command_line import one_sentence, subprocess_run
 from gap_bioimage.cli_validation import _names
 
 
-def torchscript_only(rdf: dict[str, Any]) -> None:
-    del rdf["weights"]["pytorch_state_dict"]
-    del rdf["weights"]["torchscript"]["parent"]
-
-
 def wrong_output(folder: Path) -> Path:
     """A zip whose expected output is mirrored."""
     folder.mkdir(exist_ok=True)
@@ -29,12 +24,12 @@ def wrong_output(folder: Path) -> Path:
     with (folder / "output.npy").open("wb") as file:
         file.write(files["output.npy"])
     mirrored = np.load(folder / "output.npy")[..., ::-1].copy()
-    return zips.make_zip(folder, torchscript_only, files={"output.npy": zips.npy(mirrored)})
+    return zips.make_zip(folder, zips.torchscript_only, files={"output.npy": zips.npy(mirrored)})
 
 
 def test_several_models_at_once_with_every_page(run: Any, tmp_path: Path) -> None:
     (tmp_path / "good").mkdir()
-    good = zips.make_zip(tmp_path / "good", torchscript_only)
+    good = zips.make_zip(tmp_path / "good", zips.torchscript_only)
     bad = wrong_output(tmp_path / "bad")
     pages = {name: tmp_path / f"report.{name}" for name in ("json", "html", "xml")}
     kept = tmp_path / "kept"
@@ -61,7 +56,7 @@ def test_several_models_at_once_with_every_page(run: Any, tmp_path: Path) -> Non
 
 def test_limits_are_options(run: Any, tmp_path: Path) -> None:
     source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
-    path = zips.make_zip(tmp_path, torchscript_only, source=source)
+    path = zips.make_zip(tmp_path, zips.torchscript_only, source=source)
     result = run("validate", path, "--timeout", "5", "--memory", "8", "--json", "-")
     assert result.code == 1
     checks = {check["id"]: check for check in json.loads(result.out)["checks"]}
@@ -70,7 +65,7 @@ def test_limits_are_options(run: Any, tmp_path: Path) -> None:
 
 
 def test_engines_are_an_option(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, torchscript_only)
+    path = zips.make_zip(tmp_path, zips.torchscript_only)
     result = run("validate", path, "--engine", sys.executable, "--json", "-")
     checks = {check["id"]: check for check in json.loads(result.out)["checks"]}
     assert checks["fiji.older_engine"]["status"] == "passed"
@@ -91,7 +86,7 @@ def test_something_must_be_named(run: Any) -> None:
 
 
 def test_an_unwritable_page_is_told(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, torchscript_only)
+    path = zips.make_zip(tmp_path, zips.torchscript_only)
     assert "its folder does not exist" in one_sentence(
         run("validate", path, "--quiet", "--html", tmp_path / "no" / "x.html")
     )
@@ -123,7 +118,7 @@ def test_torch_is_not_imported_where_nothing_runs(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     source = zips.tiny("while True:\n            rate = rate + 1.0")
-    path = zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": endless(source)})
+    path = zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": endless(source)})
     script = (
         "import signal, threading, os, sys; from gap_bioimage.cli import main; "
         "threading.Timer(15, lambda: os.kill(os.getpid(), signal.SIGINT)).start(); "
@@ -156,7 +151,7 @@ def endless(source: str) -> bytes:
 
 
 def test_it_works_from_a_process_of_its_own(tmp_path: Path) -> None:
-    done = subprocess_run("validate", zips.make_zip(tmp_path, torchscript_only), "--quiet")
+    done = subprocess_run("validate", zips.make_zip(tmp_path, zips.torchscript_only), "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -179,7 +174,7 @@ def test_a_device_that_is_not_there_is_not_the_models_fault(run: Any, tmp_path: 
 
 def test_pages_are_looked_at_before_the_work(run: Any, tmp_path: Path) -> None:
     source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
-    path = zips.make_zip(tmp_path, torchscript_only, source=source)  # would take its whole time
+    path = zips.make_zip(tmp_path, zips.torchscript_only, source=source)  # would take its whole time
     for option in ("--json", "--html", "--junit"):
         assert "its folder does not exist" in one_sentence(run("validate", path, option, tmp_path / "no" / "x"))
 

@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.running.process import ModelProcess
 
 
-def torchscript_only(rdf: dict[str, Any]) -> None:
-    del rdf["weights"]["pytorch_state_dict"]
-    del rdf["weights"]["torchscript"]["parent"]
-
-
 def run(path: Path, process: ModelProcess, *engines: str, **options: Any) -> dict[str, Check]:
     report = validate(path, consumers=["fiji"], engines=engines, process=process, **options)
     return {check.id: check for check in report.checks}
 
 
 def test_the_same_engine_agrees(tmp_path: Path, model_process: ModelProcess) -> None:
-    checks = run(zips.make_zip(tmp_path, torchscript_only), model_process, sys.executable)
+    checks = run(zips.make_zip(tmp_path, zips.torchscript_only), model_process, sys.executable)
     assert checks["fiji.older_engine"].status == "passed"
     assert checks["fiji.older_engine"].message.startswith("torch 2.")
     assert checks["core.other_versions"].status == "passed"
@@ -39,14 +34,14 @@ def test_the_same_engine_agrees(tmp_path: Path, model_process: ModelProcess) -> 
 
 
 def test_an_older_engine_runs_it(tmp_path: Path, model_process: ModelProcess, old_python: str) -> None:
-    checks = run(zips.make_zip(tmp_path, torchscript_only), model_process, old_python)
+    checks = run(zips.make_zip(tmp_path, zips.torchscript_only), model_process, old_python)
     assert checks["fiji.older_engine"].status == "passed", checks["fiji.older_engine"]
     assert checks["core.other_versions"].status == "skipped"
 
 
 def test_what_an_older_engine_does_not_know_fails(tmp_path: Path, model_process: ModelProcess, old_python: str) -> None:
     body = "rate = nn.functional.scaled_dot_product_attention(rate, rate, rate)"
-    path = zips.make_zip(tmp_path, torchscript_only, source=zips.tiny(body))
+    path = zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny(body))
     check = run(path, model_process, old_python)["fiji.older_engine"]
     assert check.status == "failed"
     assert "scaled_dot_product_attention" in check.message
@@ -56,7 +51,7 @@ def test_what_an_older_engine_does_not_know_fails(tmp_path: Path, model_process:
 def test_engines_that_compute_something_else_are_told(tmp_path: Path, model_process: ModelProcess) -> None:
     # random numbers differ between processes, as another version's operators may
     source = zips.tiny("rate = rate + torch.rand([1])")
-    path = zips.make_zip(tmp_path, torchscript_only, source=source)
+    path = zips.make_zip(tmp_path, zips.torchscript_only, source=source)
     check = run(path, model_process, sys.executable, keep=tmp_path / "kept")["fiji.older_engine"]
     assert check.status == "failed"
     assert "1000000 ppm" in check.message

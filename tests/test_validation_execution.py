@@ -36,11 +36,6 @@ def run(model_process: ModelProcess) -> Run:
     return call
 
 
-def torchscript_only(rdf: dict[str, Any]) -> None:
-    del rdf["weights"]["pytorch_state_dict"]
-    del rdf["weights"]["torchscript"]["parent"]
-
-
 @pytest.fixture(scope="module")
 def good(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Check]:
     return run(zips.make_zip(tmp_path_factory.mktemp("good")), run_code=True)
@@ -121,7 +116,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("check_id", "body", "status"), BROKEN)
 def test_a_model_that_misbehaves_is_noticed(run: Run, tmp_path: Path, check_id: str, body: str, status: str) -> None:
-    checks = run(zips.make_zip(tmp_path, torchscript_only, source=zips.tiny(body)))
+    checks = run(zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny(body)))
     assert checks[check_id].status == status, checks[check_id].message
     assert checks[check_id].fix
 
@@ -132,7 +127,7 @@ def test_small_wrong_outputs_fail_on_their_own_scale(run: Run, tmp_path: Path) -
     checks = run(
         zips.make_zip(
             tmp_path,
-            torchscript_only,
+            zips.torchscript_only,
             source=source,
             files={"output.npy": zips.npy(expected[..., ::-1].copy())},
         )
@@ -144,14 +139,16 @@ def test_small_wrong_outputs_fail_on_their_own_scale(run: Run, tmp_path: Path) -
 
 def test_wrong_expected_outputs_fail_core(run: Run, tmp_path: Path) -> None:
     expected = np.load(io.BytesIO(zips.model_files()["output.npy"]))
-    checks = run(zips.make_zip(tmp_path, torchscript_only, files={"output.npy": zips.npy(expected[..., ::-1].copy())}))
+    checks = run(
+        zips.make_zip(tmp_path, zips.torchscript_only, files={"output.npy": zips.npy(expected[..., ::-1].copy())})
+    )
     assert checks["core.test"].status == "failed"
     assert checks["run.reproduces"].status == "failed"
     assert checks["zoo.deepimagej"].status == "failed"
 
 
 def test_constant_outputs_cannot_be_judged(run: Run, tmp_path: Path) -> None:
-    checks = run(zips.make_zip(tmp_path, torchscript_only, source=zips.tiny("rate = rate * 0.0 + 7.0")))
+    checks = run(zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny("rate = rate * 0.0 + 7.0")))
     assert checks["run.negative_control"].status == "warning"
 
 
@@ -164,18 +161,18 @@ def test_formats_that_disagree_fail(run: Run, tmp_path: Path) -> None:
 
 def test_missing_halo_is_a_warning_and_too_small_a_halo_fails(run: Run, tmp_path: Path) -> None:
     def no_halo(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         for axis in rdf["outputs"][0]["axes"]:
             axis.pop("halo", None)
 
     assert run(zips.make_zip(tmp_path, no_halo))["run.tiled"].status == "warning"
     wide = zips.tiny("rate = self.blur(self.blur(self.blur(self.blur(rate))))")
-    assert run(zips.make_zip(tmp_path, torchscript_only, source=wide))["run.tiled"].status == "failed"
+    assert run(zips.make_zip(tmp_path, zips.torchscript_only, source=wide))["run.tiled"].status == "failed"
 
 
 def test_a_halo_wider_than_half_the_tile_is_tiled_too(run: Run, tmp_path: Path) -> None:
     def wide(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         for axis in rdf["inputs"][0]["axes"][2:]:
             axis["size"] = {"min": 28, "step": 4}
         for axis in rdf["outputs"][0]["axes"][2:]:
@@ -188,7 +185,7 @@ def test_a_halo_wider_than_half_the_tile_is_tiled_too(run: Run, tmp_path: Path) 
 
 def test_fixed_shapes_are_run_as_they_are(run: Run, tmp_path: Path) -> None:
     def fixed(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         for axis in (*rdf["inputs"][0]["axes"][2:], *rdf["outputs"][0]["axes"][2:]):
             axis["size"] = 32
             axis.pop("halo", None)
@@ -201,7 +198,7 @@ def test_fixed_shapes_are_run_as_they_are(run: Run, tmp_path: Path) -> None:
 
 def test_a_zip_without_photons_need_not_conserve_them(run: Run, tmp_path: Path) -> None:
     def other(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         rdf["config"] = {"gap_bioimage": {"conserves_photons": False}}
 
     checks = run(zips.make_zip(tmp_path, other, source=zips.tiny("rate = 2.0 * rate")))
@@ -210,11 +207,11 @@ def test_a_zip_without_photons_need_not_conserve_them(run: Run, tmp_path: Path) 
 
 def test_weights_that_do_not_load_fail(run: Run, tmp_path: Path) -> None:
     other = {"torchscript.pt": zips.model_files()["weights.pt"]}  # a state_dict is no TorchScript
-    checks = run(zips.make_zip(tmp_path, torchscript_only, files=other))
+    checks = run(zips.make_zip(tmp_path, zips.torchscript_only, files=other))
     assert checks["core.test"].status == "failed"
     assert checks["run.loads"].status == "failed"
     # what is neither is refused before anything loads it
-    checks = run(zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": b"no weights"}))
+    checks = run(zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": b"no weights"}))
     assert checks["archive.pickles"].status == "failed"
     assert checks["core.test"].status == "skipped"
 
@@ -227,7 +224,7 @@ def test_random_states_are_left_alone(run: Run, tmp_path: Path) -> None:
     expected = np.random.random(), torch.rand(1).item()
     np.random.seed(7)
     torch.manual_seed(7)
-    run(zips.make_zip(tmp_path, torchscript_only))
+    run(zips.make_zip(tmp_path, zips.torchscript_only))
     assert (np.random.random(), torch.rand(1).item()) == expected
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -237,7 +234,7 @@ def test_torchscript_that_writes_files_is_not_run(run: Run, tmp_path: Path) -> N
     source = zips.tiny(f'torch.save(rate, "{target}")')
     script = zips.model_files(source)["torchscript.pt"]
     target.unlink()  # made when the zip was written
-    path = zips.make_zip(tmp_path, torchscript_only, files={"torchscript.pt": script})
+    path = zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": script})
     checks = run(path)
     assert not target.exists()
     assert checks["core.test"].status == "skipped"
@@ -246,7 +243,7 @@ def test_torchscript_that_writes_files_is_not_run(run: Run, tmp_path: Path) -> N
 
 def test_samplers_need_not_agree_over_tiles(run: Run, tmp_path: Path) -> None:
     def sampler(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         rdf["config"] = {"gap_bioimage": {"stochastic": True}}
 
     path = zips.make_zip(tmp_path, sampler, source=zips.tiny("rate = rate / rate.mean() * 20.0"))
@@ -261,7 +258,7 @@ def test_samplers_that_misbehave_are_noticed_too(
     run: Run, tmp_path: Path, check_id: str, body: str, status: str
 ) -> None:
     def sampler(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         rdf["config"] = {"gap_bioimage": {"stochastic": True, "conserves_photons": True}}
 
     checks = run(zips.make_zip(tmp_path, sampler, source=zips.tiny(body)))
@@ -300,7 +297,7 @@ def with_operation(folder: Path, result: str, body: str = "") -> Path:
     code = OPERATION.format(result).encode()
 
     def custom(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         rdf["config"] = {"gap_bioimage": {"conserves_photons": False}}
         step = {"id": "custom", "callable": "Op", "source": "op.py", "sha256": zips.sha256(code), "kwargs": {}}
         rdf["outputs"][0]["postprocessing"] = [step]
@@ -333,7 +330,7 @@ def test_volumes_run(run: Run, tmp_path: Path) -> None:
     source = zips.BLUR.replace("Conv2d", "Conv3d").replace("size**2", "size**3")
 
     def volume(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
             y = tensor["axes"][2]
             tensor["axes"].insert(2, {**y, "id": "z"})
@@ -346,7 +343,7 @@ def test_volumes_run(run: Run, tmp_path: Path) -> None:
 
 def test_format_0_4_runs(run: Run, tmp_path: Path) -> None:
     def old(rdf: dict[str, Any]) -> None:
-        torchscript_only(rdf)
+        zips.torchscript_only(rdf)
         shape = {"min": [1, 1, 16, 16], "step": [0, 0, 4, 4]}
         reference = {"reference_tensor": "photons", "scale": [1, 1, 1, 1], "offset": [0, 0, 0, 0]}
         tensor = {"axes": "bcyx", "data_type": "float32", "data_range": [0, float("inf")]}

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.checks import Check
 
 
-def torchscript_only(rdf: dict[str, Any]) -> None:
-    del rdf["weights"]["pytorch_state_dict"]
-    del rdf["weights"]["torchscript"]["parent"]
-
-
 def state_dict_only(rdf: dict[str, Any]) -> None:
     del rdf["weights"]["torchscript"]
 
@@ -74,7 +69,7 @@ def test_a_check_during_which_the_process_ends_has_failed(
 
 def test_torchscript_that_never_ends_is_ended(tmp_path: Path, limited: ModelProcess) -> None:
     source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
-    path = zips.make_zip(tmp_path, torchscript_only, source=source)
+    path = zips.make_zip(tmp_path, zips.torchscript_only, source=source)
     checks = by_id(validate(path, process=limited))
     assert "did not finish" in checks["run.zero"].message
     assert checks["run.conservation"].status == "passed"

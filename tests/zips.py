@@ -62,6 +62,12 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def torchscript_only(rdf: dict[str, Any]) -> None:
+    """A mutation that leaves the TorchScript weights alone."""
+    del rdf["weights"]["pytorch_state_dict"]
+    del rdf["weights"]["torchscript"]["parent"]
+
+
 @functools.cache
 def model_files(source: str = BLUR, freeze: bool = False, train: bool = False) -> dict[str, bytes]:
     """Files of a tiny model with this source: weights in two formats, test tensors, cover, README.
