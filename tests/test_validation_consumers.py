@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import zips
+from zips import drop, put
 
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
 from gap_bioimage.validation.consumers import all_rules
@@ -24,30 +25,6 @@ def judge(path: Path) -> dict[str, Check]:
         assert package is not None
         facts = Facts(package)
         return {rule.id: rule.judge(facts) for rule in all_rules()}
-
-
-def put(*where: str | int, value: Any) -> Callable[[Rdf], None]:
-    """A mutation that sets one field of the description."""
-
-    def mutate(rdf: Rdf) -> None:
-        target: Any = rdf
-        for key in where[:-1]:
-            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
-        target[where[-1]] = value
-
-    return mutate
-
-
-def drop(*where: str | int) -> Callable[[Rdf], None]:
-    """A mutation that removes one field of the description."""
-
-    def mutate(rdf: Rdf) -> None:
-        target: Any = rdf
-        for key in where[:-1]:
-            target = target[key]
-        del target[where[-1]]
-
-    return mutate
 
 
 def two_outputs(rdf: Rdf) -> None:

@@ -19,6 +19,7 @@ import yaml
 import zips
 from bioimageio.spec.utils import read_yaml
 from PIL import Image
+from zips import drop, put
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.consumers import all_rules
@@ -93,26 +94,6 @@ def rdf_of(tmp_path: Path) -> Any:
 
 def status(report: Report, check_id: str) -> str:
     return next(check.status for check in report.checks if check.id == check_id)
-
-
-def put(*where: str | int, value: Any) -> Mutation:
-    def mutate(rdf: Rdf) -> None:
-        target: Any = rdf
-        for key in where[:-1]:
-            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
-        target[where[-1]] = value
-
-    return mutate
-
-
-def drop(*where: str | int) -> Mutation:
-    def mutate(rdf: Rdf) -> None:
-        target: Any = rdf
-        for key in where[:-1]:
-            target = target[key]
-        del target[where[-1]]
-
-    return mutate
 
 
 def both(*mutations: Mutation) -> Mutation:

@@ -62,6 +62,30 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def put(*where: str | int, value: Any) -> Mutation:
+    """A mutation that sets one field of the description."""
+
+    def mutate(rdf: dict[str, Any]) -> None:
+        target: Any = rdf
+        for key in where[:-1]:
+            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
+        target[where[-1]] = value
+
+    return mutate
+
+
+def drop(*where: str | int) -> Mutation:
+    """A mutation that removes one field of the description."""
+
+    def mutate(rdf: dict[str, Any]) -> None:
+        target: Any = rdf
+        for key in where[:-1]:
+            target = target[key]
+        del target[where[-1]]
+
+    return mutate
+
+
 def torchscript_only(rdf: dict[str, Any]) -> None:
     """A mutation that leaves the TorchScript weights alone."""
     del rdf["weights"]["pytorch_state_dict"]
