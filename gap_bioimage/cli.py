@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gap_bioimage.cli_inspect import inspect_images
 from gap_bioimage.cli_repair import repair
 from gap_bioimage.cli_sampling import generate, sample
 from gap_bioimage.cli_validation import validate
@@ -26,7 +26,22 @@ from gap_bioimage.console import (
     sizes,
     write_json,
 )
-from gap_bioimage.options import Axes, Channel, Device, Halo, Json, ModelPath, Planes, Quiet, Seed, Tile
+from gap_bioimage.options import (
+    Axes,
+    Camera,
+    Channel,
+    Device,
+    Halo,
+    Json,
+    ModelPath,
+    Planes,
+    Quiet,
+    Seed,
+    SeparateChannels,
+    SumFrames,
+    Tile,
+    TimeAsZ,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,21 +105,7 @@ def simulate(
     say(quiet, f"{out}: {sizes(counts)}, {float(counts.mean()):.3g} photons per pixel")
 
 
-@app.command("inspect")
-def inspect_images(
-    images: Annotated[list[Path], typer.Argument(help="Images.")],
-    axes: Axes = None,
-    json_out: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
-    from gap_bioimage.photons.inspection import inspect
-
-    reports = [inspect(image, axes) for image in images]
-    write_json(json_out, reports)
-    if not quiet and str(json_out) != "-":
-        for report in reports:
-            print_table(report)
+app.command("inspect")(inspect_images)
 
 
 @app.command()
@@ -114,6 +115,16 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder.")],
     config: Annotated[Path | None, typer.Option(help="Settings (yaml).")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, such as train.steps=500.")] = None,
+    camera: Annotated[
+        Path | None,
+        typer.Option(metavar="YAML", help="The camera of the images, from calibrate, if they are no counts."),
+    ] = None,
+    sum_frames: SumFrames = None,
+    time_as_z: TimeAsZ = False,
+    separate_channels: SeparateChannels = False,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the weights of this run, checkpoint (ours, the original's) or zip.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     axes: Axes = None,
     channel: Channel = None,
@@ -126,18 +137,26 @@ def train(
 ) -> None:
     """Train a network on photon counts alone."""
     from gap_bioimage.config import RunConfig
-    from gap_bioimage.photons.image_io import read_images
+    from gap_bioimage.inputs import read_training_images
+    from gap_bioimage.photons.layout import time_as_z as as_stack
     from gap_bioimage.training.fit import train as fit
 
     if resume and config is None and (out / "config.yaml").exists():
         config = out / "config.yaml"
-    overrides = [f"network.dim={dim}", *([] if seed is None else [f"train.seed={seed}"]), *(set_ or [])]
+    overrides = [f"network.dim={dim}", *([] if seed is None else [f"train.seed={seed}"])]
+    overrides += [*([] if sum_frames is None else [f"thinning.ceiling={sum_frames}"]), *(set_ or [])]
     settings = RunConfig.read(config, overrides)
-    counts = read_images(images, axes, channel=channel)
+    select = {"axes": axes, "channel": channel}
+    counting = camera is None and settings.camera is None and settings.thinning.ceiling is None
+    counts = read_training_images(images, select, counts=counting, frames=sum_frames)
+    counts = [as_stack(image) for image in counts] if time_as_z else counts
     model = fit(
         counts,
         out,
         settings,
+        init=init,
+        camera=camera,
+        separate_channels=separate_channels,
         resume=resume,
         progress=not quiet,
         device=device,
@@ -152,9 +171,13 @@ def train(
 @app.command()
 def denoise(
     model: ModelPath,
-    image: Annotated[Path, typer.Argument(help="Photon counts.")],
+    image: Annotated[Path, typer.Argument(help="Photon counts, or a camera image with its camera.")],
     out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .npy).")],
+    camera: Camera = None,
+    sum_frames: SumFrames = None,
     planes: Planes = False,
+    time_as_z: TimeAsZ = False,
+    separate_channels: SeparateChannels = False,
     regions: Annotated[
         Path | None, typer.Option(help="Label image: print the photons of each region and their standard deviation.")
     ] = None,
@@ -169,6 +192,7 @@ def denoise(
 ) -> None:
     """Denoise photon counts: the expected photons per pixel (MMSE)."""
     from gap_bioimage.inference.denoise import denoise as run
+    from gap_bioimage.inputs import camera_of, read_input
     from gap_bioimage.photons.image_io import check_output, read_photons, write_image
     from gap_bioimage.training.checkpoint import load_model
 
@@ -177,12 +201,16 @@ def denoise(
         raise typer.BadParameter("--regions takes one image of the model's own dimensions, without --planes")
     check_output(out, image)
     loaded = load_model(model)
-    counts = read_photons(image, axes, channel=channel)
+    detector = camera_of(camera, loaded)
+    counts = read_input(image, {"axes": axes, "channel": channel}, loaded, detector, sum_frames)
     with Bar(quiet, "denoising") as (bar, task):
         rate = run(
             loaded,
             counts,
             planes=planes,
+            camera=detector,
+            time_as_z=time_as_z,
+            separate_channels=separate_channels,
             device=device,
             on_tile=lambda done, total: bar.update(task, completed=done, total=total),
             **tiles,
@@ -192,7 +220,7 @@ def denoise(
         from gap_bioimage.inference.regions import region_uncertainty
 
         labels = read_photons(regions, axes if axes and "c" not in axes else None, check=False)
-        found = region_uncertainty(loaded, counts, labels, seed=seed, device=device, **tiles)
+        found = region_uncertainty(loaded, counts, labels, seed=seed, camera=detector, device=device, **tiles)
         write_json(json_out, [[region.to_dict() for region in found]])
         for region in found:
             say(
@@ -229,6 +257,7 @@ def export(
     postprocessing_kwargs: Annotated[
         str | None, typer.Option(metavar="YAML", help="What NAME is called with, such as '{threshold: 2.5}'.")
     ] = None,
+    camera: Camera = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Add ONNX weights; of kind denoise only.")] = False,
     test_image: Annotated[Path | None, typer.Option(help="Real counts to test with, if the model has none.")] = None,
     device: Annotated[str, typer.Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
@@ -248,6 +277,7 @@ def export(
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     from gap_bioimage.export.archive import export as write_zip
     from gap_bioimage.export.operation import parse_kwargs
+    from gap_bioimage.inputs import NO_CAMERA
     from gap_bioimage.validation.reports.terminal import print_report
 
     report = write_zip(
@@ -260,6 +290,7 @@ def export(
         seed=seed,
         postprocessing=postprocessing,
         postprocessing_kwargs=parse_kwargs(postprocessing_kwargs),
+        camera="model" if camera is None else None if camera.lower() == NO_CAMERA else camera,
         onnx=onnx,
         test_image=test_image,
         device=device,
@@ -276,28 +307,26 @@ app.command()(repair)
 
 @app.command()
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
-    """Describe a model: its network, the brightness it was trained for, its reach."""
+    """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
     from gap_bioimage.inference.reach import receptive_field_px
     from gap_bioimage.training.checkpoint import load_model, parameter_count
+    from gap_bioimage.training.told import facts_of, in_words, kind_in_words
 
     loaded = load_model(model)
-    metrics = loaded.details.get("metrics") or [{}]
     report: dict[str, Any] = {
         "source": str(loaded.source),
         "origin": loaded.origin,
+        "kind": kind_in_words(loaded),
         **loaded.config.model_dump(mode="json"),
         "parameters": parameter_count(loaded.network),
         "receptive_field_px": receptive_field_px(loaded.network),
         "step_px": list(loaded.network.step_px),
         "trained_range_db": list(loaded.trained_range_db),
-        "steps": metrics[-1].get("step"),
-        "validation_loss": min(
-            (x for row in metrics if (x := row.get("validation_loss", math.nan)) == x), default=None
-        ),
+        **facts_of(loaded),
     }
     write_json(json_out, [report])
     if not quiet and str(json_out) != "-":
-        print_table(report)
+        print_table(in_words(report))
 
 
 def main(arguments: list[str] | None = None) -> None:

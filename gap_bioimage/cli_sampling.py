@@ -9,7 +9,21 @@ import typer
 
 from gap_bioimage.console import Bar, parse_pixels, say, sizes
 from gap_bioimage.errors import AxesError
-from gap_bioimage.options import Axes, Channel, Device, Halo, ModelPath, Planes, Quiet, Seed, Tile
+from gap_bioimage.options import (
+    Axes,
+    Camera,
+    Channel,
+    Device,
+    Halo,
+    ModelPath,
+    Planes,
+    Quiet,
+    Seed,
+    SeparateChannels,
+    SumFrames,
+    Tile,
+    TimeAsZ,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +61,11 @@ def sample(
     beta: Beta = None,
     stop_db: StopDb = None,
     states: Annotated[bool, typer.Option("--states", help="Write the counts after every step, too.")] = False,
+    camera: Camera = None,
+    sum_frames: SumFrames = None,
     planes: Planes = False,
+    time_as_z: TimeAsZ = False,
+    separate_channels: SeparateChannels = False,
     tile: Tile = None,
     halo: Halo = None,
     batch: Batch = None,
@@ -66,17 +84,25 @@ def sample(
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import sample as draw
     from gap_bioimage.inference.unfinished import Unfinished
+    from gap_bioimage.inputs import camera_of, read_input
     from gap_bioimage.photons.image_io import check_output
     from gap_bioimage.sample_files import write_samples, write_states
     from gap_bioimage.training.checkpoint import load_model
+    from gap_bioimage.training.recorded import ceiling_of
 
     settings = _settings(schedule=schedule, steps=steps, beta=beta, stop_db=stop_db)
     check_output(out, image)
     loaded = load_model(model)
-    counts = _counts_or_nothing(image, axes, channel)
+    detector = camera_of(camera, loaded)
+    select = {"axes": axes, "channel": channel}
+    if detector is None and sum_frames is None and ceiling_of(loaded) is None:
+        counts = _counts_or_nothing(image, select)
+    else:
+        counts = read_input(image, select, loaded, detector, sum_frames)
     where: dict[str, Any] = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
-    where |= {"planes": planes, "device": device}
-    if states and ("t" in counts.dims or (planes and "z" in counts.dims)):
+    where |= {"planes": planes, "device": device, "camera": detector}
+    where |= {"time_as_z": time_as_z, "separate_channels": separate_channels}
+    if states and (("t" in counts.dims and not time_as_z) or (planes and "z" in counts.dims)):
         raise AxesError(
             f"--states takes one image, {image.name} holds several ({sizes(counts)}); give one frame or plane"
         )
@@ -172,12 +198,12 @@ def generate(
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
 
 
-def _counts_or_nothing(image: Path, axes: str | None, channel: int | None) -> xr.DataArray:
+def _counts_or_nothing(image: Path, select: dict[str, Any]) -> xr.DataArray:
     """Read photon counts, or an image that is all zero: from that one samples are generated."""
     from gap_bioimage.photons.checks import check_photon_counts
     from gap_bioimage.photons.image_io import read_photons
 
-    counts = read_photons(image, axes, channel=channel, check=False)
+    counts = read_photons(image, check=False, **select)
     if not counts.size or counts.dtype.kind not in "biuf" or bool(counts.any()):
         check_photon_counts(counts, name=image.name)
     return counts

@@ -51,6 +51,9 @@ class ThinningConfig(Config):
     max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="largest share of the photons used as input; the rest is the target"
     )
+    ceiling: PositiveInt | None = Field(
+        None, description="largest possible count: the number of one-bit frames (single-photon cameras) in each image"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -92,6 +95,26 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class Camera(Config):
+    """What a camera makes of electrons: ADU = offset + gain (e + N(0, read_noise^2)); ``camera.yaml`` holds it."""
+
+    gain: Annotated[float, Field(gt=0)] = Field(
+        description="ADU per electron; of a detector that multiplies, ADU per effective photon (variance over mean)"
+    )
+    offset: float = Field(description="ADU without light")
+    read_noise: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="electrons RMS per pixel, that of digitisation included"
+    )
+    saturation: float | None = Field(None, description="ADU from which on pixels are saturated")
+    multiplying: bool = Field(
+        False, description="EMCCD, photomultiplier: photons are effective ones, fewer than were detected"
+    )
+    maps: str | None = Field(
+        None, description="TIFF beside the yaml with two channels: offset (ADU) and read noise (electrons) per pixel"
+    )
+    measured: dict[str, Any] = Field({}, description="how this was measured: method, images, intervals, fit")
+
+
 class SamplingConfig(Config):
     """How photons are added to draw a posterior sample, or to generate."""
 
@@ -115,6 +138,7 @@ class RunConfig(Config):
     network: NetworkConfig = NetworkConfig()
     thinning: ThinningConfig = ThinningConfig()
     train: TrainConfig = TrainConfig()
+    camera: Camera | None = Field(None, description="the camera of the images, where they are no counts yet")
 
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
@@ -152,7 +176,7 @@ class RunConfig(Config):
             If the file is no yaml mapping, or a key or value is wrong.
         """
         values = read_yaml(path) if path is not None else {}
-        values = {name: {} if section is None else section for name, section in values.items()}
+        values = {name: section for name, section in values.items() if section is not None}
         for override in overrides or []:
             _assign(values, override)
         return cls.from_dict(values)

@@ -78,6 +78,30 @@ def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
     return rate.float().reshape(log_rate.shape)
 
 
+def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
+    """Return counts as networks know them: not negative, and whole where they were computed from camera values."""
+    photons = torch.clamp(photons, min=0.0)
+    return torch.round(photons) if rounded else photons
+
+
+def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
+    """Return the photons of the sample from the expected counts.
+
+    Parameters
+    ----------
+    rate
+        Expected counts per pixel.
+    background
+        Counts that are there without light (a camera's read noise), subtracted.
+    ceiling
+        Largest count of a pixel, if it is the sum of that many one-bit frames: a frame that catches any photon counts
+        one, with the chance ``q = 1 - exp(-s)``; solved for the photons s. 0 for none.
+    """
+    if ceiling > 0:
+        return -ceiling * torch.log1p(-torch.clamp(rate / ceiling, max=0.999))
+    return rate - background
+
+
 def total_photons(photons: Tensor) -> Tensor:
     """Return the photons of each image, (b,) float64."""
     return torch.sum(photons.flatten(1).double(), 1)
@@ -472,19 +496,32 @@ class PhotonDenoiser(nn.Module):
     ----------
     box_px
         Odd box, per spatial axis, in which photons are conserved (see ``conserve_photons``).
+    rounded
+        Round the input to whole counts, if it was computed from camera values.
+    background, ceiling
+        See ``photons_of``.
     network
         Arguments of ``UNet``.
     """
 
-    def __init__(self, box_px: List[int], **network) -> None:  # type: ignore[no-untyped-def]  # noqa: UP006
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        box_px: List[int],  # noqa: UP006
+        rounded: bool = False,
+        background: float = 0.0,
+        ceiling: int = 0,
+        **network,
+    ) -> None:
         super().__init__()
         self.network = UNet(**network)
         self.box_px: List[int] = _odd_box(box_px, self.network.dim)  # noqa: UP006
+        self.rounded, self.background, self.ceiling = rounded, float(background), ceiling
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x)."""
-        photons = torch.clamp(photons, min=0.0)
-        return conserve_photons(photons, self.network(photons), self.box_px)
+        photons = whole_counts(photons, self.rounded)
+        rate = conserve_photons(photons, self.network(photons), self.box_px)
+        return photons_of(rate, self.background, self.ceiling)
 
 
 class PosteriorSampler(nn.Module):
@@ -501,6 +538,8 @@ class PosteriorSampler(nn.Module):
         What ``forward`` draws.
     gain, brightest, window_px
         See ``photon_budget``.
+    rounded, background, ceiling
+        As for ``PhotonDenoiser``.
     network
         Arguments of ``UNet``.
     """
@@ -514,6 +553,9 @@ class PosteriorSampler(nn.Module):
         gain: float,
         brightest: float,
         window_px: List[int],  # noqa: UP006
+        rounded: bool = False,
+        background: float = 0.0,
+        ceiling: int = 0,
         **network,
     ) -> None:
         super().__init__()
@@ -524,6 +566,7 @@ class PosteriorSampler(nn.Module):
         self.n_samples, self.n_steps, self.seed = n_samples, n_steps, seed
         self.gain, self.brightest = float(gain), float(brightest)
         self.window_px: List[int] = list(window_px)  # noqa: UP006
+        self.rounded, self.background, self.ceiling = rounded, float(background), ceiling
 
     @torch.jit.export
     def sample(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
@@ -550,7 +593,7 @@ class PosteriorSampler(nn.Module):
         return torch.cat(items, 1)
 
     def _sample_one(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
-        photons = torch.clamp(photons, min=0.0)
+        photons = whole_counts(photons, self.rounded)
         counts, start = count_keys(photons), total_photons(photons)
         stop = photon_budget(photons, self.gain, self.brightest, self.window_px)
         first = self.network(photons)
@@ -563,7 +606,8 @@ class PosteriorSampler(nn.Module):
                 factor = spread(log_rate, previous, growth, now, keys)
                 if step == n_steps:
                     rate = conserve_photons(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
-                    samples.append(rate * (start / torch.clamp(now, min=1e-12)).float())
+                    seen = rate * (start / torch.clamp(now, min=1e-12)).float()
+                    samples.append(photons_of(seen, self.background, self.ceiling))
                 else:
                     n_new = equal_root_step(step, n_steps, start, stop, now)
                     x = accumulate(x, log_rate, n_new, keys, factor)

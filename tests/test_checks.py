@@ -20,7 +20,10 @@ from gap_bioimage.photons.statistics import estimate_noise, scan
 
 KEYS = set(
     "image axes shape dtype pixel_size_um min max mean total zero_share pseudo_psnr_db fano fano_bright "
-    "lattice saturated_share verdict message next".split()
+    "lattice saturated_share verdict message next "
+    "size_um interval_s frames planes channels channel_names source_kind thinning thinning_correlation "
+    "thinning_correlation_error noise_correlation_y noise_correlation_x noise_correlation_error "
+    "noise_correlation_method gain_guess variance_curve".split()
 )
 VERDICTS = {"photon counts", "counts times k", "camera image", "processed", "not usable"}
 

@@ -26,7 +26,7 @@ FULL: dict[str, Any] = {
         "merge_mode": "concat",
         "z_conv_stage": 1,
     },
-    "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9},
+    "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "ceiling": 16},
     "train": {
         "steps": 7,
         "batch_size": 2,
@@ -45,6 +45,15 @@ FULL: dict[str, Any] = {
         "workers": 2,
         "tensorboard": True,
         "seed": 11,
+    },
+    "camera": {
+        "gain": 2.2,
+        "offset": 100.5,
+        "read_noise": 1.5,
+        "saturation": 4095.0,
+        "multiplying": True,
+        "maps": "camera_maps.tif",
+        "measured": {"method": "photon transfer", "frames": 200},
     },
 }
 

@@ -9,35 +9,17 @@ import tifffile
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_images import STEPS, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, OutputError, UnreadableImageError
 from gap_bioimage.files import replacing
-from gap_bioimage.photons.image_io import pixel_size_um, read_images, read_photons, write_image
-
-LENGTHS = {"t": 3, "c": 2, "z": 4, "y": 17, "x": 12}
-STEPS = {"z": 0.3, "y": 0.065, "x": 0.108, "t": 2.5}
-
-
-def counts(dims, dtype=np.uint16, calibrated=True, seed=0):
-    shape = [LENGTHS[d] for d in dims]
-    values = np.random.default_rng(seed).poisson(5, shape).astype(dtype)
-    coords = {d: np.arange(LENGTHS[d]) * STEPS[d] for d in dims if d in STEPS} if calibrated else {}
-    if calibrated and "c" in dims:
-        coords["c"] = ["actin", "DNA"]
-    return xr.DataArray(values, dims=list(dims), coords=coords)
+from gap_bioimage.photons.image_io import check_output, pixel_size_um, read_images, read_photons, write_image
 
 
 def bases(array):
     while array is not None:
         yield array
         array = getattr(array, "base", None)
-
-
-def one_sentence(error):
-    text = str(error.value)
-    assert "\n" not in text
-    assert len(text) > 30
-    return text
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".TIFF"])
@@ -329,7 +311,7 @@ def test_images_without_known_dims_are_not_written(tmp_path, dims):
 @pytest.mark.parametrize(
     ("values", "name", "message"),
     [
-        (np.ones((4, 4), complex), "a.tif", "TIFF holds real numbers"),
+        (np.ones((4, 4), complex), "a.tif", "images hold real numbers"),
         (np.full((4, 4), 2**40), "a.tif", "do not fit into 32 bits"),
         (np.ones((4, 4)), "a.png", "unknown suffix"),
         (np.ones((4, 4)), "no/a.tif", "folder does not exist"),
@@ -408,3 +390,36 @@ def test_replacing_moves_folders_and_passes_our_errors_on(tmp_path):
         pass
     with pytest.raises(UnreadableImageError, match="mine"), replacing(tmp_path / "b"):
         raise UnreadableImageError("mine")
+
+
+def test_choices_reach_every_image(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.ome.tif", counts("tczyx"))
+    images = read_images(tmp_path, channel="DNA", time="1:", series=0, level=0)
+    for image in images:
+        np.testing.assert_array_equal(image, counts("tczyx").isel(c=1, t=slice(1, None)))
+        assert float(image.t[0]) == STEPS["t"]
+
+
+def test_an_input_is_not_overwritten_under_another_name(tmp_path):
+    write_image(tmp_path / "a.tif", counts("yx"))
+    (tmp_path / "b.tif").symlink_to(tmp_path / "a.tif")
+    with pytest.raises(OutputError, match="is the input itself"):
+        check_output(tmp_path / "b.tif", tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".tif"])
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").mkdir()
+    with pytest.raises(OutputError, match="it is a folder"):
+        write_image(tmp_path / f"a{suffix}", counts("yx"))
+
+
+def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.tif", counts("tczyx"), compression="zlib")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(UnreadableImageError, match=r"a\.tif takes .* GB .*--time 0:10") as error:
+        read_photons(tmp_path / "a.tif")
+    one_sentence(error)
+    write_image(tmp_path / "b.tif", counts("tczyx"))
+    assert read_photons(tmp_path / "b.tif", check=False).sizes["t"] == 3

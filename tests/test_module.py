@@ -239,3 +239,39 @@ def test_memory_layout_changes_no_result(dim: int) -> None:
         torch.nn.init.normal_(module.network.conv_final.weight)
         results.append(module(photons).detach())
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_chances_of_landing_and_zero_leaves_pixels_out() -> None:
+    log_rate, target = scene((2, 1, 3, 4))
+    weight = torch.from_numpy(np.random.default_rng(1).integers(0, 4, (2, 1, 3, 4)).astype(np.float32))
+    loss = photon_loss(log_rate, target, weight)
+    for i in range(2):
+        chance = weight[i].double() * log_rate[i].double().exp()
+        chance = (chance / chance.sum()).flatten()
+        photons = torch.where(weight[i] > 0, target[i], torch.zeros(())).flatten().double()
+        seen = photons > 0
+        expected = -(photons[seen] * chance[seen].log()).sum() / photons.sum()
+        assert float(loss[i]) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(photon_loss(log_rate, target, torch.ones_like(target)), photon_loss(log_rate, target))
+
+
+def test_pixels_left_out_get_no_gradient() -> None:
+    log_rate, target = scene((1, 1, 4, 4))
+    log_rate.requires_grad_()
+    weight = torch.ones(1, 1, 4, 4)
+    weight[..., 1, 2] = 0
+    target[..., 1, 2] = 1e6
+    photon_loss(log_rate, target, weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert log_rate.grad is not None
+    assert float(log_rate.grad[0, 0, 1, 2]) == 0
+    assert log_rate.grad.isfinite().all()
+    assert float(log_rate.grad.sum()) == pytest.approx(0, abs=1e-6)
+
+
+def test_images_without_a_pixel_to_learn_from_have_no_loss() -> None:
+    log_rate, target = scene((2, 1, 3, 3))
+    weight = torch.zeros(2, 1, 3, 3)
+    weight[1] = 1
+    loss = photon_loss(log_rate, target, weight)
+    assert float(loss[0]) == 0
+    assert float(loss[1]) == pytest.approx(brute_force(log_rate, target)[1], rel=1e-5)

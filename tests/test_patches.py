@@ -13,14 +13,8 @@ from scipy.stats import chisquare, kstest
 
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.training.patches import (
-    PairBatches,
-    WindowDrawer,
-    as_stacks,
-    augmented,
-    brightest_db,
-    split_held_out,
-)
+from gap_bioimage.training.patches import PairBatches, WindowDrawer, augmented, brightest_db
+from gap_bioimage.training.stacks import Window, as_stacks, split_held_out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,8 +127,8 @@ def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], sha
     dim = len(shapes[0]) - 1
     trained = WindowDrawer(split.training, (8,) * dim, RANGE).windows(np.random.default_rng(0), 60)
     tested = WindowDrawer(split.held_out, (8,) * dim, RANGE).windows(np.random.default_rng(0), 60)
-    assert np.isin(trained, training).all()
-    assert np.isin(tested, held_out).all()
+    assert np.isin([window.counts for window in trained], training).all()
+    assert np.isin([window.counts for window in tested], held_out).all()
 
 
 def test_which_images_are_held_out_depends_on_the_seed_alone() -> None:
@@ -170,7 +164,7 @@ def test_windows_lie_inside_the_images(shapes: list[tuple[int, ...]], patch: tup
         for axis, p in enumerate(patch)
     )
     assert drawer.window_px == size
-    for window in drawer.windows(np.random.default_rng(1), 200):
+    for window in (w.counts for w in drawer.windows(np.random.default_rng(1), 200)):
         stack = next(s for s in stacks if s.min() <= window.min() and window.max() <= s.max())
         _, *starts = np.unravel_index(int(window.flat[0]) - int(stack.flat[0]), stack.shape)
         where = tuple(slice(s, s + n) for s, n in zip(starts, size, strict=True))
@@ -180,7 +174,7 @@ def test_windows_lie_inside_the_images(shapes: list[tuple[int, ...]], patch: tup
 def test_every_position_of_every_image_is_equally_likely() -> None:
     stacks = numbered([(1, 6, 8), (1, 12, 8)])
     drawer = WindowDrawer(stacks, (4, 6), RANGE, augment=False)
-    corners = [int(w.flat[0]) for w in drawer.windows(np.random.default_rng(2), 6000)]
+    corners = [int(w.counts.flat[0]) for w in drawer.windows(np.random.default_rng(2), 6000)]
     first = np.array([c < stacks[0].size for c in corners])
     assert chisquare([first.sum(), (~first).sum()], [2000, 4000]).pvalue > 1e-3
     for chosen, positions in ((first, 9), (~first, 27)):
@@ -201,7 +195,7 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
             expected |= {turned.tobytes()} | ({turned[:, ::-1].tobytes()} if len(shape) == 4 else set())
     assert len(expected) == (8 if square else 4) * (2 if len(shape) == 4 else 1)
     rng = np.random.default_rng(3)
-    draws = [augmented(window, rng) for _ in range(200 * len(expected))]
+    draws = [augmented(Window(window, None, 0.0), rng).counts for _ in range(200 * len(expected))]
     assert {turned.shape for turned in draws} == {shape}
     found, observed = np.unique([turned.tobytes() for turned in draws], return_counts=True)
     assert {bytes(f).ljust(window.nbytes, b"\0") for f in found} == expected
@@ -213,9 +207,10 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
 
 def test_windows_of_a_drawer_come_in_all_orientations() -> None:
     stack = numbered([(1, 4, 4)])
-    turned = {w.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE).windows(np.random.default_rng(4), 200)}
+    turned = {w.counts.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE).windows(np.random.default_rng(4), 200)}
     plain = {
-        w.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE, augment=False).windows(np.random.default_rng(4), 9)
+        w.counts.tobytes()
+        for w in WindowDrawer(stack, (4, 4), RANGE, augment=False).windows(np.random.default_rng(4), 9)
     }
     assert len(turned) == 8
     assert plain == {stack[0].tobytes()}
@@ -227,7 +222,7 @@ def test_dark_windows_are_drawn_anew() -> None:
     share = {}
     for needed in (0, 100):
         drawer = WindowDrawer([stack], (8, 8), RANGE, min_photons=needed)
-        share[needed] = np.mean([w.sum() >= 100 for w in drawer.windows(np.random.default_rng(5), 1000)])
+        share[needed] = np.mean([w.counts.sum() >= 100 for w in drawer.windows(np.random.default_rng(5), 1000)])
     # a start s sees 40 (s - 32) photons where the dark ends: 35 to 72 out of 0 to 72 are enough
     right = 38 / 73
     assert abs(share[0] - right) < 4 * math.sqrt(right * (1 - right) / 1000)
@@ -239,7 +234,7 @@ def test_where_all_windows_are_dark_the_brightest_of_the_draws_is_taken() -> Non
     stack = np.zeros((1, 1, 101), np.uint8)
     stack[..., 50] = 9
     windows = WindowDrawer([stack], (1, 1), RANGE, min_photons=50).windows(np.random.default_rng(6), 4000)
-    found = np.mean([w.sum() == 9 for w in windows])
+    found = np.mean([w.counts.sum() == 9 for w in windows])
     expected = 1 - (100 / 101) ** 11
     assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
 
@@ -258,11 +253,12 @@ def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     stack = poisson(shape)
     patch = (4, 16, 16)[-(len(shape) - 1) :]
     drawer = WindowDrawer([stack], patch, RANGE)
-    photons, target, db = drawer.batch([1, 2, 3], 5)
+    photons, target, db, weight = drawer.batch([1, 2, 3], 5)
+    assert weight is None
     assert photons.shape == target.shape == (5, shape[0], *patch)
     assert photons.dtype == target.dtype == db.dtype == torch.float32
     rng = np.random.default_rng([1, 2, 3])
-    np.testing.assert_array_equal((photons + target).numpy(), np.stack(drawer.windows(rng, 5)))
+    np.testing.assert_array_equal((photons + target).numpy(), np.stack([w.counts for w in drawer.windows(rng, 5)]))
     assert photons.min() >= 0
     assert target.min() >= 0
     means = photons.double().flatten(1).mean(1)
@@ -283,13 +279,13 @@ def test_brightness_of_inputs_is_uniform_in_db() -> None:
 def test_dim_windows_give_no_more_than_the_largest_fraction(fraction: float) -> None:
     stack = np.full((1, 64, 64), 10, np.uint16)
     drawer = WindowDrawer([stack], (64, 64), ThinningConfig(min_db=20, max_db=30, max_fraction=fraction))
-    photons, target, _ = drawer.batch([0], 50)
+    photons, target, *_ = drawer.batch([0], 50)
     share = float(photons.sum() / (photons.sum() + target.sum()))
     assert abs(share - fraction) < 4 * math.sqrt(fraction * (1 - fraction) / (50 * stack.sum()))
 
 
 def test_empty_windows_are_no_error() -> None:
-    photons, target, db = WindowDrawer([np.zeros((1, 20, 20), np.uint8)], (8, 8), RANGE, 10).batch([0], 3)
+    photons, target, db, _ = WindowDrawer([np.zeros((1, 20, 20), np.uint8)], (8, 8), RANGE, 10).batch([0], 3)
     assert not photons.any()
     assert not target.any()
     assert torch.isneginf(db).all()
@@ -302,7 +298,7 @@ def test_batches_are_functions_of_their_number(seed: int, rank: int, number: int
     batches = PairBatches(drawer, 3, seed, rank)
     first = batches[number]
     batches[number + 1]
-    for a, b in zip(first, PairBatches(drawer, 3, seed, rank)[number], strict=True):
+    for a, b in zip(first[:3], PairBatches(drawer, 3, seed, rank)[number][:3], strict=True):
         assert torch.equal(a, b)
     for other in (batches[number + 1], PairBatches(drawer, 3, seed + 1, rank)[number]):
         assert not torch.equal(first.photons, other.photons)
@@ -314,7 +310,7 @@ def test_types_and_memory_maps_give_the_same_batches(tmp_path: Path, dtype: str)
     values = np.minimum(poisson((1, 30, 30)), 1) if dtype == "bool" else poisson((1, 30, 30))
     np.save(tmp_path / "stack.npy", values.astype(dtype))
     mapped = np.load(tmp_path / "stack.npy", mmap_mode="r")
-    for a, b in zip(*(WindowDrawer([s], (12, 12), RANGE).batch([7], 4) for s in (values, mapped)), strict=True):
+    for a, b in zip(*(WindowDrawer([s], (12, 12), RANGE).batch([7], 4)[:3] for s in (values, mapped)), strict=True):
         assert torch.equal(a, b)
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import binom, chisquare
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.thinning import _guide_table, binomial, binomial_cdf, pseudo_psnr_db, thin
+from gap_bioimage.photons.thinning import _guide_table, binomial, binomial_cdf, free_slots, pseudo_psnr_db, thin
 
 DTYPES = ["bool", "u1", "<u2", ">u2", "<i4", "i8", "u8", "f2", "f4", "f8"]
 FRACTIONS = [0.001, 0.01, 0.3, 0.5, 0.9, 0.99]
@@ -264,3 +264,76 @@ def test_pseudo_psnr_of_many_bytes_does_not_wrap() -> None:
 def test_pseudo_psnr_needs_pixels() -> None:
     with pytest.raises(ValueError, match="without pixels"):
         pseudo_psnr_db(np.zeros((0, 3)))
+
+
+def learned(counts: np.ndarray, parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return what the photon loss teaches a network that tells pixels and their own input apart, (inputs, pixels).
+
+    At its minimum ``r = sum of targets / sum of weight x targets of the image / sum of weight x r``.
+    """
+    target, ceiling = (counts - parts).astype(float), int(counts.max())
+    known = parts[None] == np.arange(ceiling + 1)[:, None, None]  # (input, image, pixel)
+    r = np.ones((ceiling + 1, counts.shape[1]))
+    pixels = np.arange(counts.shape[1])
+    seen = (known * target).sum(1)
+    for _ in range(200):
+        total = (weights * r[parts, pixels]).sum(1)
+        share = target.sum(1) / np.maximum(total, 1e-12)
+        exposure = (known * weights * share[:, None]).sum(1)
+        r = np.where(exposure > 0, seen / np.maximum(exposure, 1e-12), 0)
+        r /= r[0].mean()
+    return r
+
+
+@pytest.mark.parametrize("ceiling", [1, 4])
+def test_one_bit_frames_teach_the_true_rates_whatever_the_input(ceiling: int) -> None:
+    rng = np.random.default_rng(0)
+    chance = 1 - np.exp(-np.linspace(0.3, 1.5, 12))
+    images = 12_000
+    counts = rng.binomial(ceiling, chance, (images, 12)).astype(np.int32)
+    fractions = rng.choice([0.2, 0.5, 0.8], images)
+    parts, slots = np.zeros_like(counts), np.zeros_like(counts)
+    for fraction in (0.2, 0.5, 0.8):
+        chosen = fractions == fraction
+        parts[chosen] = binomial(counts[chosen], fraction, rng)
+        slots[chosen] = free_slots(counts[chosen], parts[chosen], fraction, ceiling, rng)
+    assert (slots >= counts - parts).all()
+    right = learned(counts, parts, slots.astype(float))
+    expected = chance / chance.mean()
+    for photons in range(ceiling):  # where all slots have fired none is left to learn from
+        enough = (parts == photons).sum(0) > 1000
+        np.testing.assert_allclose(right[photons, enough] / right[0].mean(), expected[enough], rtol=0.12)
+    # taken as photon counts, a pixel that has fired is one where none can land, or fewer
+    wrong = learned(counts, parts, np.ones(counts.shape))
+    assert (wrong[1] < 0.85 * expected).all()
+
+
+@given(seed=st.integers(0, 1000), ceiling=st.integers(1, 20), fraction=st.floats(0.05, 0.95))
+def test_slots_left_hold_the_rest(seed: int, ceiling: int, fraction: float) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, ceiling + 1, (6, 7)).astype(np.int32)
+    part = binomial(counts, fraction, rng)
+    slots = free_slots(counts, part, fraction, ceiling, rng)
+    assert (slots >= counts - part).all()
+    assert (slots <= ceiling - part).all()
+
+
+def test_halves_of_one_bit_frames_are_independent() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.binomial(5, 0.6, 400_000).astype(np.int32)
+    part = binomial(counts, 0.5, rng)
+    slots = free_slots(counts, part, 0.5, 5, rng)
+    rest = counts - part
+    # as counts they are not: a pixel cannot fire more than five times
+    assert np.corrcoef(part, rest)[0, 1] < -0.2
+    # for the same slots they are
+    for left in (1, 2, 3, 4):
+        same = slots == left
+        assert abs(np.corrcoef(part[same], rest[same])[0, 1]) < 0.015
+        assert rest[same].mean() == pytest.approx(0.6 * left, rel=0.02)
+
+
+def test_more_photons_than_frames_are_refused() -> None:
+    counts = np.array([0, 3], np.int32)
+    with pytest.raises(NotPhotonCountsError, match="2 one-bit frames hold at most 2"):
+        free_slots(counts, counts, 0.5, 2, np.random.default_rng(0))

@@ -14,9 +14,10 @@ import yaml
 
 from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.export.card import Card
-from gap_bioimage.export.example import check_room, counts_of, piece_to_test, sparse_counts
+from gap_bioimage.export.example import check_room, piece_to_test, sparse_counts, values_for
 from gap_bioimage.export.halo import default_box_px, measure_halo
-from gap_bioimage.export.kinds import Kind, Sampling, check_kind, product_of
+from gap_bioimage.export.intake import Intake
+from gap_bioimage.export.kinds import Kind, Sampling, check_kind, counts_sampler, product_of
 from gap_bioimage.export.onnx_weights import check_onnx, write_onnx
 from gap_bioimage.export.operation import read_operation
 from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, Sizes, describe, description_of, output_file
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gap_bioimage.export.operation import Operation
+    from gap_bioimage.inference.prepared import CameraLike
     from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.validation.report import Report
 
@@ -50,6 +52,7 @@ def export(
     seed: int = 0,
     postprocessing: str | None = None,
     postprocessing_kwargs: Mapping[str, Any] | None = None,
+    camera: CameraLike = "model",
     onnx: bool = False,
     test_image: xr.DataArray | str | Path | None = None,
     device: str = "cpu",
@@ -78,10 +81,14 @@ def export(
         keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
     postprocessing_kwargs
         Its kwargs, plain values.
+    camera
+        The camera whose raw images the zip is for, or its yaml; "model" for the one of the training, if any;
+        None for counts.
     onnx
         Add ONNX weights; kind "denoise" only.
     test_image
-        Real counts for the test tensors and the measured numbers. Models from a run folder bring theirs.
+        Real counts (or images of the camera) for the test tensors and the measured numbers. Models from a run
+        folder bring theirs.
     device
         Where the finished zip is validated.
     on_stage
@@ -113,8 +120,10 @@ def export(
     own = None if postprocessing is None else read_operation(postprocessing, postprocessing_kwargs)
     description_of(card, custom=kind == "sample-hook" or own is not None)
     model = load_model(model) if isinstance(model, (str, Path)) else model
-    example, held_out = counts_of(model, test_image)
-    order = _Order(kind, model, card, sampling, own, onnx, example, held_out, on_stage or (lambda stage: None))
+    intake = Intake.of(model, camera)
+    example, held_out = values_for(model, intake, test_image)
+    tell = on_stage or (lambda stage: None)
+    order = _Order(kind, model, card, sampling, own, intake, onnx, example, held_out, tell)
     out = Path(out)
     with tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as temporary:
         folder = Path(name)
@@ -141,6 +150,7 @@ class _Order:
     card: Card
     sampling: Sampling
     own: Operation | None
+    intake: Intake
     onnx: bool
     example: np.ndarray
     held_out: np.ndarray | None
@@ -149,8 +159,10 @@ class _Order:
 
 def _fill(folder: Path, order: _Order) -> list[str]:
     """Make the files of a zip in a folder; return their names in the order of the archive."""
-    model, example = order.model, order.example
+    model = order.model
     network = model.network.cpu()
+    intake = order.intake
+    example = intake.counts(order.example)
     finite(tiled_log_rate(network, torch.from_numpy(example.astype(np.float32))[None]))
     order.tell("measuring the halo")
     box_px = default_box_px(receptive_field_px(network))
@@ -158,24 +170,26 @@ def _fill(folder: Path, order: _Order) -> list[str]:
     halo = measure_halo(denoiser, example)
     sizes = Sizes.of(network.step_px, halo.halo_px)
     order.tell("making the test tensors")
-    product = product_of(order.kind, model, box_px, order.sampling, order.own)
+    product = product_of(order.kind, model, box_px, order.sampling, order.own, intake)
     product.write(folder)
     if order.onnx:
         write_onnx(folder, denoiser, model.config.channels, sizes)
-    counts = piece_to_test(example, sizes.min_px)
+    values = piece_to_test(order.example, sizes.min_px)
     if product.sampling is not None:
-        counts = sparse_counts(counts, product.sampling.n_samples, denoiser)
-    photons = counts.astype(np.float32)[None]
-    np.save(folder / TEST_INPUT, photons)
-    np.save(folder / output_file(product.output), product.run(photons))
+        values = intake.values_of(sparse_counts(intake.counts(values), product.sampling.n_samples, denoiser))
+    test_input = values.astype(np.float32)[None]
+    np.save(folder / TEST_INPUT, test_input)
+    np.save(folder / output_file(product.output), product.run(intake.preprocess(test_input)))
     with torch.inference_mode():
         draw_cover(folder / COVER, example, denoiser(torch.from_numpy(example.astype(np.float32))[None])[0].numpy())
     order.tell("measuring scores")
-    scored = example if order.held_out is None else order.held_out
+    # as in training, so that the two halves of the photons are independent
+    scored = intake.counts(order.example if order.held_out is None else order.held_out, np.random.default_rng(0))
     measured = Measured(sizes, halo, box_px, score_on_halves(denoiser, scored), order.held_out is not None)
     if product.sampler is not None:
         room = check_room(example, product.sampler.brightest)
-        measured = replace(measured, samples=score_samples(product.sampler, scored), room_db=room)
+        sampler = counts_sampler(model, box_px, order.sampling)
+        measured = replace(measured, samples=score_samples(sampler, scored), room_db=room)
     write_readme(folder / README, model, order.card, product, measured)
     _write_yaml(folder / "rdf.yaml", describe(folder, model, order.card, sizes, product))
     names = sorted(path.name for path in folder.iterdir())

@@ -12,6 +12,7 @@ import torch
 
 from gap_bioimage.errors import ExportError
 from gap_bioimage.export.halo import mirrored
+from gap_bioimage.export.intake import Intake
 from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 from gap_bioimage.network import photon_budget, total_photons
 from gap_bioimage.photons.image_io import read_photons
@@ -31,30 +32,40 @@ _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for eac
 _LEAST_RATE = 0.02  # tests allow differences of 0.001
 
 
-def counts_of(model: Model, test_image: xr.DataArray | str | Path | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return counts (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them.
+def values_for(
+    model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return values (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them.
+
+    They are what the zip will be given: counts, or values of the camera.
 
     Raises
     ------
     ExportError
         If there are none, or they do not fit the model.
     """
-    from gap_bioimage.training.patches import as_stacks
+    from gap_bioimage.training.stacks import as_stacks, values_of
 
     if test_image is not None:
-        image = read_photons(test_image) if isinstance(test_image, (str, Path)) else test_image
+        counts = intake.detector is None and intake.ceiling is None
+        image = read_photons(test_image, check=counts) if isinstance(test_image, (str, Path)) else test_image
         stacks = as_stacks([image], model.config.dim)
         if stacks[0].shape[0] != model.config.channels:
             raise ExportError(
                 f"the test image has {stacks[0].shape[0]} channels, the model expects {model.config.channels}"
             )
-        return np.asarray(max(stacks, key=lambda stack: float(stack.mean()))), None
+        return np.asarray(values_of(max(stacks, key=lambda stack: float(stack.mean())))), None
     folder = model.source.parent
     if not (folder / "example.npy").is_file():
         raise ExportError(
             f"{model.source} brings no counts for the test tensors; give an image of real counts with --test-image"
         )
-    return np.load(folder / "example.npy"), np.load(folder / "held_out.npy")
+    example, held_out = np.load(folder / "example.npy"), np.load(folder / "held_out.npy")
+    own = Intake.of(model)
+    if own == intake:
+        return example, held_out
+    # the zip is for another camera: what it would have written
+    return tuple(intake.values_of(own.counts(values)) for values in (example, held_out))  # type: ignore[return-value]
 
 
 def piece_to_test(example: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -68,7 +79,7 @@ def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
         *(range(0, have - want + 1, max(1, want // 2)) for have, want in zip(image.shape[1:], size, strict=True))
     )
     cuts = [tuple(slice(s, s + want) for s, want in zip(start, size, strict=True)) for start in starts]
-    return max((image[(slice(None), *cut)] for cut in cuts), key=lambda piece: int(piece.sum(dtype=np.int64)))
+    return max((image[(slice(None), *cut)] for cut in cuts), key=lambda piece: float(piece.sum(dtype=np.float64)))
 
 
 def room_db(counts: np.ndarray, brightest: float) -> float:

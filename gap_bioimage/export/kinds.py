@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,6 +13,7 @@ import torch
 from gap_bioimage.errors import ExportError
 from gap_bioimage.export import copies, sampling_op
 from gap_bioimage.export.copies import PhotonCopies
+from gap_bioimage.export.intake import Intake
 from gap_bioimage.export.operation import Operation, apply_checked
 from gap_bioimage.export.weights import (
     NETWORK_SOURCE,
@@ -101,6 +102,8 @@ class Product:
         The operation that samples, where the graph does not.
     own
         The user's postprocessing.
+    intake
+        What the zip is given.
     """
 
     module: nn.Module
@@ -115,6 +118,7 @@ class Product:
     sampler: PosteriorSampler | None = None
     hook: Operation | None = None
     own: Operation | None = None
+    intake: Intake = field(default_factory=Intake)
 
     @property
     def operations(self) -> list[Operation]:
@@ -135,7 +139,7 @@ class Product:
             write_state(folder / SAMPLER_WEIGHTS, self.sampler)
 
     def run(self, photons: np.ndarray) -> np.ndarray:
-        """Return the zip's output for counts (b, c, [z,] y, x); the user's postprocessing is checked on it."""
+        """Return the output for preprocessed input (b, c, [z,] y, x); the user's postprocessing is checked on it."""
         with torch.inference_mode():
             output: np.ndarray = self.module(torch.from_numpy(photons)).numpy()
         if self.hook is not None:
@@ -144,31 +148,45 @@ class Product:
 
 
 def product_of(
-    kind: Kind, model: Model, box_px: list[int], sampling: Sampling, own: Operation | None = None
+    kind: Kind,
+    model: Model,
+    box_px: list[int],
+    sampling: Sampling,
+    own: Operation | None = None,
+    intake: Intake | None = None,
 ) -> Product:
     """Return what a zip of this kind holds, with the user's own postprocessing at its end."""
+    intake = intake or Intake.of(model)
     if kind != "denoise":
-        return _sampling_product(kind, model, box_px, sampling, own)
+        return _sampling_product(kind, model, box_px, sampling, own, intake)
     channels = model.config.channels
     return Product(
-        module=denoiser_of(model, box_px),
+        intake=intake,
+        module=denoiser_of(model, box_px, **intake.arguments),
         source=NETWORK_SOURCE,
-        arguments={"box_px": list(box_px), **model.config.model_dump(mode="json")},
+        arguments={"box_px": list(box_px), **intake.arguments, **model.config.model_dump(mode="json")},
         output="rate",
         description="expected photons per pixel (posterior mean)",
         channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
-        facts=_facts(kind, model, own),
+        facts=_facts(kind, own, intake, model),
         own=own,
     )
 
 
+def counts_sampler(model: Model, box_px: list[int], sampling: Sampling) -> PosteriorSampler:
+    """Return the sampler of a zip whose input are counts without further ado."""
+    return sampler_of(model, sampler_arguments(model, box_px, sampling.n_samples, sampling.n_steps, sampling.seed))
+
+
 def _sampling_product(
-    kind: Kind, model: Model, box_px: list[int], sampling: Sampling, own: Operation | None
+    kind: Kind, model: Model, box_px: list[int], sampling: Sampling, own: Operation | None, intake: Intake
 ) -> Product:
     channels, names = model.config.channels, sampling.channels
     arguments = sampler_arguments(model, box_px, sampling.n_samples, sampling.n_steps, sampling.seed)
+    arguments |= intake.arguments
     sampler = sampler_of(model, arguments)
     in_graph = Product(
+        intake=intake,
         module=sampler,
         source=NETWORK_SOURCE,
         arguments=arguments,
@@ -176,7 +194,7 @@ def _sampling_product(
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
         channel_names=names if channels == 1 else [f"{name}_{i}" for name in names for i in range(channels)],
         facts={
-            **_facts(kind, model, own),
+            **_facts(kind, own, intake, model),
             "stochastic": True,
             "n_samples": sampling.n_samples,
             "n_steps": sampling.n_steps,
@@ -200,11 +218,13 @@ def _sampling_product(
     )
 
 
-def _facts(kind: Kind, model: Model, own: Operation | None) -> dict[str, Any]:
+def _facts(kind: Kind, own: Operation | None, intake: Intake, model: Model) -> dict[str, Any]:
     facts = {
         "kind": kind,
-        "conserves_photons": own is None,
+        # photons are not what is given, where a camera or one-bit frames stand between
+        "conserves_photons": own is None and not intake.arguments,
         "trained_range_db": list(model.trained_range_db),
+        **intake.facts,
     }
     return facts if own is None else {**facts, "requires": REQUIRES}
 

@@ -83,7 +83,7 @@ def describe(folder: Path, model: Model, card: Card, sizes: Sizes, product: Prod
         "documentation": README,
         "covers": [COVER],
         **({"attachments": attached} if attached else {}),
-        "inputs": [_input(folder, names, sizes)],
+        "inputs": [_input(folder, names, sizes, product)],
         "outputs": [_output(folder, sizes, product)],
         "weights": _weights(folder, product),
         "config": {"gap_bioimage": product.facts},
@@ -128,17 +128,19 @@ def tags_of(model: Model, card: Card, more: Sequence[str] = ()) -> list[str]:
     return list(dict.fromkeys([*fixed, *more, f"{model.config.dim}d", *card.tags]))
 
 
-def _input(folder: Path, names: list[str], sizes: Sizes) -> dict[str, Any]:
+def _input(folder: Path, names: list[str], sizes: Sizes, product: Product) -> dict[str, Any]:
     space = [
         {"type": "space", "id": axis, "size": {"min": minimum, "step": step}}
         for axis, minimum, step in zip(_space(sizes), sizes.min_px, sizes.step_px, strict=True)
     ]
+    steps = product.intake.preprocessing
     return {
         "id": "photons",
-        "description": "photon counts per pixel, as recorded; no normalisation is needed",
+        "description": product.intake.description,
         "axes": [*_batch_and_channel(names), *space],
         "data": {"type": "float32", "range": [0.0, None]},
         "test_tensor": _file(folder, TEST_INPUT),
+        **({"preprocessing": steps} if steps else {}),
     }
 
 
@@ -158,8 +160,8 @@ def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
         | _file(folder, operation.file_name)
         for operation in product.operations
     ]
-    # what the user's own postprocessing returns may be negative
-    lowest = {"range": [0.0, None]} if product.own is None else {}
+    # what the user's own postprocessing returns may be negative, and dark pixels of a camera
+    lowest = {"range": [0.0, None]} if product.own is None and product.intake.detector is None else {}
     return {
         "id": product.output,
         "description": product.description + ("" if product.own is None else f"; then {product.own.callable}"),

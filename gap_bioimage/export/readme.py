@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from gap_bioimage.export.rdf import ONLY_CORE
+from gap_bioimage.export.readme_camera import camera_text
 from gap_bioimage.export.readme_sampling import paragraph, sample_scores_text, sampling_text
 from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 _LIMITATIONS = (
     "Made for photon counts (Poisson noise); camera images with an offset or a gain must be converted to photons first."
 )
+_LIMITATIONS_CAMERA = (
+    "Made for raw images of the camera above, or of one with the same offset and gain: images that were scaled, "
+    "smoothed, averaged or aligned before have other noise."
+)
+_LIMITATIONS_ONE_BIT = "Made for sums of one-bit frames of a single-photon camera, as many as stated above."
 _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
 
@@ -137,6 +143,8 @@ def write_readme(path: Path, model: Model, card: Card, product: Product, measure
     if product.operations:
         sections.append(f"**{ONLY_CORE}** It runs Python code of this zip: see that you trust its author.")
     sections += [card.description, _what_it_does(model, product, measured)]
+    if product.intake.arguments:
+        sections += ["## Camera", camera_text(product.intake)]
     sections += ["## Use", _how_to_use(model, product, measured)]
     if product.sampling is not None:
         sections += ["## Samples", sampling_text(model, product, product.sampling, measured.room_db)]
@@ -144,7 +152,7 @@ def write_readme(path: Path, model: Model, card: Card, product: Product, measure
         sections += ["## Postprocessing", _own_text(product.own)]
     sections += ["## Training data", card.training_data or "Not stated by the author."]
     sections += ["# Validation", _validation_text(measured)]
-    sections += ["## Limitations", card.limitations or _LIMITATIONS]
+    sections += ["## Limitations", card.limitations or _limitations(product)]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
@@ -152,14 +160,21 @@ def _what_it_does(model: Model, product: Product, measured: Measured) -> str:
     output = "the expected number of photons per pixel (posterior mean, MMSE)"
     if product.sampling is not None:
         output = "mean and standard deviation of samples of the clean image, then the samples, in photons per pixel"
-    inside = ": no pre- or postprocessing is needed" if not product.operations else ", but for its postprocessing"
+    steps = ["preprocessing"] * bool(product.intake.preprocessing) + ["postprocessing"] * bool(product.operations)
+    inside = f", but for its {' and '.join(steps)}" if steps else ": no pre- or postprocessing is needed"
     return paragraph(
-        f"""Input: photon counts per pixel, as they were recorded. Output: {output}. Photons are conserved around each
+        f"""Input: {product.intake.description.split(";")[0]}. Output: {output}. Photons are conserved around each
         pixel, in a box of {" x ".join(map(str, measured.box_px))} px; `gap-bioimage denoise` conserves them in the
         whole image instead, which differs a little. The network is a {model.config.dim}D GAP U-Net (Generative
         Accumulation of Photons, doi:10.48550/arXiv.2307.06607): it has learnt from noisy counts alone where the next
         photon would land. All computation is inside the model{inside}."""
     )
+
+
+def _limitations(product: Product) -> str:
+    if product.intake.detector is not None:
+        return _LIMITATIONS_CAMERA
+    return _LIMITATIONS if product.intake.ceiling is None else _LIMITATIONS_ONE_BIT
 
 
 def _how_to_use(model: Model, product: Product, measured: Measured) -> str:
@@ -170,8 +185,8 @@ def _how_to_use(model: Model, product: Product, measured: Measured) -> str:
     )
     halos = ", ".join(f"{axis} {value}" for axis, value in zip(axes, sizes.halo_px, strict=True))
     others = [
-        "- Fiji: open the zip with deepImageJ and run it on the counts (16 or 32 bit). The result is a 32-bit image in"
-        " photons.",
+        f"- Fiji: open the zip with deepImageJ and run it on {product.intake.noun} (16 or 32 bit). The result is a"
+        " 32-bit image in photons.",
         "- ilastik: as a neural network model; export the raw float result, since the view shows it as if it were"
         " 0..1.",
     ]
@@ -181,7 +196,7 @@ def _how_to_use(model: Model, product: Product, measured: Measured) -> str:
         "" if product.sampling is None else f" --samples {product.sampling.n_samples} --seed {product.sampling.seed}"
     )
     python = f"""- Python: `bioimageio.core.predict(model="model.zip", inputs=...)`, or
-  `gap-bioimage {verb} model.zip counts.tif out.tif{options}`{without}."""
+  `gap-bioimage {verb} model.zip image.tif out.tif{options}`{without}."""
     uses = "\n".join([*([] if product.operations else others), python])
     return f"""{uses}
 

@@ -24,9 +24,12 @@ SAMPLER_WEIGHTS = "sampler_weights.pt"
 NETWORK_SOURCE = Path(network_source.__file__)
 
 
-def denoiser_of(model: Model, box_px: list[int]) -> PhotonDenoiser:
-    """Return the module that a denoising zip runs, on the CPU and in evaluation mode."""
-    denoiser = PhotonDenoiser(box_px, **model.config.model_dump())
+def denoiser_of(model: Model, box_px: list[int], **intake: Any) -> PhotonDenoiser:
+    """Return the module that a denoising zip runs, on the CPU and in evaluation mode.
+
+    ``intake`` are the arguments of ``PhotonDenoiser`` that tell what its input is; without them it is counts.
+    """
+    denoiser = PhotonDenoiser(box_px, **intake, **model.config.model_dump())
     denoiser.network.load_state_dict({k: v.cpu() for k, v in model.network.state_dict().items()})
     return denoiser.eval().requires_grad_(False)
 

@@ -10,6 +10,7 @@ import torch
 
 from gap_bioimage.errors import AxesError, ConfigError
 from gap_bioimage.inference.finite import finite
+from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import UNet, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from gap_bioimage.inference.prepared import CameraLike
     from gap_bioimage.training.checkpoint import Model
 
 _MARGIN_DB = 1.0  # a whole image this much brighter than any training window is out of range
@@ -31,12 +33,15 @@ def denoise(
     photons: xr.DataArray,
     *,
     planes: bool = False,
+    camera: CameraLike = "model",
+    time_as_z: bool = False,
+    separate_channels: bool = False,
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
     on_tile: Callable[[int, int], None] | None = None,
 ) -> xr.DataArray:
-    """Denoise counts; the result has the same total and the same axes.
+    """Denoise an image; the result has the same axes, and of counts the same total.
 
     Frames (t), and planes (z) of a 2D model, are denoised one by one, channels jointly.
 
@@ -45,9 +50,16 @@ def denoise(
     model
         From ``load_model`` or ``train``.
     photons
-        Counts with dims out of ``t c z y x``.
+        Counts, or values of the camera, with dims out of ``t c z y x``.
     planes
         Let a 2D model run on a stack plane by plane.
+    camera
+        The camera of the image, or its yaml; "model" for the one that the model was trained with, if any; None where
+        the image holds counts.
+    time_as_z
+        Let a 3D model see a movie as one stack.
+    separate_channels
+        Let a model of one channel denoise several, one by one.
     tile_px, halo_px
         Tile with halo, and halo, per spatial axis; the result does not depend on them while the halo is
         at least the receptive field, which is the default.
@@ -59,7 +71,8 @@ def denoise(
     Returns
     -------
     xarray.DataArray
-        Expected photons per pixel, float32, dims and coordinates of ``photons``.
+        Expected photons per pixel, float32, dims and coordinates of ``photons``. The noise of a camera may take
+        them slightly below 0.
 
     Raises
     ------
@@ -69,9 +82,14 @@ def denoise(
         If the device cannot be used, or the tiles do not fit the image or the network.
     BrokenNetworkError
         If the network returns values that are not finite.
+    NotPhotonCountsError
+        If the image cannot come from that camera.
     """
-    check_dim(photons, model.config.dim, plane_by_plane=planes)
-    items, restore = as_items(photons, model.config.dim, model.config.channels)
+    prepared = prepare(model, photons, camera=camera, time_as_z=time_as_z)
+    check_dim(prepared.counts, model.config.dim, plane_by_plane=planes)
+    items, restore = as_items(
+        prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels
+    )
     warn_if_brighter(model, items)
     network = on_device(model.network, device)
     rates = np.empty(items.shape, np.float32)
@@ -83,10 +101,12 @@ def denoise(
 
     for done, item in enumerate(items):
         rates[done] = _denoise_item(network, np.asarray(item), tile_px, halo_px, report)
-    return restore(rates)
+    return prepared.photons(restore(rates))
 
 
-def as_items(photons: xr.DataArray, dim: int, channels: int) -> tuple[np.ndarray, Callable[[np.ndarray], xr.DataArray]]:
+def as_items(
+    photons: xr.DataArray, dim: int, channels: int, *, separate_channels: bool = False
+) -> tuple[np.ndarray, Callable[[np.ndarray], xr.DataArray]]:
     """View an image as independent items ``(n, c, [z,] y, x)``, and how to turn them back.
 
     Raises
@@ -94,16 +114,21 @@ def as_items(photons: xr.DataArray, dim: int, channels: int) -> tuple[np.ndarray
     AxesError
         If the number of channels is not the model's.
     """
-    ordered = items_first(photons, dim)
+    ordered = items_first(photons, dim, separate_channels=separate_channels)
     if ordered.sizes["c"] != channels:
         raise AxesError(
             f"the image has {ordered.sizes['c']} channels, the model expects {channels}; choose one with --channel"
+            + (", or denoise each by itself with --separate-channels" if channels == 1 else "")
         )
     items = ordered.data.reshape(-1, *ordered.shape[-dim - 1 :])
 
     def restore(values: np.ndarray) -> xr.DataArray:
         result = ordered.copy(data=values.reshape(ordered.shape))
-        return (result if "c" in photons.dims else result.squeeze("c", drop=True)).transpose(*photons.dims)
+        if "channel" in result.dims:
+            result = result.squeeze("c", drop=True).rename(channel="c")
+        elif "c" not in photons.dims:
+            result = result.squeeze("c", drop=True)
+        return result.transpose(*photons.dims)
 
     return items, restore
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gap_bioimage.errors import AxesError
+from gap_bioimage.errors import AxesError, ConfigError
 from gap_bioimage.inference.denoise import as_items, on_device
 from gap_bioimage.inference.finite import finite
+from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import count_keys, draw_keys, poisson, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from gap_bioimage.inference.prepared import CameraLike, Prepared
     from gap_bioimage.training.checkpoint import Model
 
 _PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
@@ -56,6 +58,7 @@ def region_uncertainty(
     *,
     seed: int,
     passes: int | None = None,
+    camera: CameraLike = "model",
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
@@ -75,7 +78,7 @@ def region_uncertainty(
         For the photons that are added.
     passes
         Runs of the network per region, to average; when None one, and more for dim regions.
-    tile_px, halo_px, device
+    camera, tile_px, halo_px, device
         As for ``denoise``.
     on_region
         Called with (regions done, all regions).
@@ -84,6 +87,8 @@ def region_uncertainty(
     ------
     AxesError
         If the counts are several images, or the labels have other sizes or are no labels.
+    ConfigError
+        If the model was trained on one-bit frames.
     BrokenNetworkError
         If the network returns values that are not finite.
 
@@ -92,8 +97,11 @@ def region_uncertainty(
     UserWarning
         If a region's expected photons differ from the counted ones by more than both their errors explain.
     """
-    check_dim(photons, model.config.dim, plane_by_plane=False)
-    items, _ = as_items(photons, model.config.dim, model.config.channels)
+    prepared = prepare(model, photons, camera=camera)
+    if prepared.ceiling is not None:
+        raise ConfigError("regions of one-bit frames are not known: their photons are no sums of what was counted")
+    check_dim(prepared.counts, model.config.dim, plane_by_plane=False)
+    items, _ = as_items(prepared.counts, model.config.dim, model.config.channels)
     if len(items) != 1 or labels.shape != items.shape[2:]:
         raise AxesError(
             f"the labels have sizes {labels.shape} and the image holds {len(items)} of {items.shape[2:]}, expected "
@@ -119,9 +127,18 @@ def region_uncertainty(
         seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
         found.append(Region(label, int(mask[0, 0].sum()), seen, expected, variance**0.5 if variance > 0 else None))
         _warn_if_contradicted(found[-1])
+        found[-1] = _without_background(found[-1], prepared, mask[0, 0].numpy())
         if on_region is not None:
             on_region(done, len(numbers))
     return found
+
+
+def _without_background(region: Region, prepared: Prepared, mask: np.ndarray) -> Region:
+    """Subtract what the camera's noise adds to the counts of a region."""
+    if prepared.detector is None:
+        return region
+    background = float(np.broadcast_to(prepared.detector.background(), mask.shape)[mask].sum())
+    return replace(region, counted=round(region.counted - background), photons=region.photons - background)
 
 
 def _warn_if_contradicted(region: Region) -> None:

@@ -21,15 +21,18 @@ from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.climb import Climb, State
 from gap_bioimage.inference.denoise import as_items, on_device
+from gap_bioimage.inference.prepared import Prepared, prepare
 from gap_bioimage.inference.tiling import automatic_batch, tiled_log_rate
 from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
 from gap_bioimage.inference.unfinished import Unfinished, fingerprint
 from gap_bioimage.photons.checks import check_dim
+from gap_bioimage.training.recorded import detector_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from gap_bioimage.inference.prepared import CameraLike
     from gap_bioimage.network import UNet
     from gap_bioimage.training.checkpoint import Model
 
@@ -97,6 +100,9 @@ def sample(
     seed: int,
     settings: SamplingConfig | None = None,
     planes: bool = False,
+    camera: CameraLike = "model",
+    time_as_z: bool = False,
+    separate_channels: bool = False,
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
@@ -121,7 +127,7 @@ def sample(
         Not negative.
     settings
         Schedule, steps, where to stop.
-    planes, tile_px, halo_px, device
+    planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
         As for ``denoise``.
     batch
         Samples that share one run of the network; chosen when None: one on the CPU, as many as fit on a GPU.
@@ -155,8 +161,11 @@ def sample(
         raise ConfigError(f"n_samples is {n_samples}, expected at least 1")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"the seed is {seed}, expected a number of at least 0 and below 2^63")
-    check_dim(photons, model.config.dim, plane_by_plane=planes)
-    items, restore = as_items(photons, model.config.dim, model.config.channels)
+    prepared = prepare(model, photons, camera=camera, time_as_z=time_as_z)
+    check_dim(prepared.counts, model.config.dim, plane_by_plane=planes)
+    items, restore = as_items(
+        prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels
+    )
     counts = [torch.from_numpy(np.ascontiguousarray(item).astype(np.float32))[None] for item in items]
     empty = not any(bool(item.any()) for item in counts)
     if empty:
@@ -194,7 +203,7 @@ def sample(
             drawn[numbers.start : numbers.stop, number] = rate.numpy()
     samples = xr.concat([restore(values) for values in drawn], "sample")
     run.unfinished.remove()
-    return samples.rename("rate")
+    return prepared.photons(samples).rename("rate")
 
 
 def generate(
@@ -254,6 +263,7 @@ def generate(
             model,
             empty,
             n_samples,
+            camera=None,
             seed=seed,
             settings=_for_generation(settings or SamplingConfig()),
             tile_px=tile_px,
@@ -263,6 +273,9 @@ def generate(
             unfinished=unfinished,
             on_step=on_step,
         )
+    detector = detector_of(model)
+    # maps say which pixel of a camera is which; here is no camera
+    images = Prepared(empty, None if detector is None else detector.scalar).photons(images)
     return images.squeeze("c") if model.config.channels == 1 else images
 
 

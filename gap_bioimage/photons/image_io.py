@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import tifffile
 import xarray as xr
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError, OutputError, UnreadableImageError
+from gap_bioimage.errors import AxesError, GapError, NotPhotonCountsError, OutputError, UnreadableImageError
 from gap_bioimage.files import replacing
+from gap_bioimage.photons.calibration import calibrate, metadata_of, pixel_size_um
 from gap_bioimage.photons.checks import check_photon_counts
-from gap_bioimage.photons.tiff import damaged, open_tiff
-from gap_bioimage.photons.tiff_metadata import Metadata, to_imagej, to_ome
+from gap_bioimage.photons.formats.folders import replacing_folder
+from gap_bioimage.photons.formats.ome_zarr import is_zarr
+from gap_bioimage.photons.formats.opening import READABLE, open_image
+from gap_bioimage.photons.formats.stored import Stored, damaged
+from gap_bioimage.photons.formats.tiff_metadata import to_imagej, to_ome
+from gap_bioimage.photons.selection import AXES, axes_of, channel_of, frames_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-AXES = "tczyx"
-SUFFIXES = (".tif", ".tiff", ".npy")
+__all__ = ["SUFFIXES", "check_output", "pixel_size_um", "read_images", "read_photons", "write_image"]
+
+SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".h5", ".hdf5")  # written; :data:`READABLE` has those that are read
+_FOLDERS = (".zarr",)
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 _IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the rest is for its tags
 
@@ -31,23 +40,37 @@ def read_photons(
     path: Path | str,
     axes: str | None = None,
     *,
-    channel: int | None = None,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
     check: bool = True,
     saturation: float = 1e-4,
 ) -> xr.DataArray:
     """Read one image of photon counts.
 
-    Uncompressed files are mapped, not read: opening one takes no memory, whatever its size. (Files under
-    1 GB in the other byte order are read, because few libraries accept it.)
+    Uncompressed TIFF and ``.npy`` are mapped, not read: opening one takes no memory, whatever its size. (Files under
+    1 GB in the other byte order are read, because few libraries accept it.) All other formats are read into memory,
+    but only what was chosen of them; where that does not fit, the error says so.
 
     Parameters
     ----------
     path
-        A TIFF, ImageJ TIFF, OME-TIFF or ``.npy`` file.
+        A TIFF, ImageJ TIFF, OME-TIFF, ``.npy``, OME-Zarr (the folder), HDF5, CZI, LIF, ND2, PTU or SDT file. Photon
+        streams (PTU, SDT) become counts per pixel, frame and channel, whatever the arrival times within the laser's
+        period.
     axes
         The axes of the array as stored, out of ``t c z y x``, for files that do not know them.
     channel
-        Keep this channel only, counted from 0.
+        Keep this channel only: counted from 0, or its name.
+    time
+        Keep this frame only, counted from 0, without its axis; or a range such as ``"0:50"``, ``"10:"`` or ``"::2"``,
+        as in Python.
+    series
+        Which image of a file that holds several (series, scenes, stage positions, fields, datasets): counted from 0,
+        or its name.
+    level
+        Which level of a pyramid; the full resolution, 0, when not given.
     check
         Refuse values that cannot be photon counts; this reads the whole file, piece by piece.
     saturation
@@ -63,21 +86,23 @@ def read_photons(
     Raises
     ------
     UnreadableImageError
-        If there is no such file, or it is empty, truncated or no image.
+        If there is no such file, it is empty, truncated or no image, holds several images of which none was chosen,
+        does not fit into memory, or needs a library that is not installed.
     AxesError
-        If the axes are unknown, or ``axes`` or ``channel`` do not fit.
+        If the axes are unknown, or ``axes``, ``channel``, ``time``, ``series`` or ``level`` do not fit.
     NotPhotonCountsError
         If it is a picture (RGB, PNG, JPEG) or its values cannot be counts.
     """
     path = Path(path)
     _check_file(path)
-    values, stored, meta = _open_npy(path) if path.suffix.lower() == ".npy" else open_tiff(path, axes)
-    dims = _axes_of(path, values.shape, stored, axes)
+    stored = open_image(path, axes, series, level)
+    dims = axes_of(path, stored.shape, stored.axes, axes)
+    parts, single = _parts(path, stored, dims, channel, time)
+    values = _values(path, stored, tuple(parts.get(dim, slice(None)) for dim in dims))
     photons = xr.DataArray(values, dims=list(dims), name="photons", attrs={"source": path.name})
     photons = photons.transpose(*(axis for axis in AXES if axis in dims))
-    photons = _calibrate(photons, meta)
-    if channel is not None:
-        photons = _select_channel(path, photons, channel)
+    photons = calibrate(photons, stored.meta, parts)
+    photons = photons.isel(dict.fromkeys(single, 0), drop=True)
     keep = {"y", "x", *(axes or "").lower()}
     photons = photons.squeeze([d for d in photons.dims if d not in keep and photons.sizes[d] == 1], drop=True)
     if check:
@@ -89,13 +114,17 @@ def read_images(
     paths: Path | str | Sequence[Path | str],
     axes: str | None = None,
     *,
-    channel: int | None = None,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
     check: bool = True,
     saturation: float = 1e-4,
 ) -> list[xr.DataArray]:
     """Read several images; a folder stands for all images in it, in natural order (2 before 10).
 
-    Parameters and errors are those of :func:`read_photons`; every file is an image of its own.
+    Parameters and errors are those of :func:`read_photons`; every file, and every folder that is an OME-Zarr, is an
+    image of its own.
 
     Returns
     -------
@@ -105,13 +134,19 @@ def read_images(
     files = [file for path in paths for file in _expand(Path(path))]
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
-    return [read_photons(f, axes, channel=channel, check=check, saturation=saturation) for f in files]
-
-
-def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
-    """Return the known pixel sizes in micrometres, by axis (``z``, ``y``, ``x``)."""
-    sizes = {axis: _step(image, axis) for axis in "zyx"}
-    return {axis: size for axis, size in sizes.items() if size is not None}
+    return [
+        read_photons(
+            file,
+            axes,
+            channel=channel,
+            time=time,
+            series=series,
+            level=level,
+            check=check,
+            saturation=saturation,
+        )
+        for file in files
+    ]
 
 
 def check_output(path: Path, source: Path | None = None) -> None:
@@ -120,7 +155,8 @@ def check_output(path: Path, source: Path | None = None) -> None:
     Raises
     ------
     OutputError
-        If the suffix is unknown, the folder does not exist, or ``path`` is the ``source`` itself.
+        If the suffix is unknown, the folder does not exist, ``path`` is the ``source`` itself, or a folder that is no
+        Zarr store stands there.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
@@ -128,10 +164,12 @@ def check_output(path: Path, source: Path | None = None) -> None:
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path} is the input itself and is not overwritten; give the output another name")
+    if path.suffix.lower() in _FOLDERS and path.exists() and not is_zarr(path):
+        raise OutputError(f"{path} is there already and is no Zarr store, so that it is kept; choose another name")
 
 
 def write_image(path: Path | str, image: xr.DataArray, *, compression: str | None = None) -> None:
-    """Write an image so that Fiji opens it with its axes and pixel sizes.
+    """Write an image so that Fiji and napari open it with its axes and pixel sizes.
 
     The file appears when it is complete; until then, and on failure, whatever was there stays.
 
@@ -139,19 +177,22 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     ----------
     path
         ``.tif`` writes an ImageJ hyperstack, or OME-TIFF where ImageJ's format cannot hold the data (32-bit
-        integers, 4 GB and more); ``.ome.tif`` OME-TIFF; ``.npy`` the bare array, without pixel sizes.
+        integers, 4 GB and more); ``.ome.tif`` OME-TIFF; ``.ome.zarr`` or ``.zarr`` OME-Zarr 0.5 with a pyramid;
+        ``.h5`` or ``.hdf5`` one dataset, for ilastik and Fiji's HDF5 plugin; ``.npy`` the bare array, without pixel
+        sizes.
     image
-        Dims out of ``t c z y x``, any order, or ``sample`` instead of ``t``: TIFF has no axis for posterior
-        samples, so Fiji shows them as frames. Floats are written as float32.
+        Dims out of ``t c z y x``, any order, or ``sample`` instead of ``t``: none of these formats has an axis for
+        posterior samples, so viewers show them as frames. Floats are written as float32, except to ``.npy``.
     compression
-        For TIFF: ``"zlib"`` or another that tifffile knows. Compressed files cannot be mapped when read.
+        For TIFF: ``"zlib"`` or another that tifffile knows; compressed files cannot be mapped when read. For HDF5:
+        ``"gzip"`` or another of its filters. OME-Zarr is always compressed.
 
     Raises
     ------
     AxesError
         If dims are unknown or y or x is missing.
     OutputError
-        If the suffix is unknown or the file cannot be written.
+        If the suffix is unknown, the file cannot be written, or its library is not installed.
     """
     path = Path(path)
     check_output(path)
@@ -161,19 +202,37 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
             f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
             "(or sample), c, z; rename them, or write one sample at a time"
         )
-    if path.suffix.lower() == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, image.values, allow_pickle=False)
         return
     names = dict(zip(image.dims, dims, strict=True))
     image = image.rename({old: new for old, new in names.items() if old != new})
-    _write_tiff(path, image.transpose(*(d for d in "tzcyx" if d in dims)), compression)
+    if suffix in (".tif", ".tiff"):
+        _write_tiff(path, image.transpose(*(d for d in "tzcyx" if d in dims)), compression)
+    else:
+        _write_chunked(path, image.transpose(*(d for d in AXES if d in dims)), compression)
+
+
+def _write_chunked(path: Path, image: xr.DataArray, compression: str | None) -> None:
+    values, axes, meta = _real(path, image), "".join(str(dim) for dim in image.dims), metadata_of(image)
+    if path.suffix.lower() in _FOLDERS:
+        from gap_bioimage.photons.formats.zarr_writer import write_zarr
+
+        with replacing_folder(path) as folder:
+            write_zarr(folder, values, axes, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
+        return
+    from gap_bioimage.photons.formats.hdf5 import write_hdf5
+
+    with replacing(path) as temporary:
+        write_hdf5(temporary, values, axes, meta, compression)
 
 
 def _write_tiff(path: Path, image: xr.DataArray, compression: str | None) -> None:
-    values = _writable(path, image.values)
+    values = _writable(path, _real(path, image))
     shown = "".join(str(dim) for dim in image.dims).upper()
-    meta = _metadata_of(image)
+    meta = metadata_of(image)
     imagej = values.dtype in (np.uint8, np.uint16, np.float32) and values.nbytes < _IMAGEJ_LIMIT_BYTES
     options: dict[str, Any] = {"photometric": "minisblack", "compression": compression}
     if imagej and not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
@@ -189,65 +248,78 @@ def _write_tiff(path: Path, image: xr.DataArray, compression: str | None) -> Non
             raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
 
 
-def _writable(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the values in a type that TIFF readers know."""
+def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
+    """Return the values in a type that all formats know."""
+    values = image.values
     if values.dtype == bool:
         return values.astype(np.uint8)
     if values.dtype.kind == "f":
         return values.astype(np.float32, copy=False)
-    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
-        narrow = np.uint32 if values.min(initial=0) >= 0 else np.int32
-        if values.max(initial=0) <= np.iinfo(narrow).max and values.min(initial=0) >= np.iinfo(narrow).min:
-            return values.astype(narrow)
-        raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
     if values.dtype.kind not in "iu":
-        raise OutputError(f"cannot write {path}: TIFF holds real numbers, given {values.dtype}; write .npy instead")
+        raise OutputError(f"cannot write {path}: images hold real numbers, given {values.dtype}; write .npy instead")
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _metadata_of(image: xr.DataArray) -> Metadata:
-    names: tuple[str, ...] = ()
-    if "c" in image.coords and image.coords["c"].dtype.kind in "UO":
-        names = tuple(str(name) for name in image.coords["c"].values.ravel())
-    return Metadata(pixel_size_um(image), _step(image, "t"), names)
+def _writable(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values in a type that TIFF readers know."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return values
+    narrow = np.uint32 if values.min(initial=0) >= 0 else np.int32
+    if values.max(initial=0) <= np.iinfo(narrow).max and values.min(initial=0) >= np.iinfo(narrow).min:
+        return values.astype(narrow)
+    raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
 
 
-def _calibrate(image: xr.DataArray, meta: Metadata) -> xr.DataArray:
-    steps = dict(meta.pixel_size_um)
-    if meta.interval_s is not None:
-        steps["t"] = meta.interval_s
-    coords: dict[str, Any] = {}
-    for axis, step in steps.items():
-        if axis in image.dims:
-            unit = "s" if axis == "t" else "um"
-            # The step is kept as well, because an axis of length 1 has no differences.
-            coords[axis] = (axis, np.arange(image.sizes[axis]) * step, {"units": unit, "step": step})
-    if "c" in image.dims and len(meta.channels) == image.sizes["c"]:
-        coords["c"] = ("c", list(meta.channels))
-    return image.assign_coords(coords)
+def _parts(
+    path: Path, stored: Stored, dims: str, channel: int | str | None, time: int | str | None
+) -> tuple[dict[str, slice], list[str]]:
+    """Return what to read of c and t, and which of them then goes."""
+    lengths = dict(zip(dims, stored.shape, strict=True))
+    parts: dict[str, slice] = {}
+    single = []
+    if channel is not None:
+        place = channel_of(path, channel, lengths.get("c", 1), stored.meta.channels)
+        parts["c"] = slice(place, place + 1)
+        single.append("c")
+    if time is not None:
+        parts["t"], one = frames_of(path, time, lengths.get("t", 1))
+        single += ["t"] if one else []
+    return {axis: part for axis, part in parts.items() if axis in dims}, [axis for axis in single if axis in dims]
 
 
-def _step(image: xr.DataArray, axis: str) -> float | None:
-    if axis not in image.dims or axis not in image.coords or image.coords[axis].dtype.kind not in "fiu":
-        return None
-    coord = image.coords[axis]
-    if coord.size < 2:
-        step = coord.attrs.get("step")
-        return None if step is None else float(step)
-    step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
-    return float(f"{step:.9g}") if step > 0 else None
+def _values(path: Path, stored: Stored, index: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """Read part of an image, in this machine's byte order unless it is mapped."""
+    if not stored.mapped:
+        lengths = [len(range(*part.indices(n))) for part, n in zip(index, stored.shape, strict=True)]
+        needed, free = math.prod(lengths) * stored.dtype.itemsize, psutil.virtual_memory().available
+        if needed > free:
+            raise UnreadableImageError(
+                f"{path.name} takes {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free, expected less; "
+                "read part of it with --time 0:10, --channel 0 or --level 1, or write it as an uncompressed OME-TIFF, "
+                "which need not be read at once"
+            )
+    try:
+        values = stored.read(index)
+    except GapError:
+        raise
+    except Exception as error:  # codecs raise many types on damaged files
+        raise damaged(path, error) from None
+    return values if stored.mapped else np.asarray(values, dtype=values.dtype.newbyteorder("="))
 
 
 def _expand(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not path.is_dir() or is_zarr(path):
         return [path]
-    files = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
+    files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
+    files = [f for f in files if is_zarr(f) or not f.is_dir()]
     if not files:
-        raise UnreadableImageError(f"the folder {path} holds no images, expected {', '.join(SUFFIXES)} files")
+        raise UnreadableImageError(f"the folder {path} holds no images, expected {', '.join(READABLE)} files")
     return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
 
 
 def _check_file(path: Path) -> None:
+    if is_zarr(path):
+        return
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
@@ -264,65 +336,3 @@ def _check_file(path: Path) -> None:
             raise NotPhotonCountsError(
                 f"{path.name} is a {kind} picture made for display, expected photon counts; export TIFF instead"
             )
-
-
-def _open_npy(path: Path) -> tuple[npt.NDArray[Any], str, Metadata]:
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise damaged(path, error) from None
-    if not isinstance(values, np.ndarray):
-        raise UnreadableImageError(f"{path} holds several arrays, expected one; save it with numpy.save")
-    if values.ndim == 2:
-        return values, "YX", Metadata()
-    return values, "Q" * values.ndim, Metadata()
-
-
-def _axes_of(path: Path, shape: tuple[int, ...], stored: str, axes: str | None) -> str:
-    if axes is not None:
-        return _given_axes(path, shape, axes.lower())
-    if "S" in stored:
-        raise NotPhotonCountsError(
-            f"{path.name} is an RGB photograph (axes {stored}), expected one channel of photon counts; "
-            "if its colours are detector channels, name the axes, for example --axes yxc"
-        )
-    if set(stored) <= set(AXES.upper()) and {"Y", "X"} <= set(stored):
-        return stored.lower()
-    if len(shape) < 2 or len(shape) > len(AXES):
-        raise AxesError(
-            f"{path.name} has shape {shape}, expected 2 to 5 axes out of t, c, z, y, x; save it as an image"
-        )
-    guess = _guess(shape, stored)
-    raise AxesError(
-        f"{path.name} has shape {shape} and does not say what its axes are, expected some of t, c, z, y, x; "
-        f"if they are {guess}, add --axes {guess} (in Python axes={guess!r})"
-    )
-
-
-def _given_axes(path: Path, shape: tuple[int, ...], axes: str) -> str:
-    if not {"y", "x"} <= set(axes) <= set(AXES) or len(set(axes)) < len(axes):
-        raise AxesError(f"--axes {axes} is not an order of axes, expected y, x and some of t, c, z; try --axes zyx")
-    if len(axes) != len(shape):
-        raise AxesError(
-            f"--axes {axes} names {len(axes)} axes but {path.name} has {len(shape)}, shape {shape}; name each one"
-        )
-    return axes
-
-
-def _guess(shape: tuple[int, ...], stored: str) -> str:
-    known = [letter.lower() if letter in AXES.upper() else "" for letter in stored]
-    known[-2:] = ["y", "x"]
-    for i, length in enumerate(shape[:-2]):
-        if not known[i]:
-            order = "czt" if length <= 3 else "ztc"
-            known[i] = next((axis for axis in order if axis not in known), "?")
-    return "".join(known)
-
-
-def _select_channel(path: Path, photons: xr.DataArray, channel: int) -> xr.DataArray:
-    count = photons.sizes.get("c", 1)
-    if not 0 <= channel < count:
-        raise AxesError(
-            f"channel {channel} was asked for, but {path.name} has {count} (counted from 0); choose 0 to {count - 1}"
-        )
-    return photons.isel(c=channel, drop=True) if "c" in photons.dims else photons

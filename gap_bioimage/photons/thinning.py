@@ -118,6 +118,43 @@ def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator)
     return result.reshape(counts.shape)
 
 
+def free_slots(
+    counts: NDArray[Scalar], part: NDArray[Scalar], fraction: float, ceiling: int, rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """Return how many one-bit frames of each pixel are left for the rest of its counts.
+
+    A pixel that sums ``ceiling`` frames of one bit has that many slots, each with a photon or without. Thinning
+    gives every slot to the first part with the same chance, empty ones too; then the rest is Binomial(slots left, q)
+    with the pixel's own q, independent of the first part. Without this a pixel whose photon went into the first part
+    would seem to be one where none can land.
+
+    Parameters
+    ----------
+    counts
+        Photons of each pixel, at most ``ceiling``.
+    part
+        Those of the first part, ``binomial(counts, fraction)``.
+    fraction
+        Chance of a slot to be in the first part.
+    ceiling
+        Frames that were summed.
+
+    Raises
+    ------
+    NotPhotonCountsError
+        If a pixel holds more than ``ceiling``.
+    """
+    highest = int(counts.max(initial=0))
+    if highest > ceiling:
+        raise NotPhotonCountsError(
+            f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the number of "
+            "frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
+        )
+    empty = (ceiling - counts).astype(np.int64)
+    taken = part + rng.binomial(empty, fraction)
+    return (ceiling - taken).astype(np.int32)
+
+
 def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
     """Return P(Binomial(n, p) <= k) for n and k up to ``n_max``, shape (n_max + 1, n_max + 1)."""
     n = np.arange(n_max + 1)[:, None]

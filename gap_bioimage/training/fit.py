@@ -23,20 +23,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
+from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
 from gap_bioimage.files import replacing
+from gap_bioimage.photons.camera import Detector, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
-from gap_bioimage.training.patches import (
-    PairBatches,
-    Split,
-    Stack,
-    WindowDrawer,
-    as_stacks,
-    brightest_db,
-    split_held_out,
-)
+from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db
+from gap_bioimage.training.recorded import CAMERA_FILE
+from gap_bioimage.training.stacks import Split, Stack, as_stacks, split_held_out, values_of
+from gap_bioimage.training.start import Start, StartRecord, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,6 +82,9 @@ def train(
     *,
     network: NetworkConfig | None = None,
     thinning: ThinningConfig | None = None,
+    init: Model | str | Path | None = None,
+    camera: Detector | Camera | str | Path | None = None,
+    separate_channels: bool = False,
     resume: bool = False,
     progress: bool = True,
     device: str = "auto",
@@ -103,6 +102,13 @@ def train(
         Run folder, made by this function.
     config
         All settings, or those of section ``train`` with the others in ``network`` and ``thinning``.
+    init
+        Start from this model's weights, with a new optimizer: a model, or what ``load_model`` takes. The network's
+        settings are its own; the trained range is that of ``images``, whatever the model had seen before.
+    camera
+        The camera of the images, or its yaml, where they are not counts; each window is turned into counts anew.
+    separate_channels
+        Train a network of one channel on all channels, instead of one that denoises them jointly.
     resume
         Continue the run in ``out``; its stored settings hold, but for a larger number of steps.
     progress
@@ -115,27 +121,35 @@ def train(
     OutputError
         If ``out`` holds a run and ``resume`` is false, or cannot be written.
     ConfigError
-        If a resumed run was given other settings.
+        If a resumed run was given other settings, or settings of the network contradict ``init``.
     CheckpointError
-        If a resumed run was trained on other images.
+        If a resumed run was trained on other images, or ``init`` is no model.
     KeyboardInterrupt
         On Ctrl-C; resume continues from the last checkpoint.
     """
     out = Path(out)
+    start = start_of(init, out, resume)
     if resume and config is None and (out / "config.yaml").exists():
         config = RunConfig.read(out / "config.yaml")
     if isinstance(config, TrainConfig) or config is None:
         config = RunConfig(
-            network=network or NetworkConfig(),
+            network=network or (NetworkConfig() if start is None else start.model.config),
             thinning=thinning or ThinningConfig(),
             train=config or TrainConfig(),
         )
+    if start is not None:
+        config = start.settings(config)
     images = [images] if isinstance(images, xr.DataArray) else list(images)
-    stacks = as_stacks(images, config.network.dim)
+    detector = _detector(camera, config, out, resume)
+    stacks = as_stacks(images, config.network.dim, detector, separate_channels=separate_channels)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    config = _resolve(config, stacks[0].shape[0], split)
+    if start is not None:
+        start.check_channels(stacks[0].shape[0])
+    config = _resolve(config, stacks[0].shape[0], split, detector)
     assert config.thinning.max_db is not None  # noqa: S101
     callbacks: list[pl.Callback] = [RunFolder(out, _fingerprint(split))]
+    if start is not None:
+        callbacks.append(StartRecord(start.record))
     if progress:
         callbacks.append(Progress(config.train))
     with _quiet():
@@ -143,13 +157,17 @@ def train(
         trainer = _trainer(out, config.train, callbacks, device, devices, num_nodes, strategy)
         # Lightning starts the processes of the other devices with the same command: only the first one writes
         first = getattr(rank_zero_only, "rank", 0) == 0
-        checkpoint = _open_run(out, config, resume) if first else _start_of(out, resume)
+        checkpoint = _open_run(out, config, resume, start) if first else _start_of(out, resume)
         if first:
+            if detector is not None:
+                write_camera(out / CAMERA_FILE, detector)
             _write_examples(out, stacks, split, config.network.dim)
         data = PairData(split, config)
         _log_rejected(data.drawer, config.train.seed)
         pl.seed_everything(config.train.seed, verbose=False)
         module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
+        if start is not None:
+            start.load_into(module)
         with _interruptible():
             trainer.fit(module, data, ckpt_path=checkpoint)
     return _finish(out, first)
@@ -210,8 +228,25 @@ def _trainer(
         raise ConfigError(f"cannot train with {asked} here: {' '.join(str(error).split())}") from None
 
 
-def _resolve(config: RunConfig, channels: int, split: Split) -> RunConfig:
-    """Fill in what the data decide: channels, and the brightest input."""
+def _detector(
+    camera: Detector | Camera | str | Path | None, config: RunConfig, out: Path, resume: bool
+) -> Detector | None:
+    """Return the camera that was given, or that of the settings or of the run to resume."""
+    if camera is not None:
+        return Detector.of(camera)
+    if resume and (out / CAMERA_FILE).exists():
+        return Detector.of(out / CAMERA_FILE)
+    return None if config.camera is None else Detector(config.camera)
+
+
+def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector | None) -> RunConfig:
+    """Fill in what the data decide: channels, the brightest input, the camera."""
+    if detector is not None:
+        if config.thinning.ceiling is not None:
+            raise ConfigError(
+                "a camera and thinning.ceiling were both given; one-bit frames need no camera: leave it out"
+            )
+        config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     network = config.network.model_copy(update={"channels": channels})
     thinning = config.thinning
     if thinning.max_db is None:
@@ -225,7 +260,7 @@ def _resolve(config: RunConfig, channels: int, split: Split) -> RunConfig:
     return config.model_copy(update={"network": network, "thinning": thinning})
 
 
-def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
+def _open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) -> Path | None:
     """Make the run folder, or check that it holds the run to resume; return the checkpoint to start from."""
     stored_path = out / "config.yaml"
     if stored_path.exists() and not resume:
@@ -237,6 +272,8 @@ def _open_run(out: Path, config: RunConfig, resume: bool) -> Path | None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the run folder {out}: {error.strerror}") from None
+        if start is not None:
+            start.write(out)  # before config.yaml, which makes the folder a run
         with replacing(stored_path) as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         return None
@@ -272,7 +309,7 @@ def _write_examples(out: Path, stacks: Sequence[Stack], split: Split, dim: int) 
         starts = [(n - min(n, size)) // 2 for n, size in zip(stack.shape[1:], _PIECE_PX[dim], strict=True)]
         cut = tuple(slice(s, s + size) for s, size in zip(starts, _PIECE_PX[dim], strict=True))
         with replacing(out / name) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.ascontiguousarray(stack[(slice(None), *cut)]))
+            np.save(file, np.ascontiguousarray(values_of(stack[(slice(None), *cut)])))
 
 
 def _log_rejected(drawer: WindowDrawer, seed: int) -> None:
@@ -290,7 +327,8 @@ def _fingerprint(split: Split) -> str:
     crc = 0
     for stack in split.training:
         crc = zlib.crc32(repr((stack.shape, stack.dtype.str)).encode(), crc)
-        plane = stack[(0,) * (stack.ndim - 2)]
+        values = values_of(stack)
+        plane = values[(0,) * (values.ndim - 2)]
         crc = zlib.crc32(np.ascontiguousarray(plane[:64]).tobytes(), crc)
     return f"{crc:08x}"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gap_bioimage.training.patches import Pairs
 
 
-def photon_loss(log_rate: Tensor, target: Tensor) -> Tensor:
+def photon_loss(log_rate: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of the target photons under softmax(log_rate), nats per photon, of each image.
 
     Source: arXiv 2307.06607, equation 6; written with logsumexp, which cannot overflow.
@@ -27,6 +27,9 @@ def photon_loss(log_rate: Tensor, target: Tensor) -> Tensor:
     ----------
     log_rate, target
         (b, c, [z,] y, x); the softmax runs over channels and pixels.
+    weight
+        Same shape: photons land with the chance ``weight exp(log_rate)``. 0 leaves pixels out (saturated ones);
+        of one-bit cameras the number of frames in which a pixel could still detect one.
 
     Returns
     -------
@@ -34,6 +37,10 @@ def photon_loss(log_rate: Tensor, target: Tensor) -> Tensor:
         (b,); zero for images without target photons.
     """
     flat, photons = log_rate.float().flatten(1), target.float().flatten(1)
+    if weight is not None:
+        allowed = weight.float().flatten(1)
+        flat = (flat + torch.log(allowed.clamp(min=1e-6))).masked_fill(allowed == 0, -1e30)
+        photons = photons * (allowed > 0)
     total = photons.sum(1)
     log_likelihood = (photons * flat).sum(1) - total * torch.logsumexp(flat, 1)
     return -log_likelihood / total.clamp(min=1.0)
@@ -86,7 +93,7 @@ class GapModule(pl.LightningModule):
         """Return the mean photon loss of a batch."""
         log_rate = self(batch.photons)
         has_target = batch.target.flatten(1).sum(1) > 0
-        loss = photon_loss(log_rate, batch.target).sum() / has_target.sum().clamp(min=1)
+        loss = photon_loss(log_rate, batch.target, batch.weight).sum() / has_target.sum().clamp(min=1)
         self.train_losses.append(float(loss.detach()))
         self.last_db = float(batch.db[batch.db.isfinite()].mean())  # empty inputs have -inf
         if self.config.train.total_weight:
@@ -101,7 +108,7 @@ class GapModule(pl.LightningModule):
     def validation_step(self, batch: Pairs, batch_index: int) -> None:
         """Collect the photon loss of held-out windows."""
         has_target = batch.target.flatten(1).sum(1) > 0
-        losses = photon_loss(self(batch.photons), batch.target)[has_target]
+        losses = photon_loss(self(batch.photons), batch.target, batch.weight)[has_target]
         self.validation.append((float(losses.double().sum()), len(losses)))
 
     def validation_loss(self) -> float:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from gap_bioimage.network import rate_from_log_rate
 from gap_bioimage.pictures import draw_row, save_figure
+from gap_bioimage.training.recorded import detector_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +33,17 @@ def draw_loss(run: Path) -> None:
     save_figure(figure, run / "loss.png")
 
 
-def draw_preview(run: Path, model: Model, counts: np.ndarray) -> None:
-    """Draw ``preview.png``: held-out counts (c, [z,] y, x) beside their denoised image."""
+def draw_preview(run: Path, model: Model, values: np.ndarray) -> None:
+    """Draw ``preview.png``: a held-out image (c, [z,] y, x), counts or camera values, beside the denoised one."""
+    detector = detector_of(model)
+    detector = None if detector is None else detector.scalar
+    counts = values if detector is None else detector.counts(values)
     photons = torch.from_numpy(counts.astype(np.float32))[None]
     rate = rate_from_log_rate(model.network(photons), photons)[0].numpy()
+    if detector is not None:
+        counts, rate = (image - detector.background() for image in (counts, rate))
     planes = [array[0] if array.ndim == 3 else array[0, array.shape[1] // 2] for array in (counts, rate)]
     if planes[0].shape[0] > 1.5 * planes[0].shape[1]:  # slabs read better lying down
         planes = [plane.T for plane in planes]
-    draw_row(run / "preview.png", {"held-out counts": planes[0], "denoised": planes[1]})
+    shown = "held-out counts" if detector is None else "held-out electrons"
+    draw_row(run / "preview.png", {shown: planes[0], "denoised": planes[1]})

@@ -1,0 +1,1 @@
+"""Image files of each format, opened without reading them."""

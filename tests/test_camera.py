@@ -1,0 +1,237 @@
+"""Camera values to counts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gap_bioimage.config import Camera
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.photons.camera import Detector, PixelMaps, check_camera_image, read_camera, write_camera
+from gap_bioimage.photons.shifted_poisson import balanced_shift, mean_of_counts, spread_of_lowest
+from gap_bioimage.photons.thinning import binomial
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+N = 400_000
+
+
+def written(gain: float, offset: float, read: float, signal: float, seed: int = 0, size: int = N) -> NDArray[np.int64]:
+    """Return what a camera writes for pixels that expect ``signal`` electrons."""
+    rng = np.random.default_rng(seed)
+    electrons = rng.poisson(signal, size) + rng.normal(0, read, size)
+    return np.rint(offset + gain * electrons).astype(np.int64)
+
+
+def measured(gain: float, offset: float, read: float) -> Detector:
+    """Return the camera as its dark frames tell."""
+    dark = written(gain, offset, read, 0.0, seed=1)
+    return Detector(Camera(gain=gain, offset=float(dark.mean()), read_noise=float(dark.std() / gain)))
+
+
+# one ADU is several electrons, and one electron many ADU; the camera's own noise is at least 0.6 ADU
+CAMERAS = [
+    (0.2, 100.37, 3.0),
+    (0.5, 100.0, 1.5),
+    (0.5, 0.0, 3.0),
+    (1.0, 99.8, 0.75),
+    (1.0, 100.0, 1.0),
+    (2.2, 100.37, 0.5),
+    (2.2, 500.0, 1.0),
+    (2.2, 100.0, 1.5),
+    (10.0, 100.0, 0.0),
+    (10.0, 0.0, 1.0),
+    (30.0, 400.3, 2.0),
+    (30.0, 100.0, 0.3),
+]
+
+
+@pytest.mark.parametrize(("gain", "offset", "read"), CAMERAS)
+def test_halves_of_thinned_counts_are_independent(gain: float, offset: float, read: float) -> None:
+    detector = measured(gain, offset, read)
+    rng = np.random.default_rng(2)
+    for signal in (0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 5.0, 20.0):
+        if signal + read**2 < 1:
+            continue
+        counts = detector.counts(written(gain, offset, read, signal), rng)
+        for fraction in (0.2, 0.5):
+            part = binomial(counts, fraction, rng)
+            assert abs(np.corrcoef(part, counts - part)[0, 1]) < 0.02, (signal, fraction)
+
+
+@pytest.mark.parametrize(("gain", "offset", "read"), CAMERAS)
+def test_what_is_subtracted_is_what_was_added(gain: float, offset: float, read: float) -> None:
+    detector = measured(gain, offset, read)
+    for signal in (3.0, 5.0, 20.0):
+        adu = written(gain, offset, read, signal)
+        spread = detector.counts(adu, np.random.default_rng(3)).mean() - detector.shift()
+        assert spread == pytest.approx(signal, abs=0.06 + 0.005 * signal)
+        plain = detector.counts(adu).mean() - detector.background()
+        assert plain == pytest.approx(signal, abs=0.06 + 0.005 * signal)
+
+
+@settings(max_examples=60)
+@given(deviation=st.floats(0.0, 4.0))
+def test_the_shift_balances_mean_and_variance_of_rounded_noise(deviation: float) -> None:
+    shift = balanced_shift(deviation)
+    k = np.arange(-60, 80)
+    edges = (k[:, None] + np.array([-0.5, 0.5]) - shift) / max(deviation, 1e-9)
+    chance = np.diff([[0.5 * math.erfc(-e / math.sqrt(2)) for e in row] for row in edges], axis=1)[:, 0]
+    mean = float(k @ chance)
+    assert float(k**2 @ chance) - mean**2 == pytest.approx(mean, abs=1e-3)
+
+
+def test_without_noise_rounding_finds_the_electrons() -> None:
+    detector = measured(10.0, 100.0, 0.0)
+    assert detector.shift() == pytest.approx(0, abs=1e-6)
+    np.testing.assert_array_equal(detector.counts(np.array([100, 110, 150])), [0, 1, 5])
+
+
+def test_only_the_lowest_counts_are_spread_and_only_as_far_as_noise_asks() -> None:
+    assert not any(spread_of_lowest(0.05))
+    chances = spread_of_lowest(1.0)
+    assert max(chances) == chances[0] <= 0.5
+    assert min(chances) >= 0
+
+
+@settings(max_examples=30)
+@given(gain=st.floats(0.3, 20), offset=st.integers(0, 400), read=st.floats(0, 3), more=st.integers(1, 300))
+def test_another_offset_changes_nothing(gain: float, offset: int, read: float, more: int) -> None:
+    adu = np.arange(0, 4000, 7)
+    near = Detector(Camera(gain=gain, offset=offset, read_noise=read))
+    far = Detector(Camera(gain=gain, offset=offset + more, read_noise=read))
+    np.testing.assert_array_equal(near.counts(adu), far.counts(adu + more))
+    assert near.background() == pytest.approx(float(far.background()), abs=1e-6)
+
+
+def test_counts_are_functions_of_values_and_seed() -> None:
+    detector, adu = Detector(Camera(gain=0.4, offset=10, read_noise=2)), np.arange(500).reshape(20, 25)
+    np.testing.assert_array_equal(detector.counts(adu), detector.counts(adu))
+    spread = [detector.counts(adu, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(spread[0], spread[1])
+    assert (spread[0] != spread[2]).any()
+
+
+def maps() -> PixelMaps:
+    rng = np.random.default_rng(4)
+    offset = 100 + rng.normal(0, 2, (24, 30))
+    noise = np.exp(rng.normal(0, 0.5, (24, 30)))
+    return PixelMaps(offset.astype(np.float32), noise.astype(np.float32))
+
+
+def test_every_pixel_has_its_own_offset_and_noise() -> None:
+    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps())
+    assert detector.maps is not None
+    rng = np.random.default_rng(5)
+    noise = rng.normal(0, 1, (3000, 24, 30)) * detector.maps.read_noise
+    adu = np.rint(detector.maps.offset + 2.2 * (rng.poisson(6.0, noise.shape) + noise))
+    pixels = detector.counts(adu, rng).mean(0) - detector.shift()
+    # 3000 frames of variance 7 and more
+    np.testing.assert_allclose(pixels, 6.0, atol=5 * math.sqrt((6 + 30) / 3000))
+    assert pixels.mean() == pytest.approx(6.0, abs=0.02)
+    assert (detector.counts(adu).mean(0) - detector.background()).mean() == pytest.approx(6.0, abs=0.02)
+    # scalars leave the fixed pattern in
+    assert (detector.scalar.counts(adu, rng).mean(0)).std() > 3 * pixels.std()
+
+
+def test_a_part_of_the_camera_is_that_part() -> None:
+    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps())
+    adu = np.random.default_rng(6).integers(90, 200, (24, 30))
+    part = detector.crop(slice(3, 20), slice(10, None))
+    np.testing.assert_array_equal(part.counts(adu[3:20, 10:]), detector.counts(adu)[3:20, 10:])
+    assert detector.scalar.crop(slice(3, 20), slice(10, None)) == detector.scalar
+
+
+def test_cameras_are_written_and_read(tmp_path: Path) -> None:
+    camera = Camera(gain=2.2, offset=100.25, read_noise=1.2, saturation=4095, measured={"method": "dark frames"})
+    write_camera(tmp_path / "camera.yaml", Detector(camera))
+    assert read_camera(tmp_path / "camera.yaml") == Detector(camera)
+    assert "maps" not in yaml.safe_load((tmp_path / "camera.yaml").read_text())
+    write_camera(tmp_path / "mine.yaml", Detector(camera, maps()))
+    found = Detector.of(tmp_path / "mine.yaml")
+    assert found.camera.maps == "mine_maps.tif"
+    assert found.maps is not None
+    np.testing.assert_array_equal(found.maps.offset, maps().offset)
+    np.testing.assert_array_equal(found.maps.read_noise, maps().read_noise)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("offset: 100", "gain"),
+        ("gain: 0\noffset: 1", "greater than 0"),
+        ("gain: -2\noffset: 1", "greater than 0"),
+        ("gain: .nan\noffset: 1", "gain"),
+        ("gain: 2\noffset: 1\nread_noise: -1", "read_noise"),
+        ("gain: 2\noffset: 1\nreadnoise: 1", "did you mean 'read_noise'"),
+        ("- 1", "expected a mapping"),
+        ("gain: 2\noffset: 1\nmaps: gone.tif", "not beside it"),
+    ],
+)
+def test_what_describes_no_camera_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "camera.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_camera(tmp_path / "camera.yaml")
+
+
+def image(values: NDArray[np.generic]) -> xr.DataArray:
+    return xr.DataArray(values, dims=["t", "y", "x"][-values.ndim :])
+
+
+def test_images_of_other_cameras_are_refused() -> None:
+    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2))
+    with pytest.raises(NotPhotonCountsError, match="far below the camera's offset"):
+        check_camera_image(image(np.random.default_rng(0).poisson(3, (40, 40))), detector, name="a.tif")
+    with pytest.raises(NotPhotonCountsError, match="not finite"):
+        check_camera_image(image(np.full((40, 40), np.nan)), detector, name="a.tif")
+    with pytest.raises(NotPhotonCountsError, match="expected a camera's numbers"):
+        check_camera_image(image(np.ones((40, 40), complex)), detector, name="a.tif")
+    with pytest.raises(AxesError, match="maps have"):
+        check_camera_image(image(np.ones((40, 40))), Detector(detector.camera, maps()), name="a.tif")
+
+
+@pytest.mark.filterwarnings("error")
+def test_good_images_are_taken_without_a_word() -> None:
+    detector = measured(2.2, 100.0, 1.2)
+    check_camera_image(image(written(2.2, 100.0, 1.2, 3.0, size=4000).reshape(2, 40, 50)), detector, name="a.tif")
+
+
+def test_saturated_pixels_and_hopelessly_dark_ones_are_warned_of() -> None:
+    bright = written(2.2, 100.0, 1.2, 50.0, size=4000).reshape(2, 40, 50)
+    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2, saturation=230))
+    with pytest.warns(UserWarning, match="are saturated"):
+        check_camera_image(image(bright), detector, name="a.tif")
+    assert detector.saturated(bright).sum() == (bright >= 230).sum() > 0
+    dark = Detector(Camera(gain=2.2, offset=100, read_noise=0.7))
+    with pytest.warns(UserWarning, match=r"read noise\^2 should be at least 1"):
+        check_camera_image(image(written(2.2, 100.0, 0.7, 0.05, size=4000).reshape(2, 40, 50)), dark, name="a.tif")
+
+
+def test_without_a_known_ceiling_that_of_the_type_counts() -> None:
+    detector = Detector(Camera(gain=1, offset=0))
+    assert detector.saturated(np.array([254, 255], np.uint8)).tolist() == [False, True]
+    assert detector.saturated(np.array([254.0, 1e9], np.float32)).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 1.5, 2.2, 7.0])
+@pytest.mark.parametrize("read", [1.3, 2.0])
+def test_mean_of_counts_is_that_of_simulated_cameras(gain: float, read: float) -> None:
+    detector = measured(gain, 100.4, read)
+    rng = np.random.default_rng(8)
+    # the mean over electron numbers, as of a scene with many grey values
+    electrons = rng.integers(20, 84, N)
+    adu = np.rint(100.4 + gain * (electrons + rng.normal(0, read, N)))
+    shift = detector.shift()
+    assert isinstance(shift, float)
+    found = float(np.mean(detector.counts(adu) - electrons))
+    assert mean_of_counts(gain, detector.camera.offset % 1, read, shift) == pytest.approx(found, abs=0.03)

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import argparse
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fixtures_model import random_network
+from original_gap import HYPER, OriginalGap, lightning_checkpoint, original_gap
+
+from gap_bioimage.config import NetworkConfig
+from gap_bioimage.errors import CheckpointError
+from gap_bioimage.training.checkpoint import ORIGINAL_RANGE_DB, load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KINDS: dict[str, dict[str, Any]] = {
+    "2d": {"dim": 2},
+    "rgb": {"dim": 2, "channels": 3},
+    "3d": {"dim": 3},
+    "3d-2-channels": {"dim": 3, "channels": 2},
+    "anisotropic-1": {"dim": 3, "z_conv_stage": 1},
+    "anisotropic-2": {"dim": 3, "z_conv_stage": 2},
+}
+"""Kinds of original networks; with three levels, z takes part in all, in two or in one of them."""
+
+
+def save(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def settings_of(kind: str, **change: Any) -> dict[str, Any]:
+    return {**HYPER, **KINDS[kind], **change}
+
+
+def assert_same_log_rates(network: OriginalGap, path: Path, channels: int, dim: int, **more: Any) -> None:
+    """Compare with sizes that are odd multiples of the step, and no two axes alike."""
+    model = load_model(path, **more)
+    photons = torch.poisson(torch.full((2, channels, *(12, 20, 28)[-dim:]), 3.0), torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(model.network(photons), network(photons), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", ["all", "nothing", "some", "namespace", "wrapped", "parallel"])
+@pytest.mark.parametrize("up_mode", ["transpose", "upsample"])
+@pytest.mark.parametrize("merge_mode", ["add", "concat"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_originals_of_every_kind_load(tmp_path: Path, kind: str, merge_mode: str, up_mode: str, told: str) -> None:
+    settings = settings_of(kind, merge_mode=merge_mode, up_mode=up_mode)
+    network = original_gap(**settings)
+    hyper: Any = {k: v for k, v in settings.items() if k != "dim"}
+    content = lightning_checkpoint(network, hyper)
+    if told == "nothing":
+        del content["hyper_parameters"]
+    elif told == "some":
+        content["hyper_parameters"] = {"levels": 3, "optimizer": "adam", "z_conv_stage": None}
+    elif told == "namespace":
+        content["hyper_parameters"] = argparse.Namespace(**hyper)
+    elif told in ("wrapped", "parallel"):
+        prefix = {"wrapped": "model.", "parallel": "module."}[told]
+        weights = OrderedDict((prefix + name, value) for name, value in network.state_dict().items())
+        weights["loss.weight"] = torch.ones(2)
+        content |= {"state_dict": weights, "hyper_parameters": {}}
+    path = save(tmp_path / "original.ckpt", content)
+    model = load_model(path)
+    assert model.config == NetworkConfig(**settings, log1p=False)
+    assert (model.origin, model.trained_range_db) == ("original GAP checkpoint", ORIGINAL_RANGE_DB)
+    assert (model.details["epoch"], model.details["step"], model.details["range_from"]) == (41, 4200, "assumed")
+    found = model.details["found_in"]
+    assert found["dim"] == "weights"
+    assert found["depth"] == ("hyper_parameters" if told in ("all", "namespace") else "weights")
+    assert set(found) == set(NetworkConfig.model_fields)
+    assert_same_log_rates(network, path, settings["channels"], settings["dim"])
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize(("dim", "up_mode", "merge_mode"), [(2, "upsample", "concat"), (3, "transpose", "add")])
+def test_real_originals_need_not_be_described(
+    shared_data: Path, tmp_path: Path, dim: int, up_mode: str, merge_mode: str, bare: bool
+) -> None:
+    content = torch.load(shared_data / f"original_gap_{dim}d.ckpt", weights_only=True)
+    del content["hyper_parameters"]
+    model = load_model(save(tmp_path / "weights.ckpt", content["state_dict"] if bare else content))
+    assert model.config == NetworkConfig(
+        dim=dim, depth=3, start_filts=8, log1p=False, up_mode=up_mode, merge_mode=merge_mode
+    )
+    stored = np.load(shared_data / f"original_gap_{dim}d.npz")
+    log_rate = model.network.double()(torch.from_numpy(stored["input"].astype(np.float64)))
+    np.testing.assert_allclose(log_rate.numpy(), stored["log_rate"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bare_weights_of_the_original_load(tmp_path: Path, kind: str, suffix: str) -> None:
+    settings = settings_of(kind)
+    network = original_gap(**settings)
+    path = save(tmp_path / f"weights.{suffix}", network.state_dict())
+    model = load_model(path)
+    assert model.config == NetworkConfig(**settings, log1p=False)
+    assert model.origin == "state_dict"
+    assert_same_log_rates(network, path, settings["channels"], settings["dim"])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_every_depth_is_found(tmp_path: Path, depth: int) -> None:
+    network = original_gap(depth=depth, start_filts=1, levels=1, up_mode="upsample")
+    model = load_model(save(tmp_path / "weights.pt", network.state_dict()))
+    expected = NetworkConfig(depth=depth, start_filts=1, levels=1, log1p=False)
+    if depth > 1:
+        expected = expected.model_copy(update={"up_mode": "upsample"})
+    assert model.config == expected
+    assert model.details["found_in"]["up_mode"] == ("weights" if depth > 1 else "default")
+
+
+@pytest.mark.parametrize("below", ["model_state_dict", "net"])
+def test_weights_one_dictionary_below_load(tmp_path: Path, below: str) -> None:
+    content = {below: original_gap().state_dict(), "optimizer": {"state": {}}, "epoch": 3}
+    model = load_model(save(tmp_path / "checkpoint.pth", content))
+    assert (model.origin, model.config.depth, model.details["epoch"]) == ("state_dict", 3, 3)
+
+
+OURS: dict[str, Any] = {"dim": 3, "levels": 4, "z_conv_stage": 1, "merge_mode": "concat"}
+
+
+@pytest.mark.parametrize("order", ["ours", "sorted"])
+def test_the_encoding_of_other_weights_must_be_told(tmp_path: Path, order: str) -> None:
+    network = random_network(**OURS)
+    weights = dict(network.state_dict()) if order == "ours" else dict(sorted(network.state_dict().items()))
+    path = save(tmp_path / "weights.pt", weights)
+    told = r"5 sines \(original GAP\) or 4 sines and a logarithm .* write `log1p: false`(.*) into weights\.yaml"
+    with pytest.raises(CheckpointError, match=told):
+        load_model(path)
+    expected = NetworkConfig(depth=2, start_filts=4, **OURS)
+    for given in ({"log1p": True}, {"levels": 4, "log1p": True}):
+        assert load_model(path, given).config == expected
+    for given in ({"log1p": False}, {"levels": 5}):
+        assert load_model(path, given).config == expected.model_copy(update={"log1p": False, "levels": 5})
+    (tmp_path / "weights.yaml").write_text("log1p: true\ntrained_range_db: [-20, 7.5]\n")
+    model = load_model(path)
+    assert (model.config, model.trained_range_db) == (expected, (-20.0, 7.5))
+    assert model.details["range_from"] == model.details["found_in"]["log1p"] == "sidecar"
+    photons = torch.poisson(torch.full((1, 1, 3, 7, 9), 2.0))
+    assert torch.equal(model.network(photons), network(photons))
+
+
+def test_what_is_given_wins_over_beside_over_stored(tmp_path: Path) -> None:
+    content = lightning_checkpoint(original_gap(), HYPER | {"levels": 9, "depth": 7})
+    path = save(tmp_path / "original.ckpt", content)
+    beside = tmp_path / "original.yaml"
+    with pytest.raises(CheckpointError, match="depth is 7 according to its hyper_parameters, but 3 by its weights; if"):
+        load_model(path)
+    beside.write_text("depth: 3\nlevels: 4\n")
+    with pytest.raises(CheckpointError, match=r"levels is 4, without log1p, according to original\.yaml"):
+        load_model(path)
+    model = load_model(path, {"levels": 3, "trained_range_db": (-5, 6)})
+    assert model.config.levels == 3
+    assert (model.trained_range_db, model.details["range_from"]) == ((-5.0, 6.0), "given")
+    assert {model.details["found_in"][name] for name in ("levels", "depth", "channels")} == {
+        "given", "sidecar", "hyper_parameters",
+    }  # fmt: skip
+
+
+def test_nothing_beside_a_file_leaves_a_stored_setting_to_the_weights(tmp_path: Path) -> None:
+    path = save(tmp_path / "original.ckpt", lightning_checkpoint(original_gap(3), HYPER | {"z_conv_stage": 1}))
+    with pytest.raises(
+        CheckpointError, match=r"z_conv_stage is 1 .* but None by its weights; .*write `z_conv_stage: null`"
+    ):
+        load_model(path)
+    (tmp_path / "original.yaml").write_text("z_conv_stage: null\n")
+    assert load_model(path).config.z_conv_stage is None
+
+
+@pytest.mark.parametrize("stage", [3, 5])
+def test_more_stages_along_z_than_there_are_mean_all(tmp_path: Path, stage: int) -> None:
+    network = original_gap(3, z_conv_stage=stage)
+    path = save(tmp_path / "original.ckpt", lightning_checkpoint(network, HYPER | {"z_conv_stage": stage}))
+    assert load_model(path).config.z_conv_stage == stage
+    assert_same_log_rates(network, path, 1, 3)
+
+
+@pytest.mark.parametrize("text", ["name: My model\nauthors: [{name: Ada}]\n", "# nothing\n"])
+def test_a_yaml_about_something_else_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "original.yaml").write_text(text)
+    assert load_model(save(tmp_path / "original.ckpt", original_gap().state_dict())).config.depth == 3
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ("levels: 3\nfilters: 4\n", "unknown key 'filters'; did you mean 'start_filts'"),
+        ("depth: 4\n", r"depth is 4 according to weights\.yaml, but 3 by its weights; write `depth: 3` there"),
+        ("depth: deep\n", "depth is 'deep'"),
+        ("dim: 3\n", "dim is 3 .* but 2 by its weights"),
+        ("start_filts: 5\n", "start_filts is 5 .* but 4"),
+        ("channels: 3\n", "channels is 3 .* but 1"),
+        ("up_mode: upsample\n", "up_mode is 'upsample' .* but 'transpose'"),
+        ("merge_mode: concat\n", "merge_mode is 'concat' .* but 'add'"),
+        ("z_conv_stage: 1\n", "z_conv_stage is 1 .* but None"),
+        ("levels: 2\n", "levels is 2, without log1p, .*but the weights take 3 encodings.*`log1p: true`"),
+        ("levels: 3\nlog1p: true\n", "levels is 3, with log1p"),
+        ("log1p: maybe\n", "log1p: .*maybe"),
+        (
+            "levels: 3\ntrained_range_db: 10\n",
+            "trained_range_db .* given as 10, expected the darkest and the brightest",
+        ),
+        ("levels: 3\ntrained_range_db: [10, -40]\n", r"given as \[10, -40\]"),
+        ("levels: 3\ntrained_range_db: [.nan, 10]\n", "given as"),
+        ("levels: [\n", "is not yaml"),
+        ("- levels\n", "holds a list"),
+    ],
+)
+def test_wrong_settings_are_told(tmp_path: Path, beside: str, told: str) -> None:
+    path = save(tmp_path / "weights.pt", original_gap().state_dict())
+    (tmp_path / "weights.yaml").write_text(beside)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    if isinstance(given := yaml.safe_load(beside) if "[\n" not in beside else None, dict):
+        (tmp_path / "weights.yaml").unlink()
+        with pytest.raises(CheckpointError, match=told.split(" according")[0].split(" there")[0].split("`")[0]):
+            load_model(path, given)
+
+
+def without(name: str) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in original_gap().state_dict().items() if k != name}
+
+
+def changed(name: str, value: Any) -> dict[str, Any]:
+    return {**original_gap().state_dict(), name: value}
+
+
+TWICE = {f"{p}.{k}": v for p in ("network", "average") for k, v in original_gap().state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (TWICE, r"holds 2 networks \(under 'network\.', 'average\.'\); expected one"),
+        ({"a": original_gap().state_dict(), "b": original_gap().state_dict()}, "holds 2 networks"),
+        (without("down_convs.0.conv1.weight"), r"no GAP network \(no down_convs\.0\.conv1\.weight\)"),
+        (without("up_convs.0.conv1.weight"), r"no up_convs\.0\.conv1\.weight"),
+        (without("up_convs.1.conv3.bias"), "do not fit the network they describe"),
+        (without("down_convs.1.conv1.weight"), "do not fit|no GAP network"),
+        (changed("up_convs.1.norm.weight", torch.ones(4)), "do not fit the network they describe: .*norm"),
+        (changed("down_convs.0.conv1.weight", torch.ones(4, 3, 3)), r"shape \(4, 3, 3\) in down_convs"),
+        (changed("down_convs.0.conv1.weight", torch.ones(0, 3, 3, 3)), "no GAP network"),
+        (changed("conv_final.weight", torch.ones(2, 4, 1, 1)), "takes 3 inputs, expected a multiple of its 2 channels"),
+        (changed("down_convs.0.conv1.bias", [1, 2]), "among other things than tensors"),
+        (original_gap(3, z_conv_stage=0).state_dict(), "z_conv_stage"),
+    ],
+    ids=range(12),
+)
+def test_networks_of_others_are_refused(tmp_path: Path, weights: Any, told: str) -> None:
+    path = save(tmp_path / "weights.pt", weights)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {name: value.to(dtype) for name, value in original_gap().state_dict().items()}
+    model = load_model(save(tmp_path / "weights.pt", weights))
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+
+
+def test_safetensors_load_once_the_encoding_is_told(tmp_path: Path) -> None:
+    network, header, numbers = original_gap(channels=3), {}, b""
+    for name, value in sorted(network.state_dict().items()):
+        stored = value.numpy().tobytes()
+        offsets = [len(numbers), len(numbers) + len(stored)]
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": offsets}
+        numbers += stored
+    text = json.dumps(header).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+    with pytest.raises(CheckpointError, match=r"`log1p: true` into weights\.yaml"):
+        load_model(path)
+    (tmp_path / "weights.yaml").write_text("levels: 3\n")
+    assert load_model(path).origin == "state_dict"
+    assert_same_log_rates(network, path, 3, 2)

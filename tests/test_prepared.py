@@ -1,0 +1,146 @@
+"""What stands between images and counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import xarray as xr
+from fixtures_model import random_model
+
+from gap_bioimage.config import Camera
+from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.inference.denoise import denoise
+from gap_bioimage.inference.prepared import prepare
+from gap_bioimage.inference.regions import region_uncertainty
+from gap_bioimage.inference.sampling import sample
+from gap_bioimage.photons.camera import Detector, PixelMaps, write_camera
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gap_bioimage.training.checkpoint import Model
+
+CAMERA = Camera(gain=2.0, offset=100, read_noise=1.5)
+
+
+def raw(*shape: int, dims: str = "tyx", signal: float = 8.0) -> xr.DataArray:
+    rng = np.random.default_rng(0)
+    values = np.rint(100 + 2 * (rng.poisson(signal, shape) + rng.normal(0, 1.5, shape)))
+    return xr.DataArray(values.astype(np.uint16), dims=list(dims[-len(shape) :]))
+
+
+def camera_model(**config: int) -> Model:
+    model = random_model(**config)
+    return replace(model, details={"config": {"camera": CAMERA.model_dump()}})
+
+
+def one_bit_model(ceiling: int) -> Model:
+    return replace(random_model(), details={"config": {"thinning": {"ceiling": ceiling}}})
+
+
+def test_a_model_remembers_its_camera() -> None:
+    image = raw(16, 20)
+    expected = denoise(random_model(), image, camera=CAMERA)
+    np.testing.assert_array_equal(denoise(camera_model(), image), expected)
+    np.testing.assert_array_equal(denoise(random_model(), image, camera=Detector(CAMERA)), expected)
+    counts = image.copy(data=Detector(CAMERA).counts(image.values))
+    as_counts = denoise(camera_model(), counts, camera=None)
+    np.testing.assert_allclose(expected, as_counts - Detector(CAMERA).background(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_camera_may_come_from_its_yaml(tmp_path: Path) -> None:
+    write_camera(tmp_path / "camera.yaml", Detector(CAMERA))
+    image = raw(16, 20)
+    expected = denoise(random_model(), image, camera=CAMERA)
+    np.testing.assert_array_equal(denoise(random_model(), image, camera=tmp_path / "camera.yaml"), expected)
+    np.testing.assert_array_equal(denoise(random_model(), image, camera=str(tmp_path / "camera.yaml")), expected)
+
+
+def test_the_light_is_neither_more_nor_less_than_it_was() -> None:
+    image = raw(64, 64)
+    electrons = (float(image.mean()) - 100) / 2
+    assert float(denoise(camera_model(), image).mean()) == pytest.approx(electrons, rel=0.02)
+    drawn = sample(camera_model(), image, 2, seed=1)
+    assert float(drawn.mean()) == pytest.approx(electrons, rel=0.05)
+
+
+def test_each_pixel_gives_back_its_own_background() -> None:
+    noise = np.full((32, 32), 1.0, np.float32)
+    noise[:, 16:] = 4.0
+    detector = Detector(CAMERA, PixelMaps(np.full((32, 32), 100, np.float32), noise))
+    prepared = prepare(random_model(), raw(32, 32), camera=detector)
+    zero = prepared.photons(prepared.counts.astype(np.float32) * 0)
+    left, right = float(-zero[0, 0]), float(-zero[0, -1])
+    assert right - left == pytest.approx(15, abs=0.1)
+    samples = xr.concat([zero, zero], "sample")
+    np.testing.assert_array_equal(prepared.photons(samples * 0).isel(sample=1), zero)
+
+
+def test_a_movie_may_be_a_stack() -> None:
+    movie = raw(6, 16, 20).assign_coords(t=("t", np.arange(6) * 0.5))
+    model = camera_model(dim=3)
+    found = denoise(model, movie, time_as_z=True)
+    assert found.dims == ("t", "y", "x")
+    np.testing.assert_array_equal(found.coords["t"], movie.coords["t"])
+    np.testing.assert_array_equal(found.values, denoise(model, movie.rename(t="z")).values)
+    assert sample(model, movie, 2, seed=0, time_as_z=True).dims == ("sample", "t", "y", "x")
+    with pytest.raises(AxesError, match="expected a movie without z"):
+        denoise(model, raw(6, 16, 20, dims="zyx"), time_as_z=True)
+    with pytest.raises(AxesError, match="expected z"):
+        denoise(model, movie)
+
+
+@pytest.mark.parametrize("dims", ["cyx", "tcyx", "yxc"])
+def test_channels_may_be_denoised_one_by_one(dims: str) -> None:
+    sizes = {"t": 2, "c": 3, "y": 12, "x": 16}
+    counts = xr.DataArray(
+        np.random.default_rng(0).poisson(3, [sizes[d] for d in dims]).astype(np.uint16),
+        dims=list(dims),
+        coords={"c": ["red", "green", "blue"]},
+    )
+    model = random_model()
+    found = denoise(model, counts, separate_channels=True)
+    assert found.dims == counts.dims
+    assert found.coords["c"].values.tolist() == ["red", "green", "blue"]
+    for channel in range(3):
+        alone = denoise(model, counts.isel(c=channel))
+        np.testing.assert_array_equal(found.isel(c=channel).values, alone.values)
+    with pytest.raises(AxesError, match="--separate-channels"):
+        denoise(model, counts)
+    drawn = sample(model, counts, 2, seed=0, separate_channels=True)
+    assert set(drawn.dims) == {"sample", *counts.dims}
+
+
+def test_detections_become_photons() -> None:
+    rng = np.random.default_rng(0)
+    photons = np.linspace(0.2, 2.0, 40)
+    bits = rng.binomial(8, 1 - np.exp(-np.tile(photons, (30, 1)))).astype(np.uint8)
+    prepared = prepare(one_bit_model(8), xr.DataArray(bits, dims=["y", "x"]))
+    exact = xr.DataArray(np.tile(8 * (1 - np.exp(-photons)), (30, 1)).astype(np.float32), dims=["y", "x"])
+    np.testing.assert_allclose(prepared.photons(exact)[0], 8 * photons, rtol=1e-4)
+    assert np.isfinite(prepared.photons(exact * 0 + 9)).all()
+    assert (denoise(one_bit_model(8), prepared.counts) >= denoise(random_model(), prepared.counts) - 1e-4).all()
+
+
+def test_sums_of_other_frames_are_told_from_those_of_the_training() -> None:
+    model = one_bit_model(4)
+    image = xr.DataArray(np.full((8, 8), 5, np.uint8), dims=["y", "x"])
+    with pytest.raises(NotPhotonCountsError, match="sum the frames with --sum-frames 4"):
+        prepare(model, image)
+    with pytest.warns(UserWarning, match="holds 0 and 1 only"):
+        prepare(model, image // 5)
+    with pytest.warns(UserWarning, match="nearly every frame"):
+        prepare(model, image - 1)
+
+
+def test_regions_leave_the_background_out() -> None:
+    image = raw(48, 48)
+    labels = xr.DataArray(np.zeros((48, 48), np.uint8), dims=["y", "x"])
+    labels[8:40, 8:40] = 1
+    (region,) = region_uncertainty(camera_model(), image, labels, seed=0)
+    electrons = (float(image[8:40, 8:40].mean()) - 100) / 2 * 1024
+    assert region.counted == pytest.approx(electrons, rel=0.02)
+    assert region.photons == pytest.approx(electrons, rel=0.1)
