@@ -15,13 +15,16 @@ from gap_bioimage.options import (
     Channel,
     Device,
     Halo,
+    Level,
     ModelPath,
     Planes,
     Quiet,
     Seed,
     SeparateChannels,
+    Series,
     SumFrames,
     Tile,
+    Time,
     TimeAsZ,
 )
 
@@ -71,6 +74,9 @@ def sample(
     batch: Batch = None,
     axes: Axes = None,
     channel: Channel = None,
+    time: Time = None,
+    series: Series = None,
+    level: Level = None,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -94,7 +100,7 @@ def sample(
     check_output(out, image)
     loaded = load_model(model)
     detector = camera_of(camera, loaded)
-    select = {"axes": axes, "channel": channel}
+    select = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     if detector is None and sum_frames is None and ceiling_of(loaded) is None:
         counts = _counts_or_nothing(image, select)
     else:
@@ -106,7 +112,7 @@ def sample(
         raise AxesError(
             f"--states takes one image, {image.name} holds several ({sizes(counts)}); give one frame or plane"
         )
-    made_of = _made_of(model, image, samples=samples, seed=seed, settings=settings, planes=planes, channel=channel)
+    made_of = _made_of(model, image, samples=samples, seed=seed, settings=settings, planes=planes, select=select)
     kept = Unfinished(out.with_name(f".{out.name}.states") if states else None, made_of)
     with Bar(quiet, "sampling") as bar:
         report = _reporter(*bar)
@@ -130,7 +136,7 @@ def sample(
         )
     mmse = denoise(loaded, counts, **where)
     warn_if_samples_disagree(drawn, mmse)
-    files = write_samples(out, counts, mmse, drawn)
+    files = write_samples(out, counts if detector is None else detector.electrons(counts), mmse, drawn)
     if states:
         files += write_states(out, kept, samples, counts)
         kept.remove()

@@ -20,7 +20,9 @@ Series = Annotated[
 Level = Annotated[
     int | None, typer.Option(min=0, help="Level of an image pyramid; 0, the full resolution, when not given.")
 ]
-ModelPath = Annotated[Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")]
+ModelPath = Annotated[
+    Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")
+]
 Planes = Annotated[bool, typer.Option("--planes", help="Run a 2D model on a stack plane by plane.")]
 Tile = Annotated[str | None, typer.Option(help="Tile with halo, such as 512,512; chosen when not given.")]
 Halo = Annotated[str | None, typer.Option(help="Halo; the receptive field when not given.")]

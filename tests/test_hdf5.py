@@ -45,9 +45,22 @@ def test_ilastik_and_fiji_find_axes_and_sizes(tmp_path):
         tags = json.loads(data.attrs["axistags"])["axes"]
         assert [tag["key"] for tag in tags] == list("tczyx")
         assert [tag["typeFlags"] for tag in tags] == [8, 1, 2, 2, 2]
+        assert [tag["resolution"] for tag in tags] == pytest.approx([2.5, 0, 0.3, 0.065, 0.108])
+        assert json.loads(data.attrs["axis_units"]) == {"t": "s", "z": "um", "y": "um", "x": "um"}
         assert [dimension.label for dimension in data.dims] == list("tczyx")
         np.testing.assert_allclose(data.attrs["element_size_um"], [0.3, 0.065, 0.108])
         assert data.attrs["interval_s"] == 2.5
+
+
+def test_ilastiks_own_sizes_are_read(tmp_path):
+    steps = {"t": (2500.0, "ms"), "z": (300, "nm"), "y": (0.065, "um"), "x": (1.08e-7, "m"), "c": (0, "")}
+    tags = [{"key": key, "typeFlags": 2, "resolution": steps[key][0], "description": ""} for key in "tzyxc"]
+    image = counts("tczyx").drop_vars("c")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("exported_data", data=image.transpose(*"tzyxc").values)
+        data.attrs["axistags"] = json.dumps({"axes": tags})
+        data.attrs["axis_units"] = json.dumps({key: unit for key, (_, unit) in steps.items()})
+    assert_same(read_photons(tmp_path / "a.h5"), image)
 
 
 def test_unknown_sizes_stay_unknown(tmp_path):

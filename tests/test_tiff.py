@@ -113,13 +113,10 @@ def test_imagej_hyperstacks_of_other_programs(tmp_path):
     assert_same(read_photons(tmp_path / "a.tif"), counts("tczyx"))
 
 
-def test_only_the_planes_that_were_chosen_are_decoded(tmp_path, monkeypatch):
-    image = counts("tczyx")
-    for suffix in (".tif", ".ome.tif"):
-        write_image(tmp_path / f"a{suffix}", image, compression="zlib")
-        keys = []
-        whole = tifffile.TiffFile.asarray
-        with monkeypatch.context() as patch:
-            patch.setattr(tifffile.TiffFile, "asarray", lambda tif, key, **k: keys.append(key) or whole(tif, key, **k))
-            assert_same(read_photons(tmp_path / f"a{suffix}", time=1, channel=0), image.isel(t=1, c=0, drop=True))
-        assert len(keys[0]) == 4
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+def test_only_the_planes_that_were_chosen_are_decoded(tmp_path, monkeypatch, suffix):
+    image, keys, whole = counts("tczyx"), [], tifffile.TiffFile.asarray
+    write_image(tmp_path / f"a{suffix}", image, compression="zlib")
+    monkeypatch.setattr(tifffile.TiffFile, "asarray", lambda tif, key, **k: keys.append(key) or whole(tif, key, **k))
+    assert_same(read_photons(tmp_path / f"a{suffix}", time=1, channel=0), image.isel(t=1, c=0, drop=True))
+    assert len(keys[0]) == 4

@@ -135,6 +135,15 @@ class Detector:
         counts = np.clip(np.rint(electrons), 0, np.iinfo(np.int32).max).astype(np.int32)
         return counts if rng is None else self._spread(counts, rng)
 
+    def electrons(self, adu: xr.DataArray) -> xr.DataArray:
+        """Return camera values (..., y, x) in electrons, neither rounded nor clipped: for people to look at."""
+        import xarray as xr
+
+        offset = self._offset()
+        return (
+            adu - (offset if isinstance(offset, float) else xr.DataArray(offset, dims=["y", "x"]))
+        ) / self.camera.gain
+
     def saturated(self, adu: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which pixels reached the camera's ceiling; the type's own where none is known."""
         ceiling = self.camera.saturation

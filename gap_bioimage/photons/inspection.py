@@ -258,9 +258,7 @@ def _picture(typed: str, message: str) -> Inspected:
         **_noise(evidence),
         **_thinning(nothing, evidence),
     }
-    unknown |= dict.fromkeys(
-        ("axes", "shape", "dtype", "frames", "planes", "channels", "zero_share", "saturated_share")
-    )
+    unknown |= dict.fromkeys(_OF_ARRAYS)
     said = {"source_kind": finding.kind, "verdict": finding.verdict, "message": message, "next": _RAW}
     return Inspected(None, evidence, finding, {"image": typed, **unknown, **said})
 

@@ -40,28 +40,30 @@ def draw_inspection(path: Path, inspected: Inspected) -> None:
     report = inspected.report
     figure = Figure((11, 8.5), layout="constrained")
     title = f"{report['image']}: {report['verdict']} ({report['source_kind']})"
-    told = "\n".join(textwrap.wrap(report["message"], 130)[:3])
+    told = "\n".join(textwrap.wrap(report["message"], 150)[:4])
     figure.suptitle(f"{title}\n{told}", fontsize=9)
     panels = figure.subplots(2, 2)
-    planes = _planes(inspected.image)
+    planes, noise = _planes(inspected.image)
     if not planes:
         for axes in panels.flat:
             axes.set_axis_off()
         panels[0, 0].text(0, 0.5, "no values that could be drawn")
     else:
-        brightest = max(planes, key=lambda pair: float(pair[0].mean()))[0]
+        brightest = max(planes, key=lambda plane: float(plane.mean()))
         _draw_image(figure, panels[0, 0], brightest, str(inspected.image.dtype if inspected.image is not None else ""))
         _draw_histogram(panels[0, 1], planes, report)
         _draw_curve(panels[1, 0], report)
-        _draw_correlation(figure, panels[1, 1], planes, report)
+        _draw_correlation(figure, panels[1, 1], noise, report)
     save_figure(figure, path)
 
 
-def _planes(image: xr.DataArray | None) -> list[tuple[Image, Image]]:
+def _planes(image: xr.DataArray | None) -> tuple[list[Image], list[Image]]:
+    """Return planes as they are, and what holds their noise."""
     if image is None or image.ndim < 2 or not image.size or image.dtype.kind not in "biuf":
-        return []
+        return [], []
     values: NDArray[Any] = image.data if isinstance(image.data, np.ndarray) else image.values
-    return noise_planes(values, image.dims.index("t") if "t" in image.dims else None)
+    in_time = noise_planes(values, image.dims.index("t") if "t" in image.dims else None)
+    return [plane for plane, _ in noise_planes(values)], [residual for _, residual in in_time]
 
 
 def _draw_image(figure: Figure, axes: Axes, plane: Image, dtype: str) -> None:
@@ -73,10 +75,8 @@ def _draw_image(figure: Figure, axes: Axes, plane: Image, dtype: str) -> None:
     figure.colorbar(shown, ax=axes, shrink=0.8)
 
 
-def _draw_histogram(axes: Axes, planes: list[tuple[Image, Image]], report: dict[str, Any]) -> None:
-    values = np.concatenate(
-        [plane.ravel() for plane, residual in planes if plane is residual] or [planes[0][0].ravel()]
-    )
+def _draw_histogram(axes: Axes, planes: list[Image], report: dict[str, Any]) -> None:
+    values = np.concatenate([plane.ravel() for plane in planes])
     low, high = float(values.min()), float(values.max())
     if (values == np.rint(values)).all() and high - low < _BARS:
         levels, pixels = np.unique(values, return_counts=True)
@@ -122,9 +122,9 @@ def _draw_curve(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_title(f"variance against mean{fano}", fontsize=9)
 
 
-def _draw_correlation(figure: Figure, axes: Axes, planes: list[tuple[Image, Image]], report: dict[str, Any]) -> None:
+def _draw_correlation(figure: Figure, axes: Axes, noise: list[Image], report: dict[str, Any]) -> None:
     """Draw the autocorrelation of the noise for lags up to three pixels, its middle left out."""
-    lags = noise_autocorrelation(planes)
+    lags = noise_autocorrelation(noise)
     lags[_LAGS, _LAGS] = np.nan
     reach = max(0.1, float(np.nanmax(np.abs(lags))) if np.isfinite(lags).any() else 0.1)
     extent = (-_LAGS - 0.5, _LAGS + 0.5, _LAGS + 0.5, -_LAGS - 0.5)
@@ -137,14 +137,14 @@ def _draw_correlation(figure: Figure, axes: Axes, planes: list[tuple[Image, Imag
     axes.set_title(f"correlation of the noise: {numbers} (expected 0)", fontsize=9)
 
 
-def noise_autocorrelation(planes: list[tuple[Image, Image]]) -> Image:
-    """Return the autocorrelation of the noise of planes for lags -3 to 3, both axes, from its power spectrum.
+def noise_autocorrelation(noise: list[Image]) -> Image:
+    """Return the autocorrelation of noise for lags -3 to 3, both axes, from its power spectrum.
 
     Frequencies below half of the highest hold structure; white noise of the same strength stands in for them, so that
     only what the rest tells is drawn: 0 for independent noise, whatever the structure.
     """
     total = np.zeros((2 * _LAGS + 1, 2 * _LAGS + 1))
-    for _, residual in planes:
+    for residual in noise:
         rows, columns = residual.shape
         if min(rows, columns) < 4 * _LAGS:
             return np.full_like(total, np.nan)
@@ -156,4 +156,4 @@ def noise_autocorrelation(planes: list[tuple[Image, Image]]) -> Image:
         top, left = rows // 2 - _LAGS, columns // 2 - _LAGS
         middle = spread[top : top + 2 * _LAGS + 1, left : left + 2 * _LAGS + 1]
         total += middle / max(float(middle[_LAGS, _LAGS]), 1e-300)
-    return total / len(planes)
+    return total / len(noise)

@@ -88,8 +88,8 @@ def fit_line(
     line = _first_line(moments)
     cut = _STRUCTURE_CUT if structure else _MOTION_CUT
     for _ in range(_ROUNDS):
-        points = _weigh(_average(moments, line, cut, loud), line)
-        dark = None if anchor is None else _weigh(_average(anchor, line, _MOTION_CUT, loud), line)
+        points = _weigh(average(moments, line, cut, loud), line)
+        dark = None if anchor is None else _weigh(average(anchor, line, _MOTION_CUT, loud), line)
         totals = sum(line_sums(part).sum(1) for part in (points, dark) if part is not None)
         gain, intercept = line_of_sums(np.asarray(totals), read=0.0, multiplying=1.0)
         before, line = line, Line(float(gain), float(intercept))
@@ -123,7 +123,7 @@ def _first_line(moments: Moments) -> Line:
     return Line(gain, float(np.median(y - gain * x)))
 
 
-def _average(moments: Moments, line: Line, cut: float, loud: float) -> Points:
+def average(moments: Moments, line: Line, cut: float = _MOTION_CUT, loud: float = 1.0) -> Points:
     """Average over time, without units that are too noisy; what is lost of noise's own tail is put back."""
     place = moments.mean.mean(0)
     expected = line.at(place)

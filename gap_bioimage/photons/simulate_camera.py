@@ -68,7 +68,9 @@ def simulate_camera(
     """
     scene = np.asarray(electrons, np.float64)
     if scene.ndim not in (2, 3) or not scene.size or not np.isfinite(scene).all() or scene.min() < 0:
-        raise ConfigError(f"electrons has shape {scene.shape}, expected (y, x) or (t, y, x) of finite numbers from 0 up")
+        raise ConfigError(
+            f"electrons has shape {scene.shape}, expected (y, x) or (t, y, x) of finite numbers from 0 up"
+        )
     if not (gain > 0 and read_noise >= 0 and n_frames >= 1) or not math.isfinite(gain + read_noise + offset):
         raise ConfigError(
             f"gain {gain:g}, read_noise {read_noise:g}, n_frames {n_frames}: expected a positive gain, a read noise "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -195,16 +197,15 @@ def _multiplied(evidence: Evidence, name: str) -> Finding | None:
 def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
     """Look for noise much weaker than that of photons."""
     noise = evidence.noise
-    if noise is None:
-        return None
-    margin = k / (1 + _SURE * noise.relative_error)
-    if noise.dark >= _QUIET * margin and noise.bright >= _DEAD * margin:
+    if noise is None or noise.dark >= _QUIET * k / (1 + _SURE * noise.relative_error):
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark"
-    if noise.dark >= _QUIET * margin:
-        numbers += f" and {noise.bright:.2g} where it is bright"
     if evidence.statistics.minimum > 0:
         return _camera(evidence, name, numbers)
+    return _smoothed(evidence, name, numbers)
+
+
+def _smoothed(evidence: Evidence, name: str, numbers: str) -> Finding:
     kind: Kind = "8-bit grey photograph" if evidence.grey_photograph else "smoothed or interpolated"
     return Finding(
         "processed",
@@ -271,6 +272,8 @@ def _weak(evidence: Evidence, name: str) -> Finding | None:
     rise = 1.0 if curve is None else curve.rise
     if rise > _RISING and evidence.statistics.minimum > 0:
         return _camera(evidence, name, numbers)
+    if noise.bright < _DEAD and not evidence.piled_up:
+        return _smoothed(evidence, name, numbers)
     if rise < 1 / _RISING:  # weaker still where it is bright: dead time, after all
         return None
     if evidence.statistics.minimum > _BRIGHT:
@@ -300,7 +303,7 @@ def _too_noisy(evidence: Evidence, name: str) -> Finding | None:
     noise, curve = evidence.noise, evidence.curve
     if noise is None or noise.smallest / (1 + _SURE * noise.relative_error) < _LOUD:
         return None
-    if curve is not None and len(curve.fano) and curve.fano.min() < _STRUCTURE:
+    if curve is not None and len(curve.fano) and np.quantile(curve.fano, 0.25) < _STRUCTURE:
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.smallest:.3g} where it is smoothest, expected 1"
     if curve is not None and curve.intercept > _SURE_OF_OFFSET * curve.intercept_error and 0.5 < curve.slope < _LOUD:

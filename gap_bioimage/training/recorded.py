@@ -31,8 +31,10 @@ def detector_of(model: Model) -> Detector | None:
     if told is None:
         return None
     try:
-        return Detector(Camera.model_validate(told).model_copy(update={"maps": None}))
-    except ValidationError:
+        # zips also tell what follows from the camera's numbers
+        camera = Camera.model_validate({name: told[name] for name in Camera.model_fields if name in told})
+        return Detector(camera.model_copy(update={"maps": None}))
+    except (ValidationError, TypeError):
         raise CheckpointError(
             f"{model.source} holds a description of its camera that is none; export it again"
         ) from None

@@ -45,7 +45,7 @@ def open_hdf5(path: Path, series: int | str | None, level: int | None) -> Stored
     Notes
     -----
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
-    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin).
+    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
     """
     try:
         import h5py
@@ -101,8 +101,13 @@ def write_hdf5(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, 
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise OutputError(f"cannot write HDF5 ({reason}); try it without compression, or with gzip") from error
-        tags = [{"key": a, "typeFlags": _TYPE_FLAGS.get(a, 2), "resolution": 0, "description": ""} for a in axes]
+        steps = {**meta.pixel_size_um, **({} if meta.interval_s is None else {"t": meta.interval_s})}
+        tags = [
+            {"key": a, "typeFlags": _TYPE_FLAGS.get(a, 2), "resolution": steps.get(a, 0), "description": ""}
+            for a in axes
+        ]
         data.attrs["axistags"] = json.dumps({"axes": tags})
+        data.attrs["axis_units"] = json.dumps({a: "s" if a == "t" else "um" for a in axes if a in steps})
         data.attrs["axes"] = axes
         for dimension, axis in zip(data.dims, axes, strict=True):
             dimension.label = axis
@@ -144,12 +149,19 @@ def _axes(data: h5py.Dataset) -> str:
 
 def _metadata(data: h5py.Dataset, axes: str) -> Metadata:
     found = np.atleast_1d(data.attrs.get("element_size_um", ()))
-    sizes = {}
+    sizes, interval = _of_tags(data)
     if found.shape == (3,):
-        for axis, step in zip("zyx", found, strict=True):
-            size = to_um(step, "um") if axis.upper() in axes else None
-            if size is not None:
-                sizes[axis] = size
+        measured = {axis: to_um(step, "um") for axis, step in zip("zyx", found, strict=True) if axis.upper() in axes}
+        sizes = {axis: size for axis, size in measured.items() if size is not None}
     names = np.atleast_1d(data.attrs.get("channels", ())).tolist()
     channels = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-    return Metadata(sizes, to_seconds(data.attrs.get("interval_s"), "s"), channels)
+    return Metadata(sizes, to_seconds(data.attrs.get("interval_s"), "s") or interval, channels)
+
+
+def _of_tags(data: h5py.Dataset) -> tuple[dict[str, float], float | None]:
+    """Return pixel sizes and frame interval as ilastik writes them."""
+    tags = json.loads(data.attrs.get("axistags", "{}")).get("axes", ())
+    units = json.loads(data.attrs.get("axis_units", "{}"))
+    steps = {str(tag["key"]): tag.get("resolution") for tag in tags}
+    sizes = {axis: to_um(steps.get(axis), units.get(axis)) for axis in "zyx"}
+    return {axis: size for axis, size in sizes.items() if size is not None}, to_seconds(steps.get("t"), units.get("t"))

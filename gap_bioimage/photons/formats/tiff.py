@@ -73,14 +73,7 @@ def open_tiff(path: Path, axes: str | None, series: int | str | None, level: int
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         if values is not None:
             return values.reshape(shape)[index]
-        with _quiet_tifffile(), tifffile.TiffFile(path) as tif:
-            image = tif.series[place].levels[number]
-            planes = np.arange(math.prod(shape[:-2])).reshape(shape[:-2])
-            if len(image.pages) != planes.size or math.prod(image.pages[0].shape) != math.prod(shape[-2:]):
-                return np.asarray(image.asarray()).reshape(shape)[index]
-            wanted = planes[index[:-2]]  # pages are planes: decode only these
-            values = tif.asarray(key=wanted.ravel().tolist(), series=place, level=number)
-            return np.asarray(values).reshape(*wanted.shape, *shape[-2:])[(..., *index[-2:])]
+        return _decode(path, place, number, tuple(shape), index)
 
     return Stored(names, tuple(shape), np.dtype(image.dtype), read, meta, mapped=values is not None)
 
@@ -113,6 +106,19 @@ def _map(path: Path, image: tifffile.TiffPageSeries, place: int, number: int) ->
     if not values.dtype.isnative and values.nbytes < _SWAP_LIMIT_BYTES:
         return None
     return values
+
+
+def _decode(path: Path, place: int, number: int, shape: tuple[int, ...], index: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """Return part of an image, decoding no other pages where each page is a plane."""
+    with _quiet_tifffile(), tifffile.TiffFile(path) as tif:
+        image = tif.series[place].levels[number]
+        planes = np.arange(math.prod(shape[:-2])).reshape(shape[:-2])
+        if len(image.pages) != planes.size or image.pages[0] is None or image.pages[0].shape != shape[-2:]:
+            return np.asarray(image.asarray()).reshape(shape)[index]
+        wanted = planes[index[:-2]]
+        values = np.asarray(tif.asarray(key=wanted.ravel().tolist(), series=place, level=number))
+        rows, columns = index[-2:]
+        return values.reshape(*wanted.shape, *shape[-2:])[..., rows, columns]
 
 
 def _single_axes(image: tifffile.TiffPageSeries, axes: str) -> tuple[str, tuple[int, ...]] | None:
