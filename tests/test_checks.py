@@ -47,6 +47,7 @@ def refusal(values, **options):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(log_mean=1.25, shape=(8, 8), covered=1.0, seed=1961)
 @example(log_mean=3.0, shape=(2, 3, 16, 16), covered=0.02, seed=1)
 @given(
     log_mean=st.floats(-2, 3),

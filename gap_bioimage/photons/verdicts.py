@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gap_bioimage.photons.evidence import Evidence
+    from gap_bioimage.photons.statistics import Noise
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal[
@@ -98,6 +100,11 @@ def judge(evidence: Evidence, name: str, saturation: float) -> Finding:
     return _good(evidence, name)
 
 
+def _margin(noise: Noise) -> float:
+    """Return how much below its true value a variance may be found by chance; few pixels miss it by factors."""
+    return math.exp(-_SURE * noise.relative_error)
+
+
 def _no_numbers(evidence: Evidence, name: str) -> Finding | None:
     """Look for what no detector returns."""
     found = evidence.statistics
@@ -175,7 +182,7 @@ def _multiplied(evidence: Evidence, name: str) -> Finding | None:
     found, noise, k = evidence.statistics, evidence.noise, evidence.statistics.lattice
     if k <= 1 or found.pixels - found.zeros < _FEW:
         return None
-    if noise and noise.dark < _QUIET * k / (1 + _SURE * noise.relative_error):
+    if noise and noise.dark < _QUIET * k * _margin(noise):
         return _quiet(evidence, name, k)
     if noise and noise.smallest / (1 + _SURE * noise.relative_error) > _LOUD * k:
         return Finding(
@@ -197,7 +204,7 @@ def _multiplied(evidence: Evidence, name: str) -> Finding | None:
 def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
     """Look for noise much weaker than that of photons."""
     noise = evidence.noise
-    if noise is None or noise.dark >= _QUIET * k / (1 + _SURE * noise.relative_error):
+    if noise is None or noise.dark >= _QUIET * k * _margin(noise):
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark"
     if evidence.statistics.minimum > 0:
@@ -233,7 +240,7 @@ def _shared_noise(evidence: Evidence, name: str) -> Finding | None:
     noise, most = evidence.noise, evidence.correlation.largest
     if noise is None or not evidence.correlation.found:
         return None
-    weak = noise.dark < min(_BELOW, 1 / (1 + _SURE * noise.relative_error))
+    weak = noise.dark < min(_BELOW, _margin(noise))
     numbers = f"{evidence.neighbours}, variance/mean {noise.dark:.2g} in the dark"
     if most < _OPPOSITE:
         return Finding(
@@ -266,7 +273,7 @@ def _offset(evidence: Evidence, name: str) -> Finding | None:
 def _weak(evidence: Evidence, name: str) -> Finding | None:
     """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
     noise, curve = evidence.noise, evidence.curve
-    if noise is None or noise.dark >= _WEAK / (1 + _SURE * noise.relative_error) or evidence.traces.one_bit:
+    if noise is None or noise.dark >= _WEAK * _margin(noise) or evidence.traces.one_bit:
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark and {noise.bright:.2g} where it is bright"
     rise = 1.0 if curve is None else curve.rise
@@ -340,6 +347,6 @@ def _good(evidence: Evidence, name: str) -> Finding:
     text = f"{name} holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if noise is not None:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
-        if noise.bright < _FALLING / (1 + _SURE * noise.relative_error):
+        if noise.bright < _FALLING * _margin(noise):
             text += " (the detector's dead time: bright pixels count too few photons)"
     return Finding("photon counts", "counts", text, refused=False)
