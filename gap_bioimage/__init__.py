@@ -17,6 +17,7 @@ _HOMES = {
     "write_image": "photons.image_io",
     "simulate": "photons.simulate",
     "inspect": "photons.inspection",
+    "calibrate": "photons.camera_calibration",
     "thin": "photons.thinning",
     "pseudo_psnr_db": "photons.thinning",
     "TrainConfig": "config",
@@ -34,6 +35,7 @@ __all__ = [
     "SamplingConfig",
     "TrainConfig",
     "__version__",
+    "calibrate",
     "denoise",
     "export",
     "generate",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
+    from gap_bioimage.photons.camera_calibration import calibrate
     from gap_bioimage.photons.image_io import read_images, read_photons, write_image
     from gap_bioimage.photons.inspection import inspect
     from gap_bioimage.photons.simulate import simulate

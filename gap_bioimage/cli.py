@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gap_bioimage.cli_camera import calibrate
 from gap_bioimage.cli_inspect import inspect_images
 from gap_bioimage.cli_repair import repair
 from gap_bioimage.cli_sampling import generate, sample
@@ -107,6 +108,7 @@ def simulate(
 
 
 app.command("inspect")(inspect_images)
+app.command()(calibrate)
 
 
 app.command()(train)

@@ -8,6 +8,7 @@ the third moment 1.5 times ``gain^2 (mean - offset)`` with the noise-derived gai
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,12 +107,15 @@ def estimate_numbers(
         Of the bootstrap.
     """
     rng = np.random.default_rng((seed, 3))
-    sums = _resampled(line_sums(points), rng)
+    lines = line_sums(points)
+    if third is points:  # variance and third moment of a block err together
+        both = _resampled(np.concatenate([lines, _third_sums(points)]), rng)
+        sums, cubes = both[: len(lines)], both[len(lines) :]
+    else:
+        sums, cubes = _resampled(lines, rng), None if third is None else _resampled(_third_sums(third), rng)
     if dark is not None:
         sums = sums + _resampled(line_sums(dark), rng)
-    cubes = None if third is None else _resampled(_third_sums(third), rng)
-    darkest = float(np.min(points.mean + 3 * np.sqrt(1 / points.weight.clip(1e-300) / 2)))
-    darkest = min(darkest, float(np.min(points.mean + 3 * np.sqrt(_variance(points) / points.samples))))
+    darkest = float(np.min(points.mean + 3 * np.sqrt(np.maximum(points.variance, _DIGITISATION) / points.samples)))
     tries = [POISSON, MULTIPLIED] if known.multiplying is None else [MULTIPLIED if known.multiplying else POISSON]
     solved = {q: _solve(sums, cubes, known, q, darkest, rng) for q in tries}
     ratio = None if cubes is None else _ratio(cubes, solved[tries[0]], known)
@@ -125,10 +129,6 @@ def estimate_numbers(
     return Numbers(gain, offset, noise, float(best.intercept[0]), ratio, chosen == MULTIPLIED, undecided)
 
 
-def _variance(points: Points) -> Floats:
-    return np.maximum(points.variance, _DIGITISATION)
-
-
 def _resampled(sums: Floats, rng: np.random.Generator) -> Floats:
     """Add up sums over points: all of them first, then as bootstrap replicates draw them."""
     count = sums.shape[1]
@@ -137,7 +137,8 @@ def _resampled(sums: Floats, rng: np.random.Generator) -> Floats:
     many = clusters.shape[1]
     draws = rng.multinomial(many, np.full(many, 1 / many), _REPLICATES)
     weights = np.concatenate([np.ones((1, many)), draws])
-    return clusters @ weights.T
+    resampled: Floats = clusters @ weights.T
+    return resampled
 
 
 def _third_sums(points: Points) -> Floats:
@@ -172,6 +173,8 @@ class _Solved:
         crossing, lowest, highest = (
             _estimate(values[0], values[None, 1:]) for values in (self.crossing, self.lowest, self.highest)
         )
+        if not math.isfinite(lowest.value):  # nothing bounds an offset that was given
+            return crossing
         low, high = (
             float(np.clip(c, lo, max(hi, lo)))
             for c, lo, hi in (

@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     Flags = npt.NDArray[np.bool_]
 
 _LEAST_BLOCKS = 12
-_ENOUGH = 0.25  # share of the blocks that must be left, to leave out others
+_ENOUGH = 0.1  # share of the blocks that must be left, to leave out others
 _SATURATED = 0.01  # share of the times at which a block is saturated
-_CLIPPED = 0.005  # share of zeros
+_CLIPPED = 0.02  # share of zeros; up to there they hardly matter
 _COARSE = 0.9  # ADU per electron above which whole numbers of electrons differ by whole ADU
 _LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
 _FAR = 3.0  # standard errors
+_LIKE_COUNTS = 0.15  # relative difference of variance and mean
 _BENT = 0.1  # relative shortfall of variance at the bright end
 _SURE = 5.0  # standard errors
 _HALVINGS = 5
 _LEAST_CHANGE = 0.02
 _GROUPS = 20
 _GROUP_BLOCKS = 6
+_NONE = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Selected:
     clipped: bool = False
     brightest: float | None = None
     """ADU above which blocks were left out because the variance falls short."""
-    goodness: Goodness = field(default_factory=lambda: _NOTHING)
+    goodness: Goodness = field(default_factory=lambda: Goodness(_NONE, _NONE, _NONE, 0.0, 0, 0.0, np.inf))
 
 
 def select_blocks(moments: Moments, *, structure: bool, loud: float, anchor: Moments | None) -> Selected:
@@ -118,12 +120,11 @@ def _unclipped(moments: Moments, keep: Flags, selected: Selected, fit: object, l
     """Leave out blocks that are clipped at zero, or whose noise is lost in rounding, if others are there."""
     assert callable(fit)  # noqa: S101
     zeros = moments.zeros.mean(0) > _CLIPPED
-    if np.any(zeros & keep):
-        rest = fit(keep & ~zeros) if _enough(keep & ~zeros, keep) else selected
-        dim = average(moments.at(zeros & keep), rest.line, loud=loud)
-        away = float(np.sum(dim.weight * (dim.variance - rest.line.at(dim.mean))) / np.sqrt(np.sum(dim.weight)))
-        if away < -_FAR:  # counts of photons have zeros and still lie on the line
-            selected, keep = rest, keep & ~zeros if rest is not selected else keep
+    bright = keep & ~zeros
+    if np.any(zeros & keep) and _enough(bright, keep):
+        rest = fit(bright)
+        if _falls_short(average(moments.at(zeros & keep), rest.line, loud=loud), rest.line):
+            selected, keep = rest, bright
             selected.clipped = True
     if selected.line.gain < _COARSE:
         fine = keep & (selected.line.intercept + selected.line.gain * moments.mean.mean(0) >= _LEAST_VARIANCE)
@@ -132,6 +133,17 @@ def _unclipped(moments: Moments, keep: Flags, selected: Selected, fit: object, l
         selected = fit(fine) if _enough(fine, keep) and np.any(fine != keep) else selected
         selected.coarse, selected.clipped = coarse, clipped
     return selected
+
+
+def _falls_short(dim: Points, line: Line) -> bool:
+    """Whether dark blocks have less noise than the line through brighter ones says, and are no counts either."""
+    total = float(dim.weight.sum())
+    if not total:
+        return False
+    variance, mean = (float(np.sum(dim.weight * values)) / total for values in (dim.variance, dim.mean))
+    expected = float(np.sum(dim.weight * line.at(dim.mean))) / total
+    short = expected - variance
+    return short > max(_FAR / total**0.5, _BENT * expected) and abs(variance / mean - 1) > _LIKE_COUNTS
 
 
 def _enough(kept: Flags, of: Flags) -> bool:
@@ -165,7 +177,8 @@ def goodness_of(points: Points, line: Line) -> Goodness:
     groups = np.array_split(order, int(np.clip(len(order) // _GROUP_BLOCKS, 1, _GROUPS)))
     w = np.array([points.weight[g].sum() for g in groups])
     x, y = (
-        np.array([np.sum(points.weight[g] * values[g]) for g in groups]) / w for values in (points.mean, points.variance)
+        np.array([np.sum(points.weight[g] * values[g]) for g in groups]) / w
+        for values in (points.mean, points.variance)
     )
     away = (y - line.intercept - line.gain * x) * np.sqrt(w)
     freedom = max(1, len(groups) - 2)
@@ -187,6 +200,3 @@ def _bend(
     expected = float(line.at(x[-1:])[0])
     per_curvature = abs(departure / solution[2]) if solution[2] else 1.0
     return departure / expected, float(np.sqrt(covariance[2, 2])) * per_curvature / expected
-
-
-_NOTHING = Goodness(np.zeros(0), np.zeros(0), np.zeros(0), 0.0, 0, 0.0, np.inf)

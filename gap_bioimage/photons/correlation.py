@@ -48,11 +48,17 @@ class Correlation:
     """Noise from second differences in time, from a high-pass of single planes, or too few pixels."""
     error: float
     """Standard error of the less certain one."""
+    blocks: int = 0
+    """Blocks of pixels that it rests on."""
 
     @property
     def found(self) -> bool:
-        """Whether it is more than chance: five standard errors, and 0.05."""
-        return max(abs(self.y), abs(self.x)) > max(_LEAST, _SURE * self.error) if self.method != "none" else False
+        """Whether it is more than chance: 0.05, and five standard errors, more where these are badly known."""
+        if self.method == "none":
+            return False
+        # the spread of few blocks is hardly known itself, and they were chosen for being dark
+        sure = _SURE * (1 + _BLOCKS / max(self.blocks, 1))
+        return max(abs(self.y), abs(self.x)) > max(_LEAST, sure * self.error)
 
     @property
     def largest(self) -> float:
@@ -101,10 +107,11 @@ def neighbour_correlation(values: xr.DataArray | NDArray[Any], repeats: int | No
     noise = noise_planes(values, repeats if in_time else None)
     if not noise:
         return NOTHING
-    (y, error_y), (x, error_x) = (_along(axis, noise, order) for axis in (0, 1))
+    (y, error_y, used_y), (x, error_x, used_x) = (_along(axis, noise, order) for axis in (0, 1))
     if not (math.isfinite(y) and math.isfinite(x)):
         return NOTHING
-    return Correlation(y, x, "repeats" if in_time else "single image", max(error_y, error_x))
+    method: Literal["repeats", "single image"] = "repeats" if in_time else "single image"
+    return Correlation(y, x, method, max(error_y, error_x), min(used_y, used_x))
 
 
 def noise_planes(values: NDArray[Any], repeats: int | None = None) -> list[tuple[Image, Image]]:
@@ -162,8 +169,8 @@ def _differences(values: NDArray[Any], axis: int) -> Iterator[tuple[Image, Image
             yield sum(frames, np.zeros(1)) / 3, (frames[0] - 2 * frames[1] + frames[2]) / math.sqrt(6)
 
 
-def _along(axis: int, noise: list[tuple[Image, Image]], order: int) -> tuple[float, float]:
-    """Return the correlation along an axis of (y, x), and its standard error."""
+def _along(axis: int, noise: list[tuple[Image, Image]], order: int) -> tuple[float, float, int]:
+    """Return the correlation along an axis of (y, x), its standard error, and the blocks that it rests on."""
     weights = np.array([(-1) ** k * math.comb(order, k) for k in range(order + 1)], float)
     side = _BLOCK_PX if min(noise[0][0].shape) >= 4 * _BLOCK_PX else _BLOCK_PX // 2
     mean, product, power = (
@@ -176,12 +183,12 @@ def _along(axis: int, noise: list[tuple[Image, Image]], order: int) -> tuple[flo
     product, power = product[:used], power[:used]
     total = power.sum()
     if not total > 0:
-        return math.nan, math.inf
+        return math.nan, math.inf, used
     value = float(product.sum() / total)
     spread = np.sqrt(((product - value * power) ** 2).sum() * used / max(1, used - 1)) / total
     # The filter makes neighbouring residuals alike, so that each tells less.
     alike = np.correlate(weights, weights, "full") / (weights @ weights)
-    return value, float(max(spread, math.sqrt(alike @ alike / (used * side**2))))
+    return value, float(max(spread, math.sqrt(alike @ alike / (used * side**2)))), used
 
 
 def _blocks(axis: int, plane: Image, residual: Image, weights: Image, side: int) -> tuple[Image, Image, Image]:

@@ -14,8 +14,8 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, NotPhotonCountsError, OutputError, UnreadableImageError
 from gap_bioimage.files import replacing
-from gap_bioimage.photons.coordinates import calibrate, metadata_of, pixel_size_um
 from gap_bioimage.photons.checks import check_photon_counts
+from gap_bioimage.photons.coordinates import calibrate, metadata_of, pixel_size_um
 from gap_bioimage.photons.formats.folders import replacing_folder
 from gap_bioimage.photons.formats.ome_zarr import is_zarr
 from gap_bioimage.photons.formats.opening import READABLE, open_image

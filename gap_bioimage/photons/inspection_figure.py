@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,6 @@ from gap_bioimage.photons.correlation import noise_planes
 from gap_bioimage.pictures import save_figure
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import xarray as xr
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -39,7 +38,7 @@ def draw_inspection(path: Path, inspected: Inspected) -> None:
     """
     report = inspected.report
     figure = Figure((11, 8.5), layout="constrained")
-    title = f"{report['image']}: {report['verdict']} ({report['source_kind']})"
+    title = f"{Path(str(report['image'])).name}: {report['verdict']} ({report['source_kind']})"
     told = "\n".join(textwrap.wrap(report["message"], 150)[:4])
     figure.suptitle(f"{title}\n{told}", fontsize=9)
     panels = figure.subplots(2, 2)
@@ -113,6 +112,10 @@ def _draw_curve(axes: Axes, report: dict[str, Any]) -> None:
         start = np.array([guess["offset"], max(reach[1], guess["offset"])])
         label = f"gain {guess['gain']:g}, offset {guess['offset']:g}"
         axes.plot(start, guess["gain"] * (start - guess["offset"]), "--", color="tab:orange", label=label)
+    if mean.min() > 4 * variance.max():  # a camera: the line of photon counts is far away
+        low, high = float(mean.min()), float(mean.max())
+        axes.set_xlim(low - 0.2 * (high - low) - 1, high + 0.2 * (high - low) + 1)
+        axes.set_ylim(0, 1.3 * float(variance.max() + error.max()))
     if mean.min() >= 0 and variance.max() > 0 and guess is None and mean.max() > 20 * max(mean.min(), 1e-9):
         floor = float(max(min(variance[variance > 0].min(), mean[mean > 0].min()), 1e-4))
         axes.set_xscale("symlog", linthresh=floor)
@@ -134,7 +137,7 @@ def _draw_correlation(figure: Figure, axes: Axes, noise: list[Image], report: di
     axes.set_ylabel("lag y (pixels)")
     y, x = report["noise_correlation_y"], report["noise_correlation_x"]
     numbers = "too few pixels" if y is None or x is None else f"neighbours {y:.2f} along y, {x:.2f} along x"
-    axes.set_title(f"correlation of the noise: {numbers} (expected 0)", fontsize=9)
+    axes.set_title(f"noise: {numbers} (expected 0)", fontsize=9)
 
 
 def noise_autocorrelation(noise: list[Image]) -> Image:

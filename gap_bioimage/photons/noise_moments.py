@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Plane = tuple[slice, slice]
 
-BLOCK_PX = 8
+_BLOCK_PX = 8
+_SHORT_BLOCK_PX = 4  # small objects stand out
+_LONG = 32  # frames
 _LEAST_BLOCK_PX = 2
 _ENOUGH_BLOCKS = 64
 _MOST_PIXELS = 120_000_000  # per calibration; about ten seconds
@@ -77,9 +79,10 @@ class Moments:
         return replace(self, relief=self.relief[positions], **kept)
 
 
-def block_side(rows: int, columns: int) -> int:
-    """Return the side of blocks: 8 pixels, fewer where an image would have less than 64 blocks."""
-    return int(np.clip(int((rows * columns / _ENOUGH_BLOCKS) ** 0.5), _LEAST_BLOCK_PX, BLOCK_PX))
+def block_side(shape: tuple[int, ...], times: int) -> int:
+    """Return the side of blocks: 8 pixels, or 4 of longer films; fewer where there would be less than 64 blocks."""
+    most = _BLOCK_PX if times < _LONG else _SHORT_BLOCK_PX
+    return int(np.clip(int((shape[0] * shape[1] / _ENOUGH_BLOCKS) ** 0.5), _LEAST_BLOCK_PX, most))
 
 
 def stack_moments(values: npt.NDArray[Any], saturation: float) -> Moments:
@@ -104,12 +107,12 @@ def stack_moments(values: npt.NDArray[Any], saturation: float) -> Moments:
     starts = _starts(values, window, len(weights))
     parts = [_plane_moments(plane[(slice(None), *window)], starts, weights, saturation) for plane in values]
     names = ("mean", "variance", "third", "zeros", "saturated", "shift", "along_y", "along_x")
-    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
     joined["relief"] = np.concatenate([part["relief"] for part in parts])
     overlapping = len(starts) > 1 and starts[1] - starts[0] == 1
     squares, cubes = _overlap(weights, len(starts) if overlapping else 1)
     correlation = _correlation(joined["variance"], joined.pop("along_y"), joined.pop("along_x"))
-    pixels = block_side(*parts[0]["frame"].shape) ** 2
+    pixels = block_side(parts[0]["frame"].shape, len(starts)) ** 2
     hermite = 6 * np.sum(weights**2) ** 3 / np.sum(weights**3) ** 2 if len(weights) > 2 else np.nan
     return Moments(**joined, pixels=pixels, alike=(1.0, squares), alike_cubes=hermite * cubes, correlation=correlation)
 
@@ -133,12 +136,14 @@ def image_moments(values: npt.NDArray[Any], saturation: float) -> Moments:
     most = max(1, _MOST_PIXELS // (4 * np.prod([s.stop - s.start for s in window])))
     chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), most)).astype(int))
     parts = [_ripples(np.asarray(values[i][window], np.float64), saturation) for i in chosen]
-    joined = {name: np.concatenate([part[name] for part in parts])[None] for name in parts[0] if name != "frame"}
+    joined: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in parts])[None] for name in parts[0] if name != "frame"
+    }
     joined["relief"] = joined["relief"][0]
     w = np.array(_RIPPLE)
     squares, cubes = _overlap(w, 10**6)
     hermite = 6 * np.sum(w**2) ** 6 / np.sum(w**3) ** 4
-    pixels = block_side(*parts[0]["frame"].shape) ** 2
+    pixels = block_side(parts[0]["frame"].shape, 1) ** 2
     return Moments(**joined, pixels=pixels, alike=(squares**2, squares**2), alike_cubes=hermite * cubes**2)
 
 
@@ -174,9 +179,10 @@ def _plane_moments(
         field += plane[t]
     field /= len(used)
     drift = _Drift.of(field)
-    units = [_unit(np.asarray(plane[s : s + len(weights)], np.float64), drift, weights, saturation) for s in starts]
+    side = block_side(field.shape, len(starts))
+    length = len(weights)
+    units = [_unit(np.asarray(plane[s : s + length], np.float64), drift, weights, saturation, side) for s in starts]
     gathered = {name: np.stack([unit[name] for unit in units]) for name in units[0]}
-    side = block_side(*field.shape)
     lost = blocks(drift.leverage, side)
     gathered["variance"] /= 1 - lost
     # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
@@ -224,9 +230,8 @@ class _Drift:
         return difference - np.tensordot(shares, self.basis, 1)
 
 
-def _unit(frames: Floats, drift: _Drift, weights: Floats, saturation: float) -> dict[str, Floats]:
+def _unit(frames: Floats, drift: _Drift, weights: Floats, saturation: float, side: int) -> dict[str, Floats]:
     rows, columns = frames.shape[1:]
-    side = block_side(rows, columns)
     difference = drift.removed(np.tensordot(weights, frames, 1))
     squares = difference**2
     along_y, along_x = np.zeros_like(squares), np.zeros_like(squares)
@@ -253,7 +258,7 @@ def _ripples(plane: Floats, saturation: float) -> dict[str, Floats]:
         ripple = ndimage.correlate1d(ripple, weights, axis=axis)
         local = ndimage.correlate1d(local, weights**2 / np.sum(weights**2), axis=axis)
     ripple, local = ripple[inner], local[inner]  # a photon enters both with the same weight
-    side = block_side(*ripple.shape)
+    side = block_side(ripple.shape, 1)
     square, cube = np.sum(weights**2) ** 2, np.sum(weights**3) ** 2
     variance = blocks(ripple**2, side) / square
     reached = ndimage.maximum_filter(plane, 5)[inner] >= saturation

@@ -24,10 +24,10 @@ _ROUNDS = 30
 _GROUPS = 24
 _MOST_LOST = 0.3  # share of a position's units beyond which it is left out as a whole
 _LARGEST_SHIFT = 5.0  # standard errors by which a block may change in a way that noise does not
-_BISQUARE = 6.0  # residuals, in standard deviations, that lose all weight
+_FULL_WEIGHT, _NO_WEIGHT = 3.0, 6.0  # residuals, in standard deviations
 _MOTION_CUT = 1 - 1e-6  # share of noisy units without objects that stay
 _STRUCTURE_CUT = 0.9
-_DIGITISATION = 1 / 12
+_LEAST_VARIANCE = 5e-3  # ADU^2; counts of few photons have no less
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Line:
     intercept: float
 
     def at(self, mean: Floats) -> Floats:
-        """Return the variance, at least that of digitisation."""
-        return np.maximum(self.intercept + self.gain * mean, _DIGITISATION)
+        """Return the variance, kept positive."""
+        return np.maximum(self.intercept + self.gain * mean, _LEAST_VARIANCE)
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def average(moments: Moments, line: Line, cut: float = _MOTION_CUT, loud: float 
     place = moments.mean.mean(0)
     expected = line.at(place)
     fourth = line.gain**2 * expected  # of Poisson light, and all taken as light
-    loud = loud * (1 + line.gain**2 * moments.relief / expected**2)  # few pixels may hold most of the noise
-    unit = (2 * loud * moments.alike[0] + fourth / expected**2) / moments.pixels  # relative variance
+    uneven = loud * (1 + line.gain**2 * moments.relief / expected**2)  # few pixels may hold most of the noise
+    unit = (2 * uneven * moments.alike[0] + fourth / expected**2) / moments.pixels  # relative variance
     shape = 1 / unit
     limit = special.gammaincinv(shape, cut) / shape
     lost = special.gammainc(shape + 1, limit * shape) / special.gammainc(shape, limit * shape)
@@ -143,10 +143,10 @@ def average(moments: Moments, line: Line, cut: float = _MOTION_CUT, loud: float 
         return averaged
 
     samples = moments.pixels * count[enough].astype(np.float64)
-    expected, fourth, loud = expected[enough], fourth[enough], loud[enough]
-    variance_error = (2 * loud * moments.alike[1] * expected**2 + fourth) / samples
+    expected, fourth, uneven = expected[enough], fourth[enough], uneven[enough]
+    variance_error = (2 * uneven * moments.alike[1] * expected**2 + fourth) / samples
     g = line.gain
-    cubes = moments.alike_cubes * loud * expected**3 + (9 * 2 * g**2 * expected**2 + g**4 * expected)
+    cubes = moments.alike_cubes * uneven * expected**3 + (9 * 2 * g**2 * expected**2 + g**4 * expected)
     return Points(
         mean(moments.mean),
         mean(moments.variance) / lost[enough],
@@ -158,10 +158,10 @@ def average(moments: Moments, line: Line, cut: float = _MOTION_CUT, loud: float 
 
 
 def _weigh(points: Points, line: Line) -> Points:
-    """Take weight from points far from the line (Tukey's bisquare)."""
+    """Take weight from points far from the line."""
     residual = (points.variance - line.intercept - line.gain * points.mean) * np.sqrt(points.weight)
     scale = max(1.0, float(np.median(np.abs(residual))) * 1.4826)
-    robust = np.maximum(0.0, 1 - (residual / (_BISQUARE * scale)) ** 2) ** 2
+    robust = np.clip((_NO_WEIGHT - np.abs(residual) / scale) / (_NO_WEIGHT - _FULL_WEIGHT), 0, 1)
     return Points(
         points.mean,
         points.variance,
