@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CORRELATED = 0.1
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias on simulated cells, see benchmarks/calibration.py
+_VARIES = 10.0  # variance of blocks' means over that of their noise
 _SHOWN = 3000
 _DIGITS = 6
 
@@ -190,7 +191,7 @@ def calibrate(
     )
     third = _third(frames, selected, loud)
     numbers = estimate_numbers(selected.points, known, third=third, dark=selected.dark, seed=seed)
-    _check_gain(numbers, frames)
+    _check_gain(numbers, selected, frames)
     numbers = numbers if frames.count > 1 else _allow_for_structure(numbers)
     return _calibration(frames, dark_frames, known, selected, numbers, correlation)
 
@@ -245,17 +246,18 @@ def _third(frames: Frames, selected: Selected, loud: float) -> Points | None:
     return points if len(points.mean) else None
 
 
-def _check_gain(numbers: Numbers, frames: Frames) -> None:
-    gain = numbers.gain
-    if not (math.isfinite(gain.value) and gain.value > 0):
+def _check_gain(numbers: Numbers, selected: Selected, frames: Frames) -> None:
+    points, gain = selected.points, numbers.gain
+    varies = float(points.mean.var()) > _VARIES * float(np.mean(points.variance / points.samples))
+    if varies and not (math.isfinite(gain.value) and gain.value > 0):
         raise NotPhotonCountsError(
             f"the noise of {frames.name} does not grow with brightness, as that of a camera does; use raw images with "
             "dark and bright parts, and more frames of the same field"
         )
-    if not math.isfinite(gain.high):
+    if not math.isfinite(gain.value + gain.high):
         raise NotPhotonCountsError(
-            f"the brightness of {frames.name} varies too little to find the gain (above {gain.low:.3g} is all that "
-            "can be said); use images with dark and bright parts, more frames of the same field, or --dark"
+            f"the brightness of {frames.name} varies too little to find the gain; use images with dark and bright "
+            "parts, more frames of the same field, or add dark frames (--dark)"
         )
 
 

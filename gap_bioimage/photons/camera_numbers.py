@@ -108,11 +108,13 @@ def estimate_numbers(
     """
     rng = np.random.default_rng((seed, 3))
     lines = line_sums(points)
+    cubes: Floats | None
     if third is points:  # variance and third moment of a block err together
         both = _resampled(np.concatenate([lines, _third_sums(points)]), rng)
         sums, cubes = both[: len(lines)], both[len(lines) :]
     else:
-        sums, cubes = _resampled(lines, rng), None if third is None else _resampled(_third_sums(third), rng)
+        sums = _resampled(lines, rng)
+        cubes = None if third is None else _resampled(_third_sums(third), rng)
     if dark is not None:
         sums = sums + _resampled(line_sums(dark), rng)
     darkest = float(np.min(points.mean + 3 * np.sqrt(np.maximum(points.variance, _DIGITISATION) / points.samples)))

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     Flags = npt.NDArray[np.bool_]
 
 _LEAST_BLOCKS = 12
+_MOSTLY = 0.5
 _ENOUGH = 0.1  # share of the blocks that must be left, to leave out others
 _SATURATED = 0.01  # share of the times at which a block is saturated
-_CLIPPED = 0.02  # share of zeros; up to there they hardly matter
+_ZEROS = 2e-3  # share of zeros from which on a block may be clipped there
+_FEW_ZEROS = (1e-3, 1e-2, 5e-2)  # and up to which it matters little; the first that leaves enough blocks
 _COARSE = 0.9  # ADU per electron above which whole numbers of electrons differ by whole ADU
-_LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
-_FAR = 3.0  # standard errors
+_LEAST_VARIANCE = 0.5  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
+_FAR = 4.0  # standard errors
+_SHORT = 0.02  # relative shortfall that clipping at least leaves
+_FITS = 3.0  # chi-square per degree of freedom
 _LIKE_COUNTS = 0.15  # relative difference of variance and mean
 _BENT = 0.1  # relative shortfall of variance at the bright end
 _SURE = 5.0  # standard errors
@@ -119,16 +123,21 @@ def select_blocks(moments: Moments, *, structure: bool, loud: float, anchor: Mom
 def _unclipped(moments: Moments, keep: Flags, selected: Selected, fit: object, loud: float) -> Selected:
     """Leave out blocks that are clipped at zero, or whose noise is lost in rounding, if others are there."""
     assert callable(fit)  # noqa: S101
-    zeros = moments.zeros.mean(0) > _CLIPPED
-    bright = keep & ~zeros
-    if np.any(zeros & keep) and _enough(bright, keep):
-        rest = fit(bright)
-        if _falls_short(average(moments.at(zeros & keep), rest.line, loud=loud), rest.line):
+    zeros = moments.zeros.mean(0)
+    dim = keep & (zeros > _ZEROS)
+    if np.any(dim):
+        brighter = [keep & (zeros < few) for few in _FEW_ZEROS]
+        bright = next((kept for kept in brighter if _enough(kept, keep)), brighter[-1])
+        sure = _enough(bright, keep)
+        rest = fit(bright) if sure else selected
+        if sure and _falls_short(average(moments.at(dim), rest.line, loud=loud), rest.line):
             selected, keep = rest, bright
             selected.clipped = True
+        elif not sure and not _like_counts(selected.points):
+            selected.clipped = goodness_of(selected.points, selected.line).chi_square > _FITS
     if selected.line.gain < _COARSE:
         fine = keep & (selected.line.intercept + selected.line.gain * moments.mean.mean(0) >= _LEAST_VARIANCE)
-        coarse = bool(np.mean(fine[keep]) < _ENOUGH)
+        coarse = bool(np.mean(fine[keep]) < _MOSTLY)
         clipped = selected.clipped
         selected = fit(fine) if _enough(fine, keep) and np.any(fine != keep) else selected
         selected.coarse, selected.clipped = coarse, clipped
@@ -143,7 +152,14 @@ def _falls_short(dim: Points, line: Line) -> bool:
     variance, mean = (float(np.sum(dim.weight * values)) / total for values in (dim.variance, dim.mean))
     expected = float(np.sum(dim.weight * line.at(dim.mean))) / total
     short = expected - variance
-    return short > max(_FAR / total**0.5, _BENT * expected) and abs(variance / mean - 1) > _LIKE_COUNTS
+    return short > max(_FAR / total**0.5, _SHORT * expected) and abs(variance / mean - 1) > _LIKE_COUNTS
+
+
+def _like_counts(points: Points) -> bool:
+    """Whether variance is about the mean where zeros are, as of photon counts."""
+    dark = points.mean <= np.median(points.mean)
+    ratio = float(points.variance[dark].sum()) / max(float(points.mean[dark].sum()), 1e-9)
+    return abs(ratio - 1) < _LIKE_COUNTS
 
 
 def _enough(kept: Flags, of: Flags) -> bool:
@@ -152,8 +168,9 @@ def _enough(kept: Flags, of: Flags) -> bool:
 
 def _linear(selected: Selected, structure: bool, loud: float, anchor: Moments | None) -> Selected:
     """Leave out the bright end where variance falls short of a line: dead time, compression, saturation."""
+    selected.goodness = goodness_of(selected.points, selected.line)
     original = selected
-    for _ in range(_HALVINGS):
+    for _ in range(0 if selected.clipped else _HALVINGS):
         selected.goodness = goodness_of(selected.points, selected.line)
         mean = selected.moments.mean.mean(0)
         middle = float(mean.min() + (mean.max() - mean.min()) / 2)

@@ -132,7 +132,7 @@ def average(moments: Moments, line: Line, cut: float = _MOTION_CUT, loud: float 
     unit = (2 * uneven * moments.alike[0] + fourth / expected**2) / moments.pixels  # relative variance
     shape = 1 / unit
     limit = special.gammaincinv(shape, cut) / shape
-    lost = special.gammainc(shape + 1, limit * shape) / special.gammainc(shape, limit * shape)
+    lost = special.gammainc(shape + 1, limit * shape) / special.gammainc(shape, limit * shape).clip(1e-12)
     kept = moments.variance <= limit * np.maximum(line.at(moments.mean), 0.3 * expected)
     count = kept.sum(0)
     enough = count >= (1 - _MOST_LOST) * len(kept) if len(kept) > 1 else count > 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gap_bioimage.errors import UnreadableImageError
+from gap_bioimage.photons.formats import others
 from gap_bioimage.photons.formats.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.photons.formats.stored import Stored, choose, choose_level, damaged
 from gap_bioimage.photons.formats.tiff import open_tiff
@@ -31,7 +32,7 @@ READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", *_OPENERS)
 
 
 def open_image(path: Path, axes: str | None, series: int | str | None, level: int | None) -> Stored:
-    """Open one image of a file, by its suffix; a file with another suffix is tried as TIFF.
+    """Open one image of a file, by its suffix; other files are tried as TIFF, and with bioio where it is installed.
 
     Parameters
     ----------
@@ -58,7 +59,8 @@ def open_image(path: Path, axes: str | None, series: int | str | None, level: in
         module, function = _OPENERS[suffix]
         opened: Stored = getattr(import_module(f"{__package__}.{module}"), function)(path, series, level)
         return opened
-    return open_tiff(path, axes, series, level)
+    reader = others.reader_of(path)
+    return open_tiff(path, axes, series, level) if reader is None else others.open_with(reader, path, series, level)
 
 
 def _open_npy(path: Path, series: int | str | None, level: int | None) -> Stored:

@@ -1,0 +1,351 @@
+"""Calibration of cameras against simulated ones, whose numbers are known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+import gap_bioimage
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.photons.calibration_figure import draw_calibration
+from gap_bioimage.photons.camera import read_camera, write_camera
+from gap_bioimage.photons.camera_calibration import Calibration, calibrate
+from gap_bioimage.photons.camera_numbers import Estimate
+from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.photons.simulate_camera import simulate_camera
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SIZE = (96, 96)
+CAMERAS = [(2.2, 100.0, 1.6, False), (0.5, 500.0, 3.0, False), (30.0, 500.0, 0.0, False), (10.0, 100.0, 1.0, True)]
+
+
+def scene(electrons: float = 30.0, seed: int = 0, size: tuple[int, int] = SIZE) -> xr.DataArray:
+    return simulate_truth(2, size, seed) * electrons
+
+
+def camera(electrons: float = 30.0, seed: int = 0, **numbers: Any) -> xr.DataArray:
+    return simulate_camera(scene(electrons, seed), seed=seed, **numbers)
+
+
+@pytest.fixture(scope="module")
+def plain() -> xr.DataArray:
+    """24 frames of gain 2.2, offset 100, read noise 1.6."""
+    return camera()
+
+
+@pytest.fixture(scope="module")
+def dark() -> xr.DataArray:
+    return simulate_camera(scene() * 0, n_frames=20, seed=9)
+
+
+def holds(estimate: Estimate, truth: float) -> bool:
+    return estimate.low <= truth <= estimate.high
+
+
+def truths(gain: float, offset: float, read: float, em: bool) -> tuple[float, float, float]:
+    factor = 2 if em else 1
+    return factor * gain, offset, float(np.sqrt((read / factor) ** 2 + (gain < 0.9) / 12 / (factor * gain) ** 2))
+
+
+@pytest.mark.parametrize(("gain", "offset", "read", "em"), CAMERAS)
+def test_gain_within_3_percent_and_offset_within_its_interval(
+    gain: float, offset: float, read: float, em: bool
+) -> None:
+    images = camera(20.0, 1, gain=gain, offset=offset, read_noise=read, em=em)
+    found = calibrate(images)
+    true_gain, _, _ = truths(gain, offset, read, em)
+    assert found.gain.value == pytest.approx(true_gain, rel=0.03)
+    assert abs(found.offset.value - offset) < 1 or holds(found.offset, offset)
+    assert found.detector.camera.multiplying == em
+    assert found.goodness.chi_square < 2.5
+
+
+@pytest.mark.slow
+def test_whole_grid_of_cameras() -> None:
+    grid = itertools.product((0.2, 1.0, 2.2, 30.0), (100.0, 500.0), (0.0, 1.6, 3.0), (False, True))
+    for gain, offset, read, em in grid:
+        images = simulate_camera(
+            scene(50.0, 3, (192, 192)), gain=gain, offset=offset, read_noise=read, em=em, n_frames=50, seed=3
+        )
+        found = calibrate(images)
+        case = (gain, offset, read, em)
+        assert found.gain.value == pytest.approx(truths(*case)[0], rel=0.03), case
+        clipped = gain * (read / 2 if em else read) * 4 > offset
+        assert abs(found.offset.value - offset) < 1 or holds(found.offset, offset) or clipped, case
+
+
+@pytest.mark.parametrize(
+    ("numbers", "cameras"),
+    [pytest.param(CAMERAS[0], 24, id="few"), pytest.param(CAMERAS[0], 60, id="many", marks=pytest.mark.slow)]
+    + [pytest.param(numbers, 60, id=str(numbers), marks=pytest.mark.slow) for numbers in CAMERAS[1:]],
+)
+def test_intervals_hold_the_truth(numbers: tuple[float, float, float, bool], cameras: int) -> None:
+    gain, offset, read, em = numbers
+    held = []
+    for seed in range(cameras):
+        found = calibrate(camera(20.0, seed, gain=gain, offset=offset, read_noise=read, em=em), multiplying=em)
+        held.append(
+            [
+                holds(part, truth)
+                for part, truth in zip(
+                    (found.gain, found.offset, found.read_noise), truths(gain, offset, read, em), strict=True
+                )
+            ]
+        )
+    assert np.mean(held, axis=0).min() >= 0.88
+
+
+def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, dark: xr.DataArray) -> None:
+    found = calibrate(plain, dark=dark)
+    assert found.offset_from == "dark frames"
+    assert found.offset.value == pytest.approx(100, abs=0.05)
+    assert found.read_noise.value == pytest.approx(1.6, abs=0.03)
+    assert found.detector.maps is not None
+    assert found.detector.maps.offset.shape == SIZE
+    assert not any("dark" in warning for warning in found.warnings)
+
+
+def test_maps_follow_pixels_that_differ() -> None:
+    rng = np.random.default_rng(0)
+    level = np.rint(rng.normal(0, 5, SIZE))
+    loud = np.where(rng.random(SIZE) < 0.05, 4.0, 1.0)
+
+    def record(electrons: np.ndarray) -> xr.DataArray:
+        noise = 1.6 * loud * rng.standard_normal((40, *SIZE))
+        adu = np.rint(100 + level + 2.2 * (rng.poisson(electrons, (40, *SIZE)) + noise))
+        return xr.DataArray(adu.astype(np.uint16), dims=list("tyx"))
+
+    found = calibrate(record(scene().values), dark=record(np.zeros(SIZE)))
+    maps = found.detector.maps
+    assert maps is not None
+    assert np.corrcoef(maps.offset.ravel(), level.ravel())[0, 1] > 0.98
+    assert maps.read_noise[loud > 1].mean() == pytest.approx(6.4, rel=0.1)
+    assert maps.read_noise[loud == 1].mean() == pytest.approx(1.6, rel=0.1)
+
+
+def test_few_dark_frames_are_said(plain: xr.DataArray, dark: xr.DataArray) -> None:
+    few = calibrate(plain, dark=dark.isel(t=slice(0, 5)))
+    assert any(warning.startswith("5 dark frames") for warning in few.warnings)
+    one = calibrate(plain, dark=dark.isel(t=0))
+    assert one.detector.maps is None
+    assert any("single one tells no read noise" in warning for warning in one.warnings)
+
+
+def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
+    offset = calibrate(plain, offset=100)
+    assert offset.offset == Estimate(100, 100, 100)
+    assert offset.read_noise.value == pytest.approx(1.6, abs=0.1)
+    noise = calibrate(plain, read_noise=1.6)
+    assert noise.read_noise.value == pytest.approx(1.6)
+    assert holds(noise.offset, 100)
+    assert any("negative" in warning for warning in calibrate(plain, offset=80).warnings)
+    assert any("darker than the offset" in warning for warning in calibrate(plain, offset=115).warnings)
+
+
+@settings(max_examples=8, deadline=None)
+@given(added=st.integers(1, 5000), factor=st.integers(2, 9))
+def test_added_adu_move_the_offset_and_factors_scale(added: int, factor: int) -> None:
+    images = camera(20.0, 2, n_frames=8).astype(np.float64)
+    plain = calibrate(images, multiplying=False)
+    moved = calibrate(images + added, multiplying=False)
+    assert moved.gain.value == pytest.approx(plain.gain.value, rel=1e-6)
+    assert moved.offset.value == pytest.approx(plain.offset.value + added, abs=1e-3)
+    assert moved.read_noise.value == pytest.approx(plain.read_noise.value, rel=1e-4)
+    scaled = calibrate(images * factor, multiplying=False)
+    assert scaled.gain.value == pytest.approx(factor * plain.gain.value, rel=1e-4)
+    assert scaled.offset.value == pytest.approx(factor * plain.offset.value, rel=1e-3)
+
+
+def test_drift_and_flicker_do_not_count_as_noise(plain: xr.DataArray) -> None:
+    rng = np.random.default_rng(0)
+    light = np.exp(-np.arange(24) / 60) * rng.normal(1, 0.05, 24)
+    film = simulate_camera(scene(40.0).values * light[:, None, None], seed=3)
+    shaken = film + rng.integers(0, 4, 24)[:, None, None].astype(np.uint16)
+    assert calibrate(film).gain.value == pytest.approx(2.2, rel=0.03)
+    assert calibrate(shaken).gain.value == pytest.approx(2.2, rel=0.03)
+
+
+def test_moving_objects_are_left_out() -> None:
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    film = np.stack(
+        [scene().values + 300 * np.exp(-((y - 40 - 5 * np.sin(t)) ** 2 + (x - 2 * t - 20) ** 2) / 8) for t in range(30)]
+    )
+    found = calibrate(simulate_camera(film, seed=1))
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)
+    assert holds(found.offset, 100) or abs(found.offset.value - 100) < 1
+
+
+def test_saturated_parts_are_left_out() -> None:
+    found = calibrate(camera(saturation=300, n_frames=40))
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)
+    assert found.detector.camera.saturation == 300
+    assert any("saturated" in warning for warning in found.warnings)
+
+
+def test_clipping_at_zero_is_said() -> None:
+    found = calibrate(camera(60.0, offset=0, read_noise=3))
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)
+    assert any("clipped at zero" in warning for warning in found.warnings)
+
+
+def test_smoothed_noise_is_said(plain: xr.DataArray) -> None:
+    smooth = ndimage.uniform_filter1d(plain.values.astype(float), 2, axis=1)
+    found = calibrate(plain.copy(data=np.rint(smooth).astype(np.uint16)))
+    assert found.correlation == (pytest.approx(0.5, abs=0.05), pytest.approx(0, abs=0.05))
+    assert "correlated" in found.warnings[0]
+    assert "factor of up to 2.0" in found.warnings[0]
+    assert holds(found.offset, 100)
+
+
+def test_a_bent_curve_is_said() -> None:
+    images = camera(60.0, seed=4, n_frames=40).astype(np.float64)
+    signal = images - 100
+    bent = calibrate(images.copy(data=100 + signal / (1 + signal.values / 2000)))
+    assert any("falls short" in warning for warning in bent.warnings)
+
+
+def test_counts_need_no_camera() -> None:
+    counts = xr.concat([simulate(photons=3, seed=0, shape=SIZE)[0] for _ in range(1)], "t")
+    rng = np.random.default_rng(0)
+    film = counts.isel(t=0).copy(data=rng.poisson(scene(3.0)).astype(np.uint16))
+    many = xr.DataArray(rng.poisson(scene(3.0).values, (24, *SIZE)).astype(np.uint16), dims=list("tyx"))
+    for images in (film, many):
+        found = calibrate(images)
+        assert found.counts
+        assert "no camera is needed" in found.message
+    assert not calibrate(camera()).counts
+
+
+def test_two_frames_and_one_image_are_less_certain(plain: xr.DataArray) -> None:
+    stack = calibrate(plain)
+    two = calibrate(plain.isel(t=slice(0, 2)))
+    one = calibrate(plain.isel(t=0))
+    assert one.method == "one image"
+    assert any("one image" in warning for warning in one.warnings)
+    widths = [found.gain.high - found.gain.low for found in (stack, two, one)]
+    assert widths == sorted(widths)
+    for found in (two, one):
+        assert holds(found.gain, 2.2)
+        assert holds(found.offset, 100)
+
+
+def test_stacks_along_z_pool_their_planes() -> None:
+    planes = [camera(30.0, seed, n_frames=1).isel(t=0) for seed in range(6)]
+    found = calibrate(xr.concat(planes, "z"))
+    assert found.method == "one image"
+    assert holds(found.gain, 2.2)
+    films = xr.concat([camera(30.0, seed, n_frames=6) for seed in range(3)], "z")
+    assert calibrate(films.transpose("t", "z", "y", "x")).gain.value == pytest.approx(2.2, rel=0.03)
+
+
+def test_same_seed_same_answer(plain: xr.DataArray) -> None:
+    assert calibrate(plain, seed=1).to_dict() == calibrate(plain, seed=1).to_dict()
+    assert calibrate(plain, seed=1).gain != calibrate(plain, seed=2).gain
+
+
+BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (np.zeros((4, 1, 1), np.uint16), {}, AxesError, "at least 16 x 16"),
+    (np.zeros((4, 32, 32), np.uint16), {}, NotPhotonCountsError, "expected noise"),
+    (np.full((4, 32, 32), 100, np.uint16), {}, NotPhotonCountsError, "expected noise"),
+    (np.full((4, 32, 32), np.nan), {}, NotPhotonCountsError, "NaN"),
+    (np.zeros((4, 32, 32), complex), {}, NotPhotonCountsError, "16 bit"),
+    (None, {"offset": 100, "read_noise": 1}, ConfigError, "give the offset"),
+    (None, {"read_noise": -1}, ConfigError, "from 0 up"),
+    (None, {"offset": np.inf}, ConfigError, "finite"),
+    (None, {"saturation": 100}, NotPhotonCountsError, "saturated"),
+]
+
+
+@pytest.mark.parametrize(("values", "given", "error", "words"), BAD)
+def test_bad_input_is_one_sentence(
+    plain: xr.DataArray, values: Any, given: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    images = plain if values is None else xr.DataArray(values, dims=list("tyx"))
+    with pytest.raises(error, match=words) as caught:
+        calibrate(images, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_dark_frames_are_refused(plain: xr.DataArray, dark: xr.DataArray) -> None:
+    with pytest.raises(AxesError, match="record or crop both alike"):
+        calibrate(plain, dark=dark.isel(x=slice(0, 50)))
+    with pytest.raises(NotPhotonCountsError, match="exchange them"):
+        calibrate(dark, dark=plain)
+    with pytest.raises(ConfigError, match="dark frames alone"):
+        calibrate(plain, dark=dark, offset=100)
+    with pytest.raises(AxesError, match="name it t"):
+        calibrate(plain, dark=dark.rename(t="z"))
+
+
+def test_channels_are_to_be_chosen(plain: xr.DataArray) -> None:
+    both = xr.concat([plain, plain], "c")
+    with pytest.raises(AxesError, match="--channel"):
+        calibrate(both)
+    assert calibrate(both.isel(c=[0])).gain == calibrate(plain).gain
+
+
+def test_noise_that_does_not_grow_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    light = 200 + 100 * scene(1.0).values
+    flat = xr.DataArray(rng.normal(light, 400 / light**0.5, (20, *SIZE)), dims=list("tyx"))
+    with pytest.raises(NotPhotonCountsError, match="does not grow"):
+        calibrate(flat)
+
+
+def test_a_flat_scene_needs_dark_frames(dark: xr.DataArray) -> None:
+    flat = simulate_camera(scene() * 0 + 30, n_frames=24, seed=1)
+    try:
+        alone = calibrate(flat).gain
+    except NotPhotonCountsError as error:
+        assert "varies too little" in str(error)
+    else:
+        assert alone.high > 1.2 * alone.low
+    assert calibrate(flat, dark=dark).gain.value == pytest.approx(2.2, rel=0.03)
+
+
+def test_camera_yaml_comes_back(plain: xr.DataArray, dark: xr.DataArray, tmp_path: Path) -> None:
+    found = calibrate(plain, dark=dark)
+    write_camera(tmp_path / "camera.yaml", found.detector)
+    again = read_camera(tmp_path / "camera.yaml")
+    assert again.camera.gain == found.detector.camera.gain
+    assert again.camera.measured["frames"] == 24
+    assert again.camera.measured["gain_95"] == found.gain.to_list()[1:]
+    assert again.maps is not None
+    assert str(tmp_path) not in (tmp_path / "camera.yaml").read_text()
+
+
+def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -> None:
+    found: Calibration = gap_bioimage.calibrate(plain)
+    report = json.loads(json.dumps(found.to_dict()))
+    assert report["gain"][0] == pytest.approx(found.gain.value, rel=1e-5)
+    assert len(report["photon_transfer"]) == len(found.goodness.mean)
+    for name, drawn in (("wide.png", found), ("bright.png", calibrate(plain + 5000))):
+        draw_calibration(tmp_path / name, drawn)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
+def test_telomeres_were_resampled() -> None:
+    found = calibrate(DATA / "telomeres_camera_tyx.tif")
+    assert found.correlation == (pytest.approx(0.47, abs=0.03), pytest.approx(0.17, abs=0.03))
+    assert "smoothed or resampled" in found.warnings[0]
+    assert 0.3 < found.gain.low < found.gain.high < 0.6
+    assert 96 < found.offset.low < found.offset.high < 102
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
+def test_hazelnut_holds_counts_with_dead_time() -> None:
+    frames = [gap_bioimage.read_photons(DATA / f"hazelnut_photons_t{t}_zyx.tif") for t in (0, 1)]
+    found = calibrate(xr.concat(frames, "t"))
+    assert found.counts
+    assert found.gain.value == pytest.approx(1, abs=0.05)
+    assert found.goodness.bends(0.05) == -1

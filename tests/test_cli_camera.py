@@ -1,0 +1,81 @@
+"""The verb calibrate: what it prints and writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tifffile
+from command_line import one_sentence
+
+from gap_bioimage.photons.camera import read_camera
+from gap_bioimage.photons.image_io import write_image
+from gap_bioimage.photons.simulate import simulate_truth
+from gap_bioimage.photons.simulate_camera import simulate_camera
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from command_line import Result
+
+
+@pytest.fixture
+def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "stack.tif", simulate_camera(simulate_truth(2, (64, 64)) * 30))
+    return tmp_path / "stack.tif"
+
+
+def test_numbers_yaml_plot_and_the_next_command(run: Any, stack: Path) -> None:
+    result: Result = run("calibrate", stack)
+    assert result.code == 0, result
+    for text in ("gain        2.", "offset      ", "read noise  ", "chi-square", "24 frames", "camera.yaml: written"):
+        assert text in result.out
+    assert result.out.splitlines()[-1] == (f"next: gap-bioimage train {stack} --dim 2 --out RUN --camera camera.yaml")
+    camera = read_camera(stack.parent / "camera.yaml").camera
+    assert camera.gain == pytest.approx(2.2, rel=0.03)
+    assert camera.measured["images"] == "stack.tif"
+    assert (stack.parent / "camera.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
+    dark = stack.parent / "dark.tif"
+    write_image(dark, simulate_camera(np.zeros((64, 64)), n_frames=16, seed=3))
+    result: Result = run(
+        "calibrate", stack, "--dark", dark, "--out", "c.yaml", "--plot", "p.png", "--json", "-", "--not-multiplying"
+    )
+    report = json.loads(result.out)
+    assert report["offset_from"] == "dark frames"
+    assert report["next"].endswith("--camera c.yaml")
+    assert (stack.parent / "p.png").exists()
+    assert tifffile.imread(stack.parent / "c_maps.tif").shape == (2, 64, 64)
+
+
+def test_results_are_replaced_and_quiet_is_quiet(run: Any, stack: Path) -> None:
+    (stack.parent / "camera.yaml").write_text("gain: 1\noffset: 0\n")
+    result: Result = run("calibrate", stack, "--offset", 100, "--quiet", "--time", "0:12")
+    assert result.out == ""
+    camera = read_camera(stack.parent / "camera.yaml").camera
+    assert (camera.offset, camera.measured["frames"]) == (100, 12)
+
+
+def test_counts_and_warnings(run: Any, stack: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3 * simulate_truth(2, (64, 64)).values, (20, 64, 64)).astype(np.uint16)
+    tifffile.imwrite(stack.parent / "counts.tif", counts, imagej=True, metadata={"axes": "TYX"})
+    result: Result = run("calibrate", stack.parent / "counts.tif")
+    assert "no camera is needed" in result.out
+    assert "--camera" not in result.out
+    one: Result = run("calibrate", stack, "--time", 0)
+    assert "warning: this rests on one image" in one.err
+
+
+def test_errors_are_one_sentence(run: Any, stack: Path) -> None:
+    assert "does not exist" in one_sentence(run("calibrate", stack, "--out", "nowhere/camera.yaml"))
+    assert "there is no file" in one_sentence(run("calibrate", "missing.tif"))
+    assert "dark frames alone" in one_sentence(run("calibrate", stack, "--dark", stack, "--offset", 1))
+    tifffile.imwrite(stack.parent / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
+    assert "RGB" in one_sentence(run("calibrate", stack.parent / "rgb.tif"))
+    assert not (stack.parent / "camera.yaml").exists()
