@@ -57,7 +57,7 @@ def _title(found: Calibration) -> str:
     unit = "effective photon" if found.detector.camera.multiplying else "electron"
     source = "given" if found.offset_from == "given" else f"from {found.offset_from.replace('noise', 'the noise')}"
     numbers = (
-        f"gain {found.gain} ADU per {unit}\noffset {found.offset} ADU ({source}), read noise {found.read_noise} {unit}s"
+        f"gain {found.gain} ADU per {unit}\noffset {found.offset} ADU ({source})\nread noise {found.read_noise} {unit}s"
     )
     frames = f"{found.frames} frames" if found.frames > 1 else "one image"
     title = "\n".join(textwrap.wrap(f"{found.images}, {frames}", 80))
