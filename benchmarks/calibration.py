@@ -15,9 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from results import write_section
 
-from gap_bioimage.photons.camera_calibration import calibrate
+from gap_bioimage.photons.cameras.calibration import calibrate
+from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 from gap_bioimage.photons.simulate import simulate_truth
-from gap_bioimage.photons.simulate_camera import simulate_camera
 
 GAINS = (0.2, 1.0, 2.2, 30.0)  # ADU per electron
 OFFSETS = (0.0, 100.0, 500.0)  # ADU

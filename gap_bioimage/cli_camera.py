@@ -15,7 +15,7 @@ from gap_bioimage.options import Axes, Channel, Json, Level, Quiet, Seed, Series
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gap_bioimage.photons.camera_calibration import Calibration
+    from gap_bioimage.photons.cameras.calibration import Calibration
 
 
 def calibrate(
@@ -49,9 +49,9 @@ def calibrate(
 ) -> None:
     """Measure gain, offset and read noise of a camera on its own images, with intervals and a plot."""
     from gap_bioimage.files import check_place
-    from gap_bioimage.photons.calibration_figure import draw_calibration
-    from gap_bioimage.photons.camera import write_camera
-    from gap_bioimage.photons.camera_calibration import calibrate as measure
+    from gap_bioimage.photons.cameras.calibration import calibrate as measure
+    from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
+    from gap_bioimage.photons.cameras.camera import write_camera
     from gap_bioimage.photons.image_io import read_photons
 
     plot = plot or out.with_suffix(".png")

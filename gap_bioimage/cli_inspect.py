@@ -33,7 +33,7 @@ def inspect_images(
     quiet: Quiet = False,
 ) -> None:
     """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
-    from gap_bioimage.photons.inspection import inspect
+    from gap_bioimage.photons.judging.inspection import inspect
 
     select: dict[str, Any] = {"channel": channel, "time": time, "series": series, "level": level}
     reports = [

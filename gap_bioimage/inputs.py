@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from gap_bioimage.photons.camera import Detector
+    from gap_bioimage.photons.cameras.camera import Detector
     from gap_bioimage.training.checkpoint import Model
 
 NO_CAMERA = "none"
@@ -30,7 +30,7 @@ def camera_of(option: str | None, model: Model) -> Detector | None:
     ConfigError
         If the yaml does not describe a camera.
     """
-    from gap_bioimage.photons.camera import read_camera
+    from gap_bioimage.photons.cameras.camera import read_camera
 
     if option is None:
         return detector_of(model)

@@ -16,12 +16,12 @@ from scipy import ndimage
 
 import gap_bioimage
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.photons.calibration_figure import draw_calibration
-from gap_bioimage.photons.camera import read_camera, write_camera
-from gap_bioimage.photons.camera_calibration import Calibration, calibrate
-from gap_bioimage.photons.camera_numbers import Estimate
+from gap_bioimage.photons.cameras.calibration import Calibration, calibrate
+from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
+from gap_bioimage.photons.cameras.camera import read_camera, write_camera
+from gap_bioimage.photons.cameras.numbers import Estimate
+from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 from gap_bioimage.photons.simulate import simulate, simulate_truth
-from gap_bioimage.photons.simulate_camera import simulate_camera
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = (96, 96)

@@ -14,9 +14,9 @@ from scipy import ndimage
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.photons.checks import check_dim, check_photon_counts
 from gap_bioimage.photons.image_io import read_photons
-from gap_bioimage.photons.inspection import inspect
+from gap_bioimage.photons.judging.inspection import inspect
+from gap_bioimage.photons.judging.statistics import estimate_noise, scan
 from gap_bioimage.photons.simulate import simulate
-from gap_bioimage.photons.statistics import estimate_noise, scan
 
 KEYS = set(
     "image axes shape dtype pixel_size_um min max mean total zero_share pseudo_psnr_db fano fano_bright "

@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from command_line import one_sentence
 
-from gap_bioimage.photons.camera import read_camera
+from gap_bioimage.photons.cameras.camera import read_camera
+from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 from gap_bioimage.photons.image_io import write_image
 from gap_bioimage.photons.simulate import simulate_truth
-from gap_bioimage.photons.simulate_camera import simulate_camera
 
 if TYPE_CHECKING:
     from pathlib import Path

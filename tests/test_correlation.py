@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gap_bioimage.photons.correlation import neighbour_correlation
+from gap_bioimage.photons.judging.correlation import neighbour_correlation
 from gap_bioimage.photons.simulate import simulate
 
 if TYPE_CHECKING:

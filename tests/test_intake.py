@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from gap_bioimage.errors import ExportError
 from gap_bioimage.export.intake import Intake
 from gap_bioimage.export.kinds import Sampling, product_of
 from gap_bioimage.export.weights import torchscript_of
-from gap_bioimage.photons.camera import Detector
-from gap_bioimage.training.checkpoint import Model
+from gap_bioimage.photons.cameras.camera import Detector
+
+if TYPE_CHECKING:
+    from gap_bioimage.training.checkpoint import Model
 
 CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
 

@@ -16,7 +16,7 @@ from gap_bioimage.inference.denoise import denoise
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.regions import region_uncertainty
 from gap_bioimage.inference.sampling import sample
-from gap_bioimage.photons.camera import Detector, PixelMaps, write_camera
+from gap_bioimage.photons.cameras.camera import Detector, PixelMaps, write_camera
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gap_bioimage.photons.judging.traces import Traces, common_step, find_traces
 from gap_bioimage.photons.simulate import simulate
-from gap_bioimage.photons.traces import Traces, common_step, find_traces
 
 Values = np.ndarray[Any, Any]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import ExportError
-from gap_bioimage.photons.camera import Detector
+from gap_bioimage.photons.cameras.camera import Detector
 from gap_bioimage.training.recorded import ceiling_of, detector_of
 
 if TYPE_CHECKING:

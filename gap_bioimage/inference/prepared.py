@@ -17,7 +17,7 @@ import xarray as xr
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.network import photons_of
-from gap_bioimage.photons.camera import Detector, check_camera_image
+from gap_bioimage.photons.cameras.camera import Detector, check_camera_image
 from gap_bioimage.photons.layout import time_as_z as as_stack
 from gap_bioimage.training.recorded import ceiling_of, detector_of
 

@@ -6,8 +6,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.evidence import measure
-from gap_bioimage.photons.verdicts import judge
+from gap_bioimage.photons.judging.evidence import measure
+from gap_bioimage.photons.judging.verdicts import judge
 
 if TYPE_CHECKING:
     import xarray as xr

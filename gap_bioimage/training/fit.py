@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
 from gap_bioimage.files import replacing
-from gap_bioimage.photons.camera import Detector, write_camera
+from gap_bioimage.photons.cameras.camera import Detector, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db

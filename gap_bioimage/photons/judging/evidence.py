@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.photons.correlation import NOTHING, Correlation, neighbour_correlation
-from gap_bioimage.photons.statistics import Noise, Statistics, estimate_noise, scan
-from gap_bioimage.photons.traces import Traces, find_traces
-from gap_bioimage.photons.variance import Curve, variance_curve
+from gap_bioimage.photons.judging.correlation import NOTHING, Correlation, neighbour_correlation
+from gap_bioimage.photons.judging.statistics import Noise, Statistics, estimate_noise, scan
+from gap_bioimage.photons.judging.traces import Traces, find_traces
+from gap_bioimage.photons.judging.variance import Curve, variance_curve
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from gap_bioimage.photons.camera_calibration import Calibration
+    from gap_bioimage.photons.cameras.calibration import Calibration
 
     Floats = npt.NDArray[np.float64]
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gap_bioimage.photons.photon_transfer import line_of_sums, line_sums
+from gap_bioimage.photons.cameras.photon_transfer import line_of_sums, line_sums
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from gap_bioimage.photons.photon_transfer import Points
+    from gap_bioimage.photons.cameras.photon_transfer import Points
 
     Floats = npt.NDArray[np.float64]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.photon_transfer import average, fit_line, moving
+from gap_bioimage.photons.cameras.photon_transfer import average, fit_line, moving
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from gap_bioimage.photons.noise_moments import Moments
-    from gap_bioimage.photons.photon_transfer import Line, Points
+    from gap_bioimage.photons.cameras.noise_moments import Moments
+    from gap_bioimage.photons.cameras.photon_transfer import Line, Points
 
     Flags = npt.NDArray[np.bool_]
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gap_bioimage.photons.camera_numbers import MULTIPLIED, POISSON
+from gap_bioimage.photons.cameras.numbers import MULTIPLIED, POISSON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gap_bioimage.photons.camera_frames import Dark, Frames
-    from gap_bioimage.photons.camera_numbers import Numbers
-    from gap_bioimage.photons.camera_selection import Selected
+    from gap_bioimage.photons.cameras.block_selection import Selected
+    from gap_bioimage.photons.cameras.calibration_frames import Dark, Frames
+    from gap_bioimage.photons.cameras.numbers import Numbers
 
 _CORRELATED = 0.1
 _WIDE = 0.1  # half width of the gain's interval over the gain

@@ -15,7 +15,7 @@ from scipy import special
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from gap_bioimage.photons.noise_moments import Moments
+    from gap_bioimage.photons.cameras.noise_moments import Moments
 
     Floats = npt.NDArray[np.float64]
     Flags = npt.NDArray[np.bool_]

@@ -13,14 +13,14 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.evidence import Evidence, measure
 from gap_bioimage.photons.image_io import pixel_size_um, read_photons
-from gap_bioimage.photons.variance import thinning_correlation
-from gap_bioimage.photons.verdicts import Finding, judge
+from gap_bioimage.photons.judging.evidence import Evidence, measure
+from gap_bioimage.photons.judging.variance import thinning_correlation
+from gap_bioimage.photons.judging.verdicts import Finding, judge
 
 if TYPE_CHECKING:
-    from gap_bioimage.photons.statistics import Statistics
-    from gap_bioimage.photons.variance import Curve
+    from gap_bioimage.photons.judging.statistics import Statistics
+    from gap_bioimage.photons.judging.variance import Curve
 
 _JPEG_TAGS = (6, 7)
 _SURE = 4.0  # standard errors
@@ -87,7 +87,7 @@ def inspect(
     given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     inspected = look_at(image, {key: value for key, value in given.items() if value is not None})
     if plot is not None:
-        from gap_bioimage.photons.inspection_figure import draw_inspection
+        from gap_bioimage.photons.judging.inspection_figure import draw_inspection
 
         draw_inspection(Path(plot), inspected)
     return inspected.report

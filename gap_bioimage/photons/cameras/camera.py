@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from gap_bioimage.config import Camera, error_sentence, read_yaml
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.files import replacing
-from gap_bioimage.photons.shifted_poisson import (
+from gap_bioimage.photons.cameras.shifted_poisson import (
     LOWEST,
     MODEL_FROM,
     ROUNDING,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from gap_bioimage.photons.correlation import noise_planes
+from gap_bioimage.photons.judging.correlation import noise_planes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,8 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gap_bioimage.photons.evidence import Evidence
-    from gap_bioimage.photons.statistics import Noise
+    from gap_bioimage.photons.judging.evidence import Evidence
+    from gap_bioimage.photons.judging.statistics import Noise
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal[

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.evidence import Evidence
-from gap_bioimage.photons.statistics import scan
+from gap_bioimage.photons.judging.evidence import Evidence
+from gap_bioimage.photons.judging.statistics import scan
 
 if TYPE_CHECKING:
     import numpy.typing as npt

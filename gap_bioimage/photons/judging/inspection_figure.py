@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gap_bioimage.photons.correlation import noise_planes
+from gap_bioimage.photons.judging.correlation import noise_planes
 from gap_bioimage.pictures import save_figure
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from gap_bioimage.photons.inspection import Inspected
+    from gap_bioimage.photons.judging.inspection import Inspected
 
     Image = NDArray[np.float64]
 

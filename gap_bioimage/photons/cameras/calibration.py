@@ -11,14 +11,14 @@ import numpy as np
 
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
-from gap_bioimage.photons.camera import Detector, PixelMaps
-from gap_bioimage.photons.camera_frames import Dark, Frames, dark_of, frames_of, pixel_maps
-from gap_bioimage.photons.camera_numbers import Estimate, Known, Numbers, estimate_numbers
-from gap_bioimage.photons.camera_selection import Goodness, Selected, select_blocks
-from gap_bioimage.photons.camera_warnings import calibration_warnings, is_counts
-from gap_bioimage.photons.correlation import neighbour_correlation
-from gap_bioimage.photons.noise_moments import Moments, image_moments, stack_moments
-from gap_bioimage.photons.photon_transfer import Line, Points, average
+from gap_bioimage.photons.cameras.block_selection import Goodness, Selected, select_blocks
+from gap_bioimage.photons.cameras.calibration_frames import Dark, Frames, dark_of, frames_of, pixel_maps
+from gap_bioimage.photons.cameras.calibration_warnings import calibration_warnings, is_counts
+from gap_bioimage.photons.cameras.camera import Detector, PixelMaps
+from gap_bioimage.photons.cameras.noise_moments import Moments, image_moments, stack_moments
+from gap_bioimage.photons.cameras.numbers import Estimate, Known, Numbers, estimate_numbers
+from gap_bioimage.photons.cameras.photon_transfer import Line, Points, average
+from gap_bioimage.photons.judging.correlation import neighbour_correlation
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Camera values to photon counts, and how a camera's numbers are measured."""

@@ -1,0 +1,1 @@
+"""Whether an image holds photon counts, and what it is otherwise."""
