@@ -88,7 +88,7 @@ def demo(
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Argument(help="Counts (.tif, .ome.tif, .npy).")],
+    out: Annotated[Path, typer.Argument(help="Counts (.tif, .ome.tif, .ome.zarr, .h5, .npy).")],
     dim: Annotated[int, typer.Option(min=2, max=3, help="Spatial dimensions.")],
     photons: Annotated[float, typer.Option(help="Mean photons per pixel.")],
     seed: Seed,
@@ -118,7 +118,7 @@ app.command()(train)
 def denoise(
     model: ModelPath,
     image: Annotated[Path, typer.Argument(help="Photon counts, or a camera image with its camera.")],
-    out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .npy).")],
+    out: Annotated[Path, typer.Argument(help="Denoised image (.tif, .ome.tif, .ome.zarr, .h5, .npy).")],
     camera: Camera = None,
     sum_frames: SumFrames = None,
     planes: Planes = False,

@@ -68,7 +68,8 @@ def calibrate(
             multiplying=multiplying,
             seed=seed,
         )
-    write_camera(out, found.detector)
+    if not found.counts:  # which need none
+        write_camera(out, found.detector)
     draw_calibration(plot, found)
     given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     command = _next(stack, out, found, "3" if "z" in image.dims else "2", given)
@@ -91,7 +92,7 @@ def _report(quiet: bool, found: Calibration, out: Path, plot: Path, command: str
     if found.counts:
         say(quiet, found.message)
     maps = f" with {out.stem}_maps.tif" if found.detector.maps is not None else ""
-    say(quiet, f"{out}: written{maps}; plot {plot}")
+    say(quiet, f"plot {plot}" if found.counts else f"{out}: written{maps}; plot {plot}")
     say(quiet, f"next: {command}")
 
 

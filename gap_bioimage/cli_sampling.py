@@ -55,7 +55,8 @@ def sample(
     model: ModelPath,
     image: Annotated[Path, typer.Argument(help="Photon counts.")],
     out: Annotated[
-        Path, typer.Argument(help="Samples (.tif, .ome.tif, .npy); _mean, _std and _figure.png go beside it.")
+        Path,
+        typer.Argument(help="Samples (.tif, .ome.tif, .ome.zarr, .h5, .npy); _mean, _std, _figure.png beside it."),
     ],
     samples: Samples,
     seed: Seed,
@@ -146,7 +147,7 @@ def sample(
 
 def generate(
     model: ModelPath,
-    out: Annotated[Path, typer.Argument(help="Generated images (.tif, .ome.tif, .npy).")],
+    out: Annotated[Path, typer.Argument(help="Generated images (.tif, .ome.tif, .ome.zarr, .h5, .npy).")],
     shape: Annotated[str, typer.Option(help="Pixels, such as 256,256 or 16,128,128.")],
     seed: Seed,
     samples: Samples = 1,

@@ -147,8 +147,36 @@ def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     noise = calibrate(plain, read_noise=1.6)
     assert noise.read_noise.value == pytest.approx(1.6)
     assert holds(noise.offset, 100)
-    assert any("negative" in warning for warning in calibrate(plain, offset=80).warnings)
-    assert any("darker than the offset" in warning for warning in calibrate(plain, offset=115).warnings)
+
+
+@pytest.mark.parametrize(("offset", "told"), [(80, "would be negative"), (0, "would be negative"), (130, "is darker")])
+def test_offsets_that_contradict_the_images_are_refused(plain: xr.DataArray, offset: float, told: str) -> None:
+    with pytest.raises(NotPhotonCountsError, match=told):
+        calibrate(plain, offset=offset)
+
+
+def test_one_bit_frames_need_no_camera() -> None:
+    bits = (np.random.default_rng(0).random((8, 64, 64)) < 0.3).astype(np.uint8) * 255
+    with pytest.raises(NotPhotonCountsError, match="--sum-frames"):
+        calibrate(xr.DataArray(bits, dims=["t", "y", "x"]))
+
+
+def test_smoothed_images_are_refused(plain: xr.DataArray) -> None:
+    smooth = plain.copy(data=ndimage.gaussian_filter(plain.values.astype(float), (0, 1.5, 1.5)))
+    with pytest.raises(NotPhotonCountsError, match="smoothed or resampled"):
+        calibrate(smooth)
+
+
+def test_moving_objects_are_not_taken_for_multiplying_detectors() -> None:
+    rate = simulate(2, (160, 160), 1.0, 2)[1].values
+    scene = rate / rate.mean() * 20
+    frames = np.stack([scene] * 24)
+    for i, frame in enumerate(frames):
+        frame[:, :40] = np.roll(scene[:, :40], 3 * i, axis=0)
+    found = calibrate(simulate_camera(frames, gain=2.2, offset=100, read_noise=1.5, n_frames=24, seed=0))
+    assert not found.detector.camera.multiplying
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)
+    assert any("moves or flickers" in warning for warning in found.warnings)
 
 
 @settings(max_examples=8, deadline=None)

@@ -236,7 +236,7 @@ def test_inspect_tells_the_exact_numbers():
 def test_scan_in_chunks_is_exact(scale, mean, seed):
     values = scale * poisson(mean, (7, 5, 30), seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gap_bioimage.photons.statistics._CHUNK_PX", 64)
+        patch.setattr("gap_bioimage.photons.judging.statistics._CHUNK_PX", 64)
         found = scan(values.transpose(1, 0, 2))
     top = values.max()
     below = [np.count_nonzero(values == top - i) for i in range(1, 6)]

@@ -49,8 +49,8 @@ def test_options_are_part_of_the_next_command(run: Any, tmp_path: Path) -> None:
 def test_multiplied_counts_lead_to_a_camera_that_divides(run: Any, tmp_path: Path) -> None:
     found = report(run, write(tmp_path / "a.tif", 3 * poisson()))
     assert found["verdict"] == "counts times k"
-    assert found["next"].startswith("echo '{gain: 3, offset: 0}' > camera.yaml && gap-bioimage train ")
-    assert found["next"].endswith("--camera camera.yaml")
+    assert found["next"].startswith("echo '{gain: 3, offset: 0}' > a_camera.yaml && gap-bioimage train ")
+    assert found["next"].endswith("--camera a_camera.yaml")
 
 
 def test_a_camera_leads_to_its_calibration(run: Any, tmp_path: Path) -> None:

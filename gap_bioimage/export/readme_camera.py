@@ -51,8 +51,14 @@ def _provenance(intake: Intake) -> list[str]:
     measured = intake.detector.camera.measured
     if not measured:
         return ["The numbers were given by the author, not measured by gap-bioimage."]
-    told = "; ".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in measured.items())
+    told = "; ".join(f"{_name(key)}: {_plain(value)}" for key, value in measured.items())
     return [paragraph(f"How they were measured: {told}.")]
+
+
+def _name(key: str) -> str:
+    if key.endswith("_95"):
+        return f"{key.removesuffix('_95').replace('_', ' ')} with 95 % confidence"
+    return {"gap_bioimage": "version of gap-bioimage"}.get(key, key.replace("_", " "))
 
 
 def _plain(value: Any) -> str:

@@ -117,8 +117,12 @@ def as_items(
     ordered = items_first(photons, dim, separate_channels=separate_channels)
     if ordered.sizes["c"] != channels:
         raise AxesError(
-            f"the image has {ordered.sizes['c']} channels, the model expects {channels}; choose one with --channel"
-            + (", or denoise each by itself with --separate-channels" if channels == 1 else "")
+            f"the image has {ordered.sizes['c']} channels, the model expects {channels}; "
+            + (
+                "choose one with --channel, or denoise each by itself with --separate-channels"
+                if channels == 1
+                else f"give an image with {channels}, all at once, without --channel"
+            )
         )
     items = ordered.data.reshape(-1, *ordered.shape[-dim - 1 :])
 

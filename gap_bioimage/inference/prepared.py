@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import NotPhotonCountsError
+from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.network import photons_of
 from gap_bioimage.photons.cameras.camera import Detector, check_camera_image
 from gap_bioimage.photons.layout import time_as_z as as_stack
@@ -82,12 +82,19 @@ def prepare(model: Model, image: xr.DataArray, *, camera: CameraLike = "model", 
     ------
     NotPhotonCountsError
         If the image cannot come from that camera, or holds more photons than one-bit frames can.
+    ConfigError
+        If the camera's yaml describes none, or the model was trained on one-bit frames.
     AxesError
         If time cannot be taken as z, or the camera's maps have other sizes.
     """
     source = as_stack(image) if time_as_z else image
     detector = detector_of(model) if camera == "model" else None if camera is None else Detector.of(camera)
     name = str(image.attrs.get("source", "the image"))
+    if detector is not None and ceiling_of(model) is not None:
+        raise ConfigError(
+            "the model was trained on one-bit frames, which need no camera; leave --camera out, or use a model "
+            "that was trained with a camera"
+        )
     if detector is not None:
         check_camera_image(source, detector, name=name)
         return Prepared(_counted(source, detector), detector, None, time_as_z)

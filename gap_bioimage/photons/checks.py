@@ -40,7 +40,7 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     finding = judge(measure(photons), name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
-    if finding.verdict != "photon counts":
+    if finding.verdict != "photon counts" or finding.kind == "one-bit frames":
         warnings.warn(finding.message, UserWarning, stacklevel=2)
 
 
@@ -69,6 +69,7 @@ def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
         )
     if dim == 3 and "z" not in photons.dims:
         raise AxesError(
-            f"the image has axes {axes} but the model is 3D, expected z; use a 2D model, or name the axes "
-            "with --axes if one of them is z"
+            f"the image has axes {axes} but the model is 3D, expected z; "
+            + ("take time as z with --time-as-z, " if "t" in photons.dims else "")
+            + "use a 2D model, or name the axes with --axes if one of them is z"
         )

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
 from gap_bioimage.files import replacing
-from gap_bioimage.photons.cameras.camera import Detector, write_camera
+from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db
@@ -141,6 +141,9 @@ def train(
         config = start.settings(config)
     images = [images] if isinstance(images, xr.DataArray) else list(images)
     detector = _detector(camera, config, out, resume)
+    if detector is not None:
+        for image in images:
+            check_camera_image(image, detector, name=str(image.attrs.get("source", "the image")))
     stacks = as_stacks(images, config.network.dim, detector, separate_channels=separate_channels)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     if start is not None:
@@ -281,7 +284,7 @@ def _open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) -
     if stored.model_copy(update={"train": stored.train.model_copy(update={"steps": config.train.steps})}) != config:
         raise ConfigError(
             f"the run in {out} was started with other settings than given now; with --resume leave out "
-            "--config and --set (only train.steps may change)"
+            "--config, --set and --camera (only train.steps may change)"
         )
     if config.train.steps < stored.train.steps:
         raise ConfigError(

@@ -115,7 +115,8 @@ def as_stacks(
     for image in images:
         missing = [axis for axis in spatial if axis not in image.dims]
         if missing:
-            advice = "; use --dim 2" if missing == ["z"] else ""
+            as_z = " or take time as z with --time-as-z" if "t" in image.dims else ""
+            advice = f"; use --dim 2{as_z}" if missing == ["z"] else ""
             raise AxesError(
                 f"an image has axes {''.join(map(str, image.dims))}, expected {', '.join(missing)} for a {dim}D model"
                 f"{advice}"

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.photons.cameras.block_selection import Goodness, Selected, select_blocks
 from gap_bioimage.photons.cameras.calibration_frames import Dark, Frames, dark_of, frames_of, pixel_maps
-from gap_bioimage.photons.cameras.calibration_warnings import calibration_warnings, is_counts
+from gap_bioimage.photons.cameras.calibration_refusals import (
+    check_correlation,
+    check_frames,
+    check_gain,
+    check_numbers,
+    check_offset,
+)
+from gap_bioimage.photons.cameras.calibration_warnings import MOVING, calibration_warnings, is_counts
 from gap_bioimage.photons.cameras.camera import Detector, PixelMaps
 from gap_bioimage.photons.cameras.noise_moments import Moments, image_moments, stack_moments
 from gap_bioimage.photons.cameras.numbers import Estimate, Known, Numbers, estimate_numbers
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 _CORRELATED = 0.1
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias on simulated cells, see benchmarks/calibration.py
-_VARIES = 10.0  # variance of blocks' means over that of their noise
+_MUCH_SATURATED = 0.05  # share of the blocks
 _SHOWN = 3000
 _DIGITS = 6
 
@@ -175,41 +181,31 @@ def calibrate(
     J. R. Janesick, "Photon Transfer", SPIE Press (2007); for one image J. Immerkaer, "Fast noise variance
     estimation", Computer Vision and Image Understanding 64 (1996). The third moment after Poisson's cumulants.
     """
-    _check_numbers(dark, offset, read_noise, saturation)
+    check_numbers(dark, offset, read_noise, saturation)
     frames = frames_of(images, saturation)
+    check_frames(frames)
     dark_frames = None if dark is None else dark_of(dark, frames)
     moments = _moments(frames)
     correlation = _neighbours(frames, moments)
+    check_correlation(frames, correlation)
     loud = (1 + 2 * correlation[0] ** 2) * (1 + 2 * correlation[1] ** 2)
     selected = select_blocks(moments, structure=frames.count == 1, loud=loud, anchor=_anchor(dark_frames))
+    # moving objects skew differences, too
+    tells = frames.count > 2 and selected.moved <= MOVING
     known = Known(
         dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
         read_noise,
         # structure of one image has third moments of its own
-        multiplying if frames.count > 2 or multiplying is not None else False,
+        multiplying if tells or multiplying is not None else False,
         imposed=max(map(abs, correlation)) < _CORRELATED,
     )
     third = _third(frames, selected, loud)
     numbers = estimate_numbers(selected.points, known, third=third, dark=selected.dark, seed=seed)
-    _check_gain(numbers, selected, frames)
+    check_gain(numbers, selected, frames)
+    if known.offset is not None:
+        check_offset(numbers, selected, frames)
     numbers = numbers if frames.count > 1 else _allow_for_structure(numbers)
     return _calibration(frames, dark_frames, known, selected, numbers, correlation)
-
-
-def _check_numbers(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
-    if dark is not None and (offset is not None or read_noise is not None):
-        raise ConfigError("dark frames were given, and an offset or read noise too; give the dark frames alone")
-    if offset is not None and read_noise is not None:
-        raise ConfigError(
-            "offset and read noise were both given, but the images tell one from the other; give the offset"
-        )
-    for name, value, least in (
-        ("offset", offset, -math.inf),
-        ("read noise", read_noise, 0),
-        ("saturation", saturation, 0),
-    ):
-        if value is not None and not (math.isfinite(value) and value >= least):
-            raise ConfigError(f"the {name} is {value}, expected a finite number{' from 0 up' if least == 0 else ''}")
 
 
 def _moments(frames: Frames) -> Moments:
@@ -220,6 +216,8 @@ def _moments(frames: Frames) -> Moments:
 
 def _neighbours(frames: Frames, moments: Moments) -> tuple[float, float]:
     """Correlation of neighbouring pixels' noise; frames tell it better than one image."""
+    if (moments.saturated > 0).mean() > _MUCH_SATURATED:  # where noise ends together, too
+        return 0.0, 0.0
     if moments.correlation is not None:
         return moments.correlation
     found = neighbour_correlation(frames.values[:, 0])
@@ -244,21 +242,6 @@ def _third(frames: Frames, selected: Selected, loud: float) -> Points | None:
     # a cut that is tight against structure would take the noise's own skewness
     points = average(moments, selected.line, loud=loud)
     return points if len(points.mean) else None
-
-
-def _check_gain(numbers: Numbers, selected: Selected, frames: Frames) -> None:
-    points, gain = selected.points, numbers.gain
-    varies = float(points.mean.var()) > _VARIES * float(np.mean(points.variance / points.samples))
-    if varies and not (math.isfinite(gain.value) and gain.value > 0):
-        raise NotPhotonCountsError(
-            f"the noise of {frames.name} does not grow with brightness, as that of a camera does; use raw images with "
-            "dark and bright parts, and more frames of the same field"
-        )
-    if not math.isfinite(gain.value + gain.high):
-        raise NotPhotonCountsError(
-            f"the brightness of {frames.name} varies too little to find the gain; use images with dark and bright "
-            "parts, more frames of the same field, or add dark frames (--dark)"
-        )
 
 
 def _allow_for_structure(numbers: Numbers) -> Numbers:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _CORRELATED = 0.1
 _WIDE = 0.1  # half width of the gain's interval over the gain
 _ENOUGH_DARK = 16
-_MOVING = 0.1
+MOVING = 0.1
+"""Share of the field from which on it is told that objects move."""
 _UNUSUAL = 0.25  # from either slope that a third moment should have
 _BENT = 0.05
 _FITS = 2.0  # chi-square per degree of freedom
@@ -93,9 +94,12 @@ def _shape(frames: Frames, selected: Selected, correlation: tuple[float, float])
 
 
 def _left_out(selected: Selected) -> Iterator[str]:
-    if selected.moved > _MOVING:
-        yield f"{selected.moved:.0%} of the field moves or flickers and was left out"
-    if selected.saturated > _MOVING:
+    if selected.moved > MOVING:
+        yield (
+            f"{selected.moved:.0%} of the field moves or flickers and was left out; if the detector multiplies, say "
+            "--multiplying"
+        )
+    if selected.saturated > MOVING:
         yield f"{selected.saturated:.0%} of the field is saturated and was left out"
     if selected.clipped:
         yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"

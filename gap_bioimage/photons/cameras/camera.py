@@ -32,12 +32,14 @@ from gap_bioimage.photons.cameras.shifted_poisson import (
     mean_of_counts,
     spread_of_lowest,
 )
+from gap_bioimage.photons.judging.statistics import estimate_noise
 
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
+_TOO_NOISY, _TOO_QUIET = 2.0, 0.6  # variance over mean of counts, 1 for photons
 _MOST_BELOW = 0.5  # share of pixels below the offset: noise alone explains at most half
 
 
@@ -301,7 +303,16 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
             "dark; use a shorter exposure",
             stacklevel=2,
         )
-    # smoothed, because single pixels of dark images are noise
+    noise_found = estimate_noise(detector.scalar.counts(sample))
+    if noise_found is not None and (noise_found.smallest > _TOO_NOISY or noise_found.dark < _TOO_QUIET):
+        found = noise_found.smallest if noise_found.smallest > _TOO_NOISY else noise_found.dark
+        warnings.warn(
+            f"with this camera's numbers the noise of {name} has {found:.2g} times the variance of photons: they are "
+            "those of another camera or setting, or the image was smoothed or resampled; measure them with "
+            "`gap-bioimage calibrate`",
+            stacklevel=2,
+        )
+    # a percentile, because single pixels of dark images are noise
     dark = float(np.percentile(sample, 25)) - camera.offset
     signal = max(0.0, dark / camera.gain)
     if camera.read_noise > _QUIET and signal + camera.read_noise**2 < MODEL_FROM:

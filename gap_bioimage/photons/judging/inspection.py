@@ -228,8 +228,9 @@ def _next(finding: Finding, typed: str, given: dict[str, Any], photons: xr.DataA
     if finding.verdict == "camera image":
         return shlex.join(["gap-bioimage", "calibrate", typed, "--out", "camera.yaml", *options])
     if finding.verdict == "counts times k":
-        camera = f"echo '{{gain: {finding.factor:.6g}, offset: 0}}' > camera.yaml"
-        return f"{camera} && {shlex.join([*train, '--camera', 'camera.yaml'])}"
+        name = f"{Path(typed).name.split('.')[0]}_camera.yaml"  # not that of a camera that was measured
+        made = f"echo '{{gain: {finding.factor:.6g}, offset: 0}}' > {shlex.quote(name)}"
+        return f"{made} && {shlex.join([*train, '--camera', name])}"
     if finding.kind == "one-bit frames" and photons.sizes.get("t", 1) > 1:
         return shlex.join([*train, "--sum-frames", str(min(16, photons.sizes["t"]))])
     if finding.verdict == "photon counts":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,11 @@ def _draw_histogram(axes: Axes, planes: list[Image], report: dict[str, Any]) -> 
         levels, pixels = np.unique(values, return_counts=True)
         axes.bar(levels, pixels, width=0.8, color="0.4")
     else:
-        axes.hist(values, bins=_BARS, color="0.4", range=(low, high if high > low else low + 1))
+        whole = bool((values == np.rint(values)).all())
+        width = math.ceil((high - low + 1) / _BARS) if whole else max(high - low, 1e-12) / _BARS
+        axes.hist(values, bins=np.arange(low - 0.5 * whole, high + 1.5 * width, width).tolist(), color="0.4")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
     axes.set_xlabel("value")
     axes.set_ylabel("pixels")
     notes = []

@@ -41,7 +41,7 @@ class Traces:
     step: float | None = None
     """What values with fractions are multiples of."""
     one_bit: bool = False
-    """Only 0 and 1, and too many of these for photon counts."""
+    """Only 0 and 1 (or another number), and too many of these for photon counts."""
     shared_noise: float = 0.0
     """Correlation of the noise of channels: 0 for detectors, large for colours."""
 
@@ -170,10 +170,11 @@ def common_step(values: Image) -> float | None:
 
 
 def _one_bit(planes: list[Image]) -> bool:
-    """Whether only 0 and 1 occur although photon counts of this brightness would hold larger ones."""
-    if not all(((plane == 0) | (plane == 1)).all() for plane in planes):
+    """Whether only 0 and one number occur although photon counts of this brightness would hold larger ones."""
+    one = max(float(plane.max()) for plane in planes)
+    if one <= 0 or not all(((plane == 0) | (plane == one)).all() for plane in planes):
         return False
-    local = (ndimage.uniform_filter(plane, 9)[4::9, 4::9] for plane in planes)
+    local = (ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
     expected = sum(81 / 2 * float((mean**2).sum()) for mean in local)
     return expected > 20
 

@@ -83,6 +83,7 @@ def judge(evidence: Evidence, name: str, saturation: float) -> Finding:
     finders: tuple[Callable[[Evidence, str], Finding | None], ...] = (
         _no_numbers,
         _fractions,
+        _one_bit,
         _repainted,
         _multiplied,
         _quiet,
@@ -91,7 +92,6 @@ def judge(evidence: Evidence, name: str, saturation: float) -> Finding:
         lambda e, n: _saturated(e, n, saturation),
         _weak,
         _too_noisy,
-        _one_bit,
     )
     for find in finders:
         finding = find(evidence, name)
@@ -168,6 +168,8 @@ def _repainted(evidence: Evidence, name: str) -> Finding | None:
         kind = "jpeg-compressed"
         told = f"{name} shows the 8 x 8 blocks of JPEG (steps {traces.jpeg_edge:.2f} times as large at their borders)"
     elif comb:
+        if evidence.correlation.found and evidence.statistics.minimum > 0 and not evidence.grey_photograph:
+            return _quiet(evidence, name) or _offset(evidence, name)  # a camera's image that was resampled
         kind = "8-bit grey photograph" if evidence.grey_photograph else "rescaled"
         told = f"{name} misses {traces.missing_levels} levels between others, as after a change of contrast or scale"
     else:
@@ -333,12 +335,14 @@ def _too_noisy(evidence: Evidence, name: str) -> Finding | None:
 def _one_bit(evidence: Evidence, name: str) -> Finding | None:
     if not evidence.traces.one_bit:
         return None
+    one = evidence.statistics.maximum
+    share = evidence.statistics.mean / one
     return Finding(
         "photon counts",
         "one-bit frames",
-        f"{name} holds one-bit frames: no pixel has more than one photon, although {evidence.statistics.mean:.3g} per "
+        f"{name} holds one-bit frames, 0 and {one:g}: no pixel has more than one photon, although {share:.3g} per "
         "pixel would give some more; sum frames with --sum-frames",
-        refused=False,
+        refused=one != 1,
     )
 
 

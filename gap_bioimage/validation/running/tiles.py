@@ -53,7 +53,7 @@ def tiled(runner: Runner) -> Outcome:
     enough = sufficient_halo(runner)
     if enough is None:
         text += "; no halo that was tried would do"
-        fix = "Enlarge min and halo, or keep statistics of the whole image, such as norms, out of the network."
+        fix = "Enlarge min and halo, keep statistics of the whole image, such as norms, out, or train longer."
     else:
         text += f"; a halo of {enough} px would do"
         fix = f"Declare a halo of {enough} px on the outputs' axes, and a min above {2 * enough}."
