@@ -91,8 +91,8 @@ def check_correlation(frames: Frames, correlation: tuple[float, float]) -> None:
     if most > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
         raise NotPhotonCountsError(
             f"the noise of neighbouring pixels of {frames.name} is correlated by {most:.2f}: the images were "
-            "smoothed or resampled, or the whole field moves, and their noise tells nothing of the camera; use raw images of a field "
-            "that stands still"
+            "smoothed or resampled, or the whole field moves, and their noise tells nothing of the camera; use raw "
+            "images of a field that stands still"
         )
 
 

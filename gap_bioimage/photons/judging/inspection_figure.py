@@ -35,7 +35,7 @@ def draw_inspection(path: Path, inspected: Inspected) -> None:
     path
         The PNG to write.
     inspected
-        From :func:`gap_bioimage.photons.inspection.look_at`; of a picture without an array only the verdict is written.
+        From ``look_at``; of a picture without an array only the verdict is written.
     """
     report = inspected.report
     figure = Figure((11, 8.5), layout="constrained")

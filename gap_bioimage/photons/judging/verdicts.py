@@ -74,7 +74,7 @@ def judge(evidence: Evidence, name: str, saturation: float) -> Finding:
     Parameters
     ----------
     evidence
-        From :func:`gap_bioimage.photons.evidence.measure`.
+        From :func:`gap_bioimage.photons.judging.evidence.measure`.
     name
         What to call the image.
     saturation
