@@ -11,7 +11,7 @@ import xarray as xr
 from fixtures_model import random_model
 
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inference.denoise import denoise
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.regions import region_uncertainty
@@ -144,3 +144,16 @@ def test_regions_leave_the_background_out() -> None:
     electrons = (float(image[8:40, 8:40].mean()) - 100) / 2 * 1024
     assert region.counted == pytest.approx(electrons, rel=0.02)
     assert region.photons == pytest.approx(electrons, rel=0.1)
+
+
+def test_samples_of_one_bit_frames_are_photons_too() -> None:
+    bits = np.random.default_rng(0).binomial(8, 0.4, (24, 28)).astype(np.uint8)
+    image = xr.DataArray(bits, dims=["y", "x"])
+    drawn, plain = (sample(model, image, 2, seed=1) for model in (one_bit_model(8), random_model()))
+    detections = np.minimum(plain.values / 8, 0.999)
+    np.testing.assert_allclose(drawn.values, -8 * np.log1p(-detections), rtol=1e-4)
+
+
+def test_one_bit_models_take_no_camera() -> None:
+    with pytest.raises(ConfigError, match="need no camera"):
+        prepare(one_bit_model(8), raw(16, 16), camera=CAMERA)
