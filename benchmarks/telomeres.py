@@ -139,10 +139,10 @@ def main(data: Path, work: Path) -> None:
     body = f"""
 Camera: gain {camera.gain:.3g} ADU per electron ({gain}), offset {camera.offset:.4g} ADU ({offset}), read noise
 {camera.read_noise:.3g} electrons (95 % intervals). `inspect` says "{found["verdict"]}", and that the noise of
-neighbouring pixels is
-correlated by {found["noise_correlation_y"]:.2f} along y and {found["noise_correlation_x"]:.2f} along x: the movie was
-shifted by a part of a pixel before it was stored. Such noise is copied, as by every method that learns from noise
-alone. Every second pixel along y and x has independent noise; there the method does what it should.
+neighbouring pixels is correlated by {found["noise_correlation_y"]:.2f} along y and
+{found["noise_correlation_x"]:.2f} along x: the movie was shifted by a part of a pixel before it was stored. Such noise
+is copied, as by every method that learns from noise alone. Every second pixel along y and x has independent noise; there
+the method does what it should.
 
 Squared error over the scene's variance, judged by the next frame (less is better):
 
@@ -155,6 +155,10 @@ The zip takes raw frames: `validate` says {statuses[0]} ({statuses.count("warnin
 {statuses.count("failed")} failed). In bioimageio.core its result differs from `gap-bioimage denoise --camera` by
 {100 * agreement[0]:.2f} % (RMS over RMS) more than 20 px from the border, and {100 * agreement[1]:.2f} % in whole
 frames, at whose border programs mirror the image.
+
+![raw, denoised, from the zip, mean of all frames](../docs/images/telomeres.png)
+
+![photon-transfer curve of the movie](../docs/images/calibration.png)
 """
     write_section("A camera's movie: calibrated, denoised, shared", __doc__, body)
 

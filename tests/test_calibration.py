@@ -23,7 +23,6 @@ from gap_bioimage.photons.cameras.numbers import Estimate
 from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 from gap_bioimage.photons.simulate import simulate, simulate_truth
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = (96, 96)
 CAMERAS = [(2.2, 100.0, 1.6, False), (0.5, 500.0, 3.0, False), (30.0, 500.0, 0.0, False), (10.0, 100.0, 1.0, True)]
 
@@ -361,18 +360,16 @@ def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
-def test_telomeres_were_resampled() -> None:
-    found = calibrate(DATA / "telomeres_camera_tyx.tif")
+def test_telomeres_were_resampled(shared_data: Path) -> None:
+    found = calibrate(shared_data / "telomeres_camera_tyx.tif")
     assert found.correlation == (pytest.approx(0.47, abs=0.03), pytest.approx(0.17, abs=0.03))
     assert "smoothed or resampled" in found.warnings[0]
     assert 0.3 < found.gain.low < found.gain.high < 0.6
     assert 96 < found.offset.low < found.offset.high < 102
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
-def test_hazelnut_holds_counts_with_dead_time() -> None:
-    frames = [gap_bioimage.read_photons(DATA / f"hazelnut_photons_t{t}_zyx.tif") for t in (0, 1)]
+def test_hazelnut_holds_counts_with_dead_time(shared_data: Path) -> None:
+    frames = [gap_bioimage.read_photons(shared_data / f"hazelnut_photons_t{t}_zyx.tif") for t in (0, 1)]
     found = calibrate(xr.concat(frames, "t"))
     assert found.counts
     assert found.gain.value == pytest.approx(1, abs=0.05)
