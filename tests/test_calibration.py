@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,9 @@ from gap_bioimage.photons.cameras.camera import read_camera, write_camera
 from gap_bioimage.photons.cameras.numbers import Estimate
 from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 from gap_bioimage.photons.simulate import simulate, simulate_truth
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIZE = (96, 96)
 CAMERAS = [(2.2, 100.0, 1.6, False), (0.5, 500.0, 3.0, False), (30.0, 500.0, 0.0, False), (10.0, 100.0, 1.0, True)]
