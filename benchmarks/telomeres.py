@@ -141,8 +141,8 @@ Camera: gain {camera.gain:.3g} ADU per electron ({gain}), offset {camera.offset:
 {camera.read_noise:.3g} electrons (95 % intervals). `inspect` says "{found["verdict"]}", and that the noise of
 neighbouring pixels is correlated by {found["noise_correlation_y"]:.2f} along y and
 {found["noise_correlation_x"]:.2f} along x: the movie was shifted by a part of a pixel before it was stored. Such noise
-is copied, as by every method that learns from noise alone. Every second pixel along y and x has independent noise; there
-the method does what it should.
+is copied, as by every method that learns from noise alone. Every second pixel along y and x has independent noise;
+there the method does what it should.
 
 Squared error over the scene's variance, judged by the next frame (less is better):
 
