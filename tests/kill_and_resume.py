@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from gap_bioimage.config import RunConfig
 from gap_bioimage.training.fit import train
@@ -77,6 +78,41 @@ def die_at_rename(name: str, after: bool, times: int) -> Callable[[], None]:
     return prepare
 
 
+def die_while_writing(times: int) -> Callable[[], None]:
+    """Make a process kill itself when half of its ``times``-th checkpoint is on the disk."""
+
+    def prepare() -> None:
+        save, seen = TorchCheckpointIO.save_checkpoint, 0
+
+        def write_half(self: TorchCheckpointIO, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+            nonlocal seen
+            seen += 1
+            save(self, checkpoint, path, storage_options)
+            if seen == times:
+                os.truncate(path, Path(path).stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        TorchCheckpointIO.save_checkpoint = write_half  # type: ignore[method-assign]
+
+    return prepare
+
+
+def die_soon_after(name: str, seconds: float) -> Callable[[], None]:
+    """Make a process kill itself a moment after its first rename to ``name``, wherever it is then."""
+
+    def prepare() -> None:
+        rename = os.replace
+
+        def replace(source: Any, target: Any) -> None:
+            rename(source, target)
+            if Path(target).name == name:
+                threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+        os.replace = replace  # type: ignore[assignment]
+
+    return prepare
+
+
 def die_at_step(steps: int) -> Callable[[], None]:
     """Make a process kill itself when it asks for the ``steps``-th training batch."""
 
@@ -103,23 +139,11 @@ def main(reference: Path, interrupted: Path) -> None:
         for after in (False, True):
             child = start(interrupted, die_at_rename(name, after, times))
             print("after" if after else "before", name, status_of(child))
-    for _ in range(3):
-        # while a checkpoint is being written, its temporary file exists
-        child = start(interrupted)
-        known = set(interrupted.glob(".*.ckpt"))
-        while set(interrupted.glob(".*.ckpt")) <= known:
-            pass
-        os.kill(child, signal.SIGKILL)
-        print("writing", status_of(child))
+    for times in (1, 2, 5):
+        print("writing", status_of(start(interrupted, die_while_writing(times))))
     for steps in (1, 6, 8):
         print("steps", status_of(start(interrupted, die_at_step(steps))))
-    before = (interrupted / "last.ckpt").stat().st_mtime_ns
-    child = start(interrupted)
-    while (interrupted / "last.ckpt").stat().st_mtime_ns == before:
-        time.sleep(0.001)
-    time.sleep(0.03)
-    os.kill(child, signal.SIGKILL)
-    print("soon after", status_of(child))
+    print("soon after", status_of(start(interrupted, die_soon_after("last.ckpt", 0.03))))
     # the last row is only in the checkpoint when the end is killed here
     print("end", status_of(start(interrupted, die_at_rename("loss.png", False, 1))))
     print("finished", status_of(start(interrupted)))
