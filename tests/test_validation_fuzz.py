@@ -228,7 +228,8 @@ def restructured(draw: st.DrawFn) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, content in wanted:
-            entry = zipfile.ZipInfo(name.encode("utf-8", "replace").decode() or "x")
+            entry = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
+            entry.filename = entry.filename or "x"  # zipfile cuts names at a NUL, and cannot write empty ones
             if draw(st.integers(0, 9)) == 7:
                 entry.external_attr = draw(st.integers(0, 2**32 - 1))
                 entry.compress_type = draw(st.sampled_from([0, 8, 12, 14]))

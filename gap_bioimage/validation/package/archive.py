@@ -251,7 +251,7 @@ def unpack(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], root: Path)
     root.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         target = root / entry.filename
-        if entry.is_dir():
+        if entry.filename.endswith("/"):
             target.mkdir(parents=True, exist_ok=True)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -150,10 +150,10 @@ def _special(entry: zipfile.ZipInfo) -> str | None:
 
 def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
     """Entries of which one would overwrite the other: on Windows and macOS, README.md and readme.md are one."""
-    files = Counter(_folded(entry.filename) for entry in entries if not entry.is_dir())
+    files = Counter(_folded(entry.filename) for entry in entries if not entry.filename.endswith("/"))
     twice = [f"{shown(str(path))} is there {count} times" for path, count in files.items() if count > 1]
     folders = {parent for path in files for parent in path.parents}
-    folders |= {_folded(entry.filename) for entry in entries if entry.is_dir()}
+    folders |= {_folded(entry.filename) for entry in entries if entry.filename.endswith("/")}
     both = [f"{shown(str(path))} is a file and a folder" for path in sorted(files.keys() & folders)]
     return sorted(twice) + both
 
