@@ -227,7 +227,7 @@ def export(
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     from gap_bioimage.export.archive import export as write_zip
     from gap_bioimage.export.operation import parse_kwargs
-    from gap_bioimage.inputs import NO_CAMERA
+    from gap_bioimage.inputs import camera_asked
     from gap_bioimage.validation.reports.terminal import print_report
 
     report = write_zip(
@@ -240,7 +240,7 @@ def export(
         seed=seed,
         postprocessing=postprocessing,
         postprocessing_kwargs=parse_kwargs(postprocessing_kwargs),
-        camera="model" if camera is None else None if camera.lower() == NO_CAMERA else camera,
+        camera=camera_asked(camera),
         onnx=onnx,
         test_image=test_image,
         device=device,

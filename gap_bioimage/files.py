@@ -53,10 +53,57 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     check_place(path)
-    temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with _written(path) as temporary:
         yield temporary
         os.replace(temporary, path)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that becomes the folder ``path`` when the block succeeds.
+
+    No system replaces a full folder in one step. A folder that stood there is moved aside in the instant before, back
+    if the new one cannot take its place, and removed after it; when the block fails or is killed it stays.
+
+    Parameters
+    ----------
+    path
+        The folder to write, in a folder that exists.
+
+    Yields
+    ------
+    Path
+        Where to write; it does not exist yet.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write (disk full, no permission).
+    """
+    with _written(path) as temporary:
+        yield temporary
+        aside = _beside(path, "old")
+        if path.is_dir():
+            os.rename(path, aside)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(path: Path, word: str) -> Path:
+    return path.with_name(f".{path.stem}.{word}-{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, gone afterwards; what the system refuses is told in a sentence."""
+    temporary = _beside(path, "tmp")
+    try:
+        yield temporary
     except GapError:
         raise  # some of ours are OSErrors too, and already say what to do
     except OSError as error:

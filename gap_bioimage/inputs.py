@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.photons.frames import sum_frames
 from gap_bioimage.photons.image_io import read_images, read_photons
-from gap_bioimage.training.recorded import ceiling_of, detector_of
+from gap_bioimage.training.recorded import FROM_MODEL, ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,24 +17,28 @@ if TYPE_CHECKING:
 
     from gap_bioimage.photons.cameras.camera import Detector
     from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.training.recorded import CameraLike
 
 NO_CAMERA = "none"
 """What to give as a camera for images that are counts, to a model that was trained with a camera."""
 
 
+def camera_asked(option: str | None) -> CameraLike:
+    """Return what ``--camera`` asks for: a yaml, no camera ("none"), or the model's when not given."""
+    if option is None:
+        return FROM_MODEL
+    return None if option.lower() == NO_CAMERA else Path(option)
+
+
 def camera_of(option: str | None, model: Model) -> Detector | None:
-    """Return the camera of ``--camera``: a yaml, "none", or the model's when not given.
+    """Return the camera of ``--camera``.
 
     Raises
     ------
     ConfigError
         If the yaml does not describe a camera.
     """
-    from gap_bioimage.photons.cameras.camera import read_camera
-
-    if option is None:
-        return detector_of(model)
-    return None if option.lower() == NO_CAMERA else read_camera(Path(option))
+    return chosen_camera(model, camera_asked(option))
 
 
 def read_input(

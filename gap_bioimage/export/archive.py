@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gap_bioimage.export.operation import Operation
-    from gap_bioimage.inference.prepared import CameraLike
     from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.training.recorded import CameraLike
     from gap_bioimage.validation.report import Report
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import ExportError
-from gap_bioimage.photons.cameras.camera import Detector
-from gap_bioimage.training.recorded import ceiling_of, detector_of
+from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gap_bioimage.inference.prepared import CameraLike
+    from gap_bioimage.photons.cameras.camera import Detector
     from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.training.recorded import CameraLike
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Intake:
             If a camera is given to a model of one-bit frames.
         """
         ceiling = ceiling_of(model)
-        detector = detector_of(model) if camera == "model" else None if camera is None else Detector.of(camera)
+        detector = chosen_camera(model, camera)
         if ceiling is not None and detector is not None:
             raise ExportError("the model was trained on one-bit frames, which need no camera; leave --camera out")
         return cls(None if detector is None else detector.scalar, ceiling)

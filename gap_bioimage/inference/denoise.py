@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from gap_bioimage.inference.prepared import CameraLike
     from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.training.recorded import CameraLike
 
 _MARGIN_DB = 1.0  # a whole image this much brighter than any training window is out of range
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.network import photons_of
-from gap_bioimage.photons.cameras.camera import Detector, check_camera_image
+from gap_bioimage.photons.cameras.camera import check_camera_image
 from gap_bioimage.photons.layout import time_as_z as as_stack
-from gap_bioimage.training.recorded import ceiling_of, detector_of
+from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
+    from gap_bioimage.photons.cameras.camera import Detector
     from gap_bioimage.training.checkpoint import Model
-
-CameraLike = Detector | Camera | str | Path | None
-"""A camera, its yaml, "model" for the one that the model was trained with, or None where images are counts."""
+    from gap_bioimage.training.recorded import CameraLike
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
 
@@ -88,7 +85,7 @@ def prepare(model: Model, image: xr.DataArray, *, camera: CameraLike = "model", 
         If time cannot be taken as z, or the camera's maps have other sizes.
     """
     source = as_stack(image) if time_as_z else image
-    detector = detector_of(model) if camera == "model" else None if camera is None else Detector.of(camera)
+    detector = chosen_camera(model, camera)
     name = str(image.attrs.get("source", "the image"))
     if detector is not None and ceiling_of(model) is not None:
         raise ConfigError(

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from gap_bioimage.inference.prepared import CameraLike
     from gap_bioimage.network import UNet
     from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.training.recorded import CameraLike
 
 log = logging.getLogger(__name__)
 

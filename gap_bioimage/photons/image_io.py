@@ -12,14 +12,13 @@ import psutil
 import tifffile
 import xarray as xr
 
-from gap_bioimage.errors import AxesError, GapError, NotPhotonCountsError, OutputError, UnreadableImageError
-from gap_bioimage.files import replacing
+from gap_bioimage.errors import AxesError, NotPhotonCountsError, OutputError, UnreadableImageError
+from gap_bioimage.files import replacing, replacing_folder
 from gap_bioimage.photons.checks import check_photon_counts
 from gap_bioimage.photons.coordinates import calibrate, metadata_of, pixel_size_um
-from gap_bioimage.photons.formats.folders import replacing_folder
 from gap_bioimage.photons.formats.ome_zarr import is_zarr
 from gap_bioimage.photons.formats.opening import READABLE, open_image
-from gap_bioimage.photons.formats.stored import Stored, damaged
+from gap_bioimage.photons.formats.stored import Stored, naming_damage
 from gap_bioimage.photons.formats.tiff_metadata import to_imagej, to_ome
 from gap_bioimage.photons.selection import AXES, axes_of, channel_of, frames_of
 
@@ -298,12 +297,8 @@ def _values(path: Path, stored: Stored, index: tuple[slice, ...]) -> npt.NDArray
                 "read part of it with --time 0:10, --channel 0 or --level 1, or write it as an uncompressed OME-TIFF, "
                 "which need not be read at once"
             )
-    try:
+    with naming_damage(path):
         values = stored.read(index)
-    except GapError:
-        raise
-    except Exception as error:  # codecs raise many types on damaged files
-        raise damaged(path, error) from None
     return values if stored.mapped else np.asarray(values, dtype=values.dtype.newbyteorder("="))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -13,6 +14,9 @@ from gap_bioimage.photons.cameras.camera import Detector, read_camera
 if TYPE_CHECKING:
     from gap_bioimage.training.checkpoint import Model
 
+CameraLike = Detector | Camera | str | Path | None
+"""A camera, its yaml, "model" for the one that the model was trained with, or None where images are counts."""
+FROM_MODEL = "model"
 CAMERA_FILE = "camera.yaml"
 """The camera in a run folder, with its maps beside it."""
 
@@ -38,6 +42,19 @@ def detector_of(model: Model) -> Detector | None:
         raise CheckpointError(
             f"{model.source} holds a description of its camera that is none; export it again"
         ) from None
+
+
+def chosen_camera(model: Model, camera: CameraLike) -> Detector | None:
+    """Return the camera that was asked for; None where images are counts.
+
+    Raises
+    ------
+    ConfigError
+        If a camera's yaml does not describe one.
+    """
+    if camera == FROM_MODEL:
+        return detector_of(model)
+    return None if camera is None else Detector.of(camera)
 
 
 def ceiling_of(model: Model) -> int | None:

@@ -19,7 +19,7 @@ from gap_bioimage.photons.cameras.calibration_refusals import (
     check_numbers,
     check_offset,
 )
-from gap_bioimage.photons.cameras.calibration_warnings import MOVING, calibration_warnings, is_counts
+from gap_bioimage.photons.cameras.calibration_warnings import CORRELATED, MOVING, calibration_warnings, is_counts
 from gap_bioimage.photons.cameras.camera import Detector, PixelMaps
 from gap_bioimage.photons.cameras.noise_moments import Moments, image_moments, stack_moments
 from gap_bioimage.photons.cameras.numbers import Estimate, Known, Numbers, estimate_numbers
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import xarray as xr
 
-_CORRELATED = 0.1
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias on simulated cells, see benchmarks/calibration.py
 _MUCH_SATURATED = 0.05  # share of the blocks
@@ -197,7 +196,7 @@ def calibrate(
         read_noise,
         # structure of one image has third moments of its own
         multiplying if tells or multiplying is not None else False,
-        imposed=max(map(abs, correlation)) < _CORRELATED,
+        imposed=max(map(abs, correlation)) < CORRELATED,
     )
     third = _third(frames, selected, loud)
     numbers = estimate_numbers(selected.points, known, third=third, dark=selected.dark, seed=seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.photons.cameras.shifted_poisson import ROUNDING
 from gap_bioimage.photons.judging.evidence import Evidence
 from gap_bioimage.photons.judging.statistics import scan
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 _LEAST_PX = 16
-_DIGITISATION = 1 / 12
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def pixel_maps(dark: Dark, gain: float) -> tuple[Floats, Floats] | None:
     usual = float(variance.mean())
     offset = _drawn_in(dark.pixel_offset, usual / count)
     noise = _drawn_in(variance, 2 * usual**2 / (count - 1))
-    return offset, np.sqrt(np.maximum(noise, _DIGITISATION)) / gain
+    return offset, np.sqrt(np.maximum(noise, ROUNDING)) / gain
 
 
 def _drawn_in(values: Floats, by_chance: float) -> Floats:

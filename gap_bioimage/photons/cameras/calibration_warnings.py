@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from gap_bioimage.photons.cameras.calibration_frames import Dark, Frames
     from gap_bioimage.photons.cameras.numbers import Numbers
 
-_CORRELATED = 0.1
+CORRELATED = 0.1
+"""Correlation of neighbouring pixels' noise that raw images do not have."""
 _WIDE = 0.1  # half width of the gain's interval over the gain
 _ENOUGH_DARK = 16
 MOVING = 0.1
@@ -26,7 +27,6 @@ _BENT = 0.05
 _FITS = 2.0  # chi-square per degree of freedom
 _NEAR = 0.07  # of gain 1
 _EMPTY = 0.35  # ADU of offset or read noise that counts may seem to have
-_DIGITISATION = 1 / 12
 
 
 def calibration_warnings(
@@ -58,7 +58,7 @@ def is_counts(frames: Frames, numbers: Numbers) -> bool:
 
 def _processed(frames: Frames, correlation: tuple[float, float]) -> Iterator[str]:
     along_y, along_x = correlation
-    if max(map(abs, correlation)) < _CORRELATED:
+    if max(map(abs, correlation)) < CORRELATED:
         return
     factor = (1 + 2 * max(along_y, 0)) * (1 + 2 * max(along_x, 0))
     worse = "" if frames.count > 1 else "; one image cannot calibrate it"
@@ -85,7 +85,7 @@ def _shape(frames: Frames, selected: Selected, correlation: tuple[float, float])
         cause = "light that flickers or objects that move" if frames.count > 1 else "structure taken for noise"
         rise = f"the variance rises above the line by {goodness.bend:.0%} in bright parts"
         yield f"{rise}: {cause}; the gain may be too high"
-    elif goodness.chi_square > _FITS and max(map(abs, correlation)) < _CORRELATED:
+    elif goodness.chi_square > _FITS and max(map(abs, correlation)) < CORRELATED:
         spread = float(np.median(np.abs(goodness.variance / selected.line.at(goodness.mean) - 1)))
         yield (
             f"the line fits worse than chance explains (chi-square {goodness.chi_square:.3g} per degree of freedom; "
@@ -143,7 +143,7 @@ def _offset(frames: Frames, selected: Selected, numbers: Numbers) -> Iterator[st
 
 def _third(frames: Frames, numbers: Numbers, correlation: tuple[float, float]) -> Iterator[str]:
     third = numbers.third
-    if third is None or frames.count < 3 or max(map(abs, correlation)) >= _CORRELATED:
+    if third is None or frames.count < 3 or max(map(abs, correlation)) >= CORRELATED:
         return
     if numbers.undecided and not math.isnan(third.value):
         yield (

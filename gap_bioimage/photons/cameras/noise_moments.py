@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from gap_bioimage.photons.judging.statistics import block_means
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -147,14 +149,6 @@ def image_moments(values: npt.NDArray[Any], saturation: float) -> Moments:
     return Moments(**joined, pixels=pixels, alike=(squares**2, squares**2), alike_cubes=hermite * cubes**2)
 
 
-def blocks(image: Floats, side: int) -> Floats:
-    """Return the means of square blocks, as one row."""
-    rows, columns = (n // side for n in image.shape)
-    cropped = image[: rows * side, : columns * side]
-    means: Floats = cropped.reshape(rows, side, columns, side).mean((1, 3))
-    return means.ravel()
-
-
 def _window(shape: tuple[int, ...]) -> Plane:
     rows, columns = (slice(max(0, (n - _MOST_SIDE_PX) // 2), min(n, (n + _MOST_SIDE_PX) // 2)) for n in shape)
     return rows, columns
@@ -183,7 +177,7 @@ def _plane_moments(
     length = len(weights)
     units = [_unit(np.asarray(plane[s : s + length], np.float64), drift, weights, saturation, side) for s in starts]
     gathered = {name: np.stack([unit[name] for unit in units]) for name in units[0]}
-    lost = blocks(drift.leverage, side)
+    lost = block_means(drift.leverage, side)
     gathered["variance"] /= 1 - lost
     # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
     noise = np.median(gathered["variance"], axis=0) * np.sum(weights**2)
@@ -239,14 +233,14 @@ def _unit(frames: Floats, drift: _Drift, weights: Floats, saturation: float, sid
     along_x[:, :-1] = difference[:, :-1] * difference[:, 1:]
     square, cube = np.sum(weights**2), np.sum(weights**3) or np.nan
     return {
-        "mean": blocks(frames.mean(0), side),
-        "variance": blocks(squares, side) / square,
-        "third": blocks(squares * difference, side) / cube,
-        "zeros": blocks((frames == 0).mean(0), side),
-        "saturated": blocks((frames >= saturation).mean(0), side),
-        "shift": blocks(difference, side),
-        "along_y": blocks(along_y, side) / square * rows / max(1, rows - 1),
-        "along_x": blocks(along_x, side) / square * columns / max(1, columns - 1),
+        "mean": block_means(frames.mean(0), side),
+        "variance": block_means(squares, side) / square,
+        "third": block_means(squares * difference, side) / cube,
+        "zeros": block_means((frames == 0).mean(0), side),
+        "saturated": block_means((frames >= saturation).mean(0), side),
+        "shift": block_means(difference, side),
+        "along_y": block_means(along_y, side) / square * rows / max(1, rows - 1),
+        "along_x": block_means(along_x, side) / square * columns / max(1, columns - 1),
     }
 
 
@@ -260,14 +254,14 @@ def _ripples(plane: Floats, saturation: float) -> dict[str, Floats]:
     ripple, local = ripple[inner], local[inner]  # a photon enters both with the same weight
     side = block_side(ripple.shape, 1)
     square, cube = np.sum(weights**2) ** 2, np.sum(weights**3) ** 2
-    variance = blocks(ripple**2, side) / square
+    variance = block_means(ripple**2, side) / square
     reached = ndimage.maximum_filter(plane, 5)[inner] >= saturation
     return {
-        "mean": blocks(local, side),
+        "mean": block_means(local, side),
         "variance": variance,
-        "third": (blocks(ripple**3, side) - 3 * variance * square * blocks(ripple, side)) / cube,
-        "zeros": blocks((plane[inner] == 0).astype(float), side),
-        "saturated": blocks(reached.astype(float), side),
+        "third": (block_means(ripple**3, side) - 3 * variance * square * block_means(ripple, side)) / cube,
+        "zeros": block_means((plane[inner] == 0).astype(float), side),
+        "saturated": block_means(reached.astype(float), side),
         "shift": np.zeros_like(variance),
         "relief": _relief(ndimage.gaussian_filter(plane, 1.5)[inner], side),  # single pixels are noise
         "frame": ripple,
@@ -276,7 +270,7 @@ def _ripples(plane: Floats, saturation: float) -> dict[str, Floats]:
 
 def _relief(image: Floats, side: int) -> Floats:
     """Variance within each block."""
-    return blocks(image**2, side) - blocks(image, side) ** 2
+    return block_means(image**2, side) - block_means(image, side) ** 2
 
 
 def _overlap(weights: Floats, count: int) -> tuple[float, float]:

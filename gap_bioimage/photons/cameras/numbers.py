@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gap_bioimage.photons.cameras.photon_transfer import line_of_sums, line_sums
+from gap_bioimage.photons.cameras.shifted_poisson import ROUNDING
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _REPLICATES = 1000
 _MOST_CLUSTERS = 1024
-_DIGITISATION = 1 / 12  # ADU^2
 _COARSE = 0.9  # ADU per electron, above which an ADU need not hold digitisation noise
 _TAIL = 2.5  # per cent on either side of an interval
 _SYSTEMATIC = 0.03  # of the third moment's slope
@@ -117,7 +117,7 @@ def estimate_numbers(
         cubes = None if third is None else _resampled(_third_sums(third), rng)
     if dark is not None:
         sums = sums + _resampled(line_sums(dark), rng)
-    darkest = float(np.min(points.mean + 3 * np.sqrt(np.maximum(points.variance, _DIGITISATION) / points.samples)))
+    darkest = float(np.min(points.mean + 3 * np.sqrt(np.maximum(points.variance, ROUNDING) / points.samples)))
     tries = [POISSON, MULTIPLIED] if known.multiplying is None else [MULTIPLIED if known.multiplying else POISSON]
     solved = {q: _solve(sums, cubes, known, q, darkest, rng) for q in tries}
     ratio = None if cubes is None else _ratio(cubes, solved[tries[0]], known)
@@ -195,7 +195,7 @@ def _solve(
     for _ in range(4):
         gain, intercept = line_of_sums(sums, read, multiplied)
         gain = np.where(gain > 0, gain, np.nan)
-        floor = np.where(gain < _COARSE, _DIGITISATION, 0.0)
+        floor = np.where(gain < _COARSE, ROUNDING, 0.0)
         free = known.offset is None and known.read_noise is None
         lowest = (floor - intercept) / gain if free else np.full_like(gain, -np.inf)
         highest = np.maximum(darkest, lowest) if free else np.full_like(gain, np.inf)

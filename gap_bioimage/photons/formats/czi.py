@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from gap_bioimage.errors import GapError, UnreadableImageError
+from gap_bioimage.errors import UnreadableImageError
 from gap_bioimage.photons.formats.stored import (
     Metadata,
     Stored,
     choose,
     choose_level,
-    damaged,
     missing,
+    naming_damage,
     without_single,
 )
 from gap_bioimage.photons.formats.units import to_seconds, to_um
@@ -54,7 +54,7 @@ def open_czi(path: Path, series: int | str | None, level: int | None) -> Stored:
         from czifile import CziFile
     except ImportError:
         raise missing(path, "formats") from None
-    try:
+    with naming_damage(path):
         with CziFile(str(path)) as file:
             xml = ElementTree.fromstring(file.metadata() or "<none/>")  # noqa: S314  (expat bounds its expansion)
             old = not hasattr(file, "scenes")
@@ -65,10 +65,6 @@ def open_czi(path: Path, series: int | str | None, level: int | None) -> Stored:
         scene = scenes[choose(path, [(n, s.shape) for n, s in zip(names, scenes, strict=True)], series)]
         choose_level(path, [scene.shape], level)
         return scene.stored(_metadata(xml))
-    except GapError:
-        raise
-    except Exception as error:  # czifile and its codecs raise many types on damaged files
-        raise damaged(path, error) from None
 
 
 class _Scene:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import GapError, OutputError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, missing
+from gap_bioimage.errors import OutputError
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, missing, naming_damage
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def open_hdf5(path: Path, series: int | str | None, level: int | None) -> Stored
         import h5py
     except ImportError:
         raise missing(path, "formats") from None
-    try:
+    with naming_damage(path):
         with h5py.File(path, "r") as file:
             sets = _datasets(file)
             place = choose(path, [(name, file[name].shape) for name in sets], series)
@@ -60,10 +60,6 @@ def open_hdf5(path: Path, series: int | str | None, level: int | None) -> Stored
             name, shape, dtype = sets[place], data.shape, data.dtype
             axes = _axes(data)
             meta = _metadata(data, axes)
-    except GapError:
-        raise
-    except Exception as error:  # h5py raises many types on damaged files
-        raise damaged(path, error) from None
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         with h5py.File(path, "r") as file:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import GapError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, missing
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, missing, naming_damage
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def open_lif(path: Path, series: int | str | None, level: int | None) -> Stored:
         from liffile import LifFile
     except ImportError:
         raise missing(path, "formats") from None
-    try:
+    with naming_damage(path):
         with LifFile(str(path)) as file:
             known = [(name, number, place) for number, image in enumerate(file.images) for name, place in _parts(image)]
             shapes = [(name, _without_mosaic(file.images[number])[1]) for name, number, _ in known]
@@ -54,10 +53,6 @@ def open_lif(path: Path, series: int | str | None, level: int | None) -> Stored:
             choose_level(path, [shape], level)
             meta = _metadata(image.xml_element)
             mosaic, dtype = _mosaic(image), np.dtype(image.dtype)
-    except GapError:
-        raise
-    except Exception as error:  # liffile raises many types on damaged files
-        raise damaged(path, error) from None
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         full: tuple[slice | int, ...] = index if mosaic is None else (*index[:mosaic], place, *index[mosaic:])

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import GapError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, missing
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, missing, naming_damage
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def open_nd2(path: Path, series: int | str | None, level: int | None) -> Stored:
         from nd2 import ND2File
     except ImportError:
         raise missing(path, "formats") from None
-    try:
+    with naming_damage(path):
         with ND2File(path) as file:
             sizes = dict(file.sizes)
             positions, at = (
@@ -53,10 +52,6 @@ def open_nd2(path: Path, series: int | str | None, level: int | None) -> Stored:
             choose_level(path, [shape], level)
             axes = "".join(axis if axis in tuple("TCZYXS") else "Q" for axis in sizes)
             meta, dtype = _metadata(file), np.dtype(file.dtype)
-    except GapError:
-        raise
-    except Exception as error:  # nd2 raises many types on damaged files
-        raise damaged(path, error) from None
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         full: tuple[slice | int, ...] = index if at is None else (*index[:at], place, *index[at:])

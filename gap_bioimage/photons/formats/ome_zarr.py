@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import GapError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, missing
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, missing, naming_damage
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
@@ -68,15 +67,11 @@ def open_zarr(path: Path, series: int | str | None, level: int | None) -> Stored
         import zarr
     except ImportError:
         raise missing(path, "zarr") from None
-    try:
+    with naming_damage(path):
         images = list(_images(zarr.open(str(path), mode="r"), ""))
         image = images[choose(path, [(each.name, each.levels[0].shape) for each in images], series)]
         number = choose_level(path, [each.shape for each in image.levels], level)
         axes, meta = _axes(image), _metadata(image, number)
-    except GapError:
-        raise
-    except Exception as error:  # zarr and its codecs raise many types on damaged stores
-        raise damaged(path, error) from None
     array = image.levels[number]
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import GapError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, naming_damage
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def open_with(reader: Any, path: Path, series: int | str | None, level: int | No
     AxesError
         If there is no such scene or level.
     """
-    try:
+    with naming_damage(path):
         scenes = [str(scene) for scene in reader.scenes]
         shapes = []
         for number in range(len(scenes)):
@@ -69,10 +68,6 @@ def open_with(reader: Any, path: Path, series: int | str | None, level: int | No
         reader.set_resolution_level(choose_level(path, levels, level))
         image = reader.xarray_dask_data
         meta = _metadata(reader, image)
-    except GapError:
-        raise
-    except Exception as error:
-        raise damaged(path, error) from None
     axes = "".join(str(dim) if dim in tuple("TCZYXS") else "Q" for dim in image.dims)
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:

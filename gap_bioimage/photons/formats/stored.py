@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.errors import AxesError, UnreadableImageError
+from gap_bioimage.errors import AxesError, GapError, UnreadableImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -123,6 +124,17 @@ def damaged(path: Path, error: Exception) -> UnreadableImageError:
         f"{path} cannot be read as an image ({reason}), expected a whole file in a known format; "
         "copy it again, or convert it to OME-TIFF in Fiji"
     )
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn what libraries and codecs raise on damaged files, of many types, into the one error; ours pass."""
+    try:
+        yield
+    except GapError:
+        raise
+    except Exception as error:
+        raise damaged(path, error) from None
 
 
 def missing(path: Path, extra: str) -> UnreadableImageError:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import GapError, UnreadableImageError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, missing
+from gap_bioimage.errors import UnreadableImageError
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged, missing, naming_damage
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def open_ptu(path: Path, series: int | str | None, level: int | None) -> Stored:
         from ptufile import PtuFile
     except ImportError:
         raise missing(path, "formats") from None
-    try:
+    with naming_damage(path):
         with PtuFile(str(path)) as file:
             axes = "".join(file.dims)
             if not {"Y", "X"} < set(axes) or axes[-1] != "H":
@@ -55,10 +55,6 @@ def open_ptu(path: Path, series: int | str | None, level: int | None) -> Stored:
             step = file.tags.get("ImgHdr_PixResol")  # micrometres
             size = to_um(step, "um")
             interval = to_seconds(file.frame_time, "s") if axes[0] == "T" and shape[0] > 1 else None
-    except GapError:
-        raise
-    except Exception as error:  # ptufile raises many types on damaged files
-        raise damaged(path, error) from None
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         with PtuFile(str(path)) as file:

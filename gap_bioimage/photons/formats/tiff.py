@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tifffile
 
-from gap_bioimage.errors import GapError, UnreadableImageError
-from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, damaged
+from gap_bioimage.errors import UnreadableImageError
+from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, naming_damage
 from gap_bioimage.photons.formats.tiff_metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def open_tiff(path: Path, axes: str | None, series: int | str | None, level: int
     AxesError
         If there is no such series or level.
     """
-    try:
+    with naming_damage(path):
         with _quiet_tifffile(), tifffile.TiffFile(path) as tif:
             if _is_truncated(tif):
                 raise _truncated(path)
@@ -65,10 +65,6 @@ def open_tiff(path: Path, axes: str | None, series: int | str | None, level: int
             single = _single_axes(image, axes.upper()) if axes and len(axes) > len(image.shape) else None
             names, shape = single or (image.axes, image.shape)
             values = _map(path, image, place, number)
-    except GapError:
-        raise
-    except Exception as error:  # tifffile and its codecs raise many types on damaged files
-        raise damaged(path, error) from None
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         if values is not None:

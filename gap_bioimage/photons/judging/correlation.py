@@ -15,6 +15,8 @@ import numpy as np
 import xarray as xr
 from scipy import ndimage
 
+from gap_bioimage.photons.judging.statistics import block_means
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -203,15 +205,6 @@ def _blocks(axis: int, plane: Image, residual: Image, weights: Image, side: int)
         block_means(left * right, side),
         block_means((left**2 + right**2) / 2, side),
     )
-
-
-def block_means(image: Image, side: int) -> Image:
-    """Return the means of square blocks of ``side`` pixels, flat; what is left over at the far ends is not used."""
-    height, width = (min(side, n) for n in image.shape)
-    rows, columns = image.shape[0] // height, image.shape[1] // width
-    whole = image[: rows * height, : columns * width].reshape(rows, height, columns, width)
-    means: Image = whole.mean((1, 3)).ravel()
-    return means
 
 
 def darkest(power: Image) -> int:

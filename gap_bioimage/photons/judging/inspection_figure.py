@@ -78,11 +78,11 @@ def _draw_image(figure: Figure, axes: Axes, plane: Image, dtype: str) -> None:
 def _draw_histogram(axes: Axes, planes: list[Image], report: dict[str, Any]) -> None:
     values = np.concatenate([plane.ravel() for plane in planes])
     low, high = float(values.min()), float(values.max())
-    if (values == np.rint(values)).all() and high - low < _BARS:
+    whole = bool((values == np.rint(values)).all())
+    if whole and high - low < _BARS:
         levels, pixels = np.unique(values, return_counts=True)
         axes.bar(levels, pixels, width=0.8, color="0.4")
     else:
-        whole = bool((values == np.rint(values)).all())
         width = math.ceil((high - low + 1) / _BARS) if whole else max(high - low, 1e-12) / _BARS
         axes.hist(values, bins=np.arange(low - 0.5 * whole, high + 1.5 * width, width).tolist(), color="0.4")
     axes.set_yscale("log")

@@ -181,13 +181,16 @@ def _block_noise(plane: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
     mean = _separable(plane, [1, 4, 1]) / 36
     side = _block_side(plane)
 
-    def blocks(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        rows, columns = (n // side for n in image.shape)
-        image = image[: rows * side, : columns * side]
-        means: npt.NDArray[np.float64] = image.reshape(rows, side, columns, side).mean((1, 3))
-        return means.ravel()
+    return block_means(mean, side), block_means(residual**2, side)
 
-    return blocks(mean), blocks(residual**2)
+
+def block_means(image: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64]:
+    """Return the means of square blocks of ``side`` pixels, flat; what is left over at the far ends is not used."""
+    height, width = (min(side, n) for n in image.shape)
+    rows, columns = image.shape[0] // height, image.shape[1] // width
+    whole = image[: rows * height, : columns * width].reshape(rows, height, columns, width)
+    means: npt.NDArray[np.float64] = whole.mean((1, 3)).ravel()
+    return means
 
 
 def _separable(plane: npt.NDArray[np.float64], weights: list[float]) -> npt.NDArray[np.float64]:
