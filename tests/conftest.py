@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parent.parent
 
-# machines differ in speed: no test is about time
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# Machines differ in speed: no test is about time. A run tries the examples that the last run tried, so that a change
+# is judged by what it changed; to look for new ones there is --hypothesis-profile=explore.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:

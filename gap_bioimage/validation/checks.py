@@ -20,6 +20,8 @@ PARTNER_CONSUMERS = ("zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine")
 
 CONSUMERS = (*BASE_CONSUMERS, *PARTNER_CONSUMERS)
 
+_LONGEST_TEXT = 900
+
 _SEVERITY: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "failed": 3}
 
 
@@ -69,7 +71,8 @@ class Check:
     status
         ``passed``, ``failed``, ``warning`` or ``skipped``.
     message
-        One sentence: what was found and what was expected.
+        One sentence: what was found and what was expected. Control characters are escaped, line breaks become
+        blanks, and what is longer than a screen is cut.
     fix
         What to do; empty where nothing is to be done.
     """
@@ -79,6 +82,11 @@ class Check:
     status: Status
     message: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        """Put both texts on one line of bounded length: they quote what strangers wrote into their zips."""
+        for name in ("message", "fix"):
+            object.__setattr__(self, name, _plain(one_sentence(getattr(self, name), _LONGEST_TEXT)))
 
     def to_dict(self) -> dict[str, str]:
         """The check as plain strings, in the order that the JSON report prints them."""
@@ -136,3 +144,7 @@ def one_sentence(text: object, limit: int = 300) -> str:
     lines = str(text).strip().splitlines()
     flat = " ".join(str(lines[-1] if "TorchScript interpreter" in str(text) else text).split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
+
+
+def _plain(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
