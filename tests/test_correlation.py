@@ -40,6 +40,17 @@ def test_independent_counts_are_never_correlated(
     assert not neighbour_correlation(counts, 0 if repeats and len(shape) > 2 else None).found
 
 
+@pytest.mark.parametrize("frames", [2, 6])
+def test_repeats_are_free_of_bright_structure(frames: int) -> None:
+    rng = np.random.default_rng(3)
+    scene = ndimage.gaussian_filter(rng.random((96, 96)), 0.7) ** 4 * 100_000
+    noisy = rng.poisson(scene, (frames, 96, 96)).astype(float)
+    assert abs(neighbour_correlation(noisy).largest) > 0.2
+    assert abs(neighbour_correlation(noisy, 0).largest) < 0.05
+    averaged = neighbour_correlation((noisy[..., 1:] + noisy[..., :-1]) / 2, 0)
+    assert (averaged.y, averaged.x) == (pytest.approx(0, abs=0.05), pytest.approx(0.5, abs=0.05))
+
+
 @pytest.mark.parametrize("repeats", [None, 0])
 def test_the_error_is_that_of_the_estimate(repeats: int | None) -> None:
     found = [neighbour_correlation(white((6, 48, 48), seed), repeats) for seed in range(100)]

@@ -15,8 +15,8 @@ from fixtures_model import CONFIGS, random_model
 
 from gap_bioimage import export, load_model
 from gap_bioimage.errors import ExportError
+from gap_bioimage.export.halo import Sizes
 from gap_bioimage.export.onnx_weights import ONNX, check_onnx, write_onnx
-from gap_bioimage.export.rdf import Sizes
 from gap_bioimage.export.weights import denoiser_of
 
 if TYPE_CHECKING:

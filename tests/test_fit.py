@@ -16,7 +16,6 @@ import xarray as xr
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError, OutputError
-from gap_bioimage.training import fit
 from gap_bioimage.training.checkpoint import load_model
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
@@ -231,19 +230,6 @@ def test_resuming_where_nothing_is_starts_a_run(tmp_path: Path, finished: Path) 
     assert_same_run(tmp_path / "run", finished)
 
 
-def test_a_folder_of_other_things_is_not_resumed(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="no training run to resume"):
-        run(tmp_path, resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot make the run folder"):
-        run(tmp_path / "file" / "run")
-
-
 @pytest.mark.parametrize(
     ("images", "config", "error", "told"),
     [
@@ -317,12 +303,6 @@ def test_several_images_and_a_progress_bar(tmp_path: Path, capsys: pytest.Captur
     # one of nine images is held out whole
     assert np.load(tmp_path / "run" / "held_out.npy").shape[1:] in [image.shape for image in images]
     assert "training" in capsys.readouterr().out
-
-
-def test_large_images_are_cut_for_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(fit._PIECE_PX, 2, (20, 100))
-    run(tmp_path / "run", config=config_of(steps=1))
-    np.testing.assert_array_equal(np.load(tmp_path / "run" / "example.npy")[0], stripes().values[22:42])
 
 
 @pytest.mark.parametrize("position", [0, 7])

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, HaloReport, default_box_px, measure_halo, mirrored
-from gap_bioimage.export.rdf import Sizes
+from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo, mirrored
 from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.photons.simulate import simulate, simulate_truth

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from gap_bioimage.errors import CardError
 from gap_bioimage.export.card import Card
+from gap_bioimage.export.halo import Sizes
 from gap_bioimage.export.kinds import Product, Sampling, product_of
 from gap_bioimage.export.operation import Operation
-from gap_bioimage.export.rdf import COVER, TEST_INPUT, Sizes, describe, description_of, output_file, tags_of
+from gap_bioimage.export.rdf import COVER, TEST_INPUT, describe, description_of, output_file, tags_of
 
 if TYPE_CHECKING:
     from pathlib import Path

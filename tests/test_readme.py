@@ -17,10 +17,9 @@ from scipy import ndimage
 
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.export.card import Card
-from gap_bioimage.export.halo import HaloReport
+from gap_bioimage.export.halo import HaloReport, Sizes
 from gap_bioimage.export.kinds import Sampling, product_of
 from gap_bioimage.export.operation import Operation
-from gap_bioimage.export.rdf import Sizes
 from gap_bioimage.export.readme import Measured, Scores, draw_cover, log_likelihood, score_on_halves, write_readme
 from gap_bioimage.export.uncertainty import SampleScores
 from gap_bioimage.photons.simulate import simulate

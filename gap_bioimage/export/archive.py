@@ -15,12 +15,12 @@ import yaml
 from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.example import check_room, piece_to_test, sparse_counts, values_for
-from gap_bioimage.export.halo import default_box_px, measure_halo
+from gap_bioimage.export.halo import Sizes, default_box_px, measure_halo
 from gap_bioimage.export.intake import Intake
 from gap_bioimage.export.kinds import Kind, Sampling, check_kind, counts_sampler, product_of
 from gap_bioimage.export.onnx_weights import check_onnx, write_onnx
 from gap_bioimage.export.operation import read_operation
-from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, Sizes, describe, description_of, output_file
+from gap_bioimage.export.rdf import COVER, README, TEST_INPUT, describe, description_of, output_file
 from gap_bioimage.export.readme import Measured, draw_cover, score_on_halves, write_readme
 from gap_bioimage.export.uncertainty import score_samples
 from gap_bioimage.export.weights import denoiser_of

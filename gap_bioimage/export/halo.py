@@ -1,4 +1,4 @@
-"""The smallest halo with which tiles of a network agree with the whole image, measured."""
+"""The smallest halo with which tiles of a network agree with the whole image, measured, and the sizes that it needs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,27 @@ class HaloReport:
 
     halo_px: tuple[int, ...]
     relative_rms: dict[float, float]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Input sizes that a model accepts, per spatial axis: ``min_px + n step_px``, and the halo."""
+
+    min_px: tuple[int, ...]
+    step_px: tuple[int, ...]
+    halo_px: tuple[int, ...]
+
+    @classmethod
+    def of(cls, step_px: Sequence[int], halo_px: Sequence[int]) -> Sizes:
+        """Choose the smallest size as a multiple of the step that holds two halos and as much again as block.
+
+        A tile of the smallest size then spends at most three quarters of an axis on its halo.
+        """
+        minimum = []
+        for step, halo in zip(step_px, halo_px, strict=True):
+            block = max(step, 2 * halo // 3)
+            minimum.append(round_up(2 * halo + block, step))
+        return cls(tuple(minimum), tuple(step_px), tuple(halo_px))
 
 
 def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from gap_bioimage.export.rdf import Sizes
+    from gap_bioimage.export.halo import Sizes
 
 ONNX, OPSET = "weights.onnx", 17
 """deepImageJ's engine reads opset 18 and IR version 8 at most."""

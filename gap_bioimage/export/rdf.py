@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +16,13 @@ import torch
 from gap_bioimage.errors import CardError
 from gap_bioimage.export.onnx_weights import ONNX, OPSET
 from gap_bioimage.export.weights import STATE_DICT, TORCHSCRIPT
-from gap_bioimage.inference.tiling import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from gap_bioimage.export.card import Card
+    from gap_bioimage.export.halo import Sizes
     from gap_bioimage.export.kinds import Product
     from gap_bioimage.training.checkpoint import Model
 
@@ -32,27 +31,6 @@ TEST_INPUT, COVER, README = "test_photons.npy", "cover.png", "README.md"
 ONLY_CORE = "Runs in bioimageio.core >= 0.10.3 only; not in Fiji, not in ilastik."
 """What users of a zip with custom postprocessing must know."""
 _LONGEST_DESCRIPTION = 512
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Input sizes that a model accepts, per spatial axis: ``min_px + n step_px``, and the halo."""
-
-    min_px: tuple[int, ...]
-    step_px: tuple[int, ...]
-    halo_px: tuple[int, ...]
-
-    @classmethod
-    def of(cls, step_px: Sequence[int], halo_px: Sequence[int]) -> Sizes:
-        """Choose the smallest size as a multiple of the step that holds two halos and as much again as block.
-
-        A tile of the smallest size then spends at most three quarters of an axis on its halo.
-        """
-        minimum = []
-        for step, halo in zip(step_px, halo_px, strict=True):
-            block = max(step, 2 * halo // 3)
-            minimum.append(round_up(2 * halo + block, step))
-        return cls(tuple(minimum), tuple(step_px), tuple(halo_px))
 
 
 def describe(folder: Path, model: Model, card: Card, sizes: Sizes, product: Product) -> dict[str, Any]:

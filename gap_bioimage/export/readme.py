@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gap_bioimage.export.card import Card
-    from gap_bioimage.export.halo import HaloReport
+    from gap_bioimage.export.halo import HaloReport, Sizes
     from gap_bioimage.export.kinds import Product
     from gap_bioimage.export.operation import Operation
-    from gap_bioimage.export.rdf import Sizes
     from gap_bioimage.export.uncertainty import SampleScores
     from gap_bioimage.network import PhotonDenoiser
     from gap_bioimage.training.checkpoint import Model

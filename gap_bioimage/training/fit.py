@@ -1,8 +1,4 @@
-"""Train a GAP network and keep the run in one folder.
-
-``RUN/`` holds config.yaml, best.ckpt, last.ckpt, metrics.csv, loss.png, preview.png, and two pieces of
-the counts for export: example.npy for test tensors and cover, held_out.npy for measured numbers.
-"""
+"""Train a GAP network on photon counts alone."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import logging
 import signal
 import threading
 import warnings
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +19,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
-from gap_bioimage.files import replacing
+from gap_bioimage.errors import ConfigError
 from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db
 from gap_bioimage.training.recorded import CAMERA_FILE
-from gap_bioimage.training.stacks import Split, Stack, as_stacks, split_held_out, values_of
-from gap_bioimage.training.start import Start, StartRecord, start_of
+from gap_bioimage.training.run_folder import checkpoint_in, fingerprint, open_run, write_examples
+from gap_bioimage.training.stacks import Split, as_stacks, split_held_out
+from gap_bioimage.training.start import StartRecord, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
-_PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
 
 
 class PairData(pl.LightningDataModule):
@@ -150,7 +144,7 @@ def train(
         start.check_channels(stacks[0].shape[0])
     config = _resolve(config, stacks[0].shape[0], split, detector)
     assert config.thinning.max_db is not None  # noqa: S101
-    callbacks: list[pl.Callback] = [RunFolder(out, _fingerprint(split))]
+    callbacks: list[pl.Callback] = [RunFolder(out, fingerprint(split))]
     if start is not None:
         callbacks.append(StartRecord(start.record))
     if progress:
@@ -160,11 +154,11 @@ def train(
         trainer = _trainer(out, config.train, callbacks, device, devices, num_nodes, strategy)
         # Lightning starts the processes of the other devices with the same command: only the first one writes
         first = getattr(rank_zero_only, "rank", 0) == 0
-        checkpoint = _open_run(out, config, resume, start) if first else _start_of(out, resume)
+        checkpoint = open_run(out, config, resume, start) if first else checkpoint_in(out, resume)
         if first:
             if detector is not None:
                 write_camera(out / CAMERA_FILE, detector)
-            _write_examples(out, stacks, split, config.network.dim)
+            write_examples(out, stacks, split, config.network.dim)
         data = PairData(split, config)
         _log_rejected(data.drawer, config.train.seed)
         pl.seed_everything(config.train.seed, verbose=False)
@@ -263,58 +257,6 @@ def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector 
     return config.model_copy(update={"network": network, "thinning": thinning})
 
 
-def _open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) -> Path | None:
-    """Make the run folder, or check that it holds the run to resume; return the checkpoint to start from."""
-    stored_path = out / "config.yaml"
-    if stored_path.exists() and not resume:
-        raise OutputError(f"{out} already holds a training run; continue it with --resume or choose another --out")
-    if not stored_path.exists():
-        if resume and out.exists() and any(out.iterdir()):
-            raise CheckpointError(f"{out} holds no training run to resume (no config.yaml); leave out --resume")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the run folder {out}: {error.strerror}") from None
-        if start is not None:
-            start.write(out)  # before config.yaml, which makes the folder a run
-        with replacing(stored_path) as temporary:
-            temporary.write_text(config.to_yaml(), encoding="utf-8")
-        return None
-    stored = RunConfig.read(stored_path)
-    if stored.model_copy(update={"train": stored.train.model_copy(update={"steps": config.train.steps})}) != config:
-        raise ConfigError(
-            f"the run in {out} was started with other settings than given now; with --resume leave out "
-            "--config, --set and --camera (only train.steps may change)"
-        )
-    if config.train.steps < stored.train.steps:
-        raise ConfigError(
-            f"the run in {out} was started for {stored.train.steps} steps, now {config.train.steps} are asked for; "
-            "train.steps of a resumed run may only grow"
-        )
-    for leftover in out.glob(".*.tmp-*"):  # of writers that were killed
-        leftover.unlink(missing_ok=True)
-    with replacing(stored_path) as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-    return _start_of(out, resume)
-
-
-def _start_of(out: Path, resume: bool) -> Path | None:
-    last = out / "last.ckpt"
-    return last if resume and last.exists() else None
-
-
-def _write_examples(out: Path, stacks: Sequence[Stack], split: Split, dim: int) -> None:
-    """Keep handy pieces of the brightest image, and of the brightest held-out one, for previews and export."""
-    for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
-        if (out / name).exists():
-            continue
-        stack = max(candidates, key=lambda s: float(s.mean()))
-        starts = [(n - min(n, size)) // 2 for n, size in zip(stack.shape[1:], _PIECE_PX[dim], strict=True)]
-        cut = tuple(slice(s, s + size) for s, size in zip(starts, _PIECE_PX[dim], strict=True))
-        with replacing(out / name) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.ascontiguousarray(values_of(stack[(slice(None), *cut)])))
-
-
 def _log_rejected(drawer: WindowDrawer, seed: int) -> None:
     share = drawer.rejected_share(seed)
     if share:
@@ -323,17 +265,6 @@ def _log_rejected(drawer: WindowDrawer, seed: int) -> None:
             100 * share,
             drawer.min_photons,
         )
-
-
-def _fingerprint(split: Split) -> str:
-    """Tell the training data apart by shapes and the first rows, without reading all of it."""
-    crc = 0
-    for stack in split.training:
-        crc = zlib.crc32(repr((stack.shape, stack.dtype.str)).encode(), crc)
-        values = values_of(stack)
-        plane = values[(0,) * (values.ndim - 2)]
-        crc = zlib.crc32(np.ascontiguousarray(plane[:64]).tobytes(), crc)
-    return f"{crc:08x}"
 
 
 @contextmanager

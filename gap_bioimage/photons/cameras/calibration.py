@@ -214,12 +214,10 @@ def _moments(frames: Frames) -> Moments:
 
 
 def _neighbours(frames: Frames, moments: Moments) -> tuple[float, float]:
-    """Correlation of neighbouring pixels' noise; frames tell it better than one image."""
+    """Correlation of neighbouring pixels' noise along y and x, 0 where there is no more than chance."""
     if (moments.saturated > 0).mean() > _MUCH_SATURATED:  # where noise ends together, too
         return 0.0, 0.0
-    if moments.correlation is not None:
-        return moments.correlation
-    found = neighbour_correlation(frames.values[:, 0])
+    found = neighbour_correlation(frames.values, repeats=1)
     return (found.y, found.x) if found.found else (0.0, 0.0)
 
 

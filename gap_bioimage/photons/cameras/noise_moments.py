@@ -53,8 +53,6 @@ class Moments:
         sums overlap: within a unit, and over all units of a position.
     alike_cubes
         The same for cubes over all units, in units of variance^3.
-    correlation
-        Of the noise of neighbours along y and x, where the moments tell.
     """
 
     mean: Floats
@@ -67,7 +65,6 @@ class Moments:
     pixels: int
     alike: tuple[float, float]
     alike_cubes: float
-    correlation: tuple[float, float] | None = None
 
     @property
     def known_third(self) -> bool:
@@ -108,15 +105,14 @@ def stack_moments(values: npt.NDArray[Any], saturation: float) -> Moments:
     window = _window(values.shape[2:])
     starts = _starts(values, window, len(weights))
     parts = [_plane_moments(plane[(slice(None), *window)], starts, weights, saturation) for plane in values]
-    names = ("mean", "variance", "third", "zeros", "saturated", "shift", "along_y", "along_x")
+    names = ("mean", "variance", "third", "zeros", "saturated", "shift")
     joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
     joined["relief"] = np.concatenate([part["relief"] for part in parts])
     overlapping = len(starts) > 1 and starts[1] - starts[0] == 1
     squares, cubes = _overlap(weights, len(starts) if overlapping else 1)
-    correlation = _correlation(joined["variance"], joined.pop("along_y"), joined.pop("along_x"))
     pixels = block_side(parts[0]["frame"].shape, len(starts)) ** 2
     hermite = 6 * np.sum(weights**2) ** 3 / np.sum(weights**3) ** 2 if len(weights) > 2 else np.nan
-    return Moments(**joined, pixels=pixels, alike=(1.0, squares), alike_cubes=hermite * cubes, correlation=correlation)
+    return Moments(**joined, pixels=pixels, alike=(1.0, squares), alike_cubes=hermite * cubes)
 
 
 def image_moments(values: npt.NDArray[Any], saturation: float) -> Moments:
@@ -225,12 +221,8 @@ class _Drift:
 
 
 def _unit(frames: Floats, drift: _Drift, weights: Floats, saturation: float, side: int) -> dict[str, Floats]:
-    rows, columns = frames.shape[1:]
     difference = drift.removed(np.tensordot(weights, frames, 1))
     squares = difference**2
-    along_y, along_x = np.zeros_like(squares), np.zeros_like(squares)
-    along_y[:-1] = difference[:-1] * difference[1:]
-    along_x[:, :-1] = difference[:, :-1] * difference[:, 1:]
     square, cube = np.sum(weights**2), np.sum(weights**3) or np.nan
     return {
         "mean": block_means(frames.mean(0), side),
@@ -239,8 +231,6 @@ def _unit(frames: Floats, drift: _Drift, weights: Floats, saturation: float, sid
         "zeros": block_means((frames == 0).mean(0), side),
         "saturated": block_means((frames >= saturation).mean(0), side),
         "shift": block_means(difference, side),
-        "along_y": block_means(along_y, side) / square * rows / max(1, rows - 1),
-        "along_x": block_means(along_x, side) / square * columns / max(1, columns - 1),
     }
 
 
@@ -279,12 +269,3 @@ def _overlap(weights: Floats, count: int) -> tuple[float, float]:
     lags = np.abs(np.arange(len(full)) - len(weights) + 1)
     share = np.maximum(0.0, 1 - lags / count)
     return float(np.sum(share * full**2)), float(np.sum(share * full**3))
-
-
-def _correlation(variance: Floats, along_y: Floats, along_x: Floats) -> tuple[float, float]:
-    """Correlation of neighbouring pixels' noise, typical of the quieter units (objects that move add to it)."""
-    quiet = variance <= np.median(variance, axis=0) * 1.5
-    scale = np.maximum(np.median(variance, axis=0), 1e-30)
-    total = float(np.sum((variance / scale)[quiet])) or 1.0
-    y, x = (float(np.sum((along / scale)[quiet])) / total for along in (along_y, along_x))
-    return y, x

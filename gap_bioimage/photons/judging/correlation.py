@@ -79,8 +79,7 @@ def neighbour_correlation(values: xr.DataArray | NDArray[Any], repeats: int | No
     values
         Real numbers of any unit, (..., y, x).
     repeats
-        The axis along which the same scene repeats, such as that of time; a DataArray's is its ``t``. It needs three
-        frames.
+        The axis along which the same scene repeats, such as that of time; a DataArray's is its ``t``.
 
     Returns
     -------
@@ -102,17 +101,17 @@ def neighbour_correlation(values: xr.DataArray | NDArray[Any], repeats: int | No
         values = values.data if isinstance(values.data, np.ndarray) else values.values
     if values.ndim < 2 or values.size == 0 or values.dtype.kind not in "biuf":
         return NOTHING
-    in_time = repeats is not None and values.shape[repeats] >= 3
-    order = min(_ORDER_IN_TIME if in_time else _ORDER, (min(values.shape[-2:]) - 2) // 2 * 2)
+    frames = 1 if repeats is None else values.shape[repeats]
+    order = min(_ORDER_IN_TIME if frames > 2 else _ORDER, (min(values.shape[-2:]) - 2) // 2 * 2)
     if order < _ORDER_IN_TIME:
         return NOTHING
-    noise = noise_planes(values, repeats if in_time else None)
+    noise = noise_planes(values, repeats)
     if not noise:
         return NOTHING
     (y, error_y, used_y), (x, error_x, used_x) = (_along(axis, noise, order) for axis in (0, 1))
     if not (math.isfinite(y) and math.isfinite(x)):
         return NOTHING
-    method: Literal["repeats", "single image"] = "repeats" if in_time else "single image"
+    method: Literal["repeats", "single image"] = "repeats" if frames > 1 else "single image"
     return Correlation(y, x, method, max(error_y, error_x), min(used_y, used_x))
 
 
@@ -124,14 +123,15 @@ def noise_planes(values: NDArray[Any], repeats: int | None = None) -> list[tuple
     values
         Real numbers (..., y, x).
     repeats
-        The axis of time. With three frames or more the noise is a second difference, with the variance of the noise.
+        The axis of time. Noise is the second difference of three frames, or the difference of two, with the variance
+        of one frame's noise.
 
     Returns
     -------
     list of pairs
         About 4 million pixels, from the middle of planes that are spread evenly; empty where values are not finite.
     """
-    if repeats is not None and values.shape[repeats] >= 3:
+    if repeats is not None and values.shape[repeats] > 1:
         planes = list(_differences(values, repeats % values.ndim))
     else:
         planes = list(_planes(values))
@@ -156,19 +156,21 @@ def _planes(values: NDArray[Any]) -> Iterator[tuple[Image, Image]]:
 
 
 def _differences(values: NDArray[Any], axis: int) -> Iterator[tuple[Image, Image]]:
-    """Yield the mean and the second difference of three frames each."""
+    """Yield the mean and the second difference of three frames each, or those of two where there are no more."""
+    weights = np.array([1.0, -2.0, 1.0] if values.shape[axis] > 2 else [1.0, -1.0])
     window, most = _window(values.shape)
     others = values.shape[:axis] + values.shape[axis + 1 : -2]
-    middles = np.unique(np.linspace(1, values.shape[axis] - 2, min(values.shape[axis] - 2, most)).astype(int))
-    rest = np.unique(np.linspace(0, math.prod(others) - 1, max(1, most // len(middles))).astype(int))
-    for middle in middles:
+    count = values.shape[axis] - len(weights) + 1
+    starts = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+    rest = np.unique(np.linspace(0, math.prod(others) - 1, max(1, most // len(starts))).astype(int))
+    for start in starts:
         for index in rest:
             where = np.unravel_index(index, others) if others else ()
-            frames = [
-                np.asarray(values[(*where[:axis], middle + step, *where[axis:])][window], np.float64)
-                for step in (-1, 0, 1)
-            ]
-            yield sum(frames, np.zeros(1)) / 3, (frames[0] - 2 * frames[1] + frames[2]) / math.sqrt(6)
+            frames = np.stack([
+                np.asarray(values[(*where[:axis], start + step, *where[axis:])][window], np.float64)
+                for step in range(len(weights))
+            ])  # fmt: skip
+            yield frames.mean(axis=0), np.tensordot(weights, frames, 1) / np.linalg.norm(weights)
 
 
 def _along(axis: int, noise: list[tuple[Image, Image]], order: int) -> tuple[float, float, int]:

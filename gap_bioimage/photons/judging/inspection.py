@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +26,6 @@ _SURE = 4.0  # standard errors
 _SMALL = 0.03  # correlation of thinned halves that costs nothing
 _OF_ARRAYS = ("axes", "shape", "dtype", "frames", "planes", "channels", "zero_share", "saturated_share", "thinning")
 _RAW = "look for the file as the detector's software saved it, and inspect that one"
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """An image, what was measured on it, what it is, and all of that as a report."""
-
-    image: xr.DataArray | None
-    """None for pictures, which hold no array of photons."""
-    evidence: Evidence
-    finding: Finding
-    report: dict[str, Any]
 
 
 def inspect(
@@ -85,24 +73,16 @@ def inspect(
         If the file cannot be read, or its axes are unknown.
     """
     given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
-    inspected = look_at(image, {key: value for key, value in given.items() if value is not None})
+    photons, report = _look_at(image, {key: value for key, value in given.items() if value is not None})
     if plot is not None:
         from gap_bioimage.photons.judging.inspection_figure import draw_inspection
 
-        draw_inspection(Path(plot), inspected)
-    return inspected.report
+        draw_inspection(Path(plot), photons, report)
+    return report
 
 
-def look_at(image: Path | str | xr.DataArray, given: dict[str, Any]) -> Inspected:
-    """Return what :func:`inspect` tells, with the image and the measurements.
-
-    Parameters
-    ----------
-    image
-        As there.
-    given
-        The options that were given.
-    """
+def _look_at(image: Path | str | xr.DataArray, given: dict[str, Any]) -> tuple[xr.DataArray | None, dict[str, Any]]:
+    """Return the image, None if it is a picture that holds no array of photons, and what there is to tell of it."""
     if isinstance(image, xr.DataArray):
         photons, typed, name = image, None, str(image.attrs.get("source", image.name or "the image"))
     else:
@@ -130,7 +110,7 @@ def look_at(image: Path | str | xr.DataArray, given: dict[str, Any]) -> Inspecte
         "message": finding.message,
         "next": _next(finding, typed or name, given, photons),
     }
-    return Inspected(photons, evidence, finding, report)
+    return photons, report
 
 
 def _sizes(photons: xr.DataArray) -> dict[str, Any]:
@@ -248,11 +228,10 @@ def _compressed_by_jpeg(path: str, dtype: np.dtype[Any]) -> bool:
         return int(tif.pages.first.compression) in _JPEG_TAGS
 
 
-def _picture(typed: str, message: str) -> Inspected:
+def _picture(typed: str, message: str) -> tuple[None, dict[str, Any]]:
     """Report a file that holds no photons, by its own kind of error."""
     nothing = xr.DataArray(np.zeros((0, 0), np.uint8), dims=["y", "x"])
     evidence = measure(nothing)
-    finding = Finding("processed", "rgb" if "RGB" in message else "picture", message)
     unknown: dict[str, Any] = {
         **_sizes(nothing),
         **_numbers(evidence),
@@ -260,8 +239,9 @@ def _picture(typed: str, message: str) -> Inspected:
         **_thinning(nothing, evidence),
     }
     unknown |= dict.fromkeys(_OF_ARRAYS)
-    said = {"source_kind": finding.kind, "verdict": finding.verdict, "message": message, "next": _RAW}
-    return Inspected(None, evidence, finding, {"image": typed, **unknown, **said})
+    kind = "rgb" if "RGB" in message else "picture"
+    said = {"source_kind": kind, "verdict": "processed", "message": message, "next": _RAW}
+    return None, {"image": typed, **unknown, **said}
 
 
 def _number(value: float) -> float | None:

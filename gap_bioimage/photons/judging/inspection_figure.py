@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from gap_bioimage.photons.judging.inspection import Inspected
-
     Image = NDArray[np.float64]
 
 _LAGS = 3
@@ -27,30 +25,31 @@ _BARS = 400  # more levels than this are drawn as a line over bins
 _SHOWN_PX = 1024
 
 
-def draw_inspection(path: Path, inspected: Inspected) -> None:
+def draw_inspection(path: Path, image: xr.DataArray | None, report: dict[str, Any]) -> None:
     """Draw the brightest plane, the histogram, variance against mean and the correlation of the noise.
 
     Parameters
     ----------
     path
         The PNG to write.
-    inspected
-        From ``look_at``; of a picture without an array only the verdict is written.
+    image
+        What was inspected; without an array of photons only the verdict is written.
+    report
+        From :func:`gap_bioimage.inspect`.
     """
-    report = inspected.report
     figure = Figure((11, 8.5), layout="constrained")
     title = f"{Path(str(report['image'])).name}: {report['verdict']} ({report['source_kind']})"
     told = "\n".join(textwrap.wrap(report["message"], 150)[:4])
     figure.suptitle(f"{title}\n{told}", fontsize=9)
     panels = figure.subplots(2, 2)
-    planes, noise = _planes(inspected.image)
+    planes, noise = _planes(image)
     if not planes:
         for axes in panels.flat:
             axes.set_axis_off()
         panels[0, 0].text(0, 0.5, "no values that could be drawn")
     else:
         brightest = max(planes, key=lambda plane: float(plane.mean()))
-        _draw_image(figure, panels[0, 0], brightest, str(inspected.image.dtype if inspected.image is not None else ""))
+        _draw_image(figure, panels[0, 0], brightest, str(image.dtype if image is not None else ""))
         _draw_histogram(panels[0, 1], planes, report)
         _draw_curve(panels[1, 0], report)
         _draw_correlation(figure, panels[1, 1], noise, report)
