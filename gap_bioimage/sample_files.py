@@ -87,9 +87,10 @@ def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArr
         prefix = f"sample{number}_step"
         steps = [kept.load(f"{prefix}{step}") for step in range(1, kept.count(prefix) + 1)]
         frames = [xr.DataArray(step["counts"], dims=order) for step in steps if step is not None]
-        stack = xr.concat(frames, "t").assign_coords(coords)
+        stack = xr.concat(frames, "t")
+        stack = (stack if "c" in counts.dims else stack.squeeze("c")).assign_coords(coords)
         written.append(beside(out, f"states_{number + 1:03d}"))
-        write_image(written[-1], stack if "c" in counts.dims else stack.squeeze("c"))
+        write_image(written[-1], stack)
     return written
 
 

@@ -48,7 +48,7 @@ def test_every_axis_and_calibration_is_read(tmp_path, dims, tile):
         assert_same(read_photons(tmp_path / "a.czi", time="::2"), image[::2])
         assert_same(read_photons(tmp_path / "a.czi", time=1), image[1])
     if "c" in dims:
-        assert_same(read_photons(tmp_path / "a.czi", channel="DNA"), image.isel(c=1, drop=True))
+        assert_same(read_photons(tmp_path / "a.czi", channel="DNA"), image.isel(c=1))
 
 
 def test_scenes_are_series(tmp_path):
@@ -94,10 +94,10 @@ def test_truncated_files_are_noticed(tmp_path, share):
     one_sentence(error)
 
 
-def test_frame_intervals_come_from_the_metadata():
+def test_frame_intervals_and_scenes_names_come_from_the_metadata():
     xml = "<a><Image><Dimensions><T><Positions><Interval><Increment>2.5</Increment></Interval></Positions></T>"
-    meta = czi._metadata(czi.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>"))
-    assert meta.interval_s == 2.5
+    meta = czi._metadata(czi.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>"), "P1")
+    assert (meta.interval_s, meta.name) == (2.5, "P1")
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):

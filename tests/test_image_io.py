@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from made_images import STEPS, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, OutputError, UnreadableImageError
@@ -20,41 +18,6 @@ def bases(array):
     while array is not None:
         yield array
         array = getattr(array, "base", None)
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".TIFF"])
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("dims", ["yx", "zyx", "tyx", "cyx", "czyx", "tzyx", "tcyx", "tczyx"])
-def test_round_trip_keeps_values_axes_and_pixel_sizes(tmp_path, dims, suffix, compression):
-    image = counts(dims)
-    path = tmp_path / f"image{suffix}"
-    write_image(path, image, compression=compression)
-    again = read_photons(path)
-    assert again.dims == tuple(dims)
-    assert again.dtype == np.uint16
-    np.testing.assert_array_equal(again, image)
-    assert pixel_size_um(again) == pytest.approx({d: STEPS[d] for d in dims if d in "zyx"}, rel=1e-6)
-    for dim in set(dims) - {"c"}:
-        np.testing.assert_allclose(again[dim], image[dim], rtol=1e-6)
-    if "c" in dims:
-        assert again.c.values.tolist() == ["actin", "DNA"]
-    assert again.attrs["source"] == path.name
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    order=st.permutations("tczyx"),
-    drop=st.sets(st.sampled_from("tcz")),
-    dtype=st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64, np.float32, np.float64, bool]),
-    suffix=st.sampled_from([".tif", ".ome.tif"]),
-)
-def test_any_order_and_type_is_written(tmp_path, order, drop, dtype, suffix):
-    dims = [d for d in order if d not in drop]
-    image = counts(dims, dtype, calibrated=False)
-    write_image(tmp_path / f"a{suffix}", image)
-    again = read_photons(tmp_path / f"a{suffix}", check=False)
-    np.testing.assert_array_equal(again.transpose(*dims), image)
-    assert pixel_size_um(again) == {}
 
 
 def test_numpy_round_trip(tmp_path):
@@ -76,6 +39,28 @@ def test_fiji_finds_its_axes_and_calibration(tmp_path):
         assert across / per == pytest.approx(1 / 0.108)
 
 
+def test_other_programs_find_the_name_of_a_single_channel(tmp_path):
+    chosen = counts("czyx").isel(c=1)
+    write_image(tmp_path / "a.tif", chosen)
+    write_image(tmp_path / "a.ome.tif", chosen)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.imagej_metadata["Labels"] == ["DNA"] * 4
+        assert tif.series[0].axes == "ZYX"
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as tif:
+        assert tif.ome_metadata.count("<Channel ") == 1
+        assert tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]["Name"] == "DNA"
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [(["DNA"] * 4, "DNA"), (["slice 1", "slice 2", "slice 3", "slice 4"], None), (["cell.dcm\n0002 Header"] * 4, None)],
+)
+def test_labels_of_planes_are_no_names_of_channels(tmp_path, labels, name):
+    tifffile.imwrite(tmp_path / "a.tif", counts("zyx").values, imagej=True, metadata={"axes": "ZYX", "Labels": labels})
+    again = read_photons(tmp_path / "a.tif")
+    assert (str(again.c.values) if "c" in again.coords else None) == name
+
+
 @pytest.mark.parametrize(("dtype", "imagej"), [(np.uint16, True), (np.uint32, False), (np.int32, False)])
 def test_types_that_imagej_lacks_become_ome(tmp_path, dtype, imagej):
     write_image(tmp_path / "a.tif", counts("zyx", dtype))
@@ -87,7 +72,7 @@ def test_types_that_imagej_lacks_become_ome(tmp_path, dtype, imagej):
 
 
 def test_large_images_become_bigtiff(tmp_path, monkeypatch):
-    monkeypatch.setattr("gap_bioimage.photons.image_io._IMAGEJ_LIMIT_BYTES", 100)
+    monkeypatch.setattr("gap_bioimage.photons.formats.tiff_writer._IMAGEJ_LIMIT_BYTES", 100)
     write_image(tmp_path / "a.tif", counts("zyx"))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.is_bigtiff
@@ -98,14 +83,6 @@ def test_large_images_become_bigtiff(tmp_path, monkeypatch):
 def test_doubles_become_float32(tmp_path):
     write_image(tmp_path / "a.tif", counts("yx", np.float64) + 0.5)
     assert read_photons(tmp_path / "a.tif", check=False).dtype == np.float32
-
-
-def test_posterior_samples_are_frames(tmp_path):
-    samples = counts("tzyx", np.float32).drop_vars("t").rename(t="sample")
-    write_image(tmp_path / "a.tif", samples)
-    again = read_photons(tmp_path / "a.tif")
-    assert again.dims == ("t", "z", "y", "x")
-    np.testing.assert_array_equal(again, samples)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
@@ -169,6 +146,7 @@ def test_a_channel_is_chosen(tmp_path):
     chosen = read_photons(tmp_path / "a.tif", channel=1)
     assert chosen.dims == ("t", "z", "y", "x")
     np.testing.assert_array_equal(chosen, image.isel(c=1))
+    assert str(chosen.c.values) == "DNA"
     with pytest.raises(AxesError, match=r"channel 2 was asked for, but a.* has 2"):
         read_photons(tmp_path / "a.tif", channel=2)
 
@@ -399,6 +377,20 @@ def test_choices_reach_every_image(tmp_path):
     for image in images:
         np.testing.assert_array_equal(image, counts("tczyx").isel(c=1, t=slice(1, None)))
         assert float(image.t[0]) == STEPS["t"]
+
+
+def test_levels_are_warned_about_once(tmp_path, recwarn):
+    values = counts("yx").values
+    for name in ("a", "b"):
+        with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif", ome=True) as writer:
+            writer.write(values, subifds=1)
+            writer.write(values[::2, ::2], subfiletype=1)
+    for level in (None, 0):
+        read_images(tmp_path, level=level)
+    assert not list(recwarn)
+    assert read_images(tmp_path, level=1, check=False)[1].shape == (9, 6)
+    (warning,) = recwarn
+    assert "level 1 of an image pyramid holds averages" in str(warning.message)
 
 
 def test_an_input_is_not_overwritten_under_another_name(tmp_path):

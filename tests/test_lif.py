@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from made_images import DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
+from made_images import CHANNELS, DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, UnreadableImageError
 from gap_bioimage.photons.image_io import read_photons
@@ -66,6 +66,7 @@ def write_lif(path, images, **options):
 def test_every_axis_and_calibration_is_read(tmp_path, dims, dtype):
     image = counts(dims, dtype)
     write_lif(tmp_path / "a.lif", [("cell", image)])
+    image = image if "c" in dims else image.assign_coords(c=CHANNELS[0])
     assert_same(read_photons(tmp_path / "a.lif"), image)
     if "t" in dims:
         assert_same(read_photons(tmp_path / "a.lif", time="::2"), image[::2])
@@ -73,8 +74,11 @@ def test_every_axis_and_calibration_is_read(tmp_path, dims, dtype):
 
 def test_images_are_series(tmp_path):
     write_lif(tmp_path / "a.lif", [(name, counts("zyx", seed=n)) for n, name in enumerate(["one", "two"])])
-    assert_same(read_photons(tmp_path / "a.lif", series="two"), counts("zyx", seed=1))
-    assert_same(read_photons(tmp_path / "a.lif", series=0), counts("zyx"))
+    for number, name in enumerate(["one", "two"]):
+        image = read_photons(tmp_path / "a.lif", series=name)
+        assert_same(image, counts("zyx", seed=number).assign_coords(c=CHANNELS[0]))
+        assert image.attrs["series"] == name
+    assert_same(read_photons(tmp_path / "a.lif", series=0), read_photons(tmp_path / "a.lif", series="one"))
     with pytest.raises(UnreadableImageError, match=r"2 images: 0 'one' \(4, 17, 12\), 1 'two'.*--series 0") as error:
         read_photons(tmp_path / "a.lif")
     one_sentence(error)

@@ -64,6 +64,7 @@ def test_other_programs_images_are_read(tmp_path, dims, version):
     assert_same(read_photons(tmp_path / "a.zarr"), image)
 
 
+@pytest.mark.filterwarnings("ignore:level . of an image pyramid")
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_levels_are_chosen(tmp_path, version):
     image = counts("zyx")
@@ -92,7 +93,9 @@ def test_fields_of_a_plate_are_series(tmp_path, version):
     with pytest.raises(UnreadableImageError, match=r"4 images: 0 'A/1/0' \(17, 12\).*--series 0") as error:
         read_photons(tmp_path / "plate.zarr")
     one_sentence(error)
-    assert_same(read_photons(tmp_path / "plate.zarr", series="B/2/1"), counts("yx", seed=11))
+    field = read_photons(tmp_path / "plate.zarr", series="B/2/1")
+    assert_same(field, counts("yx", seed=11))
+    assert field.attrs["series"] == "B/2/1"
     assert_same(read_photons(tmp_path / "plate.zarr", series=2), counts("yx", seed=10))
     assert_same(read_photons(tmp_path / "plate.zarr", series="1"), counts("yx", seed=1))
     with pytest.raises(AxesError, match="series C/1/0 was asked for"):
@@ -129,13 +132,16 @@ def test_old_versions_have_axes_and_no_sizes(tmp_path, version, axes):
     assert_same(again, counts("tczyx", calibrated=False))
 
 
-def test_a_scale_without_a_unit_is_not_believed(tmp_path):
+@pytest.mark.parametrize(("scale", "told"), [([1.0, 1.0], None), ([0.5, 1.0], "y 0.5"), ([2, 0.25], "y 2, x 0.25")])
+def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, told):
     root = new_group(tmp_path / "a.zarr", "0.5")
     root.create_array("0", data=counts("yx").values)
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
     axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     describe(root, {"multiscales": [{"axes": axes, "datasets": datasets}]}, "0.5")
     assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == {}
+    found = [f"its pixel sizes ({told}), so that" in str(each.message) for each in recwarn]
+    assert found == ([] if told is None else [True])
 
 
 def test_bare_arrays_are_read(tmp_path):
@@ -159,7 +165,7 @@ def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
     whole = zarr.Array.__getitem__
     monkeypatch.setattr(zarr.Array, "__getitem__", lambda array, index: read.append(index) or whole(array, index))
     chosen = read_photons(tmp_path / "a.zarr", channel="dna", time=2)
-    assert_same(chosen, image.isel(t=2, c=1, drop=True))
+    assert_same(chosen, image.isel(c=1).isel(t=2, drop=True))
     assert read == [(slice(2, 3), slice(1, 2), slice(None), slice(None), slice(None))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,22 @@ def test_deltavision_files_are_read(tmp_path: Path) -> None:
     assert pixel_size_um(image) == pytest.approx({"z": 0.3, "y": 0.1, "x": 0.1})
     one = read_photons(tmp_path / "cells.dv", channel=1, series=0, level=0)
     np.testing.assert_array_equal(one.values, counts[1])
+
+
+@pytest.mark.parametrize(
+    ("scene", "channels", "kept"),
+    [
+        ("Image:0", ["Channel:0:0", "Channel:0:1"], ("", ())),
+        ("well B2", ["DAPI", "GFP"], ("well B2", ("DAPI", "GFP"))),
+        ("Image:0", "DAPI", ("", ("DAPI",))),
+    ],
+)
+def test_numbers_of_bioio_are_no_names(scene: str, channels: Any, kept: Any) -> None:
+    sizes = SimpleNamespace(Z=None, Y=0.1, X=0.1)
+    image = SimpleNamespace(coords={"C": SimpleNamespace(values=np.array(channels))})
+    meta = others._metadata(SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None), image, scene)
+    assert (meta.name, meta.channels) == kept
+    assert meta.pixel_size_um == {"y": 0.1, "x": 0.1}
 
 
 def test_other_series_and_levels_are_refused(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_every_kind_of_image_is_written(tmp_path: Path, dims: str) -> None:
 def test_states_keep_the_axes(tmp_path: Path, dims: str) -> None:
     counts = image(dims)
     counts = counts.assign_coords(y=np.arange(8) * 0.5, x=np.arange(10) * 0.5)
+    counts = counts if "c" in dims else counts.assign_coords(c="DNA")
     full = counts if "c" in dims else counts.expand_dims("c")
     steps = [np.round(full.values * 10 * n).astype(np.float32) for n in (1, 2, 3)]
     kept = Unfinished(tmp_path / "kept", {})
@@ -56,6 +57,7 @@ def test_states_keep_the_axes(tmp_path: Path, dims: str) -> None:
     stored = read_photons(file, check=False)
     np.testing.assert_array_equal(stored.isel(t=2).transpose(*counts.dims), steps[2].reshape(counts.shape))
     assert float(stored.y[1]) == pytest.approx(0.5)
+    assert "c" in dims or str(stored.c.values) == "DNA"
 
 
 def test_the_plane_with_the_most_photons_is_shown() -> None:

@@ -131,7 +131,7 @@ def as_items(
         if "channel" in result.dims:
             result = result.squeeze("c", drop=True).rename(channel="c")
         elif "c" not in photons.dims:
-            result = result.squeeze("c", drop=True)
+            result = result.squeeze("c", drop="c" not in photons.coords)  # the name of a chosen channel stays
         return result.transpose(*photons.dims)
 
     return items, restore

@@ -21,15 +21,18 @@ def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
 
 
 def metadata_of(image: xr.DataArray) -> Metadata:
-    """Return what the coordinates of an image say."""
+    """Return what the coordinates of an image say, and its name in the file that it was read from."""
     names: tuple[str, ...] = ()
-    if "c" in image.dims and "c" in image.coords and image.coords["c"].dtype.kind in "UO":
+    if "c" in image.coords and image.coords["c"].dtype.kind in "UO":
         names = tuple(str(name) for name in image.coords["c"].values.ravel())
-    return Metadata(pixel_size_um(image), _step(image, "t"), names)
+    return Metadata(pixel_size_um(image), _step(image, "t"), names, str(image.attrs.get("series", "")))
 
 
 def calibrate(image: xr.DataArray, meta: Metadata, read: Mapping[str, slice]) -> xr.DataArray:
     """Return an image with coordinates: micrometres on z, y and x, seconds on t, names on c.
+
+    The name of a single channel is kept without its axis, as a coordinate of no dimension; that of the image is the
+    attribute ``series``.
 
     Parameters
     ----------
@@ -52,10 +55,10 @@ def calibrate(image: xr.DataArray, meta: Metadata, read: Mapping[str, slice]) ->
             # The step is kept as well, because an axis of length 1 has no differences.
             places = first + every * np.arange(image.sizes[axis])
             coords[axis] = (axis, places * step, {"units": unit, "step": step * every})
-    names = list(meta.channels)
-    if "c" in image.dims and len(names[read.get("c", slice(None))]) == image.sizes["c"]:
-        coords["c"] = ("c", names[read.get("c", slice(None))])
-    return image.assign_coords(coords)
+    names = list(meta.channels)[read.get("c", slice(None))]
+    if len(names) == image.sizes.get("c", 1):
+        coords["c"] = ("c", names) if "c" in image.dims else names[0]
+    return image.assign_coords(coords).assign_attrs({"series": meta.name} if meta.name else {})
 
 
 def _step(image: xr.DataArray, axis: str) -> float | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, OutputError, UnreadableImageError
@@ -19,7 +19,7 @@ from gap_bioimage.photons.coordinates import calibrate, metadata_of, pixel_size_
 from gap_bioimage.photons.formats.ome_zarr import is_zarr
 from gap_bioimage.photons.formats.opening import READABLE, open_image
 from gap_bioimage.photons.formats.stored import Stored, naming_damage
-from gap_bioimage.photons.formats.tiff_metadata import to_imagej, to_ome
+from gap_bioimage.photons.formats.tiff_writer import write_tiff
 from gap_bioimage.photons.selection import AXES, axes_of, channel_of, frames_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ __all__ = ["SUFFIXES", "check_output", "pixel_size_um", "read_images", "read_pho
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".h5", ".hdf5")  # written; :data:`READABLE` has those that are read
 _FOLDERS = (".zarr",)
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
-_IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the rest is for its tags
 
 
 def read_photons(
@@ -80,7 +79,8 @@ def read_photons(
     xarray.DataArray
         Counts with dims out of ``t c z y x``, in this order. Axes of length 1 other than y and x are dropped
         unless named in ``axes``. Where known, z, y and x have coordinates in micrometres, t in seconds, and
-        c has names.
+        c has names; a single channel keeps its name as a coordinate ``c`` without an axis. The attribute ``source``
+        is the file's name, ``series`` that of the image in it, if it has one.
 
     Raises
     ------
@@ -91,19 +91,41 @@ def read_photons(
         If the axes are unknown, or ``axes``, ``channel``, ``time``, ``series`` or ``level`` do not fit.
     NotPhotonCountsError
         If it is a picture (RGB, PNG, JPEG) or its values cannot be counts.
+
+    Warns
+    -----
+    UserWarning
+        If the level is not the full resolution, or pixel sizes are left out because they have no unit.
     """
+    return _read(path, axes, channel=channel, time=time, series=series, level=level, check=check, saturation=saturation)
+
+
+def _read(
+    path: Path | str,
+    axes: str | None,
+    *,
+    channel: int | str | None,
+    time: int | str | None,
+    series: int | str | None,
+    level: int | None,
+    check: bool,
+    saturation: float,
+    first: bool = True,
+) -> xr.DataArray:
+    """Read an image, the first or another of a set: what holds of all of them is said once."""
     path = Path(path)
     _check_file(path)
     stored = open_image(path, axes, series, level)
     dims = axes_of(path, stored.shape, stored.axes, axes)
     parts, single = _parts(path, stored, dims, channel, time)
     values = _values(path, stored, tuple(parts.get(dim, slice(None)) for dim in dims))
+    _warn(path, stored, level if first else None)
     photons = xr.DataArray(values, dims=list(dims), name="photons", attrs={"source": path.name})
     photons = photons.transpose(*(axis for axis in AXES if axis in dims))
     photons = calibrate(photons, stored.meta, parts)
-    photons = photons.isel(dict.fromkeys(single, 0), drop=True)
     keep = {"y", "x", *(axes or "").lower()}
-    photons = photons.squeeze([d for d in photons.dims if d not in keep and photons.sizes[d] == 1], drop=True)
+    gone = [d for d in photons.dims if d in single or (d not in keep and photons.sizes[d] == 1)]
+    photons = photons.isel(dict.fromkeys(gone, 0)).drop_vars([d for d in gone if d != "c"], errors="ignore")
     if check:
         check_photon_counts(photons, name=path.name, saturation=saturation)
     return photons
@@ -134,7 +156,7 @@ def read_images(
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
     return [
-        read_photons(
+        _read(
             file,
             axes,
             channel=channel,
@@ -143,8 +165,9 @@ def read_images(
             level=level,
             check=check,
             saturation=saturation,
+            first=number == 0,
         )
-        for file in files
+        for number, file in enumerate(files)
     ]
 
 
@@ -208,13 +231,11 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
         return
     names = dict(zip(image.dims, dims, strict=True))
     image = image.rename({old: new for old, new in names.items() if old != new})
-    if suffix in (".tif", ".tiff"):
-        _write_tiff(path, image.transpose(*(d for d in "tzcyx" if d in dims)), compression)
-    else:
-        _write_chunked(path, image.transpose(*(d for d in AXES if d in dims)), compression)
+    tiff = suffix in (".tif", ".tiff")
+    _write(path, image.transpose(*(d for d in ("tzcyx" if tiff else AXES) if d in dims)), compression)
 
 
-def _write_chunked(path: Path, image: xr.DataArray, compression: str | None) -> None:
+def _write(path: Path, image: xr.DataArray, compression: str | None) -> None:
     values, axes, meta = _real(path, image), "".join(str(dim) for dim in image.dims), metadata_of(image)
     if path.suffix.lower() in _FOLDERS:
         from gap_bioimage.photons.formats.zarr_writer import write_zarr
@@ -222,29 +243,13 @@ def _write_chunked(path: Path, image: xr.DataArray, compression: str | None) -> 
         with replacing_folder(path) as folder:
             write_zarr(folder, values, axes, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
         return
+    if path.suffix.lower() in (".tif", ".tiff"):
+        write_tiff(path, values, axes, meta, compression)
+        return
     from gap_bioimage.photons.formats.hdf5 import write_hdf5
 
     with replacing(path) as temporary:
         write_hdf5(temporary, values, axes, meta, compression)
-
-
-def _write_tiff(path: Path, image: xr.DataArray, compression: str | None) -> None:
-    values = _writable(path, _real(path, image))
-    shown = "".join(str(dim) for dim in image.dims).upper()
-    meta = metadata_of(image)
-    imagej = values.dtype in (np.uint8, np.uint16, np.float32) and values.nbytes < _IMAGEJ_LIMIT_BYTES
-    options: dict[str, Any] = {"photometric": "minisblack", "compression": compression}
-    if imagej and not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
-        words, resolution = to_imagej(meta, shown, values.shape)
-        options |= {"imagej": True, "metadata": words, "resolution": resolution}
-    else:
-        options |= {"ome": True, "bigtiff": True, "metadata": to_ome(meta, shown)}
-    with replacing(path) as temporary:
-        try:
-            tifffile.imwrite(temporary, values, **options)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
 
 
 def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
@@ -259,14 +264,20 @@ def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _writable(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the values in a type that TIFF readers know."""
-    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
-        return values
-    narrow = np.uint32 if values.min(initial=0) >= 0 else np.int32
-    if values.max(initial=0) <= np.iinfo(narrow).max and values.min(initial=0) >= np.iinfo(narrow).min:
-        return values.astype(narrow)
-    raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
+def _warn(path: Path, stored: Stored, level: int | None) -> None:
+    if level:
+        warnings.warn(
+            f"level {level} of an image pyramid holds averages in most files, which are less noisy than photon counts; "
+            "leave --level out to work on the counts themselves",
+            stacklevel=4,
+        )
+    if stored.meta.unitless:
+        told = ", ".join(f"{axis} {step:g}" for axis, step in stored.meta.unitless.items())
+        warnings.warn(
+            f"{path.name} does not say the unit of its pixel sizes ({told}), so that they are left out; store them "
+            "with their unit: in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis",
+            stacklevel=4,
+        )
 
 
 def _parts(

@@ -62,9 +62,9 @@ def open_czi(path: Path, series: int | str | None, level: int | None) -> Stored:
             scenes = [_Tiles(path, file, key) if old else _Whole(path, file, key) for key in keys]
         names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
         names = names if len(names) == len(scenes) else [""] * len(scenes)
-        scene = scenes[choose(path, [(n, s.shape) for n, s in zip(names, scenes, strict=True)], series)]
-        choose_level(path, [scene.shape], level)
-        return scene.stored(_metadata(xml))
+        place = choose(path, [(n, s.shape) for n, s in zip(names, scenes, strict=True)], series)
+        choose_level(path, [scenes[place].shape], level)
+        return scenes[place].stored(_metadata(xml, names[place]))
 
 
 class _Scene:
@@ -167,8 +167,8 @@ def _letters(axes: Sequence[str]) -> str:
     return "".join(axis if axis in tuple("TCZYXS") else "Q" for axis in axes)
 
 
-def _metadata(xml: ElementTree.Element) -> Metadata:
-    """Return the calibration; CZI keeps metres and seconds."""
+def _metadata(xml: ElementTree.Element, name: str) -> Metadata:
+    """Return the calibration, with the name of the scene; CZI keeps metres and seconds."""
     sizes = {}
     for item in xml.iterfind(".//Scaling/Items/Distance"):
         size = to_um(item.findtext("Value"), "m")
@@ -176,4 +176,4 @@ def _metadata(xml: ElementTree.Element) -> Metadata:
             sizes[item.get("Id", "").lower()] = size
     interval = to_seconds(xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment"), "s")
     names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
-    return Metadata(sizes, interval, tuple(names) if all(names) else ())
+    return Metadata(sizes, interval, tuple(names) if all(names) else (), name)

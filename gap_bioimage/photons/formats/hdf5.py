@@ -9,7 +9,7 @@ import numpy as np
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, missing, naming_damage
-from gap_bioimage.photons.formats.units import to_seconds, to_um
+from gap_bioimage.photons.formats.units import to_seconds, to_um, unitless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 DATASET = "data"  # ilastik's own name for it
+_NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes
 _TYPE_FLAGS = {"c": 1, "t": 8}  # vigra's; 2 is space
 
 
@@ -46,6 +47,7 @@ def open_hdf5(path: Path, series: int | str | None, level: int | None) -> Stored
     -----
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
     ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
+    Attributes such as ``voxel_size`` are in micrometres for some and in nanometres for others, and not believed.
     """
     try:
         import h5py
@@ -59,7 +61,7 @@ def open_hdf5(path: Path, series: int | str | None, level: int | None) -> Stored
             choose_level(path, [data.shape], level)
             name, shape, dtype = sets[place], data.shape, data.dtype
             axes = _axes(data)
-            meta = _metadata(data, axes)
+            meta = _metadata(data, axes, name if len(sets) > 1 else "")
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         with h5py.File(path, "r") as file:
@@ -143,21 +145,34 @@ def _axes(data: h5py.Dataset) -> str:
     return "".join(axis.upper() if axis.upper() in tuple("TCZYX") else "Q" for axis in known)
 
 
-def _metadata(data: h5py.Dataset, axes: str) -> Metadata:
+def _metadata(data: h5py.Dataset, axes: str, name: str) -> Metadata:
     found = np.atleast_1d(data.attrs.get("element_size_um", ()))
-    sizes, interval = _of_tags(data)
-    if found.shape == (3,):
-        measured = {axis: to_um(step, "um") for axis, step in zip("zyx", found, strict=True) if axis.upper() in axes}
-        sizes = {axis: size for axis, size in measured.items() if size is not None}
+    steps = _tagged(data)
+    given = dict(zip("zyx", found, strict=True)) if found.shape == (3,) else None
+    # ilastik's own sizes count where Fiji's are missing
+    told = {axis: steps.get(axis, (None, None)) if given is None else (given[axis], "um") for axis in "zyx"}
+    sizes = {axis: size for axis in "zyx" if axis.upper() in axes and (size := to_um(*told[axis])) is not None}
+    interval = to_seconds(data.attrs.get("interval_s"), "s") or to_seconds(*steps.get("t", (None, None)))
     names = np.atleast_1d(data.attrs.get("channels", ())).tolist()
-    channels = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-    return Metadata(sizes, to_seconds(data.attrs.get("interval_s"), "s") or interval, channels)
+    channels = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in names)
+    known = set(sizes) if interval is None else {*sizes, "t"}
+    left_out = {axis: step for axis, step in unitless(steps | _bare(data, axes)).items() if axis not in known}
+    return Metadata(sizes, interval, channels, name, left_out)
 
 
-def _of_tags(data: h5py.Dataset) -> tuple[dict[str, float], float | None]:
-    """Return pixel sizes and frame interval as ilastik writes them."""
+def _tagged(data: h5py.Dataset) -> dict[str, tuple[Any, Any]]:
+    """Return steps and their units by axis, as ilastik writes them."""
     tags = json.loads(data.attrs.get("axistags", "{}")).get("axes", ())
     units = json.loads(data.attrs.get("axis_units", "{}"))
     steps = {str(tag["key"]): tag.get("resolution") for tag in tags}
-    sizes = {axis: to_um(steps.get(axis), units.get(axis)) for axis in "zyx"}
-    return {axis: size for axis, size in sizes.items() if size is not None}, to_seconds(steps.get("t"), units.get("t"))
+    return {axis: (step, units.get(axis)) for axis, step in steps.items() if axis in tuple("tzyx")}
+
+
+def _bare(data: h5py.Dataset, axes: str) -> dict[str, tuple[Any, Any]]:
+    """Return the sizes of other programs' attributes, which have no unit, by axis."""
+    space = [axis.lower() for axis in axes if axis in "ZYX"]
+    for name in _NO_UNIT:
+        found = np.atleast_1d(data.attrs.get(name, ()))
+        if found.shape == (len(space),):
+            return {axis: (step, None) for axis, step in zip(space, found.tolist(), strict=True)}
+    return {}

@@ -46,12 +46,12 @@ def open_lif(path: Path, series: int | str | None, level: int | None) -> Stored:
     with naming_damage(path):
         with LifFile(str(path)) as file:
             known = [(name, number, place) for number, image in enumerate(file.images) for name, place in _parts(image)]
-            shapes = [(name, _without_mosaic(file.images[number])[1]) for name, number, _ in known]
-            _, number, place = known[choose(path, shapes, series)]
+            shapes = [(title, _without_mosaic(file.images[number])[1]) for title, number, _ in known]
+            name, number, place = known[choose(path, shapes, series)]
             image = file.images[number]
             axes, shape = _without_mosaic(image)
             choose_level(path, [shape], level)
-            meta = _metadata(image.xml_element)
+            meta = _metadata(image.xml_element, name)
             mosaic, dtype = _mosaic(image), np.dtype(image.dtype)
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -84,7 +84,7 @@ def _without_mosaic(image: Any) -> tuple[str, tuple[int, ...]]:
     return axes, tuple(length for _, length in pairs)
 
 
-def _metadata(xml: Any) -> Metadata:
+def _metadata(xml: Any, name: str) -> Metadata:
     """Return the calibration: Leica's lengths reach from the first pixel's centre to the last one's."""
     sizes, interval = {}, None
     for item in xml.iterfind("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
@@ -96,7 +96,7 @@ def _metadata(xml: Any) -> Metadata:
             interval = to_seconds(step, item.get("Unit"))
         elif (size := to_um(step, item.get("Unit"))) is not None:
             sizes[axis] = size
-    return Metadata(sizes, interval, _channels(xml))
+    return Metadata(sizes, interval, _channels(xml), name)
 
 
 def _channels(xml: Any) -> tuple[str, ...]:

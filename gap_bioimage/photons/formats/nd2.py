@@ -48,10 +48,11 @@ def open_nd2(path: Path, series: int | str | None, level: int | None) -> Stored:
                 list(file.sizes).index(_POSITION) if _POSITION in file.sizes else None,
             )
             shape = tuple(sizes.values())
-            place = choose(path, [(name, shape) for name in _positions(file, positions)], series)
+            names = _positions(file, positions)
+            place = choose(path, [(name, shape) for name in names], series)
             choose_level(path, [shape], level)
             axes = "".join(axis if axis in tuple("TCZYXS") else "Q" for axis in sizes)
-            meta, dtype = _metadata(file), np.dtype(file.dtype)
+            meta, dtype = _metadata(file, names[place]), np.dtype(file.dtype)
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
         full: tuple[slice | int, ...] = index if at is None else (*index[:at], place, *index[at:])
@@ -68,7 +69,7 @@ def _positions(file: Any, count: int) -> list[str]:
     return [""] * count
 
 
-def _metadata(file: Any) -> Metadata:
+def _metadata(file: Any, name: str) -> Metadata:
     sizes = {}
     for axis, step in zip("xyz", file.voxel_size(), strict=True):
         size = to_um(step, "um")
@@ -82,4 +83,4 @@ def _metadata(file: Any) -> Metadata:
             interval = to_seconds((spent.avg if spent else None) or loop.parameters.periodMs, "ms")
     channels = (file.metadata.channels or []) if hasattr(file.metadata, "channels") else []
     names = [str(channel.channel.name or "") for channel in channels]
-    return Metadata(sizes, interval, tuple(names) if all(names) else ())
+    return Metadata(sizes, interval, tuple(names) if all(names) else (), name)

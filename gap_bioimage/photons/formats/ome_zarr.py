@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.photons.formats.stored import Metadata, Stored, choose, choose_level, missing, naming_damage
-from gap_bioimage.photons.formats.units import to_seconds, to_um
+from gap_bioimage.photons.formats.units import to_seconds, to_um, unitless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -71,7 +71,7 @@ def open_zarr(path: Path, series: int | str | None, level: int | None) -> Stored
         images = list(_images(zarr.open(str(path), mode="r"), ""))
         image = images[choose(path, [(each.name, each.levels[0].shape) for each in images], series)]
         number = choose_level(path, [each.shape for each in image.levels], level)
-        axes, meta = _axes(image), _metadata(image, number)
+        axes, meta = _axes(image), _metadata(image, number, image.name if len(images) > 1 else "")
     array = image.levels[number]
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -162,20 +162,22 @@ def _letter(name: str, kind: str) -> str:
     return letter if letter in tuple("TCZYX") else "Q"
 
 
-def _metadata(image: _Image, number: int) -> Metadata:
-    """Return the calibration of a level: its scale, times that of all levels."""
+def _metadata(image: _Image, number: int, name: str) -> Metadata:
+    """Return the calibration of a level."""
+    steps = _steps(image, number)
+    sizes = {axis: size for axis, step in steps.items() if axis in "zyx" and (size := to_um(*step)) is not None}
+    interval = to_seconds(*steps["t"]) if "t" in steps else None
+    return Metadata(sizes, interval, image.channels, name, unitless(_steps(image, 0)))
+
+
+def _steps(image: _Image, number: int) -> dict[str, tuple[float, Any]]:
+    """Return the scale of a level, times that of all levels, with its unit; of axes that are ours, without c."""
     axes = [axis for axis in image.words.get("axes") or [] if isinstance(axis, dict)]
     scale = np.ones(len(axes))
     for words in (image.words, image.words["datasets"][number] if image.words else {}):
         for transformation in words.get("coordinateTransformations") or []:
             if transformation.get("type") == "scale" and len(transformation.get("scale", ())) == len(axes):
                 scale = scale * np.asarray(transformation["scale"], float)
-    sizes, interval = {}, None
-    for axis, step in zip(axes, scale, strict=True):
-        letter, unit = _letter(axis["name"], axis.get("type") or "").lower(), axis.get("unit")
-        size = to_um(step, unit) if letter in "zyx" else None
-        if size is not None:
-            sizes[letter] = size
-        if letter == "t":
-            interval = to_seconds(step, unit)
-    return Metadata(sizes, interval, image.channels)
+    letters = [_letter(axis["name"], axis.get("type") or "").lower() for axis in axes]
+    steps = zip(letters, scale.tolist(), axes, strict=True)
+    return {letter: (step, axis.get("unit")) for letter, step, axis in steps if letter in "tzyx"}

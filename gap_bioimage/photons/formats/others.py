@@ -6,6 +6,7 @@ installed beside; their licences are their own.
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+_NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -63,11 +65,12 @@ def open_with(reader: Any, path: Path, series: int | str | None, level: int | No
         for number in range(len(scenes)):
             reader.set_scene(number)
             shapes.append(tuple(reader.shape))
-        reader.set_scene(choose(path, list(zip(scenes, shapes, strict=True)), series))
+        place = choose(path, list(zip(scenes, shapes, strict=True)), series)
+        reader.set_scene(place)
         levels = [tuple(reader.resolution_level_dims[number]) for number in reader.resolution_levels]
         reader.set_resolution_level(choose_level(path, levels, level))
         image = reader.xarray_dask_data
-        meta = _metadata(reader, image)
+        meta = _metadata(reader, image, scenes[place])
     axes = "".join(str(dim) if dim in tuple("TCZYXS") else "Q" for dim in image.dims)
 
     def read(index: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -76,10 +79,12 @@ def open_with(reader: Any, path: Path, series: int | str | None, level: int | No
     return Stored(axes, tuple(image.shape), np.dtype(image.dtype), read, meta)
 
 
-def _metadata(reader: Any, image: Any) -> Metadata:
+def _metadata(reader: Any, image: Any, name: str) -> Metadata:
     told = reader.physical_pixel_sizes
-    sizes = {axis.lower(): to_um(getattr(told, axis), "um") for axis in "ZYX"}
+    measured = {axis.lower(): to_um(getattr(told, axis), "um") for axis in "ZYX"}
+    sizes = {axis: size for axis, size in measured.items() if size is not None}
     interval = reader.time_interval
     seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
-    names = tuple(str(name) for name in image.coords["C"].values) if "C" in image.coords else ()
-    return Metadata({axis: size for axis, size in sizes.items() if size is not None}, to_seconds(seconds, "s"), names)
+    names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
+    channels = () if any(_NUMBERED.fullmatch(each) for each in names) else tuple(names)
+    return Metadata(sizes, to_seconds(seconds, "s"), channels, "" if _NUMBERED.fullmatch(name) else name)

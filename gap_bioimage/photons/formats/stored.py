@@ -20,11 +20,25 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file says about its axes; empty where it says nothing trustworthy."""
+    """What a file says about an image and its axes; empty where it says nothing trustworthy.
+
+    Parameters
+    ----------
+    pixel_size_um, interval_s
+        Sizes by axis (z, y, x), and seconds between frames.
+    channels
+        Their names.
+    name
+        Of the image, where the file gives one or holds several.
+    unitless
+        Sizes by axis (t, z, y, x) whose unit the file does not say, so that they are not used.
+    """
 
     pixel_size_um: Mapping[str, float] = field(default_factory=dict)
     interval_s: float | None = None
     channels: Sequence[str] = ()
+    name: str = ""
+    unitless: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import math
 import struct
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,7 @@ def open_tiff(path: Path, axes: str | None, series: int | str | None, level: int
             if any(page is None for page in image.pages):
                 raise _truncated(path)
             meta = _scaled(read_metadata(tif, place), levels[0], image)
+            meta = replace(meta, name=_name(levels[0]))
             single = _single_axes(image, axes.upper()) if axes and len(axes) > len(image.shape) else None
             names, shape = single or (image.axes, image.shape)
             values = _map(path, image, place, number)
@@ -91,7 +93,7 @@ def _scaled(meta: Metadata, full: tifffile.TiffPageSeries, image: tifffile.TiffP
         axis: size * max(1, round(long[axis] / short[axis])) if axis in long and axis in short else size
         for axis, size in meta.pixel_size_um.items()
     }
-    return Metadata(sizes, meta.interval_s, meta.channels)
+    return replace(meta, pixel_size_um=sizes)
 
 
 def _map(path: Path, image: tifffile.TiffPageSeries, place: int, number: int) -> npt.NDArray[Any] | None:

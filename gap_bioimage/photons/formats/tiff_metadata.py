@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
-
-import tifffile
+from xml.etree import ElementTree
 
 from gap_bioimage.photons.formats.stored import Metadata
 from gap_bioimage.photons.formats.units import to_seconds, to_um
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import tifffile
 
 
 def read_metadata(tif: tifffile.TiffFile, series: int = 0) -> Metadata:
@@ -65,15 +66,16 @@ def to_ome(meta: Metadata, axes: str) -> dict[str, Any]:
         words["TimeIncrementUnit"] = "s"
     if meta.channels:
         words["Channel"] = {"Name": [*meta.channels]}
-    return words
+    return words | ({"Name": meta.name} if meta.name else {})
 
 
 def _from_ome(xml: str, series: int) -> Metadata:
     try:
-        images = tifffile.xml2dict(xml)["OME"]["Image"]
-        image = images if isinstance(images, dict) else images[series]
-        pixels = _first(image["Pixels"])
-    except (KeyError, IndexError, TypeError, ValueError, SyntaxError):  # a broken XML is a missing calibration
+        image = ElementTree.fromstring(xml).findall("{*}Image")[series]  # noqa: S314  (expat bounds its expansion)
+    except (IndexError, ElementTree.ParseError):  # a broken XML is a missing calibration
+        return Metadata()
+    pixels = image.find("{*}Pixels")
+    if pixels is None:
         return Metadata()
     sizes = {}
     for axis in "ZYX":
@@ -81,10 +83,8 @@ def _from_ome(xml: str, series: int) -> Metadata:
         if size is not None:
             sizes[axis.lower()] = size
     interval = to_seconds(pixels.get("TimeIncrement"), pixels.get("TimeIncrementUnit", "s"))
-    channels = pixels.get("Channel", [])
-    channels = channels if isinstance(channels, (list, tuple)) else [channels]
-    names = [str(channel["Name"]) for channel in channels if isinstance(channel, dict) and channel.get("Name")]
-    return Metadata(sizes, interval, tuple(names))
+    names = [channel.get("Name", "") for channel in pixels.findall("{*}Channel")]
+    return Metadata(sizes, interval, tuple(names) if all(names) else ())
 
 
 def _from_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
@@ -102,10 +102,13 @@ def _from_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
             sizes[axis] = size
     interval = to_seconds(words.get("finterval"), words.get("tunit", "s"))
     labels = words.get("Labels") or []
+    labels = [labels] if isinstance(labels, str) else labels  # tifffile's way with a single one
     channels = int(words.get("channels", 1))
     names = tuple(str(label) for label in labels[:channels])
-    # ImageJ labels planes ("slice 1 of 20"), not channels; they are channel names only where they repeat.
-    repeats = channels > 1 and len(labels) % channels == 0 and tuple(labels) == names * (len(labels) // channels)
+    # ImageJ labels planes ("slice 1 of 20", or with the header of a file), not channels; they are channel names only
+    # where they repeat.
+    one_line = all(name and "\n" not in name for name in names)
+    repeats = one_line and len(labels) % channels == 0 and tuple(labels) == names * (len(labels) // channels)
     return Metadata(sizes, interval, names if repeats else ())
 
 

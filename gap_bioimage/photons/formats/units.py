@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 UM_PER_UNIT = {
     "pm": 1e-6,
@@ -53,6 +56,12 @@ def to_um(value: Any, unit: Any) -> float | None:
 def to_seconds(value: Any, unit: Any) -> float | None:
     """Return a time in seconds, or None where it is absent, no number, or in a unit not believed."""
     return _positive(value, SECONDS_PER_UNIT.get(str(unit).strip().lower()))
+
+
+def unitless(steps: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Return the steps, of those by axis with their units, that have none; 0 and 1 measure nothing."""
+    found = {axis: _positive(step, 1.0) for axis, (step, unit) in steps.items() if not str(unit or "").strip()}
+    return {axis: size for axis, size in found.items() if size is not None and size != 1}
 
 
 def _positive(value: Any, factor: float | None) -> float | None:
