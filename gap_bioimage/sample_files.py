@@ -21,7 +21,7 @@ _SHOWN_SAMPLES = 3
 
 def beside(out: Path, name: str, suffix: str | None = None) -> Path:
     """Return ``out`` with ``_name`` before its suffix, which may be a double one such as ``.ome.tif``."""
-    double = out.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    double = out.name.lower().endswith((".ome.tif", ".ome.tiff", ".ome.zarr"))
     stem = Path(out.stem).stem if double else out.stem
     return out.with_name(f"{stem}_{name}{out.name[len(stem) :] if suffix is None else suffix}")
 
@@ -89,6 +89,7 @@ def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArr
         frames = [xr.DataArray(step["counts"], dims=order) for step in steps if step is not None]
         stack = xr.concat(frames, "t")
         stack = (stack if "c" in counts.dims else stack.squeeze("c")).assign_coords(coords)
+        stack = stack.assign_attrs(counts.attrs)
         written.append(beside(out, f"states_{number + 1:03d}"))
         write_image(written[-1], stack)
     return written

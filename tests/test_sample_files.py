@@ -23,7 +23,13 @@ def image(dims: str, **sizes: int) -> xr.DataArray:
 
 @pytest.mark.parametrize(
     ("out", "expected"),
-    [("a.tif", "a_std.tif"), ("a.b.tif", "a.b_std.tif"), ("a.ome.tif", "a_std.ome.tif"), ("a.npy", "a_std.npy")],
+    [
+        ("a.tif", "a_std.tif"),
+        ("a.b.tif", "a.b_std.tif"),
+        ("a.ome.tif", "a_std.ome.tif"),
+        ("a.ome.zarr", "a_std.ome.zarr"),
+        ("a.npy", "a_std.npy"),
+    ],
 )
 def test_names_beside(out: str, expected: str) -> None:
     assert beside(Path("folder") / out, "std") == Path("folder") / expected

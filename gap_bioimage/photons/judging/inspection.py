@@ -12,7 +12,8 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.image_io import pixel_size_um, read_photons
+from gap_bioimage.photons.coordinates import metadata_of
+from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.photons.judging.evidence import Evidence, measure
 from gap_bioimage.photons.judging.variance import thinning_correlation
 from gap_bioimage.photons.judging.verdicts import Finding, judge
@@ -115,30 +116,19 @@ def _look_at(image: Path | str | xr.DataArray, given: dict[str, Any]) -> tuple[x
 
 def _sizes(photons: xr.DataArray) -> dict[str, Any]:
     """Axes, and how far they reach."""
-    pixel = pixel_size_um(photons)
-    names = photons.coords["c"].values.ravel() if "c" in photons.dims and "c" in photons.coords else np.zeros(0)
+    known = metadata_of(photons)
     return {
         "axes": "".join(str(d) for d in photons.dims),
         "shape": list(photons.shape),
         "dtype": photons.dtype.name,
-        "pixel_size_um": pixel,
-        "size_um": {axis: float(f"{size * photons.sizes[axis]:.6g}") for axis, size in pixel.items()},
-        "interval_s": _interval_s(photons),
+        "pixel_size_um": known.pixel_size_um,
+        "size_um": {axis: float(f"{size * photons.sizes[axis]:.6g}") for axis, size in known.pixel_size_um.items()},
+        "interval_s": known.interval_s,
         "frames": photons.sizes.get("t", 1),
         "planes": photons.sizes.get("z", 1),
         "channels": photons.sizes.get("c", 1),
-        "channel_names": [str(name) for name in names] if names.dtype.kind in "UO" else [],
+        "channel_names": list(known.channels),
     }
-
-
-def _interval_s(photons: xr.DataArray) -> float | None:
-    if "t" not in photons.dims or "t" not in photons.coords or photons.coords["t"].dtype.kind not in "fiu":
-        return None
-    times = photons.coords["t"]
-    if times.size < 2:
-        step = times.attrs.get("step")
-        return None if step is None else float(step)
-    return float(f"{(float(times[-1]) - float(times[0])) / (times.size - 1):.9g}")
 
 
 def _numbers(evidence: Evidence) -> dict[str, Any]:
