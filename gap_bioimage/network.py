@@ -462,6 +462,21 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.conv_final.weight)
 
+    def fitting(self, photons: Tensor) -> Tensor:
+        """Return counts in the type of the weights.
+
+        Raises
+        ------
+        ValueError
+            If they are not (b, c, [z,] y, x), with the network's channels.
+        """
+        if photons.dim() != self.dim + 2 or photons.shape[1] != self.channels:
+            axes = "batch, channel, y, x" if self.dim == 2 else "batch, channel, z, y, x"
+            raise ValueError(
+                f"the input has the shape {photons.shape}, expected ({axes}) with {self.channels} channels"
+            )
+        return photons.to(self.conv_final.weight.dtype)
+
     def forward(self, photons: Tensor) -> Tensor:
         """Return the log-rate of the next photon, up to one constant per image.
 
@@ -518,8 +533,8 @@ class PhotonDenoiser(nn.Module):
         self.rounded, self.background, self.ceiling = rounded, float(background), ceiling
 
     def forward(self, photons: Tensor) -> Tensor:
-        """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x)."""
-        photons = whole_counts(photons, self.rounded)
+        """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x), counts of any type."""
+        photons = whole_counts(self.network.fitting(photons), self.rounded)
         rate = conserve_photons(photons, self.network(photons), self.box_px)
         return photons_of(rate, self.background, self.ceiling)
 
@@ -575,7 +590,7 @@ class PosteriorSampler(nn.Module):
         Parameters
         ----------
         photons
-            Counts (b, c, [z,] y, x).
+            Counts (b, c, [z,] y, x), of any type.
         n_samples, n_steps, seed
             At least 1, 1 and 0. The noise depends on the seed and on each image's own counts.
 
@@ -586,6 +601,7 @@ class PosteriorSampler(nn.Module):
         """
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
+        photons = self.network.fitting(photons)
         items: List[Tensor] = []  # noqa: UP006
         # one by one: convolutions of a batch round otherwise, which may move a photon
         for item in range(photons.shape[0]):

@@ -104,6 +104,25 @@ def test_tiles_of_an_original_model_agree_on_another_image(shared_data: Path, ex
     assert seams(denoiser, torch.from_numpy(photons)[None, None], sizes) < TOLERANCE
 
 
+def test_what_an_image_that_is_cut_otherwise_changes_is_told(trained_2d: Trained) -> None:
+    denoiser, counts = denoiser_and_counts(trained_2d)
+    report = measure_halo(denoiser, counts)
+    step, reach = denoiser.network.step_px[0], max(receptive_field_px(denoiser.network)) + denoiser.box_px[0] // 2
+    rate = simulate_truth(2, [2 * reach + 64] * 2, seed=9).values
+    inner = (..., slice(reach, -reach), slice(reach, -reach))
+    for exposure, told in report.off_grid_rms.items():
+        photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
+        image = torch.from_numpy(photons)[None, None]
+        found = []
+        for start in (step // 2, step):
+            with torch.inference_mode():
+                moved = denoiser(torch.nn.functional.pad(image, [start, 0, start, 0]))[..., start:, start:][inner]
+                expected = denoiser(image)[inner]
+            found.append(float((moved - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
+        assert told / 3 < found[0] < 3 * told
+        assert found[1] < 1e-4  # a whole step changes nothing
+
+
 def test_a_smaller_halo_would_not_do(trained_2d: Trained) -> None:
     denoiser, counts = denoiser_and_counts(trained_2d)
     sizes = Sizes.of(denoiser.network.step_px, measure_halo(denoiser, counts).halo_px)

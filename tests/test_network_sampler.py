@@ -80,6 +80,23 @@ def test_channels_hold_mean_deviation_and_samples(dim: int, channels: int, n_sam
 
 
 @pytest.mark.parametrize("dim", [2, 3])
+def test_counts_of_any_type_and_of_no_other_shape(dim: int) -> None:
+    sampler, photons = sampler_of(dim, 2), counts_of(dim, 2)
+    denoiser = PhotonDenoiser([5] * dim, dim=dim, channels=2, **SMALL).eval().requires_grad_(False)
+    denoiser.network.load_state_dict(sampler.network.state_dict())
+    for module in (sampler, denoiser):
+        for graph in (module, torch.jit.script(module)):
+            expected = graph(photons)
+            assert expected.dtype == torch.float32
+            for kind in (torch.float64, torch.int32, torch.int64, torch.uint8, torch.float16):
+                assert torch.equal(graph(photons.to(kind)), expected)
+            for wrong in (photons[0], photons[:, :1], photons[None]):
+                with pytest.raises((ValueError, torch.jit.Error), match=r"expected .batch, channel.*with 2 channels"):
+                    graph(wrong)
+    assert torch.equal(sampler.sample(photons.double(), 1, 1, 0), sampler.sample(photons, 1, 1, 0))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
 def test_results_do_not_depend_on_batch_mates(dim: int) -> None:
     sampler = sampler_of(dim, brightest=200.0)
     photons = counts_of(dim, batch=8)

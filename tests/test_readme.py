@@ -119,7 +119,7 @@ def readme(
     **card: Any,
 ) -> str:
     sizes = Sizes.of((2,) * dim, (10, 12, 14)[:dim])
-    halo = HaloReport(sizes.halo_px, {0.03: 0.0081, 3.0: 0.0012})
+    halo = HaloReport(sizes.halo_px, {0.03: 0.0081, 3.0: 0.0012}, {0.03: 0.0402, 3.0: 0.0305})
     scores = Scores(-6.0, -6.0 - gain, 1.4, -8.0, 2.5, 12345)
     content = Card.model_validate({**yaml.safe_load(CARD), **card})
     model, box = random_model(dim=dim), [33] * dim
@@ -145,6 +145,8 @@ def test_the_readme_has_what_the_zoo_looks_for(tmp_path: Path) -> None:
     assert "| this model | -6.0000 |" in text
     assert "| best Gaussian filter (sigma 1.4 px" in text
     assert "0.81 % at 0.03; 0.12 % at 3 photons per pixel" in text
+    assert "multiples of 2 x 2 pixels" in text
+    assert "4.02 % at 0.03; 3.05 % at 3 photons per pixel" in text
     assert "-40 to 20 dB" in text
     assert "0.0001 to 100 photons per pixel" in text
 

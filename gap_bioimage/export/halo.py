@@ -31,10 +31,21 @@ _SLICE_PX = 32  # width of the image along axes that are not cut
 
 @dataclass(frozen=True)
 class HaloReport:
-    """A halo in pixels per spatial axis, and the relative RMS difference it leaves at each exposure."""
+    """A halo in pixels per spatial axis, and the relative RMS difference it leaves at each exposure.
+
+    Attributes
+    ----------
+    halo_px
+        The halo.
+    relative_rms
+        Of tiles that start at multiples of the network's step.
+    off_grid_rms
+        Of what lies far from all borders, if y and x start half a step beside a multiple: other pixels are pooled.
+    """
 
     halo_px: tuple[int, ...]
     relative_rms: dict[float, float]
+    off_grid_rms: dict[float, float]
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,11 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     groups = [[0, 1]] if network.dim == 2 else [[0], [1, 2]]
     allowed = _AIM / math.sqrt(len(groups))
     cuts: list[tuple[float, list[int], Tensor, Tensor]] = []
+    off_grid: dict[float, float] = {}
     for exposure in EXPOSURES:
         image = torch.poisson(scene * (exposure / float(scene.mean())), generator)
         cuts.extend((exposure, group, *_whole_and_cut(denoiser, image, reach, group)) for group in groups)
+        off_grid[exposure] = _off_grid(denoiser, image, reach, step)
     halo = [0] * network.dim
     for _, group, expected, difference in cuts:
         needed = _needed_halo(expected, difference, group, reach, step, allowed)
@@ -109,7 +122,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     squares = dict.fromkeys(EXPOSURES, 0.0)
     for exposure, group, expected, difference in cuts:
         squares[exposure] += _remaining(expected, difference, group, halo) ** 2
-    return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()})
+    return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()}, off_grid)
 
 
 def _whole_and_cut(
@@ -122,6 +135,21 @@ def _whole_and_cut(
     with torch.inference_mode():
         expected = denoiser(image)[cut]
         return expected, denoiser(image[cut].contiguous()) - expected
+
+
+def _off_grid(denoiser: PhotonDenoiser, image: Tensor, reach: list[int], step: Sequence[int]) -> float:
+    """Relative RMS difference, far from the borders, when y and x start half a step later."""
+    blocks = _BLOCK_STEPS[len(step)]
+    sizes = [2 * r + blocks * s for r, s in zip(reach[-2:], step[-2:], strict=True)]
+    image = image[..., : sizes[0], : sizes[1]]
+    image = image[:, :, :_SLICE_PX] if len(step) == 3 else image
+    half = [s // 2 for s in step[-2:]]
+    y, x = (slice(r, -r) for r in reach[-2:])
+    moved_y, moved_x = (slice(r - h, -r) for r, h in zip(reach[-2:], half, strict=True))
+    with torch.inference_mode():
+        expected = denoiser(image)[..., y, x]
+        moved = denoiser(image[..., half[0] :, half[1] :].contiguous())[..., moved_y, moved_x]
+    return float((moved - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30))
 
 
 def _needed_halo(

@@ -217,7 +217,11 @@ def _validation_text(measured: Measured) -> str:
     origin = "held-out counts, which took no part in training" if measured.held_out else "the given test image"
     gain = scores.denoised - scores.gaussian
     verdict = f"{abs(gain):.4f} nats per photon {'better' if gain >= 0 else 'worse'}"
-    seam = "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in measured.halo.relative_rms.items())
+    seam, off_grid = (
+        "; ".join(f"{100 * rms:.2f} % at {exposure:g}" for exposure, rms in found.items())
+        for found in (measured.halo.relative_rms, measured.halo.off_grid_rms)
+    )
+    step = " x ".join(map(str, measured.sizes.step_px))
     samples = "" if measured.samples is None else f"\n\n{sample_scores_text(measured.samples)}"
     return f"""\
 Measured when this file was written, on {origin} ({scores.pseudo_psnr_db:.1f} dB after splitting):
@@ -233,4 +237,7 @@ other half's {scores.photons} photons (nats per photon; larger is better).
 The model is {verdict} than the best Gaussian filter.{samples}
 
 Tiles of the denoised image against the whole, relative RMS difference with the declared halo:
-{seam} photons per pixel."""
+{seam} photons per pixel.
+That is for tiles that start at multiples of {step} pixels. A tile that starts in between, as the last one may,
+pools other pixels together, as an image does that is cut otherwise. That changes the result by
+{off_grid} photons per pixel."""

@@ -61,14 +61,15 @@ def sampling_text(model: Model, product: Product, sampling: Sampling, room_db: f
         over the samples. `gap-bioimage sample` draws whole samples of large images.""",
         f"""Brightness: photons are added up to {10 * math.log10(GAIN):g} dB, but no further than the trained range
         goes, {top_db:g} dB or {top:.3g} photons per pixel, in the brightest window of {window} px. The distance to
-        that is the room; the example image of this zip has {room_db:.1f} dB of it. The less room, the less of the
+        that is the room; the image on the cover has {room_db:.1f} dB of it. The less room, the less of the
         posterior's variance samples show; 10 dB are enough. An image without room, as bright as the brightest
         that the network was trained on or brighter, gets samples that all equal the denoised image and a standard
         deviation of 0, without a warning.""",
         f"""Seed: the noise is a function of the seed, here {sampling.seed}, and of the counts: the same program on the
         same computer draws the same samples again. Elsewhere results are rounded otherwise, and among the thousands of
         photons of a sample one may then land in another place; the samples that follow from it are others, as good
-        as the first. The test image of this zip has few photons for that reason.""",
+        as the first. The test image of this zip has few photons for that reason, be it fewer than the network was
+        trained for.""",
         "Other numbers of samples and steps, and other seeds, in Python with torch alone:",
     ]
     if product.hook is not None:
