@@ -153,6 +153,12 @@ def denoise(
     detector = camera_of(camera, loaded)
     select = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     counts = read_input(image, select, loaded, detector, sum_frames)
+    found = []
+    if regions is not None:
+        from gap_bioimage.inference.regions import region_uncertainty
+
+        labels = read_photons(regions, axes if axes and "c" not in axes else None, check=False)
+        found = region_uncertainty(loaded, counts, labels, seed=seed, camera=detector, device=device, **tiles)
     with Bar(quiet, "denoising") as (bar, task):
         rate = run(
             loaded,
@@ -167,17 +173,9 @@ def denoise(
         )
     write_image(out, rate)
     if regions is not None:
-        from gap_bioimage.inference.regions import region_uncertainty
-
-        labels = read_photons(regions, axes if axes and "c" not in axes else None, check=False)
-        found = region_uncertainty(loaded, counts, labels, seed=seed, camera=detector, device=device, **tiles)
         write_json(json_out, [[region.to_dict() for region in found]])
         for region in found:
-            say(
-                quiet or str(json_out) == "-",
-                f"region {region.label}: {region.photons:.1f} +- "
-                f"{'?' if region.std is None else format(region.std, '.1f')} photons ({region.counted} counted)",
-            )
+            say(quiet or str(json_out) == "-", str(region))
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 
 

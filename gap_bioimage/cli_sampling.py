@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from gap_bioimage.config import SamplingConfig
-    from gap_bioimage.inference.sampling import Progress
+    from gap_bioimage.inference.drawing import Progress
 
 Samples = Annotated[int, typer.Option(min=1, help="How many.")]
 Steps = Annotated[
@@ -84,7 +85,7 @@ def sample(
     """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation.
 
     From two samples on, a figure shows them beside the counts.
-    An image without any photons becomes generation.
+    Images, frames, planes and channels without any photons are generated, with a warning.
     The same command continues an interrupted run.
     """
     from gap_bioimage.inference.agreement import warn_if_samples_disagree
@@ -135,7 +136,9 @@ def sample(
             on_step=on_step,
             **where,
         )
-    mmse = denoise(loaded, counts, **where)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* no photons: the result is 0")  # sampling has said so
+        mmse = denoise(loaded, counts, **where)
     warn_if_samples_disagree(drawn, mmse)
     files = write_samples(out, counts if detector is None else detector.electrons(counts), mmse, drawn)
     if states:

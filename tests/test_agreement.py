@@ -43,3 +43,11 @@ def test_samples_that_differ_as_a_whole_explain_their_mean() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_samples_disagree(brightness * mmse, mmse)
+
+
+def test_planes_without_light_were_generated_and_contradict_nothing() -> None:
+    mmse, samples = images("tyx")
+    mmse[0], samples[:, 0] = 0, 50
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_samples_disagree(samples, mmse)

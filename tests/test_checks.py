@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.checks import check_dim, check_photon_counts
+from gap_bioimage.photons.checks import check_axes, check_dim, check_photon_counts, check_whole_numbers
 from gap_bioimage.photons.image_io import read_photons
 from gap_bioimage.photons.judging.inspection import inspect
 from gap_bioimage.photons.judging.statistics import estimate_noise, scan
 from gap_bioimage.photons.simulate import simulate
 
+WRONG = [
+    (np.full((9, 9), np.nan), "NaN"),
+    (np.eye(9) - 1, "negative"),
+    (np.eye(9) / 2, "fractional"),
+    (np.eye(9, dtype=np.int8) - 1, "negative"),
+    (np.zeros((0, 9), np.uint8), "no pixels"),
+    (np.full((9, 9), "a"), "<U1"),
+]
 KEYS = set(
     "image axes shape dtype pixel_size_um min max mean total zero_share pseudo_psnr_db fano fano_bright "
     "lattice saturated_share verdict message next "
@@ -266,3 +274,25 @@ def test_dimensions_must_fit_the_model():
         check_dim(stack, 2, plane_by_plane=False)
     with pytest.raises(AxesError, match="axes y x but the model is 3D"):
         check_dim(plane, 3, plane_by_plane=False)
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG)
+def test_what_no_counter_returns_is_refused(values, message):
+    with pytest.raises(NotPhotonCountsError, match=f"the film.*{message}"):
+        check_whole_numbers(image(values), name="the film")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", ">u2", "int64", "float32", "float64"])
+def test_whole_numbers_are_not_judged(dtype):
+    for values in (np.zeros((9, 9)), np.full((9, 9), 1), 100 * np.eye(9), poisson(shape=(9, 9)) + 100):
+        check_whole_numbers(image(values.astype(dtype)), name="the film")
+
+
+@pytest.mark.parametrize(("given", "wrap"), [(np.zeros(3), "['y', 'x']"), (np.zeros((2, 3, 4)), "['z', 'y', 'x']")])
+def test_arrays_without_axes_are_told_how_to_get_them(given, wrap):
+    with pytest.raises(AxesError) as caught:
+        check_axes(given)
+    assert str(caught.value).endswith(f"wrap it with xarray.DataArray(a, dims={wrap})")
+    check_axes(image(np.zeros((2, 3, 4))))
+    with pytest.raises(AxesError, match="the image has axes y q, expected y and x"):
+        check_axes(image(np.zeros((2, 3)), "yq"))

@@ -262,8 +262,8 @@ def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: P
     ("options", "message"),
     [
         (["--tile", "8,8"], "give tiles of at least"),
-        (["--tile", "64"], "expected 2 numbers"),
-        (["--tile", "64,64,64"], "expected 2 numbers"),
+        (["--tile", "64"], "1 number was given, expected 2 (y, x), such as 64,64"),
+        (["--tile", "64,64,64"], "3 numbers were given, expected 2 (y, x)"),
         (["--tile", "64;64"], "--tile is '64;64'"),
         (["--tile", "64,-64"], "at least 1"),
         (["--halo", "-2,-2"], "at least 0"),

@@ -275,6 +275,41 @@ def test_a_killed_run_is_continued(trained_2d: Trained, dim_counts: Path, tmp_pa
     assert not folder.exists()
 
 
+def test_a_movie_with_an_empty_frame(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    movie = np.stack([read_photons(dim_counts).values, np.zeros((50, 44), np.uint16)])
+    write_image(tmp_path / "m.tif", read_photons(dim_counts).expand_dims(t=2).copy(data=movie))
+    command = ("sample", trained_2d.run, tmp_path / "m.tif", tmp_path / "s.tif", "--samples", 2, "--seed", 0)
+    result = run(*command, "--steps", 2, "--stop-db", -5)
+    assert result.code == 0, result.err
+    assert result.err.count("no photons") == 1
+    assert "warning: frame 1 of 2 (counted from 0) holds no photons" in result.err
+    assert "denoised image by" not in result.err
+    deviation = tifffile.imread(tmp_path / "s_std.tif")
+    assert deviation[1].mean() > 0
+    result = run("denoise", trained_2d.run, tmp_path / "m.tif", tmp_path / "d.tif")
+    assert result.code == 0
+    assert "warning: frame 1 of 2 (counted from 0) holds no photons: the result is 0 there" in result.err
+
+
+def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--seed", 0, "--samples")
+    told = one_sentence(run(*command, 10**9))
+    assert re.match(r"not enough memory: 1000000000 samples of 50 x 44 pixels take 8195\.\d GiB; give", told)
+    assert "1 number was given" in one_sentence(run(*command, 2, "--tile", 64))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_labels_that_do_not_fit_write_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
+    out, labels = tmp_path / "d.tif", tmp_path / "labels.tif"
+    command = ("denoise", trained_2d.run, dim_counts, out, "--regions", labels)
+    tifffile.imwrite(labels, np.zeros((50, 44), np.uint8))
+    assert "hold no region" in one_sentence(run(*command))
+    tifffile.imwrite(labels, np.eye(25, 22, dtype=np.uint8))
+    assert "25 x 22 pixels (y, x) and the image 50 x 44" in one_sentence(run(*command))
+    assert not out.exists()
+
+
 def test_denoise_tells_how_certain_regions_are(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
     labels = np.zeros((50, 44), np.uint8)
     labels[10:30, 10:30] = 7

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import xarray as xr
 from fixtures_model import broken_model, random_model
 
-from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError
+from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inference.denoise import denoise
+from gap_bioimage.inference.regions import region_uncertainty
+from gap_bioimage.inference.sampling import sample
 
 if TYPE_CHECKING:
     from gap_bioimage.training.checkpoint import Model
 
+VERBS: list[Any] = [
+    denoise,
+    lambda *a: sample(*a, 1, seed=0),
+    lambda *a: region_uncertainty(*a, a[1], seed=0),
+]
 LENGTHS = {"t": 3, "c": 2, "z": 5, "y": 23, "x": 18}
 
 
@@ -108,16 +115,45 @@ def test_tiles_that_are_too_small_are_refused() -> None:
 @pytest.mark.parametrize("dim", [2, 3])
 def test_no_photons_give_zeros(dim: int) -> None:
     image = xr.zeros_like(counts("zyx"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    what = "the image holds" if dim == 3 else r"plane 0 and \d+ more of \d+ \(counted from 0\) hold"
+    with pytest.warns(UserWarning, match=f"{what} no photons: the result is 0 there"):
         rate = denoise(random_model(dim=dim), image, planes=True)
     np.testing.assert_array_equal(rate, 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (float("nan"), "the image has 1 pixels that are NaN or infinite"),
+        (float("inf"), "the image has 1 pixels that are NaN or infinite"),
+        (-2, r"the image has negative values \(minimum -2\)"),
+        (0.5, "the image has fractional values"),
+    ],
+)
+@pytest.mark.parametrize("draw", VERBS)
+def test_what_is_no_count_is_refused_and_the_network_not_blamed(draw: Any, bad: float, message: str) -> None:
+    image = counts("yx", dtype="float32")
+    image[2, 3] = bad
+    with pytest.raises(NotPhotonCountsError, match=message):
+        draw(random_model(), image)
+
+
+def test_an_array_without_names_of_axes_is_refused_with_what_to_type() -> None:
+    plain = counts("zyx").values
+    for draw in VERBS:
+        with pytest.raises(AxesError, match=r"ndarray, expected an xarray.DataArray .*dims=\['z', 'y', 'x'\]\)"):
+            draw(random_model(), plain)
+    with pytest.raises(AxesError, match="the image has axes dim_0 dim_1 dim_2, expected y and x"):
+        denoise(random_model(), xr.DataArray(plain))
+    with pytest.raises(AxesError, match="the label image is of type ndarray"):
+        region_uncertainty(random_model(), counts("yx"), counts("yx").values, seed=0)
 
 
 def test_one_photon_is_spread_not_lost() -> None:
     image = xr.zeros_like(counts("tyx"))
     image[1, 5, 6] = 1
-    rate = denoise(random_model(), image)
+    with pytest.warns(UserWarning, match="frame 0 and 1 more of 3"):
+        rate = denoise(random_model(), image)
     np.testing.assert_allclose(rate.sum(["y", "x"], dtype=float), [0, 1, 0], rtol=1e-6)
     assert float(rate[1].min()) > 0
 
@@ -154,7 +190,7 @@ def test_images_brighter_than_training_are_warned_about() -> None:
 
 
 def test_the_brightest_frame_decides_about_the_warning() -> None:
-    movie = xr.DataArray(np.zeros((4, 16, 16), np.uint16), dims=["t", "y", "x"])
+    movie = xr.DataArray(np.ones((4, 16, 16), np.uint16), dims=["t", "y", "x"])
     movie[2] = 100
     with pytest.warns(UserWarning, match=r"20\.0 dB"):
         denoise(random_model(trained_range_db=(-40, 10)), movie)

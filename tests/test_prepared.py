@@ -154,6 +154,19 @@ def test_samples_of_one_bit_frames_are_photons_too() -> None:
     np.testing.assert_allclose(drawn.values, -8 * np.log1p(-detections), rtol=1e-4)
 
 
+def test_a_camera_gives_numbers_in_every_frame() -> None:
+    movie = raw(20, 16, 16).astype(np.float32)
+    movie[7, 3, 3] = np.nan  # not among the frames that are looked at closely
+    with pytest.raises(NotPhotonCountsError, match="not finite"):
+        denoise(camera_model(), movie)
+
+
+def test_sums_of_one_bit_frames_are_whole_numbers() -> None:
+    image = xr.DataArray(np.full((8, 8), 1.5), dims=["y", "x"])
+    with pytest.raises(NotPhotonCountsError, match="every pixel of the image is"):
+        prepare(one_bit_model(4), image)
+
+
 def test_one_bit_models_take_no_camera() -> None:
     with pytest.raises(ConfigError, match="need no camera"):
         prepare(one_bit_model(8), raw(16, 16), camera=CAMERA)

@@ -12,7 +12,7 @@ from fixtures_model import broken_model, random_model
 from torch import Tensor
 
 from gap_bioimage.errors import AxesError, BrokenNetworkError
-from gap_bioimage.inference.regions import region_uncertainty, region_variance
+from gap_bioimage.inference.regions import Region, region_uncertainty, region_variance
 from gap_bioimage.network import rate_from_log_rate
 
 
@@ -105,15 +105,29 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     counts = xr.DataArray(np.ones((3, 12, 12), np.uint16), dims=["t", "y", "x"])
     with pytest.raises(AxesError, match="one frame"):
         region_uncertainty(random_model(), counts, counts.isel(t=0), seed=0)
-    with pytest.raises(AxesError, match=r"labels have sizes \(5, 12\)"):
+    with pytest.raises(AxesError, match=r"5 x 12 pixels \(y, x\) and the image 12 x 12.*crop or resize the labels"):
         region_uncertainty(random_model(), counts.isel(t=0), counts.isel(t=0)[:5], seed=0)
 
 
-@pytest.mark.parametrize("values", [np.full((12, 12), 0.5), np.eye(12, dtype=int) - 1, np.zeros((12, 12), np.uint8)])
-def test_what_is_no_label_image_is_refused(values: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((12, 12), 0.5), "expected whole numbers, 0 outside.*save"),
+        (np.eye(12, dtype=int) - 1, "expected whole numbers, 0 outside.*save"),
+        (np.zeros((12, 12), np.uint8), "the labels hold no region: all pixels are 0"),
+        (np.ones((12, 12), np.uint8), "the labels tell no region from what is outside: all pixels are 1"),
+    ],
+)
+def test_what_is_no_label_image_is_refused(values: np.ndarray, message: str) -> None:
     counts = xr.DataArray(np.ones((12, 12), np.uint16), dims=["y", "x"])
-    with pytest.raises(AxesError, match="expected whole numbers, 0 outside"):
+    with pytest.raises(AxesError, match=message):
         region_uncertainty(random_model(), counts, counts.copy(data=values), seed=0)
+
+
+def test_a_region_is_a_sentence() -> None:
+    assert str(Region(7, 9, 40, 41.23, 5.67)) == "region 7: 41.2 +- 5.7 photons (40 counted)"
+    assert str(Region(7, 9, 0, 0.2, None)) == "region 7: 0.2 photons, their error is not known (none was counted)"
+    assert "(3 counted, too few to tell)" in str(Region(7, 9, 3, 2.2, None))
 
 
 def test_dim_regions_take_more_passes() -> None:

@@ -207,12 +207,74 @@ def test_an_empty_image_becomes_generation_and_says_so() -> None:
     assert images.dims == ("sample", "y", "x")
 
 
-def test_an_empty_frame_stays_empty_beside_others() -> None:
-    image = counts("tyx")
+def test_an_empty_frame_is_generated_beside_others() -> None:
+    model, image = random_model(trained_range_db=(-40, 12)), counts("tyx")
     image[1] = 0
-    samples = sample(random_model(), image, 2, seed=3, settings=FEW)
-    assert float(np.abs(samples.isel(t=1)).max()) == 0
-    assert float(samples.isel(t=0).min()) > 0
+    settings = SamplingConfig(steps=3, beta=0.5)
+    seen: list[Progress] = []
+    with pytest.warns(UserWarning, match=r"^frame 1 of 2 \(counted from 0\) holds no photons.*generated instead"):
+        samples = sample(model, image, 2, seed=3, settings=settings, on_step=seen.append)
+    np.testing.assert_array_equal(samples.isel(t=0), sample(model, image.isel(t=0), 2, seed=3, settings=settings))
+    np.testing.assert_array_equal(samples.isel(t=1), generate(model, (21, 18), 2, seed=3, settings=settings))
+    assert [p.done for p in seen[:6]] == [1, 2, 3, 4, 5, 6]
+    assert all(a.done <= b.done for a, b in itertools.pairwise(seen))
+    assert seen[-1].done <= seen[-1].total
+
+
+def test_empty_planes_and_channels_are_named() -> None:
+    image = counts("czyx")
+    image[1, 3:] = 0
+    model = random_model(trained_range_db=(-40, 12))
+    options: Any = {"settings": SamplingConfig(steps=2, beta=0.9), "planes": True, "separate_channels": True}
+    with pytest.warns(UserWarning, match=r"channel 1, plane 3 and 1 more of 10 \(counted from 0\) hold no photons"):
+        samples = sample(model, image, 1, seed=3, **options)
+    assert float(samples.min()) > 0
+    with pytest.warns(UserWarning, match=r"plane 3 and 1 more of 10 .* hold no photons: the result is 0 there"):
+        rate = denoise(model, image, planes=True, separate_channels=True)
+    np.testing.assert_array_equal(rate[1, 3:], 0)
+
+
+def test_frames_without_room_are_counted() -> None:
+    image = xr.concat([counts(photons=p) for p in (0.1, 2, 0.1, 2, 3)], "t")
+    model = random_model(trained_range_db=(-40, 8))
+    with pytest.warns(UserWarning, match=r"brightest part of frame 1 and 2 more of 5 \(counted from 0\) has \d"):
+        sample(model, image, 1, seed=0, settings=FEW)
+
+
+def test_a_collapsed_network_is_told_of_when_it_generates() -> None:
+    model = random_model(trained_range_db=(-40, 10), levels=1)
+    for parameter in model.network.parameters():
+        parameter.data.zero_()
+
+    class Blob(torch.nn.Module):
+        def __init__(self, network: Any) -> None:
+            super().__init__()
+            self.network = network
+
+        def __getattr__(self, name: str) -> Any:
+            return super().__getattr__(name) if name == "network" else getattr(self.network, name)
+
+        def forward(self, photons: torch.Tensor) -> torch.Tensor:
+            log_rate = torch.zeros_like(photons)
+            log_rate[..., 5:8, 5:8] = 30.0
+            return log_rate
+
+    blob = replace(model, network=Blob(model.network))
+    settings = SamplingConfig(beta=0.5)
+    with pytest.warns(UserWarning, match="2 of 2 generated images lie far outside what the model was trained on"):
+        generate(blob, (64, 64), 2, seed=0, settings=settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model, (64, 64), 2, seed=0, settings=settings)
+
+
+def test_samples_that_do_not_fit_into_memory_are_refused_before_anything_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    with pytest.raises(MemoryError, match=r"^1000000000000 samples of 21 x 18 pixels take 1408159\.\d GiB$"):
+        sample(random_model(), counts(), 10**12, seed=0, unfinished=folder)
+    with pytest.raises(MemoryError, match="samples of 1 x 10000000 x 10000000 pixels take"):
+        generate(random_model(), (10**7, 10**7), seed=0, unfinished=folder)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(("dim", "shape", "channels"), [(2, (17, 20), 1), (3, (5, 12, 9), 1), (2, (12, 12), 2)])
@@ -281,7 +343,10 @@ def test_budgets_outside_the_range_are_refused(stop_db: float, message: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n_samples": 0}, ConfigError, "n_samples is 0, expected at least 1"),
+        ({"n_samples": 0}, ConfigError, "n_samples is 0, expected a whole number of at least 1"),
+        ({"n_samples": 2.5}, ConfigError, "n_samples is 2.5, expected a whole number of at least 1"),
+        ({"seed": "a"}, ConfigError, r"seed is 'a', expected a whole number of at least 0 and below 2\^63"),
+        ({"batch": 0}, ConfigError, "batch is 0, expected"),
         ({"seed": -1}, ConfigError, "seed is -1, expected"),
         ({"seed": 2**63}, ConfigError, "seed is"),
         ({"device": "abacus"}, ConfigError, "abacus"),

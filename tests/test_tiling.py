@@ -79,6 +79,17 @@ def test_sizes_that_make_no_sense_are_refused_in_a_sentence(tile: tuple[int, ...
         tiles((100, 100), tile, halo, (2, 2))
 
 
+def test_a_wrong_number_of_sizes_is_told_from_a_wrong_size() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^the halo is 40 px: 1 number was given, expected 2 \(y, x\), such as 40,40$"
+    ):
+        tiles((100, 100), (64, 64), (40,), (2, 2))
+    with pytest.raises(ConfigError, match=r"^the tile is 9, 64 px: 2 numbers were given, expected 3 \(z, y, x\), such"):
+        tiles((9, 100, 100), (9, 64), (1, 4, 4), (2, 2, 2))
+    with pytest.raises(ConfigError, match=r"^the halo is 4, -1 px, expected 2 numbers \(y, x\) of at least 0$"):
+        tiles((100, 100), (64, 64), (4, -1), (2, 2))
+
+
 def photons_for(network: Any, shape: tuple[int, ...]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     rate = torch.rand((2, network.channels, *shape), generator=generator) ** 4 * 20

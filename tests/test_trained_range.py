@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from gap_bioimage.errors import TrainedRangeError
-from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
+from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def names(numbers: Sequence[int]) -> str:
+    return f"images {list(numbers)}"
 
 
 def flat(value: float, size: int = 63, channels: int = 1) -> torch.Tensor:
@@ -19,38 +27,67 @@ def flat(value: float, size: int = 63, channels: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize(("value", "brightest", "gain"), [(1.0, 1000.0, 100.0), (1.0, 8.0, 8.0), (9.0, 8.0, 1.0)])
 def test_the_default_is_20_db_more_within_the_range(value: float, brightest: float, gain: float, channels: int) -> None:
     item = flat(value, channels=channels)
-    stop = photons_to_stop_at(item, None, brightest, from_nothing=False)
+    stop = photons_to_stop_at(item, None, brightest)
     assert float(stop) == pytest.approx(gain * float(item.sum()), rel=1e-5)
 
 
 def test_the_brightest_window_counts() -> None:
     item = torch.ones(1, 1, 189, 63)
     item[:, :, 63:126] = 4
-    assert float(photons_to_stop_at(item, None, 8.0, from_nothing=False)) == pytest.approx(2 * float(item.sum()))
+    assert float(photons_to_stop_at(item, None, 8.0)) == pytest.approx(2 * float(item.sum()))
 
 
 def test_generation_may_fill_the_image_to_the_brightest() -> None:
-    assert float(photons_to_stop_at(flat(0.0), None, 8.0, from_nothing=True)) == 8 * 63 * 63
-    assert float(photons_to_stop_at(flat(0.0), 0.0, 8.0, from_nothing=True)) == pytest.approx(63 * 63)
-    assert float(photons_to_stop_at(flat(0.0), None, 8.0, from_nothing=False)) == 0
+    assert float(photons_to_stop_at(flat(0.0), None, 8.0)) == 8 * 63 * 63
+    assert float(photons_to_stop_at(flat(0.0), 0.0, 8.0)) == pytest.approx(63 * 63)
 
 
 def test_a_wish_is_followed_within_the_range() -> None:
-    assert float(photons_to_stop_at(flat(1.0), 10.0, 11.0, from_nothing=False)) == pytest.approx(10 * 63 * 63)
+    assert float(photons_to_stop_at(flat(1.0), 10.0, 11.0)) == pytest.approx(10 * 63 * 63)
     with pytest.raises(TrainedRangeError, match=r"stop_db is 10.5.*up to 10\.4 dB only; give at most that"):
-        photons_to_stop_at(flat(1.0), 10.5, 11.0, from_nothing=False)
+        photons_to_stop_at(flat(1.0), 10.5, 11.0)
     with pytest.raises(TrainedRangeError, match=r"already has 0\.0 dB"):
-        photons_to_stop_at(flat(1.0), -1.0, 11.0, from_nothing=False)
+        photons_to_stop_at(flat(1.0), -1.0, 11.0)
 
 
 def test_room_is_that_of_the_best_and_the_worst_image() -> None:
     bright, dark = flat(9.0), flat(1.0)
-    stops = [photons_to_stop_at(item, None, 10.0, from_nothing=False) for item in (bright, dark)]
+    stops = [photons_to_stop_at(item, None, 10.0) for item in (bright, dark)]
     with pytest.warns(UserWarning, match=r"9\.5 dB .* up to 10\.0 dB: photons grow by 0\.5 dB only.* 10% of the"):
-        check_room([bright, dark], stops, 10.0)
+        check_room([bright, dark], stops, 10.0, names)
     with pytest.raises(TrainedRangeError, match="no room"):
-        check_room([bright], [stops[0] * 0 + bright.sum()], 10.0)
+        check_room([bright, flat(0.0)], [stops[0] * 0 + bright.sum(), stops[1]], 10.0, names)
+    with pytest.raises(TrainedRangeError, match="no room"):
+        check_room([bright], [stops[0] * 0 + bright.sum()], 10.0, names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_room([dark, flat(0.0)], [stops[1], stops[1] * 0], 10.0)
-        check_room([flat(0.0)], [stops[1]], 10.0)
+        check_room([dark, flat(0.0)], [stops[1], stops[1]], 10.0, names)
+        check_room([flat(0.0)], [stops[1]], 10.0, names)
+
+
+def test_those_without_room_are_named() -> None:
+    images = [flat(1.0), flat(9.0), flat(1.0), flat(9.5)]
+    stops = [photons_to_stop_at(item, None, 10.0) for item in images]
+    with pytest.warns(UserWarning, match=r"brightest part of images \[1, 3\] has 9\.8 dB"):
+        check_room(images, stops, 10.0, names)
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(2, (1, 1, 96, 96)), (3, (1, 1, 16, 64, 64))])
+def test_generated_images_far_outside_are_told(dim: int, shape: tuple[int, ...]) -> None:
+    plausible = torch.ones(shape)
+    plausible[..., 5, 5] = 40.0
+    blob, filled = torch.zeros(shape), torch.full(shape, 4.0)
+    blob[..., 5:7, 5:7] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rates in ([], [plausible], [torch.zeros(shape)]):
+            calm = Strangeness(2.0)
+            for rate in rates:
+                calm.look_at(rate)
+            calm.warn()
+    for strange in (blob, 1.1 * filled):
+        seen = Strangeness(2.0)
+        seen.look_at(torch.cat([plausible, strange]))
+        seen.look_at(plausible)
+        with pytest.warns(UserWarning, match="1 of 3 generated images lie far outside .* had 2 in the training"):
+            seen.warn()

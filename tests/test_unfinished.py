@@ -28,8 +28,20 @@ def test_the_same_work_finds_what_was_saved(tmp_path: Path) -> None:
 def test_other_work_begins_anew(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3))
-    assert Unfinished(folder, {"seed": 2}).load("a") is None
+    other = Unfinished(folder, {"seed": 2})
+    assert (other.load("a"), other.count("a"), other.found) == (None, 0, False)
+    other.save("b", x=np.arange(3))
     assert Unfinished(folder, {"seed": 1}).load("a") is None
+    assert [path.name for path in folder.glob("*.npz")] == ["b.npz"]
+
+
+def test_work_that_saves_nothing_leaves_and_takes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    Unfinished(folder, {"seed": 1})
+    assert not folder.exists()
+    Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3))
+    Unfinished(folder, {"seed": 2})
+    assert Unfinished(folder, {"seed": 1}).found
 
 
 def test_counting_ends_at_the_first_gap(tmp_path: Path) -> None:

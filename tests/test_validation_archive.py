@@ -261,3 +261,34 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         pass
     with pytest.raises(UnreadableModelError), open_package(tmp_path):
         pass
+
+
+def test_empty_files_and_folders_are_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty.zip").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    with zipfile.ZipFile(tmp_path / "hollow.zip", "w") as packed:
+        packed.writestr("only/", "")
+    for name, told in (("empty.zip", "is empty"), ("folder", "holds no files"), ("hollow.zip", "holds no files")):
+        with pytest.raises(UnreadableModelError, match=told), open_package(tmp_path / name):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "fix"),
+    [
+        ("a: 1\nb: c: d", "is not valid yaml: line 2: mapping values are not allowed here", "Correct that line"),
+        ("a: 1\na: 2", "is not valid yaml: line 2: found duplicate key", "Correct that line"),
+        ("a: [", "is not valid yaml: line 1: expected the node content, but found the end", "Correct that line"),
+        ("- a list", "is a list, a description is a mapping", "Write the description as lines such as"),
+        ("", "is empty, a description is a mapping", "Write the description as lines such as"),
+        ("a: &x [*x]", "is refused: the alias 'x' contains itself", "Write the description without aliases"),
+    ],
+)
+def test_what_is_wrong_with_a_description_has_its_own_fix(tmp_path: Path, text: str, told: str, fix: str) -> None:
+    (tmp_path / "rdf.yaml").write_text(text)
+    with open_package(tmp_path) as (package, checks):
+        assert package is None
+    (check,) = [check for check in checks if check.id == "archive.rdf"]
+    assert check.message.startswith(f"rdf.yaml {told}")
+    assert check.fix.startswith(fix)
+    assert "<file>" not in check.message

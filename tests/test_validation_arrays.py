@@ -102,3 +102,24 @@ def test_a_test_tensor_of_terabytes_is_never_read(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 60
     assert statuses["archive.tensors"] == "failed"
     assert statuses["core.test"] == "skipped"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8", np.complex64])
+def test_test_tensors_hold_finite_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    monkeypatch.setattr(arrays, "_PIECE", 100)
+    values = np.ones((1, 1, 32, 32), dtype)
+    values[0, 0, 0, 5] = np.nan
+    values[0, 0, -1, -2:] = np.inf
+    with open_package(zips.make_zip(tmp_path, files={"output.npy": zips.npy(values)})) as (package, _):
+        assert package is not None
+        check = tensor_check(package)
+    assert check.status == "failed"
+    assert check.message == "'output.npy' holds 3 values that are not numbers (NaN) or infinite, which test nothing"
+    assert check.fix.startswith("Choose a test image")
+
+
+def test_other_arrays_may_hold_anything(tmp_path: Path) -> None:
+    files: dict[str, bytes | None] = {"mask.npy": zips.npy(np.full((2, 2), np.nan))}
+    with open_package(zips.make_zip(tmp_path, files=files)) as (package, _):
+        assert package is not None
+        assert tensor_check(package).status == "passed"

@@ -11,6 +11,8 @@ import zips
 from gap_bioimage.validation.catalogue import as_markdown, catalogue
 from gap_bioimage.validation.checks import CONSUMERS
 from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.facts import Facts
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS
 
@@ -78,3 +80,25 @@ def test_the_page_tells_every_check_in_one_row() -> None:
     assert len(rows) == len(catalogue())
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
     assert [line[3:] for line in as_markdown().splitlines() if line.startswith("## ")] == list(CONSUMERS)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"id": "custom", "callable": "Op"}, "custom Python code"),
+        ({"id": "softmax", "kwargs": {"axis": "channel"}}, "Compute softmax inside the network's graph"),
+        ({"id": "clip", "kwargs": {"min": 0}}, "both a min and a max"),
+        ({"id": "scale_linear", "kwargs": {"gain": [1, 2], "offset": 0}}, "one gain for all channels"),
+    ],
+)
+def test_what_to_do_about_a_processing_step_depends_on_the_step(
+    tmp_path: Path, step: dict[str, Any], words: str
+) -> None:
+    path = zips.make_zip(tmp_path, zips.put("outputs", 0, "postprocessing", value=[step]))
+    with open_package(path) as (package, _):
+        assert package is not None
+        rule = next(rule for rule in all_rules() if rule.id == "fiji.processing_ops")
+        check = rule.judge(Facts(package))
+    assert check.status == "failed"
+    assert words in check.fix
+    assert "normalisation" not in check.fix

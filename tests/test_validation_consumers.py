@@ -176,7 +176,7 @@ def test_breaking_a_rule_is_noticed(
     check = judge(zips.make_zip(tmp_path, mutate, **options))[rule_id]
     assert check.status == ("warning" if rule.advice else "failed")
     assert rule.breaks in check.message
-    assert check.fix == rule.fix
+    assert check.fix == rule.fix if rule.fix_of is None else check.fix
 
 
 def test_every_rule_has_a_model_that_breaks_it() -> None:
@@ -196,6 +196,18 @@ def test_rules_are_well_formed() -> None:
 def test_core_only_advises_here() -> None:
     """What bioimageio.core needs is found by running it; its rules never fail a report for everybody."""
     assert all(rule.advice for rule in all_rules() if rule.consumer == "core")
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("0.4.10", "passed"), ("0.5.10", "passed"), ("0.5.11", "failed"), ("99.0.0", "failed"), ("banana", "skipped")],
+)
+@pytest.mark.parametrize("consumer", ["fiji", "ilastik"])
+def test_versions_are_judged_as_the_rule_says(tmp_path: Path, consumer: str, version: str, status: str) -> None:
+    check = judge(zips.make_zip(tmp_path, put("format_version", value=version)))[f"{consumer}.format_version"]
+    rule = next(rule for rule in all_rules() if rule.id == check.id)
+    assert rule.asks == "A format_version of at most 0.5.10."
+    assert check.status == status
 
 
 def test_deepimagej_may_tile(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 import zips
 
@@ -65,17 +66,30 @@ def test_invalid_fields_are_named(tmp_path: Path) -> None:
     description, checks = judged(zips.make_zip(tmp_path, broken))
     assert description is None
     assert checks["format.valid"].status == "failed"
-    assert "inputs.0" in checks["format.valid"].message
+    assert "inputs[0].axes[2].size.step: is missing" in checks["format.valid"].message
     assert "pytorch_version" in checks["format.valid"].message
 
 
-@pytest.mark.parametrize("version", ["0.9.0", "latest", None])
+@pytest.mark.parametrize("version", ["0.9.0", "0.6.0", "latest", None])
 def test_unknown_formats_fail(tmp_path: Path, version: str | None) -> None:
     def change(rdf: dict[str, Any]) -> None:
         rdf["format_version"] = version
 
     _, checks = judged(zips.make_zip(tmp_path, change))
     assert checks["format.version"].status == "failed"
+    assert list(checks) == ["format.version", "format.valid"]
+    assert checks["format.valid"].status == "skipped"
+    assert "see format.version" in checks["format.valid"].message
+
+
+@pytest.mark.parametrize(
+    ("version", "given"),
+    [("99.0.0", "'99.0.0'"), ("banana", "'banana'"), (5, "5"), ([1, 2], "[1, 2]"), ("", "empty"), (None, "absent")],
+)
+def test_a_wrong_version_is_told_in_a_sentence(tmp_path: Path, version: object, given: str) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, zips.put("format_version", value=version)))
+    text = f"format_version is {given}, expected is a version such as 0.5.9 (0.4.x or 0.5.x)"
+    assert checks["format.version"].message == text
 
 
 def test_other_resources_are_no_models(tmp_path: Path) -> None:
@@ -86,7 +100,66 @@ def test_other_resources_are_no_models(tmp_path: Path) -> None:
 
     description, checks = judged(zips.make_zip(tmp_path, dataset))
     assert description is None
+    assert list(checks) == ["format.valid"]
     assert checks["format.valid"].status == "failed"
+    assert checks["format.valid"].message == "the type is 'dataset', expected is model"
+
+
+@pytest.mark.parametrize("name", ["output.npy", "torchscript.pt"])
+def test_missing_files_are_told_by_the_archive_only(tmp_path: Path, name: str) -> None:
+    description, checks = judged(zips.make_zip(tmp_path, files={name: None}))
+    assert description is None
+    assert checks["format.valid"].status == "skipped"
+    assert checks["format.valid"].message == "nothing else is wrong, see archive.files"
+
+
+def test_changed_files_are_told_by_the_archive_only(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, zips.put("outputs", 0, "test_tensor", "sha256", value="0" * 64))
+    _, checks = judged(path)
+    assert checks["format.valid"].message == "nothing else is wrong, see archive.hashes"
+
+
+def test_what_the_archive_does_not_explain_is_told(tmp_path: Path) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, zips.put("name", value="x"), files={"output.npy": None}))
+    assert checks["format.valid"].status == "failed"
+    assert checks["format.valid"].message == "name: has 1 character, expected are at least 5"
+
+
+def test_objects_with_missing_files_are_told_by_the_archive_only(tmp_path: Path) -> None:
+    def objects(rdf: dict[str, Any]) -> None:
+        rdf.update(format_version="0.5.12", covers=[{"source": "cover.png"}])
+        rdf["documentation"] = {"source": "README.md"}
+
+    _, checks = judged(zips.make_zip(tmp_path, objects, files={"README.md": None, "cover.png": None}))
+    assert checks["format.valid"].message == "nothing else is wrong, see archive.files"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.zeros((1, 1, 32, 32)), "holds only zeros, which test nothing"),
+        (np.full((1, 1, 32, 32), 3e-5), "holds only values up to 3e-05, too small to test anything"),
+        (np.ones((1, 1, 32, 44)), "is 44 long along axis x, expected is 32, from axis x of 'photons'"),
+        (np.ones((1, 2, 32, 32)), "is 2 long along axis channel, expected is 1"),
+        (np.ones((1, 32, 32)), "has 3 axes, but 4 are declared (batch, channel, y, x)"),
+    ],
+)
+def test_test_tensors_that_do_not_fit_are_named(tmp_path: Path, values: np.ndarray[Any, Any], told: str) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, files={"output.npy": zips.npy(values.astype(np.float32))}))
+    assert checks["format.valid"].message == f"the test tensor of output 'rate' (output.npy) {told}"
+
+
+def test_an_input_of_wrong_size_is_named_without_its_consequences(tmp_path: Path) -> None:
+    values = np.ones((1, 1, 33, 32), np.float32)
+    _, checks = judged(zips.make_zip(tmp_path, files={"input.npy": zips.npy(values)}))
+    where = "the test tensor of input 'photons' (input.npy)"
+    assert checks["format.valid"].message == f"{where} is 33 long along axis y, expected is 16 plus a multiple of 4"
+
+
+def test_a_missing_section_names_the_file(tmp_path: Path) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, files={"README.md": b"# Tiny\n"}))
+    text = "documentation: 'README.md' has no section with the heading '# Validation'"
+    assert checks["format.recommended"].message == text
 
 
 def test_absent_covers_leave_no_temp_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ import zips
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.description import format_checks
 from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.reports.score import verdicts_of
 from gap_bioimage.validation.running.execution import Plan, run_checks
+from gap_bioimage.validation.running.reproduction import reproduces
 from gap_bioimage.validation.running.runner import Runner
 
 if TYPE_CHECKING:
@@ -145,6 +147,86 @@ def test_wrong_expected_outputs_fail_core(run: Run, tmp_path: Path) -> None:
     assert checks["core.test"].status == "failed"
     assert checks["run.reproduces"].status == "failed"
     assert checks["zoo.deepimagej"].status == "failed"
+
+
+def ran(path: Path) -> dict[str, Check]:
+    """What running a model finds, whatever is wrong with its files."""
+    found: list[Check] = []
+    with open_package(path) as (package, _):
+        assert package is not None
+        description, _ = format_checks(package)
+        assert description is not None
+        run_checks(package, description, Plan(run_code=True, found=lambda check, drawn: found.append(check)))
+    return {check.id: check for check in found}
+
+
+@pytest.mark.parametrize(("value", "n_broken"), [(np.nan, 1024), (np.inf, 1)])
+def test_expected_outputs_that_are_no_numbers_prove_nothing(tmp_path: Path, value: float, n_broken: int) -> None:
+    expected = np.load(io.BytesIO(zips.model_files()["output.npy"]))
+    expected.flat[:n_broken] = value
+    checks = ran(zips.make_zip(tmp_path, zips.torchscript_only, files={"output.npy": zips.npy(expected)}))
+    statuses = {name: checks[name].status for name in ("core.test", "run.reproduces", "run.negative_control")}
+    assert statuses == {"core.test": "failed", "run.reproduces": "failed", "run.negative_control": "skipped"}
+    assert checks["zoo.deepimagej"].status == "skipped"
+    for name in (*statuses, "zoo.deepimagej"):
+        assert f"{n_broken} of 1024 values of 'rate'" in checks[name].message
+    assert next(entry for entry in verdicts_of(list(checks.values())) if entry.consumer == "core").verdict == "fails"
+
+
+def test_a_model_that_gives_no_numbers_fails_and_is_not_compared(tmp_path: Path) -> None:
+    files = zips.model_files(zips.tiny("rate = rate * float('nan')"))
+    good = zips.model_files()["output.npy"]
+    path = zips.make_zip(
+        tmp_path, zips.torchscript_only, files={"torchscript.pt": files["torchscript.pt"], "output.npy": good}
+    )
+    checks = ran(path)
+    assert checks["core.test"].status == checks["run.reproduces"].status == "failed"
+    for name in ("core.test", "run.reproduces"):
+        assert "gives for the test input 1024 of 1024 values of 'rate' are NaN or infinite" in checks[name].message
+    for name in ("run.tiled", "run.padding", "run.batch", "run.dtypes", "run.deterministic", "run.conservation"):
+        assert checks[name].status == "skipped", checks[name]
+    assert not any("inf of" in check.message or "inf%" in check.message for check in checks.values())
+
+
+def test_a_disagreement_is_told_in_plain_words(tmp_path: Path) -> None:
+    expected = np.load(io.BytesIO(zips.model_files()["output.npy"]))
+    made = float(expected[0, 0, 7, 9])
+    expected[0, 0, 7, 9] = 1000
+    expected[0, 0, 1, 2] += 5
+    path = zips.make_zip(tmp_path, zips.torchscript_only, files={"output.npy": zips.npy(expected)})
+    words = f"2 of 1024 values of 'rate' disagree with the expected ones; the worst: expected 1000, got {made:.4g}"
+    assert f"{words} at y 7, x 9" in ran(path)["core.test"].message
+
+
+def test_exchanged_test_tensors_are_noticed(tmp_path: Path) -> None:
+    files = zips.model_files()
+    swapped = {"input.npy": files["output.npy"], "output.npy": files["input.npy"]}
+    check = ran(zips.make_zip(tmp_path, zips.torchscript_only, files=swapped))["run.reproduces"]
+    assert check.status == "failed"
+    assert "the test tensors of input and output look exchanged" in check.message
+    assert check.fix.startswith("Exchange the files")
+
+
+class TwoOutputs:
+    """Stands in for a runner whose model gives two images."""
+
+    weights_format = "torchscript"
+
+    def __init__(self, exchanged: bool) -> None:
+        ramp = np.arange(12.0).reshape(1, 1, 3, 4)
+        self.produced = {"a": ramp, "b": ramp**2}
+        self.test_inputs = {"photons": ramp}
+        self.test_outputs = {"a": ramp**2, "b": ramp} if exchanged else {"a": ramp + 1, "b": ramp**2}
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        return ("batch", "channel", "y", "x")
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_exchanged_outputs_are_noticed(exchanged: bool) -> None:
+    outcome = reproduces(cast("Runner", TwoOutputs(exchanged)))
+    assert outcome.status == "failed"
+    assert ("the test tensors of 'a' and 'b' look exchanged" in outcome.message) == exchanged
 
 
 def test_constant_outputs_cannot_be_judged(run: Run, tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_other_headlines(verdicts: tuple[Verdict, ...], expected: str) -> None:
     assert expected in page(Report("m.zip", tuple(checks), verdicts)).text
 
 
+def test_a_model_that_was_not_run_has_not_passed() -> None:
+    skipped = Check("core.test", "core", "skipped", "none of the weights was run", "--run-code")
+    report = Report("m.zip", (CHECKS[0], skipped), (Verdict("core", "unknown", "it was not run"),))
+    text = page(report).text
+    assert "The model was not run: only its files were looked at. Validate again with --run-code" in text
+    tested = Check("core.test", "core", "passed", "its test passed")
+    ran = Report("r.zip", (tested,), (Verdict("core", "works", "its test passes"),))
+    html = render_html([report, ran])
+    table = html[html.index("<tbody>") : html.index("</tbody>")]
+    assert re.findall(r'class="badge (\w+)"', table) == ["unknown", "mixed", "works", "passed"]
+    assert "not run" in table
+    assert "was not run" not in page(ran).text
+
+
 def test_a_long_reason_of_many_stands_above_the_cards_once() -> None:
     reason = "the model itself fails: " + "a file is missing, " * 5
     verdicts = tuple(Verdict(name, "fails", reason) for name in ("core", "fiji", "ilastik", "biapy"))

@@ -28,6 +28,7 @@ def test_one_suite_per_model_and_one_case_per_check() -> None:
     assert [[suite.get(name) for name in counts] for suite in root] == [["5", "1", "0", "2"], ["1", "0", "0", "0"]]
     cases = [(case.get("classname"), case.get("name")) for case in root[0]]
     assert cases == [(check.consumer, check.id) for check in CHECKS]
+    assert not any("time" in element.attrib for element in root.iter())  # it is not measured
 
 
 def test_what_happened_is_inside_the_case() -> None:

@@ -16,14 +16,13 @@ from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.description import format_checks
 from gap_bioimage.validation.package.facts import Facts
 from gap_bioimage.validation.running.loading import (
-    _as_counts,
     as_loaded,
     cost,
     cuda,
-    dtypes,
     other_device,
     output_kind,
 )
+from gap_bioimage.validation.running.number_types import as_counts, dtypes, graph_dtypes
 from gap_bioimage.validation.running.runner import Runner
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def judged(judge: Callable[[Runner], Outcome], path: Path, weights_format: str =
         assert description is not None
         facts = Facts(package)
         file = facts.file_of(facts.weights[weights_format])
-        with Runner(description.as_written, weights_format, "cpu", file) as runner:
+        with Runner(description.as_written, weights_format, "cpu", file, package.rdf) as runner:
             return judge(runner)
 
 
@@ -116,7 +115,7 @@ class Picky:
         ("uint16", "", "warning", "refused as uint16 (expected scalar type Float)"),
         ("", "float64", "failed", "as float64 differs by"),
         ("int32", "uint16", "failed", "as uint16 differs by"),
-        ("", "", "passed", "give what float32 gives"),
+        ("", "", "passed", "through the declared preprocessing, in bioimageio.core, uint16, int32, float64 give"),
     ],
 )
 def test_number_types_that_are_refused_or_wrong_are_told(refused: str, wrong: str, status: str, words: str) -> None:
@@ -126,9 +125,41 @@ def test_number_types_that_are_refused_or_wrong_are_told(refused: str, wrong: st
     assert bool(outcome.fix) == (status != "passed")
 
 
+@pytest.mark.parametrize(
+    ("forward", "status", "words"),
+    [
+        ("photons.float()", "passed", "takes uint8, int32, int64, float64"),
+        ("photons", "warning", "the graph itself refuses images as"),
+        ("photons.float() + float(photons.dtype == torch.float64)", "failed", "float64 differs by"),
+    ],
+)
+def test_the_graph_itself_is_fed_too(tmp_path: Path, forward: str, status: str, words: str) -> None:
+    path = zips.make_zip(tmp_path, source=zips.BLUR.replace("photons.float()", forward))
+    outcome = judged(graph_dtypes, path)
+    assert outcome.status == status, outcome.message
+    assert words in outcome.message
+    assert ("x.float()" in outcome.fix) == (status != "passed")
+    # through the declared way they all pass
+    assert judged(dtypes, path).status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        ({"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped"),
+        ({"id": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0}}, "skipped"),
+        ({"id": "clip", "kwargs": {"min": 0.0, "max": 9.0}}, "warning"),
+    ],
+)
+def test_steps_that_convert_come_before_the_graph(tmp_path: Path, step: dict[str, Any], status: str) -> None:
+    source = zips.BLUR.replace("photons.float()", "photons")
+    path = zips.make_zip(tmp_path, zips.put("inputs", 0, "preprocessing", value=[step]), source=source)
+    assert judged(graph_dtypes, path).status == status
+
+
 @pytest.mark.parametrize("values", [[0.0, 1.0, 5.0, 1000.0], [-1.0, 0.25, 1.0], [0.0, 1e-6], [3.0, 3.0], [0.0, 1e9]])
 def test_counts_fit_every_number_type(values: list[float]) -> None:
-    counts = _as_counts(np.array(values))
+    counts = as_counts(np.array(values))
     for dtype in ("uint16", "int32", "float32"):
         assert np.array_equal(counts.astype(dtype).astype(np.float64), counts)
     if len(set(values)) > 1:

@@ -9,6 +9,7 @@ from gap_bioimage.validation.running.measures import (
     Tolerance,
     core_tolerance,
     mismatched_ppm,
+    not_finite,
     relative_rms,
     wrong_versions,
 )
@@ -42,6 +43,24 @@ def test_core_accepts_anything_small() -> None:
     small = 1e-4 * RAMP
     assert mismatched_ppm(np.flip(small), small, Tolerance()) == 0
     assert mismatched_ppm(np.flip(RAMP), RAMP, Tolerance()) > 5e5
+
+
+def test_numbers_agree_with_numbers_only() -> None:
+    broken = RAMP.copy()
+    broken.flat[0] = np.nan
+    one = 1e6 / RAMP.size
+    assert mismatched_ppm(broken, RAMP, Tolerance()) == mismatched_ppm(RAMP, broken, Tolerance()) == pytest.approx(one)
+    assert mismatched_ppm(broken, broken, Tolerance()) == 0
+    broken.flat[0] = np.inf
+    assert mismatched_ppm(broken, RAMP, Tolerance()) == mismatched_ppm(RAMP, broken, Tolerance()) == pytest.approx(one)
+    assert mismatched_ppm(broken, -broken, Tolerance(rtol=3)) == pytest.approx(one)
+
+
+def test_values_that_are_no_numbers_are_counted() -> None:
+    array = np.array([0.0, np.nan, np.inf, -np.inf])
+    assert not_finite({"a": array[:1], "n": np.arange(3)}) == ""
+    assert not_finite({"a": array, "b": array[:2]}) == "3 of 4 values of 'a', 1 of 2 values of 'b' are NaN or infinite"
+    assert not_finite({"b": array[:2]}) == "1 of 2 values of 'b' is NaN or infinite"
 
 
 def test_core_tolerance_is_taken_from_the_description() -> None:

@@ -191,7 +191,7 @@ def test_all_pickles_of_a_zip_are_read(tmp_path: Path) -> None:
 
 def test_weights_that_cannot_be_looked_into_are_refused(tmp_path: Path) -> None:
     data = saved({"w": torch.zeros(2)})
-    assert "cannot be looked into" in judged(tmp_path, data[: len(data) // 2])[1]
+    assert "is damaged: it cannot be unpacked" in judged(tmp_path, data[: len(data) // 2])[1]
     assert judged(tmp_path, data[: len(data) // 2], "x.zip") == ("passed", "there are no pickles")
 
 
@@ -219,3 +219,24 @@ def test_a_package_whose_weights_are_code_is_not_run(tmp_path: Path, monkeypatch
     assert report.status == "failed"
     assert {c.id: c.status for c in report.checks}["core.test"] == "skipped"
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
+def test_damaged_torchscript_is_told_as_such(tmp_path: Path, kept: float) -> None:
+    whole = zips.model_files()["torchscript.pt"]
+    damaged = whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)]
+    with open_package(zips.make_zip(tmp_path, files={"torchscript.pt": damaged})) as (package, _):
+        assert package is not None
+        check = pickle_check(package)
+    assert check.status == "failed"
+    assert check.message == "'torchscript.pt' is damaged, or no TorchScript file"
+    assert check.fix == "Download the file again, or write it again with torch.jit.save."
+
+
+def test_damaged_state_dicts_are_to_be_downloaded_again(tmp_path: Path) -> None:
+    whole = zips.model_files()["weights.pt"]
+    with open_package(zips.make_zip(tmp_path, files={"weights.pt": whole[: len(whole) // 2]})) as (package, _):
+        assert package is not None
+        check = pickle_check(package)
+    assert check.message.startswith("'weights.pt' is damaged: it cannot be unpacked")
+    assert check.fix.startswith("Download the file again")

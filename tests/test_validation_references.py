@@ -61,9 +61,14 @@ def test_changed_files_fail(tmp_path: Path) -> None:
     def stale(rdf: dict[str, Any]) -> None:
         rdf["weights"]["torchscript"]["sha256"] = "0" * 64
 
-    statuses, loadable = judged(zips.make_zip(tmp_path, stale))
+    path = zips.make_zip(tmp_path, stale)
+    statuses, loadable = judged(path)
     assert statuses["archive.hashes"] == "failed"
     assert not loadable
+    with open_package(path) as (package, _):
+        assert package is not None
+        (check,) = [check for check in reference_checks(package)[0] if check.id == "archive.hashes"]
+    assert check.fix.startswith("Download it again; if you changed the file on purpose")
 
 
 def test_missing_files_fail(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_json_is_the_contract(tmp_path: Path) -> None:
     }
 
 
+def test_json_says_whether_the_model_was_run(tmp_path: Path) -> None:
+    unrun = validate(zips.make_zip(tmp_path, no_id))
+    assert (unrun.to_dict()["status"], unrun.to_dict()["was_run"], unrun.word) == ("passed", False, "not run")
+
+
 def test_partners_fail_a_model_on_request_only(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, no_id)
     everybody = validate(path)

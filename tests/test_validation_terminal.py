@@ -47,7 +47,18 @@ def test_without_verdicts_there_is_only_the_table() -> None:
     text = printed(Report("m.zip", CHECKS))
     assert "score" not in text
     assert "BiaPy" not in text
-    assert lines(Report("m.zip", ()))[-1] == "passed m.zip ()"
+    ran = Check("core.test", "core", "passed", "its test passed")
+    assert lines(Report("m.zip", (ran,)))[-1] == "passed m.zip (1 passed)"
+
+
+def test_a_model_that_was_not_run_has_not_passed() -> None:
+    skipped = Check("core.test", "core", "skipped", "none of the weights was run", "--run-code")
+    found = lines(Report("m.zip", (CHECKS[0], skipped)))
+    assert "not run m.zip (1 passed, 1 skipped)" in found
+    assert "the model was not run. Validate again with --run-code, which allows the Python code" in " ".join(found)
+    other = Check("core.test", "core", "skipped", "onnx needs onnxruntime", "Install onnxruntime.")
+    assert lines(Report("m.zip", (other,)))[-1].endswith("the model was not run. Install onnxruntime.")
+    assert lines(Report("m.zip", CHECKS))[-1].startswith("failed m.zip")  # what failed has failed, run or not
 
 
 def test_every_program_has_its_line_and_a_shared_reason_is_said_once() -> None:

@@ -34,7 +34,7 @@ class Tiny(nn.Module):
         self.other = nn.Identity()
 
     def forward(self, photons: torch.Tensor) -> torch.Tensor:
-        rate = self.blur(photons)
+        rate = self.blur(photons.float())
         return rate
 """
 

@@ -21,9 +21,9 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
     Parameters
     ----------
     samples
-        With the dim ``sample``; fewer than two, or dark ones, tell nothing.
+        With the dim ``sample``; fewer than two tell nothing.
     mmse
-        The denoised image, with the other dims.
+        The denoised image, with the other dims. Planes without any light tell nothing: their samples were generated.
 
     Warns
     -----
@@ -32,12 +32,14 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
         samples explains.
     """
     count = samples.sizes["sample"]
-    expected = _boxes(mmse)
-    size = _rms(expected)
-    if count < 2 or not size > 0:
+    seen = (mmse > 0).any(("y", "x")).values
+    if count < 2 or not seen.any():
         return
+    mmse = mmse.transpose(..., "y", "x")
+    expected = _boxes(mmse)[seen]
+    size = _rms(expected)
     # one sample at a time: all of them may not fit into memory twice
-    boxes = np.stack([_boxes(samples.isel(sample=n, drop=True).transpose(*mmse.dims)) for n in range(count)])
+    boxes = np.stack([_boxes(samples.isel(sample=n, drop=True).transpose(*mmse.dims))[seen] for n in range(count)])
     difference = _rms(boxes.mean(0) - expected) / size
     explained = _rms(boxes.std(0, ddof=1)) / math.sqrt(count) / size
     if difference > max(_LARGE, _SURE * explained):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from gap_bioimage.errors import AxesError, ConfigError
+from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.finite import finite
+from gap_bioimage.inference.items import as_items
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import UNet, rate_from_log_rate
 from gap_bioimage.photons.checks import check_dim
-from gap_bioimage.photons.layout import items_first
 from gap_bioimage.photons.thinning import pseudo_psnr_db
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from gap_bioimage.inference.items import Items
     from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.training.recorded import CameraLike
 
@@ -50,7 +52,8 @@ def denoise(
     model
         From ``load_model`` or ``train``.
     photons
-        Counts, or values of the camera, with dims out of ``t c z y x``.
+        Counts, or values of the camera, with dims out of ``t c z y x``. They are checked to be whole numbers from 0
+        up; whether these come from photons is judged where files are read, by ``read_photons``.
     planes
         Let a 2D model run on a stack plane by plane.
     camera
@@ -83,63 +86,40 @@ def denoise(
     BrokenNetworkError
         If the network returns values that are not finite.
     NotPhotonCountsError
-        If the image cannot come from that camera.
+        If values are negative, fractional or not finite, or the image cannot come from that camera.
+
+    Warns
+    -----
+    UserWarning
+        If frames, planes or channels hold no photons, or are brighter than the images of the training.
     """
     prepared = prepare(model, photons, camera=camera, time_as_z=time_as_z)
     check_dim(prepared.counts, model.config.dim, plane_by_plane=planes)
-    items, restore = as_items(
-        prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels
-    )
-    warn_if_brighter(model, items)
+    items = as_items(prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels)
+    _warn_of_brightness(model, items)
     network = on_device(model.network, device)
-    rates = np.empty(items.shape, np.float32)
+    rates = np.empty(items.values.shape, np.float32)
     done = 0
 
     def report(number: int, count: int) -> None:
         if on_tile is not None:
-            on_tile(done * count + number, len(items) * count)
+            on_tile(done * count + number, len(rates) * count)
 
-    for done, item in enumerate(items):
+    for done, item in enumerate(items.values):
         rates[done] = _denoise_item(network, np.asarray(item), tile_px, halo_px, report)
-    return prepared.photons(restore(rates))
+    return prepared.photons(items.restore(rates))
 
 
-def as_items(
-    photons: xr.DataArray, dim: int, channels: int, *, separate_channels: bool = False
-) -> tuple[np.ndarray, Callable[[np.ndarray], xr.DataArray]]:
-    """View an image as independent items ``(n, c, [z,] y, x)``, and how to turn them back.
-
-    Raises
-    ------
-    AxesError
-        If the number of channels is not the model's.
-    """
-    ordered = items_first(photons, dim, separate_channels=separate_channels)
-    if ordered.sizes["c"] != channels:
-        raise AxesError(
-            f"the image has {ordered.sizes['c']} channels, the model expects {channels}; "
-            + (
-                "choose one with --channel, or denoise each by itself with --separate-channels"
-                if channels == 1
-                else f"give an image with {channels}, all at once, without --channel"
-            )
+def _warn_of_brightness(model: Model, items: Items) -> None:
+    """Warn when an image is brighter than every training window, or parts of it are empty."""
+    levels = [pseudo_psnr_db(item) for item in items.values]
+    empty = [number for number, level in enumerate(levels) if level == -math.inf]
+    if empty:
+        warnings.warn(
+            f"{items.without_photons(empty)}: the result is 0 there, which tells nothing of what was there",
+            stacklevel=3,
         )
-    items = ordered.data.reshape(-1, *ordered.shape[-dim - 1 :])
-
-    def restore(values: np.ndarray) -> xr.DataArray:
-        result = ordered.copy(data=values.reshape(ordered.shape))
-        if "channel" in result.dims:
-            result = result.squeeze("c", drop=True).rename(channel="c")
-        elif "c" not in photons.dims:
-            result = result.squeeze("c", drop="c" not in photons.coords)  # the name of a chosen channel stays
-        return result.transpose(*photons.dims)
-
-    return items, restore
-
-
-def warn_if_brighter(model: Model, items: np.ndarray) -> None:
-    """Warn when an image is brighter than every training window."""
-    brightest = max(pseudo_psnr_db(item) for item in items)
+    brightest = max(levels)
     limit = model.trained_range_db[1]
     if brightest > limit + _MARGIN_DB:
         warnings.warn(

@@ -16,6 +16,7 @@ import xarray as xr
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.network import photons_of
 from gap_bioimage.photons.cameras.camera import check_camera_image
+from gap_bioimage.photons.checks import check_axes, check_whole_numbers
 from gap_bioimage.photons.layout import time_as_z as as_stack
 from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 
@@ -78,12 +79,14 @@ def prepare(model: Model, image: xr.DataArray, *, camera: CameraLike = "model", 
     Raises
     ------
     NotPhotonCountsError
-        If the image cannot come from that camera, or holds more photons than one-bit frames can.
+        If the image cannot come from that camera, holds more photons than one-bit frames can, or values that are no
+        counts: negative, fractional or not finite. Whether counts come from photons is judged where they are read.
     ConfigError
         If the camera's yaml describes none, or the model was trained on one-bit frames.
     AxesError
-        If time cannot be taken as z, or the camera's maps have other sizes.
+        If the image has no named axes, time cannot be taken as z, or the camera's maps have other sizes.
     """
+    check_axes(image)
     source = as_stack(image) if time_as_z else image
     detector = chosen_camera(model, camera)
     name = str(image.attrs.get("source", "the image"))
@@ -94,19 +97,22 @@ def prepare(model: Model, image: xr.DataArray, *, camera: CameraLike = "model", 
         )
     if detector is not None:
         check_camera_image(source, detector, name=name)
-        return Prepared(_counted(source, detector), detector, None, time_as_z)
+        return Prepared(_counted(source, detector, name), detector, None, time_as_z)
+    check_whole_numbers(source, name=name)
     ceiling = ceiling_of(model)
     if ceiling is not None:
         _check_ceiling(source, ceiling, name)
     return Prepared(source, None, ceiling, time_as_z)
 
 
-def _counted(image: xr.DataArray, detector: Detector) -> xr.DataArray:
+def _counted(image: xr.DataArray, detector: Detector, name: str) -> xr.DataArray:
     """Return the counts of camera values, plane by plane, so that only they are in memory."""
     ordered = image.transpose(..., "y", "x")
     planes = ordered.data.reshape(-1, *ordered.shape[-2:])
     counts = np.empty(planes.shape, np.int32)
     for plane, counted in zip(planes, counts, strict=True):
+        if not np.isfinite(plane).all():
+            raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
         counted[:] = detector.counts(np.asarray(plane))
     return ordered.copy(data=counts.reshape(ordered.shape)).transpose(*image.dims)
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.errors import AxesError, ConfigError
-from gap_bioimage.inference.denoise import as_items, on_device
+from gap_bioimage.inference.arguments import check_whole
+from gap_bioimage.inference.denoise import on_device
 from gap_bioimage.inference.finite import finite
+from gap_bioimage.inference.items import as_items
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import count_keys, draw_keys, poisson, rate_from_log_rate
-from gap_bioimage.photons.checks import check_dim
+from gap_bioimage.photons.checks import check_axes, check_dim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +48,13 @@ class Region:
     counted: int
     photons: float
     std: float | None
+
+    def __str__(self) -> str:
+        """Return a sentence."""
+        if self.std is not None:
+            return f"region {self.label}: {self.photons:.1f} +- {self.std:.1f} photons ({self.counted} counted)"
+        few = "none was counted" if not self.counted else f"{self.counted} counted, too few to tell"
+        return f"region {self.label}: {self.photons:.1f} photons, their error is not known ({few})"
 
     def to_dict(self) -> dict[str, float | None]:
         """Return plain numbers."""
@@ -98,21 +107,15 @@ def region_uncertainty(
     UserWarning
         If a region's expected photons differ from the counted ones by more than both their errors explain.
     """
+    check_whole("seed", seed, 0, 2**63)
     prepared = prepare(model, photons, camera=camera)
     if prepared.ceiling is not None:
         raise ConfigError("regions of one-bit frames are not known: their photons are no sums of what was counted")
     check_dim(prepared.counts, model.config.dim, plane_by_plane=False)
-    items, _ = as_items(prepared.counts, model.config.dim, model.config.channels)
-    if len(items) != 1 or labels.shape != items.shape[2:]:
-        raise AxesError(
-            f"the labels have sizes {labels.shape} and the image holds {len(items)} of {items.shape[2:]}, expected "
-            "one image with labels of the same size; give one frame"
-        )
-    if labels.dtype.kind not in "iub" or not 0 <= int(labels.min()) < int(labels.max()):
-        raise AxesError(
-            f"the labels are {labels.dtype} from {float(labels.min()):g} to {float(labels.max()):g}, expected whole "
-            "numbers, 0 outside and 1 or more in the regions; save the label image as 8 or 16 bit"
-        )
+    items = as_items(prepared.counts, model.config.dim, model.config.channels).values
+    if len(items) != 1:
+        raise AxesError(f"the image holds {len(items)} frames, expected one for regions; give one frame, as --time 0")
+    _check_labels(labels, items.shape[2:])
     network = on_device(model.network, device)
     counts = torch.from_numpy(np.ascontiguousarray(items).astype(np.float32))
 
@@ -132,6 +135,28 @@ def region_uncertainty(
         if on_region is not None:
             on_region(done, len(numbers))
     return found
+
+
+def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
+    """Refuse what is no label image of an image with these sizes."""
+    check_axes(labels, what="the label image")
+    if labels.shape != shape:
+        raise AxesError(
+            f"the labels have {' x '.join(map(str, labels.shape))} pixels ({', '.join(map(str, labels.dims))}) and the "
+            f"image {' x '.join(map(str, shape))}, expected the same; crop or resize the labels as the image was"
+        )
+    lowest, highest = float(labels.min()), float(labels.max())
+    if labels.dtype.kind in "iub" and lowest == highest:
+        none = "hold no region" if not highest else "tell no region from what is outside"
+        raise AxesError(
+            f"the labels {none}: all pixels are {highest:g}, expected 0 outside and 1 or more in the regions; give "
+            "another label image"
+        )
+    if labels.dtype.kind not in "iub" or lowest < 0:
+        raise AxesError(
+            f"the labels are {labels.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside and 1 or "
+            "more in the regions; save the label image as 8 or 16 bit"
+        )
 
 
 def _without_background(region: Region, prepared: Prepared, mask: np.ndarray) -> Region:

@@ -9,87 +9,32 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.climb import Climb, State
-from gap_bioimage.inference.denoise import as_items, on_device
+from gap_bioimage.inference.arguments import check_whole
+from gap_bioimage.inference.denoise import on_device
+from gap_bioimage.inference.drawing import Draw, Job, Progress
+from gap_bioimage.inference.items import Items, as_items
 from gap_bioimage.inference.prepared import Prepared, prepare
-from gap_bioimage.inference.tiling import automatic_batch, tiled_log_rate
-from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
+from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
 from gap_bioimage.inference.unfinished import Unfinished, fingerprint
 from gap_bioimage.photons.checks import check_dim
 from gap_bioimage.training.recorded import detector_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from gap_bioimage.network import UNet
     from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.training.recorded import CameraLike
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where sampling is.
-
-    Attributes
-    ----------
-    item, samples
-        Which frame or plane, counted from 0, and which of its samples are on their way.
-    done, total
-        Steps over all frames and samples; the total is an estimate with the geometric schedule.
-    state
-        Counts and log-rates of these samples, ``(samples, c, [z,] y, x)``.
-    photons, db
-        Mean photons per pixel, and 10 log10 of it.
-    """
-
-    item: int
-    samples: range
-    done: int
-    total: int
-    state: State
-
-    @property
-    def photons(self) -> float:
-        """Mean photons per pixel."""
-        return float(self.state.photons.mean(dtype=torch.float64))
-
-    @property
-    def db(self) -> float:
-        """Pseudo-PSNR."""
-        return 10 * math.log10(self.photons) if self.photons > 0 else -math.inf
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What all images of a call share."""
-
-    network: UNet
-    settings: SamplingConfig
-    seed: int
-    n_samples: int
-    brightest: float
-    from_nothing: bool
-    tile_px: Sequence[int] | None
-    halo_px: Sequence[int] | None
-    batch: int | None
-    unfinished: Unfinished
-    on_step: Callable[[Progress], None] | None
-
-    def predict(self, photons: Tensor) -> Tensor:
-        return tiled_log_rate(self.network, photons, self.tile_px, self.halo_px)
 
 
 def sample(
@@ -120,7 +65,8 @@ def sample(
     model
         From ``load_model`` or ``train``; trained on images brighter than these.
     photons
-        Counts with dims out of ``t c z y x``. If there are none at all, images are generated, with a warning.
+        Counts with dims out of ``t c z y x``. For frames, planes or channels without any,
+        and so for an empty image, images are generated instead, with a warning.
     n_samples
         How many.
     seed
@@ -149,7 +95,11 @@ def sample(
     AxesError
         If the axes or channels do not fit the model.
     ConfigError
-        If ``n_samples``, ``seed`` or the device is impossible.
+        If ``n_samples``, ``seed``, ``batch`` or the device is impossible.
+    NotPhotonCountsError
+        If values are negative, fractional or not finite, or the image cannot come from the camera.
+    MemoryError
+        If the samples do not fit into memory.
     TrainedRangeError
         If the image is so bright that no photons can be added within the trained range, or ``stop_db`` lies
         beyond it.
@@ -157,53 +107,62 @@ def sample(
         If the network returns values that are not finite.
     """
     settings = settings or SamplingConfig()
-    if n_samples < 1:
-        raise ConfigError(f"n_samples is {n_samples}, expected at least 1")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"the seed is {seed}, expected a number of at least 0 and below 2^63")
+    check_whole("n_samples", n_samples, 1)
+    check_whole("seed", seed, 0, 2**63)
+    if batch is not None:
+        check_whole("batch", batch, 1)
     prepared = prepare(model, photons, camera=camera, time_as_z=time_as_z)
     check_dim(prepared.counts, model.config.dim, plane_by_plane=planes)
-    items, restore = as_items(
-        prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels
-    )
-    counts = [torch.from_numpy(np.ascontiguousarray(item).astype(np.float32))[None] for item in items]
-    empty = not any(bool(item.any()) for item in counts)
+    items = as_items(prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels)
+    drawn = _empty(n_samples, items)
+    brightest = 10 ** (model.trained_range_db[1] / 10)
+    jobs = _jobs(items, settings, brightest)
+    work = {"network": fingerprint(*model.network.state_dict().values())}
+    work |= {"photons": fingerprint(*(job.observed for job in jobs)), "tiles": str((tile_px, halo_px, batch, device))}
+    work |= {"seed": str(seed), "n_samples": str(n_samples), "settings": settings.model_dump_json()}
+    kept = Unfinished(unfinished, work)
+    draw = Draw(on_device(model.network, device), seed, n_samples, brightest, tile_px, halo_px, batch, kept, on_step)
+    if kept.found:
+        log.info("continuing an interrupted run")
+    strangeness = Strangeness(brightest)
+    for job, numbers, rate in draw.run(jobs):
+        drawn[numbers.start : numbers.stop, job.number] = rate.numpy()
+        if job.from_nothing:
+            strangeness.look_at(rate)
+    strangeness.warn()
+    kept.remove()
+    return prepared.photons(items.restore(drawn, n_samples)).rename("rate")
+
+
+def _empty(n_samples: int, items: Items) -> np.ndarray:
+    """Return room for all samples, (n_samples, n, c, [z,] y, x), before the work begins."""
+    shape = (n_samples, *items.values.shape)
+    try:
+        return np.empty(shape, np.float32)
+    except (MemoryError, ValueError):  # numpy has no words of its own for sizes that no machine has
+        pixels = " x ".join(str(size) for size in items.image.shape)
+        needed = 4 * math.prod(shape) / 2**30
+        raise MemoryError(f"{n_samples} samples of {pixels} pixels take {needed:.1f} GiB") from None
+
+
+def _jobs(items: Items, settings: SamplingConfig, brightest: float) -> list[Job]:
+    """Return the images to draw, and warn of those that hold too much or too little for it."""
+    counts = [torch.from_numpy(np.ascontiguousarray(item).astype(np.float32))[None] for item in items.values]
+    empty = [number for number, item in enumerate(counts) if not bool(item.any())]
     if empty:
         warnings.warn(
-            "the image holds no photons, so that nothing is known: images are generated instead, at the brightest "
-            "exposure that the model was trained for",
-            stacklevel=2,
+            f"{items.without_photons(empty)}, so that nothing is known: images are generated instead, at the "
+            "brightest exposure that the model was trained for",
+            stacklevel=3,
         )
-        settings = _for_generation(settings)
-    brightest = 10 ** (model.trained_range_db[1] / 10)
-    stops = [photons_to_stop_at(item, settings.stop_db, brightest, from_nothing=empty) for item in counts]
+    stops = [photons_to_stop_at(item, settings.stop_db, brightest) for item in counts]
     if settings.stop_db is None:
-        check_room(counts, stops, brightest)
-    work = {"network": fingerprint(*model.network.state_dict().values()), "photons": fingerprint(*counts)}
-    work |= {"seed": str(seed), "n_samples": str(n_samples), "settings": settings.model_dump_json()}
-    work |= {"tiles": str((tile_px, halo_px, batch, device))}
-    run = _Run(
-        on_device(model.network, device),
-        settings,
-        seed,
-        n_samples,
-        brightest,
-        empty,
-        tile_px,
-        halo_px,
-        batch,
-        Unfinished(unfinished, work),
-        on_step,
-    )
-    if run.unfinished.found:
-        log.info("continuing an interrupted run")
-    drawn = np.empty((n_samples, *items.shape), np.float32)
-    for number, (item, stop) in enumerate(zip(counts, stops, strict=True)):
-        for numbers, rate in _sample_item(run, item, stop, number, len(counts)):
-            drawn[numbers.start : numbers.stop, number] = rate.numpy()
-    samples = xr.concat([restore(values) for values in drawn], "sample")
-    run.unfinished.remove()
-    return prepared.photons(samples).rename("rate")
+        check_room(counts, stops, brightest, items.names)
+    generation = _for_generation(settings)
+    return [
+        Job(number, item, stop, generation if number in empty else settings)
+        for number, (item, stop) in enumerate(zip(counts, stops, strict=True))
+    ]
 
 
 def generate(
@@ -256,7 +215,7 @@ def generate(
             stacklevel=2,
         )
     axes = ["z", "y", "x"][-len(shape) :]
-    empty = xr.DataArray(np.zeros((model.config.channels, *shape), np.uint16), dims=["c", *axes])
+    empty = xr.DataArray(np.broadcast_to(np.uint16(0), (model.config.channels, *shape)), dims=["c", *axes])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the image holds no photons")
         images = sample(
@@ -282,54 +241,3 @@ def generate(
 def _for_generation(settings: SamplingConfig) -> SamplingConfig:
     """Equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far."""
     return settings.model_copy(update={"schedule": "geometric"})
-
-
-def _sample_item(run: _Run, item: Tensor, stop: Tensor, number: int, n_items: int) -> Iterator[tuple[range, Tensor]]:
-    """Draw the samples of one image (1, c, [z,] y, x), in chunks."""
-    device = next(run.network.parameters()).device
-    # the state lives where the network runs, if random numbers can be made there
-    item = item.to(device) if device.type == "cuda" else item
-    batch = run.batch or automatic_batch(run.network, item.shape[2:], run.tile_px)
-    first = None
-    for start in range(0, run.n_samples, batch):
-        numbers = range(start, min(start + batch, run.n_samples))
-        name = f"item{number}_samples{numbers.start}-{numbers.stop}"
-        finished = run.unfinished.load(name)
-        if finished is None:
-            samples = torch.tensor(list(numbers), device=item.device)
-            climb = Climb(item, samples, stop.to(item.device), run.brightest, run.settings, run.seed)
-            if first is None:
-                first = run.predict(item)
-            state = _climb(run, climb, first, name, number, n_items, numbers)
-            rate = climb.result(state, None if run.from_nothing else item).cpu()
-            run.unfinished.save(name, rate=rate.numpy())
-        else:
-            rate = torch.from_numpy(finished["rate"])
-        yield numbers, rate
-
-
-def _climb(run: _Run, climb: Climb, first: Tensor, name: str, number: int, n_items: int, numbers: range) -> State:
-    """Climb, continuing where an earlier call was stopped."""
-    steps = climb.expected_steps()
-    before = (number * run.n_samples + numbers.start) * steps
-
-    def report(state: State) -> None:
-        if run.unfinished.is_time():
-            run.unfinished.save(f"{name}_state", **_to_arrays(state))
-        if run.on_step is not None:
-            done = before + min(state.step, steps) * len(numbers)
-            run.on_step(Progress(number, numbers, done, n_items * run.n_samples * steps, state))
-
-    stored = run.unfinished.load(f"{name}_state")
-    state = climb.begin(run.predict, first) if stored is None else _from_arrays(stored, first.device)
-    return climb.run(run.predict, state, report)
-
-
-def _to_arrays(state: State) -> dict[str, np.ndarray]:
-    tensors = {key: getattr(state, key) for key in ("photons", "log_rate", "previous", "growth")}
-    return {"step": np.array(state.step), **{key: tensor.cpu().numpy() for key, tensor in tensors.items()}}
-
-
-def _from_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> State:
-    tensors = {key: torch.from_numpy(value).to(device) for key, value in arrays.items() if key != "step"}
-    return State(**tensors, step=int(arrays["step"]))

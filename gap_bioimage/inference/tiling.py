@@ -48,17 +48,24 @@ def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], 
     ConfigError
         If the tile or halo does not fit the axes, or a tile is too small to hold its halo and one step.
     """
-    for name, sizes, least in (("tile", tile_px, 1), ("halo", halo_px, 0)):
-        if len(sizes) != len(shape) or min(sizes) < least:
-            raise ConfigError(
-                f"the {name} is {', '.join(map(str, sizes))} px, expected {len(shape)} numbers of at least "
-                f"{least}, one per spatial axis; for example {', '.join(['64'] * len(shape))}"
-            )
+    _check_sizes("tile", tile_px, len(shape), 1)
+    _check_sizes("halo", halo_px, len(shape), 0)
     axes = [
         _axis_tiles(size, tile, round_up(halo, step), step)
         for size, tile, halo, step in zip(shape, tile_px, halo_px, step_px, strict=True)
     ]
     return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
+
+
+def _check_sizes(name: str, sizes: Sequence[int], dim: int, least: int) -> None:
+    axes = ", ".join("zyx"[-dim:])
+    given = ", ".join(map(str, sizes))
+    if len(sizes) != dim:
+        count = "1 number was" if len(sizes) == 1 else f"{len(sizes)} numbers were"
+        example = ",".join([str(max(sizes, default=64))] * dim)
+        raise ConfigError(f"the {name} is {given} px: {count} given, expected {dim} ({axes}), such as {example}")
+    if min(sizes) < least:
+        raise ConfigError(f"the {name} is {given} px, expected {dim} numbers ({axes}) of at least {least}")
 
 
 def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -82,6 +89,8 @@ def automatic_batch(network: UNet, shape: Sequence[int], tile_px: Sequence[int] 
     """Return how many images share a run of the network: one on the CPU, on a GPU as many tiles as fit 2 GB."""
     if next(network.parameters()).device.type == "cpu":
         return 1
+    if tile_px is not None:
+        _check_sizes("tile", tile_px, len(shape), 1)
     tile = (
         automatic_tile_px(network, shape)
         if tile_px is None

@@ -14,25 +14,25 @@ from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 from gap_bioimage.network import brightest_mean, photon_budget, total_photons
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
+_STRANGE_WINDOW = 2.0  # times the brightest window of the training: the climb ends there, but for its last step
+_STRANGE_PIXEL = 100.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
 
 
-def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, *, from_nothing: bool) -> Tensor:
+def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float) -> Tensor:
     """Return the photons, (1,) float64, that an image is to have at the end of its climb.
 
     Parameters
     ----------
     item
-        Counts (1, c, [z,] y, x).
+        Counts (1, c, [z,] y, x); without any, an image is generated.
     stop_db
         Mean photons per pixel in dB; when None, 20 dB above the image, as far as the trained range goes.
     brightest
         Photons per pixel that the brightest window may have.
-    from_nothing
-        The image is empty and to be generated; other empty images stay empty.
 
     Raises
     ------
@@ -41,10 +41,9 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, *,
     """
     n_pixels, has = item[0].numel(), total_photons(item)
     window = list(WINDOW_PX[item.dim() - 2])
+    from_nothing = not float(has)
     if from_nothing:
         limit = torch.full_like(has, brightest * n_pixels)
-    elif not float(has):
-        return has
     else:
         limit = photon_budget(item, math.inf, brightest, window)
     if stop_db is None:
@@ -63,43 +62,87 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, *,
     return stop
 
 
-def check_room(counts: Sequence[Tensor], stops: Sequence[Tensor], brightest: float) -> None:
+def check_room(
+    counts: Sequence[Tensor], stops: Sequence[Tensor], brightest: float, names: Callable[[Sequence[int]], str]
+) -> None:
     """See that photons can be added, and say where too few can for the full posterior.
 
     Parameters
     ----------
     counts, stops
-        Images (1, c, [z,] y, x) and the photons they shall have at the end, (1,).
+        Images (1, c, [z,] y, x) and the photons they shall have at the end, (1,); empty ones have room.
     brightest
         Photons per pixel that the brightest window may have.
+    names
+        What to call some of the images, given their numbers.
 
     Raises
     ------
     TrainedRangeError
         If no image has room.
     """
-    seen = [(item, stop) for item, stop in zip(counts, stops, strict=True) if bool(item.any())]
-    if not seen:
+    rooms = {n: _room_db(item, stop) for n, (item, stop) in enumerate(zip(counts, stops, strict=True))}
+    tight = [n for n, room in rooms.items() if room < _WARN_ROOM_DB]
+    if not tight:
         return
-    rooms = [_db(float(stop) / float(total_photons(item))) for item, stop in seen]
-    window = list(WINDOW_PX[seen[0][0].dim() - 2])
-    brightness = max(_db(float(brightest_mean(item, window))) for item, _ in seen)
+    window = list(WINDOW_PX[counts[0].dim() - 2])
+    brightness = max(_db(float(brightest_mean(counts[n], window))) for n in tight)
     where = (
-        f"the brightest part of the image has {brightness:.1f} dB (10 log10 photons per pixel) and the model was "
+        f"the brightest part of {names(tight)} has {brightness:.1f} dB (10 log10 photons per pixel) and the model was "
         f"trained up to {_db(brightest):.1f} dB"
     )
-    if max(rooms) < _LEAST_ROOM_DB:
+    if max(room for room in rooms.values() if room < math.inf) < _LEAST_ROOM_DB:
         raise TrainedRangeError(
             f"{where}: sampling adds photons and has no room; train on images at least 10 dB brighter than those to "
             "sample from (the same sample exposed longer, or frames summed)"
         )
-    if min(rooms) < _WARN_ROOM_DB:
-        share = 1 - 10 ** (-min(rooms) / 10)
-        warnings.warn(
-            f"{where}: photons grow by {min(rooms):.1f} dB only, and samples may show as little as {share:.0%} of the "
-            "posterior's variance; train on brighter images",
-            stacklevel=3,
-        )
+    least = min(rooms.values())
+    share = 1 - 10 ** (-least / 10)
+    warnings.warn(
+        f"{where}: photons grow by {least:.1f} dB only, and samples may show as little as {share:.0%} of the "
+        "posterior's variance; train on brighter images",
+        stacklevel=4,
+    )
+
+
+class Strangeness:
+    """How far generated images are from what the network was trained on; nothing was observed to hold them against.
+
+    Parameters
+    ----------
+    brightest
+        Photons per pixel of the brightest window in the training.
+    """
+
+    def __init__(self, brightest: float) -> None:
+        self._brightest = brightest
+        self._strange = self._all = 0
+        self._window = self._pixel = 0.0
+
+    def look_at(self, rate: Tensor) -> None:
+        """Measure some generated images, expected photons per pixel (b, c, [z,] y, x)."""
+        window = brightest_mean(rate, list(WINDOW_PX[rate.dim() - 2]))
+        pixel = rate.flatten(1).amax(1)
+        strange = (window > _STRANGE_WINDOW * self._brightest) | (pixel > _STRANGE_PIXEL * self._brightest)
+        self._all += len(rate)
+        self._strange += int(strange.sum())
+        self._window, self._pixel = max(self._window, float(window.max())), max(self._pixel, float(pixel.max()))
+
+    def warn(self) -> None:
+        """Warn once of all images that are far outside."""
+        if self._strange:
+            warnings.warn(
+                f"{self._strange} of {self._all} generated images lie far outside what the model was trained on (up "
+                f"to {self._pixel:.3g} photons in a pixel; {self._window:.3g} per pixel in the brightest window, which "
+                f"had {self._brightest:.3g} in the training): the network was trained too briefly to generate; train "
+                "longer, from the dark on (thinning.min_db=-40)",
+                stacklevel=3,
+            )
+
+
+def _room_db(item: Tensor, stop: Tensor) -> float:
+    has = float(total_photons(item))
+    return _db(float(stop) / has) if has else math.inf
 
 
 def _db(value: float) -> float:

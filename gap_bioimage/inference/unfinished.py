@@ -32,9 +32,9 @@ class Unfinished:
     Parameters
     ----------
     folder
-        Made when first needed; None keeps nothing.
+        Made when something is saved; None keeps nothing.
     work
-        What the work consists of; what other work left in the folder is thrown away.
+        What the work consists of; what other work left in the folder is thrown away then.
 
     Attributes
     ----------
@@ -45,21 +45,25 @@ class Unfinished:
     def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
         self.folder = folder
         self._saved_at = time.monotonic()
-        self.found = False
-        if folder is None:
-            return
-        label = json.dumps(work, sort_keys=True)
-        if folder.exists() and _read(folder / "work.json") != label:
-            shutil.rmtree(folder)
-        self.found = any(folder.glob("*.npz"))
-        if not folder.exists():
+        self._label = json.dumps(work, sort_keys=True)
+        self.found = folder is not None and self._is_ours(folder) and any(folder.glob("*.npz"))
+
+    def _is_ours(self, folder: Path) -> bool:
+        return _read(folder / "work.json") == self._label
+
+    def _made(self, folder: Path) -> Path:
+        """Return the folder, which is there and holds this work."""
+        if not self._is_ours(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
             folder.mkdir()
             with replacing(folder / "work.json") as temporary:
-                temporary.write_text(label)
+                temporary.write_text(self._label)
+        return folder
 
     def load(self, name: str) -> Arrays | None:
         """Return what was saved under a name, None if nothing was or it cannot be read any more."""
-        if self.folder is None:
+        if self.folder is None or not self._is_ours(self.folder):
             return None
         try:
             with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
@@ -71,14 +75,16 @@ class Unfinished:
         """Save arrays under a name, by rename."""
         if self.folder is None:
             return
-        with replacing(self.folder / f"{name}.npz") as temporary:
+        with replacing(self._made(self.folder) / f"{name}.npz") as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes them for its flag
         self._saved_at = time.monotonic()
 
     def count(self, prefix: str) -> int:
         """Return how many of ``prefix1``, ``prefix2``, ... were saved, up to the first that is missing."""
         number = 0
-        while self.folder is not None and (self.folder / f"{prefix}{number + 1}.npz").exists():
+        if self.folder is None or not self._is_ours(self.folder):
+            return number
+        while (self.folder / f"{prefix}{number + 1}.npz").exists():
             number += 1
         return number
 

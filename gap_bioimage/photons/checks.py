@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.judging.evidence import measure
+from gap_bioimage.photons.judging.evidence import Evidence, measure
+from gap_bioimage.photons.judging.statistics import scan
 from gap_bioimage.photons.judging.verdicts import judge
 
-if TYPE_CHECKING:
-    import xarray as xr
+_AXES = "tczyx"
 
 
 def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float = 1e-4) -> None:
@@ -42,6 +45,60 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":
         warnings.warn(finding.message, UserWarning, stacklevel=2)
+
+
+def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
+    """Refuse values that no counter returns; whether they come from photons is not asked.
+
+    Parameters
+    ----------
+    photons
+        Any dims; read piece by piece, and not at all where the type alone tells.
+    name
+        What to call the image in the message.
+
+    Raises
+    ------
+    NotPhotonCountsError
+        If values are negative, fractional or not finite, or there are none.
+    """
+    if photons.dtype.kind in "bu" and photons.size:
+        return
+    if photons.dtype.kind not in "biuf":
+        finding = judge(measure(photons), name, 1.0)
+        raise NotPhotonCountsError(finding.message)
+    values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
+    found = scan(values)
+    if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
+        raise NotPhotonCountsError(judge(Evidence(values.dtype, found), name, 1.0).message)
+
+
+def check_axes(image: Any, *, what: str = "the image") -> None:
+    """Refuse what is no image with named axes.
+
+    Parameters
+    ----------
+    image
+        What was given as one.
+    what
+        What to call it in the message.
+
+    Raises
+    ------
+    AxesError
+        If it is no ``xarray.DataArray``, or its dims are not out of ``t c z y x`` with y and x.
+    """
+    if not isinstance(image, xr.DataArray):
+        example = ", ".join(repr(axis) for axis in _AXES[-min(max(getattr(image, "ndim", 2), 2), 5) :])
+        raise AxesError(
+            f"{what} is of type {type(image).__name__}, expected an xarray.DataArray with dims out of t c z y x, as "
+            f"read_photons returns; wrap it with xarray.DataArray(a, dims=[{example}])"
+        )
+    if not {"y", "x"} <= set(image.dims) <= set(_AXES):
+        raise AxesError(
+            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
+            "with xarray.DataArray(a, dims=['y', 'x'])"
+        )
 
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:

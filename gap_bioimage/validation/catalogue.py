@@ -72,7 +72,7 @@ _ARCHIVE = (
     _static("archive.bomb", "A size that can be unpacked.", "it would fill a user's disk", _FEWER),
     _static("archive.intact", "A whole zip.", "it cannot be unpacked", "Write the zip again."),
     _static("archive.rdf", "A description that can be read.", "no program knows what the package is",
-            "Write the description again; a yaml checker shows the line."),
+            "Correct the line that is named, or write the description again."),
     _static("archive.one_rdf", "One description.", "programs may read another description than the one checked here",
             "Keep one description, named rdf.yaml."),
     _static("archive.references", "References to files inside the package.", "programs would read other files",
@@ -80,13 +80,14 @@ _ARCHIVE = (
     _static("archive.files", "Every file that the description names.", "the model cannot be loaded",
             "Add the file, or correct its path."),
     _static("archive.hashes", "Files with the sha256 that the description states.", "programs refuse changed files",
-            "Write the file's own sha256 into the description."),
+            "Download it again; if you changed the file on purpose, write its own sha256 into the description."),
     _static("archive.remote", "Files in the package rather than on a server.", "it works with a network only",
             "Put the files into the package."),
     _static("archive.pickles", "Weights that are numbers, without code.", "loading the weights could run anything",
-            "Save a plain state_dict with torch.save(model.state_dict(), ...)."),
-    _static("archive.tensors", "Test tensors that are plain arrays, as large as they say.",
-            "reading them fails, or fills the memory", "Write it again with numpy.save, as a plain array of numbers."),
+            "Save a plain state_dict with torch.save(model.state_dict(), ...), or TorchScript with torch.jit.save."),
+    _static("archive.tensors", "Test tensors that are plain arrays of finite numbers, as large as they say.",
+            "reading them fails or fills the memory, or they test nothing",
+            "Write it again with numpy.save, as a plain array of numbers."),
 )  # fmt: skip
 
 _FORMAT = (
@@ -94,10 +95,13 @@ _FORMAT = (
             "State format_version: 0.5.9 and follow it."),
     _static("format.github_user", "GitHub names that exist.", "the zoo refuses unknown ones",
             "See that https://github.com/NAME exists; nothing is looked up here."),
+    _static("format.dtypes", "Test tensors stored with the data type that is declared.",
+            "some programs refuse them, others convert them",
+            "Store it with the declared data type, or declare the data type that it has."),
     _static("format.valid", "A valid description.", "bioimageio.core and all that use it refuse the model",
-            "Correct the named fields; the format is described at https://bioimage-io.github.io/spec-bioimage-io."),
+            "Correct what is named; the format is described at https://bioimage-io.github.io/spec-bioimage-io."),
     _static("format.recommended", "The fields that bioimageio.spec recommends.", "the zoo's score sinks",
-            "Fill in the named fields."),
+            "Fill in or correct the named fields."),
 )  # fmt: skip
 
 _BEFORE_DYNAMIC = (
@@ -158,6 +162,10 @@ _DYNAMIC = {
     "run.cuda": ("users with a GPU get other results", "Create tensors on the input's device."),
     "run.cost": ("large images do not fit, or take too long", "Make the network smaller, or declare smaller tiles."),
     "fiji.below_min": ("small images fail in Fiji", "Make the network accept every multiple of step."),
+    "fiji.dtypes": (
+        "programs that hand over images as they are cannot run it",
+        "Begin forward with x = x.float(), or declare ensure_dtype float32 as the first step.",
+    ),
     "fiji.as_loaded": ("Fiji's results differ", "Call eval() before torch.jit.script or torch.jit.trace."),
     "zoo.deepimagej": ("the zoo's deepImageJ check fails", _EXPORT_AGAIN),
 }

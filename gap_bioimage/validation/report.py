@@ -66,12 +66,17 @@ class Report:
         return any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
 
     @property
+    def word(self) -> Literal["passed", "failed", "not run"]:
+        """The status for people, who would take ``passed`` for a model that works."""
+        return "not run" if self.status == "passed" and not self.was_run else self.status
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of checks by status."""
         return dict(Counter(check.status for check in self.checks))
 
     def to_dict(self) -> dict[str, object]:
-        """The report as ``validate --json`` prints it."""
+        """The report as ``validate --json`` prints it; ``was_run`` is there, and false, only where nothing was run."""
         report: dict[str, object] = {
             "status": self.status,
             "model": self.model,
@@ -81,6 +86,8 @@ class Report:
             report["consumers"] = [asdict(verdict) for verdict in self.verdicts]
         if self.score is not None:
             report["score"] = asdict(self.score)
+        if self.verdicts and self.word == "not run":
+            report["was_run"] = False
         return report
 
 

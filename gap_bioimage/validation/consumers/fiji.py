@@ -22,6 +22,14 @@ _OPERATIONS = {
     "fixed_zero_mean_unit_variance",
     "ensure_dtype",
 }
+_INTO_GRAPH = "Compute {} inside the network's graph."
+_OPERATION_FIXES = {
+    "custom": "Do what the custom Python code does inside the network's graph, or offer the model to users of "
+    "bioimageio.core only.",
+    "clip with one bound": "Give clip both a min and a max.",
+    "scale_linear with several gains": "Use one gain for all channels, or scale them inside the network's graph.",
+    "scale_mean_variance": "Match mean and variance inside the network's graph, per tile, or leave that step out.",
+}
 _ENGINE_MAJOR = "2"
 _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET = 18
@@ -119,15 +127,28 @@ def _onnx(facts: Facts) -> str | None:
 
 def _operations(facts: Facts) -> str | None:
     """Only processing steps that JDLL has."""
-    used = tensors.processing(facts)
-    strange = [str(step.get("id")) for step in used if step.get("id") not in _OPERATIONS]
-    for step in used:
-        kwargs = step.get("kwargs") or {}
-        if step.get("id") == "clip" and (kwargs.get("min") is None or kwargs.get("max") is None):
-            strange.append("clip with one bound")
-        if step.get("id") == "scale_linear" and isinstance(kwargs.get("gain"), list) and len(kwargs["gain"]) > 1:
-            strange.append("scale_linear with several gains")
+    strange = _strange_operations(facts)
     return f"processing uses {', '.join(strange)}" if strange else None
+
+
+def _strange_operations(facts: Facts) -> list[str]:
+    """The steps that JDLL lacks, as people call them."""
+    strange = []
+    for step in tensors.processing(facts):
+        name, kwargs = str(step.get("id")), step.get("kwargs") or {}
+        if name not in _OPERATIONS:
+            strange.append(name)
+        elif name == "clip" and (kwargs.get("min") is None or kwargs.get("max") is None):
+            strange.append("clip with one bound")
+        elif name == "scale_linear" and isinstance(kwargs.get("gain"), list) and len(kwargs["gain"]) > 1:
+            strange.append("scale_linear with several gains")
+    return strange
+
+
+def _operations_fix(facts: Facts) -> str:
+    """What to do about each step that JDLL lacks."""
+    fixes = dict.fromkeys(_OPERATION_FIXES.get(name, _INTO_GRAPH.format(name)) for name in _strange_operations(facts))
+    return " ".join(fixes)
 
 
 def _deepimagej_config(facts: Facts) -> str | None:
@@ -246,9 +267,10 @@ RULES = (
     Rule(
         "fiji.processing_ops",
         "JDLL does not have these operations",
-        "Put normalisation into the network's graph: float32 in, float32 out.",
+        "Compute these steps inside the network's graph, float32 in and out.",
         _operations,
         formats="0.5",
+        fix_of=_operations_fix,
     ),
     Rule(
         "fiji.no_deepimagej_config",

@@ -37,6 +37,8 @@ class Rule:
         The consumer works regardless, only worse; a violation is never more than a warning.
     formats
         ``"0.5"`` for rules about tensors as format 0.5 writes them; ``"any"`` otherwise.
+    fix_of
+        What the author of this very model does about it, where that depends on what was found.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Rule:
     test: Callable[[Facts], str | None]
     advice: bool = False
     formats: str = "any"
+    fix_of: Callable[[Facts], str] | None = None
 
     @property
     def consumer(self) -> str:
@@ -70,4 +73,5 @@ class Rule:
         if found is None:
             return Check(self.id, self.consumer, "passed", "kept")
         status: Status = "warning" if self.advice else "failed"
-        return Check(self.id, self.consumer, status, f"{one_sentence(found)}: {self.breaks}", self.fix)
+        fix = self.fix if self.fix_of is None else self.fix_of(facts)
+        return Check(self.id, self.consumer, status, f"{one_sentence(found)}: {self.breaks}", fix)

@@ -81,9 +81,10 @@ def plain_strings(facts: Facts) -> str | None:
 
 
 def format_version(facts: Facts) -> str | None:
-    """A format_version between 0.5.0 and 0.5.10."""
-    written = facts.rdf.get("format_version")
-    return None if facts.version[:2] != (0, 5) or facts.version <= (0, 5, 10) else f"format_version is {written}"
+    """A format_version of at most 0.5.10."""
+    if not facts.version:
+        raise NotApplicable("the description states no format_version")
+    return f"format_version is {facts.rdf['format_version']}" if facts.version > (0, 5, 10) else None
 
 
 def uneven_grid(facts: Facts) -> str | None:

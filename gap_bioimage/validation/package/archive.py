@@ -111,6 +111,8 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
             raise UnreadableModelError(f"{source} is no plain file; give a model zip, its folder or its rdf.yaml.")
         elif source.suffix.lower() in (".yaml", ".yml"):
             yield _package_of_yaml(source, scratch)
+        elif source.stat().st_size == 0:
+            raise UnreadableModelError(f"{source} is empty; download or write it again.")
         elif zipfile.is_zipfile(source):
             yield _package_of_zip(source, scratch)
         elif _begins_like_a_zip(source):
@@ -141,6 +143,8 @@ def find_yaml(names: list[str], source: Path) -> str:
     for name in flat:
         if name.lower().endswith(_YAML_ENDINGS):
             return name
+    if not any(not name.endswith("/") for name in names):
+        raise UnreadableModelError(f"{source} holds no files; give a model zip, its folder or its rdf.yaml.")
     raise UnreadableModelError(
         f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level; "
         "zip the model's files themselves, not the folder that holds them."
@@ -269,20 +273,37 @@ def _copy(packed: IO[bytes], out: IO[bytes], budget: int, name: str) -> None:
 
 def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
     """Parse a description as bioimageio.spec does (YAML 1.2), or say why that fails."""
+    fix = "Write the description again, as plain yaml."
     try:
         content = _parse_rdf(path)
     except UnicodeDecodeError as error:
         text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+        fix = "Save the description as UTF-8 text."
     except TrapError as error:
-        text = f"is refused: {error}"
+        text, fix = f"is refused: {error}", error.fix
     except Exception as error:  # the parser's errors have no common base
-        text = f"is not valid yaml: {one_sentence(error)}"
+        text, fix = f"is not valid yaml: {_yaml_error(error)}", "Correct that line; a yaml checker shows it."
     else:
         if isinstance(content, dict) and all(isinstance(key, str) for key in content):
             return content, Check("archive.rdf", "archive", "passed", f"{path.name} is read")
-        text = f"holds {type(content).__name__}, a description is a mapping of names to values"
-    fix = "Write the description again; a yaml checker shows the line."
+        text = f"{_held(content)}, a description is a mapping of names to values"
+        fix = "Write the description as lines such as 'name: My model'."
     return None, Check("archive.rdf", "archive", "failed", f"{one_sentence(path.name, 80)} {text}", fix)
+
+
+def _held(content: Any) -> str:
+    if content is None:
+        return "is empty"
+    if isinstance(content, dict):
+        return "has names that are no texts"
+    return "is a list" if isinstance(content, list) else "is a single value"
+
+
+def _yaml_error(error: Exception) -> str:
+    """What the parser stumbled over, and in which line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    text = one_sentence(problem or error).replace("'<stream end>'", "the end of the file")
+    return text if mark is None else f"line {mark.line + 1}: {text}"
 
 
 def _parse_rdf(path: Path) -> Any:

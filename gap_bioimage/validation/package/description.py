@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,18 +9,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import Check, one_sentence
+from gap_bioimage.validation.package.declared import dtype_checks, too_small, wrong_sizes
 from gap_bioimage.validation.package.references import is_url
+from gap_bioimage.validation.package.wording import explained_by, finding, one_per_field, told
 from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gap_bioimage.validation.package.archive import Package
+    from gap_bioimage.validation.package.wording import Finding
 
 _SHOWN = 5
 _MAX_TEXT = 900
 _WARNING_SEVERITY = 30
 """bioimageio.spec's severities: 20 and below is information."""
+_FIX = "Correct what is named; the format is described at https://bioimage-io.github.io/spec-bioimage-io."
+_OF_SIZES = re.compile(r"\baxis\b|Dimension mismatch|No functions provided|size \d+ (<|>|is not)")
 
 
 @dataclass(frozen=True)
@@ -59,26 +63,74 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     -------
     The description, or None if it is invalid, and the checks of the consumer ``format``.
     """
-    version = one_sentence(package.rdf.get("format_version", "absent"), 40) or "empty"
-    checks = [_version_check(version), *_github_checks(package.rdf)]
+    refused = _refused(package.rdf)
+    if refused:
+        return None, refused
+    version = str(package.rdf["format_version"])
+    checks = [_version_check(version), *_github_checks(package.rdf), *dtype_checks(package)]
     with quiet(), _known_people(package.rdf):
         written = _load(package, "discover", with_files)
         upgraded = written
         if _is_model(written) and version.startswith("0.4"):
             upgraded = _load(package, "latest", with_files)
-    errors, warnings = _findings(written)
     if not _is_model(written):
-        kind = one_sentence(repr(package.rdf.get("type")), 80)
-        text = "; ".join(errors[:_SHOWN]) or f"the description is of type {kind}, not a model"
-        text = one_sentence(text.replace(f"{package.root}{os.sep}", ""), _MAX_TEXT)
-        fix = "Correct the named fields; the format is described at https://bioimage-io.github.io/spec-bioimage-io."
-        return None, [*checks, Check("format.valid", "format", "failed", text, fix)]
+        return None, [*checks, _invalid(package, written, {check.id for check in checks if check.status == "failed"})]
     checks.append(Check("format.valid", "format", "passed", f"a valid model description of format {version}"))
+    warnings = list(dict.fromkeys(told(found) for found in _warnings(package, written)))
     if warnings:
         more = f" and {len(warnings) - _SHOWN} more" if len(warnings) > _SHOWN else ""
         text = one_sentence("; ".join(warnings[:_SHOWN]), _MAX_TEXT) + more
-        checks.append(Check("format.recommended", "format", "warning", text, "Fill in the named fields."))
+        checks.append(Check("format.recommended", "format", "warning", text, "Fill in or correct the named fields."))
     return Description(written, upgraded if _is_model(upgraded) else None), checks
+
+
+def _refused(rdf: dict[str, Any]) -> list[Check]:
+    """What is wrong with a description that is none of a model, or in no known format: all else would follow."""
+    kind, version = rdf.get("type"), rdf.get("format_version")
+    if kind != "model":
+        given = "the description states no type" if kind is None else f"the type is {one_sentence(repr(kind), 80)}"
+        fix = "State type: model; what is no model cannot be validated here."
+        return [Check("format.valid", "format", "failed", f"{given}, expected is model", fix)]
+    if isinstance(version, str) and re.match(r"0\.[345]\.", version):
+        return []
+    given = "absent" if version is None else "empty" if version == "" else one_sentence(repr(version), 40)
+    text = f"format_version is {given}, expected is a version such as 0.5.9 (0.4.x or 0.5.x)"
+    return [
+        Check("format.version", "format", "failed", text, "State format_version: 0.5.9 and follow it."),
+        Check("format.valid", "format", "skipped", "not judged in an unknown format, see format.version"),
+    ]
+
+
+def _invalid(package: Package, loaded: Any, failed: set[str]) -> Check:
+    """The failed check ``format.valid``; skipped where other checks explain all that is wrong."""
+    problems: dict[str, None] = {}
+    explained: dict[str, None] = {}
+    for found in one_per_field(_errors(package, loaded)):
+        by = explained_by(package, found)
+        if re.search(r"^\w+ data type '.*' does not match", found.text) and "format.dtypes" in failed:
+            by = "format.dtypes"
+        if by is not None:
+            explained[by] = None
+        else:
+            problems.update(dict.fromkeys(_of_tensors(package, found) or [told(found)]))
+    if explained and not problems:
+        return Check("format.valid", "format", "skipped", f"nothing else is wrong, see {' and '.join(explained)}")
+    shown = list(problems)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    text = one_sentence("; ".join(shown[:_SHOWN]) or "the description is no model's", _MAX_TEXT - len(more)) + more
+    return Check("format.valid", "format", "failed", text, _FIX)
+
+
+def _of_tensors(package: Package, found: Finding) -> list[str]:
+    """Errors of the test tensors as a whole, of which spec tells the first, and not always of which tensor."""
+    if found.where:
+        return []
+    if "too small for reliable" in found.text:
+        return too_small(package)
+    try:
+        return wrong_sizes(package) if _OF_SIZES.search(found.text) else []
+    except (TypeError, ValueError):  # numbers that are none
+        return []
 
 
 def _load(package: Package, version: str, with_files: bool) -> Any:
@@ -128,38 +180,32 @@ def _is_model(loaded: Any) -> bool:
     return isinstance(loaded, v0_4.ModelDescr | v0_5.ModelDescr)
 
 
-def _findings(loaded: Any) -> tuple[list[str], list[str]]:
-    """Errors and warnings of a validation, each as ``where: what``."""
+def _errors(package: Package, loaded: Any) -> list[Finding]:
+    from pydantic import ValidationError
+
+    if isinstance(loaded, ValidationError):
+        return [finding(package, entry["loc"], entry["type"], entry["msg"]) for entry in loaded.errors()]
     if isinstance(loaded, Exception):
-        return [one_sentence(loaded)], []
+        return [finding(package, (), type(loaded).__name__, one_sentence(loaded))]
     details = loaded.validation_summary.details
+    return [finding(package, entry.loc, str(entry.type), entry.msg) for detail in details for entry in detail.errors]
+
+
+def _warnings(package: Package, loaded: Any) -> list[Finding]:
     # Spec asks for sample_tensor, which the zoo's deepImageJ check then takes for the test tensor.
-    # One error per field: spec lists every alternative of a union that did not match.
-    first = {tuple(entry.loc[:3]): entry for detail in reversed(details) for entry in reversed(detail.errors)}
-    errors = [_line(entry) for entry in reversed(first.values())]
-    warnings = [
-        _line(entry)
-        for detail in details
+    return [
+        finding(package, entry.loc, str(entry.type), entry.msg)
+        for detail in loaded.validation_summary.details
         for entry in detail.warnings
         if entry.severity >= _WARNING_SEVERITY and "sample_tensor" not in entry.loc
     ]
-    return list(dict.fromkeys(errors)), list(dict.fromkeys(warnings))
-
-
-def _line(entry: Any) -> str:
-    # Locations also name the validators tried, e.g. 'function-after[CallableFromFile(), str]': no use here.
-    where = ".".join(str(part) for part in entry.loc if re.fullmatch(r"\w+", str(part)))
-    return f"{one_sentence(where, 80) or 'description'}: {one_sentence(entry.msg, 160)}"
 
 
 def _version_check(version: str) -> Check:
     if re.match(r"0\.[45]\.", version):
         return Check("format.version", "format", "passed", f"format_version {version}")
-    if re.match(r"0\.3\.", version):
-        text = f"format_version {version} is outdated, 0.5 is expected"
-        return Check("format.version", "format", "warning", text, "Rewrite the description in format 0.5.")
-    text = f"format_version is {version}, expected 0.4.x or 0.5.x"
-    return Check("format.version", "format", "failed", text, "State format_version: 0.5.9 and follow it.")
+    text = f"format_version {version} is outdated, 0.5 is expected"
+    return Check("format.version", "format", "warning", text, "Rewrite the description in format 0.5.")
 
 
 def _people(rdf: dict[str, Any]) -> list[str]:

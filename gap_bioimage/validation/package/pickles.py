@@ -11,6 +11,7 @@ import pickletools
 import re
 import warnings
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.package.entries import none_of, open_zip, shown
@@ -33,6 +34,14 @@ _SHARED_SUFFIXES = (".ckpt", ".bin")
 """Of pickles, and of other programs' files too."""
 _LEGACY_PICKLES = 5
 """Files of torch before 1.6 are five pickles in a row, followed by raw numbers."""
+_NO_ZIP = "is damaged: it cannot be unpacked"
+_BREAKS_OFF = "is a pickle that breaks off"
+_FIX_PICKLE = (
+    "Save a plain state_dict with torch.save(model.state_dict(), ...), not the model, an optimizer or arguments."
+)
+_FIX_DAMAGED = "Download the file again, or write it again with torch.save(model.state_dict(), ...)."
+_FIX_TORCHSCRIPT = "Download the file again, or write it again with torch.jit.save."
+
 _PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -161,6 +170,8 @@ class _Machine:
 def pickle_check(package: Package) -> Check:
     """Whether all pickles of a package hold plain weights: the check ``archive.pickles``."""
     scan, problems, n_scanned = Scan(), [], 0
+    torchscript = _torchscript_names(package.rdf)
+    fixes: dict[str, None] = {}
     for name in files_of(package):
         path = package.file(name)
         if path is None:
@@ -171,15 +182,36 @@ def pickle_check(package: Package) -> Check:
                 found = _problems_of(path, scan)
         except EndlessPickleError as error:
             problems.append(f"{shown(name)}: {error}")
+            fixes[_FIX_PICKLE] = None
             break
         except OSError as error:
             problems.append(f"{shown(name)} cannot be read: {error.strerror or error}")
+            fixes[_FIX_DAMAGED] = None
             continue
         n_scanned += found is not None
-        problems += [f"{shown(name)} {problem}" for problem in found or []]
+        for problem, fix in _told(found or [], PurePosixPath(name) in torchscript):
+            problems.append(f"{shown(name)} {problem}")
+            fixes[fix] = None
     good = f"{n_scanned} files with pickles hold plain weights" if n_scanned else "there are no pickles"
-    fix = "Save a plain state_dict with torch.save(model.state_dict(), ...), not the model, an optimizer or arguments."
-    return none_of("archive.pickles", problems, good, fix)
+    return none_of("archive.pickles", problems, good, " ".join(fixes))
+
+
+def _torchscript_names(rdf: dict[str, Any]) -> set[PurePosixPath]:
+    weights = rdf.get("weights")
+    entry = weights.get("torchscript") if isinstance(weights, dict) else None
+    source = entry.get("source") if isinstance(entry, dict) else None
+    return {PurePosixPath(source)} if isinstance(source, str) else set()
+
+
+def _told(problems: list[str], is_torchscript: bool) -> Iterator[tuple[str, str]]:
+    """Problems of one file with their fixes; a damaged file is to be downloaded again, whatever was in it."""
+    for problem in problems:
+        if not problem.startswith((_NO_ZIP, _BREAKS_OFF)):
+            yield problem, _FIX_PICKLE
+        elif is_torchscript:
+            yield "is damaged, or no TorchScript file", _FIX_TORCHSCRIPT
+        else:
+            yield problem, _FIX_DAMAGED
 
 
 def _problems_of(path: Path, scan: Scan) -> list[str] | None:
@@ -201,7 +233,7 @@ def _problems_of(path: Path, scan: Scan) -> list[str] | None:
     problems = _named(here.globals, torchscript=False)
     # Old pickles begin like any text. Where pickletools gives up, an unpickler might still go on.
     if broken and (suffix in _SUFFIXES or (is_pickle and is_weights)):
-        problems.append(f"is a pickle that breaks off ({shown(broken)})")
+        problems.append(f"{_BREAKS_OFF} ({shown(broken)})")
     return problems if is_pickle or here.globals or suffix in _SUFFIXES else None
 
 
@@ -241,7 +273,7 @@ def _problems_of_zip(path: Path, scan: Scan, is_weights: bool) -> list[str] | No
     except (EndlessPickleError, OSError):
         raise
     except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
-        return [f"cannot be looked into ({shown(str(error))})"] if is_weights else None
+        return [f"{_NO_ZIP} ({shown(str(error))})"] if is_weights else None
     scan.opcodes_left, scan.pickles_left = here.opcodes_left, here.pickles_left
     return _named(here.globals, torchscript=torchscript) if pickled else None
 

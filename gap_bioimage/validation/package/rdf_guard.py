@@ -12,11 +12,24 @@ MAX_NODES = 20_000
 """Values that a description may expand to; the zoo's longest descriptions have a few hundred."""
 MAX_DEPTH = 50
 _MAX_INTEGER = 2**64
+_NO_ALIASES = "Write the description without aliases: write out what each * stands for, and leave out the &."
 _KEYS = (str, int, float, date, type(None))
 
 
 class TrapError(ValueError):
-    """A description that would cost too much to be read, or that holds what no description does."""
+    """A description that would cost too much to be read, or that holds what no description does.
+
+    Parameters
+    ----------
+    text
+        What is wrong with it.
+    fix
+        What to do about it.
+    """
+
+    def __init__(self, text: str, fix: str = "Write the description again, in plain texts, numbers and lists.") -> None:
+        super().__init__(text)
+        self.fix = fix
 
 
 @dataclass
@@ -32,11 +45,11 @@ class _Expansion:
         if anchor is not None:
             self.sizes[anchor] = size
         if self.total > MAX_NODES:
-            raise TrapError(f"it expands to more than {MAX_NODES} values (aliases multiply); write it without aliases")
+            raise TrapError(f"it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
 
     def alias(self, anchor: str) -> None:
         if any(name == anchor for name, _ in self.open):
-            raise TrapError(f"the alias {anchor[:40]!r} contains itself; write it without aliases")
+            raise TrapError(f"the alias {anchor[:40]!r} contains itself", _NO_ALIASES)
         self.add(None, self.sizes.get(anchor, 1))  # an unknown anchor is the parser's to report
 
     def begin(self, anchor: str | None) -> None:

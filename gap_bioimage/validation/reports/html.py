@@ -14,7 +14,7 @@ from gap_bioimage import __version__
 from gap_bioimage.validation.checks import CONSUMERS, PARTNER_CONSUMERS
 from gap_bioimage.validation.consumers import all_rules
 from gap_bioimage.validation.reports.junit import printable
-from gap_bioimage.validation.reports.score import NAMES, PARTS
+from gap_bioimage.validation.reports.score import NAMES, PARTS, RUN_CODE, how_to_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,6 @@ _MANY = 3
 _LONG = 60
 
 _WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked"}
-
-_RUN_CODE = "Validate again with --run-code, which allows the Python code inside this model to run on your computer."
 
 _ABOUT = {
     "core": "The reference program for bioimage.io models, in Python. Others build on it.",
@@ -145,6 +143,9 @@ def render_html(reports: Sequence[Report]) -> str:
 def _page(report: Report, anchor: str) -> _Page:
     groups = [(name, [check for check in report.checks if check.consumer == name]) for name in CONSUMERS]
     headline, *sentences = _sentences(report)
+    if report.word == "not run":
+        told = f"The model was not run: only its files were looked at. {how_to_run(report.checks)}"
+        sentences.append(told.strip())
     return _Page(
         anchor,
         PurePath(report.model).name or report.model,
@@ -226,7 +227,7 @@ def _todo(report: Report) -> list[_ToDo]:
     ranked: list[tuple[int, _ToDo]] = []
     remedies: set[str] = set()
     for check in report.checks:
-        fix = _RUN_CODE if check.fix == "--run-code" else check.fix
+        fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
         # a partner's broken rule is reported as a warning where nobody asked for that partner
         needed = check.consumer in PARTNER_CONSUMERS and check.consumer in fails and check.id not in advice
         if check.status == "failed":

@@ -56,7 +56,7 @@ def _counts(checks: Sequence[Check]) -> dict[str, str]:
 
 
 def _add_case(suite: ET.Element, check: Check) -> None:
-    case = ET.SubElement(suite, "testcase", {"classname": check.consumer, "name": printable(check.id), "time": "0"})
+    case = ET.SubElement(suite, "testcase", {"classname": check.consumer, "name": printable(check.id)})
     message, fix = printable(check.message), printable(check.fix)
     text = f"{message}\nto do: {fix}" if fix else message
     if check.status == "failed":

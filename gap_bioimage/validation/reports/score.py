@@ -78,7 +78,8 @@ _TESTS = {"core.test"} | {f"run.{name}" for names in _READS.values() for name in
 
 _REASON_LENGTH = 240
 _SHOWN = 2
-_RUN_CODE = "--run-code"
+RUN_CODE = "--run-code"
+"""The fix of checks that need Python code of the package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +242,8 @@ def _why_untested(check: Check | None) -> str:
     if check is None:
         return "the model was not run"
     hint = check.fix
-    if hint == _RUN_CODE:
-        hint = f"to allow the model's Python code, validate with {_RUN_CODE}"
+    if hint == RUN_CODE:
+        hint = f"to allow the model's Python code, validate with {RUN_CODE}"
     return check.message + (f"; {_lower(hint)}" if hint else "")
 
 
@@ -328,7 +329,20 @@ def _how_to_test(untested: Sequence[Check]) -> str:
     fixes = dict.fromkeys(check.fix for check in untested if check.fix)
     if not fixes:
         return untested[0].message
-    return "; ".join(f"validate with {_RUN_CODE}" if fix == _RUN_CODE else _lower(fix).rstrip(".") for fix in fixes)
+    return "; ".join(f"validate with {RUN_CODE}" if fix == RUN_CODE else _lower(fix).rstrip(".") for fix in fixes)
+
+
+def how_to_run(checks: Sequence[Check]) -> str:
+    """What to do so that a model is run that was not, as a sentence."""
+    untested = [
+        check for check in checks if check.status == "skipped" and (check.fix == RUN_CODE or check.id in _TESTS)
+    ]
+    fixes = dict.fromkeys(check.fix for check in untested if check.fix)
+    if RUN_CODE in fixes:
+        return (
+            f"Validate again with {RUN_CODE}, which allows the Python code inside this model to run on your computer."
+        )
+    return " ".join(fixes) or (f"The reason: {untested[0].message}." if untested else "")
 
 
 def _lower(text: str) -> str:

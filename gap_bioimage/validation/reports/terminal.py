@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from gap_bioimage.validation.checks import CONSUMERS, Check
-from gap_bioimage.validation.reports.score import NAMES, PARTS
+from gap_bioimage.validation.reports.score import NAMES, PARTS, how_to_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print()
         _print_score(report.score, console)
     console.print()
-    style = _STYLES[report.status]
-    console.print(f"[{style}]{report.status}[/]  {escape(report.model)}  ({_summary(report.checks)})")
+    style = _STYLES["warning" if report.word == "not run" else report.status]
+    console.print(f"[{style}]{report.word}[/]  {escape(report.model)}  ({_summary(report.checks)})")
+    if report.word == "not run":
+        told = f"Nothing is wrong with its files, but the model was not run. {how_to_run(report.checks)}"
+        console.print(escape(told.strip()))
 
 
 def _table_of(checks: Sequence[Check]) -> Table:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.util
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.checks import Check, Outcome, merge_outcomes, one_sentence, to_check
 from gap_bioimage.validation.package.facts import Facts
 from gap_bioimage.validation.package.torchscript import read_code
-from gap_bioimage.validation.quiet import quiet
+from gap_bioimage.validation.running.core_test import core_test, negative_control
 from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS, formats_agree
 from gap_bioimage.validation.running.engines import other_cores, other_engines
 from gap_bioimage.validation.running.evidence import keep_evidence
-from gap_bioimage.validation.running.measures import core_tolerance, mismatched_ppm, wrong_versions
 from gap_bioimage.validation.running.runner import Runner
 from gap_bioimage.validation.running.shapes import is_stochastic
 
@@ -150,72 +149,6 @@ def _has_custom_operation(rdf: dict[str, Any]) -> bool:
     return any(isinstance(step, dict) and step.get("id") == "custom" for step in steps)
 
 
-def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
-    """bioimageio.core's test of one weights format; only its status ``passed`` counts.
-
-    A failed inference gives the status ``valid-format``, which reads as if all were well.
-    """
-    import torch
-    from bioimageio.core import test_description
-
-    before = len(descr.validation_summary.details)
-    try:
-        with quiet():
-            summary = test_description(
-                descr,
-                weight_format=cast("Any", weights_format),
-                devices=[device],
-                expected_type=None,
-                determinism="full",  # as the zoo tests
-            )
-    except Exception as error:  # whatever a model raises
-        return Outcome("failed", one_sentence(error), "Run `bioimageio test` for the whole story.")
-    finally:
-        torch.use_deterministic_algorithms(False)  # users run without
-    errors = [entry.msg for detail in summary.details[before:] for entry in detail.errors]
-    if summary.status == "passed" and not errors:
-        runs = len(summary.details) - before
-        return Outcome("passed", f"bioimageio.core's test passed in {runs} runs")
-    text = one_sentence(errors[0] if errors else f"its status is {summary.status!r} instead of 'passed'", 240)
-    fix = "Export the test outputs again with these weights, and see that the declared sizes are accepted."
-    return Outcome("failed", f"bioimageio.core's test: {text}", fix)
-
-
-def negative_control(package: Package, description: Description) -> Outcome:
-    """Whether bioimageio.core's tolerance would notice a wrong output: a flipped expectation must fail.
-
-    Values that are small against the absolute tolerance pass its test whatever they are.
-    """
-    from bioimageio.core.digest_spec import get_test_output_sample
-
-    fix = "Export values on a larger scale (photons, not fractions), or a test image with structure."
-    try:
-        with quiet():
-            sample = get_test_output_sample(description.as_written)
-    except Exception as error:  # unreadable or missing test tensors
-        text = f"the expected outputs cannot be read: {one_sentence(error)}"
-        return Outcome("skipped", text, "Give every output a test_tensor.")
-    blind: list[str] = []
-    constant: list[str] = []
-    seen: list[str] = []
-    for name, tensor in sample.members.items():
-        wrong = list(wrong_versions(tensor.to_numpy(), tuple(map(str, tensor.dims))))
-        tolerance = core_tolerance(package.rdf, str(name), None)
-        accepted = [
-            how for how, values in wrong if mismatched_ppm(values, tensor.to_numpy(), tolerance) <= tolerance.ppm
-        ]
-        (constant if not wrong else blind if accepted else seen).append(
-            f"{name!r} {accepted[0]}" if accepted else f"{name!r}"
-        )
-    if blind and not seen:
-        text = f"core's test accepts a wrong expected output ({', '.join(blind)}), so it proves nothing"
-        return Outcome("failed", text, fix)
-    if blind or constant:
-        text = f"the test cannot tell right from wrong for {', '.join(blind + constant)}"
-        return Outcome("warning", text, fix)
-    return Outcome("passed", "a flipped expected output fails the test, as it must")
-
-
 def _dynamic_checks(package: Package, description: Description, runnable: list[str], plan: Plan) -> None:
     """Load each weights format once and put all of them through every check."""
     descr = description.upgraded or description.as_written
@@ -228,7 +161,7 @@ def _dynamic_checks(package: Package, description: Description, runnable: list[s
             for name in runnable:
                 try:
                     file = facts.file_of(facts.weights.get(name))
-                    runners.append(stack.enter_context(Runner(descr, name, plan.device, file)))
+                    runners.append(stack.enter_context(Runner(descr, name, plan.device, file, package.rdf)))
                     found.append((name, Outcome("passed", "loads")))
                 except Exception as error:  # whatever loading raises
                     found.append((name, Outcome("failed", one_sentence(error), "See that the weights load.")))
@@ -244,7 +177,7 @@ def _dynamic_checks(package: Package, description: Description, runnable: list[s
             if once and agreement is not None and agreement.status == "passed":
                 subjects = subjects[-1:]
             if subjects:
-                plan.make(entry.id, lambda: merge_outcomes(_each(entry.judge, subjects)))  # noqa: B023  (called at once)
+                plan.make(entry.id, lambda: merge_outcomes(_each(entry.judged, subjects)))  # noqa: B023  (called at once)
         scripted = [runner for runner in runners if runner.weights_format == "torchscript"]
         if plan.engines and scripted:
             plan.make("fiji.older_engine", lambda: other_engines(scripted[0], plan.engines))

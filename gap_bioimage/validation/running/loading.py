@@ -1,4 +1,4 @@
-"""Checks of a running model about how it is loaded and fed: as engines load it, other dtypes and devices, its cost."""
+"""Checks of a running model about how it is loaded: as engines load it, other devices, its cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation.checks import Evidence, Outcome, one_sentence
+from gap_bioimage.validation.checks import Evidence, Outcome
 from gap_bioimage.validation.running.measures import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
 from gap_bioimage.validation.running.runner import Runner
 from gap_bioimage.validation.running.shapes import MAX_VOXELS, is_stochastic, voxels
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from gap_bioimage.validation.running.runner import Sizes
 
-DTYPES = ("uint16", "int32", "float64")
-SAME = 1e-4
 DEVICES = 1e-3
 COST_VOXELS = 2**20
 """The cost is measured on an image of about a megapixel, or the largest that can be run here."""
@@ -30,7 +28,7 @@ COST_VOXELS = 2**20
 def as_loaded(runner: Runner) -> Outcome:
     """The TorchScript gives the same in the state in which it was saved: Fiji's engine does not switch it to eval."""
     expected = list(runner.run(runner.small_inputs, postprocess=False).items())
-    module = _load(runner)
+    module = load_script(runner)
     training = [name or "the module" for name, part in module.named_modules() if getattr(part, "training", False)]
     outputs = _outputs_of(module, runner)
     if not isinstance(outputs, list) or len(outputs) != len(expected):
@@ -52,7 +50,7 @@ def as_loaded(runner: Runner) -> Outcome:
 
 def output_kind(runner: Runner) -> Outcome:
     """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
-    outputs = _outputs_of(_load(runner).eval(), runner)
+    outputs = _outputs_of(load_script(runner).eval(), runner)
     wanted = len(runner.test_outputs)
     if not isinstance(outputs, list):
         fix = "Return a tensor, or a tuple of tensors in the order of the outputs."
@@ -63,57 +61,26 @@ def output_kind(runner: Runner) -> Outcome:
     return Outcome("passed", f"{len(outputs)} tensors are returned, as described")
 
 
-def _load(runner: Runner) -> Any:
+def load_script(runner: Runner) -> Any:
+    """The TorchScript, as an engine loads it: no `eval`."""
     import torch
 
     return torch.jit.load(str(runner.file), map_location="cpu")  # type: ignore[no-untyped-call]
 
 
 def _outputs_of(module: Any, runner: Runner) -> list[Any] | str:
-    """The tensors that a module returns for the small inputs, or the name of the type that it returns instead."""
+    return outputs_of(module, list(runner.preprocess(runner.small_inputs).values()))
+
+
+def outputs_of(module: Any, inputs: list[NDArray[Any]]) -> list[Any] | str:
+    """The tensors that a module returns for some inputs, or the name of the type that it returns instead."""
     import torch
 
-    inputs = [torch.from_numpy(np.ascontiguousarray(a)) for a in runner.preprocess(runner.small_inputs).values()]
     with torch.no_grad():
-        returned = module(*inputs)
+        returned = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
     outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
     strange = [type(output).__name__ for output in outputs if not isinstance(output, torch.Tensor)]
     return strange[0] if strange else outputs
-
-
-def dtypes(runner: Runner) -> Outcome:
-    """Images of other number types give what the same values as float32 give, through the declared preprocessing."""
-    counts = {name: _as_counts(array) for name, array in runner.small_inputs.items()}
-    expected = runner.run({name: array.astype(np.float32) for name, array in counts.items()})
-    refused, wrong, evidence = [], [], []
-    for dtype in DTYPES:
-        try:
-            got = runner.run({name: array.astype(dtype) for name, array in counts.items()})
-        except Exception as error:  # whatever the model raises
-            refused.append(f"{dtype} ({one_sentence(error, 100)})")
-            continue
-        worst = max(relative_rms(got[name], expected[name]) for name in expected)
-        if worst > SAME:
-            wrong.append(f"{dtype} differs by {worst:.1e} of the scale")
-            evidence += [
-                Evidence(f"{name} of {dtype}", runner.axes(name), expected[name], got[name]) for name in expected
-            ]
-    fix = "Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float()."
-    if wrong:
-        return Outcome("failed", f"the same values as {'; '.join(wrong)}", fix, tuple(evidence))
-    if refused:
-        return Outcome("warning", f"images are refused as {', '.join(refused)}", fix)
-    return Outcome("passed", f"{', '.join(DTYPES)} give what float32 gives")
-
-
-def _as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Whole numbers within 0 to 1000 that every number type holds: the values themselves where they are such."""
-    values = np.nan_to_num(array.astype(np.float64))
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    if low < 0 or high > 1000 or high < 2:
-        values = (values - low) * (1000 / (high - low) if high > low else 1)
-    rounded: NDArray[np.float64] = np.round(values)
-    return rounded
 
 
 def cuda(runner: Runner) -> Outcome:

@@ -39,20 +39,37 @@ class Runner:
         E.g. ``cpu`` or ``cuda:0``.
     file
         The weights, where they are a file of the package.
+    rdf
+        The description as its author wrote it: bioimageio.spec adds steps, such as ``ensure_dtype``, to its own.
+    adapter
+        bioimageio.core's object for weights that are loaded already.
     """
 
-    def __init__(self, descr: Any, weights_format: str, device: str, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        descr: Any,
+        weights_format: str,
+        device: str,
+        file: Path | None = None,
+        rdf: Mapping[str, Any] | None = None,
+        adapter: Any = None,
+    ) -> None:
         from bioimageio.core import create_prediction_pipeline
+        from bioimageio.core.backends import create_model_adapter
         from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
 
         self.descr = descr
         self.weights_format = weights_format
         self.device = device
         self.file = file
+        self.rdf = rdf
         with quiet():
             # The adapter loads the model when it is made; entering the pipeline would load it again.
+            self._adapter = adapter or create_model_adapter(
+                model_description=descr, devices=[device], weight_format_priority_order=[cast("Any", weights_format)]
+            )
             self._pipeline = create_prediction_pipeline(
-                descr, weights_format=cast("Any", weights_format), devices=[device]
+                descr, weight_format=cast("Any", weights_format), devices=[device], model_adapter=self._adapter
             )
             self._inputs = get_test_input_sample(descr)
             self._outputs = get_test_output_sample(descr)
@@ -65,6 +82,10 @@ class Runner:
     ) -> None:
         with quiet():
             cast("Any", self._pipeline).close()
+
+    def described_as(self, descr: Any) -> Runner:
+        """The same loaded weights under another description; it must not be closed."""
+        return Runner(descr, self.weights_format, self.device, self.file, self.rdf, self._adapter)
 
     @property
     def is_sized(self) -> bool:
