@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
 _STRANGE_WINDOW = 2.0  # times the brightest window of the training: the climb ends there, but for its last step
-_STRANGE_PIXEL = 100.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
+_STRANGE_PIXEL = 30.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
 
 
 def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float) -> Tensor:
@@ -134,8 +134,8 @@ class Strangeness:
             warnings.warn(
                 f"{self._strange} of {self._all} generated images lie far outside what the model was trained on (up "
                 f"to {self._pixel:.3g} photons in a pixel; {self._window:.3g} per pixel in the brightest window, which "
-                f"had {self._brightest:.3g} in the training): the network was trained too briefly to generate; train "
-                "longer, from the dark on (thinning.min_db=-40)",
+                f"had {self._brightest:.3g} in the training): unless such bright spots are expected, the network was "
+                "trained too briefly to generate; train longer, from the dark on (thinning.min_db=-40)",
                 stacklevel=3,
             )
 
