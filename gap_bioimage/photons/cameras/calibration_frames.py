@@ -12,6 +12,7 @@ from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.photons.cameras.shifted_poisson import ROUNDING
 from gap_bioimage.photons.judging.evidence import Evidence
 from gap_bioimage.photons.judging.statistics import scan
+from gap_bioimage.photons.selection import AXES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -100,7 +101,7 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
             "with --channel (in Python isel(c=0))"
         )
     dims = [str(dim) for dim in image.dims]
-    if not {"y", "x"} <= set(dims) <= set("tczyx"):
+    if not {"y", "x"} <= set(dims) <= set(AXES):
         raise AxesError(f"{name} has dims {' '.join(dims)}, expected y, x and some of t, z; rename them")
     image = image.isel(c=0) if "c" in dims else image
     if min(image.sizes["y"], image.sizes["x"]) < _LEAST_PX:

@@ -143,7 +143,7 @@ def find_yaml(names: list[str], source: Path) -> str:
     for name in flat:
         if name.lower().endswith(_YAML_ENDINGS):
             return name
-    if not any(not name.endswith("/") for name in names):
+    if all(name.endswith("/") for name in names):
         raise UnreadableModelError(f"{source} holds no files; give a model zip, its folder or its rdf.yaml.")
     raise UnreadableModelError(
         f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level; "

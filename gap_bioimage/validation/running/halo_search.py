@@ -12,7 +12,7 @@ from gap_bioimage.validation.running.shapes import MAX_VOXELS, voxels
 from gap_bioimage.validation.running.tile_runs import TILED, tile_difference, tiled_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from gap_bioimage.validation.running.runner import Runner
 
@@ -51,8 +51,9 @@ def sufficient_halo(runner: Runner) -> FoundHalo:
     looks at the whole image may agree by chance, where the image is alike everywhere.
     """
     start = time.monotonic()
-    failing, enough, problem = _largest(_output_halos(runner)), None, ""
-    tried, candidate = failing, max(failing + 1, math.ceil(_GROWTH * failing))
+    declared, enough, problem = _largest(_output_halos(runner)), None, ""
+    tried = failing = declared
+    candidate = max(failing + 1, math.ceil(_GROWTH * failing))
     while enough is None:
         if time.monotonic() - start > SEARCH_S:
             problem = "larger ones take too long to be tried"
@@ -67,7 +68,7 @@ def sufficient_halo(runner: Runner) -> FoundHalo:
         else:
             failing, candidate = candidate, max(candidate + 1, math.ceil(_GROWTH * candidate))
     if enough is None:
-        return _none_found(_largest(_output_halos(runner)), tried, problem)
+        return _none_found(declared, tried, problem)
     while enough - failing > max(1, enough // 16) and time.monotonic() - start < SEARCH_S:
         middle = (failing + enough) // 2
         failing, enough = (failing, middle) if _agrees(runner, middle) else (middle, enough)
@@ -107,17 +108,16 @@ def _agrees(runner: Runner, candidate: int) -> bool | None:
 
 def _output_halos(runner: Runner) -> Halos:
     """The declared halo of every output axis that follows an input axis of many sizes, in the output's pixels."""
-    return {
-        (str(tensor.id), str(axis.id)): getattr(axis, "halo", 0)
-        for tensor in runner.descr.outputs
-        for axis in tensor.axes
-        if axis.type == "space" and _followed(axis) in runner.steps
-    }
+    return {key: getattr(axis, "halo", 0) for key, axis, _ in _following(runner)}
 
 
-def _followed(axis: Any) -> tuple[str, str]:
-    """Tensor and axis whose size an output axis takes."""
-    return str(getattr(axis.size, "tensor_id", "")), str(getattr(axis.size, "axis_id", ""))
+def _following(runner: Runner) -> Iterator[tuple[tuple[str, str], Any, tuple[str, str]]]:
+    """Output axes that may have a halo: output and axis id, the axis, and the input and axis whose size it takes."""
+    for tensor in runner.descr.outputs:
+        for axis in tensor.axes:
+            followed = str(getattr(axis.size, "tensor_id", "")), str(getattr(axis.size, "axis_id", ""))
+            if axis.type == "space" and followed in runner.steps:
+                yield (str(tensor.id), str(axis.id)), axis, followed
 
 
 def _largest(halos: Mapping[tuple[str, str], int]) -> int:
@@ -138,14 +138,11 @@ def _more(runner: Runner, halos: Halos) -> dict[tuple[str, str], int]:
     """By how many steps the smallest tile has to be larger than now, to leave room between such halos."""
     smallest, _ = runner.sizes(0)
     scales, more = _scales(runner), dict.fromkeys(runner.steps, 0)
-    for tensor in runner.descr.outputs:
-        for axis in tensor.axes:
-            halo, key = halos.get((str(tensor.id), str(axis.id))), _followed(axis)
-            if halo is not None:
-                margin = halo * scales[str(tensor.id), str(axis.id)]
-                wanted = 2 * margin + max(_INNER_PX, _INNER_SHARE * margin)
-                missing = wanted - smallest[key[0]][key[1]]
-                more[key] = max(more[key], math.ceil(missing / runner.steps[key]))
+    for key, _, (tensor, axis) in _following(runner):
+        margin = halos[key] * scales[key]
+        wanted = 2 * margin + max(_INNER_PX, _INNER_SHARE * margin)
+        missing = math.ceil((wanted - smallest[tensor][axis]) / runner.steps[tensor, axis])
+        more[tensor, axis] = max(more[tensor, axis], missing)
     return more
 
 
@@ -158,12 +155,7 @@ def _mins(runner: Runner, halos: Halos) -> dict[tuple[str, str], int]:
 def _scales(runner: Runner) -> dict[tuple[str, str], float]:
     """Input pixels for one pixel of each output axis that has a halo or may have one."""
     inputs = {(str(t.id), str(a.id)): float(getattr(a, "scale", 1.0)) for t in runner.descr.inputs for a in t.axes}
-    return {
-        (str(tensor.id), str(axis.id)): float(axis.scale) / inputs[_followed(axis)]
-        for tensor in runner.descr.outputs
-        for axis in tensor.axes
-        if axis.type == "space" and _followed(axis) in runner.steps
-    }
+    return {key: float(axis.scale) / inputs[followed] for key, axis, followed in _following(runner)}
 
 
 def redeclared(descr: Any, halos: Mapping[tuple[str, str], int]) -> Any:

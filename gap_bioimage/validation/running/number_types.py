@@ -11,6 +11,8 @@ from gap_bioimage.validation.running.loading import load_script, outputs_of
 from gap_bioimage.validation.running.measures import relative_rms
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from gap_bioimage.validation.running.runner import Runner
@@ -30,11 +32,9 @@ def dtypes(runner: Runner) -> Outcome:
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
     expected = runner.run({name: array.astype(np.float32) for name, array in counts.items()})
     refused, wrong, evidence = [], [], []
-    for dtype in DTYPES:
-        try:
-            got = runner.run({name: array.astype(dtype) for name, array in counts.items()})
-        except Exception as error:  # whatever the model raises
-            refused.append(f"{dtype} ({one_sentence(error, 100)})")
+    for dtype, got in _answers(runner.run, counts, DTYPES):
+        if isinstance(got, Exception):
+            refused.append(f"{dtype} ({one_sentence(got, 100)})")
             continue
         worst = max(relative_rms(got[name], expected[name]) for name in expected)
         if worst > SAME:
@@ -62,11 +62,9 @@ def graph_dtypes(runner: Runner) -> Outcome:
         return Outcome("skipped", "the outputs cannot be compared, see run.output_kind")
     refused: dict[str, list[str]] = {}
     wrong = []
-    for dtype in GRAPH_DTYPES:
-        try:
-            got = outputs_of(module, [array.astype(dtype) for array in counts.values()])
-        except Exception as error:  # whatever the graph raises
-            refused.setdefault(one_sentence(error, 140).removeprefix("RuntimeError: "), []).append(dtype)
+    for dtype, got in _answers(lambda arrays: outputs_of(module, list(arrays.values())), counts, GRAPH_DTYPES):
+        if isinstance(got, Exception):
+            refused.setdefault(one_sentence(got, 140).removeprefix("RuntimeError: "), []).append(dtype)
             continue
         worst = max(relative_rms(a.numpy(), b.numpy()) for a, b in zip(got, expected, strict=True))
         if worst > SAME:
@@ -78,6 +76,18 @@ def graph_dtypes(runner: Runner) -> Outcome:
         parts = [f"{', '.join(names)} ({why})" for why, names in refused.items()]
         return Outcome("warning", f"the graph itself refuses images as {'; '.join(parts)}", fix)
     return Outcome("passed", f"the graph itself takes {', '.join(GRAPH_DTYPES)}, and gives what float32 gives")
+
+
+def _answers(
+    run: Callable[[dict[str, NDArray[Any]]], Any], counts: Mapping[str, NDArray[Any]], dtypes: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
+    """What comes out for the same values as each number type, or the error that comes instead."""
+    for dtype in dtypes:
+        try:
+            answer = run({name: array.astype(dtype) for name, array in counts.items()})
+        except Exception as error:  # whatever the model raises
+            answer = error
+        yield dtype, answer
 
 
 def _makes_float(tensor: Any) -> bool:
