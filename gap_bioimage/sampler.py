@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from gap_bioimage.network import (
     UNet,
     box_mean,
-    conserve_photons,
     odd_box,
     photons_of,
     whole_counts,
@@ -103,7 +102,7 @@ class PosteriorSampler(nn.Module):
                 keys, now = draw_keys(counts, seed, numbers, step), total_photons(x)
                 factor = spread(log_rate, previous, growth, now, keys)
                 if step == n_steps:
-                    rate = conserve_photons(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
+                    rate = self.network.rate(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
                     seen = rate * (start / torch.clamp(now, min=1e-12)).float()
                     samples.append(photons_of(seen, self.background, self.ceiling))
                 else:
