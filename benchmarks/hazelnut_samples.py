@@ -27,7 +27,7 @@ from gap_bioimage.pictures import draw_posterior, save_figure
 if TYPE_CHECKING:
     import xarray as xr
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 HERE = Path(__file__).parent
 PICTURES = HERE.parent / "docs" / "images"

@@ -28,7 +28,7 @@ from gap_bioimage.training.fit import train
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 
 class Frozen(Climb):

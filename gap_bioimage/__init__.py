@@ -22,7 +22,7 @@ _HOMES = {
     "pseudo_psnr_db": "counts",
     "TrainConfig": "config",
     "train": "training.fit",
-    "load_model": "training.checkpoint",
+    "load_model": "model",
     "SamplingConfig": "config",
     "denoise": "inference.denoise",
     "sample": "inference.sampling",
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
+    from gap_bioimage.model import load_model
     from gap_bioimage.photons.cameras.calibration import calibrate
     from gap_bioimage.photons.image_io import read_images, read_photons, write_image
     from gap_bioimage.photons.judging.inspection import inspect
     from gap_bioimage.simulation import simulate
-    from gap_bioimage.training.checkpoint import load_model
     from gap_bioimage.training.fit import train
     from gap_bioimage.validation.report import validate
 

@@ -93,17 +93,16 @@ def sample(
     from gap_bioimage.inference.sampling import sample as draw
     from gap_bioimage.inference.unfinished import Unfinished
     from gap_bioimage.inputs import camera_of, read_input
+    from gap_bioimage.model import load_model
     from gap_bioimage.photons.image_io import check_output
     from gap_bioimage.sample_files import write_samples, write_states
-    from gap_bioimage.training.checkpoint import load_model
-    from gap_bioimage.training.recorded import ceiling_of
 
     settings = _settings(schedule=schedule, steps=steps, beta=beta, stop_db=stop_db)
     check_output(out, image)
     loaded = load_model(model)
     detector = camera_of(camera, loaded)
     select = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
-    if detector is None and sum_frames is None and ceiling_of(loaded) is None:
+    if detector is None and sum_frames is None and loaded.n_frames is None:
         counts = _counts_or_nothing(image, select)
     else:
         counts = read_input(image, select, loaded, detector, sum_frames)
@@ -168,9 +167,9 @@ def generate(
     """Generate images from nothing, photon by photon, as the model imagines them."""
     from gap_bioimage.inference.sampling import generate as draw
     from gap_bioimage.inference.unfinished import Unfinished
+    from gap_bioimage.model import load_model
     from gap_bioimage.movie import Recorder, check_movie
     from gap_bioimage.photons.image_io import check_output, write_image
-    from gap_bioimage.training.checkpoint import load_model
 
     settings = _settings(schedule="geometric", beta=beta, stop_db=stop_db)
     check_output(out)

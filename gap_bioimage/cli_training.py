@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,25 +90,23 @@ def train(
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
     """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
     from gap_bioimage.inference.reach import receptive_field_px
-    from gap_bioimage.training.checkpoint import load_model, parameter_count
-    from gap_bioimage.training.recorded import ceiling_of, detector_of
-    from gap_bioimage.training.told import facts_of, in_words, kind_in_words
+    from gap_bioimage.model import load_model, table_of
 
     loaded = load_model(model)
-    detector = detector_of(loaded)
+    camera = loaded.camera
     report: dict[str, Any] = {
         "source": str(loaded.source),
         "origin": loaded.origin,
-        "kind": kind_in_words(loaded),
+        "kind": loaded.kind,
         **loaded.config.model_dump(mode="json"),
-        "parameters": parameter_count(loaded.network),
+        "parameters": loaded.parameter_count,
         "receptive_field_px": receptive_field_px(loaded.network),
         "step_px": list(loaded.network.step_px),
         "trained_range_db": list(loaded.trained_range_db),
-        "camera": None if detector is None else detector.camera.model_dump(mode="json", exclude={"measured"}),
-        "one_bit_frames": ceiling_of(loaded),
-        **facts_of(loaded),
+        "camera": None if camera is None else camera.camera.model_dump(mode="json", exclude={"measured"}),
+        "one_bit_frames": loaded.n_frames,
+        **asdict(loaded.history),
     }
     write_json(json_out, [report])
     if not quiet and str(json_out) != "-":
-        print_table(in_words(report))
+        print_table(table_of(report))

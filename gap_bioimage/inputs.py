@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.photons.frames import sum_frames
 from gap_bioimage.photons.image_io import read_images, read_photons
-from gap_bioimage.training.recorded import FROM_MODEL, ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import xarray as xr
 
+    from gap_bioimage.model import CameraLike, Model
     from gap_bioimage.photons.cameras.camera import Detector
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
 
 NO_CAMERA = "none"
 """What to give as a camera for images that are counts, to a model that was trained with a camera."""
@@ -26,7 +24,7 @@ NO_CAMERA = "none"
 def camera_asked(option: str | None) -> CameraLike:
     """Return what ``--camera`` asks for: a yaml, no camera ("none"), or the model's when not given."""
     if option is None:
-        return FROM_MODEL
+        return "model"
     return None if option.lower() == NO_CAMERA else Path(option)
 
 
@@ -38,7 +36,7 @@ def camera_of(option: str | None, model: Model) -> Detector | None:
     ConfigError
         If the yaml does not describe a camera.
     """
-    return chosen_camera(model, camera_asked(option))
+    return model.camera_for(camera_asked(option))
 
 
 def read_input(
@@ -64,7 +62,7 @@ def read_input(
     ConfigError
         If a model that was trained on other sums, or on counts, is given summed frames.
     """
-    ceiling = ceiling_of(model)
+    ceiling = model.n_frames
     if frames is not None and frames != ceiling:
         trained = "photon counts" if ceiling is None else f"sums of {ceiling} one-bit frames"
         raise ConfigError(

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.model import Model
 from gap_bioimage.network import UNet
 from gap_bioimage.simulation import simulate
-from gap_bioimage.training.checkpoint import Model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def random_model(seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 
     """A model with random weights."""
     settings = NetworkConfig(**{"depth": 2, "start_filts": 4, **config})
     network = random_network(seed, **settings.model_dump())
-    return Model(network, settings, trained_range_db, Path("random"), "run", {})
+    return Model(network, settings, trained_range_db, source=Path("random"))
 
 
 def broken_model(value: float = float("nan")) -> Model:

@@ -19,8 +19,8 @@ import tifffile
 from command_line import Result, one_sentence, subprocess_run
 from zips import make_zip
 
+from gap_bioimage.model import load_model
 from gap_bioimage.photons.image_io import read_photons
-from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -460,7 +460,7 @@ def test_control_c_stops_training_and_leaves_a_model(counts: Path, tmp_path: Pat
     assert "error: stopped" in err
     assert "Traceback" not in err
     assert not [path for path in out.iterdir() if ".tmp-" in path.name]
-    assert load_model(out).details["metrics"]
+    assert load_model(out).history.steps
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gap_bioimage.inference.regions import region_uncertainty
 from gap_bioimage.inference.sampling import sample
 
 if TYPE_CHECKING:
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 VERBS: list[Any] = [
     denoise,

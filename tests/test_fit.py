@@ -16,13 +16,13 @@ import xarray as xr
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError, OutputError
-from gap_bioimage.training.checkpoint import load_model
+from gap_bioimage.model import load_model
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
 
 if TYPE_CHECKING:
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 ROOT = Path(__file__).parent.parent
 FILES = {

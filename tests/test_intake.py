@@ -18,7 +18,7 @@ from gap_bioimage.export.weights import torchscript_of
 from gap_bioimage.photons.cameras.camera import Detector
 
 if TYPE_CHECKING:
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import gap_bioimage.network as source
 from gap_bioimage.export.weights import without_debug_records
 from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.model import load_model
 from gap_bioimage.network import (
     PhotonDenoiser,
     UNet,
@@ -26,7 +27,6 @@ from gap_bioimage.network import (
     pad_to_multiple,
     rate_from_log_rate,
 )
-from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from gap_bioimage.photons.cameras.camera import Detector, PixelMaps, write_camer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 CAMERA = Camera(gain=2.0, offset=100, read_noise=1.5)
 

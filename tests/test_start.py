@@ -11,7 +11,7 @@ from test_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, r
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError
-from gap_bioimage.training.checkpoint import load_model
+from gap_bioimage.model import load_model
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
@@ -20,8 +20,8 @@ from gap_bioimage.training.start import start_of, weights_sha256
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gap_bioimage.model import Model
     from gap_bioimage.network import UNet
-    from gap_bioimage.training.checkpoint import Model
 
 
 def begin(out: Path, init: Any, images: Any = None, **train_settings: Any) -> Model:
@@ -71,7 +71,7 @@ def test_training_starts_from_the_original(
     assert weights_sha256(model.network) != weights_sha256(before.network)
     # of the new images, not of what the model had seen
     assert model.trained_range_db[1] != before.trained_range_db[1] == 10
-    assert model.details["init"] == {
+    assert model.history.init == {
         "name": "original.ckpt",
         "origin": "original GAP checkpoint",
         "trained_range_db": [-40.0, 10.0],
@@ -84,7 +84,7 @@ def test_training_starts_from_the_original(
     kept = load_model(tmp_path / "run" / "init.ckpt")
     assert_same_weights(kept.network, before.network)
     assert kept.trained_range_db == before.trained_range_db
-    assert kept.details["init"] == model.details["init"]
+    assert kept.history.init == model.history.init
 
 
 def test_models_in_memory_runs_and_their_checkpoints_start_runs(tmp_path: Path, first_weights: list[Any]) -> None:
@@ -94,8 +94,8 @@ def test_models_in_memory_runs_and_their_checkpoints_start_runs(tmp_path: Path, 
     for number, init in enumerate((str(tmp_path / "first"), tmp_path / "first" / "best.ckpt", first)):
         second = begin(tmp_path / f"second{number}", init)
         assert_same(first_weights.pop(), dict(first.network.state_dict()))
-        assert second.details["init"]["name"] == ("best.ckpt" if number == 1 else "first/best.ckpt")
-        assert second.details["init"]["sha256"] == weights_sha256(first.network)
+        assert second.history.init["name"] == ("best.ckpt" if number == 1 else "first/best.ckpt")
+        assert second.history.init["sha256"] == weights_sha256(first.network)
 
 
 def test_volumes_start_from_3d_models(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_training_goes_on_from_zips_of_every_kind(
     trained = begin(tmp_path / "run", tmp_path / "model.zip", steps=1)
     assert_same(first_weights[0], dict(model.network.state_dict()))
     assert trained.config == model.config
-    assert trained.details["init"]["origin"] == "bioimage.io zip"
+    assert trained.history.init["origin"] == "bioimage.io zip"
 
 
 def test_settings_of_the_network_that_contradict_are_refused(tmp_path: Path, original: Path) -> None:
@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on_from_the_same_weights(
     )
     monkeypatch.setattr("test_fit.FILES", FILES | {"init.ckpt"})
     assert_same_run(whole, tmp_path / "run")
-    assert resumed.details["init"]["name"] == "original.ckpt"
+    assert resumed.history.init["name"] == "original.ckpt"
 
 
 def test_a_run_is_not_resumed_from_other_weights(tmp_path: Path, original: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_run_is_not_resumed_from_other_weights(tmp_path: Path, original: Path)
 def test_a_run_without_a_start_keeps_its_files(tmp_path: Path) -> None:
     assert start_of(None, tmp_path, resume=True) is None
     model = run(tmp_path / "run", config=config_of(steps=1))
-    assert "init" not in model.details
+    assert model.history.init is None
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 

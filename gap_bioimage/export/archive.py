@@ -28,7 +28,7 @@ from gap_bioimage.files import replacing
 from gap_bioimage.inference.finite import finite
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import tiled_log_rate
-from gap_bioimage.training.checkpoint import load_model
+from gap_bioimage.model import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gap_bioimage.export.operation import Operation
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
+    from gap_bioimage.model import CameraLike, Model
     from gap_bioimage.validation.report import Report
 
 

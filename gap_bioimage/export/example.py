@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 _WARN_ROOM_DB = 6.0
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import ExportError
-from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gap_bioimage.model import CameraLike, Model
     from gap_bioimage.photons.cameras.camera import Detector
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Intake:
         ExportError
             If a camera is given to a model of one-bit frames.
         """
-        ceiling = ceiling_of(model)
-        detector = chosen_camera(model, camera)
+        ceiling = model.n_frames
+        detector = model.camera_for(camera)
         if ceiling is not None and detector is not None:
             raise ExportError("the model was trained on one-bit frames, which need no camera; leave --camera out")
         return cls(None if detector is None else detector.scalar, ceiling)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from gap_bioimage.model import Model
     from gap_bioimage.sampler import PosteriorSampler
-    from gap_bioimage.training.checkpoint import Model
 
 Kind = Literal["denoise", "sample", "sample-hook"]
 REQUIRES = "bioimageio.core>=0.10.3"

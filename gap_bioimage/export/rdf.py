@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gap_bioimage.export.card import Card
     from gap_bioimage.export.halo import Sizes
     from gap_bioimage.export.kinds import Product
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 FORMAT_VERSION, FORMAT_WITH_CUSTOM = "0.5.9", "0.5.10"
 TEST_INPUT, COVER, README = "test_photons.npy", "cover.png", "README.md"

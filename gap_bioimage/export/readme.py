@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gap_bioimage.export.kinds import Product
     from gap_bioimage.export.operation import Operation
     from gap_bioimage.export.uncertainty import SampleScores
+    from gap_bioimage.model import Model
     from gap_bioimage.network import PhotonDenoiser
-    from gap_bioimage.training.checkpoint import Model
 
 _LIMITATIONS = (
     "Made for photon counts (Poisson noise); camera images with an offset or a gain must be converted to photons first."

@@ -12,7 +12,7 @@ from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 if TYPE_CHECKING:
     from gap_bioimage.export.kinds import Product, Sampling
     from gap_bioimage.export.uncertainty import SampleScores
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 _FROM_GRAPH = f"""\
 import zipfile

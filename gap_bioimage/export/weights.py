@@ -18,7 +18,7 @@ from gap_bioimage.sampler import PosteriorSampler
 if TYPE_CHECKING:
     from torch import nn
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 TORCHSCRIPT, STATE_DICT = "weights_torchscript.pt", "weights.pt"
 SAMPLER_WEIGHTS = "sampler_weights.pt"

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gap_bioimage.inference.items import Items
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
+    from gap_bioimage.model import CameraLike, Model
 
 _MARGIN_DB = 1.0  # a whole image this much brighter than any training window is out of range
 

@@ -18,12 +18,10 @@ from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.network import photons_of
 from gap_bioimage.photons.cameras.camera import check_camera_image
 from gap_bioimage.photons.layout import time_as_z as as_stack
-from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
+    from gap_bioimage.model import CameraLike, Model
     from gap_bioimage.photons.cameras.camera import Detector
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
 
@@ -88,9 +86,9 @@ def prepare(model: Model, image: xr.DataArray, *, camera: CameraLike = "model", 
     """
     check_axes(image)
     source = as_stack(image) if time_as_z else image
-    detector = chosen_camera(model, camera)
+    detector = model.camera_for(camera)
     name = str(image.attrs.get("source", "the image"))
-    if detector is not None and ceiling_of(model) is not None:
+    if detector is not None and model.n_frames is not None:
         raise ConfigError(
             "the model was trained on one-bit frames, which need no camera; leave --camera out, or use a model "
             "that was trained with a camera"
@@ -99,7 +97,7 @@ def prepare(model: Model, image: xr.DataArray, *, camera: CameraLike = "model", 
         check_camera_image(source, detector, name=name)
         return Prepared(_counted(source, detector, name), detector, None, time_as_z)
     check_whole_numbers(source, name=name)
-    ceiling = ceiling_of(model)
+    ceiling = model.n_frames
     if ceiling is not None:
         _check_ceiling(source, ceiling, name)
     return Prepared(source, None, ceiling, time_as_z)

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gap_bioimage.inference.prepared import Prepared
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
+    from gap_bioimage.model import CameraLike, Model
 
 _PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
 _SHARE_ADDED = (0.02, 0.1)  # of the region's photons; more would change what is asked

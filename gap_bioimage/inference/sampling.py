@@ -25,14 +25,12 @@ from gap_bioimage.inference.items import Items, as_items
 from gap_bioimage.inference.prepared import Prepared, prepare
 from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
 from gap_bioimage.inference.unfinished import Unfinished, fingerprint
-from gap_bioimage.training.recorded import detector_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from gap_bioimage.training.checkpoint import Model
-    from gap_bioimage.training.recorded import CameraLike
+    from gap_bioimage.model import CameraLike, Model
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +230,7 @@ def generate(
             unfinished=unfinished,
             on_step=on_step,
         )
-    detector = detector_of(model)
+    detector = model.camera
     # maps say which pixel of a camera is which; here is no camera
     images = Prepared(empty, None if detector is None else detector.scalar).photons(images)
     return images.squeeze("c") if model.config.channels == 1 else images

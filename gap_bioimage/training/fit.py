@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.model import CAMERA_FILE
 from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db
-from gap_bioimage.training.recorded import CAMERA_FILE
 from gap_bioimage.training.run_folder import checkpoint_in, fingerprint, open_run, write_examples
 from gap_bioimage.training.stacks import Split, as_stacks, split_held_out
 from gap_bioimage.training.start import StartRecord, start_of
@@ -32,7 +32,7 @@ from gap_bioimage.training.start import StartRecord, start_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def train(
 
 def _finish(out: Path, draw: bool) -> Model:
     """Load the best model and draw the run's pictures."""
-    from gap_bioimage.training.checkpoint import load_model
+    from gap_bioimage.model import load_model
     from gap_bioimage.training.pictures import draw_loss, draw_preview
 
     model = load_model(out)

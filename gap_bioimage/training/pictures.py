@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from gap_bioimage.network import rate_from_log_rate
 from gap_bioimage.pictures import draw_row, save_figure
-from gap_bioimage.training.recorded import detector_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.training.checkpoint import Model
+    from gap_bioimage.model import Model
 
 
 def draw_loss(run: Path) -> None:
@@ -35,7 +34,7 @@ def draw_loss(run: Path) -> None:
 
 def draw_preview(run: Path, model: Model, values: np.ndarray) -> None:
     """Draw ``preview.png``: a held-out image (c, [z,] y, x), counts or camera values, beside the denoised one."""
-    detector = detector_of(model)
+    detector = model.camera
     detector = None if detector is None else detector.scalar
     counts = values if detector is None else detector.counts(values)
     photons = torch.from_numpy(counts.astype(np.float32))[None]

@@ -17,12 +17,12 @@ import torch
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.files import replacing
+from gap_bioimage.model import load_model
 from gap_bioimage.training.callbacks import CHECKPOINT_KEY
-from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
+    from gap_bioimage.model import Model
     from gap_bioimage.network import UNet
-    from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.training.module import GapModule
 
 INIT = "init.ckpt"
@@ -146,7 +146,7 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Start 
             raise ConfigError(f"the run in {run} was not started from another model; with --resume leave out --init")
         return None
     kept = load_model(run / INIT)
-    start = Start(kept, kept.details.get(RECORD) or _start(kept).record)
+    start = Start(kept, kept.history.init or _start(kept).record)
     if given is not None and given.record["sha256"] != start.record["sha256"]:
         raise ConfigError(
             f"the run in {run} was started from the weights of {start.record['name']}, those of {given.record['name']} "

@@ -1,3 +1,5 @@
+"""Weights of others: what their files tell, what must be told, and what is refused."""
+
 from __future__ import annotations
 
 import argparse
@@ -14,7 +16,8 @@ from original_gap import HYPER, OriginalGap, lightning_checkpoint, original_gap
 
 from gap_bioimage.config import NetworkConfig
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.training.checkpoint import ORIGINAL_RANGE_DB, load_model
+from gap_bioimage.foreign import ORIGINAL_RANGE_DB
+from gap_bioimage.model import Model, load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +36,11 @@ KINDS: dict[str, dict[str, Any]] = {
 def save(path: Path, content: Any) -> Path:
     torch.save(content, path)
     return path
+
+
+def found_in(model: Model) -> dict[str, str]:
+    assert model.history.settings_from is not None
+    return model.history.settings_from
 
 
 def settings_of(kind: str, **change: Any) -> dict[str, Any]:
@@ -71,8 +79,8 @@ def test_originals_of_every_kind_load(tmp_path: Path, kind: str, merge_mode: str
     model = load_model(path)
     assert model.config == NetworkConfig(**settings, log1p=False)
     assert (model.origin, model.trained_range_db) == ("original GAP checkpoint", ORIGINAL_RANGE_DB)
-    assert (model.details["epoch"], model.details["step"], model.details["range_from"]) == (41, 4200, "assumed")
-    found = model.details["found_in"]
+    assert (model.history.epochs, model.history.steps, model.history.range_from) == (41, 4200, "assumed")
+    found = found_in(model)
     assert found["dim"] == "weights"
     assert found["depth"] == ("hyper_parameters" if told in ("all", "namespace") else "weights")
     assert set(found) == set(NetworkConfig.model_fields)
@@ -115,14 +123,14 @@ def test_every_depth_is_found(tmp_path: Path, depth: int) -> None:
     if depth > 1:
         expected = expected.model_copy(update={"up_mode": "upsample"})
     assert model.config == expected
-    assert model.details["found_in"]["up_mode"] == ("weights" if depth > 1 else "default")
+    assert found_in(model)["up_mode"] == ("weights" if depth > 1 else "default")
 
 
 @pytest.mark.parametrize("below", ["model_state_dict", "net"])
 def test_weights_one_dictionary_below_load(tmp_path: Path, below: str) -> None:
     content = {below: original_gap().state_dict(), "optimizer": {"state": {}}, "epoch": 3}
     model = load_model(save(tmp_path / "checkpoint.pth", content))
-    assert (model.origin, model.config.depth, model.details["epoch"]) == ("state_dict", 3, 3)
+    assert (model.origin, model.config.depth, model.history.epochs) == ("state_dict", 3, 3)
 
 
 OURS: dict[str, Any] = {"dim": 3, "levels": 4, "z_conv_stage": 1, "merge_mode": "concat"}
@@ -144,7 +152,7 @@ def test_the_encoding_of_other_weights_must_be_told(tmp_path: Path, order: str) 
     (tmp_path / "weights.yaml").write_text("log1p: true\ntrained_range_db: [-20, 7.5]\n")
     model = load_model(path)
     assert (model.config, model.trained_range_db) == (expected, (-20.0, 7.5))
-    assert model.details["range_from"] == model.details["found_in"]["log1p"] == "sidecar"
+    assert model.history.range_from == found_in(model)["log1p"] == "sidecar"
     photons = torch.poisson(torch.full((1, 1, 3, 7, 9), 2.0))
     assert torch.equal(model.network(photons), network(photons))
 
@@ -153,24 +161,22 @@ def test_what_is_given_wins_over_beside_over_stored(tmp_path: Path) -> None:
     content = lightning_checkpoint(original_gap(), HYPER | {"levels": 9, "depth": 7})
     path = save(tmp_path / "original.ckpt", content)
     beside = tmp_path / "original.yaml"
-    with pytest.raises(CheckpointError, match="depth is 7 according to its hyper_parameters, but 3 by its weights; if"):
+    with pytest.raises(CheckpointError, match="depth is 7 according to its hyper_parameters, but 3 by its weights"):
         load_model(path)
     beside.write_text("depth: 3\nlevels: 4\n")
     with pytest.raises(CheckpointError, match=r"levels is 4, without log1p, according to original\.yaml"):
         load_model(path)
     model = load_model(path, {"levels": 3, "trained_range_db": (-5, 6)})
     assert model.config.levels == 3
-    assert (model.trained_range_db, model.details["range_from"]) == ((-5.0, 6.0), "given")
-    assert {model.details["found_in"][name] for name in ("levels", "depth", "channels")} == {
+    assert (model.trained_range_db, model.history.range_from) == ((-5.0, 6.0), "given")
+    assert {found_in(model)[name] for name in ("levels", "depth", "channels")} == {
         "given", "sidecar", "hyper_parameters",
     }  # fmt: skip
 
 
 def test_nothing_beside_a_file_leaves_a_stored_setting_to_the_weights(tmp_path: Path) -> None:
     path = save(tmp_path / "original.ckpt", lightning_checkpoint(original_gap(3), HYPER | {"z_conv_stage": 1}))
-    with pytest.raises(
-        CheckpointError, match=r"z_conv_stage is 1 .* but None by its weights; .*write `z_conv_stage: null`"
-    ):
+    with pytest.raises(CheckpointError, match=r"z_conv_stage is 1 .* but None by its weights; .*`z_conv_stage: null`"):
         load_model(path)
     (tmp_path / "original.yaml").write_text("z_conv_stage: null\n")
     assert load_model(path).config.z_conv_stage is None
@@ -194,7 +200,7 @@ def test_a_yaml_about_something_else_is_left_alone(tmp_path: Path, text: str) ->
     ("beside", "told"),
     [
         ("levels: 3\nfilters: 4\n", "unknown key 'filters'; did you mean 'start_filts'"),
-        ("depth: 4\n", r"depth is 4 according to weights\.yaml, but 3 by its weights; write `depth: 3` there"),
+        ("depth: 4\n", r"depth is 4 according to weights\.yaml, but 3 by its weights"),
         ("depth: deep\n", "depth is 'deep'"),
         ("dim: 3\n", "dim is 3 .* but 2 by its weights"),
         ("start_filts: 5\n", "start_filts is 5 .* but 4"),
@@ -250,7 +256,7 @@ TWICE = {f"{p}.{k}": v for p in ("network", "average") for k, v in original_gap(
         (changed("up_convs.1.norm.weight", torch.ones(4)), "do not fit the network they describe: .*norm"),
         (changed("down_convs.0.conv1.weight", torch.ones(4, 3, 3)), r"shape \(4, 3, 3\) in down_convs"),
         (changed("down_convs.0.conv1.weight", torch.ones(0, 3, 3, 3)), "no GAP network"),
-        (changed("conv_final.weight", torch.ones(2, 4, 1, 1)), "takes 3 inputs, expected a multiple of its 2 channels"),
+        (changed("conv_final.weight", torch.ones(2, 4, 1, 1)), "takes 3 inputs, not a multiple of 2 channels"),
         (changed("down_convs.0.conv1.bias", [1, 2]), "among other things than tensors"),
         (original_gap(3, z_conv_stage=0).state_dict(), "z_conv_stage"),
     ],

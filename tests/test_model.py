@@ -4,6 +4,7 @@ import io
 import pickle
 import shutil
 import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fixtures_model import random_model
 
-from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
+from gap_bioimage.foreign import ORIGINAL_RANGE_DB
+from gap_bioimage.model import History, Model, load_model, table_of
 from gap_bioimage.network import UNet
+from gap_bioimage.photons.cameras.camera import Detector, write_camera
 from gap_bioimage.training.callbacks import RunFolder
-from gap_bioimage.training.checkpoint import ORIGINAL_RANGE_DB, load_model, parameter_count
 from gap_bioimage.training.module import GapModule
 
 NETWORK = NetworkConfig(depth=2, start_filts=2, levels=3, merge_mode="concat")
@@ -89,7 +93,6 @@ def test_originals_load_with_their_hyperparameters(shared_data: Path, dim: int, 
     assert model.config == NetworkConfig(dim=dim, log1p=False, levels=10, channels=1, depth=3, start_filts=8, **hyper)
     assert (model.origin, model.source) == ("original GAP checkpoint", path)
     assert model.trained_range_db == ORIGINAL_RANGE_DB == (-40.0, 10.0)
-    assert model.details["hyper_parameters"] == {"levels": 10, "channels": 1, "depth": 3, "start_filts": 8, **hyper}
     stored = np.load(shared_data / f"original_gap_{dim}d.npz")
     # in float64, since processors round float32 convolutions differently: what is left is the stored value's rounding
     log_rate = model.network.double()(torch.from_numpy(stored["input"].astype(np.float64)))
@@ -118,8 +121,7 @@ def test_our_checkpoints_load(tmp_path: Path) -> None:
     model = load_model(path)
     assert (model.origin, model.source, model.config) == ("checkpoint", path, NETWORK)
     assert model.trained_range_db == (-30.0, 4.5)
-    assert model.details["metrics"] == []
-    assert RunConfig.from_dict(model.details["config"]).network == NETWORK
+    assert (model.camera, model.n_frames, model.history) == (None, None, History())
     assert_network(model.network, network_of())
 
 
@@ -386,4 +388,73 @@ def test_a_copied_run_loads(tmp_path: Path) -> None:
 def test_parameter_count_is_the_sum_over_layers() -> None:
     network = UNet(depth=1, start_filts=4, levels=2)
     # three blocks of 3 x 3 and a 1 x 1; the encoding has two sines and the logarithm
-    assert parameter_count(network) == (3 * 4 * 9 + 4) + 2 * (4 * 4 * 9 + 4) + (4 + 1)
+    assert Model(network, NETWORK, (0, 1)).parameter_count == (3 * 4 * 9 + 4) + 2 * (4 * 4 * 9 + 4) + (4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("origin", "config", "words"),
+    [
+        ("run", {}, "training run, 2D"),
+        ("checkpoint", {"dim": 3}, "checkpoint of gap-bioimage, 3D"),
+        ("original GAP checkpoint", {"channels": 3}, "original GAP checkpoint, 2D, RGB"),
+        ("bioimage.io zip", {"dim": 3, "channels": 2, "z_conv_stage": 2}, "bioimage.io zip, 3D, 2 channels"),
+        ("state_dict", {"dim": 3, "z_conv_stage": 1}, "state_dict, 3D anisotropic, z in 1 of 2 levels"),
+    ],
+)
+def test_kinds_have_words(origin: str, config: dict[str, Any], words: str) -> None:
+    assert replace(random_model(**config), origin=origin).kind == words
+
+
+def described(tmp_path: Path, **section: Any) -> Path:
+    """Save a checkpoint whose section tells more."""
+    content = checkpoint_of()
+    content["gap_bioimage"] |= section
+    torch.save(content, tmp_path / "best.ckpt")
+    return tmp_path / "best.ckpt"
+
+
+def test_history_is_that_of_the_training(tmp_path: Path) -> None:
+    metrics = [{"step": 5, "validation_loss": 2.0}, {"step": 10, "validation_loss": float("nan")}]
+    init = {"name": "a.ckpt", "origin": "checkpoint", "sha256": "ab", "trained_range_db": [-40.0, 1.0]}
+    model = load_model(described(tmp_path, metrics=metrics, init=init))
+    assert model.history == History(steps=10, validation_loss=2.0, init=init)
+    words = table_of({"dim": 2, **asdict(model.history)})
+    assert (words["init"], words["settings_from"]) == ("a.ckpt (checkpoint, weights with sha256 ab)", None)
+    others = table_of(asdict(History({"dim": "weights", "levels": "sidecar", "depth": "weights"}, "assumed", 4, 90)))
+    assert (others["settings_from"], others["init"]) == ("weights: dim, depth; sidecar: levels", None)
+
+
+CAMERA = {"gain": 2.0, "offset": 100.0, "read_noise": 1.5}
+
+
+@pytest.mark.parametrize("more", [{}, {"maps": "camera_maps.tif"}, {"shift": 2.4, "background": 2.3}], ids=str)
+def test_checkpoints_and_zips_tell_their_camera_and_frames(tmp_path: Path, more: dict[str, Any]) -> None:
+    told, expected = {**CAMERA, **more}, Detector(Camera(**CAMERA))  # the maps of another place are not there
+    path = described(tmp_path, config={"network": NETWORK.model_dump(), "camera": told})
+    assert load_model(path).camera == expected
+    rdf = our_rdf()
+    rdf["config"]["gap_bioimage"] |= {"camera": told}
+    assert load_model(zip_of(tmp_path / "model.zip", rdf, our_weights())).camera == expected
+    path = described(tmp_path, config={"network": NETWORK.model_dump(), "thinning": {"ceiling": 8}})
+    rdf["config"]["gap_bioimage"] = {"trained_range_db": [-30.0, 4.5], "ceiling": 8}
+    for source in (path, zip_of(tmp_path / "frames.zip", rdf, our_weights())):
+        model = load_model(source)
+        assert (model.camera, model.n_frames) == (None, 8)
+
+
+def test_runs_keep_their_camera_beside_them(tmp_path: Path) -> None:
+    beside = Detector(Camera(gain=3.0, offset=100.0))
+    write_camera(tmp_path / "camera.yaml", beside)
+    path = described(tmp_path, config={"network": NETWORK.model_dump(), "camera": CAMERA})
+    assert load_model(tmp_path).camera == beside
+    model = load_model(path)
+    assert model.camera == Detector(Camera(**CAMERA))
+    assert model.camera_for("model") == model.camera
+    assert model.camera_for(None) is None
+    assert model.camera_for(tmp_path / "camera.yaml") == beside
+
+
+@pytest.mark.parametrize("told", [{"gain": -1, "offset": 0}, {"offset": 3}, {"gain": "x", "offset": 0}, [1]], ids=str)
+def test_descriptions_of_no_camera_are_refused(tmp_path: Path, told: Any) -> None:
+    with pytest.raises(CheckpointError):
+        load_model(described(tmp_path, config={"network": NETWORK.model_dump(), "camera": told}))

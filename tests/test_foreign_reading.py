@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.training.reading import plain_settings, read_safetensors, read_weights
+from gap_bioimage.foreign import read_safetensors, read_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,10 +80,9 @@ def test_settings_become_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with monkeypatch.context() as patch:
             file = stored({"hyper_parameters": foreign_class(patch, name, dict)(given)})
-        assert plain_settings(read_weights(file, name)["hyper_parameters"]) == {"levels": 10, "depth": 5}
+        assert read_weights(file, name)["hyper_parameters"] == {"levels": 10, "depth": 5}
     file = stored({"hyper_parameters": argparse.Namespace(**given)})
-    assert plain_settings(read_weights(file, "namespace")["hyper_parameters"]) == {"levels": 10, "depth": 5}
-    assert plain_settings(None) == plain_settings(3) == {}
+    assert vars(read_weights(file, "namespace")["hyper_parameters"]) == {"levels": 10, "depth": 5}
 
 
 def test_names_of_callbacks_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +154,7 @@ def test_what_could_run_code_is_refused_by_name(tmp_path: Path, wrapped: str, le
     ids=range(6),
 )
 def test_numbers_that_are_none_are_refused(call: Call) -> None:
-    with pytest.raises(CheckpointError, match="stream is not a checkpoint that can be read safely"):
+    with pytest.raises(CheckpointError, match="stream is not a checkpoint"):
         read_weights(stored({"x": call}), "stream")
 
 

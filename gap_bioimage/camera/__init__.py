@@ -1,0 +1,1 @@
+"""Cameras: from ADU to counts and back, their calibration, and the noise that tells of them."""

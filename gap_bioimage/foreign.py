@@ -1,0 +1,366 @@
+"""Weights of others: the original GAP's checkpoints and bare state_dicts, read as data and described by their tensors.
+
+No code in a file is run: checkpoints hold more than tensors, and what Lightning and the original code are known to
+leave behind is read as plain values by stand-ins; torch refuses every other global. What the names and shapes of the
+tensors do not tell is looked for in ``weights.yaml`` beside ``weights.pt``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import pickle
+import struct
+import threading
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+
+from gap_bioimage.config import NetworkConfig, error_sentence, read_yaml
+from gap_bioimage.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+RANGE = "trained_range_db"
+ORIGINAL_RANGE_DB = (-40.0, 10.0)
+"""Pseudo-PSNR range of the original's published training settings; its checkpoints do not tell."""
+_SETTINGS = tuple(name for name in NetworkConfig.model_fields)
+_LAST = "conv_final.weight"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
+    "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+}  # fmt: skip
+_NUMBERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+_NUMBERS |= {"b1": "?", "f2": "e", "f4": "f", "f8": "d"}  # numpy's names of types, and those of struct
+_LOCK = threading.Lock()  # torch keeps one list of what is allowed
+
+
+# Reading
+
+
+class _Values:
+    """An object with attributes, such as argparse's Namespace."""
+
+
+class _NumberType:
+    """A dtype of numpy, of which only name and byte order matter."""
+
+    def __init__(self, name: str = "", *_: Any) -> None:
+        self.name, self.order = str(name), "<"
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
+            self.order = ">"
+
+
+def _number(kind: Any = None, data: Any = b"") -> Any:
+    """Read a number of numpy from its bytes."""
+    code = _NUMBERS.get(kind.name) if isinstance(kind, _NumberType) else None
+    data = data.encode("latin1") if isinstance(data, str) else data
+    if code is None or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("not a number of numpy")
+    return struct.unpack(kind.order + code, data)[0]
+
+
+def _stand_in(name: str, like: type = object, make: Callable[..., Any] | None = None) -> type:
+    """Return a class that torch takes for the global ``name``; ``make`` returns plain values instead of instances."""
+    module, _, last = name.rpartition(".")
+    space: dict[str, Any] = {"__module__": module, "__qualname__": last}
+    if make is not None:
+        space["__new__"] = lambda cls, *arguments: make(*arguments)
+    return type(last, (like,), space)
+
+
+def _stand_ins() -> list[Any]:
+    lightning = ("pytorch_lightning", "lightning.pytorch", "lightning")
+    settings = [f"{package}.utilities.parsing.AttributeDict" for package in lightning]
+    settings += [f"{package}.utilities.data.AttributeDict" for package in ("lightning.fabric", "lightning_fabric")]
+    callbacks = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor")
+    callbacks = (*callbacks, "progress.ProgressBar", "progress.TQDMProgressBar")
+    paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    return [
+        *(_stand_in(name, make=lambda *_: OrderedDict()) for name in settings),
+        *(_stand_in(f"{package}.callbacks.{name}") for package in lightning[:2] for name in callbacks),
+        *(_stand_in(f"pathlib.{name}", make=lambda *parts: "/".join(map(str, parts))) for name in paths),
+        *(_stand_in(f"numpy.{core}.multiarray.scalar", make=lambda *a: _number(*a)) for core in ("core", "_core")),
+        _stand_in("argparse.Namespace", _Values),
+        _stand_in("numpy.dtype", _NumberType),
+    ]
+
+
+_ALLOWED = _stand_ins()
+
+
+def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
+    """Read a dictionary written by torch.save without running code from it; ``name`` is what errors call it.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not one, is cut, or holds objects that could run code.
+    """
+    serialization: Any = torch.serialization
+    try:
+        with _LOCK:
+            serialization.add_safe_globals(_ALLOWED)
+            try:
+                content = torch.load(source, map_location="cpu", weights_only=True)
+            finally:
+                others = [item for item in serialization.get_safe_globals() if item not in _ALLOWED]
+                serialization.clear_safe_globals()
+                serialization.add_safe_globals(others)
+    except pickle.UnpicklingError as error:
+        _, names, rest = str(error).partition("GLOBAL ")
+        unsafe = rest.split(" ")[0].rstrip(".")
+        told = f", but it names {unsafe}, which may run code: save the network's state_dict() alone" if names else ""
+        raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told}") from None
+    except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, struct.error,
+            zipfile.BadZipFile):  # fmt: skip
+        raise CheckpointError(
+            f"{name} is not a checkpoint, or its end is missing; expected one written by gap-bioimage or the original "
+            "GAP code: copy it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{name} holds a {type(content).__name__}, expected a checkpoint's dictionary")
+    return content
+
+
+def read_safetensors(path: Path) -> dict[Any, Any]:
+    """Read a file of the safetensors format: the length of a header, the header (JSON), the numbers.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not one.
+    """
+    try:
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        return {name: _tensor(entry, content[start:]) for name, entry in header.items() if name != "__metadata__"}
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError):
+        raise CheckpointError(f"{path} is not a whole file of the safetensors format; copy or save it again") from None
+
+
+def _tensor(entry: Any, numbers: bytes) -> torch.Tensor:
+    first, stop = entry["data_offsets"]
+    if not 0 <= first < stop <= len(numbers):
+        raise ValueError
+    return torch.frombuffer(bytearray(numbers[first:stop]), dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+# Describing
+
+
+@dataclass(frozen=True)
+class Described:
+    """A network of others.
+
+    Attributes
+    ----------
+    weights
+        Its tensors, under the names of the original code.
+    config
+        Its settings.
+    found_in
+        Where each was found: "given", "sidecar", "hyper_parameters", "weights", or "default" where it does not matter.
+    trained_range_db, range_from
+        Darkest and brightest input in dB, and who told: one of these, or "assumed".
+    """
+
+    weights: dict[str, torch.Tensor]
+    config: NetworkConfig
+    found_in: dict[str, str]
+    trained_range_db: tuple[float, float]
+    range_from: str
+
+
+def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -> Described:
+    """Find the one GAP network in a file and settle what it is, from what was told and from its weights.
+
+    Parameters
+    ----------
+    content
+        Of the file, whose ``hyper_parameters`` tell least.
+    path
+        The file; ``.yaml`` beside it tells more.
+    given
+        Settings that win over all others, and ``trained_range_db``.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such network or more than one, something is missing, or what was told contradicts the weights.
+    """
+    weights = _find(content, path)
+    stored = content.get("hyper_parameters")
+    stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
+    _check_names(given, "hyper_parameters")
+    beside = path.with_suffix(".yaml")
+    sources = {"given": given, "sidecar": _read_sidecar(beside, path), "hyper_parameters": stored}
+    told: dict[str, tuple[Any, str]] = {}
+    silent: set[str] = set()
+    for source, settings in sources.items():
+        for name in (*_SETTINGS, RANGE):
+            if name not in settings or name in told or name in silent:
+                continue
+            if settings[name] is not None:
+                told[name] = settings[name], source
+            elif source != "hyper_parameters":
+                silent.add(name)  # what a user leaves to the weights, no stored setting decides
+    limits, range_from = told.pop(RANGE, (None, "assumed"))
+    facts, encodings = _facts(weights, path)
+    if facts["dim"] == 3 and facts["z_conv_stage"] is None and _is_all(told.get("z_conv_stage"), facts["depth"]):
+        facts["z_conv_stage"] = told["z_conv_stage"][0]
+    for name, fact in facts.items():
+        value, source = told.setdefault(name, (fact, "weights"))
+        if value != fact:
+            raise CheckpointError(
+                f"{path}: {name} is {value!r} according to {_named(source, beside)}, but {fact!r} by its weights; give "
+                f"`{name}: {'null' if fact is None else fact}` as hyper_parameters or in {beside.name} beside it"
+            )
+    _settle_encoding(told, encodings, list(weights)[:2] == ["conv_final.weight", "conv_final.bias"], path)
+    config = network_config({name: value for name, (value, _) in told.items()}, path)
+    found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
+    return Described(weights, config, found, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), range_from)
+
+
+def network_config(values: Any, path: Path) -> NetworkConfig:
+    """Return the settings of a network from plain values.
+
+    Raises
+    ------
+    CheckpointError
+        If they are none.
+    """
+    try:
+        return NetworkConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(error_sentence(NetworkConfig, e) for e in error.errors())
+        raise CheckpointError(f"{path} does not describe a GAP network: {wrong}") from None
+
+
+def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
+    """Return the network's tensors, which may lie one dictionary below, with a prefix such as ``model.``."""
+    groups = [content, *(value for value in content.values() if isinstance(value, dict))]
+    found = [
+        (group, key.removesuffix(_LAST))
+        for group in groups
+        for key in group
+        if isinstance(key, str) and (key == _LAST or key.endswith(f".{_LAST}"))
+    ]
+    if not found:
+        raise _no_network(path, f"no {_LAST}")
+    if len(found) > 1:
+        names = ", ".join(repr(prefix) for _, prefix in found)
+        raise CheckpointError(
+            f"{path} holds {len(found)} networks (under {names}); expected one: save the state_dict() of the one to use"
+        )
+    [(group, prefix)] = found
+    own = {k.removeprefix(prefix): v for k, v in group.items() if isinstance(k, str) and k.startswith(prefix)}
+    if not all(isinstance(value, torch.Tensor) for value in own.values()) or own[_LAST].ndim not in (4, 5):
+        raise _no_network(path, f"{prefix}{_LAST} is not a kernel, or stands among other things than tensors")
+    return own
+
+
+def _no_network(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} holds no GAP network ({why}); expected a GAP checkpoint or state_dict")
+
+
+def _read_sidecar(beside: Path, path: Path) -> dict[str, Any]:
+    """Return the settings beside the weights; empty if there are none, or the file is about something else."""
+    if beside == path or not beside.is_file():
+        return {}
+    try:
+        values = read_yaml(beside)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not any(name in values for name in (*_SETTINGS, RANGE)):
+        return {}  # a model card may have the same name
+    _check_names(values, str(beside))
+    return values
+
+
+def _check_names(values: Mapping[Any, Any], source: str) -> None:
+    for name in values:
+        if name not in (*_SETTINGS, RANGE):
+            [near] = difflib.get_close_matches(str(name), (*_SETTINGS, RANGE), n=1, cutoff=0.0)
+            raise CheckpointError(f"{source}: unknown key {name!r}; did you mean {near!r}?")
+
+
+def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:
+    """Return the settings that shapes tell, and the number of encodings per channel."""
+    depth = 1
+    while f"down_convs.{depth}.conv1.weight" in weights:
+        depth += 1
+    kernels = [_kernel(weights, f"down_convs.{stage}.conv1.weight", path) for stage in range(depth)]
+    channels, inputs = weights[_LAST].shape[0], kernels[0].shape[1]
+    if inputs % channels:
+        raise _no_network(path, f"its first convolution takes {inputs} inputs, not a multiple of {channels} channels")
+    facts: dict[str, Any] = {"dim": kernels[0].ndim - 2, "channels": channels, "depth": depth}
+    facts |= {"start_filts": kernels[0].shape[0], "z_conv_stage": None}
+    if kernels[0].ndim == 5:
+        planar = [stage for stage, kernel in enumerate(kernels) if kernel.shape[2] == 1]
+        facts["z_conv_stage"] = planar[0] if planar else None
+    if depth > 1:
+        facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
+        merged = _kernel(weights, "up_convs.0.conv1.weight", path)
+        facts["merge_mode"] = "concat" if merged.shape[1] == 2 * merged.shape[0] else "add"
+    return facts, inputs // channels
+
+
+def _kernel(weights: Mapping[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:
+    kernel = weights.get(name)
+    if kernel is None or kernel.ndim != weights[_LAST].ndim or 0 in kernel.shape or 0 in weights[_LAST].shape:
+        raise _no_network(path, f"{'no' if kernel is None else f'shape {tuple(kernel.shape)} in'} {name}")
+    return kernel
+
+
+def _is_all(told: tuple[Any, str] | None, depth: int) -> bool:
+    """Whether so many stages along z were told that all of them are meant."""
+    return told is not None and isinstance(told[0], int) and told[0] >= depth
+
+
+def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
+    """Fill in ``levels`` and ``log1p``, of which the weights tell the sum only; the original has no logarithm."""
+    beside = path.with_suffix(".yaml")
+    if "log1p" not in told and "levels" not in told and not original:
+        raise CheckpointError(
+            f"{path} does not tell its levels: its {inputs} encodings per channel are {inputs} sines (original GAP) or "
+            f"{inputs - 1} sines and a logarithm (gap-bioimage); write `log1p: false` or `log1p: true` into "
+            f"{beside.name} beside it, or give hyper_parameters in Python"
+        )
+    log1p, _ = told.setdefault("log1p", (False, "weights"))
+    levels, source = told.setdefault("levels", (inputs - int(log1p is True), "weights"))
+    if levels != inputs - int(log1p is True):
+        raise CheckpointError(
+            f"{path}: levels is {levels!r}, {'with' if log1p is True else 'without'} log1p, according to "
+            f"{_named(source, beside)}, but the weights take {inputs} encodings per channel; write `levels: {inputs}` "
+            f"into {beside.name} beside it, or `levels: {inputs - 1}` and `log1p: true` for networks of gap-bioimage"
+        )
+
+
+def _range(limits: Any, path: Path) -> tuple[float, float]:
+    try:
+        low, high = (float(limit) for limit in limits)
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise CheckpointError(
+        f"{RANGE} of {path} is given as {limits!r}, expected the darkest and the brightest input in dB: [-40, 10]"
+    )
+
+
+def _named(source: str, beside: Path) -> str:
+    return {"given": "what was given", "sidecar": beside.name}.get(source, f"its {source}")

@@ -1,0 +1,272 @@
+"""Trained models: from run folders, checkpoints (ours and the original GAP's), bare weights and bioimage.io zips."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from gap_bioimage.config import Camera
+from gap_bioimage.errors import CheckpointError
+from gap_bioimage.foreign import describe, network_config, read_safetensors, read_weights
+from gap_bioimage.network import UNet
+from gap_bioimage.photons.cameras.camera import Detector, read_camera
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gap_bioimage.config import NetworkConfig
+
+CHECKPOINT_KEY = "gap_bioimage"
+"""Section of our checkpoints that describes the model."""
+CAMERA_FILE = "camera.yaml"
+"""The camera in a run folder, with its maps beside it."""
+CameraLike = Detector | Camera | str | Path | None
+"""A camera, its yaml, "model" for the one that a model was trained with, or None where images are counts."""
+_OF_THE_MODULE = (
+    *("box_px", "rounded", "background", "ceiling"),
+    *("n_samples", "n_steps", "seed", "gain", "brightest", "window_px"),
+)
+"""What the modules of our zips are made with besides the network."""
+_ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
+
+
+@dataclass(frozen=True)
+class History:
+    """Where a model comes from.
+
+    Attributes
+    ----------
+    settings_from
+        Of weights of others, where each setting was found: "given", "sidecar", "hyper_parameters",
+        "weights", "default".
+    range_from
+        Who told the trained range: "training", one of those, or "assumed".
+    epochs, steps
+        Of its training.
+    validation_loss
+        The lowest, nats per photon.
+    init
+        Name, origin, trained range and sha256 of the weights that training started from.
+    """
+
+    settings_from: dict[str, str] | None = None
+    range_from: str = "training"
+    epochs: int | None = None
+    steps: int | None = None
+    validation_loss: float | None = None
+    init: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network.
+
+    Attributes
+    ----------
+    network
+        Counts (b, c, [z,] y, x) float32 to log-rate of the same shape, in evaluation mode.
+    config
+        The network's settings.
+    trained_range_db
+        Pseudo-PSNR of the inputs it was trained on, darkest and brightest.
+    camera
+        The camera whose images it was trained on; None where these were counts.
+    n_frames
+        One-bit frames in each of its images; None where counts have no such limit.
+    history
+        Where it comes from.
+    source
+        Where it was read from.
+    origin
+        "run", "checkpoint" (ours), "original GAP checkpoint", "state_dict" (of others) or "bioimage.io zip".
+    """
+
+    network: UNet
+    config: NetworkConfig
+    trained_range_db: tuple[float, float]
+    camera: Detector | None = None
+    n_frames: int | None = None
+    history: History = History()
+    source: Path = Path()
+    origin: str = "run"
+
+    @property
+    def kind(self) -> str:
+        """What it is, such as "original GAP checkpoint, 3D anisotropic, z in 1 of 3 levels"."""
+        config, stages = self.config, self.config.z_conv_stage
+        anisotropic = stages is not None and stages < config.depth
+        words = [_ORIGINS.get(self.origin, self.origin), f"{config.dim}D" + (" anisotropic" if anisotropic else "")]
+        if config.channels > 1:
+            words.append("RGB" if config.channels == 3 else f"{config.channels} channels")
+        return ", ".join([*words, *([f"z in {stages} of {config.depth} levels"] if anisotropic else [])])
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of trainable numbers."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def camera_for(self, camera: CameraLike) -> Detector | None:
+        """Return the camera that was asked for, "model" for its own; None where images are counts.
+
+        Raises
+        ------
+        ConfigError
+            If a camera's yaml does not describe one.
+        """
+        if camera == "model":
+            return self.camera
+        return None if camera is None else Detector.of(camera)
+
+
+def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = None) -> Model:
+    """Load a model from a run folder, a checkpoint (ours or the original GAP's), bare weights or one of our zips.
+
+    Files are read weights-only: no code in them is run. Weights that do not describe themselves (a state_dict, as
+    .pt, .pth, .ckpt or .safetensors) are described by the names and shapes of their tensors; what these do not tell
+    is looked for in ``weights.yaml`` beside ``weights.pt``, and in ``hyper_parameters``.
+
+    Parameters
+    ----------
+    path
+        The folder or file.
+    hyper_parameters
+        For weights that are not ours: settings of ``NetworkConfig``, and ``trained_range_db``. They win over what
+        stands beside or in the file, and must agree with the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the path holds no such model, its settings are not known or contradict its weights, or
+        ``hyper_parameters`` were given for a model that describes itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.ckpt", "last.ckpt"):
+            if (path / name).is_file():
+                return _from_file(path / name, "run", hyper_parameters or {})
+        raise CheckpointError(f"{path} is a folder without best.ckpt or last.ckpt; expected a training run")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; expected a run folder, a checkpoint or a model zip")
+    if _is_bioimageio_zip(path):
+        _refuse(hyper_parameters, path)
+        return _from_zip(path)
+    return _from_file(path, "checkpoint", hyper_parameters or {})
+
+
+def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> Model:
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path, str(path))
+    if CHECKPOINT_KEY in content:
+        _refuse(hyper_parameters, path)
+        return _from_checkpoint(content, path, origin)
+    found = describe(content, path, hyper_parameters)
+    epochs, steps = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
+    lightning = isinstance(content.get("state_dict"), dict) and not found.config.log1p
+    return Model(
+        _network(found.config, found.weights, path),
+        found.config,
+        found.trained_range_db,
+        history=History(found.found_in, found.range_from, epochs, steps),
+        source=path,
+        origin="original GAP checkpoint" if lightning else "state_dict",
+    )
+
+
+def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
+    ours, weights = content[CHECKPOINT_KEY], content.get("state_dict")
+    if not isinstance(weights, dict) or not any(str(key).endswith("conv_final.weight") for key in weights):
+        raise CheckpointError(f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint")
+    try:
+        settings, (low, high), metrics = ours["config"], ours["trained_range_db"], ours["metrics"]
+        described, n_frames = settings["network"], (settings.get("thinning") or {}).get("ceiling")
+        losses = [loss for row in metrics if (loss := row.get("validation_loss", float("nan"))) == loss]
+        steps = metrics[-1].get("step") if metrics else None
+        history = History(steps=steps, validation_loss=min(losses, default=None), init=ours.get("init"))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
+    beside = path.parent / CAMERA_FILE
+    camera = read_camera(beside) if origin == "run" and beside.is_file() else _camera(settings.get("camera"), path)
+    prefix = "average.module." if any(key.startswith("average.module.") for key in weights) else "network."
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    config = network_config(described, path)
+    return Model(_network(config, own, path), config, (low, high), camera, n_frames, history, path, origin)
+
+
+def _from_zip(path: Path) -> Model:
+    """Read our own zips: the state_dict, and the network's arguments from the RDF."""
+    with zipfile.ZipFile(path) as archive:
+        try:
+            rdf = yaml.safe_load(archive.read("rdf.yaml"))
+            ours, entry = rdf["config"][CHECKPOINT_KEY], rdf["weights"]["pytorch_state_dict"]
+            # where postprocessing samples, the weights of the zip only copy photons
+            sampler = ours.get("sampler") or {**entry["architecture"], "source": entry["source"]}
+            arguments = {k: v for k, v in sampler["kwargs"].items() if k not in _OF_THE_MODULE}
+            low, high = ours["trained_range_db"]
+            weights = read_weights(io.BytesIO(archive.read(sampler["source"])), str(path))
+        except CheckpointError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, RuntimeError):  # the last is an encrypted zip
+            raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
+        except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+            raise CheckpointError(
+                f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage "
+                "and pytorch_state_dict weights in its rdf.yaml"
+            ) from None
+    config = network_config(arguments, path)
+    own = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
+    camera, n_frames = _camera(ours.get("camera"), path), ours.get("ceiling")
+    network = _network(config, own, path)
+    return Model(network, config, (low, high), camera, n_frames, source=path, origin="bioimage.io zip")
+
+
+def _camera(told: Any, path: Path) -> Detector | None:
+    """Return the camera that a file describes; its maps are not there, and zips tell what follows from the numbers."""
+    if told is None:
+        return None
+    try:
+        numbers = {name: told[name] for name in Camera.model_fields if name in told and name != "maps"}
+        return Detector(Camera.model_validate(numbers))
+    except (ValidationError, TypeError):
+        raise CheckpointError(f"the camera that {path} describes is not one; export or train it again") from None
+
+
+def _refuse(hyper_parameters: Mapping[str, Any] | None, path: Path) -> None:
+    if hyper_parameters:
+        raise CheckpointError(
+            f"hyper_parameters are for weights that do not describe themselves, {path} does; leave them out"
+        )
+
+
+def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet:
+    network = UNet(**config.model_dump())
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(f"the weights in {path} do not fit the network they describe: {first}") from None
+    return network.eval().requires_grad_(False)
+
+
+def _is_bioimageio_zip(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name in archive.namelist() for name in ("rdf.yaml", "bioimageio.yaml"))
+    except zipfile.BadZipFile:
+        raise CheckpointError(f"{path} is a damaged zip; copy or download it again") from None
+
+
+def table_of(history: dict[str, Any]) -> dict[str, Any]:
+    """Return a history in words for a table: settings grouped by source, the first model as a phrase."""
+    found, init = history.get("settings_from") or {}, history.get("init")
+    groups = {source: [name for name, s in found.items() if s == source] for source in found.values()}
+    words = "; ".join(f"{source}: {', '.join(names)}" for source, names in groups.items())
+    start = f"{init['name']} ({init['origin']}, weights with sha256 {init['sha256']})" if init else None
+    return {**history, "settings_from": words or None, "init": start}
