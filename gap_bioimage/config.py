@@ -22,12 +22,15 @@ class Config(BaseModel):
 
 
 class NetworkConfig(Config):
-    """The residual U-Net; names and defaults follow the original GAP code."""
+    """The residual U-Net; names follow the original GAP code."""
 
     dim: Literal[2, 3] = Field(2, description="spatial dimensions")
     channels: PositiveInt = Field(1, description="image channels, denoised jointly")
-    levels: PositiveInt = Field(10, description="sine encodings sin(x 10^-i), i < levels")
-    log1p: bool = Field(True, description="add log(1 + x) to the encoding; original checkpoints have none")
+    anchor: bool = Field(
+        True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
+    )
+    levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
+    log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
     depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
     start_filts: PositiveInt = Field(32, description="filters of the first level, doubled at each next one")
     up_mode: Literal["transpose", "upsample"] = "transpose"
@@ -35,6 +38,14 @@ class NetworkConfig(Config):
     z_conv_stage: PositiveInt | None = Field(
         None, description="3D only: levels that convolve and pool along z (all of them when not given)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoding_is_of_plain_networks(cls, values: Any) -> Any:
+        """Settings that name an encoding, such as all that were stored before there were anchors, mean a plain U-Net."""
+        if isinstance(values, dict) and "anchor" not in values and ("levels" in values or "log1p" in values):
+            return {**values, "anchor": False}
+        return values
 
     @model_validator(mode="after")
     def _z_stage_needs_z(self) -> Self:

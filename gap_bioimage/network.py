@@ -3,15 +3,25 @@
 Only torch is imported, and everything compiles with ``torch.jit.script``: this file travels unchanged in
 every exported model as its architecture source, so what is tested here is what runs in Fiji.
 
+An anchored network (the default of training) corrects locally smoothed counts, so that its log-rate is that of the
+photons of its input. The log-rate of a plain U-Net, such as the original, has an unknown constant per image.
+
 Source: Krull et al., "Image Denoising and the Generative Accumulation of Photons", arXiv 2307.06607.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
+import math
 from typing import Any, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# sigma of the anchor's filters in px: in the plane, and along z
+_PLANAR_SCALES = [(0.6, 0.0), (1.0, 0.0), (1.7, 0.0), (2.9, 0.0), (5.0, 0.0), (8.5, 0.0), (14.5, 0.0)]
+_VOLUME_SCALES = [
+    *((0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4), (5.0, 2.0), (8.5, 2.0)),
+]
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -57,13 +67,14 @@ def conserve_photons(photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Te
 
     ``rate = exp(l) boxmean(photons) / boxmean(exp(l))``, both means over all channels: the softmax of a
     whole image is the limit of a large box, but this form depends on a neighbourhood only, so that tiles
-    agree with each other.
+    agree with each other. Hot pixels are left out of both means.
     """
     dims = list(range(1, log_rate.dim()))
     # a constant cancels in the ratio; subtracting the largest keeps exp from overflowing
     weight = torch.exp(torch.clamp(log_rate - torch.amax(log_rate, dims, keepdim=True), min=-80.0))
-    seen = box_mean(torch.sum(photons, 1, keepdim=True), box_px)
-    expected = box_mean(torch.sum(weight, 1, keepdim=True), box_px)
+    cold = 1.0 - hot_pixels(photons).to(weight.dtype)
+    seen = box_mean(torch.sum(photons * cold, 1, keepdim=True), box_px)
+    expected = torch.clamp(box_mean(torch.sum(weight * cold, 1, keepdim=True), box_px), min=1e-38)
     # in this order: the share is at most the box's size, while seen / expected may overflow
     return weight / expected * seen
 
@@ -71,10 +82,12 @@ def conserve_photons(photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Te
 def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
     """Turn the log-rates of whole images into expected photons: softmax times the photons of the input.
 
-    Source: arXiv 2307.06607, section 3; the softmax runs over channels and pixels of each image.
+    Source: arXiv 2307.06607, section 3; the softmax runs over channels and pixels of each image, but for hot ones.
     """
-    total = torch.sum(photons.flatten(1).double(), 1, keepdim=True)
-    rate = torch.softmax(log_rate.flatten(1).double(), 1) * total
+    cold = (1.0 - hot_pixels(photons).double()).flatten(1)
+    total = torch.sum(photons.flatten(1).double() * cold, 1, keepdim=True)
+    share = torch.softmax(log_rate.flatten(1).double(), 1)
+    rate = share / torch.clamp(torch.sum(share * cold, 1, keepdim=True), min=1e-300) * total
     return rate.float().reshape(log_rate.shape)
 
 
@@ -100,6 +113,213 @@ def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
     if ceiling > 0:
         return -ceiling * torch.log1p(-torch.clamp(rate / ceiling, max=0.999))
     return rate - background
+
+
+def hot_pixels(photons: Tensor) -> Tensor:
+    """Find pixels that no light through optics explains: far above the second brightest of their eight neighbours.
+
+    Parameters
+    ----------
+    photons
+        Counts (..., y, x).
+
+    Returns
+    -------
+    Tensor
+        True where a pixel holds more than ``20 + 10 second``, same shape. Even a spot that is sharper than the pixels
+        sample (sigma 0.5 px) leaves a fifth of its peak in several neighbours.
+    """
+    height, width = photons.shape[-2], photons.shape[-1]
+    if height < 2 or width < 2:
+        return torch.zeros_like(photons, dtype=torch.bool)
+    padded = torch.constant_pad_nd(photons, [1, 1, 1, 1], 0.0)
+    first, second = torch.zeros_like(photons), torch.zeros_like(photons)
+    for row in range(3):
+        for column in range(3):
+            if row != 1 or column != 1:
+                neighbour = padded.narrow(-2, row, height).narrow(-1, column, width)
+                second = torch.maximum(second, torch.minimum(first, neighbour))
+                first = torch.maximum(first, neighbour)
+    return photons > 20.0 + 10.0 * second
+
+
+def without_hot_pixels(photons: Tensor) -> Tensor:
+    """Return counts in which hot pixels hold the mean of their neighbours, (b, c, [z,] y, x)."""
+    hot = hot_pixels(photons)
+    ones = [1.0, 1.0]
+    cold = 1.0 - hot.to(photons.dtype)
+    seen = blur(blur(photons * cold, ones, -1), ones, -2)
+    return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
+
+
+def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
+    """Filter along the last (-1), last but one (-2) or third last axis; what lies outside counts as zero.
+
+    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine.
+
+    Parameters
+    ----------
+    kernel
+        The centre and one side of a symmetric filter.
+    """
+    half, size = len(kernel) - 1, x.shape[axis]
+    pad = [0, 0, 0, 0, 0, 0]
+    pad[-2 * axis - 2], pad[-2 * axis - 1] = half, half
+    padded = torch.constant_pad_nd(x, pad[: -2 * axis], 0.0)
+    total = x * kernel[0]
+    for shift in range(1, half + 1):
+        pair = padded.narrow(axis, half - shift, size) + padded.narrow(axis, half + shift, size)
+        total = total + kernel[shift] * pair
+    return total
+
+
+class Anchor(nn.Module):
+    """Counts smoothed at several scales, and how wrong each of them is at each pixel; has no parameters.
+
+    The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
+    sum of the squared filter. Its squared bias is what ``(s_k - s_0)^2``, averaged around the pixel, holds above the
+    noise of that difference, where s_0 is the finest scale. Weights ``1 / error^2`` make a filter that is about as good
+    as the best Gaussian at any brightness; a network then has to learn only what is better than that.
+
+    Parameters
+    ----------
+    dim
+        Spatial dimensions, 2 or 3.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
+        # what the squared bias is averaged with: not much wider than the scale, so that edges stay sharp
+        windows = [(min(max(planar, 2.4), 5.0), min(along_z, 1.0)) for planar, along_z in scales]
+        self.dim, self.n_scales = dim, len(scales)
+        # an image this many scales on tells the variance: where a fine one is 0 by chance, its own rate would tell 0
+        self.wider = 2 if dim == 2 else 3
+        self.pools: List[int] = []
+        self.kernels: List[List[float]] = []
+        self.z_kernels: List[List[float]] = []
+        for planar, along_z in scales + windows:
+            pool = 1 if planar < 2.4 else 2 if planar < 7 else 4
+            # pooling and linear interpolation blur by themselves
+            self.pools.append(pool)
+            self.kernels.append(_gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
+            self.z_kernels.append(_gaussian(along_z))
+        self.overlap: List[List[float]] = self._overlaps()
+        self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
+        self.n_features = 2 * self.n_scales + 3  # per channel
+
+    def reach_px(self) -> List[int]:
+        """Return how far along each spatial axis the features look."""
+        planar, along_z = 0, 0
+        for scale in range(self.n_scales):
+            reach = 0
+            for number in (scale, self.n_scales + scale):
+                pool, half = self.pools[number], len(self.kernels[number]) - 1
+                reach += half if pool == 1 else (half + 2) * pool - 1
+            planar = max(planar, reach)
+            along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
+        # one more for hot pixels and one for their neighbours
+        return [planar + 2, planar + 2] if self.dim == 2 else [along_z, planar + 2, planar + 2]
+
+    def _overlaps(self) -> List[List[float]]:
+        """Return the sums over all pixels of products of two filters; those of squares are relative variances."""
+        line = torch.zeros(4, 1, 1, 257)  # a photon at each place that pooling tells apart
+        line[range(4), 0, 0, range(126, 130)] = 1.0
+        planar = torch.stack([self.smooth(line, scale) for scale in range(self.n_scales)]).flatten(1)
+        point = torch.zeros(1, 65, 1, 1)
+        point[0, 32] = 1.0
+        along_z = torch.stack([self.smooth(point, scale) for scale in range(self.n_scales)]).flatten(1)
+        overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
+        return [[float(value) for value in row] for row in overlap]
+
+    def smooth(self, x: Tensor, number: int) -> Tensor:
+        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
+        pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
+        height, width = x.shape[-2], x.shape[-1]
+        rows, columns = torch.ones_like(x[:1, :1, :, :1]), torch.ones_like(x[:1, :1, :1, :])
+        if pool > 1:
+            below, right = (pool - height % pool) % pool, (pool - width % pool) % pool
+            x = F.avg_pool2d(torch.constant_pad_nd(x, [0, right, 0, below], 0.0), [pool, pool])
+            rows = F.avg_pool2d(torch.constant_pad_nd(rows, [0, 0, 0, below], 0.0), [pool, 1])
+            columns = F.avg_pool2d(torch.constant_pad_nd(columns, [0, right, 0, 0], 0.0), [1, pool])
+        x = blur(blur(x, kernel, -1), kernel, -2) / (blur(rows, kernel, -2) * blur(columns, kernel, -1))
+        if len(z_kernel) > 1:
+            x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
+        if pool > 1:
+            size = [pool * x.shape[-2], pool * x.shape[-1]]
+            x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
+            x = x.narrow(-2, 0, height).narrow(-1, 0, width)
+        return x
+
+    def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Return what a network needs to know.
+
+        Parameters
+        ----------
+        photons
+            Counts (b, c, [z,] y, x).
+
+        Returns
+        -------
+        features
+            Ratios, logarithms of levels, and errors, which change slowly with brightness, (b, n c, [z,] y, x).
+        smoothed
+            The counts at each scale, (b, scale, c, [z,] y, x).
+        log_error
+            Logarithm of their squared errors, less the mean over the scales, same shape.
+        """
+        planes = photons if self.dim == 2 else photons.flatten(0, 1)
+        levels: List[Tensor] = []
+        for scale in range(self.n_scales):
+            levels.append(self.smooth(planes, scale))
+        errors: List[Tensor] = []
+        for scale in range(self.n_scales):
+            own = self.overlap[scale][scale]
+            error = own * (levels[min(scale + self.wider, self.n_scales - 1)] + 0.3 * own)
+            if scale > 0:
+                noise = own + self.overlap[0][0] - 2.0 * self.overlap[0][scale]
+                spread = self.smooth(torch.square(levels[scale] - levels[0]), self.n_scales + scale)
+                error = error + torch.relu(spread - noise * levels[scale])
+            errors.append(torch.log(error))
+        smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
+        if self.dim == 3:
+            shape = [photons.shape[0], photons.shape[1], self.n_scales]
+            shape.extend(photons.shape[2:])
+            smoothed, log_error = smoothed.reshape(shape).transpose(1, 2), log_error.reshape(shape).transpose(1, 2)
+        log_error = torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
+        middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
+        log_wide = torch.log(wide + self.floor)
+        features = [
+            torch.log1p(photons) - torch.log1p(wide),
+            torch.asinh((photons - middle) / torch.sqrt(middle + 0.05)),
+            0.3 * log_wide,
+            (torch.log(smoothed + self.floor) - log_wide.unsqueeze(1)).flatten(1, 2),
+            0.5 * log_error.flatten(1, 2),
+        ]
+        return torch.cat(features, 1), smoothed, log_error
+
+    def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
+        """Turn a network's answer into log-rates: a mixture of the scales, times a bounded factor.
+
+        ``log(sum_k w_k s_k) + 3 tanh(r / 3)``. Weights are the softmax of what the network adds to those of the errors;
+        a small constant rate takes part, so that also an empty image has a rate.
+
+        Parameters
+        ----------
+        answer
+            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and one for the constant rate.
+        smoothed, log_error
+            From ``forward``.
+        """
+        # a network whose numbers have run away answers nothing, and the filter is left
+        answer = torch.clamp(torch.nan_to_num(answer, 0.0, 0.0, 0.0), -20.0, 20.0).to(smoothed.dtype)
+        shape = [smoothed.shape[0], self.n_scales + 2]
+        shape.extend(smoothed.shape[2:])
+        answer = answer.reshape(shape)
+        weight = torch.softmax(answer[:, 1:-1] - 2.0 * log_error, 1)
+        empty = torch.sigmoid(0.5 * answer[:, -1] - 4.0)
+        rate = torch.sum(weight * smoothed, 1) * (1.0 - empty) + self.floor * empty
+        return torch.log(rate) + 3.0 * torch.tanh(answer[:, 0] / 3.0)
 
 
 class ConvBlock(nn.Module):
@@ -194,6 +414,9 @@ class UNet(nn.Module):
         "transpose" or "upsample"; "add" or "concat".
     z_conv_stage
         3D: number of levels that convolve and pool along z; None for all.
+    anchor
+        Correct smoothed counts (see ``Anchor``) instead of encoding the counts; ``levels`` and ``log1p`` mean nothing
+        then.
     """
 
     def __init__(
@@ -207,6 +430,7 @@ class UNet(nn.Module):
         up_mode: str = "transpose",
         merge_mode: str = "add",
         z_conv_stage: Optional[int] = None,
+        anchor: bool = False,
     ) -> None:
         super().__init__()
         if dim not in (2, 3) or up_mode not in ("transpose", "upsample") or merge_mode not in ("add", "concat"):
@@ -219,7 +443,9 @@ class UNet(nn.Module):
         self.along_z = [stage < z_stages for stage in range(depth)]
         self.upsampled = up_mode == "upsample"
         filters = [start_filts * 2**stage for stage in range(depth)]
-        inputs = [channels * (levels + int(log1p)), *filters[:-1]]
+        self.anchored, self.anchor = anchor, Anchor(dim)
+        features = self.anchor.n_features if anchor else levels + int(log1p)
+        inputs = [channels * features, *filters[:-1]]
         self.down_convs = nn.ModuleList(
             DownConv(i, o, dim, along) for i, o, along in zip(inputs, filters, self.along_z, strict=False)
         )
@@ -231,11 +457,11 @@ class UNet(nn.Module):
             for stage in reversed(range(depth - 1))
         )
         final = nn.Conv2d if dim == 2 else nn.Conv3d
-        self.conv_final = final(filters[0], channels, 1)
+        self.conv_final = final(filters[0], channels * (self.anchor.n_scales + 2 if anchor else 1), 1)
         # inputs are extended to multiples of this, and tiles must start at multiples of it
-        self.step_px: List[int] = [
-            int(torch.tensor([1, *(factor[axis] for factor in factors)]).prod()) for axis in range(dim)
-        ]
+        self.step_px: List[int] = [math.prod(factor[axis] for factor in factors) for axis in range(dim)]
+        if anchor:  # which averages 4 x 4 pixels
+            self.step_px[-2:] = [max(step, 4) for step in self.step_px[-2:]]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -263,7 +489,7 @@ class UNet(nn.Module):
         return photons.to(self.conv_final.weight.dtype)
 
     def forward(self, photons: Tensor) -> Tensor:
-        """Return the log-rate of the next photon, up to one constant per image.
+        """Return the log-rate of the next photon.
 
         Parameters
         ----------
@@ -273,9 +499,18 @@ class UNet(nn.Module):
         Returns
         -------
         log_rate
-            Same shape; its softmax over channels and pixels is the distribution of the next photon.
+            Same shape; its softmax over channels and pixels is the distribution of the next photon. Of anchored
+            networks it is the logarithm of the expected counts; of plain ones that, up to one constant per image.
         """
-        x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
+        if not self.anchored:
+            x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
+            return self._answer(x, photons)
+        features, smoothed, log_error = self.anchor(without_hot_pixels(photons))
+        answer = self._answer(pad_to_multiple(features, self.step_px), photons)
+        return self.anchor.log_rate(answer, smoothed, log_error)
+
+    def _answer(self, x: Tensor, photons: Tensor) -> Tensor:
+        """Run the U-Net and cut off what was added to fill its steps."""
         skips: List[Tensor] = []
         for down, pool in zip(self.down_convs, self.pools, strict=False):
             skips.append(down(x))
@@ -283,10 +518,29 @@ class UNet(nn.Module):
         x = self.down_convs[-1](x)
         for up in self.up_convs:
             x = up(x, skips.pop())
-        log_rate: Tensor = self.conv_final(x)
+        x = self.conv_final(x)
         for axis in range(len(self.step_px)):
-            log_rate = log_rate.narrow(axis + 2, 0, photons.shape[axis + 2])
-        return log_rate
+            x = x.narrow(axis + 2, 0, photons.shape[axis + 2])
+        return x
+
+    def rate(self, photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Tensor:
+        """Turn the network's answer into expected counts per pixel, (b, c, [z,] y, x).
+
+        Parameters
+        ----------
+        photons
+            The input.
+        log_rate
+            What ``forward`` returned for it.
+        box_px
+            Plain networks: odd box in which photons are conserved; the whole image where it is empty. The scale of an
+            anchored network is its own.
+        """
+        if self.anchored:
+            return torch.exp(log_rate)
+        if len(box_px) == 0:
+            return rate_from_log_rate(log_rate, photons)
+        return conserve_photons(photons, log_rate, box_px)
 
 
 class PhotonDenoiser(nn.Module):
@@ -295,7 +549,7 @@ class PhotonDenoiser(nn.Module):
     Parameters
     ----------
     box_px
-        Odd box, per spatial axis, in which photons are conserved (see ``conserve_photons``).
+        Odd box, per spatial axis, in which plain networks conserve photons (see ``UNet.rate``).
     rounded
         Round the input to whole counts, if it was computed from camera values.
     background, ceiling
@@ -320,7 +574,7 @@ class PhotonDenoiser(nn.Module):
     def forward(self, photons: Tensor) -> Tensor:
         """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x), counts of any type."""
         photons = whole_counts(self.network.fitting(photons), self.rounded)
-        rate = conserve_photons(photons, self.network(photons), self.box_px)
+        rate = self.network.rate(photons, self.network(photons), self.box_px)
         return photons_of(rate, self.background, self.ceiling)
 
 
@@ -334,3 +588,11 @@ def odd_box(box_px: List[int], dim: int) -> List[int]:
 def _per_axis(planar: int, through_z: int, dim: int, along_z: bool) -> Tuple[int, ...]:
     """Sizes per axis: ``planar`` everywhere, or ``through_z`` along z where z takes no part."""
     return (planar,) * dim if dim == 2 or along_z else (through_z, planar, planar)
+
+
+def _gaussian(sigma: float) -> List[float]:
+    """Return the centre and one side of a Gaussian filter with sum 1, cut at 2.5 sigma."""
+    if sigma <= 0:
+        return [1.0]
+    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(math.ceil(2.5 * sigma) + 1)]
+    return [value / (2.0 * sum(side) - side[0]) for value in side]

@@ -18,6 +18,7 @@ FULL: dict[str, Any] = {
     "network": {
         "dim": 3,
         "channels": 2,
+        "anchor": False,
         "levels": 4,
         "log1p": False,
         "depth": 3,

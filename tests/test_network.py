@@ -66,7 +66,7 @@ def network_of(variant: dict[str, Any], **more: Any) -> UNet:
     return UNet(**{**SMALL, **variant, **more})
 
 
-def test_only_typing_and_torch_are_imported() -> None:
+def test_only_torch_and_the_standard_library_are_imported() -> None:
     tree = ast.parse(Path(source.__file__).read_text(encoding="utf-8"))
     imported = set()
     for node in ast.walk(tree):
@@ -75,7 +75,7 @@ def test_only_typing_and_torch_are_imported() -> None:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(str(node.module).split(".")[0])
-    assert imported == {"typing", "torch"}
+    assert imported == {"math", "typing", "torch"}
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -19,6 +19,8 @@ def receptive_field_px(network: UNet) -> list[int]:
             low, high = _needed((position, position), 0, along, network.upsampled, wide_up)
             reach = max(reach, position - low, high - position)
         reaches.append(reach)
+    if network.anchored:
+        reaches = [reach + features for reach, features in zip(reaches, network.anchor.reach_px(), strict=True)]
     return reaches
 
 
