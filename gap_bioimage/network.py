@@ -116,7 +116,10 @@ def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
-    """Find pixels that no light through optics explains: far above the second brightest of their eight neighbours.
+    """Find pixels that hold more than photons can bring where the neighbours are so dark.
+
+    Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
+    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels.
 
     Parameters
     ----------
@@ -126,21 +129,23 @@ def hot_pixels(photons: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        True where a pixel holds more than ``20 + 10 second``, same shape. Even a spot that is sharper than the pixels
-        sample (sigma 0.5 px) leaves a fifth of its peak in several neighbours.
+        Same shape, bool; all False where a side has fewer than three pixels.
     """
     height, width = photons.shape[-2], photons.shape[-1]
-    if height < 2 or width < 2:
+    if height < 3 or width < 3:
         return torch.zeros_like(photons, dtype=torch.bool)
-    padded = torch.constant_pad_nd(photons, [1, 1, 1, 1], 0.0)
-    first, second = torch.zeros_like(photons), torch.zeros_like(photons)
-    for row in range(3):
-        for column in range(3):
-            if row != 1 or column != 1:
-                neighbour = padded.narrow(-2, row, height).narrow(-1, column, width)
-                second = torch.maximum(second, torch.minimum(first, neighbour))
-                first = torch.maximum(first, neighbour)
-    return photons > 20.0 + 10.0 * second
+    padded = torch.constant_pad_nd(photons, [2, 2, 2, 2], 0.0)
+    first, second, third = torch.zeros_like(photons), torch.zeros_like(photons), torch.zeros_like(photons)
+    for row in range(5):
+        for column in range(5):
+            if row != 2 or column != 2:
+                value = padded.narrow(-2, row, height).narrow(-1, column, width)
+                third = torch.maximum(third, torch.minimum(second, value))
+                second = torch.maximum(second, torch.minimum(first, value))
+                first = torch.maximum(first, value)
+    rate = 4.0 * (third + 1.0)
+    # 6.4 standard deviations, and what the tail of few counts is longer
+    return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
 
 
 def without_hot_pixels(photons: Tensor) -> Tensor:
@@ -190,8 +195,7 @@ class Anchor(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
-        # what the squared bias is averaged with: not much wider than the scale, so that edges stay sharp
-        windows = [(min(max(planar, 2.4), 5.0), min(along_z, 1.0)) for planar, along_z in scales]
+        windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # what the squared bias is averaged with
         self.dim, self.n_scales = dim, len(scales)
         # an image this many scales on tells the variance: where a fine one is 0 by chance, its own rate would tell 0
         self.wider = 2 if dim == 2 else 3
@@ -218,8 +222,8 @@ class Anchor(nn.Module):
                 reach += half if pool == 1 else (half + 2) * pool - 1
             planar = max(planar, reach)
             along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
-        # one more for hot pixels and one for their neighbours
-        return [planar + 2, planar + 2] if self.dim == 2 else [along_z, planar + 2, planar + 2]
+        # hot pixels are replaced by neighbours (1 px), which are told from hot ones by theirs (2 px)
+        return [planar + 3, planar + 3] if self.dim == 2 else [along_z, planar + 3, planar + 3]
 
     def _overlaps(self) -> List[List[float]]:
         """Return the sums over all pixels of products of two filters; those of squares are relative variances."""
@@ -299,10 +303,11 @@ class Anchor(nn.Module):
         return torch.cat(features, 1), smoothed, log_error
 
     def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
-        """Turn a network's answer into log-rates: a mixture of the scales, times a bounded factor.
+        """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
 
-        ``log(sum_k w_k s_k) + 3 tanh(r / 3)``. Weights are the softmax of what the network adds to those of the errors;
-        a small constant rate takes part, so that also an empty image has a rate.
+        ``log(sum_k w_k s_k) + r``. The weights are the softmax of what the network adds to those of the errors; a small
+        constant rate takes part, so that also an empty image has a rate. All that a network says is bounded by 3, as
+        ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its trained brightness.
 
         Parameters
         ----------
@@ -312,14 +317,14 @@ class Anchor(nn.Module):
             From ``forward``.
         """
         # a network whose numbers have run away answers nothing, and the filter is left
-        answer = torch.clamp(torch.nan_to_num(answer, 0.0, 0.0, 0.0), -20.0, 20.0).to(smoothed.dtype)
+        bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
         shape = [smoothed.shape[0], self.n_scales + 2]
         shape.extend(smoothed.shape[2:])
-        answer = answer.reshape(shape)
-        weight = torch.softmax(answer[:, 1:-1] - 2.0 * log_error, 1)
-        empty = torch.sigmoid(0.5 * answer[:, -1] - 4.0)
+        bounded = bounded.reshape(shape)
+        weight = torch.softmax(bounded[:, 1:-1] - 2.0 * log_error, 1)
+        empty = torch.sigmoid(bounded[:, -1] - 4.0)
         rate = torch.sum(weight * smoothed, 1) * (1.0 - empty) + self.floor * empty
-        return torch.log(rate) + 3.0 * torch.tanh(answer[:, 0] / 3.0)
+        return torch.log(rate) + bounded[:, 0]
 
 
 class ConvBlock(nn.Module):
