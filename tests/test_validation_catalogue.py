@@ -10,7 +10,7 @@ import zips
 
 from gap_bioimage.validation.catalogue import as_markdown, catalogue
 from gap_bioimage.validation.checks import CONSUMERS
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.facts import Facts
 from gap_bioimage.validation.report import validate

@@ -9,7 +9,7 @@ import zips
 from zips import drop, put
 
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.facts import Facts
 

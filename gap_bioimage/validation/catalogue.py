@@ -10,7 +10,7 @@ from gap_bioimage.validation.checks import CONSUMERS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gap_bioimage.validation.consumers.rule import Rule
+    from gap_bioimage.validation.old_rules.rule import Rule
     from gap_bioimage.validation.running.dynamic import DynamicCheck
 
 WEIGHTS_FORMATS = (
@@ -193,7 +193,7 @@ _INTRODUCTIONS = {
 
 def catalogue() -> tuple[Entry, ...]:
     """Every check that a report may contain, in the order of the report."""
-    from gap_bioimage.validation.consumers import all_rules
+    from gap_bioimage.validation.old_rules import all_rules
     from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS
 
     dynamic = tuple(_of_dynamic(check) for check in DYNAMIC_CHECKS)

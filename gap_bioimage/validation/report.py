@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.reports.score import (
     Completeness,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gap_bioimage import __version__
 from gap_bioimage.validation.checks import CONSUMERS, PARTNER_CONSUMERS
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.reports.junit import printable
 from gap_bioimage.validation.reports.score import NAMES, PARTS, RUN_CODE, how_to_run
 

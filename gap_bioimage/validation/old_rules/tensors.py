@@ -6,7 +6,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.consumers.rule import NotApplicable
+from gap_bioimage.validation.old_rules.rule import NotApplicable
 from gap_bioimage.validation.package.torchscript import read_code
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gap_bioimage.validation.consumers import tensors
-from gap_bioimage.validation.consumers.rule import Rule
+from gap_bioimage.validation.old_rules import tensors
+from gap_bioimage.validation.old_rules.rule import Rule
 
 _RUNS = {"torchscript", "pytorch_state_dict", "onnx"}
 

@@ -6,8 +6,8 @@ import filecmp
 import re
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.consumers import tensors
-from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
+from gap_bioimage.validation.old_rules import tensors
+from gap_bioimage.validation.old_rules.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.package.facts import Facts

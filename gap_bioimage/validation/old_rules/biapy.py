@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
+from gap_bioimage.validation.old_rules.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.package.facts import Facts

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.consumers import biapy, bioengine, core, fiji, ilastik, qupath, zoo
+from gap_bioimage.validation.old_rules import biapy, bioengine, core, fiji, ilastik, qupath, zoo
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.consumers.rule import Rule
+    from gap_bioimage.validation.old_rules.rule import Rule
 
 
 def all_rules() -> tuple[Rule, ...]:

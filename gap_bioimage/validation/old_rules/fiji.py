@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.consumers import tensors
-from gap_bioimage.validation.consumers.rule import NotApplicable, Rule
-from gap_bioimage.validation.consumers.tensors import torchscript_code
+from gap_bioimage.validation.old_rules import tensors
+from gap_bioimage.validation.old_rules.rule import NotApplicable, Rule
+from gap_bioimage.validation.old_rules.tensors import torchscript_code
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.package.facts import Axis, Facts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.consumers import tensors
-from gap_bioimage.validation.consumers.rule import Rule
+from gap_bioimage.validation.old_rules import tensors
+from gap_bioimage.validation.old_rules.rule import Rule
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.package.facts import Facts
