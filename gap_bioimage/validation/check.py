@@ -59,6 +59,7 @@ PLUGINS = ["gap_bioimage.exporting.checks"]
 
 _PACKAGES = ("archive", "run", "rules")
 _LONGEST_TEXT = 900
+_REPAIRED = "`gap-bioimage repair` does this."
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 
 
@@ -250,7 +251,9 @@ class Definition:
         """The line of the report; what does not block is never more than a warning."""
         softened = outcome.status == "failed" and self.severity != Severity.BLOCKS
         status: Status = "warning" if softened else outcome.status
-        return Check(self.id, self.consumer, status, outcome.message, outcome.fix)
+        mended = self.repair and status in ("failed", "warning")
+        fix = f"{outcome.fix} {_REPAIRED}".strip() if mended else outcome.fix
+        return Check(self.id, self.consumer, status, outcome.message, fix)
 
     def why_not(self, model: Any) -> str:
         """Why a rule says nothing about a model (its ``weights``, ``n_dims`` and ``version``); empty if it does."""
