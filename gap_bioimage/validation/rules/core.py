@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.check import NotApplicable, Severity, Source, rule
-from gap_bioimage.validation.consumers import Consumer, consumer
+from gap_bioimage.validation.check import DEGRADES, NotApplicable, Source, rule
+from gap_bioimage.validation.consumers import consumer
 from gap_bioimage.validation.rules import questions
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.model import Model
 
-consumer(
-    Consumer(
-        "core",
-        "bioimageio.core",
-        "bioimageio.core is the Python library that most programs use to run models. It runs weights with the torch, "
-        "ONNX Runtime or TensorFlow that is installed next to it.",
-        2,
-        base=True,
-    )
-)
+# fmt: off
+consumer("core", "bioimageio.core",
+         "bioimageio.core is the Python library that most programs use to run models. It runs weights with the torch, "
+         "ONNX Runtime or TensorFlow that is installed next to it.", 2, base=True)
 _SPEC = Source("bioimageio.spec", "model/v0_5.py, ReproducibilityTolerance", "0.5.12", "2026-11")
 _CORE = Source("bioimageio.core", "run in several versions", "0.9.6 to 0.11", "2026-11")
 _MAX_RTOL = 0.01
@@ -41,13 +35,9 @@ def number(entry: dict[str, Any], key: str) -> float:
     return float(entry.get(key) or 0)
 
 
-@rule(
-    "core.reproducibility_tolerance",
-    Severity.DEGRADES,
-    breaks="the test proves less than it should, and some versions of bioimageio.core refuse the model",
-    fix="State the smallest tolerance with which the test passes, in config.bioimageio.reproducibility_tolerance.",
-    source=_SPEC,
-)
+@rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
+      breaks="the test proves less than it should, and some versions of bioimageio.core refuse the model",
+      fix="State the smallest tolerance with which the test passes, in config.bioimageio.reproducibility_tolerance.")
 def reproducibility_tolerance(model: Model) -> str | None:
     """A tolerance of the test, if one is stated, that is small."""
     for entry in tolerances(model):
@@ -77,39 +67,21 @@ def _absolute(model: Model, entry: dict[str, Any]) -> str | None:
     return None
 
 
-@rule(
-    "core.output_channel",
-    Severity.DEGRADES,
-    breaks="predicting large images block by block fails",
-    fix="Keep an axis with the id channel on every output, also for a single channel.",
-    source=_CORE,
-)
+@rule("core.output_channel", DEGRADES, _CORE, breaks="predicting large images block by block fails",
+      fix="Keep an axis with the id channel on every output, also for a single channel.")
 def output_channel(model: Model) -> str | None:
     """An axis with the id channel on every output."""
     without = [repr(tensor.id) for tensor in model.outputs if "channel" not in tensor.axis_ids]
     return f"{', '.join(without)} has no axis with the id channel" if without else None
 
 
-@rule(
-    "core.custom_ops",
-    Severity.DEGRADES,
-    breaks="bioimageio.core before 0.10.3 refuses the whole model",
-    fix="Put the step into the network's graph, or tell users which version they need.",
-    source=_CORE,
-)
-def custom_ops(model: Model) -> str | None:
-    """No processing by Python code of the package."""
-    return questions.custom_processing(model)
+rule("core.custom_ops", DEGRADES, _CORE, breaks="bioimageio.core before 0.10.3 refuses the whole model",
+     fix="Put the step into the network's graph, or tell users which version they need.")(questions.custom_processing)
 
 
-@rule(
-    "core.dependencies",
-    Severity.DEGRADES,
-    breaks="it runs only where these are installed",
-    fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
-    source=_CORE,
-    weights=("pytorch_state_dict",),
-)
+@rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
+      breaks="it runs only where these are installed",
+      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
 def dependencies(model: Model) -> str | None:
     """Where a state_dict is all there is: an architecture without dependencies of its own."""
     if len(model.weights) > 1:

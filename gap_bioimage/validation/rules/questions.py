@@ -81,7 +81,7 @@ def plain_strings(model: Model) -> str | None:
 
 
 def format_version(model: Model) -> str | None:
-    """A format_version of at most 0.5.10, as most programs have not learnt newer ones yet."""
+    """A format_version of at most 0.5.10."""
     if not model.version:
         raise NotApplicable("the description states no format_version")
     return f"format_version is {model.version}" if model.version_numbers > _NEWEST_READ else None
