@@ -2,19 +2,13 @@
 
 A check is one plain function; its decorator carries what people should know of it::
 
-    @rule(
-        "fiji.id",
-        Severity.BLOCKS,
-        breaks="JDLL ends with a NullPointerException",
-        fix="Give the model a non-empty id.",
-        source=Source("JDLL", "ModelDescriptorFactory.java", "0.6.3", "2026-11"),
-        versions="0.5",
-        repair="fill_id",
-    )
+    @rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
+          fix="Give the model a non-empty id.")
     def model_id(model: Model) -> str | None:
         \"\"\"A non-empty id.\"\"\"
         return None if model.rdf.get("id") else "id is empty"
 
+A question that several consumers ask is declared for each: ``rule("qupath.custom_ops", ...)(custom_processing)``.
 ``--list``, docs/checks.md, the reports and the order of checks follow from it. There are three kinds:
 
 `rule`
@@ -41,7 +35,7 @@ import importlib
 import pkgutil
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -59,6 +53,7 @@ PLUGINS = ["gap_bioimage.exporting.checks"]
 
 _PACKAGES = ("archive", "run", "rules")
 _LONGEST_TEXT = 900
+_REPAIRED = "`gap-bioimage repair` does this."
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 
 
@@ -71,6 +66,9 @@ class Severity(StrEnum):
     """It runs, with worse results or at a cost: a warning."""
     STYLE = "style"
     """It runs as well; people would find, cite or trust it more: a warning."""
+
+
+BLOCKS, DEGRADES, STYLE = Severity.BLOCKS, Severity.DEGRADES, Severity.STYLE
 
 
 class NotApplicable(Exception):
@@ -186,8 +184,6 @@ class Details(TypedDict, total=False):
     """What happens where it is violated."""
     fix: str | Callable[[Any], str]
     """What the author does about it; a function of the check's subject where that depends on what was found."""
-    source: Source | None
-    """Where it is known from."""
     weights: tuple[str, ...]
     """Only models with weights in one of these formats; for a run check: only those weights."""
     dims: int | None
@@ -250,7 +246,9 @@ class Definition:
         """The line of the report; what does not block is never more than a warning."""
         softened = outcome.status == "failed" and self.severity != Severity.BLOCKS
         status: Status = "warning" if softened else outcome.status
-        return Check(self.id, self.consumer, status, outcome.message, outcome.fix)
+        mended = self.repair and status in ("failed", "warning")
+        fix = f"{outcome.fix} {_REPAIRED}".strip() if mended else outcome.fix
+        return Check(self.id, self.consumer, status, outcome.message, fix)
 
     def why_not(self, model: Any) -> str:
         """Why a rule says nothing about a model (its ``weights``, ``n_dims`` and ``version``); empty if it does."""
@@ -294,9 +292,11 @@ _REGISTERED: dict[str, Definition] = {}
 _Function = TypeVar("_Function", bound="Callable[[Any], Outcome | str | None]")
 
 
-def declare(check_id: str, kind: Kind, severity: Severity, **details: Unpack[Details]) -> Definition:
+def declare(
+    check_id: str, kind: Kind, severity: Severity, source: Source | None = None, **details: Unpack[Details]
+) -> Definition:
     """Declare a check that no single function makes; report through what is returned."""
-    return _register(Definition(check_id, kind, severity, **details))
+    return _register(Definition(check_id, kind, severity, source=source, **details))
 
 
 def _register(made: Definition) -> Definition:
@@ -306,28 +306,35 @@ def _register(made: Definition) -> Definition:
     return made
 
 
-def _decorator(kind: Kind, check_id: str, severity: Severity, details: Details) -> Callable[[_Function], _Function]:
-    def register(function: _Function) -> _Function:
-        made = Definition(check_id, kind, severity, function, **details)
-        _register(made if made.asks else replace(made, asks=(function.__doc__ or "").strip().partition("\n")[0]))
-        return function
+def _decorator(kind: Kind) -> Decorator:
+    def decorator(
+        check_id: str, severity: Severity, source: Source | None = None, **details: Unpack[Details]
+    ) -> Callable[[_Function], _Function]:
+        def register(function: _Function) -> _Function:
+            made = Definition(check_id, kind, severity, function, source=source, **details)
+            _register(made if made.asks else replace(made, asks=(function.__doc__ or "").strip().partition("\n")[0]))
+            return function
 
-    return register
+        return register
 
-
-def rule(check_id: str, severity: Severity, **details: Unpack[Details]) -> Callable[[_Function], _Function]:
-    """Declare a function of a `model.Model` as a rule."""
-    return _decorator("rule", check_id, severity, details)
-
-
-def archive_check(check_id: str, severity: Severity, **details: Unpack[Details]) -> Callable[[_Function], _Function]:
-    """Declare a function of an opened package as a check."""
-    return _decorator("archive", check_id, severity, details)
+    return decorator
 
 
-def run_check(check_id: str, severity: Severity, **details: Unpack[Details]) -> Callable[[_Function], _Function]:
-    """Declare a function of a running model as a check."""
-    return _decorator("run", check_id, severity, details)
+class Decorator(Protocol):
+    """Declares a function as a check: its id, severity and source, and the other `Details`."""
+
+    def __call__(
+        self, check_id: str, severity: Severity, source: Source | None = None, **details: Unpack[Details]
+    ) -> Callable[[_Function], _Function]:
+        """Return a decorator."""
+
+
+rule: Decorator = _decorator("rule")
+"""Of a function of a `model.Model`."""
+archive_check: Decorator = _decorator("archive")
+"""Of a function of an opened package."""
+run_check: Decorator = _decorator("run")
+"""Of a function of a running model."""
 
 
 def definition(check_id: str) -> Definition:
