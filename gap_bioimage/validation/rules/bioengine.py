@@ -32,8 +32,8 @@ _THERE = questions.ALWAYS_THERE | {
     "timm",
 }
 consumer("bioengine", "BioEngine",
-         "BioEngine is the server that runs models for web pages, such as the zoo's daily tests: bioimageio.core 0.10.4 "
-         "with torch 2.5.1, on one core with 12 GiB, 300 s a test.", 9, reads=_READS)
+         "BioEngine is the server that runs models for web pages, such as the zoo's daily tests: bioimageio.core "
+         "0.10.4 with torch 2.5.1, on one core with 12 GiB, 300 s a test.", 9, reads=_READS)
 
 
 @rule("bioengine.weights_format", BLOCKS, _RUNTIME,
@@ -80,4 +80,4 @@ rule("bioengine.archive_ops", DEGRADES, _RUNTIME, weights=("torchscript",),
 
 rule("bioengine.custom_ops", STYLE, _RUNTIME,
      breaks="BioEngine's bioimageio.core 0.10.4 runs it unasked, with the libraries that are there",
-     fix="See that the code imports only what BioEngine has, or put the step into the network's graph.")(questions.custom_processing)
+     fix="See that the code imports what BioEngine has, or put it into the graph.")(questions.custom_processing)
