@@ -22,7 +22,7 @@ from PIL import Image
 from zips import drop, put
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.description import format_checks
 from gap_bioimage.validation.package.facts import Facts

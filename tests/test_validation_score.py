@@ -11,7 +11,7 @@ import yaml
 import zips
 
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.reports.score import (
     METADATA_RULES,
     NAMES,
