@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.photons.frames import sum_frames
-from gap_bioimage.photons.image_io import read_images, read_photons
+from gap_bioimage.io import read_images, read_photons, sum_frames
 from gap_bioimage.training.recorded import FROM_MODEL, ceiling_of, chosen_camera
 
 if TYPE_CHECKING:

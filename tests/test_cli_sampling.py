@@ -18,7 +18,7 @@ import tifffile
 from command_line import one_sentence
 from PIL import Image
 
-from gap_bioimage.photons.image_io import read_photons, write_image
+from gap_bioimage.io import read_photons, write_image
 from gap_bioimage.photons.simulate import simulate
 from gap_bioimage.photons.thinning import thin
 

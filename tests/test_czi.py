@@ -5,8 +5,8 @@ import pytest
 from made_images import assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
-from gap_bioimage.photons.formats import czi
-from gap_bioimage.photons.image_io import read_photons
+from gap_bioimage.io import read_photons
+from gap_bioimage.io import vendors as czi
 
 pytest.importorskip("czifile")
 writing = pytest.importorskip("pylibCZIrw.czi")  # Zeiss's own writer
@@ -55,7 +55,7 @@ def test_scenes_are_series(tmp_path):
     write_czi(tmp_path / "a.czi", counts("zyx"), scenes=3)
     for scene in range(3):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.czi", series=scene), counts("zyx") + scene)
-    with pytest.raises(UnreadableImageError, match=r"3 images: 0 .*--series 0") as error:
+    with pytest.raises(UnreadableImageError, match=r"3 images: 0 .*series=0") as error:
         read_photons(tmp_path / "a.czi")
     one_sentence(error)
     with pytest.raises(AxesError, match="series 3"):
@@ -96,7 +96,7 @@ def test_truncated_files_are_noticed(tmp_path, share):
 
 def test_frame_intervals_and_scenes_names_come_from_the_metadata():
     xml = "<a><Image><Dimensions><T><Positions><Interval><Increment>2.5</Increment></Interval></Positions></T>"
-    meta = czi._metadata(czi.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>"), "P1")
+    meta = czi._of_czi(czi.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>"), "P1")
     assert (meta.interval_s, meta.name) == (2.5, "P1")
 
 

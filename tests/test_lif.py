@@ -7,7 +7,7 @@ import pytest
 from made_images import CHANNELS, DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, UnreadableImageError
-from gap_bioimage.photons.image_io import read_photons
+from gap_bioimage.io import read_photons
 
 pytest.importorskip("liffile")
 
@@ -79,7 +79,7 @@ def test_images_are_series(tmp_path):
         assert_same(image, counts("zyx", seed=number).assign_coords(c=CHANNELS[0]))
         assert image.attrs["series"] == name
     assert_same(read_photons(tmp_path / "a.lif", series=0), read_photons(tmp_path / "a.lif", series="one"))
-    with pytest.raises(UnreadableImageError, match=r"2 images: 0 'one' \(4, 17, 12\), 1 'two'.*--series 0") as error:
+    with pytest.raises(UnreadableImageError, match=r"2 images: 0 'one' \(4, 17, 12\), 1 'two'.*series=0") as error:
         read_photons(tmp_path / "a.lif")
     one_sentence(error)
     with pytest.raises(AxesError, match="series three was asked for"):

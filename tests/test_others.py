@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.photons.formats import others
-from gap_bioimage.photons.image_io import pixel_size_um, read_photons
+from gap_bioimage.io import pixel_size_um, read_photons
+from gap_bioimage.io import vendors as others
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,11 @@ def test_deltavision_files_are_read(tmp_path: Path) -> None:
 def test_numbers_of_bioio_are_no_names(scene: str, channels: Any, kept: Any) -> None:
     sizes = SimpleNamespace(Z=None, Y=0.1, X=0.1)
     image = SimpleNamespace(coords={"C": SimpleNamespace(values=np.array(channels))})
-    meta = others._metadata(SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None), image, scene)
+    meta = others._of_bioio(
+        SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None),
+        image,
+        "" if others._NUMBERED.fullmatch(scene) else scene,
+    )
     assert (meta.name, meta.channels) == kept
     assert meta.pixel_size_um == {"y": 0.1, "x": 0.1}
 

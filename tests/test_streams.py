@@ -5,7 +5,7 @@ import pytest
 from made_images import one_sentence
 
 from gap_bioimage.errors import AxesError, UnreadableImageError
-from gap_bioimage.photons.image_io import pixel_size_um, read_photons, write_image
+from gap_bioimage.io import pixel_size_um, read_photons, write_image
 
 FRAMES, LINES, PIXELS, DETECTORS, BINS = 3, 17, 12, 2, 8
 

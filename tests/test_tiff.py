@@ -6,7 +6,7 @@ import tifffile
 from made_images import CHANNELS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, UnreadableImageError
-from gap_bioimage.photons.image_io import pixel_size_um, read_photons, write_image
+from gap_bioimage.io import pixel_size_um, read_photons, write_image
 
 POSITIONS = ["left", "right", "middle"]
 
@@ -50,7 +50,7 @@ def test_the_name_of_a_series_is_kept(tmp_path):
 def test_several_images_are_listed_and_none_is_guessed(tmp_path):
     path = tmp_path / "a.ome.tif"
     write_positions(path, "yx")
-    with pytest.raises(UnreadableImageError, match=r"3 images: 0 'left' \(17, 12\), 1 'right'.*--series 0") as error:
+    with pytest.raises(UnreadableImageError, match=r"3 images: 0 'left' \(17, 12\), 1 'right'.*series=0") as error:
         read_photons(path)
     one_sentence(error)
     for series in (3, "-1", "Left", "up"):
@@ -58,7 +58,7 @@ def test_several_images_are_listed_and_none_is_guessed(tmp_path):
             read_photons(path, series=series)
         one_sentence(error)
     write_positions(path, "yx", ["same", "same"])
-    with pytest.raises(AxesError, match=r"2 images named 'same'.*--series 0"):
+    with pytest.raises(AxesError, match=r"2 images named 'same'.*series=0"):
         read_photons(path, series="same")
 
 

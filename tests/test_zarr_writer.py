@@ -10,7 +10,7 @@ import xarray as xr
 from made_images import assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, OutputError
-from gap_bioimage.photons.image_io import pixel_size_um, read_photons, write_image
+from gap_bioimage.io import pixel_size_um, read_photons, write_image
 
 zarr = pytest.importorskip("zarr")
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
-import xarray as xr
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.io import as_images
 from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
@@ -31,6 +31,9 @@ from gap_bioimage.training.start import StartRecord, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import xarray as xr
+    from numpy.typing import NDArray
 
     from gap_bioimage.training.checkpoint import Model
 
@@ -70,10 +73,11 @@ class PairData(pl.LightningDataModule):
 
 
 def train(
-    images: xr.DataArray | Sequence[xr.DataArray],
+    images: xr.DataArray | NDArray[Any] | Sequence[xr.DataArray | NDArray[Any]],
     out: str | Path,
     config: RunConfig | TrainConfig | None = None,
     *,
+    dims: str | None = None,
     network: NetworkConfig | None = None,
     thinning: ThinningConfig | None = None,
     init: Model | str | Path | None = None,
@@ -92,6 +96,8 @@ def train(
     ----------
     images
         One image or several, dims out of ``t c z y x``; 2D networks train on every plane.
+    dims
+        The axes of ``images`` that are plain arrays, such as ``"zyx"``.
     out
         Run folder, made by this function.
     config
@@ -133,7 +139,7 @@ def train(
         )
     if start is not None:
         config = start.settings(config)
-    images = [images] if isinstance(images, xr.DataArray) else list(images)
+    images = as_images(images, dims)
     detector = _detector(camera, config, out, resume)
     if detector is not None:
         for image in images:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gap_bioimage.errors import AxesError
-from gap_bioimage.photons.layout import items_first
+from gap_bioimage.io.image import items_first
 from gap_bioimage.photons.thinning import as_integers
 
 if TYPE_CHECKING:
