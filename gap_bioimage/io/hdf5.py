@@ -12,7 +12,7 @@ from gap_bioimage.io.files import Stored, missing, naming_damage
 from gap_bioimage.io.image import Metadata, lazy_image, steps_of, wrong_axes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import h5py
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DATASET = "data"  # ilastik's own name for it
 _NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes
-_TYPE_FLAGS = {"c": 1, "t": 8}  # vigra's; 2 is space
 
 
 def open_hdf5(path: Path) -> list[Stored]:
@@ -117,24 +116,17 @@ def _bare(data: h5py.Dataset, dims: Sequence[str]) -> dict[str, tuple[Any, Any]]
     return {}
 
 
-def write_hdf5(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, compression: str | None) -> None:
+def write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
     """Write one dataset, ``data``, with the attributes that :func:`open_hdf5` reads.
 
     Parameters
     ----------
     path
         The file, which does not exist yet.
-    values, axes
-        Array and one lower-case letter per axis.
-    meta
-        Calibration.
+    image, meta
+        Dims out of ``t c z y x``, and their calibration.
     compression
         A filter of HDF5, such as ``"gzip"``, or None.
-
-    Raises
-    ------
-    OutputError
-        If there is no such filter, or h5py is not installed.
     """
     try:
         import h5py
@@ -142,27 +134,26 @@ def write_hdf5(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, 
         raise OutputError(
             f"cannot write {path.suffix}: h5py is not installed; type pip install 'gap-bioimage[formats]'"
         ) from None
+    axes, steps = "".join(map(str, image.dims)), meta.steps
     with h5py.File(path, "w") as file:
         try:
-            data = file.create_dataset(DATASET, data=values, compression=compression)
+            data = file.create_dataset(DATASET, data=image.values, compression=compression)
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise OutputError(f"cannot write HDF5 ({reason}); try it without compression, or with gzip") from error
-        data.attrs.update(_attributes(axes, meta))
+        flags = {"c": 1, "t": 8}  # vigra's; 2 is space
+        tags = [
+            {"key": a, "typeFlags": flags.get(a, 2), "resolution": steps.get(a, 0), "description": ""} for a in axes
+        ]
+        data.attrs["axes"] = axes
+        data.attrs["axistags"] = json.dumps({"axes": tags})
+        data.attrs["axis_units"] = json.dumps({a: "s" if a == "t" else "um" for a in axes if a in steps})
         for dimension, axis in zip(data.dims, axes, strict=True):
             dimension.label = axis
-
-
-def _attributes(axes: str, meta: Metadata) -> dict[str, Any]:
-    steps: Mapping[str, float] = meta.steps
-    tags = [
-        {"key": a, "typeFlags": _TYPE_FLAGS.get(a, 2), "resolution": steps.get(a, 0), "description": ""} for a in axes
-    ]
-    words: dict[str, Any] = {"axes": axes, "axistags": json.dumps({"axes": tags})}
-    words["axis_units"] = json.dumps({a: "s" if a == "t" else "um" for a in axes if a in steps})
-    if meta.pixel_size_um:
-        # three numbers always; 0, which no pixel measures, stands for an unknown one
-        words["element_size_um"] = [steps.get(axis, 0.0 if axis in axes else 1.0) for axis in "zyx"]
-    if "t" in steps:
-        words["interval_s"] = steps["t"]
-    return words | ({"channels": [str(name) for name in meta.channels]} if meta.channels else {})
+        if meta.pixel_size_um:
+            # three numbers always; 0, which no pixel measures, stands for an unknown one
+            data.attrs["element_size_um"] = [steps.get(axis, 0.0 if axis in axes else 1.0) for axis in "zyx"]
+        if "t" in steps:
+            data.attrs["interval_s"] = steps["t"]
+        if meta.channels:
+            data.attrs["channels"] = [str(name) for name in meta.channels]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gap_bioimage.errors import AxesError
+from gap_bioimage.errors import AxesError, NotPhotonCountsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 AXES = "tczyx"
 SAMPLES = "samples"
 _UNKNOWN = "axis "
+_NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
     **{"time": "t", "frame": "t", "frames": "t", "channel": "c", "channels": "c", "wavelength": "c", "depth": "z"},
     **{"height": "y", "width": "x", "s": SAMPLES, "sample": SAMPLES, "rgb": SAMPLES},
@@ -89,10 +91,10 @@ def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> tuple[dict[str, float],
     steps = {axis: step_of(value, unit, axis) for axis, (value, unit) in measured.items()}
     bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if not str(unit or "").strip()}
     known = {axis: step for axis, step in steps.items() if step is not None}
-    return known, {axis: step for axis, step in bare.items() if step not in (None, 1)}  # type: ignore[misc]
+    return known, {axis: step for axis, step in bare.items() if step is not None and step != 1}
 
 
-class _Lazy(BackendArray):  # type: ignore[misc]
+class _Lazy(BackendArray):
     """An array on disk, read where it is indexed."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
@@ -133,18 +135,25 @@ def lazy_image(
 
 def _named(variable: xr.Variable, meta: Metadata) -> xr.DataArray:
     image = xr.DataArray(variable, name="photons", attrs={"metadata": meta})
-    single = [dim for dim in image.dims if dim not in AXES and not is_unknown(dim) and image.sizes[dim] == 1]
+    single = [dim for dim in image.dims if is_foreign(dim) and image.sizes[dim] == 1]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
 
 
 def _dims(dims: Iterable[str]) -> list[str]:
-    names = [_NAMES.get(str(dim).strip().lower(), str(dim).strip().lower()) for dim in dims]
-    return [f"{_UNKNOWN}{place}" if name == _UNKNOWN else name for place, name in enumerate(names)]
+    names = [_NUMBERED.sub("", str(dim).strip().lower()) for dim in dims]
+    names = [_NAMES.get(name, name) for name in names]
+    unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
+    return [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
 
 
 def is_unknown(dim: Hashable) -> bool:
     """Whether the file says nothing of this axis."""
     return str(dim).startswith(_UNKNOWN)
+
+
+def is_foreign(dim: Hashable) -> bool:
+    """Whether this axis is known, and none of ours."""
+    return not is_unknown(dim) and dim not in tuple(AXES)
 
 
 def with_coordinates(image: xr.DataArray) -> xr.DataArray:
@@ -223,21 +232,39 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
             )
         if len(tuple(dims)) != ndim:
             raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
-        array = xr.DataArray(np.asarray(array), dims=tuple(dims))
+        image = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
-        array = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
-    if not {"y", "x"} <= set(array.dims) <= set(AXES):
+        image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
+    else:
+        image = array
+    refuse_overflow(image, what)
+    if not {"y", "x"} <= set(image.dims) <= set(AXES):
         raise AxesError(
-            f"{what} has axes {' '.join(map(str, array.dims))}, expected y and x, and others out of t c z; name them "
+            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
             "with xarray.DataArray(a, dims=['y', 'x'])"
         )
-    return array
+    return image
 
 
 def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.DataArray]:
     """Return one image or several, each as :func:`as_image` takes it."""
     single = isinstance(images, (xr.DataArray, np.ndarray, str, bytes)) or not hasattr(images, "__iter__")
     return [as_image(image, dims, what="an image") for image in ([images] if single else images)]
+
+
+def refuse_overflow(image: xr.DataArray, what: str) -> None:
+    """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned.
+
+    Raises
+    ------
+    NotPhotonCountsError
+        If there are any.
+    """
+    if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
+        raise NotPhotonCountsError(
+            f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63; look for its "
+            "original, in which such numbers may be negative ones"
+        )
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
     import xarray as xr
     import zarr
 
@@ -209,8 +208,8 @@ def _scale(path: Path, words: Mapping[str, Any], number: int, count: int) -> lis
             scale = scale * np.asarray(step["scale"], float)
         elif kind not in ("translation", "identity"):
             warnings.warn(
-                f"{path.name} scales its {count} axes by {kind} {step.get(str(kind), '')}, so that its pixel sizes are "
-                "left out, expected one number for each axis; store them as the scale of each level",
+                f"{path.name} has {count} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale "
+                "with one number for each; its pixel sizes are left out",
                 stacklevel=2,
             )
             return [0.0] * count
@@ -222,7 +221,7 @@ def _flat(words: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from _flat(step) if step.get("type") == "sequence" else [step]
 
 
-def write_zarr(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, name: str) -> None:
+def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> None:
     """Write an image as OME-Zarr 0.5, volume by volume: no more than one volume and its pyramid is in memory.
 
     The full resolution holds the values as they are. Each further level halves y and x, and z where planes are about
@@ -232,17 +231,12 @@ def write_zarr(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, 
     ----------
     path
         The folder, which does not exist yet.
-    values, axes
-        Array and one lower-case letter per axis, out of ``t c z y x`` in this order (OME-Zarr's).
+    image
+        Dims out of ``t c z y x`` in this order (OME-Zarr's).
     meta
         Calibration; the unit of axes without one is left out.
     name
         What viewers call the image.
-
-    Raises
-    ------
-    OutputError
-        If zarr is not installed.
 
     Notes
     -----
@@ -254,62 +248,54 @@ def write_zarr(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, 
         raise OutputError(
             f"cannot write {path.suffix}: zarr is not installed; type pip install 'gap-bioimage[zarr]'"
         ) from None
-    factors = _factors(dict(zip(axes, values.shape, strict=True)), meta)
+    factors = _factors(image, meta)
     root = zarr.create_group(str(path), zarr_format=3)
     levels = []
     for number, factor in enumerate(factors):
-        shape = tuple(-(-length // factor.get(axis, 1)) for axis, length in zip(axes, values.shape, strict=True))
-        chunks = tuple(min(_CHUNK.get(axis, 1), length) for axis, length in zip(axes, shape, strict=True))
-        named = {"dtype": values.dtype, "dimension_names": list(axes)}
-        levels.append(root.create_array(str(number), shape=shape, chunks=chunks, **named))  # type: ignore[arg-type]
-    outer = [axis for axis in axes if axis in "tc"]
-    ranges: dict[int, tuple[float, float]] = {}
-    for place in itertools.product(*(range(length) for length in values.shape[: len(outer)])):
-        volume = np.asarray(values[place])
-        channel = place[axes.index("c")] if "c" in outer else 0
-        low, high = ranges.get(channel, (np.inf, -np.inf))
-        ranges[channel] = (min(low, float(volume.min(initial=0))), max(high, float(volume.max(initial=0))))
+        shape = {axis: -(-length // factor.get(str(axis), 1)) for axis, length in image.sizes.items()}
+        chunks = tuple(min(_CHUNK.get(str(axis), 1), length) for axis, length in shape.items())
+        kept = {"dtype": image.dtype, "dimension_names": [str(axis) for axis in shape]}
+        levels.append(root.create_array(str(number), shape=tuple(shape.values()), chunks=chunks, **kept))  # type: ignore[arg-type]
+    ranges = np.zeros((image.sizes.get("c", 1), 2))
+    for place in itertools.product(*(range(image.sizes[axis]) for axis in image.dims if axis in ("t", "c"))):
+        volume = image[place].reset_coords(drop=True)
+        channel = place[image.dims.index("c")] if "c" in image.dims else 0
+        low, high = ranges[channel]
+        ranges[channel] = min(low, volume.values.min(initial=0)), max(high, volume.values.max(initial=0))
         for number, level in enumerate(levels):
             if number:
-                volume = _halved(volume, axes[len(outer) :], factors[number - 1], factors[number])
-            level[place] = volume
-    root.attrs["ome"] = _ome(name, axes, meta, factors, [ranges[channel] for channel in sorted(ranges)])
+                volume = _halved(volume, factors[number - 1], factors[number])
+            level[place] = volume.values
+    root.attrs["ome"] = _ome(name, image, meta, factors, ranges.tolist())
 
 
-def _factors(lengths: dict[str, int], meta: Metadata) -> list[dict[str, int]]:
-    """Return by how much each level is smaller than the image, per axis; 1 on axes that are not named."""
-    factors = [{"z": 1, "y": 1, "x": 1}]
-    sizes = meta.steps
-    while max(-(-lengths[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
+def _factors(image: xr.DataArray, meta: Metadata) -> list[dict[str, int]]:
+    """Return by how much each level is smaller than the image, per axis."""
+    factors, steps = [{axis: 1 for axis in "zyx" if axis in image.dims}], meta.steps
+    while max(-(-image.sizes[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
         last = factors[-1]
-        close = "z" in sizes and "x" in sizes and sizes["z"] * last["z"] <= _ISOTROPIC * sizes["x"] * last["x"]
-        halve = {"y": True, "x": True, "z": close}
-        factors.append({a: f * 2 if halve[a] and -(-lengths.get(a, 1) // f) > 1 else f for a, f in last.items()})
+        close = {"z", "x"} <= set(steps) & set(last) and steps["z"] * last["z"] <= _ISOTROPIC * steps["x"] * last["x"]
+        halved = {axis for axis, f in last.items() if (close or axis != "z") and -(-image.sizes[axis] // f) > 1}
+        factors.append({axis: f * 2 if axis in halved else f for axis, f in last.items()})
     return factors
 
 
-def _halved(volume: npt.NDArray[Any], axes: str, before: dict[str, int], after: dict[str, int]) -> npt.NDArray[Any]:
+def _halved(volume: xr.DataArray, before: Mapping[str, int], after: Mapping[str, int]) -> xr.DataArray:
     """Return averages over pairs; at an odd end the last value is a pair of its own."""
-    dtype = volume.dtype
-    exact = np.float64 if dtype.kind in "iu" and dtype.itemsize > 2 else np.float32
-    for number, axis in enumerate(axes):
-        if after[axis] > before[axis]:
-            pad = [(0, volume.shape[i] % 2 if i == number else 0) for i in range(volume.ndim)]
-            pairs = np.pad(volume, pad, mode="edge")
-            shape = (*pairs.shape[:number], -1, 2, *pairs.shape[number + 1 :])
-            volume = pairs.reshape(shape).mean(axis=number + 1, dtype=exact)
-    return (np.rint(volume) if dtype.kind in "iu" else volume).astype(dtype)
+    pairs = {axis: 2 for axis in before if after[axis] > before[axis]}
+    means = volume.coarsen(pairs, boundary="pad").mean()
+    return (means.round() if volume.dtype.kind in "iu" else means).astype(volume.dtype)
 
 
 def _ome(
-    name: str, axes: str, meta: Metadata, factors: list[dict[str, int]], ranges: list[tuple[float, float]]
+    name: str, image: xr.DataArray, meta: Metadata, factors: list[dict[str, int]], ranges: list[list[float]]
 ) -> dict[str, Any]:
     described, datasets = [], []
-    for axis in axes:
+    for axis in map(str, image.dims):
         kind, unit = _KINDS.get(axis, ("space", "micrometer"))
         described.append({"name": axis, "type": kind} | ({"unit": unit} if unit and axis in meta.steps else {}))
     for number, factor in enumerate(factors):
-        scale = [float(meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in axes]
+        scale = [float(meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in map(str, image.dims)]
         datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
     multiscale = {"name": name, "axes": described, "datasets": datasets, "type": "mean"}
     words: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale]}
@@ -318,6 +304,6 @@ def _ome(
         for number, (label, (low, high)) in enumerate(zip(meta.channels, ranges, strict=True)):
             colour = "FFFFFF" if len(ranges) == 1 else _COLOURS[number % len(_COLOURS)]
             window = {"min": low, "max": high, "start": low, "end": high}
-            channels.append({"label": str(label), "color": colour, "active": True, "window": window})
+            channels.append({"label": label, "color": colour, "active": True, "window": window})
         words["omero"] = {"channels": channels}
     return words

@@ -13,7 +13,7 @@ import psutil
 from gap_bioimage.errors import NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
 from gap_bioimage.io.files import Stored, choose, damaged, naming_damage
-from gap_bioimage.io.image import Metadata, mapped_image
+from gap_bioimage.io.image import AXES, Metadata, mapped_image, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -163,6 +163,7 @@ def _read(
     image, meta = select.choose_channel(image, channel, path.name), image.attrs["metadata"]
     image = select.choose_frames(image, time, path.name)
     image = _loaded(image, path)
+    refuse_overflow(image, path.name)
     if meta.unitless:
         _warn_of_units(path, meta)
     keep = {"y", "x", *(axes or "").lower()}
@@ -209,7 +210,7 @@ def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
             image.load()
     if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not image.encoding.get("mapped")):
         image = image.astype(image.dtype.newbyteorder("="))
-    return image.transpose(*(axis for axis in select.AXES if axis in image.dims))
+    return image.transpose(*(axis for axis in AXES if axis in image.dims))
 
 
 def _checked(image: xr.DataArray, saturation: float) -> xr.DataArray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
-from gap_bioimage.io.image import AXES, SAMPLES, is_unknown, with_coordinates
+from gap_bioimage.io.image import AXES, SAMPLES, is_foreign, is_unknown, with_coordinates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,7 +40,7 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
         return image
     if not 2 <= len(shape) <= len(AXES):
         raise AxesError(f"{file} has shape {shape}, expected 2 to 5 axes out of t, c, z, y, x; save it as an image")
-    if set(dims) - set(AXES) - set(filter(is_unknown, dims)):
+    if any(map(is_foreign, dims)) or not any(map(is_unknown, dims)):
         raise AxesError(
             f"{file} has axes {', '.join(_told(image))}, expected them out of t, c, z, y, x; save the part that is an "
             'image, or name all of them by what they stand for, such as axes="tzyx"'
@@ -69,7 +69,7 @@ def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
 
 def _guess(image: xr.DataArray) -> str:
     """Return the axes that an image may have; those that its file names stay."""
-    known = ["c" if dim == SAMPLES else str(dim) if dim in AXES else "" for dim in image.dims]
+    known = ["c" if dim == SAMPLES else "" if is_unknown(dim) else str(dim) for dim in image.dims]
     for axis in "xy":
         if axis not in known:
             known[max(place for place, name in enumerate(known) if not name)] = axis
@@ -86,10 +86,9 @@ def _told(image: xr.DataArray) -> list[str]:
 def _photograph(image: xr.DataArray, file: str) -> NotPhotonCountsError:
     count = image.sizes[SAMPLES]
     kind = "is an RGB photograph" if count == 3 else f"holds {count} samples per pixel, as pictures in colours do"
-    known = set(image.dims) - {SAMPLES}
-    others = {dim for dim in known if dim not in AXES and not is_unknown(dim)}
+    others = [dim for dim in image.dims if dim != SAMPLES]
     hint = "save one of its colours as an image"
-    if "c" not in known and not others and image.ndim <= len(AXES):
+    if "c" not in others and not any(map(is_foreign, others)) and image.ndim <= len(AXES):
         hint = f'if its colours are detector channels, name the axes, as axes="{_guess(image)}"'
     return NotPhotonCountsError(
         f"{file} {kind} (axes {', '.join(_told(image))}), expected one channel of photon counts; {hint}"

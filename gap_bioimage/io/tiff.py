@@ -12,6 +12,7 @@ import struct
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -37,12 +38,12 @@ _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc":
 
 @dataclass(frozen=True)
 class _Planes:
-    """Where the planes of an image are: in pages, or one behind the other from an offset."""
+    """Where the planes of an image are: in pages of a series, or one behind the other from an offset."""
 
     dims: str
     table: npt.NDArray[np.intp]
     page: Any
-    series: Any = None
+    series: Any
     offset: int | None = None
 
     @property
@@ -54,35 +55,38 @@ def open_tiff(path: Path) -> list[Stored]:
     """Return the images of a TIFF: its series, and of series with stage positions each position.
 
     Images are mapped where the file is contiguous and uncompressed.
-
-    Raises
-    ------
-    UnreadableImageError
-        If the file is damaged, no TIFF, or cut so that nobody knows what is missing.
     """
     with naming_damage(path), _quiet_tifffile(), tifffile.TiffFile(path) as tif:
-        count = len(tif.series) if not tif.is_imagej else 1
-        return [stored for number in range(count) for stored in _images(path, tif, number)]
+        try:
+            count = 1 if tif.is_imagej else len(tif.series)
+            return [stored for number in range(count) for stored in _images(path, tif, number)]
+        except (IndexError, ValueError):
+            if _is_cut(tif):
+                raise _truncated(path, "") from None
+            raise
+
+
+def _truncated(path: Path, where: str) -> UnreadableImageError:
+    return UnreadableImageError(f"{path} is truncated: it breaks off{where}; copy or export it again")
 
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int) -> Iterator[Stored]:
     series = tif.series[number]
-    # other kinds are named by tifffile itself, after the kind
-    name = str(series.name) if series.kind == "ome" and series.name else ""
     levels = [_planes(path, tif, level) for level in series.levels]
-    first = levels[0]
-    axis = next((place for place, dim in enumerate(first.dims[: first.table.ndim]) if dim in _POSITIONS), None)
-    names = [name] if axis is None else _position_names(tif, first.table.shape[axis])
-    for position, each in enumerate(names):
-        cut = [level if axis is None else _at(level, axis, position) for level in levels]
-        meta = replace(_metadata(tif, number), name=each)
+    outer = levels[0].dims[: levels[0].table.ndim]
+    axis = next((place for place, dim in enumerate(outer) if dim in _POSITIONS), None)
+    # other kinds are named by tifffile itself, after the kind
+    names = [str(series.name or "") if series.kind == "ome" else ""]
+    if axis is not None:
+        names = _position_names(tif, levels[0].table.shape[axis])
+        dims = levels[0].dims[:axis] + levels[0].dims[axis + 1 :]
+    for position, name in enumerate(names):
+        cut = levels
+        if axis is not None:
+            cut = [replace(level, dims=dims, table=np.asarray(level.table.take(position, axis))) for level in levels]
+        meta = replace(_metadata(tif, number), name=name)
         shapes = {level: planes.shape for level, planes in enumerate(cut)}
-        yield Stored(each, shapes, lambda level, cut=cut, meta=meta: _opened(path, tif, cut, level, meta))
-
-
-def _at(planes: _Planes, axis: int, position: int) -> _Planes:
-    dims = planes.dims[:axis] + planes.dims[axis + 1 :]
-    return replace(planes, dims=dims, table=planes.table.take(position, axis))
+        yield Stored(name, shapes, partial(_opened, path, tif, cut, meta))
 
 
 def _position_names(tif: tifffile.TiffFile, count: int) -> list[str]:
@@ -91,129 +95,130 @@ def _position_names(tif: tifffile.TiffFile, count: int) -> list[str]:
     return found if len(found) == count else [f"position {place}" for place in range(count)]
 
 
-def _opened(path: Path, tif: tifffile.TiffFile, levels: Sequence[_Planes], number: int, meta: Metadata) -> xr.DataArray:
+def _opened(path: Path, tif: tifffile.TiffFile, levels: Sequence[_Planes], meta: Metadata, number: int) -> xr.DataArray:
     full, planes = levels[0], levels[number]
     # rounded lengths make rounded ratios: a level is half or a third, not 0.498
     ratio = {a.lower(): max(1, round(n / m)) for a, n, m in zip(full.dims, full.shape, planes.shape, strict=True)}
     meta = replace(meta, steps={axis: step * ratio.get(axis, 1) for axis, step in meta.steps.items()})
-    whole = bool((planes.table >= 0).all())
-    dtype = np.dtype(f"{tif.byteorder}{np.dtype(planes.page.dtype).str[1:]}")
-    if whole and planes.offset is not None:
-        values: npt.NDArray[Any] = np.memmap(path, dtype, "r", planes.offset, planes.shape)
-        return mapped_image(values, planes.dims, meta)
-    image = lazy_image(
-        planes.shape, planes.page.dtype, planes.dims, lambda index: _read(path, tif, planes, dtype, index), meta
-    )
-    outer = list(image.dims[: planes.table.ndim])
-    return image if whole else image.assign_coords({STORED: (outer, planes.table >= 0)})
+    dtype = np.dtype(planes.page.dtype).newbyteorder(tif.byteorder)
+    held, first = planes.table >= 0, int(planes.table.min(initial=0))
+    successive = np.array_equal(planes.table.ravel(), first + np.arange(planes.table.size))
+    if held.all() and successive and planes.offset is not None:
+        offset = planes.offset + first * planes.page.nbytes
+        return mapped_image(np.memmap(path, dtype, "r", offset, planes.shape), planes.dims, meta)
+    image = lazy_image(planes.shape, dtype, planes.dims, partial(_read, path, tif, planes, dtype), meta)
+    return image if held.all() else image.assign_coords({STORED: (image.dims[: held.ndim], held)})
 
 
 def _read(path: Path, tif: tifffile.TiffFile, planes: _Planes, dtype: Any, index: tuple[Any, ...]) -> npt.NDArray[Any]:
     """Return part of an image, decoding no other pages."""
     outer = planes.table.ndim
     wanted, shape = planes.table[index[:outer]], planes.page.shape
-    keys = np.ravel(wanted)
+    keys = None if planes.page is planes.series else np.ravel(wanted).tolist()
     if planes.offset is not None:
         values = np.memmap(path, dtype, "r", planes.offset, (int(planes.table.max()) + 1, *shape))[keys]
     else:
         tif.filehandle.open()
         with _quiet_tifffile(), tif:
-            whole = planes.page is planes.series
-            values = np.asarray(tif.asarray(key=None if whole else keys.tolist(), series=planes.series))
-    return values.reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
+            values = tif.asarray(key=keys, series=planes.series)
+    return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
 
 
 def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> _Planes:
-    """Return where the planes of a level are."""
+    """Return where the planes of a level are: as many as its file promises, of which some may not be there."""
     page, pages = series.keyframe, list(series.pages)
     inner = len(page.shape)
-    dims, lengths = series.axes[:-inner], series.shape[:-inner]
-    if tif.is_imagej and math.prod((promised := _imagej_axes(tif, page))[1]) > math.prod(lengths):
-        dims, lengths = promised
+    dims, lengths = series.axes, series.shape[:-inner]
+    held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
+    if tif.is_imagej and series.kind != "ome" and (promised := _imagej_axes(tif, page, series)):
+        dims, lengths = promised[0] + page.axes, promised[1]
     elif _is_cut(tif) and series.kind not in ("ome", "mmstack", "scanimage"):
-        raise UnreadableImageError(f"{path} is truncated: it breaks off after {len(pages)} planes; copy it again")
-    elif series.kind == "scanimage" and (recorded := _scanimage(path, tif, len(pages))):
-        return _Planes(recorded[0] + page.axes, recorded[1], page, series)
-    elif series.shape[-inner:] != page.shape or series.transform is not None or (1 < len(pages) < math.prod(lengths)):
-        return _Planes(series.axes, np.asarray(min(map(_held, pages), default=-1)), series, series)
-    elif len(pages) > math.prod(lengths):
-        dims, lengths = "I", (len(pages),)
-    count, offset = math.prod(lengths), series.dataoffset
+        raise _truncated(path, f" after {len(pages)} planes")
+    elif series.kind == "scanimage" and (words := _scanimage_words(tif)):
+        outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
+        return _Planes(outer + page.axes, table, page, series)
+    elif series.shape[-inner:] != page.shape or series.transform is not None or 1 < len(pages) < math.prod(lengths):
+        return _Planes(dims, np.asarray(min(held, default=-1)), series, series)
+    elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
+        dims, lengths = "I" + page.axes, (len(pages),)
+    count, offset = math.prod(lengths), series.dataoffset if page.is_final else None
     if len(pages) == 1 and count > 1:  # one page describes all planes, which lie behind one another
-        offset = page.dataoffsets[0]
-        held = (tif.filehandle.size - offset) // max(page.nbytes, 1) if page.is_final else 0
-        table = [place if place < held else -1 for place in range(count)]
-    else:
-        table = [place if _held(each) >= 0 else -1 for place, each in enumerate(pages)] + [-1] * (count - len(pages))
-        offset = None if -1 in table or not page.is_final else offset
-    return _Planes(dims + page.axes, np.asarray(table, np.intp).reshape(lengths), page, series, offset)
+        offset = page.dataoffsets[0] if page.is_final else None
+        there = (tif.filehandle.size - page.dataoffsets[0]) // max(page.nbytes, 1) if page.is_final else 0
+        held = [place if place < there else -1 for place in range(count)]
+    elif -1 in held or len(held) < count:
+        held, offset = held + [-1] * (count - len(held)), None
+    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, offset)
 
 
-def _held(page: Any) -> int:
-    """Return 0 where the values of a page are in its file, -1 where they lie behind its end or nowhere."""
+def _is_held(page: Any) -> bool:
+    """Whether the values of a page are in its file; they may lie behind its end, or nowhere."""
     if page is None or not sum(page.databytecounts):
-        return -1
-    end = max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
-    return 0 if end <= page.parent.filehandle.size else -1
+        return False
+    ends = (start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+    return bool(max(ends) <= page.parent.filehandle.size)
 
 
-def _imagej_axes(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[str, tuple[int, ...]]:
-    """Return the planes that ImageJ's words promise; where the end of a file is gone, tifffile sees the first only."""
+def _imagej_axes(
+    tif: tifffile.TiffFile, page: tifffile.TiffPage, series: tifffile.TiffPageSeries
+) -> tuple[str, tuple[int, ...]] | None:
+    """Return the planes that ImageJ's words promise, where tifffile did not find all of them."""
     words = tif.imagej_metadata or {}
-    order = _IMAGEJ_ORDERS.get(str(words.get("order", "")).lower(), "TZC")
     lengths = {"T": words.get("frames", 1), "Z": words.get("slices", 1), "C": words.get("channels", 1)}
     if set(page.axes) & {"S", "C"}:  # channels within the pages
         lengths["C"] = 1
-    if math.prod(lengths.values()) == 1:
-        return "I", (int(words.get("images", 1)),)
-    dims = [axis for axis in order if lengths[axis] > 1]
-    return "".join(dims), tuple(int(lengths[axis]) for axis in dims)
+    order = _IMAGEJ_ORDERS.get(str(words.get("order", "")).lower(), "TZC")
+    dims = "".join(axis for axis in order if lengths[axis] > 1)
+    promised = tuple(int(lengths[axis]) for axis in dims)
+    if not dims:
+        dims, promised = "I", (int(words.get("images", 1)),)
+    found = math.prod(series.shape[: -len(page.shape)])
+    more = math.prod(promised) > found or (series.kind != "imagej" and math.prod(promised) == found > 1)
+    return (dims, promised) if more else None
 
 
-def _scanimage(path: Path, tif: tifffile.TiffFile, pages: int) -> tuple[str, npt.NDArray[np.intp]] | None:
-    """Return axes and pages of the complete volumes of a recording, else of its complete slices, else of its frames.
+def _scanimage_words(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """Return what ScanImage's header says, by key; nothing where it is an old one that does not name channels."""
+    words = (tif.scanimage_metadata or {}).get("FrameData") or tifffile.matlabstr2py(tif.pages.first.software)
+    short = {key.removeprefix("SI."): value for key, value in words.items()}
+    return short if "hChannels.channelSave" in short else {}
 
-    Frames of one slice follow each other, their channels within; None where an old header does not say.
+
+def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, npt.NDArray[np.intp]]:
+    """Return axes and pages of the complete volumes of a recording, else of its complete slices.
+
+    Channels run fastest, then the frames of a slice; what was recorded while the focus flew back is left out.
     """
-    words = (tif.scanimage_metadata or {}).get("FrameData", {})
-    if "SI.hChannels.channelSave" not in words:
-        return None
 
     def number(*keys: str) -> int:
-        found = [words[f"SI.{key}"] for key in keys if isinstance(words.get(f"SI.{key}"), (int, float))]
-        return int(found[0]) if found and math.isfinite(found[0]) and found[0] >= 1 else 1
+        found = [words[key] for key in keys if isinstance(words.get(key), (int, float))]
+        return int(found[0]) if found and 1 <= found[0] < math.inf else 1
 
-    channels = max(np.size(words["SI.hChannels.channelSave"]), 1)
-    frames = max(number("hStackManager.framesPerSlice") // number("hScan2D.logAverageFactor"), 1)
-    slices = number("hStackManager.actualNumSlices", "hStackManager.numSlices")
+    stack = words.get("hStackManager.enable") is not False
+    wanted = number("hStackManager.actualNumSlices", "hStackManager.numSlices") if stack else 1
     volumes = number("hStackManager.actualNumVolumes", "hStackManager.numVolumes")
-    if words.get("SI.hStackManager.enable") is False:
-        slices, volumes = 1, max(volumes, 1)
-    flown = max(number("hStackManager.numFramesPerVolumeWithFlyback") // number("hStackManager.framesPerSlice"), slices)
-    if slices == 1:
-        flown, frames, volumes, wanted = 1, 1, pages // channels, frames * volumes
-        kind = "frames"
-    else:
-        wanted, kind = volumes, "volumes"
-    each = flown * frames * channels
-    held = pages // each if slices > 1 else volumes
-    if slices > 1 and not held:
-        slices = flown = pages // (frames * channels)
-        wanted, kind, held = number("hStackManager.actualNumSlices", "hStackManager.numSlices"), "slices", 1
-        each = flown * frames * channels
-    if not slices or not held:
+    frames = max(number("hStackManager.framesPerSlice") // number("hScan2D.logAverageFactor"), 1)
+    channels = max(np.size(words["hChannels.channelSave"]), 1)
+    flown = max(number("hStackManager.numFramesPerVolumeWithFlyback") // number("hStackManager.framesPerSlice"), wanted)
+    slices, kind, total = wanted, "volumes", volumes
+    if wanted == 1:  # each frame is a volume of its own
+        flown, frames, kind, total = 1, 1, "frames", frames * volumes
+    found = held = pages // (flown * frames * channels)
+    if not held:
+        found = slices = flown = pages // (frames * channels)
+        held, kind, total = 1, "slices", wanted
+    used = held * flown * frames * channels
+    if not used:
         raise UnreadableImageError(f"{path} holds no complete slice of its recording; record it again")
-    found = slices if kind == "slices" else held
-    if found < wanted or pages % (frames * channels if kind == "slices" else each):
+    if found < total or pages > used:
         warnings.warn(
-            f"{path.name} holds {found} complete {kind} of {wanted}, and {pages - held * each} planes more, which are "
-            "left out: the recording stopped early, or goes on in another file",
+            f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which "
+            "are left out: the recording stopped early, or goes on in another file",
             stacklevel=2,
         )
-    table = np.arange(held * each).reshape(held, flown, frames, channels)[:, :slices]
+    table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices]
     table = table.transpose(0, 2, 1, 3).reshape(held * frames, slices, channels)
-    dims = "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1)
-    return dims, table.squeeze()
+    return "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1), table.squeeze()
 
 
 def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:

@@ -185,7 +185,7 @@ def _czi(path: Path) -> Iterator[Stored]:
             image = _old_scene(file, scene) if old else file.scenes[scene]
             dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims
 
-            def read(index: tuple[Any, ...], scene: Any = scene) -> npt.NDArray[Any]:
+            def read(index: tuple[Any, ...], scene: Any = scene) -> Any:
                 with CziFile(str(path)) as file:
                     if not old:
                         return np.asarray(file.scenes[scene].asarray())[index]

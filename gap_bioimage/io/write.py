@@ -85,15 +85,15 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
         return
     image = image.rename({old: new for old, new in zip(image.dims, dims, strict=True) if old != new})
     image = image.transpose(*(axis for axis in ("tzcyx" if suffix in (".tif", ".tiff") else AXES) if axis in dims))
-    values, axes, meta = _real(path, image), "".join(str(dim) for dim in image.dims), metadata_of(image)
+    image, meta = image.copy(data=_real(path, image)), metadata_of(image)
     if suffix == ".zarr":
         with replacing_folder(path) as folder:
-            write_zarr(folder, values, axes, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
+            write_zarr(folder, image, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
     elif suffix in (".tif", ".tiff"):
-        _write_tiff(path, values, axes.upper(), meta, compression)
+        _write_tiff(path, image, meta, compression)
     else:
         with replacing(path) as temporary:
-            write_hdf5(temporary, values, axes, meta, compression)
+            write_hdf5(temporary, image, meta, compression)
 
 
 def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
@@ -108,8 +108,8 @@ def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _write_tiff(path: Path, values: npt.NDArray[Any], axes: str, meta: Metadata, compression: str | None) -> None:
-    values = _narrowed(path, values)
+def _write_tiff(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
+    values, axes = _narrowed(path, image.values), "".join(map(str, image.dims)).upper()
     imagej = values.dtype in (np.uint8, np.uint16, np.float32) and values.nbytes < _IMAGEJ_LIMIT_BYTES
     options: dict[str, Any] = {"photometric": "minisblack", "compression": compression}
     if imagej and not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
@@ -128,10 +128,10 @@ def _narrowed(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the values in a type that TIFF readers know."""
     if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
         return values
-    low, high = values.min(initial=0), values.max(initial=0)
-    narrow = np.uint32 if low >= 0 else np.int32
-    if high <= np.iinfo(narrow).max and low >= np.iinfo(narrow).min:
-        return values.astype(narrow)
+    for narrow in (np.uint32, np.int32):
+        ends = np.iinfo(narrow)
+        if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
+            return values.astype(narrow)
     raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
 
 
