@@ -48,11 +48,11 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Measure gain, offset and read noise of a camera on its own images, with intervals and a plot."""
+    from gap_bioimage.camera.camera import write_camera
     from gap_bioimage.files import check_place
+    from gap_bioimage.io import read_photons
     from gap_bioimage.photons.cameras.calibration import calibrate as measure
     from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
-    from gap_bioimage.photons.cameras.camera import write_camera
-    from gap_bioimage.photons.image_io import read_photons
 
     plot = plot or out.with_suffix(".png")
     for place in (out, plot):

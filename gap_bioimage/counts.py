@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.selection import AXES
+from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
 Scalar = TypeVar("Scalar", bound=np.integer)
@@ -341,17 +341,7 @@ def check_axes(image: Any, *, what: str = "the image") -> None:
     AxesError
         If it is no ``xarray.DataArray``, or its dims are not out of ``t c z y x`` with y and x.
     """
-    if not isinstance(image, xr.DataArray):
-        example = ", ".join(repr(axis) for axis in AXES[-min(max(getattr(image, "ndim", 2), 2), 5) :])
-        raise AxesError(
-            f"{what} is of type {type(image).__name__}, expected an xarray.DataArray with dims out of t c z y x, as "
-            f"read_photons returns; wrap it with xarray.DataArray(a, dims=[{example}])"
-        )
-    if not {"y", "x"} <= set(image.dims) <= set(AXES):
-        raise AxesError(
-            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
-            "with xarray.DataArray(a, dims=['y', 'x'])"
-        )
+    as_image(image, what=what)
 
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import zips
-from gap_bioimage.validation.package.archive import open_package
 from zips import drop, put
 
 from gap_bioimage.validation.check import Check, Severity, definition, definitions
 from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.package.archive import open_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable

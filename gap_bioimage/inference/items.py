@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gap_bioimage.errors import AxesError
-from gap_bioimage.photons.layout import items_first
+from gap_bioimage.io.image import items_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera
 from gap_bioimage.photons.cameras.block_selection import Goodness, Selected, select_blocks
 from gap_bioimage.photons.cameras.calibration_frames import Dark, Frames, dark_of, frames_of, pixel_maps
@@ -20,7 +21,6 @@ from gap_bioimage.photons.cameras.calibration_refusals import (
     check_offset,
 )
 from gap_bioimage.photons.cameras.calibration_warnings import CORRELATED, MOVING, calibration_warnings, is_counts
-from gap_bioimage.photons.cameras.camera import Detector, PixelMaps
 from gap_bioimage.photons.cameras.noise_moments import Moments, image_moments, stack_moments
 from gap_bioimage.photons.cameras.numbers import Estimate, Known, Numbers, estimate_numbers
 from gap_bioimage.photons.cameras.photon_transfer import Line, Points, average

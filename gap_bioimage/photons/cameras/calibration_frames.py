@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.io.image import AXES
 from gap_bioimage.photons.cameras.shifted_poisson import ROUNDING
 from gap_bioimage.photons.judging.evidence import Evidence
 from gap_bioimage.photons.judging.statistics import scan
-from gap_bioimage.photons.selection import AXES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -91,7 +91,7 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
     UnreadableImageError
         If a file cannot be read.
     """
-    from gap_bioimage.photons.image_io import read_photons
+    from gap_bioimage.io import read_photons
 
     image = read_photons(images, check=False) if isinstance(images, (str, Path)) else images
     name = Path(str(image.attrs.get("source", image.name or "the image"))).name

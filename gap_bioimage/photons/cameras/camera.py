@@ -206,7 +206,7 @@ def read_camera(path: Path | str) -> Detector:
     ConfigError
         If the file does not describe a camera, or its maps cannot be read.
     """
-    from gap_bioimage.photons.image_io import read_photons
+    from gap_bioimage.io import read_photons
 
     path = Path(path)
     try:
@@ -239,7 +239,7 @@ def write_camera(path: Path | str, detector: Detector) -> None:
     """
     import xarray as xr
 
-    from gap_bioimage.photons.image_io import write_image
+    from gap_bioimage.io import write_image
 
     path, camera = Path(path), detector.camera
     if detector.maps is not None:

@@ -12,13 +12,15 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.coordinates import metadata_of
-from gap_bioimage.photons.image_io import read_photons
+from gap_bioimage.io import as_image, read_photons
+from gap_bioimage.io.image import metadata_of
 from gap_bioimage.photons.judging.evidence import Evidence, measure
 from gap_bioimage.photons.judging.variance import thinning_correlation
 from gap_bioimage.photons.judging.verdicts import Finding, judge
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gap_bioimage.photons.judging.statistics import Statistics
     from gap_bioimage.photons.judging.variance import Curve
 
@@ -30,9 +32,10 @@ _RAW = "look for the file as the detector's software saved it, and inspect that 
 
 
 def inspect(
-    image: Path | str | xr.DataArray,
+    image: Path | str | xr.DataArray | NDArray[Any],
     axes: str | None = None,
     *,
+    dims: str | None = None,
     channel: int | str | None = None,
     time: int | str | None = None,
     series: int | str | None = None,
@@ -45,6 +48,8 @@ def inspect(
     ----------
     image
         A file, or dims out of ``t c z y x``.
+    dims
+        The axes of ``image`` where it is a plain array, such as ``"zyx"``.
     axes, channel, time, series, level
         As in :func:`gap_bioimage.read_photons`, for files.
     plot
@@ -73,6 +78,7 @@ def inspect(
     UnreadableImageError, AxesError
         If the file cannot be read, or its axes are unknown.
     """
+    image = image if isinstance(image, (str, Path)) else as_image(image, dims)
     given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     photons, report = _look_at(image, {key: value for key, value in given.items() if value is not None})
     if plot is not None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.frames import sum_frames
+from gap_bioimage.io import sum_frames
 
 
 def movie(frames: int, seed: int = 0, one: int = 1, dims: str = "tyx") -> xr.DataArray:

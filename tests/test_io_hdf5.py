@@ -7,7 +7,7 @@ import pytest
 from made_images import CHANNELS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, OutputError, UnreadableImageError
-from gap_bioimage.photons.image_io import pixel_size_um, read_photons, write_image
+from gap_bioimage.io import pixel_size_um, read_photons, write_image
 
 h5py = pytest.importorskip("h5py")
 
@@ -96,7 +96,7 @@ def test_one_of_several_datasets_is_chosen(tmp_path):
             file[name] = counts("yx", seed=number).values
         file["note"] = "no image"
         file["curve"] = np.arange(5)
-    with pytest.raises(UnreadableImageError, match=r"3 images: 0 'cells/a' \(17, 12\), .*--series 0") as error:
+    with pytest.raises(UnreadableImageError, match=r"3 images: 0 'cells/a' \(17, 12\), .*series=0") as error:
         read_photons(tmp_path / "a.h5")
     one_sentence(error)
     assert read_photons(tmp_path / "a.h5", series=1).attrs["series"] == "cells/b"
@@ -112,7 +112,7 @@ def test_one_of_several_datasets_is_chosen(tmp_path):
 def test_unknown_axes_are_asked_for(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["data"] = counts("zyx").values
-    with pytest.raises(AxesError, match="--axes zyx") as error:
+    with pytest.raises(AxesError, match="zyx") as error:
         read_photons(tmp_path / "a.h5")
     one_sentence(error)
     np.testing.assert_array_equal(read_photons(tmp_path / "a.h5", axes="zyx"), counts("zyx"))

@@ -8,7 +8,7 @@ import pytest
 from made_images import CHANNELS, DIMS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, UnreadableImageError
-from gap_bioimage.photons.image_io import pixel_size_um, read_images, read_photons, write_image
+from gap_bioimage.io import pixel_size_um, read_images, read_photons, write_image
 
 zarr = pytest.importorskip("zarr")
 
@@ -90,7 +90,7 @@ def test_fields_of_a_plate_are_series(tmp_path, version):
         describe(group, {"well": {"images": [{"path": "0"}, {"path": "1"}]}}, version)
         for field in ("0", "1"):
             store_image(group.create_group(field), counts("yx", seed=10 * number + int(field)), version)
-    with pytest.raises(UnreadableImageError, match=r"4 images: 0 'A/1/0' \(17, 12\).*--series 0") as error:
+    with pytest.raises(UnreadableImageError, match=r"4 images: 0 'A/1/0' \(17, 12\).*series=0") as error:
         read_photons(tmp_path / "plate.zarr")
     one_sentence(error)
     field = read_photons(tmp_path / "plate.zarr", series="B/2/1")
@@ -152,7 +152,7 @@ def test_bare_arrays_are_read(tmp_path):
     root.create_array("first", data=values)
     root.create_array("second", data=values + 1)
     np.testing.assert_array_equal(read_photons(tmp_path / "named.zarr"), values)
-    with pytest.raises(AxesError, match="--axes zyx"):
+    with pytest.raises(AxesError, match="zyx"):
         read_photons(tmp_path / "bare.zarr")
     np.testing.assert_array_equal(read_photons(tmp_path / "bare.zarr", axes="zyx"), values)
     np.testing.assert_array_equal(read_photons(tmp_path / "two.zarr", axes="zyx", series="second"), values + 1)
@@ -166,7 +166,7 @@ def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr.Array, "__getitem__", lambda array, index: read.append(index) or whole(array, index))
     chosen = read_photons(tmp_path / "a.zarr", channel="dna", time=2)
     assert_same(chosen, image.isel(c=1).isel(t=2, drop=True))
-    assert read == [(slice(2, 3), slice(1, 2), slice(None), slice(None), slice(None))]
+    assert read == [(2, 1, slice(None), slice(None), slice(None))]
 
 
 def test_folders_of_stores_are_expanded_and_stores_are_not(tmp_path):
@@ -198,7 +198,7 @@ def test_damaged_stores_are_refused(tmp_path, version, damage):
     else:
         chunk = path / "s0" / ("c/0/0" if version == "0.5" else "0.0")
         chunk.write_bytes(chunk.read_bytes()[:3])
-    with pytest.raises(UnreadableImageError, match="cannot be read as an image") as error:
+    with pytest.raises(UnreadableImageError, match="cannot be read as an image|holds no image") as error:
         read_photons(path)
     assert "a.zarr" in one_sentence(error)
 
@@ -222,6 +222,6 @@ def test_images_larger_than_memory_are_refused_with_a_way_out(tmp_path, monkeypa
         tmp_path / "a.zarr", shape=(1000, 100_000, 100_000), chunks=(1, 1000, 1000), dtype="u2", dimension_names="tyx"
     )
     array[3, :10, :10] = 5
-    with pytest.raises(UnreadableImageError, match=r"takes 2e\+04 GB .*--time 0:10") as error:
+    with pytest.raises(UnreadableImageError, match=r"takes 2e\+04 GB .*time=.0:10") as error:
         read_photons(tmp_path / "a.zarr")
     one_sentence(error)

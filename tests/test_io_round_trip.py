@@ -11,7 +11,7 @@ from made_images import CHANNELS, DIMS, assert_same, counts
 
 from gap_bioimage.inference.denoise import denoise
 from gap_bioimage.inference.sampling import sample
-from gap_bioimage.photons.image_io import read_photons, write_image
+from gap_bioimage.io import read_photons, write_image
 
 LIBRARIES = {"h5": "h5py", "hdf5": "h5py", "zarr": "zarr"}
 COMPRESSIONS = {"tif": [None, "zlib"], "tiff": [None, "zlib"], "h5": [None, "gzip"], "hdf5": [None, "gzip"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from gap_bioimage.errors import AxesError, NotPhotonCountsError
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
 
 def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -> xr.DataArray:
@@ -49,38 +48,22 @@ def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -
             f"{', '.join(f'{axis} {size}' for axis, size in movie.sizes.items())}; expected at least that many frames "
             "t, and at least 1 to sum"
         )
+    if movie.dtype.kind not in "biuf":
+        raise NotPhotonCountsError(f"{name} holds {movie.dtype}, expected frames of 0 and 1")
     sums, left = divmod(movie.sizes["t"], n_frames)
     if left:
         warnings.warn(f"the last {left} frames of {name} make no sum of {n_frames} and are left out", stacklevel=2)
-    axis = movie.get_axis_num("t")
-    values: NDArray[Any] = movie.data
-    dtype = np.uint8 if n_frames < 256 else np.uint16 if n_frames < 65536 else np.uint32
-    shape = tuple(sums if i == axis else size for i, size in enumerate(movie.shape))
-    counts = np.empty(shape, dtype)
-    one = _value_of_one(values, name)
+    one = movie.data.max(initial=0) or 1
+    dtype = np.min_scalar_type(n_frames)
+    summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
     for number in range(sums):  # one sum in memory at a time: such movies are long
-        cut = [slice(None)] * movie.ndim
-        cut[axis] = slice(number * n_frames, (number + 1) * n_frames)
-        block = np.asarray(values[tuple(cut)])
-        _check_two_values(block, one, name)
-        cut[axis] = slice(number, number + 1)
-        counts[tuple(cut)] = (block != 0).sum(axis=axis, keepdims=True, dtype=dtype)
-    every = movie.isel(t=slice(0, sums * n_frames, n_frames))
-    summed = every.copy(data=counts)
+        block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
+        if not np.isin(block.values, (0, one)).all():
+            raise NotPhotonCountsError(
+                f"frames of {name} hold other values than 0 and {one}, expected those of a one-bit camera; sum no "
+                "frames of counts"
+            )
+        summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
     if "t" in summed.coords and "step" in summed.coords["t"].attrs:
         summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
     return summed.isel(t=0, drop=True) if sums == 1 else summed
-
-
-def _value_of_one(values: NDArray[Any], name: str) -> int:
-    if values.dtype.kind not in "biuf":
-        raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected frames of 0 and 1")
-    return int(values.max(initial=0)) or 1
-
-
-def _check_two_values(block: NDArray[Any], one: int, name: str) -> None:
-    if not np.all((block == 0) | (block == one)):
-        raise NotPhotonCountsError(
-            f"frames of {name} hold other values than 0 and {one}, expected those of a one-bit camera; leave "
-            "--sum-frames out for counts"
-        )
