@@ -16,8 +16,8 @@ _HOMES = {
     "read_images": "photons.image_io",
     "write_image": "photons.image_io",
     "simulate": "photons.simulate",
-    "inspect": "photons.judging.inspection",
-    "calibrate": "photons.cameras.calibration",
+    "inspect": "inspection",
+    "calibrate": "camera.calibration",
     "thin": "photons.thinning",
     "pseudo_psnr_db": "photons.thinning",
     "TrainConfig": "config",
@@ -53,13 +53,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from gap_bioimage.camera.calibration import calibrate
     from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
-    from gap_bioimage.photons.cameras.calibration import calibrate
+    from gap_bioimage.inspection import inspect
     from gap_bioimage.photons.image_io import read_images, read_photons, write_image
-    from gap_bioimage.photons.judging.inspection import inspect
     from gap_bioimage.photons.simulate import simulate
     from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
     from gap_bioimage.training.checkpoint import load_model

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from gap_bioimage.photons.cameras.camera import Detector
+    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.training.recorded import CameraLike
 

@@ -13,7 +13,7 @@ from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gap_bioimage.photons.cameras.camera import Detector
+    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.training.checkpoint import Model
     from gap_bioimage.training.recorded import CameraLike
 

@@ -9,9 +9,8 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.judging.evidence import Evidence, measure
-from gap_bioimage.photons.judging.statistics import scan
-from gap_bioimage.photons.judging.verdicts import judge
+from gap_bioimage.evidence import Evidence, measure, scan
+from gap_bioimage.judging import judge
 from gap_bioimage.photons.selection import AXES
 
 
@@ -69,7 +68,7 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
     found = scan(values)
     if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        raise NotPhotonCountsError(judge(Evidence(values.dtype, found), name, 1.0).message)
+        raise NotPhotonCountsError(judge(Evidence(values.dtype, (2, 2), found), name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:

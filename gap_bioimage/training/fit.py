@@ -18,9 +18,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from gap_bioimage.camera.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db

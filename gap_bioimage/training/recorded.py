@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from gap_bioimage.camera.camera import Detector, read_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.photons.cameras.camera import Detector, read_camera
 
 if TYPE_CHECKING:
     from gap_bioimage.training.checkpoint import Model

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from gap_bioimage.photons.cameras.camera import Detector
+    from gap_bioimage.camera.camera import Detector
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 
