@@ -17,8 +17,8 @@ _HOMES = {
     "write_image": "io",
     "sum_frames": "io",
     "simulate": "simulation",
-    "inspect": "photons.judging.inspection",
-    "calibrate": "photons.cameras.calibration",
+    "inspect": "inspection",
+    "calibrate": "camera.calibration",
     "thin": "counts",
     "pseudo_psnr_db": "counts",
     "TrainConfig": "config",
@@ -55,15 +55,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from gap_bioimage.camera.calibration import calibrate
     from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
+    from gap_bioimage.inspection import inspect
     from gap_bioimage.io import read_images, read_photons, sum_frames, write_image
     from gap_bioimage.model import load_model
-    from gap_bioimage.photons.cameras.calibration import calibrate
-    from gap_bioimage.photons.judging.inspection import inspect
     from gap_bioimage.simulation import simulate
     from gap_bioimage.training.fit import train
     from gap_bioimage.validation.report import validate

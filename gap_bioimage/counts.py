@@ -286,8 +286,8 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     UserWarning
         If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
     """
-    from gap_bioimage.photons.judging.evidence import measure
-    from gap_bioimage.photons.judging.verdicts import judge
+    from gap_bioimage.evidence import measure
+    from gap_bioimage.judging import judge
 
     finding = judge(measure(photons), name, saturation)
     if finding.refused:
@@ -311,9 +311,8 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     NotPhotonCountsError
         If values are negative, fractional or not finite, or there are none.
     """
-    from gap_bioimage.photons.judging.evidence import Evidence, measure
-    from gap_bioimage.photons.judging.statistics import scan
-    from gap_bioimage.photons.judging.verdicts import judge
+    from gap_bioimage.evidence import Evidence, measure, scan
+    from gap_bioimage.judging import judge
 
     if photons.dtype.kind in "bu" and photons.size:
         return
@@ -323,7 +322,7 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
     found = scan(values)
     if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        raise NotPhotonCountsError(judge(Evidence(values.dtype, found), name, 1.0).message)
+        raise NotPhotonCountsError(judge(Evidence(values.dtype, (2, 2), found), name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:

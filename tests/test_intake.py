@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from fixtures_model import random_model
-from gap_bioimage.camera.camera import Detector
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ExportError
 from gap_bioimage.export.intake import Intake

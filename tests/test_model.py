@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from fixtures_model import random_model
-from gap_bioimage.camera.camera import Detector, write_camera
 
+from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import ORIGINAL_RANGE_DB

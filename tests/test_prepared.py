@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from fixtures_model import random_model
-from gap_bioimage.camera.camera import Detector, PixelMaps, write_camera
 
+from gap_bioimage.camera.camera import Detector, PixelMaps, write_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inference.denoise import denoise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from gap_bioimage.camera.camera import Detector, PixelMaps
 
+from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, ThinningConfig
 from gap_bioimage.errors import AxesError
 from gap_bioimage.training.patches import WindowDrawer

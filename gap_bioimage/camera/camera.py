@@ -20,10 +20,8 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from gap_bioimage.config import Camera, error_sentence, read_yaml
-from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.files import replacing
-from gap_bioimage.photons.cameras.shifted_poisson import (
+from gap_bioimage.camera.noise import as_stack, moments_of, noise_of
+from gap_bioimage.camera.shifted_poisson import (
     LOWEST,
     MODEL_FROM,
     ROUNDING,
@@ -32,7 +30,9 @@ from gap_bioimage.photons.cameras.shifted_poisson import (
     mean_of_counts,
     spread_of_lowest,
 )
-from gap_bioimage.photons.judging.statistics import estimate_noise
+from gap_bioimage.config import Camera, error_sentence, read_yaml
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.files import replacing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -303,15 +303,7 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
             "dark; use a shorter exposure",
             stacklevel=2,
         )
-    noise_found = estimate_noise(detector.scalar.counts(sample))
-    if noise_found is not None and (noise_found.smallest > _TOO_NOISY or noise_found.dark < _TOO_QUIET):
-        found = noise_found.smallest if noise_found.smallest > _TOO_NOISY else noise_found.dark
-        warnings.warn(
-            f"with this camera's numbers the noise of {name} has {found:.2g} times the variance of photons: they are "
-            "those of another camera or setting, or the image was smoothed or resampled; measure them with "
-            "`gap-bioimage calibrate`",
-            stacklevel=2,
-        )
+    _check_noise(image, detector, name)
     # a percentile, because single pixels of dark images are noise
     dark = float(np.percentile(sample, 25)) - camera.offset
     signal = max(0.0, dark / camera.gain)
@@ -324,8 +316,87 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
         )
 
 
+def _check_noise(image: xr.DataArray, detector: Detector, name: str) -> None:
+    """Warn where the counts' noise is far from that of photons, in time where there are frames, as in calibrations."""
+    measured = detector.camera.measured
+    time = image.dims.index("t") if "t" in image.dims else None
+    if time is None and measured.get("correlated"):
+        return  # calibrate has said so; single images then have other noise than differences of frames
+    values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
+    counts = detector.scalar.counts(as_stack(values, time)[:8, :8])
+    noise = noise_of(moments_of(counts, in_time=counts.shape[1] > 1)) if min(counts.shape[2:]) > 2 else None
+    found = 1.0 if noise is None else noise.smallest if noise.smallest > _TOO_NOISY else noise.dark
+    if not _TOO_QUIET <= found <= _TOO_NOISY:
+        warnings.warn(
+            f"with this camera's numbers the noise of {name} has {found:.2g} times the variance of photons: they are "
+            "those of another camera or setting, or the image was smoothed or resampled; measure them with "
+            "`gap-bioimage calibrate`",
+            stacklevel=3,
+        )
+
+
 def _some_planes(image: xr.DataArray) -> NDArray[Any]:
     """Return up to eight planes, spread evenly."""
     values = image.data.reshape(-1, *image.shape[-2:])
     chosen = np.unique(np.linspace(0, len(values) - 1, 8).astype(int))
     return np.stack([np.asarray(values[i]) for i in chosen])
+
+
+def simulate_camera(
+    electrons: xr.DataArray | NDArray[Any],
+    *,
+    gain: float = 2.2,
+    offset: float = 100.0,
+    read_noise: float = 1.6,
+    n_frames: int = 24,
+    em: bool = False,
+    saturation: int = 65535,
+    seed: int = 0,
+) -> xr.DataArray:
+    """Simulate camera frames: ``rint(offset + gain (e + N(0, read_noise^2)))``, clipped to 0 and ``saturation``.
+
+    Parameters
+    ----------
+    electrons
+        Expected electrons per pixel and frame, (y, x); or (t, y, x), a scene that changes, without ``n_frames``.
+    gain, offset, read_noise
+        ADU per electron, ADU without light, electrons RMS without digitisation.
+    n_frames
+        Frames of the same scene.
+    em
+        Multiply electrons as an EMCCD does: n become gamma(n, 1). The noise-derived gain is then ``2 gain``, and the
+        read noise ``read_noise / 2`` effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
+    saturation
+        Largest ADU.
+    seed
+        Same seed, same frames.
+
+    Returns
+    -------
+    xarray.DataArray
+        uint16 with dims t, y, x.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range, or the scene is not (y, x) or (t, y, x) of finite numbers from 0 up.
+    """
+    import xarray as xr
+
+    scene = np.asarray(electrons, np.float64)
+    if scene.ndim not in (2, 3) or not scene.size or not np.isfinite(scene).all() or scene.min() < 0:
+        raise ConfigError(
+            f"electrons has shape {scene.shape}, expected (y, x) or (t, y, x) of finite numbers from 0 up"
+        )
+    if not (gain > 0 and read_noise >= 0 and n_frames >= 1) or not math.isfinite(gain + read_noise + offset):
+        raise ConfigError(
+            f"gain {gain:g}, read_noise {read_noise:g}, n_frames {n_frames}: expected a positive gain, a read noise "
+            "from 0 up and at least one frame"
+        )
+    rng = np.random.default_rng((seed, 2))
+    shape = scene.shape if scene.ndim == 3 else (n_frames, *scene.shape)
+    collected = rng.poisson(scene, shape).astype(np.float64)
+    if em:
+        collected = np.where(collected > 0, rng.gamma(np.maximum(collected, 1)), 0.0)
+    adu = np.rint(offset + gain * (collected + read_noise * rng.standard_normal(shape)))
+    return xr.DataArray(np.clip(adu, 0, saturation).astype(np.uint16), dims=list("tyx"), name="camera")
