@@ -64,6 +64,7 @@ def test_czi_every_axis_and_calibration_is_read(tmp_path, dims, tile):
     if "t" in dims:
         assert_same(read_photons(tmp_path / "a.czi", time="::2"), image[::2])
         assert_same(read_photons(tmp_path / "a.czi", time=1), image[1])
+        assert_same(read_photons(tmp_path / "a.czi", time="1:"), image[1:])
     if "c" in dims:
         assert_same(read_photons(tmp_path / "a.czi", channel="DNA"), image.isel(c=1))
 

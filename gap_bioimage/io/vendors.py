@@ -190,7 +190,9 @@ def _czi(path: Path) -> Iterator[Stored]:
                     if not old:
                         return np.asarray(file.scenes[scene].asarray())[index]
                     try:
-                        return np.asarray(_old_scene(file, scene).asarray(resize=False, max_workers=1))[index]
+                        image = _old_scene(file, scene)
+                        rest = _chosen_tiles(image, index)
+                        return np.asarray(image.asarray(resize=False, max_workers=1))[rest]
                     except KeyError as error:
                         raise UnreadableImageError(
                             f"{path.name} is compressed in a way (CZI's number {error}) that Python 3.11 cannot read; "
@@ -209,11 +211,28 @@ def _scene(tile: Any) -> int:
 
 
 def _old_scene(file: Any, scene: int) -> Any:
+    return _of_tiles(file, [tile for tile in _tiles(file) if _scene(tile) == scene])
+
+
+def _of_tiles(file: Any, tiles: list[Any]) -> Any:
     for name in ("shape", "start", "axes", "dtype"):  # computed from the tiles once
         file.__dict__.pop(name, None)
-    tiles = [tile for tile in _tiles(file) if _scene(tile) == scene]
     file.filtered_subblock_directory = sorted(tiles, key=lambda tile: tile.mosaic_index or 0)
     return file
+
+
+def _chosen_tiles(image: Any, index: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave out the planes that were not chosen, and return the index into what is left."""
+    tiles, start, shape = image.filtered_subblock_directory, image.start, image.shape
+    rest = list(index)
+    for axis, chosen in enumerate(index):
+        if all(tile.shape[axis] == 1 for tile in tiles) and image.axes[axis] not in "YX":
+            places = range(shape[axis])[chosen]
+            wanted = places if isinstance(chosen, slice) else (places,)
+            tiles = [tile for tile in tiles if tile.start[axis] - start[axis] in wanted]
+            rest[axis] = slice(None, None, chosen.step) if isinstance(chosen, slice) else 0
+    _of_tiles(image, tiles)
+    return tuple(rest)
 
 
 def _of_czi(xml: ElementTree.Element, name: str) -> Metadata:
