@@ -37,15 +37,7 @@ class Stored:
 
 
 def choose(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
-    """Open the image and the level that were asked for, the full resolution where none was.
-
-    Raises
-    ------
-    UnreadableImageError
-        If there are several images and none was chosen, or none at all.
-    AxesError
-        If there is no such image or level, or several images of that name.
-    """
+    """Open the image and the level that were asked for, the full resolution where none was."""
     whole = [image for image in images if image.levels]
     if not whole:
         raise UnreadableImageError(f"{path} holds no image, expected at least one; name another file")

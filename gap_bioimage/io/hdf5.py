@@ -26,11 +26,6 @@ _NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")
 def open_hdf5(path: Path) -> list[Stored]:
     """Return the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
 
-    Raises
-    ------
-    UnreadableImageError
-        If the file is damaged, or h5py is not installed.
-
     Notes
     -----
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
@@ -117,17 +112,7 @@ def _bare(data: h5py.Dataset, dims: Sequence[str]) -> dict[str, tuple[Any, Any]]
 
 
 def write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
-    """Write one dataset, ``data``, with the attributes that :func:`open_hdf5` reads.
-
-    Parameters
-    ----------
-    path
-        The file, which does not exist yet.
-    image, meta
-        Dims out of ``t c z y x``, and their calibration.
-    compression
-        A filter of HDF5, such as ``"gzip"``, or None.
-    """
+    """Write one dataset, ``data``, with the attributes that :func:`open_hdf5` reads."""
     try:
         import h5py
     except ImportError:

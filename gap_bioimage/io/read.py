@@ -125,13 +125,7 @@ def read_images(
 
 
 def image_files(path: Path) -> list[Path]:
-    """Return the images of a folder in natural order; an image stands for itself.
-
-    Raises
-    ------
-    UnreadableImageError
-        If a folder holds none.
-    """
+    """Return the images of a folder in natural order; an image stands for itself."""
     if not path.is_dir() or is_zarr(path):
         return [path]
     files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
