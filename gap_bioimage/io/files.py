@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gap_bioimage.errors import AxesError, GapError, UnreadableImageError
@@ -34,6 +35,18 @@ class Stored:
     name: str
     levels: Mapping[int, tuple[int, ...]]
     open: Callable[[int], xr.DataArray]
+
+
+def by_position(stored: Stored, dim: str, axis: int, names: Sequence[str]) -> Iterator[Stored]:
+    """Yield an image per stage position or tile, which lie along one of the axes of a file."""
+
+    def opened(level: int, place: int, name: str) -> xr.DataArray:
+        image = stored.open(level).isel({dim: place})
+        return image.assign_attrs(metadata=replace(image.attrs["metadata"], name=name))
+
+    levels = {level: shape[:axis] + shape[axis + 1 :] for level, shape in stored.levels.items()}
+    for place, name in enumerate(names):
+        yield Stored(name, levels, partial(opened, place=place, name=name))
 
 
 def choose(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
