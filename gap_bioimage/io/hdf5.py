@@ -96,7 +96,7 @@ def _steps(data: h5py.Dataset, dims: Sequence[str]) -> tuple[dict[str, float], d
         measured |= {axis: (size, "um") for axis, size in zip("zyx", sizes.tolist(), strict=True)}
     if "interval_s" in data.attrs:
         measured["t"] = (data.attrs["interval_s"], "s")
-    steps, _ = steps_of({axis: step for axis, step in measured.items() if axis in dims or axis == "t"})
+    steps, _ = steps_of(measured)
     _, unitless = steps_of(told | _bare(data, dims))
     return steps, {axis: step for axis, step in unitless.items() if axis not in steps}
 

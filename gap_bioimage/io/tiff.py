@@ -10,7 +10,7 @@ import logging
 import math
 import struct
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -111,16 +111,20 @@ def _read(path: Path, tif: tifffile.TiffFile, planes: _Planes, dtype: Any, index
         values = np.memmap(path, dtype, "r", planes.offset, (int(planes.table.max()) + 1, *shape))[keys]
     else:
         tif.filehandle.open()
-        with _quiet_tifffile(), tif:
+        with _quiet_tifffile(), warnings.catch_warnings(), tif:
+            warnings.simplefilter("ignore")  # it opens the other files of a set by itself, and warns of that
             values = tif.asarray(key=keys, series=planes.series)
     return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
 
 
 def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> _Planes:
     """Return where the planes of a level are: as many as its file promises, of which some may not be there."""
-    page, pages = series.keyframe, list(series.pages)
+    page, pages = series.keyframe, []
+    with suppress(IndexError):  # a description that names more pages than there are
+        pages.extend(series.pages)
     inner = len(page.shape)
     dims, lengths = series.axes, series.shape[:-inner]
+    mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
     if tif.is_imagej and series.kind != "ome" and (promised := _imagej_axes(tif, page, series)):
         dims, lengths = promised[0] + page.axes, promised[1]
@@ -129,14 +133,18 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries)
     elif series.kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
         return _Planes(outer + page.axes, table, page, series)
-    elif series.shape[-inner:] != page.shape or series.transform is not None or 1 < len(pages) < math.prod(lengths):
+    elif (
+        series.shape[-inner:] != page.shape
+        or series.transform is not None
+        or (len(pages) == 1 < math.prod(lengths) and not mappable)
+    ):
         return _Planes(dims, np.asarray(min(held, default=-1)), series, series)
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
-    count, offset = math.prod(lengths), series.dataoffset if page.is_final else None
-    if len(pages) == 1 and count > 1:  # one page describes all planes, which lie behind one another
-        offset = page.dataoffsets[0] if page.is_final else None
-        there = (tif.filehandle.size - page.dataoffsets[0]) // max(page.nbytes, 1) if page.is_final else 0
+    count, offset = math.prod(lengths), series.dataoffset if mappable else None
+    if len(pages) == 1 < count:  # one page describes all planes, which lie behind one another
+        offset = page.dataoffsets[0]
+        there = (tif.filehandle.size - offset) // max(page.nbytes, 1) if mappable else 0
         held = [place if place < there else -1 for place in range(count)]
     elif -1 in held or len(held) < count:
         held, offset = held + [-1] * (count - len(held)), None
