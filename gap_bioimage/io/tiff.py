@@ -119,7 +119,8 @@ def _read(path: Path, tif: tifffile.TiffFile, planes: _Planes, dtype: Any, index
 
 def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> _Planes:
     """Return where the planes of a level are: as many as its file promises, of which some may not be there."""
-    page, pages = series.keyframe, []
+    page = series.keyframe
+    pages: list[Any] = []
     with suppress(IndexError):  # a description that names more pages than there are
         pages.extend(series.pages)
     inner = len(page.shape)
