@@ -19,6 +19,7 @@ import tifffile
 from command_line import Result, one_sentence, subprocess_run
 from zips import make_zip
 
+from gap_bioimage.console import with_flags
 from gap_bioimage.io import read_photons
 from gap_bioimage.model import load_model
 
@@ -515,3 +516,8 @@ def test_names_with_brackets_are_shown_as_they_are(run: Any, tmp_path: Path) -> 
     result = run("inspect", tmp_path / "cells[dapi].tif")
     assert result.code == 0
     assert "cells[dapi].tif" in "".join(result.out.split())
+
+
+def test_messages_of_the_library_have_the_flags_of_the_command_line():
+    said = 'read it with time="0:5", channel=0, axes="zyx" or planes=True, not with size=3'
+    assert with_flags(said) == "read it with --time 0:5, --channel 0, --axes zyx or --planes, not with size=3"

@@ -90,6 +90,15 @@ def test_axes_of_other_programs_are_read(tmp_path, kind):
     assert pixel_size_um(again) == {"z": 0.3, "y": 0.065, "x": 0.108}
 
 
+def test_axes_that_are_not_as_many_as_those_of_the_dataset(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=counts("zyx").values).attrs["axes"] = "yx"
+    with pytest.raises(AxesError, match=r'a\.h5 names the axes y x.*\(4, 17, 12\).*axes="zyx"') as error:
+        read_photons(tmp_path / "a.h5")
+    one_sentence(error)
+    np.testing.assert_array_equal(read_photons(tmp_path / "a.h5", axes="zyx"), counts("zyx"))
+
+
 def test_one_of_several_datasets_is_chosen(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for number, name in enumerate(["cells/a", "cells/b", "zoo"]):

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from made_images import STEPS, counts, one_sentence
 
+import gap_bioimage
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.io import as_image, as_images, pixel_size_um
 from gap_bioimage.io.image import Metadata, items_first, lazy_image, metadata_of, step_of, steps_of, time_as_z
@@ -36,6 +37,16 @@ def test_arrays_without_known_axes_are_refused(array, dims):
     with pytest.raises(AxesError) as error:
         as_image(array, dims)
     one_sentence(error)
+
+
+def test_training_and_inspection_take_arrays_with_named_axes(tmp_path):
+    values = np.random.default_rng(0).poisson(5, (4, 64, 64)).astype(np.uint16)
+    with pytest.raises(AxesError, match="dims='zyx'"):
+        gap_bioimage.train(values, tmp_path / "run")
+    with pytest.raises(AxesError, match="dims='yx'"):
+        gap_bioimage.inspect(values[0])
+    assert gap_bioimage.inspect(values, dims="zyx")["planes"] == 4
+    assert gap_bioimage.sum_frames(as_image(values > 4, "tyx"), 2).sizes["t"] == 2
 
 
 def test_one_image_or_several():

@@ -302,6 +302,36 @@ def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
         read_photons(alone, channel="actin")
 
 
+def test_images_of_a_set_are_read_from_their_own_files(tmp_path):
+    names = [f"urn:uuid:{uuid.uuid4()}" for _ in range(2)]
+    whole = OME[: OME.index("<Image")]
+    for number in range(2):
+        whole += (
+            OME[OME.index("<Image") : -6]
+            .replace("Image:0", f"Image:{number}")
+            .format(
+                t=1,
+                c=1,
+                channels="",
+                data=f'<TiffData><UUID FileName="p{number}.ome.tif">{names[number]}</UUID></TiffData>',
+            )
+        )
+    for number in range(2):
+        words = (whole + "</OME>").format(uuid=f' UUID="{names[number]}"')
+        pages(tmp_path / f"p{number}.ome.tif", MOVIE[number : number + 1], words.encode())
+    for file in ("p0.ome.tif", "p1.ome.tif"):
+        for series in range(2):
+            np.testing.assert_array_equal(read_photons(tmp_path / file, series=series), MOVIE[series])
+
+
+@pytest.mark.parametrize("held", [1, 4])
+def test_shapes_that_promise_more_than_there_is(tmp_path, held):
+    pages(tmp_path / "a.tif", MOVIE[:held], '{"shape": [10, 17, 12], "axes": "TYX"}')
+    with pytest.raises(UnreadableImageError, match=f'holds {held} of 10 frames; read them with time="0:{held}"'):
+        read_photons(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", axes="tyx", time=f"0:{held}"), MOVIE[:held])
+
+
 def write_micromanager(path, frames, positions=1, lost=()):
     """Write a Micro-Manager stack: a header with its summary, pages 162 bytes before their data, and the index."""
     shape = (17, 12)

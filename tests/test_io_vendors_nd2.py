@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -137,10 +136,3 @@ def test_damaged_files_are_refused(tmp_path, content):
     with pytest.raises(UnreadableImageError, match=r"a\.nd2 cannot be read") as error:
         read_photons(tmp_path / "a.nd2")
     one_sentence(error)
-
-
-def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.nd2").write_bytes(bytes(100))
-    monkeypatch.setitem(sys.modules, "nd2", None)
-    with pytest.raises(UnreadableImageError, match=r"pip install 'gap-bioimage\[formats\]'"):
-        read_photons(tmp_path / "a.nd2")

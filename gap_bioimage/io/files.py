@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gap_bioimage.errors import AxesError, GapError, UnreadableImageError
@@ -36,16 +37,20 @@ class Stored:
     open: Callable[[int], xr.DataArray]
 
 
-def choose(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
-    """Open the image and the level that were asked for, the full resolution where none was.
+def by_position(stored: Stored, dim: str, axis: int, names: Sequence[str]) -> Iterator[Stored]:
+    """Yield an image per stage position or tile, which lie along one of the axes of a file."""
 
-    Raises
-    ------
-    UnreadableImageError
-        If there are several images and none was chosen, or none at all.
-    AxesError
-        If there is no such image or level, or several images of that name.
-    """
+    def opened(level: int, place: int, name: str) -> xr.DataArray:
+        image = stored.open(level).isel({dim: place})
+        return image.assign_attrs(metadata=replace(image.attrs["metadata"], name=name))
+
+    levels = {level: shape[:axis] + shape[axis + 1 :] for level, shape in stored.levels.items()}
+    for place, name in enumerate(names):
+        yield Stored(name, levels, partial(opened, place=place, name=name))
+
+
+def choose(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
+    """Open the image and the level that were asked for, the full resolution where none was."""
     whole = [image for image in images if image.levels]
     if not whole:
         raise UnreadableImageError(f"{path} holds no image, expected at least one; name another file")

@@ -26,11 +26,6 @@ _NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")
 def open_hdf5(path: Path) -> list[Stored]:
     """Return the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
 
-    Raises
-    ------
-    UnreadableImageError
-        If the file is damaged, or h5py is not installed.
-
     Notes
     -----
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
@@ -101,7 +96,7 @@ def _steps(data: h5py.Dataset, dims: Sequence[str]) -> tuple[dict[str, float], d
         measured |= {axis: (size, "um") for axis, size in zip("zyx", sizes.tolist(), strict=True)}
     if "interval_s" in data.attrs:
         measured["t"] = (data.attrs["interval_s"], "s")
-    steps, _ = steps_of({axis: step for axis, step in measured.items() if axis in dims or axis == "t"})
+    steps, _ = steps_of(measured)
     _, unitless = steps_of(told | _bare(data, dims))
     return steps, {axis: step for axis, step in unitless.items() if axis not in steps}
 
@@ -117,17 +112,7 @@ def _bare(data: h5py.Dataset, dims: Sequence[str]) -> dict[str, tuple[Any, Any]]
 
 
 def write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
-    """Write one dataset, ``data``, with the attributes that :func:`open_hdf5` reads.
-
-    Parameters
-    ----------
-    path
-        The file, which does not exist yet.
-    image, meta
-        Dims out of ``t c z y x``, and their calibration.
-    compression
-        A filter of HDF5, such as ``"gzip"``, or None.
-    """
+    """Write one dataset, ``data``, with the attributes that :func:`open_hdf5` reads."""
     try:
         import h5py
     except ImportError:

@@ -253,13 +253,7 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
 
 
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
-    """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If there are any.
-    """
+    """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
         raise NotPhotonCountsError(
             f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63; look for its "
@@ -282,13 +276,7 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 
 
 def time_as_z(image: xr.DataArray) -> xr.DataArray:
-    """Return a movie as a stack, whose z is time: what a 3D network sees of a movie.
-
-    Raises
-    ------
-    AxesError
-        If it is no movie, or has z already.
-    """
+    """Return a movie as a stack, whose z is time: what a 3D network sees of a movie."""
     if "t" not in image.dims or "z" in image.dims:
         raise AxesError(
             f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z; "

@@ -55,11 +55,6 @@ def open_zarr(path: Path) -> list[Stored]:
     Chunks that a store lacks are empty by Zarr's definition, so one that was copied in part cannot be told from a
     dark image.
 
-    Raises
-    ------
-    UnreadableImageError
-        If the store is damaged, its version of OME-Zarr is not known, or zarr is not installed.
-
     Notes
     -----
     Source: OME-NGFF 0.4 to 0.6, ``multiscales``, ``coordinateSystems``, ``omero``, ``plate`` and
@@ -226,17 +221,6 @@ def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> No
 
     The full resolution holds the values as they are. Each further level halves y and x, and z where planes are about
     as close as pixels; its values are averages, so that one contrast fits all levels: for display, not for counting.
-
-    Parameters
-    ----------
-    path
-        The folder, which does not exist yet.
-    image
-        Dims out of ``t c z y x`` in this order (OME-Zarr's).
-    meta
-        Calibration; the unit of axes without one is left out.
-    name
-        What viewers call the image.
 
     Notes
     -----

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -92,11 +92,8 @@ def read_photons(
         If the level is not the full resolution, a recording stopped early, or pixel sizes are left out because they
         have no unit.
     """
-    path = Path(path)
-    if level:
-        _warn_of_level(level)
-    image = _read(path, axes, channel=channel, time=time, series=series, level=level)
-    return _checked(image, saturation) if check else image
+    chosen = {"channel": channel, "time": time, "series": series, "level": level}
+    return _read_all([Path(path)], axes, chosen, saturation if check else None)[0]
 
 
 def read_images(
@@ -123,21 +120,12 @@ def read_images(
     files = [file for path in paths for file in image_files(Path(path))]
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
-    if level:
-        _warn_of_level(level)
     chosen = {"channel": channel, "time": time, "series": series, "level": level}
-    images = (_read(file, axes, **chosen) for file in files)  # type: ignore[arg-type]
-    return [_checked(image, saturation) if check else image for image in images]
+    return _read_all(files, axes, chosen, saturation if check else None)
 
 
 def image_files(path: Path) -> list[Path]:
-    """Return the images of a folder in natural order; an image stands for itself.
-
-    Raises
-    ------
-    UnreadableImageError
-        If a folder holds none.
-    """
+    """Return the images of a folder in natural order; an image stands for itself."""
     if not path.is_dir() or is_zarr(path):
         return [path]
     files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
@@ -147,15 +135,34 @@ def image_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
 
 
+def _read_all(
+    files: Sequence[Path], axes: str | None, chosen: dict[str, Any], saturation: float | None
+) -> list[xr.DataArray]:
+    from gap_bioimage.counts import check_photon_counts
+
+    images: list[xr.DataArray] = []
+    for file in files:
+        images.append(_read(file, axes, **chosen))
+        if chosen["level"] and file is files[0]:
+            warnings.warn(
+                f"level {chosen['level']} of an image pyramid holds averages in most files, which are less noisy than "
+                "photon counts; leave level out to work on the counts themselves",
+                stacklevel=3,
+            )
+        if saturation is not None:
+            check_photon_counts(images[-1], name=file.name, saturation=saturation)
+    return images
+
+
 def _read(
     path: Path,
     axes: str | None,
-    *,
     channel: int | str | None,
     time: int | str | None,
     series: int | str | None,
     level: int | None,
 ) -> xr.DataArray:
+    """Read one image: each step takes what the step before it returned."""
     _check_file(path)
     with naming_damage(path):
         image = choose(path, _open(path), series, level)
@@ -211,21 +218,6 @@ def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not image.encoding.get("mapped")):
         image = image.astype(image.dtype.newbyteorder("="))
     return image.transpose(*(axis for axis in AXES if axis in image.dims))
-
-
-def _checked(image: xr.DataArray, saturation: float) -> xr.DataArray:
-    from gap_bioimage.counts import check_photon_counts
-
-    check_photon_counts(image, name=image.attrs["source"], saturation=saturation)
-    return image
-
-
-def _warn_of_level(level: int) -> None:
-    warnings.warn(
-        f"level {level} of an image pyramid holds averages in most files, which are less noisy than photon counts; "
-        "leave level out to work on the counts themselves",
-        stacklevel=3,
-    )
 
 
 def _warn_of_units(path: Path, meta: Metadata) -> None:

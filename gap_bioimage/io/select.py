@@ -18,15 +18,7 @@ _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
 
 
 def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
-    """Return an image with dims out of ``t c z y x``: those given, else those of the file.
-
-    Raises
-    ------
-    AxesError
-        If neither fits, or it is a single row or column.
-    NotPhotonCountsError
-        If it is a photograph in colours.
-    """
+    """Return an image with dims out of ``t c z y x``: those given, else those of the file."""
     if axes is not None:
         return _renamed(image, axes.lower(), file)
     dims, shape = [str(dim) for dim in image.dims], image.shape
@@ -112,13 +104,7 @@ def _divides(number: int, size: int) -> bool:
 
 
 def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) -> xr.DataArray:
-    """Return one channel, by place from 0 (digits count as one) or by name, without its axis; all where None.
-
-    Raises
-    ------
-    AxesError
-        If there is no such channel, or several of that name.
-    """
+    """Return one channel, by place from 0 (digits count as one) or by name, without its axis; all where None."""
     if channel is None:
         return image
     count, names = image.sizes.get("c", 1), [str(name) for name in image.attrs["metadata"].channels]
@@ -144,20 +130,7 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
 
 
 def frames_of(time: int | str, count: int, file: str) -> int | slice:
-    """Return a frame by its number, or a range of them.
-
-    Parameters
-    ----------
-    time
-        A number from 0 (from the end below 0), or a range such as ``0:50``, ``10:`` or ``::2``, as in Python.
-    count
-        How many frames there are.
-
-    Raises
-    ------
-    AxesError
-        If it is neither, or there are no such frames.
-    """
+    """Return a frame by its number (from the end below 0), or a range such as ``0:50``, ``10:`` or ``::2``."""
     text = str(time).strip()
     if re.fullmatch(r"-?\d+", text):
         number = int(text) + (count if int(text) < 0 else 0)
@@ -179,15 +152,7 @@ def frames_of(time: int | str, count: int, file: str) -> int | slice:
 
 
 def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.DataArray:
-    """Return frames, see :func:`frames_of`, all of them where None; planes that the file lacks are refused.
-
-    Raises
-    ------
-    AxesError
-        If there are no such frames.
-    UnreadableImageError
-        If planes of what was chosen are not in the file.
-    """
+    """Return frames, see :func:`frames_of`, all of them where None; planes that the file lacks are refused."""
     chosen = image
     if time is not None:
         frames = frames_of(time, image.sizes.get("t", 1), file)

@@ -10,7 +10,7 @@ import logging
 import math
 import struct
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 import tifffile
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.files import Stored, naming_damage
+from gap_bioimage.io.files import Stored, by_position, naming_damage
 from gap_bioimage.io.image import Metadata, lazy_image, mapped_image, steps_of
 from gap_bioimage.io.select import STORED
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _DESCRIPTION = 270  # the tag that holds OME-XML, ImageJ's words or tifffile's shape
-_POSITIONS = "RM"  # tiles and stage positions are images of their own
+_POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
 
 
@@ -70,23 +70,17 @@ def _truncated(path: Path, where: str) -> UnreadableImageError:
     return UnreadableImageError(f"{path} is truncated: it breaks off{where}; copy or export it again")
 
 
-def _images(path: Path, tif: tifffile.TiffFile, number: int) -> Iterator[Stored]:
+def _images(path: Path, tif: tifffile.TiffFile, number: int) -> list[Stored]:
     series = tif.series[number]
     levels = [_planes(path, tif, level) for level in series.levels]
-    outer = levels[0].dims[: levels[0].table.ndim]
-    axis = next((place for place, dim in enumerate(outer) if dim in _POSITIONS), None)
     # other kinds are named by tifffile itself, after the kind
-    names = [str(series.name or "") if series.kind == "ome" else ""]
-    if axis is not None:
-        names = _position_names(tif, levels[0].table.shape[axis])
-        dims = levels[0].dims[:axis] + levels[0].dims[axis + 1 :]
-    for position, name in enumerate(names):
-        cut = levels
-        if axis is not None:
-            cut = [replace(level, dims=dims, table=np.asarray(level.table.take(position, axis))) for level in levels]
-        meta = replace(_metadata(tif, number), name=name)
-        shapes = {level: planes.shape for level, planes in enumerate(cut)}
-        yield Stored(name, shapes, partial(_opened, path, tif, cut, meta))
+    meta = replace(_metadata(tif, number), name=str(series.name or "") if series.kind == "ome" else "")
+    shapes = {level: planes.shape for level, planes in enumerate(levels)}
+    stored = Stored(meta.name, shapes, partial(_opened, path, tif, levels, meta))
+    for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
+        if dim in _POSITIONS:
+            return list(by_position(stored, _POSITIONS[dim], axis, _position_names(tif, shapes[0][axis])))
+    return [stored]
 
 
 def _position_names(tif: tifffile.TiffFile, count: int) -> list[str]:
@@ -101,11 +95,9 @@ def _opened(path: Path, tif: tifffile.TiffFile, levels: Sequence[_Planes], meta:
     ratio = {a.lower(): max(1, round(n / m)) for a, n, m in zip(full.dims, full.shape, planes.shape, strict=True)}
     meta = replace(meta, steps={axis: step * ratio.get(axis, 1) for axis, step in meta.steps.items()})
     dtype = np.dtype(planes.page.dtype).newbyteorder(tif.byteorder)
-    held, first = planes.table >= 0, int(planes.table.min(initial=0))
-    successive = np.array_equal(planes.table.ravel(), first + np.arange(planes.table.size))
-    if held.all() and successive and planes.offset is not None:
-        offset = planes.offset + first * planes.page.nbytes
-        return mapped_image(np.memmap(path, dtype, "r", offset, planes.shape), planes.dims, meta)
+    held = planes.table >= 0
+    if held.all() and planes.offset is not None:
+        return mapped_image(np.memmap(path, dtype, "r", planes.offset, planes.shape), planes.dims, meta)
     image = lazy_image(planes.shape, dtype, planes.dims, partial(_read, path, tif, planes, dtype), meta)
     return image if held.all() else image.assign_coords({STORED: (image.dims[: held.ndim], held)})
 
@@ -119,16 +111,21 @@ def _read(path: Path, tif: tifffile.TiffFile, planes: _Planes, dtype: Any, index
         values = np.memmap(path, dtype, "r", planes.offset, (int(planes.table.max()) + 1, *shape))[keys]
     else:
         tif.filehandle.open()
-        with _quiet_tifffile(), tif:
+        with _quiet_tifffile(), warnings.catch_warnings(), tif:
+            warnings.simplefilter("ignore")  # it opens the other files of a set by itself, and warns of that
             values = tif.asarray(key=keys, series=planes.series)
     return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
 
 
 def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> _Planes:
     """Return where the planes of a level are: as many as its file promises, of which some may not be there."""
-    page, pages = series.keyframe, list(series.pages)
+    page = series.keyframe
+    pages: list[Any] = []
+    with suppress(IndexError):  # a description that names more pages than there are
+        pages.extend(series.pages)
     inner = len(page.shape)
     dims, lengths = series.axes, series.shape[:-inner]
+    mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
     if tif.is_imagej and series.kind != "ome" and (promised := _imagej_axes(tif, page, series)):
         dims, lengths = promised[0] + page.axes, promised[1]
@@ -137,14 +134,18 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries)
     elif series.kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
         return _Planes(outer + page.axes, table, page, series)
-    elif series.shape[-inner:] != page.shape or series.transform is not None or 1 < len(pages) < math.prod(lengths):
+    elif (
+        series.shape[-inner:] != page.shape
+        or series.transform is not None
+        or (len(pages) == 1 < math.prod(lengths) and not mappable)
+    ):
         return _Planes(dims, np.asarray(min(held, default=-1)), series, series)
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
-    count, offset = math.prod(lengths), series.dataoffset if page.is_final else None
-    if len(pages) == 1 and count > 1:  # one page describes all planes, which lie behind one another
-        offset = page.dataoffsets[0] if page.is_final else None
-        there = (tif.filehandle.size - page.dataoffsets[0]) // max(page.nbytes, 1) if page.is_final else 0
+    count, offset = math.prod(lengths), series.dataoffset if mappable else None
+    if len(pages) == 1 < count:  # one page describes all planes, which lie behind one another
+        offset = page.dataoffsets[0]
+        there = (tif.filehandle.size - offset) // max(page.nbytes, 1) if mappable else 0
         held = [place if place < there else -1 for place in range(count)]
     elif -1 in held or len(held) < count:
         held, offset = held + [-1] * (count - len(held)), None

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.files import Stored, missing, naming_damage
+from gap_bioimage.io.files import Stored, by_position, missing, naming_damage
 from gap_bioimage.io.hdf5 import open_hdf5
 from gap_bioimage.io.image import Metadata, lazy_image, steps_of
 
@@ -47,8 +47,12 @@ def _reader(read: Callable[[Path], Iterator[Stored]]) -> _Reader:
 def _stored(
     shape: Sequence[int], dtype: Any, dims: Sequence[str], read: Callable[[tuple[Any, ...]], Any], meta: Metadata
 ) -> Stored:
-    known = [dim if dim.upper() in tuple("TCZYXS") else f"{dim} of the file" for dim in dims]
+    known = [dim if dim.upper() in tuple("TCZYXS") else _foreign(dim) for dim in dims]
     return Stored(meta.name, {0: tuple(shape)}, lambda _: lazy_image(shape, dtype, known, read, meta))
+
+
+def _foreign(dim: str) -> str:
+    return f"{dim.lower()} of the file"
 
 
 def _narrow(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -70,22 +74,21 @@ def _lif(path: Path) -> Iterator[Stored]:
 
     with LifFile(str(path)) as file:
         for number, image in enumerate(file.images):
-            dims, shape = list(image.dims), list(image.shape)
-            mosaic = dims.index("M") if "M" in dims else None
-            places = range(shape[mosaic]) if mosaic is not None else (0,)
-            if mosaic is not None:
-                del dims[mosaic], shape[mosaic]
-            for place in places:
-                name = image.path if mosaic is None else f"{image.path}/{place}"
-                meta = Metadata(_steps(image.coords, "m"), _dyes(image.xml_element), name)
 
-                def read(index: tuple[Any, ...], n: int = number, at: int | None = mosaic, p: int = place) -> Any:
-                    with LifFile(str(path)) as file:
-                        # mapped, so that only the part is read; colours are put in order, which a map does not allow
-                        values = file.images[n].asarray(out=None if "S" in file.images[n].dims else "memmap")
-                        return np.array(values[index if at is None else (*index[:at], p, *index[at:])])
+            def read(index: tuple[Any, ...], number: int = number) -> Any:
+                with LifFile(str(path)) as file:
+                    # mapped, so that only the part is read; colours are put in order, which a map does not allow
+                    values = file.images[number].asarray(out=None if "S" in file.images[number].dims else "memmap")
+                    return np.array(values[index])
 
-                yield _stored(shape, image.dtype, dims, read, meta)
+            meta = Metadata(_steps(image.coords, "m"), _dyes(image.xml_element), image.path)
+            stored = _stored(image.shape, image.dtype, image.dims, read, meta)
+            if "M" not in image.dims:
+                yield stored
+                continue
+            axis = image.dims.index("M")
+            names = [f"{image.path}/{place}" for place in range(image.shape[axis])]
+            yield from by_position(stored, _foreign("M"), axis, names)
 
 
 def _dyes(xml: Any) -> tuple[str, ...]:
@@ -106,25 +109,24 @@ def _nd2(path: Path) -> Iterator[Stored]:
     """Yield the stage positions of a Nikon file."""
     from nd2 import ND2File
 
+    def read(index: tuple[Any, ...]) -> Any:
+        with ND2File(path) as file:
+            return np.asarray(file.to_dask()[index])
+
     with ND2File(path) as file:
         image = file.to_xarray(delayed=True, squeeze=False)
-        dims, sizes = list(file.sizes), dict(file.sizes)
-        at = dims.index("P") if "P" in dims else None
-        names = [str(name) for name in image.coords["P"].values] if at is not None else [""]
         channels = [str(name) for name in image.coords["C"].values] if "C" in image.coords else []
         steps = _steps({axis: image.coords[axis].values for axis in "TZYX" if axis in image.coords}, "um", "ms")
         known = [channel.volume.axesCalibrated for channel in file.metadata.channels or []]
         if known and not known[0][0]:  # the library then takes pixels of 1 um
             steps = {axis: step for axis, step in steps.items() if axis in "tz"}
-        sizes.pop("P", None)
-        for place, name in enumerate(names):
-
-            def read(index: tuple[Any, ...], place: int = place) -> Any:
-                with ND2File(path) as file:
-                    return np.asarray(file.to_dask()[index if at is None else (*index[:at], place, *index[at:])])
-
-            meta = Metadata(steps, channels if all(channels) else (), name)
-            yield _stored(list(sizes.values()), file.dtype, list(sizes), read, meta)
+        meta = Metadata(steps, channels if all(channels) else ())
+        stored = _stored(tuple(file.sizes.values()), file.dtype, list(file.sizes), read, meta)
+        if "P" not in file.sizes:
+            yield stored
+            return
+        names = [str(name) for name in image.coords["P"].values]
+        yield from by_position(stored, _foreign("P"), list(file.sizes).index("P"), names)
 
 
 @_reader
@@ -190,7 +192,9 @@ def _czi(path: Path) -> Iterator[Stored]:
                     if not old:
                         return np.asarray(file.scenes[scene].asarray())[index]
                     try:
-                        return np.asarray(_old_scene(file, scene).asarray(resize=False, max_workers=1))[index]
+                        image = _old_scene(file, scene)
+                        rest = _chosen_tiles(image, index)
+                        return np.asarray(image.asarray(resize=False, max_workers=1))[rest]
                     except KeyError as error:
                         raise UnreadableImageError(
                             f"{path.name} is compressed in a way (CZI's number {error}) that Python 3.11 cannot read; "
@@ -209,11 +213,28 @@ def _scene(tile: Any) -> int:
 
 
 def _old_scene(file: Any, scene: int) -> Any:
+    return _of_tiles(file, [tile for tile in _tiles(file) if _scene(tile) == scene])
+
+
+def _of_tiles(file: Any, tiles: list[Any]) -> Any:
     for name in ("shape", "start", "axes", "dtype"):  # computed from the tiles once
         file.__dict__.pop(name, None)
-    tiles = [tile for tile in _tiles(file) if _scene(tile) == scene]
     file.filtered_subblock_directory = sorted(tiles, key=lambda tile: tile.mosaic_index or 0)
     return file
+
+
+def _chosen_tiles(image: Any, index: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave out the planes that were not chosen, and return the index into what is left."""
+    tiles, start, shape = image.filtered_subblock_directory, image.start, image.shape
+    rest = list(index)
+    for axis, chosen in enumerate(index):
+        if all(tile.shape[axis] == 1 for tile in tiles) and image.axes[axis] not in "YX":
+            places = range(shape[axis])[chosen]
+            wanted = places if isinstance(chosen, slice) else (places,)
+            tiles = [tile for tile in tiles if tile.start[axis] - start[axis] in wanted]
+            rest[axis] = slice(None, None, chosen.step) if isinstance(chosen, slice) else 0
+    _of_tiles(image, tiles)
+    return tuple(rest)
 
 
 def _of_czi(xml: ElementTree.Element, name: str) -> Metadata:

@@ -26,14 +26,7 @@ _IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the rest is 
 
 
 def check_output(path: Path, source: Path | None = None) -> None:
-    """See that an image can be written to a path, before the work that makes it.
-
-    Raises
-    ------
-    OutputError
-        If the suffix is unknown, the folder does not exist, ``path`` is the ``source`` itself, or a folder that is no
-        Zarr store stands there.
-    """
+    """See that an image can be written to a path, before the work that makes it."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+from made_images import STEPS, counts, one_sentence
+
+from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.io import pixel_size_um, read_images, read_photons, write_image
+
+
+def bases(array):
+    while array is not None:
+        yield array
+        array = getattr(array, "base", None)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
+def test_opening_does_not_read(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_image(path, counts("tczyx"))
+    opened = read_photons(path, axes="tczyx" if suffix == ".npy" else None, check=False)
+    assert any(isinstance(base, np.memmap) for base in bases(opened.data))
+
+
+def test_length_one_axes_go_unless_named(tmp_path):
+    values = counts("yx").values
+    tifffile.imwrite(tmp_path / "a.ome.tif", values[None, None, None], metadata={"axes": "TCZYX"})
+    assert read_photons(tmp_path / "a.ome.tif").dims == ("y", "x")
+    assert read_photons(tmp_path / "a.ome.tif", axes="tczyx").dims == ("t", "c", "z", "y", "x")
+    assert read_photons(tmp_path / "a.ome.tif", axes="zyx").sizes == {"z": 1, "y": 17, "x": 12}
+    np.save(tmp_path / "a.npy", values[None])
+    assert read_photons(tmp_path / "a.npy", axes="zyx").dims == ("z", "y", "x")
+    write_image(tmp_path / "line.tif", counts("yx")[:1])
+    assert read_photons(tmp_path / "line.tif", axes="yx").sizes == {"y": 1, "x": 12}
+
+
+def test_unknown_axes_are_asked_for_and_then_used(tmp_path):
+    values = counts("zyx").values
+    tifffile.imwrite(tmp_path / "stack.tif", values, metadata=None, photometric="minisblack")
+    np.save(tmp_path / "stack.npy", values)
+    for name in ("stack.tif", "stack.npy"):
+        with pytest.raises(AxesError, match=r"shape \(4, 17, 12\).*axes=.zyx") as error:
+            read_photons(tmp_path / name)
+        one_sentence(error)
+        assert read_photons(tmp_path / name, axes="zyx").dims == ("z", "y", "x")
+        turned = read_photons(tmp_path / name, axes="xyz")
+        assert turned.dims == ("z", "y", "x")
+        np.testing.assert_array_equal(turned.values, values.T)
+
+
+def test_a_single_plane_keeps_its_z_step(tmp_path):
+    write_image(tmp_path / "a.ome.tif", counts("zyx"))
+    assert pixel_size_um(read_photons(tmp_path / "a.ome.tif").isel(z=slice(1)))["z"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("magic", "kind"), [(b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff\xe0", "JPEG")])
+def test_pictures_are_refused_whatever_their_name(tmp_path, magic, kind):
+    (tmp_path / "a.tif").write_bytes(magic + bytes(50))
+    with pytest.raises(NotPhotonCountsError, match=f"{kind} picture"):
+        read_photons(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image at all, just text", b"II*\x00", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize("name", ["a.tif", "a.npy", "a.czi"])
+def test_files_that_are_no_images_are_refused(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableImageError) as error:
+        read_photons(tmp_path / name)
+    assert name in one_sentence(error)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(UnreadableImageError, match="there is no file"):
+        read_photons(tmp_path / "no.tif")
+    with pytest.raises(UnreadableImageError, match="is a folder"):
+        read_photons(tmp_path)
+    with pytest.raises(UnreadableImageError, match="holds no images"):
+        read_images(tmp_path)
+    with pytest.raises(UnreadableImageError, match="no images were given"):
+        read_images([])
+
+
+def test_folders_are_read_in_natural_order(tmp_path):
+    for number in (10, 2, 1):
+        write_image(tmp_path / f"cell{number}.tif", counts("yx", seed=number))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.tif").write_text("no image")
+    images = read_images([tmp_path, tmp_path / "cell2.tif"])
+    assert [image.attrs["source"] for image in images] == [
+        "cell1.tif",
+        "cell2.tif",
+        "cell10.tif",
+        "cell2.tif",
+    ]
+    np.testing.assert_array_equal(images[2], counts("yx", seed=10))
+
+
+def test_values_are_checked_unless_told_otherwise(tmp_path):
+    write_image(tmp_path / "a.tif", counts("yx") + np.float32(0.5))
+    with pytest.raises(NotPhotonCountsError, match=r"a\.tif has fractional values"):
+        read_photons(tmp_path / "a.tif")
+    assert read_photons(tmp_path / "a.tif", check=False).sizes == {"y": 17, "x": 12}
+
+
+def test_shared_files_know_their_axes(shared_data):
+    movie = read_photons(shared_data / "telomeres_camera_tyx.tif", check=False)
+    assert movie.sizes == {"t": 200, "y": 133, "x": 162}
+    stack = read_photons(shared_data / "hazelnut_photons_t0_zyx.tif")
+    assert stack.sizes == {"z": 11, "y": 256, "x": 256}
+    assert pixel_size_um(stack) == {}
+
+
+def test_choices_reach_every_image(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.ome.tif", counts("tczyx"))
+    images = read_images(tmp_path, channel="DNA", time="1:", series=0, level=0)
+    for image in images:
+        np.testing.assert_array_equal(image, counts("tczyx").isel(c=1, t=slice(1, None)))
+        assert float(image.t[0]) == STEPS["t"]
+
+
+def test_levels_are_warned_about_once(tmp_path, recwarn):
+    values = counts("yx").values
+    for name in ("a", "b"):
+        with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif", ome=True) as writer:
+            writer.write(values, subifds=1)
+            writer.write(values[::2, ::2], subfiletype=1)
+    for level in (None, 0):
+        read_images(tmp_path, level=level)
+    assert not list(recwarn)
+    assert read_images(tmp_path, level=1, check=False)[1].shape == (9, 6)
+    (warning,) = recwarn
+    assert "level 1 of an image pyramid holds averages" in str(warning.message)
+
+
+def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.tif", counts("tczyx"), compression="zlib")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(UnreadableImageError, match=r"a\.tif takes .* GB .*time=.0:10") as error:
+        read_photons(tmp_path / "a.tif")
+    one_sentence(error)
+    write_image(tmp_path / "b.tif", counts("tczyx"))
+    assert read_photons(tmp_path / "b.tif", check=False).sizes["t"] == 3
+
+
+def test_errors_in_a_folder_name_the_file(tmp_path):
+    write_image(tmp_path / "a.tif", counts("yx"))
+    np.save(tmp_path / "b2.npy", counts("zyx").values)
+    with pytest.raises(AxesError, match=r"b2\.npy"):
+        read_images(tmp_path)
+    write_image(tmp_path / "b2.npy", counts("yx") + 0.5)
+    with pytest.raises(NotPhotonCountsError, match=r"b2\.npy"):
+        read_images(tmp_path)
+
+
+def test_stores_in_a_folder_are_images(tmp_path):
+    pytest.importorskip("zarr")
+    for name in ("b10.ome.zarr", "b2.zarr", "c.tif"):
+        write_image(tmp_path / name, counts("yx"))
+    (tmp_path / "empty.zarr").mkdir()
+    assert [image.attrs["source"] for image in read_images(tmp_path)] == ["b2.zarr", "b10.ome.zarr", "c.tif"]
+    assert len(read_images(tmp_path / "b2.zarr")) == 1
+    with pytest.raises(UnreadableImageError, match="is a folder"):
+        read_photons(tmp_path / "empty.zarr")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
+def test_files_without_a_pyramid_have_level_0(tmp_path, suffix):
+    write_image(tmp_path / f"a{suffix}", counts("yx"))
+    np.testing.assert_array_equal(read_photons(tmp_path / f"a{suffix}", level=0, series=0), counts("yx"))
+    for wrong in ({"level": 1}, {"series": 1}):
+        with pytest.raises(AxesError, match="1 was asked for"):
+            read_photons(tmp_path / f"a{suffix}", **wrong)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_numbers_beyond_signed_integers_are_no_counts(tmp_path, check):
+    np.save(tmp_path / "a.npy", np.full((17, 12), 2**63 + 5, np.uint64))
+    with pytest.raises(NotPhotonCountsError, match=r"a\.npy"):
+        read_photons(tmp_path / "a.npy", check=check)
