@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
 from gap_bioimage.validation.old_rules import all_rules
-from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.reports.score import (
     Completeness,
     completeness_as_written,
@@ -26,8 +26,8 @@ from gap_bioimage.validation.running.process import ModelProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from gap_bioimage.validation.archive.package import Package
     from gap_bioimage.validation.checks import Picture
-    from gap_bioimage.validation.package.archive import Package
     from gap_bioimage.validation.reports.score import Score, Verdict
 
 
@@ -208,29 +208,20 @@ def _judged(check: Check, consumers: Sequence[str] | None) -> Check | None:
 def _check_package(
     package: Package, findings: _Findings, run: Callable[[], Iterator[Check | tuple[str, str, Path]]]
 ) -> None:
-    from gap_bioimage.validation.package.arrays import tensor_check
-    from gap_bioimage.validation.package.description import format_checks
-    from gap_bioimage.validation.package.facts import Facts
-    from gap_bioimage.validation.package.pickles import pickle_check
-    from gap_bioimage.validation.package.references import reference_checks
+    from gap_bioimage.validation.archive.examine import examine
+    from gap_bioimage.validation.archive.facts import Facts
 
-    found, loadable = reference_checks(package)
-    found += [pickle_check(package), tensor_check(package)]
-    loadable = loadable and all(check.status != "failed" for check in found)
-    broken = {check.id for check in found if check.status != "passed"}
-    description = None
-    if "archive.references" not in broken:  # else bioimageio.spec would read files outside the package
-        # with remote files it would use the network, with broken tensors endless memory
-        with_files = broken.isdisjoint({"archive.remote", "archive.tensors"})
-        description, format_found = format_checks(package, with_files=with_files)
-        found += format_found
-    for check in found:
+    examined = examine(package)
+    for check in examined.checks:
         findings.add(check)
+    if not examined.is_model:
+        return
+    description = examined.description
     findings.completeness = (
         completeness_as_written(package.rdf) if description is None else completeness_of(description.as_written)
     )
-    if description is None or not loadable:
-        findings.add(Check("core.test", "core", "skipped", "not run, since the package or its description is broken"))
+    if examined.why_not_run:
+        findings.add(Check("core.test", "core", "skipped", examined.why_not_run))
     else:
         for item in run():
             if isinstance(item, Check):

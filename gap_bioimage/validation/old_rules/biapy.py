@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gap_bioimage.validation.old_rules.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.package.facts import Facts
+    from gap_bioimage.validation.archive.facts import Facts
 
 _AXES = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 

@@ -8,7 +8,7 @@ from gap_bioimage.validation.old_rules import tensors
 from gap_bioimage.validation.old_rules.rule import Rule
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.package.facts import Facts
+    from gap_bioimage.validation.archive.facts import Facts
 
 _MAX_RTOL = 0.01
 _MAX_ATOL_SHARE = 0.01

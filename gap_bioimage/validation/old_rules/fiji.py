@@ -10,7 +10,7 @@ from gap_bioimage.validation.old_rules.rule import NotApplicable, Rule
 from gap_bioimage.validation.old_rules.tensors import torchscript_code
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.package.facts import Axis, Facts
+    from gap_bioimage.validation.archive.facts import Axis, Facts
 
 _OPERATIONS = {
     "binarize",

@@ -8,7 +8,7 @@ from gap_bioimage.validation.old_rules import tensors
 from gap_bioimage.validation.old_rules.rule import Rule
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.package.facts import Facts
+    from gap_bioimage.validation.archive.facts import Facts
 
 _RUNS = {"torchscript", "onnx"}
 _WHOLE_IMAGE = {"scale_range", "scale_mean_variance", "zero_mean_unit_variance"}

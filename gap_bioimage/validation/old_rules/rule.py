@@ -10,8 +10,8 @@ from gap_bioimage.validation.checks import Check, one_sentence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gap_bioimage.validation.archive.facts import Facts
     from gap_bioimage.validation.checks import Status
-    from gap_bioimage.validation.package.facts import Facts
 
 
 class NotApplicable(Exception):

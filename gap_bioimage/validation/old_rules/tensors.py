@@ -6,15 +6,15 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.validation.archive.torchscript import read_code
 from gap_bioimage.validation.old_rules.rule import NotApplicable
-from gap_bioimage.validation.package.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from gap_bioimage.validation.package.facts import Facts
-    from gap_bioimage.validation.package.torchscript import TorchScriptCode
+    from gap_bioimage.validation.archive.facts import Facts
+    from gap_bioimage.validation.archive.torchscript import TorchScriptCode
 
 _ORDER_2D = ["batch", "channel", "y", "x"]
 _ORDER_3D = ["batch", "channel", "z", "y", "x"]

@@ -10,7 +10,7 @@ from gap_bioimage.validation.old_rules import tensors
 from gap_bioimage.validation.old_rules.rule import NotApplicable, Rule
 
 if TYPE_CHECKING:
-    from gap_bioimage.validation.package.facts import Facts
+    from gap_bioimage.validation.archive.facts import Facts
 
 _MAX_DESCRIPTION = 512
 _MAX_COVER_BYTES = 500_000
