@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive.examine import examine
-from gap_bioimage.validation.archive.facts import Facts
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.checks import CONSUMERS, Check
-from gap_bioimage.validation.old_rules import all_rules
+from gap_bioimage.validation.check import Check, definitions
+from gap_bioimage.validation.consumers import consumers
+from gap_bioimage.validation.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,8 +107,11 @@ def static_checks(path: Path) -> list[Check]:
         alone = examine(package, description_only=True)
         if not examined.is_model:
             return [*checks, *examined.checks, *alone.checks]
-        facts = Facts(package)
-        return [*checks, *examined.checks, *alone.checks, *(rule.judge(facts) for rule in all_rules())]
+        models = (
+            Model(package, described.description and described.description.upgraded) for described in (examined, alone)
+        )
+        rules = [made.judge(model) for model in models for made in definitions("rule")]
+        return [*checks, *examined.checks, *alone.checks, *rules]
 
 
 def verify(data: bytes, place: Path, watch: Watch) -> None:
@@ -130,7 +133,7 @@ def verify(data: bytes, place: Path, watch: Watch) -> None:
     assert checks
     for check in checks:
         assert isinstance(check, Check)
-        assert check.consumer in CONSUMERS
+        assert check.consumer in consumers()
         for text in (check.message, check.fix):
             assert "\n" not in text, check
             assert len(text) < 1000, check
