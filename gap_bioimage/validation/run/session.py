@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.package.description import Description
+    from gap_bioimage.validation.archive.description import Description
+    from gap_bioimage.validation.archive.package import Package
 
 WEIGHTS_FORMATS = (
     "pytorch_state_dict",
@@ -274,7 +274,11 @@ def _remote(rdf: dict[str, Any], weights_format: str) -> str:
     tensors = [*_mappings(rdf.get("inputs")), *_mappings(rdf.get("outputs"))]
     named = {
         f"weights.{weights_format}": entry,
-        "a test tensor": [[tensor.get("test_tensor") for tensor in tensors], rdf.get("test_inputs"), rdf.get("test_outputs")],
+        "a test tensor": [
+            [tensor.get("test_tensor") for tensor in tensors],
+            rdf.get("test_inputs"),
+            rdf.get("test_outputs"),
+        ],
     }
     return next((name for name, value in named.items() if _names_url(value)), "")
 
@@ -289,7 +293,7 @@ def _names_url(value: Any) -> bool:
 
 
 def _touches_files(package: Package, source: object) -> bool:
-    from gap_bioimage.validation.package.torchscript import read_code
+    from gap_bioimage.validation.archive.torchscript import read_code
 
     path = package.file(source)
     try:
