@@ -98,7 +98,7 @@ def simulate(
 ) -> None:
     """Simulate photon counts of cells."""
     from gap_bioimage.photons.image_io import write_image
-    from gap_bioimage.photons.simulate import simulate as simulate_counts
+    from gap_bioimage.simulation import simulate as simulate_counts
 
     counts, rate = simulate_counts(dim, parse_pixels(shape, "--shape"), photons, seed)  # type: ignore[arg-type]
     write_image(out, counts)

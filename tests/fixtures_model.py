@@ -11,7 +11,7 @@ import torch
 
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.network import UNet
-from gap_bioimage.photons.simulate import simulate
+from gap_bioimage.simulation import simulate
 from gap_bioimage.training.checkpoint import Model
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo, mirrored
 from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:

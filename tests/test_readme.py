@@ -15,6 +15,7 @@ from fixtures_model import CARD, random_model
 from PIL import Image
 from scipy import ndimage
 
+from gap_bioimage.counts import thin
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.export.card import Card
 from gap_bioimage.export.halo import HaloReport, Sizes
@@ -22,8 +23,7 @@ from gap_bioimage.export.kinds import Sampling, product_of
 from gap_bioimage.export.operation import Operation
 from gap_bioimage.export.readme import Measured, Scores, draw_cover, log_likelihood, score_on_halves, write_readme
 from gap_bioimage.export.uncertainty import SampleScores
-from gap_bioimage.photons.simulate import simulate
-from gap_bioimage.photons.thinning import thin
+from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,8 @@ import scripted
 import torch
 from fixtures_model import CONFIGS, random_network
 
-from gap_bioimage.network import PhotonDenoiser, PosteriorSampler
+from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.sampler import PosteriorSampler
 from gap_bioimage.validation.package import operators
 from gap_bioimage.validation.package.operators import calls, known_operators, problem_of
 from gap_bioimage.validation.package.torchscript import read_code

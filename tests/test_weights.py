@@ -16,7 +16,14 @@ import yaml
 from fixtures_model import CONFIGS, random_model
 
 import gap_bioimage.network
-from gap_bioimage.export.weights import NETWORK_SOURCE, STATE_DICT, TORCHSCRIPT, denoiser_of, write_weights
+from gap_bioimage.export.weights import (
+    NETWORK_FILE,
+    STATE_DICT,
+    TORCHSCRIPT,
+    architecture_source,
+    denoiser_of,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,15 +42,15 @@ def load_source(path: Path) -> ModuleType:
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     model = random_model(**CONFIGS[request.param])
     box = [9, 9] if model.config.dim == 2 else [5, 9, 9]
-    write_weights(tmp_path, denoiser_of(model, box))
+    write_weights(tmp_path, denoiser_of(model, box), architecture_source())
     return tmp_path, {"box_px": box, **model.config.model_dump(mode="json")}
 
 
 def test_both_formats_compute_the_same(written: tuple[Path, dict[str, Any]]) -> None:
     folder, arguments = written
-    assert sorted(path.name for path in folder.iterdir()) == sorted([TORCHSCRIPT, STATE_DICT, NETWORK_SOURCE.name])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([TORCHSCRIPT, STATE_DICT, NETWORK_FILE])
     script = torch.jit.load(folder / TORCHSCRIPT)
-    module = load_source(folder / NETWORK_SOURCE.name).PhotonDenoiser(**arguments).eval()
+    module = load_source(folder / NETWORK_FILE).PhotonDenoiser(**arguments).eval()
     module.load_state_dict(torch.load(folder / STATE_DICT, weights_only=True))
     assert type(module) is not gap_bioimage.network.PhotonDenoiser
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +106,7 @@ def test_zipped_weights_give_the_zipped_output(unchecked_zip_2d: Path, tmp_path:
         got = torch.jit.load(tmp_path / TORCHSCRIPT)(photons).numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * expected.max())
     kwargs = rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
-    module = load_source(tmp_path / NETWORK_SOURCE.name).PhotonDenoiser(**kwargs).eval()
+    module = load_source(tmp_path / NETWORK_FILE).PhotonDenoiser(**kwargs).eval()
     module.load_state_dict(torch.load(tmp_path / STATE_DICT, weights_only=True))
     with torch.inference_mode():
         np.testing.assert_allclose(module(photons).numpy(), expected, rtol=1e-5, atol=1e-6 * expected.max())

@@ -16,8 +16,9 @@ from gap_bioimage.export.copies import PhotonCopies
 from gap_bioimage.export.intake import Intake
 from gap_bioimage.export.operation import Operation, apply_checked
 from gap_bioimage.export.weights import (
-    NETWORK_SOURCE,
+    NETWORK_FILE,
     SAMPLER_WEIGHTS,
+    architecture_source,
     denoiser_of,
     sampler_arguments,
     sampler_of,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from gap_bioimage.network import PosteriorSampler
+    from gap_bioimage.sampler import PosteriorSampler
     from gap_bioimage.training.checkpoint import Model
 
 Kind = Literal["denoise", "sample", "sample-hook"]
@@ -86,7 +87,7 @@ class Product:
 
     Attributes
     ----------
-    module, source, arguments
+    module, source, source_file, arguments
         What its weights are of, the file that defines it, and what it is made with.
     output, description
         Id of the output tensor, and what its values are.
@@ -107,7 +108,8 @@ class Product:
     """
 
     module: nn.Module
-    source: Path
+    source: str
+    source_file: str
     arguments: dict[str, Any]
     output: str
     description: str
@@ -132,7 +134,7 @@ class Product:
 
     def write(self, folder: Path) -> None:
         """Write weights and sources into the folder of the zip."""
-        write_weights(folder, self.module, self.source)
+        write_weights(folder, self.module, self.source, self.source_file)
         for operation in self.operations:
             (folder / operation.file_name).write_bytes(operation.source)
         if self.hook is not None and self.sampler is not None:
@@ -163,7 +165,8 @@ def product_of(
     return Product(
         intake=intake,
         module=denoiser_of(model, box_px, **intake.arguments),
-        source=NETWORK_SOURCE,
+        source=architecture_source(),
+        source_file=NETWORK_FILE,
         arguments={"box_px": list(box_px), **intake.arguments, **model.config.model_dump(mode="json")},
         output="rate",
         description="expected photons per pixel (posterior mean)",
@@ -188,7 +191,8 @@ def _sampling_product(
     in_graph = Product(
         intake=intake,
         module=sampler,
-        source=NETWORK_SOURCE,
+        source=architecture_source(sampling=True),
+        source_file=NETWORK_FILE,
         arguments=arguments,
         output="posterior",
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
@@ -211,7 +215,8 @@ def _sampling_product(
     return replace(
         in_graph,
         module=PhotonCopies(len(names)).eval().requires_grad_(False),
-        source=Path(copies.__file__),
+        source=Path(copies.__file__).read_text(encoding="utf-8"),
+        source_file=Path(copies.__file__).name,
         arguments={"copies": len(names)},
         facts={**in_graph.facts, **facts},
         hook=sampling_operation(sampler),

@@ -165,7 +165,7 @@ def _space(sizes: Sizes) -> str:
 def _weights(folder: Path, product: Product) -> dict[str, Any]:
     version = torch.__version__.split("+")[0]
     architecture = {
-        **_file(folder, product.source.name),
+        **_file(folder, product.source_file),
         "callable": type(product.module).__name__,
         "kwargs": product.arguments,
     }

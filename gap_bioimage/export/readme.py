@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.export.rdf import ONLY_CORE
 from gap_bioimage.export.readme_camera import camera_text
 from gap_bioimage.export.readme_sampling import paragraph, sample_scores_text, sampling_text
-from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

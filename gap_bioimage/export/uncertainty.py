@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gap_bioimage.counts import thin
 from gap_bioimage.export.example import brightest_piece, room_db
 from gap_bioimage.network import conserve_photons
-from gap_bioimage.photons.thinning import thin
 
 if TYPE_CHECKING:
-    from gap_bioimage.network import PosteriorSampler
+    from gap_bioimage.sampler import PosteriorSampler
 
 _PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
 _LEAST_SAMPLES = 4

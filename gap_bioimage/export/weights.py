@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-import shutil
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import gap_bioimage.network as network_source
+import gap_bioimage.sampler as sampler_source
 from gap_bioimage.inference.climb import GAIN, WINDOW_PX
-from gap_bioimage.network import PhotonDenoiser, PosteriorSampler
+from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.sampler import PosteriorSampler
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 TORCHSCRIPT, STATE_DICT = "weights_torchscript.pt", "weights.pt"
 SAMPLER_WEIGHTS = "sampler_weights.pt"
 """The state_dict of a sampler that is not among the weights."""
-NETWORK_SOURCE = Path(network_source.__file__)
+NETWORK_FILE = "network.py"
+"""The architecture of a zip: network.py as it is, or with sampler.py joined."""
 
 
 def denoiser_of(model: Model, box_px: list[int], **intake: Any) -> PhotonDenoiser:
@@ -60,11 +63,20 @@ def brightest_of(model: Model) -> float:
     return float(10 ** (model.trained_range_db[1] / 10))
 
 
-def write_weights(folder: Path, module: nn.Module, source: Path = NETWORK_SOURCE) -> None:
+def architecture_source(*, sampling: bool = False) -> str:
+    """Return the source of the architecture in one file: the network, and after it the sampler where that is needed."""
+    source = Path(network_source.__file__).read_text(encoding="utf-8")
+    if not sampling:
+        return source
+    sampler = Path(sampler_source.__file__).read_text(encoding="utf-8")
+    return source + "\n\n" + re.sub(r"(?m)^from gap_bioimage\.network import (\([^)]*\)|.*)\n", "", sampler)
+
+
+def write_weights(folder: Path, module: nn.Module, source: str, name: str = NETWORK_FILE) -> None:
     """Write TorchScript, state_dict and the architecture's source into a folder."""
     (folder / TORCHSCRIPT).write_bytes(torchscript_of(module))
     write_state(folder / STATE_DICT, module)
-    shutil.copyfile(source, folder / source.name)
+    (folder / name).write_text(source, encoding="utf-8")
 
 
 def write_state(path: Path, module: nn.Module) -> None:

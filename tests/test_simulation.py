@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.simulation import simulate, simulate_truth
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(2, (256, 256)), (3, (24, 128, 128))])

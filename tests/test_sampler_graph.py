@@ -16,15 +16,8 @@ from torch import Tensor
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.export.weights import without_debug_records
 from gap_bioimage.inference.climb import Climb
-from gap_bioimage.network import (
-    PhotonDenoiser,
-    PosteriorSampler,
-    conserve_photons,
-    count_keys,
-    photon_budget,
-    spread,
-    total_photons,
-)
+from gap_bioimage.network import PhotonDenoiser, conserve_photons
+from gap_bioimage.sampler import PosteriorSampler, count_keys, photon_budget, spread, total_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binom, chisquare
 
+from gap_bioimage.counts import _guide_table, binomial, binomial_cdf, free_slots, pseudo_psnr_db, thin
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.thinning import _guide_table, binomial, binomial_cdf, free_slots, pseudo_psnr_db, thin
 
 DTYPES = ["bool", "u1", "<u2", ">u2", "<i4", "i8", "u8", "f2", "f4", "f8"]
 FRACTIONS = [0.001, 0.01, 0.3, 0.5, 0.9, 0.99]

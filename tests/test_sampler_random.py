@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-import gap_bioimage.network as source
-from gap_bioimage.network import (
-    count_keys,
-    draw_keys,
-    mix,
-    poisson,
-    random_words,
-    spread,
-)
+import gap_bioimage.sampler as source
+from gap_bioimage.sampler import count_keys, draw_keys, mix, poisson, random_words, spread
 
 RATES = [0.001, 0.01, 0.1, 1.0, 5.0, 11.9, 12.1, 17.9, 18.1, 20.0, 50.0, 100.0, 300.0, 1000.0, 5000.0]
 

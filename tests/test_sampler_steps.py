@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 
-from gap_bioimage.network import (
+from gap_bioimage.sampler import (
     accumulate,
     brightest_mean,
     count_keys,
