@@ -27,7 +27,7 @@ _HOMES = {
     "denoise": "inference.denoise",
     "sample": "inference.sampling",
     "generate": "inference.sampling",
-    "export": "export.archive",
+    "export": "exporting.archive",
     "validate": "validation.report",
 }
 
@@ -55,7 +55,7 @@ __all__ = [
 if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
-    from gap_bioimage.export.archive import export
+    from gap_bioimage.exporting.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
     from gap_bioimage.photons.cameras.calibration import calibrate
