@@ -2,19 +2,13 @@
 
 A check is one plain function; its decorator carries what people should know of it::
 
-    @rule(
-        "fiji.id",
-        Severity.BLOCKS,
-        breaks="JDLL ends with a NullPointerException",
-        fix="Give the model a non-empty id.",
-        source=Source("JDLL", "ModelDescriptorFactory.java", "0.6.3", "2026-11"),
-        versions="0.5",
-        repair="fill_id",
-    )
+    @rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
+          fix="Give the model a non-empty id.")
     def model_id(model: Model) -> str | None:
         \"\"\"A non-empty id.\"\"\"
         return None if model.rdf.get("id") else "id is empty"
 
+A question that several consumers ask is declared for each: ``rule("qupath.custom_ops", ...)(custom_processing)``.
 ``--list``, docs/checks.md, the reports and the order of checks follow from it. There are three kinds:
 
 `rule`
@@ -39,18 +33,30 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from gap_bioimage.validation.outcome import (
+    Check,
+    Evidence,
+    NotApplicable,
+    Outcome,
+    Picture,
+    Status,
+    merge_outcomes,
+    one_sentence,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Unpack
+    from collections.abc import Callable, Mapping
 
-    from numpy.typing import NDArray
 
-Status = Literal["passed", "failed", "warning", "skipped", "error"]
-"""``error``: the check itself raised, so that nothing is known."""
+__all__ = [
+    "BLOCKS", "DEGRADES", "PLUGINS", "STYLE", "Check", "Definition", "Evidence", "NotApplicable", "Outcome", "Picture",
+    "Severity", "Source", "Status", "archive_check", "declare", "definition", "definitions", "import_checks",
+    "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
+]  # fmt: skip
 
 Kind = Literal["rule", "archive", "run"]
 
@@ -58,8 +64,7 @@ PLUGINS = ["gap_bioimage.exporting.checks"]
 """Names of modules outside this package that declare checks; a module that is not installed is left out."""
 
 _PACKAGES = ("archive", "run", "rules")
-_LONGEST_TEXT = 900
-_RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
+_REPAIRED = "`gap-bioimage repair` does this."
 
 
 class Severity(StrEnum):
@@ -73,8 +78,7 @@ class Severity(StrEnum):
     """It runs as well; people would find, cite or trust it more: a warning."""
 
 
-class NotApplicable(Exception):
-    """Raised by a check that says nothing about a model; its text says why."""
+BLOCKS, DEGRADES, STYLE = Severity.BLOCKS, Severity.DEGRADES, Severity.STYLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,132 +94,38 @@ class Source:
         return f"{' '.join(filter(None, (self.project, self.version)))}, {self.file} ({self.date})"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Two arrays that should have been alike.
-
-    Parameters
-    ----------
-    title
-        What they are, e.g. ``rate, torchscript``.
-    axes
-        Their axis ids.
-    expected, got
-        The arrays; their shapes may differ.
-    given
-        The input that they were made from, where it can be shown beside them.
-    """
-
-    title: str
-    axes: tuple[str, ...]
-    expected: NDArray[Any]
-    got: NDArray[Any]
-    given: NDArray[Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one check found: a status, one sentence, what to do about it, and the arrays that show it."""
-
-    status: Status
-    message: str
-    fix: str = ""
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of a report.
-
-    Parameters
-    ----------
-    id
-        Stable name, ``consumer.what``; scripts may rely on it.
-    consumer
-        Who is affected.
-    status
-        See `Status`.
-    message
-        One sentence: what was found and what was expected. Control characters are escaped, line breaks become
-        blanks, and what is longer than a screen is cut.
-    fix
-        What to do; empty where nothing is to be done.
-    """
-
-    id: str
-    consumer: str
-    status: Status
-    message: str
-    fix: str = ""
-
-    def __post_init__(self) -> None:
-        """Put both texts on one line of bounded length: they quote what strangers wrote into their zips."""
-        for name in ("message", "fix"):
-            object.__setattr__(self, name, _plain(one_sentence(getattr(self, name), _LONGEST_TEXT)))
-
-    def to_dict(self) -> dict[str, str]:
-        """The check as plain strings, in the order that the JSON report prints them."""
-        return {key: str(value) for key, value in asdict(self).items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture for the report: what a model was given, what it should have made of it and what it made.
-
-    Parameters
-    ----------
-    check_id
-        The check that it belongs to.
-    title
-        One line.
-    png
-        The file's content.
-    """
-
-    check_id: str
-    title: str
-    png: bytes = field(repr=False)
-
-
-class Details(TypedDict, total=False):
-    """What a check says of itself, besides its id and severity."""
-
-    asks: str
-    """What is asked of a model; the first line of the function's docstring if not given."""
-    breaks: str
-    """What happens where it is violated."""
-    fix: str | Callable[[Any], str]
-    """What the author does about it; a function of the check's subject where that depends on what was found."""
-    source: Source | None
-    """Where it is known from."""
-    weights: tuple[str, ...]
-    """Only models with weights in one of these formats; for a run check: only those weights."""
-    dims: int | None
-    """Only images of 2 or of 3 dimensions."""
-    versions: str
-    """Only descriptions written in a format that begins so, e.g. ``"0.5"``."""
-    repair: str
-    """Name of the function in ``validation/repair`` that mends it."""
-    once: bool
-    """Of a run check: where the weights formats agree, one stands for all (for what costs much)."""
-    compares: bool
-    """Of a run check: it compares outputs, which says nothing where they are no numbers."""
-    order: int
-    """Place among the checks of its consumer, 0 first; those with the same number keep the order of the source."""
-
-
 @dataclass(frozen=True)
 class Definition:
-    """A declared check; the fields are those of `Details`."""
+    """A declared check.
+
+    Parameters
+    ----------
+    id, kind, severity, function, source
+        Its name, what it is a function of, what a violation means, the function (if one makes it) and where it is
+        known from.
+    asks, breaks, fix
+        What is asked of a model (the first line of the function's docstring if not given), what happens without it, and
+        what the author does about it; a fix may be a function of the check's subject.
+    weights, dims, versions
+        Scope: only weights in one of these formats, images of 2 or of 3 dimensions, descriptions written in a format
+        that begins so (``"0.5"``).
+    repair
+        Name of the function in ``validation/repair`` that mends it.
+    once, compares
+        Of a run check: where the weights formats agree, one stands for all (for what costs much); it compares outputs,
+        which says nothing where they are no numbers.
+    order
+        Place among the checks of its consumer, 0 first; the same number keeps the order of the source.
+    """
 
     id: str
     kind: Kind
     severity: Severity
     function: Callable[[Any], Outcome | str | None] | None = None
+    source: Source | None = None
     asks: str = ""
     breaks: str = ""
     fix: str | Callable[[Any], str] = ""
-    source: Source | None = None
     weights: tuple[str, ...] = ()
     dims: int | None = None
     versions: str = ""
@@ -250,7 +160,9 @@ class Definition:
         """The line of the report; what does not block is never more than a warning."""
         softened = outcome.status == "failed" and self.severity != Severity.BLOCKS
         status: Status = "warning" if softened else outcome.status
-        return Check(self.id, self.consumer, status, outcome.message, outcome.fix)
+        mended = self.repair and status in ("failed", "warning")
+        fix = f"{outcome.fix} {_REPAIRED}".strip() if mended else outcome.fix
+        return Check(self.id, self.consumer, status, outcome.message, fix)
 
     def why_not(self, model: Any) -> str:
         """Why a rule says nothing about a model (its ``weights``, ``n_dims`` and ``version``); empty if it does."""
@@ -294,40 +206,47 @@ _REGISTERED: dict[str, Definition] = {}
 _Function = TypeVar("_Function", bound="Callable[[Any], Outcome | str | None]")
 
 
-def declare(check_id: str, kind: Kind, severity: Severity, **details: Unpack[Details]) -> Definition:
+def declare(check_id: str, kind: Kind, severity: Severity, source: Source | None = None, **details: Any) -> Definition:
     """Declare a check that no single function makes; report through what is returned."""
-    return _register(Definition(check_id, kind, severity, **details))
+    return _register(Definition(check_id, kind, severity, source=source, **details))
 
 
 def _register(made: Definition) -> Definition:
     if made.id in _REGISTERED:
         raise ValueError(f"the check {made.id} is declared twice")
-    _REGISTERED[made.id] = made
-    return made
+    if not made.asks:
+        made = replace(made, asks=(getattr(made.function, "__doc__", None) or "").strip().partition("\n")[0])
+    return _REGISTERED.setdefault(made.id, made)
 
 
-def _decorator(kind: Kind, check_id: str, severity: Severity, details: Details) -> Callable[[_Function], _Function]:
+def _decorator(*declared: Any, **details: Any) -> Callable[[_Function], _Function]:
     def register(function: _Function) -> _Function:
-        made = Definition(check_id, kind, severity, function, **details)
-        _register(made if made.asks else replace(made, asks=(function.__doc__ or "").strip().partition("\n")[0]))
+        kind, check_id, severity, source = declared
+        _register(Definition(check_id, kind, severity, function, source, **details))
         return function
 
     return register
 
 
-def rule(check_id: str, severity: Severity, **details: Unpack[Details]) -> Callable[[_Function], _Function]:
-    """Declare a function of a `model.Model` as a rule."""
-    return _decorator("rule", check_id, severity, details)
+def rule(
+    check_id: str, severity: Severity, source: Source | None = None, **details: Any
+) -> Callable[[_Function], _Function]:
+    """Declare a function of a `model.Model` as a rule; see `Definition` for the details."""
+    return _decorator("rule", check_id, severity, source, **details)
 
 
-def archive_check(check_id: str, severity: Severity, **details: Unpack[Details]) -> Callable[[_Function], _Function]:
+def archive_check(
+    check_id: str, severity: Severity, source: Source | None = None, **details: Any
+) -> Callable[[_Function], _Function]:
     """Declare a function of an opened package as a check."""
-    return _decorator("archive", check_id, severity, details)
+    return _decorator("archive", check_id, severity, source, **details)
 
 
-def run_check(check_id: str, severity: Severity, **details: Unpack[Details]) -> Callable[[_Function], _Function]:
+def run_check(
+    check_id: str, severity: Severity, source: Source | None = None, **details: Any
+) -> Callable[[_Function], _Function]:
     """Declare a function of a running model as a check."""
-    return _decorator("run", check_id, severity, details)
+    return _decorator("run", check_id, severity, source, **details)
 
 
 def definition(check_id: str) -> Definition:
@@ -342,7 +261,7 @@ def definition(check_id: str) -> Definition:
 
 
 def registry() -> Mapping[str, Definition]:
-    """All declared checks by id, in the order of a report: by consumer, then by `Details.order`, then as declared."""
+    """All declared checks by id, in the order of a report: by consumer, then by its ``order``, then as declared."""
     from gap_bioimage.validation.consumers import consumers
 
     places = {name: place for place, name in enumerate(consumers())}
@@ -376,36 +295,3 @@ def _imported(name: str) -> Any:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             return None
         raise
-
-
-def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
-    """Join the outcomes of one check over several weights formats: the worst status, every message.
-
-    Parameters
-    ----------
-    outcomes
-        Pairs of a weights format and what was found with it; at least one.
-    """
-    found = list(outcomes)
-    worst = max((outcome for _, outcome in found), key=lambda outcome: _RANK[outcome.status])
-    # Weights formats that agree say so once, so that the usual report stays short.
-    grouped: dict[str, list[str]] = {}
-    for weights_format, outcome in found:
-        grouped.setdefault(outcome.message, []).append(weights_format)
-    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in grouped.items())
-    evidence = tuple(item for _, outcome in found for item in outcome.evidence)
-    return Outcome(worst.status, message, worst.fix, evidence)
-
-
-def one_sentence(text: object, limit: int = 300) -> str:
-    """The first lines of an error text, on one line and at most ``limit`` characters.
-
-    TorchScript tells the reason last, below the code that led to it.
-    """
-    lines = str(text).strip().splitlines()
-    flat = " ".join(str(lines[-1] if "TorchScript interpreter" in str(text) else text).split())
-    return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
-
-
-def _plain(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

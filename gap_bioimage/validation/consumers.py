@@ -40,10 +40,12 @@ class Consumer:
 _CONSUMERS: dict[str, Consumer] = {}
 
 
-def consumer(made: Consumer) -> Consumer:
-    """Declare a consumer."""
-    _CONSUMERS[made.id] = made
-    return made
+def consumer(
+    name: str, title: str, about: str, place: int, *, base: bool = False, reads: tuple[str, ...] = ()
+) -> Consumer:
+    """Declare a `Consumer`."""
+    _CONSUMERS[name] = Consumer(name, title, about, place, base, reads)
+    return _CONSUMERS[name]
 
 
 def consumers() -> Mapping[str, Consumer]:
@@ -70,21 +72,15 @@ def known(names: Iterable[str]) -> None:
 
 
 consumer(
-    Consumer(
-        "archive", "the zip file", "The zip itself: whether it is whole, and safe to unpack and to load.", 0, base=True
-    )
+    "archive", "the zip file", "The zip itself: whether it is whole, and safe to unpack and to load.", 0, base=True
 )
 consumer(
-    Consumer(
-        "format", "the description", "The description, `rdf.yaml`, as the bioimage.io format defines it.", 1, base=True
-    )
+    "format", "the description", "The description, `rdf.yaml`, as the bioimage.io format defines it.", 1, base=True
 )
 consumer(
-    Consumer(
-        "run",
-        "running the model",
-        "What everybody expects of a model: its weights are loaded and run on images of other sizes, dark ones, tiles.",
-        3,
-        base=True,
-    )
+    "run",
+    "running the model",
+    "What everybody expects of a model: its weights are loaded and run on images of other sizes, dark ones, tiles.",
+    3,
+    base=True,
 )

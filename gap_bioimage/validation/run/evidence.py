@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.checks import Picture
+from gap_bioimage.validation.check import Picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.checks import Evidence, Outcome
+    from gap_bioimage.validation.check import Evidence, Outcome
 
 _MAX_SHOWN_PX = 1024
 
@@ -65,8 +65,6 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
     """Draw input, expected, got and their difference side by side, one plane of each."""
     from matplotlib.figure import Figure
 
-    from gap_bioimage.pictures import save_figure
-
     expected, got = (_plane(array, evidence.axes) for array in (evidence.expected, evidence.got))
     panels = [("expected", expected), ("got", got)]
     if evidence.given is not None:
@@ -86,7 +84,8 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
     _draw_difference(figure, last, expected, got)
     for axes in (*parts, last):
         axes.set_axis_off()
-    save_figure(figure, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _draw_difference(figure: Any, axes: Any, expected: NDArray[Any], got: NDArray[Any]) -> None:

@@ -1,21 +1,24 @@
-"""Run TorchScript in another interpreter's torch: this file is run by that interpreter, and needs torch alone.
+"""Run a model in another interpreter: this file is run by that interpreter, and needs torch alone.
 
     PYTHON engine_script.py versions
-    PYTHON engine_script.py run WEIGHTS FOLDER
+    PYTHON engine_script.py run WEIGHTS FOLDER REPEATS
     PYTHON engine_script.py core RDF WEIGHTS_FORMAT...
 
-``run`` reads ``FOLDER/input_N.bin`` (float32) with shapes in ``inputs.json``, and writes ``output_N.bin`` with
-``outputs.json``. Each prints one line of JSON at the end. Written for Python 3.6 and torch 1.8 on.
+``run`` reads ``FOLDER/input_N.bin`` (float32) with shapes in ``inputs.json``, runs them ``REPEATS`` times (engines compile
+a graph while it runs for the second time), and leaves ``output_N.bin`` of the last run with ``outputs.json``. Each
+answer is a line of JSON; the last one counts, ``run`` tells the seconds of each run before it. Written for Python 3.6
+and torch 1.8 on.
 """
 
 import array
 import json
 import os
 import sys
+import time
 from typing import Any
 
 
-def versions() -> Any:
+def versions(tell: Any) -> Any:
     """Tell which Python, torch and bioimageio.core this is."""
     found = {"python": sys.version.split()[0], "torch": None, "core": None}
     try:
@@ -33,7 +36,7 @@ def versions() -> Any:
     return found
 
 
-def run(weights: str, folder: str) -> Any:
+def run(tell: Any, weights: str, folder: str, repeats: str) -> Any:
     """Run a TorchScript file on the inputs in a folder, and leave its outputs there."""
     import torch
 
@@ -42,27 +45,31 @@ def run(weights: str, folder: str) -> Any:
     inputs = []
     for number, shape in enumerate(shapes):
         values = array.array("f")
-        with open(os.path.join(folder, f"input_{number}.bin"), "rb") as file:
-            values.frombytes(file.read())
+        with open(os.path.join(folder, "input_%d.bin" % number), "rb") as binary:  # noqa: UP031
+            values.frombytes(binary.read())
         inputs.append(torch.tensor(values, dtype=torch.float32).reshape(shape))
     # as a consumer's engine loads it: no eval()
     module = torch.jit.load(weights, map_location="cpu")  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        outputs = module(*inputs)
+    outputs = []
+    for _ in range(int(repeats)):
+        start = time.time()
+        with torch.no_grad():
+            outputs = module(*inputs)
+        tell({"ran": round(time.time() - start, 2)})
     if isinstance(outputs, torch.Tensor):
         outputs = [outputs]
     written = []
     for number, output in enumerate(outputs):
         output = output.detach().to(torch.float32).contiguous()
-        with open(os.path.join(folder, f"output_{number}.bin"), "wb") as file:
-            file.write(array.array("f", output.reshape(-1).tolist()).tobytes())
+        with open(os.path.join(folder, "output_%d.bin" % number), "wb") as binary:  # noqa: UP031
+            binary.write(array.array("f", output.reshape(-1).tolist()).tobytes())
         written.append(list(output.shape))
     with open(os.path.join(folder, "outputs.json"), "w") as file:
         json.dump(written, file)
     return {"outputs": len(written)}
 
 
-def core(rdf: str, *weights_formats: str) -> Any:
+def core(tell: Any, rdf: str, *weights_formats: str) -> Any:
     """Run the test of bioimageio.core on some weights of a model."""
     from bioimageio.core import test_model
 
@@ -80,17 +87,21 @@ def core(rdf: str, *weights_formats: str) -> Any:
 
 
 def main() -> None:
-    """Do what the arguments say, and print the answer."""
-    # whatever is printed meanwhile goes to standard error, so that the answer stands alone
+    """Do what the arguments say, and print the answers."""
+    # whatever is printed meanwhile goes to standard error, so that the answers stand alone
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+
+    def tell(message: Any) -> None:
+        answer.write(json.dumps(message) + "\n")
+        answer.flush()
+
     jobs: Any = {"versions": versions, "run": run, "core": core}
     try:
-        result = jobs[sys.argv[1]](*sys.argv[2:])
+        result = jobs[sys.argv[1]](tell, *sys.argv[2:])
     except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}"}
-    answer.write(json.dumps(result) + "\n")
-    answer.flush()
+    tell(result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Models that run, in a process of their own."""
