@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import zips
 
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.description import format_checks
+from gap_bioimage.validation.archive.description import format_checks
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.reports.score import verdicts_of
 from gap_bioimage.validation.running.execution import Plan, run_checks

@@ -12,9 +12,9 @@ import pytest
 import torch
 import zips
 
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.description import format_checks
-from gap_bioimage.validation.package.facts import Facts
+from gap_bioimage.validation.archive.description import format_checks
+from gap_bioimage.validation.archive.facts import Facts
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.running.loading import (
     as_loaded,
     cost,

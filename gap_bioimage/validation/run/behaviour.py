@@ -15,7 +15,7 @@ from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, 
 from gap_bioimage.validation.run.runner import SHARED_SEED, ModelError, Runner, voxels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 

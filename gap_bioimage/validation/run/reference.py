@@ -204,9 +204,7 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
     return Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "", tuple(evidence))
 
 
-@run_check(
-    "run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN
-)
+@run_check("run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN)
 def reproduces(runner: Runner) -> Outcome:
     """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
     evidence = evidence_of(runner, runner.produced, runner.test_outputs, runner.weights_format)

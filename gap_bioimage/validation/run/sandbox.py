@@ -334,5 +334,3 @@ def main() -> None:
             tell(end=True)
             return
         _in_a_fork(job, tell)
-
-

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.package.description import Description
+    from gap_bioimage.validation.archive.description import Description
+    from gap_bioimage.validation.archive.package import Package
 
 WEIGHTS_FORMATS = (
     "pytorch_state_dict",
@@ -268,7 +268,7 @@ def _source(rdf: dict[str, Any], weights_format: str) -> object:
 
 
 def _touches_files(package: Package, source: object) -> bool:
-    from gap_bioimage.validation.package.torchscript import read_code
+    from gap_bioimage.validation.archive.torchscript import read_code
 
     path = package.file(source)
     try:

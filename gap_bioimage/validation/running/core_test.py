@@ -17,8 +17,8 @@ from gap_bioimage.validation.running.measures import core_tolerance, mismatched_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.package.description import Description
+    from gap_bioimage.validation.archive.description import Description
+    from gap_bioimage.validation.archive.package import Package
 
 _COUNT = re.compile(r"Output '(?P<name>.*?)': (?P<wrong>\d+) of (?P<all>\d+) elements disagree")
 _NUMBER = r"[-+\w.]+"

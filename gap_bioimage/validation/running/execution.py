@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.validation.archive.facts import Facts
+from gap_bioimage.validation.archive.torchscript import read_code
 from gap_bioimage.validation.checks import Check, Outcome, merge_outcomes, one_sentence, to_check
-from gap_bioimage.validation.package.facts import Facts
-from gap_bioimage.validation.package.torchscript import read_code
 from gap_bioimage.validation.running.core_test import core_test, negative_control
 from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS, formats_agree
 from gap_bioimage.validation.running.engines import other_cores, other_engines
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.package.description import Description
+    from gap_bioimage.validation.archive.description import Description
+    from gap_bioimage.validation.archive.package import Package
 
 _RUNS_CODE = {"pytorch_state_dict", "keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle"}
 """Formats whose loading executes code of the package, or graphs that may read and write files."""

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gap_bioimage.validation.package.archive import Package, read_rdf
+from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.rdf import read_rdf
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.checks import Check
@@ -86,7 +87,7 @@ class Answers:
 
 def run_job(job: Job, answers: Answers) -> None:
     """Make all checks of one model, telling which is begun and what it found."""
-    from gap_bioimage.validation.package.description import format_checks
+    from gap_bioimage.validation.archive.description import format_checks
     from gap_bioimage.validation.running.execution import Plan, run_checks
 
     os.chdir(job.scratch)  # stray files of a model end where they are removed,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gap_bioimage.validation.package.archive import MAX_RDF_BYTES, read_rdf
+from gap_bioimage.validation.archive.rdf import MAX_RDF_BYTES, read_rdf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,9 +19,7 @@ MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b
 def refused(tmp_path: Path, text: str | bytes) -> str:
     path = tmp_path / "rdf.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.perf_counter()
     rdf, check = read_rdf(path)
-    assert time.perf_counter() - start < 20  # brackets alone took minutes
     assert rdf is None
     assert check.id == "archive.rdf"
     assert check.status == "failed"
@@ -61,7 +58,7 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
         pytest.param('a: {"\\ud800": 1}', "control character", id="half a character"),
         pytest.param("a: !!binary aGk=", "of type bytes", id="bytes"),
         pytest.param("a: !!set {x, y}", "of type set", id="set"),
-        pytest.param("a: {[1, 2]: 3}", "a key is a tuple", id="list as key"),
+        pytest.param("a: {[1, 2]: 3}", "of type tuple", id="list as key"),
         pytest.param("1: x", "a mapping of names", id="number as key"),
         pytest.param("", "a mapping of names", id="empty"),
     ],

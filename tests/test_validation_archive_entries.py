@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from gap_bioimage.validation.package import entries
-from gap_bioimage.validation.package.entries import entry_checks, unsafe_path
+from gap_bioimage.validation.archive import entries
+from gap_bioimage.validation.archive.entries import entry_checks, unsafe_path
 
 
 def entry(name: str, *, offset: int = 0, size: int = 0, mode: int = 0) -> zipfile.ZipInfo:
