@@ -108,7 +108,7 @@ def test_volumes_start_from_3d_models(tmp_path: Path) -> None:
 def test_training_goes_on_from_zips_of_every_kind(
     tmp_path: Path, kind: Any, first_weights: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gap_bioimage.export.archive import export
+    from gap_bioimage.exporting.archive import export
     from gap_bioimage.validation import report
 
     monkeypatch.setattr(report, "validate", lambda path, **_: report.Report(str(path), ()))
