@@ -16,7 +16,7 @@ from gap_bioimage.validation.running.engines import _ask, check_engines
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.check import Check
     from gap_bioimage.validation.running.process import ModelProcess
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gap_bioimage.validation.checks import Evidence, Outcome
+from gap_bioimage.validation.check import Evidence, Outcome
 from gap_bioimage.validation.running.evidence import _plane, draw_evidence, keep_evidence, read_pictures
 
 if TYPE_CHECKING:

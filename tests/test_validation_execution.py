@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gap_bioimage.validation.running.process import ModelProcess
 
-    from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.check import Check
 
     Run = Callable[..., dict[str, Check]]
 

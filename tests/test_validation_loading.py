@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from gap_bioimage.validation.checks import Outcome
+    from gap_bioimage.validation.check import Outcome
 
 
 def judged(judge: Callable[[Runner], Outcome], path: Path, weights_format: str = "torchscript") -> Outcome:

@@ -16,7 +16,7 @@ from gap_bioimage.validation.running.process import Limits, ModelProcess
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.check import Check
 
 
 def state_dict_only(rdf: dict[str, Any]) -> None:

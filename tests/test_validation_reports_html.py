@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 import zips
-from gap_bioimage.validation.reports.score import Score, Verdict
+from gap_bioimage.validation.score import Score
+from gap_bioimage.validation.verdicts import Verdict
 
-from gap_bioimage.validation.checks import Check, Picture
+from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
 
@@ -31,7 +32,7 @@ VERDICTS = (
     Verdict("qupath", "unknown", "no rules were checked"),
     Verdict("bioengine", "unknown", "no rules were checked"),
 )
-SCORE = Score(0.625, {"format": 1.0, "metadata": 0.5, "core": 1.0, "partners": 0.0}, ("+0.08 with BiaPy: kwargs",))
+SCORE = Score(3.5, {"format": 1.0, "inference": 2.0, "reproduces": 0.0, "metadata": 0.5}, ("+4.00: export again",))
 VOID = {"meta", "img", "path", "circle", "br", "link"}
 HOSTILE = "</style><script>alert(1)</script><img src=https://evil.invalid/x onerror=alert(2)>\" onload='x' {{ 7 * 7 }}"
 
