@@ -42,8 +42,8 @@ def test_verdicts_hold_against_the_zoos_reports(benchmark: Any) -> None:
 @pytest.mark.parametrize(
     ("tool", "why", "own"),
     [
-        ("deepimagej", "unable to download the model | The provided id does not correspond to an existing model", False),
-        ("deepimagej", "error running the model | at net.imagej.launcher.ClassLauncher.main(ClassLauncher.java:87)", False),
+        ("deepimagej", "unable to download | The provided id does not correspond to an existing model in", False),
+        ("deepimagej", "error running the model | at net.imagej.ClassLauncher.main(ClassLauncher.java:87)", False),
         ("deepimagej", "error running the model | java.lang.OutOfBoundsException: 3 at net.imagej", True),
         ("deepimagej", "error comparing expected outputs | Exception: Values of output output0 differ", True),
         ("ilastik", "Client error '404 Not Found' for url", False),
