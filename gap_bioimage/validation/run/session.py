@@ -239,9 +239,9 @@ def why_not(job: Job, weights_format: str) -> Outcome | None:
     package, run_code = job.package, job.run_code
     rdf = package.rdf
     source = _source(rdf, weights_format)
-    if isinstance(source, str) and package.file(source) is None:
-        text = f"weights.{weights_format} lies on a server, and nothing is downloaded"
-        return Outcome("skipped", text, "Put the weights into the package.")
+    if remote := _remote(rdf, weights_format):
+        text = f"{remote} lies on a server, and nothing is downloaded"
+        return Outcome("skipped", text, "Put it into the package.")
     if weights_format == "tensorflow_js":
         return Outcome("skipped", "tensorflow_js cannot be run from Python")
     if not run_code:
@@ -265,6 +265,31 @@ def _source(rdf: dict[str, Any], weights_format: str) -> object:
     weights = rdf.get("weights")
     entry = weights.get(weights_format) if isinstance(weights, dict) else None
     return entry.get("source") if isinstance(entry, dict) else None
+
+
+def _remote(rdf: dict[str, Any], weights_format: str) -> str:
+    """Which of the files that these weights need is not in the package; empty if none is."""
+    weights = rdf.get("weights")
+    entry = weights.get(weights_format) if isinstance(weights, dict) else None
+    tensors = [*_mappings(rdf.get("inputs")), *_mappings(rdf.get("outputs"))]
+    named = {
+        f"weights.{weights_format}": entry,
+        "a test tensor": [
+            [tensor.get("test_tensor") for tensor in tensors],
+            rdf.get("test_inputs"),
+            rdf.get("test_outputs"),
+        ],
+    }
+    return next((name for name, value in named.items() if _names_url(value)), "")
+
+
+def _names_url(value: Any) -> bool:
+    if isinstance(value, dict):
+        needed = ("source", "architecture", "external_data")
+        return any(_names_url(value.get(key)) for key in needed)
+    if isinstance(value, list):
+        return any(map(_names_url, value))
+    return isinstance(value, str) and value.lower().startswith(("http:", "https:", "ftp:"))
 
 
 def _touches_files(package: Package, source: object) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 
+from gap_bioimage.validation.reports.score import Score, Verdict
 from rich.console import Console
 
 from gap_bioimage.validation.checks import Check
 from gap_bioimage.validation.report import Report
-from gap_bioimage.validation.reports.score import Score, Verdict
 from gap_bioimage.validation.reports.terminal import print_report
 
 CHECKS = (

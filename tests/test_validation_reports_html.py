@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 import zips
+from gap_bioimage.validation.reports.score import Score, Verdict
 
 from gap_bioimage.validation.checks import Check, Picture
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
-from gap_bioimage.validation.reports.score import Score, Verdict
 
 CHECKS = (
     Check("archive.files", "archive", "passed", "every file is there"),
