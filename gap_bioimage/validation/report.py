@@ -251,6 +251,8 @@ def _check_package(
 
     examined = examine(package)
     findings.add(*examined.checks)
+    if not examined.is_model:
+        return
     if examined.why_not_run or examined.description is None:
         findings.add(Check("core.test", "core", "skipped", examined.why_not_run))
     else:
