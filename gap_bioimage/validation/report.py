@@ -174,7 +174,7 @@ def validate(
                 drawn = package.scratch / "pictures" if pictures else None
                 job = Job(package, examined.description, run_code, device, found_engines, kept, drawn)
                 findings.add(runs.run(job))
-            elif not description_only:
+            elif examined.is_model and not description_only:
                 findings.add([definition("core.test").skipped(examined.why_not_run)])
             findings.add_rules(package, examined)
         return findings.report(str(path), pictures)

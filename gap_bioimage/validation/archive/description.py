@@ -176,6 +176,7 @@ def _read(package: Package, version: str, with_files: bool) -> tuple[Description
     with quiet(), _known_people(rdf):
         if with_files and package.remote:  # first all that is said without looking at files
             problems += _errors(package, _load(package, rdf, "discover", with_files=False))
+            with_files = not problems
             rdf = rdf if problems else _local_part(package)
         written = upgraded = _load(package, rdf, "discover", with_files)
         problems = problems or _errors(package, written)
@@ -268,6 +269,8 @@ def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool)
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
+    if with_files and any(_urls({"": content.get("training_data")})):
+        del content["training_data"]  # spec would ask for its files there
     context = ValidationContext(
         root=package.root,
         file_name=package.rdf_name,
