@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zips
 
+from gap_bioimage.validation.archive.facts import Facts
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.catalogue import as_markdown, catalogue
 from gap_bioimage.validation.checks import CONSUMERS
 from gap_bioimage.validation.old_rules import all_rules
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.facts import Facts
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.running.dynamic import DYNAMIC_CHECKS
 

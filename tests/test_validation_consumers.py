@@ -8,10 +8,10 @@ import pytest
 import zips
 from zips import drop, put
 
+from gap_bioimage.validation.archive.facts import Facts
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
 from gap_bioimage.validation.old_rules import all_rules
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

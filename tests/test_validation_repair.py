@@ -22,11 +22,11 @@ from PIL import Image
 from zips import drop, put
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
+from gap_bioimage.validation.archive.description import format_checks
+from gap_bioimage.validation.archive.facts import Facts
+from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.archive.references import reference_checks, references
 from gap_bioimage.validation.old_rules import all_rules
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.description import format_checks
-from gap_bioimage.validation.package.facts import Facts
-from gap_bioimage.validation.package.references import reference_checks, references
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.repairing import formats as repair_format
 from gap_bioimage.validation.repairing import repair as module

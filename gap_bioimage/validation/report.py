@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, definitions
 from gap_bioimage.validation.consumers import consumers as all_consumers
 from gap_bioimage.validation.consumers import known
 from gap_bioimage.validation.model import Model, with_infinities
-from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.evidence import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
@@ -23,9 +23,9 @@ from gap_bioimage.validation.verdicts import verdicts_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from gap_bioimage.validation.archive.description import Description
+    from gap_bioimage.validation.archive.package import Package
     from gap_bioimage.validation.check import Picture
-    from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.package.description import Description
     from gap_bioimage.validation.score import Score
     from gap_bioimage.validation.verdicts import Verdict
 
@@ -235,11 +235,11 @@ def _judged(check: Check, asked: Sequence[str] | None) -> Check | None:
 
 
 def _check_description(package: Package, findings: _Findings) -> None:
-    from gap_bioimage.validation.package.description import format_checks
+    from gap_bioimage.validation.archive.examine import examine
 
-    description, found = format_checks(package, with_files=False)
-    findings.add(*found)
-    findings.add_rules(package, description, with_files=False)
+    examined = examine(package, description_only=True)
+    findings.add(*examined.checks)
+    findings.add_rules(package, examined.description, with_files=False)
 
 
 def _check_package(
@@ -247,27 +247,16 @@ def _check_package(
     findings: _Findings,
     run: Callable[[Description], Iterator[Check | tuple[str, str, Path]]],
 ) -> None:
-    from gap_bioimage.validation.package.arrays import tensor_check
-    from gap_bioimage.validation.package.description import format_checks
-    from gap_bioimage.validation.package.pickles import pickle_check
-    from gap_bioimage.validation.package.references import reference_checks
+    from gap_bioimage.validation.archive.examine import examine
 
-    found, _ = reference_checks(package)
-    found += [pickle_check(package), tensor_check(package)]
-    broken = {check.id for check in found if check.status != "passed"}
-    description = None
-    if "archive.references" not in broken:  # else bioimageio.spec would read files outside the package
-        # with remote files it would use the network, with broken tensors endless memory
-        with_files = broken.isdisjoint({"archive.remote", "archive.tensors"})
-        description, format_found = format_checks(package, with_files=with_files)
-        found += format_found
-    findings.add(*found)
-    if description is None or any(check.status == "failed" for check in found):
-        findings.add(Check("core.test", "core", "skipped", "not run, since the package or its description is broken"))
+    examined = examine(package)
+    findings.add(*examined.checks)
+    if examined.description is None or examined.why_not_run:
+        findings.add(Check("core.test", "core", "skipped", examined.why_not_run))
     else:
-        for item in run(description):
+        for item in run(examined.description):
             if isinstance(item, Check):
                 findings.add(item)
             else:
                 findings.drawn.append(item)
-    findings.add_rules(package, description, with_files=True)
+    findings.add_rules(package, examined.description, with_files=True)

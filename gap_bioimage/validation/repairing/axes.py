@@ -15,7 +15,7 @@ from gap_bioimage.validation.repairing.work import Change
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gap_bioimage.validation.package.facts import Axis, TensorFacts
+    from gap_bioimage.validation.archive.facts import Axis, TensorFacts
     from gap_bioimage.validation.repairing.work import Work
 
 _LONGEST_AXIS_DESCRIPTION = 128

@@ -8,7 +8,7 @@ import posixpath
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.package.references import is_url, sha256_of
+from gap_bioimage.validation.archive.references import is_url, sha256_of
 from gap_bioimage.validation.repairing.work import RDF_NAME, Change, sites
 
 if TYPE_CHECKING:

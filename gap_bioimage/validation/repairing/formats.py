@@ -6,8 +6,8 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.validation.archive.references import sha256_of
 from gap_bioimage.validation.checks import one_sentence
-from gap_bioimage.validation.package.references import sha256_of
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.repairing.work import PLAIN_UP_TO, RDF_NAME, Change, sites, unshared
 

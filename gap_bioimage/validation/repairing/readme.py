@@ -8,7 +8,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.package.references import is_url
+from gap_bioimage.validation.archive.references import is_url
 from gap_bioimage.validation.repairing.formats import shown
 from gap_bioimage.validation.repairing.work import Change
 

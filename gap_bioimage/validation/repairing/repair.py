@@ -14,8 +14,7 @@ import yaml
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.references import TooManyNodesError, files_of, references
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.repairing.files import is_leftover
 from gap_bioimage.validation.repairing.steps import apply_all
 from gap_bioimage.validation.repairing.work import RDF_NAME, Change, Work, unshared
@@ -24,8 +23,8 @@ from gap_bioimage.validation.report import validate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gap_bioimage.validation.archive.package import Package
     from gap_bioimage.validation.checks import Check
-    from gap_bioimage.validation.package.archive import Package
     from gap_bioimage.validation.report import Report
 
 __all__ = ["Change", "Repaired", "repair"]
@@ -157,12 +156,8 @@ def _files_of(package: Package) -> list[str]:
         )
     if rdf.get("type") != "model":
         raise UnreadableModelError(f"{source} describes something of type {rdf.get('type')!r}; repair takes models.")
-    try:
-        references(rdf)
-    except (TooManyNodesError, RecursionError) as error:
-        raise UnreadableModelError(f"{source} is not repaired: {error}. Write it without aliases.") from None
     # what lies in a folder for git or the operating system never belonged to the package, and is not listed
-    names = dict.fromkeys(PurePosixPath(name).as_posix() for name in files_of(package))
+    names = dict.fromkeys(PurePosixPath(name).as_posix() for name in package.files)
     return [name for name in names if name != package.rdf_name and (package.is_zip or not is_leftover(name))]
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.package.archive import Package
-from gap_bioimage.validation.package.facts import Facts
-from gap_bioimage.validation.package.references import sha256_of
+from gap_bioimage.validation.archive.facts import Facts
+from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.references import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.package.facts import TensorFacts
+    from gap_bioimage.validation.archive.facts import TensorFacts
 
 RDF_NAME = "rdf.yaml"
 PLAIN_UP_TO = (0, 5, 10)

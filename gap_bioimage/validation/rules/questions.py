@@ -8,15 +8,15 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
+from gap_bioimage.validation.archive.torchscript import read_code
 from gap_bioimage.validation.check import NotApplicable, Source, one_sentence
-from gap_bioimage.validation.package.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from gap_bioimage.validation.archive.torchscript import TorchScriptCode
     from gap_bioimage.validation.model import Model
-    from gap_bioimage.validation.package.torchscript import TorchScriptCode
 
 JDLL = Source("JDLL", "run with libtorch 1.13.1 and 2.0.1", "0.6.3", "2026-11")
 JDLL_SPEC = Source("JDLL", "bioimageio/description/ModelDescriptorV05.java", "0.6.4-SNAPSHOT", "2026-11")

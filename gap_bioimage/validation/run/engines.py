@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, declare, merge_outcomes, one_sentence
+from gap_bioimage.validation.check import Severity, declare
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def find_engines(engines: Iterable[str]) -> tuple[str, ...]:
 
 def _found(python: str) -> str:
     # links stay as they are: a virtual environment is known by the place of its interpreter
-    path = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python  # noqa: PTH100, PTH120
+    path = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
     try:
         found = _ask(path, "versions", timeout=_PROBE_S)
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:

@@ -1,0 +1,353 @@
+"""The description as bioimageio.spec reads it: without a network, and without a file left behind."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gap_bioimage.validation.archive.arrays import shape_of, tested_tensors
+from gap_bioimage.validation.archive.rdf import walked
+from gap_bioimage.validation.archive.references import is_url, sha256_of
+from gap_bioimage.validation.archive.wording import Finding, finding, one_per_field, told
+from gap_bioimage.validation.check import Outcome, Severity, archive_check, declare, definition, one_sentence
+from gap_bioimage.validation.quiet import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gap_bioimage.validation.archive.package import Package
+    from gap_bioimage.validation.check import Check
+
+_SHOWN = 5
+_MAX_TEXT = 900
+_WARNING_SEVERITY = 30
+"""bioimageio.spec's severities: 20 and below is information."""
+
+_OF_TENSORS = re.compile(r"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch|No functions provided")
+"""What spec says of test tensors that have not the declared shape."""
+
+_VERSION = declare(
+    "format.version", "archive", Severity.BLOCKS, order=0, asks="A format_version that is in use.",
+    breaks="programs cannot read the description", fix="State format_version: 0.5.9 and follow it.",
+)  # fmt: skip
+_VALID = declare(
+    "format.valid", "archive", Severity.BLOCKS, order=3, asks="A valid description.",
+    breaks="bioimageio.core and all that use it refuse the model",
+    fix="Correct what is named; the format is described at https://bioimage-io.github.io/spec-bioimage-io.",
+)  # fmt: skip
+_RECOMMENDED = declare(
+    "format.recommended", "archive", Severity.STYLE, order=4, asks="The fields that bioimageio.spec recommends.",
+    breaks="the zoo's score sinks", fix="Fill in or correct the named fields.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Description:
+    """A valid description; weights that lie on a server are left out of it.
+
+    Parameters
+    ----------
+    as_written
+        bioimageio.spec's object in the format that the author wrote (0.4 or 0.5).
+    upgraded
+        The same in format 0.5; None if it cannot be upgraded.
+    not_upgraded
+        Why it cannot be upgraded; empty if it can.
+    """
+
+    as_written: Any
+    upgraded: Any | None
+    not_upgraded: str = ""
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The weights that can be run, by format."""
+        return {name: entry for name, entry in self.as_written.weights if entry is not None}
+
+
+def is_model(rdf: dict[str, Any]) -> bool:
+    """Whether a description says that it is a model's."""
+    return rdf.get("type") == "model"
+
+
+def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
+    """Validate the description against the format it states.
+
+    Parameters
+    ----------
+    package
+        The opened package.
+    with_files
+        Look at the referenced files too.
+
+    Returns
+    -------
+    The description, or None if it is invalid, and the checks of the consumer ``format``.
+    """
+    refused = _refused(package.rdf)
+    if refused:
+        return None, refused
+    version = str(package.rdf["format_version"])
+    checks = [_version_check(version)]
+    judged = [definition(name) for name in ("format.github_user", "format.dtypes")]
+    found = [made.check(made.outcome_of(package)) for made in judged]
+    checks += [check for check in found if check.status != "passed"]
+    description, problems, warnings = _read(package, version, with_files)
+    if description is None:
+        return None, [*checks, _invalid(package, problems, {check.id for check in checks if check.status == "failed"})]
+    checks.append(_VALID.passed(f"a valid model description of format {version}"))
+    if description.not_upgraded:
+        text = f"programs that read it as format 0.5 refuse it: {description.not_upgraded}"
+        warnings = [text, *(warning for warning in warnings if warning not in text)]
+    if warnings:
+        more = f" and {len(warnings) - _SHOWN} more" if len(warnings) > _SHOWN else ""
+        checks.append(_RECOMMENDED.violated(one_sentence("; ".join(warnings[:_SHOWN]), _MAX_TEXT) + more))
+    return description, checks
+
+
+def _version_check(version: str) -> Check:
+    from bioimageio.spec.model import v0_5
+
+    newest = v0_5.ModelDescr.implemented_format_version
+    numbers = [int(part) for part in re.findall(r"\d{1,9}", version)[:3]]
+    if numbers > [int(part) for part in newest.split(".")]:
+        text = f"format_version {version} is newer than {newest}, as which it is judged here"
+        return _VERSION.check(Outcome("warning", text, "State the format_version whose rules the description follows."))
+    if numbers < [0, 4]:
+        text = f"format_version {version} is outdated, 0.5 is expected"
+        return _VERSION.check(Outcome("warning", text, "Rewrite the description in format 0.5."))
+    return _VERSION.passed(f"format_version {version}")
+
+
+def _refused(rdf: dict[str, Any]) -> list[Check]:
+    """What is wrong with a description that is not a model's, or in no known format: all else would follow."""
+    kind, version = rdf.get("type"), rdf.get("format_version")
+    if kind != "model":
+        given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
+        fix = "State type: model if it is one; a collection's other resources are not validated here."
+        return [_VALID.violated(f"the description is not a model's: {given}, expected is model", fix)]
+    if isinstance(version, str) and re.match(r"0\.[345]\.\d", version):
+        return []
+    given = "absent" if version is None else "empty" if version == "" else one_sentence(repr(version), 40)
+    text = f"format_version is {given}, expected is one of 0.4.x or 0.5.x in full, such as 0.5.9"
+    return [_VERSION.violated(text), _VALID.skipped("not judged in an unknown format, see format.version")]
+
+
+def _invalid(package: Package, found: list[Finding], failed: set[str]) -> Check:
+    """The failed check ``format.valid``; skipped where other checks explain all that is wrong."""
+    problems: dict[str, None] = {}
+    explained: dict[str, None] = {}
+    for problem in one_per_field(found):
+        by = _explained_by(package, problem)
+        if "data type" in problem.text and "format.dtypes" in failed:
+            by = "format.dtypes"
+        texts = _off_grid(package) if "No functions provided" in problem.text else []
+        (problems if by is None else explained).update(dict.fromkeys(texts or [by or told(problem)]))
+    if explained and not problems:
+        return _VALID.skipped(f"nothing else is wrong, see {' and '.join(explained)}")
+    shown = list(problems)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    text = one_sentence("; ".join(shown[:_SHOWN]) or "the description is not a model's", _MAX_TEXT - len(more))
+    return _VALID.violated(text + more)
+
+
+def _explained_by(package: Package, found: Finding) -> str | None:
+    """The check of the archive that has already told of an error, or None."""
+    written = found.value.get("source") if isinstance(found.value, dict) else found.value
+    if not isinstance(written, str) or is_url(written):
+        return None
+    named = [reference for reference in package.references if str(reference.holder[reference.key]) == written]
+    if "does not point to an existing file" in found.text or found.kind in ("path_not_file", "url_parsing"):
+        absent = named and all(package.file(reference.path) is None for reference in named)
+        return "archive.files" if absent else None
+    if "sha256 mismatch" in found.text.lower():
+        path = package.file(written)
+        stated = next((reference.sha256 for reference in named if reference.sha256), None)
+        return "archive.hashes" if path and stated and sha256_of(path) != stated.lower() else None
+    return None
+
+
+def _read(package: Package, version: str, with_files: bool) -> tuple[Description | None, list[Finding], list[str]]:
+    """The description, what is wrong with it, and what bioimageio.spec warns of."""
+    rdf, problems = package.rdf, _scale_ranges(package.rdf)
+    with quiet(), _known_people(rdf):
+        if with_files and package.remote:  # first all that is said without looking at files
+            problems += _errors(package, _load(package, rdf, "discover", with_files=False))
+            rdf = rdf if problems else _local_part(package)
+        written = upgraded = _load(package, rdf, "discover", with_files)
+        problems = problems or _errors(package, written)
+        if not version.startswith("0.5") and not problems:
+            upgraded = _load(package, rdf, "latest", with_files)
+            problems = _of_tensors(package, upgraded)  # what older formats themselves do not ask
+            if not problems and not _is_model(upgraded):  # a halo of a fixed size hides what else is wrong
+                problems = _of_tensors(package, _load(package, _without_halos(rdf), "latest", with_files))
+    if problems or not _is_model(written):
+        return None, problems, []
+    errors = [] if _is_model(upgraded) else one_per_field(_errors(package, upgraded))
+    why_not = "; ".join(dict.fromkeys(map(told, errors)))
+    return Description(written, None if errors else upgraded, why_not), [], _warnings(package, written)
+
+
+def _of_tensors(package: Package, loaded: Any) -> list[Finding]:
+    return [found for found in _errors(package, loaded) if _OF_TENSORS.search(found.text)]
+
+
+def _off_grid(package: Package) -> list[str]:
+    """Test tensors of sizes that are not ``min`` plus a multiple of ``step``, which spec finds and cannot tell of."""
+    from bioimageio.spec.model.v0_5 import ParameterizedSize, get_halos
+
+    with quiet(), _known_people(package.rdf):
+        descr = _load(package, package.rdf, "latest", with_files=False)
+    if not _is_model(descr):
+        return []
+    halos = get_halos({tensor.id: tensor for tensor in [*descr.inputs, *descr.outputs]})
+    found = []
+    for tensor, (_, _, name) in zip([*descr.inputs, *descr.outputs], tested_tensors(package.rdf), strict=False):
+        for axis, n in zip(tensor.axes, shape_of(package.file(name)), strict=False):
+            padded = n + sum(halos.get(tensor.id, {}).get(axis.id, ()))
+            size = axis.size if isinstance(axis.size, ParameterizedSize) else None
+            if size and not any(k >= size.min and (k - size.min) % size.step == 0 for k in (n, padded)):
+                expected = f"{size.min} plus a multiple of {size.step}"
+                found.append(
+                    f"the test tensor of {tensor.id} ({name}) is {n} long along axis {axis.id}, expected is {expected}"
+                )
+    return found
+
+
+def _scale_ranges(rdf: dict[str, Any]) -> list[Finding]:
+    """Percentiles are those of an input: bioimageio.core has none of an output, which spec does not know."""
+    found = []
+    outputs = rdf.get("outputs")
+    for i, output in enumerate(outputs if isinstance(outputs, list) else []):
+        steps = output.get("postprocessing") if isinstance(output, dict) else None
+        for j, step in enumerate(steps if isinstance(steps, list) else []):
+            kwargs = step.get("kwargs") or {} if isinstance(step, dict) else None
+            is_range = isinstance(step, dict) and "scale_range" in (step.get("id"), step.get("name"))
+            if is_range and isinstance(kwargs, dict) and not kwargs.get("reference_tensor"):
+                where = f"outputs[{i}].postprocessing[{j}].kwargs.reference_tensor"
+                text = "is missing; scale_range takes its percentiles from an input, so name one"
+                found.append(Finding(where, where, "", "", text, None))
+    return found
+
+
+def _local_part(package: Package) -> dict[str, Any]:
+    """The description without what lies on a server and is not needed to run the model."""
+    rest = deepcopy(package.rdf)
+    for reference in package.remote:
+        parts = reference.where.split(".")
+        if parts[0] == "weights" and len(parts) > 1:
+            rest["weights"].pop(parts[1], None)
+        elif parts[0] == "documentation":  # without which a description is invalid
+            (package.scratch / "README.md").touch()
+            readme = str(package.scratch / "README.md")
+            rest["documentation"] = {"source": readme} if isinstance(rest["documentation"], dict) else readme
+        elif (field := parts[0].split("[")[0]) in ("covers", "icon", "attachments", "dependencies"):
+            rest.pop(field, None)
+    for entry in rest["weights"].values():
+        if isinstance(entry, dict) and entry.get("parent") not in rest["weights"]:
+            entry.pop("parent", None)
+    return rest
+
+
+def _without_halos(rdf: dict[str, Any]) -> dict[str, Any]:
+    rest = deepcopy(rdf)
+    for output in rest["outputs"]:
+        output.pop("halo", None)
+    return rest
+
+
+def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool) -> Any:
+    from bioimageio.spec import ValidationContext, build_description
+
+    content = deepcopy(rdf)
+    if not content.get("covers") and str(content.get("format_version", "")) >= "0.4":
+        # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
+        cover = package.scratch / "cover.png"
+        cover.touch()
+        content["covers"] = [str(cover)]
+    context = ValidationContext(
+        root=package.root,
+        file_name=package.rdf_name,
+        perform_io_checks=with_files,
+        # A URL that is "known" is not requested: validation works without a network, and tells nobody.
+        known_files=dict.fromkeys(_urls(rdf)) if with_files else {},
+        log_warnings=False,
+        progressbar=False,
+    )
+    try:
+        return build_description(content, context=context, format_version=version)
+    except Exception as error:  # spec raises whatever its validators stumble over
+        return error
+
+
+def _urls(rdf: dict[str, Any]) -> Iterator[str]:
+    from pydantic import HttpUrl, TypeAdapter, ValidationError
+
+    for value in walked(rdf):
+        if isinstance(value, str) and is_url(value):
+            yield value
+            with suppress(ValidationError):
+                yield str(TypeAdapter(HttpUrl).validate_python(value))  # spec looks up the normalised form
+
+
+def _is_model(loaded: Any) -> bool:
+    from bioimageio.spec.model import v0_4, v0_5
+
+    return isinstance(loaded, v0_4.ModelDescr | v0_5.ModelDescr)
+
+
+def _errors(package: Package, loaded: Any) -> list[Finding]:
+    from pydantic import ValidationError
+
+    if isinstance(loaded, ValidationError):
+        return [finding(package, entry["loc"], entry["type"], entry["msg"]) for entry in loaded.errors()]
+    if isinstance(loaded, Exception):
+        return [finding(package, (), type(loaded).__name__, one_sentence(loaded))]
+    details = loaded.validation_summary.details
+    return [finding(package, entry.loc, str(entry.type), entry.msg) for detail in details for entry in detail.errors]
+
+
+def _warnings(package: Package, loaded: Any) -> list[str]:
+    # Spec asks for sample_tensor, which the zoo's deepImageJ check then takes for the test tensor.
+    found = [
+        told(finding(package, entry.loc, str(entry.type), entry.msg))
+        for detail in loaded.validation_summary.details
+        for entry in detail.warnings
+        if entry.severity >= _WARNING_SEVERITY and "sample_tensor" not in entry.loc
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _people(rdf: dict[str, Any]) -> list[str]:
+    listed = [rdf.get(key) for key in ("authors", "maintainers", "packaged_by")]
+    people = [person for group in listed if isinstance(group, list) for person in group if isinstance(person, dict)]
+    names = [person.get("github_user") for person in people]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+@archive_check("format.github_user", Severity.DEGRADES, order=1, breaks="the zoo refuses unknown ones",
+               fix="See that https://github.com/NAME exists; nothing is looked up here.")  # fmt: skip
+def github_users(package: Package) -> str | None:
+    """GitHub names that exist."""
+    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
+
+    unlisted = [name for name in _people(package.rdf) if name.lower() not in KNOWN_GITHUB_USERS]
+    if not unlisted:
+        return None
+    return f"github_user {one_sentence(', '.join(unlisted), 200)} was not looked up, since validation uses no network"
+
+
+@contextmanager
+def _known_people(rdf: dict[str, Any]) -> Iterator[None]:
+    """Let spec take the description's github names as known: offline it would call the model invalid."""
+    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
+
+    added = {name.lower() for name in _people(rdf)} - KNOWN_GITHUB_USERS
+    KNOWN_GITHUB_USERS.update(added)
+    try:
+        yield
+    finally:
+        KNOWN_GITHUB_USERS.difference_update(added)
