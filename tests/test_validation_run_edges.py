@@ -1,25 +1,24 @@
-"""Tiles, paddings and odd sizes against the whole image."""
+"""One profile of the edge effect: seams between tiles, the halo that they need, padding."""
 
 from __future__ import annotations
 
+import math
 import re
-import zipfile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-import yaml
 import zips
 from running import judged
 
 from gap_bioimage.validation.run import edges
-from gap_bioimage.validation.run.edges import padding, tiled
-from gap_bioimage.validation.run.sizes import odd_sizes
+from gap_bioimage.validation.run.edges import EdgeProfile, padding, tiled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def blurs(times: int, folder: Path, halo: int = 2, min_px: int = 16) -> Path:
+def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16) -> Path:
     """A zip whose network looks ``times`` pixels far."""
 
     def declare(rdf: dict[str, Any]) -> None:
@@ -27,127 +26,86 @@ def blurs(times: int, folder: Path, halo: int = 2, min_px: int = 16) -> Path:
             axis["size"]["min"] = min_px
         for axis in rdf["outputs"][0]["axes"][2:]:
             axis["halo"] = halo
+            if halo is None:
+                del axis["halo"]
 
     body = "\n        ".join(["rate = self.blur(rate)"] * (times - 1))
     return zips.make_zip(folder, declare, source=zips.tiny(body))
 
 
-@pytest.mark.parametrize("reach", [4, 6])
-def test_the_halo_that_would_do_is_named(tmp_path: Path, reach: int) -> None:
-    outcome = judged(tiled, blurs(reach, tmp_path, halo=1, min_px=32))
+def test_a_profile_is_the_difference_against_the_distance_from_the_cut() -> None:
+    whole = np.ones((2, 10))
+    cut = whole + np.array([4, 2, 1, 0, 0, 0, 0, 0, 2, 4])
+    profile = EdgeProfile.of(whole, cut, axis=1)
+    assert profile.squares.tolist() == [16, 4, 0.5, 0, 0]
+    assert profile.seam(1, 2) == pytest.approx(math.sqrt(2.25))
+    assert profile.seam(3, 2) == 0
+    assert profile.seam(5, 2) == math.inf
+    assert profile.needed_halo(0.1) == 3
+    assert profile.needed_halo(0.1, step_px=2) == 4
+    broken = EdgeProfile.of(whole, np.where(cut == 5, np.nan, cut), axis=1)
+    assert broken.seam(0, 1) == math.inf
+    assert broken.needed_halo(0.1) == 3
+
+
+def test_what_differs_everywhere_has_no_halo() -> None:
+    assert EdgeProfile.of(np.ones((4, 64)), np.full((4, 64), 1.1), axis=1).needed_halo(0.05) is None
+    assert EdgeProfile.of(np.zeros(8), np.zeros(8), axis=0).needed_halo(0.05) == 0
+
+
+def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
+    outcome = judged(tiled, blurs(6, tmp_path, halo=1, min_px=32))
     assert outcome.status == "failed"
     needed = int(outcome.message.split("a halo of ")[1].split(" px")[0])
-    assert 1 < needed <= reach
+    assert 1 < needed <= 6
     assert f"Declare a halo of {needed} px" in outcome.fix
-    assert len(outcome.evidence) == 1
-    # with it declared, the check passes
-    assert judged(tiled, blurs(reach, tmp_path, halo=needed, min_px=32)).status == "passed"
-
-
-def test_statistics_of_the_whole_image_have_no_halo(tmp_path: Path) -> None:
-    outcome = judged(tiled, zips.make_zip(tmp_path, source=zips.tiny("rate = rate / rate.mean() * 20.0")))
-    assert outcome.status == "failed"
-    tried = int(outcome.message.split("halos up to ")[1].split(" px were tried, and none would do")[0])
-    assert tried > 100
-    assert "images that are too large" in outcome.message
-    assert "statistics of the whole image" in outcome.fix
-
-
-def with_halo(path: Path, halo: int, out: Path, min_px: int | None = None) -> Path:
-    """A copy of a zip that declares another halo."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name == "rdf.yaml":
-                rdf = yaml.safe_load(data)
-                for axis in rdf["outputs"][0]["axes"][2:]:
-                    axis["halo"] = halo
-                for axis in rdf["inputs"][0]["axes"][2:] if min_px else ():
-                    axis["size"]["min"] = min_px
-                data = yaml.safe_dump(rdf, sort_keys=False).encode()
-            new.writestr(name, data)
-    return out
-
-
-@pytest.mark.parametrize("share", [0.55, 0.05])
-def test_a_trained_network_s_halo_is_found_again(unchecked_zip_2d: Path, tmp_path: Path, share: float) -> None:
-    assert judged(tiled, unchecked_zip_2d).status == "passed"
-    with zipfile.ZipFile(unchecked_zip_2d) as archive:
-        declared = yaml.safe_load(archive.read("rdf.yaml"))["outputs"][0]["axes"][2]["halo"]
-    outcome = judged(tiled, with_halo(unchecked_zip_2d, int(share * declared), tmp_path / "small.zip"))
-    assert outcome.status == "failed"
-    halo = int(outcome.message.split("a halo of ")[1].split(" px would do")[0])
-    assert share * declared < halo <= 1.1 * declared
+    assert {item.expected.shape == item.got.shape for item in outcome.evidence} == {True}
     least = int(outcome.fix.split("a min of ")[1].split(" px")[0])
-    # declaring what it says is enough
-    assert judged(tiled, with_halo(unchecked_zip_2d, halo, tmp_path / "named.zip", least)).status == "passed"
+    assert judged(tiled, blurs(6, tmp_path, halo=needed, min_px=-(-least // 4) * 4)).status == "passed"
 
 
-def test_halos_keep_the_proportions_of_the_declared_ones(tmp_path: Path) -> None:
-    def uneven(rdf: dict[str, Any]) -> None:
-        for axis, halo in zip(rdf["outputs"][0]["axes"][2:], (1, 3), strict=True):
-            axis["halo"] = halo
-        for axis in rdf["inputs"][0]["axes"][2:]:
-            axis["size"]["min"] = 32
-
-    source = zips.tiny("rate = self.blur(self.blur(self.blur(self.blur(self.blur(rate)))))")
-    outcome = judged(tiled, zips.make_zip(tmp_path, uneven, source=source))
-    found = re.search(r"a halo of y (\d+), x (\d+) px would do", outcome.message)
-    assert found is not None, outcome.message
-    assert int(found[1]) == -(-int(found[2]) // 3)
-
-
-def test_no_halo_at_all_is_searched_too(tmp_path: Path) -> None:
-    def none(rdf: dict[str, Any]) -> None:
-        for axis in rdf["outputs"][0]["axes"][2:]:
-            del axis["halo"]
-
-    outcome = judged(tiled, zips.make_zip(tmp_path, none))
-    assert outcome.status == "warning"
-    assert "a halo of 1 px would do; no halo is declared" in outcome.message
-
-
-def test_a_search_that_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(halo_search, "SEARCH_S", -1.0)
-    outcome = judged(tiled, blurs(6, tmp_path, halo=1, min_px=32))
-    assert "no larger halo was tried: larger ones take too long" in outcome.message
-    monkeypatch.setattr(halo_search, "SEARCH_S", 40.0)
-    monkeypatch.setattr(halo_search, "MAX_VOXELS", 0)
-    outcome = judged(tiled, blurs(6, tmp_path, halo=1, min_px=32))
-    assert "no larger halo was tried: larger ones need images that are too large" in outcome.message
-
-
-def test_padding_changes_statistics_and_nothing_else(tmp_path: Path) -> None:
-    assert judged(padding, zips.make_zip(tmp_path)).status == "passed"
-    norm = zips.make_zip(tmp_path, source=zips.tiny("rate = nn.functional.instance_norm(rate)"))
-    outcome = judged(padding, norm)
+def test_a_missing_halo_is_named_too(tmp_path: Path) -> None:
+    outcome = judged(tiled, blurs(2, tmp_path, halo=None))
     assert outcome.status == "failed"
-    assert outcome.evidence[0].expected.shape == outcome.evidence[0].got.shape
+    assert re.search(r"a halo of \d px would do; no halo is declared", outcome.message)
 
 
-def test_odd_sizes_are_tried(tmp_path: Path) -> None:
-    assert "(17, 17) runs" in judged(odd_sizes, zips.make_zip(tmp_path)).message
-    refuses = zips.make_zip(tmp_path, source=zips.tiny("assert photons.shape[2] % 4 == 0"))
-    outcome = judged(odd_sizes, refuses)
-    assert outcome.status == "skipped"
-    assert "programs pad" in outcome.message
-    pools = zips.tiny("rate = nn.functional.avg_pool2d(rate, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)")
-    assert "pixels are lost" in judged(odd_sizes, zips.make_zip(tmp_path, source=pools)).message
+@pytest.mark.parametrize("body", ["rate = rate / rate.mean() * 20.0", "rate = nn.functional.instance_norm(rate)"])
+def test_statistics_of_the_whole_image_have_no_halo(tmp_path: Path, body: str) -> None:
+    path = zips.make_zip(tmp_path, source=zips.tiny(body))
+    outcome = judged(tiled, path)
+    assert outcome.status == "failed"
+    assert "none would do" in outcome.message
+    assert "statistics of the whole image" in outcome.fix
+    assert judged(padding, path).status == "failed"
 
 
-def test_every_size_may_be_declared(tmp_path: Path) -> None:
-    def any_size(rdf: dict[str, Any]) -> None:
-        for axis in rdf["inputs"][0]["axes"][2:]:
-            axis["size"] = {"min": 16, "step": 1}
-
-    assert judged(odd_sizes, zips.make_zip(tmp_path, any_size)).message == "every size from min on is declared"
+def test_images_that_are_too_large_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = blurs(6, tmp_path, halo=1, min_px=32)
+    monkeypatch.setattr(edges, "MAX_VOXELS", 32 * 32)
+    assert judged(tiled, path).status == judged(padding, path).status == "skipped"
 
 
-def test_fixed_sizes_have_no_tiles(tmp_path: Path) -> None:
+def test_padding_changes_nothing_inside(tmp_path: Path) -> None:
+    assert judged(padding, zips.make_zip(tmp_path)).status == "passed"
+
+
+def test_fixed_sizes_and_samplers_have_no_tiles(tmp_path: Path) -> None:
     def fixed(rdf: dict[str, Any]) -> None:
         for axis in (*rdf["inputs"][0]["axes"][2:], *rdf["outputs"][0]["axes"][2:]):
             axis["size"] = 32
             axis.pop("halo", None)
 
-    path = zips.make_zip(tmp_path, fixed)
-    assert {judged(judge, path).status for judge in (tiled, padding, odd_sizes)} == {"skipped"}
+    for change in (fixed, zips.put("config", value={"gap_bioimage": {"stochastic": True}})):
+        path = zips.make_zip(tmp_path, change)
+        assert {judged(judge, path).status for judge in (tiled, padding)} == {"skipped"}
+
+
+def test_outputs_of_another_size_are_measured_in_their_own_pixels(tmp_path: Path) -> None:
+    def twice(rdf: dict[str, Any]) -> None:
+        for axis in rdf["outputs"][0]["axes"][2:]:
+            axis.update(scale=0.5, halo=4)
+
+    body = "rate = self.blur(rate).repeat_interleave(2, 2).repeat_interleave(2, 3)"
+    outcome = judged(tiled, zips.make_zip(tmp_path, twice, source=zips.tiny(body)))
+    assert outcome.status == "passed", outcome.message
