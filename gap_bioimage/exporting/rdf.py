@@ -128,7 +128,7 @@ def _model_facts(model: Model, card: Card, product: Product) -> dict[str, Any]:
         "target_structure": list(card.target_structure),
         "architecture_type": f"{dim}D U-Net",
         "architecture_description": f"Residual {dim}D U-Net of depth {model.config.depth} that predicts where the next "
-        "photon lands (Generative Accumulation of Photons); the counts are encoded by sines and a logarithm.",
+        "photon lands (Generative Accumulation of Photons, arXiv 2307.06607).",
         "model_parameter_count": parameters,
         "memory_requirements_inference": f"about {gigabytes:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}",
         "out_of_scope_use": card.out_of_scope_use,
