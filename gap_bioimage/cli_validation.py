@@ -51,14 +51,14 @@ def validate(
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
     from gap_bioimage.files import check_place
     from gap_bioimage.validation.reports.terminal import print_report
-    from gap_bioimage.validation.running.process import Limits, ModelProcess
+    from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 
     for page in (json_out, html, junit):
         if page is not None and str(page) != "-":
             check_place(page)
     silent = quiet or str(json_out) == "-"
     reports: list[Report] = []
-    with ModelProcess(Limits(timeout, memory)) as process:
+    with Sandbox(Limits(timeout, memory)) as process:
         for path in zips:
             report = _one(
                 path,

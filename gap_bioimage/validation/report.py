@@ -13,9 +13,10 @@ from gap_bioimage.validation.check import Check, definitions
 from gap_bioimage.validation.consumers import consumers as all_consumers
 from gap_bioimage.validation.consumers import known
 from gap_bioimage.validation.model import Model, with_infinities
-from gap_bioimage.validation.running.engines import check_device, check_engines
-from gap_bioimage.validation.running.evidence import read_pictures
-from gap_bioimage.validation.running.process import ModelProcess
+from gap_bioimage.validation.run.engines import check_device, find_engines
+from gap_bioimage.validation.run.evidence import read_pictures
+from gap_bioimage.validation.run.sandbox import Sandbox
+from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.score import Completeness, completeness_of, score_of
 from gap_bioimage.validation.verdicts import verdicts_of
 
@@ -109,7 +110,7 @@ def validate(
     engines: Sequence[str] = (),
     keep: str | Path | None = None,
     pictures: bool = False,
-    process: ModelProcess | None = None,
+    process: Sandbox | None = None,
     on_check: Callable[[Check], None] | None = None,
     description_only: bool = False,
 ) -> Report:
@@ -153,27 +154,34 @@ def validate(
         If a consumer's name is unknown, an engine has no torch, or there is no such device.
     """
     known(consumers or ())
-    check_engines(engines)
+    found_engines = find_engines(engines)
     check_device(device)
     with ExitStack() as stack:
+        runs = process or stack.enter_context(Sandbox())
+        if not description_only and Path(path).exists():
+            runs.start()  # the libraries are imported there while the files are looked at
         package, archive_checks = stack.enter_context(open_package(path))
         findings = _Findings(consumers, on_check, description_only)
         findings.add(*archive_checks)
         if package is not None and description_only:
             _check_description(replace(package, rdf=with_infinities(package.rdf)), findings)
         elif package is not None:
-            from gap_bioimage.validation.running.worker import Job
+            opened = package
 
-            runs = process or stack.enter_context(ModelProcess())
-            job = Job.of(
-                package,
-                run_code=run_code,
-                device=device,
-                engines=tuple(engines),
-                keep=None if keep is None else str(Path(keep).absolute()),
-                pictures=str(package.scratch / "pictures") if pictures else None,
-            )
-            _check_package(package, findings, lambda: runs.run(job))
+            def run(description: Description) -> Iterator[Check | tuple[str, str, Path]]:
+                return runs.run(
+                    Job(
+                        opened,
+                        description,
+                        run_code=run_code,
+                        device=device,
+                        engines=found_engines,
+                        keep=None if keep is None else Path(keep).absolute(),
+                        pictures=opened.scratch / "pictures" if pictures else None,
+                    )
+                )
+
+            _check_package(package, findings, run)
         return findings.report(str(path), pictures)
 
 
@@ -235,16 +243,18 @@ def _check_description(package: Package, findings: _Findings) -> None:
 
 
 def _check_package(
-    package: Package, findings: _Findings, run: Callable[[], Iterator[Check | tuple[str, str, Path]]]
+    package: Package,
+    findings: _Findings,
+    run: Callable[[Description], Iterator[Check | tuple[str, str, Path]]],
 ) -> None:
     from gap_bioimage.validation.archive.examine import examine
 
     examined = examine(package)
     findings.add(*examined.checks)
-    if examined.why_not_run:
+    if examined.description is None or examined.why_not_run:
         findings.add(Check("core.test", "core", "skipped", examined.why_not_run))
     else:
-        for item in run():
+        for item in run(examined.description):
             if isinstance(item, Check):
                 findings.add(item)
             else:

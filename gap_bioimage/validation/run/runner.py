@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gap_bioimage.validation.check import NotApplicable, one_sentence
+from gap_bioimage.validation.outcome import NotApplicable, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gap_bioimage.validation.running.measures import (
+from gap_bioimage.validation.run.compare import (
     Tolerance,
     core_tolerance,
     mismatched_ppm,
@@ -64,12 +64,11 @@ def test_values_that_are_no_numbers_are_counted() -> None:
 
 
 def test_core_tolerance_is_taken_from_the_description() -> None:
-    entry = {"absolute_tolerance": 1e-5, "output_ids": ["rate"], "weights_formats": ["torchscript"]}
+    entry = {"absolute_tolerance": 1e-5, "output_ids": ["rate"]}
     rdf = {"config": {"bioimageio": {"reproducibility_tolerance": [entry]}}}
-    assert core_tolerance(rdf, "rate", "torchscript").atol == 1e-5
-    assert core_tolerance(rdf, "rate", "onnx") == Tolerance()
-    assert core_tolerance(rdf, "other", "torchscript") == Tolerance()
-    assert core_tolerance({}, "rate", None) == Tolerance()
+    assert core_tolerance(rdf, "rate").atol == 1e-5
+    assert core_tolerance(rdf, "other") == Tolerance()
+    assert core_tolerance({}, "rate") == Tolerance()
 
 
 def test_wrong_versions_differ_from_the_expected_output() -> None:

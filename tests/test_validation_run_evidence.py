@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gap_bioimage.validation.checks import Evidence, Outcome
-from gap_bioimage.validation.running.evidence import _plane, draw_evidence, keep_evidence, read_pictures
+from gap_bioimage.validation.outcome import Evidence, Outcome
+from gap_bioimage.validation.run.evidence import _plane, draw_evidence, keep_evidence, read_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ import pytest
 import zips
 
 from gap_bioimage.validation.report import Report, validate
-from gap_bioimage.validation.running import process as module
-from gap_bioimage.validation.running.process import Limits, ModelProcess
+from gap_bioimage.validation.run import sandbox as module
+from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.outcome import Check
 
 
 def state_dict_only(rdf: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ DARK = "float(photons.sum()) == 0"
 
 @pytest.fixture(scope="module")
 def limited() -> Any:
-    with ModelProcess(Limits(seconds=10, memory_gib=2.5)) as process:
+    with Sandbox(Limits(seconds=10, memory_gib=2.5)) as process:
         yield process
 
 
@@ -55,27 +55,27 @@ def limited() -> Any:
     ],
 )
 def test_a_check_during_which_the_process_ends_has_failed(
-    tmp_path: Path, limited: ModelProcess, body: str, words: str
+    tmp_path: Path, limited: Sandbox, body: str, words: str
 ) -> None:
     checks = by_id(validate(with_code(tmp_path, body), run_code=True, process=limited))
     assert checks["run.zero"].status == "failed"
     assert words in checks["run.zero"].message
     assert checks["run.zero"].fix
     # those before it and after it were made
-    for check_id in ("core.test", "run.loads", "run.reproduces", "run.single_photon", "run.conservation", "zoo.name"):
+    for check_id in ("core.test", "run.loads", "run.reproduces", "run.single_photon", "zoo.name"):
         assert checks[check_id].status == "passed", checks[check_id]
     assert "run.process" not in checks
 
 
-def test_torchscript_that_never_ends_is_ended(tmp_path: Path, limited: ModelProcess) -> None:
+def test_torchscript_that_never_ends_is_ended(tmp_path: Path, limited: Sandbox) -> None:
     source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
     path = zips.make_zip(tmp_path, zips.torchscript_only, source=source)
     checks = by_id(validate(path, process=limited))
     assert "did not finish" in checks["run.zero"].message
-    assert checks["run.conservation"].status == "passed"
+    assert checks["run.cost"].status == "passed"
 
 
-def test_a_model_that_always_dies_ends_the_validation(tmp_path: Path, limited: ModelProcess) -> None:
+def test_a_model_that_always_dies_ends_the_validation(tmp_path: Path, limited: Sandbox) -> None:
     report = validate(with_code(tmp_path, "os._exit(1)"), run_code=True, process=limited)
     checks = by_id(report)
     assert report.status == "failed"
@@ -84,7 +84,7 @@ def test_a_model_that_always_dies_ends_the_validation(tmp_path: Path, limited: M
     assert checks["zoo.name"].status == "passed"  # the static rules do not depend on it
 
 
-def test_dying_while_loading_is_not_tried_again(tmp_path: Path, limited: ModelProcess) -> None:
+def test_dying_while_loading_is_not_tried_again(tmp_path: Path, limited: Sandbox) -> None:
     code = "import os\nos._exit(4)\n" + zips.BLUR
     path = zips.make_zip(tmp_path, state_dict_only, files={"tiny.py": code.encode()})
     checks = by_id(validate(path, run_code=True, process=limited))
@@ -93,7 +93,7 @@ def test_dying_while_loading_is_not_tried_again(tmp_path: Path, limited: ModelPr
     assert "run.zero" not in checks
 
 
-def test_one_process_serves_several_models_that_do_not_meet(tmp_path: Path, model_process: ModelProcess) -> None:
+def test_one_process_serves_several_models_that_do_not_meet(tmp_path: Path, model_process: Sandbox) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     leave = "setattr(torch, 'left_behind', 1)"
@@ -105,7 +105,7 @@ def test_one_process_serves_several_models_that_do_not_meet(tmp_path: Path, mode
 
 def test_nothing_is_left_running(tmp_path: Path) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with ModelProcess(Limits(3)) as process:
+    with Sandbox(Limits(3)) as process:
         validate(with_code(tmp_path, "time.sleep(60)"), run_code=True, process=process)
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
@@ -115,7 +115,7 @@ def test_an_interrupted_validation_ends_its_process(tmp_path: Path) -> None:
         if check.id == "run.loads":
             raise KeyboardInterrupt
 
-    with ModelProcess() as process:
+    with Sandbox() as process:
         with pytest.raises(KeyboardInterrupt):
             validate(zips.make_zip(tmp_path), process=process, on_check=interrupt)
         # and the next one is not given the rest of the first one's checks
@@ -123,7 +123,7 @@ def test_an_interrupted_validation_ends_its_process(tmp_path: Path) -> None:
 
 
 def test_stray_files_of_a_model_end_in_the_scratch_folder(
-    tmp_path: Path, model_process: ModelProcess, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_process: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -133,12 +133,12 @@ def test_stray_files_of_a_model_end_in_the_scratch_folder(
 
 
 def test_what_models_print_does_not_disturb(
-    tmp_path: Path, model_process: ModelProcess, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, model_process: Sandbox, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = "print('{\"end\": true}'); os.write(1, b'noise')"
     report = validate(with_code(tmp_path, body), run_code=True, process=model_process)
     assert report.status == "passed"
-    assert by_id(report)["run.conservation"].status == "passed"
+    assert by_id(report)["run.cost"].status == "passed"
     assert capfd.readouterr() == ("", "")
 
 
@@ -146,7 +146,7 @@ def test_the_folder_of_the_user_is_not_imported_from(tmp_path: Path, monkeypatch
     path = zips.make_zip(tmp_path)
     (tmp_path / "json.py").write_text("raise RuntimeError('imported')")
     monkeypatch.chdir(tmp_path)
-    with ModelProcess() as process:
+    with Sandbox() as process:
         assert validate(path, process=process).status == "passed"
 
 

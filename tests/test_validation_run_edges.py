@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 import zips
-from test_validation_loading import judged
+from running import judged
 
-from gap_bioimage.validation.running import halo_search
-from gap_bioimage.validation.running.tiles import odd_sizes, padding, tiled
+from gap_bioimage.validation.run import edges
+from gap_bioimage.validation.run.edges import padding, tiled
+from gap_bioimage.validation.run.sizes import odd_sizes
 
 if TYPE_CHECKING:
     from pathlib import Path
