@@ -172,7 +172,7 @@ def test_the_readme_begins_with_the_picture_and_one_sentence(tmp_path: Path) -> 
     assert headings[1:] == ["# Use", "# Description", "# Intended Use", "# Validation", "# Citation", "# Numbers"]
     text = flat(text)
     for part in (
-        "of any size from 26 x 32 px (Fiji pads smaller ones for you, but refuses those below about 9 x 11 px)",
+        "of any size from 36 x 40 px (Fiji pads smaller ones for you, but refuses those below about 12 x 14 px)",
         "0.0001 to 100 photons per pixel",
         "Only for cells.",
         "Not for diagnosis.",
@@ -213,7 +213,7 @@ def test_the_python_of_the_readme_runs_and_its_tiles_are_on_the_pooling(tmp_path
 def test_the_readme_names_sizes_per_axis(tmp_path: Path) -> None:
     text = readme(tmp_path, dim=3)
     assert "3D GAP U-Net" in text
-    for row in ("| z | 26 px | n x 1 px | 10 px | 2 px |", "| y | 32 px |", "| x | 38 px |"):
+    for row in ("| z | 36 px | n x 1 px | 10 px | 2 px |", "| y | 40 px |", "| x | 44 px |"):
         assert row in text
 
 

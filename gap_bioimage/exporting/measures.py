@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from gap_bioimage.counts import pseudo_psnr_db, thin
-from gap_bioimage.exporting.intake import brightest_piece, mirrored
+from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import round_up
@@ -34,7 +34,7 @@ TOLERANCE = 0.01
 _AIM = TOLERANCE / 2  # other images than the measured one have other seams, up to twice as strong
 _LARGEST_PX = {2: 160, 3: 40}  # wider halos are not practical in the consumers' tiles
 _BLOCK_STEPS = {2: 4, 3: 2}
-_SLICE_PX = 32  # width of the image along axes that are not cut
+_SLICE_PX = {"z": 32, "y": 64, "x": 64}  # width of the image along axes that are not cut
 
 SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
@@ -58,7 +58,7 @@ class Sizes:
 
     @classmethod
     def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Sizes:
-        """Choose the smallest size as a multiple of the pooling that holds two halos and as much again as block.
+        """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
 
         A tile of the smallest size then spends at most three quarters of an axis on its halo.
 
@@ -72,7 +72,7 @@ class Sizes:
         """
         minimum = []
         for pool, halo in zip(pool_px, halo_px, strict=True):
-            minimum.append(round_up(2 * halo + max(pool, 2 * halo // 3), pool))
+            minimum.append(round_up(2 * halo + max(pool, 2 * beside(halo)), pool))
         step = tuple(1 for _ in pool_px) if any_size else tuple(pool_px)
         return cls(tuple(minimum), step, tuple(halo_px), tuple(pool_px))
 
@@ -130,9 +130,9 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     squares, off_grid = dict.fromkeys(EXPOSURES, 0.0), dict.fromkeys(EXPOSURES, 0.0)
     for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
         # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
-        sizes = [round_up(_SLICE_PX, other) for other in pools]
+        sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
         sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
-        slab = torch.from_numpy(mirrored(scene, sizes))[None]
+        slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
         profiles = {}
         for exposure in EXPOSURES:
             image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
@@ -342,3 +342,9 @@ class Measured:
     speed: str
     samples: SampleScores | None = None
     room_db: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The numbers, for programs."""
+        tiles = {f"at {exposure:g}": rms for exposure, rms in self.halo.relative_rms.items()}
+        return {**asdict(self.scores), "held_out": self.held_out, "tile_difference": tiles}
