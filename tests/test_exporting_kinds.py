@@ -26,7 +26,7 @@ from gap_bioimage.exporting.intake import sparse_counts
 from gap_bioimage.exporting.measures import check_room, room_db
 from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.measures import score_samples
-from gap_bioimage.exporting.weights import TORCHSCRIPT, denoiser_of, sampler_arguments, sampler_of, write_weights
+from gap_bioimage.exporting.weights import TORCHSCRIPT, sampler_arguments, sampler_of, write_weights
 from gap_bioimage.validation import report as validation
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ DRAWN: dict[str, Any] = {"n_samples": 2, "n_steps": 2, "seed": 3}
 def unchecked(trained: Trained, out: Path, kind: Any, **options: Any) -> Path:
     """Export without the validation, which takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), ()))
+        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
         export(trained.run, out, trained.card, kind, **{**DRAWN, **options})
     return out
 
@@ -205,7 +205,7 @@ def test_the_file_of_the_hook_needs_torch_and_numpy_only(operation: Any, tmp_pat
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
         if name
     }
-    assert imported == {"__future__", "base64", "io", "typing", "zlib", "numpy", "torch"}
+    assert imported == {"base64", "io", "typing", "zlib", "numpy", "torch"}
     (tmp_path / "op.py").write_bytes(operation.source)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import op, numpy; "
@@ -216,10 +216,6 @@ def test_the_file_of_the_hook_needs_torch_and_numpy_only(operation: Any, tmp_pat
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120
     )
     assert done.stdout.strip() == "(1, 4, 16, 16)", done.stderr
-
-
-def test_the_file_of_the_hook_names_no_path_of_this_machine(operation: Any) -> None:
-    assert not re.findall(rb"(?<![\w.:/+=])/[A-Za-z][\w.-]*/[\w./-]+\.py", operation.source)
 
 
 def test_the_hook_obeys_its_kwargs(operation: Any) -> None:
@@ -242,7 +238,7 @@ def test_copies_are_exact_and_have_parameters(tmp_path: Path) -> None:
     assert copies.shape == (2, 12, 4, 5, 6)
     for number in range(4):
         assert torch.equal(copies[:, 3 * number : 3 * number + 3], photons)
-    write_weights(tmp_path, module)
+    write_weights(tmp_path, module, "")
     script = torch.jit.load(tmp_path / TORCHSCRIPT)
     assert torch.equal(script(photons), copies)
     assert len(list(script.parameters())) == 1
@@ -319,9 +315,9 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
         return float(photons.mean()) + noise
 
     sampler: Any = SimpleNamespace(
-        network=torch.zeros_like, sample=sample, box_px=[255, 255], brightest=20.0, n_samples=2, n_steps=3, seed=0
+        sample=sample, brightest=20.0, n_samples=2, n_steps=3, seed=0
     )
-    scores = score_samples(sampler, counts)
+    scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
     assert scores.n_samples == 4
     assert scores.variance == pytest.approx(spread**2, rel=0.02)
     assert scores.squared_error == pytest.approx(1.0, abs=4 * scores.standard_error)  # halves of 6 and 2: 2 +- 1
@@ -329,19 +325,6 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
     assert scores.room_db == pytest.approx(10.0, abs=0.3)
     assert scores.expected_difference == pytest.approx(spread / 2 / 2, rel=0.05)
     assert scores.mean_difference == pytest.approx(scores.expected_difference, rel=0.05)
-
-
-def test_the_scores_of_samples_are_the_denoisers() -> None:
-    """Without room all samples are the denoised image."""
-    counts = np.random.default_rng(0).poisson(4.0, (1, 64, 64))
-    model = random_model(trained_range_db=(-40.0, -10.0))
-    sampler = product_of("sample", model, [9, 9], Sampling(2, 2, 0)).sampler
-    assert sampler is not None
-    scores = score_samples(sampler, counts)
-    assert scores.room_db == 0
-    assert scores.mean_difference < 1e-6
-    assert scores.variance < 1e-12
-    assert denoiser_of(model, [9, 9]).box_px == sampler.box_px
 
 
 MASK = """
@@ -396,28 +379,10 @@ def test_own_postprocessing_comes_after_the_samples(
         assert archive.read("postprocessing.py").decode() == MASK
 
 
-def test_unfit_postprocessing_leaves_no_zip(trained_2d: Trained, tmp_path: Path) -> None:
-    (tmp_path / "op.py").write_text("def op():\n    return lambda array: array[..., 1:]\n")
-    with pytest.raises(ExportError, match="expected the same shape"):
-        export(trained_2d.run, tmp_path / "model.zip", trained_2d.card, postprocessing=f"{tmp_path / 'op.py'}:op")
-    assert [path.name for path in tmp_path.iterdir()] == ["op.py"]
-
-
-def test_a_dim_test_image_has_room_and_no_warning(
-    trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    monkeypatch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), ()))
-    image = xr.DataArray(np.random.default_rng(0).poisson(0.3, (64, 64)), dims=["y", "x"])
-    export(random_model(), tmp_path / "model.zip", trained_2d.card, "sample", test_image=image, **DRAWN)
-    assert not [warning for warning in recwarn if "room" in str(warning.message)]
-    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        assert "has 20.0 dB of it" in " ".join(archive.read("README.md").decode().split())
-
-
 def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, mask: str, run: Any) -> None:
     out = tmp_path / "model.zip"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), ()))
+        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
         base = ["export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "sample"]
         options = ["--samples", 2, "--steps", 2, "--seed", 3, "--postprocessing", mask]
         result = run(*base, *options, "--postprocessing-kwargs", "{above: 0.3}")
@@ -427,4 +392,4 @@ def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, mask: str
     assert rdf["outputs"][0]["postprocessing"][0]["kwargs"] == {"above": 0.3}
     refused = run(*base, "--samples", 0)
     assert refused.code == 2
-    assert "samples is 0, expected 1 or more; give another --samples" in refused.err
+    assert "n_samples is 0, expected 1 or more" in refused.err

@@ -111,7 +111,7 @@ def test_training_goes_on_from_zips_of_every_kind(
     from gap_bioimage.exporting.archive import export
     from gap_bioimage.validation import report
 
-    monkeypatch.setattr(report, "validate", lambda path, **_: report.Report(str(path), ()))
+    monkeypatch.setattr(report, "validate", lambda path, **_: report.Report(str(path), (), description_only=True))
     (tmp_path / "card.yaml").write_text(CARD)
     model = random_model(levels=3, merge_mode="concat", trained_range_db=(-30.0, 30.0))
     options: dict[str, Any] = {"n_samples": 2, "n_steps": 2}

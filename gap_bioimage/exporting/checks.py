@@ -10,7 +10,7 @@ from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, Sour
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.model import Model
-    from gap_bioimage.validation.running.runner import Runner
+    from gap_bioimage.validation.run.runner import Runner
 
 CONSERVED = 0.05
 _KINDS = ("denoise", "sample", "sample-hook")

@@ -33,15 +33,7 @@ _LEAST_RATE = 0.02  # tests allow differences of 0.001
 
 @dataclass(frozen=True)
 class Intake:
-    """How the input of a zip becomes counts, and what its modules have to know of it.
-
-    Attributes
-    ----------
-    detector
-        The camera, without maps: ``scale_linear`` has one gain and one offset.
-    ceiling
-        Number of one-bit frames in each image.
-    """
+    """How the input of a zip becomes counts: by a camera (without maps), or as sums of ``ceiling`` one-bit frames."""
 
     detector: Detector | None = None
     ceiling: int | None = None
@@ -195,14 +187,7 @@ def sparse_counts(counts: np.ndarray, n_samples: int, denoise: Callable[[Tensor]
     processor, number of threads or engine adds another one, and from there on the samples differ: those of whole
     images cannot be reproduced elsewhere. Those of some tens of photons can.
 
-    Parameters
-    ----------
-    counts
-        The piece to take them from.
-    n_samples
-        As many as are drawn.
-    denoise
-        Counts (1, c, [z,] y, x) to rates, which must not be so small that any output passes for the expected one.
+    Enough are kept that the rates which ``denoise`` makes of them are not so small that any output passes.
     """
     size = counts.shape[1:]
     region = brightest_piece(counts, [min(*pair) for pair in zip(_REGION_PX[len(size)], size, strict=True)])

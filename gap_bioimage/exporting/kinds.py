@@ -41,25 +41,15 @@ HOOK_FILE = "sample_posterior.py"
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a sampling zip draws: samples (at least 1), in so many steps each (at least 1), with a seed (at least 0).
-
-    Raises
-    ------
-    ExportError
-        If one of them is less.
-    """
+    """What a sampling zip draws: samples (at least 1), in so many steps each (at least 1), with a seed (at least 0)."""
 
     n_samples: int = 4
     n_steps: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("n_samples", self.n_samples, 1),
-            ("n_steps", self.n_steps, 1),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
+        for name, least in (("n_samples", 1), ("n_steps", 1), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
                 raise ExportError(f"{name} is {value}, expected {least} or more")
 
     @property
@@ -77,20 +67,9 @@ class Sampling:
 class Product:
     """What a zip of one kind holds and says.
 
-    Attributes
-    ----------
-    module, source, source_file, arguments
-        What its weights are of, the text that defines it, that text's file, and what it is made with.
-    output, description, channel_names
-        Id of the output tensor, what its values are, and the names of its channels.
-    facts
-        For ``config.gap_bioimage``.
-    sampling, sampler
-        What is drawn, and by which module; None where nothing is.
-    hook, own
-        The operation that samples, where the graph does not, and the user's postprocessing.
-    intake
-        What the zip is given.
+    ``module`` is what its weights are of, made with ``arguments`` as ``source`` defines it in ``source_file``;
+    ``output`` the id of the output tensor, ``facts`` what ``config.gap_bioimage`` says. Where something is drawn,
+    ``sampler`` draws it, and ``hook`` where the graph does not; ``own`` is the user's postprocessing.
     """
 
     module: nn.Module

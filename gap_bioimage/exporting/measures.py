@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +14,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from gap_bioimage.counts import pseudo_psnr_db, thin
-from gap_bioimage.exporting.intake import brightest_piece, mirrored
+from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import round_up
-from gap_bioimage.network import conserve_photons
 from gap_bioimage.sampler import photon_budget, total_photons
+from gap_bioimage.validation.run.edges import EdgeProfile, beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gap_bioimage.network import PhotonDenoiser
+    from gap_bioimage.network import PhotonDenoiser, UNet
     from gap_bioimage.sampler import PosteriorSampler
 
 EXPOSURES = (0.03, 0.3, 3.0)
@@ -34,7 +34,7 @@ TOLERANCE = 0.01
 _AIM = TOLERANCE / 2  # other images than the measured one have other seams, up to twice as strong
 _LARGEST_PX = {2: 160, 3: 40}  # wider halos are not practical in the consumers' tiles
 _BLOCK_STEPS = {2: 4, 3: 2}
-_SLICE_PX = 32  # width of the image along axes that are not cut
+_SLICE_PX = {"z": 32, "y": 64, "x": 64}  # width of the image along axes that are not cut
 
 SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
@@ -58,7 +58,7 @@ class Sizes:
 
     @classmethod
     def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Sizes:
-        """Choose the smallest size as a multiple of the pooling that holds two halos and as much again as block.
+        """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
 
         A tile of the smallest size then spends at most three quarters of an axis on its halo.
 
@@ -72,23 +72,17 @@ class Sizes:
         """
         minimum = []
         for pool, halo in zip(pool_px, halo_px, strict=True):
-            minimum.append(round_up(2 * halo + max(pool, 2 * halo // 3), pool))
+            minimum.append(round_up(2 * halo + max(pool, 2 * beside(halo)), pool))
         step = tuple(1 for _ in pool_px) if any_size else tuple(pool_px)
         return cls(tuple(minimum), step, tuple(halo_px), tuple(pool_px))
 
 
 @dataclass(frozen=True)
 class HaloReport:
-    """A halo in pixels per spatial axis, and the relative RMS difference it leaves at each exposure.
+    """A halo in pixels per spatial axis, and by exposure the relative RMS difference that it leaves.
 
-    Attributes
-    ----------
-    halo_px
-        The halo.
-    relative_rms
-        Of tiles that start at multiples of the network's pooling.
-    off_grid_rms
-        Of what lies far from all borders, if y and x start one pixel beside a multiple: other pixels are pooled.
+    ``relative_rms`` is that of tiles that start at multiples of the network's pooling, ``off_grid_rms`` what changes
+    far from all borders if tiles start one pixel beside along x: other pixels are pooled.
     """
 
     halo_px: tuple[int, ...]
@@ -106,8 +100,14 @@ def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
     return [max(3, int(planar * reach / widest) // 2 * 2 + 1) for reach in denoiser_reach_px]
 
 
+def box_of(network: UNet) -> list[int]:
+    """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
+    anchored = getattr(network, "anchored", False)
+    return [1] * network.dim if anchored else default_box_px(receptive_field_px(network))
+
+
 def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:
-    """Measure how wide a halo tiles need.
+    """Measure how wide a halo tiles need, axis by axis.
 
     A tile is cut out of a larger image, and the difference between the tile's result and the image's is
     looked at as a function of the distance to the cut: one pair of runs judges every halo. The images are
@@ -115,113 +115,54 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
 
     Parameters
     ----------
-    denoiser
-        The module to export.
-    counts
-        Real counts (c, [z,] y, x).
+    denoiser, counts
+        The module to export, and real counts (c, [z,] y, x).
     seed
         For the Poisson counts.
     """
-    network = denoiser.network
-    dim, pool = network.dim, network.step_px
-    reach = [
-        round_up(min(field + box // 2, _LARGEST_PX[dim]), p)
-        for field, box, p in zip(receptive_field_px(network), denoiser.box_px, pool, strict=True)
-    ]
+    dim, pools = denoiser.network.dim, denoiser.network.step_px
+    fields = zip(receptive_field_px(denoiser.network), denoiser.box_px, pools, strict=True)
+    reaches = [round_up(min(field + box // 2, _LARGEST_PX[dim]), pool) for field, box, pool in fields]
     with torch.inference_mode():
         scene = denoiser(torch.from_numpy(counts.astype(np.float32))[None])[0].numpy()
-    whole = [4 * r + _BLOCK_STEPS[dim] * p for r, p in zip(reach, pool, strict=True)]
-    scene = torch.from_numpy(mirrored(scene, whole))[None]
     generator = torch.Generator().manual_seed(seed)
-    # z and the plane are cut in turn; where both are, their differences add up in squares
-    groups = [[0, 1]] if dim == 2 else [[0], [1, 2]]
-    cuts: list[_Cut] = []
-    off_grid: dict[float, float] = {}
-    for exposure in EXPOSURES:
-        image = torch.poisson(scene * (exposure / float(scene.mean())), generator)
-        cuts.extend(_Cut.of(denoiser, image, reach, group, exposure) for group in groups)
-        off_grid[exposure] = _off_grid(denoiser, image, reach, pool)
-    halo = [0] * dim
-    for cut in cuts:
-        needed = cut.needed(reach, pool, _AIM / math.sqrt(len(groups)))
-        halo = [max(pair) if axis in cut.group else pair[0] for axis, pair in enumerate(zip(halo, needed, strict=True))]
-    squares = dict.fromkeys(EXPOSURES, 0.0)
-    for cut in cuts:
-        squares[cut.exposure] += cut.remaining(halo) ** 2
+    halo: list[int] = []
+    squares, off_grid = dict.fromkeys(EXPOSURES, 0.0), dict.fromkeys(EXPOSURES, 0.0)
+    for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
+        # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
+        sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
+        sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
+        slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
+        profiles = {}
+        for exposure in EXPOSURES:
+            image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
+            profiles[exposure], off_grid[exposure] = _edges(denoiser, image, axis + 2, reach)
+        needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
+        halo.append(max(pool, *(reach if found is None else found for found in needed)))
+        for exposure, profile in profiles.items():
+            squares[exposure] += profile.seam(halo[-1], beside(halo[-1])) ** 2
     return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()}, off_grid)
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """A region of an image's result, and what changes when the image is cut around it, along the axes of a group."""
-
-    exposure: float
-    group: list[int]
-    expected: Tensor
-    difference: Tensor
-
-    @classmethod
-    def of(cls, denoiser: PhotonDenoiser, image: Tensor, reach: list[int], group: list[int], exposure: float) -> _Cut:
-        """Run both."""
-        cut: Any = (..., *(slice(r, -r) if axis in group else slice(None) for axis, r in enumerate(reach)))
-        # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
-        image = image[(..., *(slice(None) if axis in group else slice(0, _SLICE_PX) for axis in range(len(reach))))]
-        with torch.inference_mode():
-            expected = denoiser(image)[cut]
-            return cls(exposure, group, expected, denoiser(image[cut].contiguous()) - expected)
-
-    def needed(self, reach: list[int], pool: Sequence[int], allowed: float) -> list[int]:
-        """The smallest halo, in steps of the pooling, that leaves less than the allowed difference."""
-        halo = [0] * len(reach)
-        for number in range(1, max(reach[axis] // pool[axis] for axis in self.group) + 1):
-            for axis in self.group:
-                halo[axis] = min(number * pool[axis], reach[axis])
-            if self.remaining(halo) < allowed:
-                break
-        return halo
-
-    def remaining(self, halo: Sequence[int]) -> float:
-        """Relative RMS difference inside the halo, as near to the cuts as the block of the smallest tile lies."""
-        expected, difference = self.expected, self.difference
-        for axis in self.group:
-            size, width = expected.shape[axis + 2], halo[axis]
-            half = min(max(1, width // 3), size // 2 - width)  # of the smallest block, see Sizes.of
-            near = torch.cat([torch.arange(width, width + half), torch.arange(size - width - half, size - width)])
-            expected, difference = expected.index_select(axis + 2, near), difference.index_select(axis + 2, near)
-        return _relative_rms(difference, expected)
-
-
-def _relative_rms(difference: Tensor, expected: Tensor) -> float:
-    return float(difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30))
-
-
-def _off_grid(denoiser: PhotonDenoiser, image: Tensor, reach: list[int], pool: Sequence[int]) -> float:
-    """Relative RMS difference, far from the borders, when y and x start one pixel later."""
-    sizes = [2 * r + _BLOCK_STEPS[len(pool)] * p for r, p in zip(reach[-2:], pool[-2:], strict=True)]
-    image = image[..., : sizes[0], : sizes[1]]
-    image = image[:, :, :_SLICE_PX] if len(pool) == 3 else image
-    inner: Any = (..., *(slice(r, -r) for r in reach[-2:]))
-    moved: Any = (..., *(slice(r - 1, -r) for r in reach[-2:]))
+def _edges(denoiser: PhotonDenoiser, image: Tensor, axis: int, reach: int) -> tuple[EdgeProfile, float]:
+    """What changes when an image is cut along an axis, and what when it is pooled from the next pixel on."""
+    size = image.shape[axis]
     with torch.inference_mode():
-        expected = denoiser(image)[inner]
-        return _relative_rms(denoiser(image[..., 1:, 1:].contiguous())[moved] - expected, expected)
+        whole = denoiser(image).narrow(axis, reach, size - 2 * reach)
+        cut = denoiser(image.narrow(axis, reach, size - 2 * reach).contiguous())
+        moved = denoiser(image.narrow(axis, 1, size - 1).contiguous()).narrow(axis, reach - 1, size - 2 * reach)
+    scale = whole.square().mean().sqrt().clamp(min=1e-30)
+    return EdgeProfile.of(whole.numpy(), cut.numpy(), axis), float((moved - whole).square().mean().sqrt() / scale)
 
 
 @dataclass(frozen=True)
 class Scores:
     """A denoised image judged by photons that it has not seen, beside the best Gaussian filter.
 
-    Attributes
-    ----------
-    denoised, gaussian, flat
-        Log-likelihood of the unseen photons, nats per photon: of the model, the best Gaussian filter, a flat image.
-    gaussian_sigma_px
-        That filter's width, chosen with the unseen photons in hand.
-    squared_error, gaussian_error, error_difference
-        Mean squared error of the model, that of the Gaussian filter with the least, in photons^2 per pixel, and the
-        standard error of their difference.
-    pseudo_psnr_db, photons
-        Of the half that was denoised; number of unseen photons.
+    First the log-likelihood of the unseen photons (nats per photon) of the model, the best Gaussian filter and a flat
+    image, and that filter's width; then the mean squared errors (photons^2 per pixel) of the model and of the filter
+    with the least, and the standard error of their difference; brightness of the denoised half, number of unseen
+    photons.
     """
 
     denoised: float
@@ -254,10 +195,8 @@ def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, se
 
     Parameters
     ----------
-    denoiser
-        The module of the zip.
-    counts
-        Held-out counts (c, [z,] y, x).
+    denoiser, counts
+        The module of the zip, and held-out counts (c, [z,] y, x).
     seed
         For the split.
     """
@@ -304,17 +243,9 @@ def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
 class SampleScores:
     """Samples of the image, drawn from one half of its photons, against the other half.
 
-    Attributes
-    ----------
-    n_samples, room_db
-        As many were drawn; how far photons could be added.
-    mean_difference, expected_difference
-        Relative RMS difference between the samples' mean and the denoised image, and that of as many independent
-        samples with the same variance.
-    variance
-        Of the samples, mean over the pixels.
-    squared_error, standard_error
-        Of the denoised image, mean over the pixels, as the other half tells, and how well it does.
+    ``mean_difference`` is the relative RMS difference between the samples' mean and the denoised image,
+    ``expected_difference`` that of as many independent samples of the same variance. ``variance`` of the samples and
+    ``squared_error`` of the denoised image, as the other half tells it, are means over the pixels.
     """
 
     n_samples: int
@@ -326,17 +257,17 @@ class SampleScores:
     standard_error: float
 
 
-def score_samples(sampler: PosteriorSampler, counts: np.ndarray, seed: int = 0) -> SampleScores:
+def score_samples(
+    sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0
+) -> SampleScores:
     """Draw samples from one half of the photons and judge their variance by the other half.
 
     Where the posterior is right, its variance is the squared error of its mean, which `score_on_halves` explains.
 
     Parameters
     ----------
-    sampler
-        The module that samples.
-    counts
-        Held-out counts (c, [z,] y, x).
+    sampler, denoiser, counts
+        The modules that sample and denoise, and held-out counts (c, [z,] y, x).
     seed
         For the split.
     """
@@ -346,7 +277,7 @@ def score_samples(sampler: PosteriorSampler, counts: np.ndarray, seed: int = 0) 
     photons = torch.from_numpy(seen.astype(np.float32))[None]
     n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
-        mmse = conserve_photons(photons, sampler.network(photons), sampler.box_px)[0].double().numpy()
+        mmse = denoiser(photons)[0].double().numpy()
         samples = sampler.sample(photons, n_samples, sampler.n_steps, sampler.seed)[:, 0].double().numpy()
     variance = float(samples.var(axis=0, ddof=1).mean())
     scale = max(float(np.square(mmse).mean()), 1e-30)
@@ -399,16 +330,8 @@ def seconds_per_megapixel(run: Callable[[Tensor], Any], photons: np.ndarray) -> 
 class Measured:
     """What was measured on the model while it was exported.
 
-    Attributes
-    ----------
-    sizes, halo, box_px
-        Of the graph.
-    scores, held_out
-        Of the denoised image, and whether the counts behind them took no part in training.
-    speed
-        Seconds per 10^6 pixels, and on which machine.
-    samples, room_db
-        Of zips that sample: scores of the samples, and how far photons can be added to the example.
+    ``held_out`` tells whether the counts behind the scores took no part in training, ``speed`` the seconds per 10^6
+    pixels and the machine; zips that sample have scores of the samples, and how far photons can be added.
     """
 
     sizes: Sizes
@@ -419,3 +342,9 @@ class Measured:
     speed: str
     samples: SampleScores | None = None
     room_db: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The numbers, for programs."""
+        tiles = {f"at {exposure:g}": rms for exposure, rms in self.halo.relative_rms.items()}
+        return {**asdict(self.scores), "held_out": self.held_out, "tile_difference": tiles}

@@ -33,15 +33,7 @@ _DTYPES = ("float32", "float64", *(f"{kind}{bits}" for kind in ("uint", "int") f
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation.
-
-    Attributes
-    ----------
-    file_name, source
-        Name of its file in the zip, and the file's text.
-    callable, kwargs
-        Name of the class or factory in it, and what that is called with.
-    """
+    """A class or factory ``callable`` in a file of a zip, and what it is called with."""
 
     file_name: str
     source: bytes
@@ -63,21 +55,15 @@ class Operation:
         factory = getattr(self._import(), self.callable, None)
         if not callable(factory):
             state = "is not there" if factory is None else f"is a {type(factory).__name__}"
-            raise ExportError(
-                f"{self.callable} {state} in the postprocessing file; expected a class or function to call"
-            )
+            raise ExportError(f"{self.callable} {state} in the postprocessing file; expected a class or function")
         try:
             function = factory(**self.kwargs)
         except Exception as error:  # whatever somebody's class raises
-            raise ExportError(
-                f"the postprocessing {self} cannot be made: {_told(error)}; give what it needs with "
-                "postprocessing_kwargs"
-            ) from error
+            why = f"{_told(error)}; give what it needs with postprocessing_kwargs"
+            raise ExportError(f"the postprocessing {self} cannot be made: {why}") from error
         if not callable(function):
-            raise ExportError(
-                f"the postprocessing {self} is a {type(function).__name__}, expected something to call with an "
-                "array: a class with __call__, or a function that returns one"
-            )
+            expected = "something to call with an array: a class with __call__, or a function that returns one"
+            raise ExportError(f"the postprocessing {self} is a {type(function).__name__}, expected {expected}")
         return function  # type: ignore[no-any-return]
 
     def _import(self) -> ModuleType:
@@ -91,36 +77,36 @@ class Operation:
             try:
                 spec.loader.exec_module(module)
             except Exception as error:  # whatever somebody's file raises
-                raise ExportError(
-                    f"the postprocessing file cannot be imported by itself: {_told(error)}; it may use what is "
-                    "installed, but no files beside it"
-                ) from error
+                why = f"{_told(error)}; it may use what is installed, but no files beside it"
+                raise ExportError(f"the postprocessing file cannot be imported by itself: {why}") from error
         return module
 
     def apply_checked(self, array: np.ndarray) -> np.ndarray:
-        """Apply the operation and see that a zip may rely on it: one answer in the same shape, in numbers.
+        """Apply the operation to (b, c, [z,] y, x), and see that a zip may rely on it.
 
         An operation that looks beyond each pixel is allowed, with a warning.
-
-        Parameters
-        ----------
-        array
-            What the network gives, (b, c, [z,] y, x).
 
         Raises
         ------
         ExportError
-            If a consumer could not use it.
+            Unless it gives the same numbers in the same shape every time.
         """
         function = self.load()
         result = self._call(function, array)
-        self._check(array, result)
-        for again in (function, self.load()):
-            if not np.array_equal(self._call(again, array), result):
-                raise ExportError(
-                    f"the postprocessing {self.callable} gives another result for the same array when it is called "
-                    "again; expected the same one: keep no state, and seed its random numbers in each call"
-                )
+        problem = ""
+        if result.shape != array.shape:
+            problem = f"turned an array of shape {array.shape} into {result.shape}; expected the same shape"
+        elif result.dtype.name not in _DTYPES:
+            problem = f"returns {result.dtype.name}, expected one of {', '.join(_DTYPES)}; convert it with .astype"
+        elif broken := int(np.count_nonzero(~np.isfinite(result))):
+            problem = f"returned {broken} values that are not finite; guard its divisions and logarithms"
+        elif not all(np.array_equal(self._call(again, array), result) for again in (function, self.load())):
+            problem = (
+                "gives another result for the same array when it is called again; expected the same one: keep no "
+                "state, and seed its random numbers in each call"
+            )
+        if problem:
+            raise ExportError(f"the postprocessing {self.callable} {problem}")
         piece: Any = (..., *(slice(size // 4, size // 4 + max(1, size // 2)) for size in array.shape[2:]))
         small, expected = self._call(function, array[piece]), result[piece]
         scale = float(np.abs(expected).max(initial=0))
@@ -132,36 +118,15 @@ class Operation:
             )
         return result
 
-    def _check(self, array: np.ndarray, result: np.ndarray) -> None:
-        if result.shape != array.shape:
-            raise ExportError(
-                f"the postprocessing {self.callable} turned an array of shape {array.shape} into {result.shape}; "
-                "expected the same shape"
-            )
-        if result.dtype.name not in _DTYPES:
-            raise ExportError(
-                f"the postprocessing {self.callable} returns {result.dtype.name}, expected one of "
-                f"{', '.join(_DTYPES)}; convert it with .astype"
-            )
-        if not np.isfinite(result).all():
-            broken = int(np.count_nonzero(~np.isfinite(result)))
-            raise ExportError(
-                f"the postprocessing {self.callable} returned {broken} values that are not finite; guard its "
-                "divisions and logarithms"
-            )
-
     def _call(self, function: Function, array: np.ndarray) -> np.ndarray:
         try:
             result = function(array.copy())
         except Exception as error:  # whatever somebody's function raises
-            raise ExportError(
-                f"the postprocessing {self.callable} raised {_told(error)} for an array of shape {array.shape}, "
-                f"{array.dtype}"
-            ) from error
+            given = f"an array of shape {array.shape}, {array.dtype}"
+            raise ExportError(f"the postprocessing {self.callable} raised {_told(error)} for {given}") from error
         if not isinstance(result, np.ndarray):
-            raise ExportError(
-                f"the postprocessing {self.callable} returned a {type(result).__name__}, expected a numpy array"
-            )
+            kind = type(result).__name__
+            raise ExportError(f"the postprocessing {self.callable} returned a {kind}, expected a numpy array")
         return result
 
 
@@ -170,13 +135,7 @@ def _told(error: Exception) -> str:
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:
-    """Read the kwargs of an operation, written as yaml or JSON.
-
-    Raises
-    ------
-    ExportError
-        If the text is not a mapping.
-    """
+    """Read the kwargs of an operation, written as yaml or JSON; raise `ExportError` if they are not a mapping."""
     try:
         kwargs = {} if text is None else yaml.safe_load(text)
     except yaml.YAMLError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def describe(folder: Path, model: Model, card: Card, product: Product, measured:
         "weights": _weights(folder, product, people),
         "config": {
             "bioimageio": _without_nothing(_model_facts(model, card, product) | {"inference_time": measured.speed}),
-            "gap_bioimage": {**product.facts, "measured": asdict(measured.scores)},
+            "gap_bioimage": {**product.facts, "measured": measured.facts},
         },
     }
     return _without_nothing(described)
@@ -128,7 +127,7 @@ def _model_facts(model: Model, card: Card, product: Product) -> dict[str, Any]:
         "target_structure": list(card.target_structure),
         "architecture_type": f"{dim}D U-Net",
         "architecture_description": f"Residual {dim}D U-Net of depth {model.config.depth} that predicts where the next "
-        "photon lands (Generative Accumulation of Photons); the counts are encoded by sines and a logarithm.",
+        "photon lands (Generative Accumulation of Photons, arXiv 2307.06607).",
         "model_parameter_count": parameters,
         "memory_requirements_inference": f"about {gigabytes:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}",
         "out_of_scope_use": card.out_of_scope_use,
@@ -164,6 +163,7 @@ def _training(model: Model) -> dict[str, Any]:
             "learning_rate_schedule": f"linear warm-up over {settings.get('warmup_steps')} steps, cosine decay to 1 % "
             f"at step {settings.get('steps')}",
             "loss_function": "log-likelihood of the target's photons given the input's (arXiv 2307.06607)",
+            "loss_function_kwargs": {"total_weight": settings.get("total_weight")},
             "optimizer": "torch.optim.Adam",
             "optimizer_kwargs": {"lr": settings.get("learning_rate")},
             "regularization": f"gradients clipped at {settings.get('gradient_clip')}{average}",

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.archive.references import is_url, sha256_of
-from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, shown, stem_of
+from gap_bioimage.validation.repair.editor import RDF_NAME, shown, stem_of
 
 if TYPE_CHECKING:
     import numpy as np
