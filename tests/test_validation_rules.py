@@ -187,7 +187,7 @@ BREAKS: list[tuple[str, Callable[[Rdf], None], dict[str, Any]]] = [
     ("ilastik.axis_ids", put("inputs", 0, "axes", 2, "id", value="row"), {}),
     ("ilastik.channel_names", drop("inputs", 0, "axes", 1), {}),
     ("ilastik.custom_ops", CUSTOM, {}),
-    ("ilastik.grid", put(*SIZE_Y, value={"min": 64, "step": 4}), {}),
+    ("ilastik.grid", put(*SIZE_Y, value={"min": 64, "step": 8}), {}),
     ("ilastik.archive_ops", put("x", value=1), {"source": ATTENTION}),
     ("biapy.state_dict", drop("weights", "pytorch_state_dict"), {}),
     ("biapy.kwargs", drop("weights", "pytorch_state_dict", "architecture", "kwargs"), {}),
