@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
+from gap_bioimage.validation.check import Severity, run_check
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
 from gap_bioimage.validation.run.runner import SHARED_SEED, ModelError, Runner, voxels
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, run_check
+from gap_bioimage.validation.check import Severity, run_check
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
 from gap_bioimage.validation.run.compare import relative_rms
 from gap_bioimage.validation.run.runner import MAX_VOXELS, voxels
 

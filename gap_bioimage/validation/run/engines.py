@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.check import (
-    Evidence,
-    NotApplicable,
-    Outcome,
-    Severity,
-    declare,
-    merge_outcomes,
-    one_sentence,
-)
+from gap_bioimage.validation.check import Severity, declare
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.check import Picture
+from gap_bioimage.validation.outcome import Picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.check import Evidence, Outcome
+    from gap_bioimage.validation.outcome import Evidence, Outcome
 
 _MAX_SHOWN_PX = 1024
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gap_bioimage.validation.check import NotApplicable, one_sentence
+from gap_bioimage.validation.outcome import NotApplicable, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def explained(error: BaseException, file: Path | None = None) -> str:
         return _not_torchscript(file)
     if found := re.search(r"Unsupported (?:global|class|operand)\D*? ([\w.]+)", text):
         return f"the weights hold Python objects ({found[1]}) beside the tensors: save the state_dict alone"
-    return f"{kind}: {one_sentence(text, 200)}" if text else kind
+    flat = one_sentence(text, 200).rstrip(": ")
+    if kind == "Error":  # torch.jit's, which begins with the name of what was raised
+        return flat.removeprefix("RuntimeError: ") or kind
+    return f"{kind}: {flat}" if flat else kind
 
 
 def _not_torchscript(file: Path) -> str:
