@@ -120,7 +120,7 @@ def version(package: Package) -> Outcome | str:
 
 def _read(package: Package, with_files: bool) -> tuple[Description | None, list[Finding], list[str]]:
     """The description, what is wrong with it, and what bioimageio.spec warns of."""
-    rdf, problems = package.rdf, _scale_ranges(package.rdf)
+    rdf, problems = package.rdf, _own_statistics(package.rdf)
     with quiet(), _known_people(rdf):
         if with_files and package.remote:  # first all that is said without looking at files
             problems += _errors(package, _load(package, rdf, "discover", with_files=False))
@@ -163,16 +163,23 @@ def _off_grid(package: Package) -> list[str]:
     return found
 
 
-def _scale_ranges(rdf: dict[str, Any]) -> list[Finding]:
-    """Percentiles are those of an input: bioimageio.core has none of an output, which spec does not know."""
+def _own_statistics(rdf: dict[str, Any]) -> list[Finding]:
+    """Steps that need statistics of an output: bioimageio.core computes those of inputs only, which spec ignores."""
     found = []
     for i, output in enumerate(_list(rdf.get("outputs"))):
         for j, step in enumerate(_list(output.get("postprocessing")) if isinstance(output, dict) else []):
             kwargs = step.get("kwargs") or {} if isinstance(step, dict) else None
-            if isinstance(kwargs, dict) and "scale_range" in (step.get("id"), step.get("name")):
-                where = f"outputs[{i}].postprocessing[{j}].kwargs.reference_tensor"
+            if not isinstance(kwargs, dict):
+                continue
+            where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
+            if name == "scale_range" and not kwargs.get("reference_tensor"):
+                where += ".kwargs.reference_tensor"
                 text = "is missing; scale_range takes its percentiles from an input, so name one"
-                found += [] if kwargs.get("reference_tensor") else [Finding(where, where, "", "", text, None)]
+                found.append(Finding(where, where, "", "", text, None))
+            of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
+            if of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
+                text = f"{name} needs statistics of the output, which bioimageio.core does not compute"
+                found.append(Finding(where, where, "", "", text, None))
     return found
 
 

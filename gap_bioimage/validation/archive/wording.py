@@ -209,6 +209,8 @@ def _length(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("source"), str):
+        value = value["source"]
     if isinstance(value, dict | list):
         return "a list" if isinstance(value, list) else "a mapping"
     return "empty" if value is None else one_sentence(repr(value), 60)
