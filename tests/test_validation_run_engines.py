@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from gap_bioimage.validation.run import engines
 from gap_bioimage.validation.run.engines import find_engines, other_cores, other_engines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gap_bioimage.validation.outcome import Outcome
 
 

@@ -24,7 +24,7 @@ _MAX_SHOWN_PX = 1024
 def keep_evidence(
     check_id: str, outcome: Outcome, *, keep: Path | None, pictures: Path | None
 ) -> list[tuple[str, Path]]:
-    """Write arrays and pictures of what failed to ``keep``, pictures of the rest to ``pictures``, where these are given.
+    """Write arrays and pictures of what failed to ``keep``, and pictures of the rest to ``pictures``, where given.
 
     Returns titles and paths of the pictures.
     """

@@ -21,7 +21,7 @@ from gap_bioimage.validation.run.compare import (
     relative_rms,
     wrong_versions,
 )
-from gap_bioimage.validation.run.runner import ModelError, explained
+from gap_bioimage.validation.run.runner import ModelError, explained, of_loading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ AGREEMENT = declare(
 )  # fmt: skip
 
 
-def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
+def core_test(descr: Any, weights_format: str, device: str, file: Path | None = None) -> Outcome:
     """bioimageio.core's test of one weights format; only its status ``passed`` counts.
 
     A failed inference gives the status ``valid-format``, which reads as if all were well. Its comparison lets values
@@ -81,7 +81,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
                     working_dir=folder,  # where it leaves what the model gave
                 )
         except Exception as error:  # whatever a model raises
-            raise ModelError(explained(error)) from error
+            raise ModelError(explained(error, file)) from error
         finally:
             torch.use_deterministic_algorithms(False)  # users run without
         details = summary.details[before:]
@@ -92,6 +92,8 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
             names = [str(getattr(output, "id", None) or output.name) for output in descr.outputs]  # format 0.5, 0.4
             made = {name: _made(Path(folder), name) for name in names}
             return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {len(details)} runs")
+    if errors and (why := of_loading(errors[0], file)):
+        return Outcome("failed", why, "See that the weights load.")
     text = _plain(errors[0]) if errors else f"its status is {summary.status!r} instead of 'passed'"
     return Outcome("failed", f"bioimageio.core's test: {text}")
 

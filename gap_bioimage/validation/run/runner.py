@@ -46,17 +46,26 @@ def of_the_model(file: Path | None = None) -> Iterator[None]:
 
 def explained(error: BaseException, file: Path | None = None) -> str:
     """What a library raised, in one plain sentence; ``file`` are the weights that were being loaded."""
-    kind, text = type(error).__name__, re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    kind, text = type(error).__name__, str(error)
     if isinstance(error, KeyError):
         return f"a processing step refers to {text}, which is not there: name a tensor of the model (reference_tensor)"
-    if file is not None and re.search(r"constants\.pkl|PytorchStreamReader|miniz", text):
-        return _not_torchscript(file)
-    if found := re.search(r"Unsupported (?:global|class|operand)\D*? ([\w.]+)", text):
-        return f"the weights hold Python objects ({found[1]}) beside the tensors: save the state_dict alone"
-    flat = one_sentence(text, 200).rstrip(": ")
+    if plain := of_loading(text, file):
+        return plain
+    flat = one_sentence(re.sub(r"\x1b\[[0-9;]*m", "", text), 200).rstrip(": ")
     if kind == "Error":  # torch.jit's, which begins with the name of what was raised
         return flat.removeprefix("RuntimeError: ") or kind
     return f"{kind}: {flat}" if flat else kind
+
+
+def of_loading(text: str, file: Path | None) -> str:
+    """What torch says of weights that it does not load, in plain words; empty for what is something else."""
+    if file is not None and re.search(r"constants\.pkl|PytorchStreamReader|miniz", text):
+        return _not_torchscript(file)
+    if "Weights only load failed" in text:
+        found = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text)
+        named = f" ({found[1]})" if found else ""
+        return f"the weights hold Python objects{named} beside the tensors: save the state_dict alone"
+    return ""
 
 
 def _not_torchscript(file: Path) -> str:
