@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -40,18 +39,19 @@ DARK = "float(photons.sum()) == 0"
 
 @pytest.fixture(scope="module")
 def limited() -> Any:
-    with Sandbox(Limits(seconds=10, memory_gib=2.5)) as process:
+    with Sandbox(Limits(seconds=15, memory_gib=2.5)) as process:
         yield process
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (f"while {DARK}: time.sleep(0.1)", "did not finish within 10 s and was ended"),
+        (f"while {DARK}: time.sleep(0.1)", "did not finish within 15 s and was ended"),
         (f"kept = [torch.ones(2**27) for _ in range(40)] if {DARK} else 0", "took more than 2.5 GiB of memory"),
         (f"os.kill(os.getpid(), 11) if {DARK} else None", "ended by signal 11"),
         (f"os._exit(3) if {DARK} else None", "ended with exit code 3"),
         (f"exit('gone') if {DARK} else None", "SystemExit: gone"),
+        (f"[os.fork() or time.sleep(60) for _ in range(2)] and time.sleep(60) if {DARK} else None", "did not finish"),
     ],
 )
 def test_a_check_during_which_the_process_ends_has_failed(
@@ -65,14 +65,6 @@ def test_a_check_during_which_the_process_ends_has_failed(
     for check_id in ("core.test", "run.loads", "run.reproduces", "run.single_photon", "zoo.name"):
         assert checks[check_id].status == "passed", checks[check_id]
     assert "run.process" not in checks
-
-
-def test_torchscript_that_never_ends_is_ended(tmp_path: Path, limited: Sandbox) -> None:
-    source = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")
-    path = zips.make_zip(tmp_path, zips.torchscript_only, source=source)
-    checks = by_id(validate(path, process=limited))
-    assert "did not finish" in checks["run.zero"].message
-    assert checks["run.cost"].status == "passed"
 
 
 def test_a_model_that_always_dies_ends_the_validation(tmp_path: Path, limited: Sandbox) -> None:
@@ -103,11 +95,12 @@ def test_one_process_serves_several_models_that_do_not_meet(tmp_path: Path, mode
         assert report.status == "passed", [check for check in report.checks if check.status == "failed"]
 
 
-def test_nothing_is_left_running(tmp_path: Path) -> None:
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with Sandbox(Limits(3)) as process:
-        validate(with_code(tmp_path, "time.sleep(60)"), run_code=True, process=process)
-    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+def test_nothing_is_left_running(tmp_path: Path, limited: Sandbox) -> None:
+    pids = tmp_path / "pids"
+    body = f"if os.fork() == 0: open({str(pids)!r}, 'a').write(f'{{os.getpid()}} ') and time.sleep(60)"
+    assert validate(with_code(tmp_path, body), run_code=True, process=limited).status == "passed"
+    assert pids.read_text()
+    assert not any(map(psutil.pid_exists, map(int, pids.read_text().split())))
 
 
 def test_an_interrupted_validation_ends_its_process(tmp_path: Path) -> None:
@@ -155,9 +148,7 @@ def test_memory_is_a_share_of_the_machine_s_by_default() -> None:
     assert Limits(memory_gib=2).memory_bytes == 2**31
 
 
-def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_installation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    start = time.monotonic()
     with pytest.raises(RuntimeError, match="does not start"):
-        module._Worker.started()
-    assert time.monotonic() - start < 30
+        validate(zips.make_zip(tmp_path))

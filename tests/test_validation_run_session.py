@@ -109,7 +109,7 @@ def test_checks_that_are_done_are_not_made_again(tmp_path: Path) -> None:
 
 
 def test_postprocessing_that_looks_at_whole_tiles_is_told_from_a_halo_that_is_too_small(tmp_path: Path) -> None:
-    code = "def op():\n    def call(array):\n        return array / array.mean() * 20\n    return call\n".encode()
+    code = b"def op():\n    def call(array):\n        return array / array.mean() * 20\n    return call\n"
 
     def whole(rdf: dict[str, Any]) -> None:
         zips.torchscript_only(rdf)

@@ -24,20 +24,9 @@ _MAX_SHOWN_PX = 1024
 def keep_evidence(
     check_id: str, outcome: Outcome, *, keep: Path | None, pictures: Path | None
 ) -> list[tuple[str, Path]]:
-    """Write what an outcome shows.
+    """Write arrays and pictures of what failed to ``keep``, and pictures of the rest to ``pictures``, where given.
 
-    Parameters
-    ----------
-    check_id, outcome
-        The check.
-    keep
-        Folder for arrays and pictures of what failed, made when something is written; None keeps nothing.
-    pictures
-        Folder for the pictures of everything else; None draws none.
-
-    Returns
-    -------
-    Titles and paths of the pictures.
+    Returns titles and paths of the pictures.
     """
     failed = outcome.status == "failed" and keep is not None
     folder = keep if failed else pictures

@@ -2,7 +2,8 @@
 
 A worker imports the libraries once and forks for each model (where the system can fork), so that nothing of one is left
 for the next. Jobs go there as pickles; only lines of JSON come back, one before and one after each check: so the
-parent knows which check hangs, takes too much memory or kills the process. That check has failed; the rest is made in a new fork.
+parent knows which check hangs, takes too much memory or kills the process. That check has failed; the rest is made in
+a new fork.
 """
 
 from __future__ import annotations

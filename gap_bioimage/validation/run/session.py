@@ -110,7 +110,11 @@ class Session:
         if not names:
             self._make(CORE_TEST, lambda: _nothing_runs(blocked))
             return
-        self._make(CORE_TEST, lambda: self._each(CORE_TEST, names, lambda name: core_test(descr, name, job.device)))
+        files = {name: job.package.file(_source(job.package, name)) for name in names}
+        self._make(
+            CORE_TEST,
+            lambda: self._each(CORE_TEST, names, lambda name: core_test(descr, name, job.device, files[name])),
+        )
         with ExitStack() as stack:
             runners: list[Runner] = []
             if self._make(LOADS, lambda: self._load(names, stack, runners)) is None:
