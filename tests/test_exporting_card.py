@@ -182,9 +182,7 @@ def test_citations_that_can_be_found_are_accepted(entry: dict[str, str]) -> None
     assert card(cite=[{"text": "P", **entry}]).citations == [GAP_PAPER, {"text": "P", **entry}]
 
 
-@pytest.mark.parametrize(
-    "entry", [{}, {"doi": "doi:10.1101/x"}, {"doi": "10.1/x"}, {"url": "example.org"}]
-)
+@pytest.mark.parametrize("entry", [{}, {"doi": "doi:10.1101/x"}, {"doi": "10.1/x"}, {"url": "example.org"}])
 def test_citations_that_cannot_be_found_are_refused(entry: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="cite"):
         card(cite=[{"text": "P", **entry}])

@@ -15,12 +15,10 @@ from gap_bioimage.exporting.intake import mirrored
 from gap_bioimage.exporting.measures import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.simulation import simulate, simulate_truth
+from gap_bioimage.simulation import simulate_truth
 from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fixtures_model import Trained
 
     from gap_bioimage.network import PhotonDenoiser

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from gap_bioimage import load_model
 from gap_bioimage.errors import CardError
 from gap_bioimage.exporting.card import Card
-from gap_bioimage.exporting.measures import HaloReport, Measured, Scores, Sizes
 from gap_bioimage.exporting.kinds import Product, Sampling, product_of
+from gap_bioimage.exporting.measures import HaloReport, Measured, Scores, Sizes
 from gap_bioimage.exporting.operation import Operation
 from gap_bioimage.exporting.rdf import COVER, TEST_INPUT, describe, description_of, output_file, tags_of
 
@@ -282,6 +282,10 @@ def test_a_filled_card_makes_complete_metadata(trained_2d: Trained, tmp_path: Pa
     assert descr.validation_summary.metadata_completeness >= 0.75
     facts = rdf_of(tmp_path / "model.zip")["config"]["bioimageio"]
     parameters = sum(p.numel() for p in load_model(trained_2d.run).network.parameters())
-    assert (facts["task"], facts["architecture_type"], facts["model_parameter_count"]) == ("denoising", "2D U-Net", parameters)
+    assert (facts["task"], facts["architecture_type"], facts["model_parameter_count"]) == (
+        "denoising",
+        "2D U-Net",
+        parameters,
+    )
     assert facts["training"]["training_batch_size"] == 8
     assert facts["funded_by"] == "Example Foundation"
