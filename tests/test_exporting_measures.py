@@ -122,16 +122,6 @@ def test_a_smaller_halo_would_not_do(trained_2d: Trained) -> None:
     assert seams(denoiser, image, small) > TOLERANCE
 
 
-@given(st.lists(st.integers(1, 300), min_size=2, max_size=3))
-def test_boxes_are_odd_and_as_flat_as_the_reach(reach: list[int]) -> None:
-    box = default_box_px(reach)
-    widest = 129 if len(reach) == 2 else 33
-    assert all(size % 2 == 1 and 3 <= size <= widest for size in box)
-    assert max(box) == widest
-    for size, field in zip(box, reach, strict=True):
-        assert size == 3 or abs(size - widest * field / max(reach)) <= 1
-
-
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 7), st.integers(1, 7)),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),

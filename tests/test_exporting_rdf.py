@@ -127,18 +127,6 @@ def test_axes_sizes_and_test_tensors_agree(any_zip: Path) -> None:
     assert "postprocessing" not in made
 
 
-def test_the_description_says_what_the_model_is(any_zip: Path) -> None:
-    rdf = rdf_of(any_zip)
-    ours = rdf["config"]["gap_bioimage"]
-    assert (ours["kind"], ours["conserves_photons"]) == ("denoise", True)
-    assert ours["trained_range_db"][0] == -40.0
-    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
-    assert architecture["callable"] == "PhotonDenoiser"
-    assert rdf["weights"]["torchscript"]["parent"] == "pytorch_state_dict"
-    assert "git_repo" not in rdf
-    assert all(value not in (None, [], {}) for value in rdf.values())
-
-
 MEASURED = Measured(
     Sizes.of((2, 2), (4, 4)),
     HaloReport((4, 4), {}, {}),
