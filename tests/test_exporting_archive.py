@@ -208,7 +208,9 @@ def test_wrong_arguments_are_refused_before_any_work(
 def test_a_model_in_memory_and_a_card_object_do(
     trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
+    monkeypatch.setattr(
+        validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True)
+    )
     model = random_model(channels=2)
     counts = np.random.default_rng(0).poisson(3, (2, 3, 64, 64)).astype(np.uint16)
     counts[:, 1] *= 2  # the brightest frame is the one to show

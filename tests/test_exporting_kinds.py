@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 import yaml
 from fixtures_model import random_model
 
@@ -23,9 +22,8 @@ from gap_bioimage import export, load_model, simulate, validate
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting.hook import PhotonCopies
 from gap_bioimage.exporting.intake import sparse_counts
-from gap_bioimage.exporting.measures import check_room, room_db
 from gap_bioimage.exporting.kinds import Sampling, product_of
-from gap_bioimage.exporting.measures import score_samples
+from gap_bioimage.exporting.measures import check_room, room_db, score_samples
 from gap_bioimage.exporting.weights import TORCHSCRIPT, sampler_arguments, sampler_of, write_weights
 from gap_bioimage.validation import report as validation
 
@@ -314,9 +312,7 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
         noise = torch.from_numpy(rng.normal(0, spread, (n_samples, *photons.shape)))
         return float(photons.mean()) + noise
 
-    sampler: Any = SimpleNamespace(
-        sample=sample, brightest=20.0, n_samples=2, n_steps=3, seed=0
-    )
+    sampler: Any = SimpleNamespace(sample=sample, brightest=20.0, n_samples=2, n_steps=3, seed=0)
     scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
     assert scores.n_samples == 4
     assert scores.variance == pytest.approx(spread**2, rel=0.02)

@@ -15,12 +15,10 @@ from gap_bioimage.exporting.intake import mirrored
 from gap_bioimage.exporting.measures import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.simulation import simulate, simulate_truth
+from gap_bioimage.simulation import simulate_truth
 from gap_bioimage.training.checkpoint import load_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fixtures_model import Trained
 
     from gap_bioimage.network import PhotonDenoiser
@@ -122,16 +120,6 @@ def test_a_smaller_halo_would_not_do(trained_2d: Trained) -> None:
     # the same tiles with a quarter of the halo
     small = Sizes.of(denoiser.network.step_px, [h // 4 for h in sizes.halo_px])
     assert seams(denoiser, image, small) > TOLERANCE
-
-
-@given(st.lists(st.integers(1, 300), min_size=2, max_size=3))
-def test_boxes_are_odd_and_as_flat_as_the_reach(reach: list[int]) -> None:
-    box = default_box_px(reach)
-    widest = 129 if len(reach) == 2 else 33
-    assert all(size % 2 == 1 and 3 <= size <= widest for size in box)
-    assert max(box) == widest
-    for size, field in zip(box, reach, strict=True):
-        assert size == 3 or abs(size - widest * field / max(reach)) <= 1
 
 
 @given(

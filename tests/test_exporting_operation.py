@@ -50,12 +50,6 @@ def test_a_pointwise_operation_is_applied_without_a_word(tmp_path: Path) -> None
     np.testing.assert_array_equal(result, ARRAY > 1.5)
 
 
-def test_a_factory_does_as_well(tmp_path: Path) -> None:
-    factory = "def factory(gain):\n    return lambda array: array * gain\n"
-    found = read_operation(f"{written(tmp_path, factory)}:factory", {"gain": 2.0})
-    np.testing.assert_array_equal(found.apply_checked(ARRAY), 2 * ARRAY)
-
-
 NOT_MADE = [
     ("class Op: ...", "Other", {}, "Other is not there"),
     ("Op = 3", "Op", {}, "Op is a int"),
@@ -110,12 +104,6 @@ def test_what_consumers_could_not_use_is_refused(body: str, message: str) -> Non
     with pytest.raises(ExportError, match=message) as error:
         operation(body).apply_checked(ARRAY)
     assert "\n" not in str(error.value)
-
-
-def test_instances_must_agree() -> None:
-    source = "import numpy as np\ndef Op():\n    offset = np.random.random()\n    return lambda array: array + offset\n"
-    with pytest.raises(ExportError, match="another result"):
-        Operation("postprocessing.py", source.encode(), "Op").apply_checked(ARRAY)
 
 
 @pytest.mark.parametrize(

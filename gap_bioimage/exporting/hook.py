@@ -7,7 +7,7 @@ the clean image with the sampler that this file carries as text. Needs torch and
 import base64
 import io
 import zlib
-from typing import Any
+from typing import Any, List
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class PhotonCopies(nn.Module):
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return (b, copies c, [z,] y, x) from (b, c, [z,] y, x)."""
-        shape: list[int] = [1, self.scale.shape[0]]
+        shape: List[int] = [1, self.scale.shape[0]]
         for _ in range(photons.dim() - 1):
             shape.append(1)
         return (photons.unsqueeze(1) * self.scale.reshape(shape)).flatten(1, 2)

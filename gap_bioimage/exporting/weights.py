@@ -9,7 +9,7 @@ import itertools
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ NETWORK_FILE = "network.py"
 OPSET = 17
 """deepImageJ's engine reads opset 18 and IR version 8 at most."""
 _ONNX_TOLERANCE = 1e-4  # of the largest value
+_Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
 
 
 def denoiser_of(model: Model, box_px: list[int], **intake: Any) -> PhotonDenoiser:
@@ -50,7 +51,7 @@ def sampler_of(model: Model, arguments: dict[str, Any]) -> PosteriorSampler:
     return _filled(PosteriorSampler(**arguments), model)
 
 
-def _filled(module: Any, model: Model) -> Any:
+def _filled(module: _Module, model: Model) -> _Module:
     module.network.load_state_dict({name: value.cpu() for name, value in model.network.state_dict().items()})
     return module.eval().requires_grad_(False)
 
