@@ -246,7 +246,8 @@ def test_breaking_a_rule_is_noticed(
 
 def test_every_rule_has_a_model_that_breaks_it() -> None:
     tested = {rule_id for rule_id, _, _ in BREAKS}
-    assert {made.id for made in definitions("rule")} - tested == {"ilastik.conversion"}  # a test of its own
+    ours = {made.id for made in definitions("rule") if made.function.__module__.startswith("gap_bioimage.validation")}
+    assert ours - tested == {"ilastik.conversion"}  # a test of its own
 
 
 def test_core_and_the_zoo_only_advise_here() -> None:
