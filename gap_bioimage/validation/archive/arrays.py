@@ -28,7 +28,8 @@ _FIX_DTYPE = "Store it with the declared data type (array.astype), or declare th
 
 
 @archive_check("archive.tensors", Severity.BLOCKS, order=13,
-               breaks="reading them fails or fills the memory, or they test nothing")  # fmt: skip
+               breaks="reading them fails or fills the memory, or they test nothing",
+               fix="Write it again with numpy.save, as a plain array of finite numbers.")  # fmt: skip
 def tensors(package: Package) -> Outcome:
     """Test tensors that are plain arrays of finite numbers, as large as they say."""
     problems, n_arrays = [], 0
