@@ -17,7 +17,7 @@ from results import write_section
 
 from gap_bioimage.photons.cameras.calibration import calibrate
 from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
-from gap_bioimage.photons.simulate import simulate_truth
+from gap_bioimage.simulation import simulate_truth
 
 GAINS = (0.2, 1.0, 2.2, 30.0)  # ADU per electron
 OFFSETS = (0.0, 100.0, 500.0)  # ADU

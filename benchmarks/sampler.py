@@ -20,8 +20,9 @@ from torch import Tensor
 
 from gap_bioimage.config import RunConfig, SamplingConfig
 from gap_bioimage.inference.climb import WINDOW_PX, Climb
-from gap_bioimage.network import brightest_mean, photon_budget, rate_from_log_rate, total_photons
-from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.network import rate_from_log_rate
+from gap_bioimage.sampler import brightest_mean, photon_budget, total_photons
+from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.training.fit import train
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from results import write_section
 
-from gap_bioimage.photons.simulate import simulate
-from gap_bioimage.photons.thinning import binomial
+from gap_bioimage.counts import binomial
+from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier

@@ -21,7 +21,7 @@ from gap_bioimage.config import RunConfig
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.inference.tiling import tiled_log_rate, tiles
 from gap_bioimage.network import UNet, conserve_photons, rate_from_log_rate
-from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.training.fit import train
 
 EXPOSURES = (0.03, 0.3, 3.0)

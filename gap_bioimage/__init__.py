@@ -15,11 +15,11 @@ _HOMES = {
     "read_photons": "photons.image_io",
     "read_images": "photons.image_io",
     "write_image": "photons.image_io",
-    "simulate": "photons.simulate",
+    "simulate": "simulation",
     "inspect": "photons.judging.inspection",
     "calibrate": "photons.cameras.calibration",
-    "thin": "photons.thinning",
-    "pseudo_psnr_db": "photons.thinning",
+    "thin": "counts",
+    "pseudo_psnr_db": "counts",
     "TrainConfig": "config",
     "train": "training.fit",
     "load_model": "training.checkpoint",
@@ -27,7 +27,7 @@ _HOMES = {
     "denoise": "inference.denoise",
     "sample": "inference.sampling",
     "generate": "inference.sampling",
-    "export": "export.archive",
+    "export": "exporting.archive",
     "validate": "validation.report",
 }
 
@@ -54,14 +54,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig, TrainConfig
-    from gap_bioimage.export.archive import export
+    from gap_bioimage.counts import pseudo_psnr_db, thin
+    from gap_bioimage.exporting.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
     from gap_bioimage.photons.cameras.calibration import calibrate
     from gap_bioimage.photons.image_io import read_images, read_photons, write_image
     from gap_bioimage.photons.judging.inspection import inspect
-    from gap_bioimage.photons.simulate import simulate
-    from gap_bioimage.photons.thinning import pseudo_psnr_db, thin
+    from gap_bioimage.simulation import simulate
     from gap_bioimage.training.checkpoint import load_model
     from gap_bioimage.training.fit import train
     from gap_bioimage.validation.report import validate

@@ -210,7 +210,7 @@ def generate(
 
 def _counts_or_nothing(image: Path, select: dict[str, Any]) -> xr.DataArray:
     """Read photon counts, or an image that is all zero: from that one samples are generated."""
-    from gap_bioimage.photons.checks import check_photon_counts
+    from gap_bioimage.counts import check_photon_counts
     from gap_bioimage.photons.image_io import read_photons
 
     counts = read_photons(image, check=False, **select)

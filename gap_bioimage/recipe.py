@@ -53,7 +53,7 @@ class Recipe(RunConfig):
             from gap_bioimage.photons.image_io import read_images
 
             return read_images([folder / name for name in self.images], self.axes)
-        from gap_bioimage.photons.simulate import simulate
+        from gap_bioimage.simulation import simulate
 
         assert self.simulate is not None  # noqa: S101
         wanted = self.simulate

@@ -9,11 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gap_bioimage.network import (
-    count_keys,
-    draw_keys,
-    poisson,
-)
+from gap_bioimage.sampler import count_keys, draw_keys, poisson
 
 PIECE = 21_000  # pixels drawn at a time: they stay in the processor's cache
 NOTHING = count_keys(torch.zeros(1, 1, 4, 4))

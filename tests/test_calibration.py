@@ -21,7 +21,7 @@ from gap_bioimage.photons.cameras.camera import read_camera, write_camera
 from gap_bioimage.photons.cameras.numbers import Estimate
 from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 from gap_bioimage.photons.judging.inspection import inspect
-from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,9 +18,9 @@ import tifffile
 from command_line import one_sentence
 from PIL import Image
 
+from gap_bioimage.counts import thin
 from gap_bioimage.photons.image_io import read_photons, write_image
-from gap_bioimage.photons.simulate import simulate
-from gap_bioimage.photons.thinning import thin
+from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
     from fixtures_model import Trained

@@ -16,7 +16,8 @@ from benchmarks.exact import Dirichlet, Markov, Templates, draw_counts
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import BrokenNetworkError
 from gap_bioimage.inference.climb import Climb, State
-from gap_bioimage.network import brightest_mean, rate_from_log_rate, total_photons
+from gap_bioimage.network import rate_from_log_rate
+from gap_bioimage.sampler import brightest_mean, total_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from gap_bioimage.photons.judging.correlation import neighbour_correlation
-from gap_bioimage.photons.simulate import simulate
+from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
     from pathlib import Path

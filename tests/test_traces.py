@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gap_bioimage.photons.judging.traces import Traces, common_step, find_traces
-from gap_bioimage.photons.simulate import simulate
+from gap_bioimage.simulation import simulate
 
 Values = np.ndarray[Any, Any]
 

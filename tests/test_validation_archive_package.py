@@ -235,6 +235,14 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("kept", [10, 1000, 0.5, 0.9, -1])
+def test_a_zip_that_is_cut_off_is_called_so_whatever_it_holds(tmp_path: Path, kept: float) -> None:
+    data = zips.make_zip(tmp_path).read_bytes()  # its weights are zips, which have an end
+    (tmp_path / "cut.zip").write_bytes(data[: int(kept * len(data)) if 0 < kept < 1 else int(kept)])
+    with pytest.raises(UnreadableModelError, match="has no end"), open_package(tmp_path / "cut.zip"):
+        pass
+
+
 def test_empty_files_and_folders_are_called_empty(tmp_path: Path) -> None:
     (tmp_path / "empty.zip").write_bytes(b"")
     (tmp_path / "folder").mkdir()

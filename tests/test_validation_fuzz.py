@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 import zips
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import UnreadableModelError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _COMMON: dict[str, Any] = {
     "deadline": timedelta(seconds=5),  # hang
+    "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # making such examples smaller takes many minutes
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 }
 QUICK = settings(max_examples=120, **_COMMON)

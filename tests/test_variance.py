@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.photons.judging.variance import thinning_correlation, variance_curve
-from gap_bioimage.photons.simulate import simulate_truth
+from gap_bioimage.simulation import simulate_truth
 
 
 @settings(max_examples=30)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.inference.finite import finite
-from gap_bioimage.network import (
+from gap_bioimage.network import rate_from_log_rate
+from gap_bioimage.sampler import (
     accumulate,
     count_keys,
     draw_keys,
     equal_root_step,
     geometric_step,
     photon_budget,
-    rate_from_log_rate,
     spread,
     total_photons,
 )

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gap_bioimage.counts import check_dim, pseudo_psnr_db
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.finite import finite
 from gap_bioimage.inference.items import as_items
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.tiling import tiled_log_rate
 from gap_bioimage.network import UNet, rate_from_log_rate
-from gap_bioimage.photons.checks import check_dim
-from gap_bioimage.photons.thinning import pseudo_psnr_db
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

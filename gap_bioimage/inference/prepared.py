@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from gap_bioimage.counts import check_axes, check_whole_numbers
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.network import photons_of
 from gap_bioimage.photons.cameras.camera import check_camera_image
-from gap_bioimage.photons.checks import check_axes, check_whole_numbers
 from gap_bioimage.photons.layout import time_as_z as as_stack
 from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gap_bioimage.counts import check_axes, check_dim
 from gap_bioimage.errors import AxesError, ConfigError
 from gap_bioimage.inference.arguments import check_whole
 from gap_bioimage.inference.denoise import on_device
@@ -18,8 +19,8 @@ from gap_bioimage.inference.finite import finite
 from gap_bioimage.inference.items import as_items
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.tiling import tiled_log_rate
-from gap_bioimage.network import count_keys, draw_keys, poisson, rate_from_log_rate
-from gap_bioimage.photons.checks import check_axes, check_dim
+from gap_bioimage.network import rate_from_log_rate
+from gap_bioimage.sampler import count_keys, draw_keys, poisson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

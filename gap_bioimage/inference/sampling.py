@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from gap_bioimage.config import SamplingConfig
+from gap_bioimage.counts import check_dim
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.arguments import check_whole
 from gap_bioimage.inference.denoise import on_device
@@ -24,7 +25,6 @@ from gap_bioimage.inference.items import Items, as_items
 from gap_bioimage.inference.prepared import Prepared, prepare
 from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
 from gap_bioimage.inference.unfinished import Unfinished, fingerprint
-from gap_bioimage.photons.checks import check_dim
 from gap_bioimage.training.recorded import detector_of
 
 if TYPE_CHECKING:

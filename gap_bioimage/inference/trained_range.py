@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gap_bioimage.errors import TrainedRangeError
 from gap_bioimage.inference.climb import GAIN, WINDOW_PX
-from gap_bioimage.network import brightest_mean, photon_budget, total_photons
+from gap_bioimage.sampler import brightest_mean, photon_budget, total_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

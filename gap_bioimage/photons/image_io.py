@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import xarray as xr
 
+from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, OutputError, UnreadableImageError
 from gap_bioimage.files import replacing, replacing_folder
-from gap_bioimage.photons.checks import check_photon_counts
 from gap_bioimage.photons.coordinates import calibrate, metadata_of, pixel_size_um
 from gap_bioimage.photons.formats.ome_zarr import is_zarr
 from gap_bioimage.photons.formats.opening import READABLE, open_image

@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from gap_bioimage.config import ThinningConfig
+from gap_bioimage.counts import binomial, free_slots, pseudo_psnr_db
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.thinning import binomial, free_slots, pseudo_psnr_db
 from gap_bioimage.training.stacks import Window, window_of
 
 if TYPE_CHECKING:

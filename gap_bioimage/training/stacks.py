@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gap_bioimage.counts import as_integers
 from gap_bioimage.errors import AxesError
 from gap_bioimage.photons.layout import items_first
-from gap_bioimage.photons.thinning import as_integers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

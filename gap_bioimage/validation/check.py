@@ -194,11 +194,11 @@ class Definition:
             found = self.function(subject)
         except NotApplicable as reason:
             return Outcome("skipped", one_sentence(reason))
-        if isinstance(found, Outcome):
-            return found
         if found is None:
             return Outcome("passed", "kept")
         fix = self.fix if isinstance(self.fix, str) else self.fix(subject)
+        if isinstance(found, Outcome):
+            return replace(found, fix=fix) if found.status in ("failed", "warning") and not found.fix else found
         return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found, fix)
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from gap_bioimage.counts import thin
 from gap_bioimage.photons.judging.correlation import darkest, noise_planes
 from gap_bioimage.photons.judging.statistics import block_means
-from gap_bioimage.photons.thinning import thin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

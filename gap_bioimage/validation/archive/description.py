@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.archive.arrays import shape_of, tested_tensors
 from gap_bioimage.validation.archive.rdf import walked
-from gap_bioimage.validation.archive.references import is_url, sha256_of
+from gap_bioimage.validation.archive.references import is_url
 from gap_bioimage.validation.archive.wording import Finding, finding, one_per_field, told
-from gap_bioimage.validation.check import Outcome, Severity, archive_check, declare, definition, one_sentence
+from gap_bioimage.validation.check import Outcome, Severity, archive_check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:
@@ -22,17 +22,11 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.check import Check
 
 _SHOWN = 5
-_MAX_TEXT = 900
 _WARNING_SEVERITY = 30
 """bioimageio.spec's severities: 20 and below is information."""
-
 _OF_TENSORS = re.compile(r"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch|No functions provided")
 """What spec says of test tensors that have not the declared shape."""
 
-_VERSION = declare(
-    "format.version", "archive", Severity.BLOCKS, order=0, asks="A format_version that is in use.",
-    breaks="programs cannot read the description", fix="State format_version: 0.5.9 and follow it.",
-)  # fmt: skip
 _VALID = declare(
     "format.valid", "archive", Severity.BLOCKS, order=3, asks="A valid description.",
     breaks="bioimageio.core and all that use it refuse the model",
@@ -68,118 +62,73 @@ class Description:
         return {name: entry for name, entry in self.as_written.weights if entry is not None}
 
 
-def is_model(rdf: dict[str, Any]) -> bool:
-    """Whether a description says that it is a model's."""
-    return rdf.get("type") == "model"
-
-
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
-    """Validate the description against the format it states.
+    """Validate a model's description against the format that it states (0.3 to 0.5).
 
     Parameters
     ----------
     package
         The opened package.
     with_files
-        Look at the referenced files too.
+        Look at the referenced files too; those inside must all be there and unchanged.
 
     Returns
     -------
-    The description, or None if it is invalid, and the checks of the consumer ``format``.
+    The description, or None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
     """
-    refused = _refused(package.rdf)
-    if refused:
-        return None, refused
-    version = str(package.rdf["format_version"])
-    checks = [_version_check(version)]
-    judged = [definition(name) for name in ("format.github_user", "format.dtypes")]
-    found = [made.check(made.outcome_of(package)) for made in judged]
-    checks += [check for check in found if check.status != "passed"]
-    description, problems, warnings = _read(package, version, with_files)
+    description, problems, warnings = _read(package, with_files)
     if description is None:
-        return None, [*checks, _invalid(package, problems, {check.id for check in checks if check.status == "failed"})]
-    checks.append(_VALID.passed(f"a valid model description of format {version}"))
+        named = [text for problem in one_per_field(problems) for text in _told(package, problem)]
+        return None, [_VALID.violated(_listed(named) or "the description is not a model's")]
+    checks = [_VALID.passed(f"a valid model description of format {package.rdf['format_version']}")]
     if description.not_upgraded:
         text = f"programs that read it as format 0.5 refuse it: {description.not_upgraded}"
         warnings = [text, *(warning for warning in warnings if warning not in text)]
-    if warnings:
-        more = f" and {len(warnings) - _SHOWN} more" if len(warnings) > _SHOWN else ""
-        checks.append(_RECOMMENDED.violated(one_sentence("; ".join(warnings[:_SHOWN]), _MAX_TEXT) + more))
-    return description, checks
+    return description, checks + ([_RECOMMENDED.violated(_listed(warnings))] if warnings else [])
 
 
-def _version_check(version: str) -> Check:
+def _told(package: Package, problem: Finding) -> list[str]:
+    return (_off_grid(package) if "No functions provided" in problem.text else []) or [told(problem)]
+
+
+def _listed(texts: list[str]) -> str:
+    texts = list(dict.fromkeys(texts))
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return one_sentence("; ".join(texts[:_SHOWN]), 850) + more
+
+
+@archive_check("format.version", Severity.BLOCKS, order=0, breaks="programs cannot read the description",
+               fix="State format_version: 0.5.9 and follow it.")  # fmt: skip
+def version(package: Package) -> Outcome | str:
+    """A format_version that is in use."""
     from bioimageio.spec.model import v0_5
 
+    written = package.rdf.get("format_version")
+    if not isinstance(written, str) or not re.match(r"0\.[345]\.\d", written):
+        given = "absent" if written is None else "empty" if written == "" else one_sentence(repr(written), 40)
+        return f"format_version is {given}, expected is one of 0.4.x or 0.5.x in full, such as 0.5.9"
     newest = v0_5.ModelDescr.implemented_format_version
-    numbers = [int(part) for part in re.findall(r"\d{1,9}", version)[:3]]
+    numbers = [int(part) for part in re.findall(r"\d{1,9}", written)[:3]]
     if numbers > [int(part) for part in newest.split(".")]:
-        text = f"format_version {version} is newer than {newest}, as which it is judged here"
-        return _VERSION.check(Outcome("warning", text, "State the format_version whose rules the description follows."))
+        text = f"format_version {written} is newer than {newest}, as which it is judged here"
+        return Outcome("warning", text, "State the format_version whose rules the description follows.")
     if numbers < [0, 4]:
-        text = f"format_version {version} is outdated, 0.5 is expected"
-        return _VERSION.check(Outcome("warning", text, "Rewrite the description in format 0.5."))
-    return _VERSION.passed(f"format_version {version}")
+        text = f"format_version {written} is outdated, 0.5 is expected"
+        return Outcome("warning", text, "Rewrite the description in format 0.5.")
+    return Outcome("passed", f"format_version {written}")
 
 
-def _refused(rdf: dict[str, Any]) -> list[Check]:
-    """What is wrong with a description that is not a model's, or in no known format: all else would follow."""
-    kind, version = rdf.get("type"), rdf.get("format_version")
-    if kind != "model":
-        given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
-        fix = "State type: model if it is one; a collection's other resources are not validated here."
-        return [_VALID.violated(f"the description is not a model's: {given}, expected is model", fix)]
-    if isinstance(version, str) and re.match(r"0\.[345]\.\d", version):
-        return []
-    given = "absent" if version is None else "empty" if version == "" else one_sentence(repr(version), 40)
-    text = f"format_version is {given}, expected is one of 0.4.x or 0.5.x in full, such as 0.5.9"
-    return [_VERSION.violated(text), _VALID.skipped("not judged in an unknown format, see format.version")]
-
-
-def _invalid(package: Package, found: list[Finding], failed: set[str]) -> Check:
-    """The failed check ``format.valid``; skipped where other checks explain all that is wrong."""
-    problems: dict[str, None] = {}
-    explained: dict[str, None] = {}
-    for problem in one_per_field(found):
-        by = _explained_by(package, problem)
-        if "data type" in problem.text and "format.dtypes" in failed:
-            by = "format.dtypes"
-        texts = _off_grid(package) if "No functions provided" in problem.text else []
-        (problems if by is None else explained).update(dict.fromkeys(texts or [by or told(problem)]))
-    if explained and not problems:
-        return _VALID.skipped(f"nothing else is wrong, see {' and '.join(explained)}")
-    shown = list(problems)
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    text = one_sentence("; ".join(shown[:_SHOWN]) or "the description is not a model's", _MAX_TEXT - len(more))
-    return _VALID.violated(text + more)
-
-
-def _explained_by(package: Package, found: Finding) -> str | None:
-    """The check of the archive that has already told of an error, or None."""
-    written = found.value.get("source") if isinstance(found.value, dict) else found.value
-    if not isinstance(written, str) or is_url(written):
-        return None
-    named = [reference for reference in package.references if str(reference.holder[reference.key]) == written]
-    if "does not point to an existing file" in found.text or found.kind in ("path_not_file", "url_parsing"):
-        absent = named and all(package.file(reference.path) is None for reference in named)
-        return "archive.files" if absent else None
-    if "sha256 mismatch" in found.text.lower():
-        path = package.file(written)
-        stated = next((reference.sha256 for reference in named if reference.sha256), None)
-        return "archive.hashes" if path and stated and sha256_of(path) != stated.lower() else None
-    return None
-
-
-def _read(package: Package, version: str, with_files: bool) -> tuple[Description | None, list[Finding], list[str]]:
+def _read(package: Package, with_files: bool) -> tuple[Description | None, list[Finding], list[str]]:
     """The description, what is wrong with it, and what bioimageio.spec warns of."""
-    rdf, problems = package.rdf, _scale_ranges(package.rdf)
+    rdf, problems = package.rdf, _own_statistics(package.rdf)
     with quiet(), _known_people(rdf):
         if with_files and package.remote:  # first all that is said without looking at files
             problems += _errors(package, _load(package, rdf, "discover", with_files=False))
+            with_files = not problems
             rdf = rdf if problems else _local_part(package)
         written = upgraded = _load(package, rdf, "discover", with_files)
         problems = problems or _errors(package, written)
-        if not version.startswith("0.5") and not problems:
+        if not str(rdf["format_version"]).startswith("0.5") and not problems:
             upgraded = _load(package, rdf, "latest", with_files)
             problems = _of_tensors(package, upgraded)  # what older formats themselves do not ask
             if not problems and not _is_model(upgraded):  # a halo of a fixed size hides what else is wrong
@@ -201,62 +150,66 @@ def _off_grid(package: Package) -> list[str]:
 
     with quiet(), _known_people(package.rdf):
         descr = _load(package, package.rdf, "latest", with_files=False)
-    if not _is_model(descr):
-        return []
-    halos = get_halos({tensor.id: tensor for tensor in [*descr.inputs, *descr.outputs]})
+    tensors = [*descr.inputs, *descr.outputs] if _is_model(descr) else []
+    halos = get_halos({tensor.id: tensor for tensor in tensors})
     found = []
-    for tensor, (_, _, name) in zip([*descr.inputs, *descr.outputs], tested_tensors(package.rdf), strict=False):
+    for tensor, (_, _, name) in zip(tensors, tested_tensors(package.rdf), strict=False):
         for axis, n in zip(tensor.axes, shape_of(package.file(name)), strict=False):
             padded = n + sum(halos.get(tensor.id, {}).get(axis.id, ()))
             size = axis.size if isinstance(axis.size, ParameterizedSize) else None
             if size and not any(k >= size.min and (k - size.min) % size.step == 0 for k in (n, padded)):
-                expected = f"{size.min} plus a multiple of {size.step}"
-                found.append(
-                    f"the test tensor of {tensor.id} ({name}) is {n} long along axis {axis.id}, expected is {expected}"
-                )
+                where = f"the test tensor of {tensor.id} ({name}) is {n} long along axis {axis.id}"
+                found.append(f"{where}, expected is {size.min} plus a multiple of {size.step}")
     return found
 
 
-def _scale_ranges(rdf: dict[str, Any]) -> list[Finding]:
-    """Percentiles are those of an input: bioimageio.core has none of an output, which spec does not know."""
+def _own_statistics(rdf: dict[str, Any]) -> list[Finding]:
+    """Steps that need statistics of an output: bioimageio.core computes those of inputs only, which spec ignores."""
     found = []
-    outputs = rdf.get("outputs")
-    for i, output in enumerate(outputs if isinstance(outputs, list) else []):
-        steps = output.get("postprocessing") if isinstance(output, dict) else None
-        for j, step in enumerate(steps if isinstance(steps, list) else []):
+    for i, output in enumerate(_list(rdf.get("outputs"))):
+        for j, step in enumerate(_list(output.get("postprocessing")) if isinstance(output, dict) else []):
             kwargs = step.get("kwargs") or {} if isinstance(step, dict) else None
-            is_range = isinstance(step, dict) and "scale_range" in (step.get("id"), step.get("name"))
-            if is_range and isinstance(kwargs, dict) and not kwargs.get("reference_tensor"):
-                where = f"outputs[{i}].postprocessing[{j}].kwargs.reference_tensor"
+            if not isinstance(kwargs, dict):
+                continue
+            where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
+            if name == "scale_range" and not kwargs.get("reference_tensor"):
+                where += ".kwargs.reference_tensor"
                 text = "is missing; scale_range takes its percentiles from an input, so name one"
+                found.append(Finding(where, where, "", "", text, None))
+            of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
+            if of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
+                text = f"{name} needs statistics of the output, which bioimageio.core does not compute"
                 found.append(Finding(where, where, "", "", text, None))
     return found
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _local_part(package: Package) -> dict[str, Any]:
-    """The description without what lies on a server and is not needed to run the model."""
+    """The (valid) description without what lies on a server and is not needed to run the model."""
     rest = deepcopy(package.rdf)
     for reference in package.remote:
         parts = reference.where.split(".")
-        if parts[0] == "weights" and len(parts) > 1:
+        field = parts[0].split("[")[0]
+        if field == "weights":
             rest["weights"].pop(parts[1], None)
-        elif parts[0] == "documentation":  # without which a description is invalid
-            (package.scratch / "README.md").touch()
-            readme = str(package.scratch / "README.md")
-            rest["documentation"] = {"source": readme} if isinstance(rest["documentation"], dict) else readme
-        elif (field := parts[0].split("[")[0]) in ("covers", "icon", "attachments", "dependencies"):
+        elif field == "documentation":  # without which a description is invalid
+            readme = package.scratch / "README.md"
+            readme.touch()
+            rest[field] = {"source": str(readme)} if isinstance(rest[field], dict) else str(readme)
+        elif field in ("covers", "icon", "attachments", "dependencies"):
             rest.pop(field, None)
     for entry in rest["weights"].values():
-        if isinstance(entry, dict) and entry.get("parent") not in rest["weights"]:
+        if entry.get("parent") not in rest["weights"]:
             entry.pop("parent", None)
     return rest
 
 
 def _without_halos(rdf: dict[str, Any]) -> dict[str, Any]:
-    rest = deepcopy(rdf)
-    for output in rest["outputs"]:
-        output.pop("halo", None)
-    return rest
+    outputs = [{key: value for key, value in output.items() if key != "halo"} for output in rdf["outputs"]]
+    return {**rdf, "outputs": outputs}
 
 
 def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool) -> Any:
@@ -268,6 +221,8 @@ def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool)
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
+    if with_files and any(_urls(content.get("training_data"))):
+        del content["training_data"]  # spec would ask for its files there
     context = ValidationContext(
         root=package.root,
         file_name=package.rdf_name,
@@ -283,10 +238,10 @@ def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool)
         return error
 
 
-def _urls(rdf: dict[str, Any]) -> Iterator[str]:
+def _urls(content: Any) -> Iterator[str]:
     from pydantic import HttpUrl, TypeAdapter, ValidationError
 
-    for value in walked(rdf):
+    for value in walked(content):
         if isinstance(value, str) and is_url(value):
             yield value
             with suppress(ValidationError):
@@ -312,19 +267,17 @@ def _errors(package: Package, loaded: Any) -> list[Finding]:
 
 def _warnings(package: Package, loaded: Any) -> list[str]:
     # Spec asks for sample_tensor, which the zoo's deepImageJ check then takes for the test tensor.
-    found = [
+    return [
         told(finding(package, entry.loc, str(entry.type), entry.msg))
         for detail in loaded.validation_summary.details
         for entry in detail.warnings
         if entry.severity >= _WARNING_SEVERITY and "sample_tensor" not in entry.loc
     ]
-    return list(dict.fromkeys(found))
 
 
 def _people(rdf: dict[str, Any]) -> list[str]:
-    listed = [rdf.get(key) for key in ("authors", "maintainers", "packaged_by")]
-    people = [person for group in listed if isinstance(group, list) for person in group if isinstance(person, dict)]
-    names = [person.get("github_user") for person in people]
+    people = [person for key in ("authors", "maintainers", "packaged_by") for person in _list(rdf.get(key))]
+    names = [person.get("github_user") for person in people if isinstance(person, dict)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
@@ -334,10 +287,10 @@ def github_users(package: Package) -> str | None:
     """GitHub names that exist."""
     from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
 
-    unlisted = [name for name in _people(package.rdf) if name.lower() not in KNOWN_GITHUB_USERS]
-    if not unlisted:
-        return None
-    return f"github_user {one_sentence(', '.join(unlisted), 200)} was not looked up, since validation uses no network"
+    unlisted = ", ".join(name for name in _people(package.rdf) if name.lower() not in KNOWN_GITHUB_USERS)
+    return (
+        f"github_user {one_sentence(unlisted, 200)} was not looked up, since no network is used" if unlisted else None
+    )
 
 
 @contextmanager

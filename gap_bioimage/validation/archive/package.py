@@ -149,9 +149,13 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
         elif zipfile.is_zipfile(source):
             yield _open_zip(source, scratch)
         elif _begins_like_a_zip(source):
-            raise UnreadableModelError(f"{source} begins like a zip and has no end; download or write it again.")
+            raise _cut_off(source)
         else:
             raise UnreadableModelError(f"{source} is not a zip, a folder or a yaml; {wanted}.")
+
+
+def _cut_off(source: Path) -> UnreadableModelError:
+    return UnreadableModelError(f"{source} begins like a zip and has no end; download or write it again.")
 
 
 def _begins_like_a_zip(source: Path) -> bool:
@@ -196,7 +200,11 @@ def _open_zip(source: Path, scratch: Path) -> tuple[Package | None, list[Check]]
     try:
         with open_zip(source) as archive:
             entries = archive.infolist()
-            rdf_name = _find_yaml([entry.filename for entry in entries], source)
+            names = [entry.filename for entry in entries]
+            is_whole = not entries or min(entry.header_offset for entry in entries) == 0
+            if not is_whole and {*_YAML_NAMES}.isdisjoint(names) and _begins_like_a_zip(source):
+                raise _cut_off(source)  # what was listed is a zip inside of it, such as weights
+            rdf_name = _find_yaml(names, source)
             checks += entry_checks(entries)
             if any(check.status == "failed" for check in checks):
                 return None, checks

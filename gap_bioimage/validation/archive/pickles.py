@@ -10,13 +10,12 @@ import io
 import pickletools
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gap_bioimage.validation.archive.entries import few, open_zip, shown
 from gap_bioimage.validation.check import Outcome, Severity, archive_check, one_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from gap_bioimage.validation.archive.package import Package
@@ -148,14 +147,11 @@ def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool) ->
     try:
         names = get_globals_in_pkl(file)
     except Exception as error:  # whatever it stumbles over: nobody can tell what such a pickle does
-        named = list(_names(file.getvalue()[start:]))
-        if dangerous := [name for name in named if name not in _get_allowed_globals()]:
-            raise _code(dangerous) from None
-        if "Unsupported operand" in str(error) and weights_format:
-            text = "is a pickle that torch.load(weights_only=True) does not read"
-            fix = "Save it again with torch.save and without pickle_protocol."
+        if "Unsupported operand" in str(error):
+            text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
+            fix = "Save a plain state_dict with torch.save(model.state_dict(), ...), without pickle_protocol."
             raise _PickleError(text, fix) from None
-        raise _damaged(weights_format, "its pickle breaks off, or says what torch does not read") from None
+        raise _damaged(weights_format, "its pickle breaks off") from None
     unknown = sorted(names - _get_allowed_globals().keys())
     unknown = [name for name in unknown if not (torchscript and _TORCHSCRIPT.fullmatch(name))]
     if unknown and all(map(_NUMPY.fullmatch, unknown)):
@@ -163,34 +159,9 @@ def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool) ->
             held = "holds NumPy numbers or arrays beside the tensors, which torch.load(weights_only=True) refuses"
             raise _PickleError(held, f"Save the tensors alone: torch.save({_key_of_tensors(file, start)}, ...).")
     elif unknown:
-        raise _code(unknown)
-
-
-def _code(names: list[str]) -> _PickleError:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    named = ", ".join(shown(name) for name in names[:3]) + more
-    return _PickleError(f"is a pickle that calls or builds {named}, which is code and not weights", _FIX_CODE)
-
-
-def _names(content: bytes) -> Iterator[str]:
-    """Names that a pickle of any protocol imports, up to where it breaks off; for the message only."""
-    texts: list[str] = []
-    memo: list[Any] = []
-    top: Any = None
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".", 1)
-            elif opcode.name == "STACK_GLOBAL":
-                yield ".".join(texts[-2:])
-            elif opcode.name == "MEMOIZE":
-                memo.append(top)
-                continue
-            top = memo[argument] if opcode.name.endswith("BINGET") and argument < len(memo) else argument
-            if isinstance(top, str):
-                texts.append(top)
-    except Exception:  # pickletools raises many kinds
-        return
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        named = ", ".join(map(shown, unknown[:3])) + more
+        raise _PickleError(f"is a pickle that calls or builds {named}, which is code and not weights", _FIX_CODE)
 
 
 def _key_of_tensors(file: io.BytesIO, start: int) -> str:

@@ -21,11 +21,6 @@ ENGINE = "libtorch 1.13"
 """The oldest engine that consumers still run."""
 
 _TABLE = Path(__file__).with_name("operators_1_13.txt")
-_HEADER = """\
-# Operators of torch {version}, as torch._C._jit_get_all_schemas() lists them: one per line, followed by the ways to
-# call it, each as its number of positional arguments (* for any number) and its keywords. Made by
-# python gap_bioimage/validation/package/operators.py
-"""
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{},]|[^\s()\[\]{},"]+', re.DOTALL)
 _OPERATOR = re.compile(r"torch(?:\.autograd)?\.(?P<aten>\w+)|ops\.(?P<namespace>\w+)\.(?P<name>\w+)")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
@@ -42,20 +37,31 @@ _ONE_AXIS = {"aten::all", "aten::any", "aten::squeeze", "aten::squeeze_"}
 _STFT_IN_PYTHON = ("aten::stft", 9)
 """Newer torch.stft passes its last argument by another position than the old one, with as many arguments."""
 
+_MAX_CODE_BYTES = 32 * 2**20
+_MAX_PICKLE_BYTES = 8 * 2**20
+_PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
+# In annotations only: a network may well have a class of that name.
+_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")
+# Any mention, since code that means harm need not be written the way that torch writes it.
+_FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
+_ACCELERATOR = re.compile(r"(?:cuda|mps|xpu|hip)(?::\d+)?")
+
+_NEW_DTYPES = {
+    "23": "float8_e5m2", "24": "float8_e4m3fn", "25": "float8_e5m2fnuz", "26": "float8_e4m3fnuz", "27": "uint16",
+    "28": "uint32", "29": "uint64",
+}  # fmt: skip
+"""Types of tensors, as the code numbers them, that the oldest engine lacks; it loads the code, but cannot run it."""
+_TAKES_DTYPE = {"aten::to", "aten::view"}
+"""Operators that take a type as a positional argument."""
+_SWITCHED = {"aten::batch_norm", "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::rrelu"}
+"""Operators that do something else while a network is trained."""
+_NORMS = {"aten::group_norm": "group_norm", "aten::instance_norm": "instance_norm"}
+"""Norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only."""
+
 
 @dataclass
 class Call:
-    """One call of an operator.
-
-    Parameters
-    ----------
-    name
-        With its namespace, e.g. ``aten::conv2d``.
-    arguments
-        The first word of each positional argument: the argument itself if it is a number or a variable.
-    keywords
-        The first word of each keyword argument.
-    """
+    """One call of an operator: its name with namespace (``aten::conv2d``), and the first word of each argument."""
 
     name: str
     arguments: list[str] = field(default_factory=list)
@@ -65,18 +71,6 @@ class Call:
     def written(self) -> str:
         """The name as TorchScript code writes it."""
         return self.name.replace("aten::", "torch.").replace("::", ".")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """One way to call an operator: how many positional arguments at most, and which keywords."""
-
-    n_arguments: float
-    keywords: frozenset[str]
-
-    def accepts(self, call: Call) -> bool:
-        """Whether a call has no more than these arguments; their types are not looked at."""
-        return len(call.arguments) <= self.n_arguments and call.keywords.keys() <= self.keywords
 
 
 def calls(text: str) -> Iterator[Call]:
@@ -100,7 +94,11 @@ def calls(text: str) -> Iterator[Call]:
             continue
         if is_new:
             keyword, first = _split_keyword(part)
-            _add_argument(stack[-1][1], keyword, first)
+            call = stack[-1][1]
+            if keyword:
+                call.keywords[keyword] = first
+            else:
+                call.arguments.append(first)
         if part in _CLOSES:
             # an opening bracket right after a name is a call: torch.add(
             name = _operator(word) if part == "(" and match.start() == end else ""
@@ -115,13 +113,6 @@ def _split_keyword(part: str) -> tuple[str, str]:
     return (keyword, value) if equals and keyword.isidentifier() and not value.startswith("=") else ("", part)
 
 
-def _add_argument(call: Call, keyword: str, first: str) -> None:
-    if keyword:
-        call.keywords[keyword] = first
-    else:
-        call.arguments.append(first)
-
-
 def _operator(word: str) -> str:
     """The operator that a word names, with its namespace; empty if it names something else."""
     match = _OPERATOR.fullmatch(_split_keyword(word)[1])
@@ -131,19 +122,15 @@ def _operator(word: str) -> str:
 
 
 @functools.cache
-def known_operators() -> dict[str, tuple[Signature, ...]]:
-    """The old engine's operators, by name."""
+def known_operators() -> dict[str, tuple[tuple[float, frozenset[str]], ...]]:
+    """The old engine's operators, by name: of each way to call it the number of arguments, and the keywords."""
     found = {}
     for line in _TABLE.read_text(encoding="ascii").splitlines():
         if not line.startswith("#"):
             name, *written = line.split()
-            found[name] = tuple(_signature(text) for text in written)
+            ways = (way.split("+") for way in written)
+            found[name] = tuple((float(count.replace("*", "inf")), frozenset(keys)) for count, *keys in ways)
     return found
-
-
-def _signature(text: str) -> Signature:
-    count, *keywords = text.split("+")
-    return Signature(float("inf") if count == "*" else int(count), frozenset(keywords))
 
 
 def problem_of(call: Call) -> str:
@@ -158,36 +145,10 @@ def problem_of(call: Call) -> str:
         return f"the code uses {call.written}{hint}, which {ENGINE} does not have"
     lists_axes = call.name in _ONE_AXIS and call.arguments[1:2] == ["["]
     is_new_stft = (call.name, len(call.arguments)) == _STFT_IN_PYTHON
-    if lists_axes or is_new_stft or not any(signature.accepts(call) for signature in signatures):
+    fits = any(len(call.arguments) <= most and call.keywords.keys() <= keywords for most, keywords in signatures)
+    if lists_axes or is_new_stft or not fits:
         return f"the code calls {call.written} with arguments that {ENGINE} does not take"
     return ""
-
-
-_MAX_CODE_BYTES = 32 * 2**20
-_MAX_PICKLE_BYTES = 8 * 2**20
-_PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
-# In annotations only: a network may well have a class of that name.
-_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")
-# Any mention, since code that means harm need not be written the way that torch writes it.
-_FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
-_ACCELERATOR = re.compile(r"(?:cuda|mps|xpu|hip)(?::\d+)?")
-
-_NEW_DTYPES = {
-    "23": "float8_e5m2",
-    "24": "float8_e4m3fn",
-    "25": "float8_e5m2fnuz",
-    "26": "float8_e4m3fnuz",
-    "27": "uint16",
-    "28": "uint32",
-    "29": "uint64",
-}
-"""Types of tensors, as the code numbers them, that the oldest engine lacks; it loads the code, but cannot run it."""
-_TAKES_DTYPE = {"aten::to", "aten::view"}
-"""Operators that take a type as a positional argument."""
-_SWITCHED = {"aten::batch_norm", "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::rrelu"}
-"""Operators that do something else while a network is trained."""
-_NORMS = {"aten::group_norm": "group_norm", "aten::instance_norm": "instance_norm"}
-"""Norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only."""
 
 
 @dataclass(frozen=True)

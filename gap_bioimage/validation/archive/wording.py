@@ -101,18 +101,9 @@ _WORDS: tuple[tuple[str, str], ...] = (
 class Finding:
     """One error or warning.
 
-    Parameters
-    ----------
-    where
-        The field as one reads it in the description, e.g. ``inputs[0].axes[2].size``; empty for the whole.
-    field
-        The same, up to where the library tried alternatives.
-    alternative
-        The alternative that it tried, or empty.
-    kind, text
-        Its kind and text in the library's own words.
-    value
-        What the description says there.
+    ``where`` is the field as one reads it in the description, e.g. ``inputs[0].axes[2].size`` (empty for the whole);
+    ``field`` the same, up to where the library tried alternatives, of which ``alternative`` is the one; ``kind`` and
+    ``text`` are the library's own words; ``value`` is what the description says there.
     """
 
     where: str
@@ -167,7 +158,7 @@ def one_per_field(findings: Iterable[Finding]) -> list[Finding]:
     for alternatives in by_field.values():
         kept += alternatives.pop("", [])  # what holds whichever alternative is meant
         if alternatives:
-            kept += min(alternatives.values(), key=_unlikely)
+            kept += sorted(alternatives.values(), key=_unlikely)[0]
     # Outputs refer to inputs: once an input is wrong, so are all references to it.
     if any(found.where.startswith("inputs") for found in kept):
         kept = [found for found in kept if "Invalid tensor axis reference" not in found.text]
@@ -218,6 +209,8 @@ def _length(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("source"), str):
+        value = value["source"]
     if isinstance(value, dict | list):
         return "a list" if isinstance(value, list) else "a mapping"
     return "empty" if value is None else one_sentence(repr(value), 60)

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.stats import binom, chisquare
+
+from gap_bioimage.counts import _guide_table, binomial, binomial_cdf, free_slots, pseudo_psnr_db, thin
+from gap_bioimage.errors import NotPhotonCountsError
+
+DTYPES = ["bool", "u1", "<u2", ">u2", "<i4", "i8", "u8", "f2", "f4", "f8"]
+FRACTIONS = [0.001, 0.01, 0.3, 0.5, 0.9, 0.99]
+CHUNK = 1 << 16
+ROUNDING = 1e-12
+
+
+class FixedStream:
+    def __init__(self, stream: bytes, uniform: float) -> None:
+        self.stream, self.uniform = stream, uniform
+
+    def bytes(self, size: int) -> bytes:
+        part, self.stream = self.stream[:size], self.stream[size:]
+        return part
+
+    def random(self, size: int) -> np.ndarray:
+        return np.full(size, self.uniform)
+
+
+@st.composite
+def counts(draw: st.DrawFn) -> np.ndarray:
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=7))
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    brightest = draw(st.sampled_from([0, 1, 3, 63, 64, 100, 2000]))
+    limit = {"b": 1, "f": 2 ** (np.finfo(dtype).nmant + 1) if dtype.kind == "f" else 0}.get(
+        dtype.kind, np.iinfo(dtype).max if dtype.kind in "iu" else 0
+    )
+    return draw(hnp.arrays(np.int64, shape, elements=st.integers(0, min(brightest, limit)))).astype(dtype)
+
+
+def assert_law(drawn: np.ndarray, n: int, p: float) -> None:
+    observed = np.bincount(drawn.astype(np.int64), minlength=n + 1)
+    assert len(observed) == n + 1
+    expected = binom.pmf(np.arange(n + 1), n, p) * drawn.size
+    assert not observed[expected < 1e-7].any()
+    # rare results share a bin, so that chi-square's approximation holds
+    order = np.argsort(expected)
+    bins = np.minimum(np.searchsorted(np.cumsum(expected[order]), [10.0]), n)[0]
+    groups = [order[: bins + 1], *([k] for k in order[bins + 1 :])]
+    if len(groups) == 1:
+        assert observed.sum() == drawn.size
+        return
+    found = [observed[g].sum() for g in groups]
+    wanted = np.array([expected[g].sum() for g in groups])
+    assert chisquare(found, wanted * drawn.size / wanted.sum()).pvalue > 1e-4
+
+
+@settings(max_examples=150, deadline=None)
+@given(photons=counts(), fraction=st.floats(0, 1), seed=st.integers(0, 2**32), labelled=st.booleans())
+def test_no_photon_is_lost_or_made(photons: np.ndarray, fraction: float, seed: int, labelled: bool) -> None:
+    before = photons.copy()
+    image = xr.DataArray(photons) if labelled else photons
+    kept, rest = thin(image, fraction, seed)
+    np.testing.assert_array_equal(photons, before)
+    for part in (kept, rest):
+        assert part.shape == photons.shape
+        assert part.dtype == photons.dtype
+        assert np.all((part >= 0) & (part <= photons))
+    np.testing.assert_array_equal(
+        np.asarray(kept).astype(np.int64) + np.asarray(rest).astype(np.int64), photons.astype(np.int64)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fraction", [0, 0.0, 1, 1.0])
+def test_fractions_zero_and_one_move_everything(dtype: str, fraction: float) -> None:
+    photons = np.array([[0, 1, 1], [1, 0, 1]] if dtype == "bool" else [[0, 1, 5], [63, 64, 200]]).astype(dtype)
+    kept, rest = thin(photons, fraction, 0)
+    np.testing.assert_array_equal(kept, photons * bool(fraction))
+    np.testing.assert_array_equal(rest, photons * (not fraction))
+    assert not np.shares_memory(kept, photons)
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 63, 64, 200])
+@pytest.mark.parametrize("p", FRACTIONS)
+def test_draws_follow_the_binomial_law(n: int, p: float) -> None:
+    drawn = binomial(np.full(200_000, n, np.uint16), p, np.random.default_rng([n, round(1000 * p)]))
+    assert_law(drawn, n, p)
+    size, variance = drawn.size, n * p * (1 - p)
+    assert abs(drawn.mean() - n * p) < 4.5 * math.sqrt(variance / size)
+    spread = math.sqrt(variance * (1 + variance * (2 - 6 / n)) / size)
+    # the second term is the square of the mean's own error, which counts where the first vanishes
+    assert abs(drawn.var() - variance) < 4.5 * spread + 4.5**2 * variance / size
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.9])
+def test_mixed_counts_each_follow_their_own_law_across_chunks(p: float) -> None:
+    photons = np.random.default_rng(1).choice([0, 1, 2, 7, 63, 64, 90], (3, CHUNK + 11)).astype(np.uint16)
+    kept, _ = thin(photons, p, 2)
+    assert not kept[photons == 0].any()
+    for n in (1, 2, 7, 63, 64, 90):
+        assert_law(kept[photons == n], n, p)
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 17])
+def test_chunks_meet_without_gap_or_repetition(size: int) -> None:
+    photons = np.full(size, 40, np.uint8)
+    kept, rest = thin(photons, 0.5, 3)
+    np.testing.assert_array_equal(kept + rest, photons)
+    # at 40 photons and one half, hardly a pixel gives nothing: P = 2^-40
+    assert kept.min() > 0
+    assert rest.min() > 0
+    if size > CHUNK:
+        tail = kept[CHUNK : 2 * CHUNK]
+        assert np.mean(tail != kept[: tail.size]) > 0.5 or tail.size == 1
+
+
+def test_pixels_of_a_strided_view_keep_their_place() -> None:
+    photons = np.zeros((400, 300), np.uint16)
+    photons[::7, ::3] = 50
+    for view in (photons.T, photons[::-1, ::2], np.broadcast_to(photons[:, :1], (400, 5))):
+        kept, rest = thin(view, 0.5, 4)
+        np.testing.assert_array_equal(kept > 0, view > 0)
+        np.testing.assert_array_equal(rest > 0, view > 0)
+
+
+@pytest.mark.parametrize("p", FRACTIONS)
+def test_inversion_matches_the_law_for_every_byte_and_count(p: float) -> None:
+    n = np.repeat(np.arange(64), 256)
+    byte = np.tile(np.arange(256), 64)
+    for uniform in (0.0, 0.2, 0.5, 0.8, 1 - 2.0**-53):
+        drawn = binomial(n.astype(np.uint8), p, FixedStream(byte.astype(np.uint8).tobytes(), uniform))  # type: ignore[arg-type]
+        drawn = drawn.astype(np.int64)
+        u = (byte + uniform) / 256
+        assert np.all(binom.cdf(drawn - 1, n, p) <= u + ROUNDING)
+        assert np.all((u < binom.cdf(drawn, n, p) + ROUNDING) & (drawn <= n))
+
+
+@pytest.mark.parametrize("p", [*FRACTIONS, 1e-9, 0.123456789, 1 - 1e-9])
+def test_guide_decides_exactly_the_bytes_that_leave_no_choice(p: float) -> None:
+    guide = _guide_table(binomial_cdf(63, p)).reshape(64, 256).astype(np.int64)
+    n = np.repeat(np.arange(64)[:, None], 256, 1)
+    low, high = np.arange(256) / 256, np.arange(1, 257) / 256
+    decided = guide != 255
+    assert decided.mean() > 0.8
+    assert np.all(guide[decided] <= n[decided])
+    below, upto = binom.cdf(guide - 1, n, p), binom.cdf(guide, n, p)
+    assert np.all((below <= low + ROUNDING)[decided])
+    assert np.all((upto >= high - ROUNDING)[decided])
+    # what is undecided has a step of the distribution inside the byte's interval
+    k = np.arange(64)
+    steps = binom.cdf(k[None, None, :], n[..., None], p)
+    inside = (steps > low[:, None] - ROUNDING) & (steps < high[:, None] + ROUNDING) & (k < n[..., None])
+    assert np.all(inside.any(-1)[~decided])
+
+
+@pytest.mark.parametrize("n_max", [0, 1, 2, 10, 63])
+@pytest.mark.parametrize("p", [1e-300, 1e-9, *FRACTIONS, 1 - 2.0**-53])
+def test_cdf_equals_scipys(n_max: int, p: float) -> None:
+    n, k = np.arange(n_max + 1)[:, None], np.arange(n_max + 1)
+    cdf = binomial_cdf(n_max, p)
+    np.testing.assert_allclose(cdf, binom.cdf(k, n, p), rtol=0, atol=1e-13)
+    assert np.all(np.diff(cdf, axis=1) >= 0)
+    assert np.all(cdf[k >= n] == 1)
+
+
+@pytest.mark.parametrize("mean", [0.05, 2.0, 30.0, 300.0])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_halves_of_poisson_data_are_independent_poisson(mean: float, fraction: float) -> None:
+    size = 300_000
+    photons = np.random.default_rng(5).poisson(mean, size)
+    kept, rest = thin(photons, fraction, 6)
+    assert abs(np.corrcoef(kept, rest)[0, 1]) < 4.5 / math.sqrt(size)
+    for part, share in ((kept, fraction), (rest, 1 - fraction)):
+        expected = share * mean
+        assert abs(part.mean() - expected) < 4.5 * math.sqrt(expected / size)
+        assert abs(part.var() - expected) < 4.5 * math.sqrt((expected + 2 * expected**2) / size)
+
+
+def test_same_seed_same_result_and_another_seed_another() -> None:
+    photons = np.random.default_rng(7).poisson(4, (3, 50, 40)).astype(np.uint16)
+    first, _ = thin(photons, 0.5, 8)
+    np.testing.assert_array_equal(first, thin(photons, 0.5, 8)[0])
+    np.testing.assert_array_equal(first, thin(photons.astype(np.float64), 0.5, 8)[0])
+    np.testing.assert_array_equal(first, thin(xr.DataArray(photons), 0.5, np.random.default_rng(8))[0])
+    assert not np.array_equal(first, thin(photons, 0.5, 9)[0])
+
+
+def test_a_generator_moves_on() -> None:
+    photons = np.full(1000, 9)
+    rng = np.random.default_rng(0)
+    assert not np.array_equal(thin(photons, 0.5, rng)[0], thin(photons, 0.5, rng)[0])
+
+
+def test_labels_stay() -> None:
+    photons = xr.DataArray(
+        np.full((2, 3), 9, np.uint16), dims=("y", "x"), coords={"x": [0.0, 0.1, 0.2]}, name="cells", attrs={"a": 1}
+    )
+    for part in thin(photons, 0.5, 0):
+        xr.testing.assert_identical(part, photons.copy(data=part.values))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([3, -1], np.int16), "-1"),
+        (np.array([3.0, -2.0]), "-2"),
+        (np.array([3.0, 0.5]), "fractions"),
+        (np.array([3.0, np.nan]), "finite"),
+        (np.array([3.0, np.inf], np.float32), "finite"),
+        (np.array([3.0, -np.inf]), "finite"),
+        (np.array([1e300]), "fractions|finite|large"),
+        # these types skip whole numbers from here on
+        (np.array([60000.0], np.float16), "60000"),
+        (np.array([2.0**26], np.float32), "67108864"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_counts_is_refused(values: np.ndarray, told: str) -> None:
+    with pytest.raises(NotPhotonCountsError, match=told):
+        thin(values, 0.5, 0)
+    with pytest.raises(ValueError, match=told):
+        thin(xr.DataArray(values), 0.5, 0)
+
+
+@pytest.mark.parametrize("fraction", [-0.01, 1.01, math.nan, math.inf])
+def test_fractions_outside_zero_to_one_are_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        thin(np.ones((2, 2), np.uint8), fraction, 0)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), ()])
+def test_images_without_or_with_one_pixel(shape: tuple[int, ...]) -> None:
+    kept, rest = thin(np.full(shape, 5, np.uint8), 0.5, 0)
+    assert kept.shape == rest.shape == shape
+    assert np.all(kept + rest == 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "db"),
+    [
+        ([1], 0.0),
+        ([[10, 10]], 10.0),
+        ([0, 200], 20.0),
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], -10.0),
+        ([0, 0], -math.inf),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i8", "f4"])
+def test_pseudo_psnr(values: list[int], db: float, dtype: str) -> None:
+    photons = np.array(values, dtype)
+    assert pseudo_psnr_db(photons) == db
+    assert pseudo_psnr_db(xr.DataArray(photons)) == db
+
+
+def test_pseudo_psnr_of_many_bytes_does_not_wrap() -> None:
+    assert pseudo_psnr_db(np.full((300, 300), 100, np.uint8)) == 20.0
+
+
+def test_pseudo_psnr_needs_pixels() -> None:
+    with pytest.raises(ValueError, match="without pixels"):
+        pseudo_psnr_db(np.zeros((0, 3)))
+
+
+def learned(counts: np.ndarray, parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return what the photon loss teaches a network that tells pixels and their own input apart, (inputs, pixels).
+
+    At its minimum ``r = sum of targets / sum of weight x targets of the image / sum of weight x r``.
+    """
+    target, ceiling = (counts - parts).astype(float), int(counts.max())
+    known = parts[None] == np.arange(ceiling + 1)[:, None, None]  # (input, image, pixel)
+    r = np.ones((ceiling + 1, counts.shape[1]))
+    pixels = np.arange(counts.shape[1])
+    seen = (known * target).sum(1)
+    for _ in range(200):
+        total = (weights * r[parts, pixels]).sum(1)
+        share = target.sum(1) / np.maximum(total, 1e-12)
+        exposure = (known * weights * share[:, None]).sum(1)
+        r = np.where(exposure > 0, seen / np.maximum(exposure, 1e-12), 0)
+        r /= r[0].mean()
+    return r
+
+
+@pytest.mark.parametrize("ceiling", [1, 4])
+def test_one_bit_frames_teach_the_true_rates_whatever_the_input(ceiling: int) -> None:
+    rng = np.random.default_rng(0)
+    chance = 1 - np.exp(-np.linspace(0.3, 1.5, 12))
+    images = 12_000
+    counts = rng.binomial(ceiling, chance, (images, 12)).astype(np.int32)
+    fractions = rng.choice([0.2, 0.5, 0.8], images)
+    parts, slots = np.zeros_like(counts), np.zeros_like(counts)
+    for fraction in (0.2, 0.5, 0.8):
+        chosen = fractions == fraction
+        parts[chosen] = binomial(counts[chosen], fraction, rng)
+        slots[chosen] = free_slots(counts[chosen], parts[chosen], fraction, ceiling, rng)
+    assert (slots >= counts - parts).all()
+    right = learned(counts, parts, slots.astype(float))
+    expected = chance / chance.mean()
+    for photons in range(ceiling):  # where all slots have fired none is left to learn from
+        enough = (parts == photons).sum(0) > 1000
+        np.testing.assert_allclose(right[photons, enough] / right[0].mean(), expected[enough], rtol=0.12)
+    # taken as photon counts, a pixel that has fired is one where none can land, or fewer
+    wrong = learned(counts, parts, np.ones(counts.shape))
+    assert (wrong[1] < 0.85 * expected).all()
+
+
+@given(seed=st.integers(0, 1000), ceiling=st.integers(1, 20), fraction=st.floats(0.05, 0.95))
+def test_slots_left_hold_the_rest(seed: int, ceiling: int, fraction: float) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, ceiling + 1, (6, 7)).astype(np.int32)
+    part = binomial(counts, fraction, rng)
+    slots = free_slots(counts, part, fraction, ceiling, rng)
+    assert (slots >= counts - part).all()
+    assert (slots <= ceiling - part).all()
+
+
+def test_halves_of_one_bit_frames_are_independent() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.binomial(5, 0.6, 400_000).astype(np.int32)
+    part = binomial(counts, 0.5, rng)
+    slots = free_slots(counts, part, 0.5, 5, rng)
+    rest = counts - part
+    # as counts they are not: a pixel cannot fire more than five times
+    assert np.corrcoef(part, rest)[0, 1] < -0.2
+    # for the same slots they are
+    for left in (1, 2, 3, 4):
+        same = slots == left
+        assert abs(np.corrcoef(part[same], rest[same])[0, 1]) < 0.015
+        assert rest[same].mean() == pytest.approx(0.6 * left, rel=0.02)
+
+
+def test_more_photons_than_frames_are_refused() -> None:
+    counts = np.array([0, 3], np.int32)
+    with pytest.raises(NotPhotonCountsError, match="2 one-bit frames hold at most 2"):
+        free_slots(counts, counts, 0.5, 2, np.random.default_rng(0))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gap_bioimage.errors import ConfigError
+from gap_bioimage.simulation import simulate, simulate_truth
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(2, (256, 256)), (3, (24, 128, 128))])
+def test_defaults_have_named_calibrated_axes(dim, shape):
+    counts, truth = simulate(dim)
+    assert counts.dims == truth.dims == ("z", "y", "x")[-dim:]
+    assert counts.shape == truth.shape == shape
+    assert counts.dtype == np.uint16
+    assert truth.dtype == np.float32
+    assert float(counts.x[1] - counts.x[0]) == pytest.approx(0.1)
+    if dim == 3:
+        assert float(counts.z[1] - counts.z[0]) == pytest.approx(0.3)
+
+
+def test_same_seed_same_image_and_another_seed_another():
+    a, truth_a = simulate(2, (64, 64), 3.0, seed=4)
+    b, truth_b = simulate(2, (64, 64), 3.0, seed=4)
+    c, truth_c = simulate(2, (64, 64), 3.0, seed=5)
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(truth_a, truth_b)
+    assert not np.array_equal(a, c)
+    assert not np.array_equal(truth_a, truth_c)
+
+
+def test_scene_does_not_depend_on_exposure():
+    _, dim_truth = simulate(2, (64, 64), 0.5, seed=1)
+    _, bright_truth = simulate(2, (64, 64), 50.0, seed=1)
+    np.testing.assert_allclose(bright_truth, 100 * dim_truth, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    dim=st.sampled_from([2, 3]),
+    side=st.integers(1, 40),
+    photons=st.floats(0.01, 1e4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_truth_is_positive_with_the_mean_asked_for(dim, side, photons, seed):
+    shape = (max(1, side // 4), side, side + 3)[-dim:]
+    counts, truth = simulate(dim, shape, photons, seed)
+    assert counts.shape == shape
+    assert float(truth.min()) > 0
+    assert float(truth.mean(dtype=np.float64)) == pytest.approx(photons, rel=1e-4)
+
+
+def test_counts_are_poisson_draws_of_the_truth():
+    counts, truth = simulate(2, (256, 256), 5.0, seed=2)
+    z = (counts.values - truth.values.astype(float)) / np.sqrt(truth.values)
+    assert abs(z.mean()) < 5 / 256
+    assert z.var() == pytest.approx(1, abs=0.03)
+
+
+def test_bright_counts_do_not_wrap():
+    counts, truth = simulate(2, (64, 64), 60_000.0)
+    assert counts.dtype == np.uint32
+    np.testing.assert_allclose(counts, truth, rtol=0.05)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_background_is_a_few_percent_of_the_peak(dim):
+    for seed in range(5):
+        truth = simulate_truth(dim, seed=seed).values
+        ratio = np.quantile(truth, 0.02) / np.quantile(truth, 0.998)
+        assert 0.015 < ratio < 0.06
+
+
+def test_scene_has_structure_at_the_scale_of_the_blur():
+    truth = simulate_truth(2, seed=0).values
+    neighbours = np.corrcoef(truth[:, 1:].ravel(), truth[:, :-1].ravel())[0, 1]
+    far = np.corrcoef(truth[:, 60:].ravel(), truth[:, :-60].ravel())[0, 1]
+    assert neighbours > 0.9
+    assert far < 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 4}, "dim is 4, expected 2 or 3"),
+        ({"dim": 2, "shape": (3, 4, 5)}, "does not fit dim 2"),
+        ({"shape": (0, 4)}, "positive sizes"),
+        ({"photons": 0.0}, "expected a positive number"),
+        ({"photons": float("nan")}, "expected a positive number"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        simulate(**arguments)
+
+
+def test_a_large_scene_takes_under_a_second_or_so():
+    start = time.process_time()
+    simulate_truth(2, (512, 512))
+    assert time.process_time() - start < 2.0  # about 0.25 s; the margin is for busy machines
