@@ -174,7 +174,8 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
         if broken := not_finite(runner.produced):
             raise NotApplicable(f"nothing can be compared: of what {runner.weights_format} gives {broken}")
     first = runners[0]
-    parts, worst, evidence = [], 0.0, []
+    parts, worst = [], 0.0
+    evidence: list[Evidence] = []
     for runner in runners[1:]:
         difference = max(relative_rms(runner.produced[name], first.produced[name]) for name in first.produced)
         worst = max(worst, difference)

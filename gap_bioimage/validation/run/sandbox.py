@@ -207,15 +207,13 @@ def _read(process: subprocess.Popen[bytes], answers: queue.Queue[dict[str, Any]]
 
 def _failed(check_id: str, message: dict[str, Any]) -> Check:
     """The check during which the process ended: it has failed, however mild it is."""
-    status, text, fix = "failed", "", "See that the model runs in Python by itself."
+    consumer, status = definition(check_id).consumer, message.get("status", "failed")
     if "limit" in message:
-        text = f"it {message['limit']} and was ended"
         fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
-    elif "error" in message:
-        text, status = str(message["error"]), message["status"]
-    else:
-        text = f"the process that ran the model ended {message.get('died') or message.get('gone')}"
-    return Check(check_id, definition(check_id).consumer, status, text, fix)
+        return Check(check_id, consumer, "failed", f"it {message['limit']} and was ended", fix)
+    ended = message.get("died") or message.get("gone")
+    text = str(message.get("error") or f"the process that ran the model ended {ended}")
+    return Check(check_id, consumer, status, text, "See that the model runs in Python by itself.")
 
 
 def _work(job: Job, tell: Callable[..., None]) -> None:
