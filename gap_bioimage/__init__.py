@@ -28,7 +28,7 @@ _HOMES = {
     "denoise": "inference.denoise",
     "sample": "inference.sampling",
     "generate": "inference.sampling",
-    "export": "export.archive",
+    "export": "exporting.archive",
     "validate": "validation.report",
 }
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import calibrate
     from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
-    from gap_bioimage.export.archive import export
+    from gap_bioimage.exporting.archive import export
     from gap_bioimage.inference.denoise import denoise
     from gap_bioimage.inference.sampling import generate, sample
     from gap_bioimage.inspection import inspect

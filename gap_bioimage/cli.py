@@ -213,7 +213,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export a model as a bioimage.io zip for Fiji, ilastik and the zoo, if it passes every check."""
-    from gap_bioimage.export.card import write_template
+    from gap_bioimage.exporting.card import write_template
 
     if init_card is not None:
         write_template(init_card)
@@ -223,8 +223,8 @@ def export(
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
     if postprocessing_kwargs is not None and postprocessing is None:
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
-    from gap_bioimage.export.archive import export as write_zip
-    from gap_bioimage.export.operation import parse_kwargs
+    from gap_bioimage.exporting.archive import export as write_zip
+    from gap_bioimage.exporting.operation import parse_kwargs
     from gap_bioimage.inputs import camera_asked
     from gap_bioimage.validation.reports.terminal import print_report
 

@@ -13,7 +13,7 @@ from gap_bioimage.options import Device, Json, Quiet
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gap_bioimage.validation.repairing.repair import Repaired
+    from gap_bioimage.validation.repair.repairing import Repaired
 
 
 def repair(
@@ -25,7 +25,7 @@ def repair(
     quiet: Quiet = False,
 ) -> None:
     """Mend what needs no judgement in a copy of a model, and list it. Exit 0 passes now, 1 fails, 2 could not run."""
-    from gap_bioimage.validation.repairing.repair import repair as mend
+    from gap_bioimage.validation.repair.repairing import repair as mend
 
     quiet = quiet or str(json_out) == "-"
     with Bar(quiet, f"repairing {model.name}") as (bar, task):
@@ -41,7 +41,7 @@ def repair(
         _print(repaired)
     say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB, {repaired.after.status}")
     if repaired.after.status != "passed":
-        raise typer.Exit(1)
+        raise typer.Exit(2 if repaired.after.status == "not-run" else 1)
 
 
 def _print(repaired: Repaired) -> None:

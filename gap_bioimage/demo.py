@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.export.archive import export
-from gap_bioimage.export.readme import gaussian_filters
+from gap_bioimage.exporting.archive import export
+from gap_bioimage.exporting.measures import gaussian_filters
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.denoise import denoise
 from gap_bioimage.io import write_image

@@ -9,7 +9,7 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from gap_bioimage.export.archive import export
+from gap_bioimage.exporting.archive import export
 from gap_bioimage.files import replacing
 from gap_bioimage.recipe import Recipe
 from gap_bioimage.training.fit import train

@@ -10,7 +10,7 @@ import zips
 from command_line import one_sentence
 from test_validation_repair import static_validate
 
-from gap_bioimage.validation.repairing import repair
+from gap_bioimage.validation.repair import repairing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def static(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validate without running the models."""
-    monkeypatch.setattr(repair, "validate", static_validate)
+    monkeypatch.setattr(repairing, "validate", static_validate)
     monkeypatch.setenv("COLUMNS", "160")
 
 

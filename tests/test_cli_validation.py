@@ -41,7 +41,9 @@ def test_several_models_at_once_with_every_page(run: Any, tmp_path: Path) -> Non
     assert "zoo score" in result.out.lower() or "score" in result.out.lower()
     reports = json.loads(pages["json"].read_text())
     assert [report["status"] for report in reports] == ["passed", "failed"]
-    assert {key for report in reports for key in report} == {"status", "model", "checks", "consumers", "score"}
+    assert {key for report in reports for key in report} == {
+        "status", "model", "checks", "verdicts", "consumers", "score"
+    }  # fmt: skip
     page = pages["html"].read_text()
     assert page.count("data:image/png;base64,") >= 2
     assert "http-equiv" in page
@@ -107,11 +109,11 @@ def test_folders_for_what_is_kept_differ(paths: list[str], names: list[str], tmp
     assert list(_names(made).values()) == names
 
 
-def test_torch_is_not_imported_where_nothing_runs(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, files={"weights.pt": None})
+def test_torch_is_not_imported_for_a_description_alone(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path)
     script = (
         "import sys; from gap_bioimage.validation.report import validate; "
-        f"validate({str(path)!r}); assert 'torch' not in sys.modules"
+        f"validate({str(path)!r}, description_only=True); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
@@ -164,6 +166,39 @@ def test_what_was_not_run_is_no_success(run: Any, tmp_path: Path) -> None:
     assert result.code == 2
     assert "nothing was run" in one_sentence(result)
     assert run("validate", path, "--run-code", "--quiet").code == 0
+
+
+def test_a_description_alone_is_enough(run: Any, tmp_path: Path) -> None:
+    import yaml
+
+    rdf = zips.description(zips.model_files())
+    path, out = tmp_path / "rdf.yaml", tmp_path / "out.json"
+    path.write_text(yaml.safe_dump(rdf))
+    result = run("validate", path, "--description-only", "--json", out)
+    assert result.code == 0
+    report = json.loads(out.read_text())
+    assert (report["status"], report["model"]) == ("passed", str(path))
+    assert {entry["verdict"] for entry in report["verdicts"]} == {"works"}
+    path.write_text(yaml.safe_dump(rdf | {"weights": {}}))
+    assert run("validate", path, "--description-only", "--quiet").code == 1
+
+
+def test_unknown_programs_are_one_sentence(run: Any, tmp_path: Path) -> None:
+    told = one_sentence(run("validate", zips.make_zip(tmp_path), "--consumer", "imagej"))
+    assert "imagej" in told and "fiji" in told
+
+
+def test_a_check_that_raised_is_no_success(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gap_bioimage.validation.check import STYLE, Definition
+
+    def broken(model: Any) -> None:
+        raise ZeroDivisionError("by zero")
+
+    made = Definition("ilastik.broken", "rule", STYLE, broken)
+    monkeypatch.setattr("gap_bioimage.validation.report.definitions", lambda kind: [made])
+    result = run("validate", zips.make_zip(tmp_path), "--description-only", "--quiet")
+    assert result.code == 2
+    assert "ilastik.broken" in result.err
 
 
 def test_a_device_that_is_not_there_is_not_the_models_fault(run: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gap_bioimage.config import SamplingConfig
-from gap_bioimage.export.weights import without_debug_records
+from gap_bioimage.exporting.weights import without_debug_records
 from gap_bioimage.inference.climb import Climb
 from gap_bioimage.network import PhotonDenoiser, conserve_photons
 from gap_bioimage.sampler import PosteriorSampler, count_keys, photon_budget, spread, total_photons

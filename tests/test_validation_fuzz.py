@@ -17,24 +17,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 import zips
-from gap_bioimage.validation.old_rules import all_rules
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import UnreadableModelError
-from gap_bioimage.validation.checks import CONSUMERS, Check
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.arrays import tensor_check
-from gap_bioimage.validation.package.description import format_checks
-from gap_bioimage.validation.package.facts import Facts
-from gap_bioimage.validation.package.pickles import pickle_check
-from gap_bioimage.validation.package.references import reference_checks
+from gap_bioimage.validation.archive.examine import examine
+from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.check import Check, definitions
+from gap_bioimage.validation.consumers import consumers
+from gap_bioimage.validation.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _COMMON: dict[str, Any] = {
     "deadline": timedelta(seconds=5),  # hang
+    "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # making such examples smaller takes many minutes
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 }
 QUICK = settings(max_examples=120, **_COMMON)
@@ -106,13 +104,15 @@ def static_checks(path: Path) -> list[Check]:
     with open_package(path) as (package, checks):
         if package is None:
             return checks
-        found, _ = reference_checks(package)
-        found += [pickle_check(package), tensor_check(package)]
-        broken = {check.id for check in found if check.status != "passed"}
-        if "archive.references" not in broken:
-            found += format_checks(package, with_files=broken.isdisjoint({"archive.remote", "archive.tensors"}))[1]
-        facts = Facts(package)
-        return [*checks, *found, *(rule.judge(facts) for rule in all_rules())]
+        examined = examine(package)
+        alone = examine(package, description_only=True)
+        if not examined.is_model:
+            return [*checks, *examined.checks, *alone.checks]
+        models = (
+            Model(package, described.description and described.description.upgraded) for described in (examined, alone)
+        )
+        rules = [made.judge(model) for model in models for made in definitions("rule")]
+        return [*checks, *examined.checks, *alone.checks, *rules]
 
 
 def verify(data: bytes, place: Path, watch: Watch) -> None:
@@ -134,7 +134,7 @@ def verify(data: bytes, place: Path, watch: Watch) -> None:
     assert checks
     for check in checks:
         assert isinstance(check, Check)
-        assert check.consumer in CONSUMERS
+        assert check.consumer in consumers()
         for text in (check.message, check.fix):
             assert "\n" not in text, check
             assert len(text) < 1000, check

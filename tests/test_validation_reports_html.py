@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 import zips
-from gap_bioimage.validation.reports.score import Score, Verdict
 
-from gap_bioimage.validation.checks import Check, Picture
+from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
+from gap_bioimage.validation.score import Score
+from gap_bioimage.validation.verdicts import Verdict
 
 CHECKS = (
     Check("archive.files", "archive", "passed", "every file is there"),
@@ -31,7 +32,7 @@ VERDICTS = (
     Verdict("qupath", "unknown", "no rules were checked"),
     Verdict("bioengine", "unknown", "no rules were checked"),
 )
-SCORE = Score(0.625, {"format": 1.0, "metadata": 0.5, "core": 1.0, "partners": 0.0}, ("+0.08 with BiaPy: kwargs",))
+SCORE = Score(3.5, {"format": 1.0, "inference": 2.0, "reproduces": 0.0, "metadata": 0.5}, ("+4.00: export again",))
 VOID = {"meta", "img", "path", "circle", "br", "link"}
 HOSTILE = "</style><script>alert(1)</script><img src=https://evil.invalid/x onerror=alert(2)>\" onload='x' {{ 7 * 7 }}"
 
@@ -155,10 +156,11 @@ def test_all_checks_are_in_the_table() -> None:
 
 def test_the_score_has_bars_and_numbers() -> None:
     html = render_html([Report("m.zip", CHECKS, VERDICTS, SCORE)])
-    assert re.findall(r'style="width: ([\d.]+)%"', html) == ["100.0", "50.0", "100.0", "0.0"]
+    assert re.findall(r'style="width: ([\d.]+)%"', html) == ["100.0", "100.0", "0.0", "50.0"]
     text = Page(html).text
-    assert "format 1.00 metadata 0.50 bioimageio.core 1.00 partner tools 0.00" in text
-    assert "What would raise it +0.08 with BiaPy: kwargs" in text
+    assert "valid format 1.00 runs 2.00 reproduces its test 0.00 metadata 0.50" in text
+    assert "3.50 of 8" in text
+    assert "What would raise it +4.00: export again" in text
 
 
 def test_pictures_travel_inside_with_a_text() -> None:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from gap_bioimage.validation.checks import Check
+from gap_bioimage.validation.check import Check
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.junit import printable, render_junit
 

@@ -7,9 +7,11 @@ import io
 from gap_bioimage.validation.reports.score import Score, Verdict
 from rich.console import Console
 
-from gap_bioimage.validation.checks import Check
+from gap_bioimage.validation.check import Check
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.terminal import print_report
+from gap_bioimage.validation.score import Score
+from gap_bioimage.validation.verdicts import Verdict
 
 CHECKS = (
     Check("archive.paths", "archive", "passed", "all paths stay inside"),
@@ -72,10 +74,10 @@ def test_every_program_has_its_line_and_a_shared_reason_is_said_once() -> None:
 
 
 def test_the_score_shows_its_parts_and_three_remedies() -> None:
-    parts = {"format": 1.0, "metadata": 0.5, "core": 0.0, "partners": 1 / 3}
+    parts = {"format": 1.0, "inference": 2.0, "reproduces": 0.0, "metadata": 1 / 3}
     remedies = tuple(f"+0.0{9 - n}: remedy [{n}]" for n in range(5))
-    found = lines(Report("m.zip", CHECKS, VERDICTS, Score(0.46, parts, remedies)))
-    line = next(n for n, text in enumerate(found) if "0.46 of 1" in text)
+    found = lines(Report("m.zip", CHECKS, VERDICTS, Score(3.33, parts, remedies)))
+    line = next(n for n, text in enumerate(found) if "3.33 of 8" in text)
     told = " ".join(found[line : line + 2])
-    assert "format 1.00 metadata 0.50 bioimageio.core 0.00 partner tools 0.33" in told
+    assert "valid format 1.00 runs 2.00 reproduces its test 0.00 metadata 0.33" in told
     assert [text for text in found if "remedy" in text] == list(remedies[:3])

@@ -224,3 +224,25 @@ def make_zip(
             if name not in left_out:
                 archive.writestr(name, data)
     return path
+
+
+def to_format_0_4(version: str = "0.4.9", **fields: Any) -> Mutation:
+    """A mutation that describes the torchscript weights in format 0.4; ``fields`` are added at the top level."""
+
+    def mutate(rdf: dict[str, Any]) -> None:
+        common = {"axes": "bcyx", "data_type": "float32", "data_range": [float("-inf"), float("inf")]}
+        same = {"reference_tensor": "photons", "scale": [1, 1, 1, 1], "offset": [0, 0, 0, 0]}
+        torchscript_only(rdf)
+        for key in ("inputs", "outputs", "id"):
+            del rdf[key]
+        rdf.update(
+            format_version=version,
+            timestamp="2024-05-01T10:00:00",
+            inputs=[{"name": "photons", "shape": [1, 1, 32, 32], **common}],
+            outputs=[{"name": "rate", "shape": same, "halo": [0, 0, 2, 2], **common}],
+            test_inputs=["input.npy"],
+            test_outputs=["output.npy"],
+        )
+        rdf.update(fields)
+
+    return mutate

@@ -194,11 +194,11 @@ class Definition:
             found = self.function(subject)
         except NotApplicable as reason:
             return Outcome("skipped", one_sentence(reason))
-        if isinstance(found, Outcome):
-            return found
         if found is None:
             return Outcome("passed", "kept")
         fix = self.fix if isinstance(self.fix, str) else self.fix(subject)
+        if isinstance(found, Outcome):
+            return replace(found, fix=fix) if found.status in ("failed", "warning") and not found.fix else found
         return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found, fix)
 
 
@@ -261,12 +261,17 @@ def definition(check_id: str) -> Definition:
 
 
 def registry() -> Mapping[str, Definition]:
-    """All declared checks by id, in the order of a report: by consumer, then by its ``order``, then as declared."""
+    """All declared checks by id, in the order of a report: by consumer, then by its ``order``, module and line."""
     from gap_bioimage.validation.consumers import consumers
 
     places = {name: place for place, name in enumerate(consumers())}
     unplaced = len(places)
-    ordered = sorted(_REGISTERED.values(), key=lambda made: (places.get(made.consumer, unplaced), made.order))
+
+    def key(made: Definition) -> tuple[int, int, str]:
+        # modules import each other, so that the order in which they declare their checks is nobody's choice
+        return places.get(made.consumer, unplaced), made.order, getattr(made.function, "__module__", "")
+
+    ordered = sorted(_REGISTERED.values(), key=key)
     return {made.id: made for made in ordered}
 
 

@@ -13,7 +13,7 @@ from gap_bioimage.validation.check import NotApplicable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.package.archive import Package
+    from gap_bioimage.validation.archive.package import Package
 
 _DEFAULT_IDS = {"batch": "batch", "channel": "channel", "time": "time", "space": "x", "index": "index"}
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gap_bioimage.validation.check import Check, definitions
+from gap_bioimage.validation.archive.examine import examine
+from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.check import Check, definition, definitions
 from gap_bioimage.validation.consumers import consumers as all_consumers
 from gap_bioimage.validation.consumers import known
 from gap_bioimage.validation.model import Model, with_infinities
-from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.evidence import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
@@ -21,11 +22,11 @@ from gap_bioimage.validation.score import Completeness, completeness_of, score_o
 from gap_bioimage.validation.verdicts import verdicts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from gap_bioimage.validation.archive.examine import Examined
+    from gap_bioimage.validation.archive.package import Package
     from gap_bioimage.validation.check import Picture
-    from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.package.description import Description
     from gap_bioimage.validation.score import Score
     from gap_bioimage.validation.verdicts import Verdict
 
@@ -162,26 +163,20 @@ def validate(
             runs.start()  # the libraries are imported there while the files are looked at
         package, archive_checks = stack.enter_context(open_package(path))
         findings = _Findings(consumers, on_check, description_only)
-        findings.add(*archive_checks)
-        if package is not None and description_only:
-            _check_description(replace(package, rdf=with_infinities(package.rdf)), findings)
-        elif package is not None:
-            opened = package
-
-            def run(description: Description) -> Iterator[Check | tuple[str, str, Path]]:
-                return runs.run(
-                    Job(
-                        opened,
-                        description,
-                        run_code=run_code,
-                        device=device,
-                        engines=found_engines,
-                        keep=None if keep is None else Path(keep).absolute(),
-                        pictures=opened.scratch / "pictures" if pictures else None,
-                    )
-                )
-
-            _check_package(package, findings, run)
+        findings.add(archive_checks)
+        if package is not None:
+            if description_only:
+                package = replace(package, rdf=with_infinities(package.rdf))
+            examined = examine(package, description_only=description_only)
+            findings.add(examined.checks)
+            if examined.description is not None and not examined.why_not_run:
+                kept = None if keep is None else Path(keep).absolute()
+                drawn = package.scratch / "pictures" if pictures else None
+                job = Job(package, examined.description, run_code, device, found_engines, kept, drawn)
+                findings.add(runs.run(job))
+            elif examined.is_model and not description_only:
+                findings.add([definition("core.test").skipped(examined.why_not_run)])
+            findings.add_rules(package, examined)
         return findings.report(str(path), pictures)
 
 
@@ -189,29 +184,44 @@ class _Findings:
     """What was found so far."""
 
     def __init__(
-        self, consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None, description_only: bool
+        self, asked: Sequence[str] | None, on_check: Callable[[Check], None] | None, description_only: bool
     ) -> None:
-        self._consumers, self._on_check, self._description_only = consumers, on_check, description_only
+        self._asked, self._on_check, self._description_only = asked, on_check, description_only
         self._raw: list[Check] = []
         self._judged: list[Check] = []
-        self.drawn: list[tuple[str, str, Path]] = []
-        self.completeness: Completeness | None = None
+        self._drawn: list[tuple[str, str, Path]] = []
+        self._completeness: Completeness | None = None
 
-    def add(self, *checks: Check) -> None:
-        """Take checks, and tell of those whose consumer was asked for."""
-        self._raw += checks
-        for judged in filter(None, (_judged(check, self._consumers) for check in checks)):
-            self._judged.append(judged)
-            if self._on_check is not None:
-                self._on_check(judged)
+    def add(self, found: Iterable[Check | tuple[str, str, Path]]) -> None:
+        """Take checks and pictures, and tell of the checks whose consumer was asked for."""
+        for item in found:
+            if not isinstance(item, Check):
+                self._drawn.append(item)
+                continue
+            self._raw.append(item)
+            judged = self._softened(item)
+            if judged is not None:
+                self._judged.append(judged)
+                if self._on_check is not None:
+                    self._on_check(judged)
 
-    def add_rules(self, package: Package, description: Description | None, *, with_files: bool) -> None:
+    def add_rules(self, package: Package, examined: Examined) -> None:
         """Apply every rule; what is no model's description is not judged as one."""
-        if package.rdf.get("type", "model") == "model":
-            model = Model(package, None if description is None else description.upgraded, with_files)
-            self.add(*(made.judge(model) for made in definitions("rule")))
+        description = examined.description
+        if examined.is_model:
+            upgraded = None if description is None else description.upgraded
+            model = Model(package, upgraded, with_files=not self._description_only)
+            self.add(made.judge(model) for made in definitions("rule"))
         if description is not None:
-            self.completeness = completeness_of(description.as_written)
+            self._completeness = completeness_of(description.as_written)
+
+    def _softened(self, check: Check) -> Check | None:
+        """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
+        if all_consumers()[check.consumer].base:
+            return check
+        if self._asked is None:
+            return replace(check, status="warning") if check.status == "failed" else check
+        return check if check.consumer in self._asked else None
 
     def report(self, model: str, pictures: bool) -> Report:
         """Make the report of all."""
@@ -219,55 +229,7 @@ class _Findings:
             model,
             tuple(self._judged),
             verdicts_of(self._raw, description_only=self._description_only),
-            score_of(self._raw, self.completeness),
-            read_pictures(self.drawn) if pictures else (),
+            score_of(self._raw, self._completeness),
+            read_pictures(self._drawn) if pictures else (),
             self._description_only,
         )
-
-
-def _judged(check: Check, asked: Sequence[str] | None) -> Check | None:
-    """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
-    if all_consumers()[check.consumer].base:
-        return check
-    if asked is None:
-        return replace(check, status="warning") if check.status == "failed" else check
-    return check if check.consumer in asked else None
-
-
-def _check_description(package: Package, findings: _Findings) -> None:
-    from gap_bioimage.validation.package.description import format_checks
-
-    description, found = format_checks(package, with_files=False)
-    findings.add(*found)
-    findings.add_rules(package, description, with_files=False)
-
-
-def _check_package(
-    package: Package,
-    findings: _Findings,
-    run: Callable[[Description], Iterator[Check | tuple[str, str, Path]]],
-) -> None:
-    from gap_bioimage.validation.package.arrays import tensor_check
-    from gap_bioimage.validation.package.description import format_checks
-    from gap_bioimage.validation.package.pickles import pickle_check
-    from gap_bioimage.validation.package.references import reference_checks
-
-    found, _ = reference_checks(package)
-    found += [pickle_check(package), tensor_check(package)]
-    broken = {check.id for check in found if check.status != "passed"}
-    description = None
-    if "archive.references" not in broken:  # else bioimageio.spec would read files outside the package
-        # with remote files it would use the network, with broken tensors endless memory
-        with_files = broken.isdisjoint({"archive.remote", "archive.tensors"})
-        description, format_found = format_checks(package, with_files=with_files)
-        found += format_found
-    findings.add(*found)
-    if description is None or any(check.status == "failed" for check in found):
-        findings.add(Check("core.test", "core", "skipped", "not run, since the package or its description is broken"))
-    else:
-        for item in run(description):
-            if isinstance(item, Check):
-                findings.add(item)
-            else:
-                findings.drawn.append(item)
-    findings.add_rules(package, description, with_files=True)

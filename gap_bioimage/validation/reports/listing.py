@@ -40,11 +40,13 @@ def as_table() -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in _COLUMNS:
-        table.add_column(title, overflow="fold", no_wrap=title == "check")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for made in registry().values():
-        table.add_row(escape(made.id), *map(escape, _texts(made)))
+        asks, *more = map(escape, _texts(made))
+        told = [f"[dim]{title}:[/] {text}" for title, text in zip(_COLUMNS[2:], more, strict=True) if text]
+        table.add_row(escape(made.id), "\n".join([asks, *told]))
     return table
 
 

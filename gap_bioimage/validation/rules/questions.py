@@ -8,15 +8,15 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
+from gap_bioimage.validation.archive.torchscript import read_code
 from gap_bioimage.validation.check import NotApplicable, Source, one_sentence
-from gap_bioimage.validation.package.torchscript import read_code
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from gap_bioimage.validation.archive.torchscript import TorchScriptCode
     from gap_bioimage.validation.model import Model
-    from gap_bioimage.validation.package.torchscript import TorchScriptCode
 
 JDLL = Source("JDLL", "run with libtorch 1.13.1 and 2.0.1", "0.6.3", "2026-11")
 JDLL_SPEC = Source("JDLL", "bioimageio/description/ModelDescriptorV05.java", "0.6.4-SNAPSHOT", "2026-11")
@@ -32,6 +32,8 @@ PLAIN_STRINGS = "Write file names as plain strings, as format 0.5.9 does."
 _ORDERS = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 _NEWEST_READ = (0, 5, 10)
 _SHOWN = 3
+_TILE_SHARE = 0.9
+"""A tile of ilastik's that is hardly smaller than it could be costs nothing."""
 _MAX_SOURCE = 2_000_000
 ALWAYS_THERE = frozenset({"torch", "numpy", "bioimageio", "xarray", "typing_extensions", "pydantic", "scipy", "tqdm"})
 """What bioimageio.core and torch bring with them."""
@@ -93,7 +95,8 @@ def uneven_grid(model: Model) -> str | None:
         sizes = {axis.id: axis.min_step for axis in tensor.axes if axis.kind == "space"}
         target = 64 if "z" in sizes else 512
         ns = {name: max(0, math.ceil((target - size[0]) / size[1])) for name, size in sizes.items() if size and size[1]}
-        if len(set(ns.values())) > 1:
+        tiles = {name: sizes[name][0] + min(ns.values()) * sizes[name][1] for name in ns}  # type: ignore[index]
+        if any(tile < _TILE_SHARE * target for tile in tiles.values()):
             text = ", ".join(f"{name} {n}" for name, n in ns.items())
             return f"n to reach {target} pixels differs over the axes of {tensor.id!r} ({text})"
     return None

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
+from gap_bioimage.validation.check import Severity, run_check
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
 from gap_bioimage.validation.run.runner import SHARED_SEED, ModelError, Runner, voxels
 
@@ -36,12 +37,9 @@ _GUARD = "Guard divisions and logarithms in the model with a small constant."
 
 
 @run_check(
-    "run.output_kind",
-    Severity.BLOCKS,
-    breaks="programs find no image in what it returns",
-    fix="Return a tensor, or a tuple of tensors in the order of the outputs.",
-    weights=("torchscript",),
-)
+    "run.output_kind", Severity.BLOCKS, breaks="programs find no image in what it returns",
+    fix="Return a tensor, or a tuple of tensors in the order of the outputs.", weights=("torchscript",),
+)  # fmt: skip
 def output_kind(runner: Runner) -> Outcome:
     """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
     outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
@@ -54,13 +52,10 @@ def output_kind(runner: Runner) -> Outcome:
 
 
 @run_check(
-    "fiji.as_loaded",
-    Severity.BLOCKS,
-    breaks="Fiji's results differ",
+    "fiji.as_loaded", Severity.BLOCKS, breaks="Fiji's results differ",
     fix="Call eval() on the network before torch.jit.script or torch.jit.trace, and save it again.",
-    weights=("torchscript",),
-    compares=True,
-)
+    weights=("torchscript",), compares=True,
+)  # fmt: skip
 def as_loaded(runner: Runner) -> Outcome:
     """The TorchScript gives the same in the state in which it was saved: Fiji's engine does not switch it to eval."""
     expected, got = list(runner.graph_outputs.items()), runner.script.as_saved
@@ -82,12 +77,9 @@ def as_loaded(runner: Runner) -> Outcome:
 
 
 @run_check(
-    "run.deterministic",
-    Severity.DEGRADES,
-    breaks="nobody gets the same image twice",
-    fix="Take random numbers from a hash of the pixel's position, not from torch's global generator.",
-    compares=True,
-)
+    "run.deterministic", Severity.DEGRADES, breaks="nobody gets the same image twice",
+    fix="Take random numbers from a hash of the pixel's position, not from torch's global generator.", compares=True,
+)  # fmt: skip
 def deterministic(runner: Runner) -> Outcome:
     """The same input gives the same output again and again, whatever torch's random state."""
     import torch
@@ -103,12 +95,9 @@ def deterministic(runner: Runner) -> Outcome:
 
 
 @run_check(
-    "run.batch",
-    Severity.DEGRADES,
-    breaks="an image's result depends on its neighbours",
-    fix="Compute statistics per image, never over the batch axis.",
-    compares=True,
-)
+    "run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
+    fix="Compute statistics per image, never over the batch axis.", compares=True,
+)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
     """An image's output does not depend on the images that share its batch."""
     if not runner.batch_is_free:
@@ -140,13 +129,10 @@ def _batch_back(runner: Runner, arrays: Arrays) -> Arrays:
 
 
 @run_check(
-    "run.dtypes",
-    Severity.DEGRADES,
-    breaks="images as cameras write them give other results, or none",
-    fix="Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float().",
-    once=True,
+    "run.dtypes", Severity.DEGRADES, breaks="images as cameras write them give other results, or none",
+    fix="Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float().", once=True,
     compares=True,
-)
+)  # fmt: skip
 def dtypes(runner: Runner) -> Outcome:
     """Images of other number types give what the same values as float32 give, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
@@ -163,13 +149,10 @@ def dtypes(runner: Runner) -> Outcome:
 
 
 @run_check(
-    "fiji.dtypes",
-    Severity.DEGRADES,
-    breaks="programs that hand over images as they are cannot run it",
+    "fiji.dtypes", Severity.DEGRADES, breaks="programs that hand over images as they are cannot run it",
     fix="Begin forward with x = x.float(), or declare ensure_dtype float32 as the first step.",
-    weights=("torchscript",),
-    compares=True,
-)
+    weights=("torchscript",), compares=True,
+)  # fmt: skip
 def graph_dtypes(runner: Runner) -> Outcome:
     """The TorchScript itself takes images of other number types: nothing converts them where no step is declared."""
     tensors = runner.rdf.get("inputs") or []
@@ -251,14 +234,10 @@ def _finite(runner: Runner, inputs: Arrays, what: str) -> Outcome:
 
 
 @run_check(
-    "run.cuda",
-    Severity.DEGRADES,
-    breaks="users with a GPU get other results",
-    fix="See that no device is written into the model: create tensors on the input's device.",
-    once=True,
-    compares=True,
-    order=1,
-)
+    "run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",
+    fix="See that no device is written into the model: create tensors on the input's device.", once=True,
+    compares=True, order=1,
+)  # fmt: skip
 def cuda(runner: Runner) -> Outcome:
     """A GPU gives what the CPU gives."""
     import torch
@@ -284,13 +263,9 @@ def other_device(runner: Runner, device: str) -> Outcome:
 
 
 @run_check(
-    "run.cost",
-    Severity.STYLE,
-    breaks="large images do not fit, or take too long",
-    fix="Make the network smaller, or declare smaller tiles.",
-    once=True,
-    order=1,
-)
+    "run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",
+    fix="Make the network smaller, or declare smaller tiles.", once=True, order=1,
+)  # fmt: skip
 def cost(runner: Runner) -> Outcome:
     """Time and memory that the model takes for each megapixel (or megavoxel) of input."""
     image = runner.small_inputs if runner.is_stochastic or not runner.steps else runner.inputs_of(_costly(runner))
@@ -320,12 +295,6 @@ def _costly(runner: Runner) -> Sizes:
 
 def _peak_memory() -> int | None:
     """The largest resident memory of this process so far, bytes; None where the system does not tell."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
     if sys.platform == "win32":
         return None
     import resource

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, run_check
+from gap_bioimage.validation.check import Severity, run_check
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
 from gap_bioimage.validation.run.compare import relative_rms
 from gap_bioimage.validation.run.runner import MAX_VOXELS, voxels
 
@@ -27,6 +28,7 @@ SEAM = 1e-2
 SEARCH_S = 30.0
 """No wider cut is tried after that time."""
 _SAFETY = 0.9
+_WIDEST_PX = 2048
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
 
@@ -49,15 +51,7 @@ class EdgeProfile:
 
     @classmethod
     def of(cls, whole: NDArray[Any], cut: NDArray[Any], axis: int) -> EdgeProfile:
-        """Compare the result of an image that was cut at both ends of an axis with the same place of the whole.
-
-        Parameters
-        ----------
-        whole, cut
-            Of one shape.
-        axis
-            The axis that was cut.
-        """
+        """Compare the result of an image that was cut at both ends of an axis with the same place of the whole."""
         with np.errstate(invalid="ignore"):
             squares = np.square(cut.astype(np.float64) - whole)
         line = np.moveaxis(np.where(np.isfinite(squares), squares, np.inf), axis, 0).reshape(whole.shape[axis], -1)
@@ -104,26 +98,15 @@ def cuts_of(runner: Runner, axis: str, reach_px: int, *, postprocess: bool = Tru
 
     Far outside, the whole is dark: what takes statistics of all pixels differs then at every distance.
 
-    Parameters
-    ----------
-    runner
-        The model; its first flexible input counts.
-    axis
-        Axis id, e.g. ``x``.
-    reach_px
-        So far the profile reaches at least, in input pixels.
-    postprocess
-        Apply the declared postprocessing, to the middle by itself.
-
-    Returns
-    -------
-    One cut for every output that has the axis; None where the whole would be too large to be run here.
+    Returns one cut for every output that has the axis, whose profile reaches at least ``reach_px`` input pixels; None
+    where the whole would be too large to be run here.
     """
     keys = {key: step for key, step in runner.steps.items() if key[1] == axis}
     first, step = next(iter(keys.items()))
     smallest = runner.sizes(0)[0][first[0]][axis]
     n_middle = max(0, math.ceil((2 * reach_px - smallest) / step))
-    n_margin = math.ceil(2 * max(reach_px, smallest // 2) / step)
+    # whole tiles away, so that both begin where the network pools
+    n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
     ns = dict.fromkeys(runner.steps, 0)
     sizes, _ = runner.sizes({**ns, **dict.fromkeys(keys, n_middle + 2 * n_margin)})
     if voxels(sizes) > MAX_VOXELS:
@@ -193,13 +176,9 @@ def _smallest_tile(runner: Runner) -> tuple[Places, Places, int]:
 
 
 @run_check(
-    "run.tiled",
-    Severity.DEGRADES,
-    breaks="seams show between tiles",
-    fix="Enlarge the halo, or keep whole-image statistics out of the network.",
-    once=True,
-    compares=True,
-)
+    "run.tiled", Severity.DEGRADES, breaks="seams show between tiles",
+    fix="Enlarge the halo, or keep whole-image statistics out of the network.", once=True, compares=True,
+)  # fmt: skip
 def tiled(runner: Runner) -> Outcome:
     """A tiled prediction equals the whole-image one: the declared halo covers what the network looks at."""
     _refuse_tiles(runner)
@@ -245,7 +224,7 @@ def _sufficient(runner: Runner, cuts: list[Cut], reach_px: int) -> tuple[str, st
         if time.monotonic() - start > SEARCH_S:
             break
         wider = _measured(runner, 2 * reach_px)
-        if wider is None:
+        if wider is None or reach_px > _WIDEST_PX:
             problem = "larger ones need images that are too large to be run here"
             break
         cuts, reach_px = wider, 2 * reach_px
@@ -276,13 +255,10 @@ def _told(values: Mapping[tuple[str, str], int]) -> str:
 
 
 @run_check(
-    "run.padding",
-    Severity.DEGRADES,
-    breaks="results depend on how a program pads",
+    "run.padding", Severity.DEGRADES, breaks="results depend on how a program pads",
     fix="Keep statistics of the whole image, such as norms over all pixels, out of the network, or enlarge the halo.",
-    once=True,
-    compares=True,
-)
+    once=True, compares=True,
+)  # fmt: skip
 def padding(runner: Runner) -> Outcome:
     """An image's inner part stays the same where the image is padded, as programs do to reach a size they can use."""
     if not runner.steps:

@@ -4,10 +4,10 @@
     PYTHON engine_script.py run WEIGHTS FOLDER REPEATS
     PYTHON engine_script.py core RDF WEIGHTS_FORMAT...
 
-``run`` reads ``FOLDER/input_N.bin`` (float32) with shapes in ``inputs.json``, runs them ``REPEATS`` times (engines compile
-a graph while it runs for the second time), and leaves ``output_N.bin`` of the last run with ``outputs.json``. Each
-answer is a line of JSON; the last one counts, ``run`` tells the seconds of each run before it. Written for Python 3.6
-and torch 1.8 on.
+``run`` reads ``FOLDER/input_N.bin`` (float32) with shapes in ``inputs.json``, runs them ``REPEATS`` times (engines
+compile a graph while it runs for the second time), and leaves ``output_N.bin`` of the last run with ``outputs.json``.
+Each answer is a line of JSON; the last one counts, ``run`` tells the seconds of each run before it. Written for
+Python 3.6 and torch 1.8 on.
 """
 
 import array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,15 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.check import (
-    Evidence,
-    NotApplicable,
-    Outcome,
-    Severity,
-    declare,
-    merge_outcomes,
-    one_sentence,
-)
+from gap_bioimage.validation.check import Severity, declare
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm
 
 if TYPE_CHECKING:
@@ -40,23 +34,16 @@ _SCRIPT = Path(__file__).with_name("engine_script.py")
 _PROBE_S = 120
 
 OLDER_ENGINE = declare(
-    "fiji.older_engine",
-    "run",
-    Severity.BLOCKS,
-    asks="The same results in the older engines given with --engine.",
+    "fiji.older_engine", "run", Severity.BLOCKS, asks="The same results in the older engines given with --engine.",
     breaks="Fiji's engine is older than what models are made with",
-    fix="Rewrite what the older engine does not know, e.g. F.interpolate, and save the TorchScript again.",
-    order=2,
-)
+    fix="Rewrite what the older engine does not know, e.g. F.interpolate, and save the TorchScript again.", order=2,
+)  # fmt: skip
 OTHER_VERSIONS = declare(
-    "core.other_versions",
-    "run",
-    Severity.DEGRADES,
+    "core.other_versions", "run", Severity.DEGRADES,
     asks="The same results in the versions of bioimageio.core given with --engine.",
-    breaks="users of these versions cannot run it",
-    fix="See which format_version and operations that version knows.",
+    breaks="users of these versions cannot run it", fix="See which format_version and operations that version knows.",
     order=2,
-)
+)  # fmt: skip
 
 
 def find_engines(engines: Iterable[str]) -> tuple[str, ...]:
@@ -74,7 +61,7 @@ def _found(python: str) -> str:
     # links stay as they are: a virtual environment is known by the place of its interpreter
     path = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
     try:
-        found = _ask(path, "versions", timeout=_PROBE_S)
+        found = _versions(path)
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         text = one_sentence(getattr(error, "strerror", None) or error, 200)
         raise ConfigError(
@@ -117,7 +104,7 @@ def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Out
 def _one_engine(
     runner: Runner, python: str, inputs: list[NDArray[Any]], expected: dict[str, NDArray[Any]], seconds: float
 ) -> tuple[str, Outcome]:
-    name = f"torch {_ask(python, 'versions', timeout=_PROBE_S)['torch']}"
+    name = f"torch {_versions(python)['torch']}"
     with tempfile.TemporaryDirectory(prefix="gap-engine-") as temp:
         folder = Path(temp)
         for number, array in enumerate(inputs):
@@ -166,7 +153,7 @@ def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str
     """Whether other versions of bioimageio.core, where the interpreters have one, pass their own test."""
     outcomes = []
     for python in engines:
-        version = _ask(python, "versions", timeout=_PROBE_S)["core"]
+        version = _versions(python).get("core")
         if version is None:
             continue
         answer = _ask(python, "core", str(rdf), *weights_formats, timeout=seconds)
@@ -177,6 +164,12 @@ def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str
     if not outcomes:
         raise NotApplicable("no --engine has bioimageio.core")
     return merge_outcomes(outcomes)
+
+
+@functools.cache
+def _versions(python: str) -> dict[str, Any]:
+    """Which torch and bioimageio.core an interpreter has; asking takes seconds."""
+    return _ask(python, "versions", timeout=_PROBE_S)
 
 
 def _ask(python: str, *arguments: str, timeout: float | None = None) -> dict[str, Any]:

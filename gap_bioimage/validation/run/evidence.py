@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.check import Picture
+from gap_bioimage.validation.outcome import Picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gap_bioimage.validation.check import Evidence, Outcome
+    from gap_bioimage.validation.outcome import Evidence, Outcome
 
 _MAX_SHOWN_PX = 1024
 
@@ -24,20 +24,9 @@ _MAX_SHOWN_PX = 1024
 def keep_evidence(
     check_id: str, outcome: Outcome, *, keep: Path | None, pictures: Path | None
 ) -> list[tuple[str, Path]]:
-    """Write what an outcome shows.
+    """Write arrays and pictures of what failed to ``keep``, and pictures of the rest to ``pictures``, where given.
 
-    Parameters
-    ----------
-    check_id, outcome
-        The check.
-    keep
-        Folder for arrays and pictures of what failed, made when something is written; None keeps nothing.
-    pictures
-        Folder for the pictures of everything else; None draws none.
-
-    Returns
-    -------
-    Titles and paths of the pictures.
+    Returns titles and paths of the pictures.
     """
     failed = outcome.status == "failed" and keep is not None
     folder = keep if failed else pictures

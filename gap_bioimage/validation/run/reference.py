@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gap_bioimage.validation.check import (
-    Evidence,
-    NotApplicable,
-    Outcome,
-    Severity,
-    declare,
-    merge_outcomes,
-    one_sentence,
-    run_check,
-)
+from gap_bioimage.validation.check import Severity, declare, run_check
+from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.run.compare import (
     ZOO_DEEPIMAGEJ,
@@ -29,7 +21,7 @@ from gap_bioimage.validation.run.compare import (
     relative_rms,
     wrong_versions,
 )
-from gap_bioimage.validation.run.runner import ModelError, explained
+from gap_bioimage.validation.run.runner import ModelError, explained, of_loading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,35 +44,22 @@ _WORST = re.compile(
 _PLACE = re.compile(r"'(\w+)'\)?: (?:np\.int64\()?(\d+)")
 
 CONTROL = declare(
-    "run.negative_control",
-    "run",
-    Severity.DEGRADES,
-    asks="A test that a wrong output fails.",
+    "run.negative_control", "run", Severity.DEGRADES, asks="A test that a wrong output fails.",
     breaks="the test proves nothing",
-    fix="Export values on a larger scale (photons, not fractions), or a test image with structure.",
-    order=-9,
-)
+    fix="Export values on a larger scale (photons, not fractions), or a test image with structure.", order=-9,
+)  # fmt: skip
 CORE_TEST = declare(
-    "core.test",
-    "run",
-    Severity.BLOCKS,
-    asks="bioimageio.core's own test.",
+    "core.test", "run", Severity.BLOCKS, asks="bioimageio.core's own test.",
     breaks="bioimageio.core gives other results, or none",
-    fix="Export the test outputs again with these weights, and see that the declared sizes are accepted.",
-    order=-9,
-)
+    fix="Export the test outputs again with these weights, and see that the declared sizes are accepted.", order=-9,
+)  # fmt: skip
 AGREEMENT = declare(
-    "run.formats_agree",
-    "run",
-    Severity.DEGRADES,
-    asks="Weights in several formats that compute the same.",
-    breaks="users of different programs get different images",
-    fix="Convert the weights again.",
-    order=-1,
-)
+    "run.formats_agree", "run", Severity.DEGRADES, asks="Weights in several formats that compute the same.",
+    breaks="users of different programs get different images", fix="Convert the weights again.", order=-1,
+)  # fmt: skip
 
 
-def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
+def core_test(descr: Any, weights_format: str, device: str, file: Path | None = None) -> Outcome:
     """bioimageio.core's test of one weights format; only its status ``passed`` counts.
 
     A failed inference gives the status ``valid-format``, which reads as if all were well. Its comparison lets values
@@ -102,17 +81,19 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
                     working_dir=folder,  # where it leaves what the model gave
                 )
         except Exception as error:  # whatever a model raises
-            raise ModelError(explained(error)) from error
+            raise ModelError(explained(error, file)) from error
         finally:
             torch.use_deterministic_algorithms(False)  # users run without
         details = summary.details[before:]
         errors = [entry.msg for detail in details for entry in detail.errors]
+        if broken := not_finite(expected_outputs(descr)[0]):
+            return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
         if summary.status == "passed" and not errors:
             names = [str(getattr(output, "id", None) or output.name) for output in descr.outputs]  # format 0.5, 0.4
             made = {name: _made(Path(folder), name) for name in names}
             return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {len(details)} runs")
-    if broken := not_finite(expected_outputs(descr)[0]):
-        return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
+    if errors and (why := of_loading(errors[0], file)):
+        return Outcome("failed", why, "See that the weights load.")
     text = _plain(errors[0]) if errors else f"its status is {summary.status!r} instead of 'passed'"
     return Outcome("failed", f"bioimageio.core's test: {text}")
 
@@ -193,7 +174,8 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
         if broken := not_finite(runner.produced):
             raise NotApplicable(f"nothing can be compared: of what {runner.weights_format} gives {broken}")
     first = runners[0]
-    parts, worst, evidence = [], 0.0, []
+    parts, worst = [], 0.0
+    evidence: list[Evidence] = []
     for runner in runners[1:]:
         difference = max(relative_rms(runner.produced[name], first.produced[name]) for name in first.produced)
         worst = max(worst, difference)
@@ -204,9 +186,7 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
     return Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "", tuple(evidence))
 
 
-@run_check(
-    "run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN
-)
+@run_check("run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN)
 def reproduces(runner: Runner) -> Outcome:
     """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
     evidence = evidence_of(runner, runner.produced, runner.test_outputs, runner.weights_format)
@@ -258,12 +238,9 @@ def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tup
 
 
 @run_check(
-    "zoo.deepimagej",
-    Severity.DEGRADES,
-    breaks="the zoo's deepImageJ check fails",
-    fix=_EXPORT_AGAIN,
+    "zoo.deepimagej", Severity.DEGRADES, breaks="the zoo's deepImageJ check fails", fix=_EXPORT_AGAIN,
     weights=("torchscript",),
-)
+)  # fmt: skip
 def every_pixel(runner: Runner) -> Outcome:
     """Every pixel of the test output comes out as closely as the zoo's deepImageJ check wants it."""
     if broken := not_finite(runner.test_outputs):
@@ -277,14 +254,3 @@ def every_pixel(runner: Runner) -> Outcome:
         return Outcome("passed", text)
     evidence = evidence_of(runner, runner.produced, runner.test_outputs, "every pixel")
     return Outcome("failed", text, "", evidence)
-
-
-def core_tests(descr: Any, weights_formats: Sequence[str], device: str) -> Outcome:
-    """bioimageio.core's test of every format; what one of them raises leaves the others their test."""
-    found = []
-    for name in weights_formats:
-        try:
-            found.append((name, core_test(descr, name, device)))
-        except ModelError as error:
-            found.append((name, Outcome("failed", str(error), "Run `bioimageio test` for the whole story.")))
-    return merge_outcomes(found)

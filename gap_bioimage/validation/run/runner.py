@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gap_bioimage.validation.check import NotApplicable, one_sentence
+from gap_bioimage.validation.outcome import NotApplicable, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
 if TYPE_CHECKING:
@@ -45,23 +45,27 @@ def of_the_model(file: Path | None = None) -> Iterator[None]:
 
 
 def explained(error: BaseException, file: Path | None = None) -> str:
-    """What a library raised, in one plain sentence.
-
-    Parameters
-    ----------
-    error
-        The error.
-    file
-        The weights that were being loaded.
-    """
-    kind, text = type(error).__name__, re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    """What a library raised, in one plain sentence; ``file`` are the weights that were being loaded."""
+    kind, text = type(error).__name__, str(error)
     if isinstance(error, KeyError):
         return f"a processing step refers to {text}, which is not there: name a tensor of the model (reference_tensor)"
+    if plain := of_loading(text, file):
+        return plain
+    flat = one_sentence(re.sub(r"\x1b\[[0-9;]*m", "", text), 200).rstrip(": ")
+    if kind == "Error":  # torch.jit's, which begins with the name of what was raised
+        return flat.removeprefix("RuntimeError: ") or kind
+    return f"{kind}: {flat}" if flat else kind
+
+
+def of_loading(text: str, file: Path | None) -> str:
+    """What torch says of weights that it does not load, in plain words; empty for what is something else."""
     if file is not None and re.search(r"constants\.pkl|PytorchStreamReader|miniz", text):
         return _not_torchscript(file)
-    if found := re.search(r"Unsupported (?:global|class|operand)\D*? ([\w.]+)", text):
-        return f"the weights hold Python objects ({found[1]}) beside the tensors: save the state_dict alone"
-    return f"{kind}: {one_sentence(text, 200)}" if text else kind
+    if "Weights only load failed" in text:
+        found = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text)
+        named = f" ({found[1]})" if found else ""
+        return f"the weights hold Python objects{named} beside the tensors: save the state_dict alone"
+    return ""
 
 
 def _not_torchscript(file: Path) -> str:
@@ -75,18 +79,14 @@ def _not_torchscript(file: Path) -> str:
 
 
 class Runner:
-    """A loaded model, whose inputs and outputs are numpy arrays by tensor id.
+    """A loaded model, whose inputs and outputs are numpy arrays by tensor id, axes as declared.
 
     Parameters
     ----------
     descr
         bioimageio.spec's model description, format 0.4 or 0.5.
-    weights_format
-        E.g. ``torchscript``.
-    device
-        E.g. ``cpu`` or ``cuda:0``.
-    file
-        The weights, where they are a file of the package.
+    weights_format, device, file
+        E.g. ``torchscript`` and ``cpu``; the weights, where they are a file of the package.
     rdf
         The description as its author wrote it: bioimageio.spec adds steps, such as ``ensure_dtype``, to its own.
 
@@ -266,18 +266,9 @@ class Runner:
     def run(
         self, inputs: Arrays, *, preprocessed: bool = False, padded: bool = False, postprocess: bool = True
     ) -> Arrays:
-        """Run the model and its processing on whole inputs.
+        """Run the model and its processing on whole inputs, which may have been through `preprocess`.
 
-        Parameters
-        ----------
-        inputs
-            By tensor id, axes as declared.
-        preprocessed
-            The inputs have been through `preprocess`.
-        padded
-            Mirror the inputs outwards by the halo and crop the outputs, as users' predictions do.
-        postprocess
-            Apply the postprocessing.
+        With ``padded`` they are mirrored outwards by the halo and the outputs cropped, as users' predictions do.
         """
         sample = self._sample(inputs)
         with quiet(), of_the_model():
@@ -302,15 +293,7 @@ class Runner:
 
 
 class Script:
-    """A TorchScript file in the state in which it was saved, and what it makes of some inputs before `eval`.
-
-    Parameters
-    ----------
-    file
-        The weights.
-    inputs
-        Preprocessed, in the order of the graph's arguments.
-    """
+    """A TorchScript file, what it makes of preprocessed inputs in the state in which it was saved, then in `eval`."""
 
     def __init__(self, file: Path, inputs: Sequence[NDArray[Any]]) -> None:
         import torch

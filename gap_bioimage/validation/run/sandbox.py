@@ -1,9 +1,9 @@
 """Run models in a process of their own, within limits of time and memory.
 
-`Sandbox` starts one worker, which imports the libraries once and forks for each model (where the system can fork), so
-that nothing of one model is left for the next. Jobs go there as pickles; only lines of JSON come back, one before and
-one after each check: the parent knows which check hangs, takes too much memory or kills the process. That check has failed, and
-those after it are made in a new fork.
+A worker imports the libraries once and forks for each model (where the system can fork), so that nothing of one is left
+for the next. Jobs go there as pickles; only lines of JSON come back, one before and one after each check: so the
+parent knows which check hangs, takes too much memory or kills the process. That check has failed; the rest is made in
+a new fork.
 """
 
 from __future__ import annotations
@@ -24,43 +24,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.check import Check, Severity, declare, definition, one_sentence
+from gap_bioimage.validation.check import Severity, declare, definition
+from gap_bioimage.validation.outcome import Check, one_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from gap_bioimage.validation.run.session import Job
 
 _POLL_S = 0.05
 _START_S = 300.0
 """Importing torch from a slow disk takes minutes."""
+_END_S = 10.0
 _MAX_DEATHS = 3
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
 PROCESS = declare(
-    "run.process",
-    "run",
-    Severity.BLOCKS,
-    asks="A model that does not bring its process down.",
-    breaks="the program that runs it would end",
-    fix="Correct the failed checks first.",
-    order=9,
-)
+    "run.process", "run", Severity.BLOCKS, asks="A model that does not bring its process down.",
+    breaks="the program that runs it would end", fix="Correct the failed checks first.", order=9,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a model may take.
-
-    Parameters
-    ----------
-    seconds
-        For each check.
-    memory_gib
-        Memory of its process, GiB; None for 80 % of the machine's.
-    """
+    """How long each check may take, in seconds, and how much memory its process, in GiB (80 % of the machine's)."""
 
     seconds: float = 600.0
     memory_gib: float | None = None
@@ -76,15 +64,7 @@ class Limits:
 
 
 class Sandbox:
-    """A process that runs models, started by `start` or when the first job comes.
-
-    Use it as a context manager; one serves any number of models, one after the other.
-
-    Parameters
-    ----------
-    limits
-        What each model may take.
-    """
+    """A process that runs models within limits, one after the other; a context manager, which ends it."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
@@ -94,9 +74,7 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def start(self) -> None:
@@ -104,47 +82,35 @@ class Sandbox:
         if self._process is not None and self._process.poll() is None:
             return
         self._end()
-        package = Path(__file__).parents[3]
-        paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")]))
-        self._process = subprocess.Popen(
+        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]))
+        self._process = subprocess.Popen(  # noqa: S603
             # -P: a file of the current folder must not stand in for a library
             [sys.executable, "-P", "-c", f"from {__name__} import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": paths},
             start_new_session=True,  # Ctrl-C ends us, and we end it
-        )
+        )  # fmt: skip
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
 
     def run(self, job: Job) -> Iterator[Check | tuple[str, str, Path]]:
-        """Make all checks of a job.
-
-        Yields
-        ------
-        Checks, and pictures as check id, title and path. A check during which the process had to be ended, or
-        died, has failed.
+        """Make all checks of a job: yield checks, and pictures as check id, title and path.
 
         Raises
         ------
         RuntimeError
             If the process does not start.
         """
-        job = replace(job, seconds=self.limits.seconds)
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
             begun, failed = "run.loads", None
-            for message in self._talk(replace(job, done=tuple(done))):
+            for message in self._talk(replace(job, done=tuple(done), seconds=self.limits.seconds)):
                 if "begin" in message:
                     begun = str(message["begin"])
-                elif "picture" in message:
-                    check_id, title, path = message["picture"]
-                    yield check_id, title, Path(path)
                 elif "check" in message:
-                    check = Check(**message["check"])
-                    done.append(check.id)
-                    yield check
+                    yield from ((message["check"]["id"], title, Path(path)) for title, path in message["drawn"])
+                    done.append(message["check"]["id"])
+                    yield Check(**message["check"])
                 elif "end" not in message:
                     failed = _failed(begun, message)
             if failed is None:
@@ -162,31 +128,27 @@ class Sandbox:
         try:
             if "ready" not in self._next(Limits(_START_S)):
                 raise RuntimeError("the process for running models does not start; is the installation complete?")
-            self._send(job)
-            error: dict[str, Any] = {}
+            with contextlib.suppress(OSError):  # its end will be told
+                self._send(job)
+            reason: dict[str, Any] = {}
             while not is_over:
-                message = self._next(self.limits)
-                if "error" in message:  # the death that follows has it as its reason
-                    error = message
+                message = self._next(Limits(_END_S) if reason else self.limits)
+                if "error" in message or ("limit" in message and not reason):
+                    reason = message  # of the end that follows
+                    if "limit" in message:
+                        self._kill_models()
                     continue
-                if "limit" in message:
-                    error = message
-                    self._kill_models()
-                    message = self._next(Limits(_POLL_S * 200))
-                    while message.keys().isdisjoint({"end", "died", "limit", "gone"}):
-                        message = self._next(Limits(_POLL_S * 200))
                 is_over = not message.keys().isdisjoint({"end", "died", "limit", "gone"})
-                yield error if is_over and error else message
-                if not message.keys().isdisjoint({"limit", "gone"}):
+                if is_over and "died" not in message and "end" not in message:
                     self._end()
+                if is_over or not reason:
+                    yield reason if is_over and reason else message
         finally:
             if not is_over:  # the caller went away, or it did not start
                 self._end()
 
     def _send(self, job: Job) -> None:
-        if self._process is None or self._process.stdin is None:
-            raise RuntimeError("the process for running models has not been started")
-        with contextlib.suppress(OSError):  # its end will be told
+        if self._process is not None and self._process.stdin is not None:
             pickle.dump(job, self._process.stdin)
             self._process.stdin.flush()
 
@@ -198,18 +160,17 @@ class Sandbox:
                 return self._answers.get(timeout=_POLL_S)
             if time.monotonic() - start > limits.seconds:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
-            if sum(_memory_of(child) for child in self._models()) > memory:
+            if sum(_memory_of(process) for process in self._models()) > memory:
                 return {"limit": f"took more than {memory / 2**30:.3g} GiB of memory"}
 
     def _models(self) -> list[Any]:
         """The processes in which the model runs: the worker's children, or itself where nothing forks."""
         import psutil
 
-        if self._process is None:
-            return []
         with contextlib.suppress(psutil.Error):
-            worker = psutil.Process(self._process.pid)
-            return list(worker.children(recursive=True)) if _FORKS else [worker]
+            if self._process is not None:
+                worker = psutil.Process(self._process.pid)
+                return list(worker.children(recursive=True)) if _FORKS else [worker]
         return []
 
     def _kill_models(self) -> None:
@@ -218,16 +179,15 @@ class Sandbox:
                 process.kill()
 
     def _end(self) -> None:
-        process = self._process
-        if process is None:
+        if self._process is None:
             return
         self._kill_models()
-        self._process = None
+        process, self._process = self._process, None
         process.kill()
         process.wait()
-        for stream in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError, AttributeError, ValueError):  # a job may be stuck in it
-                stream.close()  # type: ignore[union-attr]
+        for stream in filter(None, (process.stdin, process.stdout)):
+            with contextlib.suppress(OSError, ValueError):  # a job may be stuck in it
+                stream.close()
 
 
 def _memory_of(process: Any) -> int:
@@ -241,22 +201,19 @@ def _read(process: subprocess.Popen[bytes], answers: queue.Queue[dict[str, Any]]
     with contextlib.suppress(OSError, ValueError):  # closed
         for line in process.stdout or ():
             with contextlib.suppress(ValueError):  # cut off in the middle of a line
-                message = json.loads(line)
-                if isinstance(message, dict):
-                    answers.put(message)
+                answers.put(json.loads(line))
     answers.put({"gone": f"with exit code {process.poll()}"})
 
 
 def _failed(check_id: str, message: dict[str, Any]) -> Check:
-    """The check during which the process ended, which has failed, however mild it is."""
-    consumer = definition(check_id).consumer
+    """The check during which the process ended: it has failed, however mild it is."""
+    consumer, status = definition(check_id).consumer, message.get("status", "failed")
     if "limit" in message:
         fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
         return Check(check_id, consumer, "failed", f"it {message['limit']} and was ended", fix)
-    if "error" in message:
-        return Check(check_id, consumer, message["status"], str(message["error"]), "See that the model loads.")
-    text = f"the process that ran the model ended {message.get('died') or message.get('gone')}"
-    return Check(check_id, consumer, "failed", text, "See that the model runs in Python by itself.")
+    ended = message.get("died") or message.get("gone")
+    text = str(message.get("error") or f"the process that ran the model ended {ended}")
+    return Check(check_id, consumer, status, text, "See that the model runs in Python by itself.")
 
 
 def _work(job: Job, tell: Callable[..., None]) -> None:
@@ -268,17 +225,14 @@ def _work(job: Job, tell: Callable[..., None]) -> None:
     tempfile.tempdir = scratch  # and so do those that bioimageio.core leaves
 
     def found(check: Check, drawn: list[tuple[str, Path]]) -> None:
-        for title, path in drawn:
-            tell(picture=[check.id, title, str(path)])
-        tell(check=check.to_dict())
+        tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
 
     try:
         Session(job, lambda check_id: tell(begin=check_id), found).run()
-    except Exception as error:  # ours: what a model raises does not come here
-        tell(error=f"this check itself raised {type(error).__name__}: {one_sentence(error, 200)}", status="error")
-        raise
     except BaseException as error:
-        tell(error=f"raised {type(error).__name__}: {one_sentence(error, 200)}", status="failed")
+        is_ours = isinstance(error, Exception)  # what a model raises ends at its check, but for exit()
+        text = f"raised {type(error).__name__}: {one_sentence(error, 200)}"
+        tell(error=f"the validation itself {text}" if is_ours else text, status="error" if is_ours else "failed")
         raise
 
 
@@ -299,12 +253,8 @@ def _in_a_fork(job: Job, tell: Callable[..., None]) -> None:
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):
         os.killpg(pid, signal.SIGKILL)  # what the model started itself
-    if os.WIFSIGNALED(status):
-        tell(died=f"by signal {os.WTERMSIG(status)}")
-    elif os.WEXITSTATUS(status) == 0:
-        tell(end=True)
-    else:
-        tell(died=f"with exit code {os.WEXITSTATUS(status)}")
+    code = os.waitstatus_to_exitcode(status)
+    tell(**({"died": f"by signal {-code}" if code < 0 else f"with exit code {code}"} if code else {"end": True}))
 
 
 def main() -> None:
@@ -317,22 +267,19 @@ def main() -> None:
         answers.flush()
 
     import bioimageio.core
-    import torch
+    import torch._inductor.config  # for bioimageio.core's test
 
     from gap_bioimage.validation.check import import_checks
 
     del bioimageio.core, torch
     import_checks()
-    while True:
-        tell(ready=True)
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
+            tell(ready=True)
             job = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
-        except EOFError:
-            return
-        if not _FORKS:
-            _work(job, tell)
-            tell(end=True)
-            return
-        _in_a_fork(job, tell)
-
-
+            if _FORKS:
+                _in_a_fork(job, tell)
+            else:
+                _work(job, tell)
+                tell(end=True)
+                return

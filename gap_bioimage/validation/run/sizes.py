@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, run_check
+from gap_bioimage.validation.check import Severity, run_check
+from gap_bioimage.validation.outcome import NotApplicable, Outcome
 from gap_bioimage.validation.run.runner import MAX_VOXELS, ModelError, voxels
 
 if TYPE_CHECKING:

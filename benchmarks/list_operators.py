@@ -1,0 +1,35 @@
+"""Print the operators of the torch that runs this, for the validator's table of what old engines have.
+
+Needs nothing but torch, so that an old Python can run it::
+
+    /usr/bin/python3 benchmarks/list_operators.py > gap_bioimage/validation/archive/operators_1_13.txt
+"""
+
+from __future__ import annotations
+
+HEADER = """\
+# Operators of torch {version}, as torch._C._jit_get_all_schemas() lists them: one per line, followed by the ways to
+# call it, each as its number of positional arguments (* for any number) and its keywords. Made by
+# python benchmarks/list_operators.py
+"""
+
+
+def list_operators() -> str:
+    """The table of this torch."""
+    import torch
+
+    found: dict[str, set[tuple[str, frozenset[str]]]] = {}
+    for schema in torch._C._jit_get_all_schemas():
+        keywords = frozenset(argument.name for argument in schema.arguments if argument.kwarg_only)
+        is_vararg = "..." in str(schema).split("->")[0]
+        count = "*" if is_vararg else str(len(schema.arguments) - len(keywords))
+        found.setdefault(schema.name, set()).add((count, keywords))
+    lines = [
+        " ".join([name, *sorted("+".join([count, *sorted(keywords)]) for count, keywords in found[name])])
+        for name in sorted(found)
+    ]
+    return HEADER.format(version=torch.__version__) + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(list_operators(), end="")

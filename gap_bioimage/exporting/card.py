@@ -1,0 +1,144 @@
+"""The model card: who made a model, from what, under which licence."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import yaml
+from bioimageio.spec import ValidationContext
+from bioimageio.spec.generic.v0_3 import Author, CiteEntry, LicenseId, Maintainer, Uploader
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from gap_bioimage.config import Config, error_sentence, read_yaml
+from gap_bioimage.errors import CardError, ConfigError
+from gap_bioimage.files import replacing
+
+if TYPE_CHECKING:
+    from pydantic import ModelWrapValidatorHandler
+
+GAP_PAPER = {
+    "text": "Krull et al., Image Denoising and the Generative Accumulation of Photons, WACV 2024",
+    "doi": "10.48550/arXiv.2307.06607",
+}
+LONGEST_DESCRIPTION, LONG_DESCRIPTION = 1024, 512
+"""Characters that the format allows, and that the zoo's pages show."""
+TEMPLATE = Path(__file__).with_name("card_template.yaml")
+"""A commented card to fill in."""
+_MUST_CHANGE = ("name", "description", "authors", "training_data")
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Card(Config):
+    """The author's part of a model description; names and rules of the fields are those of bioimage.io."""
+
+    name: Annotated[str, Field(min_length=5, max_length=128, pattern=r"^[\w ()+-]+$")]
+    description: Annotated[str, Field(min_length=1, max_length=LONGEST_DESCRIPTION)]
+    authors: Annotated[tuple[Author, ...], Field(min_length=1)]
+    license: Text
+    maintainers: tuple[Maintainer, ...] = ()
+    cite: tuple[CiteEntry, ...] = ()
+    tags: tuple[Text, ...] = ()
+    training_data: Text | None = None
+    limitations: Text | None = None
+    modality: Text | None = None
+    target_structure: tuple[Text, ...] = ()
+    out_of_scope_use: Text | None = None
+    funded_by: Text | None = None
+    dataset: Text | None = None
+    uploader: Uploader | None = None
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=128)] | None = None
+    version: Annotated[str, Field(pattern=r"^\d+(\.\d+)*([ab.+-][\w.]+)?$")] = "0.1.0"
+    version_comment: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    git_repo: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _offline(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Look nothing up: bioimageio.spec would ask GitHub for user names, and servers for addresses."""
+        with ValidationContext(perform_io_checks=False):
+            card = handler(values)
+        if not card.identifier:
+            raise ValueError(f"name {card.name!r} has no Latin letters or digits to make an id from; give an id")
+        return card
+
+    @field_validator("description")
+    @classmethod
+    def _short(cls, text: str) -> str:
+        if len(text) > LONG_DESCRIPTION:
+            warnings.warn(
+                f"the card's description has {len(text)} characters; the zoo shows about {LONG_DESCRIPTION}: say the "
+                "rest in training_data and limitations, which go into the README",
+                stacklevel=2,
+            )
+        return text
+
+    @field_validator("license")
+    @classmethod
+    def _spdx(cls, identifier: str) -> str:
+        try:
+            TypeAdapter[Any](LicenseId).validate_python(identifier)
+        except ValidationError:
+            raise ValueError(
+                "is not an SPDX licence identifier such as MIT or CC-BY-4.0 (see https://spdx.org/licenses)"
+            ) from None
+        return identifier
+
+    @property
+    def identifier(self) -> str:
+        """The id, made from the name when none is given: Fiji cannot load a model without."""
+        return self.id or re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def citations(self) -> list[dict[str, str]]:
+        """All citations, the GAP paper's first."""
+        own = [entry.model_dump(mode="json", exclude_none=True) for entry in self.cite]
+        return [GAP_PAPER, *(entry for entry in own if not _is_gap_paper(entry))]
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a card.
+
+        Raises
+        ------
+        CardError
+            Listing every missing or wrong field at once.
+        """
+        try:
+            values = read_yaml(path)
+        except ConfigError as error:
+            raise CardError(str(error)) from None
+        template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+        problems = [
+            f"{field}: still the template's text" for field in _MUST_CHANGE if values.get(field) == template[field]
+        ]
+        try:
+            card = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [error_sentence(cls, e) for e in error.errors()]
+        if problems:
+            raise CardError(f"{path}: {'; '.join(problems)}; `gap-bioimage export --init-card` writes a template")
+        return card
+
+
+def _is_gap_paper(entry: dict[str, str]) -> bool:
+    number = GAP_PAPER["doi"].lower().removeprefix("10.48550/arxiv.")
+    return number in f"{entry.get('doi')} {entry.get('url')}".lower()
+
+
+def write_template(path: Path | str) -> None:
+    """Write a commented card to fill in.
+
+    Raises
+    ------
+    CardError
+        If the file exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise CardError(f"{path} exists and is not overwritten; give another name for the card")
+    with replacing(path) as temporary:
+        temporary.write_bytes(TEMPLATE.read_bytes())

@@ -1,0 +1,71 @@
+"""The checks that only photon models need, declared in the registry of ``validation``, which knows no photons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, Source, rule, run_check
+
+if TYPE_CHECKING:
+    from gap_bioimage.validation.model import Model
+    from gap_bioimage.validation.run.runner import Runner
+
+CONSERVED = 0.05
+_KINDS = ("denoise", "sample", "sample-hook")
+_HERE = Source("gap-bioimage", "exporting/rdf.py", "", "2026-11")
+
+
+def own_section(rdf: dict[str, Any]) -> dict[str, Any] | None:
+    """What a description says in ``config.gap_bioimage``; None where it says nothing."""
+    config = rdf.get("config")
+    found = config.get("gap_bioimage") if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+@rule(
+    "format.gap_bioimage",
+    Severity.DEGRADES,
+    breaks="gap-bioimage cannot load the network back, to train it further or to sample",
+    fix="Export the model again with gap-bioimage, or remove config.gap_bioimage.",
+    source=_HERE,
+)
+def gap_section(model: Model) -> str | None:
+    """A section config.gap_bioimage, if there is one, that gap-bioimage can read."""
+    said = own_section(model.rdf)
+    if said is None:
+        raise NotApplicable("there is no section config.gap_bioimage")
+    low_high = said.get("trained_range_db")
+    if said.get("kind") not in _KINDS:
+        return f"config.gap_bioimage.kind is {said.get('kind')!r}, expected one of {', '.join(_KINDS)}"
+    if not isinstance(low_high, list) or len(low_high) != 2 or not all(isinstance(x, int | float) for x in low_high):
+        return f"config.gap_bioimage.trained_range_db is {low_high!r}, expected two numbers in dB"
+    return None
+
+
+@run_check(
+    "run.conservation",
+    Severity.BLOCKS,
+    breaks="the sums over regions that people measure are wrong",
+    fix="Renormalise the rate by the local photon sum inside the model.",
+    source=_HERE,
+    once=True,
+    compares=True,
+)
+def conservation(runner: Runner) -> Outcome:
+    """A photon model's output sums to as many photons as its input holds."""
+    rdf = dict(runner.rdf or {})
+    said = (own_section(rdf) or {}).get("conserves_photons")
+    ids = [tensors[0].get("id") for tensors in (rdf.get("inputs"), rdf.get("outputs")) if tensors]
+    if said is not True and (said is not None or ids != ["photons", "rate"]):
+        raise NotApplicable("the description does not say that photons are conserved")
+    counts = next(iter(runner.preprocess(runner.test_inputs).values()))
+    name, rate = next(iter(runner.produced.items()))
+    # A sampler's channels are mean, std, samples: the first ones, as many as there are inputs, are rates.
+    channel = runner.axes(name).index("channel")
+    rate = np.take(rate, range(min(rate.shape[channel], counts.shape[channel])), axis=channel)
+    photons = float(counts.sum(dtype=np.float64))
+    ratio = float(rate.sum(dtype=np.float64)) / photons if photons > 0 else float("nan")
+    text = f"{ratio:.3f} photons out per photon in (1 within {CONSERVED:.0%} expected)"
+    return Outcome("passed" if abs(ratio - 1) <= CONSERVED else "failed", text)

@@ -1,0 +1,206 @@
+"""What a zip is given: photon counts, raw images of a camera, or sums of one-bit frames; and examples of them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gap_bioimage.counts import thin
+from gap_bioimage.errors import ExportError
+from gap_bioimage.io import read_photons
+from gap_bioimage.training.recorded import ceiling_of, chosen_camera
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import xarray as xr
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from gap_bioimage.camera.camera import Detector
+    from gap_bioimage.model import Model
+    from gap_bioimage.training.recorded import CameraLike
+
+_REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
+_FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
+_LEAST_RATE = 0.02  # tests allow differences of 0.001
+
+
+@dataclass(frozen=True)
+class Intake:
+    """How the input of a zip becomes counts: by a camera (without maps), or as sums of ``ceiling`` one-bit frames."""
+
+    detector: Detector | None = None
+    ceiling: int | None = None
+
+    @classmethod
+    def of(cls, model: Model, camera: CameraLike = "model") -> Intake:
+        """Return what a zip of the model is given: what the model was trained on, or images of another camera.
+
+        Raises
+        ------
+        ExportError
+            If a camera is given to a model of one-bit frames.
+        """
+        ceiling = ceiling_of(model)
+        detector = chosen_camera(model, camera)
+        if ceiling is not None and detector is not None:
+            raise ExportError("the model was trained on one-bit frames, which need no camera; leave the camera out")
+        return cls(None if detector is None else detector.scalar, ceiling)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the zip's module."""
+        if self.detector is not None:
+            return {"rounded": True, "background": self.detector.background()}
+        return {} if self.ceiling is None else {"ceiling": self.ceiling}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For ``config.gap_bioimage``: where the numbers of the preprocessing come from."""
+        if self.detector is not None:
+            camera = self.detector.camera.model_dump(mode="json", exclude={"maps"})
+            return {"camera": {**camera, "shift": self.detector.shift(), "background": self.detector.background()}}
+        return {} if self.ceiling is None else {"ceiling": self.ceiling}
+
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """Preprocessing of the RDF: camera values to electrons, with the variance of the read noise added."""
+        if self.detector is None:
+            return []
+        gain, offset = self._scale()
+        return [{"id": "scale_linear", "kwargs": {"gain": gain, "offset": offset}}]
+
+    @property
+    def description(self) -> str:
+        """What the input is."""
+        if self.detector is not None:
+            return "raw camera image (ADU), as recorded; offset and gain of the camera are taken care of"
+        if self.ceiling is not None:
+            return f"sum of {self.ceiling} one-bit frames, 0 to {self.ceiling} per pixel; no normalisation is needed"
+        return "photon counts per pixel, as recorded; no normalisation is needed"
+
+    @property
+    def noun(self) -> str:
+        """What the input is, in a few words."""
+        if self.detector is not None:
+            return "raw camera images"
+        return "photon counts" if self.ceiling is None else f"sums of {self.ceiling} one-bit frames"
+
+    def counts(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
+        """Return the counts of input values; ``rng`` spreads them as in training."""
+        return values if self.detector is None else self.detector.counts(values, rng)
+
+    def preprocess(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply the preprocessing as programs do."""
+        if self.detector is None:
+            return values
+        gain, offset = self._scale()
+        return (values * np.float32(gain) + np.float32(offset)).astype(np.float32)
+
+    def values_of(self, counts: NDArray[Any]) -> NDArray[Any]:
+        """Return input values that the preprocessing turns into these counts."""
+        if self.detector is None:
+            return counts
+        gain, offset = self._scale()
+        return (counts - offset) / gain
+
+    def _scale(self) -> tuple[float, float]:
+        """Gain and offset of ``scale_linear``."""
+        assert self.detector is not None  # noqa: S101
+        camera, shift = self.detector.camera, self.detector.shift()
+        assert isinstance(shift, float)  # noqa: S101
+        return 1 / camera.gain, shift - camera.offset / camera.gain
+
+
+def example_values(
+    model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return values (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them.
+
+    They are what the zip will be given: counts, or values of the camera.
+
+    Raises
+    ------
+    ExportError
+        If there are none, or they do not fit the model.
+    """
+    if test_image is not None:
+        return _largest_stack(model, intake, test_image), None
+    folder = model.source.parent
+    if not (folder / "example.npy").is_file():
+        raise ExportError(
+            f"{model.source} brings no counts for the test tensors; give an image of real counts with test_image "
+            "(--test-image)"
+        )
+    example, held_out = np.load(folder / "example.npy"), np.load(folder / "held_out.npy")
+    own = Intake.of(model)
+    if own == intake:
+        return example, held_out
+    # the zip is for another camera: what it would have written
+    return intake.values_of(own.counts(example)), intake.values_of(own.counts(held_out))
+
+
+def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str | Path) -> np.ndarray:
+    from gap_bioimage.training.stacks import as_stacks, values_of
+
+    is_counts = intake.detector is None and intake.ceiling is None
+    image = read_photons(test_image, check=is_counts) if isinstance(test_image, (str, Path)) else test_image
+    stacks = as_stacks([image], model.config.dim)
+    if stacks[0].shape[0] != model.config.channels:
+        raise ExportError(
+            f"the test image has {stacks[0].shape[0]} channels, the model expects {model.config.channels}"
+        )
+    return np.asarray(values_of(max(stacks, key=lambda stack: float(stack.mean()))))
+
+
+def mirrored(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Cut or mirror the spatial axes of an image (c, [z,] y, x) to a size."""
+    cut: Any = (..., *(slice(0, wanted) for wanted in size))
+    image = image[cut]
+    missing = [(0, wanted - have) for wanted, have in zip(size, image.shape[1:], strict=True)]
+    return np.pad(image, [(0, 0), *missing], mode="symmetric")
+
+
+def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return the piece of an image (c, [z,] y, x) with the most photons, mirrored up where the image is too small.
+
+    Pieces overlap by half.
+    """
+    image = mirrored(image, list(map(max, size, image.shape[1:])))
+    starts = itertools.product(
+        *(range(0, have - want + 1, max(1, want // 2)) for have, want in zip(image.shape[1:], size, strict=True))
+    )
+    cuts = [tuple(slice(s, s + want) for s, want in zip(start, size, strict=True)) for start in starts]
+    return max((image[(slice(None), *cut)] for cut in cuts), key=lambda piece: float(piece.sum(dtype=np.float64)))
+
+
+def sparse_counts(counts: np.ndarray, n_samples: int, denoise: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Keep few photons of counts (c, [z,] y, x), close together: a test input that samples alike everywhere.
+
+    A sampler adds photons by the hundred. With each there is a chance of about 1e-6 that a rounding of another
+    processor, number of threads or engine adds another one, and from there on the samples differ: those of whole
+    images cannot be reproduced elsewhere. Those of some tens of photons can.
+
+    Enough are kept that the rates which ``denoise`` makes of them are not so small that any output passes.
+    """
+    size = counts.shape[1:]
+    region = brightest_piece(counts, [min(*pair) for pair in zip(_REGION_PX[len(size)], size, strict=True)])
+    # off the middle, so that a mirrored output is a wrong one
+    starts = [min(s // 4, s - r) for s, r in zip(size, region.shape[1:], strict=True)]
+    place = (slice(None), *(slice(start, start + r) for start, r in zip(starts, region.shape[1:], strict=True)))
+    sparse, total = np.zeros_like(counts, dtype=np.int64), int(region.sum(dtype=np.int64))
+    wanted = max(_FEWEST_PHOTONS, _FEW_PHOTONS // n_samples)
+    while True:
+        share = min(1.0, wanted / max(total, 1))
+        sparse[place] = thin(region.astype(np.int64), share, 0)[0]
+        with torch.inference_mode():
+            brightest = float(denoise(torch.from_numpy(sparse.astype(np.float32))[None]).max())
+        if share == 1.0 or brightest >= _LEAST_RATE:
+            return sparse
+        wanted *= 2

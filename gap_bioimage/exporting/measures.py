@@ -1,0 +1,350 @@
+"""What is measured on a network while it is exported: the halo that its tiles need, scores, and how fast it is."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from gap_bioimage.counts import pseudo_psnr_db, thin
+from gap_bioimage.exporting.intake import brightest_piece
+from gap_bioimage.inference.climb import GAIN, WINDOW_PX
+from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.inference.tiling import round_up
+from gap_bioimage.sampler import photon_budget, total_photons
+from gap_bioimage.validation.run.edges import EdgeProfile, beside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gap_bioimage.network import PhotonDenoiser, UNet
+    from gap_bioimage.sampler import PosteriorSampler
+
+EXPOSURES = (0.03, 0.3, 3.0)
+"""Mean photons per pixel at which tiles are compared with the whole image."""
+TOLERANCE = 0.01
+"""Largest relative RMS difference between tiled and whole."""
+_AIM = TOLERANCE / 2  # other images than the measured one have other seams, up to twice as strong
+_LARGEST_PX = {2: 160, 3: 40}  # wider halos are not practical in the consumers' tiles
+_BLOCK_STEPS = {2: 4, 3: 2}
+_SLICE_PX = {"z": 32, "y": 64, "x": 64}  # width of the image along axes that are not cut
+
+SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+_Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
+_PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
+_LEAST_SAMPLES = 4
+_WARN_ROOM_DB = 6.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Input sizes that a model declares, per spatial axis: ``min_px + n step_px``, its halo, and its pooling.
+
+    The graph pads its input to multiples of ``pool_px`` by itself. Yet min and halo are such multiples, so that tiles
+    start where the whole image is pooled.
+    """
+
+    min_px: tuple[int, ...]
+    step_px: tuple[int, ...]
+    halo_px: tuple[int, ...]
+    pool_px: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Sizes:
+        """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
+
+        A tile of the smallest size then spends at most three quarters of an axis on its halo.
+
+        Parameters
+        ----------
+        pool_px, halo_px
+            Of the network.
+        any_size
+            Declare a step of 1: Fiji then runs an image of any size in one tile, where a larger step makes two per
+            axis, the second off the pooling. ONNX weights take multiples of the pooling only.
+        """
+        minimum = []
+        for pool, halo in zip(pool_px, halo_px, strict=True):
+            minimum.append(round_up(2 * halo + max(pool, 2 * beside(halo)), pool))
+        step = tuple(1 for _ in pool_px) if any_size else tuple(pool_px)
+        return cls(tuple(minimum), step, tuple(halo_px), tuple(pool_px))
+
+
+@dataclass(frozen=True)
+class HaloReport:
+    """A halo in pixels per spatial axis, and by exposure the relative RMS difference that it leaves.
+
+    ``relative_rms`` is that of tiles that start at multiples of the network's pooling, ``off_grid_rms`` what changes
+    far from all borders if tiles start one pixel beside along x: other pixels are pooled.
+    """
+
+    halo_px: tuple[int, ...]
+    relative_rms: dict[float, float]
+    off_grid_rms: dict[float, float]
+
+
+def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
+    """Return the box in which an exported graph conserves photons.
+
+    129 px in the plane in 2D, 33 in 3D where halos are dear; along z in proportion to the network's own reach.
+    """
+    planar = 129 if len(denoiser_reach_px) == 2 else 33
+    widest = max(denoiser_reach_px)
+    return [max(3, int(planar * reach / widest) // 2 * 2 + 1) for reach in denoiser_reach_px]
+
+
+def box_of(network: UNet) -> list[int]:
+    """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
+    anchored = getattr(network, "anchored", False)
+    return [1] * network.dim if anchored else default_box_px(receptive_field_px(network))
+
+
+def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:
+    """Measure how wide a halo tiles need, axis by axis.
+
+    A tile is cut out of a larger image, and the difference between the tile's result and the image's is
+    looked at as a function of the distance to the cut: one pair of runs judges every halo. The images are
+    Poisson counts of the network's own denoised version of real counts, at three exposures.
+
+    Parameters
+    ----------
+    denoiser, counts
+        The module to export, and real counts (c, [z,] y, x).
+    seed
+        For the Poisson counts.
+    """
+    dim, pools = denoiser.network.dim, denoiser.network.step_px
+    fields = zip(receptive_field_px(denoiser.network), denoiser.box_px, pools, strict=True)
+    reaches = [round_up(min(field + box // 2, _LARGEST_PX[dim]), pool) for field, box, pool in fields]
+    with torch.inference_mode():
+        scene = denoiser(torch.from_numpy(counts.astype(np.float32))[None])[0].numpy()
+    generator = torch.Generator().manual_seed(seed)
+    halo: list[int] = []
+    squares, off_grid = dict.fromkeys(EXPOSURES, 0.0), dict.fromkeys(EXPOSURES, 0.0)
+    for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
+        # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
+        sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
+        sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
+        slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
+        profiles = {}
+        for exposure in EXPOSURES:
+            image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
+            profiles[exposure], off_grid[exposure] = _edges(denoiser, image, axis + 2, reach)
+        needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
+        halo.append(max(pool, *(reach if found is None else found for found in needed)))
+        for exposure, profile in profiles.items():
+            squares[exposure] += profile.seam(halo[-1], beside(halo[-1])) ** 2
+    return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()}, off_grid)
+
+
+def _edges(denoiser: PhotonDenoiser, image: Tensor, axis: int, reach: int) -> tuple[EdgeProfile, float]:
+    """What changes when an image is cut along an axis, and what when it is pooled from the next pixel on."""
+    size = image.shape[axis]
+    with torch.inference_mode():
+        whole = denoiser(image).narrow(axis, reach, size - 2 * reach)
+        cut = denoiser(image.narrow(axis, reach, size - 2 * reach).contiguous())
+        moved = denoiser(image.narrow(axis, 1, size - 1).contiguous()).narrow(axis, reach - 1, size - 2 * reach)
+    scale = whole.square().mean().sqrt().clamp(min=1e-30)
+    return EdgeProfile.of(whole.numpy(), cut.numpy(), axis), float((moved - whole).square().mean().sqrt() / scale)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A denoised image judged by photons that it has not seen, beside the best Gaussian filter.
+
+    First the log-likelihood of the unseen photons (nats per photon) of the model, the best Gaussian filter and a flat
+    image, and that filter's width; then the mean squared errors (photons^2 per pixel) of the model and of the filter
+    with the least, and the standard error of their difference; brightness of the denoised half, number of unseen
+    photons.
+    """
+
+    denoised: float
+    gaussian: float
+    flat: float
+    gaussian_sigma_px: float
+    squared_error: float
+    gaussian_error: float
+    error_difference: float
+    pseudo_psnr_db: float
+    photons: int
+
+    @property
+    def verdict(self) -> str:
+        """How the model's squared error compares with that of the best Gaussian filter: what follows on "its error"."""
+        ratio = self.squared_error / self.gaussian_error if self.gaussian_error > 0 else 1.0
+        if abs(self.squared_error - self.gaussian_error) <= 2 * self.error_difference or ratio == 1:
+            return "is not measurably different from that of the best Gaussian filter"
+        decibels = f", {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else ""
+        side = "below" if ratio < 1 else "above"
+        return f"is {abs(1 - ratio):.0%} {side} that of the best Gaussian filter{decibels}"
+
+
+def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0) -> Scores:
+    """Denoise one half of the photons and judge it by the other half, which is independent.
+
+    The likelihood is that of the photons' positions: mean over photons of log(rate / sum(rate)). The squared
+    error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the unknown rate: the
+    truth need not be known.
+
+    Parameters
+    ----------
+    denoiser, counts
+        The module of the zip, and held-out counts (c, [z,] y, x).
+    seed
+        For the split.
+    """
+    seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
+    with torch.inference_mode():
+        rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
+
+    def errors(image: np.ndarray) -> np.ndarray:
+        result: np.ndarray = np.square(unseen - image) - unseen
+        return result
+
+    filtered = list(gaussian_filters(seen, SIGMAS_PX))
+    sigma, gaussian = max(((s, log_likelihood(i, unseen)) for s, i in filtered), key=lambda found: found[1])
+    closest = min((errors(image) for _, image in filtered), key=lambda found: float(found.mean()))
+    own = errors(rate)
+    return Scores(
+        log_likelihood(rate, unseen),
+        gaussian,
+        log_likelihood(np.ones(seen.shape), unseen),
+        sigma,
+        float(own.mean()),
+        float(closest.mean()),
+        float((own - closest).std() / math.sqrt(own.size)),
+        pseudo_psnr_db(seen),
+        int(unseen.sum()),
+    )
+
+
+def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+    """Filter counts (c, [z,] y, x) with every sigma in the plane and, in 3D, several ratios along z."""
+    for sigma in sigmas_px:
+        for ratio in _Z_RATIOS if counts.ndim == 4 else (0.0,):
+            widths = (*[0.0] * (counts.ndim - 3), ratio * sigma, sigma, sigma)
+            yield sigma, ndimage.gaussian_filter(counts.astype(float), widths)
+
+
+def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
+    """Return the mean over photons of log(rate / sum(rate)), in nats; rates are kept above 1e-4 of their mean."""
+    rate = np.maximum(rate, 1e-4 * float(rate.mean()) or 1.0)  # no rate at all is a flat one
+    return float((photons * np.log(rate / rate.sum())).sum() / max(1, photons.sum()))
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """Samples of the image, drawn from one half of its photons, against the other half.
+
+    ``mean_difference`` is the relative RMS difference between the samples' mean and the denoised image,
+    ``expected_difference`` that of as many independent samples of the same variance. ``variance`` of the samples and
+    ``squared_error`` of the denoised image, as the other half tells it, are means over the pixels.
+    """
+
+    n_samples: int
+    room_db: float
+    mean_difference: float
+    expected_difference: float
+    variance: float
+    squared_error: float
+    standard_error: float
+
+
+def score_samples(
+    sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0
+) -> SampleScores:
+    """Draw samples from one half of the photons and judge their variance by the other half.
+
+    Where the posterior is right, its variance is the squared error of its mean, which `score_on_halves` explains.
+
+    Parameters
+    ----------
+    sampler, denoiser, counts
+        The modules that sample and denoise, and held-out counts (c, [z,] y, x).
+    seed
+        For the split.
+    """
+    sizes = _PIECE_PX[counts.ndim - 1]
+    piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
+    seen, unseen = thin(piece.astype(np.int64), 0.5, seed)
+    photons = torch.from_numpy(seen.astype(np.float32))[None]
+    n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
+    with torch.inference_mode():
+        mmse = denoiser(photons)[0].double().numpy()
+        samples = sampler.sample(photons, n_samples, sampler.n_steps, sampler.seed)[:, 0].double().numpy()
+    variance = float(samples.var(axis=0, ddof=1).mean())
+    scale = max(float(np.square(mmse).mean()), 1e-30)
+    errors = np.square(unseen - mmse) - unseen
+    return SampleScores(
+        n_samples,
+        room_db(seen, sampler.brightest),
+        float(np.sqrt(np.square(samples.mean(axis=0) - mmse).mean() / scale)),
+        float(np.sqrt(variance / n_samples / scale)),
+        variance,
+        float(errors.mean()),
+        float(errors.std() / np.sqrt(errors.size)),
+    )
+
+
+def room_db(counts: np.ndarray, brightest: float) -> float:
+    """Return how far sampling may add photons to counts (c, [z,] y, x), in dB; 0 where it may not.
+
+    ``brightest`` is the top of the trained range, photons per pixel.
+    """
+    photons = torch.from_numpy(counts.astype(np.float32))[None]
+    budget = photon_budget(photons, GAIN, brightest, list(WINDOW_PX[counts.ndim - 1]))
+    return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
+
+
+def check_room(example: np.ndarray, brightest: float) -> float:
+    """Return `room_db` of the example, and warn where that is little."""
+    room = room_db(example, brightest)
+    if room < _WARN_ROOM_DB:
+        warnings.warn(
+            "samples are drawn by adding photons up to the brightness that the network was trained for, and the "
+            f"example image has {room:.1f} dB of room only: samples of images like it may show as little as "
+            f"{1 - 10 ** (-room / 10):.0%} of the posterior's variance; train on brighter images to have more",
+            stacklevel=4,
+        )
+    return room
+
+
+def seconds_per_megapixel(run: Callable[[Tensor], Any], photons: np.ndarray) -> float:
+    """Return how long a module takes for 10^6 pixels (voxels) of an input (b, c, [z,] y, x), on this machine's CPU."""
+    given = torch.from_numpy(photons)
+    with torch.inference_mode():
+        run(given)  # the first run prepares
+        start = time.perf_counter()
+        run(given)
+    return 1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on the model while it was exported.
+
+    ``held_out`` tells whether the counts behind the scores took no part in training, ``speed`` the seconds per 10^6
+    pixels and the machine; zips that sample have scores of the samples, and how far photons can be added.
+    """
+
+    sizes: Sizes
+    halo: HaloReport
+    box_px: list[int]
+    scores: Scores
+    held_out: bool
+    speed: str
+    samples: SampleScores | None = None
+    room_db: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The numbers, for programs."""
+        tiles = {f"at {exposure:g}": rms for exposure, rms in self.halo.relative_rms.items()}
+        return {**asdict(self.scores), "held_out": self.held_out, "tile_difference": tiles}

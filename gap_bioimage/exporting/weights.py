@@ -1,0 +1,211 @@
+"""The weights of a zip: TorchScript for every consumer, the state_dict with its source, ONNX where it is asked for."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import itertools
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import torch
+
+import gap_bioimage.network as network_source
+import gap_bioimage.sampler as sampler_source
+from gap_bioimage.errors import ExportError
+from gap_bioimage.inference.climb import GAIN, WINDOW_PX
+from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.sampler import PosteriorSampler
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gap_bioimage.exporting.measures import Sizes
+    from gap_bioimage.model import Model
+
+TORCHSCRIPT, STATE_DICT, ONNX = "weights_torchscript.pt", "weights.pt", "weights.onnx"
+SAMPLER_WEIGHTS = "sampler_weights.pt"
+"""The state_dict of a sampler that is not among the weights."""
+NETWORK_FILE = "network.py"
+"""The architecture of a zip: network.py as it is, or with sampler.py joined."""
+OPSET = 17
+"""deepImageJ's engine reads opset 18 and IR version 8 at most."""
+_ONNX_TOLERANCE = 1e-4  # of the largest value
+_Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
+
+
+def denoiser_of(model: Model, box_px: list[int], **intake: Any) -> PhotonDenoiser:
+    """Return the module that a denoising zip runs, on the CPU and in evaluation mode.
+
+    ``intake`` are the arguments of ``PhotonDenoiser`` that tell what its input is; without them it is counts.
+    """
+    return _filled(PhotonDenoiser(box_px, **intake, **model.config.model_dump()), model)
+
+
+def sampler_of(model: Model, arguments: dict[str, Any]) -> PosteriorSampler:
+    """Return the module that a sampling zip runs, on the CPU and in evaluation mode."""
+    return _filled(PosteriorSampler(**arguments), model)
+
+
+def _filled(module: _Module, model: Model) -> _Module:
+    module.network.load_state_dict({name: value.cpu() for name, value in model.network.state_dict().items()})
+    return module.eval().requires_grad_(False)
+
+
+def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
+    """Return what ``PosteriorSampler`` is made with, in plain values."""
+    return {
+        "box_px": list(box_px),
+        "n_samples": n_samples,
+        "n_steps": n_steps,
+        "seed": seed,
+        "gain": GAIN,
+        "brightest": brightest_of(model),
+        "window_px": list(WINDOW_PX[model.config.dim]),
+        **model.config.model_dump(mode="json"),
+    }
+
+
+def brightest_of(model: Model) -> float:
+    """Return the top of the trained range, in mean photons per pixel."""
+    return float(10 ** (model.trained_range_db[1] / 10))
+
+
+def architecture_source(*, sampling: bool = False) -> str:
+    """Return the source of the architecture in one file: the network, and after it the sampler where that is needed."""
+    source = Path(network_source.__file__).read_text(encoding="utf-8")
+    if not sampling:
+        return source
+    sampler = Path(sampler_source.__file__).read_text(encoding="utf-8")
+    return source + "\n\n" + re.sub(r"(?m)^from gap_bioimage\.network import (\([^)]*\)|.*)\n", "", sampler)
+
+
+def write_weights(folder: Path, module: nn.Module, source: str, name: str = NETWORK_FILE) -> None:
+    """Write TorchScript, state_dict and the architecture's source into a folder."""
+    (folder / TORCHSCRIPT).write_bytes(torchscript_of(module))
+    write_state(folder / STATE_DICT, module)
+    (folder / name).write_text(source, encoding="utf-8")
+
+
+def write_state(path: Path, module: nn.Module) -> None:
+    """Write a state_dict."""
+    # by way of memory: torch's own file writer ends the process when the disk is full
+    state = io.BytesIO()
+    torch.save(module.state_dict(), state)
+    path.write_bytes(state.getvalue())
+
+
+def torchscript_of(module: nn.Module) -> bytes:
+    """Return a module as a TorchScript archive without debug records.
+
+    2D convolutions keep their weights in the order channels_last, which survives in the archive: on the CPU newer
+    engines run 1.7 times as fast with it, older ones as fast as without, and results agree to rounding (1e-6).
+    """
+    archive, stored = io.BytesIO(), copy.deepcopy(module)
+    for parameter in stored.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    torch.jit.save(torch.jit.script(stored), archive)
+    return without_debug_records(archive.getvalue())
+
+
+def without_debug_records(archive: bytes) -> bytes:
+    """Return a TorchScript archive without its debug records, which hold the paths of the machine it was made on."""
+    core: Any = torch._C
+    target = io.BytesIO()
+    reader, writer = core.PyTorchFileReader(io.BytesIO(archive)), core.PyTorchFileWriter(target)
+    for name in reader.get_all_records():
+        # the writer makes the last three itself
+        if not name.endswith(".debug_pkl") and name not in ("version", "byteorder", ".data/serialization_id"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return target.getvalue()
+
+
+def check_onnx(kind: str) -> None:
+    """See that ONNX weights can be made.
+
+    Raises
+    ------
+    ExportError
+        If they cannot be for this kind of zip, or the packages are missing.
+    """
+    if kind != "denoise":
+        raise ExportError(
+            f"kind {kind!r} has no ONNX weights, only 'denoise' has: another engine rounds otherwise and then draws "
+            "other samples, which no test could tell from wrong ones; leave onnx out"
+        )
+    try:
+        importlib.import_module("onnx")
+        importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX weights need the packages onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'"
+        ) from None
+
+
+def write_onnx(folder: Path, denoiser: nn.Module, channels: int, sizes: Sizes) -> None:
+    """Write ONNX weights, if they compute what torch does at several multiples of the pooling step.
+
+    Raises
+    ------
+    ExportError
+        If the results differ.
+    """
+    content = _converted(denoiser, _counts(1, channels, sizes.min_px))
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for batch, n in itertools.product((1, 2), (0, 1, 2)):
+        size = [low + n * step for low, step in zip(sizes.min_px, sizes.pool_px, strict=True)]
+        photons = _counts(batch, channels, size)
+        with torch.inference_mode():
+            expected = denoiser(photons).numpy()
+        (got,) = session.run(None, {"photons": photons.numpy()})
+        difference = float(np.abs(got - expected).max()) if got.shape == expected.shape else np.inf
+        if not difference <= _ONNX_TOLERANCE * float(expected.max()):
+            raise ExportError(
+                f"the ONNX weights differ from torch's by {difference:.2g} at size {size}, batch {batch}, where values "
+                f"go up to {float(expected.max()):.2g}; leave onnx out, and please report it"
+            )
+    (folder / ONNX).write_bytes(content)
+
+
+def _converted(denoiser: nn.Module, example: torch.Tensor) -> bytes:
+    axes = {0: "b"} | {number + 2: name for number, name in enumerate("zyx"[-(example.dim() - 2) :])}
+    target, export = io.BytesIO(), cast("Any", torch.onnx.export)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on sizes that become constants: those of multiples of step do not
+        try:
+            export(
+                denoiser,
+                (example,),
+                target,
+                dynamo=False,  # the other exporter writes newer versions than the consumers read
+                opset_version=OPSET,
+                input_names=["photons"],
+                output_names=["rate"],
+                dynamic_axes={"photons": axes, "rate": axes},
+            )
+        except Exception as error:  # what that raises differs between versions of torch
+            told = " ".join(str(error).split())[:200]
+            raise ExportError(f"torch could not convert the network to ONNX ({told}); leave onnx out") from error
+    onnx = importlib.import_module("onnx")
+    model: Any = onnx.load_from_string(target.getvalue())
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Transpose" and attribute.name == "perm":  # torch writes axes counted from the end
+                attribute.ints[:] = [axis % len(attribute.ints) for axis in attribute.ints]
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _counts(batch: int, channels: int, size: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    scene = torch.linspace(0.1, 10.0, int(np.prod(size))).reshape(tuple(size)).expand(batch, channels, *size)
+    return torch.poisson(scene, generator)

@@ -1,0 +1,1 @@
+"""A model package, opened without trust: its zip, description, files, pickles, arrays and TorchScript code."""

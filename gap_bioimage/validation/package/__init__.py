@@ -1,1 +1,0 @@
-"""The zip and its files, opened without trust."""

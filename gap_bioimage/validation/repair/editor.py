@@ -1,0 +1,233 @@
+"""The working copy that repairs change: a folder of files and a description, and what was changed in them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import posixpath
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.references import FileReference, references, sha256_of
+from gap_bioimage.validation.check import one_sentence
+from gap_bioimage.validation.model import Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gap_bioimage.validation.model import Tensor
+
+RDF_NAME = "rdf.yaml"
+PLAIN_UP_TO = (0, 5, 10)
+"""The last format that names documentation, covers and icon as plain strings."""
+WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+"""The earliest that a zip can hold: the same model then makes the same zip."""
+_LIKE_A_NUMBER = re.compile(r"[-+.]?\d[\w.+-]*")
+_LONGEST_SHOWN = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One repair.
+
+    Parameters
+    ----------
+    id
+        Stable name of the repair; scripts may rely on it.
+    what
+        What was changed.
+    before, after
+        Its value or state before and after, as short texts.
+    """
+
+    id: str
+    what: str
+    before: str
+    after: str
+
+
+def shown(value: object) -> str:
+    """A value as a short text."""
+    if value in (None, "", [], {}):
+        return "none"
+    text = ", ".join(shown(item) for item in value) if isinstance(value, list) else str(value)
+    return one_sentence(text, _LONGEST_SHOWN)
+
+
+def unshared(value: Any) -> Any:
+    """Copy a description so that no two places share a list or mapping, as yaml aliases make them."""
+    if isinstance(value, dict):
+        return {key: unshared(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [unshared(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else value
+
+
+@dataclass
+class PackageEditor:
+    """What the repairs change: files in ``folder`` (without the description) and the description ``rdf``.
+
+    Parameters
+    ----------
+    folder, rdf, rdf_name
+        The files, the description and its name.
+    changes, notes
+        What was repaired, and what was seen and left alone, and why (one sentence each).
+    """
+
+    folder: Path
+    rdf: dict[str, Any]
+    rdf_name: str
+    changes: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def changed(self, repair: str, what: str, before: object, after: object) -> None:
+        """Note a change."""
+        self.changes.append(Change(repair, what, shown(before), shown(after)))
+
+    @property
+    def names(self) -> list[str]:
+        """Posix paths of all files."""
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in files)
+
+    @property
+    def package(self) -> Package:
+        """The files and the description as they are now."""
+        return Package(self.folder, self.folder, self.rdf_name, self.rdf, tuple(self.names), self.folder)
+
+    @property
+    def model(self) -> Model:
+        """The same as rules see it; axes and tensors in it are the description's own mappings (format 0.5)."""
+        return Model(self.package)
+
+    @property
+    def is_05(self) -> bool:
+        """Whether the description is written in format 0.5."""
+        return self.model.version_numbers[:2] == (0, 5)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the format names documentation, covers and icon as plain strings."""
+        return self.model.version_numbers <= PLAIN_UP_TO
+
+    @property
+    def references(self) -> list[FileReference]:
+        """All places of the description that name a file."""
+        return list(references(self.rdf))
+
+    def file(self, value: object) -> Path | None:
+        """The file behind a path or a ``{source, sha256}`` entry, or None if it is absent or outside."""
+        return self.model.file_of(value)
+
+    def reference(self, name: str) -> Any:
+        """Return what names a file in ``documentation`` or ``covers``, in the description's format."""
+        return name if self.is_plain else {"source": name, "sha256": sha256_of(self.folder / name)}
+
+    def test_array(self, tensor: Tensor) -> NDArray[np.generic] | None:
+        """The test tensor of an input or output, memory-mapped; None unless it is an npy file with its axes."""
+        array = self.load(tensor.written.get("test_tensor"))
+        return array if array is not None and array.ndim == len(tensor.axes) else None
+
+    def load(self, value: object) -> NDArray[np.generic] | None:
+        """The array behind a path or entry, memory-mapped, or None if it is not an npy file."""
+        import numpy as np
+
+        path = self.file(value)
+        if path is None or path.suffix != ".npy":
+            return None
+        try:
+            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError):  # left to the validation, which names it
+            return None
+        return array
+
+    def free_name(self, wanted: str, besides: str = "") -> str:
+        """A name that no other file has, also not where upper and lower case are one."""
+        taken = {name.casefold() for name in self.names if name != besides} | {RDF_NAME}
+        stem, suffix = posixpath.splitext(wanted)
+        candidate, number = wanted, 2
+        while candidate.casefold() in taken:
+            candidate, number = f"{stem}_{number}{suffix}", number + 1
+        return candidate
+
+    def rewrite(self, name: str, content: bytes) -> None:
+        """Write a file, and its hash wherever the description states one."""
+        (self.folder / name).write_bytes(content)
+        for reference in self.references:
+            if reference.name == name and reference.sha256:
+                reference.holder[reference.hash_key] = sha256_of(self.folder / name)
+
+    def move(self, plan: dict[str, str]) -> None:
+        """Rename files, and follow them in the description and in the links of markdown files."""
+        names = self.names
+        for name in [name for name in names if name.lower().endswith(".md")]:
+            self._relink(name, names, plan)
+        for old, new in plan.items():
+            os.replace(self.folder / old, self.folder / new)
+        for reference in self.references:
+            if reference.name in plan:
+                reference.point_to(plan[reference.name])
+        for folder in sorted((p for p in self.folder.rglob("*") if p.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _relink(self, document: str, names: list[str], plan: dict[str, str]) -> None:
+        written = (self.folder / document).read_bytes().decode("utf-8", errors="surrogateescape")
+        here, there = (posixpath.dirname(name) or "." for name in (document, plan.get(document, document)))
+        text = written
+        for name in names:
+            before, after = posixpath.relpath(name, here), posixpath.relpath(plan.get(name, name), there)
+            if before != after:
+                # Only links: words of the text may happen to be a file's name.
+                link = re.compile(rf"(\]\(|src=[\"']|href=[\"'])(?:\./)?{re.escape(before)}(?=[)\s\"'#])")
+                text = link.sub(lambda match, after=after: match[1] + after, text)  # type: ignore[misc]
+        if text != written:
+            self.rewrite(document, text.encode("utf-8", errors="surrogateescape"))
+
+    def write_zip(self, target: Path, description: bytes) -> None:
+        """Zip the description and the files; the same model makes the same bytes."""
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in [RDF_NAME, *self.names]:
+                entry = zipfile.ZipInfo(name, _ZIP_DATE)
+                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                if name == RDF_NAME:
+                    archive.writestr(entry, description)
+                    continue
+                entry.file_size = (self.folder / name).stat().st_size  # lets the zip choose its large format
+                with (self.folder / name).open("rb") as file, archive.open(entry, "w") as packed:
+                    while chunk := file.read(2**20):
+                        packed.write(chunk)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that YAML 1.1 takes for texts and YAML 1.2 for numbers, such as 1e5."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> Any:
+    style = "'" if _LIKE_A_NUMBER.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(rdf: dict[str, Any]) -> bytes:
+    """A description as yaml that versions 1.1 and 1.2 read alike."""
+    text: str = yaml.dump(rdf, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text.encode("utf-8")
+
+
+def stem_of(name: str) -> str:
+    """A posix path without its suffix."""
+    return posixpath.splitext(PurePosixPath(name).as_posix())[0]

@@ -1,1 +1,0 @@
-"""The mechanical fixes of anybody's zip."""

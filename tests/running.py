@@ -1,0 +1,45 @@
+"""Run checks of tiny models in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gap_bioimage.validation.archive.description import format_checks
+from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.outcome import NotApplicable, Outcome
+from gap_bioimage.validation.run.runner import Runner
+from gap_bioimage.validation.run.session import Job, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gap_bioimage.validation.outcome import Check
+
+
+def judged(judge: Callable[[Runner], Any], path: Path, weights_format: str = "torchscript") -> Any:
+    """What a check says of the weights of a zip."""
+    with open_package(path) as (package, _):
+        assert package is not None
+        description, checks = format_checks(package)
+        assert description is not None, checks
+        entry = package.rdf["weights"][weights_format]
+        descr = description.upgraded or description.as_written
+        with Runner(descr, weights_format, "cpu", package.file(entry["source"]), package.rdf) as runner:
+            try:
+                return judge(runner)
+            except NotApplicable as reason:
+                return Outcome("skipped", str(reason))
+
+
+def ran(path: Path, **options: Any) -> dict[str, Check]:
+    """What running a model finds, by check id, whatever is wrong with its files."""
+    found: list[Check] = []
+    with open_package(path) as (package, _):
+        assert package is not None
+        description, checks = format_checks(package)
+        assert description is not None, checks
+        job = Job(package, description, **{"run_code": True, **options})
+        Session(job, found=lambda check, drawn: found.append(check)).run()
+    assert len({check.id for check in found}) == len(found)
+    return {check.id: check for check in found}

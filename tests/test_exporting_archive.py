@@ -1,0 +1,261 @@
+"""Exported zips work, and nothing is left behind where one would not."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import tempfile
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from fixtures_model import broken_model, export_unchecked, random_model
+from scipy import ndimage
+
+from gap_bioimage import denoise, export, load_model, simulate, validate
+from gap_bioimage.errors import BrokenNetworkError, CardError, CheckpointError, ExportError, OutputError
+from gap_bioimage.exporting import kinds
+from gap_bioimage.exporting.card import Card
+from gap_bioimage.exporting.weights import denoiser_of, write_weights
+from gap_bioimage.validation import report as validation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fixtures_model import Trained
+
+    from gap_bioimage.network import PhotonDenoiser
+    from gap_bioimage.validation.report import Report
+
+
+@pytest.fixture(scope="module")
+def exported(trained_2d: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, list[str]]:
+    """A zip that passed its checks, their report, and the stages of its making."""
+    folder = tmp_path_factory.mktemp("exported")
+    stages: list[str] = []
+    report = export(trained_2d.run, folder / "model.zip", trained_2d.card, on_stage=stages.append)
+    assert [path.name for path in folder.iterdir()] == ["model.zip"]
+    return folder / "model.zip", report, stages
+
+
+@pytest.fixture
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_the_public_name_is_a_function() -> None:
+    import gap_bioimage
+
+    assert inspect.isfunction(gap_bioimage.export)
+
+
+def test_an_exported_zip_passes_every_check(exported: tuple[Path, Report, list[str]]) -> None:
+    path, report, stages = exported
+    assert report.status == "passed"
+    assert stages[-1] == "validating"
+    again = validate(path, run_code=True)
+    assert again.status == "passed"
+    assert {check.status for check in again.checks if check.consumer in ("core", "run")} <= {"passed", "skipped"}
+    assert [check.id for check in again.checks] == [check.id for check in report.checks]
+
+
+@pytest.mark.parametrize("consumer", ["fiji", "ilastik", "biapy"])
+def test_an_exported_zip_keeps_the_rules_of_every_partner(
+    exported: tuple[Path, Report, list[str]], consumer: str
+) -> None:
+    broken = [c for c in exported[1].checks if c.consumer == consumer and c.status in ("failed", "warning")]
+    assert broken == []
+
+
+def test_a_zip_is_flat_and_begins_with_its_description(exported: tuple[Path, Report, list[str]]) -> None:
+    with zipfile.ZipFile(exported[0]) as zipped:
+        names = zipped.namelist()
+        assert zipped.testzip() is None
+    assert names[0] == "rdf.yaml"
+    assert sorted(names) == sorted(set(names))
+    assert set(names) == {
+        "rdf.yaml", "README.md", "cover.png", "network.py", "weights.pt", "weights_torchscript.pt",
+        "test_photons.npy", "test_rate.npy",
+    }  # fmt: skip
+
+
+def test_an_exported_zip_is_the_same_model(exported: tuple[Path, Report, list[str]], trained_2d: Trained) -> None:
+    model, zipped = load_model(trained_2d.run), load_model(exported[0])
+    assert zipped.origin == "bioimage.io zip"
+    assert zipped.config == model.config
+    assert zipped.trained_range_db == model.trained_range_db
+    photons = torch.poisson(torch.full((2, 1, 37, 50), 2.0))
+    assert torch.equal(zipped.network(photons), model.network(photons))
+
+
+def test_bioimageio_predicts_what_denoise_says(exported: tuple[Path, Report, list[str]]) -> None:
+    from bioimageio.core import predict
+
+    counts, _ = simulate(2, (256, 256), photons=2.0, seed=8)
+    result = predict(model=exported[0], inputs={"photons": counts.values[None, None].astype(np.float32)})
+    got = result.members["rate"].data.values[0, 0]
+    assert got.shape == counts.shape
+    rate = denoise(load_model(exported[0]), counts).values.astype(float)
+    # the zip conserves the photons of every box, denoise those of the image
+    seen, expected = (
+        ndimage.uniform_filter(image.astype(float), 129, mode="constant") for image in (counts.values, rate)
+    )
+    inner = (slice(80, -80),) * 2  # half a box and the receptive field from the border
+    np.testing.assert_allclose(got[inner], (rate * seen / expected)[inner], rtol=1e-4)
+
+
+def test_small_images_come_out_of_the_graph_as_of_denoise(exported: tuple[Path, Report, list[str]]) -> None:
+    with zipfile.ZipFile(exported[0]) as zipped:
+        script = torch.jit.load(zipped.open("weights_torchscript.pt"))
+    counts, _ = simulate(2, (64, 60), photons=2.0, seed=8)
+    rate = denoise(load_model(exported[0]), counts)
+    got = script(torch.from_numpy(counts.values.astype(np.float32))[None, None])[0, 0]
+    np.testing.assert_allclose(got.numpy(), rate, rtol=1e-4)
+
+
+def perturbed(folder: Path, module: PhotonDenoiser, source: str, name: str) -> None:
+    """Write weights that are not those that made the test output."""
+    with torch.no_grad():
+        weight = module.network.conv_final.weight
+        before = weight.clone()
+        weight.neg_()
+        write_weights(folder, module, source, name)
+        weight.copy_(before)
+
+
+def test_a_zip_that_fails_a_check_is_not_written(
+    trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_temporary_folder: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / "model.zip"
+    out.write_bytes(b"the old one")
+    monkeypatch.setattr(kinds, "write_weights", perturbed)
+    with pytest.raises(ExportError, match=r"model\.zip was not written.*core\.test") as error:
+        export(trained_2d.run, out, trained_2d.card)
+    assert "\n" not in str(error.value)
+    assert out.read_bytes() == b"the old one"
+    assert [path.name for path in out.parent.iterdir()] == ["model.zip"]
+    assert not [path for path in own_temporary_folder.iterdir() if path.name.startswith("gap-bioimage-")]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_a_stopped_export_leaves_nothing(
+    trained_2d: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_temporary_folder: Path,
+    error: type[BaseException],
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise error
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(validation, "validate", stop)
+    with pytest.raises(error):
+        export(trained_2d.run, tmp_path / "out" / "model.zip", trained_2d.card)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert list(own_temporary_folder.iterdir()) == []
+
+
+def test_a_model_without_counts_asks_for_some(trained_2d: Trained, tmp_path: Path) -> None:
+    shutil.copy(trained_2d.run / "best.ckpt", tmp_path / "best.ckpt")
+    with pytest.raises(ExportError, match="--test-image"):
+        export(tmp_path / "best.ckpt", tmp_path / "model.zip", trained_2d.card)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_a_test_image_must_fit(trained_2d: Trained, trained_3d: Trained, tmp_path: Path) -> None:
+    two_channels = xr.DataArray(np.ones((2, 64, 64), np.uint8), dims=["c", "y", "x"])
+    with pytest.raises(ExportError, match="2 channels, the model expects 1"):
+        export(trained_2d.run, tmp_path / "model.zip", trained_2d.card, test_image=two_channels)
+    with pytest.raises(ValueError, match="expected z"):
+        export(trained_3d.run, tmp_path / "model.zip", trained_3d.card, test_image=two_channels[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kind": "magic"}, ExportError, "expected 'denoise', 'sample' or 'sample-hook'"),
+        ({"n_samples": 0}, ExportError, "n_samples is 0, expected 1 or more"),
+        ({"n_steps": -1}, ExportError, "n_steps is -1, expected 1 or more"),
+        ({"seed": -1}, ExportError, "seed is -1, expected 0 or more"),
+        ({"postprocessing": "none.py:Mask"}, ExportError, r"none\.py cannot be read"),
+        ({"postprocessing": "none.py"}, ExportError, r"expected FILE\.py:NAME"),
+        ({"model": "none"}, CheckpointError, "does not exist"),
+        ({"card": "none.yaml"}, CardError, r"none\.yaml"),
+        ({"out": "none/model.zip"}, OutputError, "create .*none first"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_work(
+    trained_2d: Trained, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    stages: list[str] = []
+    arguments: dict[str, Any] = {"model": trained_2d.run, "out": tmp_path / "model.zip", "card": trained_2d.card}
+    arguments |= {k: tmp_path / v if k in ("model", "card", "out") else v for k, v in changes.items()}
+    with pytest.raises(error, match=message):
+        export(**arguments, on_stage=stages.append)
+    assert stages == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_in_memory_and_a_card_object_do(
+    trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True)
+    )
+    model = random_model(channels=2)
+    counts = np.random.default_rng(0).poisson(3, (2, 3, 64, 64)).astype(np.uint16)
+    counts[:, 1] *= 2  # the brightest frame is the one to show
+    image = xr.DataArray(counts, dims=["c", "t", "y", "x"])
+    export(model, tmp_path / "model.zip", Card.read(trained_2d.card), test_image=image)
+    with zipfile.ZipFile(tmp_path / "model.zip") as zipped:
+        photons, rate = (np.load(zipped.open(f"test_{name}.npy")) for name in ("photons", "rate"))
+    np.testing.assert_array_equal(photons[0, :, :64, :64], counts[:, 1])
+    with torch.inference_mode():
+        box = load_box(tmp_path / "model.zip")
+        expected = denoiser_of(model, box)(torch.from_numpy(photons)).numpy()
+    np.testing.assert_allclose(rate, expected, rtol=1e-5)
+
+
+def load_box(path: Path) -> list[int]:
+    import yaml
+
+    with zipfile.ZipFile(path) as zipped:
+        rdf = yaml.safe_load(zipped.read("rdf.yaml"))
+    box: list[int] = rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]["box_px"]
+    return box
+
+
+def test_the_same_run_gives_the_same_tensors(trained_2d: Trained, unchecked_zip_2d: Path, tmp_path: Path) -> None:
+    again = export_unchecked(trained_2d, tmp_path / "model.zip")
+    with zipfile.ZipFile(unchecked_zip_2d) as first, zipfile.ZipFile(again) as second:
+        assert first.namelist() == second.namelist()
+        for name in ("test_photons.npy", "test_rate.npy", "cover.png", "network.py", "weights.pt"):
+            assert first.read(name) == second.read(name), name
+
+
+def test_an_original_checkpoint_is_exported(trained_2d: Trained, shared_data: Path, tmp_path: Path) -> None:
+    image, _ = simulate(2, (160, 160), photons=2.0, seed=3)
+    checkpoint = shared_data / "original_gap_2d.ckpt"
+    report = export(checkpoint, tmp_path / "gap.zip", trained_2d.card, test_image=image)
+    assert report.status == "passed"
+    original, zipped = load_model(checkpoint), load_model(tmp_path / "gap.zip")
+    photons = torch.from_numpy(image.values.astype(np.float32))[None, None]
+    assert torch.equal(original.network(photons), zipped.network(photons))
+    with zipfile.ZipFile(tmp_path / "gap.zip") as zipped_again:
+        assert "the given test image" in zipped_again.read("README.md").decode()
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_a_broken_network_is_not_exported(trained_2d: Trained, tmp_path: Path, kind: Any) -> None:
+    with pytest.raises(BrokenNetworkError, match="log-rates that are not finite"):
+        export(broken_model(), tmp_path / "m.zip", trained_2d.card, kind, test_image=trained_2d.counts)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,97 @@
+"""What zips are given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from fixtures_model import random_model
+
+from gap_bioimage.config import Camera
+from gap_bioimage.errors import ExportError
+from gap_bioimage.exporting.intake import Intake
+from gap_bioimage.exporting.kinds import Sampling, product_of
+from gap_bioimage.exporting.weights import torchscript_of
+from gap_bioimage.camera.camera import Detector
+
+if TYPE_CHECKING:
+    from gap_bioimage.model import Model
+
+CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
+
+
+def model_of(**config: object) -> Model:
+    return replace(random_model(), details={"config": config})
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: f"gain {camera.gain:g}")
+def test_preprocessing_gives_the_counts_of_the_driver(camera: Camera) -> None:
+    intake = Intake.of(model_of(camera=camera.model_dump()))
+    adu = np.arange(60, 3000, dtype=np.float32)
+    (step,) = intake.preprocessing
+    assert step["id"] == "scale_linear"
+    assert {type(value) for value in step["kwargs"].values()} == {float}
+    as_core = adu.astype(np.float64) * step["kwargs"]["gain"] + step["kwargs"]["offset"]
+    counts = Detector(camera).counts(adu)
+    for computed in (as_core, intake.preprocess(adu)):
+        rounded = np.clip(np.rint(computed), 0, None)
+        # a value halfway between two counts may go either way in single precision
+        assert np.mean(rounded != counts) < 2e-3
+        assert np.abs(rounded - counts).max() <= 1
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: f"gain {camera.gain:g}")
+def test_values_of_counts_become_these_counts(camera: Camera) -> None:
+    intake = Intake(Detector(camera))
+    counts = np.arange(200)
+    np.testing.assert_allclose(intake.preprocess(intake.values_of(counts).astype(np.float32)), counts, atol=2e-3)
+
+
+def test_counts_go_as_they_are() -> None:
+    intake = Intake.of(random_model())
+    counts = np.arange(5, dtype=np.float32)
+    assert (intake.preprocessing, intake.arguments, intake.facts) == ([], {}, {})
+    assert intake.preprocess(counts) is intake.counts(counts) is intake.values_of(counts) is counts
+
+
+def test_another_camera_may_be_given_and_none() -> None:
+    model = model_of(camera=CAMERAS[0].model_dump())
+    assert Intake.of(model).detector == Detector(CAMERAS[0])
+    assert Intake.of(model, CAMERAS[1]).detector == Detector(CAMERAS[1])
+    assert Intake.of(model, None) == Intake()
+    with pytest.raises(ExportError, match="need no camera"):
+        Intake.of(model_of(thinning={"ceiling": 4}), CAMERAS[0])
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_modules_round_subtract_and_compile(kind: str) -> None:
+    camera = CAMERAS[0]
+    model = model_of(camera=camera.model_dump())
+    sampling = Sampling(2, 2, 0)
+    product, plain = (
+        product_of(kind, m, [9, 9], sampling)  # type: ignore[arg-type]
+        for m in (model, random_model())
+    )
+    counts = np.random.default_rng(0).poisson(6, (1, 1, 24, 24)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    near = counts + rng.uniform(-0.4, 0.4, counts.shape).astype(np.float32)
+    background = float(Detector(camera).background())
+    expected = plain.run(counts)
+    channels = [0] if kind == "denoise" else [0, 2, 3]  # mean and samples, not the standard deviation
+    expected[:, channels] -= background
+    np.testing.assert_allclose(product.run(near), expected, rtol=1e-4, atol=1e-4)
+    assert torchscript_of(product.module)
+    assert product.facts["camera"]["background"] == background
+
+
+def test_modules_of_one_bit_frames_give_photons() -> None:
+    product, plain = (
+        product_of("denoise", m, [9, 9], Sampling()) for m in (model_of(thinning={"ceiling": 4}), random_model())
+    )
+    counts = np.random.default_rng(0).binomial(4, 0.4, (1, 1, 24, 24)).astype(np.float32)
+    detections = np.minimum(plain.run(counts) / 4, 0.999)
+    np.testing.assert_allclose(product.run(counts), -4 * np.log1p(-detections), rtol=1e-3, atol=1e-4)
+    assert torch.jit.script(product.module)(torch.from_numpy(counts)).isfinite().all()

@@ -1,0 +1,391 @@
+"""Zips that draw posterior samples: in the graph, and by a hook that carries the network."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fixtures_model import random_model
+
+from gap_bioimage import export, load_model, simulate, validate
+from gap_bioimage.errors import ExportError
+from gap_bioimage.exporting.hook import PhotonCopies
+from gap_bioimage.exporting.intake import sparse_counts
+from gap_bioimage.exporting.kinds import Sampling, product_of
+from gap_bioimage.exporting.measures import check_room, room_db, score_samples
+from gap_bioimage.exporting.weights import TORCHSCRIPT, sampler_arguments, sampler_of, write_weights
+from gap_bioimage.validation import report as validation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fixtures_model import Trained
+
+    from gap_bioimage.validation.report import Report
+
+pytestmark = pytest.mark.filterwarnings("ignore:samples are drawn by adding photons")
+DRAWN: dict[str, Any] = {"n_samples": 2, "n_steps": 2, "seed": 3}
+
+
+def unchecked(trained: Trained, out: Path, kind: Any, **options: Any) -> Path:
+    """Export without the validation, which takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
+        export(trained.run, out, trained.card, kind, **{**DRAWN, **options})
+    return out
+
+
+@pytest.fixture(scope="module")
+def sampling(trained_2d: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """A sampling zip that passed its checks, and their report."""
+    path = tmp_path_factory.mktemp("sampling") / "model.zip"
+    return path, export(trained_2d.run, path, trained_2d.card, "sample", **DRAWN)
+
+
+@pytest.fixture(scope="module")
+def hook(trained_2d: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """The same as a hook, in a zip that passed its checks, and their report."""
+    path = tmp_path_factory.mktemp("hook") / "model.zip"
+    return path, export(trained_2d.run, path, trained_2d.card, "sample-hook", **DRAWN)
+
+
+def tensors_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        photons, posterior = (np.load(archive.open(f"test_{name}.npy")) for name in ("photons", "posterior"))
+    return photons, posterior
+
+
+def rdf_of(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        rdf: dict[str, Any] = yaml.safe_load(archive.read("rdf.yaml"))
+    return rdf
+
+
+def test_a_sampling_zip_passes_every_check_and_every_partners_rules(sampling: tuple[Path, Report]) -> None:
+    report = sampling[1]
+    assert {c.id for c in report.checks if c.status in ("failed", "warning")} == set()
+    assert {c.id for c in report.checks if c.status == "skipped"} <= {"run.tiled", "run.padding", "run.cuda"}
+    (agreement,) = [check for check in report.checks if check.id == "run.formats_agree"]
+    assert "0.0e+00" in agreement.message
+
+
+def test_a_hook_passes_and_says_who_cannot_run_it(hook: tuple[Path, Report]) -> None:
+    report = hook[1]
+    assert report.status == "passed"
+    warned = {check.id for check in report.checks if check.status == "warning"}
+    custom_ops = {f"{name}.custom_ops" for name in ("core", "zoo", "ilastik", "qupath", "bioengine")}
+    assert warned == {"fiji.processing_ops", *custom_ops}
+    skipped = validate(hook[0])
+    assert {c.status for c in skipped.checks if c.id == "core.test"} == {"skipped"}  # its code was not allowed
+
+
+def test_the_test_output_holds_mean_deviation_and_samples_that_differ(sampling: tuple[Path, Report]) -> None:
+    photons, posterior = tensors_of(sampling[0])
+    assert posterior.shape == (1, 4, *photons.shape[2:])
+    assert posterior.dtype == np.float32
+    mean, std, *samples = posterior[0]
+    np.testing.assert_allclose(mean, np.mean(samples, 0), rtol=1e-5)
+    np.testing.assert_allclose(std, np.std(samples, 0, ddof=1), rtol=1e-3, atol=1e-5)
+    assert std.mean() > 0.02 * mean.mean()
+    assert posterior.min() >= 0
+
+
+def test_both_weights_are_the_sampler(sampling: tuple[Path, Report]) -> None:
+    photons, posterior = tensors_of(sampling[0])
+    kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
+    sampler = sampler_of(load_model(sampling[0]), kwargs)
+    with zipfile.ZipFile(sampling[0]) as archive:
+        script = torch.jit.load(archive.open(TORCHSCRIPT))
+    with torch.inference_mode():
+        for module in (sampler, script):
+            np.testing.assert_array_equal(module(torch.from_numpy(photons)).numpy(), posterior)
+
+
+def test_hook_and_graph_draw_the_same(sampling: tuple[Path, Report], hook: tuple[Path, Report]) -> None:
+    from bioimageio.core import predict
+
+    for first, second in zip(tensors_of(sampling[0]), tensors_of(hook[0]), strict=True):
+        np.testing.assert_array_equal(first, second)
+    counts, _ = simulate(2, (190, 200), photons=0.5, seed=8)
+    inputs = {"photons": counts.values[None, None].astype(np.float32)}
+    drawn = [predict(model=path, inputs=inputs).members["posterior"].data.values for path, _ in (sampling, hook)]
+    assert drawn[0].shape == (1, 4, 190, 200)
+    assert drawn[0][0, 1].mean() > 0
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("kind", ["sampling", "hook"])
+def test_sampling_zips_load_as_the_network_they_sample_with(
+    kind: str, trained_2d: Trained, request: pytest.FixtureRequest
+) -> None:
+    model, zipped = load_model(trained_2d.run), load_model(request.getfixturevalue(kind)[0])
+    assert (zipped.config, zipped.trained_range_db) == (model.config, model.trained_range_db)
+    photons = torch.poisson(torch.full((1, 1, 21, 30), 2.0))
+    assert torch.equal(zipped.network(photons), model.network(photons))
+
+
+@pytest.mark.parametrize("kind", ["sampling", "hook"])
+def test_the_readmes_snippet_draws_other_samples(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(kind)[0]
+    shutil.copy(path, tmp_path / "model.zip")
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read("README.md").decode()
+        if kind == "hook":
+            archive.extract("sample_posterior.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    counts = simulate(2, (40, 36), photons=0.5, seed=1)[0].values[None, None]
+    variables: dict[str, Any] = {"counts": counts}
+    exec(code, variables)
+    model = load_model(path)
+    arguments = sampler_arguments(model, [129, 129], 8, 2, 4)
+    with torch.inference_mode():
+        photons = torch.from_numpy(counts.astype(np.float32))
+        expected = sampler_of(model, arguments).sample(photons, 8, 2, 4).numpy()
+    assert variables["samples"].shape == (8, 1, 1, 40, 36)
+    np.testing.assert_array_equal(variables["samples"], expected)
+
+
+def test_volumes_are_sampled(trained_3d: Trained, tmp_path: Path) -> None:
+    path = unchecked(trained_3d, tmp_path / "model.zip", "sample", n_samples=1, n_steps=1)
+    rdf = rdf_of(path)
+    assert rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]["window_px"] == [15, 63, 63]
+    assert rdf["outputs"][0]["axes"][1]["channel_names"] == ["mean", "std", "sample1"]
+    posterior = tensors_of(path)[1]
+    np.testing.assert_array_equal(posterior[:, 0], posterior[:, 2])
+    assert not posterior[:, 1].any()  # one sample has no spread
+
+
+def test_channels_come_in_the_order_of_their_names() -> None:
+    model = random_model(channels=2)
+    product = product_of("sample", model, [9, 9], Sampling(2, 2, 0))
+    photons = np.random.default_rng(0).poisson(1.0, (1, 2, 24, 24)).astype(np.float32)
+    named = dict(zip(product.channel_names, product.run(photons)[0], strict=True))
+    with torch.inference_mode():
+        samples = sampler_of(model, product.arguments).sample(torch.from_numpy(photons), 2, 2, 0)[:, 0].numpy()
+    for channel in range(2):
+        for number in range(2):
+            np.testing.assert_array_equal(named[f"sample{number + 1}_{channel}"], samples[number, channel])
+        np.testing.assert_allclose(named[f"mean_{channel}"], samples[:, channel].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(named[f"std_{channel}"], samples[:, channel].std(0, ddof=1), atol=1e-4)
+
+
+def test_a_hook_samples_several_channels_as_the_graph_does() -> None:
+    model = random_model(channels=2)
+    photons = np.random.default_rng(0).poisson(1.0, (2, 2, 20, 24)).astype(np.float32)
+    graph, hook = (product_of(kind, model, [9, 9], Sampling(3, 2, 1)) for kind in ("sample", "sample-hook"))
+    np.testing.assert_array_equal(graph.run(photons), hook.run(photons))
+
+
+@pytest.fixture(scope="module")
+def operation() -> Any:
+    return product_of("sample-hook", random_model(), [9, 9], Sampling(2, 2, 0)).hook
+
+
+def test_the_file_of_the_hook_needs_torch_and_numpy_only(operation: Any, tmp_path: Path) -> None:
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(operation.source))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
+        if name
+    }
+    assert imported == {"base64", "io", "typing", "zlib", "numpy", "torch"}
+    (tmp_path / "op.py").write_bytes(operation.source)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import op, numpy; "
+        "print(op.SamplePosterior(n_steps=2, seed=0)(numpy.ones((1, 4, 16, 16), 'float32')).shape); "
+        "assert not [name for name in sys.modules if name.startswith('gap_bioimage')]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120
+    )
+    assert done.stdout.strip() == "(1, 4, 16, 16)", done.stderr
+
+
+def test_the_hook_obeys_its_kwargs(operation: Any) -> None:
+    copies = np.random.default_rng(0).poisson(1.0, (1, 1, 24, 24)).astype(np.float32).repeat(5, axis=1)
+    sampler = product_of("sample", random_model(), [9, 9], Sampling(3, 1, 7)).sampler
+    assert sampler is not None
+    other = replace(operation, kwargs={"n_steps": 1, "seed": 7}).load()
+    with torch.inference_mode():
+        expected = sampler(torch.from_numpy(copies[:, :1])).numpy()
+    np.testing.assert_array_equal(other(copies), expected)  # five channels: three samples
+    for kwargs in ({"n_steps": 0, "seed": 0}, {"n_steps": 1, "seed": -1}):
+        with pytest.raises(ExportError, match="expected at least 1 and 0"):
+            replace(operation, kwargs=kwargs).load()
+
+
+def test_copies_are_exact_and_have_parameters(tmp_path: Path) -> None:
+    photons = torch.from_numpy(np.random.default_rng(0).integers(0, 2**24, (2, 3, 4, 5, 6)).astype(np.float32))
+    module = PhotonCopies(4)
+    copies = module(photons)
+    assert copies.shape == (2, 12, 4, 5, 6)
+    for number in range(4):
+        assert torch.equal(copies[:, 3 * number : 3 * number + 3], photons)
+    write_weights(tmp_path, module, "")
+    script = torch.jit.load(tmp_path / TORCHSCRIPT)
+    assert torch.equal(script(photons), copies)
+    assert len(list(script.parameters())) == 1
+
+
+@pytest.mark.parametrize(("brightest", "room"), [(30.0, 10.0), (1e6, 20.0), (3.0, 0.0), (1.0, 0.0)])
+def test_room_is_what_the_trained_range_leaves(brightest: float, room: float) -> None:
+    assert room_db(np.full((1, 80, 80), 3), brightest) == pytest.approx(room, abs=1e-4)
+
+
+def test_room_is_measured_where_the_image_is_brightest() -> None:
+    image = np.ones((1, 200, 200), np.int64)
+    image[:, 100:180, 100:180] = 10
+    assert room_db(image, 100.0) == pytest.approx(10.0, abs=1e-4)
+
+
+def test_little_room_is_warned_about() -> None:
+    image = np.full((1, 80, 80), 3)
+    with pytest.warns(UserWarning, match=r"3\.0 dB of room only.* as little as 50%"):
+        assert check_room(image, 6.0) == pytest.approx(3.01, abs=0.01)
+    assert check_room(image, 300.0) == pytest.approx(20.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("n_samples", "expected"), [(1, 100), (4, 25), (50, 20)])
+def test_the_test_input_has_few_photons_off_the_middle(n_samples: int, expected: int) -> None:
+    image = np.random.default_rng(0).poisson(5.0, (1, 120, 100))
+    sparse = sparse_counts(image, n_samples, lambda photons: photons)
+    assert sparse.shape == image.shape
+    assert sparse.sum() == pytest.approx(expected, abs=4 * expected**0.5)
+    assert not sparse[:, 60:].any() and not sparse[:, :, 50:].any()
+    np.testing.assert_array_equal(sparse, sparse_counts(image, n_samples, lambda photons: photons))
+
+
+def test_the_test_input_has_as_many_photons_as_it_takes_to_see_them() -> None:
+    image = np.random.default_rng(0).poisson(50.0, (1, 120, 100))
+
+    def spread_out(photons: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(photons, float(photons.mean()))
+
+    seen = sparse_counts(image, 4, spread_out).mean()
+    assert 0.02 < seen < 0.05
+    every = sparse_counts(image, 4, lambda photons: 0 * photons)
+    assert every.sum() > 50 * 64  # the brightest region
+    volume = np.random.default_rng(0).poisson(5.0, (2, 3, 20, 6))
+    assert sparse_counts(volume, 4, lambda photons: photons).shape == volume.shape
+    assert not sparse_counts(np.zeros((1, 20, 20), np.int64), 4, lambda photons: photons).any()
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("rounding", ["onednn", "weights"])
+def test_the_test_output_survives_other_roundings(sampling: tuple[Path, Report], rounding: str) -> None:
+    photons, posterior = tensors_of(sampling[0])
+    kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
+    sampler = sampler_of(load_model(sampling[0]), kwargs)
+    if rounding == "weights":
+        generator = torch.Generator().manual_seed(0)
+        for parameter in sampler.parameters():
+            parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
+    with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=rounding != "onednn"):
+        got = sampler(torch.from_numpy(photons)).numpy()
+    assert not np.array_equal(got, posterior)
+    np.testing.assert_allclose(got, posterior, rtol=1e-4, atol=1.5e-4)
+
+
+def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
+    """A network that answers flat, on a scene that is not: the other half knows how wrong that is."""
+    rng = np.random.default_rng(0)
+    scene = np.where(np.arange(256)[:, None] % 2 == 0, 6.0, 2.0) * np.ones((256, 256))
+    counts = rng.poisson(scene)[None]
+    spread = 0.7
+
+    def sample(photons: torch.Tensor, n_samples: int, n_steps: int, seed: int) -> torch.Tensor:
+        noise = torch.from_numpy(rng.normal(0, spread, (n_samples, *photons.shape)))
+        return float(photons.mean()) + noise
+
+    sampler: Any = SimpleNamespace(sample=sample, brightest=20.0, n_samples=2, n_steps=3, seed=0)
+    scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
+    assert scores.n_samples == 4
+    assert scores.variance == pytest.approx(spread**2, rel=0.02)
+    assert scores.squared_error == pytest.approx(1.0, abs=4 * scores.standard_error)  # halves of 6 and 2: 2 +- 1
+    assert scores.standard_error < 0.05
+    assert scores.room_db == pytest.approx(10.0, abs=0.3)
+    assert scores.expected_difference == pytest.approx(spread / 2 / 2, rel=0.05)
+    assert scores.mean_difference == pytest.approx(scores.expected_difference, rel=0.05)
+
+
+MASK = """
+import numpy as np
+
+
+class Mask:
+    def __init__(self, above):
+        self.above = above
+
+    def __call__(self, array):
+        return (array > self.above).astype(np.uint8)
+"""
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> str:
+    (tmp_path / "threshold.py").write_text(MASK)
+    return f"{tmp_path / 'threshold.py'}:Mask"
+
+
+def test_own_postprocessing_passes_the_checks_and_is_applied(trained_2d: Trained, tmp_path: Path, mask: str) -> None:
+    from bioimageio.core import predict
+
+    out = tmp_path / "model.zip"
+    report = export(trained_2d.run, out, trained_2d.card, postprocessing=mask, postprocessing_kwargs={"above": 2.0})
+    statuses = {check.id: check.status for check in report.checks}
+    assert statuses["core.test"] == "passed"
+    assert statuses["run.tiled"] in ("passed", "warning")  # a rate near the threshold may fall on either side
+    assert statuses["run.conservation"] == "skipped"
+    assert rdf_of(out)["outputs"][0]["data"]["type"] == "uint8"
+    denoised = export_plain(trained_2d, tmp_path / "plain.zip")
+    inputs = {"photons": simulate(2, (190, 190), photons=2.0, seed=8)[0].values[None, None].astype(np.float32)}
+    got, rate = (predict(model=path, inputs=inputs).members["rate"].data.values for path in (out, denoised))
+    np.testing.assert_array_equal(got, rate > 2.0)
+    assert load_model(out).config == load_model(trained_2d.run).config
+
+
+def export_plain(trained: Trained, out: Path) -> Path:
+    return unchecked(trained, out, "denoise")
+
+
+@pytest.mark.parametrize("kind", ["sample", "sample-hook"])
+def test_own_postprocessing_comes_after_the_samples(
+    trained_2d: Trained, tmp_path: Path, mask: str, kind: str, sampling: tuple[Path, Report]
+) -> None:
+    arguments = {"postprocessing": mask, "postprocessing_kwargs": {"above": 0.003}}
+    path = unchecked(trained_2d, tmp_path / "model.zip", kind, **arguments)
+    assert 0.001 < tensors_of(path)[1].mean() < 0.999
+    np.testing.assert_array_equal(tensors_of(path)[1], tensors_of(sampling[0])[1] > 0.003)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("postprocessing.py").decode() == MASK
+
+
+def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, mask: str, run: Any) -> None:
+    out = tmp_path / "model.zip"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
+        base = ["export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "sample"]
+        options = ["--samples", 2, "--steps", 2, "--seed", 3, "--postprocessing", mask]
+        result = run(*base, *options, "--postprocessing-kwargs", "{above: 0.3}")
+    assert result.code == 0, result
+    rdf = rdf_of(out)
+    assert rdf["config"]["gap_bioimage"].items() >= {"n_samples": 2, "n_steps": 2, "seed": 3}.items()
+    assert rdf["outputs"][0]["postprocessing"][0]["kwargs"] == {"above": 0.3}
+    refused = run(*base, "--samples", 0)
+    assert refused.code == 2
+    assert "n_samples is 0, expected 1 or more" in refused.err

@@ -1,0 +1,279 @@
+"""The model description: readable by every consumer, true to its files."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+from fixtures_model import CARD, export_unchecked, random_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gap_bioimage import load_model
+from gap_bioimage.errors import CardError
+from gap_bioimage.exporting.card import Card
+from gap_bioimage.exporting.kinds import Product, Sampling, product_of
+from gap_bioimage.exporting.measures import HaloReport, Measured, Scores, Sizes
+from gap_bioimage.exporting.operation import Operation
+from gap_bioimage.exporting.rdf import COVER, TEST_INPUT, describe, description_of, output_file, tags_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fixtures_model import Trained
+
+
+def card(**changes: Any) -> Card:
+    return Card.model_validate({**yaml.safe_load(CARD), **changes})
+
+
+def rdf_of(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        content: dict[str, Any] = yaml.safe_load(archive.read("rdf.yaml"))
+    return content
+
+
+@pytest.fixture(params=["unchecked_zip_2d", "unchecked_zip_3d"])
+def any_zip(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+AXES = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 12)), min_size=2, max_size=3)
+
+
+@given(AXES)
+def test_sizes_hold_two_halos_and_a_block(axes: list[tuple[int, int]]) -> None:
+    step, halo = zip(*((s, s * n) for s, n in axes), strict=True)
+    sizes = Sizes.of(step, halo)
+    assert (sizes.pool_px, sizes.halo_px, set(sizes.step_px)) == (step, halo, {1})
+    assert Sizes.of(step, halo, any_size=False).step_px == step
+    for low, s, h in zip(sizes.min_px, step, halo, strict=True):
+        assert low % s == 0
+        assert low > 2 * h
+        assert 2 * h <= 0.75 * low + 1
+        assert low <= 2 * h + max(16, 2 * h // 3) + 2 * s
+
+
+def test_bioimageio_reads_it_without_errors(any_zip: Path) -> None:
+    from bioimageio.spec import InvalidDescr, ValidationContext, load_model_description
+    from bioimageio.spec.model.v0_5 import ModelDescr
+
+    with ValidationContext(perform_io_checks=True):
+        descr = load_model_description(any_zip)
+    assert not isinstance(descr, InvalidDescr)
+    assert isinstance(descr, ModelDescr)
+    assert descr.validation_summary.status == "valid-format"
+    assert not [error for detail in descr.validation_summary.details for error in detail.errors]
+
+
+def test_what_older_readers_need_is_a_plain_string(any_zip: Path) -> None:
+    rdf = rdf_of(any_zip)
+    assert rdf["format_version"] == "0.5.9"
+    assert rdf["type"] == "model"
+    assert rdf["id"] == "tiny-photon-denoiser"
+    assert isinstance(rdf["documentation"], str)
+    assert isinstance(rdf["license"], str)
+    assert all(isinstance(cover, str) for cover in rdf["covers"])
+    assert isinstance(rdf["timestamp"], str)
+
+
+def test_hashes_are_those_of_the_files(any_zip: Path) -> None:
+    found: dict[str, str] = {}
+
+    def collect(node: Any) -> None:
+        if isinstance(node, dict):
+            if "sha256" in node:
+                found[node["source"]] = node["sha256"]
+            for value in node.values():
+                collect(value)
+        elif isinstance(node, list):
+            for value in node:
+                collect(value)
+
+    rdf = rdf_of(any_zip)
+    collect(rdf)
+    with zipfile.ZipFile(any_zip) as archive:
+        assert found == {name: hashlib.sha256(archive.read(name)).hexdigest() for name in found}
+        assert {*found, "rdf.yaml", rdf["documentation"], *rdf["covers"]} == set(archive.namelist())
+    assert len(found) == 5
+
+
+def test_axes_sizes_and_test_tensors_agree(any_zip: Path) -> None:
+    rdf = rdf_of(any_zip)
+    (given_,), (made,) = rdf["inputs"], rdf["outputs"]
+    assert (given_["id"], made["id"]) == ("photons", "rate")
+    axes = [axis.get("id", axis["type"]) for axis in given_["axes"]]
+    assert axes in (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
+    assert axes == [axis.get("id", axis["type"]) for axis in made["axes"]]
+    assert all("scale" not in axis for axis in given_["axes"])
+    with zipfile.ZipFile(any_zip) as archive:
+        tensors = [np.load(archive.open(t["test_tensor"]["source"])) for t in (given_, made)]
+    assert tensors[0].shape == tensors[1].shape
+    assert all(tensor.dtype == np.float32 for tensor in tensors)
+    for size, axis, out in zip(tensors[0].shape[2:], given_["axes"][2:], made["axes"][2:], strict=True):
+        low, step = axis["size"]["min"], axis["size"]["step"]
+        assert (size - low) % step == 0
+        assert step == 1  # the graph pads by itself
+        assert low % 2 == out["halo"] % 2 == 0  # tiles start where the whole image is pooled
+        assert low > 2 * out["halo"]
+        assert out["size"] == {"tensor_id": "photons", "axis_id": axis["id"], "offset": 0}
+    assert "preprocessing" not in given_
+    assert "postprocessing" not in made
+
+
+MEASURED = Measured(
+    Sizes.of((2, 2), (4, 4)),
+    HaloReport((4, 4), {}, {}),
+    [9, 9],
+    Scores(-6.0, -6.1, -8.0, 1.4, 0.5, 0.7, 0.01, 2.5, 12345),
+    held_out=True,
+    speed="0.5 s per megapixel",
+)
+
+
+def described(folder: Path, own: Card, kind: Any = "denoise", operation: Operation | None = None) -> dict[str, Any]:
+    """The description of a model for two channels."""
+    model = random_model(channels=2)
+    product: Product = product_of(kind, model, [9, 9], Sampling(2, 3, 5), operation)
+    product.write(folder)
+    np.save(folder / TEST_INPUT, np.zeros((1, 2, 16, 16), np.float32))
+    dtype = np.float32 if operation is None else np.uint8
+    np.save(folder / output_file(product.output), np.zeros((1, len(product.channel_names), 16, 16), dtype))
+    (folder / COVER).write_bytes(b"")
+    rdf = describe(folder, model, own, product, MEASURED)
+    assert rdf == yaml.safe_load(yaml.safe_dump(rdf))
+    return rdf
+
+
+def test_channels_and_repository_are_named(tmp_path: Path) -> None:
+    rdf = described(tmp_path, card(git_repo="https://github.com/ada/x", id="mine", tags=["confocal", "unet"]))
+    assert rdf["git_repo"] == "https://github.com/ada/x"
+    assert rdf["id"] == "mine"
+    assert rdf["inputs"][0]["axes"][1]["channel_names"] == ["photons0", "photons1"]
+    assert rdf["outputs"][0]["axes"][1]["channel_names"] == ["rate0", "rate1"]
+    assert rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]["channels"] == 2
+    assert "requires" not in rdf["config"]["gap_bioimage"]
+
+
+SAMPLED = ["mean_0", "mean_1", "std_0", "std_1", "sample1_0", "sample1_1", "sample2_0", "sample2_1"]
+
+
+def test_a_sampling_model_names_its_channels_and_what_it_draws(tmp_path: Path) -> None:
+    rdf = described(tmp_path, card(), "sample")
+    (output,) = rdf["outputs"]
+    assert output["axes"][1]["channel_names"] == SAMPLED
+    assert "postprocessing" not in output
+    assert rdf["format_version"] == "0.5.9"
+    assert "attachments" not in rdf
+    assert {"posterior-sampling", "uncertainty", "denoising"} <= set(rdf["tags"])
+    assert rdf["config"]["gap_bioimage"] == {
+        "kind": "sample",
+        "conserves_photons": True,
+        "stochastic": True,
+        "trained_range_db": [-40.0, 20.0],
+        "n_samples": 2,
+        "n_steps": 3,
+        "seed": 5,
+        "pooling_px": [2, 2],
+        "measured": MEASURED.facts,
+    }
+    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
+    assert (architecture["source"], architecture["callable"]) == ("network.py", "PosteriorSampler")
+    expected = {"n_samples": 2, "n_steps": 3, "seed": 5, "gain": 100.0, "brightest": 100.0, "window_px": [63, 63]}
+    assert architecture["kwargs"].items() >= {**expected, "box_px": [9, 9], "channels": 2}.items()
+
+
+def test_a_hook_is_described_as_custom_postprocessing_for_newer_cores_only(tmp_path: Path) -> None:
+    rdf = described(tmp_path, card(), "sample-hook")
+    (output,) = rdf["outputs"]
+    assert output["axes"][1]["channel_names"] == SAMPLED
+    (step,) = output["postprocessing"]
+    assert step["sha256"] == hashlib.sha256((tmp_path / "sample_posterior.py").read_bytes()).hexdigest()
+    assert {k: v for k, v in step.items() if k != "sha256"} == {
+        "id": "custom",
+        "callable": "SamplePosterior",
+        "source": "sample_posterior.py",
+        "kwargs": {"n_steps": 3, "seed": 5, "device": "cpu"},
+    }
+    assert rdf["format_version"] == "0.5.10"
+    assert "bioimageio.core >= 0.10.3 only" in rdf["description"]
+    ours = rdf["config"]["gap_bioimage"]
+    assert (ours["kind"], ours["requires"]) == ("sample-hook", "bioimageio.core>=0.10.3")
+    assert [entry["source"] for entry in rdf["attachments"]] == [ours["sampler"]["source"]] == ["sampler_weights.pt"]
+    assert ours["sampler"]["kwargs"]["channels"] == 2
+    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
+    assert (architecture["source"], architecture["callable"]) == ("sample_posterior.py", "PhotonCopies")
+    assert architecture["kwargs"] == {"copies": 4}
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_an_own_operation_comes_last_and_decides_the_values(tmp_path: Path, kind: str) -> None:
+    own = Operation("postprocessing.py", b"class Mask: ...", "Mask", {"above": 2.5})
+    rdf = described(tmp_path, card(), kind, own)
+    (output,) = rdf["outputs"]
+    assert output["data"] == {"type": "uint8"}
+    step = output["postprocessing"][-1]
+    assert (step["callable"], step["source"], step["kwargs"]) == ("Mask", "postprocessing.py", {"above": 2.5})
+    assert len(output["postprocessing"]) == 1 + (kind == "sample-hook")
+    ours = rdf["config"]["gap_bioimage"]
+    assert (ours["conserves_photons"], ours["requires"]) == (False, "bioimageio.core>=0.10.3")
+    assert rdf["format_version"] == "0.5.10"
+
+
+def test_the_note_on_who_can_run_it_needs_room() -> None:
+    assert description_of(card(description="x" * 512), custom=False) == "x" * 512
+    assert len(description_of(card(description="x" * 440), custom=True)) <= 1024
+    for said in ("Made from hazelnuts", "Made from hazelnuts."):
+        assert description_of(card(description=said), custom=True).startswith("Made from hazelnuts. Runs in ")
+    with pytest.warns(UserWarning, match="1000 characters"):
+        long = card(description="x" * 1000)
+    with pytest.raises(CardError, match=r"1000 characters.*shorten"):
+        description_of(long, custom=True)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_tags_are_those_that_partners_search_for_once_each(dim: int) -> None:
+    tags = tags_of(random_model(dim=dim), card(tags=["confocal", "unet"]))
+    assert len(tags) == len(set(tags))
+    assert {"denoising", "confocal", "unet", f"{dim}d"} <= set(tags)
+    assert f"{5 - dim}d" not in tags
+    assert "fluorescence-light-microscopy" not in tags
+    assert "fluorescence-light-microscopy" in tags_of(random_model(), card(modality="confocal fluorescence microscopy"))
+
+
+FILLED = {
+    "maintainers": [{"name": "Ada Example", "github_user": "fynnbe"}],
+    "modality": "fluorescence microscopy",
+    "target_structure": ["nuclei"],
+    "limitations": "Simulated images only.",
+    "out_of_scope_use": "Not for diagnosis.",
+    "funded_by": "Example Foundation",
+    "git_repo": "https://github.com/ada/x",
+    "version_comment": "First version.",
+    "uploader": {"email": "ada@example.com", "name": "Ada Example"},
+    "dataset": "my-photon-counts",
+}
+
+
+def test_a_filled_card_makes_complete_metadata(trained_2d: Trained, tmp_path: Path) -> None:
+    from bioimageio.spec import load_model_description
+
+    own = tmp_path / "card.yaml"
+    own.write_text(yaml.safe_dump({**yaml.safe_load(CARD), **FILLED}))
+    descr = load_model_description(export_unchecked(replace(trained_2d, card=own), tmp_path / "model.zip"))
+    assert descr.validation_summary.metadata_completeness >= 0.75
+    facts = rdf_of(tmp_path / "model.zip")["config"]["bioimageio"]
+    parameters = sum(p.numel() for p in load_model(trained_2d.run).network.parameters())
+    assert (facts["task"], facts["architecture_type"], facts["model_parameter_count"]) == (
+        "denoising",
+        "2D U-Net",
+        parameters,
+    )
+    assert facts["training"]["training_batch_size"] == 8
+    assert facts["funded_by"] == "Example Foundation"

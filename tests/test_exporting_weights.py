@@ -1,0 +1,233 @@
+"""The weights of a zip: one network in every format, and nothing of the machine that wrote them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fixtures_model import CONFIGS, random_model
+
+import gap_bioimage.network
+from gap_bioimage import export
+from gap_bioimage.errors import ExportError
+from gap_bioimage.exporting.measures import Sizes
+from gap_bioimage.exporting.weights import (
+    NETWORK_FILE,
+    ONNX,
+    STATE_DICT,
+    TORCHSCRIPT,
+    architecture_source,
+    check_onnx,
+    denoiser_of,
+    write_onnx,
+    write_weights,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from fixtures_model import Trained
+
+
+def load_source(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shipped_network", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=range(len(CONFIGS)), ids=lambda i: "-".join(map(str, CONFIGS[i].values())))
+def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    model = random_model(**CONFIGS[request.param])
+    box = [9, 9] if model.config.dim == 2 else [5, 9, 9]
+    write_weights(tmp_path, denoiser_of(model, box), architecture_source())
+    return tmp_path, {"box_px": box, **model.config.model_dump(mode="json")}
+
+
+def test_both_formats_compute_the_same(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, arguments = written
+    assert sorted(path.name for path in folder.iterdir()) == sorted([TORCHSCRIPT, STATE_DICT, NETWORK_FILE])
+    script = torch.jit.load(folder / TORCHSCRIPT)
+    module = load_source(folder / NETWORK_FILE).PhotonDenoiser(**arguments).eval()
+    module.load_state_dict(torch.load(folder / STATE_DICT, weights_only=True))
+    assert type(module) is not gap_bioimage.network.PhotonDenoiser
+    generator = torch.Generator().manual_seed(0)
+    for batch, size in [(1, 4), (2, 7)] if arguments["dim"] == 3 else [(1, 16), (2, 21), (1, 1)]:
+        shape = (batch, arguments["channels"], *[size] * arguments["dim"])
+        photons = torch.poisson(torch.full(shape, 2.0), generator)
+        with torch.inference_mode():
+            expected, got = module(photons), script(photons)
+        assert got.shape == expected.shape
+        assert float((got - expected).abs().max()) <= 1e-5 * float(expected.max())
+
+
+def test_torchscript_is_not_frozen_and_waits_in_evaluation_mode(written: tuple[Path, dict[str, Any]]) -> None:
+    script = torch.jit.load(written[0] / TORCHSCRIPT)
+    weights = torch.load(written[0] / STATE_DICT, weights_only=True)
+    assert {name for name, _ in script.named_parameters()} == set(weights)
+    assert not script.training
+    assert not any(parameter.requires_grad for parameter in script.parameters())
+    assert next(script.double().parameters()).dtype == torch.float64
+
+
+def test_flat_convolutions_keep_their_weights_in_the_fast_order(written: tuple[Path, dict[str, Any]]) -> None:
+    script = dict(torch.jit.load(written[0] / TORCHSCRIPT).named_parameters())
+    state = torch.load(written[0] / STATE_DICT, weights_only=True)
+    for name, weight in state.items():
+        assert weight.is_contiguous()
+        if weight.dim() == 4:
+            assert script[name].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(script[name], weight)
+
+
+def test_older_engines_keep_the_order_and_the_result(tmp_path: Path, old_torch: Callable[..., None]) -> None:
+    denoiser = denoiser_of(random_model(), [9, 9])
+    write_weights(tmp_path, denoiser, architecture_source())
+    photons = torch.poisson(torch.full((1, 1, 33, 40), 2.0), torch.Generator().manual_seed(0))
+    np.save(tmp_path / "in.npy", photons.numpy())
+    np.save(tmp_path / "out.npy", denoiser(photons).numpy())
+    script = (
+        "import sys, numpy, torch; model = torch.jit.load(sys.argv[1]); "
+        "got = model(torch.from_numpy(numpy.load(sys.argv[2]))).numpy(); expected = numpy.load(sys.argv[3]); "
+        "assert abs(got - expected).max() <= 1e-5 * expected.max(); "
+        "assert model.network.down_convs[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)"
+    )
+    old_torch(script.replace(".down_convs[0]", ".down_convs.__getattr__('0')"), *(
+        tmp_path / name for name in (TORCHSCRIPT, "in.npy", "out.npy")
+    ))  # fmt: skip
+
+
+def test_no_path_of_this_machine_is_inside(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = written
+    own = [Path(gap_bioimage.network.__file__).parent, Path.home(), Path(tempfile.gettempdir()), Path.cwd()]
+    private = [str(path).encode() for path in own if len(str(path)) > 2]
+    absolute = re.compile(rb"(?<![\w.:/])/[A-Za-z][\w.-]*/[\w./-]+")
+    for name in (TORCHSCRIPT, STATE_DICT):
+        with zipfile.ZipFile(folder / name) as archive:
+            for record in archive.namelist():
+                content = archive.read(record)
+                assert not record.endswith(".debug_pkl")
+                assert not [path for path in private if path in content], record
+                if "/data/" not in record and "/constants/" not in record:  # not raw numbers
+                    assert not absolute.findall(content), record
+
+
+def test_operators_are_those_of_older_engines(written: tuple[Path, dict[str, Any]]) -> None:
+    with zipfile.ZipFile(written[0] / TORCHSCRIPT) as archive:
+        code = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".py")).decode()
+    assert "forward" in code
+    for word in ("lanczos", "rms_norm", "scaled_dot_product", "uint16", "cuda", "torch.device"):
+        assert word not in code
+
+
+def test_zipped_weights_give_the_zipped_output(unchecked_zip_2d: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(unchecked_zip_2d) as archive:
+        archive.extractall(tmp_path)
+    rdf = yaml.safe_load((tmp_path / "rdf.yaml").read_text())
+    photons = torch.from_numpy(np.load(tmp_path / "test_photons.npy"))
+    expected = np.load(tmp_path / "test_rate.npy")
+    kwargs = rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
+    module = load_source(tmp_path / NETWORK_FILE).PhotonDenoiser(**kwargs).eval()
+    module.load_state_dict(torch.load(tmp_path / STATE_DICT, weights_only=True))
+    for run in (module, torch.jit.load(tmp_path / TORCHSCRIPT)):
+        with torch.inference_mode():
+            np.testing.assert_allclose(run(photons).numpy(), expected, rtol=1e-5, atol=1e-5 * expected.max())
+
+
+def test_the_model_itself_is_left_as_it_was() -> None:
+    model = random_model()
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    for parameter in denoiser_of(model, [9, 9]).parameters():
+        parameter.zero_()
+    after = model.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def engines() -> tuple[Any, Any]:
+    return pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+
+
+def sizes(dim: int) -> Sizes:
+    return Sizes((24,) * dim, (2,) * dim, (8,) * dim, (2,) * dim)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(map(str, config.values())))
+def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(
+    tmp_path: Path, config: dict[str, Any], engines: tuple[Any, Any]
+) -> None:
+    model = random_model(**config)
+    dim, channels = model.config.dim, model.config.channels
+    denoiser = denoiser_of(model, [33, 33] if dim == 2 else [5, 17, 17])
+    write_onnx(tmp_path, denoiser, channels, sizes(dim))
+    stored = engines[0].load(tmp_path / ONNX)
+    assert stored.ir_version <= 8
+    assert [(entry.domain, entry.version <= 18) for entry in stored.opset_import] == [("", True)]
+    session = engines[1].InferenceSession(tmp_path / ONNX, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    for batch, size in ((1, (8, 16, 30)), (3, (24, 50, 20)), (1, (2, 2, 2))):
+        photons = torch.poisson(torch.full((batch, channels, *size[-dim:]), 2.0), generator)
+        with torch.inference_mode():
+            expected = denoiser(photons).numpy()
+        (got,) = session.run(None, {"photons": photons.numpy()})
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+def test_a_zip_with_onnx_passes_every_check(trained_2d: Trained, tmp_path: Path, engines: tuple[Any, Any]) -> None:
+    assert engines
+    report = export(trained_2d.run, tmp_path / "model.zip", trained_2d.card, onnx=True)
+    checks = {check.id: check for check in report.checks}
+    assert report.status == "passed"
+    assert "onnx" in checks["core.test"].message
+    assert checks["run.formats_agree"].status == "passed"
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        rdf = yaml.safe_load(archive.read("rdf.yaml"))
+    entry = rdf["weights"]["onnx"]
+    assert (entry["source"], entry["opset_version"], entry["parent"]) == (ONNX, 17, "pytorch_state_dict")
+    # ONNX weights do not pad by themselves
+    assert {axis["size"]["step"] for axis in rdf["inputs"][0]["axes"][2:]} == {2}
+
+
+def test_onnx_weights_that_differ_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: tuple[Any, Any]
+) -> None:
+    class Wrong:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.session = session(*args, **kwargs)
+
+        def run(self, names: Any, inputs: Any) -> Any:
+            return [1.01 * output for output in self.session.run(names, inputs)]
+
+    session = engines[1].InferenceSession
+    monkeypatch.setattr(engines[1], "InferenceSession", Wrong)
+    with pytest.raises(ExportError, match="differ from torch's"):
+        write_onnx(tmp_path, denoiser_of(random_model(), [9, 9]), 1, sizes(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_missing_packages_and_unfit_kinds_are_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = importlib.import_module
+
+    def absent(name: str, *args: Any) -> Any:
+        if name == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return original(name, *args) if name in sys.modules else None
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(ExportError, match=rf"'{missing}'.*gap-bioimage\[onnx\]"):
+        check_onnx("denoise")
+    with pytest.raises(ExportError, match="'sample' has no ONNX"):
+        check_onnx("sample")

@@ -1,0 +1,431 @@
+"""What bioimageio.spec says of a description, in plain words; no network is used and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+import zips
+from zips import drop, put
+
+from gap_bioimage.validation.archive.examine import examine
+from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.archive.wording import finding, told
+from gap_bioimage.validation.report import validate
+
+if TYPE_CHECKING:
+    from gap_bioimage.validation.archive.description import Description
+    from gap_bioimage.validation.check import Check
+
+CASES = Path(__file__).parents[2] / "shared" / "cases"
+JARGON = ("Value error", "Input should", "pydantic", "https://errors", "RelativePath", "union", "[type=", "KeyError")
+AXIS = ("inputs", 0, "axes", 2)
+GOOD = zips.model_files()["input.npy"]
+
+
+def judged(path: Path) -> tuple[Description | None, dict[str, Check]]:
+    with open_package(path) as (package, _):
+        assert package is not None
+        examined = examine(package)
+    return examined.description, {check.id: check for check in examined.checks}
+
+
+def message(path: Path) -> str:
+    return judged(path)[1]["format.valid"].message
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a request was made")
+
+    for name in ("get", "request", "stream", "head"):
+        monkeypatch.setattr(httpx, name, refuse)
+
+
+def test_good_description(tmp_path: Path, no_network: None) -> None:
+    description, checks = judged(zips.make_zip(tmp_path))
+    assert {check.status for check in checks.values()} == {"passed"}
+    assert description is not None
+    assert description.upgraded is description.as_written
+    assert list(description.weights) == ["pytorch_state_dict", "torchscript"]
+
+
+def test_unlisted_people_are_a_warning_without_a_network(tmp_path: Path, no_network: None) -> None:
+    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
+
+    before = set(KNOWN_GITHUB_USERS)
+    description, checks = judged(
+        zips.make_zip(tmp_path, put("maintainers", 0, "github_user", value="nobody-knows-this-one"))
+    )
+    assert description is not None
+    assert checks["format.github_user"].status == "warning"
+    assert "nobody-knows-this-one" in checks["format.github_user"].message
+    assert before == KNOWN_GITHUB_USERS
+
+
+@pytest.mark.parametrize(
+    ("version", "given"),
+    [("99.0.0", "'99.0.0'"), ("0.5", "'0.5'"), ("0.6.0", "'0.6.0'"), (0.5, "0.5"), ([1, 2], "[1, 2]"), ("", "empty"),
+     (None, "absent")],
+)  # fmt: skip
+def test_a_wrong_version_is_told_with_the_right_one(tmp_path: Path, version: object, given: str) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, put("format_version", value=version)))
+    assert [check.id for check in checks.values() if check.status == "failed"] == ["format.version"]
+    assert checks["format.valid"].status == "skipped"
+    assert checks["format.version"].message.startswith(f"format_version is {given}, expected")
+    assert "0.5.9" in checks["format.version"].fix
+
+
+@pytest.mark.parametrize(("version", "word"), [("0.5.99", "newer"), ("0.3.2", "outdated")])
+def test_versions_that_are_not_in_use_are_a_warning(tmp_path: Path, version: str, word: str) -> None:
+    check = judged(zips.make_zip(tmp_path, put("format_version", value=version)))[1]["format.version"]
+    assert (check.status, word in check.message) == ("warning", True)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "notebook", "application"])
+def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path, kind: str) -> None:
+    def other(rdf: dict[str, Any]) -> None:
+        for key in ("inputs", "outputs", "weights"):
+            del rdf[key]
+        rdf.update(type=kind, format_version="0.3.0")
+
+    report = validate(zips.make_zip(tmp_path, other))
+    assert report.status == "failed"
+    assert {check.consumer for check in report.checks} == {"archive", "format"}
+    (check,) = [check for check in report.checks if check.status == "failed"]
+    assert (check.id, f"type '{kind}'" in check.message) == ("format.valid", True)
+
+
+@pytest.mark.parametrize("name", ["output.npy", "torchscript.pt", "README.md", "cover.png"])
+def test_missing_files_are_told_by_the_archive_only(tmp_path: Path, name: str) -> None:
+    def objects(rdf: dict[str, Any]) -> None:
+        rdf.update(format_version="0.5.12", covers=[{"source": "cover.png"}], documentation={"source": "README.md"})
+
+    for mutate in (None, objects):
+        _, checks = judged(zips.make_zip(tmp_path, mutate, files={name: None}))
+        assert [check.id for check in checks.values() if check.status == "failed"] == ["archive.files"]
+
+
+def test_changed_files_are_told_by_the_archive_only(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, put("outputs", 0, "test_tensor", "sha256", value="0" * 64))
+    assert [check.id for check in judged(path)[1].values() if check.status == "failed"] == ["archive.hashes"]
+
+
+@pytest.mark.parametrize(
+    ("mutate", "field", "words"),
+    [
+        (put("license", value="Free"), "license", ("'Free'", "SPDX", "MIT")),
+        (put("name", value="x/y?z"), "name", ("'x/y?z'", "letters")),
+        (put("name", value=7), "name", ("7", "a text")),
+        (put("name", value="x"), "name", ("1 character", "at least 5")),
+        (put("authors", value="me"), "authors", ("'me'", "a list")),
+        (put("authors", value=["Ada"]), "authors[0]", ("'Ada'", "{name:")),
+        (put("authors", 0, "email", value="x"), "authors[0].email", ("'x'", "ada@example.org")),
+        (put("cite", value=[{"text": "A"}]), "cite[0]", ("doi", "url")),
+        (put("cite", 0, "url", value="no url"), "cite[0].url", ("'no url'", "https://")),
+        (put("cite", 0, "doi", value="x"), "cite[0].doi", ("'x'", "10.1234/abc")),
+        (put("timestamp", value="x"), "timestamp", ("'x'", "2024-05-31T12:00:00")),
+        (put("extra", value=3), "extra", ("not a field", "config")),
+        (drop("name"), "name", ("is missing",)),
+        (put("covers", value=["tiny.py"]), "covers[0]", ("'tiny.py'", ".png")),
+        (put(*AXIS, "size", value={"min": 16}), "inputs[0].axes[2].size.step", ("is missing",)),
+        (put(*AXIS, "size", value=64.5), "inputs[0].axes[2].size", ("64.5", "whole number")),
+        (put(*AXIS, "type", value="spce"), "inputs[0].axes[2]", ("type 'spce'", "space")),
+        (put(*AXIS, "unit", value="um"), "inputs[0].axes[2].unit", ("'um'", "micrometer")),
+        (put(*AXIS, "id", value="x"), "inputs[0].axes", ("'x'", "several axes")),
+        (put("inputs", 0, "preprocessing", value=[{"id": "zscore"}]), "inputs[0].preprocessing[0]", ("'zscore'",)),
+        (put("inputs", 0, "preprocessing", value=[{}]), "inputs[0].preprocessing[0]", ("its id is missing",)),
+        (put("inputs", 0, "data", value={"type": "float"}), "inputs[0].data.type", ("'float'", "'float32'")),
+        (drop("inputs", 0, "test_tensor"), "", ("'photons'", "test_tensor")),
+        (put("inputs", 0, "test_tensor", value="input.npy"), "inputs[0].test_tensor", ("'input.npy'", "{source: ")),
+        (put("weights", value={}), "weights", ("at least one",)),
+        (put("weights", "torch", value={}), "weights.torch", ("not a field",)),
+        (drop("weights", "torchscript", "pytorch_version"), "weights.torchscript.pytorch_version", ("is missing",)),
+        (put("weights", "torchscript", "pytorch_version", value="banana"), "weights.torchscript.pytorch_version",
+         ("'banana'", "2.5.0")),
+        (put("weights", "torchscript", "parent", value="onnx"), "weights", ("onnx", "no such weights")),
+        (put("weights", "pytorch_state_dict", "architecture", value={"source": "tiny.py"}),
+         "weights.pytorch_state_dict.architecture.callable", ("is missing",)),
+        (put("weights", "pytorch_state_dict", "architecture", value="tiny.py:Tiny"),
+         "weights.pytorch_state_dict.architecture", ("'tiny.py:Tiny'", "callable:")),
+        (put("outputs", 0, "axes", 2, "halo", value=20), "outputs", ("16 long", "halo of 20")),
+        (put("outputs", 0, "axes", 2, "size", value=32), "outputs[0].axes[2].size", ("32", "halo", "{tensor_id:")),
+        (put("outputs", 0, "axes", 2, "size", "tensor_id", value="nobody"), "outputs[0].axes[2].size",
+         ("'nobody'", "does not exist")),
+        (put("outputs", 0, "postprocessing", value=[{"id": "scale_range"}]),
+         "outputs[0].postprocessing[0].kwargs.reference_tensor", ("is missing", "an input")),
+        (put("outputs", 0, "postprocessing", value=[{"id": "zero_mean_unit_variance"}]), "outputs[0].postprocessing[0]",
+         ("zero_mean_unit_variance", "statistics of the output")),
+        (put("outputs", 0, "postprocessing", value=[{"id": "clip", "kwargs": {"max_percentile": 99}}]),
+         "outputs[0].postprocessing[0]", ("clip", "statistics of the output")),
+        (put("outputs", 0, "postprocessing", value=[{"id": "scale_range", "kwargs": {"reference_tensor": "no"}}]), "",
+         ("'no'", "'photons'")),
+    ],
+)  # fmt: skip
+def test_a_sentence_names_the_field_what_it_holds_and_what_is_expected(
+    tmp_path: Path, mutate: zips.Mutation, field: str, words: tuple[str, ...]
+) -> None:
+    found = message(zips.make_zip(tmp_path, mutate))
+    assert found.startswith(field)
+    assert [word for word in words if word not in found] == []
+    assert [word for word in JARGON if word in found] == []
+    assert len(found) < 400
+
+
+@pytest.mark.parametrize(
+    ("mutate", "field", "words"),
+    [
+        (put("test_inputs", value="input.npy"), "test_inputs", ("'input.npy'", "a list")),
+        (put("inputs", 0, "axes", value="bcyq"), "inputs[0].axes", ("'bcyq'", "bitczyx")),
+        (put("inputs", 0, "shape", value="1,1"), "inputs[0].shape", ("'1,1'", "a list")),
+        (put("inputs", 0, "preprocessing", value=[{"name": "zscore"}]), "inputs[0].preprocessing[0]", ("'zscore'",)),
+        (put("outputs", 0, "shape", "reference_tensor", value="nobody"), "'nobody'", ("nothing of that name",)),
+        (put("outputs", 0, "halo", value=[2, 2]), "outputs[0]", ("[2, 2]", "for each axis")),
+        (put("outputs", 0, "postprocessing", value=[{"name": "scale_range", "kwargs": {"mode": "per_sample"}}]),
+         "outputs[0].postprocessing[0].kwargs.reference_tensor", ("is missing", "an input")),
+    ],
+)  # fmt: skip
+def test_format_0_4_is_told_in_its_own_terms(
+    tmp_path: Path, mutate: zips.Mutation, field: str, words: tuple[str, ...]
+) -> None:
+    def old(rdf: dict[str, Any]) -> None:
+        zips.to_format_0_4()(rdf)
+        mutate(rdf)
+
+    found = message(zips.make_zip(tmp_path, old))
+    assert found.startswith(field)
+    assert [word for word in words if word not in found] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 1, 32, 44), "44 long along axis x, expected is 32"),
+        ((1, 2, 32, 32), "2 long along axis channel, expected is 1"),
+        ((1, 32, 32), "(1, 32, 32), but 4 axes are declared"),
+    ],
+)
+def test_test_tensors_of_other_shapes_are_named(tmp_path: Path, shape: tuple[int, ...], expected: str) -> None:
+    found = message(zips.make_zip(tmp_path, files={"output.npy": zips.npy(np.ones(shape, np.float32))}))
+    assert found.startswith("outputs[rate]: its test tensor ")
+    assert expected in found
+
+
+def test_halos_may_be_cropped_or_not(tmp_path: Path) -> None:
+    for n, status in ((28, "failed"), (32, "passed"), (36, "passed")):
+        path = zips.make_zip(tmp_path, files={"output.npy": zips.npy(np.ones((1, 1, n, n), np.float32))})
+        assert judged(path)[1]["format.valid"].status == status
+
+
+def test_sizes_off_the_grid_are_named(tmp_path: Path) -> None:
+    found = message(zips.make_zip(tmp_path, files={"input.npy": zips.npy(np.ones((1, 1, 33, 32), np.float32))}))
+    assert "(input.npy) is 33 long along axis y, expected is 16 plus a multiple of 4" in found
+
+
+def test_tensors_that_test_nothing_fail(tmp_path: Path) -> None:
+    assert "too small" in message(zips.make_zip(tmp_path, files={"output.npy": zips.npy(np.zeros((1, 1, 32, 32)))}))
+
+
+FIXED = {"shape": [1, 1, 96, 96], "halo": [0, 0, 8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "changes", "words"),
+    [
+        ("inputs", {"shape": [1, 1, 128, 128]}, ("32", "axis y", "128")),
+        ("inputs", {"shape": {"min": [1, 1, 30, 30], "step": [0, 0, 16, 16]}}, ("32", "axis y", "30 plus")),
+        ("outputs", {"shape": [1, 2, 32, 32]}, ("1 long", "axis channel", "2")),
+        ("outputs", {"shape": {"reference_tensor": "photons", "scale": [1, 1, 2, 2], "offset": [0, 0, 0, 0]}},
+         ("axis y", "64")),
+        ("outputs", {"shape": {"reference_tensor": "photons", "scale": [1, 0, 1, 1], "offset": [0, 16.5, 0, 0]}},
+         ("1 long", "axis channel", "33")),
+        ("outputs", FIXED, ("32", "axis y", "96")),
+    ],
+)  # fmt: skip
+def test_shapes_of_format_0_4_are_held_against_the_test_tensors(
+    tmp_path: Path, tensor: str, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    def old(rdf: dict[str, Any]) -> None:
+        zips.to_format_0_4()(rdf)
+        rdf["outputs"][0]["halo"] = [0, 0, 0, 0]
+        rdf[tensor][0].update(changes)
+
+    description, checks = judged(zips.make_zip(tmp_path, old))
+    assert description is None
+    assert checks["format.valid"].status == "failed"
+    assert [word for word in words if word not in checks["format.valid"].message] == []
+
+
+def test_what_only_format_0_5_refuses_is_no_failure_of_format_0_4(tmp_path: Path) -> None:
+    def old(rdf: dict[str, Any]) -> None:
+        zips.to_format_0_4()(rdf)
+        rdf["outputs"][0].update(shape=[1, 1, 32, 32], halo=[0, 0, 8, 8])
+
+    description, checks = judged(zips.make_zip(tmp_path, old))
+    assert description is not None
+    assert checks["format.valid"].status == "passed"
+    assert description.upgraded is None
+    assert "halo" in description.not_upgraded
+    assert description.not_upgraded in checks["format.recommended"].message
+
+
+def test_format_0_4_is_upgraded(tmp_path: Path) -> None:
+    description, _ = judged(zips.make_zip(tmp_path, zips.to_format_0_4()))
+    assert description is not None and description.upgraded is not None
+    assert (str(description.as_written.format_version)[:3], str(description.upgraded.format_version)[:3]) == (
+        "0.4",
+        "0.5",
+    )
+    assert description.not_upgraded == ""
+
+
+@pytest.mark.parametrize(("stored", "declared", "status"), [
+    ("float64", "float32", "warning"), ("uint16", "float32", "warning"), (">f4", "float32", None),
+    ("float32", "uint8", "failed"), ("float16", "float32", "failed"),
+])  # fmt: skip
+def test_data_types_are_those_declared(tmp_path: Path, stored: str, declared: str, status: str | None) -> None:
+    values = np.arange(1024).reshape(1, 1, 32, 32).astype(stored)
+    mutate = put("inputs", 0, "data", value={"type": declared})
+    _, checks = judged(zips.make_zip(tmp_path, mutate, files={"input.npy": zips.npy(values)}))
+    found = checks.get("format.dtypes")
+    assert (found.status if found else None) == status
+    if found and status == "failed":
+        assert f"is stored as {stored}, declared is {declared}" in found.message
+        assert checks["format.valid"].status == "passed"
+
+
+def test_nothing_but_the_description_is_needed(tmp_path: Path, no_network: None) -> None:
+    (tmp_path / "rdf.yaml").write_text(json.dumps(zips.description(zips.model_files())))
+    with open_package(tmp_path / "rdf.yaml") as (package, _):
+        assert package is not None
+        alone, with_files = examine(package, description_only=True), examine(package)
+    assert {check.status for check in alone.checks} == {"passed"}
+    assert alone.description is not None
+    assert alone.why_not_run
+    assert "archive.files" in with_files.why_not_run
+
+
+def test_absent_covers_leave_no_temp_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zips.make_zip(tmp_path, put("covers", value=[]))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    assert judged(path)[0] is not None
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["HTTP://unreachable.invalid/x", "http:/unreachable.invalid/x", "https:x.invalid"])
+def test_urls_in_any_spelling_are_not_requested(tmp_path: Path, no_network: None, url: str) -> None:
+    def spelled(rdf: dict[str, Any]) -> None:
+        rdf["cite"][0]["url"] = url
+        rdf["git_repo"] = url
+
+    assert "a request was made" not in message(zips.make_zip(tmp_path, spelled))
+
+
+@pytest.mark.parametrize("field", ["documentation", "covers"])
+def test_files_that_are_not_text_or_picture_do_not_crash(tmp_path: Path, field: str) -> None:
+    huge_picture = zips.png(64, 32).replace((64).to_bytes(4, "big"), (2**31 - 1).to_bytes(4, "big"), 1)
+    files: dict[str, bytes | None] = (
+        {"README.md": b"\xff\xfe # Validation"} if field == "documentation" else {"cover.png": huge_picture}
+    )
+    check = judged(zips.make_zip(tmp_path, files=files))[1]["format.valid"]
+    assert (check.status, "UTF-8" in check.message) == (
+        ("failed", True) if field == "documentation" else ("passed", False)
+    )
+
+
+def test_a_missing_section_names_the_file(tmp_path: Path) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, files={"README.md": b"# Tiny\n"}))
+    assert "'README.md' has no section with the heading '# Validation'" in checks["format.recommended"].message
+
+
+def old_description(folder: Path, source: str, authors: Any, version: str = "0.3.3") -> Path:
+    """A description of format 0.3 whose architecture is written as given."""
+    (folder / "net.py").write_text("class Net: ...\n")
+    for name, content in (("in.npy", GOOD), ("out.npy", GOOD), ("weights", zips.model_files()["weights.pt"])):
+        (folder / name).write_bytes(content)
+    (folder / "readme.md").write_text("# Old\n")
+    tensor = {"axes": "bcyx", "data_type": "float32", "data_range": [0, 1], "shape": [1, 1, 32, 32]}
+    rdf = {
+        "format_version": version, "type": "model", "language": "python", "framework": "pytorch", "name": "Old net",
+        "description": "Old.", "cite": [{"text": "A paper", "doi": "10.1234/old"}], "authors": authors,
+        "documentation": "readme.md", "tags": ["old"], "license": "MIT", "git_repo": "https://example.org/old",
+        "covers": [], "source": source, "sha256": zips.sha256((folder / "net.py").read_bytes()),
+        "timestamp": "2019-12-11T12:22:32Z", "test_inputs": ["in.npy"], "test_outputs": ["out.npy"],
+        "weights": {"pytorch_state_dict": {"source": "weights"}},
+        "inputs": [{"name": "input", **tensor}], "outputs": [{"name": "output", **tensor}],
+    }  # fmt: skip
+    (folder / "rdf.yaml").write_text(json.dumps(rdf))
+    return folder / "rdf.yaml"
+
+
+@pytest.mark.parametrize(
+    ("source", "authors", "version", "words"),
+    [
+        ("net.py:Net", [{"name": "Ada"}], "0.3.3", ("a valid model description",)),
+        ("net.py:Net", ["Ada"], "0.3.0", ("a valid model description",)),
+        ("net.py::Net", [{"name": "Ada"}], "0.3.3", ("source: 'net.py::Net' has two colons", "'net.py:Net'")),
+        ("net.py:Net", [{"name": "Ada"}], "0.3.0", ("authors[0].name", "'Ada'", "0.3.2")),
+        ("net.py:Net", ["Ada"], "0.3.3", ("a valid model description",)),
+    ],
+)
+def test_format_0_3_is_told_in_its_own_terms(
+    tmp_path: Path, source: str, authors: Any, version: str, words: tuple[str, ...]
+) -> None:
+    found = message(old_description(tmp_path, source, authors, version))
+    assert [word for word in words if word not in found] == []
+
+
+@pytest.mark.parametrize("value", [3, "x", None, [], {}, [1], {"source": 3}, {"source": "absent"}, "a" * 5000])
+@pytest.mark.parametrize(
+    "field", ["covers", "documentation", "inputs", "weights", "authors", "cite", "tags", "license", "format_version"]
+)
+def test_no_jargon_gets_through(tmp_path: Path, field: str, value: Any) -> None:
+    _, checks = judged(zips.make_zip(tmp_path, put(field, value=value)))
+    for check in checks.values():
+        assert not [word for word in JARGON if word in check.message], check.message
+        assert "\n" not in check.message
+        assert 0 < len(check.message) <= 900
+
+
+def test_unknown_kinds_keep_the_librarys_words(tmp_path: Path) -> None:
+    with open_package(zips.make_zip(tmp_path)) as (package, _):
+        assert package is not None
+        text = f"Value error, {package.root}/x is odd. For further information visit https://errors.pydantic.dev/2/v/x"
+        assert told(finding(package, ("type",), "strange", text)) == "type: x is odd."
+        assert told(finding(package, (), "strange", "Something happened")) == "Something happened"
+
+
+@pytest.mark.parametrize(
+    ("case", "failed"),
+    [
+        ("model04_dependencies/conda_environment", set()),
+        ("model04_shapes_unchecked/promises_128", {"format.valid"}),
+        ("model04_shapes_unchecked/promises_2_channels", {"format.valid"}),
+        ("model04_shapes_unchecked/promises_33_channels", {"format.valid"}),
+        ("model04_shapes_unchecked/promises_twice_the_size", {"format.valid"}),
+        ("model_messages/authors_in_0_3_0", {"format.valid"}),
+        ("model_messages/format_0_5", {"format.version"}),
+        ("model_messages/halo_on_fixed_size", {"format.valid"}),
+        ("model_messages/scale_linear_with_axes_0_4", set()),
+        ("model_messages/scale_range_without_reference", {"format.valid"}),
+        ("model_messages/state_dict_called_torchscript", {"archive.pickles"}),
+        ("model_messages/state_dict_with_numbers_beside", {"archive.pickles"}),
+        ("model_remote_weights_message/one_of_two_remote", set()),
+    ],
+)
+def test_reported_models_fail_where_they_should(case: str, failed: set[str]) -> None:
+    path = CASES / f"{case}.zip"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    with open_package(path) as (package, _):
+        assert package is not None
+        examined = examine(package)
+    assert {check.id for check in examined.checks if check.status == "failed"} == failed
+    assert bool(examined.why_not_run) == bool(failed)

@@ -1,0 +1,169 @@
+"""What users expect of a running model: other images, number types, batches and devices."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import zips
+from running import judged
+
+from gap_bioimage.validation.run import behaviour
+from gap_bioimage.validation.run.behaviour import as_counts, as_loaded, graph_dtypes, other_device, output_kind
+from gap_bioimage.validation.run.runner import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gap_bioimage.validation.run.runner import Runner
+
+
+def in_training(body: str, init: str) -> bytes:
+    """TorchScript of the tiny network, saved while it was in training mode."""
+    script = torch.jit.load(io.BytesIO(zips.model_files(zips.tiny(body, init))["torchscript.pt"])).train()
+    file = io.BytesIO()
+    torch.jit.save(script, file)
+    return file.getvalue()
+
+
+def test_a_model_saved_in_training_mode_fails_where_that_matters(tmp_path: Path) -> None:
+    dropout = {"torchscript.pt": in_training("rate = self.other(rate)", "self.other = nn.Dropout(0.5)")}
+    outcome = judged(as_loaded, zips.make_zip(tmp_path, files=dropout))
+    assert outcome.status == "failed"
+    assert "in training mode" in outcome.message
+    assert len(outcome.evidence) == 1
+    harmless = {"torchscript.pt": in_training("", "")}
+    assert judged(as_loaded, zips.make_zip(tmp_path, files=harmless)).status == "passed"
+    assert judged(as_loaded, zips.make_zip(tmp_path)).message.startswith("saved in evaluation mode")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "result", "words"),
+    [
+        ("Dict[str, torch.Tensor]", '{"rate": rate}', "returns a dict"),
+        ("Tuple[torch.Tensor, torch.Tensor]", "(rate, rate)", "returns 2 tensors, 1 are described"),
+        ("List[torch.Tensor]", "[rate]", None),
+        ("Tuple[torch.Tensor]", "(rate,)", None),
+        ("Optional[torch.Tensor]", "None", "returns a NoneType"),
+    ],
+)
+def test_the_kind_of_output_is_told(tmp_path: Path, annotation: str, result: str, words: str | None) -> None:
+    source = zips.BLUR.replace("-> torch.Tensor:", f"-> {annotation}:").replace("return rate", f"return {result}")
+    file = tmp_path / "kind.py"
+    file.write_text("from typing import Dict, List, Optional, Tuple\n" + source)
+    namespace: dict[str, Any] = {"__name__": "kind", "__file__": str(file)}
+    exec(compile(file.read_text(), str(file), "exec"), namespace)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(namespace["Tiny"]().eval()), buffer)
+    outcome = judged(output_kind, zips.make_zip(tmp_path, files={"torchscript.pt": buffer.getvalue()}))
+    assert outcome.status == ("passed" if words is None else "failed")
+    assert words is None or words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "words"),
+    [
+        ("deterministic", "", "passed", "three runs give identical outputs"),
+        ("deterministic", "rate = rate + 0.1 * torch.randn_like(rate)", "failed", "three runs differ by"),
+        ("batch", "", "passed", "in a batch of 3"),
+        ("batch", "rate = rate + photons.amax() * 0.1", "failed", "in a batch of 3"),
+        ("batch", "assert photons.shape[0] == 1", "failed", "takes one image at a time"),
+        ("zero", "", "passed", "finite outputs"),
+        ("zero", "rate = rate / rate.sum()", "failed", "256 values of 'rate' that are not finite"),
+        ("single_photon", "rate = rate / (photons.sum() - 1.0)", "failed", "are not finite"),
+        ("dtypes", "", "passed", "uint16, int32, float64 give what float32 gives"),
+        ("cost", "", "passed", "s and"),
+    ],
+)
+def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str, status: str, words: str) -> None:
+    outcome = judged(getattr(behaviour, name), zips.make_zip(tmp_path, source=zips.tiny(body)))
+    assert outcome.status == status, outcome.message
+    assert words in outcome.message
+
+
+def test_weights_that_take_one_image_run(tmp_path: Path) -> None:
+    def one(rdf: dict[str, Any]) -> None:
+        for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
+            tensor["axes"][0]["size"] = 1
+
+    assert judged(behaviour.batch, zips.make_zip(tmp_path, one)).status == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("forward", "status", "words"),
+    [
+        ("photons.float()", "passed", "takes uint8, int32, int64, float64"),
+        ("photons", "failed", "the graph itself refuses images as"),
+        ("photons.float() + float(photons.dtype == torch.float64)", "failed", "float64 differs by"),
+    ],
+)
+def test_the_graph_itself_is_fed_too(tmp_path: Path, forward: str, status: str, words: str) -> None:
+    path = zips.make_zip(tmp_path, source=zips.BLUR.replace("photons.float()", forward))
+    outcome = judged(graph_dtypes, path)
+    assert outcome.status == status, outcome.message
+    assert words in outcome.message
+    # through the declared way they all pass
+    assert judged(behaviour.dtypes, path).status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        ({"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped"),
+        ({"id": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0}}, "skipped"),
+        ({"id": "clip", "kwargs": {"min": 0.0, "max": 9.0}}, "failed"),
+    ],
+)
+def test_steps_that_convert_come_before_the_graph(tmp_path: Path, step: dict[str, Any], status: str) -> None:
+    source = zips.BLUR.replace("photons.float()", "photons")
+    path = zips.make_zip(tmp_path, zips.put("inputs", 0, "preprocessing", value=[step]), source=source)
+    assert judged(graph_dtypes, path).status == status
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 5.0, 1000.0], [-1.0, 0.25, 1.0], [0.0, 1e-6], [3.0, 3.0], [0.0, 1e9]])
+def test_counts_fit_every_number_type(values: list[float]) -> None:
+    counts = as_counts(np.array(values))
+    for dtype in ("uint16", "int32", "float32"):
+        assert np.array_equal(counts.astype(dtype).astype(np.float64), counts)
+    if len(set(values)) > 1:
+        assert counts.max() > counts.min()
+
+
+def test_another_device_is_compared(tmp_path: Path) -> None:
+    def shifted(runner: Runner) -> Any:
+        runner.produced = {name: array + 1 for name, array in runner.produced.items()}
+        return other_device(runner, "cpu")
+
+    path = zips.make_zip(tmp_path)
+    assert judged(lambda runner: other_device(runner, "cpu"), path).status == "passed"
+    outcome = judged(shifted, path)
+    assert outcome.status == "failed"
+    assert len(outcome.evidence) == 1
+    assert judged(behaviour.cuda, path).status == ("passed" if torch.cuda.is_available() else "skipped")
+
+
+def weights_of(content: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("weights_format", "content", "words"),
+    [
+        ("torchscript", zips.model_files()["weights.pt"], "torchscript.pt is a state_dict saved by torch.save"),
+        ("torchscript", b"no weights", "torchscript.pt is not a file of weights"),
+        ("pytorch_state_dict", weights_of({"model": {}, "loss": np.zeros(3)}), "save the state_dict alone"),
+    ],
+)
+def test_weights_that_do_not_load_are_told_plainly(
+    tmp_path: Path, weights_format: str, content: bytes, words: str
+) -> None:
+    name = "torchscript.pt" if weights_format == "torchscript" else "weights.pt"
+    with pytest.raises(ModelError) as error:
+        judged(lambda runner: None, zips.make_zip(tmp_path, files={name: content}), weights_format)
+    assert words in str(error.value)
+    assert "\x1b" not in str(error.value)

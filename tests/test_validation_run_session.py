@@ -1,0 +1,181 @@
+"""Which weights are run, which checks are made of them, and what an error means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zips
+from running import ran
+
+from gap_bioimage.validation.check import definitions
+from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.run import sizes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gap_bioimage.validation.run.sandbox import Sandbox
+
+
+def test_the_good_zip_passes_every_run(tmp_path: Path) -> None:
+    checks = ran(zips.make_zip(tmp_path))
+    wrong = {id_: check for id_, check in checks.items() if check.status != "passed"}
+    assert wrong.keys() <= {"run.cuda"}, wrong  # where there is no such device
+    assert {made.id for made in definitions("run")} <= checks.keys()
+    assert {"run.negative_control", "core.test", "run.loads", "run.formats_agree"} <= checks.keys()
+    assert "pytorch_state_dict, torchscript: " in checks["core.test"].message
+    assert checks["run.tiled"].message.startswith("torchscript: ")  # one stands for both
+
+
+def test_python_code_is_run_on_request_only(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    path = zips.make_zip(tmp_path, source=f"open({str(marker)!r}, 'w').close()\n" + zips.BLUR)
+    marker.unlink()  # made when the zip was written
+    checks = ran(path, run_code=False)
+    assert not marker.exists()
+    assert (checks["run.pytorch_state_dict"].status, checks["run.pytorch_state_dict"].fix) == ("skipped", "--run-code")
+    assert checks["core.test"].status == "passed"  # by torchscript
+    ran(path)
+    assert marker.exists()
+
+
+def test_a_state_dict_alone_is_skipped_not_failed(tmp_path: Path) -> None:
+    checks = ran(zips.make_zip(tmp_path, zips.drop("weights", "torchscript")), run_code=False)
+    assert (checks["core.test"].status, checks["core.test"].fix) == ("skipped", "--run-code")
+    assert {check.status for check in checks.values()} <= {"passed", "skipped"}
+
+
+def custom(rdf: dict[str, Any]) -> None:
+    code = {"source": "tiny.py", "sha256": zips.sha256(zips.model_files()["tiny.py"])}
+    rdf["outputs"][0]["postprocessing"] = [{"id": "custom", **code, "callable": "Tiny", "kwargs": {}}]
+
+
+def test_custom_processing_is_code_too(tmp_path: Path) -> None:
+    checks = ran(zips.make_zip(tmp_path, custom), run_code=False)
+    assert checks["core.test"].status == "skipped"
+    assert "custom" in checks["run.torchscript"].message
+
+
+def test_torchscript_that_writes_files_is_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "written"
+    script = zips.model_files(zips.tiny(f'torch.save(rate, "{target}")'))["torchscript.pt"]
+    target.unlink()  # made when the zip was written
+    path = zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": script})
+    checks = ran(path, run_code=False)
+    assert not target.exists()
+    assert checks["core.test"].status == "skipped"
+    assert "writes files" in checks["run.torchscript"].message
+
+
+@pytest.mark.parametrize(
+    ("check_id", "body", "status"),
+    [
+        ("run.zero", "rate = rate / rate.sum()", "warning"),
+        ("run.zero", "assert float(photons.sum()) > 0", "failed"),  # raises: does not run
+        ("run.tiled", "rate = rate / rate.mean() * 20.0", "warning"),
+        ("run.sizes", "assert photons.shape[2] == photons.shape[3]", "failed"),
+        ("fiji.below_min", "assert photons.shape[3] >= 16", "warning"),
+    ],
+)
+def test_only_what_does_not_run_fails(tmp_path: Path, check_id: str, body: str, status: str) -> None:
+    check = ran(zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny(body)))[check_id]
+    assert check.status == status, check
+    assert check.fix
+
+
+def test_an_error_of_ours_leaves_the_question_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "voxels", lambda wanted: wanted["nothing of that name"])
+    checks = ran(zips.make_zip(tmp_path, zips.torchscript_only))
+    assert checks["run.sizes"].status == "error"
+    assert "this check itself raised KeyError" in checks["run.sizes"].message
+    assert checks["run.tiled"].status == "passed"
+
+
+def test_samplers_run_sparingly_and_need_not_agree_over_tiles(tmp_path: Path) -> None:
+    sampler = zips.put("config", value={"gap_bioimage": {"stochastic": True}})
+    checks = ran(zips.make_zip(tmp_path, sampler, source=zips.tiny("rate = rate / rate.mean() * 20.0")))
+    assert checks["run.tiled"].status == checks["run.padding"].status == "skipped"
+    assert checks["run.zero"].message.startswith("torchscript: ")  # one stands for both
+    assert "2 sizes" in checks["run.sizes"].message
+
+
+def test_checks_that_are_done_are_not_made_again(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, zips.torchscript_only)
+    done = ("core.test", "run.loads", "run.zero")
+    checks = ran(path, done=done)
+    assert checks.keys().isdisjoint(done)
+    assert checks["run.reproduces"].status == "passed"
+
+
+def test_postprocessing_that_looks_at_whole_tiles_is_told_from_a_halo_that_is_too_small(tmp_path: Path) -> None:
+    code = b"def op():\n    def call(array):\n        return array / array.mean() * 20\n    return call\n"
+
+    def whole(rdf: dict[str, Any]) -> None:
+        zips.torchscript_only(rdf)
+        step = {"id": "custom", "source": "op.py", "sha256": zips.sha256(code), "callable": "op", "kwargs": {}}
+        rdf["outputs"][0]["postprocessing"] = [step]
+
+    check = ran(zips.make_zip(tmp_path, whole, files={"op.py": code}))["run.tiled"]
+    assert check.status == "warning", check
+    assert "because of its custom postprocessing" in check.message
+
+
+def test_volumes_run(tmp_path: Path) -> None:
+    source = zips.BLUR.replace("Conv2d", "Conv3d").replace("size**2", "size**3")
+
+    def volume(rdf: dict[str, Any]) -> None:
+        zips.torchscript_only(rdf)
+        for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
+            tensor["axes"].insert(2, {**tensor["axes"][2], "id": "z"})
+        rdf["outputs"][0]["axes"][2]["size"] = {"tensor_id": "photons", "axis_id": "z"}
+
+    checks = ran(zips.make_zip(tmp_path, volume, source=source))
+    for id_ in ("core.test", "run.sizes", "run.tiled", "run.padding", "run.batch"):
+        assert checks[id_].status == "passed", checks[id_]
+
+
+def old_format(rdf: dict[str, Any]) -> None:
+    zips.torchscript_only(rdf)
+    shape = {"min": [1, 1, 16, 16], "step": [0, 0, 4, 4]}
+    reference = {"reference_tensor": "photons", "scale": [1, 1, 1, 1], "offset": [0, 0, 0, 0]}
+    tensor = {"axes": "bcyx", "data_type": "float32", "data_range": [0, float("inf")]}
+    rdf.update(
+        format_version="0.4.10",
+        timestamp="2024-01-01T00:00:00",
+        inputs=[{"name": "photons", **tensor, "shape": shape}],
+        outputs=[{"name": "rate", **tensor, "shape": reference, "halo": [0, 0, 2, 2]}],
+        test_inputs=["input.npy"],
+        test_outputs=["output.npy"],
+    )
+    del rdf["id"]
+
+
+def test_format_0_4_runs(tmp_path: Path) -> None:
+    checks = ran(zips.make_zip(tmp_path, old_format))
+    for id_ in ("core.test", "run.reproduces", "run.sizes", "run.tiled", "run.batch"):
+        assert checks[id_].status == "passed", checks[id_]
+
+
+def test_weights_inside_run_though_others_lie_on_a_server(tmp_path: Path, model_process: Sandbox) -> None:
+    def remote(rdf: dict[str, Any]) -> None:
+        rdf["weights"]["pytorch_state_dict"]["source"] = "https://example.com/weights.pt"
+
+    checks = {check.id: check for check in validate(zips.make_zip(tmp_path, remote), process=model_process).checks}
+    assert checks["core.test"].status == checks["run.tiled"].status == "passed"
+    assert checks["core.test"].message.startswith("torchscript")
+    assert checks["run.pytorch_state_dict"].status == "skipped"
+
+
+MODELS = {
+    "spec_unet2d_fixed_shape": "passed",
+    "spec_unet2d_multi_tensor": "passed",
+    "spec_upsample_test_model": "passed",
+    "broken/tiktorch_dummy": "failed",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), MODELS.items())
+def test_models_of_others(shared_data: Path, name: str, status: str) -> None:
+    assert validate(shared_data.parent / "models" / name, run_code=True).status == status
