@@ -19,20 +19,8 @@ from torch import Tensor, nn
 
 # sigma of the anchor's filters in px: in the plane, and along z
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
-_VOLUME_SCALES = [
-    *(
-        (0.4, 0.0),
-        (0.6, 0.0),
-        (0.8, 0.4),
-        (1.2, 0.6),
-        (1.7, 0.0),
-        (1.7, 0.9),
-        (2.9, 0.0),
-        (2.9, 1.4),
-        (5.0, 2.0),
-        (8.5, 2.0),
-    ),
-]
+_VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
+_VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -194,8 +182,8 @@ class Anchor(nn.Module):
 
     The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
     sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
-    noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter that is about as good
-    as the best Gaussian at any brightness; a network then has to learn only what is better than that.
+    noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
+    that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
 
     Parameters
     ----------
@@ -323,9 +311,10 @@ class Anchor(nn.Module):
     def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
         """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
 
-        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the errors; a small
-        rate is added everywhere, so that also an empty image has one. All that a network says is bounded by 3, as
-        ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its trained brightness.
+        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
+        errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
+        bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
+        trained brightness.
 
         Parameters
         ----------
