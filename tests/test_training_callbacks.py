@@ -10,7 +10,8 @@ import torch
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, OutputError
-from gap_bioimage.training.callbacks import CHECKPOINT_KEY, COLUMNS, AtomicCheckpoints, Progress, RunFolder
+from gap_bioimage.model import CHECKPOINT_KEY
+from gap_bioimage.training.callbacks import COLUMNS, AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def validate(callback: Any, trainer: Any, module: GapModule, losses: list[float]
     for loss in losses:
         trainer.global_step += 10
         module._trainer = trainer
-        module.train_losses += [loss, loss + 1]
-        module.last_db = -7.0
+        module.train_losses += [torch.tensor(loss), torch.tensor(loss + 1)]
+        module.input_db = torch.tensor([-7.0])
         if not math.isnan(loss):
-            module.validation.append((2 * loss, 2))
+            module.validation.append(torch.tensor([2 * loss, 2.0], dtype=torch.float64))
         callback.on_train_epoch_end(trainer, module)
 
 

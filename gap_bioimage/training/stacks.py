@@ -15,9 +15,8 @@ from gap_bioimage.photons.layout import items_first
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     import xarray as xr
+    from numpy.typing import NDArray
 
     from gap_bioimage.photons.cameras.camera import Detector
 
