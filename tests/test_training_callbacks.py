@@ -74,6 +74,20 @@ def test_best_is_saved_when_it_is_and_last_always_after_it(tmp_path: Path, modul
     assert trainer.saved.index((30, "best.ckpt")) < trainer.saved.index((30, "last.ckpt"))
 
 
+def test_runs_that_get_no_better_end(tmp_path: Path, module: GapModule) -> None:
+    module.config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"patience": 2})})
+    trainer: Any = FakeTrainer()
+    stopped = []
+    callback = RunFolder(tmp_path, "x")
+    for loss in (3.0, 2.0, 2.5, 1.5, 1.6, 1.7):
+        validate(callback, trainer, module, [loss])
+        stopped.append(trainer.should_stop)
+    assert stopped == [False] * 5 + [True]
+    again: Any = FakeTrainer()
+    callback.on_train_start(again, module)  # a resumed run that had ended
+    assert again.should_stop
+
+
 def test_other_devices_write_no_metrics(tmp_path: Path, module: GapModule) -> None:
     trainer = FakeTrainer(rank=1)
     validate(RunFolder(tmp_path, "x"), trainer, module, [3.0])
@@ -168,16 +182,20 @@ def test_progress_tells_losses_and_brightness(module: GapModule) -> None:
     progress.on_train_start(trainer, module)
     task = progress.bar.tasks[0]
     assert (task.completed, task.total) == (15, 40)
-    module.train_losses.append(4.25)
+    module.train_losses.append(torch.tensor(4.25))
     trainer.global_step = 16
     progress.on_train_batch_end(trainer, module, None, None, 0)
     assert task.completed == 16
     assert task.description == "loss 4.250 | -20..3 dB"
-    module.validation = [(6.0, 2), (1.0, 2)]
+    module.validation = [torch.tensor([6.0, 2.0]), torch.tensor([1.0, 2.0])]
     progress.on_validation_end(trainer, module)
+    trainer.global_step = 17
+    progress.on_train_batch_end(trainer, module, None, None, 0)
+    assert task.completed == 16  # shown a moment ago: the loss is not read again
+    progress.shown_at = -math.inf
     progress.on_train_batch_end(trainer, module, None, None, 0)
     assert task.description == "loss 4.250 | held out 1.750 | -20..3 dB"
-    module.validation = [(0.0, 0)]
+    module.validation = [torch.zeros(2)]
     progress.on_validation_end(trainer, module)
     assert math.isnan(progress.validation_loss)
     progress.teardown(trainer, module, "fit")
