@@ -24,7 +24,7 @@ _HOMES = {
     "train": "training.fit",
     "load_model": "model",
     "SamplingConfig": "config",
-    "denoise": "inference.denoise",
+    "denoise": "inference.denoising",
     "sample": "inference.sampling",
     "generate": "inference.sampling",
     "export": "export.archive",
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
     from gap_bioimage.export.archive import export
-    from gap_bioimage.inference.denoise import denoise
+    from gap_bioimage.inference.denoising import denoise
     from gap_bioimage.inference.sampling import generate, sample
     from gap_bioimage.model import load_model
     from gap_bioimage.photons.cameras.calibration import calibrate

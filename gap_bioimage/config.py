@@ -42,7 +42,7 @@ class NetworkConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _encoding_is_of_plain_networks(cls, values: Any) -> Any:
-        """Settings that name an encoding, such as all that were stored before there were anchors, mean a plain U-Net."""
+        """Settings that name an encoding, as all did that were stored before anchors, mean a plain U-Net."""
         if isinstance(values, dict) and "anchor" not in values and ("levels" in values or "log1p" in values):
             return {**values, "anchor": False}
         return values

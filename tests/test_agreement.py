@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gap_bioimage.inference.agreement import warn_if_samples_disagree
+from gap_bioimage.inference.trained_range import warn_if_samples_disagree
 
 
 def images(dims: str = "yx") -> tuple[xr.DataArray, xr.DataArray]:

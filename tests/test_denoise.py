@@ -11,7 +11,7 @@ import xarray as xr
 from fixtures_model import broken_model, random_model
 
 from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError, NotPhotonCountsError
-from gap_bioimage.inference.denoise import denoise
+from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.regions import region_uncertainty
 from gap_bioimage.inference.sampling import sample
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from gap_bioimage.inference.climb import State
 from PIL import Image
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.inference.climb import State
-from gap_bioimage.inference.unfinished import Unfinished
+from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.movie import Recorder, check_movie
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from fixtures_model import random_model
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError, TrainedRangeError
-from gap_bioimage.inference.denoise import denoise
+from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import Progress, generate, sample
 
 if TYPE_CHECKING:

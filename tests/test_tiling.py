@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.inference.tiling import automatic_tile_px, tiled_log_rate, tiles
+from gap_bioimage.inference.tiling import automatic_tile_px, receptive_field_px, tiled_log_rate, tiles
 
 AXIS = st.tuples(
     st.integers(1, 90),  # size

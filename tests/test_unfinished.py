@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gap_bioimage.inference import unfinished
-from gap_bioimage.inference.unfinished import Unfinished, fingerprint
+from gap_bioimage.inference.resume import Unfinished, fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
