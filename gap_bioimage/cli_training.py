@@ -27,8 +27,10 @@ from gap_bioimage.options import (
 
 def train(
     images: Annotated[list[Path], typer.Argument(help="Images or folders of photon counts.")],
-    dim: Annotated[int, typer.Option(min=2, max=3, help="Dimensions of the network; 2 trains on planes.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
+    dim: Annotated[
+        int | None, typer.Option(min=2, max=3, help="Dimensions of the network, where the images shall not tell.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings (yaml).")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, such as train.steps=500.")] = None,
     camera: Annotated[
@@ -60,9 +62,10 @@ def train(
     from gap_bioimage.photons.layout import time_as_z as as_stack
     from gap_bioimage.training.fit import train as fit
 
-    if resume and config is None and (out / "config.yaml").exists():
-        config = out / "config.yaml"
-    overrides = [f"network.dim={dim}", *([] if seed is None else [f"train.seed={seed}"])]
+    stored = out / "config.yaml"
+    if resume and config is None and stored.exists():
+        config = stored
+    overrides = [*([] if dim is None else [f"network.dim={dim}"]), *([] if seed is None else [f"train.seed={seed}"])]
     overrides += [*([] if sum_frames is None else [f"thinning.ceiling={sum_frames}"]), *(set_ or [])]
     settings = RunConfig.read(config, overrides)
     select = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}

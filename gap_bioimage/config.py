@@ -24,7 +24,7 @@ class Config(BaseModel):
 class NetworkConfig(Config):
     """The residual U-Net; names follow the original GAP code."""
 
-    dim: Literal[2, 3] = Field(2, description="spatial dimensions")
+    dim: Literal[2, 3] = Field(2, description="spatial dimensions; those of the images when not given")
     channels: PositiveInt = Field(1, description="image channels, denoised jointly")
     anchor: bool = Field(
         True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
@@ -42,14 +42,14 @@ class NetworkConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _encoding_is_of_plain_networks(cls, values: Any) -> Any:
-        """Settings that name an encoding, as all did that were stored before anchors, mean a plain U-Net."""
+        """Settings that name an encoding, as all did before there were anchors, mean a plain U-Net."""
         if isinstance(values, dict) and "anchor" not in values and ("levels" in values or "log1p" in values):
             return {**values, "anchor": False}
         return values
 
     @model_validator(mode="after")
     def _z_stage_needs_z(self) -> Self:
-        if self.dim == 2 and self.z_conv_stage is not None:
+        if "dim" in self.model_fields_set and self.dim == 2 and self.z_conv_stage is not None:
             raise ValueError("z_conv_stage is for dim 3 only")
         return self
 
@@ -60,7 +60,7 @@ class ThinningConfig(Config):
     min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
     max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
     max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.99, description="largest share of the photons used as input; the rest is the target"
+        0.8, description="largest share of the photons used as input; the rest is the target"
     )
     ceiling: PositiveInt | None = Field(
         None, description="largest possible count: the number of one-bit frames (single-photon cameras) in each image"
@@ -76,7 +76,12 @@ class ThinningConfig(Config):
 class TrainConfig(Config):
     """How long, how fast and on what windows to train."""
 
-    steps: PositiveInt = Field(20_000, description="optimiser steps")
+    steps: PositiveInt = Field(
+        20_000, description="optimiser steps; when not given as many as a CPU does in minutes, 10 000 on accelerators"
+    )
+    patience: PositiveInt | None = Field(
+        None, description="validations without a better one after which training ends; never when not given with steps"
+    )
     batch_size: PositiveInt = Field(16, description="windows per step and device")
     patch_px: tuple[PositiveInt, ...] | None = Field(
         None, description="window (y, x) or (z, y, x); 128 x 128 or 16 x 64 x 64 when not given"
@@ -87,8 +92,10 @@ class TrainConfig(Config):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     gradient_clip: Annotated[float, Field(gt=0)] = 0.5
-    total_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of a loss that ties the total rate to the input's photons; 0 leaves it free"
+    total_weight: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="weight of the likelihood of the number of photons; 0 leaves the scale free. 1 for anchored "
+        "networks and 0 for plain ones when not given",
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
@@ -154,7 +161,8 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
         patch = self.train.patch_px
-        if patch is not None and len(patch) != self.network.dim:
+        given = "dim" in self.network.model_fields_set
+        if patch is not None and (len(patch) != self.network.dim if given else len(patch) not in (2, 3)):
             raise ValueError(f"train.patch_px has {len(patch)} entries, network.dim is {self.network.dim}")
         return self
 

@@ -18,9 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # sigma of the anchor's filters in px: in the plane, and along z
-_PLANAR_SCALES = [(0.6, 0.0), (1.0, 0.0), (1.7, 0.0), (2.9, 0.0), (5.0, 0.0), (8.5, 0.0), (14.5, 0.0)]
+_PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
 _VOLUME_SCALES = [
-    *((0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4), (5.0, 2.0), (8.5, 2.0)),
+    *(
+        (0.4, 0.0),
+        (0.6, 0.0),
+        (0.8, 0.4),
+        (1.2, 0.6),
+        (1.7, 0.0),
+        (1.7, 0.9),
+        (2.9, 0.0),
+        (2.9, 1.4),
+        (5.0, 2.0),
+        (8.5, 2.0),
+    ),
 ]
 
 
@@ -116,7 +127,10 @@ def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
-    """Find pixels that no light through optics explains: far above the second brightest of their eight neighbours.
+    """Find pixels that hold more than photons can bring where the neighbours are so dark.
+
+    Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
+    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels.
 
     Parameters
     ----------
@@ -126,21 +140,23 @@ def hot_pixels(photons: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        True where a pixel holds more than ``20 + 10 second``, same shape. Even a spot that is sharper than the pixels
-        sample (sigma 0.5 px) leaves a fifth of its peak in several neighbours.
+        Same shape, bool; all False where a side has fewer than three pixels.
     """
     height, width = photons.shape[-2], photons.shape[-1]
-    if height < 2 or width < 2:
+    if height < 3 or width < 3:
         return torch.zeros_like(photons, dtype=torch.bool)
-    padded = torch.constant_pad_nd(photons, [1, 1, 1, 1], 0.0)
-    first, second = torch.zeros_like(photons), torch.zeros_like(photons)
-    for row in range(3):
-        for column in range(3):
-            if row != 1 or column != 1:
-                neighbour = padded.narrow(-2, row, height).narrow(-1, column, width)
-                second = torch.maximum(second, torch.minimum(first, neighbour))
-                first = torch.maximum(first, neighbour)
-    return photons > 20.0 + 10.0 * second
+    padded = torch.constant_pad_nd(photons, [2, 2, 2, 2], 0.0)
+    first, second, third = torch.zeros_like(photons), torch.zeros_like(photons), torch.zeros_like(photons)
+    for row in range(5):
+        for column in range(5):
+            if row != 2 or column != 2:
+                value = padded.narrow(-2, row, height).narrow(-1, column, width)
+                third = torch.maximum(third, torch.minimum(second, value))
+                second = torch.maximum(second, torch.minimum(first, value))
+                first = torch.maximum(first, value)
+    rate = 4.0 * (third + 1.0)
+    # 6.4 standard deviations, and what the tail of few counts is longer
+    return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
 
 
 def without_hot_pixels(photons: Tensor) -> Tensor:
@@ -177,8 +193,8 @@ class Anchor(nn.Module):
     """Counts smoothed at several scales, and how wrong each of them is at each pixel; has no parameters.
 
     The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
-    sum of the squared filter. Its squared bias is what ``(s_k - s_0)^2``, averaged around the pixel, holds above the
-    noise of that difference, where s_0 is the finest scale. Weights ``1 / error^2`` make a filter that is about as good
+    sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
+    noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter that is about as good
     as the best Gaussian at any brightness; a network then has to learn only what is better than that.
 
     Parameters
@@ -190,8 +206,7 @@ class Anchor(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
-        # what the squared bias is averaged with: not much wider than the scale, so that edges stay sharp
-        windows = [(min(max(planar, 2.4), 5.0), min(along_z, 1.0)) for planar, along_z in scales]
+        windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # what the squared bias is averaged with
         self.dim, self.n_scales = dim, len(scales)
         # an image this many scales on tells the variance: where a fine one is 0 by chance, its own rate would tell 0
         self.wider = 2 if dim == 2 else 3
@@ -218,8 +233,8 @@ class Anchor(nn.Module):
                 reach += half if pool == 1 else (half + 2) * pool - 1
             planar = max(planar, reach)
             along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
-        # one more for hot pixels and one for their neighbours
-        return [planar + 2, planar + 2] if self.dim == 2 else [along_z, planar + 2, planar + 2]
+        # hot pixels are replaced by neighbours (1 px), which are told from hot ones by theirs (2 px)
+        return [planar + 3, planar + 3] if self.dim == 2 else [along_z, planar + 3, planar + 3]
 
     def _overlaps(self) -> List[List[float]]:
         """Return the sums over all pixels of products of two filters; those of squares are relative variances."""
@@ -273,13 +288,20 @@ class Anchor(nn.Module):
         for scale in range(self.n_scales):
             levels.append(self.smooth(planes, scale))
         errors: List[Tensor] = []
+        bias_of_second = torch.zeros_like(planes)
         for scale in range(self.n_scales):
             own = self.overlap[scale][scale]
             error = own * (levels[min(scale + self.wider, self.n_scales - 1)] + 0.3 * own)
             if scale > 0:
-                noise = own + self.overlap[0][0] - 2.0 * self.overlap[0][scale]
-                spread = self.smooth(torch.square(levels[scale] - levels[0]), self.n_scales + scale)
-                error = error + torch.relu(spread - noise * levels[scale])
+                finer = min(scale - 1, 1)
+                noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
+                spread = self.smooth(torch.square(levels[scale] - levels[finer]), self.n_scales + scale)
+                bias = torch.relu(spread - noise * levels[3 if scale == 1 else scale])
+                error = error + bias
+                if scale == 1:
+                    bias_of_second = bias
+                else:
+                    error = error + bias_of_second
             errors.append(torch.log(error))
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
@@ -299,27 +321,27 @@ class Anchor(nn.Module):
         return torch.cat(features, 1), smoothed, log_error
 
     def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
-        """Turn a network's answer into log-rates: a mixture of the scales, times a bounded factor.
+        """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
 
-        ``log(sum_k w_k s_k) + 3 tanh(r / 3)``. Weights are the softmax of what the network adds to those of the errors;
-        a small constant rate takes part, so that also an empty image has a rate.
+        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the errors; a small
+        rate is added everywhere, so that also an empty image has one. All that a network says is bounded by 3, as
+        ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its trained brightness.
 
         Parameters
         ----------
         answer
-            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and one for the constant rate.
+            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and the logarithm of e.
         smoothed, log_error
             From ``forward``.
         """
         # a network whose numbers have run away answers nothing, and the filter is left
-        answer = torch.clamp(torch.nan_to_num(answer, 0.0, 0.0, 0.0), -20.0, 20.0).to(smoothed.dtype)
+        bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
         shape = [smoothed.shape[0], self.n_scales + 2]
         shape.extend(smoothed.shape[2:])
-        answer = answer.reshape(shape)
-        weight = torch.softmax(answer[:, 1:-1] - 2.0 * log_error, 1)
-        empty = torch.sigmoid(0.5 * answer[:, -1] - 4.0)
-        rate = torch.sum(weight * smoothed, 1) * (1.0 - empty) + self.floor * empty
-        return torch.log(rate) + 3.0 * torch.tanh(answer[:, 0] / 3.0)
+        bounded = bounded.reshape(shape)
+        weight = torch.softmax(bounded[:, 1:-1] - 2.0 * log_error, 1)
+        rate = torch.sum(weight * smoothed, 1) + self.floor * torch.exp(bounded[:, -1])
+        return torch.log(rate) + 0.5 * bounded[:, 0]
 
 
 class ConvBlock(nn.Module):

@@ -1,10 +1,10 @@
-"""What happens around the training steps: checkpoints by rename, metrics, progress."""
+"""What happens around the training steps: checkpoints by rename, metrics, an early end, progress."""
 
 from __future__ import annotations
 
 import csv
 import math
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -14,13 +14,16 @@ from rich.progress import Progress as ProgressBar
 
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.files import replacing
+from gap_bioimage.model import CHECKPOINT_KEY
 from gap_bioimage.training.module import GapModule
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gap_bioimage.config import TrainConfig
 
 COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db")
-CHECKPOINT_KEY = "gap_bioimage"
+_REFRESH_S = 0.5
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -28,33 +31,45 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write beside the target and rename."""
-        with replacing(Path(path)) as temporary:
+        with replacing(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class RunFolder(pl.Callback):
-    """Writes best.ckpt, last.ckpt and metrics.csv after every validation.
+    """Writes best.ckpt, last.ckpt and metrics.csv after every validation, and ends runs that get no better.
 
     The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is the same as
     if it had never stopped.
+
+    Parameters
+    ----------
+    folder
+        The run's.
+    fingerprint
+        Of the images; a resumed run must have the same.
+    init
+        Record of the model that the run started from, if any.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
+        self.folder, self.fingerprint, self.init = folder, fingerprint, init
         self.rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do not go on with a run that had ended early."""
+        assert isinstance(pl_module, GapModule)  # noqa: S101
+        self._end_early(trainer, pl_module.config.train)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a row of metrics and save."""
         assert isinstance(pl_module, GapModule)  # noqa: S101
-        losses = pl_module.train_losses
         row = {
             "step": trainer.global_step,
-            "train_loss": math.fsum(losses) / max(1, len(losses)),
+            "train_loss": pl_module.train_loss(),
             "validation_loss": pl_module.validation_loss(),
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "mean_input_db": pl_module.last_db,
+            "mean_input_db": pl_module.mean_input_db(),
         }
-        losses.clear()
         earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
         self.rows.append(row)
         if trainer.logger is not None:
@@ -65,6 +80,7 @@ class RunFolder(pl.Callback):
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
             self._write_metrics()
+        self._end_early(trainer, pl_module.config.train)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -76,6 +92,7 @@ class RunFolder(pl.Callback):
             "trained_range_db": list(pl_module.trained_range_db),
             "images": self.fingerprint,
             "metrics": self.rows,
+            **({} if self.init is None else {"init": self.init}),
         }
 
     def on_load_checkpoint(
@@ -96,6 +113,13 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
 
+    def _end_early(self, trainer: pl.Trainer, train: TrainConfig) -> None:
+        """Stop after ``patience`` validations without a better one."""
+        losses = [row["validation_loss"] for row in self.rows]
+        known = [loss for loss in losses if not math.isnan(loss)]
+        if train.patience is not None and known:
+            trainer.should_stop = len(losses) - 1 - losses.index(min(known)) >= train.patience
+
     def _write_metrics(self) -> None:
         with (
             replacing(self.folder / "metrics.csv") as temporary,
@@ -112,6 +136,7 @@ class Progress(pl.Callback):
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.validation_loss = math.nan
+        self.shown_at = -math.inf
         self.bar = ProgressBar(
             TextColumn("training"),
             BarColumn(bar_width=10),
@@ -129,12 +154,14 @@ class Progress(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar."""
-        if not trainer.is_global_zero:
+        """Move the bar; the loss is read from the device twice a second only."""
+        finished = trainer.global_step >= self.config.steps
+        if not trainer.is_global_zero or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
             return
         assert isinstance(pl_module, GapModule)  # noqa: S101
+        self.shown_at = time.monotonic()
         low, high = pl_module.trained_range_db
-        text = f"loss {pl_module.train_losses[-1]:.3f}"
+        text = f"loss {float(pl_module.train_losses[-1]):.3f}"
         if not math.isnan(self.validation_loss):
             text += f" | held out {self.validation_loss:.3f}"
         text += f" | {low:.0f}..{high:.0f} dB"
@@ -143,7 +170,7 @@ class Progress(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the validation loss."""
         assert isinstance(pl_module, GapModule)  # noqa: S101
-        total, count = (sum(column) for column in zip(*pl_module.validation, strict=True))
+        total, count = (float(value) for value in sum(pl_module.validation))  # type: ignore[arg-type, union-attr]
         self.validation_loss = total / count if count else math.nan
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -13,21 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 import xarray as xr
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
+from gap_bioimage.counts import check_axes
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.model import CAMERA_FILE
+from gap_bioimage.model import CAMERA_FILE, load_model
 from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
+from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
-from gap_bioimage.training.patches import PairBatches, WindowDrawer, brightest_db
-from gap_bioimage.training.run_folder import checkpoint_in, fingerprint, open_run, write_examples
+from gap_bioimage.training.patches import PairBatches, WindowDrawer
+from gap_bioimage.training.run_folder import (
+    checkpoint_in,
+    draw_loss,
+    draw_preview,
+    fingerprint,
+    open_run,
+    stored_settings,
+    write_examples,
+)
 from gap_bioimage.training.stacks import Split, as_stacks, split_held_out
-from gap_bioimage.training.start import StartRecord, start_of
+from gap_bioimage.training.start import Start, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -95,7 +106,8 @@ def train(
     out
         Run folder, made by this function.
     config
-        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``.
+        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``. What is not set
+        is chosen from the images and the machine, and logged.
     init
         Start from this model's weights, with a new optimizer: a model, or what ``load_model`` takes. The network's
         settings are its own; the trained range is that of ``images``, whatever the model had seen before.
@@ -123,30 +135,23 @@ def train(
     """
     out = Path(out)
     start = start_of(init, out, resume)
-    if resume and config is None and (out / "config.yaml").exists():
-        config = RunConfig.read(out / "config.yaml")
     if isinstance(config, TrainConfig) or config is None:
-        config = RunConfig(
-            network=network or (NetworkConfig() if start is None else start.model.config),
-            thinning=thinning or ThinningConfig(),
-            train=config or TrainConfig(),
-        )
-    if start is not None:
-        config = start.settings(config)
+        sections = {"network": network, "thinning": thinning, "train": config}
+        config = RunConfig(**{name: section for name, section in sections.items() if section is not None})
+    if resume and (out / "config.yaml").exists():
+        config = stored_settings(out, config)
     images = [images] if isinstance(images, xr.DataArray) else list(images)
+    for image in images:
+        check_axes(image)
+    config = choose_dim(config if start is None else _with_dim_of(start, config), images)
     detector = _detector(camera, config, out, resume)
     if detector is not None:
         for image in images:
             check_camera_image(image, detector, name=str(image.attrs.get("source", "the image")))
     stacks = as_stacks(images, config.network.dim, detector, separate_channels=separate_channels)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    if start is not None:
-        start.check_channels(stacks[0].shape[0])
-    config = _resolve(config, stacks[0].shape[0], split, detector)
-    assert config.thinning.max_db is not None  # noqa: S101
-    callbacks: list[pl.Callback] = [RunFolder(out, fingerprint(split))]
-    if start is not None:
-        callbacks.append(StartRecord(start.record))
+    config = _resolve(config, stacks[0].shape[0], split, detector, start, device)
+    callbacks: list[pl.Callback] = [RunFolder(out, fingerprint(split), None if start is None else start.record)]
     if progress:
         callbacks.append(Progress(config.train))
     with _quiet():
@@ -162,24 +167,25 @@ def train(
         data = PairData(split, config)
         _log_rejected(data.drawer, config.train.seed)
         pl.seed_everything(config.train.seed, verbose=False)
+        assert config.thinning.max_db is not None  # noqa: S101
         module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
         if start is not None:
             start.load_into(module)
         with _interruptible():
             trainer.fit(module, data, ckpt_path=checkpoint)
-    return _finish(out, first)
-
-
-def _finish(out: Path, draw: bool) -> Model:
-    """Load the best model and draw the run's pictures."""
-    from gap_bioimage.model import load_model
-    from gap_bioimage.training.pictures import draw_loss, draw_preview
-
     model = load_model(out)
-    if draw:
+    if first:
         draw_loss(out)
         draw_preview(out, model, np.load(out / "held_out.npy"))
     return model
+
+
+def _with_dim_of(start: Start, config: RunConfig) -> RunConfig:
+    """Let the model that training starts from say how many dimensions there are, unless they were set."""
+    if "dim" in config.network.model_fields_set:
+        return config
+    network = config.network.model_copy(update={"dim": start.model.config.dim})
+    return config.model_copy(update={"network": network})
 
 
 def _trainer(
@@ -236,25 +242,21 @@ def _detector(
     return None if config.camera is None else Detector(config.camera)
 
 
-def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector | None) -> RunConfig:
-    """Fill in what the data decide: channels, the brightest input, the camera."""
+def _resolve(
+    config: RunConfig, channels: int, split: Split, detector: Detector | None, start: Start | None, device: str
+) -> RunConfig:
+    """Fill in what data, machine and the model to start from decide."""
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError(
                 "a camera and thinning.ceiling were both given; one-bit frames need no camera: leave it out"
             )
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
-    network = config.network.model_copy(update={"channels": channels})
-    thinning = config.thinning
-    if thinning.max_db is None:
-        brightest = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
-        if brightest <= thinning.min_db:
-            raise ConfigError(
-                f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "
-                f"set thinning.min_db to {brightest - 20:g}"
-            )
-        thinning = thinning.model_copy(update={"max_db": brightest})
-    return config.model_copy(update={"network": network, "thinning": thinning})
+    if start is not None:
+        config = start.settings(config, channels)
+    config = config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
+    faster = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return choose_sizes(config, split, accelerator=device not in ("auto", "cpu") or (device == "auto" and faster))
 
 
 def _log_rejected(drawer: WindowDrawer, seed: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,12 +34,27 @@ def photon_loss(log_rate: Tensor, target: Tensor, weight: Tensor | None = None) 
     return -log_likelihood / total.clamp(min=1.0)
 
 
-def total_loss(log_rate: Tensor, photons: Tensor) -> Tensor:
-    """Deviation of the total rate from the photons in the input, per image (b,).
+def total_loss(log_rate: Tensor, target: Tensor, exposure: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Poisson likelihood of the number of target photons, nats per photon above its best, of each image (b,).
 
-    The Poisson likelihood of the total, per photon, is a^2 / 2 to second order in the log-ratio a of the two
-    totals; beyond |a| = 1 it goes on as a straight line, for the first steps of training.
+    ``(L - T - T log(L / T)) / T`` for T photons where ``L = exposure sum(weight exp(log_rate))`` were expected.
+    Together with ``photon_loss`` it is the Poisson likelihood of all pixels: the first tells where photons land, this
+    one how many.
+
+    Parameters
+    ----------
+    log_rate, target, weight
+        As for ``photon_loss``.
+    exposure
+        Expected target photons per expected input photon and unit of weight, (b,): (1 - p) / p of counts that were
+        thinned with p.
     """
-    seen = photons.float().flatten(1).sum(1).clamp(min=1.0)
-    ratio = torch.logsumexp(log_rate.float().flatten(1), 1) - torch.log(seen)
-    return F.smooth_l1_loss(ratio, torch.zeros_like(ratio), reduction="none")
+    flat, photons = log_rate.float().flatten(1), target.float().flatten(1)
+    if weight is not None:
+        allowed = weight.float().flatten(1)
+        flat = (flat + torch.log(allowed.clamp(min=1e-6))).masked_fill(allowed == 0, -1e30)
+        photons = photons * (allowed > 0)
+    total = photons.sum(1)
+    log_expected = torch.logsumexp(flat, 1) + torch.log(exposure.float())
+    excess = torch.exp(log_expected.clamp(max=80.0)) - total - total * log_expected + torch.xlogy(total, total)
+    return excess / total.clamp(min=1.0)

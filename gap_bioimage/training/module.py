@@ -40,9 +40,10 @@ class GapModule(pl.LightningModule):
             self.network.to(memory_format=layout)  # type: ignore[call-overload]
         average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
-        self.train_losses: list[float] = []
-        self.validation: list[tuple[float, int]] = []
-        self.last_db = math.nan
+        # tensors until they are shown or written: reading a number makes the device wait
+        self.train_losses: list[Tensor] = []
+        self.validation: list[Tensor] = []
+        self.input_db = torch.tensor(math.nan)
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return log-rates for counts (b, c, [z,] y, x)."""
@@ -51,15 +52,24 @@ class GapModule(pl.LightningModule):
         return log_rate
 
     def training_step(self, batch: Pairs, batch_index: int) -> Tensor:
-        """Return the mean photon loss of a batch."""
+        """Return the mean loss of a batch: of where photons land, and how many where the network's scale means that."""
         log_rate = self(batch.photons)
         has_target = batch.target.flatten(1).sum(1) > 0
         loss = photon_loss(log_rate, batch.target, batch.weight).sum() / has_target.sum().clamp(min=1)
-        self.train_losses.append(float(loss.detach()))
-        self.last_db = float(batch.db[batch.db.isfinite()].mean())  # empty inputs have -inf
-        if self.config.train.total_weight:
-            loss = loss + self.config.train.total_weight * total_loss(log_rate, batch.photons).mean()
+        self.train_losses.append(loss.detach())
+        self.input_db = batch.db
+        weight = self.config.train.total_weight
+        if weight is None:
+            weight = 1.0 if self.network.anchored else 0.0
+        if weight:
+            loss = loss + weight * total_loss(log_rate, batch.target, batch.exposure, batch.weight).mean()
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let a step without a finite gradient change nothing."""
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     def on_train_batch_end(self, outputs: Any, batch: Pairs, batch_idx: int) -> None:
         """Update the average of the weights."""
@@ -67,14 +77,24 @@ class GapModule(pl.LightningModule):
             self.average.update_parameters(self.network)
 
     def validation_step(self, batch: Pairs, batch_index: int) -> None:
-        """Collect the photon loss of held-out windows."""
+        """Collect the photon loss of held-out windows, and their number."""
         has_target = batch.target.flatten(1).sum(1) > 0
-        losses = photon_loss(self(batch.photons), batch.target, batch.weight)[has_target]
-        self.validation.append((float(losses.double().sum()), len(losses)))
+        losses = photon_loss(self(batch.photons), batch.target, batch.weight)
+        self.validation.append(torch.stack([(losses * has_target).double().sum(), has_target.double().sum()]).cpu())
+
+    def train_loss(self) -> float:
+        """Return the mean loss of the training steps so far, and forget them."""
+        losses = torch.stack(self.train_losses).double().cpu().tolist() if self.train_losses else []
+        self.train_losses.clear()
+        return math.fsum(losses) / max(1, len(losses))
+
+    def mean_input_db(self) -> float:
+        """Return the mean brightness of the last batch's inputs that are not empty."""
+        return float(self.input_db[self.input_db.isfinite()].mean())
 
     def validation_loss(self) -> float:
         """Return the mean loss of the validation steps so far, over all devices, and forget them."""
-        sums = torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2).sum(0)
+        sums = torch.stack(self.validation).sum(0) if self.validation else torch.zeros(2, dtype=torch.float64)
         self.validation.clear()
         if self.trainer.world_size > 1:
             gathered = self.all_gather(sums.to(self.device, torch.float32))

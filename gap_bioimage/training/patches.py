@@ -6,7 +6,6 @@ worker processes, sees the same batches.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gap_bioimage.camera.noise import hot_pixels
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.counts import binomial, free_slots, pseudo_psnr_db
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.training.stacks import Window, window_of
+from gap_bioimage.training.stacks import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,21 +27,30 @@ if TYPE_CHECKING:
 
     from gap_bioimage.training.stacks import Stack
 
-log = logging.getLogger(__name__)
-
 _REDRAWS = 10
+_CANDIDATES = 4
 
 
 class Pairs(NamedTuple):
-    """A batch: input and target counts ``(b, c, [z,] y, x)`` float32, and the inputs' pseudo-PSNR (b,).
+    """A batch of training pairs.
 
-    ``weight`` (shape of the target) is how many photons of the target a pixel could have held: 0 where the camera is
-    saturated; the frames left of one-bit cameras. None where there is no such limit.
+    Attributes
+    ----------
+    photons, target
+        Input and target counts, (b, c, [z,] y, x) float32.
+    db
+        Pseudo-PSNR of the inputs, (b,).
+    exposure
+        Expected photons of the target per expected photon of the input and unit of ``weight``, (b,).
+    weight
+        How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
+        one-bit cameras the frames that are left. None where there is no such limit.
     """
 
     photons: torch.Tensor
     target: torch.Tensor
     db: torch.Tensor
+    exposure: torch.Tensor
     weight: torch.Tensor | None = None
 
 
@@ -78,33 +87,42 @@ class WindowDrawer:
     def batch(self, key: Sequence[int], size: int) -> Pairs:
         """Draw a batch; the same ``key`` gives the same batch."""
         rng = np.random.default_rng([*key])
-        windows = self.windows(rng, size)
-        kept, rest, db, weights = [], [], [], []
-        for window in windows:
+        kept, rest, db, exposure, weights = [], [], [], [], []
+        for window in self.windows(rng, size):
             fraction = self._fraction(window.counts, rng)
             part = binomial(window.counts, fraction, rng)
             weight = self._weight(window, part, fraction, rng)
-            target = window.counts - part
             kept.append(part)
-            rest.append(target if weight is None else np.where(weight > 0, target, 0))
+            rest.append(np.where(weight > 0, window.counts - part, 0))
             db.append(pseudo_psnr_db(part))
+            ceiling = self.thinning.ceiling
+            exposure.append((1 - fraction) / fraction if ceiling is None else 1 / (ceiling * fraction))
             weights.append(weight)
-        limited = [weight for weight in weights if weight is not None]
-        return Pairs(
-            _tensor(kept), _tensor(rest), torch.tensor(db, dtype=torch.float32), _tensor(limited) if limited else None
-        )
+        limited = self.thinning.ceiling is not None or any((weight == 0).any() for weight in weights)
+        numbers = (torch.tensor(values, dtype=torch.float32) for values in (db, exposure))
+        return Pairs(_tensor(kept), _tensor(rest), *numbers, _tensor(weights) if limited else None)
 
     def windows(self, rng: np.random.Generator, size: int) -> list[Window]:
-        """Draw windows ``(c, [z,] y, x)`` with enough photons where ten tries find them."""
+        """Draw windows ``(c, [z,] y, x)``, brighter ones more often: of four one, with chances as their photons.
+
+        The loss is an average over windows per photon; so it is, over many windows, that of whole images.
+        """
         chances, windows = self._chances(), []
         for _ in range(size):
-            best = self._window(rng, chances)
-            for _ in range(_REDRAWS):
-                if best.photons >= self.min_photons:
-                    break
-                best = max(best, self._window(rng, chances), key=lambda window: window.photons)
-            windows.append(augmented(best, rng) if self.augment else best)
+            candidates = [self._bright_enough(rng, chances) for _ in range(_CANDIDATES)]
+            photons = np.array([max(window.photons, 1e-9) for window in candidates])
+            chosen = candidates[int(rng.choice(_CANDIDATES, p=photons / photons.sum()))]
+            windows.append(augmented(chosen, rng) if self.augment else chosen)
         return windows
+
+    def _bright_enough(self, rng: np.random.Generator, chances: NDArray[np.float64]) -> Window:
+        """Draw a window with enough photons, where ten tries find one."""
+        best = self._window(rng, chances)
+        for _ in range(_REDRAWS):
+            if best.photons >= self.min_photons:
+                break
+            best = max(best, self._window(rng, chances), key=lambda window: window.photons)
+        return best
 
     def rejected_share(self, seed: int, trials: int = 200) -> float:
         """Estimate the share of windows that hold fewer photons than asked."""
@@ -123,15 +141,20 @@ class WindowDrawer:
         stack = self.stacks[int(rng.choice(len(chances), p=chances))]
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)]
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
-        return window_of(stack[(slice(None), *where)], rng)
+        return stack[(slice(None), *where)].window(rng)
 
     def _weight(
         self, window: Window, part: NDArray[np.int32], fraction: float, rng: np.random.Generator
-    ) -> NDArray[np.int32] | None:
+    ) -> NDArray[np.int32]:
         """Return the photons that the target could have held, per pixel."""
-        if self.thinning.ceiling is None:
-            return None if window.usable is None else window.usable.astype(np.int32)
-        return free_slots(window.counts, part, fraction, self.thinning.ceiling, rng)
+        ceiling = self.thinning.ceiling
+        weight = np.ones(part.shape, np.int32)
+        if ceiling is not None:
+            weight = free_slots(window.counts, part, fraction, ceiling, rng)
+        if window.usable is not None:
+            weight = np.where(window.usable, weight, 0)
+        # no network can expect what hot pixels hold, and they would be all that the loss sees
+        return np.where(hot_pixels(window.counts), 0, weight)
 
     def _fraction(self, window: NDArray[np.int32], rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101  (resolved by the caller)

@@ -1,19 +1,21 @@
-"""Images as training sees them: one array of counts each, or of camera values that become counts when drawn."""
+"""Images as training sees them: arrays of counts, or of camera values that become counts when windows are drawn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gap_bioimage.counts import as_integers
-from gap_bioimage.errors import AxesError
+from gap_bioimage.counts import as_integers, check_axes
+from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.photons.layout import items_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     import xarray as xr
 
@@ -23,34 +25,53 @@ _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instea
 
 
 @dataclass(frozen=True)
-class CameraStack:
-    """Camera values ``(c, [z,] y, x)`` of one image, maybe memory-mapped, and the camera of these very pixels."""
+class Stack:
+    """One image as it was recorded.
+
+    Attributes
+    ----------
+    values
+        Counts or camera values ``(c, [z,] y, x)``, maybe memory-mapped.
+    name
+        What to call it in messages: its file.
+    detector
+        The camera of these very pixels, if the values are not counts.
+    """
 
     values: NDArray[Any]
-    detector: Detector
+    name: str = "the image"
+    detector: Detector | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes ``(c, [z,] y, x)``."""
         return self.values.shape
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return self.values.dtype
-
     def mean(self) -> float:
-        """Mean of the values, ADU."""
+        """Mean of the values."""
         return float(self.values.mean())
 
-    def __getitem__(self, cut: tuple[slice, ...]) -> CameraStack:
+    def __getitem__(self, cut: tuple[slice, ...]) -> Stack:
         """Return a part of the image; one slice per axis."""
         rows, columns = (*cut, *(slice(None),) * (len(self.shape) - len(cut)))[-2:]
-        return CameraStack(self.values[cut], self.detector.crop(rows, columns))
+        detector = None if self.detector is None else self.detector.crop(rows, columns)
+        return Stack(self.values[cut], self.name, detector)
 
+    def window(self, rng: np.random.Generator) -> Window:
+        """Return the counts of the whole stack; camera values are spread within their ADU at random.
 
-Stack = NDArray[Any] | CameraStack
-"""One image ``(c, [z,] y, x)``: counts, maybe memory-mapped, or camera values."""
+        Raises
+        ------
+        NotPhotonCountsError
+            If values that should be counts are not.
+        """
+        values, detector = np.asarray(self.values), self.detector
+        if detector is None:
+            try:
+                return Window(as_integers(values).astype(np.int32), None, 0.0)
+            except NotPhotonCountsError as error:
+                raise NotPhotonCountsError(f"{self.name}: {error}") from None
+        return Window(detector.counts(values, rng), ~detector.saturated(values), float(np.mean(detector.shift())))
 
 
 class Window(NamedTuple):
@@ -67,17 +88,9 @@ class Window(NamedTuple):
         return float(self.counts.sum()) - self.background * self.counts.size
 
 
-def window_of(stack: Stack, rng: np.random.Generator) -> Window:
-    """Return the counts of a whole stack; camera values are spread within their ADU at random."""
-    if not isinstance(stack, CameraStack):
-        return Window(as_integers(np.asarray(stack)).astype(np.int32), None, 0.0)
-    values, detector = np.asarray(stack.values), stack.detector
-    return Window(detector.counts(values, rng), ~detector.saturated(values), float(np.mean(detector.shift())))
-
-
 def values_of(stack: Stack) -> NDArray[Any]:
     """Return counts or camera values as they were recorded."""
-    return stack.values if isinstance(stack, CameraStack) else stack
+    return stack.values
 
 
 class Split(NamedTuple):
@@ -113,24 +126,28 @@ def as_stacks(
     if not images:
         raise AxesError("no image was given; expected at least one")
     for image in images:
+        check_axes(image)
+        name = Path(str(image.attrs.get("source", "the image"))).name
         missing = [axis for axis in spatial if axis not in image.dims]
         if missing:
-            as_z = " or take time as z with --time-as-z" if "t" in image.dims else ""
-            advice = f"; use --dim 2{as_z}" if missing == ["z"] else ""
+            as_z = " or take time as z" if "t" in image.dims else ""
             raise AxesError(
-                f"an image has axes {''.join(map(str, image.dims))}, expected {', '.join(missing)} for a {dim}D model"
-                f"{advice}"
+                f"{name} has axes {''.join(map(str, image.dims))}, expected {', '.join(missing)} for a {dim}D network; "
+                f"train one with network.dim=2{as_z}"
             )
-        array = items_first(image, dim, separate_channels=separate_channels).data
-        items = array.reshape(-1, *array.shape[-dim - 1 :])
-        if detector is None:
-            stacks.extend(items)
-        else:
+        if min(image.sizes["y"], image.sizes["x"]) < 2:
+            raise AxesError(
+                f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected an image of several rows "
+                "and columns; is it of one row because its sizes are told elsewhere?"
+            )
+        if detector is not None:
             detector.check_size(image)
-            stacks.extend(CameraStack(item, detector) for item in items)
-    channels = {stack.shape[0] for stack in stacks}
+        array = items_first(image, dim, separate_channels=separate_channels).data
+        stacks.extend(Stack(item, name, detector) for item in array.reshape(-1, *array.shape[-dim - 1 :]))
+    channels = {stack.shape[0]: stack.name for stack in stacks}
     if len(channels) > 1:
-        raise AxesError(f"the images have {sorted(channels)} channels, expected the same number in all")
+        told = ", ".join(f"{count} in {name}" for count, name in sorted(channels.items()))
+        raise AxesError(f"the images have different numbers of channels ({told}), expected the same number in all")
     return stacks
 
 
@@ -157,7 +174,7 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
         slab = max(8, round(share * size))
         if size < 2 * slab:
             raise AxesError(
-                f"an image has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation; "
+                f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation; "
                 "give larger or at least 8 images"
             )
         cut = (slice(None),) * axis

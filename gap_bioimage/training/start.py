@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.files import replacing
-from gap_bioimage.model import load_model
-from gap_bioimage.training.callbacks import CHECKPOINT_KEY
+from gap_bioimage.model import CHECKPOINT_KEY, load_model
 
 if TYPE_CHECKING:
     from gap_bioimage.model import Model
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from gap_bioimage.training.module import GapModule
 
 INIT = "init.ckpt"
-RECORD = "init"
-"""Section of a checkpoint of ours that tells where the run started."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +41,40 @@ class Start:
     model: Model
     record: dict[str, Any]
 
-    def settings(self, config: RunConfig) -> RunConfig:
+    @classmethod
+    def of(cls, model: Model) -> Start:
+        """Describe a model; of its path only what means something on other machines."""
+        name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
+        record = {
+            "name": name,
+            "origin": model.origin,
+            "trained_range_db": list(model.trained_range_db),
+            "sha256": weights_sha256(model.network),
+        }
+        return cls(model, record)
+
+    def settings(self, config: RunConfig, channels: int) -> RunConfig:
         """Return the settings of a run with the network of this model.
 
         Raises
         ------
         ConfigError
-            If settings of the network were given, and are others.
+            If settings of the network were given, and are others, or images have other channels.
         """
-        network = self.model.config
+        own = self.model.config
         for name in NetworkConfig.model_fields:
-            given, own = getattr(config.network, name), getattr(network, name)
-            if name in config.network.model_fields_set and given != own:
-                told = "--dim" if name == "dim" else f"network.{name}"
+            given, stored = getattr(config.network, name), getattr(own, name)
+            if name in config.network.model_fields_set and given != stored:
                 raise ConfigError(
-                    f"{told} is {given}, but the model to start from, {self.record['name']}, has {own}; "
-                    f"{'give the same' if name == 'dim' else 'leave it out'}, or start without --init"
+                    f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
+                    f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
                 )
-        return RunConfig.from_dict({**config.model_dump(), "network": network.model_dump()})
-
-    def check_channels(self, channels: int) -> None:
-        """See that images have as many channels as the model.
-
-        Raises
-        ------
-        ConfigError
-            If they have not.
-        """
-        own = self.model.config.channels
-        if channels != own:
+        if channels != own.channels:
             raise ConfigError(
-                f"the images have {channels} channels, but the model to start from, {self.record['name']}, has {own}; "
-                f"give images with {own}" + (", or one of their channels with --channel" if own == 1 else "")
+                f"the images have {channels} channels, but the model to start from, {self.record['name']}, has "
+                f"{own.channels}; give images with {own.channels}" + (", or one channel" if own.channels == 1 else "")
             )
+        return config.model_copy(update={"network": own})
 
     def write(self, run: Path) -> None:
         """Keep a copy of the weights in the run folder.
@@ -93,7 +90,7 @@ class Start:
                 "config": {"network": self.model.config.model_dump(mode="json")},
                 "trained_range_db": list(self.model.trained_range_db),
                 "metrics": [],
-                RECORD: self.record,
+                "init": self.record,
             },
         }
         with replacing(run / INIT) as temporary:
@@ -104,19 +101,6 @@ class Start:
         module.network.load_state_dict(self.model.network.state_dict())
         if module.average is not None:
             module.average.module.load_state_dict(self.model.network.state_dict())
-
-
-class StartRecord(pl.Callback):
-    """Writes where the run started into its checkpoints; stands after ``RunFolder``, which makes the section."""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.record = record
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the record."""
-        checkpoint[CHECKPOINT_KEY][RECORD] = self.record
 
 
 def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Start | None:
@@ -134,37 +118,21 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Start 
     Raises
     ------
     CheckpointError
-        If ``init`` is no model.
+        If ``init`` is not a model.
     ConfigError
         If the resumed run was started from other weights.
     """
-    given = None if init is None else _start(load_model(init) if isinstance(init, (str, Path)) else init)
+    given = None if init is None else Start.of(load_model(init) if isinstance(init, (str, Path)) else init)
     if not resume or not (run / "config.yaml").exists():
         return given
-    if not (run / INIT).exists():
-        if given is not None:
-            raise ConfigError(f"the run in {run} was not started from another model; with --resume leave out --init")
-        return None
-    kept = load_model(run / INIT)
-    start = Start(kept, kept.history.init or _start(kept).record)
-    if given is not None and given.record["sha256"] != start.record["sha256"]:
+    kept = load_model(run / INIT) if (run / INIT).exists() else None
+    start = None if kept is None else Start(kept, kept.history.init or Start.of(kept).record)
+    if given is not None and (start is None or given.record["sha256"] != start.record["sha256"]):
+        started = "no other model" if start is None else f"the weights of {start.record['name']}, which are others"
         raise ConfigError(
-            f"the run in {run} was started from the weights of {start.record['name']}, those of {given.record['name']} "
-            "are others; with --resume leave out --init"
+            f"the run in {run} was started from {started}, not from {given.record['name']}; leave out init to resume it"
         )
     return start
-
-
-def _start(model: Model) -> Start:
-    # the last part of the path, or two where the first is the run: folders of this machine mean nothing elsewhere
-    name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
-    record = {
-        "name": name,
-        "origin": model.origin,
-        "trained_range_db": list(model.trained_range_db),
-        "sha256": weights_sha256(model.network),
-    }
-    return Start(model, record)
 
 
 def weights_sha256(network: UNet) -> str:

@@ -7,7 +7,7 @@ import torch
 import yaml
 from fixtures_model import CARD, random_model
 from original_gap import HYPER, lightning_checkpoint, original_gap
-from test_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, run, stripes
+from test_training_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, run, stripes
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError

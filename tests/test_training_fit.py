@@ -351,7 +351,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
 DISTRIBUTED = """
 import sys
 from pathlib import Path
-from test_fit import config_of, stripes
+from test_training_fit import config_of, stripes
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from test_fit import config_of, run, stripes
+from test_training_fit import config_of, run, stripes
 
 from gap_bioimage.errors import CheckpointError, OutputError
 from gap_bioimage.training import run_folder
