@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "read_photons": "photons.image_io",
-    "read_images": "photons.image_io",
-    "write_image": "photons.image_io",
+    "read_photons": "io",
+    "read_images": "io",
+    "write_image": "io",
+    "sum_frames": "io",
     "simulate": "simulation",
-    "inspect": "photons.judging.inspection",
-    "calibrate": "photons.cameras.calibration",
+    "inspect": "inspection",
+    "calibrate": "camera.calibration",
     "thin": "counts",
     "pseudo_psnr_db": "counts",
     "TrainConfig": "config",
@@ -46,6 +47,7 @@ __all__ = [
     "read_photons",
     "sample",
     "simulate",
+    "sum_frames",
     "thin",
     "train",
     "validate",
@@ -53,15 +55,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from gap_bioimage.camera.calibration import calibrate
     from gap_bioimage.config import SamplingConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
     from gap_bioimage.export.archive import export
     from gap_bioimage.inference.denoising import denoise
     from gap_bioimage.inference.sampling import generate, sample
+    from gap_bioimage.inspection import inspect
+    from gap_bioimage.io import read_images, read_photons, sum_frames, write_image
     from gap_bioimage.model import load_model
-    from gap_bioimage.photons.cameras.calibration import calibrate
-    from gap_bioimage.photons.image_io import read_images, read_photons, write_image
-    from gap_bioimage.photons.judging.inspection import inspect
     from gap_bioimage.simulation import simulate
     from gap_bioimage.training.fit import train
     from gap_bioimage.validation.report import validate

@@ -93,8 +93,8 @@ def sample(
     from gap_bioimage.inference.sampling import sample as draw
     from gap_bioimage.inference.trained_range import warn_if_samples_disagree
     from gap_bioimage.inputs import camera_of, read_input
+    from gap_bioimage.io import check_output
     from gap_bioimage.model import load_model
-    from gap_bioimage.photons.image_io import check_output
     from gap_bioimage.sample_files import write_samples, write_states
 
     settings = _settings(schedule=schedule, steps=steps, beta=beta, stop_db=stop_db)
@@ -168,9 +168,9 @@ def generate(
     """Generate images from nothing, photon by photon, as the model imagines them."""
     from gap_bioimage.inference.resume import Unfinished
     from gap_bioimage.inference.sampling import generate as draw
+    from gap_bioimage.io import check_output, write_image
     from gap_bioimage.model import load_model
     from gap_bioimage.movie import Recorder, check_movie
-    from gap_bioimage.photons.image_io import check_output, write_image
 
     settings = _settings(schedule="geometric", beta=beta, stop_db=stop_db)
     check_output(out)
@@ -211,7 +211,7 @@ def generate(
 def _counts_or_nothing(image: Path, select: dict[str, Any]) -> xr.DataArray:
     """Read photon counts, or an image that is all zero: from that one samples are generated."""
     from gap_bioimage.counts import check_photon_counts
-    from gap_bioimage.photons.image_io import read_photons
+    from gap_bioimage.io import read_photons
 
     counts = read_photons(image, check=False, **select)
     if not counts.size or counts.dtype.kind not in "biuf" or bool(counts.any()):

@@ -59,7 +59,7 @@ def train(
     """Train a network on photon counts alone."""
     from gap_bioimage.config import RunConfig
     from gap_bioimage.inputs import read_training_images
-    from gap_bioimage.photons.layout import time_as_z as as_stack
+    from gap_bioimage.io.image import time_as_z as as_stack
     from gap_bioimage.training.fit import train as fit
 
     stored = out / "config.yaml"

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.selection import AXES
+from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
 Scalar = TypeVar("Scalar", bound=np.integer)
@@ -286,8 +286,8 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     UserWarning
         If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
     """
-    from gap_bioimage.photons.judging.evidence import measure
-    from gap_bioimage.photons.judging.verdicts import judge
+    from gap_bioimage.evidence import measure
+    from gap_bioimage.judging import judge
 
     finding = judge(measure(photons), name, saturation)
     if finding.refused:
@@ -311,9 +311,8 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     NotPhotonCountsError
         If values are negative, fractional or not finite, or there are none.
     """
-    from gap_bioimage.photons.judging.evidence import Evidence, measure
-    from gap_bioimage.photons.judging.statistics import scan
-    from gap_bioimage.photons.judging.verdicts import judge
+    from gap_bioimage.evidence import Evidence, measure, scan
+    from gap_bioimage.judging import judge
 
     if photons.dtype.kind in "bu" and photons.size:
         return
@@ -323,7 +322,7 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
     found = scan(values)
     if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        raise NotPhotonCountsError(judge(Evidence(values.dtype, found), name, 1.0).message)
+        raise NotPhotonCountsError(judge(Evidence(values.dtype, (2, 2), found), name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:
@@ -341,17 +340,7 @@ def check_axes(image: Any, *, what: str = "the image") -> None:
     AxesError
         If it is no ``xarray.DataArray``, or its dims are not out of ``t c z y x`` with y and x.
     """
-    if not isinstance(image, xr.DataArray):
-        example = ", ".join(repr(axis) for axis in AXES[-min(max(getattr(image, "ndim", 2), 2), 5) :])
-        raise AxesError(
-            f"{what} is of type {type(image).__name__}, expected an xarray.DataArray with dims out of t c z y x, as "
-            f"read_photons returns; wrap it with xarray.DataArray(a, dims=[{example}])"
-        )
-    if not {"y", "x"} <= set(image.dims) <= set(AXES):
-        raise AxesError(
-            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
-            "with xarray.DataArray(a, dims=['y', 'x'])"
-        )
+    as_image(image, what=what)
 
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:

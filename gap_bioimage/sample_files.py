@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from gap_bioimage.photons.image_io import write_image
+from gap_bioimage.io import write_image
 from gap_bioimage.pictures import draw_posterior
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from command_line import one_sentence
 from PIL import Image
 
 from gap_bioimage.counts import thin
-from gap_bioimage.photons.image_io import read_photons, write_image
+from gap_bioimage.io import read_photons, write_image
 from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from gap_bioimage.photons.judging.inspection import inspect
+from gap_bioimage.photons.judging.statistics import estimate_noise, scan
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 from gap_bioimage.counts import check_axes, check_dim, check_photon_counts, check_whole_numbers
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.image_io import read_photons
-from gap_bioimage.photons.judging.inspection import inspect
-from gap_bioimage.photons.judging.statistics import estimate_noise, scan
+from gap_bioimage.io import read_photons
 from gap_bioimage.simulation import simulate
 
 WRONG = [

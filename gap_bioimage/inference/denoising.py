@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import xarray as xr
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from gap_bioimage.inference.preparation import Prepared
@@ -30,8 +31,9 @@ _MOST_PARTS = 64
 
 def denoise(
     model: Model,
-    photons: xr.DataArray,
+    photons: xr.DataArray | NDArray[Any],
     *,
+    dims: str | Iterable[str] | None = None,
     planes: bool = False,
     camera: CameraLike = "model",
     time_as_z: bool = False,
@@ -54,6 +56,8 @@ def denoise(
     photons
         Counts, or values of the camera, with dims out of ``t c z y x``. They are checked to be whole numbers from 0
         up; whether these come from photons is judged where files are read, by ``read_photons``.
+    dims
+        The axes of a plain array, such as "zyx".
     planes
         Let a 2D model run on a stack plane by plane.
     camera
@@ -94,9 +98,8 @@ def denoise(
         If frames, planes or channels hold no photons, are brighter than the images of the training, or have pixels
         whose photons are left out.
     """
-    prepared = prepare(
-        model, photons, planes=planes, camera=camera, time_as_z=time_as_z, separate_channels=separate_channels
-    )
+    layout: Any = {"dims": dims, "planes": planes, "time_as_z": time_as_z, "separate_channels": separate_channels}
+    prepared = prepare(model, photons, camera=camera, **layout)
     network = TiledNetwork(model.network, tile_px, halo_px, device)
     parts = _parts(model, prepared)
     _warn(model, prepared, parts)

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 import xarray as xr
 
-from gap_bioimage.counts import check_axes, check_dim, check_whole_numbers
+from gap_bioimage.camera.camera import check_camera_image
+from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
+from gap_bioimage.io.image import items_first
+from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.network import hot_pixels, photons_of, without_hot_pixels
-from gap_bioimage.photons.cameras.camera import check_camera_image
-from gap_bioimage.photons.layout import items_first
-from gap_bioimage.photons.layout import time_as_z as as_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.model import CameraLike, Model
-    from gap_bioimage.photons.cameras.camera import Detector
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
 _WORDS = {"t": "frame", "z": "plane", "channel": "channel"}
@@ -110,8 +110,9 @@ class Prepared:
 
 def prepare(
     model: Model,
-    image: xr.DataArray,
+    image: Any,
     *,
+    dims: str | Iterable[str] | None = None,
     planes: bool = False,
     camera: CameraLike = "model",
     time_as_z: bool = False,
@@ -125,6 +126,8 @@ def prepare(
         From ``load_model`` or ``train``.
     image
         Counts, or values of the camera; dims out of ``t c z y x``.
+    dims
+        The axes of a plain array.
     planes
         Let a 2D model see a stack plane by plane.
     camera
@@ -150,7 +153,7 @@ def prepare(
     HotPixelWarning
         If pixels hold more than photons can bring where the neighbours are so dark; they get the mean of these.
     """
-    check_axes(image)
+    image = as_image(image, dims)
     source = as_stack(image) if time_as_z else image
     name = str(image.attrs.get("source", "the image"))
     detector, n_frames = model.camera_for(camera), model.n_frames

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xarray as xr
 
-from gap_bioimage.counts import check_axes
 from gap_bioimage.errors import AxesError, ConfigError, NetworkWarning
 from gap_bioimage.inference.preparation import check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.io.image import as_image
 from gap_bioimage.sampler import poisson, sample_keys, step_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    import xarray as xr
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from gap_bioimage.inference.preparation import Prepared
@@ -58,10 +59,11 @@ class Region:
 
 def region_uncertainty(
     model: Model,
-    photons: xr.DataArray,
-    labels: xr.DataArray,
+    photons: xr.DataArray | NDArray[Any],
+    labels: xr.DataArray | NDArray[Any],
     *,
     seed: int,
+    dims: str | Iterable[str] | None = None,
     passes: int | None = None,
     camera: CameraLike = "model",
     tile_px: Sequence[int] | None = None,
@@ -83,7 +85,7 @@ def region_uncertainty(
         For the photons that are added.
     passes
         Runs of the network per region, to average; when None one, and more for dim regions.
-    camera, tile_px, halo_px, device
+    dims, camera, tile_px, halo_px, device
         As for ``denoise``.
     on_region
         Called with (regions done, all regions).
@@ -105,10 +107,14 @@ def region_uncertainty(
     check_whole("seed", seed, 0, 2**63)
     if model.n_frames is not None:
         raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
-    prepared = prepare(model, photons, camera=camera)
+    prepared = prepare(model, photons, dims=dims, camera=camera)
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     counts = prepared.tensor(0)
+    spatial = "zyx"[-model.config.dim :]
+    labels = as_image(
+        labels, None if isinstance(labels, xr.DataArray) or dims is None else spatial, what="the label image"
+    )
     _check_labels(labels, counts.shape[2:])
     network = TiledNetwork(model.network, tile_px, halo_px, device)
 
@@ -132,7 +138,6 @@ def region_uncertainty(
 
 def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
     """Refuse what is no label image of an image with these sizes."""
-    check_axes(labels, what="the label image")
     if labels.shape != shape:
         raise AxesError(
             f"the labels have {' x '.join(map(str, labels.shape))} pixels ({', '.join(map(str, labels.dims))}) and the "

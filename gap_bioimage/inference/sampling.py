@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from gap_bioimage.inference.trained_range import Strangeness, check_room, photon
 from gap_bioimage.sampler import WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from gap_bioimage.model import CameraLike, Model
@@ -153,11 +154,12 @@ class _Draw:
 
 def sample(
     model: Model,
-    photons: xr.DataArray,
+    photons: xr.DataArray | NDArray[Any],
     n_samples: int = 8,
     *,
     seed: int,
     settings: SamplingConfig | None = None,
+    dims: str | Iterable[str] | None = None,
     planes: bool = False,
     camera: CameraLike = "model",
     time_as_z: bool = False,
@@ -187,7 +189,7 @@ def sample(
         Not negative.
     settings
         Schedule, steps, where to stop.
-    planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
         As for ``denoise``.
     batch
         Samples that share one run of the network; chosen when None: one on the CPU, as many as fit on a GPU.
@@ -230,9 +232,8 @@ def sample(
     check_whole("seed", seed, 0, 2**63)
     if batch is not None:
         check_whole("batch", batch, 1)
-    prepared = prepare(
-        model, photons, planes=planes, camera=camera, time_as_z=time_as_z, separate_channels=separate_channels
-    )
+    layout: Any = {"dims": dims, "planes": planes, "time_as_z": time_as_z, "separate_channels": separate_channels}
+    prepared = prepare(model, photons, camera=camera, **layout)
     empty = [number for number, item in enumerate(prepared.items) if not item.any()]
     if empty:
         warnings.warn(
@@ -257,8 +258,10 @@ def _draw(
     """Return samples of all items, (n_samples, n, c, [z,] y, x); ``how`` many, seed, settings, and batch."""
     n_samples, seed, settings, batch = how
     drawn = _room_for(n_samples, prepared)
-    brightest = 10 ** (model.trained_range_db[1] / 10)
-    jobs = _jobs(prepared, settings, brightest)
+    trained = 10 ** (model.trained_range_db[1] / 10)
+    # the scale of an anchored network is that of the photons, at any brightness
+    brightest = math.inf if model.network.anchored else trained
+    jobs = _jobs(prepared, settings, brightest, trained)
     work = {"network": fingerprint(*model.network.state_dict().values())}
     work |= {"photons": fingerprint(*(job.observed for job in jobs)), "seed": str(seed), "n_samples": str(n_samples)}
     work |= {"settings": settings.model_dump_json()}
@@ -266,7 +269,7 @@ def _draw(
     kept = Unfinished(unfinished, work)
     if kept.found:
         log.info("continuing an interrupted run")
-    strangeness = Strangeness(brightest)
+    strangeness = Strangeness(trained)
     for job, numbers, rate in _Draw(network, seed, n_samples, brightest, batch, kept, on_step).run(jobs):
         drawn[numbers.start : numbers.stop, job.number] = rate.numpy()
         if job.from_nothing:
@@ -287,10 +290,10 @@ def _room_for(n_samples: int, prepared: Prepared) -> np.ndarray:
         raise MemoryError(f"{n_samples} samples of {pixels} pixels take {needed:.1f} GiB") from None
 
 
-def _jobs(prepared: Prepared, settings: SamplingConfig, brightest: float) -> list[_Job]:
+def _jobs(prepared: Prepared, settings: SamplingConfig, brightest: float, trained: float) -> list[_Job]:
     """Return the images to draw, if photons can be added to them."""
     counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-    stops = [photons_to_stop_at(item, settings.stop_db, brightest) for item in counts]
+    stops = [photons_to_stop_at(item, settings.stop_db, brightest if item.any() else trained) for item in counts]
     if settings.stop_db is None:
         check_room(counts, stops, brightest, prepared.names)
     # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far

@@ -19,11 +19,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from gap_bioimage.camera.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
-from gap_bioimage.counts import check_axes
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.io import as_images
 from gap_bioimage.model import CAMERA_FILE, load_model
-from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
@@ -43,7 +43,11 @@ from gap_bioimage.training.start import Start, start_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import xarray as xr
+    from numpy.typing import NDArray
+
     from gap_bioimage.model import Model
+
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +85,11 @@ class PairData(pl.LightningDataModule):
 
 
 def train(
-    images: xr.DataArray | Sequence[xr.DataArray],
+    images: xr.DataArray | NDArray[Any] | Sequence[xr.DataArray | NDArray[Any]],
     out: str | Path,
     config: RunConfig | TrainConfig | None = None,
     *,
+    dims: str | None = None,
     network: NetworkConfig | None = None,
     thinning: ThinningConfig | None = None,
     init: Model | str | Path | None = None,
@@ -103,6 +108,8 @@ def train(
     ----------
     images
         One image or several, dims out of ``t c z y x``; 2D networks train on every plane.
+    dims
+        The axes of ``images`` that are plain arrays, such as ``"zyx"``.
     out
         Run folder, made by this function.
     config
@@ -140,9 +147,7 @@ def train(
         config = RunConfig(**{name: section for name, section in sections.items() if section is not None})
     if resume and (out / "config.yaml").exists():
         config = stored_settings(out, config)
-    images = [images] if isinstance(images, xr.DataArray) else list(images)
-    for image in images:
-        check_axes(image)
+    images = as_images(images, dims)
     config = choose_dim(config if start is None else _with_dim_of(start, config), images)
     detector = _detector(camera, config, out, resume)
     if detector is not None:
