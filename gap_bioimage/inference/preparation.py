@@ -18,7 +18,7 @@ import xarray as xr
 from gap_bioimage.camera.camera import check_camera_image
 from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
-from gap_bioimage.io.image import items_first
+from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.network import hot_pixels, photons_of, without_hot_pixels
 
