@@ -21,8 +21,8 @@ from results import write_section
 from scipy import ndimage
 
 import gap_bioimage as gap
-from gap_bioimage.photons.cameras.camera import read_camera
-from gap_bioimage.photons.image_io import write_image
+from gap_bioimage.camera.camera import read_camera
+from gap_bioimage.io import write_image
 from gap_bioimage.pictures import save_figure
 
 if TYPE_CHECKING:

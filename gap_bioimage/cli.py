@@ -97,7 +97,7 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Simulate photon counts of cells."""
-    from gap_bioimage.photons.image_io import write_image
+    from gap_bioimage.io import write_image
     from gap_bioimage.simulation import simulate as simulate_counts
 
     counts, rate = simulate_counts(dim, parse_pixels(shape, "--shape"), photons, seed)  # type: ignore[arg-type]
@@ -140,10 +140,10 @@ def denoise(
     quiet: Quiet = False,
 ) -> None:
     """Denoise photon counts: the expected photons per pixel (MMSE)."""
-    from gap_bioimage.inference.denoise import denoise as run
+    from gap_bioimage.inference.denoising import denoise as run
     from gap_bioimage.inputs import camera_of, read_input
+    from gap_bioimage.io import check_output, read_photons, write_image
     from gap_bioimage.model import load_model
-    from gap_bioimage.photons.image_io import check_output, read_photons, write_image
 
     tiles: dict[str, Any] = {"tile_px": parse_pixels(tile, "--tile"), "halo_px": parse_pixels(halo, "--halo")}
     if planes and regions is not None:

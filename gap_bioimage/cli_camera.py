@@ -15,7 +15,7 @@ from gap_bioimage.options import Axes, Channel, Json, Level, Quiet, Seed, Series
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gap_bioimage.photons.cameras.calibration import Calibration
+    from gap_bioimage.camera.calibration import Calibration
 
 
 def calibrate(
@@ -48,11 +48,11 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Measure gain, offset and read noise of a camera on its own images, with intervals and a plot."""
+    from gap_bioimage.camera.calibration import calibrate as measure
+    from gap_bioimage.camera.plots import plot_calibration
     from gap_bioimage.files import check_place
-    from gap_bioimage.photons.cameras.calibration import calibrate as measure
-    from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
-    from gap_bioimage.photons.cameras.camera import write_camera
-    from gap_bioimage.photons.image_io import read_photons
+    from gap_bioimage.io import read_photons
+    from gap_bioimage.pictures import save_figure
 
     plot = plot or out.with_suffix(".png")
     for place in (out, plot):
@@ -69,8 +69,8 @@ def calibrate(
             seed=seed,
         )
     if not found.counts:  # which need none
-        write_camera(out, found.detector)
-    draw_calibration(plot, found)
+        found.save(out)
+    save_figure(plot_calibration(found), plot)
     given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     command = _next(stack, out, found, "3" if "z" in image.dims else "2", given)
     write_json(json_out, [{**found.to_dict(), "next": command}])
@@ -81,10 +81,9 @@ def calibrate(
 
 def _report(quiet: bool, found: Calibration, out: Path, plot: Path, command: str) -> None:
     camera, goodness = found.detector.camera, found.goodness
-    unit = "effective photon" if camera.multiplying else "electron"
-    say(quiet, f"gain        {found.gain} ADU per {unit}")
+    say(quiet, f"gain        {found.gain} ADU per {found.unit}")
     say(quiet, f"offset      {found.offset} ADU, from {found.offset_from.replace('noise', 'the noise')}")
-    say(quiet, f"read noise  {found.read_noise} {unit}s")
+    say(quiet, f"read noise  {found.read_noise} {found.unit}s")
     said = f"chi-square {goodness.chi_square:.2f} per degree of freedom ({goodness.freedom})"
     say(quiet, f"fit         {said}, {found.frames} frames" if found.frames > 1 else f"fit         {said}, one image")
     if camera.multiplying:

@@ -33,17 +33,17 @@ def inspect_images(
     quiet: Quiet = False,
 ) -> None:
     """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
-    from gap_bioimage.photons.judging.inspection import inspect
+    from gap_bioimage.inspection import inspect
 
     select: dict[str, Any] = {"channel": channel, "time": time, "series": series, "level": level}
     reports = [
         inspect(image, axes, **select, plot=None if plot is None else _place(plot, image, len(images)))
         for image in images
     ]
-    write_json(json_out, reports)
+    write_json(json_out, [report.to_dict() for report in reports])
     if not quiet and str(json_out) != "-":
         for report in reports:
-            print_table(in_words(report))
+            print_table(in_words(report.to_dict()))
 
 
 def in_words(report: dict[str, Any]) -> dict[str, Any]:

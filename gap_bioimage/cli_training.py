@@ -59,7 +59,7 @@ def train(
     """Train a network on photon counts alone."""
     from gap_bioimage.config import RunConfig
     from gap_bioimage.inputs import read_training_images
-    from gap_bioimage.photons.layout import time_as_z as as_stack
+    from gap_bioimage.io.image import time_as_z as as_stack
     from gap_bioimage.training.fit import train as fit
 
     stored = out / "config.yaml"
@@ -92,7 +92,7 @@ def train(
 
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
     """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
-    from gap_bioimage.inference.reach import receptive_field_px
+    from gap_bioimage.inference.tiling import receptive_field_px
     from gap_bioimage.model import load_model, table_of
 
     loaded = load_model(model)

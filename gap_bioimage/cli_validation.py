@@ -26,6 +26,9 @@ def validate(
         Path | None, typer.Option(help="Keep tensors and pictures of failed checks in this folder.")
     ] = None,
     consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
+    description_only: Annotated[
+        bool, typer.Option("--description-only", help="Judge the description alone; nothing is run.")
+    ] = False,
     run_code: Annotated[bool, typer.Option("--run-code", help="Allow Python code of the model to run.")] = False,
     engine: Annotated[
         list[str] | None,
@@ -48,19 +51,20 @@ def validate(
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
     from gap_bioimage.files import check_place
     from gap_bioimage.validation.reports.terminal import print_report
-    from gap_bioimage.validation.running.process import Limits, ModelProcess
+    from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 
     for page in (json_out, html, junit):
         if page is not None and str(page) != "-":
             check_place(page)
     silent = quiet or str(json_out) == "-"
     reports: list[Report] = []
-    with ModelProcess(Limits(timeout, memory)) as process:
+    with Sandbox(Limits(timeout, memory)) as process:
         for path in zips:
             report = _one(
                 path,
                 silent,
                 consumers=consumer,
+                description_only=description_only,
                 run_code=run_code,
                 device=device,
                 engines=engine or (),
@@ -75,14 +79,17 @@ def validate(
     if reports:
         write_json(json_out, [report.to_dict() for report in reports])
         _write_pages(reports, html, junit)
-    unrun = [report.model for report in reports if report.status == "passed" and not report.was_run]
+    unrun = [report.model for report in reports if report.status == "not-run"]
     for model in unrun:
         complain(f"{model}: nothing is wrong with its files, but nothing was run either; see its check core.test")
+    raised = [(report.model, check) for report in reports for check in report.raised]
+    for model, check in raised:
+        complain(f"{model}: {check.id} {check.message}")
     if len(reports) < len(zips):
         raise typer.Exit(2)
-    if any(report.status != "passed" for report in reports):
+    if any(report.status == "failed" for report in reports):
         raise typer.Exit(1)
-    if unrun:
+    if unrun or raised:
         raise typer.Exit(2)
 
 
@@ -128,18 +135,11 @@ def _write_pages(reports: list[Report], html: Path | None, junit: Path | None) -
 
 
 def _print_checks(markdown: bool) -> None:
-    from gap_bioimage.validation.catalogue import as_markdown, catalogue
+    from gap_bioimage.validation.reports.listing import as_markdown, as_table
 
     if markdown:
         sys.stdout.write(as_markdown())
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("check", "asks", "without it", "what to do"):
-        table.add_column(title, overflow="fold", no_wrap=title == "check")
-    for entry in catalogue():
-        table.add_row(*(escape(text) for text in (entry.id, entry.asks, entry.breaks, entry.fix)))
-    Console().print(table)
+    Console().print(as_table())

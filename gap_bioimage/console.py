@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # typer carries its own click, whose base class it does not export
 _CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
+# options as the library writes them in its messages: axes="zyx", series=0, planes=True
+_OPTION = re.compile(r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels)=(?:True|"([^"]*)"|(\d+))')
 
 
 def complain(text: str) -> None:
@@ -28,7 +31,7 @@ def complain(text: str) -> None:
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print our own warnings as sentences, and no others."""
     if category is UserWarning:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {with_flags(str(message))}", file=sys.stderr)
 
 
 def show_log() -> None:
@@ -121,6 +124,11 @@ class Bar:
         self.bar.stop()
 
 
+def with_flags(message: str) -> str:
+    """Return a message of the library, which speaks Python, with the options of the command line."""
+    return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2] or found[3] or ''}".rstrip(), message)
+
+
 def report_error(error: Exception) -> int:
     """Print an error as a sentence and return the exit code."""
     from gap_bioimage.errors import GapError
@@ -130,7 +138,7 @@ def report_error(error: Exception) -> int:
     if isinstance(error, _CLICK_ERRORS):
         return _report_usage(error)
     if isinstance(error, GapError):
-        complain(str(error))
+        complain(with_flags(str(error)))
     elif isinstance(error, OSError):
         complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     elif isinstance(error, MemoryError):

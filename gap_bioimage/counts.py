@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.selection import AXES
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
+from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
 Scalar = TypeVar("Scalar", bound=np.integer)
@@ -283,17 +283,17 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 
     Warns
     -----
-    UserWarning
+    CountsWarning
         If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
     """
-    from gap_bioimage.photons.judging.evidence import measure
-    from gap_bioimage.photons.judging.verdicts import judge
+    from gap_bioimage.evidence import measure
+    from gap_bioimage.judging import judge
 
     finding = judge(measure(photons), name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":
-        warnings.warn(finding.message, UserWarning, stacklevel=2)
+        warnings.warn(finding.message, CountsWarning, stacklevel=2)
 
 
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
@@ -311,9 +311,8 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     NotPhotonCountsError
         If values are negative, fractional or not finite, or there are none.
     """
-    from gap_bioimage.photons.judging.evidence import Evidence, measure
-    from gap_bioimage.photons.judging.statistics import scan
-    from gap_bioimage.photons.judging.verdicts import judge
+    from gap_bioimage.evidence import Evidence, measure, scan
+    from gap_bioimage.judging import judge
 
     if photons.dtype.kind in "bu" and photons.size:
         return
@@ -323,7 +322,7 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
     found = scan(values)
     if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        raise NotPhotonCountsError(judge(Evidence(values.dtype, found), name, 1.0).message)
+        raise NotPhotonCountsError(judge(Evidence(values.dtype, (2, 2), found), name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:
@@ -341,17 +340,7 @@ def check_axes(image: Any, *, what: str = "the image") -> None:
     AxesError
         If it is no ``xarray.DataArray``, or its dims are not out of ``t c z y x`` with y and x.
     """
-    if not isinstance(image, xr.DataArray):
-        example = ", ".join(repr(axis) for axis in AXES[-min(max(getattr(image, "ndim", 2), 2), 5) :])
-        raise AxesError(
-            f"{what} is of type {type(image).__name__}, expected an xarray.DataArray with dims out of t c z y x, as "
-            f"read_photons returns; wrap it with xarray.DataArray(a, dims=[{example}])"
-        )
-    if not {"y", "x"} <= set(image.dims) <= set(AXES):
-        raise AxesError(
-            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
-            "with xarray.DataArray(a, dims=['y', 'x'])"
-        )
+    as_image(image, what=what)
 
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
@@ -374,12 +363,12 @@ def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
     axes = " ".join(str(d) for d in photons.dims)
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
         raise AxesError(
-            f"the image has axes {axes} but the model is 2D, expected no z; add --planes to treat the stack "
-            "plane by plane, or use a 3D model"
+            f"the image has axes {axes} but the model is 2D, expected no z; give planes=True to treat the stack plane "
+            "by plane, or use a 3D model"
         )
     if dim == 3 and "z" not in photons.dims:
+        time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
         raise AxesError(
-            f"the image has axes {axes} but the model is 3D, expected z; "
-            + ("take time as z with --time-as-z, " if "t" in photons.dims else "")
-            + "use a 2D model, or name the axes with --axes if one of them is z"
+            f"the image has axes {axes} but the model is 3D, expected z; {time}use a 2D model, or name the axes if one "
+            "of them is z"
         )

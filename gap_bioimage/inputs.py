@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.photons.frames import sum_frames
-from gap_bioimage.photons.image_io import read_images, read_photons
+from gap_bioimage.io import read_images, read_photons, sum_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import xarray as xr
 
+    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.model import CameraLike, Model
-    from gap_bioimage.photons.cameras.camera import Detector
 
 NO_CAMERA = "none"
 """What to give as a camera for images that are counts, to a model that was trained with a camera."""

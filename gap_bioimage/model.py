@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from gap_bioimage.camera.camera import Detector, read_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import describe, network_config, read_safetensors, read_weights
 from gap_bioimage.network import UNet
-from gap_bioimage.photons.cameras.camera import Detector, read_camera
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -50,7 +50,7 @@ class Recipe(RunConfig):
         if (self.simulate is None) == (self.images is None):
             raise ConfigError(f"{folder / 'recipe.yaml'} must have one of 'simulate' and 'images'")
         if self.images is not None:
-            from gap_bioimage.photons.image_io import read_images
+            from gap_bioimage.io import read_images
 
             return read_images([folder / name for name in self.images], self.axes)
         from gap_bioimage.simulation import simulate

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from gap_bioimage.photons.image_io import write_image
+from gap_bioimage.io import write_image
 from gap_bioimage.pictures import draw_posterior
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gap_bioimage.inference.unfinished import Unfinished
+    from gap_bioimage.inference.resume import Unfinished
 
 _SHOWN_SAMPLES = 3
 

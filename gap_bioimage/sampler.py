@@ -1,26 +1,89 @@
-"""Posterior samples of the clean image: photons added step by step, each where the network expects the next one.
+"""Posterior samples of the clean image: photons are added, each where the network expects the next one.
 
 Only torch and ``network.py`` are imported, and everything compiles with ``torch.jit.script``: models that sample
-carry both files, joined, as their architecture source.
+carry both files, joined, as their architecture source. One loop draws the samples of the Python functions, of
+exported graphs and of their postprocessing.
 
 Source: Krull et al., "Image Denoising and the Generative Accumulation of Photons", arXiv 2307.06607.
 """
 
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from gap_bioimage.network import (
-    UNet,
-    box_mean,
-    odd_box,
-    photons_of,
-    whole_counts,
-)
+from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, whole_counts, without_hot_pixels
+
+GAIN = 100.0
+"""Photons at the end per observed photon, at most: 20 dB leave 1 % of the posterior's variance out."""
+WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}
+"""Windows, about those of the training, in which brightness is held against the trained range."""
 
 
-class PosteriorSampler(nn.Module):
+class Sampler(nn.Module):
+    """Samples of the posterior: x <- x + Poisson(p(x) dn f), with p = softmax(network(x)).
+
+    Parameters
+    ----------
+    network
+        Counts x (b, c, [z,] y, x) to log-rates of the next photon: a network, or an exact predictor.
+    brightest, window_px
+        Photons per pixel that the brightest window may have (see ``photon_budget``).
+    beta
+        Growth per step of the paper's geometric schedule; 0 for steps that are equal in 1 / sqrt(photons).
+    restored
+        Whether f restores the variance that is lost while p is frozen (``restore_variance``); the paper has f = 1.
+    """
+
+    def __init__(
+        self, network: Any, brightest: float, window_px: List[int], beta: float = 0.0, restored: bool = True
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.brightest, self.beta, self.restored = float(brightest), float(beta), restored
+        self.window_px: List[int] = list(window_px)
+
+    def climb(
+        self, x: Tensor, log_rate: Tensor, stop: Tensor, keys: Tensor, n_steps: int
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """Add photons until there are ``stop`` (b,), or ``n_steps`` steps are done where beta is 0.
+
+        The noise is a function of ``keys`` (b, 2) from ``sample_keys``. Returns the counts x, the log-rates of the
+        next photon, and the factor f, all of one shape: a sample is f softmax(log_rate) in the exposure asked for.
+        Items of a batch know nothing of each other; an item that is finished stays as it is.
+        """
+        n = n_start = total_photons(x)
+        before, factor = log_rate, torch.ones_like(log_rate.flatten(1).double())
+        growth, step = torch.zeros_like(n), torch.zeros_like(keys[:, 0])
+        n_new, goes_on = self.next_photons(x, n_start, n, stop, step, n_steps)
+        while bool(torch.any(goes_on)):
+            x = accumulate(x, log_rate, n_new, step_keys(keys, step), factor)
+            n_before, n = n, total_photons(x)
+            growth = torch.where(goes_on, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
+            before = torch.where(goes_on.reshape([-1] + [1] * (x.dim() - 1)), log_rate, before)
+            step = step + goes_on.long()
+            log_rate = self.network(x)
+            if self.restored:
+                factor = restore_variance(log_rate, before, growth, n, step_keys(keys, step))
+            n_new, goes_on = self.next_photons(x, n_start, n, stop, step, n_steps)
+        return x, log_rate, factor.float().reshape(x.shape)
+
+    def next_photons(
+        self, x: Tensor, n_start: Tensor, n: Tensor, stop: Tensor, step: Tensor, n_steps: int
+    ) -> Tuple[Tensor, Tensor]:
+        """Return the photons (b,) of the next step by the schedule, within the trained range, and who goes on."""
+        limit = torch.maximum(photon_budget(x, float("inf"), self.brightest, self.window_px), n)
+        # without photons there is no brightest window yet
+        nearest = torch.where(n > 0, torch.minimum(stop, limit), stop)
+        if self.beta > 0:
+            n_new = geometric_step(self.beta, nearest, n)
+            return n_new, n_new > 0
+        n_new = torch.minimum(equal_root_step(step, n_steps, n_start, stop, n), nearest - n)
+        goes_on = (step < n_steps) & (n < 0.999 * nearest)
+        return torch.where(goes_on, torch.clamp(n_new, min=0.0), torch.zeros_like(n_new)), goes_on
+
+
+class PosteriorSampler(Sampler):
     """Counts in; mean, standard deviation and samples of the posterior out: what a sampling zip runs.
 
     Each sample adds photons in ``n_steps`` steps up to ``gain`` times the observed ones, or to the top of the
@@ -54,14 +117,11 @@ class PosteriorSampler(nn.Module):
         ceiling: int = 0,
         **network,
     ) -> None:
-        super().__init__()
-        self.network = UNet(**network)
+        super().__init__(UNet(**network), brightest, window_px)
         self.box_px: List[int] = odd_box(box_px, self.network.dim)
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError(f"n_samples={n_samples}, n_steps={n_steps}, seed={seed}: expected at least 1, 1 and 0")
-        self.n_samples, self.n_steps, self.seed = n_samples, n_steps, seed
-        self.gain, self.brightest = float(gain), float(brightest)
-        self.window_px: List[int] = list(window_px)
+        self.n_samples, self.n_steps, self.seed, self.gain = n_samples, n_steps, seed, float(gain)
         self.rounded, self.background, self.ceiling = rounded, float(background), ceiling
 
     @torch.jit.export
@@ -82,35 +142,21 @@ class PosteriorSampler(nn.Module):
         """
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
-        photons = self.network.fitting(photons)
+        photons = without_hot_pixels(whole_counts(self.network.fitting(photons), self.rounded))
         items: List[Tensor] = []
         # one by one: convolutions of a batch round otherwise, which may move a photon
         for item in range(photons.shape[0]):
-            items.append(self._sample_one(photons[item : item + 1], n_samples, n_steps, seed))
+            observed = photons[item : item + 1]
+            log_rate = self.network(observed)
+            stop = photon_budget(observed, self.gain, self.brightest, self.window_px)
+            samples: List[Tensor] = []
+            for number in range(n_samples):
+                keys = sample_keys(observed, seed, torch.full([1], number, dtype=torch.long, device=photons.device))
+                x, last, factor = self.climb(observed, log_rate, stop, keys, n_steps)
+                rate = self.network.rate(x, last, self.box_px) * factor
+                samples.append(photons_of(in_exposure(rate, x, observed), self.background, self.ceiling))
+            items.append(torch.stack(samples))
         return torch.cat(items, 1)
-
-    def _sample_one(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
-        photons = whole_counts(photons, self.rounded)
-        counts, start = count_keys(photons), total_photons(photons)
-        stop = photon_budget(photons, self.gain, self.brightest, self.window_px)
-        first = self.network(photons)
-        samples: List[Tensor] = []
-        for number in range(n_samples):
-            numbers = torch.full([1], number, dtype=torch.long, device=photons.device)
-            x, log_rate, previous, growth = photons, first, first, torch.zeros_like(start)
-            for step in range(n_steps + 1):
-                keys, now = draw_keys(counts, seed, numbers, step), total_photons(x)
-                factor = spread(log_rate, previous, growth, now, keys)
-                if step == n_steps:
-                    rate = self.network.rate(x, log_rate, self.box_px) * factor.float().reshape(x.shape)
-                    seen = rate * (start / torch.clamp(now, min=1e-12)).float()
-                    samples.append(photons_of(seen, self.background, self.ceiling))
-                else:
-                    n_new = equal_root_step(step, n_steps, start, stop, now)
-                    x = accumulate(x, log_rate, n_new, keys, factor)
-                    previous, log_rate = log_rate, self.network(x)
-                    growth = total_photons(x) / torch.clamp(now, min=1.0) - 1.0
-        return torch.stack(samples)
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return mean, standard deviation and samples along the channels, (b, (2 + n_samples) c, [z,] y, x)."""
@@ -119,6 +165,12 @@ class PosteriorSampler(nn.Module):
         mean = samples[0] + torch.mean(samples - samples[0], 0)
         square = torch.sum(torch.square(samples - mean), 0) / max(self.n_samples - 1, 1)
         return torch.cat([mean, torch.sqrt(square), samples.transpose(0, 1).flatten(1, 2)], 1)
+
+
+def in_exposure(rate: Tensor, photons: Tensor, observed: Tensor) -> Tensor:
+    """Return expected counts given ``photons`` in the exposure of the observed ones, all (b, c, [z,] y, x)."""
+    share = total_photons(observed) / torch.clamp(total_photons(photons), min=1e-12)
+    return rate * share.float().reshape([-1] + [1] * (rate.dim() - 1))
 
 
 def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, factor: Tensor) -> Tensor:
@@ -134,15 +186,14 @@ def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, f
     n_new
         Photons to add on average, (b,).
     keys
-        From ``draw_keys``.
+        From ``step_keys``.
     factor
-        From ``spread``, (b, n), or ones (b, 1).
+        From ``restore_variance``, (b, n).
     """
     flat = log_rate.flatten(1).double()
     # in pieces that stay in the cache: random numbers take ten times the memory of what they make
     n_pixels, size = flat.shape[1], 1 << 18
     log_total = torch.logsumexp(flat, 1, keepdim=True)
-    factor = factor.expand(-1, n_pixels)
     pieces: List[Tensor] = []
     for start in range(0, n_pixels, size):
         stop = min(start + size, n_pixels)
@@ -152,7 +203,7 @@ def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, f
     return photons + torch.cat(pieces, 1).reshape(photons.shape)
 
 
-def equal_root_step(step: int, n_steps: int, start: Tensor, stop: Tensor, now: Tensor) -> Tensor:
+def equal_root_step(step: Tensor, n_steps: int, start: Tensor, stop: Tensor, now: Tensor) -> Tensor:
     """Return the photons (b,) to add in a step of the schedule that is equidistant in 1 / sqrt(photons).
 
     After step k of K an image that began with n0 photons and ends with N has
@@ -161,11 +212,11 @@ def equal_root_step(step: int, n_steps: int, start: Tensor, stop: Tensor, now: T
     Parameters
     ----------
     step, n_steps
-        Which one, counted from 0, of how many.
+        Which one, (b,), counted from 0, of how many.
     start, stop, now
         Photons of each image at the start, at the end and now, (b,) float64.
     """
-    climbed = (step + 1) / n_steps * (1.0 - torch.sqrt(start / torch.clamp(stop, min=1.0)))
+    climbed = (step.double() + 1.0) / n_steps * (1.0 - torch.sqrt(start / torch.clamp(stop, min=1.0)))
     return torch.clamp(start / torch.square(torch.clamp(1.0 - climbed, min=1e-9)) - now, min=0.0)
 
 
@@ -203,24 +254,29 @@ def total_photons(photons: Tensor) -> Tensor:
     return torch.sum(photons.flatten(1).double(), 1)
 
 
-def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys: Tensor, fine_px: int = 17) -> Tensor:
+def restore_variance(
+    log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys: Tensor, fine_px: int = 17
+) -> Tensor:
     """Return factors (b, n), one on average, that restore the variance which a frozen rate loses.
 
-    While a step's photons are drawn the rate stays what it was, so that they lack the covariance P of the
-    posterior. The rate's last change is itself a draw whose covariance is P times the growth of the photons
-    (P falls as 1 / photons; more slowly where the prior decides, and then less is restored than was lost).
-    A random sign of it, divided by the root of the growth, has the covariance that is missing.
+    Let p_k = E[s / sum(s) | x_k] with posterior covariance P_k, and g = n_(k+1) / n_k - 1. An exact draw of the next
+    dn photons has the covariance dn diag(p) + dn^2 P; with the rate frozen at p it has dn diag(p) only. By the law of
+    total variance Cov(p_(k+1) - p_k | x_k) = P_k - E P_(k+1) = g P_(k+1) where P falls as 1 / n. So the rate's last
+    change, times a random sign and 1 / sqrt(g), has the mean 0 and the covariance P_(k+1) that is missing, to first
+    order in g (P falls more slowly where the prior decides, and then less is restored than was lost). The first step
+    has no predecessor.
 
-    A network that is no exact posterior mean also changes for other reasons, smoothly over many pixels. So a
-    pixel changes by no more than the error that its own photons alone leave, and only against its neighbours:
-    the photons of a box of ``fine_px`` around it stay. All of this is alike on both sides, so that the mean stays.
+    Bound and box are empirical. A network that is not an exact posterior mean also changes for other reasons, smoothly
+    over many pixels: a pixel changes by no more than the error that its own photons alone leave, and only against its
+    neighbours, so that the photons of a box of ``fine_px`` around it stay. All of this is alike for both signs, so
+    that the mean stays.
 
     Parameters
     ----------
     log_rate, previous
         Log-rates now and one step before, (b, c, [z,] y, x).
     growth
-        Photons now per photon one step before, minus 1, (b,); 0 where there was no step before.
+        g of the last step, (b,); 0 where there was none.
     now
         Photons of each image, (b,).
     keys
@@ -246,55 +302,6 @@ def spread(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys
     return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
 
 
-def count_keys(photons: Tensor) -> Tensor:
-    """Hash the counts of each image, (b, 2): different images, and different tiles, draw different noise."""
-    values = torch.round(photons.flatten(1)).long() & 0xFFFFFFFF
-    index = torch.arange(values.shape[1], device=photons.device)
-    lanes: List[Tensor] = []
-    for salt in (0x2545F491, 0x6C078965):
-        lanes.append(torch.sum(mix(torch.bitwise_xor(mix(torch.bitwise_xor(index & 0xFFFFFFFF, salt)), values)), 1))
-    return mix(torch.stack(lanes, 1) & 0xFFFFFFFF)
-
-
-def draw_keys(counts: Tensor, seed: int, samples: Tensor, step: int) -> Tensor:
-    """Return the keys (b, 2) of one sampling step.
-
-    Parameters
-    ----------
-    counts
-        From ``count_keys``, of the observed photons.
-    seed, step
-        The seed, and the step counted from 0.
-    samples
-        Number of the sample that each item of the batch is, (b,) int64.
-    """
-    keys = mix(torch.bitwise_xor(counts, seed & 0xFFFFFFFF))
-    keys = mix(torch.bitwise_xor(keys, (seed >> 32) & 0xFFFFFFFF))
-    keys = mix(torch.bitwise_xor(keys, samples.unsqueeze(1)))
-    return mix(torch.bitwise_xor(keys, step))
-
-
-def random_words(keys: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return two random 32-bit integers for each key (b, 2) and pixel number (n,), both (b, n)."""
-    low, high = index & 0xFFFFFFFF, index >> 32
-    first, second = keys[:, :1], keys[:, 1:]
-    return (
-        mix(torch.bitwise_xor(mix(torch.bitwise_xor(low, first)), torch.bitwise_xor(high, second))),
-        mix(torch.bitwise_xor(mix(torch.bitwise_xor(low, second)), torch.bitwise_xor(high, first))),
-    )
-
-
-def mix(x: Tensor) -> Tensor:
-    """Mix 32-bit integers, held in int64, into 32-bit integers that look random; one to one.
-
-    The constants are those that C. Wellons found by search (hash-prospector, public domain); both are below
-    2^31, so that no product leaves int64.
-    """
-    x = (torch.bitwise_xor(x, x >> 16) * 0x21F0AAAD) & 0xFFFFFFFF
-    x = (torch.bitwise_xor(x, x >> 15) * 0x735A2D97) & 0xFFFFFFFF
-    return torch.bitwise_xor(x, x >> 15)
-
-
 def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     """Draw Poisson counts that are a function of key and pixel number, on every device and engine.
 
@@ -307,7 +314,7 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     rate
         (b, n) float64.
     keys
-        (b, 2), from ``draw_keys``.
+        (b, 2), from ``step_keys``.
     index
         Pixel numbers (n,).
 
@@ -334,3 +341,56 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     inverse = large + root * z + (2.0 + square) / 6.0 - z * (2.0 + square) / (72.0 * root)
     inverse = inverse + (square * (3.0 * square + 7.0) - 16.0) / (810.0 * large)
     return torch.where(rate > 18.0, torch.clamp(torch.floor(inverse), min=0.0), inverted)
+
+
+def sample_keys(counts: Tensor, seed: int, samples: Tensor) -> Tensor:
+    """Return the source of noise of samples, keys (b, 2).
+
+    Parameters
+    ----------
+    counts
+        The observed photons (1 or b, c, [z,] y, x): different images, and different tiles, draw different noise.
+    seed
+        Not negative.
+    samples
+        Number of the sample that each item of the batch is, (b,) int64.
+    """
+    keys = mix(torch.bitwise_xor(hash_counts(counts), seed & 0xFFFFFFFF))
+    keys = mix(torch.bitwise_xor(keys, (seed >> 32) & 0xFFFFFFFF))
+    return mix(torch.bitwise_xor(keys, samples.unsqueeze(1)))
+
+
+def step_keys(keys: Tensor, step: Tensor) -> Tensor:
+    """Return the keys (b, 2) of a step, (b,) counted from 0."""
+    return mix(torch.bitwise_xor(keys, step.unsqueeze(1)))
+
+
+def hash_counts(photons: Tensor) -> Tensor:
+    """Return a hash of the counts of each image, (b, 2)."""
+    values = torch.round(photons.flatten(1)).long() & 0xFFFFFFFF
+    index = torch.arange(values.shape[1], device=photons.device)
+    lanes: List[Tensor] = []
+    for salt in (0x2545F491, 0x6C078965):
+        lanes.append(torch.sum(mix(torch.bitwise_xor(mix(torch.bitwise_xor(index & 0xFFFFFFFF, salt)), values)), 1))
+    return mix(torch.stack(lanes, 1) & 0xFFFFFFFF)
+
+
+def random_words(keys: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return two random 32-bit integers for each key (b, 2) and pixel number (n,), both (b, n)."""
+    low, high = index & 0xFFFFFFFF, index >> 32
+    first, second = keys[:, :1], keys[:, 1:]
+    return (
+        mix(torch.bitwise_xor(mix(torch.bitwise_xor(low, first)), torch.bitwise_xor(high, second))),
+        mix(torch.bitwise_xor(mix(torch.bitwise_xor(low, second)), torch.bitwise_xor(high, first))),
+    )
+
+
+def mix(x: Tensor) -> Tensor:
+    """Mix 32-bit integers, held in int64, into 32-bit integers that look random; one to one.
+
+    The constants are those that C. Wellons found by search (hash-prospector, public domain); both are below
+    2^31, so that no product leaves int64.
+    """
+    x = (torch.bitwise_xor(x, x >> 16) * 0x21F0AAAD) & 0xFFFFFFFF
+    x = (torch.bitwise_xor(x, x >> 15) * 0x735A2D97) & 0xFFFFFFFF
+    return torch.bitwise_xor(x, x >> 15)

@@ -21,7 +21,7 @@ from fixtures_model import (  # noqa: F401  (fixtures)
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gap_bioimage.validation.running.process import ModelProcess
+    from gap_bioimage.validation.run.sandbox import Sandbox
 
 _ROOT = Path(__file__).parent.parent
 
@@ -51,11 +51,11 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_process() -> Iterator[ModelProcess]:
+def model_process() -> Iterator[Sandbox]:
     """Return a process for running models, which is started once for all tests."""
-    from gap_bioimage.validation.running.process import Limits, ModelProcess
+    from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 
-    with ModelProcess(Limits(120)) as process:
+    with Sandbox(Limits(120)) as process:
         yield process
 
 

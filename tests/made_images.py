@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gap_bioimage.photons.image_io import pixel_size_um
+from gap_bioimage.io import pixel_size_um
 
 LENGTHS = {"t": 3, "c": 2, "z": 4, "y": 17, "x": 12}
 STEPS = {"z": 0.3, "y": 0.065, "x": 0.108, "t": 2.5}

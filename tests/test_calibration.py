@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import xarray as xr
+from gap_bioimage.photons.cameras.calibration import Calibration, calibrate
+from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
+from gap_bioimage.photons.cameras.numbers import Estimate
+from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
+from gap_bioimage.photons.judging.inspection import inspect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 import gap_bioimage
+from gap_bioimage.camera.camera import read_camera, write_camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.photons.cameras.calibration import Calibration, calibrate
-from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
-from gap_bioimage.photons.cameras.camera import read_camera, write_camera
-from gap_bioimage.photons.cameras.numbers import Estimate
-from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
-from gap_bioimage.photons.judging.inspection import inspect
 from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import tifffile
 from command_line import Result, one_sentence, subprocess_run
 from zips import make_zip
 
+from gap_bioimage.io import read_photons
 from gap_bioimage.model import load_model
-from gap_bioimage.photons.image_io import read_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,7 +429,7 @@ def test_control_c_is_exit_code_130(run: Any, tmp_path: Path, monkeypatch: pytes
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gap_bioimage.photons.image_io.write_image", interrupted)
+    monkeypatch.setattr("gap_bioimage.io.write_image", interrupted)
     options = ("--dim", 2, "--photons", 1, "--seed", 0, "--shape", "16,16")
     result = run("simulate", tmp_path / "x.tif", *options)
     assert (result.code, result.err) == (
@@ -474,7 +474,7 @@ def test_a_bug_is_one_line_that_asks_for_a_report(run: Any, counts: Path, monkey
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("gap_bioimage.photons.judging.inspection.inspect", broken)
+    monkeypatch.setattr("gap_bioimage.inspection.inspect", broken)
     result = run("inspect", counts)
     assert result.code == 2
     assert result.err == "error: RuntimeError: two lines (run again with --debug to see where; please report it)\n"

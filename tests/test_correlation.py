@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
+from gap_bioimage.photons.judging.correlation import neighbour_correlation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gap_bioimage.photons.judging.correlation import neighbour_correlation
 from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:

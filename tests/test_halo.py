@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gap_bioimage.export.halo import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo, mirrored
 from gap_bioimage.export.weights import denoiser_of
-from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.inference.tiling import receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.simulation import simulate, simulate_truth
 

@@ -14,12 +14,12 @@ import torch
 import yaml
 from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import ORIGINAL_RANGE_DB
 from gap_bioimage.model import History, Model, load_model, table_of
 from gap_bioimage.network import UNet
-from gap_bioimage.photons.cameras.camera import Detector, write_camera
 from gap_bioimage.training.callbacks import RunFolder
 from gap_bioimage.training.module import GapModule
 

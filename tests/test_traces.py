@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gap_bioimage.photons.judging.traces import Traces, common_step, find_traces
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gap_bioimage.photons.judging.traces import Traces, common_step, find_traces
 from gap_bioimage.simulation import simulate
 
 Values = np.ndarray[Any, Any]

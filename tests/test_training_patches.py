@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera, ThinningConfig
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.photons.cameras.camera import Detector
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, augmented, brightest_db
 from gap_bioimage.training.stacks import Stack, Window, as_stacks
 

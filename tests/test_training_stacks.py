@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.cameras.camera import Detector, PixelMaps
 from gap_bioimage.training.stacks import Stack, as_stacks, split_held_out
 
 CAMERA = Camera(gain=2.0, offset=100, read_noise=1.5, saturation=150)

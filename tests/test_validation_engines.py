@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zips
+from gap_bioimage.validation.running.engines import _ask, check_engines
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.report import validate
-from gap_bioimage.validation.running.engines import _ask, check_engines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.checks import Check
     from gap_bioimage.validation.running.process import ModelProcess
+
+    from gap_bioimage.validation.checks import Check
 
 
 def run(path: Path, process: ModelProcess, *engines: str, **options: Any) -> dict[str, Check]:

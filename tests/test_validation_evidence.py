@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from gap_bioimage.validation.running.evidence import _plane, draw_evidence, keep_evidence, read_pictures
 from PIL import Image
 
 from gap_bioimage.validation.checks import Evidence, Outcome
-from gap_bioimage.validation.running.evidence import _plane, draw_evidence, keep_evidence, read_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path

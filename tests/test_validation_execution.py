@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 import zips
-
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.description import format_checks
-from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.reports.score import verdicts_of
 from gap_bioimage.validation.running.execution import Plan, run_checks
 from gap_bioimage.validation.running.reproduction import reproduces
 from gap_bioimage.validation.running.runner import Runner
 
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.description import format_checks
+from gap_bioimage.validation.report import validate
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from gap_bioimage.validation.checks import Check
     from gap_bioimage.validation.running.process import ModelProcess
+
+    from gap_bioimage.validation.checks import Check
 
     Run = Callable[..., dict[str, Check]]
 

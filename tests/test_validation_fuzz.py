@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 import zips
+from gap_bioimage.validation.old_rules import all_rules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.checks import CONSUMERS, Check
-from gap_bioimage.validation.consumers import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.arrays import tensor_check
 from gap_bioimage.validation.package.description import format_checks

@@ -11,10 +11,6 @@ import numpy as np
 import pytest
 import torch
 import zips
-
-from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.package.description import format_checks
-from gap_bioimage.validation.package.facts import Facts
 from gap_bioimage.validation.running.loading import (
     as_loaded,
     cost,
@@ -24,6 +20,10 @@ from gap_bioimage.validation.running.loading import (
 )
 from gap_bioimage.validation.running.number_types import as_counts, dtypes, graph_dtypes
 from gap_bioimage.validation.running.runner import Runner
+
+from gap_bioimage.validation.package.archive import open_package
+from gap_bioimage.validation.package.description import format_checks
+from gap_bioimage.validation.package.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from gap_bioimage.validation.running.measures import (
     Tolerance,
     core_tolerance,

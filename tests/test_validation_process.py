@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import zips
-
-from gap_bioimage.validation.report import Report, validate
 from gap_bioimage.validation.running import process as module
 from gap_bioimage.validation.running.process import Limits, ModelProcess
+
+from gap_bioimage.validation.report import Report, validate
 
 if TYPE_CHECKING:
     from pathlib import Path

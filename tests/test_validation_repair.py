@@ -18,11 +18,11 @@ import pytest
 import yaml
 import zips
 from bioimageio.spec.utils import read_yaml
+from gap_bioimage.validation.old_rules import all_rules
 from PIL import Image
 from zips import drop, put
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
-from gap_bioimage.validation.consumers import all_rules
 from gap_bioimage.validation.package.archive import open_package
 from gap_bioimage.validation.package.description import format_checks
 from gap_bioimage.validation.package.facts import Facts

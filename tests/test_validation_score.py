@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 import zips
-
-from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.old_rules import all_rules
 from gap_bioimage.validation.reports.score import (
     METADATA_RULES,
     NAMES,
@@ -23,6 +21,8 @@ from gap_bioimage.validation.reports.score import (
     score_of,
     verdicts_of,
 )
+
+from gap_bioimage.validation.checks import PARTNER_CONSUMERS, Check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

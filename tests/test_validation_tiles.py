@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 import zips
-from test_validation_loading import judged
-
 from gap_bioimage.validation.running import halo_search
 from gap_bioimage.validation.running.tiles import odd_sizes, padding, tiled
+from test_validation_loading import judged
 
 if TYPE_CHECKING:
     from pathlib import Path

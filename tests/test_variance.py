@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gap_bioimage.photons.judging.variance import thinning_correlation, variance_curve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gap_bioimage.photons.judging.variance import thinning_correlation, variance_curve
 from gap_bioimage.simulation import simulate_truth
 
 

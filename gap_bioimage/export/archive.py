@@ -25,9 +25,7 @@ from gap_bioimage.export.readme import Measured, draw_cover, score_on_halves, wr
 from gap_bioimage.export.uncertainty import score_samples
 from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.files import replacing
-from gap_bioimage.inference.finite import finite
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.inference.tiling import tiled_log_rate
+from gap_bioimage.inference.tiling import TiledNetwork, receptive_field_px
 from gap_bioimage.model import load_model
 
 if TYPE_CHECKING:
@@ -162,7 +160,7 @@ def _fill(folder: Path, order: _Order) -> list[str]:
     network = model.network.cpu()
     intake = order.intake
     example = intake.counts(order.example)
-    finite(tiled_log_rate(network, torch.from_numpy(example.astype(np.float32))[None]))
+    TiledNetwork(network)(torch.from_numpy(example.astype(np.float32))[None])  # raises where values are not finite
     order.tell("measuring the halo")
     box_px = default_box_px(receptive_field_px(network))
     denoiser = denoiser_of(model, box_px)

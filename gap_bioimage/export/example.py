@@ -14,9 +14,8 @@ from gap_bioimage.counts import thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.export.halo import mirrored
 from gap_bioimage.export.intake import Intake
-from gap_bioimage.inference.climb import GAIN, WINDOW_PX
-from gap_bioimage.photons.image_io import read_photons
-from gap_bioimage.sampler import photon_budget, total_photons
+from gap_bioimage.io import read_photons
+from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

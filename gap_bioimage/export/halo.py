@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.inference.tiling import round_up
+from gap_bioimage.inference.tiling import receptive_field_px, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

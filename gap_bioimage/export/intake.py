@@ -12,8 +12,8 @@ from gap_bioimage.errors import ExportError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.model import CameraLike, Model
-    from gap_bioimage.photons.cameras.camera import Detector
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from gap_bioimage.export.readme_sampling import paragraph
 
 if TYPE_CHECKING:
+    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.export.intake import Intake
-    from gap_bioimage.photons.cameras.camera import Detector
 
 
 def camera_text(intake: Intake) -> str:

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from gap_bioimage.export.weights import SAMPLER_WEIGHTS, TORCHSCRIPT, brightest_of
-from gap_bioimage.inference.climb import GAIN, WINDOW_PX
+from gap_bioimage.sampler import GAIN, WINDOW_PX
 
 if TYPE_CHECKING:
     from gap_bioimage.export.kinds import Product, Sampling

@@ -19,11 +19,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from gap_bioimage.camera.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
-from gap_bioimage.counts import check_axes
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.io import as_images
 from gap_bioimage.model import CAMERA_FILE, load_model
-from gap_bioimage.photons.cameras.camera import Detector, check_camera_image, write_camera
 from gap_bioimage.training.callbacks import AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
@@ -43,7 +43,11 @@ from gap_bioimage.training.start import Start, start_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import xarray as xr
+    from numpy.typing import NDArray
+
     from gap_bioimage.model import Model
+
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +85,11 @@ class PairData(pl.LightningDataModule):
 
 
 def train(
-    images: xr.DataArray | Sequence[xr.DataArray],
+    images: xr.DataArray | NDArray[Any] | Sequence[xr.DataArray | NDArray[Any]],
     out: str | Path,
     config: RunConfig | TrainConfig | None = None,
     *,
+    dims: str | None = None,
     network: NetworkConfig | None = None,
     thinning: ThinningConfig | None = None,
     init: Model | str | Path | None = None,
@@ -103,6 +108,8 @@ def train(
     ----------
     images
         One image or several, dims out of ``t c z y x``; 2D networks train on every plane.
+    dims
+        The axes of ``images`` that are plain arrays, such as ``"zyx"``.
     out
         Run folder, made by this function.
     config
@@ -141,9 +148,7 @@ def train(
     resumed = resume and (out / "config.yaml").exists()
     if resumed:
         config = stored_settings(out, config)
-    images = [images] if isinstance(images, xr.DataArray) else list(images)
-    for image in images:
-        check_axes(image)
+    images = as_images(images, dims)
     config = choose_dim(config if start is None else start.settings(config), images)
     detector = _detector(camera, config, out, resume)
     if detector is not None:
@@ -151,7 +156,7 @@ def train(
             check_camera_image(image, detector, name=str(image.attrs.get("source", "the image")))
     stacks = as_stacks(images, config.network.dim, detector, separate_channels=separate_channels)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    _check_channels(stacks[0].shape[0], config, start, resumed)
+    _check_channels(stacks[0].shape[0], config, start, out if resumed else None)
     config = _resolve(config, stacks[0].shape[0], split, detector, device)
     callbacks: list[pl.Callback] = [RunFolder(out, fingerprint(split), None if start is None else start.record)]
     if progress:
@@ -182,11 +187,11 @@ def train(
     return model
 
 
-def _check_channels(channels: int, config: RunConfig, start: Start | None, resumed: bool) -> None:
+def _check_channels(channels: int, config: RunConfig, start: Start | None, resumed: Path | None) -> None:
     """Refuse images with other channels than the network has that training goes on with."""
-    if channels == config.network.channels or not (resumed or start is not None):
+    if channels == config.network.channels or (resumed is None and start is None):
         return
-    name = "the run" if start is None or resumed else f"the model to start from, {start.record['name']},"
+    name = f"the run in {resumed}" if start is None else f"the model to start from, {start.record['name']},"
     own = config.network.channels
     raise ConfigError(
         f"the images have {channels} channels, but {name} has {own}; give images with {own}"

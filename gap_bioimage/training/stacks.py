@@ -10,7 +10,7 @@ import numpy as np
 
 from gap_bioimage.counts import as_integers, check_axes
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.photons.layout import items_first
+from gap_bioimage.io.image import items_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from gap_bioimage.photons.cameras.camera import Detector
+    from gap_bioimage.camera.camera import Detector
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 

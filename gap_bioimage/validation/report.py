@@ -1,4 +1,4 @@
-"""Validate a model the way its consumers will, and show what was found."""
+"""Validate a model the way its consumers will, and gather what was found."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.checks import BASE_CONSUMERS, CONSUMERS, Check
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.check import Check, definitions
+from gap_bioimage.validation.consumers import consumers as all_consumers
+from gap_bioimage.validation.consumers import known
+from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.package.archive import open_package
-from gap_bioimage.validation.reports.score import (
-    Completeness,
-    completeness_as_written,
-    completeness_of,
-    score_of,
-    verdicts_of,
-)
-from gap_bioimage.validation.running.engines import check_device, check_engines
-from gap_bioimage.validation.running.evidence import read_pictures
-from gap_bioimage.validation.running.process import ModelProcess
+from gap_bioimage.validation.run.engines import check_device, find_engines
+from gap_bioimage.validation.run.evidence import read_pictures
+from gap_bioimage.validation.run.sandbox import Sandbox
+from gap_bioimage.validation.run.session import Job
+from gap_bioimage.validation.score import Completeness, completeness_of, score_of
+from gap_bioimage.validation.verdicts import verdicts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gap_bioimage.validation.checks import Picture
+    from gap_bioimage.validation.check import Picture
     from gap_bioimage.validation.package.archive import Package
-    from gap_bioimage.validation.reports.score import Score, Verdict
+    from gap_bioimage.validation.package.description import Description
+    from gap_bioimage.validation.score import Score
+    from gap_bioimage.validation.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Report:
         The score that the zoo will give it.
     pictures
         What the model was given and made of it, where pictures were asked for.
+    description_only
+        Nothing but the description was looked at, as asked for.
     """
 
     model: str
@@ -54,39 +55,48 @@ class Report:
     verdicts: tuple[Verdict, ...] = ()
     score: Score | None = None
     pictures: tuple[Picture, ...] = ()
+    description_only: bool = False
 
     @property
-    def status(self) -> Literal["passed", "failed"]:
-        """``failed`` if any check failed; warnings and skipped checks do not fail a model."""
-        return "failed" if any(check.status == "failed" for check in self.checks) else "passed"
+    def status(self) -> Literal["passed", "failed", "not-run"]:
+        """``failed`` if any check failed, which warnings and skipped checks are not.
+
+        ``not-run`` if none failed and the model was not run either, although it was to be; of a description alone
+        (`description_only`) ``passed`` speaks of the description.
+        """
+        if any(check.status == "failed" for check in self.checks):
+            return "failed"
+        return "passed" if self.was_run or self.description_only else "not-run"
 
     @property
     def was_run(self) -> bool:
-        """Whether the model itself was run; else ``passed`` speaks of its files only."""
+        """Whether the model itself was run."""
         return any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
-
-    @property
-    def word(self) -> Literal["passed", "failed", "not run"]:
-        """The status for people, who would take ``passed`` for a model that works."""
-        return "not run" if self.status == "passed" and not self.was_run else self.status
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of checks by status."""
         return dict(Counter(check.status for check in self.checks))
 
+    @property
+    def raised(self) -> list[Check]:
+        """The checks that themselves raised, which leaves a verdict unknown."""
+        return [check for check in self.checks if check.status == "error"]
+
     def to_dict(self) -> dict[str, object]:
-        """The report as ``validate --json`` prints it; ``was_run`` is there, and false, only where nothing was run."""
+        """The report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
+        verdicts = [asdict(verdict) for verdict in self.verdicts]
         report: dict[str, object] = {
             "status": self.status,
             "model": self.model,
             "checks": [check.to_dict() for check in self.checks],
+            "verdicts": verdicts,
+            "consumers": verdicts,
+            "score": None if self.score is None else asdict(self.score),
         }
-        if self.verdicts:
-            report["consumers"] = [asdict(verdict) for verdict in self.verdicts]
-        if self.score is not None:
-            report["score"] = asdict(self.score)
-        if self.verdicts and self.word == "not run":
+        if self.description_only:
+            report["description_only"] = True
+        if not self.was_run:
             report["was_run"] = False
         return report
 
@@ -100,13 +110,14 @@ def validate(
     engines: Sequence[str] = (),
     keep: str | Path | None = None,
     pictures: bool = False,
-    process: ModelProcess | None = None,
+    process: Sandbox | None = None,
     on_check: Callable[[Check], None] | None = None,
+    description_only: bool = False,
 ) -> Report:
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
     What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) is always checked
-    and always fails the report. What breaks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a
+    and always fails the report. What blocks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a
     failure where that partner is asked for. Models run in a process of their own: one that hangs or takes all
     memory is a failed check. No network is used.
 
@@ -115,8 +126,7 @@ def validate(
     path
         A model zip, a folder that holds a description, or the description's yaml itself.
     consumers
-        Names out of `CONSUMERS`: those partners' rules are checked and must hold. None checks all of them,
-        and warns.
+        Ids of consumers: those partners' rules are checked and must hold. None checks all of them, and warns.
     run_code
         Allow Python code of the package to run (architecture sources, custom processing). Without it, weights
         that need it are skipped; TorchScript and ONNX are run.
@@ -132,6 +142,9 @@ def validate(
         The process in which models run, with its limits, to be shared by several calls; a new one if None.
     on_check
         Called with every check as soon as it is made.
+    description_only
+        Judge the description alone: no other file is needed, nothing is run, and a verdict says ``works`` where
+        nothing in the description speaks against it.
 
     Raises
     ------
@@ -140,83 +153,107 @@ def validate(
     ConfigError
         If a consumer's name is unknown, an engine has no torch, or there is no such device.
     """
-    _refuse_unknown(consumers or ())
-    check_engines(engines)
+    known(consumers or ())
+    found_engines = find_engines(engines)
     check_device(device)
     with ExitStack() as stack:
+        runs = process or stack.enter_context(Sandbox())
+        if not description_only and Path(path).exists():
+            runs.start()  # the libraries are imported there while the files are looked at
         package, archive_checks = stack.enter_context(open_package(path))
-        findings = _Findings(consumers, on_check)
-        for check in archive_checks:
-            findings.add(check)
-        if package is not None:
-            from gap_bioimage.validation.running.worker import Job
+        findings = _Findings(consumers, on_check, description_only)
+        findings.add(*archive_checks)
+        if package is not None and description_only:
+            _check_description(replace(package, rdf=with_infinities(package.rdf)), findings)
+        elif package is not None:
+            opened = package
 
-            runs = process or stack.enter_context(ModelProcess())
-            job = Job.of(
-                package,
-                run_code=run_code,
-                device=device,
-                engines=tuple(engines),
-                keep=None if keep is None else str(Path(keep).absolute()),
-                pictures=str(package.scratch / "pictures") if pictures else None,
-            )
-            _check_package(package, findings, lambda: runs.run(job))
+            def run(description: Description) -> Iterator[Check | tuple[str, str, Path]]:
+                return runs.run(
+                    Job(
+                        opened,
+                        description,
+                        run_code=run_code,
+                        device=device,
+                        engines=found_engines,
+                        keep=None if keep is None else Path(keep).absolute(),
+                        pictures=opened.scratch / "pictures" if pictures else None,
+                    )
+                )
+
+            _check_package(package, findings, run)
         return findings.report(str(path), pictures)
 
 
 class _Findings:
     """What was found so far."""
 
-    def __init__(self, consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None) -> None:
-        self._consumers, self._on_check = consumers, on_check
+    def __init__(
+        self, consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None, description_only: bool
+    ) -> None:
+        self._consumers, self._on_check, self._description_only = consumers, on_check, description_only
         self._raw: list[Check] = []
         self._judged: list[Check] = []
         self.drawn: list[tuple[str, str, Path]] = []
         self.completeness: Completeness | None = None
 
-    def add(self, check: Check) -> None:
-        """Take a check, and tell of it if its consumer was asked for."""
-        self._raw.append(check)
-        judged = _judged(check, self._consumers)
-        if judged is not None:
+    def add(self, *checks: Check) -> None:
+        """Take checks, and tell of those whose consumer was asked for."""
+        self._raw += checks
+        for judged in filter(None, (_judged(check, self._consumers) for check in checks)):
             self._judged.append(judged)
             if self._on_check is not None:
                 self._on_check(judged)
 
+    def add_rules(self, package: Package, description: Description | None, *, with_files: bool) -> None:
+        """Apply every rule; what is no model's description is not judged as one."""
+        if package.rdf.get("type", "model") == "model":
+            model = Model(package, None if description is None else description.upgraded, with_files)
+            self.add(*(made.judge(model) for made in definitions("rule")))
+        if description is not None:
+            self.completeness = completeness_of(description.as_written)
+
     def report(self, model: str, pictures: bool) -> Report:
         """Make the report of all."""
-        verdicts = verdicts_of(self._raw)
-        score = score_of(self._raw, verdicts, self.completeness)
-        return Report(model, tuple(self._judged), verdicts, score, read_pictures(self.drawn) if pictures else ())
+        return Report(
+            model,
+            tuple(self._judged),
+            verdicts_of(self._raw, description_only=self._description_only),
+            score_of(self._raw, self.completeness),
+            read_pictures(self.drawn) if pictures else (),
+            self._description_only,
+        )
 
 
-def _refuse_unknown(consumers: Sequence[str]) -> None:
-    unknown = sorted(set(consumers) - set(CONSUMERS))
-    if unknown:
-        raise ConfigError(f"Unknown consumer {', '.join(unknown)}; expected some of {', '.join(CONSUMERS)}.")
-
-
-def _judged(check: Check, consumers: Sequence[str] | None) -> Check | None:
+def _judged(check: Check, asked: Sequence[str] | None) -> Check | None:
     """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
-    if check.consumer in BASE_CONSUMERS:
+    if all_consumers()[check.consumer].base:
         return check
-    if consumers is None:
+    if asked is None:
         return replace(check, status="warning") if check.status == "failed" else check
-    return check if check.consumer in consumers else None
+    return check if check.consumer in asked else None
+
+
+def _check_description(package: Package, findings: _Findings) -> None:
+    from gap_bioimage.validation.package.description import format_checks
+
+    description, found = format_checks(package, with_files=False)
+    findings.add(*found)
+    findings.add_rules(package, description, with_files=False)
 
 
 def _check_package(
-    package: Package, findings: _Findings, run: Callable[[], Iterator[Check | tuple[str, str, Path]]]
+    package: Package,
+    findings: _Findings,
+    run: Callable[[Description], Iterator[Check | tuple[str, str, Path]]],
 ) -> None:
     from gap_bioimage.validation.package.arrays import tensor_check
     from gap_bioimage.validation.package.description import format_checks
-    from gap_bioimage.validation.package.facts import Facts
     from gap_bioimage.validation.package.pickles import pickle_check
     from gap_bioimage.validation.package.references import reference_checks
 
-    found, loadable = reference_checks(package)
+    found, _ = reference_checks(package)
     found += [pickle_check(package), tensor_check(package)]
-    loadable = loadable and all(check.status != "failed" for check in found)
     broken = {check.id for check in found if check.status != "passed"}
     description = None
     if "archive.references" not in broken:  # else bioimageio.spec would read files outside the package
@@ -224,19 +261,13 @@ def _check_package(
         with_files = broken.isdisjoint({"archive.remote", "archive.tensors"})
         description, format_found = format_checks(package, with_files=with_files)
         found += format_found
-    for check in found:
-        findings.add(check)
-    findings.completeness = (
-        completeness_as_written(package.rdf) if description is None else completeness_of(description.as_written)
-    )
-    if description is None or not loadable:
+    findings.add(*found)
+    if description is None or any(check.status == "failed" for check in found):
         findings.add(Check("core.test", "core", "skipped", "not run, since the package or its description is broken"))
     else:
-        for item in run():
+        for item in run(description):
             if isinstance(item, Check):
                 findings.add(item)
             else:
                 findings.drawn.append(item)
-    facts = Facts(package)
-    for rule in all_rules():
-        findings.add(rule.judge(facts))
+    findings.add_rules(package, description, with_files=True)

@@ -11,17 +11,18 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from gap_bioimage import __version__
-from gap_bioimage.validation.checks import CONSUMERS, PARTNER_CONSUMERS
-from gap_bioimage.validation.consumers import all_rules
+from gap_bioimage.validation.check import Severity, registry
+from gap_bioimage.validation.consumers import consumers
 from gap_bioimage.validation.reports.junit import printable
-from gap_bioimage.validation.reports.score import NAMES, PARTS, RUN_CODE, how_to_run
+from gap_bioimage.validation.score import HIGHEST, PARTS, POINTS
+from gap_bioimage.validation.verdicts import RUN_CODE, how_to_run, programs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.check import Check
     from gap_bioimage.validation.report import Report
-    from gap_bioimage.validation.reports.score import Verdict
+    from gap_bioimage.validation.verdicts import Verdict
 
 _PACKAGE = "gap_bioimage.validation.reports"
 _TEMPLATE = "report.html.j2"
@@ -29,23 +30,10 @@ _TEMPLATE = "report.html.j2"
 _MANY = 3
 _LONG = 60
 
-_WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked"}
+_WORDS = {
+    "passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown",
+}  # fmt: skip
 
-_ABOUT = {
-    "core": "The reference program for bioimage.io models, in Python. Others build on it.",
-    "zoo": "The public collection of models at bioimage.io, and the checks at its door.",
-    "fiji": "The image analysis program Fiji, whose plugin deepImageJ runs models.",
-    "ilastik": "Interactive image analysis, which runs models through its own server.",
-    "biapy": "Deep learning workflows for bioimages; builds the network from its source code.",
-    "qupath": "Image analysis for whole slides and other large 2D images.",
-    "bioengine": "The server behind the zoo's button to try a model in the browser.",
-}
-_GROUPS = {
-    "archive": "Is the zip file whole, and are all files inside?",
-    "format": "Does the description (rdf.yaml) say all that it must?",
-    "core": "Does the model give the result that its authors promise?",
-    "run": "Does it also behave with other images: other sizes, dark ones, cut into tiles?",
-}
 _GLOSSARY = {
     "axes": "the directions of an image array: y and x in the plane, z in depth, channel, and batch (several images)",
     "batch": "several images that go through the network together",
@@ -126,14 +114,14 @@ def render_html(reports: Sequence[Report]) -> str:
         pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
         columns=[
             name
-            for name in ("core", *PARTNER_CONSUMERS)
+            for name in programs()
             if any(entry.consumer == name for report in reports for entry in report.verdicts)
         ],
         glossary=_glossary(reports),
-        names=NAMES,
-        about=_ABOUT,
-        group_questions=_GROUPS,
+        consumers=consumers(),
         parts=PARTS,
+        points=POINTS,
+        highest=HIGHEST,
         words=_WORDS,
         version=__version__,
     )
@@ -141,9 +129,11 @@ def render_html(reports: Sequence[Report]) -> str:
 
 
 def _page(report: Report, anchor: str) -> _Page:
-    groups = [(name, [check for check in report.checks if check.consumer == name]) for name in CONSUMERS]
+    groups = [(name, [check for check in report.checks if check.consumer == name]) for name in consumers()]
     headline, *sentences = _sentences(report)
-    if report.word == "not run":
+    if report.description_only:
+        sentences.append("Only the description was looked at: the model was not run, nor were its files read.")
+    elif report.status == "not-run":
         told = f"The model was not run: only its files were looked at. {how_to_run(report.checks)}"
         sentences.append(told.strip())
     return _Page(
@@ -211,7 +201,7 @@ def _by_reason(report: Report, verdict: str) -> list[tuple[str, list[Verdict]]]:
 
 
 def _names(verdicts: Sequence[Verdict]) -> str:
-    names = [NAMES[entry.consumer] for entry in verdicts]
+    names = [consumers()[entry.consumer].title for entry in verdicts]
     *most, last = (f"the {name}" if name.endswith("zoo") else name for name in names)
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -222,24 +212,30 @@ def _ended(sentence: str) -> str:
 
 def _todo(report: Report) -> list[_ToDo]:
     """What failed, then what a partner needs, then advice, then what was not checked but can be."""
-    advice = {rule.id for rule in all_rules() if rule.advice}
     fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"}
     ranked: list[tuple[int, _ToDo]] = []
     remedies: set[str] = set()
     for check in report.checks:
         fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
         # a partner's broken rule is reported as a warning where nobody asked for that partner
-        needed = check.consumer in PARTNER_CONSUMERS and check.consumer in fails and check.id not in advice
+        needed = check.consumer in fails and _blocks(check) and not consumers()[check.consumer].base
         if check.status == "failed":
             ranked.append((0, _ToDo("fails", "failed", check, fix)))
         elif check.status == "warning" and needed:
             ranked.append((1, _ToDo("fails", "needed", check, fix)))
+        elif check.status == "error":
+            ranked.append((2, _ToDo("unknown", "unknown", check, fix)))
         elif check.status == "warning":
-            ranked.append((2, _ToDo("warning", "advice", check, fix)))
+            ranked.append((3, _ToDo("warning", "advice", check, fix)))
         elif check.status == "skipped" and check.fix and check.fix not in remedies:
             remedies.add(check.fix)
-            ranked.append((3, _ToDo("unknown", "not checked", check, fix)))
+            ranked.append((4, _ToDo("unknown", "not checked", check, fix)))
     return [item for _, item in sorted(ranked, key=lambda entry: entry[0])]
+
+
+def _blocks(check: Check) -> bool:
+    made = registry().get(check.id)
+    return made is None or made.severity == Severity.BLOCKS
 
 
 def _pictures(report: Report) -> list[_Picture]:

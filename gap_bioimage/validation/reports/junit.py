@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gap_bioimage.validation.checks import Check
+    from gap_bioimage.validation.check import Check
     from gap_bioimage.validation.report import Report
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -23,7 +23,8 @@ def printable(text: str) -> str:
 def render_junit(reports: Sequence[Report]) -> str:
     """One test suite per model, one test case per check.
 
-    Failed checks are failures, skipped ones are skipped; warnings pass, and say what they found in ``system-out``.
+    Failed checks are failures, checks that raised are errors, skipped ones are skipped; warnings pass, and say what
+    they found in ``system-out``.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def _counts(checks: Sequence[Check]) -> dict[str, str]:
     return {
         "tests": str(len(statuses)),
         "failures": str(statuses.count("failed")),
-        "errors": "0",
+        "errors": str(statuses.count("error")),
         "skipped": str(statuses.count("skipped")),
     }
 
@@ -61,6 +62,8 @@ def _add_case(suite: ET.Element, check: Check) -> None:
     text = f"{message}\nto do: {fix}" if fix else message
     if check.status == "failed":
         ET.SubElement(case, "failure", {"message": message, "type": "failed"}).text = text
+    elif check.status == "error":
+        ET.SubElement(case, "error", {"message": message, "type": "error"}).text = text
     elif check.status == "skipped":
         ET.SubElement(case, "skipped", {"message": f"{message}; to do: {fix}" if fix else message})
     elif check.status == "warning":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.checks import CONSUMERS, Check
-from gap_bioimage.validation.reports.score import NAMES, PARTS, how_to_run
+from gap_bioimage.validation.consumers import consumers
+from gap_bioimage.validation.score import HIGHEST, PARTS
+from gap_bioimage.validation.verdicts import how_to_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gap_bioimage.validation.checks import Status
+    from gap_bioimage.validation.check import Check, Status
     from gap_bioimage.validation.report import Report
-    from gap_bioimage.validation.reports.score import Score, Verdict
+    from gap_bioimage.validation.score import Score
+    from gap_bioimage.validation.verdicts import Verdict
 
-_STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim"}
-_VERDICT_STYLES = {"works": "green", "fails": "bold red", "unknown": "yellow"}
+_STYLES = {
+    "passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim", "error": "bold magenta",
+    "not-run": "yellow", "works": "green", "fails": "bold red", "unknown": "yellow",
+}  # fmt: skip
+_MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "skipped", "error": "UNKNOWN"}
 _ADVICE_SHOWN = 3
-_MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "skipped"}
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -42,13 +46,14 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.verdicts:
         console.print()
         console.print(_table_of_verdicts(report.verdicts))
-    if report.score is not None:
+    if report.score is not None and not report.description_only:
         console.print()
         _print_score(report.score, console)
     console.print()
-    style = _STYLES["warning" if report.word == "not run" else report.status]
-    console.print(f"[{style}]{report.word}[/]  {escape(report.model)}  ({_summary(report.checks)})")
-    if report.word == "not run":
+    alone = ", of its description alone" if report.description_only else ""
+    word = f"[{_STYLES[report.status]}]{report.status.replace('-', ' ')}[/]"
+    console.print(f"{word}  {escape(report.model)}  ({_summary(report.checks)}{alone})")
+    if report.status == "not-run":
         told = f"Nothing is wrong with its files, but the model was not run. {how_to_run(report.checks)}"
         console.print(escape(told.strip()))
 
@@ -57,7 +62,7 @@ def _table_of(checks: Sequence[Check]) -> Table:
     from rich.markup import escape
 
     table = _empty_table()
-    for consumer in CONSUMERS:
+    for consumer in consumers():
         group = [check for check in checks if check.consumer == consumer]
         if not group:
             continue
@@ -81,7 +86,8 @@ def _table_of_verdicts(verdicts: Sequence[Verdict]) -> Table:
         # a broken model has one reason for everybody, which is said once
         reason = "" if entry.reason == above else entry.reason
         above = entry.reason
-        table.add_row(NAMES[entry.consumer], f"[{_VERDICT_STYLES[entry.verdict]}]{entry.verdict}[/]", escape(reason))
+        title = consumers()[entry.consumer].title
+        table.add_row(title, f"[{_STYLES[entry.verdict]}]{entry.verdict}[/]", escape(reason))
     return table
 
 
@@ -89,7 +95,7 @@ def _print_score(score: Score, console: Console) -> None:
     from rich.markup import escape
 
     parts = "   ".join(f"{PARTS.get(name, name)} {value:.2f}" for name, value in score.parts.items())
-    console.print(f"[bold]score in the zoo[/]  {score.total:.2f} of 1, as predicted ({escape(parts)})")
+    console.print(f"[bold]score in the zoo[/]  {score.total:.2f} of {HIGHEST}, as predicted ({escape(parts)})")
     for advice in score.raise_it[:_ADVICE_SHOWN]:
         console.print(f"  {escape(advice)}")
 
@@ -113,5 +119,5 @@ def _is_dull(check: Check) -> bool:
 
 def _summary(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
-    names: tuple[Status, ...] = ("failed", "warning", "passed", "skipped")
+    names: tuple[Status, ...] = ("failed", "error", "warning", "passed", "skipped")
     return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])

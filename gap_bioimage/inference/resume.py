@@ -1,0 +1,88 @@
+"""A folder for work that takes long: what is finished in it need not be done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gap_bioimage.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class Unfinished:
+    """Named arrays in a folder that belongs to one piece of work.
+
+    Parameters
+    ----------
+    folder
+        Made when something is saved; None keeps nothing.
+    work
+        What the work consists of; what other work left in the folder is thrown away then.
+
+    Attributes
+    ----------
+    found
+        Whether an earlier call left something of the same work.
+    """
+
+    def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
+        self.folder, self._label = folder, json.dumps(work, sort_keys=True)
+        self.found = self._is_ours() and folder is not None and any(folder.glob("*.npz"))
+
+    def _is_ours(self) -> bool:
+        label = None if self.folder is None else self.folder / "work.json"
+        return label is not None and label.is_file() and label.read_text(errors="replace") == self._label
+
+    def load(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """Return what was saved under a name, None if nothing was or it cannot be read any more."""
+        if self.folder is None or not self._is_ours():
+            return None
+        try:
+            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None  # what a crash of the machine leaves is made again, and is the same
+
+    def save(self, name: str, **arrays: NDArray[Any]) -> None:
+        """Save arrays under a name, by rename."""
+        if self.folder is None:
+            return
+        if not self._is_ours():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            with replacing(self.folder / "work.json") as temporary:
+                temporary.write_text(self._label)
+        with replacing(self.folder / f"{name}.npz") as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes them for its flag
+
+    def count(self, prefix: str) -> int:
+        """Return how many of ``prefix1``, ``prefix2``, ... were saved, up to the first that is missing."""
+        number = 0
+        while self.folder is not None and self._is_ours() and (self.folder / f"{prefix}{number + 1}.npz").exists():
+            number += 1
+        return number
+
+    def remove(self) -> None:
+        """Remove the folder, because all is done."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Return a hash of tensors' values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,258 @@
+"""From a path to counts: open, choose a series, name the axes, choose a channel and frames, read, check."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from gap_bioimage.errors import NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.io import select
+from gap_bioimage.io.files import Stored, choose, damaged, naming_damage
+from gap_bioimage.io.image import AXES, Metadata, mapped_image, refuse_overflow
+from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
+from gap_bioimage.io.tiff import open_tiff
+from gap_bioimage.io.vendors import READERS, open_with_bioio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import xarray as xr
+
+READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", ".ozx", *READERS)
+_PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
+_SWAP_LIMIT_BYTES = 10**9
+
+
+def read_photons(
+    path: Path | str,
+    axes: str | None = None,
+    *,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
+    check: bool = True,
+    saturation: float = 1e-4,
+) -> xr.DataArray:
+    """Read one image of photon counts.
+
+    Uncompressed TIFF and ``.npy`` are mapped, not read: opening one takes no memory, whatever its size. (Files under
+    1 GB in the other byte order are read, because few libraries accept it.) All other formats are read into memory,
+    but only what was chosen of them; where that does not fit, the error says so.
+
+    Parameters
+    ----------
+    path
+        A TIFF, ImageJ TIFF, OME-TIFF, ``.npy``, OME-Zarr (the folder, or ``.ozx``), HDF5, CZI, LIF, ND2, PTU or SDT
+        file. Photon streams (PTU, SDT) become counts per pixel, frame and channel, whatever the arrival times within
+        the laser's period.
+    axes
+        The axes of the array as stored, out of ``t c z y x``, for files that do not know them.
+    channel
+        Keep this channel only: counted from 0, or its name.
+    time
+        Keep this frame only, counted from 0, without its axis; or a range such as ``"0:50"``, ``"10:"`` or ``"::2"``,
+        as in Python.
+    series
+        Which image of a file that holds several (series, scenes, stage positions, fields, datasets): counted from 0,
+        or its name.
+    level
+        Which level of a pyramid; the full resolution, 0, when not given.
+    check
+        Refuse values that cannot be photon counts; this reads the whole file, piece by piece.
+    saturation
+        Largest accepted share of pixels at the detector's ceiling.
+
+    Returns
+    -------
+    xarray.DataArray
+        Counts with dims out of ``t c z y x``, in this order. Axes of length 1 other than y and x are dropped
+        unless named in ``axes``. Where known, z, y and x have coordinates in micrometres, t in seconds, and
+        c has names; a single channel keeps its name as a coordinate ``c`` without an axis. The attribute ``source``
+        is the file's name, ``series`` that of the image in it, if it has one.
+
+    Raises
+    ------
+    UnreadableImageError
+        If there is no such file, it is empty, no image, or lacks planes that were chosen, holds several images of
+        which none was chosen, does not fit into memory, or needs a library that is not installed.
+    AxesError
+        If the axes are unknown, or ``axes``, ``channel``, ``time``, ``series`` or ``level`` do not fit.
+    NotPhotonCountsError
+        If it is a picture (RGB, PNG, JPEG) or its values cannot be counts.
+
+    Warns
+    -----
+    UserWarning
+        If the level is not the full resolution, a recording stopped early, or pixel sizes are left out because they
+        have no unit.
+    """
+    path = Path(path)
+    if level:
+        _warn_of_level(level)
+    image = _read(path, axes, channel=channel, time=time, series=series, level=level)
+    return _checked(image, saturation) if check else image
+
+
+def read_images(
+    paths: Path | str | Sequence[Path | str],
+    axes: str | None = None,
+    *,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
+    check: bool = True,
+    saturation: float = 1e-4,
+) -> list[xr.DataArray]:
+    """Read several images; a folder stands for all images in it, in natural order (2 before 10).
+
+    Parameters and errors are those of :func:`read_photons`; every file, and every folder that is an OME-Zarr, is an
+    image of its own.
+
+    Returns
+    -------
+    list of xarray.DataArray
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files = [file for path in paths for file in image_files(Path(path))]
+    if not files:
+        raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
+    if level:
+        _warn_of_level(level)
+    chosen = {"channel": channel, "time": time, "series": series, "level": level}
+    images = (_read(file, axes, **chosen) for file in files)  # type: ignore[arg-type]
+    return [_checked(image, saturation) if check else image for image in images]
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the images of a folder in natural order; an image stands for itself.
+
+    Raises
+    ------
+    UnreadableImageError
+        If a folder holds none.
+    """
+    if not path.is_dir() or is_zarr(path):
+        return [path]
+    files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
+    files = [f for f in files if is_zarr(f) or not f.is_dir()]
+    if not files:
+        raise UnreadableImageError(f"the folder {path} holds no images, expected {', '.join(READABLE)} files")
+    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
+
+
+def _read(
+    path: Path,
+    axes: str | None,
+    *,
+    channel: int | str | None,
+    time: int | str | None,
+    series: int | str | None,
+    level: int | None,
+) -> xr.DataArray:
+    _check_file(path)
+    with naming_damage(path):
+        image = choose(path, _open(path), series, level)
+    image = select.name_axes(image, axes, path.name)
+    image, meta = select.choose_channel(image, channel, path.name), image.attrs["metadata"]
+    image = select.choose_frames(image, time, path.name)
+    image = _loaded(image, path)
+    refuse_overflow(image, path.name)
+    if meta.unitless:
+        _warn_of_units(path, meta)
+    keep = {"y", "x", *(axes or "").lower()}
+    single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in keep]
+    image = image.isel(dict.fromkeys(single, 0)).drop_vars([dim for dim in single if dim != "c"], errors="ignore")
+    image.attrs = {"source": path.name} | ({"series": meta.name} if meta.name else {})
+    return image
+
+
+def _open(path: Path) -> list[Stored]:
+    """Return the images of a file, by its suffix; other files are tried as TIFF, and with bioio where installed."""
+    suffix = path.suffix.lower()
+    if is_zarr(path) or suffix == ".ozx":
+        return open_zarr(path)
+    if suffix == ".npy":
+        return [_open_npy(path)]
+    if suffix in READERS:
+        return READERS[suffix](path)
+    return open_with_bioio(path) or open_tiff(path)
+
+
+def _open_npy(path: Path) -> Stored:
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise damaged(path, error) from None
+    if not isinstance(values, np.ndarray):
+        raise UnreadableImageError(f"{path} holds several arrays, expected one; save it with numpy.save")
+    dims = "yx" if values.ndim == 2 else [""] * values.ndim
+    return Stored("", {0: values.shape}, lambda _: mapped_image(values, dims, Metadata()))
+
+
+def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
+    """Return an image with its values, in the order of its axes and in this machine's byte order."""
+    if not image.encoding.get("mapped"):
+        free = psutil.virtual_memory().available
+        if image.nbytes > free:
+            raise UnreadableImageError(
+                f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free, "
+                'expected less; read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed '
+                "OME-TIFF, which need not be read at once"
+            )
+        with naming_damage(path):
+            image.load()
+    if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not image.encoding.get("mapped")):
+        image = image.astype(image.dtype.newbyteorder("="))
+    return image.transpose(*(axis for axis in AXES if axis in image.dims))
+
+
+def _checked(image: xr.DataArray, saturation: float) -> xr.DataArray:
+    from gap_bioimage.counts import check_photon_counts
+
+    check_photon_counts(image, name=image.attrs["source"], saturation=saturation)
+    return image
+
+
+def _warn_of_level(level: int) -> None:
+    warnings.warn(
+        f"level {level} of an image pyramid holds averages in most files, which are less noisy than photon counts; "
+        "leave level out to work on the counts themselves",
+        stacklevel=3,
+    )
+
+
+def _warn_of_units(path: Path, meta: Metadata) -> None:
+    told = ", ".join(f"{axis} {step:g}" for axis, step in meta.unitless.items())
+    warnings.warn(
+        f"{path.name} does not say the unit of its pixel sizes ({told}), so that they are left out; store them "
+        "with their unit: in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis",
+        stacklevel=4,
+    )
+
+
+def _check_file(path: Path) -> None:
+    if is_zarr(path):
+        return
+    if path.is_dir():
+        raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
+    if not path.exists():
+        raise UnreadableImageError(f"there is no file {path}, expected an image; check its name and folder")
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise UnreadableImageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    if not head:
+        raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
+    for magic, kind in _PICTURES.items():
+        if head.startswith(magic):
+            raise NotPhotonCountsError(
+                f"{path.name} is a {kind} picture made for display, expected photon counts; export TIFF instead"
+            )

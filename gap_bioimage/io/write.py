@@ -1,0 +1,165 @@
+"""Images written so that Fiji, ilastik and napari open them with their axes and pixel sizes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tifffile
+
+from gap_bioimage.errors import AxesError, OutputError
+from gap_bioimage.files import replacing, replacing_folder
+from gap_bioimage.io.hdf5 import write_hdf5
+from gap_bioimage.io.image import AXES, Metadata, metadata_of
+from gap_bioimage.io.ome_zarr import is_zarr, write_zarr
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    import xarray as xr
+
+SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".h5", ".hdf5")
+_IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the rest is for its tags
+
+
+def check_output(path: Path, source: Path | None = None) -> None:
+    """See that an image can be written to a path, before the work that makes it.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is unknown, the folder does not exist, ``path`` is the ``source`` itself, or a folder that is no
+        Zarr store stands there.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise OutputError(f"{path} is the input itself and is not overwritten; give the output another name")
+    if path.suffix.lower() == ".zarr" and path.exists() and not is_zarr(path):
+        raise OutputError(f"{path} is there already and is no Zarr store, so that it is kept; choose another name")
+
+
+def write_image(path: Path | str, image: xr.DataArray, *, compression: str | None = None) -> None:
+    """Write an image so that Fiji and napari open it with its axes and pixel sizes.
+
+    The file appears when it is complete; until then, and on failure, whatever was there stays.
+
+    Parameters
+    ----------
+    path
+        ``.tif`` writes an ImageJ hyperstack, or OME-TIFF where ImageJ's format cannot hold the data (32-bit
+        integers, 4 GB and more); ``.ome.tif`` OME-TIFF; ``.ome.zarr`` or ``.zarr`` OME-Zarr 0.5 with a pyramid;
+        ``.h5`` or ``.hdf5`` one dataset, for ilastik and Fiji's HDF5 plugin; ``.npy`` the bare array, without pixel
+        sizes.
+    image
+        Dims out of ``t c z y x``, any order, or ``sample`` instead of ``t``: none of these formats has an axis for
+        posterior samples, so viewers show them as frames. Floats are written as float32, except to ``.npy``.
+    compression
+        For TIFF: ``"zlib"`` or another that tifffile knows; compressed files cannot be mapped when read. For HDF5:
+        ``"gzip"`` or another of its filters. OME-Zarr is always compressed.
+
+    Raises
+    ------
+    AxesError
+        If dims are unknown or y or x is missing.
+    OutputError
+        If the suffix is unknown, the file cannot be written, or its library is not installed.
+    """
+    path = Path(path)
+    check_output(path)
+    dims = ["t" if dim == "sample" else str(dim) for dim in image.dims]
+    if not {"y", "x"} <= set(dims) <= set(AXES) or len(set(dims)) < len(dims):
+        raise AxesError(
+            f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
+            "(or sample), c, z; rename them, or write one sample at a time"
+        )
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, image.values, allow_pickle=False)
+        return
+    image = image.rename({old: new for old, new in zip(image.dims, dims, strict=True) if old != new})
+    image = image.transpose(*(axis for axis in ("tzcyx" if suffix in (".tif", ".tiff") else AXES) if axis in dims))
+    image, meta = image.copy(data=_real(path, image)), metadata_of(image)
+    if suffix == ".zarr":
+        with replacing_folder(path) as folder:
+            write_zarr(folder, image, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
+    elif suffix in (".tif", ".tiff"):
+        _write_tiff(path, image, meta, compression)
+    else:
+        with replacing(path) as temporary:
+            write_hdf5(temporary, image, meta, compression)
+
+
+def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
+    """Return the values in a type that all formats know."""
+    values = image.values
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f":
+        return values.astype(np.float32, copy=False)
+    if values.dtype.kind not in "iu":
+        raise OutputError(f"cannot write {path}: images hold real numbers, given {values.dtype}; write .npy instead")
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _write_tiff(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
+    values, axes = _narrowed(path, image.values), "".join(map(str, image.dims)).upper()
+    imagej = values.dtype in (np.uint8, np.uint16, np.float32) and values.nbytes < _IMAGEJ_LIMIT_BYTES
+    options: dict[str, Any] = {"photometric": "minisblack", "compression": compression}
+    if imagej and not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
+        options |= {"imagej": True} | _imagej(meta, axes, values.shape)
+    else:
+        options |= {"ome": True, "bigtiff": True, "metadata": _ome(meta, axes)}
+    with replacing(path) as temporary:
+        try:
+            tifffile.imwrite(temporary, values, **options)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
+
+
+def _narrowed(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values in a type that TIFF readers know."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return values
+    for narrow in (np.uint32, np.int32):
+        ends = np.iinfo(narrow)
+        if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
+            return values.astype(narrow)
+    raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
+
+
+def _imagej(meta: Metadata, axes: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Return ImageJ's metadata and resolution (pixels per micrometre, x and y), of axes out of TZCYX in that order."""
+    steps = meta.steps
+    words: dict[str, Any] = {"axes": axes, "mode": "composite" if "C" in axes else "grayscale"}
+    resolution = None
+    if "x" in steps and "y" in steps:  # ImageJ has one unit for all axes, so z alone cannot be said
+        resolution = (1 / steps["x"], 1 / steps["y"])
+        words["unit"] = "micron"
+        if "z" in steps:
+            words["spacing"] = steps["z"]
+    if "t" in steps:
+        words["finterval"] = steps["t"]
+    if meta.channels:  # one label per plane, channels running fastest
+        planes = math.prod(n for axis, n in zip(axes, shape, strict=True) if axis in "TZC")
+        words["Labels"] = [*meta.channels] * (planes // len(meta.channels))
+    return {"metadata": words, "resolution": resolution}
+
+
+def _ome(meta: Metadata, axes: str) -> dict[str, Any]:
+    """Return OME's metadata for tifffile, of axes out of TZCYX in that order."""
+    words: dict[str, Any] = {"axes": axes}
+    for axis, size in meta.pixel_size_um.items():
+        words |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "µm"}
+    if "t" in meta.steps:
+        words |= {"TimeIncrement": meta.steps["t"], "TimeIncrementUnit": "s"}
+    if meta.channels:
+        words["Channel"] = {"Name": [*meta.channels]}
+    return words | ({"Name": meta.name} if meta.name else {})

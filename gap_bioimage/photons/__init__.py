@@ -1,1 +1,0 @@
-"""Photon counts: files, checks, thinning, simulation."""

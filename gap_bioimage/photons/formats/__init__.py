@@ -1,1 +1,0 @@
-"""Image files of each format, opened without reading them."""

@@ -1,1 +1,0 @@
-"""Whether an image holds photon counts, and what it is otherwise."""

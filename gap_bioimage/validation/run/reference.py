@@ -1,0 +1,288 @@
+"""Whether the packaged test outputs come out of the packaged test inputs, for bioimageio.core and for us."""
+
+from __future__ import annotations
+
+import glob
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gap_bioimage.validation.check import (
+    Evidence,
+    NotApplicable,
+    Outcome,
+    Severity,
+    declare,
+    merge_outcomes,
+    one_sentence,
+    run_check,
+)
+from gap_bioimage.validation.quiet import quiet
+from gap_bioimage.validation.run.compare import (
+    ZOO_DEEPIMAGEJ,
+    core_tolerance,
+    mismatched_ppm,
+    not_finite,
+    relative_rms,
+    wrong_versions,
+)
+from gap_bioimage.validation.run.runner import ModelError, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gap_bioimage.validation.run.runner import Arrays, Runner
+
+REPRODUCED = 1e-3
+AGREE = 1e-3
+_EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
+_NUMBERS = "See why the model gave these values, and export test outputs that are numbers."
+_GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
+_COUNT = re.compile(r"Output '(?P<name>.*?)': (?P<wrong>\d+) of (?P<all>\d+) elements disagree")
+_NUMBER = r"[-+\w.]+"
+_WORST = re.compile(
+    rf"Max absolute difference.*?\\?\|(?P<got>{_NUMBER}) - (?P<expected>{_NUMBER})\\?\|\)? at \{{(?P<place>.*?)\}}",
+    re.DOTALL,
+)
+_PLACE = re.compile(r"'(\w+)'\)?: (?:np\.int64\()?(\d+)")
+
+CONTROL = declare(
+    "run.negative_control",
+    "run",
+    Severity.DEGRADES,
+    asks="A test that a wrong output fails.",
+    breaks="the test proves nothing",
+    fix="Export values on a larger scale (photons, not fractions), or a test image with structure.",
+    order=-9,
+)
+CORE_TEST = declare(
+    "core.test",
+    "run",
+    Severity.BLOCKS,
+    asks="bioimageio.core's own test.",
+    breaks="bioimageio.core gives other results, or none",
+    fix="Export the test outputs again with these weights, and see that the declared sizes are accepted.",
+    order=-9,
+)
+AGREEMENT = declare(
+    "run.formats_agree",
+    "run",
+    Severity.DEGRADES,
+    asks="Weights in several formats that compute the same.",
+    breaks="users of different programs get different images",
+    fix="Convert the weights again.",
+    order=-1,
+)
+
+
+def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
+    """bioimageio.core's test of one weights format; only its status ``passed`` counts.
+
+    A failed inference gives the status ``valid-format``, which reads as if all were well. Its comparison lets values
+    pass that are not finite, so that these fail here.
+    """
+    import torch
+    from bioimageio.core import test_description
+
+    before = len(descr.validation_summary.details)
+    with tempfile.TemporaryDirectory(prefix="gap-core-") as folder:
+        try:
+            with quiet():
+                summary = test_description(
+                    descr,
+                    weight_format=cast("Any", weights_format),
+                    devices=[device],
+                    expected_type=None,
+                    determinism="full",  # as the zoo tests
+                    working_dir=folder,  # where it leaves what the model gave
+                )
+        except Exception as error:  # whatever a model raises
+            raise ModelError(explained(error)) from error
+        finally:
+            torch.use_deterministic_algorithms(False)  # users run without
+        details = summary.details[before:]
+        errors = [entry.msg for detail in details for entry in detail.errors]
+        if summary.status == "passed" and not errors:
+            names = [str(getattr(output, "id", None) or output.name) for output in descr.outputs]  # format 0.5, 0.4
+            made = {name: _made(Path(folder), name) for name in names}
+            return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {len(details)} runs")
+    if broken := not_finite(expected_outputs(descr)[0]):
+        return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
+    text = _plain(errors[0]) if errors else f"its status is {summary.status!r} instead of 'passed'"
+    return Outcome("failed", f"bioimageio.core's test: {text}")
+
+
+def _made(folder: Path, output_id: str) -> NDArray[Any]:
+    """What the model gave for the test input; nothing where bioimageio.core did not leave it."""
+    found = sorted(folder.glob(f"**/actual_output_{glob.escape(output_id)}_*.npy"))
+    plain = [path for path in found if "_not_postprocessed_" not in path.name]
+    return np.load(plain[0], allow_pickle=False) if plain else np.empty(0)
+
+
+def _numbers(made: Arrays) -> Outcome | None:
+    """What its passing means: little, where the model gives no numbers."""
+    if not (broken := not_finite(made)):
+        return None
+    text = f"of what the model gives for the test input {broken}, which bioimageio.core's test lets pass for any value"
+    return Outcome("failed", text, _GUARD)
+
+
+def expected_outputs(descr: Any) -> tuple[Arrays, dict[str, tuple[str, ...]]]:
+    """The packaged test outputs by output id, and their axes."""
+    from bioimageio.core.digest_spec import get_test_output_sample
+
+    with quiet():
+        members = {str(name): tensor for name, tensor in get_test_output_sample(descr).members.items()}
+    values = {name: tensor.to_numpy() for name, tensor in members.items()}
+    return values, {name: tuple(map(str, tensor.dims)) for name, tensor in members.items()}
+
+
+def _plain(error: str) -> str:
+    """A disagreement in plain words; any other error of bioimageio.core as it is."""
+    count, worst = _COUNT.search(error), _WORST.search(error)
+    if count is None:
+        return one_sentence(error, 240)
+    text = f"{count['wrong']} of {count['all']} values of {count['name']!r} disagree with the expected ones"
+    if worst is None:
+        return text
+    axes = [(axis, n) for axis, n in _PLACE.findall(worst["place"]) if axis not in ("batch", "channel") or n != "0"]
+    place = " at " + ", ".join(f"{axis} {n}" for axis, n in axes) if axes else ""
+    return f"{text}; the worst: expected {_short(worst['expected'])}, got {_short(worst['got'])}{place}"
+
+
+def _short(number: str) -> str:
+    try:
+        return f"{float(number):.4g}"
+    except ValueError:  # not written as it used to be
+        return number
+
+
+def negative_control(rdf: dict[str, Any], descr: Any) -> Outcome:
+    """Whether bioimageio.core's tolerance would notice a wrong output: a flipped expectation must fail.
+
+    Values that are small against the absolute tolerance pass its test whatever they are.
+    """
+    try:
+        expected, axes = expected_outputs(descr)
+    except Exception as error:  # unreadable or missing test tensors
+        raise NotApplicable(f"the expected outputs cannot be read: {one_sentence(error)}") from error
+    if broken := not_finite(expected):
+        return Outcome("skipped", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
+    accepted: dict[str, str] = {}
+    for name, values in expected.items():
+        wrong, tolerance = list(wrong_versions(values, axes[name])), core_tolerance(rdf, name)
+        passing = [how for how, other in wrong if mismatched_ppm(other, values, tolerance) <= tolerance.ppm]
+        if passing or not wrong:
+            accepted[name] = f"{name!r} {passing[0]}" if passing else f"{name!r}, which is constant"
+    if not accepted:
+        return Outcome("passed", "a flipped expected output fails the test, as it must")
+    told = ", ".join(accepted.values())
+    if len(accepted) == len(expected):
+        return Outcome("failed", f"core's test accepts a wrong expected output ({told}), so it proves nothing")
+    return Outcome("failed", f"the test cannot tell right from wrong for {told}")
+
+
+def formats_agree(runners: Sequence[Runner]) -> Outcome:
+    """Whether all weights formats compute the same."""
+    for runner in runners:
+        if broken := not_finite(runner.produced):
+            raise NotApplicable(f"nothing can be compared: of what {runner.weights_format} gives {broken}")
+    first = runners[0]
+    parts, worst, evidence = [], 0.0, []
+    for runner in runners[1:]:
+        difference = max(relative_rms(runner.produced[name], first.produced[name]) for name in first.produced)
+        worst = max(worst, difference)
+        parts.append(f"{runner.weights_format} differs from {first.weights_format} by {difference:.1e}")
+        against = f"{runner.weights_format} against {first.weights_format}"
+        evidence += evidence_of(runner, runner.produced, first.produced, against)
+    text = f"{'; '.join(parts)} of the scale (at most {AGREE:.0e})"
+    return Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "", tuple(evidence))
+
+
+@run_check("run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN)
+def reproduces(runner: Runner) -> Outcome:
+    """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
+    evidence = evidence_of(runner, runner.produced, runner.test_outputs, runner.weights_format)
+    for name, expected in runner.test_outputs.items():
+        got = runner.produced[name]
+        if got.shape != expected.shape:
+            return Outcome("failed", f"{name!r} has shape {got.shape}, expected {expected.shape}", "", evidence)
+    if broken := not_finite(runner.test_outputs):
+        return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS, evidence)
+    if broken := not_finite(runner.produced):
+        return Outcome("failed", f"of what the model gives for the test input {broken}", _GUARD, evidence)
+    worst = max(relative_rms(runner.produced[name], expected) for name, expected in runner.test_outputs.items())
+    text = f"test outputs differ by {worst:.1e} of their scale (at most {REPRODUCED:.0e})"
+    if worst <= REPRODUCED:
+        return Outcome("passed", text, "", evidence)
+    if exchanged := _exchanged(runner):
+        fix = "Exchange the files of the test tensors, with their hashes."
+        return Outcome("failed", f"{text}; the test tensors of {exchanged} look exchanged", fix, evidence)
+    return Outcome("failed", text, "", evidence)
+
+
+def _exchanged(runner: Runner) -> str:
+    """Which two test tensors would agree if they were exchanged; empty if none would."""
+    made, wanted, given = runner.produced, runner.test_outputs, runner.test_inputs
+    for a, b in ((a, b) for a in wanted for b in wanted if a < b):
+        if max(relative_rms(made[a], wanted[b]), relative_rms(made[b], wanted[a])) <= REPRODUCED:
+            return f"{a!r} and {b!r}"
+    if len(given) == len(wanted) == 1:
+        (first, image), (second, result) = next(iter(given.items())), next(iter(wanted.items()))
+        if image.shape == result.shape and image.dtype == result.dtype:
+            try:
+                backwards = runner.run({first: result})[second]
+            except ModelError:  # not an input that it takes
+                return ""
+            if relative_rms(backwards, image) <= REPRODUCED:
+                return "input and output"
+    return ""
+
+
+def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tuple[Evidence, ...]:
+    """Outputs beside the expected ones, and beside the test input where there is only one."""
+    inputs = list(runner.test_inputs.values())
+    given = inputs[0] if len(inputs) == 1 else None
+    fits = {name: given is not None and given.ndim == array.ndim for name, array in expected.items()}
+    return tuple(
+        Evidence(f"{name}, {what}", runner.axes(name), array, got[name], given if fits[name] else None)
+        for name, array in expected.items()
+    )
+
+
+@run_check(
+    "zoo.deepimagej",
+    Severity.DEGRADES,
+    breaks="the zoo's deepImageJ check fails",
+    fix=_EXPORT_AGAIN,
+    weights=("torchscript",),
+)
+def every_pixel(runner: Runner) -> Outcome:
+    """Every pixel of the test output comes out as closely as the zoo's deepImageJ check wants it."""
+    if broken := not_finite(runner.test_outputs):
+        raise NotApplicable(f"nothing can be compared: of the expected outputs {broken}")
+    pairs = [(runner.produced[name], expected) for name, expected in runner.test_outputs.items()]
+    if any(got.shape != expected.shape for got, expected in pairs):
+        raise NotApplicable("the shapes differ, see run.reproduces")
+    worst = max(mismatched_ppm(got, expected, ZOO_DEEPIMAGEJ) for got, expected in pairs)
+    text = f"{worst:.0f} ppm of the test output differ by more than 1.5e-4 + 1e-4 of the value"
+    if worst == 0:
+        return Outcome("passed", text)
+    evidence = evidence_of(runner, runner.produced, runner.test_outputs, "every pixel")
+    return Outcome("failed", text, "", evidence)
+
+
+def core_tests(descr: Any, weights_formats: Sequence[str], device: str) -> Outcome:
+    """bioimageio.core's test of every format; what one of them raises leaves the others their test."""
+    found = []
+    for name in weights_formats:
+        try:
+            found.append((name, core_test(descr, name, device)))
+        except ModelError as error:
+            found.append((name, Outcome("failed", str(error), "Run `bioimageio test` for the whole story.")))
+    return merge_outcomes(found)

@@ -1,0 +1,354 @@
+"""Samples and generated images: reproducible, independent of batches and tiles, within the trained range."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from fixtures_model import random_model
+
+from gap_bioimage.config import SamplingConfig
+from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError, TrainedRangeError
+from gap_bioimage.inference.denoising import denoise
+from gap_bioimage.inference.sampling import Progress, generate, sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LENGTHS = {"t": 2, "c": 2, "z": 5, "y": 21, "x": 18}
+FEW = SamplingConfig(steps=3)
+
+
+def counts(dims: str = "yx", photons: float = 1.0) -> xr.DataArray:
+    shape = [LENGTHS[d] for d in dims]
+    rng = np.random.default_rng(0)
+    values = rng.poisson(2 * photons * rng.random(shape)).astype("uint16")
+    coords = {d: np.arange(LENGTHS[d]) * 0.1 for d in dims if d != "c"}
+    return xr.DataArray(values, dims=list(dims), coords=coords, name="photons")
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim"),
+    [*((dims, 2) for dims in ("yx", "zyx", "tcyx", "yxc")), *((dims, 3) for dims in ("zyx", "tzyx", "czyx"))],
+)
+def test_samples_keep_photons_axes_and_coordinates(dims: str, dim: int) -> None:
+    image = counts(dims)
+    model = random_model(dim=dim, channels=2 if "c" in dims else 1)
+    samples = sample(model, image, 3, seed=0, settings=FEW, planes="z" in dims)
+    assert samples.dims == ("sample", *image.dims)
+    assert samples.dtype == np.float32
+    for axis in image.coords:
+        assert samples.coords[axis].equals(image.coords[axis])
+    together = [axis for axis in "czyx" if axis in dims and (axis != "z" or dim == 3)]
+    expected = image.sum(together, dtype=float).broadcast_like(samples.sum(together))
+    # the restored variance is bounded alike on both sides, pixel by pixel: totals move a little
+    np.testing.assert_allclose(samples.sum(together, dtype=float), expected, rtol=0.02)
+    assert float(samples.min()) >= 0
+    assert float(samples.std("sample").min()) > 0
+
+
+def test_the_papers_schedule_has_the_observed_total_exactly() -> None:
+    image = counts()
+    settings = SamplingConfig(schedule="geometric", beta=0.5)
+    samples = sample(random_model(), image, 2, seed=0, settings=settings)
+    np.testing.assert_allclose(samples.sum(("y", "x"), dtype=float), float(image.sum()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["sqrt", "geometric"])
+def test_a_sample_is_a_function_of_seed_number_and_counts(schedule: Any) -> None:
+    model, settings = random_model(), SamplingConfig(schedule=schedule, steps=4, beta=0.5)
+    image = counts("tyx")
+    drawn = sample(model, image, 5, seed=7, settings=settings)
+    np.testing.assert_array_equal(drawn, sample(model, image, 5, seed=7, settings=settings))
+    fewer = sample(model, image.isel(t=[1]), 2, seed=7, settings=settings)
+    np.testing.assert_array_equal(drawn.isel(sample=slice(2), t=[1]), fewer)
+    other = sample(model, image, 5, seed=8, settings=settings)
+    everything = [*drawn.values.reshape(10, -1), *other.values.reshape(10, -1)]
+    assert all(not np.allclose(a, b, rtol=1e-3) for a, b in itertools.combinations(everything, 2))
+
+
+@pytest.mark.parametrize("batch", [3, 4, 8])
+@pytest.mark.parametrize("schedule", ["sqrt", "geometric"])
+def test_samples_do_not_depend_on_their_batch(batch: int, schedule: Any) -> None:
+    model, image = random_model(), counts()
+    settings = SamplingConfig(schedule=schedule, steps=6, beta=0.5)
+    alone = sample(model, image, 8, seed=1, settings=settings, batch=1)
+    np.testing.assert_array_equal(sample(model, image, 8, seed=1, settings=settings, batch=batch), alone)
+
+
+def test_tiles_do_not_show() -> None:
+    model = random_model()
+    image = xr.DataArray(np.random.default_rng(0).poisson(1.0, (150, 130)).astype("uint16"), dims=["y", "x"])
+    whole = sample(model, image, 2, seed=1, settings=FEW)
+    tiled = sample(model, image, 2, seed=1, settings=FEW, tile_px=(64, 48))
+    np.testing.assert_allclose(tiled, whole, rtol=2e-2, atol=2e-2)
+    assert np.mean(np.isclose(tiled, whole, rtol=1e-4)) > 0.99
+
+
+def test_a_network_that_knows_the_answer_gives_it() -> None:
+    # no photons can change what this network expects, so every sample is the same, with both schedules
+    model = random_model(levels=1)
+    for parameter in model.network.parameters():
+        parameter.data.zero_()
+    image = counts()
+    for schedule in ("sqrt", "geometric"):
+        samples = sample(model, image, 3, seed=0, settings=SamplingConfig(schedule=schedule))
+        np.testing.assert_allclose(samples, float(image.mean()), rtol=1e-5)
+
+
+def test_progress_counts_steps_photons_and_decibels() -> None:
+    seen: list[Progress] = []
+    image = counts("tyx")
+    sample(
+        random_model(trained_range_db=(-40, 30)),
+        image,
+        2,
+        seed=0,
+        settings=SamplingConfig(steps=5),
+        on_step=seen.append,
+    )
+    assert [(p.item, p.samples.start, p.step) for p in seen] == [
+        (item, number, step) for item in range(2) for number in range(2) for step in range(1, 6)
+    ]
+    assert [p.done for p in seen] == list(range(1, 21))
+    assert {p.total for p in seen} == {20}
+    last = seen[4]
+    assert last.photons == pytest.approx(float(last.counts.mean()))
+    assert last.db == pytest.approx(10 * np.log10(last.photons))
+    # 20 dB above the frame
+    assert last.photons == pytest.approx(100 * float(image.isel(t=0).mean()), rel=0.01)
+
+
+def test_interrupted_work_continues_to_the_same_end(tmp_path: Path) -> None:
+    model, image, folder = random_model(), counts("tyx"), tmp_path / "unfinished"
+    expected = sample(model, image, 3, seed=4, settings=FEW)
+    steps = 0
+
+    def interrupt(progress: Progress) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 11:  # within the first sample of the second frame
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, image, 3, seed=4, settings=FEW, unfinished=folder, on_step=interrupt)
+    done: list[Progress] = []
+    got = sample(model, image, 3, seed=4, settings=FEW, unfinished=folder, on_step=done.append)
+    np.testing.assert_array_equal(got, expected)
+    assert [(p.item, p.samples.start) for p in done] == [(1, n) for n in range(3) for _ in range(3)]
+    assert not folder.exists()
+
+
+def test_a_damaged_part_of_unfinished_work_is_drawn_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, image, folder = random_model(), counts(), tmp_path / "unfinished"
+    caplog.set_level("INFO")
+
+    def interrupt(progress: Progress) -> None:
+        if progress.samples.start == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, image, 3, seed=4, settings=FEW, unfinished=folder, on_step=interrupt)
+    assert not caplog.messages
+    part = folder / "item0_samples0-1.npz"
+    part.write_bytes(part.read_bytes()[:100])
+    got = sample(model, image, 3, seed=4, settings=FEW, unfinished=folder)
+    assert caplog.messages == ["continuing an interrupted run"]
+    np.testing.assert_array_equal(got, sample(model, image, 3, seed=4, settings=FEW))
+
+
+def test_an_empty_image_becomes_generation_and_says_so() -> None:
+    model, empty = random_model(trained_range_db=(-40, 3)), counts() * 0
+    settings = SamplingConfig(beta=0.5)
+    with pytest.warns(UserWarning, match="no photons.*generated"):
+        samples = sample(model, empty, 2, seed=3, settings=settings)
+    assert np.isfinite(samples).all()
+    images = generate(model, (21, 18), 2, seed=3, settings=settings)
+    np.testing.assert_array_equal(samples, images)
+    assert images.dims == ("sample", "y", "x")
+
+
+def test_an_empty_frame_is_generated_beside_others() -> None:
+    model, image = random_model(trained_range_db=(-40, 12)), counts("tyx")
+    image[1] = 0
+    settings = SamplingConfig(steps=3, beta=0.5)
+    seen: list[Progress] = []
+    with pytest.warns(UserWarning, match=r"^frame 1 of 2 \(counted from 0\) holds no photons.*generated instead"):
+        samples = sample(model, image, 2, seed=3, settings=settings, on_step=seen.append)
+    np.testing.assert_array_equal(samples.isel(t=0), sample(model, image.isel(t=0), 2, seed=3, settings=settings))
+    np.testing.assert_array_equal(samples.isel(t=1), generate(model, (21, 18), 2, seed=3, settings=settings))
+    assert [p.done for p in seen[:6]] == [1, 2, 3, 4, 5, 6]
+    assert all(a.done <= b.done for a, b in itertools.pairwise(seen))
+    assert seen[-1].done <= seen[-1].total
+
+
+def test_empty_planes_and_channels_are_named() -> None:
+    image = counts("czyx")
+    image[1, 3:] = 0
+    model = random_model(trained_range_db=(-40, 12))
+    options: Any = {"settings": SamplingConfig(steps=2, beta=0.9), "planes": True, "separate_channels": True}
+    with pytest.warns(UserWarning, match=r"channel 1, plane 3 and 1 more of 10 \(counted from 0\) hold no photons"):
+        samples = sample(model, image, 1, seed=3, **options)
+    assert float(samples.min()) > 0
+    with pytest.warns(UserWarning, match=r"plane 3 and 1 more of 10 .* hold no photons"):
+        rate = denoise(model, image, planes=True, separate_channels=True)
+    np.testing.assert_array_equal(rate[1, 3:], 0)
+
+
+def test_a_collapsed_network_is_told_of_when_it_generates() -> None:
+    model = random_model(trained_range_db=(-40, 10), levels=1)
+    for parameter in model.network.parameters():
+        parameter.data.zero_()
+
+    class Blob(torch.nn.Module):
+        def __init__(self, network: Any) -> None:
+            super().__init__()
+            self.network = network
+
+        def __getattr__(self, name: str) -> Any:
+            return super().__getattr__(name) if name == "network" else getattr(self.network, name)
+
+        def forward(self, photons: torch.Tensor) -> torch.Tensor:
+            log_rate = torch.zeros_like(photons)
+            log_rate[..., 5:8, 5:8] = 30.0
+            return log_rate
+
+    blob = replace(model, network=Blob(model.network))
+    settings = SamplingConfig(beta=0.5)
+    with pytest.warns(UserWarning, match="2 of 2 generated images lie far outside what the model was trained on"):
+        generate(blob, (64, 64), 2, seed=0, settings=settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model, (64, 64), 2, seed=0, settings=settings)
+
+
+def test_samples_that_do_not_fit_into_memory_are_refused_before_anything_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    with pytest.raises(MemoryError, match=r"^1000000000000 samples of 21 x 18 pixels take 1408159\.\d GiB$"):
+        sample(random_model(), counts(), 10**12, seed=0, unfinished=folder)
+    with pytest.raises(MemoryError, match="samples of 1 x 10000000 x 10000000 pixels take"):
+        generate(random_model(), (10**7, 10**7), seed=0, unfinished=folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("dim", "shape", "channels"), [(2, (17, 20), 1), (3, (5, 12, 9), 1), (2, (12, 12), 2)])
+def test_generation_stops_at_the_trained_brightness(dim: int, shape: tuple[int, ...], channels: int) -> None:
+    model = random_model(trained_range_db=(-40, 6), dim=dim, channels=channels)
+    states: list[Progress] = []
+    images = generate(model, shape, seed=1, on_step=states.append)
+    assert images.shape == (1, *((channels,) if channels > 1 else ()), *shape)
+    assert np.isfinite(images).all()
+    photons = [p.photons for p in states]
+    assert all(a <= b for a, b in itertools.pairwise(photons))
+    # images of one window: their mean is that of the brightest window, but for an even size
+    assert 0.6 * 10**0.6 < photons[-1] < 1.1 * 10**0.6
+    np.testing.assert_allclose(float(images.mean()), photons[-1], rtol=1e-4)
+
+
+def test_generation_stops_at_a_photon_budget() -> None:
+    states: list[Progress] = []
+    generate(random_model(), (30, 30), seed=1, settings=SamplingConfig(stop_db=3), on_step=states.append)
+    assert states[-1].photons == pytest.approx(10**0.3, rel=0.1)
+    assert states[-1].total == pytest.approx(states[-1].step, abs=6)
+
+
+def test_generated_images_differ_and_repeat() -> None:
+    model, settings = random_model(trained_range_db=(-40, 3)), SamplingConfig(beta=0.5)
+    first, second = generate(model, (16, 16), 2, seed=1, settings=settings)
+    assert not np.allclose(first, second, rtol=1e-2)
+    np.testing.assert_array_equal(first, generate(model, (16, 16), seed=1, settings=settings)[0])
+
+
+def test_generation_with_a_model_that_never_saw_the_dark_warns() -> None:
+    with pytest.warns(UserWarning, match="thinning.min_db=-40"):
+        generate(random_model(trained_range_db=(-10, 3)), (8, 8), seed=1)
+
+
+def test_images_at_the_top_of_the_trained_range_are_refused() -> None:
+    with pytest.raises(TrainedRangeError, match=r"brightest part of the image has .* dB.*trained up to .* dB"):
+        sample(random_model(trained_range_db=(-40, -1)), counts(photons=2), 2, seed=0)
+
+
+def test_little_room_warns_and_much_does_not() -> None:
+    image = counts(photons=1)
+    with pytest.warns(UserWarning, match="variance"):
+        sample(random_model(trained_range_db=(-40, 4)), image, 2, seed=0, settings=FEW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample(random_model(trained_range_db=(-40, 12)), image, 2, seed=0, settings=FEW)
+
+
+def test_a_bright_spot_limits_the_climb() -> None:
+    image = xr.DataArray(np.zeros((200, 200), np.uint16), dims=["y", "x"])
+    image[:64, :64] = 8
+    states: list[Progress] = []
+    with pytest.warns(UserWarning, match=r"photons grow by 3\.0 dB only"):
+        sample(random_model(trained_range_db=(-40, 12.041)), image, 1, seed=0, settings=FEW, on_step=states.append)
+    assert states[-1].photons <= 2.05 * float(image.mean())
+
+
+@pytest.mark.parametrize(("stop_db", "message"), [(20.1, "up to 20.0 dB only"), (-20.0, "already has")])
+def test_budgets_outside_the_range_are_refused(stop_db: float, message: str) -> None:
+    image = xr.DataArray(np.ones((63, 63), np.uint16), dims=["y", "x"])
+    with pytest.raises(TrainedRangeError, match=message):
+        sample(random_model(trained_range_db=(-40, 20)), image, 1, seed=0, settings=SamplingConfig(stop_db=stop_db))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n_samples": 0}, ConfigError, "n_samples is 0, expected a whole number of at least 1"),
+        ({"n_samples": 2.5}, ConfigError, "n_samples is 2.5, expected a whole number of at least 1"),
+        ({"seed": "a"}, ConfigError, r"seed is 'a', expected a whole number of at least 0 and below 2\^63"),
+        ({"batch": 0}, ConfigError, "batch is 0, expected"),
+        ({"seed": -1}, ConfigError, "seed is -1, expected"),
+        ({"seed": 2**63}, ConfigError, "seed is"),
+        ({"device": "abacus"}, ConfigError, "abacus"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sample(random_model(), counts(), **{"n_samples": 2, "seed": 0, **arguments})
+
+
+def test_axes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(AxesError, match="planes"):
+        sample(random_model(), counts("zyx"), 1, seed=0)
+    with pytest.raises(ConfigError, match="expected 2 positive numbers"):
+        generate(random_model(), (8, 8, 8), seed=0)
+    with pytest.raises(ConfigError, match="expected 3 positive numbers"):
+        generate(random_model(dim=3), (8, 0, 8), seed=0)
+
+
+def test_a_broken_network_gives_an_error_and_no_images() -> None:
+    model = random_model()
+    state = {key: value.clone() for key, value in model.network.state_dict().items()}
+    state["conv_final.bias"][0] = float("nan")
+    broken = replace(model)
+    broken.network.load_state_dict(state)
+    with pytest.raises(BrokenNetworkError, match="not finite"):
+        sample(broken, counts(), 2, seed=0)
+
+
+def test_the_first_prediction_is_the_denoised_image() -> None:
+    # one step that adds almost nothing: the sample is the MMSE but for the photons of that step
+    model, image = random_model(), counts()
+    stop = 10 * np.log10(1.001 * float(image.mean()))
+    samples = sample(model, image, 1, seed=0, settings=SamplingConfig(schedule="geometric", stop_db=stop))
+    np.testing.assert_allclose(samples[0], denoise(model, image), rtol=0.05)
+
+
+def test_torchs_random_state_plays_no_part() -> None:
+    model, image = random_model(), counts()
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = sample(model, image, 1, seed=0, settings=FEW)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(first, sample(model, image, 1, seed=0, settings=FEW))

@@ -1,0 +1,153 @@
+"""Tiles cover an image exactly, and together give what the whole image gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fixtures_model import random_network
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gap_bioimage.errors import ConfigError
+from gap_bioimage.inference.tiling import TiledNetwork, receptive_field_px, tiles
+
+AXIS = st.tuples(
+    st.integers(1, 90),  # size
+    st.sampled_from([1, 2, 4, 8]),  # step
+    st.integers(0, 19),  # halo
+    st.integers(0, 30),  # pixels beyond the smallest tile
+)
+NETWORKS = [
+    {"dim": 2, "depth": 3},
+    {"dim": 2, "depth": 3, "up_mode": "upsample", "merge_mode": "concat"},
+    {"dim": 2, "depth": 1, "channels": 2},
+    {"dim": 3, "depth": 2},
+    {"dim": 3, "depth": 2, "up_mode": "upsample"},
+    {"dim": 3, "depth": 2, "start_filts": 2, "z_conv_stage": 1, "merge_mode": "concat"},
+]
+
+
+def round_up(value: int, step: int) -> int:
+    return math.ceil(value / step) * step
+
+
+def smallest_tile(step: int, halo: int) -> int:
+    return 2 * round_up(halo, step) + step
+
+
+@given(st.lists(AXIS, min_size=1, max_size=3))
+def test_every_pixel_is_written_once_and_every_tile_keeps_its_place(axes: list[Any]) -> None:
+    shape, step, halo, extra = (list(column) for column in zip(*axes, strict=True))
+    tile = [smallest_tile(s, h) + e for s, h, e in zip(step, halo, extra, strict=True)]
+    image = np.arange(math.prod(shape)).reshape(shape)
+    copy, written = np.zeros_like(image), np.zeros(shape, int)
+    for part in tiles(shape, tile, halo, step):
+        written[part.inner] += 1
+        copy[part.inner] = image[part.outer][part.crop]
+        for axis, (outer, inner) in enumerate(zip(part.outer, part.inner, strict=True)):
+            margin = round_up(halo[axis], step[axis])
+            assert outer.start % step[axis] == 0
+            assert outer.stop - outer.start <= tile[axis]
+            assert outer.start == 0 or inner.start - outer.start == margin
+            assert outer.stop == shape[axis] or outer.stop - inner.stop == margin
+    np.testing.assert_array_equal(written, 1)
+    np.testing.assert_array_equal(copy, image)
+
+
+def test_an_image_that_fits_is_one_tile() -> None:
+    (part,) = tiles((30, 7), (30, 64), (13, 13), (2, 2))
+    assert part.outer == part.inner == part.crop == (slice(0, 30), slice(0, 7))
+
+
+def test_tiles_without_room_are_refused_with_the_size_that_has() -> None:
+    with pytest.raises(ConfigError, match=r"a halo of 16 px on both sides and a block of 4 px; give .* 36 px"):
+        tiles((100, 100), (64, 35), (13, 13), (4, 4))
+    assert tiles((100, 100), (64, 36), (13, 13), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("tile", "halo"),
+    [((64,), (13, 13)), ((64, 64, 64), (13, 13)), ((64, 64), (13,)), ((64, 64), (-1, -1)), ((-64, 64), (0, 0))],
+)
+def test_sizes_that_make_no_sense_are_refused_in_a_sentence(tile: tuple[int, ...], halo: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"expected|at least"):
+        tiles((100, 100), tile, halo, (2, 2))
+
+
+def test_a_wrong_number_of_sizes_is_told_from_a_wrong_size() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^the halo is 40 px: 1 number was given, expected 2 \(y, x\), such as 40,40$"
+    ):
+        tiles((100, 100), (64, 64), (40,), (2, 2))
+    with pytest.raises(ConfigError, match=r"^the tile is 9, 64 px: 2 numbers were given, expected 3 \(z, y, x\), such"):
+        tiles((9, 100, 100), (9, 64), (1, 4, 4), (2, 2, 2))
+    with pytest.raises(ConfigError, match=r"^the halo is 4, -1 px, expected 2 numbers \(y, x\) of at least 0$"):
+        tiles((100, 100), (64, 64), (4, -1), (2, 2))
+
+
+def photons_for(network: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    rate = torch.rand((2, network.channels, *shape), generator=generator) ** 4 * 20
+    return torch.poisson(rate, generator)
+
+
+@pytest.mark.parametrize("config", NETWORKS, ids=lambda c: "-".join(map(str, c.values())))
+@pytest.mark.parametrize("odd", [0, 3])
+def test_tiles_give_what_the_whole_image_gives(config: dict[str, Any], odd: int) -> None:
+    network = random_network(seed=2, **config)
+    reach, step = receptive_field_px(network), network.step_px
+    tile = [smallest_tile(s, r) + s for s, r in zip(step, reach, strict=True)]
+    cut = [True] * 2 if network.dim == 2 else [True, False, True]
+    shape = tuple(t + s + odd if c else 7 for t, s, c in zip(tile, step, cut, strict=True))
+    photons = photons_for(network, shape)
+    with torch.inference_mode():
+        whole = network(photons)
+    seen: list[tuple[int, int]] = []
+    tiled = TiledNetwork(network, tile)(photons, lambda *done: seen.append(done))
+    assert len(seen) >= 2 ** sum(cut)
+    assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+    assert tiled.dtype == torch.float32
+    assert float((tiled - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
+    assert float(whole.std()) > 0.01 * float(whole.abs().max())
+
+
+def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> None:
+    network = random_network(seed=3, depth=3)
+    photons = photons_for(network, (150, 150))
+    (reach, _), halo, tile = receptive_field_px(network), 4, 120
+    with torch.inference_mode():
+        difference = (TiledNetwork(network, (tile, tile), (halo, halo))(photons) - network(photons)).abs()
+    cut = tile - 2 * halo  # where blocks meet; the tiles reach a halo farther
+    far = torch.ones(150, dtype=torch.bool)
+    far[cut + halo - reach : cut - halo + reach] = False
+    assert int(far.sum()) > 70
+    assert float(difference[..., far, :][..., far].max()) <= 1e-4 * float(network(photons).abs().max())
+    assert float(difference.max()) > 1e-2
+
+
+def test_whole_counts_of_any_type_run() -> None:
+    network = random_network()
+    photons = photons_for(network, (20, 20))
+    assert torch.equal(TiledNetwork(network)(photons.to(torch.int32)), TiledNetwork(network)(photons))
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=3, max_size=3), st.sampled_from(NETWORKS))
+def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[int], config: dict[str, Any]) -> None:
+    network = random_network(**{**config, "start_filts": 32})
+    shape = shape[-network.dim :]
+    reach, step = receptive_field_px(network), network.step_px
+    tile = TiledNetwork(network).tile_of(shape)
+    smallest = [min(size, smallest_tile(s, r)) for size, s, r in zip(shape, step, reach, strict=True)]
+    assert all(low <= t <= max(low, size) for low, t, size in zip(smallest, tile, shape, strict=True))
+    assert math.prod(tile) * 32 * 4 * 8 <= 2e9 or list(tile) == smallest
+    per_axis = zip(shape, tile, reach, step, strict=True)
+    assert all(tiles([size], [t], [r], [s]) for size, t, r, s in per_axis)
+
+
+def test_an_image_that_fits_memory_is_not_cut() -> None:
+    assert TiledNetwork(random_network(start_filts=32)).tile_of((1024, 1024)) == (1024, 1024)
+    assert max(TiledNetwork(random_network(start_filts=32)).tile_of((30_000, 30_000))) < 2048

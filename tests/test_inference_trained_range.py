@@ -1,0 +1,137 @@
+"""Budgets and room within the trained range, per image."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from gap_bioimage.errors import TrainedRangeError
+from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at, warn_if_samples_disagree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def names(numbers: Sequence[int]) -> str:
+    return f"images {list(numbers)}"
+
+
+def flat(value: float, size: int = 63, channels: int = 1) -> torch.Tensor:
+    return torch.full((1, channels, size, size), value)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("value", "brightest", "gain"), [(1.0, 1000.0, 100.0), (1.0, 8.0, 8.0), (9.0, 8.0, 1.0)])
+def test_the_default_is_20_db_more_within_the_range(value: float, brightest: float, gain: float, channels: int) -> None:
+    item = flat(value, channels=channels)
+    stop = photons_to_stop_at(item, None, brightest)
+    assert float(stop) == pytest.approx(gain * float(item.sum()), rel=1e-5)
+
+
+def test_the_brightest_window_counts() -> None:
+    item = torch.ones(1, 1, 189, 63)
+    item[:, :, 63:126] = 4
+    assert float(photons_to_stop_at(item, None, 8.0)) == pytest.approx(2 * float(item.sum()))
+
+
+def test_generation_may_fill_the_image_to_the_brightest() -> None:
+    assert float(photons_to_stop_at(flat(0.0), None, 8.0)) == 8 * 63 * 63
+    assert float(photons_to_stop_at(flat(0.0), 0.0, 8.0)) == pytest.approx(63 * 63)
+
+
+def test_a_wish_is_followed_within_the_range() -> None:
+    assert float(photons_to_stop_at(flat(1.0), 10.0, 11.0)) == pytest.approx(10 * 63 * 63)
+    with pytest.raises(TrainedRangeError, match=r"stop_db is 10.5.*up to 10\.4 dB only; give at most that"):
+        photons_to_stop_at(flat(1.0), 10.5, 11.0)
+    with pytest.raises(TrainedRangeError, match=r"already has 0\.0 dB"):
+        photons_to_stop_at(flat(1.0), -1.0, 11.0)
+
+
+def test_room_is_that_of_the_best_and_the_worst_image() -> None:
+    bright, dark = flat(9.0), flat(1.0)
+    stops = [photons_to_stop_at(item, None, 10.0) for item in (bright, dark)]
+    with pytest.warns(UserWarning, match=r"9\.5 dB .* up to 10\.0 dB: photons grow by 0\.5 dB only.* 10% of the"):
+        check_room([bright, dark], stops, 10.0, names)
+    with pytest.raises(TrainedRangeError, match="no room"):
+        check_room([bright, flat(0.0)], [stops[0] * 0 + bright.sum(), stops[1]], 10.0, names)
+    with pytest.raises(TrainedRangeError, match="no room"):
+        check_room([bright], [stops[0] * 0 + bright.sum()], 10.0, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_room([dark, flat(0.0)], [stops[1], stops[1]], 10.0, names)
+        check_room([flat(0.0)], [stops[1]], 10.0, names)
+
+
+def test_those_without_room_are_named() -> None:
+    images = [flat(1.0), flat(9.0), flat(1.0), flat(9.5)]
+    stops = [photons_to_stop_at(item, None, 10.0) for item in images]
+    with pytest.warns(UserWarning, match=r"brightest part of images \[1, 3\] has 9\.8 dB"):
+        check_room(images, stops, 10.0, names)
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(2, (1, 1, 96, 96)), (3, (1, 1, 16, 64, 64))])
+def test_generated_images_far_outside_are_told(dim: int, shape: tuple[int, ...]) -> None:
+    plausible = torch.ones(shape)
+    plausible[..., 5, 5] = 40.0
+    blob, filled = torch.zeros(shape), torch.full(shape, 4.0)
+    blob[..., 5:7, 5:7] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rates in ([], [plausible], [torch.zeros(shape)]):
+            calm = Strangeness(2.0)
+            for rate in rates:
+                calm.look_at(rate)
+            calm.warn()
+    for strange in (blob, 1.1 * filled):
+        seen = Strangeness(2.0)
+        seen.look_at(torch.cat([plausible, strange]))
+        seen.look_at(plausible)
+        with pytest.warns(UserWarning, match="1 of 3 generated images lie far outside .* had 2 in the training"):
+            seen.warn()
+
+
+def images(dims: str = "yx") -> tuple[xr.DataArray, xr.DataArray]:
+    """A denoised image, and eight samples whose pixels vary by as much as they hold."""
+    rng = np.random.default_rng(0)
+    shape = [{"y": 70, "x": 50}.get(dim, 2) for dim in dims]
+    mmse = xr.DataArray(1 + rng.random(shape).astype(np.float32), dims=list(dims))
+    factors = rng.exponential(size=(8, *shape)).astype(np.float32)
+    return mmse, xr.DataArray(factors * mmse.values, dims=["sample", *dims])
+
+
+@pytest.mark.parametrize("dims", ["yx", "tczyx", "yxc"])
+def test_noise_of_single_pixels_is_no_contradiction(dims: str) -> None:
+    mmse, samples = images(dims)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_samples_disagree(samples, mmse)
+        warn_if_samples_disagree(samples.isel(sample=[0]) * 2, mmse)  # one sample has no spread
+        warn_if_samples_disagree(samples * 0, mmse * 0)
+
+
+def test_a_mean_that_moved_is_named_with_what_the_spread_explains() -> None:
+    mmse, samples = images()
+    factor = xr.DataArray(np.repeat([0.8, 1.2], [32, 18]), dims="x")
+    with pytest.warns(UserWarning, match=r"denoised image by 2\d % \(their spread explains [1-4] %\).*train longer"):
+        warn_if_samples_disagree(samples * factor, mmse)
+
+
+def test_samples_that_differ_as_a_whole_explain_their_mean() -> None:
+    mmse, _ = images()
+    brightness = xr.DataArray([0.5, 1.0, 1.9], dims="sample")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_samples_disagree(brightness * mmse, mmse)
+
+
+def test_planes_without_light_were_generated_and_contradict_nothing() -> None:
+    mmse, samples = images("tyx")
+    mmse[0], samples[:, 0] = 0, 50
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_samples_disagree(samples, mmse)

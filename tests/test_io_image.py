@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from made_images import STEPS, counts, one_sentence
+
+from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.io import as_image, as_images, pixel_size_um
+from gap_bioimage.io.image import Metadata, items_first, lazy_image, metadata_of, step_of, steps_of, time_as_z
+
+
+def test_arrays_become_images_where_their_axes_are_named():
+    values = np.ones((4, 17, 12), np.uint16)
+    image = as_image(values, "zyx")
+    assert image.dims == ("z", "y", "x")
+    assert np.shares_memory(image.values, values)
+    assert as_image(image) is image
+    assert as_image(image, "tyx").dims == ("t", "y", "x")
+    assert as_image(values.tolist(), ("z", "y", "x")).shape == values.shape
+
+
+@pytest.mark.parametrize(
+    ("array", "dims"),
+    [
+        (np.ones((4, 17, 12)), None),
+        (np.ones((17, 12)), None),
+        (np.ones((4, 17, 12)), "yx"),
+        (np.ones((17, 12)), "zy"),
+        ("a.tif", None),
+        (xr.DataArray(np.ones((17, 12))), None),
+        (xr.DataArray(np.ones((2, 17, 12)), dims=["q", "y", "x"]), None),
+    ],
+)
+def test_arrays_without_known_axes_are_refused(array, dims):
+    with pytest.raises(AxesError) as error:
+        as_image(array, dims)
+    one_sentence(error)
+
+
+def test_one_image_or_several():
+    values = np.ones((4, 17, 12), np.uint16)
+    assert [image.dims for image in as_images(values, "zyx")] == [("z", "y", "x")]
+    assert [image.dims for image in as_images([values[0], counts("yx")], "yx")] == [("y", "x")] * 2
+    assert as_images([]) == []
+    assert len(as_images(counts("yx"))) == 1
+
+
+def test_numbers_beyond_signed_integers_are_no_counts():
+    values = np.full((17, 12), 2**63 - 1, np.uint64)
+    assert as_image(values, "yx").dtype == np.uint64
+    values[0, 0] += np.uint64(1)
+    with pytest.raises(NotPhotonCountsError, match=r"2\*\*63") as error:
+        as_image(values, "yx")
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "axis", "step"),
+    [
+        (108, "nm", "x", 0.108),
+        ("0.2", "micron", "y", 0.2),
+        (0.2, "\\u00B5m", "z", 0.2),
+        (1e-6, "Meter", "x", 1.0),
+        (72, "inch", "x", None),
+        (0.0, "um", "x", None),
+        (float("nan"), "um", "x", None),
+        ("wide", "um", "x", None),
+        (None, None, "x", None),
+        (500, "ms", "t", 0.5),
+        (2, "hour", "t", 7200.0),
+        (2, "um", "t", None),
+    ],
+)
+def test_units_become_micrometres_and_seconds(value, unit, axis, step):
+    assert step_of(value, unit, axis) == step
+
+
+def test_steps_without_a_unit_are_told_apart():
+    measured = {"z": (2.0, ""), "y": (0.5, None), "x": (1.0, None), "t": (3, "s")}
+    assert steps_of(measured) == ({"t": 3.0}, {"z": 2.0, "y": 0.5})
+
+
+def test_metadata_go_through_coordinates():
+    image = counts("tczyx")
+    meta = metadata_of(image.assign_attrs(series="cell"))
+    assert meta == Metadata(
+        dict.fromkeys("tzyx") | {a: pytest.approx(STEPS[a]) for a in "tzyx"}, ("actin", "DNA"), "cell"
+    )
+    assert meta.pixel_size_um == pixel_size_um(image)
+    assert meta.interval_s == 2.5
+    assert metadata_of(counts("yx", calibrated=False)) == Metadata()
+
+
+def test_lazy_images_read_what_is_chosen():
+    read = []
+    values = counts("tczyx").values
+    meta = Metadata({"t": 2.0}, ["a", "b"])
+    image = lazy_image(values.shape, values.dtype, "TCZYX", lambda i: read.append(i) or values[i], meta)
+    chosen = image.isel(c=1).isel(t=slice(1, 3)).isel(t=1)
+    assert read == []
+    np.testing.assert_array_equal(chosen, values[2, 1])
+    assert read[0][:2] == (2, 1)
+    assert float(chosen.t) == 4.0
+    assert str(chosen.c.values) == "b"
+
+
+def test_items_come_first():
+    assert items_first(counts("tzyx"), 2).dims == ("t", "z", "c", "y", "x")
+    assert items_first(counts("tczyx"), 3).dims == ("t", "c", "z", "y", "x")
+    alone = items_first(counts("tczyx"), 3, separate_channels=True)
+    assert alone.dims == ("t", "channel", "c", "z", "y", "x")
+    assert alone.sizes["c"] == 1
+
+
+def test_time_as_z():
+    assert time_as_z(counts("tcyx")).dims == ("z", "c", "y", "x")
+    for dims in ("yx", "tzyx"):
+        with pytest.raises(AxesError):
+            time_as_z(counts(dims))
