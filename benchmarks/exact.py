@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from gap_bioimage.network import rate_from_log_rate
+from gap_bioimage.sampler import Sampler, sample_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,37 @@ class Markov:
 def draw_counts(shares: Tensor, photons: float, seed: int) -> Tensor:
     """Draw Poisson counts of an image with so many photons on average."""
     return torch.poisson(shares * photons, torch.Generator().manual_seed(seed)).float()
+
+
+def draw_samples(
+    predict: Callable[[Tensor], Tensor],
+    counts: Tensor,
+    numbers: range,
+    stop: Tensor,
+    *,
+    steps: int = 16,
+    beta: float = 0.0,
+    restored: bool | None = None,
+    brightest: float = math.inf,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, int]:
+    """Return samples (b, c, y, x) in the exposure of the counts (1, c, y, x), counts at the end, and evaluations.
+
+    The schedule is that of equal roots with restored variance, or where ``beta`` is given the paper's.
+    """
+    evaluations = 0
+
+    def counting(x: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return predict(x)
+
+    sampler = Sampler(counting, brightest, [63, 63], beta, restored=beta == 0 if restored is None else restored)
+    start = counts.expand(len(numbers), *counts.shape[1:]).float()
+    keys = sample_keys(counts, seed, torch.tensor(list(numbers)))
+    end, log_rate, factor = sampler.climb(start, predict(counts).expand_as(start), stop, keys, steps)
+    exposure = start if bool(counts.any()) else end
+    return rate_from_log_rate(log_rate, exposure) * factor, end, evaluations
 
 
 def decibels(ratio: float) -> float:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from exact import Dirichlet, Markov, Templates, draw_counts
+from exact import Dirichlet, Markov, Templates, draw_counts, draw_samples
 from results import write_section
 from torch import Tensor
 
-from gap_bioimage.config import RunConfig, SamplingConfig
-from gap_bioimage.inference.climb import WINDOW_PX, Climb
+from gap_bioimage.config import RunConfig
 from gap_bioimage.network import rate_from_log_rate
-from gap_bioimage.sampler import brightest_mean, photon_budget, total_photons
+from gap_bioimage.sampler import WINDOW_PX, brightest_mean, photon_budget, total_photons
 from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.training.fit import train
 
@@ -31,29 +30,16 @@ if TYPE_CHECKING:
     from gap_bioimage.model import Model
 
 
-class Frozen(Climb):
-    """The sqrt schedule without restoring the variance that frozen rates lose."""
-
-    @property
-    def spreads(self) -> bool:
-        """Never."""
-        return False
-
-
-def geometric(beta: float) -> tuple[type[Climb], dict[str, Any]]:
-    """The paper's schedule."""
-    return Climb, {"schedule": "geometric", "beta": beta}
-
-
-SCHEDULES: dict[str, tuple[type[Climb], dict[str, Any]]] = {
-    "geometric, beta 0.05": geometric(0.05),
-    "geometric, beta 0.1 (the paper's)": geometric(0.1),
-    "geometric, beta 0.2": geometric(0.2),
-    "geometric, beta 0.8 (0.1 of a batch of 8)": geometric(0.8),
-    "equal roots, K = 12": (Frozen, {"steps": 12}),
-    "equal roots, K = 24": (Frozen, {"steps": 24}),
-    **{f"sqrt, K = {steps}": (Climb, {"steps": steps}) for steps in (4, 6, 8, 12, 24)},
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "geometric, beta 0.05": {"beta": 0.05},
+    "geometric, beta 0.1 (the paper's)": {"beta": 0.1},
+    "geometric, beta 0.2": {"beta": 0.2},
+    "geometric, beta 0.8 (0.1 of a batch of 8)": {"beta": 0.8},
+    "equal roots, K = 12": {"steps": 12, "restored": False},
+    "equal roots, K = 24": {"steps": 24, "restored": False},
+    **{f"sqrt, K = {steps}": {"steps": steps} for steps in (4, 6, 8, 12, 24)},
 }
+"""Equal roots: the steps of sqrt without restoring the variance that frozen rates lose."""
 
 # exact predictors
 
@@ -63,11 +49,10 @@ PER_PIXEL = (1.0, 10.0)
 
 def draw(name: str, predict: Callable[[Tensor], Tensor], counts: Tensor, gain: float) -> tuple[Tensor, Tensor, int]:
     """Return shares of the light, counts at the end, and the evaluations of the predictor."""
-    kind, settings = SCHEDULES[name]
-    stop = gain * total_photons(counts)
-    climb = kind(counts, torch.arange(SAMPLES), stop, math.inf, SamplingConfig(**settings), 0)
-    end = climb.run(predict)
-    return climb.result(end, counts).double() / total_photons(counts), end.photons, end.step
+    rate, end, evaluations = draw_samples(
+        predict, counts, range(SAMPLES), gain * total_photons(counts), **SCHEDULES[name]
+    )
+    return rate.double() / total_photons(counts), end, evaluations
 
 
 def moments(bed: Dirichlet | Markov, name: str, counts: Tensor, gain: float) -> tuple[str, int]:
@@ -162,11 +147,9 @@ def trained(work: Path, steps: int) -> Model:
 
 def samples_of(name: str, model: Model, counts: Tensor) -> Tensor:
     """Draw samples (n, c, y, x) in the observed exposure, up to the top of the trained range."""
-    kind, settings = SCHEDULES[name]
     brightest = 10 ** (model.trained_range_db[1] / 10)
     stop = photon_budget(counts, 100.0, brightest, list(WINDOW_PX[2]))
-    climb = kind(counts, torch.arange(RANKED), stop, brightest, SamplingConfig(**settings), 0)
-    return climb.result(climb.run(model.network), counts)
+    return draw_samples(model.network, counts, range(RANKED), stop, brightest=brightest, **SCHEDULES[name])[0]
 
 
 def shot_noise(_: str, model: Model, counts: Tensor) -> Tensor:

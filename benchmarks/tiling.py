@@ -18,8 +18,7 @@ from results import write_section
 from torch import Tensor
 
 from gap_bioimage.config import RunConfig
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.inference.tiling import tiled_log_rate, tiles
+from gap_bioimage.inference.tiling import TiledNetwork, receptive_field_px, tiles
 from gap_bioimage.network import UNet, conserve_photons, rate_from_log_rate
 from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.training.fit import train
@@ -67,7 +66,7 @@ def in_tiles(denoise: Denoise, network: UNet, photons: Tensor, halo: int) -> Ten
 
 def stitched(network: UNet, photons: Tensor, halo: int) -> Tensor:
     """Stitch log-rates, then one softmax: what ``gap-bioimage denoise`` does."""
-    return rate_from_log_rate(tiled_log_rate(network, photons, [TILE_PX] * 2, [halo] * 2), photons)
+    return rate_from_log_rate(TiledNetwork(network, [TILE_PX] * 2, [halo] * 2)(photons), photons)
 
 
 def psnr(rate: Tensor, truth: Tensor) -> float:

@@ -12,29 +12,107 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "read_photons": "io",
-    "read_images": "io",
-    "write_image": "io",
-    "sum_frames": "io",
-    "simulate": "simulation",
-    "inspect": "inspection",
-    "calibrate": "camera.calibration",
-    "thin": "counts",
-    "pseudo_psnr_db": "counts",
-    "TrainConfig": "config",
-    "train": "training.fit",
-    "load_model": "model",
-    "SamplingConfig": "config",
-    "denoise": "inference.denoise",
-    "sample": "inference.sampling",
-    "generate": "inference.sampling",
-    "export": "exporting.archive",
-    "validate": "validation.report",
+    "io": (
+        "read_images",
+        "read_photons",
+        "sum_frames",
+        "write_image",
+    ),
+    "simulation": ("simulate",),
+    "camera.camera": (
+        "Detector",
+        "read_camera",
+        "write_camera",
+    ),
+    "counts": (
+        "pseudo_psnr_db",
+        "thin",
+    ),
+    "config": (
+        "Camera",
+        "NetworkConfig",
+        "RunConfig",
+        "SamplingConfig",
+        "ThinningConfig",
+        "TrainConfig",
+    ),
+    "training.fit": ("train",),
+    "model": (
+        "History",
+        "Model",
+        "load_model",
+    ),
+    "inference.denoising": ("denoise",),
+    "inference.sampling": (
+        "Progress",
+        "generate",
+        "sample",
+    ),
+    "inference.regions": (
+        "Region",
+        "region_uncertainty",
+    ),
+    "errors": (
+        "AxesError",
+        "BrokenNetworkError",
+        "CardError",
+        "CheckpointError",
+        "ConfigError",
+        "CountsWarning",
+        "EmptyImageWarning",
+        "ExportError",
+        "GapError",
+        "GapWarning",
+        "HotPixelWarning",
+        "NetworkWarning",
+        "NotPhotonCountsError",
+        "OutputError",
+        "TrainedRangeError",
+        "TrainedRangeWarning",
+        "UnreadableImageError",
+        "UnreadableModelError",
+    ),
+    "exporting.archive": ("export",),
+    "validation.report": ("validate",),
+    "inspection": ("inspect",),
+    "camera.calibration": (
+        "Calibration",
+        "calibrate",
+    ),
 }
+"""Public names by the module that they live in."""
 
 __all__ = [
+    "AxesError",
+    "BrokenNetworkError",
+    "Calibration",
+    "Camera",
+    "CardError",
+    "CheckpointError",
+    "ConfigError",
+    "CountsWarning",
+    "Detector",
+    "EmptyImageWarning",
+    "ExportError",
+    "GapError",
+    "GapWarning",
+    "History",
+    "HotPixelWarning",
+    "Model",
+    "NetworkConfig",
+    "NetworkWarning",
+    "NotPhotonCountsError",
+    "OutputError",
+    "Progress",
+    "Region",
+    "RunConfig",
     "SamplingConfig",
+    "ThinningConfig",
     "TrainConfig",
+    "TrainedRangeError",
+    "TrainedRangeWarning",
+    "UnreadableImageError",
+    "UnreadableModelError",
     "__version__",
     "calibrate",
     "denoise",
@@ -43,27 +121,52 @@ __all__ = [
     "inspect",
     "load_model",
     "pseudo_psnr_db",
+    "read_camera",
     "read_images",
     "read_photons",
+    "region_uncertainty",
     "sample",
     "simulate",
     "sum_frames",
     "thin",
     "train",
     "validate",
+    "write_camera",
     "write_image",
 ]
 
 if TYPE_CHECKING:
-    from gap_bioimage.camera.calibration import calibrate
-    from gap_bioimage.config import SamplingConfig, TrainConfig
+    from gap_bioimage.camera.calibration import Calibration, calibrate
+    from gap_bioimage.camera.camera import Detector, read_camera, write_camera
+    from gap_bioimage.config import Camera, NetworkConfig, RunConfig, SamplingConfig, ThinningConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
+    from gap_bioimage.errors import (
+        AxesError,
+        BrokenNetworkError,
+        CardError,
+        CheckpointError,
+        ConfigError,
+        CountsWarning,
+        EmptyImageWarning,
+        ExportError,
+        GapError,
+        GapWarning,
+        HotPixelWarning,
+        NetworkWarning,
+        NotPhotonCountsError,
+        OutputError,
+        TrainedRangeError,
+        TrainedRangeWarning,
+        UnreadableImageError,
+        UnreadableModelError,
+    )
     from gap_bioimage.exporting.archive import export
-    from gap_bioimage.inference.denoise import denoise
-    from gap_bioimage.inference.sampling import generate, sample
+    from gap_bioimage.inference.denoising import denoise
+    from gap_bioimage.inference.regions import Region, region_uncertainty
+    from gap_bioimage.inference.sampling import Progress, generate, sample
     from gap_bioimage.inspection import inspect
     from gap_bioimage.io import read_images, read_photons, sum_frames, write_image
-    from gap_bioimage.model import load_model
+    from gap_bioimage.model import History, Model, load_model
     from gap_bioimage.simulation import simulate
     from gap_bioimage.training.fit import train
     from gap_bioimage.validation.report import validate
@@ -71,9 +174,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

@@ -140,7 +140,7 @@ def denoise(
     quiet: Quiet = False,
 ) -> None:
     """Denoise photon counts: the expected photons per pixel (MMSE)."""
-    from gap_bioimage.inference.denoise import denoise as run
+    from gap_bioimage.inference.denoising import denoise as run
     from gap_bioimage.inputs import camera_of, read_input
     from gap_bioimage.io import check_output, read_photons, write_image
     from gap_bioimage.model import load_model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gap_bioimage.console import Bar, parse_pixels, say, sizes
-from gap_bioimage.errors import AxesError
+from gap_bioimage.errors import AxesError, EmptyImageWarning, HotPixelWarning
 from gap_bioimage.options import (
     Axes,
     Camera,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from gap_bioimage.config import SamplingConfig
-    from gap_bioimage.inference.drawing import Progress
+    from gap_bioimage.inference.sampling import Progress
 
 Samples = Annotated[int, typer.Option(min=1, help="How many.")]
 Steps = Annotated[
@@ -88,10 +88,10 @@ def sample(
     Images, frames, planes and channels without any photons are generated, with a warning.
     The same command continues an interrupted run.
     """
-    from gap_bioimage.inference.agreement import warn_if_samples_disagree
-    from gap_bioimage.inference.denoise import denoise
+    from gap_bioimage.inference.denoising import denoise
+    from gap_bioimage.inference.resume import Unfinished
     from gap_bioimage.inference.sampling import sample as draw
-    from gap_bioimage.inference.unfinished import Unfinished
+    from gap_bioimage.inference.trained_range import warn_if_samples_disagree
     from gap_bioimage.inputs import camera_of, read_input
     from gap_bioimage.io import check_output
     from gap_bioimage.model import load_model
@@ -121,8 +121,8 @@ def sample(
         def on_step(progress: Progress) -> None:
             report(progress)
             if states:
-                for number, counted in zip(progress.samples, progress.state.photons.cpu().numpy(), strict=True):
-                    kept.save(f"sample{number}_step{progress.state.step}", counts=counted)
+                for number, counted in zip(progress.samples, progress.counts.cpu().numpy(), strict=True):
+                    kept.save(f"sample{number}_step{progress.step}", counts=counted)
 
         drawn = draw(
             loaded,
@@ -136,7 +136,8 @@ def sample(
             **where,
         )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* no photons: the result is 0")  # sampling has said so
+        warnings.simplefilter("ignore", EmptyImageWarning)  # sampling has said so
+        warnings.simplefilter("ignore", HotPixelWarning)
         mmse = denoise(loaded, counts, **where)
     warn_if_samples_disagree(drawn, mmse)
     files = write_samples(out, counts if detector is None else detector.electrons(counts), mmse, drawn)
@@ -165,8 +166,8 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Generate images from nothing, photon by photon, as the model imagines them."""
+    from gap_bioimage.inference.resume import Unfinished
     from gap_bioimage.inference.sampling import generate as draw
-    from gap_bioimage.inference.unfinished import Unfinished
     from gap_bioimage.io import check_output, write_image
     from gap_bioimage.model import load_model
     from gap_bioimage.movie import Recorder, check_movie
@@ -185,7 +186,7 @@ def generate(
         def on_step(progress: Progress) -> None:
             report(progress)
             if movie is not None and 0 in progress.samples:
-                recorder.add(progress.state)
+                recorder.add(progress)
 
         images = draw(
             loaded,

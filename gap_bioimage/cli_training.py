@@ -92,7 +92,7 @@ def train(
 
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
     """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
-    from gap_bioimage.inference.reach import receptive_field_px
+    from gap_bioimage.inference.tiling import receptive_field_px
     from gap_bioimage.model import load_model, table_of
 
     loaded = load_model(model)

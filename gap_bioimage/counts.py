@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
@@ -283,7 +283,7 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 
     Warns
     -----
-    UserWarning
+    CountsWarning
         If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
     """
     from gap_bioimage.evidence import measure
@@ -293,7 +293,7 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":
-        warnings.warn(finding.message, UserWarning, stacklevel=2)
+        warnings.warn(finding.message, CountsWarning, stacklevel=2)
 
 
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
@@ -363,12 +363,12 @@ def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
     axes = " ".join(str(d) for d in photons.dims)
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
         raise AxesError(
-            f"the image has axes {axes} but the model is 2D, expected no z; add --planes to treat the stack "
-            "plane by plane, or use a 3D model"
+            f"the image has axes {axes} but the model is 2D, expected no z; give planes=True to treat the stack plane "
+            "by plane, or use a 3D model"
         )
     if dim == 3 and "z" not in photons.dims:
+        time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
         raise AxesError(
-            f"the image has axes {axes} but the model is 3D, expected z; "
-            + ("take time as z with --time-as-z, " if "t" in photons.dims else "")
-            + "use a 2D model, or name the axes with --axes if one of them is z"
+            f"the image has axes {axes} but the model is 3D, expected z; {time}use a 2D model, or name the axes if one "
+            "of them is z"
         )

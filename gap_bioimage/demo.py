@@ -15,7 +15,7 @@ from gap_bioimage.errors import OutputError
 from gap_bioimage.exporting.archive import export
 from gap_bioimage.exporting.measures import gaussian_filters
 from gap_bioimage.files import replacing
-from gap_bioimage.inference.denoise import denoise
+from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.io import write_image
 from gap_bioimage.pictures import draw_grid
 from gap_bioimage.recipe import Recipe, packaged

@@ -52,3 +52,27 @@ class BrokenNetworkError(GapError, ArithmeticError):
 
 class OutputError(GapError, OSError):
     """An output cannot be written."""
+
+
+class GapWarning(UserWarning):
+    """Base of all warnings about images, models and results."""
+
+
+class CountsWarning(GapWarning):
+    """Values may not be what photon counting gives."""
+
+
+class HotPixelWarning(CountsWarning):
+    """Pixels hold more than photons can bring, and are left out."""
+
+
+class EmptyImageWarning(GapWarning):
+    """Images, frames, planes or channels hold no photons."""
+
+
+class TrainedRangeWarning(GapWarning):
+    """An image is brighter or darker than those of the training."""
+
+
+class NetworkWarning(GapWarning):
+    """A network contradicts the photons, or itself: it was trained too briefly, or on other images."""

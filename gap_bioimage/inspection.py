@@ -14,8 +14,8 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.evidence import Evidence, measure
-from gap_bioimage.judging import Finding, judge
 from gap_bioimage.io.image import metadata_of
+from gap_bioimage.judging import Finding, judge
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import replacing
-from gap_bioimage.network import rate_from_log_rate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gap_bioimage.inference.climb import State
-    from gap_bioimage.inference.unfinished import Unfinished
+    from gap_bioimage.inference.resume import Unfinished
+    from gap_bioimage.inference.sampling import Progress
 
 _FRAMES_PER_SECOND = 12
 _MOST_FRAMES = 120
@@ -56,11 +55,10 @@ class Recorder:
     def __init__(self, kept: Unfinished) -> None:
         self.kept = kept
 
-    def add(self, state: State) -> None:
-        """Keep counts and denoised counts of a state."""
-        photons, log_rate = state.photons[:1].cpu(), state.log_rate[:1].cpu()
-        rate = rate_from_log_rate(log_rate, photons)
-        self.kept.save(f"frame{state.step}", photons=_plane(photons.numpy()[0]), rate=_plane(rate.numpy()[0]))
+    def add(self, progress: Progress) -> None:
+        """Keep counts and denoised counts of a step."""
+        photons, rate = (_plane(image[0].cpu().numpy()) for image in (progress.counts, progress.rate))
+        self.kept.save(f"frame{progress.step}", photons=photons, rate=rate)
 
     def write(self, path: Path) -> None:
         """Write the movie by rename; long ones are thinned out to about ten seconds.

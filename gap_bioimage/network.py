@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # sigma of the anchor's filters in px: in the plane, and along z
-_PLANAR_SCALES = [(0.6, 0.0), (1.0, 0.0), (1.7, 0.0), (2.9, 0.0), (5.0, 0.0), (8.5, 0.0), (14.5, 0.0)]
-_VOLUME_SCALES = [
-    *((0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4), (5.0, 2.0), (8.5, 2.0)),
-]
+_PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
+_VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
+_VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -182,9 +181,9 @@ class Anchor(nn.Module):
     """Counts smoothed at several scales, and how wrong each of them is at each pixel; has no parameters.
 
     The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
-    sum of the squared filter. Its squared bias is what ``(s_k - s_0)^2``, averaged around the pixel, holds above the
-    noise of that difference, where s_0 is the finest scale. Weights ``1 / error^2`` make a filter that is about as good
-    as the best Gaussian at any brightness; a network then has to learn only what is better than that.
+    sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
+    noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
+    that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
 
     Parameters
     ----------
@@ -277,13 +276,20 @@ class Anchor(nn.Module):
         for scale in range(self.n_scales):
             levels.append(self.smooth(planes, scale))
         errors: List[Tensor] = []
+        bias_of_second = torch.zeros_like(planes)
         for scale in range(self.n_scales):
             own = self.overlap[scale][scale]
             error = own * (levels[min(scale + self.wider, self.n_scales - 1)] + 0.3 * own)
             if scale > 0:
-                noise = own + self.overlap[0][0] - 2.0 * self.overlap[0][scale]
-                spread = self.smooth(torch.square(levels[scale] - levels[0]), self.n_scales + scale)
-                error = error + torch.relu(spread - noise * levels[scale])
+                finer = min(scale - 1, 1)
+                noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
+                spread = self.smooth(torch.square(levels[scale] - levels[finer]), self.n_scales + scale)
+                bias = torch.relu(spread - noise * levels[3 if scale == 1 else scale])
+                error = error + bias
+                if scale == 1:
+                    bias_of_second = bias
+                else:
+                    error = error + bias_of_second
             errors.append(torch.log(error))
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
@@ -305,14 +311,15 @@ class Anchor(nn.Module):
     def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
         """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
 
-        ``log(sum_k w_k s_k) + r``. The weights are the softmax of what the network adds to those of the errors; a small
-        constant rate takes part, so that also an empty image has a rate. All that a network says is bounded by 3, as
-        ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its trained brightness.
+        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
+        errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
+        bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
+        trained brightness.
 
         Parameters
         ----------
         answer
-            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and one for the constant rate.
+            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and the logarithm of e.
         smoothed, log_error
             From ``forward``.
         """
@@ -322,9 +329,8 @@ class Anchor(nn.Module):
         shape.extend(smoothed.shape[2:])
         bounded = bounded.reshape(shape)
         weight = torch.softmax(bounded[:, 1:-1] - 2.0 * log_error, 1)
-        empty = torch.sigmoid(bounded[:, -1] - 4.0)
-        rate = torch.sum(weight * smoothed, 1) * (1.0 - empty) + self.floor * empty
-        return torch.log(rate) + bounded[:, 0]
+        rate = torch.sum(weight * smoothed, 1) + self.floor * torch.exp(bounded[:, -1])
+        return torch.log(rate) + 0.5 * bounded[:, 0]
 
 
 class ConvBlock(nn.Module):

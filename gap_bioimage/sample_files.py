@@ -14,7 +14,7 @@ from gap_bioimage.pictures import draw_posterior
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gap_bioimage.inference.unfinished import Unfinished
+    from gap_bioimage.inference.resume import Unfinished
 
 _SHOWN_SAMPLES = 3
 

@@ -55,28 +55,32 @@ class Sampler(nn.Module):
         n = n_start = total_photons(x)
         before, factor = log_rate, torch.ones_like(log_rate.flatten(1).double())
         growth, step = torch.zeros_like(n), torch.zeros_like(keys[:, 0])
-        n_new = self.photons_to_add(x, n_start, n, stop, step, n_steps)
-        while bool(torch.any(n_new > 0)):
+        n_new, goes_on = self.next_photons(x, n_start, n, stop, step, n_steps)
+        while bool(torch.any(goes_on)):
             x = accumulate(x, log_rate, n_new, step_keys(keys, step), factor)
-            grows, n_before, n = n_new > 0, n, total_photons(x)
-            growth = torch.where(grows, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
-            before = torch.where(grows.reshape([-1] + [1] * (x.dim() - 1)), log_rate, before)
-            step = step + grows.long()
+            n_before, n = n, total_photons(x)
+            growth = torch.where(goes_on, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
+            before = torch.where(goes_on.reshape([-1] + [1] * (x.dim() - 1)), log_rate, before)
+            step = step + goes_on.long()
             log_rate = self.network(x)
             if self.restored:
                 factor = restore_variance(log_rate, before, growth, n, step_keys(keys, step))
-            n_new = self.photons_to_add(x, n_start, n, stop, step, n_steps)
+            n_new, goes_on = self.next_photons(x, n_start, n, stop, step, n_steps)
         return x, log_rate, factor.float().reshape(x.shape)
 
-    def photons_to_add(self, x: Tensor, n_start: Tensor, n: Tensor, stop: Tensor, step: Tensor, n_steps: int) -> Tensor:
-        """Return the photons (b,) of the next step by the schedule, within the trained range; 0 at the end."""
+    def next_photons(
+        self, x: Tensor, n_start: Tensor, n: Tensor, stop: Tensor, step: Tensor, n_steps: int
+    ) -> Tuple[Tensor, Tensor]:
+        """Return the photons (b,) of the next step by the schedule, within the trained range, and who goes on."""
         limit = torch.maximum(photon_budget(x, float("inf"), self.brightest, self.window_px), n)
         # without photons there is no brightest window yet
         nearest = torch.where(n > 0, torch.minimum(stop, limit), stop)
         if self.beta > 0:
-            return geometric_step(self.beta, nearest, n)
+            n_new = geometric_step(self.beta, nearest, n)
+            return n_new, n_new > 0
         n_new = torch.minimum(equal_root_step(step, n_steps, n_start, stop, n), nearest - n)
-        return torch.where((step < n_steps) & (n < 0.999 * nearest), n_new, torch.zeros_like(n_new))
+        goes_on = (step < n_steps) & (n < 0.999 * nearest)
+        return torch.where(goes_on, torch.clamp(n_new, min=0.0), torch.zeros_like(n_new)), goes_on
 
 
 class PosteriorSampler(Sampler):

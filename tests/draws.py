@@ -9,10 +9,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gap_bioimage.sampler import count_keys, draw_keys, poisson
+from gap_bioimage.sampler import hash_counts, mix, poisson, step_keys
 
 PIECE = 21_000  # pixels drawn at a time: they stay in the processor's cache
-NOTHING = count_keys(torch.zeros(1, 1, 4, 4))
+NOTHING = hash_counts(torch.zeros(1, 1, 4, 4))
+
+
+def draw_keys(counts: Tensor, seed: int, samples: Tensor, step: int) -> Tensor:
+    """Return the keys of a step from hashes of counts."""
+    keys = mix(torch.bitwise_xor(mix(torch.bitwise_xor(counts, seed & 0xFFFFFFFF)), seed >> 32 & 0xFFFFFFFF))
+    return step_keys(mix(torch.bitwise_xor(keys, samples.unsqueeze(1))), torch.full_like(samples, step))
 
 
 def keys_of(seed: int = 0, sample: int = 0, step: int = 0, counts: Tensor = NOTHING) -> Tensor:

@@ -70,7 +70,7 @@ def random_network(seed: int = 0, **config: Any) -> UNet:
 
 def random_model(seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 20.0), **config: Any) -> Model:
     """A model with random weights."""
-    settings = NetworkConfig(**{"depth": 2, "start_filts": 4, **config})
+    settings = NetworkConfig(**{"depth": 2, "start_filts": 4, "anchor": False, **config})
     network = random_network(seed, **settings.model_dump())
     return Model(network, settings, trained_range_db, source=Path("random"))
 

@@ -123,9 +123,7 @@ def test_an_interrupted_movie_misses_no_frame(
     run: Any, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gap_bioimage import movie
-    from gap_bioimage.inference import unfinished
 
-    monkeypatch.setattr(unfinished, "_SECONDS_BETWEEN", -1.0)
     command = ["generate", trained_2d.run, "--shape", "16,16", "--seed", 3, "--stop-db", "-5", "--beta", 0.5]
     assert run(*command, tmp_path / "a.tif", "--movie", tmp_path / "a.gif").code == 0
     add = movie.Recorder.add
@@ -138,7 +136,7 @@ def test_an_interrupted_movie_misses_no_frame(
     with monkeypatch.context() as patch:
         patch.setattr(movie.Recorder, "add", interrupt)
         assert run(*command, tmp_path / "b.tif", "--movie", tmp_path / "b.gif").code == 130
-    assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", ".b.tif.unfinished", ".b.gif.frames"}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", ".b.gif.frames"}
     kept = len(list((tmp_path / ".b.gif.frames").glob("frame*")))
     assert kept == 6
     assert run(*command, tmp_path / "b.tif", "--movie", tmp_path / "b.gif").code == 0

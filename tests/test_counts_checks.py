@@ -1,298 +1,81 @@
+"""Whether an image holds counts and fits a model; how counts are told from other values is tested with inspection."""
+
 from __future__ import annotations
 
-import json
-import math
 import warnings
 
 import numpy as np
 import pytest
 import xarray as xr
-from gap_bioimage.photons.judging.inspection import inspect
-from gap_bioimage.photons.judging.statistics import estimate_noise, scan
-from hypothesis import HealthCheck, assume, example, given, settings
-from hypothesis import strategies as st
-from scipy import ndimage
 
-from gap_bioimage.counts import check_axes, check_dim, check_photon_counts, check_whole_numbers
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.io import read_photons
-from gap_bioimage.simulation import simulate
-
-WRONG = [
-    (np.full((9, 9), np.nan), "NaN"),
-    (np.eye(9) - 1, "negative"),
-    (np.eye(9) / 2, "fractional"),
-    (np.eye(9, dtype=np.int8) - 1, "negative"),
-    (np.zeros((0, 9), np.uint8), "no pixels"),
-    (np.full((9, 9), "a"), "<U1"),
-]
-KEYS = set(
-    "image axes shape dtype pixel_size_um min max mean total zero_share pseudo_psnr_db fano fano_bright "
-    "lattice saturated_share verdict message next "
-    "size_um interval_s frames planes channels channel_names source_kind thinning thinning_correlation "
-    "thinning_correlation_error noise_correlation_y noise_correlation_x noise_correlation_error "
-    "noise_correlation_method gain_guess variance_curve".split()
-)
-VERDICTS = {"photon counts", "counts times k", "camera image", "processed", "not usable"}
+from gap_bioimage.counts import check_dim, check_photon_counts, check_whole_numbers
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 
 
-def image(values, dims="tczyx"):
-    values = np.asarray(values)
-    return xr.DataArray(values, dims=list(dims)[-values.ndim :])
+def image(values: object, dims: str = "tczyx") -> xr.DataArray:
+    array = np.asarray(values)
+    return xr.DataArray(array, dims=list(dims)[-array.ndim :])
 
 
-def poisson(mean=5.0, shape=(64, 64), seed=0):
-    return np.random.default_rng(seed).poisson(mean, shape)
+def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
+    return np.random.default_rng(0).poisson(mean, shape)
 
 
-def refusal(values, **options):
-    with pytest.raises(NotPhotonCountsError) as error:
-        check_photon_counts(image(values), name="cells.tif", **options)
-    text = str(error.value)
-    assert "cells.tif" in text
-    assert "\n" not in text
-    return text
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@example(log_mean=1.25, shape=(8, 8), covered=1.0, seed=1961)
-@example(log_mean=3.0, shape=(2, 3, 16, 16), covered=0.02, seed=1)
-@given(
-    log_mean=st.floats(-2, 3),
-    shape=st.sampled_from([(8, 8), (64, 64), (3, 3), (1, 50), (5, 32, 32), (2, 3, 16, 16), (256, 40)]),
-    covered=st.sampled_from([1.0, 0.3, 0.02]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_poisson_counts_are_accepted(log_mean, shape, covered, seed):
-    rng = np.random.default_rng(seed)
-    counts = rng.poisson(10**log_mean * (rng.random(shape) < covered))
-    assume(counts.any())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # isolated bright pixels look noisy, and may
-        check_photon_counts(image(counts.astype(np.uint16)), name="x")
-
-
-@settings(max_examples=40, deadline=None)
-@given(dim=st.sampled_from([2, 3]), log_photons=st.floats(-2, 3.5), seed=st.integers(0, 2**32 - 1))
-def test_simulated_cells_are_photon_counts_without_a_warning(dim, log_photons, seed):
-    counts, _ = simulate(dim, (8, 64, 64)[-dim:], 10**log_photons, seed)
-    assume(counts.any())
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32"])
+def test_whole_numbers_of_any_type_are_counts(dtype: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_photon_counts(counts, name="x")
+        check_photon_counts(image(poisson().astype(dtype)), name="cells.tif")
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float32, np.float64])
-def test_whole_numbers_of_any_type_are_counts(dtype):
-    check_photon_counts(image(poisson().astype(dtype)), name="x")
+WRONG = {
+    "nan": np.full((9, 9), np.nan),
+    "negative": np.eye(9) - 1,
+    "fractions": np.eye(9) / 2,
+    "signed": np.eye(9, dtype=np.int8) - 1,
+    "no pixels": np.zeros((0, 9), np.uint8),
+    "text": np.full((9, 9), "a"),
+}
 
 
-def test_booleans_are_counts():
-    check_photon_counts(image(poisson(0.1) > 0), name="x")
-
-
-def test_negative_values_are_refused():
-    values = poisson()
-    values[3, 4] = -1
-    assert "minimum -1" in refusal(values)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(bad):
-    values = poisson().astype(float)
-    values[3, 4] = bad
-    assert "1 pixels that are NaN or infinite" in refusal(values)
-
-
-def test_fractions_are_refused():
-    assert "fractional values (100% of the pixels" in refusal(poisson() + 0.25)
-
-
-def test_an_empty_exposure_is_refused():
-    assert "all zero" in refusal(np.zeros((16, 16), np.uint16))
-
-
-def test_no_pixels_and_complex_numbers_are_refused():
-    assert "no pixels" in refusal(np.zeros((0, 16), np.uint16))
-    assert "complex64" in refusal(np.zeros((4, 4), np.complex64))
-
-
-@settings(max_examples=50, deadline=None)
-@given(k=st.integers(2, 300), mean=st.floats(0.5, 50), seed=st.integers(0, 2**32 - 1))
-def test_multiplied_counts_are_refused_with_their_factor(k, mean, seed):
-    assert f"divide by {k}" in refusal(k * poisson(mean, seed=seed))
-
-
-def test_a_few_pixels_that_share_a_divisor_are_counts():
-    values = np.zeros((32, 32), np.uint16)
-    values[4, 4], values[20, 7] = 2, 6
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check_photon_counts(image(values), name="x")
-
-
-@pytest.mark.parametrize("offset", [50, 100, 500])
-def test_a_camera_offset_is_refused(offset):
-    text = refusal(poisson(4) + offset)
-    assert "offset" in text
-    assert "minimum" in text
-    assert "variance/mean" in text
-
-
-def test_a_camera_image_of_cells_is_refused():
-    counts, _ = simulate(2, (128, 128), 10.0)
-    read_noise = np.random.default_rng(0).normal(0, 1.5, counts.shape)
-    assert "camera offset" in refusal(np.rint(100 + 2.2 * counts.values + read_noise).astype(np.uint16))
-
-
-def test_smoothed_counts_are_refused():
-    smooth = np.rint(ndimage.gaussian_filter(poisson(20, (128, 128)).astype(float), 1.5))
-    smooth[0, 0] = 0
-    assert "smoothed" in refusal(smooth.astype(np.uint16))
-
-
-def test_a_gain_is_warned_about():
-    rng = np.random.default_rng(0)
-    values = np.rint(poisson(20, (128, 128)) * 4.3 + rng.normal(0, 1, (128, 128))).clip(0).astype(np.uint16)
-    with pytest.warns(UserWarning, match="noisier than photon counts"):
-        check_photon_counts(image(values), name="x")
-    assert inspect(image(values))["verdict"] == "camera image"
-
-
-@pytest.mark.parametrize("ceiling", [255, 1023, 4095, 65535, 300])
-def test_saturation_is_refused(ceiling):
-    rate = np.linspace(0.2 * ceiling, 1.2 * ceiling, 128)[None].repeat(128, 0)
-    counts = np.random.default_rng(0).poisson(rate).clip(max=ceiling)
-    assert f"at the maximum {ceiling}" in refusal(counts)
-
-
-def test_saturation_can_be_allowed():
-    counts = poisson(250, (128, 128)).clip(max=255)
-    check_photon_counts(image(counts), name="x", saturation=1.0)
-
-
-def test_a_maximum_that_happens_to_be_a_ceiling_is_accepted():
-    counts = poisson(100, (128, 128)).clip(max=200)
-    counts[5, 5] = 255
-    check_photon_counts(image(counts), name="x")
-
-
-@pytest.mark.parametrize("frame", [0, 1])
-def test_real_photon_counts_are_accepted(shared_data, frame):
-    found = inspect(shared_data / f"hazelnut_photons_t{frame}_zyx.tif")
-    assert found["verdict"] == "photon counts"
-    assert found["axes"] == "zyx"
-    assert found["fano"] == pytest.approx(1, abs=0.05)
-    assert 0.7 < found["fano_bright"] < 0.95  # dead time
-    assert "--dim 3" in found["next"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_photons(shared_data / f"hazelnut_photons_t{frame}_zyx.tif")
-
-
-def test_a_real_camera_movie_is_refused(shared_data):
-    with pytest.raises(NotPhotonCountsError, match=r"offset \(minimum 90, mean 104.2, variance/mean 0.0098"):
-        read_photons(shared_data / "telomeres_camera_tyx.tif")
-
-
-@pytest.mark.parametrize(
-    ("file", "verdict"),
-    [
-        ("zebrafish_clean_yx.tif", "camera image"),
-        ("pollen_clean_zyx.tif", "processed"),
-        ("telomeres_camera_tyx.tif", "camera image"),
-    ],
-)
-def test_clean_and_camera_images_are_recognised(shared_data, file, verdict):
-    assert inspect(shared_data / file)["verdict"] == verdict
+@pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
+def test_what_no_counter_returns_is_refused(values: np.ndarray) -> None:
+    for check in (check_whole_numbers, check_photon_counts):
+        with pytest.raises(NotPhotonCountsError, match=r"^[^\n]*cells\.tif[^\n]*$"):
+            check(image(values), name="cells.tif")
 
 
 @pytest.mark.parametrize(
     "values",
-    [
-        np.full((8, 8), np.nan),
-        np.zeros((8, 8)),
-        np.full((8, 8), np.inf, np.float32),
-        np.zeros((0, 8)),
-        np.zeros((4, 4), complex),
-        np.array([["a", "b"]]),
-        -poisson(shape=(8, 8)),
-        np.full((1, 1), 7),
-        np.full((40, 40), 300, np.uint16),
-        poisson(shape=(8, 8)) / 3,
-    ],
+    [np.zeros((64, 64), int), 3 * poisson(), poisson(40) + 500, np.minimum(poisson(), 5)],
+    ids=["empty", "times three", "offset", "saturated"],
 )
-def test_inspect_reports_bad_values_as_json(values):
-    found = inspect(image(values))
-    assert set(found) == KEYS
-    assert found["verdict"] in VERDICTS
-    json.dumps(found, allow_nan=False)
+def test_what_photons_do_not_give_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(NotPhotonCountsError):
+        check_photon_counts(image(values), name="cells.tif")
+    check_whole_numbers(image(values), name="cells.tif")  # where they come from is not asked
 
 
-def test_inspect_tells_the_exact_numbers():
-    counts = np.array([[0, 1, 2], [3, 0, 6]], np.uint16)
-    found = inspect(image(counts))
-    assert (found["min"], found["max"], found["mean"], found["total"]) == (0, 6, 2, 12)
-    assert found["zero_share"] == pytest.approx(1 / 3)
-    assert found["pseudo_psnr_db"] == pytest.approx(10 * math.log10(2))
-    assert (found["axes"], found["shape"], found["dtype"]) == ("yx", [2, 3], "uint16")
-    assert found["verdict"] == "photon counts"
+def test_more_noise_than_that_of_photons_is_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.warns(CountsWarning):
+        check_photon_counts(image(rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))), name="cells.tif")
 
 
-@settings(max_examples=60, deadline=None)
-@given(scale=st.sampled_from([1, 2, 5]), mean=st.floats(0.05, 60), seed=st.integers(0, 1000))
-def test_scan_in_chunks_is_exact(scale, mean, seed):
-    values = scale * poisson(mean, (7, 5, 30), seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gap_bioimage.photons.judging.statistics._CHUNK_PX", 64)
-        found = scan(values.transpose(1, 0, 2))
-    top = values.max()
-    below = [np.count_nonzero(values == top - i) for i in range(1, 6)]
-    assert (found.minimum, found.maximum, found.total) == (values.min(), top, values.sum())
-    assert found.zeros == np.count_nonzero(values == 0)
-    assert found.lattice == np.gcd.reduce(values, axis=None)
-    assert found.at_maximum == np.count_nonzero(values == top)
-    assert found.below_maximum == pytest.approx(np.mean(below))
+def test_saturation_can_be_allowed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CountsWarning)
+        check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
 
 
-@pytest.mark.parametrize("mean", [0.01, 0.3, 4.0, 300.0])
-def test_noise_of_poisson_on_a_ramp_is_its_mean(mean):
-    ramp = np.linspace(0.5, 1.5, 512) * mean
-    counts = np.random.default_rng(1).poisson(np.broadcast_to(ramp, (512, 512)))
-    noise = estimate_noise(counts)
-    assert noise is not None
-    assert noise.dark == pytest.approx(1, abs=0.06)
-    assert noise.bright == pytest.approx(1, abs=0.1)
-
-
-def test_dimensions_must_fit_the_model():
-    stack, plane = image(np.ones((2, 3, 4))), image(np.ones((3, 4)))
-    check_dim(stack, 3, plane_by_plane=False)
-    check_dim(stack, 2, plane_by_plane=True)
-    check_dim(plane, 2, plane_by_plane=False)
-    with pytest.raises(AxesError, match=r"axes z y x but the model is 2D.*--planes"):
-        check_dim(stack, 2, plane_by_plane=False)
-    with pytest.raises(AxesError, match="axes y x but the model is 3D"):
-        check_dim(plane, 3, plane_by_plane=False)
-
-
-@pytest.mark.parametrize(("values", "message"), WRONG)
-def test_what_no_counter_returns_is_refused(values, message):
-    with pytest.raises(NotPhotonCountsError, match=f"the film.*{message}"):
-        check_whole_numbers(image(values), name="the film")
-
-
-@pytest.mark.parametrize("dtype", ["bool", "uint8", ">u2", "int64", "float32", "float64"])
-def test_whole_numbers_are_not_judged(dtype):
-    for values in (np.zeros((9, 9)), np.full((9, 9), 1), 100 * np.eye(9), poisson(shape=(9, 9)) + 100):
-        check_whole_numbers(image(values.astype(dtype)), name="the film")
-
-
-@pytest.mark.parametrize(("given", "wrap"), [(np.zeros(3), "['y', 'x']"), (np.zeros((2, 3, 4)), "['z', 'y', 'x']")])
-def test_arrays_without_axes_are_told_how_to_get_them(given, wrap):
-    with pytest.raises(AxesError) as caught:
-        check_axes(given)
-    assert str(caught.value).endswith(f"wrap it with xarray.DataArray(a, dims={wrap})")
-    check_axes(image(np.zeros((2, 3, 4))))
-    with pytest.raises(AxesError, match="the image has axes y q, expected y and x"):
-        check_axes(image(np.zeros((2, 3)), "yq"))
+@pytest.mark.parametrize(
+    ("dims", "dim", "planes", "fits"),
+    [("yx", 2, False, True), ("zyx", 2, False, False), ("zyx", 2, True, True), ("tzyx", 3, False, True), ("tyx", 3, False, False)],
+)  # fmt: skip
+def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, fits: bool) -> None:
+    photons = image(np.ones((3,) * len(dims), np.uint8), dims)
+    if fits:
+        check_dim(photons, dim, plane_by_plane=planes)
+    else:
+        with pytest.raises(AxesError, match="planes=True" if dim == 2 else "time_as_z=True"):
+            check_dim(photons, dim, plane_by_plane=planes)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_images import CHANNELS, DIMS, assert_same, counts
 
-from gap_bioimage.inference.denoise import denoise
+from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
 from gap_bioimage.io import read_photons, write_image
 

@@ -10,18 +10,19 @@ import torch
 from PIL import Image
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.inference.climb import State
-from gap_bioimage.inference.unfinished import Unfinished
+from gap_bioimage.inference.resume import Unfinished
+from gap_bioimage.inference.sampling import Progress
 from gap_bioimage.movie import Recorder, check_movie
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30), step: int = 1) -> State:
+def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30), step: int = 1) -> Progress:
     rng = torch.Generator().manual_seed(0)
     counts = torch.poisson(torch.full(shape, photons), rng)
-    return State(counts, torch.zeros(shape), torch.zeros(shape), torch.zeros(shape[0]), step)
+    rate = counts.mean() * torch.ones(shape)
+    return Progress(0, range(1), step, step, step, counts, rate)
 
 
 @pytest.mark.parametrize(("steps", "frames"), [(1, 1 + 18), (40, 40 + 18), (500, 120 + 18)])
@@ -49,7 +50,7 @@ def test_channels_are_summed_and_stacks_shown_by_their_middle(tmp_path: Path, sh
     frame = recorder.kept.load("frame1")
     assert frame is not None
     photons, rate = frame["photons"], frame["rate"]
-    counts = state(3.0, shape).photons[0].numpy().sum(0)
+    counts = state(3.0, shape).counts[0].numpy().sum(0)
     np.testing.assert_array_equal(photons, counts if counts.ndim == 2 else counts[2])
     assert rate.shape == (12, 14)
     recorder.write(tmp_path / "m.gif")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gap_bioimage.inference.unfinished import Unfinished
+from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.io import read_photons
 from gap_bioimage.sample_files import beside, brightest_plane, plane_of, write_samples, write_states
 

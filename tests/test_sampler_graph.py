@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from draws import keys_of, observed
+from draws import observed
 from fixtures_model import random_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gap_bioimage.config import SamplingConfig
-from gap_bioimage.exporting.weights import without_debug_records
-from gap_bioimage.inference.climb import Climb
-from gap_bioimage.network import PhotonDenoiser, conserve_photons
-from gap_bioimage.sampler import PosteriorSampler, count_keys, photon_budget, spread, total_photons
+from gap_bioimage.export.weights import without_debug_records
+from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.sampler import PosteriorSampler, Sampler, in_exposure, photon_budget, sample_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,21 +182,31 @@ def test_negative_counts_are_none() -> None:
 
 
 @pytest.mark.parametrize(("dim", "n_steps"), [(2, 12), (3, 3)])
-def test_the_graph_climbs_as_the_driver_does(dim: int, n_steps: int) -> None:
-    sampler = sampler_of(dim, n_steps=n_steps)
+@pytest.mark.parametrize("brightest", [5.0, 1e6])
+def test_the_graph_climbs_as_the_driver_does(dim: int, n_steps: int, brightest: float) -> None:
+    sampler = sampler_of(dim, n_steps=n_steps, brightest=brightest)
     photons = counts_of(dim)
-    stop = photon_budget(photons, 100.0, 1e6, [7] * dim)
+    driver = Sampler(sampler.network, brightest, [7] * dim)
+    stop = photon_budget(photons, 100.0, brightest, [7] * dim)
     samples = sampler.sample(photons, 3, n_steps, 7)
     for number in range(3):
-        climb = Climb(photons, torch.tensor([number]), stop, math.inf, SamplingConfig(steps=n_steps), 7)
-        end = climb.run(sampler.network)
-        assert end.step == n_steps
-        now = total_photons(end.photons)
-        keys = keys_of(7, number, n_steps, count_keys(photons))
-        factor = spread(end.log_rate, end.previous, end.growth, now, keys).float().reshape(photons.shape)
-        rate = conserve_photons(end.photons, end.log_rate, [5] * dim) * factor
+        keys = sample_keys(photons, 7, torch.tensor([number]))
+        x, log_rate, factor = driver.climb(photons, sampler.network(photons), stop, keys, n_steps)
+        rate = sampler.network.rate(x, log_rate, [5] * dim) * factor
         # equal to the last bit only if every photon fell into the same pixel
-        assert torch.equal(samples[number], rate * (total_photons(photons) / now).float())
+        assert torch.equal(samples[number], in_exposure(rate, x, photons))
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_hot_pixels_do_not_scale_the_samples(anchor: bool) -> None:
+    sampler = sampler_of(anchor=anchor)
+    photons = counts_of()
+    photons[..., 6, 4] = photons[..., 5:8, 3:6].mean().round()
+    hot = photons.clone()
+    hot[..., 6, 4] = 65535
+    calm, alarmed = sampler(photons)[:, :1], sampler(hot)[:, :1]
+    assert float(alarmed.median()) == pytest.approx(float(calm.median()), rel=0.1)
+    assert float(alarmed.max()) < 3 * float(calm.max())
 
 
 OLD_SCRIPT = """

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from draws import NOTHING, doubles, drawn, keys_of, observed, two_sided
+from draws import NOTHING, doubles, draw_keys, drawn, keys_of, observed, two_sided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
 import gap_bioimage.sampler as source
-from gap_bioimage.sampler import count_keys, draw_keys, mix, poisson, random_words, spread
+from gap_bioimage.sampler import hash_counts, mix, poisson, random_words, restore_variance
 
 RATES = [0.001, 0.01, 0.1, 1.0, 5.0, 11.9, 12.1, 17.9, 18.1, 20.0, 50.0, 100.0, 300.0, 1000.0, 5000.0]
 
@@ -143,7 +143,7 @@ def test_pixels_are_independent(rate: float, lag: int) -> None:
 
 @pytest.mark.parametrize("rate", [0.02, 2.0, 50.0])
 def test_steps_samples_seeds_and_images_are_independent(rate: float) -> None:
-    image, other = count_keys(observed(seed=0)), count_keys(observed(seed=1))
+    image, other = hash_counts(observed(seed=0)), hash_counts(observed(seed=1))
     reference = drawn(rate, 100_000, keys_of(counts=image))
     others = [{"counts": other}]
     others += [{name: number, "counts": image} for name in ("seed", "sample", "step") for number in (1, 2, 3, 64)]
@@ -169,12 +169,12 @@ def test_the_two_words_of_a_pixel_are_independent_and_uniform() -> None:
 
 
 def test_the_sign_of_a_step_tells_nothing_of_its_photons() -> None:
-    keys = keys_of(counts=count_keys(torch.arange(4000.0).reshape(-1, 1, 1, 1)))
+    keys = keys_of(counts=hash_counts(torch.arange(4000.0).reshape(-1, 1, 1, 1)))
     # three pixels: a change counts against the neighbours, and a box is odd
     zero = torch.zeros(4000, 1, 1, 3)
     tilted = zero + torch.tensor([0.0, 0.1, 0.0])
     growth, now = torch.ones(4000, dtype=torch.float64), torch.ones(4000, dtype=torch.float64)
-    sign = spread(tilted, zero, growth, now, keys)[:, 1] - 1
+    sign = restore_variance(tilted, zero, growth, now, keys)[:, 1] - 1
     assert set(torch.sign(sign).tolist()) == {-1.0, 1.0}
     assert abs(float(torch.sign(sign).sum())) < 4 * math.sqrt(4000)
     for pixel in range(3):
@@ -210,7 +210,7 @@ def test_mixing_flips_half_of_the_bits() -> None:
 
 
 def test_draws_repeat() -> None:
-    counts = count_keys(observed())
+    counts = hash_counts(observed())
     one, other = (drawn(4.0, 1000, keys_of(7, 3, 5, counts)) for _ in range(2))
     assert torch.equal(one, other)
     assert len(torch.unique(one)) > 5
@@ -238,22 +238,22 @@ def test_pixel_numbers_may_be_huge() -> None:
 )
 def test_every_count_matters(counts: list[int], data: st.DataObject) -> None:
     image = torch.tensor(counts, dtype=torch.float32)[None, None, None]
-    keys = count_keys(image)
+    keys = hash_counts(image)
     pixel = data.draw(st.integers(0, len(counts) - 1))
     more = image.clone()
     more[..., pixel] += 1
-    assert (count_keys(more) != keys).all()
+    assert (hash_counts(more) != keys).all()
     other = data.draw(st.integers(0, len(counts) - 1).filter(lambda index: index != pixel))
     moved = more.clone()
     moved[..., other] -= 1
-    assert (count_keys(moved) != keys).all()
-    assert (count_keys(torch.cat([image, torch.zeros(1, 1, 1, 1)], 3)) != keys).all()
+    assert (hash_counts(moved) != keys).all()
+    assert (hash_counts(torch.cat([image, torch.zeros(1, 1, 1, 1)], 3)) != keys).all()
 
 
 def test_keys_of_similar_images_do_not_collide() -> None:
     # one photon anywhere in a dark image, and two in one pixel
     single = torch.eye(1024).reshape(-1, 1, 32, 32)
-    keys = torch.cat([count_keys(single), count_keys(2 * single), count_keys(single + single.roll(1, 0))])
+    keys = torch.cat([hash_counts(single), hash_counts(2 * single), hash_counts(single + single.roll(1, 0))])
     assert len(torch.unique(keys, dim=0)) == len(keys)
     assert len(torch.unique(keys[:, 0])) >= len(keys) - 1
     assert abs(correlation(keys[:, 0], keys[:, 1])) < 4
@@ -264,9 +264,9 @@ def test_hashes_do_not_depend_on_batch_mates(shape: tuple[int, ...]) -> None:
     images = observed(shape)
     images[1] *= 1e6
     images[2] = 0
-    keys = count_keys(images)
+    keys = hash_counts(images)
     for item in range(8):
-        assert torch.equal(keys[item : item + 1], count_keys(images[item : item + 1]))
+        assert torch.equal(keys[item : item + 1], hash_counts(images[item : item + 1]))
     assert len(torch.unique(keys[:, 0])) == 8
     numbers = torch.arange(8)
     steps = draw_keys(keys, 5, numbers, 2)
@@ -280,5 +280,5 @@ def test_hashes_do_not_depend_on_batch_mates(shape: tuple[int, ...]) -> None:
 
 def test_the_whole_seed_matters() -> None:
     seeds = [*range(10), *((1 << bit) + 1 for bit in range(10, 63)), (1 << 63) - 1]
-    keys = torch.cat([keys_of(seed, counts=count_keys(observed())) for seed in seeds])
+    keys = torch.cat([keys_of(seed, counts=hash_counts(observed())) for seed in seeds])
     assert len(torch.unique(keys[:, 0])) == len(torch.unique(keys[:, 1])) == len(seeds)

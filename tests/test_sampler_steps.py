@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from draws import NOTHING, doubles, keys_of, noise, observed, two_sided
+from draws import NOTHING, doubles, draw_keys, keys_of, noise, observed, two_sided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
@@ -16,14 +16,13 @@ from torch import Tensor
 from gap_bioimage.sampler import (
     accumulate,
     brightest_mean,
-    count_keys,
-    draw_keys,
     equal_root_step,
     geometric_step,
+    hash_counts,
     mix,
     photon_budget,
     poisson,
-    spread,
+    restore_variance,
     total_photons,
 )
 
@@ -38,7 +37,7 @@ def test_equal_steps_in_the_inverse_root(start: float, gain: float, steps: int) 
     first, stop = doubles([start]), doubles([start * gain])
     now = first
     for step in range(steps):
-        now = now + equal_root_step(step, steps, first, stop, now)
+        now = now + equal_root_step(torch.tensor(step), steps, first, stop, now)
         expected = start / (1 - (step + 1) / steps * (1 - math.sqrt(1 / gain))) ** 2
         assert float(now) == pytest.approx(expected, rel=1e-6)
     assert float(now) == pytest.approx(start * gain, rel=1e-6)
@@ -47,7 +46,7 @@ def test_equal_steps_in_the_inverse_root(start: float, gain: float, steps: int) 
 def test_equal_steps_never_remove_photons_and_do_nothing_without_room() -> None:
     start, stop = doubles([100, 100, 0, 100]), doubles([100, 1e4, 0, 50])
     now = doubles([100, 5e3, 0, 100])
-    added = [equal_root_step(step, 12, start, stop, now) for step in range(12)]
+    added = [equal_root_step(torch.tensor(step), 12, start, stop, now) for step in range(12)]
     assert all((value >= 0).all() for value in added)
     for image in (0, 2, 3):
         assert all(float(value[image]) == 0 for value in added)
@@ -61,7 +60,9 @@ def test_each_image_has_its_own_steps() -> None:
     for item in range(4):
         one = slice(item, item + 1)
         alone = start[one], stop[one], now[one]
-        assert torch.equal(equal_root_step(4, 9, start, stop, now)[one], equal_root_step(4, 9, *alone))
+        assert torch.equal(
+            equal_root_step(torch.tensor(4), 9, start, stop, now)[one], equal_root_step(torch.tensor(4), 9, *alone)
+        )
         assert torch.equal(geometric_step(0.1, stop, now)[one], geometric_step(0.1, stop[one], now[one]))
 
 
@@ -136,7 +137,7 @@ def both_signs(log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor) 
     for seed in range(100):
         keys = keys_of(seed).expand(len(log_rate), -1)
         minus = bool(mix(keys[0, :1]) & 1)
-        found.setdefault(minus, spread(log_rate, previous, growth, now, keys))
+        found.setdefault(minus, restore_variance(log_rate, previous, growth, now, keys))
     return found[False], found[True]
 
 
@@ -197,11 +198,11 @@ def test_what_changes_smoothly_is_left_out_and_what_changes_finely_is_bounded() 
 def test_without_growth_nothing_is_restored() -> None:
     log_rate, previous = noise((3, 2, 4, 4), 1), noise((3, 2, 4, 4), 2)
     growth = doubles([0, 0.5, -0.5])
-    factor = spread(log_rate, previous, growth, doubles([5, 5, 5]), keys_of().expand(3, -1))
+    factor = restore_variance(log_rate, previous, growth, doubles([5, 5, 5]), keys_of().expand(3, -1))
     assert torch.equal(factor[0], torch.ones(32, dtype=torch.float64))
     assert torch.equal(factor[2], torch.ones(32, dtype=torch.float64))
     assert not torch.equal(factor[1], torch.ones(32, dtype=torch.float64))
-    same = spread(log_rate, log_rate + 5, doubles([1, 1, 1]), doubles([5, 5, 5]), keys_of().expand(3, -1))
+    same = restore_variance(log_rate, log_rate + 5, doubles([1, 1, 1]), doubles([5, 5, 5]), keys_of().expand(3, -1))
     torch.testing.assert_close(same, torch.ones(3, 32, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
@@ -210,11 +211,13 @@ def test_spread_does_not_depend_on_batch_mates() -> None:
     log_rate[1] *= 1e4
     previous[2] *= 1e4
     growth, now = doubles([0.1, 3, 1, 0, 1e-8, 40, 0.2, 0.3]), doubles([5, 1e9, 3, 0, 4, 5, 6, 7])
-    keys = draw_keys(count_keys(observed((8, 1, 5, 5))), 1, torch.arange(8), 1)
-    together = spread(log_rate, previous, growth, now, keys)
+    keys = draw_keys(hash_counts(observed((8, 1, 5, 5))), 1, torch.arange(8), 1)
+    together = restore_variance(log_rate, previous, growth, now, keys)
     for item in range(8):
         one = slice(item, item + 1)
-        assert torch.equal(together[one], spread(log_rate[one], previous[one], growth[one], now[one], keys[one]))
+        assert torch.equal(
+            together[one], restore_variance(log_rate[one], previous[one], growth[one], now[one], keys[one])
+        )
 
 
 # One step
@@ -227,7 +230,7 @@ def ones_like(photons: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(3, 1, 6, 7), (3, 2, 3, 4, 5)])
 def test_finished_images_stay(shape: tuple[int, ...]) -> None:
     photons = observed(shape)
-    keys = draw_keys(count_keys(photons), 0, torch.arange(3), 0)
+    keys = draw_keys(hash_counts(photons), 0, torch.arange(3), 0)
     grown = accumulate(photons, noise(shape), doubles([0, 1e4, 0]), keys, ones_like(photons))
     assert torch.equal(grown[0], photons[0])
     assert torch.equal(grown[2], photons[2])
@@ -241,7 +244,7 @@ def test_added_photons_are_poisson_and_fall_where_they_should(n_new: float) -> N
     size = 4000
     photons = torch.zeros(size, 1, 4, 8)
     log_rate = (1.5 * noise((1, 1, 4, 8), 3) + 50).expand_as(photons)
-    keys = draw_keys(count_keys(photons[:1]).expand(size, -1), 0, torch.arange(size), 0)
+    keys = draw_keys(hash_counts(photons[:1]).expand(size, -1), 0, torch.arange(size), 0)
     added = accumulate(photons, log_rate, doubles([n_new] * size), keys, ones_like(photons)).double()
     total = added.flatten(1).sum(1)
     assert float(total.mean()) == pytest.approx(n_new, abs=4 * math.sqrt(n_new / size))
@@ -264,8 +267,8 @@ def test_batch_mates_change_nothing() -> None:
     log_rate[5] -= 3e4
     now = total_photons(photons)
     stop = 100 * now + 50
-    keys = draw_keys(count_keys(photons), 0, torch.arange(8), 0)
-    factor = spread(log_rate, noise(shape, 3), doubles([0.2] * 8), now, keys)
+    keys = draw_keys(hash_counts(photons), 0, torch.arange(8), 0)
+    factor = restore_variance(log_rate, noise(shape, 3), doubles([0.2] * 8), now, keys)
     together = accumulate(photons, log_rate, geometric_step(0.1, stop, now), keys, factor)
     for item in range(8):
         one = slice(item, item + 1)
@@ -280,7 +283,7 @@ def test_batch_mates_change_nothing() -> None:
 def test_dim_images_keep_their_light_beside_huge_log_rates() -> None:
     photons, log_rate = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
     log_rate[0] = 5000
-    keys = draw_keys(count_keys(photons), 0, torch.arange(2), 0)
+    keys = draw_keys(hash_counts(photons), 0, torch.arange(2), 0)
     added = accumulate(photons, log_rate, doubles([1e4, 1e4]), keys, ones_like(photons))
     assert added.flatten(1).sum(1).numpy() == pytest.approx([1e4, 1e4], rel=0.04)
 

@@ -5,29 +5,25 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import xarray as xr
 
-from gap_bioimage.counts import check_axes, check_dim
-from gap_bioimage.errors import AxesError, ConfigError
-from gap_bioimage.inference.arguments import check_whole
-from gap_bioimage.inference.denoise import on_device
-from gap_bioimage.inference.finite import finite
-from gap_bioimage.inference.items import as_items
-from gap_bioimage.inference.prepared import prepare
-from gap_bioimage.inference.tiling import tiled_log_rate
-from gap_bioimage.network import rate_from_log_rate
-from gap_bioimage.sampler import count_keys, draw_keys, poisson
+from gap_bioimage.errors import AxesError, ConfigError, NetworkWarning
+from gap_bioimage.inference.preparation import check_whole, prepare
+from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.io.image import as_image
+from gap_bioimage.sampler import poisson, sample_keys, step_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    import xarray as xr
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-    from gap_bioimage.inference.prepared import Prepared
+    from gap_bioimage.inference.preparation import Prepared
     from gap_bioimage.model import CameraLike, Model
 
 _PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
@@ -63,10 +59,11 @@ class Region:
 
 def region_uncertainty(
     model: Model,
-    photons: xr.DataArray,
-    labels: xr.DataArray,
+    photons: xr.DataArray | NDArray[Any],
+    labels: xr.DataArray | NDArray[Any],
     *,
     seed: int,
+    dims: str | Iterable[str] | None = None,
     passes: int | None = None,
     camera: CameraLike = "model",
     tile_px: Sequence[int] | None = None,
@@ -88,7 +85,7 @@ def region_uncertainty(
         For the photons that are added.
     passes
         Runs of the network per region, to average; when None one, and more for dim regions.
-    camera, tile_px, halo_px, device
+    dims, camera, tile_px, halo_px, device
         As for ``denoise``.
     on_region
         Called with (regions done, all regions).
@@ -104,30 +101,32 @@ def region_uncertainty(
 
     Warns
     -----
-    UserWarning
+    NetworkWarning
         If a region's expected photons differ from the counted ones by more than both their errors explain.
     """
     check_whole("seed", seed, 0, 2**63)
-    prepared = prepare(model, photons, camera=camera)
-    if prepared.ceiling is not None:
-        raise ConfigError("regions of one-bit frames are not known: their photons are no sums of what was counted")
-    check_dim(prepared.counts, model.config.dim, plane_by_plane=False)
-    items = as_items(prepared.counts, model.config.dim, model.config.channels).values
-    if len(items) != 1:
-        raise AxesError(f"the image holds {len(items)} frames, expected one for regions; give one frame, as --time 0")
-    _check_labels(labels, items.shape[2:])
-    network = on_device(model.network, device)
-    counts = torch.from_numpy(np.ascontiguousarray(items).astype(np.float32))
+    if model.n_frames is not None:
+        raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
+    prepared = prepare(model, photons, dims=dims, camera=camera)
+    if len(prepared.items) != 1:
+        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
+    counts = prepared.tensor(0)
+    spatial = "zyx"[-model.config.dim :]
+    labels = as_image(
+        labels, None if isinstance(labels, xr.DataArray) or dims is None else spatial, what="the label image"
+    )
+    _check_labels(labels, counts.shape[2:])
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
 
-    def predict(x: Tensor) -> Tensor:
-        return finite(tiled_log_rate(network, x, tile_px, halo_px))
+    def expect(x: Tensor) -> Tensor:
+        return model.network.rate(counts, network(x), [])
 
-    rate = rate_from_log_rate(predict(counts), counts)
+    rate = expect(counts)
     found = []
     numbers = [int(label) for label in np.unique(labels.values) if label]
     for done, label in enumerate(numbers, 1):
         mask = torch.from_numpy(labels.values == label).expand(counts.shape[1:])[None]
-        variance = region_variance(predict, counts, rate, mask, seed=seed, label=label, passes=passes)
+        variance = region_variance(expect, counts, rate, mask, seed=seed, label=label, passes=passes)
         seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
         found.append(Region(label, int(mask[0, 0].sum()), seen, expected, variance**0.5 if variance > 0 else None))
         _warn_if_contradicted(found[-1])
@@ -139,7 +138,6 @@ def region_uncertainty(
 
 def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
     """Refuse what is no label image of an image with these sizes."""
-    check_axes(labels, what="the label image")
     if labels.shape != shape:
         raise AxesError(
             f"the labels have {' x '.join(map(str, labels.shape))} pixels ({', '.join(map(str, labels.dims))}) and the "
@@ -161,9 +159,9 @@ def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
 
 def _without_background(region: Region, prepared: Prepared, mask: np.ndarray) -> Region:
     """Subtract what the camera's noise adds to the counts of a region."""
-    if prepared.detector is None:
+    if prepared.camera is None:
         return region
-    background = float(np.broadcast_to(prepared.detector.background(), mask.shape)[mask].sum())
+    background = float(np.broadcast_to(prepared.camera.background(), mask.shape)[mask].sum())
     return replace(region, counted=round(region.counted - background), photons=region.photons - background)
 
 
@@ -176,12 +174,13 @@ def _warn_if_contradicted(region: Region) -> None:
             f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were "
             f"counted, {abs(region.photons - region.counted) / error:.0f} times the error of both: it was trained too "
             "briefly, or on other images; train longer",
+            NetworkWarning,
             stacklevel=3,
         )
 
 
 def region_variance(
-    predict: Callable[[Tensor], Tensor],
+    expect: Callable[[Tensor], Tensor],
     counts: Tensor,
     rate: Tensor,
     mask: Tensor,
@@ -199,8 +198,8 @@ def region_variance(
 
     Parameters
     ----------
-    predict
-        Counts to log-rates.
+    expect
+        Counts to the expected photons, in the exposure of the observed ones.
     counts, rate
         Counts (1, c, [z,] y, x), and the expected photons given them.
     mask
@@ -218,10 +217,9 @@ def region_variance(
     passes = passes or int(np.clip(np.ceil(_LEAST_ADDED / (eps * total)), 1, _MOST_PASSES))
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)
-    change = 0.0
+    source, change = sample_keys(counts, seed, number), 0.0
     for number_of_pass in range(passes):
-        keys = draw_keys(count_keys(counts), seed, number, number_of_pass)
+        keys = step_keys(source, torch.full_like(number, number_of_pass))
         added = poisson(eps * inside, keys, index).float().reshape(counts.shape)
-        moved = rate_from_log_rate(predict(counts + added), counts)
-        change += float((moved - rate)[mask].sum(dtype=torch.float64))
+        change += float((expect(counts + added) - rate)[mask].sum(dtype=torch.float64))
     return change / (eps * passes)

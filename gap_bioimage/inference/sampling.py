@@ -9,39 +9,157 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 
 from gap_bioimage.config import SamplingConfig
-from gap_bioimage.counts import check_dim
-from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.arguments import check_whole
-from gap_bioimage.inference.denoise import on_device
-from gap_bioimage.inference.drawing import Draw, Job, Progress
-from gap_bioimage.inference.items import Items, as_items
-from gap_bioimage.inference.prepared import Prepared, prepare
+from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarning
+from gap_bioimage.inference.preparation import Prepared, check_whole, prepare
+from gap_bioimage.inference.resume import Unfinished, fingerprint
+from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
-from gap_bioimage.inference.unfinished import Unfinished, fingerprint
+from gap_bioimage.sampler import WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from gap_bioimage.model import CameraLike, Model
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where sampling is.
+
+    Attributes
+    ----------
+    item, samples
+        Which frame or plane, counted from 0, and which of its samples are on their way.
+    step
+        Of these samples, counted from 1.
+    done, total
+        Steps over all frames and samples; the total is an estimate with the geometric schedule.
+    counts, rate
+        Observed and added counts of these samples, ``(samples, c, [z,] y, x)``, and what the network expects of them.
+    """
+
+    item: int
+    samples: range
+    step: int
+    done: int
+    total: int
+    counts: Tensor
+    rate: Tensor
+
+    @property
+    def photons(self) -> float:
+        """Mean photons per pixel."""
+        return float(self.counts.mean(dtype=torch.float64))
+
+    @property
+    def db(self) -> float:
+        """Pseudo-PSNR."""
+        return 10 * math.log10(self.photons) if self.photons > 0 else -math.inf
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to draw: its number, counts (1, c, [z,] y, x), photons to end with (1,), and schedule."""
+
+    number: int
+    observed: Tensor
+    stop: Tensor
+    settings: SamplingConfig
+
+    @property
+    def from_nothing(self) -> bool:
+        """Whether nothing was observed, so that images are generated."""
+        return not bool(self.observed.any())
+
+    @property
+    def expected_steps(self) -> int:
+        """About how many steps each sample takes."""
+        if self.settings.schedule == "sqrt":
+            return self.settings.steps
+        start, stop, beta = float(total_photons(self.observed)), float(self.stop), self.settings.beta
+        by_one = max(0.0, min(1 / beta, stop) - start)  # photons that come one at a time
+        return math.ceil(by_one + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What all images of a call share."""
+
+    network: TiledNetwork
+    seed: int
+    n_samples: int
+    brightest: float
+    batch: int | None
+    kept: Unfinished
+    on_step: Callable[[Progress], None] | None
+
+    def run(self, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, range, Tensor]]:
+        """Yield which image, which samples of it, and their expected photons per pixel; finished ones are kept."""
+        done, total = 0, self.n_samples * sum(job.expected_steps for job in jobs)
+        for job in jobs:
+            batch, first = self.batch or self.network.batch_of(job.observed.shape[2:]), None
+            for start in range(0, self.n_samples, batch):
+                numbers = range(start, min(start + batch, self.n_samples))
+                name = f"item{job.number}_samples{numbers.start}-{numbers.stop}"
+                finished = self.kept.load(name)
+                if finished is None:
+                    first = self.network(job.observed) if first is None else first
+                    rate = self._sample(job, numbers, first, (done, total))
+                    self.kept.save(name, rate=rate.numpy())
+                else:
+                    rate = torch.from_numpy(finished["rate"])
+                done += len(numbers) * job.expected_steps
+                yield job, numbers, rate
+
+    def _sample(self, job: _Job, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
+        """Draw samples of one image, given the network's answer to it; ``counted`` is steps before and all steps."""
+        # the state lives where the network runs, if random numbers can be made there
+        device = self.network.device if self.network.device.type == "cuda" else torch.device("cpu")
+        observed = job.observed.to(device).expand(len(numbers), *job.observed.shape[1:])
+        first = first.to(device).expand_as(observed)
+        step = 0
+
+        def answer(x: Tensor) -> Tensor:
+            nonlocal step
+            log_rate, step = self.network(x), step + 1
+            if self.on_step is not None:
+                done = counted[0] + len(numbers) * min(step, job.expected_steps)
+                rate = self.network.network.rate(x, log_rate, [])
+                self.on_step(Progress(job.number, numbers, step, done, counted[1], x, rate))
+            return log_rate
+
+        geometric = job.settings.schedule == "geometric"
+        beta = job.settings.beta if geometric else 0.0
+        window = list(WINDOW_PX[observed.dim() - 2])
+        sampler = Sampler(answer, self.brightest, window, beta, restored=not geometric)
+        keys = sample_keys(job.observed.to(device), self.seed, torch.tensor(list(numbers), device=device))
+        x, log_rate, factor = sampler.climb(observed, first, job.stop.to(device), keys, job.settings.steps)
+        rate = self.network.network.rate(x, log_rate, []) * factor
+        return (rate if job.from_nothing else in_exposure(rate, x, observed)).cpu()
+
+
 def sample(
     model: Model,
-    photons: xr.DataArray,
+    photons: xr.DataArray | NDArray[Any],
     n_samples: int = 8,
     *,
     seed: int,
     settings: SamplingConfig | None = None,
+    dims: str | Iterable[str] | None = None,
     planes: bool = False,
     camera: CameraLike = "model",
     time_as_z: bool = False,
@@ -71,15 +189,14 @@ def sample(
         Not negative.
     settings
         Schedule, steps, where to stop.
-    planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
         As for ``denoise``.
     batch
         Samples that share one run of the network; chosen when None: one on the CPU, as many as fit on a GPU.
         On the CPU the result does not depend on it; on a GPU convolutions of larger batches may round otherwise,
         which moves single photons.
     unfinished
-        A folder to keep finished samples and the state of the current one in, until all are done; the same
-        call continues there.
+        A folder to keep finished samples in until all are done; the same call continues there.
     on_step
         Called after each step.
 
@@ -103,62 +220,86 @@ def sample(
         beyond it.
     BrokenNetworkError
         If the network returns values that are not finite.
+
+    Warns
+    -----
+    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning, NetworkWarning
+        If images are generated, there is little room for photons, pixels are left out, or what is generated is
+        strange.
     """
     settings = settings or SamplingConfig()
     check_whole("n_samples", n_samples, 1)
     check_whole("seed", seed, 0, 2**63)
     if batch is not None:
         check_whole("batch", batch, 1)
-    prepared = prepare(model, photons, camera=camera, time_as_z=time_as_z)
-    check_dim(prepared.counts, model.config.dim, plane_by_plane=planes)
-    items = as_items(prepared.counts, model.config.dim, model.config.channels, separate_channels=separate_channels)
-    drawn = _empty(n_samples, items)
-    brightest = 10 ** (model.trained_range_db[1] / 10)
-    jobs = _jobs(items, settings, brightest)
+    layout: Any = {"dims": dims, "planes": planes, "time_as_z": time_as_z, "separate_channels": separate_channels}
+    prepared = prepare(model, photons, camera=camera, **layout)
+    empty = [number for number, item in enumerate(prepared.items) if not item.any()]
+    if empty:
+        warnings.warn(
+            f"{prepared.without_photons(empty)}, so that nothing is known: images are generated instead, at the "
+            "brightest exposure that the model was trained for",
+            EmptyImageWarning,
+            stacklevel=2,
+        )
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    drawn = _draw(model, prepared, network, (n_samples, seed, settings, batch), unfinished, on_step)
+    return prepared.photons(drawn, n_samples).rename("rate")
+
+
+def _draw(
+    model: Model,
+    prepared: Prepared,
+    network: TiledNetwork,
+    how: tuple[int, int, SamplingConfig, int | None],
+    unfinished: Path | None,
+    on_step: Callable[[Progress], None] | None,
+) -> np.ndarray:
+    """Return samples of all items, (n_samples, n, c, [z,] y, x); ``how`` many, seed, settings, and batch."""
+    n_samples, seed, settings, batch = how
+    drawn = _room_for(n_samples, prepared)
+    trained = 10 ** (model.trained_range_db[1] / 10)
+    # the scale of an anchored network is that of the photons, at any brightness
+    brightest = math.inf if model.network.anchored else trained
+    jobs = _jobs(prepared, settings, brightest, trained)
     work = {"network": fingerprint(*model.network.state_dict().values())}
-    work |= {"photons": fingerprint(*(job.observed for job in jobs)), "tiles": str((tile_px, halo_px, batch, device))}
-    work |= {"seed": str(seed), "n_samples": str(n_samples), "settings": settings.model_dump_json()}
+    work |= {"photons": fingerprint(*(job.observed for job in jobs)), "seed": str(seed), "n_samples": str(n_samples)}
+    work |= {"settings": settings.model_dump_json()}
+    work |= {"tiles": str((network.tile_px, network.halo_px, batch, str(network.device)))}
     kept = Unfinished(unfinished, work)
-    draw = Draw(on_device(model.network, device), seed, n_samples, brightest, tile_px, halo_px, batch, kept, on_step)
     if kept.found:
         log.info("continuing an interrupted run")
-    strangeness = Strangeness(brightest)
-    for job, numbers, rate in draw.run(jobs):
+    strangeness = Strangeness(trained)
+    for job, numbers, rate in _Draw(network, seed, n_samples, brightest, batch, kept, on_step).run(jobs):
         drawn[numbers.start : numbers.stop, job.number] = rate.numpy()
         if job.from_nothing:
             strangeness.look_at(rate)
     strangeness.warn()
     kept.remove()
-    return prepared.photons(items.restore(drawn, n_samples)).rename("rate")
+    return drawn
 
 
-def _empty(n_samples: int, items: Items) -> np.ndarray:
+def _room_for(n_samples: int, prepared: Prepared) -> np.ndarray:
     """Return room for all samples, (n_samples, n, c, [z,] y, x), before the work begins."""
-    shape = (n_samples, *items.values.shape)
+    shape = (n_samples, *prepared.items.shape)
     try:
         return np.empty(shape, np.float32)
     except (MemoryError, ValueError):  # numpy has no words of its own for sizes that no machine has
-        pixels = " x ".join(str(size) for size in items.image.shape)
+        pixels = " x ".join(str(size) for size in prepared.image.shape)
         needed = 4 * math.prod(shape) / 2**30
         raise MemoryError(f"{n_samples} samples of {pixels} pixels take {needed:.1f} GiB") from None
 
 
-def _jobs(items: Items, settings: SamplingConfig, brightest: float) -> list[Job]:
-    """Return the images to draw, and warn of those that hold too much or too little for it."""
-    counts = [torch.from_numpy(np.ascontiguousarray(item).astype(np.float32))[None] for item in items.values]
-    empty = [number for number, item in enumerate(counts) if not bool(item.any())]
-    if empty:
-        warnings.warn(
-            f"{items.without_photons(empty)}, so that nothing is known: images are generated instead, at the "
-            "brightest exposure that the model was trained for",
-            stacklevel=3,
-        )
-    stops = [photons_to_stop_at(item, settings.stop_db, brightest) for item in counts]
+def _jobs(prepared: Prepared, settings: SamplingConfig, brightest: float, trained: float) -> list[_Job]:
+    """Return the images to draw, if photons can be added to them."""
+    counts = [prepared.tensor(number) for number in range(len(prepared.items))]
+    stops = [photons_to_stop_at(item, settings.stop_db, brightest if item.any() else trained) for item in counts]
     if settings.stop_db is None:
-        check_room(counts, stops, brightest, items.names)
-    generation = _for_generation(settings)
+        check_room(counts, stops, brightest, prepared.names)
+    # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
+    generation = settings.model_copy(update={"schedule": "geometric"})
     return [
-        Job(number, item, stop, generation if number in empty else settings)
+        _Job(number, item, stop, settings if item.any() else generation)
         for number, (item, stop) in enumerate(zip(counts, stops, strict=True))
     ]
 
@@ -201,41 +342,27 @@ def generate(
     ConfigError, TrainedRangeError, BrokenNetworkError
         As for ``sample``.
     """
-    if len(shape) != model.config.dim or min(shape) < 1:
+    check_whole("n_samples", n_samples, 1)
+    check_whole("seed", seed, 0, 2**63)
+    dim, channels = model.config.dim, model.config.channels
+    if len(shape) != dim or min(shape) < 1:
         raise ConfigError(
-            f"the shape is {', '.join(map(str, shape))} px, expected {model.config.dim} positive numbers for a "
-            f"{model.config.dim}D model; for example {'64, ' * (model.config.dim == 3)}256, 256"
+            f"the shape is {', '.join(map(str, shape))} px, expected {dim} positive numbers for a {dim}D model; for "
+            f"example {'64, ' * (dim == 3)}256, 256"
         )
     if model.trained_range_db[0] > -20:
         warnings.warn(
             f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter; generation begins "
             "without any photons: train with thinning.min_db=-40 for it",
+            TrainedRangeWarning,
             stacklevel=2,
         )
-    axes = ["z", "y", "x"][-len(shape) :]
-    empty = xr.DataArray(np.broadcast_to(np.uint16(0), (model.config.channels, *shape)), dims=["c", *axes])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the image holds no photons")
-        images = sample(
-            model,
-            empty,
-            n_samples,
-            camera=None,
-            seed=seed,
-            settings=_for_generation(settings or SamplingConfig()),
-            tile_px=tile_px,
-            halo_px=halo_px,
-            batch=batch,
-            device=device,
-            unfinished=unfinished,
-            on_step=on_step,
-        )
-    detector = model.camera
-    # maps say which pixel of a camera is which; here is no camera
-    images = Prepared(empty, None if detector is None else detector.scalar).photons(images)
-    return images.squeeze("c") if model.config.channels == 1 else images
-
-
-def _for_generation(settings: SamplingConfig) -> SamplingConfig:
-    """Equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far."""
-    return settings.model_copy(update={"schedule": "geometric"})
+    empty = xr.DataArray(np.broadcast_to(np.uint16(0), (channels, *shape)), dims=["c", *"zyx"[-dim:]])
+    # the maps of a camera say which of its pixels is which, and here is no camera
+    camera = None if model.camera is None else model.camera.scalar
+    prepared = Prepared(empty, empty, empty.data[None], camera, model.n_frames)
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    settings = (settings or SamplingConfig()).model_copy(update={"schedule": "geometric"})
+    drawn = _draw(model, prepared, network, (n_samples, seed, settings, batch), unfinished, on_step)
+    images = prepared.photons(drawn, n_samples).rename("rate")
+    return images.squeeze("c") if channels == 1 else images

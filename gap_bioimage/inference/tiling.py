@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 
-from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.errors import BrokenNetworkError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
 
     from gap_bioimage.network import UNet
 
@@ -85,98 +85,151 @@ def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[sl
     return iter(parts)
 
 
-def automatic_batch(network: UNet, shape: Sequence[int], tile_px: Sequence[int] | None = None) -> int:
-    """Return how many images share a run of the network: one on the CPU, on a GPU as many tiles as fit 2 GB."""
-    if next(network.parameters()).device.type == "cpu":
-        return 1
-    if tile_px is not None:
-        _check_sizes("tile", tile_px, len(shape), 1)
-    tile = (
-        automatic_tile_px(network, shape)
-        if tile_px is None
-        else [min(t, s) for t, s in zip(tile_px, shape, strict=True)]
-    )
-    return max(1, int(_budget_px(network) / math.prod(tile)))
+class TiledNetwork:
+    """A network that runs tile by tile on a device; counts (b, c, [z,] y, x) in, log-rates out.
 
-
-def _budget_px(network: UNet) -> float:
-    return _MEMORY_BYTES / (4 * network.conv_final.in_channels * _ACTIVATION_COPIES)
-
-
-def automatic_tile_px(network: UNet, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the largest tile that fits about 2 GB of activations, the whole image if it does."""
-    budget_px = _budget_px(network)
-    tile = list(shape)
-    minimum = [2 * round_up(reach, step) + step for reach, step in zip(*_reach_and_step(network), strict=True)]
-    while math.prod(tile) > budget_px:
-        # halve the axis that is longest beyond its minimum
-        axis = max(range(len(tile)), key=lambda a: tile[a] / minimum[a])
-        if tile[axis] <= minimum[axis]:
-            break
-        tile[axis] = max(minimum[axis], round_up(tile[axis] // 2, network.step_px[axis]))
-    return tuple(tile)
-
-
-def tiled_log_rate(
-    network: UNet,
-    photons: Tensor,
-    tile_px: Sequence[int] | None = None,
-    halo_px: Sequence[int] | None = None,
-    on_tile: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Run the network tile by tile.
-
-    With the default halo, the receptive field, the result is that of the whole image to rounding. On the CPU it
-    does not depend on the batch.
+    With the default halo, the receptive field, the result is that of the whole image to rounding. On the CPU it does
+    not depend on the batch.
 
     Parameters
     ----------
     network
-        In evaluation mode, on the device to use.
-    photons
-        Counts (b, c, [z,] y, x) on any device.
+        In evaluation mode; it is moved to the device.
     tile_px, halo_px
         Per spatial axis; chosen when None.
-    on_tile
-        Called with (tiles done, all tiles).
+    device
+        "cpu", "cuda", ...
 
-    Returns
-    -------
-    Tensor
-        log-rate, shape and device of ``photons``, float32.
+    Raises
+    ------
+    ConfigError
+        If torch cannot use the device here.
     """
-    shape = photons.shape[2:]
-    reach, step = _reach_and_step(network)
-    parts = tiles(
-        shape,
-        automatic_tile_px(network, shape) if tile_px is None else tile_px,
-        reach if halo_px is None else halo_px,
-        step,
-    )
-    device = next(network.parameters()).device
-    log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
-    with torch.inference_mode():
-        for number, tile in enumerate(parts, 1):
-            read: Any = (..., *tile.outer)
-            write: Any = (..., *tile.inner)
-            piece = photons[read].to(device, torch.float32)
-            crop: Any = (..., *tile.crop)
-            log_rate[write] = _run(network, piece)[crop].to(photons.device, torch.float32)
-            if on_tile is not None:
-                on_tile(number, len(parts))
-    return log_rate
 
+    def __init__(
+        self,
+        network: UNet,
+        tile_px: Sequence[int] | None = None,
+        halo_px: Sequence[int] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        try:
+            self.network = network.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
+            raise ConfigError(
+                f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"
+            ) from None
+        self.tile_px, self.halo_px = tile_px, halo_px
+        self.reach, self.step = receptive_field_px(network), list(network.step_px)
+        self.device = next(network.parameters()).device
 
-def _run(network: UNet, photons: Tensor) -> Tensor:
-    """Run the network; on the CPU image by image, since convolutions of a batch round otherwise there."""
-    pieces = [photons] if photons.device.type != "cpu" else photons.chunk(len(photons))
-    return torch.cat([network(piece) for piece in pieces])
+    def tile_of(self, shape: Sequence[int]) -> Sequence[int]:
+        """Return the tile for an image: what was given, or the largest that fits about 2 GB of activations."""
+        if self.tile_px is not None:
+            return self.tile_px
+        tile = list(shape)
+        minimum = [2 * round_up(reach, step) + step for reach, step in zip(self.reach, self.step, strict=True)]
+        while math.prod(tile) > self._budget_px:
+            # halve the axis that is longest beyond its minimum
+            axis = max(range(len(tile)), key=lambda a: tile[a] / minimum[a])
+            if tile[axis] <= minimum[axis]:
+                break
+            tile[axis] = max(minimum[axis], round_up(tile[axis] // 2, self.step[axis]))
+        return tuple(tile)
 
+    def batch_of(self, shape: Sequence[int]) -> int:
+        """Return how many images share a run: one on the CPU, on a GPU as many tiles as fit 2 GB."""
+        if self.device.type == "cpu":
+            return 1
+        _check_sizes("tile", self.tile_of(shape), len(shape), 1)
+        tile = [min(t, s) for t, s in zip(self.tile_of(shape), shape, strict=True)]
+        return max(1, int(self._budget_px / math.prod(tile)))
 
-def _reach_and_step(network: UNet) -> tuple[list[int], list[int]]:
-    return receptive_field_px(network), list(network.step_px)
+    def __call__(self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
+        """Return log-rates, shape and device of ``photons``, float32; ``on_tile`` gets (tiles done, all tiles).
+
+        Raises
+        ------
+        BrokenNetworkError
+            If values are not finite.
+        """
+        shape = photons.shape[2:]
+        halo = self.reach if self.halo_px is None else self.halo_px
+        parts = tiles(shape, self.tile_of(shape), halo, self.step)
+        log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
+        with torch.inference_mode():
+            for number, tile in enumerate(parts, 1):
+                read, write, crop = ((..., *part) for part in tile)
+                piece = photons[read].to(self.device, torch.float32)
+                # on the CPU image by image, since convolutions of a batch round otherwise there
+                pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
+                whole = torch.cat([self.network(part) for part in pieces])
+                log_rate[write] = whole[crop].to(photons.device, torch.float32)
+                if on_tile is not None:
+                    on_tile(number, len(parts))
+        if not bool(torch.isfinite(log_rate).all()):
+            broken = int((~torch.isfinite(log_rate)).sum())
+            raise BrokenNetworkError(
+                f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
+                "diverged or its weights are damaged: train it again, with a lower train.learning_rate"
+            )
+        return log_rate
+
+    @property
+    def _budget_px(self) -> float:
+        return _MEMORY_BYTES / (4 * self.network.conv_final.in_channels * _ACTIVATION_COPIES)
 
 
 def round_up(value: int, step: int) -> int:
     """Return the smallest multiple of ``step`` that is at least ``value``."""
     return -(-value // step) * step
+
+
+def receptive_field_px(network: UNet) -> list[int]:
+    """Return how far, per spatial axis, the farthest input pixel lies that changes an output pixel."""
+    reaches = []
+    for axis in range(network.dim):
+        along = [axis > 0 or network.dim == 2 or z for z in network.along_z]
+        wide_up = network.upsampled and network.dim == 3
+        step, reach = network.step_px[axis], 0
+        for position in range(step):
+            low, high = _needed((position, position), 0, along, network.upsampled, wide_up)
+            reach = max(reach, position - low, high - position)
+        reaches.append(reach)
+    if network.anchored:
+        reaches = [reach + features for reach, features in zip(reaches, network.anchor.reach_px(), strict=True)]
+    return reaches
+
+
+def _needed(
+    interval: tuple[int, int],
+    stage: int,
+    along: list[bool],
+    upsampled: bool,
+    wide_up: bool,
+) -> tuple[int, int]:
+    """Input pixels that the decoder's outputs ``interval`` of a stage depend on, along one axis."""
+    radius = 3 if along[stage] else 0
+    if stage == len(along) - 1:
+        return _through_encoder((interval[0] - radius, interval[1] + radius), stage, along)
+    low, high = interval[0] - radius, interval[1] + radius
+    skip_low, skip_high = _through_encoder((low - radius, high + radius), stage, along)
+    if along[stage]:
+        low, high = ((low - 1) // 2, (high + 1) // 2) if upsampled else (low // 2, high // 2)
+    if wide_up:
+        # the convolution follows the upsampling, so it widens what is upsampled by one pixel each side
+        low, high = interval[0] - radius - 1, interval[1] + radius + 1
+        low, high = ((low - 1) // 2, (high + 1) // 2) if along[stage] else (low, high)
+    below_low, below_high = _needed((low, high), stage + 1, along, upsampled, wide_up)
+    return min(skip_low, below_low), max(skip_high, below_high)
+
+
+def _through_encoder(interval: tuple[int, int], stage: int, along: list[bool]) -> tuple[int, int]:
+    """Input pixels behind the inputs ``interval`` of an encoder block."""
+    low, high = interval
+    for above in reversed(range(stage)):
+        radius = 3 if along[above] else 0
+        if along[above]:
+            low, high = 2 * low, 2 * high + 1
+        low, high = low - radius, high + radius
+    return low, high

@@ -1,4 +1,4 @@
-"""How bright images may become: the networks know only what they were trained on."""
+"""How bright images may become, and whether samples are plausible: networks know only what they were trained on."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from gap_bioimage.errors import TrainedRangeError
-from gap_bioimage.inference.climb import GAIN, WINDOW_PX
-from gap_bioimage.sampler import brightest_mean, photon_budget, total_photons
+from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
+from gap_bioimage.sampler import GAIN, WINDOW_PX, brightest_mean, photon_budget, total_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import xarray as xr
+    from torch import Tensor
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
 _STRANGE_WINDOW = 2.0  # times the brightest window of the training: the climb ends there, but for its last step
 _STRANGE_PIXEL = 30.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
+_BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
+_LARGE, _SURE = 0.10, 3.0
 
 
 def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float) -> Tensor:
@@ -101,6 +105,7 @@ def check_room(
     warnings.warn(
         f"{where}: photons grow by {least:.1f} dB only, and samples may show as little as {share:.0%} of the "
         "posterior's variance; train on brighter images",
+        TrainedRangeWarning,
         stacklevel=4,
     )
 
@@ -136,6 +141,7 @@ class Strangeness:
                 f"to {self._pixel:.3g} photons in a pixel; {self._window:.3g} per pixel in the brightest window, which "
                 f"had {self._brightest:.3g} in the training): unless such bright spots are expected, the network was "
                 "trained too briefly to generate; train longer, from the dark on (thinning.min_db=-40)",
+                NetworkWarning,
                 stacklevel=3,
             )
 
@@ -147,3 +153,53 @@ def _room_db(item: Tensor, stop: Tensor) -> float:
 
 def _db(value: float) -> float:
     return 10 * math.log10(max(value, 1e-30))
+
+
+def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
+    """Warn when the samples' mean is not the denoised image: then the network contradicts itself.
+
+    Parameters
+    ----------
+    samples
+        With the dim ``sample``; fewer than two tell nothing.
+    mmse
+        The denoised image, with the other dims. Planes without any light tell nothing: their samples were generated.
+
+    Warns
+    -----
+    NetworkWarning
+        If they differ by more than 10 % in boxes of 16 px, and by more than three times what the spread of the
+        samples explains.
+    """
+    count = samples.sizes["sample"]
+    seen = (mmse > 0).any(("y", "x")).values
+    if count < 2 or not seen.any():
+        return
+    mmse = mmse.transpose(..., "y", "x")
+    expected = _boxes(mmse)[seen]
+    size = _rms(expected)
+    # one sample at a time: all of them may not fit into memory twice
+    boxes = np.stack([_boxes(samples.isel(sample=n, drop=True).transpose(*mmse.dims))[seen] for n in range(count)])
+    difference = _rms(boxes.mean(0) - expected) / size
+    explained = _rms(boxes.std(0, ddof=1)) / math.sqrt(count) / size
+    if difference > max(_LARGE, _SURE * explained):
+        warnings.warn(
+            f"the mean of the samples differs from the denoised image by {100 * difference:.0f} % (their spread "
+            f"explains {100 * explained:.0f} %): the network was trained too briefly, or on other images; train longer",
+            NetworkWarning,
+            stacklevel=2,
+        )
+
+
+def _boxes(image: xr.DataArray) -> np.ndarray:
+    """Return the means of boxes along y and x times the root of their pixels, so that each counts by its size."""
+    values = image.transpose(..., "y", "x").values
+    starts = [np.arange(0, size, _BOX_PX) for size in values.shape[-2:]]
+    widths = [np.diff(start, append=size) for start, size in zip(starts, values.shape[-2:], strict=True)]
+    sums = np.add.reduceat(values, starts[0], axis=-2, dtype=np.float64)
+    # those at the far borders are smaller
+    return np.asarray(np.add.reduceat(sums, starts[1], axis=-1) / np.sqrt(np.outer(*widths)))
+
+
+def _rms(values: np.ndarray) -> float:
+    return math.sqrt(float(np.square(values).mean()))

@@ -170,7 +170,7 @@ class Progress(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the validation loss."""
         assert isinstance(pl_module, GapModule)  # noqa: S101
-        total, count = (float(value) for value in sum(pl_module.validation))  # type: ignore[arg-type, union-attr]
+        total, count = (float(value) for value in sum(pl_module.validation))  # type: ignore[union-attr]
         self.validation_loss = total / count if count else math.nan
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

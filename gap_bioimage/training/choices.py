@@ -112,7 +112,7 @@ def _choose_steps(config: RunConfig, accelerator: bool) -> RunConfig:
     steps, why = _ACCELERATOR_STEPS, "on an accelerator"
     if not accelerator:
         seconds = _seconds_per_step(config)
-        steps = round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]), -2)
+        steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
         why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
     every = max(20, steps // _VALIDATIONS)
     chosen = {"steps": steps, **_unset(config.train, {"validate_every": every, "patience": _PATIENCE})}

@@ -145,17 +145,19 @@ def train(
     if isinstance(config, TrainConfig) or config is None:
         sections = {"network": network, "thinning": thinning, "train": config}
         config = RunConfig(**{name: section for name, section in sections.items() if section is not None})
-    if resume and (out / "config.yaml").exists():
+    resumed = resume and (out / "config.yaml").exists()
+    if resumed:
         config = stored_settings(out, config)
     images = as_images(images, dims)
-    config = choose_dim(config if start is None else _with_dim_of(start, config), images)
+    config = choose_dim(config if start is None else start.settings(config), images)
     detector = _detector(camera, config, out, resume)
     if detector is not None:
         for image in images:
             check_camera_image(image, detector, name=str(image.attrs.get("source", "the image")))
     stacks = as_stacks(images, config.network.dim, detector, separate_channels=separate_channels)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    config = _resolve(config, stacks[0].shape[0], split, detector, start, device)
+    _check_channels(stacks[0].shape[0], config, start, out if resumed else None)
+    config = _resolve(config, stacks[0].shape[0], split, detector, device)
     callbacks: list[pl.Callback] = [RunFolder(out, fingerprint(split), None if start is None else start.record)]
     if progress:
         callbacks.append(Progress(config.train))
@@ -185,12 +187,16 @@ def train(
     return model
 
 
-def _with_dim_of(start: Start, config: RunConfig) -> RunConfig:
-    """Let the model that training starts from say how many dimensions there are, unless they were set."""
-    if "dim" in config.network.model_fields_set:
-        return config
-    network = config.network.model_copy(update={"dim": start.model.config.dim})
-    return config.model_copy(update={"network": network})
+def _check_channels(channels: int, config: RunConfig, start: Start | None, resumed: Path | None) -> None:
+    """Refuse images with other channels than the network has that training goes on with."""
+    if channels == config.network.channels or (resumed is None and start is None):
+        return
+    name = f"the run in {resumed}" if start is None else f"the model to start from, {start.record['name']},"
+    own = config.network.channels
+    raise ConfigError(
+        f"the images have {channels} channels, but {name} has {own}; give images with {own}"
+        + (", or one of their channels" if own == 1 else "")
+    )
 
 
 def _trainer(
@@ -247,9 +253,7 @@ def _detector(
     return None if config.camera is None else Detector(config.camera)
 
 
-def _resolve(
-    config: RunConfig, channels: int, split: Split, detector: Detector | None, start: Start | None, device: str
-) -> RunConfig:
+def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector | None, device: str) -> RunConfig:
     """Fill in what data, machine and the model to start from decide."""
     if detector is not None:
         if config.thinning.ceiling is not None:
@@ -257,8 +261,6 @@ def _resolve(
                 "a camera and thinning.ceiling were both given; one-bit frames need no camera: leave it out"
             )
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
-    if start is not None:
-        config = start.settings(config, channels)
     config = config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
     faster = torch.cuda.is_available() or torch.backends.mps.is_available()
     return choose_sizes(config, split, accelerator=device not in ("auto", "cpu") or (device == "auto" and faster))

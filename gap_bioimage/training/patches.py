@@ -99,8 +99,13 @@ class WindowDrawer:
             exposure.append((1 - fraction) / fraction if ceiling is None else 1 / (ceiling * fraction))
             weights.append(weight)
         limited = self.thinning.ceiling is not None or any((weight == 0).any() for weight in weights)
-        numbers = (torch.tensor(values, dtype=torch.float32) for values in (db, exposure))
-        return Pairs(_tensor(kept), _tensor(rest), *numbers, _tensor(weights) if limited else None)
+        return Pairs(
+            _tensor(kept),
+            _tensor(rest),
+            torch.tensor(db, dtype=torch.float32),
+            torch.tensor(exposure, dtype=torch.float32),
+            _tensor(weights) if limited else None,
+        )
 
     def windows(self, rng: np.random.Generator, size: int) -> list[Window]:
         """Draw windows ``(c, [z,] y, x)``, brighter ones more often: of four one, with chances as their photons.

@@ -53,13 +53,13 @@ class Start:
         }
         return cls(model, record)
 
-    def settings(self, config: RunConfig, channels: int) -> RunConfig:
+    def settings(self, config: RunConfig) -> RunConfig:
         """Return the settings of a run with the network of this model.
 
         Raises
         ------
         ConfigError
-            If settings of the network were given, and are others, or images have other channels.
+            If settings of the network were given, and are others.
         """
         own = self.model.config
         for name in NetworkConfig.model_fields:
@@ -69,11 +69,6 @@ class Start:
                     f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
                     f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
                 )
-        if channels != own.channels:
-            raise ConfigError(
-                f"the images have {channels} channels, but the model to start from, {self.record['name']}, has "
-                f"{own.channels}; give images with {own.channels}" + (", or one channel" if own.channels == 1 else "")
-            )
         return config.model_copy(update={"network": own})
 
     def write(self, run: Path) -> None:

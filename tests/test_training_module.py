@@ -36,8 +36,9 @@ def brute_force(log_rate: Tensor, target: Tensor) -> list[float]:
     return losses
 
 
-def module_of(**train: Any) -> GapModule:
-    config = RunConfig(network=NetworkConfig(depth=2, start_filts=2, levels=2), train=TrainConfig(**train))
+def module_of(anchor: bool = False, **train: Any) -> GapModule:
+    network = NetworkConfig(depth=2, start_filts=2, levels=2, anchor=anchor)
+    config = RunConfig(network=network, train=TrainConfig(**train))
     torch.manual_seed(0)
     module = GapModule(config, (-10.0, 5.0))
     torch.nn.init.normal_(module.network.conv_final.weight)
@@ -47,7 +48,7 @@ def module_of(**train: Any) -> GapModule:
 
 
 def pairs(photons: Tensor, target: Tensor) -> Pairs:
-    return Pairs(photons, target, 10 * torch.log10(photons.flatten(1).mean(1)))
+    return Pairs(photons, target, 10 * torch.log10(photons.flatten(1).mean(1)), torch.ones(len(photons)))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -134,27 +135,44 @@ def test_large_log_rates_do_not_overflow(size: float, dtype: torch.dtype) -> Non
     assert torch.isfinite(photon_loss(-log_rate, target)).all()
 
 
-def test_total_loss_vanishes_where_the_totals_agree() -> None:
-    log_rate, photons = scene((3, 2, 4, 5))
-    right = torch.log_softmax(log_rate.flatten(1), 1) + torch.log(photons.flatten(1).sum(1, keepdim=True))
-    right = right.reshape(log_rate.shape)
-    torch.testing.assert_close(total_loss(right, photons), torch.zeros(3), rtol=0, atol=1e-10)
-    # a^2 / 2 below one, then a straight line
-    for a, expected in ((0.5, 0.125), (-0.5, 0.125), (1.0, 0.5), (3.0, 2.5), (-3.0, 2.5)):
-        torch.testing.assert_close(total_loss(right + a, photons), torch.full((3,), expected), rtol=1e-5, atol=0)
-    assert torch.isfinite(total_loss(right + 1000, torch.zeros_like(photons))).all()
+def test_total_and_photon_loss_are_the_poisson_likelihood_of_all_pixels() -> None:
+    log_rate, target = scene((3, 2, 4, 5))
+    exposure = torch.tensor([0.5, 1.0, 3.0])
+    weight = torch.from_numpy(np.random.default_rng(1).integers(0, 3, log_rate.shape).astype(np.float32))
+    for w in (None, weight):
+        allowed = torch.ones_like(log_rate) if w is None else w
+        rate = (exposure.reshape(3, 1, 1, 1) * allowed * log_rate.exp()).double()
+        photons = torch.where(allowed > 0, target, 0.0).double()
+        total = photons.flatten(1).sum(1)
+        likelihood = (rate - torch.xlogy(photons, rate)).flatten(1).sum(1)
+        expected = (likelihood - total + torch.xlogy(total, total)) / total
+        found = photon_loss(log_rate, target, w) + total_loss(log_rate, target, exposure, w)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    right = torch.log(target.flatten(1).sum(1) / exposure / log_rate.exp().flatten(1).sum(1)).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(total_loss(log_rate + right, target, exposure), torch.zeros(3), rtol=0, atol=1e-5)
+    assert torch.isfinite(total_loss(log_rate + 1000, torch.zeros_like(target), exposure)).all()
 
 
-@pytest.mark.parametrize("total_weight", [0.0, 0.5])
-def test_step_averages_over_images_with_targets(total_weight: float) -> None:
-    module = module_of(total_weight=total_weight)
+@pytest.mark.parametrize(("anchor", "total_weight", "used"), [(False, None, 0), (False, 0.5, 0.5), (True, None, 1)])
+def test_step_averages_over_images_with_targets(anchor: bool, total_weight: float | None, used: float) -> None:
+    module = module_of(anchor, total_weight=total_weight)
     photons, target = scene((4, 1, 8, 8))[1], scene((4, 1, 8, 8), 1)[1]
     target[2] = 0
     loss = float(module.training_step(pairs(photons, target), 0).detach())
     log_rate = module(photons).detach()
     alone = np.mean([x for i, x in enumerate(brute_force(log_rate, target)) if i != 2])
-    assert module.train_losses == [pytest.approx(alone, rel=1e-5)]
-    assert loss == pytest.approx(alone + total_weight * float(total_loss(log_rate, photons).mean()), rel=1e-5)
+    total = float(total_loss(log_rate, target, torch.ones(4)).mean())
+    assert loss == pytest.approx(alone + used * total, rel=1e-5)
+    assert module.train_loss() == pytest.approx(alone, rel=1e-5)
+    assert module.train_loss() == 0
+
+
+def test_steps_without_a_finite_gradient_change_nothing() -> None:
+    module = module_of()
+    weight = module.network.conv_final.weight
+    weight.grad = torch.full_like(weight, math.nan)
+    module.on_before_optimizer_step(None)
+    assert not weight.grad.any()
 
 
 def test_steps_without_photons_are_no_error() -> None:
@@ -171,7 +189,7 @@ def test_brightness_is_told_of_inputs_with_photons() -> None:
     photons = torch.zeros(3, 1, 8, 8)
     photons[0], photons[1] = 1, 10
     module.training_step(pairs(photons, photons), 0)
-    assert module.last_db == 5.0
+    assert module.mean_input_db() == pytest.approx(5.0)
 
 
 def test_validation_loss_is_the_mean_over_images_of_all_batches_and_forgets() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gap_bioimage.files import replacing
 
@@ -20,10 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-    Arrays = dict[str, NDArray[Any]]
-
-_SECONDS_BETWEEN = 20.0
+    from torch import Tensor
 
 
 class Unfinished:
@@ -43,27 +38,16 @@ class Unfinished:
     """
 
     def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
-        self.folder = folder
-        self._saved_at = time.monotonic()
-        self._label = json.dumps(work, sort_keys=True)
-        self.found = folder is not None and self._is_ours(folder) and any(folder.glob("*.npz"))
+        self.folder, self._label = folder, json.dumps(work, sort_keys=True)
+        self.found = self._is_ours() and folder is not None and any(folder.glob("*.npz"))
 
-    def _is_ours(self, folder: Path) -> bool:
-        return _read(folder / "work.json") == self._label
+    def _is_ours(self) -> bool:
+        label = None if self.folder is None else self.folder / "work.json"
+        return label is not None and label.is_file() and label.read_text(errors="replace") == self._label
 
-    def _made(self, folder: Path) -> Path:
-        """Return the folder, which is there and holds this work."""
-        if not self._is_ours(folder):
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
-            with replacing(folder / "work.json") as temporary:
-                temporary.write_text(self._label)
-        return folder
-
-    def load(self, name: str) -> Arrays | None:
+    def load(self, name: str) -> dict[str, NDArray[Any]] | None:
         """Return what was saved under a name, None if nothing was or it cannot be read any more."""
-        if self.folder is None or not self._is_ours(self.folder):
+        if self.folder is None or not self._is_ours():
             return None
         try:
             with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
@@ -75,22 +59,20 @@ class Unfinished:
         """Save arrays under a name, by rename."""
         if self.folder is None:
             return
-        with replacing(self._made(self.folder) / f"{name}.npz") as temporary:
+        if not self._is_ours():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            with replacing(self.folder / "work.json") as temporary:
+                temporary.write_text(self._label)
+        with replacing(self.folder / f"{name}.npz") as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes them for its flag
-        self._saved_at = time.monotonic()
 
     def count(self, prefix: str) -> int:
         """Return how many of ``prefix1``, ``prefix2``, ... were saved, up to the first that is missing."""
         number = 0
-        if self.folder is None or not self._is_ours(self.folder):
-            return number
-        while (self.folder / f"{prefix}{number + 1}.npz").exists():
+        while self.folder is not None and self._is_ours() and (self.folder / f"{prefix}{number + 1}.npz").exists():
             number += 1
         return number
-
-    def is_time(self) -> bool:
-        """Whether the last saving is long enough ago to save again."""
-        return self.folder is not None and time.monotonic() - self._saved_at > _SECONDS_BETWEEN
 
     def remove(self) -> None:
         """Remove the folder, because all is done."""
@@ -104,7 +86,3 @@ def fingerprint(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text(errors="replace") if path.is_file() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,9 @@ from fixtures_model import random_model
 
 from gap_bioimage.camera.camera import Detector, PixelMaps, write_camera
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.inference.denoise import denoise
-from gap_bioimage.inference.prepared import prepare
+from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
+from gap_bioimage.inference.denoising import denoise
+from gap_bioimage.inference.preparation import prepare
 from gap_bioimage.inference.regions import region_uncertainty
 from gap_bioimage.inference.sampling import sample
 
@@ -34,11 +35,11 @@ def raw(*shape: int, dims: str = "tyx", signal: float = 8.0) -> xr.DataArray:
 
 def camera_model(**config: int) -> Model:
     model = random_model(**config)
-    return replace(model, details={"config": {"camera": CAMERA.model_dump()}})
+    return replace(model, camera=Detector(CAMERA))
 
 
 def one_bit_model(ceiling: int) -> Model:
-    return replace(random_model(), details={"config": {"thinning": {"ceiling": ceiling}}})
+    return replace(random_model(), n_frames=ceiling)
 
 
 def test_a_model_remembers_its_camera() -> None:
@@ -72,11 +73,11 @@ def test_each_pixel_gives_back_its_own_background() -> None:
     noise[:, 16:] = 4.0
     detector = Detector(CAMERA, PixelMaps(np.full((32, 32), 100, np.float32), noise))
     prepared = prepare(random_model(), raw(32, 32), camera=detector)
-    zero = prepared.photons(prepared.counts.astype(np.float32) * 0)
+    zero = prepared.photons(np.zeros((1, 1, 32, 32), np.float32))
     left, right = float(-zero[0, 0]), float(-zero[0, -1])
     assert right - left == pytest.approx(15, abs=0.1)
-    samples = xr.concat([zero, zero], "sample")
-    np.testing.assert_array_equal(prepared.photons(samples * 0).isel(sample=1), zero)
+    samples = prepared.photons(np.zeros((2, 1, 1, 32, 32), np.float32), 2)
+    np.testing.assert_array_equal(samples.isel(sample=1), zero)
 
 
 def test_a_movie_may_be_a_stack() -> None:
@@ -108,7 +109,7 @@ def test_channels_may_be_denoised_one_by_one(dims: str) -> None:
     for channel in range(3):
         alone = denoise(model, counts.isel(c=channel))
         np.testing.assert_array_equal(found.isel(c=channel).values, alone.values)
-    with pytest.raises(AxesError, match="--separate-channels"):
+    with pytest.raises(AxesError, match="separate_channels"):
         denoise(model, counts)
     drawn = sample(model, counts, 2, seed=0, separate_channels=True)
     assert set(drawn.dims) == {"sample", *counts.dims}
@@ -119,20 +120,20 @@ def test_detections_become_photons() -> None:
     photons = np.linspace(0.2, 2.0, 40)
     bits = rng.binomial(8, 1 - np.exp(-np.tile(photons, (30, 1)))).astype(np.uint8)
     prepared = prepare(one_bit_model(8), xr.DataArray(bits, dims=["y", "x"]))
-    exact = xr.DataArray(np.tile(8 * (1 - np.exp(-photons)), (30, 1)).astype(np.float32), dims=["y", "x"])
+    exact = np.tile(8 * (1 - np.exp(-photons)), (30, 1)).astype(np.float32)[None, None]
     np.testing.assert_allclose(prepared.photons(exact)[0], 8 * photons, rtol=1e-4)
     assert np.isfinite(prepared.photons(exact * 0 + 9)).all()
-    assert (denoise(one_bit_model(8), prepared.counts) >= denoise(random_model(), prepared.counts) - 1e-4).all()
+    assert (denoise(one_bit_model(8), prepared.image) >= denoise(random_model(), prepared.image) - 1e-4).all()
 
 
 def test_sums_of_other_frames_are_told_from_those_of_the_training() -> None:
     model = one_bit_model(4)
     image = xr.DataArray(np.full((8, 8), 5, np.uint8), dims=["y", "x"])
-    with pytest.raises(NotPhotonCountsError, match="sum the frames with --sum-frames 4"):
+    with pytest.raises(NotPhotonCountsError, match="sums of 4 one-bit frames"):
         prepare(model, image)
-    with pytest.warns(UserWarning, match="holds 0 and 1 only"):
+    with pytest.warns(CountsWarning, match="holds 0 and 1 only"):
         prepare(model, image // 5)
-    with pytest.warns(UserWarning, match="nearly every frame"):
+    with pytest.warns(CountsWarning, match="nearly every frame"):
         prepare(model, image - 1)
 
 
@@ -163,10 +164,42 @@ def test_a_camera_gives_numbers_in_every_frame() -> None:
 
 def test_sums_of_one_bit_frames_are_whole_numbers() -> None:
     image = xr.DataArray(np.full((8, 8), 1.5), dims=["y", "x"])
-    with pytest.raises(NotPhotonCountsError, match="every pixel of the image is"):
+    with pytest.raises(NotPhotonCountsError, match="the image"):
         prepare(one_bit_model(4), image)
 
 
 def test_one_bit_models_take_no_camera() -> None:
     with pytest.raises(ConfigError, match="need no camera"):
         prepare(one_bit_model(8), raw(16, 16), camera=CAMERA)
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+@pytest.mark.parametrize(("pixels", "value"), [([(20, 30)], 65535), ([(8 * i + 3, 5) for i in range(7)], 400)])
+def test_hot_pixels_are_named_and_scale_nothing(pixels: list[tuple[int, int]], value: int, anchor: bool) -> None:
+    plain = xr.DataArray(np.random.default_rng(1).poisson(5, (64, 64)).astype(np.uint16), dims=["y", "x"])
+    hot = plain.copy(deep=True)
+    for y, x in pixels:
+        hot[y, x] = value
+    model = random_model(anchor=anchor)
+    expected = denoise(model, plain)
+    with pytest.warns(HotPixelWarning, match=rf"{len(pixels)} hot pixel.* {value} at \(y {pixels[0][0]}, x"):
+        found = denoise(model, hot)
+    assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=0.02)
+    assert float(found.max()) < 2 * float(expected.max())
+    with pytest.warns(HotPixelWarning):
+        drawn = sample(model, hot, 1, seed=0)
+    assert float(drawn.mean()) == pytest.approx(float(expected.mean()), rel=0.1)
+    np.testing.assert_array_equal(hot[pixels[0]], value)  # the image of the caller is left as it was
+
+
+def test_hot_pixels_of_every_plane_are_counted() -> None:
+    movie = xr.DataArray(np.ones((4, 9, 9), np.uint16), dims=["t", "y", "x"])
+    movie[1:, 4, 4] = 900
+    with pytest.warns(HotPixelWarning, match="3 hot pixels"):
+        prepared = prepare(random_model(), movie)
+    np.testing.assert_array_equal(prepared.items, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        beads = xr.zeros_like(movie[0])
+        beads[3:6, 3:6] = [[20, 200, 20], [200, 900, 200], [20, 200, 20]]  # sharp, but through optics
+        prepare(random_model(), beads)

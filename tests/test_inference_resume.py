@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gap_bioimage.inference import unfinished
-from gap_bioimage.inference.unfinished import Unfinished, fingerprint
+from gap_bioimage.inference.resume import Unfinished, fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,22 +55,7 @@ def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
     kept = Unfinished(None, {})
     kept.save("a", x=np.arange(3))
     assert kept.load("a") is None
-    assert not kept.is_time()
     kept.remove()
-
-
-def test_states_are_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(unfinished.time, "monotonic", lambda: now)
-    kept = Unfinished(tmp_path / "work", {})
-    now = 19.0
-    assert not kept.is_time()
-    now = 21.0
-    assert kept.is_time()
-    kept.save("a", x=np.arange(3))
-    assert not kept.is_time()
-    kept.remove()
-    assert not (tmp_path / "work").exists()
 
 
 def test_fingerprints_tell_values_apart() -> None:

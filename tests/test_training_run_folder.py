@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from test_fit import config_of, run, stripes
+from test_training_fit import config_of, run, stripes
 
 from gap_bioimage.errors import CheckpointError, OutputError
 from gap_bioimage.training import run_folder
@@ -44,9 +44,21 @@ def test_leftovers_of_killed_writers_go_when_a_run_is_resumed(tmp_path: Path) ->
     leftover.write_bytes(b"half of a checkpoint")
     assert open_run(tmp_path / "run", config_of(), resume=True, start=None) is None  # no step was stored
     assert not leftover.exists()
-    (tmp_path / "run" / "last.ckpt").touch()
-    assert open_run(tmp_path / "run", config_of(), resume=True, start=None) == tmp_path / "run" / "last.ckpt"
-    assert checkpoint_in(tmp_path / "run", resume=False) is None
+
+
+def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
+    run(tmp_path, config=config_of(steps=2))
+    last = tmp_path / "last.ckpt"
+    assert checkpoint_in(tmp_path, resume=True) == last
+    assert checkpoint_in(tmp_path, resume=False) is None
+    whole = last.read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:10], b""):
+        last.write_bytes(part)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+            run(tmp_path, config=config_of(steps=4), resume=True)
+    last.write_bytes((tmp_path / "held_out.npy").read_bytes())
+    with pytest.raises(CheckpointError):
+        run(tmp_path, config=config_of(steps=4), resume=True)
 
 
 def test_fingerprints_tell_images_apart() -> None:

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.inference.tiling import automatic_tile_px, tiled_log_rate, tiles
+from gap_bioimage.inference.tiling import TiledNetwork, receptive_field_px, tiles
 
 AXIS = st.tuples(
     st.integers(1, 90),  # size
@@ -108,7 +107,7 @@ def test_tiles_give_what_the_whole_image_gives(config: dict[str, Any], odd: int)
     with torch.inference_mode():
         whole = network(photons)
     seen: list[tuple[int, int]] = []
-    tiled = tiled_log_rate(network, photons, tile, on_tile=lambda *done: seen.append(done))
+    tiled = TiledNetwork(network, tile)(photons, lambda *done: seen.append(done))
     assert len(seen) >= 2 ** sum(cut)
     assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
     assert tiled.dtype == torch.float32
@@ -121,7 +120,7 @@ def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> No
     photons = photons_for(network, (150, 150))
     (reach, _), halo, tile = receptive_field_px(network), 4, 120
     with torch.inference_mode():
-        difference = (tiled_log_rate(network, photons, (tile, tile), (halo, halo)) - network(photons)).abs()
+        difference = (TiledNetwork(network, (tile, tile), (halo, halo))(photons) - network(photons)).abs()
     cut = tile - 2 * halo  # where blocks meet; the tiles reach a halo farther
     far = torch.ones(150, dtype=torch.bool)
     far[cut + halo - reach : cut - halo + reach] = False
@@ -133,7 +132,7 @@ def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> No
 def test_whole_counts_of_any_type_run() -> None:
     network = random_network()
     photons = photons_for(network, (20, 20))
-    assert torch.equal(tiled_log_rate(network, photons.to(torch.int32)), tiled_log_rate(network, photons))
+    assert torch.equal(TiledNetwork(network)(photons.to(torch.int32)), TiledNetwork(network)(photons))
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=3, max_size=3), st.sampled_from(NETWORKS))
@@ -141,7 +140,7 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
     network = random_network(**{**config, "start_filts": 32})
     shape = shape[-network.dim :]
     reach, step = receptive_field_px(network), network.step_px
-    tile = automatic_tile_px(network, shape)
+    tile = TiledNetwork(network).tile_of(shape)
     smallest = [min(size, smallest_tile(s, r)) for size, s, r in zip(shape, step, reach, strict=True)]
     assert all(low <= t <= max(low, size) for low, t, size in zip(smallest, tile, shape, strict=True))
     assert math.prod(tile) * 32 * 4 * 8 <= 2e9 or list(tile) == smallest
@@ -150,5 +149,5 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
 
 
 def test_an_image_that_fits_memory_is_not_cut() -> None:
-    assert automatic_tile_px(random_network(start_filts=32), (1024, 1024)) == (1024, 1024)
-    assert max(automatic_tile_px(random_network(start_filts=32), (30_000, 30_000))) < 2048
+    assert TiledNetwork(random_network(start_filts=32)).tile_of((1024, 1024)) == (1024, 1024)
+    assert max(TiledNetwork(random_network(start_filts=32)).tile_of((30_000, 30_000))) < 2048

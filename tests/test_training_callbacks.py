@@ -10,7 +10,8 @@ import torch
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, OutputError
-from gap_bioimage.training.callbacks import CHECKPOINT_KEY, COLUMNS, AtomicCheckpoints, Progress, RunFolder
+from gap_bioimage.model import CHECKPOINT_KEY
+from gap_bioimage.training.callbacks import COLUMNS, AtomicCheckpoints, Progress, RunFolder
 from gap_bioimage.training.module import GapModule
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def validate(callback: Any, trainer: Any, module: GapModule, losses: list[float]
     for loss in losses:
         trainer.global_step += 10
         module._trainer = trainer
-        module.train_losses += [loss, loss + 1]
-        module.last_db = -7.0
+        module.train_losses += [torch.tensor(loss), torch.tensor(loss + 1)]
+        module.input_db = torch.tensor([-7.0])
         if not math.isnan(loss):
-            module.validation.append((2 * loss, 2))
+            module.validation.append(torch.tensor([2 * loss, 2.0], dtype=torch.float64))
         callback.on_train_epoch_end(trainer, module)
 
 
@@ -71,6 +72,20 @@ def test_best_is_saved_when_it_is_and_last_always_after_it(tmp_path: Path, modul
     assert [step for step, name in trainer.saved if name == "best.ckpt"] == [10, 30, 40, 70]
     assert [step for step, name in trainer.saved if name == "last.ckpt"] == [10, 20, 30, 40, 50, 60, 70]
     assert trainer.saved.index((30, "best.ckpt")) < trainer.saved.index((30, "last.ckpt"))
+
+
+def test_runs_that_get_no_better_end(tmp_path: Path, module: GapModule) -> None:
+    module.config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"patience": 2})})
+    trainer: Any = FakeTrainer()
+    stopped = []
+    callback = RunFolder(tmp_path, "x")
+    for loss in (3.0, 2.0, 2.5, 1.5, 1.6, 1.7):
+        validate(callback, trainer, module, [loss])
+        stopped.append(trainer.should_stop)
+    assert stopped == [False] * 5 + [True]
+    again: Any = FakeTrainer()
+    callback.on_train_start(again, module)  # a resumed run that had ended
+    assert again.should_stop
 
 
 def test_other_devices_write_no_metrics(tmp_path: Path, module: GapModule) -> None:
@@ -167,16 +182,20 @@ def test_progress_tells_losses_and_brightness(module: GapModule) -> None:
     progress.on_train_start(trainer, module)
     task = progress.bar.tasks[0]
     assert (task.completed, task.total) == (15, 40)
-    module.train_losses.append(4.25)
+    module.train_losses.append(torch.tensor(4.25))
     trainer.global_step = 16
     progress.on_train_batch_end(trainer, module, None, None, 0)
     assert task.completed == 16
     assert task.description == "loss 4.250 | -20..3 dB"
-    module.validation = [(6.0, 2), (1.0, 2)]
+    module.validation = [torch.tensor([6.0, 2.0]), torch.tensor([1.0, 2.0])]
     progress.on_validation_end(trainer, module)
+    trainer.global_step = 17
+    progress.on_train_batch_end(trainer, module, None, None, 0)
+    assert task.completed == 16  # shown a moment ago: the loss is not read again
+    progress.shown_at = -math.inf
     progress.on_train_batch_end(trainer, module, None, None, 0)
     assert task.description == "loss 4.250 | held out 1.750 | -20..3 dB"
-    module.validation = [(0.0, 0)]
+    module.validation = [torch.zeros(2)]
     progress.on_validation_end(trainer, module)
     assert math.isnan(progress.validation_loss)
     progress.teardown(trainer, module, "fit")

@@ -1,0 +1,270 @@
+"""From an image to the items that a network sees one by one, and from their rates back to an image of photons.
+
+Cameras (ADU to counts), one-bit frames, hot pixels, movies as stacks, planes and channels one by one: each changes the
+image on the way in and is undone on the way out, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from gap_bioimage.camera.camera import check_camera_image
+from gap_bioimage.counts import check_dim, check_whole_numbers
+from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
+from gap_bioimage.io.image import as_image, items_first
+from gap_bioimage.io.image import time_as_z as as_stack
+from gap_bioimage.network import hot_pixels, photons_of, without_hot_pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from gap_bioimage.camera.camera import Detector
+    from gap_bioimage.model import CameraLike, Model
+
+_BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
+_WORDS = {"t": "frame", "z": "plane", "channel": "channel"}
+_NAMED = 5  # hot pixels that a warning lists
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Counts for a network.
+
+    Attributes
+    ----------
+    image
+        Counts with the axes of the image that was given (z for t where time is taken as z).
+    ordered
+        The same with dims ``(..., c, [z,] y, x)``, without hot pixels.
+    items
+        ``(n, c, [z,] y, x)``, a view of it.
+    camera, n_frames
+        Where counts come from camera values, or are sums of that many one-bit frames.
+    time_as_z
+        Whether z of the counts is time.
+    """
+
+    image: xr.DataArray
+    ordered: xr.DataArray
+    items: NDArray[Any]
+    camera: Detector | None = None
+    n_frames: int | None = None
+    time_as_z: bool = False
+
+    def tensor(self, number: int) -> Tensor:
+        """Return one item, (1, c, [z,] y, x) float32."""
+        return torch.from_numpy(np.ascontiguousarray(self.items[number]).astype(np.float32))[None]
+
+    def photons(self, rates: NDArray[np.float32], n_samples: int | None = None) -> xr.DataArray:
+        """Return expected counts as an image of photons, with the axes and coordinates of the one that was given.
+
+        Parameters
+        ----------
+        rates
+            Of the shape of the items, or so many of them, (n_samples, n, c, [z,] y, x).
+        n_samples
+            How many, if there is a first axis ``sample``.
+        """
+        full = self.ordered if n_samples is None else self.ordered.expand_dims(sample=n_samples)
+        result = full.copy(data=rates.reshape(full.shape))
+        if "channel" in result.dims:
+            result = result.squeeze("c", drop=True).rename(channel="c")
+        elif "c" not in self.image.dims:
+            result = result.squeeze("c", drop="c" not in self.image.coords)  # the name of a chosen channel stays
+        result = result.transpose(*(() if n_samples is None else ("sample",)), *self.image.dims)
+        if self.camera is not None:
+            background = self.camera.background()
+            by_pixel = background if isinstance(background, float) else xr.DataArray(background, dims=["y", "x"])
+            result = (result - by_pixel).astype(np.float32)
+        elif self.n_frames is not None:
+            result = result.copy(data=photons_of(torch.from_numpy(result.values), 0.0, self.n_frames).numpy())
+        return result.rename(z="t") if self.time_as_z else result
+
+    def names(self, numbers: Sequence[int]) -> str:
+        """Return some items in words: the first, and how many more."""
+        if len(self.items) == 1:
+            return "the image"
+        more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        return f"{self._name(numbers[0])}{more} of {len(self.items)} (counted from 0)"
+
+    def without_photons(self, numbers: Sequence[int]) -> str:
+        """Say in words that items hold no photons."""
+        return f"{self.names(numbers)} {'holds' if len(numbers) == 1 else 'hold'} no photons"
+
+    def _name(self, number: int) -> str:
+        axes = self.ordered.dims[: self.ordered.ndim + 1 - self.items.ndim]
+        sizes = [self.ordered.sizes[axis] for axis in axes]
+        index = zip(axes, np.unravel_index(number, sizes), sizes, strict=True)
+        return ", ".join(f"{_WORDS.get(str(axis), axis)} {i}" for axis, i, size in index if size > 1)
+
+
+def prepare(
+    model: Model,
+    image: Any,
+    *,
+    dims: str | Iterable[str] | None = None,
+    planes: bool = False,
+    camera: CameraLike = "model",
+    time_as_z: bool = False,
+    separate_channels: bool = False,
+) -> Prepared:
+    """Turn an image into the counts that a model expects.
+
+    Parameters
+    ----------
+    model
+        From ``load_model`` or ``train``.
+    image
+        Counts, or values of the camera; dims out of ``t c z y x``.
+    dims
+        The axes of a plain array.
+    planes
+        Let a 2D model see a stack plane by plane.
+    camera
+        A camera or its yaml; "model" for the one that the model was trained with, if any; None for counts.
+    time_as_z
+        Let a 3D model see a movie as a stack.
+    separate_channels
+        Let a model of one channel see several, one by one.
+
+    Raises
+    ------
+    NotPhotonCountsError
+        If the image cannot come from that camera, holds more photons than one-bit frames can, or values that are no
+        counts: negative, fractional or not finite. Whether counts come from photons is judged where they are read.
+    ConfigError
+        If the camera's yaml describes none, or the model was trained on one-bit frames.
+    AxesError
+        If the image has no named axes or they do not fit the model, time cannot be taken as z, or the camera's maps
+        have other sizes.
+
+    Warns
+    -----
+    HotPixelWarning
+        If pixels hold more than photons can bring where the neighbours are so dark; they get the mean of these.
+    """
+    image = as_image(image, dims)
+    source = as_stack(image) if time_as_z else image
+    name = str(image.attrs.get("source", "the image"))
+    detector, n_frames = model.camera_for(camera), model.n_frames
+    if detector is not None and n_frames is not None:
+        raise ConfigError(
+            "the model was trained on one-bit frames, which need no camera; give camera=None, or use a model that was "
+            "trained with a camera"
+        )
+    if detector is not None:
+        check_camera_image(source, detector, name=name)
+        source = _counted(source, detector, name)
+    else:
+        check_whole_numbers(source, name=name)
+    if n_frames is not None:
+        _check_frames(source, n_frames, name)
+    check_dim(source, model.config.dim, plane_by_plane=planes)
+    ordered = items_first(source, model.config.dim, separate_channels=separate_channels)
+    if ordered.sizes["c"] != model.config.channels:
+        raise AxesError(
+            f"the image has {ordered.sizes['c']} channels, the model expects {model.config.channels}; "
+            + (
+                "choose one with channel=, or take each by itself with separate_channels=True"
+                if model.config.channels == 1
+                else f"give an image with {model.config.channels}, all at once"
+            )
+        )
+    ordered = _without_hot_pixels(ordered, name)
+    items = ordered.data.reshape(-1, *ordered.shape[-model.config.dim - 1 :])
+    return Prepared(source, ordered, items, detector, n_frames, time_as_z)
+
+
+def _counted(image: xr.DataArray, detector: Detector, name: str) -> xr.DataArray:
+    """Return the counts of camera values, plane by plane, so that only they are in memory."""
+    ordered = image.transpose(..., "y", "x")
+    planes = ordered.data.reshape(-1, *ordered.shape[-2:])
+    counts = np.empty(planes.shape, np.int32)
+    for plane, counted in zip(planes, counts, strict=True):
+        if not np.isfinite(plane).all():
+            raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
+        counted[:] = detector.counts(np.asarray(plane))
+    return ordered.copy(data=counts.reshape(ordered.shape)).transpose(*image.dims)
+
+
+def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
+    highest = float(image.max())
+    if highest > n_frames:
+        raise NotPhotonCountsError(
+            f"{name} holds up to {highest:g} photons in a pixel, but the model was trained on sums of {n_frames} "
+            f"one-bit frames, which hold at most {n_frames}; sum the frames with sum_frames(movie, {n_frames})"
+        )
+    full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
+    if highest == 1 < n_frames:
+        warnings.warn(
+            f"{name} holds 0 and 1 only, but the model was trained on sums of {n_frames} one-bit frames; sum the "
+            f"frames with sum_frames(movie, {n_frames})",
+            CountsWarning,
+            stacklevel=4,
+        )
+    elif n_frames > 1 and full > 1e-3:
+        warnings.warn(
+            f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame: how many there were is "
+            "hardly known; use shorter frames",
+            CountsWarning,
+            stacklevel=4,
+        )
+
+
+def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
+    """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
+    values = ordered.data
+    planes = values.reshape(-1, 1, 1, *values.shape[-2:])
+    changed: NDArray[Any] | None = None
+    found: list[str] = []
+    total = 0
+    for number, plane in enumerate(planes):
+        if int(plane.max(initial=0)) <= 20:  # no pixel is hot below
+            continue
+        counts = torch.from_numpy(np.ascontiguousarray(plane).astype(np.float32))
+        hot = hot_pixels(counts)
+        if not bool(hot.any()):
+            continue
+        changed = values.copy().reshape(planes.shape) if changed is None else changed
+        changed[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
+        total += int(hot.sum())
+        for y, x in hot[0, 0].nonzero().tolist()[: _NAMED - len(found)]:
+            found.append(f"{int(plane[0, 0, y, x])} at (y {y}, x {x})")
+    if changed is None:
+        return ordered
+    more = f" and {total - len(found)} more" if total > len(found) else ""
+    warnings.warn(
+        f"{name} has {total} hot {'pixel' if total == 1 else 'pixels'}, which hold more than light can bring where the "
+        f"neighbours are so dark: {', '.join(found)}{more}; their photons are left out, and the neighbours' mean "
+        "stands for them",
+        HotPixelWarning,
+        stacklevel=4,
+    )
+    return ordered.copy(data=changed.reshape(values.shape))
+
+
+def check_whole(name: str, value: Any, least: int, below: int | None = None) -> None:
+    """Refuse what is not a whole number, or out of its range.
+
+    Raises
+    ------
+    ConfigError
+        If ``value`` is below ``least``, not below ``below``, or not a whole number.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (below is not None and number >= below):
+        upto = "" if below is None else f" and below 2^{below.bit_length() - 1}"
+        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}{upto}")

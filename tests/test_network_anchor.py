@@ -1,0 +1,190 @@
+"""Networks that correct smoothed counts: safe for any counts, alike in tiles, with the scale of the photons."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gap_bioimage.camera.noise import hot_pixels as hot_pixels_of_cameras
+from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.network import Anchor, PhotonDenoiser, UNet, blur, hot_pixels, without_hot_pixels
+
+KINDS: list[dict[str, Any]] = [
+    {"dim": 2},
+    {"dim": 2, "channels": 2, "up_mode": "upsample", "merge_mode": "concat"},
+    {"dim": 3, "z_conv_stage": 1},
+]
+
+
+def network_of(**settings: Any) -> UNet:
+    torch.manual_seed(0)
+    network = UNet(**{"depth": 2, "start_filts": 3, "anchor": True, **settings})
+    torch.nn.init.normal_(network.conv_final.weight, std=0.2)
+    return network.eval().requires_grad_(False)
+
+
+def counts_of(network: UNet, *size: int, mean: float = 3.0) -> Tensor:
+    spatial = size if network.dim == 2 else (5, *size)
+    rate = mean * (1.2 + torch.sin(torch.arange(float(spatial[-1])) / 5))
+    drawn = np.random.default_rng(1).poisson(rate.expand(1, network.channels, *spatial).numpy())
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def median_change(values: Tensor, other: Tensor) -> float:
+    return abs(float(values.median() / other.median()) - 1)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("mean", [0.03, 1.0, 100.0, 1e4])
+def test_untrained_networks_are_filters_with_the_right_total(dim: int, mean: float) -> None:
+    network = UNet(dim=dim, depth=2, start_filts=2, anchor=True)
+    counts = counts_of(network, 60, 70, mean=mean)
+    rate = network.rate(counts, network(counts), [])
+    assert float(rate.sum() / counts.sum()) == pytest.approx(1, abs=0.06)
+    truth = mean * (1.2 + torch.sin(torch.arange(70.0) / 5))
+    assert float((rate - truth).square().mean()) < 0.6 * float((counts - truth).square().mean())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_any_counts_and_any_size_have_a_rate(kind: dict[str, Any]) -> None:
+    network = network_of(**kind)
+    for size in ((1, 1), (1, 9), (7, 2), (33, 18)):
+        for counts in (0.0, 1.0, 1e6, 1e8):
+            image = torch.full_like(counts_of(network, *size), counts)
+            log_rate = network(image)
+            assert log_rate.shape == image.shape
+            assert log_rate.isfinite().all()
+            image[..., 0, 0] = 65535 - image[..., 0, 0]
+            assert network(image.abs()).isfinite().all()
+
+
+def test_networks_whose_weights_ran_away_leave_the_filter() -> None:
+    network = network_of()
+    counts = counts_of(network, 20, 20)
+    for wrong in (float("nan"), float("inf"), 1e30):
+        network.conv_final.weight.fill_(wrong)
+        assert network(counts).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_tiles_agree_with_the_whole_image(kind: dict[str, Any]) -> None:
+    network = network_of(**kind)
+    reach, step = receptive_field_px(network)[-1], network.step_px[-1]
+    start = 8 + -(-reach // step) * step
+    stop = start + 8
+    counts = counts_of(network, 16, stop + reach + 30)
+    whole = network(counts)[..., start:stop]
+    left = start - 8 - -(-reach // step) * step + 8
+    tile = network(counts[..., left : stop + reach])[..., start - left : stop - left]
+    torch.testing.assert_close(tile, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_torchscript_gives_the_same_and_survives_saving(kind: dict[str, Any]) -> None:
+    network = network_of(**kind)
+    denoiser = PhotonDenoiser([3] * network.dim, depth=2, start_filts=3, anchor=True, **kind)
+    denoiser.network.load_state_dict(network.state_dict())
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(denoiser.eval()), buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    counts = counts_of(network, 21, 19)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(counts), network.rate(counts, network(counts), []), rtol=1e-5, atol=1e-6)
+
+
+def test_hot_pixels_change_nothing_else() -> None:
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(5, (1, 1, 64, 64)).astype(np.float32))
+    hot, warm = counts.clone(), counts.clone()
+    hot[0, 0, 20, 30] = 65535
+    warm.view(-1)[torch.arange(8) * 517 + 40] = 400
+    anchored, plain = network_of(), network_of(anchor=False)
+    for network, box in ((anchored, []), (plain, [])):
+        rates = [network.rate(image, network(image), box) for image in (counts, hot, warm)]
+        assert median_change(rates[1], rates[0]) < 0.01
+        assert median_change(rates[2], rates[0]) < 0.01
+    assert float(without_hot_pixels(hot).max()) == float(counts.max())
+
+
+def test_hot_pixels_are_those_that_cameras_name() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(5, (64, 64))
+    counts[3, 3], counts[20, 5], counts[0, 0] = 65535, 400, 200
+    counts[40, 40:42] = 300
+    found = hot_pixels(torch.from_numpy(counts.astype(np.float32)))
+    np.testing.assert_array_equal(found.numpy(), hot_pixels_of_cameras(counts))
+    assert int(found.sum()) == 5
+    y, x = np.mgrid[-8:9, -8:9]
+    for sigma in (0.7, 1.0, 2.0):  # spots are not hot, however bright
+        for peak in (30, 1000, 60000):
+            spot = peak * np.exp(-(y**2 + x**2) / (2 * sigma**2))
+            assert not hot_pixels(torch.from_numpy(rng.poisson(spot).astype(np.float32))).any()
+
+
+def test_ten_times_above_the_trained_brightness_nothing_collapses() -> None:
+    torch.manual_seed(0)
+    network = UNet(depth=2, start_filts=4, anchor=True)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    rng = np.random.default_rng(0)
+    truth = 1 + 0.9 * np.sin(np.arange(64) / 4)[:, None] * np.sin(np.arange(64) / 5)
+    for _ in range(40):
+        counts = torch.from_numpy(rng.poisson(truth * rng.uniform(0.1, 2), (2, 1, 64, 64)).astype(np.float32))
+        thinned = torch.from_numpy(rng.binomial(counts.numpy().astype(int), 0.5).astype(np.float32))
+        log_rate = network(thinned)
+        loss = (log_rate.exp() - (counts - thinned) * log_rate).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval().requires_grad_(False)
+    counts = torch.from_numpy(rng.poisson(20 * truth, (1, 1, 64, 64)).astype(np.float32))
+    rate = network.rate(counts, network(counts), [])
+    error = float((rate[0, 0] - torch.from_numpy(20 * truth)).square().mean())
+    assert error < 0.3 * 20  # the noise of the counts
+    assert float(rate.sum() / counts.sum()) == pytest.approx(1, abs=0.05)
+
+
+def test_generation_from_nothing_spreads_and_then_settles() -> None:
+    network = UNet(depth=2, start_filts=2, anchor=True)
+    empty = torch.zeros(1, 1, 48, 48)
+    assert float(network(empty).std()) < 1e-3
+    one = empty.clone()
+    one[..., 24, 24] = 1
+    share = torch.softmax(network(one).flatten(), 0).reshape(48, 48).detach()
+    assert share[20:29, 20:29].mean() > 5 * share[:8].mean()
+    assert float(share[:16].sum() + share[32:].sum()) > 0.1  # the rest of the image has not died
+
+
+def test_anchors_have_no_parameters_and_overlaps_of_their_filters() -> None:
+    for dim in (2, 3):
+        anchor = Anchor(dim)
+        assert not anchor.state_dict()
+        point = torch.zeros(1, 1, 129, 129) if dim == 2 else torch.zeros(1, 33, 129, 129)
+        point[0, point.shape[1] // 2, 64, 64] = 1
+        for scale in range(anchor.n_scales):
+            seen = anchor.smooth(point, scale)
+            assert float(seen.sum()) == pytest.approx(1, abs=0.01)
+            assert float(seen.square().sum()) == pytest.approx(anchor.overlap[scale][scale], rel=0.1)
+
+
+def test_filters_average_what_is_there_at_borders() -> None:
+    anchor = Anchor(3)
+    for size in ((1, 1, 1), (3, 5, 7), (9, 18, 31)):
+        for number in range(2 * anchor.n_scales):
+            torch.testing.assert_close(anchor.smooth(torch.full((1, *size), 2.5), number), torch.full((1, *size), 2.5))
+    row = torch.arange(6.0).reshape(1, 1, 1, 6)
+    np.testing.assert_allclose(blur(row, [1.0, 0.5], -1).flatten(), [0.5, 2, 4, 6, 8, 7])
+
+
+def test_settings_that_name_an_encoding_are_those_of_plain_networks() -> None:
+    assert NetworkConfig().anchor
+    assert not NetworkConfig.model_validate({"levels": 10, "depth": 3}).anchor
+    assert not RunConfig.from_dict({"network": {"log1p": False}}).network.anchor
+    assert NetworkConfig(anchor=True, levels=4).anchor
+    assert RunConfig.from_dict(RunConfig().model_dump()).network.anchor
+    assert not UNet(depth=1, start_filts=2).anchored  # as zips made it before

@@ -1,0 +1,95 @@
+"""What training chooses by itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.errors import ConfigError
+from gap_bioimage.training import choices
+from gap_bioimage.training.choices import choose_dim, choose_sizes
+from gap_bioimage.training.stacks import Split, Stack
+
+
+def image(**sizes: int) -> xr.DataArray:
+    return xr.DataArray(np.ones(tuple(sizes.values()), np.uint8), dims=tuple(sizes))
+
+
+def split(shape: tuple[int, ...] = (1, 96, 80), mean: float = 4.0) -> Split:
+    stack = Stack(np.random.default_rng(0).poisson(mean, shape).astype(np.uint16))
+    return Split([stack], [stack])
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "dim"),
+    [
+        ([image(y=40, x=40)], {}, 2),
+        ([image(z=7, y=40, x=40)], {}, 2),
+        ([image(z=12, y=40, x=40)], {}, 3),
+        ([image(z=12, y=40, x=40), image(y=40, x=40)], {}, 2),
+        ([image(z=12, y=40, x=40)], {"network": {"dim": 2}}, 2),
+        ([image(z=3, y=40, x=40)], {"network": {"dim": 3}}, 3),
+        ([image(z=12, y=40, x=40)], {"train": {"patch_px": (16, 16)}}, 2),
+        ([image(z=4, y=40, x=40)], {"network": {"z_conv_stage": 1}}, 3),
+    ],
+)
+def test_dimensions_are_those_of_the_images_unless_set(images: Any, settings: dict[str, Any], dim: int) -> None:
+    assert choose_dim(RunConfig.from_dict(settings), images).network.dim == dim
+
+
+def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "_seconds_per_step", lambda config: 0.5)
+    cpu = choose_sizes(RunConfig(), split(), accelerator=False)
+    fast = choose_sizes(RunConfig(), split(), accelerator=True)
+    assert (cpu.network.depth, cpu.network.start_filts, cpu.train.batch_size) == (4, 16, 8)
+    assert cpu.train.steps == 1000  # eight minutes
+    assert cpu.train.patience is not None
+    assert fast.network.start_filts > cpu.network.start_filts
+    assert fast.train.steps > cpu.train.steps
+    given = {"network": {"depth": 2}, "train": {"steps": 7, "batch_size": 3, "patch_px": (9, 9)}}
+    chosen = choose_sizes(RunConfig.from_dict(given), split(), accelerator=False)
+    for section, values in given.items():
+        for name, value in values.items():
+            assert getattr(getattr(chosen, section), name) == value
+    assert chosen.network.start_filts == 16
+    assert chosen.train.patience is None
+    assert chosen.train.validate_every == 500
+    # all that was chosen counts as set: a resumed run has the same
+    assert choose_sizes(RunConfig.from_dict(cpu.model_dump()), split(mean=9.0), accelerator=True) == cpu
+
+
+def test_small_images_get_shallow_networks() -> None:
+    settings = RunConfig.from_dict({"train": {"steps": 1}})
+    assert choose_sizes(settings, split((1, 20, 200)), accelerator=True).network.depth == 2
+
+
+@pytest.mark.parametrize(("mean", "low"), [(50.0, -22.5), (0.3, -40.0)])
+def test_the_range_ends_at_the_brightest_window_and_is_forty_db_wide(mean: float, low: float) -> None:
+    settings = RunConfig.from_dict({"train": {"steps": 1}})
+    thinning = choose_sizes(settings, split(mean=mean), accelerator=False).thinning
+    assert thinning.max_db == pytest.approx(10 * np.log10(mean), abs=0.5)
+    assert thinning.min_db == pytest.approx(low, abs=0.6)
+
+
+def test_a_range_that_begins_above_all_windows_is_refused() -> None:
+    settings = RunConfig.from_dict({"train": {"steps": 1}, "thinning": {"min_db": 20}})
+    with pytest.raises(ConfigError):
+        choose_sizes(settings, split(), accelerator=False)
+
+
+def test_what_is_chosen_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "_seconds_per_step", lambda config: 0.5)
+    with caplog.at_level(logging.INFO, "gap_bioimage"):
+        choose_sizes(choose_dim(RunConfig(), [image(y=40, x=40)]), split(), accelerator=False)
+    for name in ("network.dim=2", "network.depth=4", "train.batch_size=8", "thinning.min_db", "train.steps=1000"):
+        assert name in caplog.text
+
+
+def test_a_step_is_timed_on_the_real_network() -> None:
+    config = RunConfig(network=NetworkConfig(depth=1, start_filts=1), train={"patch_px": (8, 8), "batch_size": 1})
+    assert 0 < choices._seconds_per_step(config) < 10
