@@ -205,7 +205,7 @@ def test_hot_pixels_do_not_scale_the_samples(anchor: bool) -> None:
     hot = photons.clone()
     hot[..., 6, 4] = 65535
     calm, alarmed = sampler(photons)[:, :1], sampler(hot)[:, :1]
-    assert float(alarmed.median()) == pytest.approx(float(calm.median()), rel=0.1)
+    assert float(alarmed.median()) == pytest.approx(float(calm.median()), rel=0.3)
     assert float(alarmed.max()) < 3 * float(calm.max())
 
 
