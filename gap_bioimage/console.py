@@ -30,7 +30,7 @@ def complain(text: str) -> None:
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print our own warnings as sentences, and no others."""
-    if category is UserWarning:
+    if issubclass(category, UserWarning):
         print(f"warning: {with_flags(str(message))}", file=sys.stderr)
 
 

@@ -83,8 +83,10 @@ def _stand_ins() -> list[Any]:
     lightning = ("pytorch_lightning", "lightning.pytorch", "lightning")
     settings = [f"{package}.utilities.parsing.AttributeDict" for package in lightning]
     settings += [f"{package}.utilities.data.AttributeDict" for package in ("lightning.fabric", "lightning_fabric")]
-    callbacks = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor")
-    callbacks = (*callbacks, "progress.ProgressBar", "progress.TQDMProgressBar")
+    callbacks = [
+        *("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor"),
+        *("progress.ProgressBar", "progress.TQDMProgressBar"),
+    ]
     paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     return [
         *(_stand_in(name, make=lambda *_: OrderedDict()) for name in settings),

@@ -18,6 +18,8 @@ GAIN = 100.0
 """Photons at the end per observed photon, at most: 20 dB leave 1 % of the posterior's variance out."""
 WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}
 """Windows, about those of the training, in which brightness is held against the trained range."""
+LEAST_GAIN = 10.0
+"""Photons that anchored networks may always gain: 10 dB beyond their trained range they are nearly as good, not 20."""
 
 
 class Sampler(nn.Module):
@@ -33,13 +35,21 @@ class Sampler(nn.Module):
         Growth per step of the paper's geometric schedule; 0 for steps that are equal in 1 / sqrt(photons).
     restored
         Whether f restores the variance that is lost while p is frozen (``restore_variance``); the paper has f = 1.
+    least_gain
+        Photons at the end per observed photon that are allowed in any case.
     """
 
     def __init__(
-        self, network: Any, brightest: float, window_px: List[int], beta: float = 0.0, restored: bool = True
+        self,
+        network: Any,
+        brightest: float,
+        window_px: List[int],
+        beta: float = 0.0,
+        restored: bool = True,
+        least_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.least_gain = network, float(least_gain)
         self.brightest, self.beta, self.restored = float(brightest), float(beta), restored
         self.window_px: List[int] = list(window_px)
 
@@ -53,9 +63,10 @@ class Sampler(nn.Module):
         Items of a batch know nothing of each other; an item that is finished stays as it is.
         """
         n = n_start = total_photons(x)
+        brightest = torch.clamp(self.least_gain * brightest_mean(x, self.window_px), min=self.brightest)
         before, factor = log_rate, torch.ones_like(log_rate.flatten(1).double())
         growth, step = torch.zeros_like(n), torch.zeros_like(keys[:, 0])
-        n_new, goes_on = self.next_photons(x, n_start, n, stop, step, n_steps)
+        n_new, goes_on = self.next_photons(x, n_start, n, stop, brightest, step, n_steps)
         while bool(torch.any(goes_on)):
             x = accumulate(x, log_rate, n_new, step_keys(keys, step), factor)
             n_before, n = n, total_photons(x)
@@ -65,14 +76,15 @@ class Sampler(nn.Module):
             log_rate = self.network(x)
             if self.restored:
                 factor = restore_variance(log_rate, before, growth, n, step_keys(keys, step))
-            n_new, goes_on = self.next_photons(x, n_start, n, stop, step, n_steps)
+            n_new, goes_on = self.next_photons(x, n_start, n, stop, brightest, step, n_steps)
         return x, log_rate, factor.float().reshape(x.shape)
 
     def next_photons(
-        self, x: Tensor, n_start: Tensor, n: Tensor, stop: Tensor, step: Tensor, n_steps: int
+        self, x: Tensor, n_start: Tensor, n: Tensor, stop: Tensor, brightest: Tensor, step: Tensor, n_steps: int
     ) -> Tuple[Tensor, Tensor]:
         """Return the photons (b,) of the next step by the schedule, within the trained range, and who goes on."""
-        limit = torch.maximum(photon_budget(x, float("inf"), self.brightest, self.window_px), n)
+        room = brightest / torch.clamp(brightest_mean(x, self.window_px), min=1e-12)
+        limit = n * torch.clamp(room.double(), min=1.0)
         # without photons there is no brightest window yet
         nearest = torch.where(n > 0, torch.minimum(stop, limit), stop)
         if self.beta > 0:
@@ -118,6 +130,7 @@ class PosteriorSampler(Sampler):
         **network,
     ) -> None:
         super().__init__(UNet(**network), brightest, window_px)
+        self.least_gain = LEAST_GAIN if self.network.anchored else 1.0
         self.box_px: List[int] = odd_box(box_px, self.network.dim)
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError(f"n_samples={n_samples}, n_steps={n_steps}, seed={seed}: expected at least 1, 1 and 0")
@@ -148,7 +161,7 @@ class PosteriorSampler(Sampler):
         for item in range(photons.shape[0]):
             observed = photons[item : item + 1]
             log_rate = self.network(observed)
-            stop = photon_budget(observed, self.gain, self.brightest, self.window_px)
+            stop = photon_budget(observed, self.gain, self.brightest, self.window_px, self.least_gain)
             samples: List[Tensor] = []
             for number in range(n_samples):
                 keys = sample_keys(observed, seed, torch.full([1], number, dtype=torch.long, device=photons.device))
@@ -230,14 +243,16 @@ def geometric_step(beta: float, stop: Tensor, now: Tensor) -> Tensor:
     return torch.where(now < 0.99 * stop, wanted, torch.zeros_like(wanted))
 
 
-def photon_budget(photons: Tensor, gain: float, brightest: float, window_px: List[int]) -> Tensor:
+def photon_budget(
+    photons: Tensor, gain: float, brightest: float, window_px: List[int], least_gain: float = 1.0
+) -> Tensor:
     """Return the photons (b,) that sampling may climb to: ``gain`` times those given, within the trained range.
 
     The range is kept where an image's brightest window has at most ``brightest`` photons per pixel; images
-    beyond it may not gain any.
+    beyond it may gain ``least_gain``.
     """
     room = brightest / torch.clamp(brightest_mean(photons, window_px).double(), min=1e-12)
-    return total_photons(photons) * torch.clamp(room, min=1.0, max=gain)
+    return total_photons(photons) * torch.clamp(room, min=least_gain, max=gain)
 
 
 def brightest_mean(photons: Tensor, window_px: List[int]) -> Tensor:

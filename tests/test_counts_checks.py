@@ -68,10 +68,13 @@ def test_saturation_can_be_allowed() -> None:
         check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
 
 
+FITTING = [("yx", 2, False), ("zyx", 2, True), ("tzyx", 3, False)]
+
+
 @pytest.mark.parametrize(
     ("dims", "dim", "planes", "fits"),
-    [("yx", 2, False, True), ("zyx", 2, False, False), ("zyx", 2, True, True), ("tzyx", 3, False, True), ("tyx", 3, False, False)],
-)  # fmt: skip
+    [*((*case, True) for case in FITTING), ("zyx", 2, False, False), ("tyx", 3, False, False)],
+)
 def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, fits: bool) -> None:
     photons = image(np.ones((3,) * len(dims), np.uint8), dims)
     if fits:

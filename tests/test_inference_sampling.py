@@ -352,3 +352,16 @@ def test_torchs_random_state_plays_no_part() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
     np.testing.assert_array_equal(first, sample(model, image, 1, seed=0, settings=FEW))
+
+
+def test_anchored_networks_gain_10_db_wherever_they_were_trained() -> None:
+    model, image = random_model(trained_range_db=(-40, -10), anchor=True), counts(photons=2)
+    seen: list[Progress] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = sample(model, image, 2, seed=0, settings=SamplingConfig(steps=6), on_step=seen.append)
+    # more photons, but for what the brightest window stops
+    assert 5 < seen[-1].photons / float(image.mean()) < 12
+    assert np.isfinite(drawn).all()
+    with pytest.raises(TrainedRangeError):
+        sample(model, image, 1, seed=0, settings=SamplingConfig(stop_db=25))

@@ -115,7 +115,8 @@ def denoise(
         for part in split_counts(prepared.tensor(item), count):
             rate += network.network.rate(part, network(part, report), [])
             done += 1
-        rates[item] = (rate * (count / min(count, _MOST_PARTS)))[0].numpy()
+        # without photons the answer is only what the training images were like
+        rates[item] = (rate * (count / min(count, _MOST_PARTS)))[0].numpy() if prepared.items[item].any() else 0.0
     return prepared.photons(rates)
 
 
@@ -141,7 +142,7 @@ def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
     empty = [number for number, item in enumerate(prepared.items) if not item.any()]
     if empty:
         warnings.warn(
-            f"{prepared.without_photons(empty)}: the result there tells nothing of what was there",
+            f"{prepared.without_photons(empty)}: the result is 0 there, which tells nothing of what was there",
             EmptyImageWarning,
             stacklevel=3,
         )

@@ -22,7 +22,7 @@ from gap_bioimage.inference.preparation import Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
-from gap_bioimage.sampler import WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
+from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,7 +145,8 @@ class _Draw:
         geometric = job.settings.schedule == "geometric"
         beta = job.settings.beta if geometric else 0.0
         window = list(WINDOW_PX[observed.dim() - 2])
-        sampler = Sampler(answer, self.brightest, window, beta, restored=not geometric)
+        least = _least_gain(self.network)
+        sampler = Sampler(answer, self.brightest, window, beta, restored=not geometric, least_gain=least)
         keys = sample_keys(job.observed.to(device), self.seed, torch.tensor(list(numbers), device=device))
         x, log_rate, factor = sampler.climb(observed, first, job.stop.to(device), keys, job.settings.steps)
         rate = self.network.network.rate(x, log_rate, []) * factor
@@ -258,10 +259,8 @@ def _draw(
     """Return samples of all items, (n_samples, n, c, [z,] y, x); ``how`` many, seed, settings, and batch."""
     n_samples, seed, settings, batch = how
     drawn = _room_for(n_samples, prepared)
-    trained = 10 ** (model.trained_range_db[1] / 10)
-    # the scale of an anchored network is that of the photons, at any brightness
-    brightest = math.inf if model.network.anchored else trained
-    jobs = _jobs(prepared, settings, brightest, trained)
+    brightest = 10 ** (model.trained_range_db[1] / 10)
+    jobs = _jobs(prepared, settings, brightest, _least_gain(network))
     work = {"network": fingerprint(*model.network.state_dict().values())}
     work |= {"photons": fingerprint(*(job.observed for job in jobs)), "seed": str(seed), "n_samples": str(n_samples)}
     work |= {"settings": settings.model_dump_json()}
@@ -269,7 +268,7 @@ def _draw(
     kept = Unfinished(unfinished, work)
     if kept.found:
         log.info("continuing an interrupted run")
-    strangeness = Strangeness(trained)
+    strangeness = Strangeness(brightest)
     for job, numbers, rate in _Draw(network, seed, n_samples, brightest, batch, kept, on_step).run(jobs):
         drawn[numbers.start : numbers.stop, job.number] = rate.numpy()
         if job.from_nothing:
@@ -277,6 +276,10 @@ def _draw(
     strangeness.warn()
     kept.remove()
     return drawn
+
+
+def _least_gain(network: TiledNetwork) -> float:
+    return LEAST_GAIN if network.network.anchored else 1.0
 
 
 def _room_for(n_samples: int, prepared: Prepared) -> np.ndarray:
@@ -290,10 +293,10 @@ def _room_for(n_samples: int, prepared: Prepared) -> np.ndarray:
         raise MemoryError(f"{n_samples} samples of {pixels} pixels take {needed:.1f} GiB") from None
 
 
-def _jobs(prepared: Prepared, settings: SamplingConfig, brightest: float, trained: float) -> list[_Job]:
+def _jobs(prepared: Prepared, settings: SamplingConfig, brightest: float, least_gain: float) -> list[_Job]:
     """Return the images to draw, if photons can be added to them."""
     counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-    stops = [photons_to_stop_at(item, settings.stop_db, brightest if item.any() else trained) for item in counts]
+    stops = [photons_to_stop_at(item, settings.stop_db, brightest, least_gain) for item in counts]
     if settings.stop_db is None:
         check_room(counts, stops, brightest, prepared.names)
     # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -159,7 +159,8 @@ class TiledNetwork:
         log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
-                read, write, crop = ((..., *part) for part in tile)
+                indices: list[Any] = [(..., *part) for part in tile]
+                read, write, crop = indices
                 piece = photons[read].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))

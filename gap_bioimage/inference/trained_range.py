@@ -26,7 +26,7 @@ _BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
 _LARGE, _SURE = 0.10, 3.0
 
 
-def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float) -> Tensor:
+def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, least_gain: float = 1.0) -> Tensor:
     """Return the photons, (1,) float64, that an image is to have at the end of its climb.
 
     Parameters
@@ -37,6 +37,8 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float) ->
         Mean photons per pixel in dB; when None, 20 dB above the image, as far as the trained range goes.
     brightest
         Photons per pixel that the brightest window may have.
+    least_gain
+        Photons at the end per observed photon that are allowed in any case.
 
     Raises
     ------
@@ -49,9 +51,9 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float) ->
     if from_nothing:
         limit = torch.full_like(has, brightest * n_pixels)
     else:
-        limit = photon_budget(item, math.inf, brightest, window)
+        limit = photon_budget(item, math.inf, brightest, window, least_gain)
     if stop_db is None:
-        return limit if from_nothing else photon_budget(item, GAIN, brightest, window)
+        return limit if from_nothing else photon_budget(item, GAIN, brightest, window, least_gain)
     stop = torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
     if float(stop) > 1.001 * float(limit):
         raise TrainedRangeError(
