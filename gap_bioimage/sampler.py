@@ -345,10 +345,12 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     term = torch.exp(-small)
     below = term
     inverted = torch.zeros_like(rate)
-    for count in range(1, 49):
+    count = 1
+    while count < 49:  # a for loop is unrolled, and torch 2.0's fuser then compiles it for minutes
         inverted = inverted + (uniform > below).double()
         term = term * small / count
         below = below + term
+        count += 1
     angle = (second.double() + 0.5) * (2.0**-31 * 3.141592653589793)
     z = torch.sqrt(-2.0 * torch.log((first.double() + 0.5) * 2.0**-32)) * torch.cos(angle)
     large = torch.clamp(rate, min=18.0)

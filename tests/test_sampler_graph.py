@@ -237,3 +237,13 @@ def test_archives_run_in_an_older_torch(tmp_path: Path, old_torch: Callable[...,
             assert changed.double().mean() < 0.4
             relative = torch.sqrt((old - new).double().square().sum() / new.double().square().sum())
             assert relative < 0.02
+
+
+def test_the_loop_of_the_draw_stays_a_loop() -> None:
+    # unrolled, the fuser of torch 2.0 compiles it for minutes
+    from gap_bioimage.sampler import poisson
+
+    draw = torch.jit.script(poisson)
+    for _ in range(3):
+        draw(torch.rand(1, 64, dtype=torch.float64), torch.tensor([[1, 2]]), torch.arange(64))
+    assert "prim::Loop" in str(torch.jit.last_executed_optimized_graph())
