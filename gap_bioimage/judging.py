@@ -375,7 +375,7 @@ def _good(evidence: Evidence, name: str) -> Finding:
     text = f"{name} holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if noise is not None:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
-        if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error):
+        if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / noise.bright):
             text += " (the detector's dead time: bright pixels count too few photons)"
     if len(evidence.hot):
         places = ", ".join("y {} x {}".format(*place[-2:]) for place in evidence.hot[:3])

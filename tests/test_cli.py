@@ -474,7 +474,7 @@ def test_a_bug_is_one_line_that_asks_for_a_report(run: Any, counts: Path, monkey
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("gap_bioimage.photons.judging.inspection.inspect", broken)
+    monkeypatch.setattr("gap_bioimage.inspection.inspect", broken)
     result = run("inspect", counts)
     assert result.code == 2
     assert result.err == "error: RuntimeError: two lines (run again with --debug to see where; please report it)\n"

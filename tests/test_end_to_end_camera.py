@@ -12,10 +12,10 @@ import torch
 from command_line import one_sentence
 from fixtures_model import CARD
 
+from gap_bioimage.camera.camera import read_camera
 from gap_bioimage.export.halo import default_box_px
 from gap_bioimage.export.weights import denoiser_of
 from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.photons.cameras.camera import read_camera
 from gap_bioimage.photons.simulate import simulate
 from gap_bioimage.training.checkpoint import load_model
 

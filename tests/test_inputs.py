@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 from gap_bioimage.inputs import camera_of, read_input, read_training_images
-from gap_bioimage.photons.cameras.camera import Detector, write_camera
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,12 +10,12 @@ import pytest
 import torch
 from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ExportError
 from gap_bioimage.export.intake import Intake
 from gap_bioimage.export.kinds import Sampling, product_of
 from gap_bioimage.export.weights import torchscript_of
-from gap_bioimage.photons.cameras.camera import Detector
 
 if TYPE_CHECKING:
     from gap_bioimage.training.checkpoint import Model

@@ -10,13 +10,13 @@ import pytest
 import xarray as xr
 from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector, PixelMaps, write_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inference.denoise import denoise
 from gap_bioimage.inference.prepared import prepare
 from gap_bioimage.inference.regions import region_uncertainty
 from gap_bioimage.inference.sampling import sample
-from gap_bioimage.photons.cameras.camera import Detector, PixelMaps, write_camera
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.photons.cameras.camera import Detector, write_camera
 from gap_bioimage.training.recorded import ceiling_of, detector_of
 
 if TYPE_CHECKING:

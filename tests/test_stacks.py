@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, ThinningConfig
 from gap_bioimage.errors import AxesError
-from gap_bioimage.photons.cameras.camera import Detector, PixelMaps
 from gap_bioimage.training.patches import WindowDrawer
 from gap_bioimage.training.stacks import CameraStack, as_stacks, split_held_out, values_of, window_of
 

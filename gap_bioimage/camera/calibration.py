@@ -207,7 +207,7 @@ def calibrate(
     _check_given(dark, offset, read_noise, saturation)
     frames = _frames_of(images, saturation)
     dark_frames = None if dark is None else _dark_of(dark, frames)
-    moments, correlation = _measured(frames)
+    frames, moments, correlation = _measured(frames)
     loud = (1 + 2 * correlation.y**2) * (1 + 2 * correlation.x**2) if correlation.found else 1.0
     fit = fit_line(moments, loud=loud, structure=frames.count == 1, anchor=_anchor(dark_frames))
     tells = frames.count > 2 and fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
@@ -236,6 +236,7 @@ class _Frames:
     whole: bool
     minimum: float
     repeated: str | None
+    saturated: float = 0.0
 
     @property
     def count(self) -> int:
@@ -347,7 +348,7 @@ def _dark_of(dark: xr.DataArray | Path | str, frames: _Frames) -> _Dark:
     return _Dark(found, (float(mean.mean()), error), mean, variance)
 
 
-def _measured(frames: _Frames) -> tuple[Moments, Correlation]:
+def _measured(frames: _Frames) -> tuple[_Frames, Moments, Correlation]:
     """Moments of blocks that are not saturated, and the correlation of the noise; refuse what tells no camera."""
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
@@ -366,7 +367,7 @@ def _measured(frames: _Frames) -> tuple[Moments, Correlation]:
             "smoothed, averaged or resampled, or the whole field moves, and their noise tells nothing of the camera; "
             "use raw images of a field that stands still"
         )
-    return moments.at(~full), correlation
+    return replace(frames, saturated=float(full.mean())), moments.at(~full), correlation
 
 
 def _anchor(dark: _Dark | None) -> Moments | None:
@@ -522,6 +523,8 @@ def _warnings(
             f"images, and the gain is too small by a factor of up to {correlation.factor:.1f}{worse}; use raw images"
         )
     yield from _shape(frames, fit, alike)
+    if frames.saturated > _LEFT_OUT:
+        yield f"{frames.saturated:.0%} of the field is saturated and was left out"
     if fit.clipped:
         yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
     if fit.coarse:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
-_TOO_NOISY, _TOO_QUIET = 2.0, 0.6  # variance over mean of counts, 1 for photons
+_TOO_NOISY, _TOO_QUIET = 2.0, 0.5  # variance over mean of counts, 1 for photons
 _MOST_BELOW = 0.5  # share of pixels below the offset: noise alone explains at most half
 
 

@@ -32,6 +32,7 @@ _SIDE_PX = 1024  # of the window that is looked at
 _PIXELS = 120_000_000  # looked at for a calibration, about ten seconds
 FEW_PIXELS = 1 << 22
 """Looked at to judge an image."""
+_PASSING = 18.0  # median deviations, 12 standard deviations
 _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20
 _GROUPS, _GROUP_PHOTONS = 16, 200
 _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds more than noise
@@ -155,18 +156,16 @@ def moments_of(stack: Values, ceiling: float = math.inf, *, in_time: bool, most:
     small = min(stack.shape[2:]) < _SMALL_PX
     weights = (_TRIPLE if stack.shape[1] > 2 else _PAIR) if in_time else _TRIPLE if small else _RIPPLE
     square, cube = np.sum(weights**2), np.sum(weights**3)
-    sums: dict[int, Floats] = {}
+    found: dict[int, list[Floats]] = {}
     units, side = 0, 0
     for look in looks_at(stack, most, in_time):
         if not side:
             units = stack.shape[1] - 2 if in_time else 1
             side = _block_side(tuple(n - (0 if in_time else len(weights) - 1) for n in look.mean.shape), units)
-        block = _block_of(look, None if in_time else weights, ceiling, side)
-        known = sums.get(look.plane)
-        sums[look.plane] = block if known is None else known + block
-    total = np.concatenate(list(sums.values()), axis=1)
-    looks = total[-1, 0]
-    mean, variance, cubes, shift, zeros, saturated = total[:6] / looks
+        found.setdefault(look.plane, []).append(_block_of(look, None if in_time else weights, ceiling, side))
+    looks = len(next(iter(found.values())))
+    averages = [_steady_average(np.stack(blocks)) for blocks in found.values()]
+    mean, variance, cubes, shift, zeros, saturated = np.concatenate(averages, axis=1)
     # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
     third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
@@ -177,7 +176,7 @@ def moments_of(stack: Values, ceiling: float = math.inf, *, in_time: bool, most:
 
 
 def _block_of(look: Look, ripple: Floats | None, ceiling: float, side: int) -> Floats:
-    """Return means over blocks: (7, blocks), the last of them 1, to be added up."""
+    """Return mean, square, cube and value of the noise, zeros and saturation: (6, blocks)."""
     mean, noise, frames = look.mean, look.noise, look.frames
     full = frames >= ceiling
     if ripple is not None:
@@ -190,9 +189,19 @@ def _block_of(look: Look, ripple: Floats | None, ceiling: float, side: int) -> F
         mean, noise, frames = mean[inner], noise[inner], frames[:, *inner]
     squares = noise**2
     parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full.mean(0))
-    found = np.stack([*(block_means(part, side) for part in parts)])
+    found = np.stack([block_means(part, side) for part in parts])
     found[5] = found[5] > 0
-    return np.concatenate([found, np.ones((1, found.shape[1]))])
+    return found
+
+
+def _steady_average(blocks: Floats) -> Floats:
+    """Average (times, 6, blocks) over time, without times at which something passes."""
+    variance = blocks[:, 1]
+    usual = np.median(variance, axis=0)
+    spread = np.median(np.abs(variance - usual), axis=0)
+    kept = (variance <= usual + _PASSING * spread) | (spread == 0)
+    average: Floats = np.einsum("tkb,tb->kb", blocks, kept.astype(float)) / kept.sum(0)
+    return average
 
 
 def _block_side(shape: tuple[int, ...], units: int) -> int:
@@ -278,14 +287,14 @@ class Noise:
         return max(1, len(self.mean) // 3)
 
 
-def noise_of(moments: Moments) -> Noise | None:
-    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons."""
+def noise_of(moments: Moments, unit: float = 1.0) -> Noise | None:
+    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each."""
     order = np.argsort(moments.mean, kind="stable")
     mean, variance = moments.mean[order], moments.variance[order]
-    photons = np.cumsum(np.abs(mean)) * moments.samples
+    photons = np.cumsum(np.abs(mean)) * moments.samples / unit
     if len(mean) * moments.samples < _LEAST_PIXELS or photons[-1] < _LEAST_PHOTONS:
         return None
-    groups = [_typical(moments, mean[g], variance[g]) for g in _groups(photons)]
+    groups = [_typical(moments, mean[g], variance[g], unit) for g in _groups(photons)]
     x, y, error = np.array(groups).T
     return Noise(x, y, error, *_fitted(x, y, error))
 
@@ -303,10 +312,10 @@ def _groups(photons: Floats) -> list[slice]:
     return groups
 
 
-def _typical(moments: Moments, mean: Floats, variance: Floats) -> tuple[float, float, float]:
+def _typical(moments: Moments, mean: Floats, variance: Floats, unit: float) -> tuple[float, float, float]:
     """Return mean and variance of a group without blocks that hold edges, and the variance's standard error."""
     middle = float(np.median(variance))
-    light = max(float(np.mean(np.abs(mean))), 1e-9)
+    light = max(float(np.mean(np.abs(mean))) / unit, 1e-9)
     each = math.sqrt((2 * moments.alike + 1 / light) / moments.samples)
     # few photons hold all of the noise of a dim block
     full = light * moments.samples > _LEAST_PHOTONS

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import gap_bioimage
+from gap_bioimage.camera.calibration import Calibration, calibrate
+from gap_bioimage.camera.camera import read_camera, simulate_camera, write_camera
+from gap_bioimage.camera.photon_transfer import Estimate
+from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.photons.cameras.calibration import Calibration, calibrate
-from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
-from gap_bioimage.photons.cameras.camera import read_camera, write_camera
-from gap_bioimage.photons.cameras.numbers import Estimate
-from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
-from gap_bioimage.photons.judging.inspection import inspect
+from gap_bioimage.inspection import inspect
 from gap_bioimage.photons.simulate import simulate, simulate_truth
+from gap_bioimage.pictures import save_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,7 +165,7 @@ def test_one_bit_frames_need_no_camera() -> None:
 
 def test_smoothed_images_are_refused(plain: xr.DataArray) -> None:
     smooth = plain.copy(data=ndimage.gaussian_filter(plain.values.astype(float), (0, 1.5, 1.5)))
-    with pytest.raises(NotPhotonCountsError, match="smoothed or resampled"):
+    with pytest.raises(NotPhotonCountsError, match="resampled"):
         calibrate(smooth)
 
 
@@ -359,7 +359,7 @@ def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -
     assert report["gain"][0] == pytest.approx(found.gain.value, rel=1e-5)
     assert len(report["photon_transfer"]) == len(found.goodness.mean)
     for name, drawn in (("wide.png", found), ("bright.png", calibrate(plain + 5000))):
-        draw_calibration(tmp_path / name, drawn)
+        save_figure(plot_calibration(drawn), tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gap_bioimage.camera.camera import simulate_camera
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 
 
 @pytest.mark.parametrize("em", [False, True])
