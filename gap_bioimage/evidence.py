@@ -10,7 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from gap_bioimage.camera.correlation import Correlation, correlation_of
-from gap_bioimage.camera.noise import FEW_PIXELS, Noise, as_stack, hot_pixels, looks_at, moments_of, noise_of
+from gap_bioimage.camera.moments import FEW_PIXELS, as_stack, looks_at, moments_of
+from gap_bioimage.camera.noise import Noise, hot_pixels, noise_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -42,15 +42,7 @@ _TO_PHOTONS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What an image is, in a sentence, and whether it is refused as photon counts.
-
-    Attributes
-    ----------
-    factor
-        What photons were multiplied by, where the verdict is "counts times k".
-    advice
-        What to do, where that is not the same for all of the verdict.
-    """
+    """What an image is, in a sentence; whether it is refused as photon counts, and what these were multiplied by."""
 
     verdict: Verdict
     kind: str
@@ -61,17 +53,7 @@ class Finding:
 
 
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
-    """Say what an image is, by the first rule that finds something.
-
-    Parameters
-    ----------
-    evidence
-        From :func:`gap_bioimage.evidence.measure`.
-    name
-        What to call the image.
-    saturation
-        Accepted share of pixels at the ceiling.
-    """
+    """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
     for rule in _RULES:
         finding = rule(evidence, name)
         if finding is not None and not (finding.kind == "saturated" and _saturated_share(evidence) <= saturation):
@@ -92,10 +74,7 @@ def _unusable(evidence: Evidence, name: str) -> Finding | None:
     elif not found.pixels:
         text = f"{name} has no pixels, expected photon counts; export it again"
     elif found.nonfinite:
-        text = (
-            f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected whole numbers of photons; use "
-            "the raw counts"
-        )
+        text = f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected photon counts; use the raw ones"
     elif found.minimum == found.maximum == 0:
         text = f"{name} is all zero, expected some photons; choose another image or channel"
     elif found.minimum == found.maximum and found.pixels >= _FEW and found.minimum > 0:
@@ -204,9 +183,8 @@ def _repainted(evidence: Evidence, name: str) -> Finding | None:
         told = f"{name} misses {missing} levels between others, as after a change of contrast or scale"
     else:
         return None
-    return Finding(
-        "processed", kind, f"{told}, expected photon counts; use the file as the detector's software saved it"
-    )
+    told += ", expected photon counts; use the file as the detector's software saved it"
+    return Finding("processed", kind, told)
 
 
 def _multiplied(evidence: Evidence, name: str) -> Finding | None:
@@ -214,22 +192,19 @@ def _multiplied(evidence: Evidence, name: str) -> Finding | None:
     found, noise, k = evidence.statistics, evidence.noise, evidence.statistics.lattice
     if k <= 1 or found.pixels - found.zeros < _FEW:
         return None
+    every = f"every value of {name} is a multiple of {k}"
     if noise and noise.dark < _QUIET * k * _margin(noise):
         return _quiet(evidence, name, k)
     if noise and noise.smallest / (1 + _SURE * noise.dark_error) > _LOUD * k:
         return Finding(
             "processed",
             "rescaled",
-            f"every value of {name} is a multiple of {k}, and its variance/mean {noise.smallest:.3g} fits neither "
-            f"photon counts nor counts times {k} (mean {found.mean:.4g}); use the raw counts before any rescaling",
+            f"{every}, and its variance/mean {noise.smallest:.3g} fits neither photon counts nor counts times {k}; use "
+            "the raw counts before any rescaling",
         )
-    return Finding(
-        "counts times k",
-        "multiplied counts",
-        f"every value of {name} is a multiple of {k} (mean {found.mean:.4g}, variance/mean "
-        f"{noise.dark if noise else 1.0:.3g}), expected photon counts; divide by {k}",
-        factor=k,
-    )
+    numbers = f"mean {found.mean:.4g}, variance/mean {noise.dark if noise else 1.0:.3g}"
+    text = f"{every} ({numbers}), expected photon counts; divide by {k}"
+    return Finding("counts times k", "multiplied counts", text, factor=k)
 
 
 def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
@@ -244,12 +219,11 @@ def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
 
 
 def _smoothed(name: str, numbers: str) -> Finding:
-    return Finding(
-        "processed",
-        "smoothed or interpolated",
+    text = (
         f"{name} looks smoothed, rescaled or projected ({numbers}), expected photon counts, whose variance/mean is 1; "
-        "use the raw counts, and of a stack its planes rather than their maximum or mean",
+        "use the raw counts, and of a stack its planes rather than their maximum or mean"
     )
+    return Finding("processed", "smoothed or interpolated", text)
 
 
 def _camera(evidence: Evidence, name: str, numbers: str) -> Finding:
@@ -258,17 +232,14 @@ def _camera(evidence: Evidence, name: str, numbers: str) -> Finding:
         # no camera has so small a gain and offset, but the maximum of many counts does
         if noise.offset < max(_LEAST_OFFSET, _PROJECTED * math.sqrt(max(float(noise.mean[0]), 0.0))):
             return _smoothed(name, numbers)
-    resampled = evidence.correlation.found and abs(evidence.correlation.largest) > _CAMERA_ALIKE
     told = f"{name} looks like a camera image with an offset ({numbers}), expected photon counts"
-    if resampled:
-        told += (
-            f", and neighbouring pixels share noise ({evidence.neighbours}, expected 0), as after a shift by part of a "
-            "pixel or smoothing: look for the file as the camera wrote it"
-        )
-    else:
-        told += ", whose variance/mean is 1"
-    kind = "resampled camera" if resampled else "camera"
-    return Finding("camera image", kind, f"{told}; {_TO_PHOTONS}")
+    if not (evidence.correlation.found and abs(evidence.correlation.largest) > _CAMERA_ALIKE):
+        return Finding("camera image", "camera", f"{told}, whose variance/mean is 1; {_TO_PHOTONS}")
+    told += (
+        f", and neighbouring pixels share noise ({evidence.neighbours}, expected 0), as after a shift by part of a "
+        "pixel or smoothing: look for the file as the camera wrote it"
+    )
+    return Finding("camera image", "resampled camera", f"{told}; {_TO_PHOTONS}")
 
 
 def _shared_noise(evidence: Evidence, name: str) -> Finding | None:
@@ -352,15 +323,6 @@ def _too_noisy(evidence: Evidence, name: str) -> Finding | None:
     if np.quantile(noise.fano, 0.25) < _STRUCTURE:
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.smallest:.3g} where it is smoothest, expected 1"
-    if noise.intercept[0] > _SURE_OF_OFFSET * noise.intercept[1] and 0.5 < noise.slope[0] < _LOUD:
-        return Finding(
-            "processed",
-            "background subtracted",
-            f"{name} is noisier than photon counts ({numbers}), as if about {noise.intercept[0]:.3g} had been "
-            "subtracted from every pixel, so the network would copy noise; use the counts before any background was "
-            "subtracted",
-            refused=False,
-        )
     return Finding(
         "camera image",
         "camera",
@@ -379,10 +341,7 @@ def _good(evidence: Evidence, name: str) -> Finding:
             text += " (the detector's dead time: bright pixels count too few photons)"
     if len(evidence.hot):
         places = ", ".join("y {} x {}".format(*place[-2:]) for place in evidence.hot[:3])
-        text += (
-            f"; {len(evidence.hot)} hot pixels (such as {places}) hold more than photons can where the neighbours are "
-            "so dark"
-        )
+        text += f"; {len(evidence.hot)} hot pixels ({places}) hold more than photons can beside such dark neighbours"
     return Finding("photon counts", "counts", text, refused=False)
 
 

@@ -10,7 +10,8 @@ import pytest
 import tifffile
 from command_line import one_sentence
 
-from gap_bioimage.camera.camera import read_camera, simulate_camera
+from gap_bioimage.camera.camera import read_camera
+from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.photons.image_io import write_image
 from gap_bioimage.photons.simulate import simulate_truth
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from gap_bioimage.camera.correlation import Correlation, correlation_of
-from gap_bioimage.camera.noise import as_stack, hot_pixels, moments_of, noise_of
+from gap_bioimage.camera.moments import as_stack, moments_of
+from gap_bioimage.camera.noise import hot_pixels, noise_of
 from gap_bioimage.photons.simulate import simulate, simulate_truth
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def test_correlation_of_real_images(shared_data: Path) -> None:
 @given(
     log_mean=st.floats(-2, 3),
     cells=st.booleans(),
-    shape=st.sampled_from([(64, 64), (3, 3), (2, 40, 30), (1, 9), (2, 2)]),
+    shape=st.sampled_from([(64, 64), (3, 3), (2, 40, 30), (1, 9)]),
 )
 def test_counts_have_no_hot_pixels(log_mean: float, cells: bool, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)

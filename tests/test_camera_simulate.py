@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gap_bioimage.camera.camera import simulate_camera
+from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import ConfigError
 
 

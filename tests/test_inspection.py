@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 import gap_bioimage
-from gap_bioimage.camera.camera import simulate_camera
+from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import AxesError
 from gap_bioimage.evidence import areas, common_step, jpeg_edge, measure, missing_levels, one_bit, scan, shared_noise
 from gap_bioimage.inspection import Inspection, inspect
