@@ -29,7 +29,7 @@ _OPPOSITE = -0.1  # correlation of neighbouring pixels that structure never caus
 _CAMERA_ALIKE = 0.1  # of bright and sharp structure in a single camera image
 _RISING = 1.1  # variance / mean of bright over dark parts, as an offset makes it
 _SURE = 4.0  # standard errors
-_SURE_OF_OFFSET, _LEAST_OFFSET, _CLOSE = 5.0, 5.0, 0.6  # the last: of an offset, below which no pixel lies
+_LEAST_OFFSET, _CLOSE = 5.0, 0.6  # the last: of an offset, below which no pixel lies
 _PROJECTED = 5.0  # square roots of the brightness by which a maximum of many frames exceeds their mean
 _FITS, _STEEP = 3.0, 3.0  # chi-square of a camera's line, and a slope that counts less a background never have
 _FEW = 20  # pixels that may share a divisor by chance
@@ -268,7 +268,7 @@ def _shared_noise(evidence: Evidence, name: str) -> Finding | None:
 def _offset(evidence: Evidence, name: str) -> Finding | None:
     """Look for a line of variance against mean that starts at an offset, however bright the image."""
     noise, lowest = evidence.noise, evidence.statistics.minimum
-    if noise is None or not noise.intercept[0] < -_SURE_OF_OFFSET * noise.intercept[1]:
+    if noise is None or not noise.intercept[0] < -5 * noise.intercept[1]:
         return None
     if not noise.offset > _LEAST_OFFSET or lowest < _CLOSE * noise.offset:
         return None
@@ -337,7 +337,7 @@ def _good(evidence: Evidence, name: str) -> Finding:
     text = f"{name} holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if noise is not None:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
-        if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / noise.bright):
+        if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / max(noise.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
     if len(evidence.hot):
         places = ", ".join("y {} x {}".format(*place[-2:]) for place in evidence.hot[:3])

@@ -29,6 +29,7 @@ BLOCK_PX = 8
 _SHORT_BLOCK_PX, _LONG = 4, 32  # small objects stand out in long films
 _ENOUGH_BLOCKS = 64
 _SIDE_PX = 1024  # of the window that is looked at
+_PLANES = 64
 _PIXELS = 120_000_000  # looked at for a calibration, about ten seconds
 FEW_PIXELS = 1 << 22
 """Looked at to judge an image."""
@@ -87,11 +88,17 @@ class Look:
 
 
 def as_stack(values: Values, time: int | None = None) -> Values:
-    """Return an array (..., y, x) as (planes, frames, y, x), where ``time`` is the axis of frames."""
-    if time is None:
-        return values.reshape(-1, 1, *values.shape[-2:])
-    moved = np.moveaxis(values, time, -3)
-    return moved.reshape(-1, *moved.shape[-3:])
+    """Return an array (..., y, x) as (planes, frames, y, x), where ``time`` is the axis of frames.
+
+    Of a transposed memory map, which would be copied, these are some of the planes.
+    """
+    moved = np.expand_dims(values, -3) if time is None else np.moveaxis(values, time, -3)
+    lead, inner = moved.shape[:-3], moved.shape[-3:]
+    count = math.prod(lead)
+    if len(lead) < 2 or moved.flags.c_contiguous or count <= _PLANES:
+        return moved.reshape(count, *inner)
+    chosen = np.unravel_index(np.linspace(0, count - 1, _PLANES).astype(int), lead)
+    return np.stack([moved[index] for index in zip(*chosen, strict=True)])
 
 
 def looks_at(stack: Values, most: int, in_time: bool) -> Iterator[Look]:
