@@ -55,19 +55,18 @@ class Dark:
 
 def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> Frames:
     """Take images for a calibration, or refuse them."""
+    from gap_bioimage.photons.checks import check_axes
     from gap_bioimage.photons.image_io import read_photons
 
     image = read_photons(images, check=False) if isinstance(images, (str, Path)) else images
+    check_axes(image)
     name = Path(str(image.attrs.get("source", image.name or "the image"))).name
     if image.sizes.get("c", 1) > 1:
         raise AxesError(
             f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
             "with --channel (in Python isel(c=0))"
         )
-    dims = [str(dim) for dim in image.dims]
-    if not {"y", "x"} <= set(dims) <= set("tczyx"):
-        raise AxesError(f"{name} has dims {' '.join(dims)}, expected y, x and some of t, z; rename them")
-    image = (image.isel(c=0) if "c" in dims else image).transpose(..., "y", "x")
+    image = (image.isel(c=0) if "c" in image.dims else image).transpose(..., "y", "x")
     if min(image.shape[-2:]) < _LEAST_PX:
         raise AxesError(
             f"{name} has {image.shape[-2]} x {image.shape[-1]} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; "
@@ -133,7 +132,10 @@ def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
             f"the dark frames {found.name} (mean {mean.mean():.4g} ADU) are brighter than {frames.name} (mean "
             f"{light:.4g}), expected frames without light; exchange them, or record new ones with the shutter closed"
         )
-    variance = sum(((frame - mean) ** 2 for frame in film), np.zeros(size)) / (count - 1) if count > 1 else None
+    squares = np.zeros(size)
+    for frame in film:
+        squares += (frame - mean) ** 2
+    variance = squares / (count - 1) if count > 1 else None
     return Dark(found, (float(mean.mean()), error), mean, variance)
 
 
