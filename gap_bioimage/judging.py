@@ -81,13 +81,9 @@ def _unusable(evidence: Evidence, name: str) -> Finding | None:
         text = f"every pixel of {name} is {found.minimum:g}, expected photon counts, which vary; choose another image"
     elif min(evidence.size) < 2 and found.minimum >= 0:
         rows, columns = evidence.size
-        return Finding(
-            "not usable",
-            "one row",
-            f"{name} has {rows} x {columns} pixels, a single row or column, expected an image; if its axes are others, "
-            "name them (--axes), or save it anew in its true shape",
-            advice="name the axes, or save the values as an image with rows and columns",
-        )
+        advice = "name the axes (--axes), or save the values as an image with rows and columns"
+        text = f"{name} has {rows} x {columns} pixels, a single row or column, expected an image; {advice}"
+        return Finding("not usable", "one row", text, advice=advice)
     else:
         return None
     return Finding("not usable", "empty", text)
@@ -104,17 +100,10 @@ def _negative(evidence: Evidence, name: str) -> Finding | None:
         # light that was subtracted left its noise, so that no line fits; one that does not vary leaves a camera's floor
         flat = float(np.ptp(noise.mean)) ** 2 < float(noise.variance.mean())
         if (noise.misfit < _FITS and (flat or gain > _SURE * error)) or gain > max(_STEEP, _SURE * error):
-            numbers = f"variance {gain:.2g} times what exceeds {noise.offset:.3g}"
-            return Finding(
-                "camera image",
-                "camera",
-                f"{told} and the noise of a camera ({numbers}), expected photon counts; {_TO_PHOTONS}",
-            )
-    return Finding(
-        "processed",
-        "background subtracted",
-        f"{told}, expected photon counts from 0 up; use the counts before any background was subtracted",
-    )
+            told += f" and the noise of a camera (variance {gain:.2g} times what exceeds {noise.offset:.3g})"
+            return Finding("camera image", "camera", f"{told}, expected photon counts; {_TO_PHOTONS}")
+    told += ", expected photon counts from 0 up; use the counts before any background was subtracted"
+    return Finding("processed", "background subtracted", told)
 
 
 def _fractions(evidence: Evidence, name: str) -> Finding | None:
@@ -144,13 +133,9 @@ def _drawn(evidence: Evidence, name: str) -> Finding | None:
         return None
     one = evidence.statistics.maximum
     if areas(evidence.planes):
-        return Finding(
-            "not usable",
-            "mask",
-            f"{name} holds a mask or labels: pixels have the values of their neighbours, 0 to {one:g}, as noise never "
-            "has; name the image files, rather than their folder, to leave it out",
-            advice="name the files that hold images, rather than their folder: this is a mask",
-        )
+        advice = "name the files that hold images, rather than their folder, to leave the mask out"
+        text = f"{name} holds a mask or labels, 0 to {one:g}, whose pixels repeat their neighbours as noise never does"
+        return Finding("not usable", "mask", f"{text}; {advice}", advice=advice)
     if not one_bit(evidence.planes):
         return None
     return Finding(

@@ -123,7 +123,7 @@ def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
             f"the dark frames {found.name} have {size} pixels, {frames.name} {expected}; record or crop both alike"
         )
     film, count = found.values[0], found.count
-    mean = np.mean(film, axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
     error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(mean.std() / mean.size**0.5)
     light = float(np.mean(frames.values[:, 0], dtype=np.float64))
