@@ -288,7 +288,8 @@ def _weak(evidence: Evidence, name: str) -> Finding | None:
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark and {noise.bright:.2g} where it is bright"
     rise = noise.bright / noise.dark
-    if rise > _RISING and noise.offset > _LEAST_OFFSET and evidence.statistics.minimum > 0:
+    risen = rise > _RISING and noise.offset > _LEAST_OFFSET
+    if (risen or noise.dark < _QUIET) and evidence.statistics.minimum > 0:
         return _camera(evidence, name, numbers)
     if rise < 1 / _RISING and noise.dark >= _FELT and not silent:  # weaker still where it is bright: dead time
         return None
@@ -297,7 +298,7 @@ def _weak(evidence: Evidence, name: str) -> Finding | None:
         "rescaled",
         f"{name} has less noise than photon counts ({numbers}, expected 1), as after rescaling, smoothing, projection "
         "or with an offset; use the raw counts, or measure the camera with `gap-bioimage calibrate`",
-        refused=silent,
+        refused=silent or noise.dark < _QUIET,
     )
 
 
