@@ -10,7 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from gap_bioimage.camera.correlation import Correlation, correlation_of
-from gap_bioimage.camera.noise import FEW_PIXELS, Noise, as_stack, hot_pixels, looks_at, moments_of, noise_of
+from gap_bioimage.camera.moments import FEW_PIXELS, as_stack, looks_at, moments_of
+from gap_bioimage.camera.noise import Noise, hot_pixels, noise_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -292,12 +293,13 @@ def measure(photons: xr.DataArray) -> Evidence:
         return found
     time, channel = (photons.dims.index(d) if d in photons.dims else None for d in ("t", "c"))
     stack, singles = as_stack(values, time), as_stack(values)
-    noise = noise_of(moments_of(singles, in_time=False, most=FEW_PIXELS)) if statistics.total else None
+    found = replace(found, planes=[look.mean for look in looks_at(singles, FEW_PIXELS, False)])
+    unit = (found.step or 1.0) if statistics.fractional else max(statistics.lattice, 1)
+    noise = noise_of(moments_of(singles, in_time=False, most=FEW_PIXELS), unit) if statistics.total else None
     if noise is not None and stack.shape[1] > 2:
-        in_time = noise_of(moments_of(stack, in_time=True, most=FEW_PIXELS))
+        in_time = noise_of(moments_of(stack, in_time=True, most=FEW_PIXELS), unit)
         moves = in_time is None or in_time.dark > max(_STILL, noise.dark)
         noise = noise if moves else in_time
-    planes = [look.mean for look in looks_at(singles, FEW_PIXELS, False)]
     channels = [] if channel is None else [
         [look.mean for look in looks_at(as_stack(part), FEW_PIXELS, False)]
         for part in (values.take(c, channel) for c in range(min(values.shape[channel], 5)))
@@ -308,7 +310,6 @@ def measure(photons: xr.DataArray) -> Evidence:
         found,
         noise=noise,
         correlation=correlation_of(stack),
-        planes=planes,
         channels=channels,
         hot=hot,
     )

@@ -211,7 +211,7 @@ def _report(
         axes="".join(str(d) for d in photons.dims),
         shape=list(photons.shape),
         dtype=photons.dtype.name,
-        pixel_size_um=known.pixel_size_um,
+        pixel_size_um=dict(known.pixel_size_um),
         size_um={axis: float(f"{size * photons.sizes[axis]:.6g}") for axis, size in known.pixel_size_um.items()},
         interval_s=known.interval_s,
         frames=photons.sizes.get("t", 1),

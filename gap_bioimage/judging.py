@@ -29,7 +29,7 @@ _OPPOSITE = -0.1  # correlation of neighbouring pixels that structure never caus
 _CAMERA_ALIKE = 0.1  # of bright and sharp structure in a single camera image
 _RISING = 1.1  # variance / mean of bright over dark parts, as an offset makes it
 _SURE = 4.0  # standard errors
-_SURE_OF_OFFSET, _LEAST_OFFSET, _CLOSE = 5.0, 5.0, 0.6  # the last: of an offset, below which no pixel lies
+_LEAST_OFFSET, _CLOSE = 5.0, 0.6  # the last: of an offset, below which no pixel lies
 _PROJECTED = 5.0  # square roots of the brightness by which a maximum of many frames exceeds their mean
 _FITS, _STEEP = 3.0, 3.0  # chi-square of a camera's line, and a slope that counts less a background never have
 _FEW = 20  # pixels that may share a divisor by chance
@@ -42,15 +42,7 @@ _TO_PHOTONS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What an image is, in a sentence, and whether it is refused as photon counts.
-
-    Attributes
-    ----------
-    factor
-        What photons were multiplied by, where the verdict is "counts times k".
-    advice
-        What to do, where that is not the same for all of the verdict.
-    """
+    """What an image is, in a sentence; whether it is refused as photon counts, and what these were multiplied by."""
 
     verdict: Verdict
     kind: str
@@ -61,17 +53,7 @@ class Finding:
 
 
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
-    """Say what an image is, by the first rule that finds something.
-
-    Parameters
-    ----------
-    evidence
-        From :func:`gap_bioimage.evidence.measure`.
-    name
-        What to call the image.
-    saturation
-        Accepted share of pixels at the ceiling.
-    """
+    """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
     for rule in _RULES:
         finding = rule(evidence, name)
         if finding is not None and not (finding.kind == "saturated" and _saturated_share(evidence) <= saturation):
@@ -92,23 +74,16 @@ def _unusable(evidence: Evidence, name: str) -> Finding | None:
     elif not found.pixels:
         text = f"{name} has no pixels, expected photon counts; export it again"
     elif found.nonfinite:
-        text = (
-            f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected whole numbers of photons; use "
-            "the raw counts"
-        )
+        text = f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected photon counts; use the raw ones"
     elif found.minimum == found.maximum == 0:
         text = f"{name} is all zero, expected some photons; choose another image or channel"
     elif found.minimum == found.maximum and found.pixels >= _FEW and found.minimum > 0:
         text = f"every pixel of {name} is {found.minimum:g}, expected photon counts, which vary; choose another image"
     elif min(evidence.size) < 2 and found.minimum >= 0:
         rows, columns = evidence.size
-        return Finding(
-            "not usable",
-            "one row",
-            f"{name} has {rows} x {columns} pixels, a single row or column, expected an image; if its axes are others, "
-            "name them (--axes), or save it anew in its true shape",
-            advice="name the axes, or save the values as an image with rows and columns",
-        )
+        advice = "name the axes (--axes), or save the values as an image with rows and columns"
+        text = f"{name} has {rows} x {columns} pixels, a single row or column, expected an image; {advice}"
+        return Finding("not usable", "one row", text, advice=advice)
     else:
         return None
     return Finding("not usable", "empty", text)
@@ -125,17 +100,10 @@ def _negative(evidence: Evidence, name: str) -> Finding | None:
         # light that was subtracted left its noise, so that no line fits; one that does not vary leaves a camera's floor
         flat = float(np.ptp(noise.mean)) ** 2 < float(noise.variance.mean())
         if (noise.misfit < _FITS and (flat or gain > _SURE * error)) or gain > max(_STEEP, _SURE * error):
-            numbers = f"variance {gain:.2g} times what exceeds {noise.offset:.3g}"
-            return Finding(
-                "camera image",
-                "camera",
-                f"{told} and the noise of a camera ({numbers}), expected photon counts; {_TO_PHOTONS}",
-            )
-    return Finding(
-        "processed",
-        "background subtracted",
-        f"{told}, expected photon counts from 0 up; use the counts before any background was subtracted",
-    )
+            told += f" and the noise of a camera (variance {gain:.2g} times what exceeds {noise.offset:.3g})"
+            return Finding("camera image", "camera", f"{told}, expected photon counts; {_TO_PHOTONS}")
+    told += ", expected photon counts from 0 up; use the counts before any background was subtracted"
+    return Finding("processed", "background subtracted", told)
 
 
 def _fractions(evidence: Evidence, name: str) -> Finding | None:
@@ -165,13 +133,9 @@ def _drawn(evidence: Evidence, name: str) -> Finding | None:
         return None
     one = evidence.statistics.maximum
     if areas(evidence.planes):
-        return Finding(
-            "not usable",
-            "mask",
-            f"{name} holds a mask or labels: pixels have the values of their neighbours, 0 to {one:g}, as noise never "
-            "has; name the image files, rather than their folder, to leave it out",
-            advice="name the files that hold images, rather than their folder: this is a mask",
-        )
+        advice = "name the files that hold images, rather than their folder, to leave the mask out"
+        text = f"{name} holds a mask or labels, 0 to {one:g}, whose pixels repeat their neighbours as noise never does"
+        return Finding("not usable", "mask", f"{text}; {advice}", advice=advice)
     if not one_bit(evidence.planes):
         return None
     return Finding(
@@ -204,9 +168,8 @@ def _repainted(evidence: Evidence, name: str) -> Finding | None:
         told = f"{name} misses {missing} levels between others, as after a change of contrast or scale"
     else:
         return None
-    return Finding(
-        "processed", kind, f"{told}, expected photon counts; use the file as the detector's software saved it"
-    )
+    told += ", expected photon counts; use the file as the detector's software saved it"
+    return Finding("processed", kind, told)
 
 
 def _multiplied(evidence: Evidence, name: str) -> Finding | None:
@@ -214,22 +177,19 @@ def _multiplied(evidence: Evidence, name: str) -> Finding | None:
     found, noise, k = evidence.statistics, evidence.noise, evidence.statistics.lattice
     if k <= 1 or found.pixels - found.zeros < _FEW:
         return None
+    every = f"every value of {name} is a multiple of {k}"
     if noise and noise.dark < _QUIET * k * _margin(noise):
         return _quiet(evidence, name, k)
     if noise and noise.smallest / (1 + _SURE * noise.dark_error) > _LOUD * k:
         return Finding(
             "processed",
             "rescaled",
-            f"every value of {name} is a multiple of {k}, and its variance/mean {noise.smallest:.3g} fits neither "
-            f"photon counts nor counts times {k} (mean {found.mean:.4g}); use the raw counts before any rescaling",
+            f"{every}, and its variance/mean {noise.smallest:.3g} fits neither photon counts nor counts times {k}; use "
+            "the raw counts before any rescaling",
         )
-    return Finding(
-        "counts times k",
-        "multiplied counts",
-        f"every value of {name} is a multiple of {k} (mean {found.mean:.4g}, variance/mean "
-        f"{noise.dark if noise else 1.0:.3g}), expected photon counts; divide by {k}",
-        factor=k,
-    )
+    numbers = f"mean {found.mean:.4g}, variance/mean {noise.dark if noise else 1.0:.3g}"
+    text = f"{every} ({numbers}), expected photon counts; divide by {k}"
+    return Finding("counts times k", "multiplied counts", text, factor=k)
 
 
 def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
@@ -244,12 +204,11 @@ def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
 
 
 def _smoothed(name: str, numbers: str) -> Finding:
-    return Finding(
-        "processed",
-        "smoothed or interpolated",
+    text = (
         f"{name} looks smoothed, rescaled or projected ({numbers}), expected photon counts, whose variance/mean is 1; "
-        "use the raw counts, and of a stack its planes rather than their maximum or mean",
+        "use the raw counts, and of a stack its planes rather than their maximum or mean"
     )
+    return Finding("processed", "smoothed or interpolated", text)
 
 
 def _camera(evidence: Evidence, name: str, numbers: str) -> Finding:
@@ -258,17 +217,14 @@ def _camera(evidence: Evidence, name: str, numbers: str) -> Finding:
         # no camera has so small a gain and offset, but the maximum of many counts does
         if noise.offset < max(_LEAST_OFFSET, _PROJECTED * math.sqrt(max(float(noise.mean[0]), 0.0))):
             return _smoothed(name, numbers)
-    resampled = evidence.correlation.found and abs(evidence.correlation.largest) > _CAMERA_ALIKE
     told = f"{name} looks like a camera image with an offset ({numbers}), expected photon counts"
-    if resampled:
-        told += (
-            f", and neighbouring pixels share noise ({evidence.neighbours}, expected 0), as after a shift by part of a "
-            "pixel or smoothing: look for the file as the camera wrote it"
-        )
-    else:
-        told += ", whose variance/mean is 1"
-    kind = "resampled camera" if resampled else "camera"
-    return Finding("camera image", kind, f"{told}; {_TO_PHOTONS}")
+    if not (evidence.correlation.found and abs(evidence.correlation.largest) > _CAMERA_ALIKE):
+        return Finding("camera image", "camera", f"{told}, whose variance/mean is 1; {_TO_PHOTONS}")
+    told += (
+        f", and neighbouring pixels share noise ({evidence.neighbours}, expected 0), as after a shift by part of a "
+        "pixel or smoothing: look for the file as the camera wrote it"
+    )
+    return Finding("camera image", "resampled camera", f"{told}; {_TO_PHOTONS}")
 
 
 def _shared_noise(evidence: Evidence, name: str) -> Finding | None:
@@ -297,7 +253,7 @@ def _shared_noise(evidence: Evidence, name: str) -> Finding | None:
 def _offset(evidence: Evidence, name: str) -> Finding | None:
     """Look for a line of variance against mean that starts at an offset, however bright the image."""
     noise, lowest = evidence.noise, evidence.statistics.minimum
-    if noise is None or not noise.intercept[0] < -_SURE_OF_OFFSET * noise.intercept[1]:
+    if noise is None or not noise.intercept[0] < -5 * noise.intercept[1]:
         return None
     if not noise.offset > _LEAST_OFFSET or lowest < _CLOSE * noise.offset:
         return None
@@ -332,7 +288,8 @@ def _weak(evidence: Evidence, name: str) -> Finding | None:
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark and {noise.bright:.2g} where it is bright"
     rise = noise.bright / noise.dark
-    if rise > _RISING and noise.offset > _LEAST_OFFSET and evidence.statistics.minimum > 0:
+    risen = rise > _RISING and noise.offset > _LEAST_OFFSET
+    if (risen or noise.dark < _QUIET) and evidence.statistics.minimum > 0:
         return _camera(evidence, name, numbers)
     if rise < 1 / _RISING and noise.dark >= _FELT and not silent:  # weaker still where it is bright: dead time
         return None
@@ -341,7 +298,7 @@ def _weak(evidence: Evidence, name: str) -> Finding | None:
         "rescaled",
         f"{name} has less noise than photon counts ({numbers}, expected 1), as after rescaling, smoothing, projection "
         "or with an offset; use the raw counts, or measure the camera with `gap-bioimage calibrate`",
-        refused=silent,
+        refused=silent or noise.dark < _QUIET,
     )
 
 
@@ -352,15 +309,6 @@ def _too_noisy(evidence: Evidence, name: str) -> Finding | None:
     if np.quantile(noise.fano, 0.25) < _STRUCTURE:
         return None
     numbers = f"{evidence.levels}, variance/mean {noise.smallest:.3g} where it is smoothest, expected 1"
-    if noise.intercept[0] > _SURE_OF_OFFSET * noise.intercept[1] and 0.5 < noise.slope[0] < _LOUD:
-        return Finding(
-            "processed",
-            "background subtracted",
-            f"{name} is noisier than photon counts ({numbers}), as if about {noise.intercept[0]:.3g} had been "
-            "subtracted from every pixel, so the network would copy noise; use the counts before any background was "
-            "subtracted",
-            refused=False,
-        )
     return Finding(
         "camera image",
         "camera",
@@ -375,14 +323,11 @@ def _good(evidence: Evidence, name: str) -> Finding:
     text = f"{name} holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if noise is not None:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
-        if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error):
+        if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / max(noise.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
     if len(evidence.hot):
         places = ", ".join("y {} x {}".format(*place[-2:]) for place in evidence.hot[:3])
-        text += (
-            f"; {len(evidence.hot)} hot pixels (such as {places}) hold more than photons can where the neighbours are "
-            "so dark"
-        )
+        text += f"; {len(evidence.hot)} hot pixels ({places}) hold more than photons can beside such dark neighbours"
     return Finding("photon counts", "counts", text, refused=False)
 
 

@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.camera.camera import Detector, PixelMaps, write_camera
+from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.camera.correlation import Correlation, correlation_of
-from gap_bioimage.camera.noise import Moments, as_stack, moments_of
-from gap_bioimage.camera.photon_transfer import (
-    LEAST_BLOCKS,
-    MULTIPLIED,
-    POISSON,
-    Estimate,
-    Fit,
-    Goodness,
-    Known,
-    Line,
-    Numbers,
-    Points,
-    fit_line,
-    numbers_of,
-    points_of,
-)
-from gap_bioimage.camera.shifted_poisson import ROUNDING
+from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, check_gain, check_given, check_offset, doubts, is_counts
+from gap_bioimage.camera.frames import Dark, Frames, dark_of, frames_of, maps_of
+from gap_bioimage.camera.moments import Moments, moments_of
+from gap_bioimage.camera.numbers import Estimate, Known, Numbers, numbers_of
+from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Fit, Goodness, Line, Points, fit_line, points_of
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.evidence import piled_up, scan
+from gap_bioimage.errors import NotPhotonCountsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-    import numpy.typing as npt
     import xarray as xr
 
-    Floats = npt.NDArray[np.float64]
+    from gap_bioimage.camera.moments import Floats
 
-_LEAST_PX = 16
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
-_CORRELATED = 0.1  # noise of neighbours that raw images do not have
 _SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
 _SATURATED = 0.01  # share of the times at which a block is saturated
-_LEFT_OUT = 0.1  # share of the field from which on it is told
-_ENOUGH_DARK = 16
 _SHOWN = 3000
 
 
@@ -204,150 +184,29 @@ def calibrate(
     ConfigError
         If a given number is out of range, or given twice.
     """
-    _check_given(dark, offset, read_noise, saturation)
-    frames = _frames_of(images, saturation)
-    dark_frames = None if dark is None else _dark_of(dark, frames)
-    moments, correlation = _measured(frames)
+    check_given(dark, offset, read_noise, saturation)
+    frames = frames_of(images, saturation)
+    dark_frames = None if dark is None else dark_of(dark, frames)
+    frames, moments, correlation = _measured(frames)
     loud = (1 + 2 * correlation.y**2) * (1 + 2 * correlation.x**2) if correlation.found else 1.0
     fit = fit_line(moments, loud=loud, structure=frames.count == 1, anchor=_anchor(dark_frames))
-    tells = frames.count > 2 and fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
+    tells = frames.count > 2 and fit.outliers <= LEFT_OUT  # moving objects skew differences, too
     given = None if offset is None else (offset, 0.0)
     known = Known(
         given if dark_frames is None else dark_frames.offset,
         read_noise,
         # structure of one image has third moments of its own
         multiplying if tells or multiplying is not None else False,
-        imposed=not (correlation.found and abs(correlation.largest) >= _CORRELATED),
+        imposed=not (correlation.found and abs(correlation.largest) >= CORRELATED),
     )
     numbers = numbers_of(fit, known, _third(frames, fit, loud), seed)
-    _check_gain(frames, fit, numbers)
+    check_gain(frames, fit, numbers)
     if known.offset is not None:
-        _check_offset(frames, fit, numbers)
+        check_offset(frames, fit, numbers)
     return _result(frames, dark_frames, known, fit, numbers, correlation)
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """A camera's images: (planes, frames, y, x), their name, ceiling (ADU, maybe infinite) and what stood out."""
-
-    values: npt.NDArray[Any]
-    name: str
-    ceiling: float
-    whole: bool
-    minimum: float
-    repeated: str | None
-
-    @property
-    def count(self) -> int:
-        return int(self.values.shape[1])
-
-
-@dataclass(frozen=True)
-class _Dark:
-    """Offset (ADU, with its standard error) of dark frames, and offset and variance (ADU^2, if known) of each pixel."""
-
-    frames: _Frames
-    offset: tuple[float, float]
-    pixel_offset: Floats
-    pixel_variance: Floats | None
-
-
-def _check_given(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
-    if dark is not None and (offset is not None or read_noise is not None):
-        raise ConfigError("dark frames were given, and an offset or read noise too; give the dark frames alone")
-    if offset is not None and read_noise is not None:
-        raise ConfigError(
-            "offset and read noise were both given, but the images tell one from the other; give the offset"
-        )
-    for name, value in (("offset", offset), ("read noise", read_noise), ("saturation", saturation)):
-        positive = name != "offset"
-        if value is not None and not (math.isfinite(value) and (value >= 0 or not positive)):
-            raise ConfigError(f"the {name} is {value}, expected a finite number{' from 0 up' if positive else ''}")
-
-
-def _frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> _Frames:
-    from gap_bioimage.io import read_photons
-
-    image = read_photons(images, check=False) if isinstance(images, (str, Path)) else images
-    name = Path(str(image.attrs.get("source", image.name or "the image"))).name
-    if image.sizes.get("c", 1) > 1:
-        raise AxesError(
-            f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
-            "with --channel (in Python isel(c=0))"
-        )
-    dims = [str(dim) for dim in image.dims]
-    if not {"y", "x"} <= set(dims) <= set("tczyx"):
-        raise AxesError(f"{name} has dims {' '.join(dims)}, expected y, x and some of t, z; rename them")
-    image = (image.isel(c=0) if "c" in dims else image).transpose(..., "y", "x")
-    if min(image.shape[-2:]) < _LEAST_PX:
-        raise AxesError(
-            f"{name} has {image.shape[-2]} x {image.shape[-1]} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; "
-            "use a larger part of the camera"
-        )
-    values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
-    found = scan(values) if values.dtype.kind in "buif" else None
-    if found is None:
-        raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
-    if found.nonfinite:
-        raise NotPhotonCountsError(
-            f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected a camera's numbers; use raw images"
-        )
-    if found.minimum == found.maximum:
-        raise NotPhotonCountsError(
-            f"all pixels of {name} are {found.minimum:g}, expected noise; use raw images of the camera"
-        )
-    stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
-    if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
-        raise NotPhotonCountsError(
-            f"{name} holds two values only, as one-bit frames do; they need no camera: train with --sum-frames"
-        )
-    distinct, repeated = _distinct(stack)
-    ceiling = found.maximum if saturation is None and piled_up(values.dtype, found) else saturation
-    return _Frames(
-        distinct, name, math.inf if ceiling is None else ceiling, not found.fractional, found.minimum, repeated
-    )
-
-
-def _distinct(stack: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str | None]:
-    """Leave out frames that repeat an earlier one, whose difference would be taken for missing noise."""
-    first: dict[bytes, int] = {}
-    pairs = []
-    for t in range(stack.shape[1]):
-        digest = hashlib.blake2b(b"".join(plane.tobytes() for plane in stack[:, t]), digest_size=16).digest()
-        known = first.setdefault(digest, t)
-        if known != t:
-            pairs.append((known, t))
-    if not pairs:
-        return stack, None
-    more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
-    told = f"frames {pairs[0][0]} and {pairs[0][1]} are equal{more}: repeats were left out, {len(first)} frames remain"
-    return stack[:, sorted(first.values())], told
-
-
-def _dark_of(dark: xr.DataArray | Path | str, frames: _Frames) -> _Dark:
-    found = _frames_of(dark)
-    if len(found.values) > 1:
-        raise AxesError(f"{found.name} is a stack along z, expected dark frames one after the other; name it t")
-    size, expected = found.values.shape[2:], frames.values.shape[2:]
-    if size != expected:
-        raise AxesError(
-            f"the dark frames {found.name} have {size} pixels, {frames.name} {expected}; record or crop both alike"
-        )
-    film, count = found.values[0], found.count
-    mean = np.mean(film, axis=0, dtype=np.float64)
-    level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
-    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(mean.std() / mean.size**0.5)
-    light = float(np.mean(frames.values[:, 0], dtype=np.float64))
-    if mean.mean() > light:
-        raise NotPhotonCountsError(
-            f"the dark frames {found.name} (mean {mean.mean():.4g} ADU) are brighter than {frames.name} (mean "
-            f"{light:.4g}), expected frames without light; exchange them, or record new ones with the shutter closed"
-        )
-    variance = sum(((frame - mean) ** 2 for frame in film), np.zeros(size)) / (count - 1) if count > 1 else None
-    return _Dark(found, (float(mean.mean()), error), mean, variance)
-
-
-def _measured(frames: _Frames) -> tuple[Moments, Correlation]:
+def _measured(frames: Frames) -> tuple[Frames, Moments, Correlation]:
     """Moments of blocks that are not saturated, and the correlation of the noise; refuse what tells no camera."""
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
@@ -357,7 +216,7 @@ def _measured(frames: _Frames) -> tuple[Moments, Correlation]:
             "exposure, or give --saturation if the ceiling is higher"
         )
     # where pixels are saturated noise ends together, too
-    correlation = correlation_of(frames.values) if full.mean() <= _LEFT_OUT / 2 else Correlation()
+    correlation = correlation_of(frames.values) if full.mean() <= LEFT_OUT / 2 else Correlation()
     most = abs(correlation.largest) if correlation.found else 0.0
     if max(most, correlation.t) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
         whose = "neighbouring pixels" if most >= correlation.t else "successive frames"
@@ -366,17 +225,17 @@ def _measured(frames: _Frames) -> tuple[Moments, Correlation]:
             "smoothed, averaged or resampled, or the whole field moves, and their noise tells nothing of the camera; "
             "use raw images of a field that stands still"
         )
-    return moments.at(~full), correlation
+    return replace(frames, saturated=float(full.mean())), moments.at(~full), correlation
 
 
-def _anchor(dark: _Dark | None) -> Moments | None:
+def _anchor(dark: Dark | None) -> Moments | None:
     """Moments of dark frames, if their noise is more than rounding."""
     if dark is None or dark.pixel_variance is None or float(dark.pixel_variance.mean()) < _LEAST_VARIANCE:
         return None
     return moments_of(dark.frames.values, in_time=True)
 
 
-def _third(frames: _Frames, fit: Fit, loud: float) -> Points | None:
+def _third(frames: Frames, fit: Fit, loud: float) -> Points | None:
     """Blocks whose third moments are known; two frames have them in space only."""
     if frames.count > 2:
         return fit.points
@@ -389,41 +248,8 @@ def _third(frames: _Frames, fit: Fit, loud: float) -> Points | None:
     return points_of(moments, fit.line, loud=loud, robust=False) if len(moments.mean) else None
 
 
-def _check_gain(frames: _Frames, fit: Fit, numbers: Numbers) -> None:
-    points, gain = fit.points, numbers.gain
-    varies = float(points.mean.var()) > 10 * float(np.mean(points.variance)) / points.samples
-    if varies and not (math.isfinite(gain.value) and gain.value > 0):
-        raise NotPhotonCountsError(
-            f"the noise of {frames.name} does not grow with brightness, as that of a camera does; use raw images with "
-            "dark and bright parts, and more frames of the same field"
-        )
-    if not math.isfinite(gain.value + gain.high):
-        raise NotPhotonCountsError(
-            f"the brightness of {frames.name} varies too little to find the gain; use images with dark and bright "
-            "parts, more frames of the same field, or add dark frames (--dark)"
-        )
-
-
-def _check_offset(frames: _Frames, fit: Fit, numbers: Numbers) -> None:
-    points, offset, gain = fit.points, numbers.offset.value, numbers.gain.value
-    error = np.sqrt(np.maximum(points.variance, 0) / points.samples)
-    darker = float(np.mean(points.mean + 5 * error < offset - gain / 2))
-    if darker > 0.02:
-        raise NotPhotonCountsError(
-            f"{darker:.0%} of the field of {frames.name} is darker than the offset of {offset:.4g} ADU; give dark "
-            "frames or an offset of the same camera and settings, or leave them out to have the offset estimated"
-        )
-    variance = numbers.intercept + gain * offset
-    if variance < -0.2 * float(np.median(points.variance)):
-        raise NotPhotonCountsError(
-            f"at the offset of {offset:.4g} ADU the variance of {frames.name} would be negative ({variance:.3g} "
-            "ADU^2): that offset is too low; give dark frames or an offset of the same camera and settings, or leave "
-            "them out to have it estimated"
-        )
-
-
 def _result(
-    frames: _Frames, dark: _Dark | None, known: Known, fit: Fit, numbers: Numbers, correlation: Correlation
+    frames: Frames, dark: Dark | None, known: Known, fit: Fit, numbers: Numbers, correlation: Correlation
 ) -> Calibration:
     gain = numbers.gain
     if frames.count == 1:  # structure that is taken for noise
@@ -448,8 +274,8 @@ def _result(
         np.stack([fit.points.mean, fit.points.variance])[:, :: max(1, len(fit.points.mean) // _SHOWN)],
         (correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
         numbers.third,
-        tuple(_warnings(frames, dark, fit, numbers, correlation)),
-        _is_counts(frames, numbers),
+        tuple(doubts(frames, dark, fit, numbers, correlation)),
+        is_counts(frames, numbers),
     )
     camera = Camera(
         gain=_short(gain.value) or gain.value,
@@ -459,7 +285,7 @@ def _result(
         multiplying=numbers.multiplying,
         measured=_record(found, correlation),
     )
-    return replace(found, detector=Detector(camera, None if dark is None else _maps(dark, gain.value)))
+    return replace(found, detector=Detector(camera, None if dark is None else maps_of(dark, gain.value)))
 
 
 def _record(found: Calibration, correlation: Correlation) -> dict[str, Any]:
@@ -475,124 +301,6 @@ def _record(found: Calibration, correlation: Correlation) -> dict[str, Any]:
         told["correlated"] = [_short(c) for c in (correlation.y, correlation.x, correlation.t)]
     told |= {"chi_square": _short(found.goodness.chi_square), "gap_bioimage": __version__}
     return {**told, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
-
-
-def _maps(dark: _Dark, gain: float) -> PixelMaps | None:
-    """Offset and read noise of every pixel, drawn towards their means by the share of scatter that chance explains."""
-    variance, count = dark.pixel_variance, dark.frames.count
-    if variance is None:
-        return None
-
-    def drawn_in(values: Floats, by_chance: float) -> Floats:
-        mean, scatter = float(values.mean()), float(values.var())
-        share = max(0.0, 1 - by_chance / scatter) if scatter > 0 else 0.0
-        return np.asarray(mean + share * (values - mean), np.float64)
-
-    usual = float(variance.mean())
-    noise = np.sqrt(np.maximum(drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
-    return PixelMaps(drawn_in(dark.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))
-
-
-def _is_counts(frames: _Frames, numbers: Numbers) -> bool:
-    """Whether images are photon counts: whole numbers with gain 1, no offset and no read noise."""
-    gain, offset = numbers.gain, numbers.offset
-    return (
-        frames.whole
-        and frames.minimum >= 0
-        and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
-        and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
-        and numbers.read_noise.low < 0.35
-        and not numbers.multiplying
-    )
-
-
-def _warnings(
-    frames: _Frames, dark: _Dark | None, fit: Fit, numbers: Numbers, correlation: Correlation
-) -> Iterator[str]:
-    """Yield what may be wrong, in sentences, the gravest first."""
-    if frames.repeated is not None:
-        yield frames.repeated
-    alike = max(abs(correlation.largest) if correlation.found else 0.0, correlation.t)
-    if alike >= _CORRELATED:
-        told = f"{correlation.y:.2f} along y, {correlation.x:.2f} along x"
-        told += f", {correlation.t:.2f} between frames" if correlation.t >= _CORRELATED else ""
-        worse = "" if frames.count > 1 else "; one image cannot calibrate it"
-        yield (
-            f"the noise of neighbouring pixels is correlated ({told}): somebody has smoothed or resampled these "
-            f"images, and the gain is too small by a factor of up to {correlation.factor:.1f}{worse}; use raw images"
-        )
-    yield from _shape(frames, fit, alike)
-    if fit.clipped:
-        yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
-    if fit.coarse:
-        yield (
-            "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "
-            "their intervals; use brighter images or a higher camera gain"
-        )
-    yield from _little(frames, numbers)
-    third = numbers.third
-    if third is not None and frames.count > 2 and alike < _CORRELATED:
-        if numbers.undecided and not math.isnan(third.value):
-            yield (
-                "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier); the "
-                "offset's interval allows for both; say --multiplying if it does"
-            )
-        elif min(abs(third.value - POISSON), abs(third.value - MULTIPLIED)) > max(0.25, 4 * third.error):
-            yield (
-                f"the noise is not skewed as that of photons (third moment {third.value:.2f} times the expected): it "
-                "was processed, or objects move; the offset may be wrong"
-            )
-    if dark is not None and dark.frames.count < _ENOUGH_DARK:
-        maps = "a single one tells no read noise" if dark.pixel_variance is None else "read noise per pixel is rough"
-        yield f"{dark.frames.count} dark frames: {maps}; record {_ENOUGH_DARK} or more"
-
-
-def _shape(frames: _Frames, fit: Fit, alike: float) -> Iterator[str]:
-    """Yield how the points depart from a line, and what was left out for it."""
-    goodness, bends = fit.goodness, fit.goodness.bends(0.05)
-    if fit.brightest is not None or bends < 0:
-        end = f"the gain is that below {fit.brightest:.4g} ADU" if fit.brightest is not None else "expose shorter"
-        yield (
-            f"the variance falls short of the line by {-goodness.bend:.0%} in bright parts (saturation, dead time, "
-            f"compression): {end}"
-        )
-    elif bends > 0:
-        cause = "light that flickers or objects that move" if frames.count > 1 else "structure taken for noise"
-        rise = f"the variance rises above the line by {goodness.bend:.0%} in bright parts"
-        yield f"{rise}: {cause}; the gain may be too high"
-    elif goodness.chi_square > 2 and alike < _CORRELATED:
-        spread = float(np.median(np.abs(goodness.variance / fit.line.at(goodness.mean) - 1)))
-        yield (
-            f"the line fits worse than chance explains (chi-square {goodness.chi_square:.3g} per degree of freedom; "
-            f"blocks of similar brightness depart by {spread:.1%})"
-        )
-    if fit.outliers > _LEFT_OUT:
-        yield (
-            f"{fit.outliers:.0%} of the field moves or flickers and was left out; if the detector multiplies, say "
-            "--multiplying"
-        )
-
-
-def _little(frames: _Frames, numbers: Numbers) -> Iterator[str]:
-    """Yield what little data, or contradictory numbers, leave open."""
-    gain, offset = numbers.gain, numbers.offset
-    if frames.count == 1:
-        yield (
-            "this rests on one image, in which fine structure cannot be told from noise: less certain than its "
-            "intervals say; a stack of the same field is better"
-        )
-    if not math.isfinite(gain.high) or gain.high - gain.low > 0.2 * gain.value:
-        few = f"{frames.count} frames" if frames.count > 1 else "one image"
-        yield (
-            f"the gain is known to {gain.low:.3g} to {gain.high:.3g} only: {few} with too little range of brightness; "
-            "record more frames of a field with dark and bright parts"
-        )
-    variance = numbers.intercept + gain.value * offset.value
-    if variance < -4 * gain.value * max(offset.error, 0.01):
-        yield (
-            f"at the offset of {offset.value:.4g} ADU the variance would be negative ({variance:.3g} ADU^2): the "
-            "offset is too low for these images; check it, or leave it out to have it estimated"
-        )
 
 
 def _short(value: float) -> float | None:

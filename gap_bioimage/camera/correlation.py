@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy import ndimage
 
-from gap_bioimage.camera.noise import BLOCK_PX, FEW_PIXELS, Look, block_means, looks_at, overlap, steadier
+from gap_bioimage.camera.moments import BLOCK_PX, FEW_PIXELS, Look, block_means, looks_at, overlap, steadier
 
 if TYPE_CHECKING:
-    from gap_bioimage.camera.noise import Values
+    from gap_bioimage.camera.moments import Values
 
 _ORDER = 8  # differences that show the neighbours' noise in single images: 90 % above 0.7 of the highest frequency
 _SURE = 5.0  # standard errors

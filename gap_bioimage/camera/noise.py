@@ -1,219 +1,25 @@
-"""The noise of images, for `calibrate` and `inspect` alike: its variance against brightness, and hot pixels.
-
-Frames of the same field give the noise by their differences, one image by the finest ripples, which optics do not
-resolve. Both are sums ``r = sum w x`` over pixels that hold the same signal, with ``sum w = 0``: ``E r^2 / sum w^2`` is
-then the variance of a pixel and ``E r^3 / sum w^3`` its third central moment.
-"""
+"""The noise of an image: its variance against brightness, and pixels that no photons explain."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage, special
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import numpy.typing as npt
 
-    Floats = npt.NDArray[np.float64]
-    Values = npt.NDArray[Any]
+    from gap_bioimage.camera.moments import Floats, Moments, Values
 
-_TRIPLE, _PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # in time; three frames are blind to linear drift
-_RIPPLE = np.array([1.0, -4, 6, -4, 1])  # in space, along y and x; blind to cubic polynomials
-_SMALL_PX = 12  # images below this have the shorter ripple 1, -2, 1
-BLOCK_PX = 8
-_SHORT_BLOCK_PX, _LONG = 4, 32  # small objects stand out in long films
-_ENOUGH_BLOCKS = 64
-_SIDE_PX = 1024  # of the window that is looked at
-_PIXELS = 120_000_000  # looked at for a calibration, about ten seconds
-FEW_PIXELS = 1 << 22
-"""Looked at to judge an image."""
 _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20
 _GROUPS, _GROUP_PHOTONS = 16, 200
 _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds more than noise
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SHARPEST = 4.0  # a pixel over its third brightest neighbour: 3.4 for spots of 1.5 pixels full width
 _CHANCE = 1e-10  # of one pixel, so that images of many million pixels have none
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Noise in square blocks of pixels, averaged over the frames; all arrays are (blocks,).
-
-    Attributes
-    ----------
-    mean, variance, third
-        ADU, ADU^2, ADU^3; ``third`` is NaN from two frames, which do not tell it.
-    zeros, saturated
-        Shares of pixels that are zero, and of frames in which one is saturated.
-    samples
-        Pixels times frames in each block.
-    alike, alike_cubes
-        The squares of the weighted sums scatter as those of ``1 / alike`` as many independent pixels, because sums
-        overlap; and the variance of cubes in units of variance^3.
-    """
-
-    mean: Floats
-    variance: Floats
-    third: Floats
-    zeros: Floats
-    saturated: Floats
-    samples: int
-    alike: float
-    alike_cubes: float
-
-    def at(self, blocks: npt.NDArray[Any]) -> Moments:
-        """Return some of the blocks."""
-        names = ("mean", "variance", "third", "zeros", "saturated")
-        return replace(self, **{name: getattr(self, name)[blocks] for name in names})
-
-    def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
-        """Return the variance that ``variance`` has by chance; light adds its own kurtosis, ``gain^2 variance``."""
-        return (2 * self.alike * variance**2 + gain**2 * variance) / self.samples
-
-    def variance_of_third(self, variance: Floats, gain: float) -> Floats:
-        """Return the variance that ``third`` has by chance."""
-        light = 18 * gain**2 * variance**2 + gain**4 * variance
-        return (self.alike_cubes * variance**3 + light) / self.samples
-
-
-@dataclass(frozen=True)
-class Look:
-    """One plane: its brightness, what holds its noise (with the variance of one frame's), and the frames themselves."""
-
-    plane: int
-    mean: Floats
-    noise: Floats
-    frames: Floats
-
-
-def as_stack(values: Values, time: int | None = None) -> Values:
-    """Return an array (..., y, x) as (planes, frames, y, x), where ``time`` is the axis of frames."""
-    if time is None:
-        return values.reshape(-1, 1, *values.shape[-2:])
-    moved = np.moveaxis(values, time, -3)
-    return moved.reshape(-1, *moved.shape[-3:])
-
-
-def looks_at(stack: Values, most: int, in_time: bool) -> Iterator[Look]:
-    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x)."""
-    planes, frames = stack.shape[:2]
-    window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
-    weights = np.ones(1) if not in_time else _TRIPLE if frames > 2 else _PAIR
-    length, pixels = len(weights), math.prod(min(n, _SIDE_PX) for n in stack.shape[2:])
-    looks, count = max(2, most // (length * pixels)), frames - length + 1
-    per_plane = count if planes * count <= looks else max(1, min(count, looks // planes, max(8, count // length)))
-    for plane in np.unique(np.linspace(0, planes - 1, min(planes, looks)).astype(int)):
-        starts = np.unique(np.linspace(0, count - 1, per_plane).astype(int))
-        film = stack[plane][(slice(None), *window)]
-        used = np.unique(starts[:, None] + np.arange(length))
-        steadied = steadier(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
-        for start in starts:
-            values = np.asarray(film[start : start + length], np.float64)
-            noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights)
-            yield Look(int(plane), values.mean(0), noise if steadied is None else steadied(noise), values)
-
-
-def steadier(field: Floats) -> Callable[[Floats], Floats]:
-    """Return what takes out of differences that which bleaching, flicker and a drifting offset leave.
-
-    That is a constant, and what is like the mean image, ``field``.
-    """
-    smooth = ndimage.uniform_filter(field, 5)
-    above = smooth - smooth.min()
-    weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
-    weights /= weights.sum()
-    centred = field - np.sum(weights * field)
-    power = float(np.sum(weights * centred**2)) or math.inf
-
-    def steadied(noise: Floats) -> Floats:
-        weighted = weights * noise
-        steady: Floats = noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred
-        return steady
-
-    return steadied
-
-
-def moments_of(stack: Values, ceiling: float = math.inf, *, in_time: bool, most: int = _PIXELS) -> Moments:
-    """Measure the noise of a stack in blocks.
-
-    Parameters
-    ----------
-    stack
-        (planes, frames, y, x), y and x at least 3.
-    ceiling
-        Value from which on a pixel is saturated.
-    in_time
-        Take differences of frames, at least two, instead of ripples.
-    most
-        Pixels to look at.
-    """
-    small = min(stack.shape[2:]) < _SMALL_PX
-    weights = (_TRIPLE if stack.shape[1] > 2 else _PAIR) if in_time else _TRIPLE if small else _RIPPLE
-    square, cube = np.sum(weights**2), np.sum(weights**3)
-    sums: dict[int, Floats] = {}
-    units, side = 0, 0
-    for look in looks_at(stack, most, in_time):
-        if not side:
-            units = stack.shape[1] - 2 if in_time else 1
-            side = _block_side(tuple(n - (0 if in_time else len(weights) - 1) for n in look.mean.shape), units)
-        block = _block_of(look, None if in_time else weights, ceiling, side)
-        known = sums.get(look.plane)
-        sums[look.plane] = block if known is None else known + block
-    total = np.concatenate(list(sums.values()), axis=1)
-    looks = total[-1, 0]
-    mean, variance, cubes, shift, zeros, saturated = total[:6] / looks
-    # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
-    skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
-    third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
-    overlaps = [overlap(weights, looks if in_time else math.inf, power) for power in (2, 3)]
-    alike, hermite = (overlaps[0], overlaps[1]) if in_time else (overlaps[0] ** 2, overlaps[1] ** 2)
-    cubes_alike = 6 * hermite / skew**2 if skew else math.inf
-    return Moments(mean, variance, third, zeros, saturated, int(side**2 * looks), alike, cubes_alike)
-
-
-def _block_of(look: Look, ripple: Floats | None, ceiling: float, side: int) -> Floats:
-    """Return means over blocks: (7, blocks), the last of them 1, to be added up."""
-    mean, noise, frames = look.mean, look.noise, look.frames
-    full = frames >= ceiling
-    if ripple is not None:
-        margin = len(ripple) // 2
-        inner = (slice(margin, -margin),) * 2
-        for axis in (0, 1):  # a photon enters both with the same weight
-            noise = ndimage.correlate1d(noise, ripple / np.linalg.norm(ripple), axis=axis)
-            mean = ndimage.correlate1d(mean, ripple**2 / np.sum(ripple**2), axis=axis)
-        full = ndimage.maximum_filter(full, (1, len(ripple), len(ripple)))[:, *inner]
-        mean, noise, frames = mean[inner], noise[inner], frames[:, *inner]
-    squares = noise**2
-    parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full.mean(0))
-    found = np.stack([*(block_means(part, side) for part in parts)])
-    found[5] = found[5] > 0
-    return np.concatenate([found, np.ones((1, found.shape[1]))])
-
-
-def _block_side(shape: tuple[int, ...], units: int) -> int:
-    most = BLOCK_PX if units < _LONG else _SHORT_BLOCK_PX
-    return int(np.clip(int((shape[0] * shape[1] / _ENOUGH_BLOCKS) ** 0.5), min(2, *shape), min(most, *shape)))
-
-
-def block_means(image: Floats, side: int) -> Floats:
-    """Return the means of square blocks of ``side`` pixels, flat; what is left over at the far ends is not used."""
-    height, width = (min(side, n) for n in image.shape)
-    rows, columns = image.shape[0] // height, image.shape[1] // width
-    whole = image[: rows * height, : columns * width].reshape(rows, height, columns, width)
-    means: Floats = whole.mean((1, 3)).ravel()
-    return means
-
-
-def overlap(weights: Floats, count: float, power: int) -> float:
-    """Sum of powers of the correlations of weighted sums that share pixels, over ``count`` in a row."""
-    full = np.correlate(weights, weights, "full") / np.sum(weights**2)
-    share = np.maximum(0.0, 1 - np.abs(np.arange(len(full)) - len(weights) + 1) / count)
-    return float(np.sum(share * full**power))
 
 
 @dataclass(frozen=True)
@@ -278,14 +84,14 @@ class Noise:
         return max(1, len(self.mean) // 3)
 
 
-def noise_of(moments: Moments) -> Noise | None:
-    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons."""
+def noise_of(moments: Moments, unit: float = 1.0) -> Noise | None:
+    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each."""
     order = np.argsort(moments.mean, kind="stable")
     mean, variance = moments.mean[order], moments.variance[order]
-    photons = np.cumsum(np.abs(mean)) * moments.samples
+    photons = np.cumsum(np.abs(mean)) * moments.samples / unit
     if len(mean) * moments.samples < _LEAST_PIXELS or photons[-1] < _LEAST_PHOTONS:
         return None
-    groups = [_typical(moments, mean[g], variance[g]) for g in _groups(photons)]
+    groups = [_typical(moments, mean[g], variance[g], unit) for g in _groups(photons)]
     x, y, error = np.array(groups).T
     return Noise(x, y, error, *_fitted(x, y, error))
 
@@ -303,10 +109,10 @@ def _groups(photons: Floats) -> list[slice]:
     return groups
 
 
-def _typical(moments: Moments, mean: Floats, variance: Floats) -> tuple[float, float, float]:
+def _typical(moments: Moments, mean: Floats, variance: Floats, unit: float) -> tuple[float, float, float]:
     """Return mean and variance of a group without blocks that hold edges, and the variance's standard error."""
     middle = float(np.median(variance))
-    light = max(float(np.mean(np.abs(mean))), 1e-9)
+    light = max(float(np.mean(np.abs(mean))) / unit, 1e-9)
     each = math.sqrt((2 * moments.alike + 1 / light) / moments.samples)
     # few photons hold all of the noise of a dim block
     full = light * moments.samples > _LEAST_PHOTONS

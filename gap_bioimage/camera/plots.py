@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gap_bioimage.camera.noise import FEW_PIXELS, as_stack, looks_at
+from gap_bioimage.camera.moments import FEW_PIXELS, as_stack, looks_at
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
     from gap_bioimage.camera.calibration import Calibration
-    from gap_bioimage.camera.noise import Floats
+    from gap_bioimage.camera.moments import Floats
     from gap_bioimage.inspection import Inspection
 
 _BLUE, _RED, _GREY = "#1f5f99", "#c8442c", "0.72"

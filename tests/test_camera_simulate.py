@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 
+from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import ConfigError
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from gap_bioimage.photons.cameras.calibration import Calibration, calibrate
-from gap_bioimage.photons.cameras.calibration_figure import draw_calibration
-from gap_bioimage.photons.cameras.numbers import Estimate
-from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
-from gap_bioimage.photons.judging.inspection import inspect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 import gap_bioimage
-from gap_bioimage.camera.camera import read_camera, write_camera
+from gap_bioimage.camera.calibration import Calibration, calibrate
+from gap_bioimage.camera.camera import check_camera_image, read_camera, write_camera
+from gap_bioimage.camera.numbers import Estimate
+from gap_bioimage.camera.plots import plot_calibration
+from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.inspection import inspect
 from gap_bioimage.simulation import simulate, simulate_truth
+from gap_bioimage.pictures import save_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,7 +167,7 @@ def test_one_bit_frames_need_no_camera() -> None:
 
 def test_smoothed_images_are_refused(plain: xr.DataArray) -> None:
     smooth = plain.copy(data=ndimage.gaussian_filter(plain.values.astype(float), (0, 1.5, 1.5)))
-    with pytest.raises(NotPhotonCountsError, match="smoothed or resampled"):
+    with pytest.raises(NotPhotonCountsError, match="resampled"):
         calibrate(smooth)
 
 
@@ -359,7 +361,7 @@ def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -
     assert report["gain"][0] == pytest.approx(found.gain.value, rel=1e-5)
     assert len(report["photon_transfer"]) == len(found.goodness.mean)
     for name, drawn in (("wide.png", found), ("bright.png", calibrate(plain + 5000))):
-        draw_calibration(tmp_path / name, drawn)
+        save_figure(plot_calibration(drawn), tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -382,3 +384,48 @@ def test_hazelnut_holds_counts_with_dead_time(shared_data: Path) -> None:
     assert found.counts
     assert found.gain.value == pytest.approx(1, abs=0.05)
     assert found.goodness.bends(0.05) == -1
+
+
+def test_frames_that_repeat_others_are_left_out() -> None:
+    frames = camera(n_frames=20)
+    twice = calibrate(frames.isel(t=np.repeat(np.arange(20), 2)))
+    assert twice.gain == calibrate(frames).gain
+    assert twice.frames == 20
+    assert twice.warnings[0].startswith("frames 0 and 1 are equal")
+    half = calibrate(frames.isel(t=[*[0] * 10, *range(10, 20)]))
+    assert (half.frames, half.gain.value) == (11, pytest.approx(2.2, rel=0.05))
+    same = calibrate(frames.isel(t=[3] * 8))
+    assert (same.method, same.frames) == ("one image", 1)
+    assert holds(same.gain, 2.2)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])
+def test_frames_that_were_averaged_are_told_with_the_right_factor(weights: tuple[float, float]) -> None:
+    values = camera(n_frames=60, gain=20.0).values.astype(float)
+    mixed = np.rint(weights[0] * values[1:] + weights[1] * values[:-1])
+    found = calibrate(xr.DataArray(mixed, dims=list("tyx")))
+    told = next(warning for warning in found.warnings if "between frames" in warning)
+    factor = float(told.split("factor of up to ")[1].split(";")[0].split(" ")[0])
+    assert factor == pytest.approx(20 / found.gain.value, rel=0.2)
+    running = xr.DataArray(ndimage.uniform_filter1d(values, 5, axis=0)[5:-5], dims=list("tyx"))
+    with pytest.raises(NotPhotonCountsError):
+        calibrate(running)
+
+
+def test_negative_baselines_are_offsets() -> None:
+    electrons = np.random.default_rng(0).poisson(scene(), (24, *SIZE))
+    read = np.random.default_rng(1).normal(0, 1, electrons.shape)
+    film = xr.DataArray(np.rint(-40 + 12 * (electrons + read)).astype(np.int16), dims=list("tyx"))
+    found = calibrate(film)
+    assert found.gain.value == pytest.approx(12, rel=0.03)
+    assert holds(found.offset, -40)
+
+
+def test_a_calibration_is_saved_and_its_own_movie_is_taken_without_a_word(shared_data: Path, tmp_path: Path) -> None:
+    movie = gap_bioimage.read_photons(shared_data / "telomeres_camera_tyx.tif", check=False)
+    calibrate(movie).save(tmp_path / "camera.yaml")
+    detector = read_camera(tmp_path / "camera.yaml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_camera_image(movie, detector, name="movie")
+        check_camera_image(movie.isel(t=0), detector, name="movie")

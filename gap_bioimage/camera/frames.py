@@ -1,0 +1,155 @@
+"""Images and dark frames for a calibration: what is accepted, and as which array."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gap_bioimage.camera.camera import PixelMaps
+from gap_bioimage.camera.moments import as_stack
+from gap_bioimage.camera.shifted_poisson import ROUNDING
+from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.evidence import piled_up, scan
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import xarray as xr
+
+    from gap_bioimage.camera.moments import Floats
+
+_LEAST_PX = 16
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A camera's images: (planes, frames, y, x), their name, ceiling (ADU, maybe infinite) and what stood out."""
+
+    values: npt.NDArray[Any]
+    name: str
+    ceiling: float
+    whole: bool
+    minimum: float
+    repeated: str | None
+    saturated: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Frames of the same field."""
+        return int(self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class Dark:
+    """Offset (ADU, with its standard error) of dark frames, and offset and variance (ADU^2, if known) of each pixel."""
+
+    frames: Frames
+    offset: tuple[float, float]
+    pixel_offset: Floats
+    pixel_variance: Floats | None
+
+
+def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> Frames:
+    """Take images for a calibration, or refuse them."""
+    from gap_bioimage.counts import check_axes
+    from gap_bioimage.io import read_photons
+
+    image = read_photons(images, check=False) if isinstance(images, (str, Path)) else images
+    check_axes(image)
+    name = Path(str(image.attrs.get("source", image.name or "the image"))).name
+    if image.sizes.get("c", 1) > 1:
+        raise AxesError(
+            f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
+            "with --channel (in Python isel(c=0))"
+        )
+    image = (image.isel(c=0) if "c" in image.dims else image).transpose(..., "y", "x")
+    if min(image.shape[-2:]) < _LEAST_PX:
+        raise AxesError(
+            f"{name} has {image.shape[-2]} x {image.shape[-1]} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; "
+            "use a larger part of the camera"
+        )
+    values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
+    found = scan(values) if values.dtype.kind in "buif" else None
+    if found is None:
+        raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
+    if found.nonfinite:
+        raise NotPhotonCountsError(
+            f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected a camera's numbers; use raw images"
+        )
+    if found.minimum == found.maximum:
+        raise NotPhotonCountsError(
+            f"all pixels of {name} are {found.minimum:g}, expected noise; use raw images of the camera"
+        )
+    stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
+    if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
+        raise NotPhotonCountsError(
+            f"{name} holds two values only, as one-bit frames do; they need no camera: train with --sum-frames"
+        )
+    distinct, repeated = _distinct(stack)
+    ceiling = found.maximum if saturation is None and piled_up(values.dtype, found) else saturation
+    return Frames(
+        distinct, name, math.inf if ceiling is None else ceiling, not found.fractional, found.minimum, repeated
+    )
+
+
+def _distinct(stack: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str | None]:
+    """Leave out frames that repeat an earlier one, whose difference would be taken for missing noise."""
+    first: dict[bytes, int] = {}
+    pairs = []
+    for t in range(stack.shape[1]):
+        digest = hashlib.blake2b(b"".join(plane.tobytes() for plane in stack[:, t]), digest_size=16).digest()
+        known = first.setdefault(digest, t)
+        if known != t:
+            pairs.append((known, t))
+    if not pairs:
+        return stack, None
+    more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
+    told = f"frames {pairs[0][0]} and {pairs[0][1]} are equal{more}: repeats were left out, {len(first)} frames remain"
+    return stack[:, sorted(first.values())], told
+
+
+def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
+    """Measure dark frames, which are to be as large as the images and darker."""
+    found = frames_of(dark)
+    if len(found.values) > 1:
+        raise AxesError(f"{found.name} is a stack along z, expected dark frames one after the other; name it t")
+    size, expected = found.values.shape[2:], frames.values.shape[2:]
+    if size != expected:
+        raise AxesError(
+            f"the dark frames {found.name} have {size} pixels, {frames.name} {expected}; record or crop both alike"
+        )
+    film, count = found.values[0], found.count
+    mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
+    level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
+    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(mean.std() / mean.size**0.5)
+    light = float(np.mean(frames.values[:, 0], dtype=np.float64))
+    if mean.mean() > light:
+        raise NotPhotonCountsError(
+            f"the dark frames {found.name} (mean {mean.mean():.4g} ADU) are brighter than {frames.name} (mean "
+            f"{light:.4g}), expected frames without light; exchange them, or record new ones with the shutter closed"
+        )
+    squares = np.zeros(size)
+    for frame in film:
+        squares += (frame - mean) ** 2
+    variance = squares / (count - 1) if count > 1 else None
+    return Dark(found, (float(mean.mean()), error), mean, variance)
+
+
+def maps_of(dark: Dark, gain: float) -> PixelMaps | None:
+    """Offset and read noise of every pixel, drawn towards their means by the share of scatter that chance explains."""
+    variance, count = dark.pixel_variance, dark.frames.count
+    if variance is None:
+        return None
+
+    def drawn_in(values: Floats, by_chance: float) -> Floats:
+        mean, scatter = float(values.mean()), float(values.var())
+        share = max(0.0, 1 - by_chance / scatter) if scatter > 0 else 0.0
+        return np.asarray(mean + share * (values - mean), np.float64)
+
+    usual = float(variance.mean())
+    noise = np.sqrt(np.maximum(drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
+    return PixelMaps(drawn_in(dark.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))

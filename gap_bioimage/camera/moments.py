@@ -1,0 +1,226 @@
+"""Mean, variance and third moment of the noise in blocks of pixels: the one raw material of `calibrate` and `inspect`.
+
+Frames of the same field give the noise by their differences, one image by the finest ripples, which optics do not
+resolve. Both are sums ``r = sum w x`` over pixels that hold the same signal, with ``sum w = 0``: ``E r^2 / sum w^2`` is
+then the variance of a pixel and ``E r^3 / sum w^3`` its third central moment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Values = npt.NDArray[Any]
+
+_TRIPLE, _PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # in time; three frames are blind to linear drift
+_RIPPLE = np.array([1.0, -4, 6, -4, 1])  # in space, along y and x; blind to cubic polynomials
+_SMALL_PX = 12  # images below this have the shorter ripple 1, -2, 1
+BLOCK_PX = 8
+_SHORT_BLOCK_PX, _LONG = 4, 32  # small objects stand out in long films
+_ENOUGH_BLOCKS = 64
+_SIDE_PX = 1024  # of the window that is looked at
+_PLANES = 64
+_PIXELS = 120_000_000  # looked at for a calibration, about ten seconds
+FEW_PIXELS = 1 << 22
+"""Looked at to judge an image."""
+_PASSING = 18.0  # median deviations, 12 standard deviations, beyond which something passes through a block
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Noise in square blocks of pixels, averaged over the frames; all arrays are (blocks,).
+
+    Attributes
+    ----------
+    mean, variance, third
+        ADU, ADU^2, ADU^3; ``third`` is NaN from two frames, which do not tell it.
+    zeros, saturated
+        Shares of pixels that are zero, and of frames in which one is saturated.
+    samples
+        Pixels times frames in each block.
+    alike, alike_cubes
+        The squares of the weighted sums scatter as those of ``1 / alike`` as many independent pixels, because sums
+        overlap; and the variance of cubes in units of variance^3.
+    """
+
+    mean: Floats
+    variance: Floats
+    third: Floats
+    zeros: Floats
+    saturated: Floats
+    samples: int
+    alike: float
+    alike_cubes: float
+
+    def at(self, blocks: npt.NDArray[Any]) -> Moments:
+        """Return some of the blocks."""
+        names = ("mean", "variance", "third", "zeros", "saturated")
+        return replace(self, **{name: getattr(self, name)[blocks] for name in names})
+
+    def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
+        """Return the variance that ``variance`` has by chance; light adds its own kurtosis, ``gain^2 variance``."""
+        return (2 * self.alike * variance**2 + gain**2 * variance) / self.samples
+
+    def variance_of_third(self, variance: Floats, gain: float) -> Floats:
+        """Return the variance that ``third`` has by chance."""
+        light = 18 * gain**2 * variance**2 + gain**4 * variance
+        return (self.alike_cubes * variance**3 + light) / self.samples
+
+
+@dataclass(frozen=True)
+class Look:
+    """One plane: its brightness, what holds its noise (with the variance of one frame's), and the frames themselves."""
+
+    plane: int
+    mean: Floats
+    noise: Floats
+    frames: Floats
+
+
+def as_stack(values: Values, time: int | None = None) -> Values:
+    """Return an array (..., y, x) as (planes, frames, y, x), where ``time`` is the axis of frames.
+
+    Of a transposed memory map, which would be copied, these are some of the planes.
+    """
+    moved = np.expand_dims(values, -3) if time is None else np.moveaxis(values, time, -3)
+    lead, inner = moved.shape[:-3], moved.shape[-3:]
+    count = math.prod(lead)
+    if len(lead) < 2 or moved.flags.c_contiguous or count <= _PLANES:
+        return moved.reshape(count, *inner)
+    chosen = np.unravel_index(np.linspace(0, count - 1, _PLANES).astype(int), lead)
+    return np.stack([moved[index] for index in zip(*chosen, strict=True)])
+
+
+def looks_at(stack: Values, most: int, in_time: bool) -> Iterator[Look]:
+    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x)."""
+    planes, frames = stack.shape[:2]
+    window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
+    weights = np.ones(1) if not in_time else _TRIPLE if frames > 2 else _PAIR
+    length, pixels = len(weights), math.prod(min(n, _SIDE_PX) for n in stack.shape[2:])
+    looks, count = max(2, most // (length * pixels)), frames - length + 1
+    per_plane = count if planes * count <= looks else max(1, min(count, looks // planes, max(8, count // length)))
+    for plane in np.unique(np.linspace(0, planes - 1, min(planes, looks)).astype(int)):
+        starts = np.unique(np.linspace(0, count - 1, per_plane).astype(int))
+        film = stack[plane][(slice(None), *window)]
+        used = np.unique(starts[:, None] + np.arange(length))
+        steadied = steadier(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
+        for start in starts:
+            values = np.asarray(film[start : start + length], np.float64)
+            noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights)
+            yield Look(int(plane), values.mean(0), noise if steadied is None else steadied(noise), values)
+
+
+def steadier(field: Floats) -> Callable[[Floats], Floats]:
+    """Return what takes out of differences that which bleaching, flicker and a drifting offset leave.
+
+    That is a constant, and what is like the mean image, ``field``.
+    """
+    smooth = ndimage.uniform_filter(field, 5)
+    above = smooth - smooth.min()
+    weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
+    weights /= weights.sum()
+    centred = field - np.sum(weights * field)
+    power = float(np.sum(weights * centred**2)) or math.inf
+
+    def steadied(noise: Floats) -> Floats:
+        weighted = weights * noise
+        steady: Floats = noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred
+        return steady
+
+    return steadied
+
+
+def moments_of(stack: Values, ceiling: float = math.inf, *, in_time: bool, most: int = _PIXELS) -> Moments:
+    """Measure the noise of a stack in blocks.
+
+    Parameters
+    ----------
+    stack
+        (planes, frames, y, x), y and x at least 3.
+    ceiling
+        Value from which on a pixel is saturated.
+    in_time
+        Take differences of frames, at least two, instead of ripples.
+    most
+        Pixels to look at.
+    """
+    small = min(stack.shape[2:]) < _SMALL_PX
+    weights = (_TRIPLE if stack.shape[1] > 2 else _PAIR) if in_time else _TRIPLE if small else _RIPPLE
+    square, cube = np.sum(weights**2), np.sum(weights**3)
+    found: dict[int, list[Floats]] = {}
+    units, side = 0, 0
+    for look in looks_at(stack, most, in_time):
+        if not side:
+            units = stack.shape[1] - 2 if in_time else 1
+            side = _block_side(tuple(n - (0 if in_time else len(weights) - 1) for n in look.mean.shape), units)
+        found.setdefault(look.plane, []).append(_block_of(look, None if in_time else weights, ceiling, side))
+    looks = len(next(iter(found.values())))
+    averages = [_steady_average(np.stack(blocks)) for blocks in found.values()]
+    mean, variance, cubes, shift, zeros, saturated = np.concatenate(averages, axis=1)
+    # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
+    skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
+    third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
+    overlaps = [overlap(weights, looks if in_time else math.inf, power) for power in (2, 3)]
+    alike, hermite = (overlaps[0], overlaps[1]) if in_time else (overlaps[0] ** 2, overlaps[1] ** 2)
+    cubes_alike = 6 * hermite / skew**2 if skew else math.inf
+    return Moments(mean, variance, third, zeros, saturated, int(side**2 * looks), alike, cubes_alike)
+
+
+def _block_of(look: Look, ripple: Floats | None, ceiling: float, side: int) -> Floats:
+    """Return mean, square, cube and value of the noise, zeros and saturation: (6, blocks)."""
+    mean, noise, frames = look.mean, look.noise, look.frames
+    full = frames >= ceiling
+    if ripple is not None:
+        margin = len(ripple) // 2
+        inner = (slice(margin, -margin),) * 2
+        for axis in (0, 1):  # a photon enters both with the same weight
+            noise = ndimage.correlate1d(noise, ripple / np.linalg.norm(ripple), axis=axis)
+            mean = ndimage.correlate1d(mean, ripple**2 / np.sum(ripple**2), axis=axis)
+        full = ndimage.maximum_filter(full, (1, len(ripple), len(ripple)))[:, *inner]
+        mean, noise, frames = mean[inner], noise[inner], frames[:, *inner]
+    squares = noise**2
+    parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full.mean(0))
+    found = np.stack([block_means(part, side) for part in parts])
+    found[5] = found[5] > 0
+    return found
+
+
+def _steady_average(blocks: Floats) -> Floats:
+    """Average (times, 6, blocks) over time, without times at which something passes."""
+    variance = blocks[:, 1]
+    usual = np.median(variance, axis=0)
+    spread = np.median(np.abs(variance - usual), axis=0)
+    kept = (variance <= usual + _PASSING * spread) | (spread == 0)
+    average: Floats = np.einsum("tkb,tb->kb", blocks, kept.astype(float)) / kept.sum(0)
+    return average
+
+
+def _block_side(shape: tuple[int, ...], units: int) -> int:
+    most = BLOCK_PX if units < _LONG else _SHORT_BLOCK_PX
+    return int(np.clip(int((shape[0] * shape[1] / _ENOUGH_BLOCKS) ** 0.5), min(2, *shape), min(most, *shape)))
+
+
+def block_means(image: Floats, side: int) -> Floats:
+    """Return the means of square blocks of ``side`` pixels, flat; what is left over at the far ends is not used."""
+    height, width = (min(side, n) for n in image.shape)
+    rows, columns = image.shape[0] // height, image.shape[1] // width
+    whole = image[: rows * height, : columns * width].reshape(rows, height, columns, width)
+    means: Floats = whole.mean((1, 3)).ravel()
+    return means
+
+
+def overlap(weights: Floats, count: float, power: int) -> float:
+    """Sum of powers of the correlations of weighted sums that share pixels, over ``count`` in a row."""
+    full = np.correlate(weights, weights, "full") / np.sum(weights**2)
+    share = np.maximum(0.0, 1 - np.abs(np.arange(len(full)) - len(weights) + 1) / count)
+    return float(np.sum(share * full**power))

@@ -1,0 +1,375 @@
+"""What images are: counts, cameras, and what programs made of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tifffile
+import xarray as xr
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+import gap_bioimage
+from gap_bioimage.camera.simulate import simulate_camera
+from gap_bioimage.errors import AxesError
+from gap_bioimage.evidence import areas, common_step, jpeg_edge, measure, missing_levels, one_bit, scan, shared_noise
+from gap_bioimage.inspection import Inspection, inspect
+from gap_bioimage.judging import judge
+from gap_bioimage.counts import check_photon_counts
+from gap_bioimage.simulation import simulate, simulate_truth
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Values = np.ndarray[Any, Any]
+VERDICTS = {"photon counts", "counts times k", "camera image", "processed", "not usable"}
+
+
+def image(values: Any, dims: str = "tczyx") -> xr.DataArray:
+    values = np.asarray(values)
+    return xr.DataArray(values, dims=list(dims)[-values.ndim :])
+
+
+def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64), seed: int = 0) -> Values:
+    return np.random.default_rng(seed).poisson(mean, shape)
+
+
+def cells(photons: float = 20.0, seed: int = 0, size: int = 256) -> Values:
+    values: Values = simulate(2, (size, size), photons, seed)[0].values
+    return values
+
+
+def light(photons: float, size: int = 192) -> Values:
+    values: Values = simulate_truth(2, (size, size), 0).values * photons
+    return values
+
+
+def sharp_cells(mean: float, seed: int, size: int = 128) -> Values:
+    """Discs with sharp edges, as no optics leave them."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    scene = np.full((size, size), 0.05)
+    for _ in range(size // 8):
+        (top, left), (tall, wide) = rng.uniform(0, size, 2), rng.uniform(3, 12, 2)
+        scene[((y - top) / tall) ** 2 + ((x - left) / wide) ** 2 < 1] += rng.uniform(0.3, 1)
+    return rng.poisson(scene / scene.mean() * mean)
+
+
+def kind(values: Any, dims: str = "tczyx") -> tuple[str, str]:
+    found = inspect(image(values, dims))
+    return found.verdict, found.source_kind
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(log_mean=1.25, shape=(8, 8), covered=1.0, seed=1961)
+@example(log_mean=3.0, shape=(2, 3, 16, 16), covered=0.02, seed=1)
+@given(
+    log_mean=st.floats(-2, 3),
+    shape=st.sampled_from([(8, 8), (64, 64), (3, 3), (2, 50), (5, 32, 32), (2, 3, 16, 16), (256, 40)]),
+    covered=st.sampled_from([1.0, 0.3, 0.02]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_poisson_counts_are_accepted(log_mean: float, shape: tuple[int, ...], covered: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(10**log_mean * (rng.random(shape) < covered))
+    assume(counts.any())
+    finding = judge(measure(image(counts.astype(np.uint16))), "x")
+    assert not finding.refused
+    if covered == 1:
+        assert finding.verdict == "photon counts"
+        assert "dead time" not in finding.message
+        assert "hot pixels" not in finding.message
+
+
+@settings(max_examples=40, deadline=None)
+@given(dim=st.sampled_from([2, 3]), log_photons=st.floats(-2, 3.5), seed=st.integers(0, 2**32 - 1))
+def test_simulated_cells_are_photon_counts_without_a_warning(dim: Any, log_photons: float, seed: int) -> None:
+    counts, _ = simulate(dim, (8, 64, 64)[-dim:], 10**log_photons, seed)
+    assume(counts.any())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_photon_counts(counts, name="x")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sharp_structure_is_one_story(seed: int) -> None:
+    found = inspect(image(sharp_cells(4.0 * 4 ** (seed % 3), seed)))
+    assert found.verdict == "photon counts"
+    assert "dead time" not in found.message
+    assert not found.thinning.startswith("not valid")  # type: ignore[union-attr]
+    assert found.next.startswith("gap-bioimage train")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float32, np.float64, ">u2"])
+def test_whole_numbers_of_any_type_are_counts(dtype: Any) -> None:
+    assert kind(poisson().astype(dtype)) == ("photon counts", "counts")
+    assert kind(poisson(0.1) > 0)[0] == "photon counts"
+
+
+def film(photons: float, gain: float, offset: float) -> Values:
+    electrons = np.random.default_rng(0).poisson(light(photons), (6, 192, 192))
+    read = np.random.default_rng(1).normal(0, 1.5, electrons.shape)
+    values: Values = np.rint(offset + gain * (electrons + read)).astype(np.int16)
+    return values
+
+
+@pytest.mark.parametrize("photons", [2, 20, 100])
+@pytest.mark.parametrize(("gain", "offset"), [(2.2, 100), (0.5, 500), (12, -40), (2, -100)])
+def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: float) -> None:
+    for values in (film(photons, gain, offset), film(photons, gain, offset)[0]):
+        found = inspect(values, dims="tyx"[-values.ndim :])
+        assert (found.verdict, found.source_kind) == ("camera image", "camera")
+        assert found.next.startswith("gap-bioimage calibrate ")
+
+
+@pytest.mark.parametrize("photons", [2.0, 20.0, 100.0])
+def test_a_subtracted_background_is_none_of_a_camera(photons: float) -> None:
+    counts = cells(photons).astype(float)
+    for reach in (5, 20):
+        assert kind(np.rint(counts - ndimage.gaussian_filter(counts, reach)))[1] == "background subtracted"
+    assert kind(counts - counts.mean() + 0.123)[1] == "background subtracted"
+
+
+def test_gain_without_an_offset_is_warned_of() -> None:
+    values = np.rint(4.3 * cells(40) + np.random.default_rng(0).normal(0, 2, (256, 256))).clip(0)
+    finding = judge(measure(image(values)), "x")
+    assert (finding.verdict, finding.refused) == ("camera image", False)
+
+
+def processed(name: str, counts: Values) -> Values:
+    changed: dict[str, Any] = {
+        "smoothed": lambda: ndimage.gaussian_filter(counts, 0.8),
+        "median": lambda: ndimage.median_filter(counts, 3),
+        "enlarged": lambda: ndimage.zoom(counts, 2, order=1),
+        "repeated": lambda: counts.repeat(2, 0).repeat(2, 1),
+        "turned": lambda: ndimage.rotate(counts, 3, order=1, reshape=False, mode="reflect"),
+        "shifted": lambda: ndimage.shift(counts, (0.5, 0), order=1)[2:, 2:],
+        "scaled": lambda: counts * 1.7,
+        "stretched": lambda: counts * (4.6 if counts.max() < 50 else 2.4),
+    }
+    values: Values = np.rint(changed[name]())
+    return values
+
+
+@pytest.mark.parametrize("photons", [0.5, 5.0, 50.0])
+@pytest.mark.parametrize(
+    "name", ["smoothed", "median", "enlarged", "repeated", "turned", "shifted", "scaled", "stretched"]
+)
+def test_what_programs_do_is_recognised(name: str, photons: float) -> None:
+    found = inspect(image(processed(name, cells(photons).astype(float))))
+    assert found.verdict == "processed"
+    assert "gap-bioimage" not in found.next
+    assert found.thinning.startswith("not valid")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("photons", [2.0, 10.0, 50.0])
+@pytest.mark.parametrize("project", [np.max, np.mean])
+def test_projections_are_no_camera_images(photons: float, project: Any) -> None:
+    stack = simulate(3, (12, 128, 128), photons, 1)[0].values
+    assert kind(np.rint(project(stack, axis=0)))[0] == "processed"
+    assert kind(stack.sum(0))[0] == "photon counts"
+
+
+def test_projections_are_known_by_the_name_that_fiji_gives_them(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "MAX_cells.tif", poisson().astype(np.uint16))
+    assert inspect(tmp_path / "MAX_cells.tif").source_kind == "projection"
+
+
+def test_sharpened_counts_are_recognised() -> None:
+    assert kind(np.rint(cells(0.5) - ndimage.laplace(cells(0.5).astype(float))).clip(0)) == ("processed", "sharpened")
+
+
+@pytest.mark.parametrize("quality", [50, 75])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_the_blocks_of_jpeg_are_found_wherever_they_start(quality: int, cut: int) -> None:
+    file = io.BytesIO()
+    Image.fromarray(cells(5).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    assert kind(np.asarray(Image.open(file))[cut:, cut:]) == ("processed", "jpeg-compressed")
+
+
+@pytest.mark.parametrize("top", [1, 255, 7])
+def test_masks_and_labels_are_to_be_left_out(top: int) -> None:
+    mask = light(1.0) > np.quantile(light(1.0), 0.7)
+    assert kind(mask.astype(np.uint8) * top) == ("not usable", "mask")
+    labels, count = ndimage.label(mask)
+    assert count > 2
+    assert kind(labels.astype(np.uint16)) == ("not usable", "mask")
+    assert judge(measure(image(mask)), "x").refused
+
+
+@pytest.mark.parametrize("one", [1, 255])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
+    bits = (np.random.default_rng(0).random((16, 64, 64)) < share * light(1.0, 64) / light(1.0, 64).max()) * one
+    assert kind(bits.astype(np.uint8), "tyx") == ("photon counts", "one-bit frames")
+
+
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (30, 1, 40), (1, 1)])
+def test_a_single_row_is_asked_about(shape: tuple[int, ...]) -> None:
+    finding = judge(measure(image(poisson(5, shape) + 1)), "x")
+    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "one row", True)
+
+
+def test_hot_pixels_are_named() -> None:
+    counts = poisson()
+    counts[3, 4] = counts[60, 60] = 400
+    found = inspect(image(counts))
+    assert found.verdict == "photon counts"
+    assert found.hot_pixels == 2
+    assert "y 3 x 4" in found.message
+    assert inspect(image(poisson())).hot_pixels == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(k=st.integers(2, 300), mean=st.floats(0.5, 50), seed=st.integers(0, 2**32 - 1))
+def test_multiplied_counts_are_found_with_their_factor(k: int, mean: float, seed: int) -> None:
+    for factor in (k, 1 / k):
+        finding = judge(measure(image(factor * poisson(mean, seed=seed))), "x")
+        assert finding.verdict == "counts times k"
+        assert finding.factor == pytest.approx(factor, rel=1e-6)
+
+
+def test_a_few_pixels_that_share_a_divisor_are_counts() -> None:
+    values = np.zeros((32, 32), np.uint16)
+    values[4, 4], values[20, 7] = 2, 6
+    assert not judge(measure(image(values)), "x").refused
+
+
+@pytest.mark.parametrize("ceiling", [255, 1023, 4095, 65535, 300])
+def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
+    rate = np.linspace(0.2 * ceiling, 1.2 * ceiling, 128)[None].repeat(128, 0)
+    evidence = measure(image(np.random.default_rng(0).poisson(rate).clip(max=ceiling)))
+    assert judge(evidence, "x").kind == "saturated"
+    assert judge(evidence, "x", saturation=1.0).kind != "saturated"
+
+
+def test_a_maximum_that_happens_to_be_a_ceiling_is_accepted() -> None:
+    counts = poisson(100, (128, 128)).clip(max=200)
+    counts[5, 5] = 255
+    assert kind(counts) == ("photon counts", "counts")
+
+
+def test_colours_share_noise_and_detectors_do_not() -> None:
+    grey = np.stack([cells(5), cells(5), cells(5)])
+    assert kind(grey, "cyx") == ("processed", "rgb")
+    assert kind(np.stack([cells(5), cells(5, 1), cells(3, 2)]), "cyx") == ("photon counts", "counts")
+    assert shared_noise([[plane.astype(float)] for plane in grey]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("file", "verdict", "thinning"),
+    [
+        ("zebrafish_clean_yx.tif", "camera image", "not valid"),
+        ("pollen_clean_zyx.tif", "processed", "not valid"),
+        ("telomeres_camera_tyx.tif", "camera image", "not valid"),
+        ("hazelnut_photons_t0_zyx.tif", "photon counts", "valid"),
+        ("hazelnut_photons_t1_zyx.tif", "photon counts", "valid"),
+    ],
+)
+def test_real_images(shared_data: Path, file: str, verdict: str, thinning: str) -> None:
+    found = inspect(shared_data / file)
+    assert found.verdict == verdict
+    assert found.thinning.startswith(thinning)  # type: ignore[union-attr]
+    if verdict == "photon counts":
+        assert found.fano == pytest.approx(1, abs=0.05)
+        assert 0.7 < found.fano_bright < 0.95  # type: ignore[operator]
+        assert "dead time" in found.message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((8, 8), np.nan),
+        np.zeros((8, 8)),
+        np.full((8, 8), np.inf, np.float32),
+        np.zeros((0, 8)),
+        np.zeros((4, 4), complex),
+        np.array([["a", "b"]]),
+        -poisson(shape=(8, 8)),
+        np.full((1, 1), 7),
+        np.full((40, 40), 300, np.uint16),
+        poisson(shape=(8, 8)) / 3,
+        np.array([[0, 2**63 + 9], [5, 7]], np.uint64),
+    ],
+)
+def test_any_values_are_reported_as_json_and_drawn(values: Values, tmp_path: Path) -> None:
+    found = inspect(image(values), plot=tmp_path / "a.png")
+    assert found.verdict in VERDICTS
+    assert found.message
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_has_exact_numbers_and_reads_like_a_dictionary() -> None:
+    found = gap_bioimage.inspect(np.array([[0, 1, 2], [3, 0, 6]], np.uint16))
+    assert isinstance(found, Inspection)
+    assert (found.min, found.max, found.mean, found.total) == (0, 6, 2, 12)
+    assert found["zero_share"] == pytest.approx(1 / 3)
+    assert found["pseudo_psnr_db"] == pytest.approx(10 * math.log10(2))
+    assert (found["axes"], found["shape"], found["dtype"]) == ("yx", [2, 3], "uint16")
+    assert dict(found) == found.to_dict()
+
+
+def test_arrays_need_a_letter_for_each_axis() -> None:
+    assert inspect(poisson(5, (3, 40, 40)), dims="tyx").frames == 3
+    with pytest.raises(AxesError):
+        inspect(poisson(5, (3, 40, 40)))
+    with pytest.raises(AxesError):
+        inspect(poisson(), dims="qx")
+
+
+def test_cameras_of_films_are_told_by_differences_in_time() -> None:
+    found = inspect(simulate_camera(light(30, 96), n_frames=20))
+    assert found.noise_correlation_method == "repeats"
+    assert found.gain_guess == {"gain": pytest.approx(2.2, rel=0.1), "offset": pytest.approx(100, abs=10)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(scale=st.sampled_from([1, 2, 5]), mean=st.floats(0.05, 60), seed=st.integers(0, 1000))
+def test_scan_in_chunks_is_exact(scale: int, mean: float, seed: int) -> None:
+    values = scale * poisson(mean, (7, 5, 30), seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gap_bioimage.evidence._CHUNK_PX", 64)
+        found = scan(values.transpose(1, 0, 2))
+    top = values.max()
+    assert (found.minimum, found.maximum, found.total) == (values.min(), top, values.sum())
+    assert found.zeros == np.count_nonzero(values == 0)
+    assert found.lattice == np.gcd.reduce(values, axis=None)
+    assert found.at_maximum == np.count_nonzero(values == top)
+    assert found.below_maximum == pytest.approx(np.mean([np.count_nonzero(values == top - i) for i in range(1, 6)]))
+
+
+@pytest.mark.parametrize(("factor", "empty"), [(1.3, True), (4.6, True), (9.7, True), (0.6, False)])
+def test_rounding_after_a_change_of_scale_leaves_gaps(factor: float, empty: bool) -> None:
+    missing, without = missing_levels([np.rint(factor * cells(50))])
+    assert missing > 5
+    assert (without > 5) == empty
+
+
+@settings(max_examples=40, deadline=None)
+@given(step=st.floats(1e-4, 1e3), single=st.booleans(), seed=st.integers(0, 1000))
+def test_the_step_of_divided_counts_is_found(step: float, single: bool, seed: int) -> None:
+    counts = poisson(5, (2000,), seed) * step
+    found = common_step(np.asarray(counts.astype(np.float32 if single else np.float64), np.float64))
+    assert found == pytest.approx(step, rel=1e-5)
+    assert common_step(np.random.default_rng(seed).normal(0, 1, 5000)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(log_photons=st.floats(-1.5, 2.3), flat=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_counts_show_no_traces(log_photons: float, flat: bool, seed: int) -> None:
+    counts = poisson(10**log_photons, (100, 120), seed) if flat else cells(10**log_photons, seed, 96)
+    assume(counts.max() > 1)
+    planes = [counts.astype(float)]
+    assert missing_levels(planes) == (0, 0)
+    assert jpeg_edge(planes) == 1
+    assert not areas(planes)
+    assert not one_bit(planes)
