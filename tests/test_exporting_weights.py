@@ -87,7 +87,7 @@ def test_flat_convolutions_keep_their_weights_in_the_fast_order(written: tuple[P
     state = torch.load(written[0] / STATE_DICT, weights_only=True)
     for name, weight in state.items():
         assert weight.is_contiguous()
-        if weight.dim() == 4:
+        if weight.dim() == 4:  # of a denoiser; samplers are rounded as in the state_dict
             assert script[name].is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(script[name], weight)
 

@@ -127,6 +127,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
         scene = denoiser(torch.from_numpy(counts.astype(np.float32))[None])[0].numpy()
     generator = torch.Generator().manual_seed(seed)
     halo: list[int] = []
+    measured: list[dict[float, EdgeProfile]] = []
     squares, off_grid = dict.fromkeys(EXPOSURES, 0.0), dict.fromkeys(EXPOSURES, 0.0)
     for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
         # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
@@ -139,8 +140,11 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
             profiles[exposure], off_grid[exposure] = _edges(denoiser, image, axis + 2, reach)
         needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
         halo.append(max(pool, *(reach if found is None else found for found in needed)))
+        measured.append(profiles)
+    halo[-2:] = [max(halo[-2:])] * 2  # alike in the plane, so that programs find one tile size for both
+    for width, profiles in zip(halo, measured, strict=True):
         for exposure, profile in profiles.items():
-            squares[exposure] += profile.seam(halo[-1], beside(halo[-1])) ** 2
+            squares[exposure] += profile.seam(width, beside(width)) ** 2
     return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()}, off_grid)
 
 
