@@ -108,7 +108,7 @@ def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
         "trained_range_db": list(loaded.trained_range_db),
         "camera": None if camera is None else camera.camera.model_dump(mode="json", exclude={"measured"}),
         "one_bit_frames": loaded.n_frames,
-        **asdict(loaded.history),
+        **{name: value for name, value in asdict(loaded.history).items() if name != "training"},
     }
     write_json(json_out, [report])
     if not quiet and str(json_out) != "-":

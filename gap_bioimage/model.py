@@ -54,6 +54,8 @@ class History:
         The lowest, nats per photon.
     init
         Name, origin, trained range and sha256 of the weights that training started from.
+    training
+        The settings of its training, section ``train``.
     """
 
     settings_from: dict[str, str] | None = None
@@ -62,6 +64,7 @@ class History:
     steps: int | None = None
     validation_loss: float | None = None
     init: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,12 @@ def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
         described, n_frames = settings["network"], (settings.get("thinning") or {}).get("ceiling")
         losses = [loss for row in metrics if (loss := row.get("validation_loss", float("nan"))) == loss]
         steps = metrics[-1].get("step") if metrics else None
-        history = History(steps=steps, validation_loss=min(losses, default=None), init=ours.get("init"))
+        history = History(
+            steps=steps,
+            validation_loss=min(losses, default=None),
+            init=ours.get("init"),
+            training=settings.get("train"),
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
     beside = path.parent / CAMERA_FILE

@@ -22,8 +22,8 @@ from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inspection import inspect
-from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.pictures import save_figure
+from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from gap_bioimage.camera.camera import Detector, PixelMaps, check_camera_image, read_camera, write_camera
 from gap_bioimage.camera.shifted_poisson import balanced_shift, mean_of_counts, spread_of_lowest
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.counts import binomial
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gap_bioimage.photons.cameras.simulate_camera import simulate_camera
 
 from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import ConfigError

@@ -10,12 +10,12 @@ import pytest
 import torch
 from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting.intake import Intake
 from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.weights import torchscript_of
-from gap_bioimage.camera.camera import Detector
 
 if TYPE_CHECKING:
     from gap_bioimage.model import Model

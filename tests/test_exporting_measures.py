@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from gap_bioimage.exporting.intake import mirrored
 from gap_bioimage.exporting.measures import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo
 from gap_bioimage.exporting.weights import denoiser_of
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.simulation import simulate_truth
+from gap_bioimage.inference.tiling import receptive_field_px
 from gap_bioimage.model import load_model
+from gap_bioimage.simulation import simulate_truth
 
 if TYPE_CHECKING:
     from fixtures_model import Trained

@@ -19,11 +19,11 @@ from scipy import ndimage
 
 import gap_bioimage
 from gap_bioimage.camera.simulate import simulate_camera
+from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError
 from gap_bioimage.evidence import areas, common_step, jpeg_edge, measure, missing_levels, one_bit, scan, shared_noise
 from gap_bioimage.inspection import Inspection, inspect
 from gap_bioimage.judging import judge
-from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 import gap_bioimage.network as source
-from gap_bioimage.export.weights import without_debug_records
+from gap_bioimage.exporting.weights import without_debug_records
 from gap_bioimage.inference.tiling import receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.network import (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gap_bioimage.camera.noise import hot_pixels as hot_pixels_of_cameras
 from gap_bioimage.config import NetworkConfig, RunConfig
-from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.inference.tiling import receptive_field_px
 from gap_bioimage.network import Anchor, PhotonDenoiser, UNet, blur, hot_pixels, without_hot_pixels
 
 KINDS: list[dict[str, Any]] = [

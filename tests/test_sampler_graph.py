@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gap_bioimage.export.weights import without_debug_records
+from gap_bioimage.exporting.weights import without_debug_records
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import PosteriorSampler, Sampler, in_exposure, photon_budget, sample_keys
 

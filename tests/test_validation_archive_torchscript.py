@@ -15,7 +15,8 @@ import torch
 import zips
 from fixtures_model import CONFIGS, random_network
 
-from gap_bioimage.network import PhotonDenoiser, PosteriorSampler
+from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.sampler import PosteriorSampler
 from gap_bioimage.validation.archive import torchscript
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, calls, known_operators, problem_of, read_code
 

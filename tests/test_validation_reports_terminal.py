@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-from gap_bioimage.validation.reports.score import Score, Verdict
 from rich.console import Console
 
 from gap_bioimage.validation.check import Check

@@ -11,7 +11,6 @@ from zips import drop, put
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, Severity, definition, definitions
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.package.archive import open_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,8 +32,7 @@ from gap_bioimage.exporting.rdf import COVER, README, TEST_INPUT, describe, desc
 from gap_bioimage.exporting.readme import draw_cover, write_readme
 from gap_bioimage.exporting.weights import check_onnx, denoiser_of, write_onnx
 from gap_bioimage.files import replacing
-from gap_bioimage.inference.finite import finite
-from gap_bioimage.inference.tiling import tiled_log_rate
+from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import load_model
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gap_bioimage.exporting.operation import Operation
-    from gap_bioimage.model import Model
-    from gap_bioimage.training.recorded import CameraLike
+    from gap_bioimage.model import CameraLike, Model
     from gap_bioimage.validation.report import Report
 
 
@@ -170,7 +168,7 @@ def _fill(folder: Path, order: _Order) -> None:
     network = model.network.cpu()
     example = intake.counts(order.example)
     photons = torch.from_numpy(example.astype(np.float32))[None]
-    finite(tiled_log_rate(network, photons))
+    TiledNetwork(network)(photons)  # raises where values are not finite
     order.tell("measuring the halo")
     box_px = box_of(network)
     denoiser = denoiser_of(model, box_px)
@@ -197,7 +195,7 @@ def _fill(folder: Path, order: _Order) -> None:
     speed = _speed(seconds_per_megapixel(product.sampler or product.module, given), model.config.dim)
     measured = Measured(sizes, halo, box_px, scores, order.held_out is not None, speed)
     if product.sampler is not None:
-        room = check_room(example, product.sampler.brightest)
+        room = check_room(example, product.sampler.brightest, product.sampler.least_gain)
         sampler = counts_sampler(model, box_px, order.sampling)
         measured = replace(measured, samples=score_samples(sampler, denoiser, scored), room_db=room)
     write_readme(folder / README, model, order.card, product, measured)

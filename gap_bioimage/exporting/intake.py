@@ -13,7 +13,6 @@ import torch
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.io import read_photons
-from gap_bioimage.training.recorded import ceiling_of, chosen_camera
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gap_bioimage.camera.camera import Detector
-    from gap_bioimage.model import Model
-    from gap_bioimage.training.recorded import CameraLike
+    from gap_bioimage.model import CameraLike, Model
 
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
 _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
@@ -47,8 +45,8 @@ class Intake:
         ExportError
             If a camera is given to a model of one-bit frames.
         """
-        ceiling = ceiling_of(model)
-        detector = chosen_camera(model, camera)
+        ceiling = model.n_frames
+        detector = model.camera_for(camera)
         if ceiling is not None and detector is not None:
             raise ExportError("the model was trained on one-bit frames, which need no camera; leave the camera out")
         return cls(None if detector is None else detector.scalar, ceiling)

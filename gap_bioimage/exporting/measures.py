@@ -15,10 +15,8 @@ from torch import Tensor
 
 from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.exporting.intake import brightest_piece
-from gap_bioimage.inference.climb import GAIN, WINDOW_PX
-from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.inference.tiling import round_up
-from gap_bioimage.sampler import photon_budget, total_photons
+from gap_bioimage.inference.tiling import receptive_field_px, round_up
+from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 from gap_bioimage.validation.run.edges import EdgeProfile, beside
 
 if TYPE_CHECKING:
@@ -288,7 +286,7 @@ def score_samples(
     errors = np.square(unseen - mmse) - unseen
     return SampleScores(
         n_samples,
-        room_db(seen, sampler.brightest),
+        room_db(seen, sampler.brightest, sampler.least_gain),
         float(np.sqrt(np.square(samples.mean(axis=0) - mmse).mean() / scale)),
         float(np.sqrt(variance / n_samples / scale)),
         variance,
@@ -297,19 +295,19 @@ def score_samples(
     )
 
 
-def room_db(counts: np.ndarray, brightest: float) -> float:
+def room_db(counts: np.ndarray, brightest: float, least_gain: float = 1.0) -> float:
     """Return how far sampling may add photons to counts (c, [z,] y, x), in dB; 0 where it may not.
 
-    ``brightest`` is the top of the trained range, photons per pixel.
+    ``brightest`` is the top of the trained range, photons per pixel; ``least_gain`` the gain allowed beyond it.
     """
     photons = torch.from_numpy(counts.astype(np.float32))[None]
-    budget = photon_budget(photons, GAIN, brightest, list(WINDOW_PX[counts.ndim - 1]))
+    budget = photon_budget(photons, GAIN, brightest, list(WINDOW_PX[counts.ndim - 1]), least_gain)
     return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
 
 
-def check_room(example: np.ndarray, brightest: float) -> float:
+def check_room(example: np.ndarray, brightest: float, least_gain: float = 1.0) -> float:
     """Return `room_db` of the example, and warn where that is little."""
-    room = room_db(example, brightest)
+    room = room_db(example, brightest, least_gain)
     if room < _WARN_ROOM_DB:
         warnings.warn(
             "samples are drawn by adding photons up to the brightness that the network was trained for, and the "

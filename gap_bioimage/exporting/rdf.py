@@ -149,7 +149,7 @@ def _model_facts(model: Model, card: Card, product: Product) -> dict[str, Any]:
 
 def _training(model: Model) -> dict[str, Any]:
     """How the network was trained, where its file tells."""
-    settings = (model.details.get("config") or {}).get("train")
+    settings = model.history.training
     if not isinstance(settings, dict):
         return {}
     low, high = model.trained_range_db

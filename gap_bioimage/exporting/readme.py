@@ -11,8 +11,8 @@ import numpy as np
 
 from gap_bioimage.exporting.rdf import COVER, ONLY_CORE
 from gap_bioimage.exporting.weights import TORCHSCRIPT
-from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 from gap_bioimage.inference.tiling import round_up
+from gap_bioimage.sampler import GAIN, WINDOW_PX
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,9 +17,8 @@ import torch
 import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
-from gap_bioimage.inference.climb import GAIN, WINDOW_PX
 from gap_bioimage.network import PhotonDenoiser
-from gap_bioimage.sampler import PosteriorSampler
+from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
 
 if TYPE_CHECKING:
     from torch import nn
