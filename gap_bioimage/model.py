@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,26 @@ class Model:
     def parameter_count(self) -> int:
         """The number of trainable numbers."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what there is to tell, as plain values: kind, network, trained range, camera, history."""
+        from gap_bioimage.inference.tiling import receptive_field_px
+
+        camera, history = self.camera, asdict(self.history)
+        del history["training"]
+        return {
+            "source": str(self.source),
+            "origin": self.origin,
+            "kind": self.kind,
+            **self.config.model_dump(mode="json"),
+            "parameters": self.parameter_count,
+            "receptive_field_px": receptive_field_px(self.network),
+            "step_px": list(self.network.step_px),
+            "trained_range_db": list(self.trained_range_db),
+            "camera": None if camera is None else camera.camera.model_dump(mode="json", exclude={"measured"}),
+            "one_bit_frames": self.n_frames,
+            **history,
+        }
 
     def camera_for(self, camera: CameraLike) -> Detector | None:
         """Return the camera that was asked for, "model" for its own; None where images are counts.

@@ -19,7 +19,7 @@ import tifffile
 from command_line import Result, one_sentence, subprocess_run
 from zips import make_zip
 
-from gap_bioimage.console import with_flags
+from gap_bioimage.cli.console import with_flags
 from gap_bioimage.io import read_photons
 from gap_bioimage.model import load_model
 

@@ -14,7 +14,7 @@ import pytest
 import zips
 from command_line import one_sentence, subprocess_run
 
-from gap_bioimage.cli_validation import _names
+from gap_bioimage.cli.zips import _names
 
 
 def wrong_output(folder: Path) -> Path:

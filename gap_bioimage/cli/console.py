@@ -49,23 +49,6 @@ def say(quiet: bool, text: str) -> None:
         print(text, flush=True)
 
 
-def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Read sizes per axis, such as 512,512."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
-
-
-def parse_devices(text: str) -> int | str:
-    """Read a number of devices, or auto."""
-    if text == "auto" or text.isdecimal():
-        return text if text == "auto" else int(text)
-    raise typer.BadParameter(f"--devices is {text!r}, expected a number or auto")
-
-
 def sizes(image: xr.DataArray) -> str:
     """Return the sizes of an image in words."""
     return ", ".join(f"{axis} {size}" for axis, size in image.sizes.items())

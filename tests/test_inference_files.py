@@ -1,16 +1,30 @@
-"""Names, axes and planes of what is written of samples."""
+"""Files read for a model; names, axes and planes of what is written of samples."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import xarray as xr
+from fixtures_model import random_model
 
+from gap_bioimage.camera.camera import Detector
+from gap_bioimage.config import Camera
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.inference.files import (
+    beside,
+    brightest_plane,
+    plane_of,
+    read_for_model,
+    sample_to_files,
+    write_samples,
+    write_states,
+)
 from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.io import read_photons
-from gap_bioimage.sample_files import beside, brightest_plane, plane_of, write_samples, write_states
 
 SIZES = {"c": 2, "z": 3, "y": 8, "x": 10}
 
@@ -73,3 +87,42 @@ def test_the_plane_with_the_most_photons_is_shown() -> None:
     assert plane == {"c": 1, "z": 2}
     np.testing.assert_array_equal(plane_of(counts, plane), counts[1, 2])
     assert brightest_plane(image("yx")) == {}
+
+
+CAMERA = Camera(gain=2.0, offset=100, read_noise=1.5)
+
+
+def test_what_a_camera_wrote_is_not_judged_as_counts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    adu = np.rint(100 + 2 * (rng.poisson(5, (48, 48)) + rng.normal(0, 1.5, (48, 48))))
+    tifffile.imwrite(tmp_path / "raw.tif", adu.astype(np.uint16), imagej=True)
+    assert read_for_model(random_model(), tmp_path / "raw.tif", Detector(CAMERA)).shape == (48, 48)
+    with pytest.raises(NotPhotonCountsError):
+        read_for_model(random_model(), tmp_path / "raw.tif", None)
+
+
+def test_an_image_without_photons_is_read_to_generate_from(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "dark.tif", np.zeros((32, 32), np.uint16), imagej=True)
+    assert not read_for_model(random_model(), tmp_path / "dark.tif", None, may_be_empty=True).any()
+    tifffile.imwrite(tmp_path / "raw.tif", np.full((32, 32), 2.5, np.float32))
+    with pytest.raises(NotPhotonCountsError):
+        read_for_model(random_model(), tmp_path / "raw.tif", None, may_be_empty=True)
+
+
+def test_frames_are_summed_as_in_training(tmp_path: Path) -> None:
+    movie = (np.random.default_rng(0).random((8, 32, 32)) < 0.3).astype(np.uint8)
+    bits = tmp_path / "bits.tif"
+    tifffile.imwrite(bits, movie, imagej=True, metadata={"axes": "TYX"})
+    model = replace(random_model(), n_frames=4)
+    assert read_for_model(model, bits, None, 4).sizes == {"t": 2, "y": 32, "x": 32}
+    assert read_for_model(model, bits, None, 4, time="0:4").sizes == {"y": 32, "x": 32}
+    for other in (model, random_model()):
+        with pytest.raises(ConfigError, match="2 frames"):
+            read_for_model(other, bits, None, 2)
+
+
+def test_states_are_written_of_one_image_only(tmp_path: Path) -> None:
+    movie = image("tyx", t=2).astype(np.uint8)
+    with pytest.raises(AxesError):
+        sample_to_files(random_model(), movie, tmp_path / "o.tif", 1, states=True, seed=0, on_step=lambda _: None)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,162 @@
+"""Verbs about images: simulate, inspect, calibrate."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gap_bioimage.cli.console import Bar, print_table, say, sizes, with_flags, write_json
+from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, parse_pixels
+
+if TYPE_CHECKING:
+    from gap_bioimage.camera.calibration import Calibration
+
+_NOT_PRINTED = ("variance_curve", "channel_names", "noise_correlation_error", "thinning_correlation_error")
+_WORDS = {"processed": "processed, not usable as counts", "not usable": "not usable as counts"}
+
+
+def simulate(
+    out: Out,
+    dim: Annotated[int, typer.Option(min=2, max=3, help="Spatial dimensions.")],
+    photons: Annotated[float, typer.Option(help="Mean photons per pixel.")],
+    seed: Seed,
+    truth: Annotated[Path | None, typer.Option(help="Write the expected photons here.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Pixels, such as 512,512 or 32,128,128.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate photon counts of cells."""
+    import gap_bioimage as gap
+
+    counts, rate = gap.simulate(dim, parse_pixels(shape, "--shape"), photons, seed)  # type: ignore[arg-type]
+    gap.write_image(out, counts)
+    if truth is not None:
+        gap.write_image(truth, rate)
+    say(quiet, f"{out}: {sizes(counts)}, {float(counts.mean()):.3g} photons per pixel")
+
+
+def inspect(
+    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    selection: Selection,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG",
+            help="Draw the image, its histogram, variance against mean and the correlation of its noise; of several "
+            "images each gets its name added.",
+        ),
+    ] = None,
+    json_out: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
+    import gap_bioimage as gap
+
+    reports = []
+    for image in images:
+        place = plot if plot is None or len(images) == 1 else plot.with_name(f"{plot.stem}_{image.stem}{plot.suffix}")
+        reports.append(gap.inspect(image, **asdict(selection), plot=place))
+    write_json(json_out, [report.to_dict() for report in reports])
+    if not quiet and str(json_out) != "-":
+        for report in reports:
+            print_table(_in_words(report.to_dict()))
+
+
+def _in_words(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what people want to read of a report."""
+    shown = {key: value for key, value in report.items() if key not in _NOT_PRINTED and value not in ([], 1.0, 0.0)}
+    for key in ("noise_correlation_y", "noise_correlation_x", "thinning_correlation"):
+        error = report[key.removesuffix("_y").removesuffix("_x") + "_error"]
+        if report[key] is not None and error is not None:
+            shown[key] = f"{report[key]:.3f} +- {error:.3f}"
+    return {
+        **shown,
+        "verdict": _WORDS.get(report["verdict"], report["verdict"]),
+        "message": with_flags(report["message"]),
+    }
+
+
+def calibrate(
+    stack: Annotated[
+        Path,
+        typer.Argument(metavar="STACK", help="Raw frames of the same field (t); one image, or a z-stack, does too."),
+    ],
+    selection: Selection,
+    out: Annotated[Path, typer.Option(metavar="YAML", help="The camera file to write.")] = Path("camera.yaml"),
+    dark: Annotated[
+        Path | None, typer.Option(help="Frames without light: offset and read noise, of every pixel too.")
+    ] = None,
+    offset: Annotated[float | None, typer.Option(help="ADU without light, if known.")] = None,
+    read_noise: Annotated[float | None, typer.Option(help="Electrons RMS, if known instead of the offset.")] = None,
+    saturation: Annotated[float | None, typer.Option(help="ADU from which on pixels are saturated.")] = None,
+    multiplying: Annotated[
+        bool | None,
+        typer.Option(
+            "--multiplying/--not-multiplying",
+            help="Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given.",
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="The plot; beside the yaml when not given.")] = None,
+    seed: Seed = 0,
+    json_out: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure gain, offset and read noise of a camera on its own images, with intervals and a plot."""
+    import gap_bioimage as gap
+    from gap_bioimage.camera.plots import plot_calibration
+    from gap_bioimage.files import check_place
+    from gap_bioimage.pictures import save_figure
+
+    plot = plot or out.with_suffix(".png")
+    for place in (out, plot):
+        check_place(place)
+    image = gap.read_photons(stack, check=False, **asdict(selection))
+    quiet = quiet or str(json_out) == "-"
+    with Bar(quiet, f"calibrating on {stack.name}"):
+        found = gap.calibrate(
+            image,
+            dark=dark,
+            offset=offset,
+            read_noise=read_noise,
+            saturation=saturation,
+            multiplying=multiplying,
+            seed=seed,
+        )
+    if not found.counts:  # which need none
+        found.save(out)
+    save_figure(plot_calibration(found), plot)
+    command = _training(stack, None if found.counts else out, 3 if "z" in image.dims else 2, selection)
+    write_json(json_out, [{**found.to_dict(), "next": command}])
+    for warning in found.warnings:
+        warnings.warn(warning, stacklevel=1)
+    say(quiet, _summary(found))
+    maps = f" with {out.stem}_maps.tif" if found.detector.maps is not None else ""
+    say(quiet, f"plot {plot}" if found.counts else f"{out}: written{maps}; plot {plot}")
+    say(quiet, f"next: {command}")
+
+
+def _summary(found: Calibration) -> str:
+    """Return the camera's numbers in lines for people."""
+    fit = f"chi-square {found.goodness.chi_square:.2f} per degree of freedom ({found.goodness.freedom})"
+    lines = [
+        f"gain        {found.gain} ADU per {found.unit}",
+        f"offset      {found.offset} ADU, from {found.offset_from.replace('noise', 'the noise')}",
+        f"read noise  {found.read_noise} {found.unit}s",
+        f"fit         {fit}, {f'{found.frames} frames' if found.frames > 1 else 'one image'}",
+    ]
+    if found.detector.camera.multiplying:
+        lines.append("multiplying photons are effective ones: fewer than were detected, with the same noise")
+    return "\n".join([*lines, *([found.message] if found.counts else [])])
+
+
+def _training(stack: Path, camera: Path | None, dim: int, selection: Selection) -> str:
+    """Return the command that trains on the calibrated frames."""
+    words = ["gap-bioimage", "train", str(stack), "--dim", str(dim), "--out", "RUN"]
+    words += [] if camera is None else ["--camera", str(camera)]
+    for name, value in asdict(selection).items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join(words)
