@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.evidence import Evidence, measure
-from gap_bioimage.io.image import metadata_of
+from gap_bioimage.io.image import as_image, metadata_of
 from gap_bioimage.judging import Finding, judge
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def inspect(
 def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.DataArray | None, Inspection]:
     """Return the image, None if it is a picture that holds no array of photons, and what there is to tell of it."""
     if not isinstance(image, (str, Path)):
-        photons = _named(image, dims)
+        photons = as_image(image, dims).transpose(..., "y", "x")
         name = str(photons.attrs.get("source", photons.name or "the image"))
         evidence = measure(photons)
         return photons, _report(name, photons, evidence, judge(evidence, name), {})
@@ -161,19 +161,6 @@ def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.Da
     if finding.verdict != "not usable":
         finding = _of_file(typed, photons.dtype) or finding
     return photons, _report(typed, photons, evidence, finding, given)
-
-
-def _named(image: Any, dims: str | None) -> xr.DataArray:
-    if isinstance(image, xr.DataArray):
-        return image.transpose(..., *(d for d in "yx" if d in image.dims))
-    values = np.asarray(image)
-    names = dims or "yx"
-    if len(names) != values.ndim or not {"y", "x"} <= set(names) <= set("tczyx"):
-        raise AxesError(
-            f"an array of shape {values.shape} was given with dims {names!r}, expected one letter out of t c z y x for "
-            "each axis, y and x among them; give dims='tyx' or the like"
-        )
-    return xr.DataArray(values, dims=list(names)).transpose(..., "y", "x")
 
 
 def _of_file(path: str, dtype: np.dtype[Any]) -> Finding | None:

@@ -81,9 +81,9 @@ def _unusable(evidence: Evidence, name: str) -> Finding | None:
         text = f"every pixel of {name} is {found.minimum:g}, expected photon counts, which vary; choose another image"
     elif min(evidence.size) < 2 and found.minimum >= 0:
         rows, columns = evidence.size
-        advice = "name the axes (--axes), or save the values as an image with rows and columns"
+        advice = "save the values as an image with rows and columns"
         text = f"{name} has {rows} x {columns} pixels, a single row or column, expected an image; {advice}"
-        return Finding("not usable", "one row", text, advice=advice)
+        return Finding("not usable", "one row", text, refused=False, advice=advice)
     else:
         return None
     return Finding("not usable", "empty", text)

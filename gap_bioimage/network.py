@@ -301,7 +301,7 @@ class Anchor(nn.Module):
         log_wide = torch.log(wide + self.floor)
         features = [
             torch.log1p(photons) - torch.log1p(wide),
-            torch.asinh((photons - middle) / torch.sqrt(middle + 0.05)),
+            _asinh((photons - middle) / torch.sqrt(middle + 0.05)),
             0.3 * log_wide,
             (torch.log(smoothed + self.floor) - log_wide.unsqueeze(1)).flatten(1, 2),
             0.5 * log_error.flatten(1, 2),
@@ -587,6 +587,12 @@ class PhotonDenoiser(nn.Module):
         photons = whole_counts(self.network.fitting(photons), self.rounded)
         rate = self.network.rate(photons, self.network(photons), self.box_px)
         return photons_of(rate, self.background, self.ceiling)
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """Return the inverse hyperbolic sine, for which ONNX of opset 17 has no operator that torch exports."""
+    size = torch.abs(x)
+    return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))
 
 
 def odd_box(box_px: List[int], dim: int) -> List[int]:

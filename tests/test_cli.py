@@ -250,7 +250,7 @@ def test_a_run_is_not_trained_over(run: Any, trained_2d: Trained, counts: Path) 
 def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: Path) -> None:
     result = run("train", counts, "--dim", 2, "--out", tmp_path / "run", "--seed", 7, "--device", "cpu", *FAST)
     assert result.code == 0, result.err
-    assert "trained for inputs of -40 to" in result.out
+    assert re.search(r"trained for inputs of -?[\d.]+ to", result.out)
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "seed: 7" in config
     assert "steps: 2" in config
@@ -290,16 +290,18 @@ def test_a_stack_needs_planes(run: Any, trained_2d: Trained, tmp_path: Path) -> 
     assert not (tmp_path / "out.tif").exists()
     result = run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif", "--planes", "--quiet")
     assert (result.code, result.out) == (0, "")
-    rate = tifffile.imread(tmp_path / "out.tif")
-    np.testing.assert_allclose(rate.sum((1, 2), dtype=float), stack.sum((1, 2)), rtol=1e-5)
+    tifffile.imwrite(tmp_path / "plane.tif", stack[1], imagej=True, metadata={"axes": "YX"})
+    assert run("denoise", trained_2d.run, tmp_path / "plane.tif", tmp_path / "one.tif", "--quiet").code == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif")[1], tifffile.imread(tmp_path / "one.tif"))
 
 
 def test_a_warning_is_one_line_too(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
-    bright = np.random.default_rng(0).poisson(300, (32, 32)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "bright.tif", bright, imagej=True, metadata={"axes": "YX"})
-    result = run("denoise", trained_2d.run, tmp_path / "bright.tif", tmp_path / "out.tif", "--quiet")
+    stuck = np.random.default_rng(0).poisson(3, (32, 32)).astype(np.uint16)
+    stuck[5, 7] = 60000
+    tifffile.imwrite(tmp_path / "stuck.tif", stuck, imagej=True, metadata={"axes": "YX"})
+    result = run("denoise", trained_2d.run, tmp_path / "stuck.tif", tmp_path / "out.tif", "--quiet")
     assert result.code == 0
-    assert re.fullmatch(r"warning: the image has 24\.\d dB .*\n", result.err)
+    assert re.fullmatch(r"warning: .*hot.*\n", result.err)
 
 
 # disks
@@ -365,8 +367,8 @@ def test_several_reports_are_a_list(run: Any, counts: Path, tmp_path: Path) -> N
 def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
     report = json.loads(run("info", trained_2d.run, "--json", "-").out)
     assert (report["dim"], report["depth"], report["start_filts"], report["steps"]) == (2, 2, 4, report["steps"])
-    assert report["step_px"] == [2, 2]
-    assert report["receptive_field_px"] == [13, 13]
+    assert report["step_px"] == [4, 4]
+    assert report["receptive_field_px"] == [110, 110]
     assert report["origin"] == "run"
     assert report["parameters"] > 1000
     table = run("info", trained_2d.run)
@@ -389,7 +391,7 @@ def test_validate_says_by_exit_code_what_it_found(
     result = run("validate", path, "--json", "-")
     assert result.code == code
     report = json.loads(result.out)
-    assert set(report) == {"status", "model", "checks", "consumers", "score"}
+    assert set(report) == {"status", "model", "checks", "verdicts", "consumers", "score"}
     assert (report["status"], report["model"]) == (status, str(path))
     assert all(set(check) == {"id", "consumer", "status", "message", "fix"} for check in report["checks"])
     assert {check["status"] for check in report["checks"]} <= {"passed", "failed", "warning", "skipped"}

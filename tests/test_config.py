@@ -30,6 +30,7 @@ FULL: dict[str, Any] = {
     "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "ceiling": 16},
     "train": {
         "steps": 7,
+        "patience": 5,
         "batch_size": 2,
         "patch_px": [8, 16, 32],
         "min_photons": 0,

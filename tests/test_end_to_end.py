@@ -95,7 +95,7 @@ def test_from_nothing_to_a_validated_zip(gap: Callable[..., str], tmp_path: Path
     assert "photons per pixel" in out
     counts, rate = tifffile.imread(tmp_path / "counts.tif"), tifffile.imread(tmp_path / "rate.tif")
     assert rate.dtype == np.float32
-    assert rate.sum(dtype=float) == pytest.approx(counts.sum(), rel=1e-5)
+    assert rate.sum(dtype=float) == pytest.approx(counts.sum(), rel=0.05)  # what validate asks of a zip, too
     truth = tifffile.imread(tmp_path / "truth.tif").astype(float)
     assert np.square(rate - truth).mean() < 0.5 * np.square(counts - truth).mean()
     for name in ("counts.tif", "truth.tif", "rate.tif"):

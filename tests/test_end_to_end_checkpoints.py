@@ -170,7 +170,7 @@ def test_training_starts_from_them(elsewhere: Elsewhere, tmp_path: Path, run: An
         *("--device", "cpu"),
     ]
     other = 5 - elsewhere.dim
-    assert f"--dim is {other}, but the model to start from" in one_sentence(
+    assert f"network.dim is {other}, but the model to start from" in one_sentence(
         run(*command, "--set", "train.patch_px=null", "--dim", other)
     )
     told = one_sentence(run(*command, "--dim", elsewhere.dim, "--set", "network.start_filts=9"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
 
 
-def model_of(**config: object) -> Model:
-    return replace(random_model(), details={"config": config})
+def model_of(camera: dict[str, Any] | None = None, n_frames: int | None = None) -> Model:
+    detector = None if camera is None else Detector(Camera(**camera))
+    return replace(random_model(), camera=detector, n_frames=n_frames)
 
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: f"gain {camera.gain:g}")
@@ -63,7 +64,7 @@ def test_another_camera_may_be_given_and_none() -> None:
     assert Intake.of(model, CAMERAS[1]).detector == Detector(CAMERAS[1])
     assert Intake.of(model, None) == Intake()
     with pytest.raises(ExportError, match="need no camera"):
-        Intake.of(model_of(thinning={"ceiling": 4}), CAMERAS[0])
+        Intake.of(model_of(n_frames=4), CAMERAS[0])
 
 
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
@@ -88,9 +89,7 @@ def test_modules_round_subtract_and_compile(kind: str) -> None:
 
 
 def test_modules_of_one_bit_frames_give_photons() -> None:
-    product, plain = (
-        product_of("denoise", m, [9, 9], Sampling()) for m in (model_of(thinning={"ceiling": 4}), random_model())
-    )
+    product, plain = (product_of("denoise", m, [9, 9], Sampling()) for m in (model_of(n_frames=4), random_model()))
     counts = np.random.default_rng(0).binomial(4, 0.4, (1, 1, 24, 24)).astype(np.float32)
     detections = np.minimum(plain.run(counts) / 4, 0.999)
     np.testing.assert_allclose(product.run(counts), -4 * np.log1p(-detections), rtol=1e-3, atol=1e-4)

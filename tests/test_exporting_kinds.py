@@ -311,7 +311,7 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
         noise = torch.from_numpy(rng.normal(0, spread, (n_samples, *photons.shape)))
         return float(photons.mean()) + noise
 
-    sampler: Any = SimpleNamespace(sample=sample, brightest=20.0, n_samples=2, n_steps=3, seed=0)
+    sampler: Any = SimpleNamespace(sample=sample, brightest=20.0, least_gain=1.0, n_samples=2, n_steps=3, seed=0)
     scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
     assert scores.n_samples == 4
     assert scores.variance == pytest.approx(spread**2, rel=0.02)

@@ -18,6 +18,7 @@ from fixtures_model import CARD, random_model
 from PIL import Image
 from scipy import ndimage
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import CheckpointError
@@ -253,7 +254,7 @@ def test_an_own_operation_and_a_camera_are_named(tmp_path: Path) -> None:
     assert "Mask(above=2.5)" in text
     numbers = {"method": "photon transfer", "gain_95": [2.1, 2.3]}
     camera = Camera(gain=2.2, offset=100.37, read_noise=1.4, measured=numbers)
-    model = replace(random_model(), details={"config": {"camera": camera.model_dump()}})
+    model = replace(random_model(), camera=Detector(camera))
     product = product_of("denoise", model, [9, 9], Sampling())
     sizes = Sizes.of((2, 2), (4, 4))
     measured = Measured(sizes, HaloReport((4, 4), {}, {}), [9, 9], Scores(-6, -6, -8, 1, 1, 1, 1, 0, 9), False, "1 s")

@@ -215,7 +215,7 @@ def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
 @pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (30, 1, 40), (1, 1)])
 def test_a_single_row_is_asked_about(shape: tuple[int, ...]) -> None:
     finding = judge(measure(image(poisson(5, shape) + 1)), "x")
-    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "one row", True)
+    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "one row", False)
 
 
 def test_hot_pixels_are_named() -> None:

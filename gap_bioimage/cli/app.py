@@ -50,8 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     warnings.showwarning = show_warning
-    if "--quiet" not in arguments:
-        show_log()
+    show_log("--quiet" in arguments)
     try:
         code = app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="gap-bioimage")
     except Exception as error:

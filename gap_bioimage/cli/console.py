@@ -34,13 +34,13 @@ def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
         print(f"warning: {with_flags(str(message))}", file=sys.stderr)
 
 
-def show_log() -> None:
-    """Print what the package logs, such as the share of windows that training leaves out."""
+def show_log(quiet: bool) -> None:
+    """Print what the package logs, such as what training chose; nothing when quiet."""
     log = logging.getLogger("gap_bioimage")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def say(quiet: bool, text: str) -> None:
