@@ -20,6 +20,20 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values; unknown keys are refused with the nearest known one.
+
+        Raises
+        ------
+        ConfigError
+            Listing every unknown key and wrong value at once.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(error_sentence(cls, e) for e in error.errors())) from None
+
 
 class NetworkConfig(Config):
     """The residual U-Net; names follow the original GAP code."""
@@ -170,20 +184,6 @@ class RunConfig(Config):
     def window_px(self) -> tuple[int, ...]:
         """The training window, (y, x) or (z, y, x)."""
         return self.train.patch_px or ((128, 128) if self.network.dim == 2 else (16, 64, 64))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values; unknown keys are refused with the nearest known one.
-
-        Raises
-        ------
-        ConfigError
-            Listing every unknown key and wrong value at once.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError("; ".join(error_sentence(cls, e) for e in error.errors())) from None
 
     @classmethod
     def read(cls, path: Path | str | None = None, overrides: list[str] | None = None) -> Self:

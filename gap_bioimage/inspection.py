@@ -145,7 +145,10 @@ def inspect(
 def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.DataArray | None, Inspection]:
     """Return the image, None if it is a picture that holds no array of photons, and what there is to tell of it."""
     if not isinstance(image, (str, Path)):
-        photons = as_image(image, dims).transpose(..., "y", "x")
+        try:
+            photons = as_image(image, dims).transpose(..., "y", "x")
+        except NotPhotonCountsError as error:
+            return None, _picture("the image", str(error))
         name = str(photons.attrs.get("source", photons.name or "the image"))
         evidence = measure(photons)
         return photons, _report(name, photons, evidence, judge(evidence, name), {})

@@ -87,7 +87,7 @@ def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_co
     assert not np.allclose(first, second)
     assert not out.exists()
     result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--states")
-    assert "--states takes one image" in one_sentence(result)
+    assert "of one image" in one_sentence(result)
 
 
 def test_3d_stacks(run: Any, trained_3d: Trained, tmp_path: Path) -> None:

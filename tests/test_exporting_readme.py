@@ -233,12 +233,12 @@ def test_a_sampler_explains_its_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
 def test_the_printed_command_can_be_run(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gap_bioimage import cli
+    from gap_bioimage.cli.app import app
 
     (line,) = re.findall(r"`gap-bioimage (\w+ model\.zip[^`]*)`", readme(tmp_path, kind=kind))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.zip"):  # which is not there: the line itself was understood
-        cli.app(line.split(), standalone_mode=False)
+        app(line.split(), standalone_mode=False)
 
 
 def test_a_hook_says_who_runs_it_and_where_the_network_is(tmp_path: Path) -> None:

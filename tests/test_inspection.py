@@ -309,7 +309,7 @@ def test_any_values_are_reported_as_json_and_drawn(values: Values, tmp_path: Pat
 
 
 def test_the_report_has_exact_numbers_and_reads_like_a_dictionary() -> None:
-    found = gap_bioimage.inspect(np.array([[0, 1, 2], [3, 0, 6]], np.uint16))
+    found = gap_bioimage.inspect(np.array([[0, 1, 2], [3, 0, 6]], np.uint16), dims="yx")
     assert isinstance(found, Inspection)
     assert (found.min, found.max, found.mean, found.total) == (0, 6, 2, 12)
     assert found["zero_share"] == pytest.approx(1 / 3)

@@ -390,7 +390,7 @@ def test_sizes_never_lose_the_test_tensor(
 
 
 def test_the_grid_takes_the_least_change(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
-    repaired = mend(zips.make_zip(tmp_path, put(*SIZE_Y, value={"min": 16, "step": 8})))
+    repaired = mend(zips.make_zip(tmp_path, put(*SIZE_Y, value={"min": 24, "step": 4})))
     assert repaired.changes == (Change("grid", "size of photons, x", "min 16, step 4", "min 24, step 4"),)
 
 
@@ -612,7 +612,7 @@ def predict(path: Path, photons: np.ndarray[Any, Any], weights_format: str) -> n
 def test_predictions_stay(weights_format: str, tmp_path: Path, mend: Callable[..., Repaired]) -> None:
     worst = both(
         newest_fields, moved, pixel_sizes, drop("id"), put("documentation", value={"source": "docs/README.md"}),
-        put(*SIZE_Y, value={"min": 16, "step": 8}),
+        put(*SIZE_Y, value={"min": 24, "step": 4}),
     )  # fmt: skip
     path = zips.make_zip(tmp_path, worst, files=moved_files())
     assert len(mend(path).changes) > 12

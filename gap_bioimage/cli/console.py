@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # typer carries its own click, whose base class it does not export
 _CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
 # options as the library writes them in its messages: axes="zyx", series=0, planes=True
-_OPTION = re.compile(r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels)=(?:True|"([^"]*)"|(\d+))')
+_OPTION = re.compile(
+    r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels|resume)=(?:True|"([^"]*)"|(\d+))'
+)
 
 
 def complain(text: str) -> None:

@@ -71,7 +71,7 @@ def open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) ->
     """
     stored = out / "config.yaml"
     if stored.exists() and not resume:
-        raise OutputError(f"{out} already holds a training run; resume it or choose another folder")
+        raise OutputError(f"{out} already holds a training run; give resume=True to continue it, or another folder")
     if not stored.exists():
         if resume and out.exists() and any(out.iterdir()):
             raise CheckpointError(f"{out} holds no training run to resume (no config.yaml); start a new one")
