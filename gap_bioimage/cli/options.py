@@ -97,7 +97,7 @@ def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """Show the fields of a verb's dataclass parameters as options of their own, in the place of the group."""
     hints = typing.get_type_hints(verb, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     shown: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(verb).parameters.items():
         if name in groups:
