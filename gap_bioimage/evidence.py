@@ -32,6 +32,7 @@ _JPEG_PX, _JPEG_EDGE = 8, 1.05  # steps across JPEG's blocks over steps elsewher
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
 _AREA = 0.8  # share of pixels with the same neighbour from which on there are areas: circles of 3 pixels radius
 _LABELS = 0.85
+_ALIKE, _PIECES = 0.6, 3.0  # the same of small labels, each of which is in one piece or few
 _STILL = 1.2  # variance / mean of differences of frames above which something may move
 
 
@@ -189,11 +190,31 @@ def areas(planes: list[Image]) -> bool:
     pairs = [(plane[:, 1:], plane[:, :-1]) for plane in planes] + [(plane[1:], plane[:-1]) for plane in planes]
     here, there = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))
     objects = here != 0
-    if not objects.any() or objects.all():
+    if not objects.any():
         return False
     alike = here == there
+    inside, outside = alike[objects].mean(), 1.0 if objects.all() else alike[~objects].mean()
     least = _AREA if len(np.unique(here[:_STEPS])) == 2 else _LABELS
-    return bool(min(alike[objects].mean(), alike[~objects].mean()) >= least)
+    if not objects.all() and min(inside, outside) >= least:
+        return True
+    return bool(min(inside / _ALIKE, outside / _LABELS) >= 1 and _in_pieces(planes))
+
+
+def _in_pieces(planes: list[Image]) -> bool:
+    """Whether there are several numbers, each of which stands for few areas; noise breaks each into many."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pieces = numbers = 0
+    for plane in planes:
+        place = np.arange(plane.size).reshape(plane.shape)
+        right, below = plane[:, 1:] == plane[:, :-1], plane[1:] == plane[:-1]
+        here = np.concatenate([place[:, 1:][right], place[1:][below]])
+        there = np.concatenate([place[:, :-1][right], place[:-1][below]])
+        joined = coo_array((np.ones(len(here), bool), (here, there)), (plane.size, plane.size))
+        pieces += connected_components(joined, directed=False)[0]
+        numbers += len(np.unique(plane))
+    return numbers > 2 * len(planes) and pieces <= _PIECES * numbers
 
 
 def one_bit(planes: list[Image]) -> bool:

@@ -216,7 +216,7 @@ def _report(
         pseudo_psnr_db=_number(10 * math.log10(found.mean)) if found.total > 0 else None,
         lattice=found.lattice if evidence.step is None else float(f"{evidence.step:.6g}"),
         saturated_share=found.at_maximum / found.pixels if evidence.piled_up else 0.0,
-        hot_pixels=len(evidence.hot) if finding.kind == "counts" else 0,
+        hot_pixels=len(np.unique(evidence.hot[:, -2:], axis=0)) if finding.kind == "counts" else 0,
         fano=None if noise is None else _number(noise.dark),
         fano_bright=None if noise is None else _number(noise.bright),
         noise_correlation_y=_number(correlation.y),

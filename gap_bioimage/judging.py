@@ -134,8 +134,8 @@ def _drawn(evidence: Evidence, name: str) -> Finding | None:
     one = evidence.statistics.maximum
     if areas(evidence.planes):
         advice = "name the files that hold images, rather than their folder, to leave the mask out"
-        text = f"{name} holds a mask or labels, 0 to {one:g}, whose pixels repeat their neighbours as noise never does"
-        return Finding("not usable", "mask", f"{text}; {advice}", advice=advice)
+        text = f"{name} holds a mask or labels, {evidence.statistics.minimum:g} to {one:g}, whose pixels repeat their"
+        return Finding("not usable", "mask", f"{text} neighbours as noise never does; {advice}", advice=advice)
     if not one_bit(evidence.planes):
         return None
     return Finding(
@@ -326,8 +326,10 @@ def _good(evidence: Evidence, name: str) -> Finding:
         if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / max(noise.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
     if len(evidence.hot):
-        places = ", ".join("y {} x {}".format(*place[-2:]) for place in evidence.hot[:3])
-        text += f"; {len(evidence.hot)} hot pixels ({places}) hold more than photons can beside such dark neighbours"
+        places = np.unique(evidence.hot[:, -2:], axis=0)  # the same in many frames
+        named = ", ".join(f"y {y} x {x}" for y, x in places[:3]) + (", ..." if len(places) > 3 else "")
+        who, hold = ("1 hot pixel", "holds") if len(places) == 1 else (f"{len(places)} hot pixels", "hold")
+        text += f"; {who} ({named}) {hold} more than photons can bring beside such dark neighbours"
     return Finding("photon counts", "counts", text, refused=False)
 
 

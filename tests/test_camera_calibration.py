@@ -17,6 +17,7 @@ from scipy import ndimage
 import gap_bioimage
 from gap_bioimage.camera.calibration import Calibration, calibrate
 from gap_bioimage.camera.camera import check_camera_image, read_camera, write_camera
+from gap_bioimage.camera.frames import frames_of
 from gap_bioimage.camera.numbers import Estimate
 from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.camera.simulate import simulate_camera
@@ -397,6 +398,21 @@ def test_frames_that_repeat_others_are_left_out() -> None:
     same = calibrate(frames.isel(t=[3] * 8))
     assert (same.method, same.frames) == ("one image", 1)
     assert holds(same.gain, 2.2)
+
+
+@pytest.mark.parametrize("level", [0, 100])
+def test_frames_without_noise_are_left_out(level: int) -> None:
+    frames = camera(n_frames=20)
+    dropped = frames.copy(deep=True)
+    dropped[{"t": [4, 9]}] = level
+    found = calibrate(dropped)
+    assert found.frames == 18
+    assert found.warnings[0].startswith("frame 4 has no noise")
+    whole = calibrate(frames.isel(t=[t for t in range(20) if t not in (4, 9)]))
+    assert (found.gain, found.offset) == (whole.gain, whole.offset)
+    flat = frames.isel(t=[0, 1]).copy(deep=True)
+    flat[0], flat[1] = 100, 101
+    assert frames_of(flat).count == 2
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])

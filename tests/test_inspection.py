@@ -205,6 +205,23 @@ def test_masks_and_labels_are_to_be_left_out(top: int) -> None:
     assert judge(measure(image(mask)), "x").refused
 
 
+@pytest.mark.parametrize("step", [1, 1000])
+def test_small_labels_and_labels_without_background_are_labels(step: int) -> None:
+    y, x = np.mgrid[:64, :64]
+    small = np.zeros((64, 64), np.int32)
+    for number, (row, column) in enumerate(np.random.default_rng(2).integers(5, 59, (20, 2))):
+        small[(y - row) ** 2 + (x - column) ** 2 < 16] = (number + 1) * step
+    assert kind(small) == ("not usable", "mask")
+    seeds = np.random.default_rng(5).uniform(0, 64, (12, 2))
+    tiles = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in seeds], axis=0) + 1
+    assert kind(tiles * step) == ("not usable", "mask")
+
+
+def test_enlarged_counts_and_dark_frames_are_no_labels() -> None:
+    assert kind(np.kron(poisson(3), np.ones((3, 3), int)))[1] != "mask"
+    assert kind(np.rint(np.random.default_rng(0).normal(2, 0.2, (64, 64))).astype(np.uint8))[1] != "mask"
+
+
 @pytest.mark.parametrize("one", [1, 255])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
@@ -226,6 +243,11 @@ def test_hot_pixels_are_named() -> None:
     assert found.hot_pixels == 2
     assert "y 3 x 4" in found.message
     assert inspect(image(poisson())).hot_pixels == 0
+    film = poisson(5, (3, 64, 64))
+    film[:, 3, 4] = film[:, 60, 60] = 400
+    moving = inspect(image(film, "tyx"))
+    assert moving.hot_pixels == 2
+    assert "2 hot pixels (y 3 x 4, y 60 x 60)" in moving.message
 
 
 @settings(max_examples=50, deadline=None)

@@ -43,6 +43,18 @@ def test_a_disagreement_is_told_in_plain_words(tmp_path: Path) -> None:
     assert checks["zoo.deepimagej"].status == "warning"
 
 
+def test_what_bioimageio_core_runs_in_format_0_5_only_is_to_be_updated(tmp_path: Path) -> None:
+    def mutate(rdf: dict[str, Any]) -> None:
+        zips.to_format_0_4()(rdf)
+        kwargs = {"axes": "yx", "gain": 2.0, "offset": 0.0}
+        rdf["inputs"][0]["preprocessing"] = [{"name": "scale_linear", "kwargs": kwargs}]
+
+    check = ran(zips.make_zip(tmp_path, mutate))["core.test"]
+    assert check.status == "failed"
+    assert check.fix is not None
+    assert "repair" in check.fix
+
+
 @pytest.mark.parametrize(("value", "n_broken"), [(np.nan, 1024), (np.inf, 1)])
 def test_expected_outputs_that_are_no_numbers_prove_nothing(tmp_path: Path, value: float, n_broken: int) -> None:
     expected = EXPECTED.copy()

@@ -97,19 +97,31 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
 
 
 def _distinct(stack: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str | None]:
-    """Leave out frames that repeat an earlier one, whose difference would be taken for missing noise."""
+    """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
-    pairs = []
+    pairs, flat = [], []
     for t in range(stack.shape[1]):
+        if stack[:, t].min() == stack[:, t].max():
+            flat.append(t)
+            continue
         digest = hashlib.blake2b(b"".join(plane.tobytes() for plane in stack[:, t]), digest_size=16).digest()
         known = first.setdefault(digest, t)
         if known != t:
             pairs.append((known, t))
-    if not pairs:
+    told = []
+    if flat:
+        told.append(f"frame {flat[0]} has no noise, as one that the camera dropped" + _more(flat, "frames"))
+    if pairs:
+        told.append("frames {} and {} are equal".format(*pairs[0]) + _more(pairs, "pairs"))
+    if not told or not first:
         return stack, None
-    more = f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
-    told = f"frames {pairs[0][0]} and {pairs[0][1]} are equal{more}: repeats were left out, {len(first)} frames remain"
-    return stack[:, sorted(first.values())], told
+    remain = "1 frame remains" if len(first) == 1 else f"{len(first)} frames remain"
+    text = f"{'; '.join(told)}: {'such frames' if flat else 'repeats'} were left out, {remain}"
+    return stack[:, sorted(first.values())], text
+
+
+def _more(found: list[Any], what: str) -> str:
+    return f", and {len(found) - 1} more such {what}" if len(found) > 1 else ""
 
 
 def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:

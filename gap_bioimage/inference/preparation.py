@@ -226,8 +226,7 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
     values = ordered.data
     planes = values.reshape(-1, 1, 1, *values.shape[-2:])
     changed: NDArray[Any] | None = None
-    found: list[str] = []
-    total = 0
+    found: dict[tuple[int, int], int] = {}
     for number, plane in enumerate(planes):
         if int(plane.max(initial=0)) <= 20:  # no pixel is hot below
             continue
@@ -237,16 +236,17 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
             continue
         changed = values.copy().reshape(planes.shape) if changed is None else changed
         changed[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
-        total += int(hot.sum())
-        for y, x in hot[0, 0].nonzero().tolist()[: _NAMED - len(found)]:
-            found.append(f"{int(plane[0, 0, y, x])} at (y {y}, x {x})")
+        for y, x in hot[0, 0].nonzero().tolist():
+            found.setdefault((y, x), int(plane[0, 0, y, x]))  # the same pixels in every frame
     if changed is None:
         return ordered
-    more = f" and {total - len(found)} more" if total > len(found) else ""
+    total = len(found)
+    named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
+    more = f" and {total - _NAMED} more" if total > _NAMED else ""
     warnings.warn(
-        f"{name} has {total} hot {'pixel' if total == 1 else 'pixels'}, which hold more than light can bring where the "
-        f"neighbours are so dark: {', '.join(found)}{more}; their photons are left out, and the neighbours' mean "
-        "stands for them",
+        f"{name} has {'1 hot pixel, which holds' if total == 1 else f'{total} hot pixels, which hold'} more than light "
+        f"can bring where the neighbours are so dark: {named}{more}; their photons are left out, and the neighbours' "
+        "mean stands for them",
         HotPixelWarning,
         stacklevel=4,
     )

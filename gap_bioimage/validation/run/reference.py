@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 REPRODUCED = 1e-3
 AGREE = 1e-3
 _EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
+_UPDATE = "Update the description to format 0.5. `gap-bioimage repair` does this."
 _NUMBERS = "See why the model gave these values, and export test outputs that are numbers."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
 _COUNT = re.compile(r"Output '(?P<name>.*?)': (?P<wrong>\d+) of (?P<all>\d+) elements disagree")
@@ -94,6 +95,8 @@ def core_test(descr: Any, weights_format: str, device: str, file: Path | None = 
             return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {len(details)} runs")
     if errors and (why := of_loading(errors[0], file)):
         return Outcome("failed", why, "See that the weights load.")
+    if errors and "updating the model to v0_5" in errors[0]:
+        return Outcome("failed", f"bioimageio.core's test: {one_sentence(errors[0], 240)}", _UPDATE)
     text = _plain(errors[0]) if errors else f"its status is {summary.status!r} instead of 'passed'"
     return Outcome("failed", f"bioimageio.core's test: {text}")
 
