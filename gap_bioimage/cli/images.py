@@ -69,6 +69,8 @@ def inspect(
 def _in_words(report: dict[str, Any]) -> dict[str, Any]:
     """Return what people want to read of a report."""
     shown = {key: value for key, value in report.items() if key not in _NOT_PRINTED and value not in ([], 1.0, 0.0)}
+    if report["hot_pixels"]:
+        shown["hot_pixels"] = report["hot_pixels"]
     for key in ("noise_correlation_y", "noise_correlation_x", "thinning_correlation"):
         error = report[key.removesuffix("_y").removesuffix("_x") + "_error"]
         if report[key] is not None and error is not None:
