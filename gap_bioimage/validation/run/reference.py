@@ -92,7 +92,8 @@ def core_test(descr: Any, weights_format: str, device: str, file: Path | None = 
         if summary.status == "passed" and not errors:
             names = [str(getattr(output, "id", None) or output.name) for output in descr.outputs]  # format 0.5, 0.4
             made = {name: _made(Path(folder), name) for name in names}
-            return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {len(details)} runs")
+            runs = "1 run" if len(details) == 1 else f"{len(details)} runs"
+            return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {runs}")
     if errors and (why := of_loading(errors[0], file)):
         return Outcome("failed", why, "See that the weights load.")
     if errors and "updating the model to v0_5" in errors[0]:
