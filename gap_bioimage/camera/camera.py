@@ -32,7 +32,7 @@ from gap_bioimage.camera.shifted_poisson import (
     spread_of_lowest,
 )
 from gap_bioimage.config import Camera, error_sentence, read_yaml
-from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
 from gap_bioimage.files import replacing
 
 if TYPE_CHECKING:
@@ -302,6 +302,7 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
         warnings.warn(
             f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there are too "
             "dark; use a shorter exposure",
+            GapWarning,
             stacklevel=2,
         )
     _check_noise(image, detector, name)
@@ -313,6 +314,7 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
             f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}: they are "
             "clipped at zero, and their counts are only roughly those of photons (signal + read noise^2 should be at "
             "least 1)",
+            GapWarning,
             stacklevel=2,
         )
 
@@ -332,6 +334,7 @@ def _check_noise(image: xr.DataArray, detector: Detector, name: str) -> None:
             f"with this camera's numbers the noise of {name} has {found:.2g} times the variance of photons: they are "
             "those of another camera or setting, or the image was smoothed or resampled; measure them with "
             "`gap-bioimage calibrate`",
+            GapWarning,
             stacklevel=3,
         )
 

@@ -32,7 +32,9 @@ def complain(text: str) -> None:
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print our own warnings as sentences, and no others."""
-    if issubclass(category, UserWarning):
+    from gap_bioimage.errors import GapWarning
+
+    if issubclass(category, GapWarning):
         print(f"warning: {with_flags(str(message))}", file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from gap_bioimage.cli.console import Bar, print_table, say, sizes, with_flags, write_json
 from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, parse_pixels
+from gap_bioimage.errors import GapWarning
 
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration
@@ -134,7 +135,7 @@ def calibrate(
     command = _training(stack, None if found.counts else out, 3 if "z" in image.dims else 2, selection)
     write_json(json_out, [{**found.to_dict(), "next": command}])
     for warning in found.warnings:
-        warnings.warn(warning, stacklevel=1)
+        warnings.warn(warning, GapWarning, stacklevel=1)
     say(quiet, _summary(found))
     maps = f" with {out.stem}_maps.tif" if found.detector.maps is not None else ""
     say(quiet, f"plot {plot}" if found.counts else f"{out}: written{maps}; plot {plot}")

@@ -13,7 +13,7 @@ from bioimageio.spec.generic.v0_3 import Author, CiteEntry, LicenseId, Maintaine
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from gap_bioimage.config import Config, error_sentence, read_yaml
-from gap_bioimage.errors import CardError, ConfigError
+from gap_bioimage.errors import CardError, ConfigError, GapWarning
 from gap_bioimage.files import replacing
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Card(Config):
             warnings.warn(
                 f"the card's description has {len(text)} characters; the zoo shows about {LONG_DESCRIPTION}: say the "
                 "rest in training_data and limitations, which go into the README",
+                GapWarning,
                 stacklevel=2,
             )
         return text

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from gap_bioimage.counts import pseudo_psnr_db, thin
+from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.tiling import receptive_field_px, round_up
 from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
@@ -313,6 +314,7 @@ def check_room(example: np.ndarray, brightest: float, least_gain: float = 1.0) -
             "samples are drawn by adding photons up to the brightness that the network was trained for, and the "
             f"example image has {room:.1f} dB of room only: samples of images like it may show as little as "
             f"{1 - 10 ** (-room / 10):.0%} of the posterior's variance; train on brighter images to have more",
+            GapWarning,
             stacklevel=4,
         )
     return room

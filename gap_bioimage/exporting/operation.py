@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from gap_bioimage.errors import ExportError
+from gap_bioimage.errors import ExportError, GapWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -114,6 +114,7 @@ class Operation:
             warnings.warn(
                 f"the postprocessing {self.callable} gives a piece of an image another result than the whole: "
                 "programs that run the model in tiles will show seams",
+                GapWarning,
                 stacklevel=3,
             )
         return result

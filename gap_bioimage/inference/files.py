@@ -116,7 +116,7 @@ def sample_to_files(
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
         raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
     made_of = {"samples": str(n_samples), **{name: str(value) for name, value in how.items()}}
-    made_of["from"] = fingerprint(*model.network.state_dict().values(), torch.from_numpy(np.ascontiguousarray(counts)))
+    made_of["from"] = fingerprint(*model.network.state_dict().values(), torch.from_numpy(np.array(counts)))
     kept = Unfinished(out.with_name(f".{out.name}.states") if states else None, made_of)
 
     def report(progress: Progress) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,7 +52,9 @@ def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -
         raise NotPhotonCountsError(f"{name} holds {movie.dtype}, expected frames of 0 and 1")
     sums, left = divmod(movie.sizes["t"], n_frames)
     if left:
-        warnings.warn(f"the last {left} frames of {name} make no sum of {n_frames} and are left out", stacklevel=2)
+        warnings.warn(
+            f"the last {left} frames of {name} make no sum of {n_frames} and are left out", GapWarning, stacklevel=2
+        )
     one = movie.data.max(initial=0) or 1
     dtype = np.min_scalar_type(n_frames)
     summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gap_bioimage.errors import OutputError, UnreadableImageError
+from gap_bioimage.errors import GapWarning, OutputError, UnreadableImageError
 from gap_bioimage.io.files import Stored, missing, naming_damage
 from gap_bioimage.io.image import AXES, Metadata, lazy_image, steps_of, wrong_axes
 
@@ -205,6 +205,7 @@ def _scale(path: Path, words: Mapping[str, Any], number: int, count: int) -> lis
             warnings.warn(
                 f"{path.name} has {count} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale "
                 "with one number for each; its pixel sizes are left out",
+                GapWarning,
                 stacklevel=2,
             )
             return [0.0] * count

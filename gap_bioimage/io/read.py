@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from gap_bioimage.errors import NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.errors import GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
 from gap_bioimage.io.files import Stored, choose, damaged, naming_damage
 from gap_bioimage.io.image import AXES, Metadata, mapped_image, refuse_overflow
@@ -147,6 +147,7 @@ def _read_all(
             warnings.warn(
                 f"level {chosen['level']} of an image pyramid holds averages in most files, which are less noisy than "
                 "photon counts; leave level out to work on the counts themselves",
+                GapWarning,
                 stacklevel=3,
             )
         if saturation is not None:
@@ -225,6 +226,7 @@ def _warn_of_units(path: Path, meta: Metadata) -> None:
     warnings.warn(
         f"{path.name} does not say the unit of its pixel sizes ({told}), so that they are left out; store them "
         "with their unit: in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis",
+        GapWarning,
         stacklevel=4,
     )
 

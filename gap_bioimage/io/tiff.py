@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from gap_bioimage.errors import UnreadableImageError
+from gap_bioimage.errors import GapWarning, UnreadableImageError
 from gap_bioimage.io.files import Stored, by_position, naming_damage
 from gap_bioimage.io.image import Metadata, lazy_image, mapped_image, steps_of
 from gap_bioimage.io.select import STORED
@@ -215,6 +215,7 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
         warnings.warn(
             f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which "
             "are left out: the recording stopped early, or goes on in another file",
+            GapWarning,
             stacklevel=2,
         )
     table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices]
