@@ -649,4 +649,5 @@ def test_real_models(name: str, version: str, shared_data: Path, tmp_path: Path,
     assert rdf_of(tmp_path)["format_version"] == version
     assert repaired.before.status == repaired.after.status == "passed"
     for rule in ("fiji.id", "fiji.rdf_name", "zoo.documentation"):
-        assert repaired.turned[rule][1] == "passed"
+        needs_none = rule == "fiji.id" and version.startswith("0.4")  # Fiji makes the id of these
+        assert status(repaired.after, rule) == ("skipped" if needs_none else "passed")

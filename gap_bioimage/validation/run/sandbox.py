@@ -149,7 +149,7 @@ class Sandbox:
 
     def _send(self, job: Job) -> None:
         if self._process is not None and self._process.stdin is not None:
-            pickle.dump(job, self._process.stdin)
+            pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), self._process.stdin)
             self._process.stdin.flush()
 
     def _next(self, limits: Limits) -> dict[str, Any]:
@@ -236,7 +236,13 @@ def _work(job: Job, tell: Callable[..., None]) -> None:
         raise
 
 
-def _in_a_fork(job: Job, tell: Callable[..., None]) -> None:
+def _unpickled(root: str, pickled: bytes) -> Job:
+    os.chdir(root)  # bioimageio.spec's paths of files are checked again as they are unpickled, against this folder
+    job: Job = pickle.loads(pickled)  # noqa: S301  (from the process that started this one)
+    return job
+
+
+def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -245,7 +251,7 @@ def _in_a_fork(job: Job, tell: Callable[..., None]) -> None:
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("1000")  # rather the model than what else runs here
             gc.freeze()  # bioimageio.core collects garbage often, and the libraries are none
-            _work(job, tell)
+            _work(_unpickled(root, pickled), tell)
             code = 0
         finally:
             # no exit handlers: they belong to the parent, and a model may have added some
@@ -276,10 +282,10 @@ def main() -> None:
     with contextlib.suppress(EOFError):
         while True:
             tell(ready=True)
-            job = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
+            root, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
             if _FORKS:
-                _in_a_fork(job, tell)
+                _in_a_fork(root, pickled, tell)
             else:
-                _work(job, tell)
+                _work(_unpickled(root, pickled), tell)
                 tell(end=True)
                 return
