@@ -101,8 +101,7 @@ def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
 
 def box_of(network: UNet) -> list[int]:
     """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
-    anchored = getattr(network, "anchored", False)
-    return [1] * network.dim if anchored else default_box_px(receptive_field_px(network))
+    return [1] * network.dim if network.anchored else default_box_px(receptive_field_px(network))
 
 
 def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:

@@ -116,7 +116,8 @@ def sample_to_files(
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
         raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
     made_of = {"samples": str(n_samples), **{name: str(value) for name, value in how.items()}}
-    made_of["from"] = fingerprint(*model.network.state_dict().values(), torch.from_numpy(np.array(counts)))
+    if states:  # large images take a while to hash
+        made_of["from"] = fingerprint(*model.network.state_dict().values(), torch.from_numpy(np.array(counts)))
     kept = Unfinished(out.with_name(f".{out.name}.states") if states else None, made_of)
 
     def report(progress: Progress) -> None:
@@ -173,7 +174,8 @@ def generate_to_file(
     if movie is not None:
         check_movie(movie)
     made_of = {"shape": str(tuple(shape)), **{name: str(value) for name, value in how.items()}}
-    made_of["from"] = fingerprint(*model.network.state_dict().values())
+    if movie is not None:
+        made_of["from"] = fingerprint(*model.network.state_dict().values())
     frames = Unfinished(None if movie is None else movie.with_name(f".{movie.name}.frames"), made_of)
     recorder = Recorder(frames)
 
