@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError, OutputError
 from gap_bioimage.model import load_model
+from gap_bioimage.training.callbacks import RunFolder
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
@@ -352,6 +354,7 @@ DISTRIBUTED = """
 import sys
 from pathlib import Path
 from test_training_fit import config_of, stripes
+from gap_bioimage.training.callbacks import RunFolder
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 if __name__ == "__main__":
@@ -372,12 +375,19 @@ def test_two_devices_share_a_run(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
-def test_ctrl_c_is_a_keyboard_interrupt_and_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [(GapModule, "training_step"), (CombinedLoader, "__iter__"), (RunFolder, "_write_metrics")],
+    ids=["in a step", "between loaders", "while saving"],
+)
+def test_ctrl_c_is_a_keyboard_interrupt_and_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
+) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(GapModule, "training_step", interrupt)
+    monkeypatch.setattr(owner, method, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler

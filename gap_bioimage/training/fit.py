@@ -283,8 +283,11 @@ def _interruptible() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
+    except BaseException as error:
+        # between two loaders, Lightning's own handling of Ctrl-C raises a RuntimeError
+        if isinstance(error, SystemExit) or isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)
