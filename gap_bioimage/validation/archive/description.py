@@ -11,7 +11,7 @@ from typing import Any
 from gap_bioimage.validation.archive.entries import few
 from gap_bioimage.validation.archive.files import read_array, tested_tensors
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.rdf import is_url, walked
+from gap_bioimage.validation.archive.rdf import is_url, references, walked
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
@@ -33,16 +33,18 @@ _RECOMMENDED = declare(
 
 @dataclass(frozen=True)
 class Description:
-    """A valid description; weights that lie on a server are left out of it."""
+    """A valid description."""
 
     as_written: Any  # bioimageio.spec's object in the format that the author wrote (0.4 or 0.5)
     upgraded: Any | None  # the same in format 0.5; None if it cannot be upgraded
     not_upgraded: str = ""  # why it cannot be upgraded; empty if it can
+    remote: frozenset[str] = frozenset()  # weights formats of which something lies on a server
 
     @property
     def weights(self) -> dict[str, Any]:
         """The weights that can be run, by format."""
-        return {name: entry for name, entry in self.as_written.weights if entry is not None}
+        given = {name: entry for name, entry in self.as_written.weights if entry is not None}
+        return {name: entry for name, entry in given.items() if name not in self.remote}
 
 
 def people(rdf: dict[str, Any]) -> list[str]:
@@ -63,10 +65,6 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     rdf, problems = package.rdf, _own_statistics(package.rdf)
     is_old = not str(rdf["format_version"]).startswith("0.5")
     with _offline(rdf):
-        if with_files and package.remote:  # first all that is said without looking at files
-            problems += _errors(package, _load(package, rdf, "discover", with_files=False))
-            with_files = not problems
-            rdf = rdf if problems else _local_part(package)
         written = upgraded = _load(package, rdf, "discover", with_files)
         problems = problems or _errors(package, written)
         if is_old and not problems:
@@ -87,7 +85,8 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     warnings += [text for text in _warnings(package, written) if text not in why_not]
     if warnings:
         checks.append(_RECOMMENDED.violated(_listed(warnings)))
-    return Description(written, None if errors else upgraded, why_not), checks
+    remote = frozenset(r.where.split(".")[1] for r in package.remote if r.where.startswith("weights."))
+    return Description(written, None if errors else upgraded, why_not, remote), checks
 
 
 def _listed(texts: list[str]) -> str:
@@ -116,25 +115,6 @@ def _own_statistics(rdf: dict[str, Any]) -> list["Finding"]:
     return found
 
 
-def _local_part(package: Package) -> dict[str, Any]:
-    """The (valid) description without what lies on a server and is not needed to run the model."""
-    rest = deepcopy(package.rdf)
-    for reference in package.remote:
-        field, _, name = reference.where.replace("[", ".").partition(".")
-        if field == "weights":
-            rest["weights"].pop(name.split(".")[0], None)
-        elif field == "documentation":  # without which a description is invalid
-            readme = package.scratch / "README.md"
-            readme.touch()
-            rest[field] = {"source": str(readme)} if isinstance(rest[field], dict) else str(readme)
-        elif field in ("covers", "icon", "attachments", "dependencies"):
-            rest.pop(field, None)
-    for entry in rest["weights"].values():
-        if entry.get("parent") not in rest["weights"]:
-            entry.pop("parent", None)
-    return rest
-
-
 @contextmanager
 def _offline(rdf: dict[str, Any]) -> Iterator[None]:
     """Let spec take the description's github names as known: offline it would call the model invalid."""
@@ -153,6 +133,14 @@ def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool)
     from bioimageio.spec import ValidationContext, build_description
 
     content = deepcopy(rdf)
+    for reference in references(content) if with_files else ():
+        if reference.is_remote:  # nothing is downloaded: a file of that kind stands for it
+            suffix = re.search(r"\.\w{1,10}$", reference.path)
+            stand_in = package.scratch / f"remote{suffix[0] if suffix else ''}"
+            stand_in.write_text("# Validation\n")
+            reference.point_to(str(stand_in))
+            if reference.hash_key:
+                reference.holder.pop(reference.hash_key, None)
     if not content.get("covers") and str(content.get("format_version", "")) >= "0.4":
         # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
         cover = package.scratch / "cover.png"
