@@ -1,22 +1,17 @@
 """Repairs of the description: its name, its format, its id, and fields that consumers stumble over."""
 
-from __future__ import annotations
-
-import keyword
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gap_bioimage.validation.archive.references import references, sha256_of
+from gap_bioimage.validation.archive.files import sha256_of
+from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.repair.editor import PLAIN_UP_TO, RDF_NAME, WRONG_HASH, unshared
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.repair.editor import PackageEditor
+from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, unshared
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
+# came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
-"""Came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)."""
 _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors", "maintainers", "cite", "license")
 
 
@@ -38,8 +33,7 @@ def convert_04(editor: PackageEditor) -> None:
     built = _built(editor, "latest")
     if not isinstance(built, v0_5.ModelDescr):
         # what is wrong with it as it stands says more than what became of it
-        errors = _errors(_built(editor, "discover")) or _errors(built)
-        text = one_sentence("; ".join(errors[:2]), 160)
+        text = one_sentence("; ".join((_errors(_built(editor, "discover")) or _errors(built))[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: bioimageio.spec says {text}")
         return
     content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
@@ -86,27 +80,25 @@ def _without_nulls(value: Any, key: str = "") -> Any:
 
 def lower_format(editor: PackageEditor) -> None:
     """Write the newest format that every consumer reads, without the fields that it does not know."""
-    model = editor.model
-    written = str(editor.rdf.get("format_version"))
+    model, written = editor.model, str(editor.rdf.get("format_version"))
     is_vague = written == "0.5"  # no version at all, strictly
-    if model.version_numbers[:2] != (0, 5) or (model.version_numbers <= PLAIN_UP_TO and not is_vague):
+    if not editor.is_05 or (editor.is_plain and not is_vague):
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
     if state_dict.get("strict") is False:
-        editor.notes.append(
-            "format_version stays, since weights.pytorch_state_dict.strict: false came with 0.5.11 and is needed"
-        )
+        text = "weights.pytorch_state_dict.strict: false came with 0.5.11 and is needed"
+        editor.notes.append(f"format_version stays, since {text}")
         return
-    used = {step.get("id") for step in model.steps}
-    version = FORMAT_WITH_NEWER_OPERATIONS if used & _NEWER_OPERATIONS else FORMAT
-    editor.changed("format_version", "format_version", written, version)
-    dropped: list[tuple[str, dict[str, Any], str]] = [("weights.pytorch_state_dict", state_dict, "strict")]
-    dropped += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
-    for where, holder, key in dropped:
+    is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
+    editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
+    editor.changed("format_version", "format_version", written, editor.rdf["format_version"])
+    dropped = [("weights.pytorch_state_dict", state_dict, "strict", "dropped")]
+    for tensor in model.inputs:
+        dropped.append((f"input {tensor.id}", tensor.written, "pad", "dropped; borders are mirrored"))
+        dropped.append((f"input {tensor.id}", tensor.written, "output_of", "dropped"))
+    for where, holder, key, hint in dropped:
         if key in holder:
-            hint = "dropped" if key != "pad" else "dropped; borders are mirrored"
             editor.changed("format_version", f"{where}: {key}", holder.pop(key), hint)
-    editor.rdf["format_version"] = version
 
 
 def plain_strings(editor: PackageEditor) -> None:
@@ -147,41 +139,10 @@ def _plain_license(editor: PackageEditor) -> None:
 def fill_id(editor: PackageEditor) -> None:
     """Make an id of the name."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(editor.rdf.get("name") or "").lower()).strip("-")
-    if editor.rdf.get("id") or not slug:
-        return
-    rest = {key: value for key, value in editor.rdf.items() if key != "id"}
-    first: list[str] = [key for key in ("format_version", "type") if key in rest]
-    editor.rdf = {key: rest[key] for key in first} | {"id": slug} | rest
-    editor.changed("id", "id", "none", slug)
-
-
-def identifiers(editor: PackageEditor) -> None:
-    """Make identifiers of channel names, as formats before 0.5.11 want them."""
-    if not editor.is_05 or not editor.is_plain:
-        return
-    for tensor in editor.model.tensors:
-        for axis in tensor.axes:
-            names = axis.written.get("channel_names")
-            if axis.kind != "channel" or not isinstance(names, list):
-                continue
-            renamed: list[str] = []
-            for name in names:
-                renamed.append(_identifier(str(name), renamed))
-            if renamed != names:
-                axis.written["channel_names"] = renamed
-                editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
-
-
-def _identifier(name: str, taken: list[str]) -> str:
-    if name.isidentifier() and not keyword.iskeyword(name):
-        return name
-    base = re.sub(r"\W+", "_", name).strip("_")
-    if not base.isidentifier() or keyword.iskeyword(base):
-        base = f"channel_{base}".rstrip("_")
-    candidate, number = base, 2
-    while candidate in taken:
-        candidate, number = f"{base}_{number}", number + 1
-    return candidate
+    if slug and not editor.rdf.get("id"):
+        first = {key: editor.rdf[key] for key in ("format_version", "type") if key in editor.rdf}
+        editor.rdf = first | {"id": slug} | {key: value for key, value in editor.rdf.items() if key != "id"}
+        editor.changed("id", "id", "none", slug)
 
 
 def deepimagej_config(editor: PackageEditor) -> None:
@@ -198,14 +159,11 @@ def deepimagej_config(editor: PackageEditor) -> None:
 
 def sample_tensors(editor: PackageEditor) -> None:
     """Leave out sample tensors that are not the test tensors; their files stay."""
-    if not editor.is_05:
-        return
-    for tensor in editor.model.tensors:
+    for tensor in editor.tensors:
         sample = tensor.written.get("sample_tensor")
-        if sample is None:
-            continue
         files = editor.file(sample), editor.file(tensor.written.get("test_tensor"))
-        if files[0] is None or files[1] is None or files[0].read_bytes() != files[1].read_bytes():
+        is_test = files[0] is not None and files[1] is not None and files[0].read_bytes() == files[1].read_bytes()
+        if sample is not None and not is_test:
             del tensor.written["sample_tensor"]
             source = sample.get("source") if isinstance(sample, dict) else sample
             editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source, "removed")
