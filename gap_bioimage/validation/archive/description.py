@@ -287,7 +287,7 @@ def finding(package: Package, loc: Iterable[int | str], kind: str, text: str) ->
         is_absent = place == len(listed) - 1 and isinstance(value, dict) and part not in value.values()
         if part == "architecture" and isinstance(package.rdf.get("source"), str):
             parts, value = ["source"], package.rdf["source"]  # where format 0.3 has it
-        elif (isinstance(value, list) and part in range(len(value))) or (isinstance(value, dict) and part in value):
+        elif part in (range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()):
             parts.append(part)
             value = value[part]
         elif is_absent and re.fullmatch(r"[a-z]\w*", str(part)):  # and wanted
@@ -314,7 +314,8 @@ def one_per_field(findings: Iterable[Finding]) -> list[Finding]:
     kept = []
     for alternatives in by_field.values():
         kept += alternatives.pop("", [])  # what holds whichever alternative is meant
-        kept += min(alternatives.values(), key=_unlikely, default=[])
+        if alternatives:
+            kept += min(alternatives.values(), key=_unlikely)
     # Outputs refer to inputs: once an input is wrong, so are all references to it.
     if any(found.where.startswith("inputs") for found in kept):
         kept = [found for found in kept if "Invalid tensor axis reference" not in found.text]

@@ -144,8 +144,8 @@ def _n_not_finite(array: Any) -> int:
 
     if array.dtype.kind not in "fc":
         return 0
-    pieces = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=2**20)
-    return sum(int(piece.size - np.isfinite(piece).sum()) for piece in pieces)
+    pieces: Any = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=2**20)
+    return sum(int(np.count_nonzero(~np.isfinite(piece))) for piece in pieces)
 
 
 def tested_tensors(rdf: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -197,16 +197,18 @@ def pickles(package: Package) -> Outcome:
     """Weights that are numbers, without code."""
     parts = [(r.path, r.where.split(".")) for r in package.references if r.where.startswith("weights.")]
     weights = {path: where[1] for path, where in parts if len(where) == 3 and where[2] == "source"}
-    of_weights, of_others, fixes, n_scanned = [], [], [], 0
+    found: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
+    fixes, n_scanned = [], 0
     for name, path in package.named.items():
         try:
             n_scanned += scan(path, weights.get(name, ""))
         except _PickleError as error:
-            (of_weights if name in weights else of_others).append(f"{shown(name)} {error.args[0]}")
+            found[name in weights].append(f"{shown(name)} {error.args[0]}")
             fixes.append(error.args[1])
-    if of_weights or of_others:
-        status = "failed" if of_weights else "warning"  # what is only attached is loaded by nobody but people
-        return Outcome(status, few(of_weights + of_others), " ".join(dict.fromkeys(fixes)))
+    if fixes:  # what is only attached is loaded by nobody but people
+        return Outcome(
+            "failed" if found[True] else "warning", few(found[True] + found[False]), " ".join(dict.fromkeys(fixes))
+        )
     good = "1 file with pickles holds" if n_scanned == 1 else f"{n_scanned} files with pickles hold"
     return Outcome("passed", f"{good} plain weights" if n_scanned else "there are no pickles")
 

@@ -6,6 +6,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -214,19 +215,14 @@ def read_code(path: Path) -> TorchScriptCode:
 def _state(pickle: bytes) -> tuple[bool, set[str]]:
     """Whether a module's ``training`` is set, and the accelerators named, in a pickle that is read but not run."""
     memo: dict[Any, str] = {}
-    last, training, places = "", False, set()
-    try:
+    last, training, texts = "", False, set()
+    with suppress(Exception):  # pickletools raises many kinds; a damaged pickle is reported where weights are loaded
         for opcode, argument, _ in pickletools.genops(pickle):
             if opcode.name.endswith("BINPUT"):
                 memo[argument] = last
                 continue
             training = training or (opcode.name == "NEWTRUE" and last == "training")
-            if opcode.name.endswith("BINGET"):
-                last = memo.get(argument, "")
-            else:
-                last = str(argument) if opcode.name == "BINUNICODE" else ""
-            if _ACCELERATOR.fullmatch(last):
-                places.add(last)
-    except Exception:  # pickletools raises many kinds; a damaged pickle is reported where weights are loaded
-        return False, set()
-    return training, places
+            written = str(argument) if opcode.name == "BINUNICODE" else ""
+            last = memo.get(argument, "") if opcode.name.endswith("BINGET") else written
+            texts.add(last)
+    return training, {text for text in texts if _ACCELERATOR.fullmatch(text)}

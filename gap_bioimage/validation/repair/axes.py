@@ -78,9 +78,9 @@ def axis_scale(editor: PackageEditor) -> None:
     model = editor.model
     inputs = {(tensor.id, axis.id): axis for tensor in model.inputs for axis in tensor.axes}
     scaled = {key: axis.scale for key, axis in inputs.items() if axis.scale not in (0, 1)}
-    for tensor, axis_id in _resized(inputs) & scaled.keys():
-        editor.notes.append(f"scale of input {tensor}, {axis_id} stays: it relates the sizes of two inputs")
-        del scaled[tensor, axis_id]
+    for key in sorted(_resized(inputs) & scaled.keys()):
+        editor.notes.append(f"scale of input {', '.join(key)} stays: it relates the sizes of two inputs")
+        del scaled[key]
     for tensor in model.outputs:
         for axis in tensor.axes:
             scale = scaled.get(_referred(axis))

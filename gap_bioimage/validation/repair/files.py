@@ -246,7 +246,7 @@ def _fit(editor: PackageEditor, index: int, name: str) -> None:
         width, height = before
         sizes = [(max(width, round(height * aspect)), max(height, round(width / aspect))) for aspect in _ASPECTS]
         margin = (255, 255, 255, 0) if image.mode == "RGBA" else (255, 255, 255)
-        image = ImageOps.pad(image, min(sizes, key=lambda size: size[0] * size[1]), color=margin)  # type: ignore[arg-type]
+        image = ImageOps.pad(image, min(sizes, key=lambda size: size[0] * size[1]), color=margin)
     content, size = _encoded(image, "JPEG" if suffix in (".jpg", ".jpeg") else "PNG")
     new = name if suffix in (".jpg", ".jpeg", ".png") else editor.free_name(posixpath.splitext(name)[0] + ".png")
     if new != name:
