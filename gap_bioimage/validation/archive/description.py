@@ -315,7 +315,7 @@ def one_per_field(findings: Iterable[Finding]) -> list[Finding]:
     for alternatives in by_field.values():
         kept += alternatives.pop("", [])  # what holds whichever alternative is meant
         if alternatives:
-            kept += min(alternatives.values(), key=_unlikely)
+            kept += sorted(alternatives.values(), key=_unlikely)[0]
     # Outputs refer to inputs: once an input is wrong, so are all references to it.
     if any(found.where.startswith("inputs") for found in kept):
         kept = [found for found in kept if "Invalid tensor axis reference" not in found.text]
