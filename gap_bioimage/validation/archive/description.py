@@ -47,6 +47,18 @@ class Description:
         return {name: entry for name, entry in given.items() if name not in self.remote}
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One error or warning of bioimageio.spec or pydantic."""
+
+    where: str  # the field as one reads it in the description, e.g. inputs[0].axes[2].size; empty for the whole
+    field: str  # the same, up to where the library tried alternatives
+    alternative: str  # the one of them that this is about
+    kind: str
+    text: str  # kind and text are the library's own words
+    value: Any  # what the description says there
+
+
 def people(rdf: dict[str, Any]) -> list[str]:
     """GitHub names of the people that a description names."""
     people = [person for key in ("authors", "maintainers", "packaged_by") for person in _mappings(rdf.get(key))]
@@ -93,17 +105,13 @@ def _listed(texts: list[str]) -> str:
     return one_sentence(few(list(dict.fromkeys(texts)), _SHOWN), 880)
 
 
-def _own_statistics(rdf: dict[str, Any]) -> list["Finding"]:
+def _own_statistics(rdf: dict[str, Any]) -> list[Finding]:
     """Steps that need statistics of an output: bioimageio.core computes those of inputs only, which spec ignores."""
     found = []
     for i, output in enumerate(_mappings(rdf.get("outputs"))):
         for j, step in enumerate(_mappings(output.get("postprocessing"))):
-            where, name, kwargs = (
-                f"outputs[{i}].postprocessing[{j}]",
-                step.get("id") or step.get("name"),
-                step.get("kwargs"),
-            )
-            kwargs = kwargs if isinstance(kwargs, dict) else {}
+            where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
+            kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
             text = f"{name} needs statistics of the output, which bioimageio.core does not compute"
             of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
             if name == "scale_range" and not kwargs.get("reference_tensor"):
@@ -176,7 +184,7 @@ def _is_model(loaded: Any) -> bool:
     return isinstance(loaded, v0_4.ModelDescr | v0_5.ModelDescr)
 
 
-def _errors(package: Package, loaded: Any) -> list["Finding"]:
+def _errors(package: Package, loaded: Any) -> list[Finding]:
     from pydantic import ValidationError
 
     if isinstance(loaded, ValidationError):
@@ -187,7 +195,7 @@ def _errors(package: Package, loaded: Any) -> list["Finding"]:
     return [finding(package, entry.loc, str(entry.type), entry.msg) for detail in details for entry in detail.errors]
 
 
-def _of_tensors(package: Package, loaded: Any) -> list["Finding"]:
+def _of_tensors(package: Package, loaded: Any) -> list[Finding]:
     return [found for found in _errors(package, loaded) if _OF_TENSORS.search(found.text)]
 
 
@@ -208,25 +216,12 @@ def _off_grid(package: Package) -> list[str]:
     found = []
     for tensor, (_, _, name) in zip(tensors, tested_tensors(package.rdf), strict=False):
         for axis, n in zip(tensor.axes, read_array(package.named[name]).shape, strict=False):
-            size, padded = axis.size, n + sum(halos.get(tensor.id, {}).get(axis.id, ()))
-            if isinstance(size, ParameterizedSize) and all(
-                (k - size.min) % size.step or k < size.min for k in (n, padded)
-            ):
+            sizes = (n, n + sum(halos.get(tensor.id, {}).get(axis.id, ())))
+            grid = axis.size if isinstance(axis.size, ParameterizedSize) else None
+            if grid and not any(size >= grid.min and (size - grid.min) % grid.step == 0 for size in sizes):
                 where = f"the test tensor of {tensor.id} ({name}) is {n} long along axis {axis.id}"
-                found.append(f"{where}, expected is {size.min} plus a multiple of {size.step}")
+                found.append(f"{where}, expected is {grid.min} plus a multiple of {grid.step}")
     return found
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One error or warning of bioimageio.spec or pydantic."""
-
-    where: str  # the field as one reads it in the description, e.g. inputs[0].axes[2].size; empty for the whole
-    field: str  # the same, up to where the library tried alternatives
-    alternative: str  # the one of them that this is about
-    kind: str
-    text: str  # kind and text are the library's own words
-    value: Any  # what the description says there
 
 
 _TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id: y}"

@@ -11,7 +11,7 @@ from typing import Any
 from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.archive.rdf import FileReference, walked
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, archive_check, one_sentence
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -206,9 +206,8 @@ def pickles(package: Package) -> Outcome:
             found[name in weights].append(f"{shown(name)} {error.args[0]}")
             fixes.append(error.args[1])
     if fixes:  # what is only attached is loaded by nobody but people
-        return Outcome(
-            "failed" if found[True] else "warning", few(found[True] + found[False]), " ".join(dict.fromkeys(fixes))
-        )
+        status: Status = "failed" if found[True] else "warning"
+        return Outcome(status, few(found[True] + found[False]), " ".join(dict.fromkeys(fixes)))
     good = "1 file with pickles holds" if n_scanned == 1 else f"{n_scanned} files with pickles hold"
     return Outcome("passed", f"{good} plain weights" if n_scanned else "there are no pickles")
 
@@ -263,10 +262,12 @@ def _scan_zip(path: Path, weights_format: str) -> bool:
 def _damaged(weights_format: str, why: str) -> _PickleError:
     how = {"torchscript": " with torch.jit.save", "pytorch_state_dict": f" with {_SAVE}", "": f" with {_SAVE}"}
     fix = f"Download the file again, or write it again{how.get(weights_format, '')}."
-    is_script = weights_format == "torchscript"
-    return _PickleError(
-        "is damaged, or not a TorchScript file" if is_script else f"is damaged: {one_sentence(why, 120)}", fix
+    told = (
+        "damaged, or not a TorchScript file"
+        if weights_format == "torchscript"
+        else f"damaged: {one_sentence(why, 120)}"
     )
+    return _PickleError(f"is {told}", fix)
 
 
 def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gap_bioimage.validation.model import Axis
-from gap_bioimage.validation.repair.editor import PackageEditor
+from gap_bioimage.validation.repair.editor import PackageEditor, numbered
 
 _LONGEST_AXIS_DESCRIPTION = 128
 _LARGEST_FACTOR = 8  # how many times its step an axis may be coarsened for the sake of ilastik's grid
@@ -52,23 +52,19 @@ def identifiers(editor: PackageEditor) -> None:
             if axis.kind != "channel" or not isinstance(names, list):
                 continue
             renamed: list[str] = []
-            for name in names:
-                renamed.append(_identifier(str(name), renamed))
+            for name in map(str, names):
+                plain = name.isidentifier() and not keyword.iskeyword(name)
+                renamed.append(name if plain else _identifier(name, {other.casefold() for other in renamed}))
             if renamed != names:
                 axis.written["channel_names"] = renamed
                 editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
 
 
-def _identifier(name: str, taken: list[str]) -> str:
-    if name.isidentifier() and not keyword.iskeyword(name):
-        return name
+def _identifier(name: str, taken: set[str]) -> str:
     base = re.sub(r"\W+", "_", name).strip("_")
     if not base.isidentifier() or keyword.iskeyword(base):
         base = f"channel_{base}".rstrip("_")
-    candidate, number = base, 2
-    while candidate in taken:
-        candidate, number = f"{base}_{number}", number + 1
-    return candidate
+    return numbered(base, "", taken)
 
 
 def axis_scale(editor: PackageEditor) -> None:

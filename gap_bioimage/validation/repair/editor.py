@@ -1,6 +1,7 @@
 """The working copy that repairs change: a folder of files and a description, and what was changed in them."""
 
 import datetime
+import itertools
 import os
 import posixpath
 import re
@@ -53,6 +54,12 @@ def unshared(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [unshared(item) for item in value]
     return value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else value
+
+
+def numbered(stem: str, suffix: str, taken: set[str]) -> str:
+    """A name that is not taken (in lower case): ``stem``, ``stem_2``, ``stem_3``, ... with the suffix."""
+    names = (f"{stem}_{n}{suffix}" if n > 1 else stem + suffix for n in itertools.count(1))
+    return next(name for name in names if name.casefold() not in taken)
 
 
 @dataclass
@@ -119,11 +126,7 @@ class PackageEditor:
     def free_name(self, wanted: str, besides: str = "") -> str:
         """A name that no other file has, also not where upper and lower case are one."""
         taken = {name.casefold() for name in self.names if name != besides} | {RDF_NAME}
-        stem, suffix = posixpath.splitext(wanted)
-        candidate, number = wanted, 2
-        while candidate.casefold() in taken:
-            candidate, number = f"{stem}_{number}{suffix}", number + 1
-        return candidate
+        return numbered(*posixpath.splitext(wanted), taken)
 
     def rewrite(self, name: str, content: bytes) -> None:
         """Write a file, and its hash wherever the description states one."""
