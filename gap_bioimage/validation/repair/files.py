@@ -34,6 +34,13 @@ _COVER_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif")
 _PANEL_PX = 512
 
 
+def rename_description(editor: PackageEditor) -> None:
+    """Name the description rdf.yaml."""
+    if editor.rdf_name != RDF_NAME:
+        editor.changed("rdf_name", "name of the description", editor.rdf_name, RDF_NAME)
+        editor.rdf_name = RDF_NAME
+
+
 def remove_leftovers(editor: PackageEditor) -> None:
     """Remove what operating systems and Python leave behind in folders."""
     named = {reference.name for reference in editor.references}
@@ -121,6 +128,18 @@ def _reader_of(editor: PackageEditor, names: list[str], name: str) -> str:
             ):
                 return f"{reader} imports modules by their folder"
     return ""
+
+
+def sample_tensors(editor: PackageEditor) -> None:
+    """Leave out sample tensors that are not the test tensors; their files stay."""
+    for tensor in editor.tensors:
+        sample = tensor.written.get("sample_tensor")
+        files = editor.file(sample), editor.file(tensor.written.get("test_tensor"))
+        is_test = files[0] is not None and files[1] is not None and files[0].read_bytes() == files[1].read_bytes()
+        if sample is not None and not is_test:
+            del tensor.written["sample_tensor"]
+            source = sample.get("source") if isinstance(sample, dict) else sample
+            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source, "removed")
 
 
 def readme(editor: PackageEditor) -> None:

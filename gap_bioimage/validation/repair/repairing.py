@@ -11,21 +11,22 @@ from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, one_sentence
-from gap_bioimage.validation.repair import axes, description, files
+from gap_bioimage.validation.repair import description, files
 from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
 from gap_bioimage.validation.report import Report, validate
 
 # In the order in which they are made; rules name them. Each changes nothing the second time.
 REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
-    description.rename_description,
+    files.rename_description,
     # The format comes first, since the other repairs write what it wants.
     description.convert_04, description.lower_format, description.plain_strings, description.fill_id,
     files.plain_paths,
     # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
     files.hashes,
     files.remove_leftovers, files.flatten,
-    axes.identifiers, axes.axis_ids, axes.channel_names, axes.axis_scale, axes.min_of_step, axes.min_halo, axes.grid,
-    description.deepimagej_config, description.sample_tensors,
+    description.identifiers, description.axis_ids, description.channel_names, description.axis_scale,
+    description.min_of_step, description.min_halo, description.grid,
+    description.deepimagej_config, files.sample_tensors,
     files.readme, files.covers,
 )  # fmt: skip
 
