@@ -21,7 +21,7 @@ _MAX_NAME_BYTES, _MAX_PATH_BYTES, _MAX_FOLDERS = 255, 1024, 32
 _LOCAL_HEADER_BYTES = 30
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
 
-PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, BOMB = (
+PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, _BOMB = (
     declare(f"archive.{name}", "archive", BLOCKS, order=order, asks=asks, breaks=breaks, fix=fix)
     for order, (name, asks, breaks, fix) in enumerate((
         ("paths", "Paths that stay inside the package.", "unpacking it would write elsewhere",
@@ -91,7 +91,7 @@ def unsafe_path(name: str) -> str | None:
 def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
     """Judge a zip by its directory alone."""
     if len(entries) > MAX_ENTRIES:  # too many to be looked at one by one
-        yield BOMB.violated(f"{len(entries)} entries, at most {MAX_ENTRIES} are unpacked")
+        yield _BOMB.violated(f"{len(entries)} entries, at most {MAX_ENTRIES} are unpacked")
         return
     names = [(shown(entry.filename), entry) for entry in entries]
     unsafe = [f"{name} {why}" for name, entry in names if (why := unsafe_path(entry.filename))]
@@ -108,7 +108,7 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
         (_DUPLICATES, _collisions(entries), "every name is there once"),
         (_ENCRYPTED, locked, "nothing is encrypted"),
         (_COMPRESSION, odd, "every entry is stored or deflated"),
-        (BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
+        (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
     ):
         yield definition.violated(few(problems)) if problems else definition.passed(good)
 

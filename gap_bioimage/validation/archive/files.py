@@ -262,12 +262,9 @@ def _scan_zip(path: Path, weights_format: str) -> bool:
 def _damaged(weights_format: str, why: str) -> _PickleError:
     how = {"torchscript": " with torch.jit.save", "pytorch_state_dict": f" with {_SAVE}", "": f" with {_SAVE}"}
     fix = f"Download the file again, or write it again{how.get(weights_format, '')}."
-    told = (
-        "damaged, or not a TorchScript file"
-        if weights_format == "torchscript"
-        else f"damaged: {one_sentence(why, 120)}"
-    )
-    return _PickleError(f"is {told}", fix)
+    if weights_format == "torchscript":
+        return _PickleError("is damaged, or not a TorchScript file", fix)
+    return _PickleError(f"is damaged: {one_sentence(why, 120)}", fix)
 
 
 def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool = False) -> None:
