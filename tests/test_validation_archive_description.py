@@ -280,20 +280,14 @@ def test_urls_in_any_spelling_are_not_requested(tmp_path: Path, no_network: None
     assert "a request was made" not in message(zips.make_zip(tmp_path, spelled))
 
 
-@pytest.mark.parametrize("field", ["documentation", "covers"])
-def test_files_that_are_not_text_or_picture_do_not_crash(tmp_path: Path, field: str) -> None:
-    huge_picture = zips.png(64, 32).replace((64).to_bytes(4, "big"), (2**31 - 1).to_bytes(4, "big"), 1)
-    files: dict[str, bytes | None] = (
-        {"README.md": b"\xff\xfe # Validation"} if field == "documentation" else {"cover.png": huge_picture}
-    )
-    check = judged(zips.make_zip(tmp_path, files=files))[1]["format.valid"]
-    assert (check.status, "utf-8" in check.message) == (
-        ("failed", True) if field == "documentation" else ("passed", False)
-    )
+def test_files_that_are_not_text_or_picture_do_not_crash(tmp_path: Path) -> None:
+    huge = zips.png(64, 32).replace((64).to_bytes(4, "big"), (2**31 - 1).to_bytes(4, "big"), 1)
+    assert message(zips.make_zip(tmp_path, files={"cover.png": huge})).startswith("a valid model")
+    assert "utf-8" in message(zips.make_zip(tmp_path, files={"README.md": b"\xff\xfe # Validation"}))
 
 
-def old_description(folder: Path, source: str, authors: Any, version: str = "0.3.3") -> Path:
-    """A description of format 0.3 whose architecture is written as given."""
+def old_description(folder: Path, authors: Any, version: str) -> Path:
+    """A description of format 0.3."""
     (folder / "net.py").write_text("class Net: ...\n")
     for name, content in (("in.npy", GOOD), ("out.npy", GOOD), ("weights", zips.model_files()["weights.pt"])):
         (folder / name).write_bytes(content)
@@ -303,7 +297,7 @@ def old_description(folder: Path, source: str, authors: Any, version: str = "0.3
         "format_version": version, "type": "model", "language": "python", "framework": "pytorch", "name": "Old net",
         "description": "Old.", "cite": [{"text": "A paper", "doi": "10.1234/old"}], "authors": authors,
         "documentation": "readme.md", "tags": ["old"], "license": "MIT", "git_repo": "https://example.org/old",
-        "covers": [], "source": source, "sha256": zips.sha256((folder / "net.py").read_bytes()),
+        "covers": [], "source": "net.py:Net", "sha256": zips.sha256((folder / "net.py").read_bytes()),
         "timestamp": "2019-12-11T12:22:32Z", "test_inputs": ["in.npy"], "test_outputs": ["out.npy"],
         "weights": {"pytorch_state_dict": {"source": "weights"}},
         "inputs": [{"name": "input", **tensor}], "outputs": [{"name": "output", **tensor}],
@@ -313,17 +307,15 @@ def old_description(folder: Path, source: str, authors: Any, version: str = "0.3
 
 
 @pytest.mark.parametrize(
-    ("source", "authors", "version", "words"),
+    ("authors", "version", "words"),
     [
-        ("net.py:Net", [{"name": "Ada"}], "0.3.3", ("a valid model description",)),
-        ("net.py:Net", ["Ada"], "0.3.0", ("a valid model description",)),
-        ("net.py:Net", [{"name": "Ada"}], "0.3.0", ("authors[0].name", "'Ada'", "0.3.2")),
+        ([{"name": "Ada"}], "0.3.3", ("a valid model description",)),
+        (["Ada"], "0.3.0", ("a valid model description",)),
+        ([{"name": "Ada"}], "0.3.0", ("authors[0].name", "'Ada'", "0.3.2")),
     ],
 )
-def test_format_0_3_is_told_in_its_own_terms(
-    tmp_path: Path, source: str, authors: Any, version: str, words: tuple[str, ...]
-) -> None:
-    found = message(old_description(tmp_path, source, authors, version))
+def test_format_0_3_is_told_in_its_own_terms(tmp_path: Path, authors: Any, version: str, words: Any) -> None:
+    found = message(old_description(tmp_path, authors, version))
     assert [word for word in words if word not in found] == []
 
 
@@ -348,29 +340,25 @@ def test_unknown_kinds_keep_the_librarys_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "failed"),
+    ("cases", "names", "failed"),
     [
-        ("model04_dependencies/conda_environment", set()),
-        ("model04_shapes_unchecked/promises_128", {"format.valid"}),
-        ("model04_shapes_unchecked/promises_2_channels", {"format.valid"}),
-        ("model04_shapes_unchecked/promises_33_channels", {"format.valid"}),
-        ("model04_shapes_unchecked/promises_twice_the_size", {"format.valid"}),
-        ("model_messages/authors_in_0_3_0", {"format.valid"}),
-        ("model_messages/format_0_5", {"format.version"}),
-        ("model_messages/halo_on_fixed_size", {"format.valid"}),
-        ("model_messages/scale_linear_with_axes_0_4", set()),
-        ("model_messages/scale_range_without_reference", {"format.valid"}),
-        ("model_messages/state_dict_called_torchscript", {"archive.pickles"}),
-        ("model_messages/state_dict_with_numbers_beside", {"archive.pickles"}),
-        ("model_remote_weights_message/one_of_two_remote", set()),
+        ("model04_dependencies", ["conda_environment"], set()),
+        ("model04_shapes_unchecked", ["promises_128", "promises_2_channels", "promises_33_channels",
+                                      "promises_twice_the_size"], {"format.valid"}),
+        ("model_messages", ["authors_in_0_3_0", "halo_on_fixed_size", "scale_range_without_reference"],
+         {"format.valid"}),
+        ("model_messages", ["format_0_5"], {"format.version"}),
+        ("model_messages", ["scale_linear_with_axes_0_4"], set()),
+        ("model_messages", ["state_dict_called_torchscript", "state_dict_with_numbers_beside"], {"archive.pickles"}),
+        ("model_remote_weights_message", ["one_of_two_remote"], set()),
     ],
-)
-def test_reported_models_fail_where_they_should(case: str, failed: set[str]) -> None:
-    path = CASES / f"{case}.zip"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    with open_package(path) as (package, _):
-        assert package is not None
-        examined = examine(package)
-    assert {check.id for check in examined.checks if check.status == "failed"} == failed
-    assert bool(examined.why_not_run) == bool(failed)
+)  # fmt: skip
+def test_reported_models_fail_where_they_should(cases: str, names: list[str], failed: set[str]) -> None:
+    if not (CASES / cases).is_dir():
+        pytest.skip(f"no {CASES / cases}")
+    for name in names:
+        with open_package(CASES / cases / f"{name}.zip") as (package, _):
+            assert package is not None
+            examined = examine(package)
+        assert {check.id for check in examined.checks if check.status == "failed"} == failed, name
+        assert bool(examined.why_not_run) == bool(failed)
