@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import Check, definitions
-from gap_bioimage.validation.consumers import consumers
+from gap_bioimage.validation.check import Check, consumers, definitions
 from gap_bioimage.validation.model import Model
 
 if TYPE_CHECKING:

@@ -6,21 +6,20 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.check import NotApplicable
+from gap_bioimage.validation.outcome import NotApplicable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gap_bioimage.validation.archive.package import Package
 
-_DEFAULT_IDS = {"batch": "batch", "channel": "channel", "time": "time", "space": "x", "index": "index"}
+_LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis; absent fields have the format's defaults."""
+    """One axis; absent fields have the format's defaults, sizes are in pixels."""
 
     written: dict[str, Any]
 
@@ -32,21 +31,19 @@ class Axis:
     @property
     def id(self) -> str:
         """The axis id."""
-        return str(self.written.get("id") or _DEFAULT_IDS.get(self.kind, ""))
+        return str(self.written.get("id") or {"space": "x"}.get(self.kind, self.kind))
 
     @property
     def size(self) -> int | None:
-        """A fixed size, in pixels."""
+        """A fixed size."""
         size = self.written.get("size")
         return size if isinstance(size, int) else None
 
     @property
     def min_step(self) -> tuple[int, int] | None:
-        """``(min, step)`` of a size that is a choice, in pixels; None for other sizes."""
+        """``(min, step)`` of a size that is a choice; None for other sizes."""
         size = self.written.get("size")
-        if isinstance(size, dict) and "min" in size and "step" in size:
-            return int(size["min"]), int(size["step"])
-        return None
+        return (int(size["min"]), int(size["step"])) if isinstance(size, dict) and {"min", "step"} <= {*size} else None
 
     @property
     def smallest(self) -> int:
@@ -103,26 +100,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """What a rule may ask.
-
-    Parameters
-    ----------
-    package
-        The opened package.
-    upgraded
-        bioimageio.spec's description object in format 0.5; None where the description is invalid or cannot be upgraded.
-    with_files
-        Whether there is more than the description; without, every question about a file does not apply.
-    """
+    """What a rule may ask."""
 
     package: Package
-    upgraded: Any = None
-    with_files: bool = True
+    upgraded: Any = None  # bioimageio.spec's description in format 0.5; None if it is invalid or cannot be upgraded
+    with_files: bool = True  # without, every question about a file does not apply
+    not_upgraded: str = ""  # why a valid description cannot be upgraded
 
     @property
     def is_valid(self) -> bool:
         """Whether bioimageio.spec accepts the description."""
-        return self.upgraded is not None
+        return self.upgraded is not None or bool(self.not_upgraded)
 
     @property
     def rdf(self) -> dict[str, Any]:
@@ -143,18 +131,14 @@ class Model:
 
     @cached_property
     def descr(self) -> dict[str, Any]:
-        """The description in format 0.5.
-
-        Raises
-        ------
-        NotApplicable
-            If it is written in another format and cannot be upgraded.
-        """
+        """The description in format 0.5; `NotApplicable` if it is written in another and invalid."""
         if self.version_numbers[:2] == (0, 5):  # as written: what is a default is not what the author said
             return self.rdf
-        if self.upgraded is None:
+        if self.upgraded is not None:
+            return dict(self.upgraded.model_dump(mode="json"))
+        if not self.not_upgraded:
             raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
-        return dict(self.upgraded.model_dump(mode="json"))
+        return self.rdf | {key: _tensors_of_04(self.rdf, key) for key in ("inputs", "outputs")}
 
     @cached_property
     def inputs(self) -> list[Tensor]:
@@ -193,10 +177,8 @@ class Model:
         """Of a state_dict: ``callable``, ``source`` or ``import_from``, and ``kwargs``; empty if there is none."""
         entry = self.weights.get("pytorch_state_dict", {})
         found = entry.get("architecture")
-        if isinstance(found, dict):
-            return found
         if not isinstance(found, str):
-            return {}
+            return found if isinstance(found, dict) else {}
         # format 0.4: unet.py:UNet2d or plantseg.model.UNet3D
         where, _, name = found.rpartition(":" if ":" in found else ".")
         return {"callable": name, "source" if ":" in found else "import_from": where, "kwargs": entry.get("kwargs")}
@@ -210,52 +192,67 @@ class Model:
         """The mappings in a list field."""
         return _mappings(self.rdf.get(key))
 
-    def file_of(self, value: object) -> Path | None:
-        """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there.
-
-        Raises
-        ------
-        NotApplicable
-            If there is the description only.
-        """
+    def need_files(self) -> None:
+        """Raise `NotApplicable` if there is the description only."""
         if not self.with_files:
             raise NotApplicable("only the description was looked at")
+
+    def file_of(self, value: object) -> Path | None:
+        """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there."""
+        self.need_files()
         return self.package.file(value.get("source") if isinstance(value, dict) else value)
 
-    def test_shape(self, tensor: Tensor) -> tuple[int, ...] | None:
-        """Shape of a tensor's test array; None where it is no .npy file in the package."""
+    def test_array(self, tensor: Tensor) -> Any:
+        """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""
         import numpy as np
 
         path = self.file_of(tensor.written.get("test_tensor"))
-        if path is None or path.suffix != ".npy":
-            return None
-        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
+        is_npy = path is not None and path.suffix == ".npy"
+        return np.load(path, mmap_mode="r", allow_pickle=False) if is_npy and path is not None else None
 
     @cached_property
     def halo_of_input(self) -> dict[tuple[str, str], float]:
         """Halo in input pixels by (input id, axis id), from the outputs that refer to it."""
         scales = {(tensor.id, axis.id): axis.scale for tensor in self.inputs for axis in tensor.axes}
         found: dict[tuple[str, str], float] = {}
-        for tensor in self.outputs:
-            for axis in tensor.axes:
-                size = axis.written.get("size")
-                if axis.halo and isinstance(size, dict) and "axis_id" in size:
-                    key = (str(size.get("tensor_id")), str(size["axis_id"]))
-                    halo = axis.halo * axis.scale / scales.get(key, 1.0)
-                    found[key] = max(found.get(key, 0.0), halo)
+        for axis in (axis for tensor in self.outputs for axis in tensor.axes):
+            size = axis.written.get("size")
+            if axis.halo and isinstance(size, dict) and "axis_id" in size:
+                key = (str(size.get("tensor_id")), str(size["axis_id"]))
+                found[key] = max(found.get(key, 0.0), axis.halo * axis.scale / scales.get(key, 1.0))
         return found
 
 
 def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
     """The description with the infinities of ``data_range`` (format 0.4) that it lost on its way through JSON."""
     restored = deepcopy(rdf)
-    for key in ("inputs", "outputs"):
-        for tensor in _mappings(restored.get(key)):
-            limits = tensor.get("data_range")
-            if isinstance(limits, list) and len(limits) == 2:
-                ends = zip(limits, (float("-inf"), float("inf")), strict=True)
-                tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
+    for tensor in (*_mappings(restored.get("inputs")), *_mappings(restored.get("outputs"))):
+        limits = tensor.get("data_range")
+        if isinstance(limits, list) and len(limits) == 2:
+            ends = zip(limits, (float("-inf"), float("inf")), strict=True)
+            tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
     return restored
+
+
+def _tensors_of_04(rdf: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The tensors of a valid description of format 0.4 in the words of 0.5, where the upgrade fails."""
+    made = []
+    for tensor, test in zip(rdf[key], rdf[f"test_{key}"], strict=True):
+        shape, halo = tensor["shape"], tensor.get("halo") or [0] * len(tensor["axes"])
+        sizes = [
+            shape[n] if isinstance(shape, list) else {name: shape[name][n] for name in {"min", "step"} & {*shape}}
+            for n in range(len(halo))
+        ]
+        axes = [
+            {"type": _LETTERS.get(letter, "space"), "id": _LETTERS.get(letter, letter), "size": size, "halo": pixels}
+            | ({"channel_names": ["channel0"]} if letter == "c" else {})
+            for letter, size, pixels in zip(tensor["axes"], sizes, halo, strict=True)
+        ]
+        steps = [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]
+        named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
+        data = {"type": tensor["data_type"]}
+        made.append({"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named})
+    return made
 
 
 def _mappings(listed: object) -> list[dict[str, Any]]:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from gap_bioimage.validation.archive.description import Description, format_checks
 from gap_bioimage.validation.archive.entries import few
-from gap_bioimage.validation.check import Check, definition, one_sentence
+from gap_bioimage.validation.check import Check, definition, definitions, one_sentence
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.archive.package import Package
     from gap_bioimage.validation.archive.references import FileReference
 
-_OF_FILES = ("archive.files", "archive.hashes", "archive.remote", "archive.pickles", "archive.tensors")
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors", "format.dtypes"}
 """Checks after which bioimageio.spec is kept from the files: it would say so again, or read what it should not."""
 _TENSORS = ("inputs", "outputs", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
@@ -48,13 +47,14 @@ class Examined:
     def make(self, package: Package, *ids: str) -> None:
         """Make checks of the package; those with nothing to say about the description are left out."""
         made = [definition(name).check(definition(name).outcome_of(package)) for name in ids]
-        self.checks += [check for check in made if check.consumer == "archive" or check.message != "kept"]
+        self.checks += [check for check in made if check.consumer != "format" or check.message != "kept"]
 
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
     """Judge the description and the files that it names, or the description as if no file lay beside it."""
     found = Examined()
-    found.make(package, "archive.references", *(() if description_only else _OF_FILES))
+    others = [made.id for made in definitions("archive") if made.consumer != "format"]
+    found.make(package, *(["archive.references"] if description_only else others))
     kind = package.rdf.get("type")
     if kind != "model":
         given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
