@@ -115,11 +115,11 @@ def test_without_files_no_question_about_a_file_applies(tmp_path: Path) -> None:
     ],
 )
 def test_smallest_sizes(written: dict[str, Any], smallest: int) -> None:
-    assert Axis(written).smallest == smallest
+    assert Axis.of(written).smallest == smallest
 
 
 def test_ids_have_the_formats_defaults() -> None:
-    assert [Axis({"type": kind}).id for kind in ("batch", "channel", "space")] == ["batch", "channel", "x"]
+    assert [Axis.of({"type": kind}).id for kind in ("batch", "channel", "space")] == ["batch", "channel", "x"]
 
 
 @pytest.mark.parametrize("version", [None, "banana", 0.5, [1], "0.5.9.9.9", "\u0660.\u0665"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
 from gap_bioimage.cli.options import Device, Json, Quiet, RunCode
 
 if TYPE_CHECKING:
+    from gap_bioimage.validation.check import Check
     from gap_bioimage.validation.repair.repairing import Repaired
     from gap_bioimage.validation.report import Report
 
@@ -36,15 +39,13 @@ class Pages:
 
     def write(self, reports: list[Report]) -> None:
         """Write every page that was asked for."""
+        from gap_bioimage.validation.reports.html import render_html
+        from gap_bioimage.validation.reports.terminal import render_junit
+
         write_json(self.json_out, [report.to_dict() for report in reports])
-        if self.html is not None:
-            from gap_bioimage.validation.reports.html import render_html
-
-            write_text(self.html, render_html(reports))
-        if self.junit is not None:
-            from gap_bioimage.validation.reports.terminal import render_junit
-
-            write_text(self.junit, render_junit(reports))
+        for page, render in ((self.html, render_html), (self.junit, render_junit)):
+            if page is not None:
+                write_text(page, render(reports))
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,20 @@ class Running:
 
     run_code: RunCode = False
     engine: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PYTHON", help="Run the TorchScript in this interpreter's torch too; repeatable."),
+        list[str] | None, typer.Option(metavar="PYTHON", help="Run TorchScript in this one's torch too; repeatable.")
     ] = None
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0
-    memory: Annotated[
-        float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % of the machine's if not given.")
-    ] = None
+    memory: Annotated[float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % by default.")] = None
     device: Device = "cpu"
 
 
 def validate(
     pages: Pages,
     running: Running,
-    zips: Annotated[
-        list[Path] | None, typer.Argument(metavar="ZIP...", help="Model zips, folders or yaml files.")
-    ] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Keep tensors and pictures of failed checks in this folder.")
-    ] = None,
+    zips: Annotated[list[Path] | None, typer.Argument(metavar="ZIP...", help="Zips, folders or yaml files.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep tensors and pictures of failed checks here.")] = None,
     consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
-    description_only: Annotated[
-        bool, typer.Option("--description-only", help="Judge the description alone; nothing is run.")
-    ] = False,
+    description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False,
     list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False,
     quiet: Quiet = False,
@@ -99,7 +91,7 @@ def validate(
 def _reports(
     folders: dict[Path, Path | None], running: Running, silent: bool, options: dict[str, Any]
 ) -> Iterator[Report]:
-    """Validate one model after the other; those that cannot be read are told of, and the others' reports not lost."""
+    """Validate one model after the other; one that cannot be read is told of, and the others' reports are not lost."""
     from gap_bioimage.errors import OutputError, UnreadableModelError
     from gap_bioimage.validation.report import validate as check
     from gap_bioimage.validation.reports.terminal import print_report
@@ -109,20 +101,21 @@ def _reports(
     with Sandbox(Limits(running.timeout, running.memory)) as process:
         for path, keep in folders.items():
             try:
-                with Bar(silent, f"validating {path.name}") as (bar, task):
-                    report = check(
-                        path,
-                        keep=keep,
-                        process=process,
-                        on_check=lambda made: bar.update(task, advance=1, description=f"{path.name}: {made.id}"),  # noqa: B023
-                        **options,
-                    )
+                with _progress(silent, path.name, f"validating {path.name}") as show:
+                    report = check(path, keep=keep, process=process, on_check=show, **options)
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
                 continue
             if not silent:
                 print_report(report)
             yield report
+
+
+@contextmanager
+def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check], None]]:
+    """A progress bar that names the check that was made last."""
+    with Bar(silent, title) as (bar, task):
+        yield lambda made: bar.update(task, advance=1, description=f"{name}: {made.id}")
 
 
 def _exit_code(reports: list[Report], n_asked: int) -> int:
@@ -141,12 +134,10 @@ def _exit_code(reports: list[Report], n_asked: int) -> int:
 def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
     """The folder for what is kept of each model: named like it, made different from the others'."""
     names: dict[Path, str] = {}
-    for path in paths:
-        name = stem = path.stem if path.is_file() else path.name
-        number = 2
-        while name in names.values():
-            name, number = f"{stem}_{number}", number + 1
-        names.setdefault(path, name)
+    for path in dict.fromkeys(paths):
+        stem = path.stem if path.is_file() else path.name
+        choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        names[path] = next(name for name in choices if name not in names.values())
     return {path: keep and keep / name for path, name in names.items()}
 
 
@@ -173,11 +164,8 @@ def repair(
     from gap_bioimage.validation.repair.repairing import repair as mend
 
     quiet = quiet or str(json_out) == "-"
-    with Bar(quiet, f"repairing {model.name}") as (bar, task):
-        repaired = mend(
-            model, out, run_code=run_code, device=device,
-            on_check=lambda made: bar.update(task, advance=1, description=f"validating: {made.id}"),
-        )  # fmt: skip
+    with _progress(quiet, "validating", f"repairing {model.name}") as show:
+        repaired = mend(model, out, run_code=run_code, device=device, on_check=show)
     write_json(json_out, [repaired.to_dict()])
     if not quiet:
         _print(repaired)
@@ -189,27 +177,25 @@ def repair(
 def _print(repaired: Repaired) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     changed = [(change.what, f"{_short(change.before)}\n-> {_short(change.after)}") for change in repaired.changes]
     # what could not be asked before says nothing
-    told = {check: turn for check, turn in repaired.turned.items() if {*turn} & {"failed", "warning"}}
+    turned = {check: turn for check, turn in repaired.turned.items() if {*turn} & {"failed", "warning"}}
     left = [(c.id, f"{c.status}: {c.message}" + (f"\nto do: {c.fix}" if c.fix else "")) for c in repaired.left]
     groups = {
         f"{len(changed)} repairs" if changed else "nothing to repair": changed,
-        "checks that changed": [(check, " -> ".join(turn)) for check, turn in told.items()],
+        "checks that changed": [(check, " -> ".join(turn)) for check, turn in turned.items()],
         "left to its authors": left,
         "left alone": [("", note) for note in repaired.notes],
     }
     for title, rows in groups.items():
-        table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 2))
-        table.add_column(overflow="fold", max_width=48)
-        table.add_column(overflow="fold")
+        columns = Column(overflow="fold", max_width=48), Column(overflow="fold")
+        table = Table(*columns, show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 2))
         for name, text in rows:
             table.add_row(escape(name), escape(text))
         if rows or title == "nothing to repair":
-            Console().print(f"[bold]{title}[/]")
-            Console().print(table)
+            Console().print(f"[bold]{title}[/]", table, sep="\n")
 
 
 def _short(text: str) -> str:

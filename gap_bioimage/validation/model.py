@@ -19,50 +19,30 @@ _LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis; absent fields have the format's defaults, sizes are in pixels."""
+    """One axis; absent fields have the format's defaults."""
 
     written: dict[str, Any]
+    kind: str  # batch, channel, space, time or index
+    id: str
+    size: int | None  # a fixed size, in pixels
+    min_step: tuple[int, int] | None  # of a size that is a choice, in pixels
+    smallest: int  # the smallest declared size; 1 for a batch, and where it follows another axis
+    scale: float  # pixel size along the axis
+    halo: int  # in output pixels
 
-    @property
-    def kind(self) -> str:
-        """``batch``, ``channel``, ``space``, ``time`` or ``index``."""
-        return str(self.written.get("type", ""))
-
-    @property
-    def id(self) -> str:
-        """The axis id."""
-        return str(self.written.get("id") or {"space": "x"}.get(self.kind, self.kind))
-
-    @property
-    def size(self) -> int | None:
-        """A fixed size."""
-        size = self.written.get("size")
-        return size if isinstance(size, int) else None
-
-    @property
-    def min_step(self) -> tuple[int, int] | None:
-        """``(min, step)`` of a size that is a choice; None for other sizes."""
-        size = self.written.get("size")
-        return (int(size["min"]), int(size["step"])) if isinstance(size, dict) and {"min", "step"} <= {*size} else None
-
-    @property
-    def smallest(self) -> int:
-        """The smallest declared size; 1 for a batch, and where it follows another axis."""
-        if self.kind == "batch":
-            return 1
-        if self.kind == "channel":
-            return len(self.written.get("channel_names") or [""])
-        return self.min_step[0] if self.min_step else self.size or 1
-
-    @property
-    def scale(self) -> float:
-        """Pixel size along the axis."""
-        return float(self.written.get("scale", 1.0))
-
-    @property
-    def halo(self) -> int:
-        """Halo in output pixels."""
-        return int(self.written.get("halo") or 0)
+    @classmethod
+    def of(cls, written: dict[str, Any]) -> Axis:
+        """Read an axis of format 0.5."""
+        kind, given = str(written.get("type", "")), written.get("size")
+        size = given if isinstance(given, int) else None
+        is_choice = isinstance(given, dict) and "min" in given and "step" in given
+        min_step = (int(given["min"]), int(given["step"])) if is_choice and given else None
+        smallest = min_step[0] if min_step else size or 1
+        if kind in ("batch", "channel"):
+            smallest = len(written.get("channel_names") or [""]) if kind == "channel" else 1
+        name = str(written.get("id") or ("x" if kind == "space" else kind))
+        scale, halo = float(written.get("scale", 1.0)), int(written.get("halo") or 0)
+        return cls(written, kind, name, size, min_step, smallest, scale, halo)
 
 
 @dataclass(frozen=True)
@@ -70,32 +50,24 @@ class Tensor:
     """One input or output."""
 
     written: dict[str, Any]
+    id: str
+    axes: list[Axis]
+    data_type: str  # empty for several channels of their own
+    steps: list[dict[str, Any]]  # of processing
 
-    @property
-    def id(self) -> str:
-        """The tensor id."""
-        return str(self.written.get("id", ""))
-
-    @cached_property
-    def axes(self) -> list[Axis]:
-        """The axes, in order."""
-        return [Axis(axis) for axis in _mappings(self.written.get("axes"))]
+    @classmethod
+    def of(cls, written: dict[str, Any]) -> Tensor:
+        """Read a tensor of format 0.5."""
+        data = written.get("data")
+        data_type = str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
+        steps = [step for key in ("preprocessing", "postprocessing") for step in _mappings(written.get(key))]
+        axes = [Axis.of(axis) for axis in _mappings(written.get("axes"))]
+        return cls(written, str(written.get("id", "")), axes, data_type, steps)
 
     @property
     def axis_ids(self) -> list[str]:
         """Ids of the axes, in order."""
         return [axis.id for axis in self.axes]
-
-    @property
-    def data_type(self) -> str:
-        """The declared data type; empty for several channels of their own."""
-        data = self.written.get("data")
-        return str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
-
-    @property
-    def steps(self) -> list[dict[str, Any]]:
-        """The processing steps."""
-        return [step for key in ("preprocessing", "postprocessing") for step in _mappings(self.written.get(key))]
 
 
 @dataclass(frozen=True)
@@ -138,17 +110,18 @@ class Model:
             return dict(self.upgraded.model_dump(mode="json"))
         if not self.not_upgraded:
             raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
-        return self.rdf | {key: _tensors_of_04(self.rdf, key) for key in ("inputs", "outputs")}
+        tests = {key: self.rdf[f"test_{key}"] for key in ("inputs", "outputs")}
+        return self.rdf | {key: list(map(_tensor_of_04, self.rdf[key], test)) for key, test in tests.items()}
 
     @cached_property
     def inputs(self) -> list[Tensor]:
         """The inputs."""
-        return [Tensor(tensor) for tensor in _mappings(self.descr.get("inputs"))]
+        return [Tensor.of(tensor) for tensor in _mappings(self.descr.get("inputs"))]
 
     @cached_property
     def outputs(self) -> list[Tensor]:
         """The outputs."""
-        return [Tensor(tensor) for tensor in _mappings(self.descr.get("outputs"))]
+        return [Tensor.of(tensor) for tensor in _mappings(self.descr.get("outputs"))]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -158,7 +131,7 @@ class Model:
     @property
     def n_dims(self) -> int:
         """Number of space axes of the first input."""
-        return sum(axis.kind == "space" for axis in self.inputs[0].axes) if self.inputs else 0
+        return sum(axis.kind == "space" for tensor in self.inputs[:1] for axis in tensor.axes)
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -234,25 +207,19 @@ def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
     return restored
 
 
-def _tensors_of_04(rdf: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The tensors of a valid description of format 0.4 in the words of 0.5, where the upgrade fails."""
-    made = []
-    for tensor, test in zip(rdf[key], rdf[f"test_{key}"], strict=True):
-        shape, halo = tensor["shape"], tensor.get("halo") or [0] * len(tensor["axes"])
-        sizes = [
-            shape[n] if isinstance(shape, list) else {name: shape[name][n] for name in {"min", "step"} & {*shape}}
-            for n in range(len(halo))
-        ]
-        axes = [
-            {"type": _LETTERS.get(letter, "space"), "id": _LETTERS.get(letter, letter), "size": size, "halo": pixels}
-            | ({"channel_names": ["channel0"]} if letter == "c" else {})
-            for letter, size, pixels in zip(tensor["axes"], sizes, halo, strict=True)
-        ]
-        steps = [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]
-        named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
-        data = {"type": tensor["data_type"]}
-        made.append({"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named})
-    return made
+def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
+    """A tensor of a valid description of format 0.4 in the words of 0.5, where the upgrade fails."""
+    shape, axes = tensor["shape"], []
+    for n, letter in enumerate(tensor["axes"]):
+        size = shape[n] if isinstance(shape, list) else {key: shape[key][n] for key in {"min", "step"} & {*shape}}
+        kind, halo = _LETTERS.get(letter, "space"), (tensor.get("halo") or {n: 0})[n]
+        axes.append({"type": kind, "id": _LETTERS.get(letter, letter), "size": size, "halo": halo})
+        if kind == "channel":
+            axes[-1]["channel_names"] = ["channel0"]
+    steps = [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]
+    named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
+    data = {"type": tensor["data_type"]}
+    return {"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named}
 
 
 def _mappings(listed: object) -> list[dict[str, Any]]:
