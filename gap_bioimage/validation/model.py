@@ -180,8 +180,12 @@ class Model:
         import numpy as np
 
         path = self.file_of(tensor.written.get("test_tensor"))
-        is_npy = path is not None and path.suffix == ".npy"
-        return np.load(path, mmap_mode="r", allow_pickle=False) if is_npy and path is not None else None
+        if path is None or path.suffix != ".npy":
+            return None
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError):
+            raise NotApplicable(f"{path.name} cannot be read, see archive.tensors") from None
 
     @cached_property
     def halo_of_input(self) -> dict[tuple[str, str], float]:
