@@ -62,52 +62,49 @@ def reasons(checks: Sequence[Check]) -> dict[str, str]:
     return {entry.consumer: entry.reason for entry in verdicts_of(checks)}
 
 
+ALL = dict.fromkeys(programs(), "fails")
+OPEN = dict.fromkeys(programs(), "unknown")
+BIAPY = Check("run.pytorch_state_dict", "run", "skipped", NOT_ALLOWED, "--run-code")
+ONNX = Check("run.onnx", "run", "skipped", "onnx needs onnxruntime", "Install onnxruntime.")
+
+
 def test_the_programs_are_those_that_people_know() -> None:
     assert programs() == ["core", "zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine"]
 
 
-def test_a_good_model_works_everywhere() -> None:
-    assert verdicts(good()) == dict.fromkeys(programs(), "works")
+@pytest.mark.parametrize(
+    ("check_id", "status", "others"),
+    [
+        ("core.test", "passed", {}),
+        # a broken model fails for everybody, what core does not test fails the partners only
+        ("archive.files", "failed", ALL),
+        ("format.valid", "failed", ALL),
+        ("core.test", "failed", ALL),
+        ("run.reproduces", "failed", {**ALL, "core": "works"}),
+        ("fiji.rule", "failed", {"fiji": "fails"}),
+        # what degrades fails nobody
+        ("ilastik.rule", "warning", {}),
+        ("run.reproduces", "warning", {}),
+        # what raised leaves it open
+        ("fiji.rule", "error", {"fiji": "unknown"}),
+        ("format.valid", "error", OPEN),
+        ("run.reproduces", "error", {**OPEN, "core": "works"}),
+    ],
+)
+def test_verdicts_follow_from_the_checks(check_id: str, status: Status, others: dict[str, str]) -> None:
+    checks = changed(good(), check_id, status, "something was found", "Mend it.")
+    assert verdicts(checks) == dict.fromkeys(programs(), "works") | others
+    told = reasons(checks)
+    assert all("something was found" in told[name] for name, verdict in others.items() if verdict != "works")
+    if others == ALL:
+        assert set(told.values()) == {"the model itself fails: something was found"}
 
 
-@pytest.mark.parametrize("check_id", ["archive.files", "format.valid", "core.test"])
-def test_a_broken_model_fails_for_everybody(check_id: str) -> None:
-    checks = changed(good(), check_id, "failed", "weights.pt is not there", "Add it.")
-    assert set(verdicts(checks).values()) == {"fails"}
-    assert set(reasons(checks).values()) == {"the model itself fails: weights.pt is not there"}
-
-
-def test_what_core_does_not_test_fails_the_partners_only() -> None:
-    checks = changed(good(), "run.reproduces", "failed", "values differ")
-    assert verdicts(checks) == {"core": "works", **dict.fromkeys(PARTNERS, "fails")}
-
-
-def test_a_broken_rule_fails_its_partner_only() -> None:
-    checks = changed(good(), "fiji.rule", "failed", "id is empty: Fiji stops", "Give it an id.")
-    assert [name for name, verdict in verdicts(checks).items() if verdict == "fails"] == ["fiji"]
-    assert reasons(checks)["fiji"] == "id is empty: Fiji stops"
-
-
-def test_many_reasons_are_counted() -> None:
+def test_what_is_known_to_fail_fails_whatever_is_unknown() -> None:
     more = [Check(f"fiji.{n}", "fiji", "failed", f"reason {n}") for n in range(5)]
-    assert reasons([*good(), *more])["fiji"] == "reason 0; reason 1 (and 3 more)"
-
-
-def test_what_degrades_fails_nobody() -> None:
-    checks = changed(good(), "ilastik.rule", "warning", "tiles shrink")
-    assert verdicts(checks)["ilastik"] == "works"
-    assert "tiles shrink" in reasons(checks)["ilastik"]
-    assert set(verdicts(changed(good(), "run.reproduces", "warning", "a seam of 2 %")).values()) == {"works"}
-
-
-def test_a_check_that_raised_leaves_it_open() -> None:
-    checks = changed(good(), "fiji.rule", "error", "this check itself raised KeyError")
-    assert [name for name, verdict in verdicts(checks).items() if verdict == "unknown"] == ["fiji"]
-    assert "fiji.rule" in reasons(checks)["fiji"]
-    assert set(verdicts(changed(good(), "format.valid", "error", "raised")).values()) == {"unknown"}
-    # what is known to fail fails nevertheless
-    failed = [*checks, Check("fiji.id", "fiji", "failed", "id is empty")]
-    assert verdicts(failed)["fiji"] == "fails"
+    for checks in (changed(good(), "fiji.rule", "error", "raised"), untested()):
+        assert verdicts([*checks, *more])["fiji"] == "fails"
+        assert reasons([*checks, *more])["fiji"] == "reason 0; reason 1 (and 3 more)"
 
 
 def test_what_could_not_be_found_out_leaves_it_open() -> None:
@@ -115,14 +112,11 @@ def test_what_could_not_be_found_out_leaves_it_open() -> None:
     assert [name for name, verdict in verdicts(checks).items() if verdict == "unknown"] == ["fiji"]
     assert reasons(checks)["fiji"] == "the files are not here; validate them too."
     assert verdicts(changed(good(), "fiji.rule", "skipped", "no torchscript weights"))["fiji"] == "works"
-
-
-def test_partners_without_rules_are_unknown() -> None:
     assert verdicts([check for check in good() if check.consumer != "qupath"])["qupath"] == "unknown"
 
 
 def test_untested_models_are_unknown_and_the_way_out_is_named() -> None:
-    assert set(verdicts(untested()).values()) == {"unknown"}
+    assert verdicts(untested()) == OPEN
     assert all("--run-code" in reason for reason in reasons(untested()).values())
     assert "--run-code" in how_to_run(untested())
 
@@ -130,26 +124,14 @@ def test_untested_models_are_unknown_and_the_way_out_is_named() -> None:
 def test_of_a_description_alone_nothing_has_to_run() -> None:
     checks = [check for check in good() if check.id not in ("core.test", "run.reproduces")]
     checks.append(Check("core.output_channel", "core", "passed", "kept"))
-    found = {entry.consumer: entry.verdict for entry in verdicts_of(checks, description_only=True)}
-    assert set(found.values()) == {"works"}
-    assert set(verdicts(checks).values()) == {"unknown"}
+    assert {entry.verdict for entry in verdicts_of(checks, description_only=True)} == {"works"}
+    assert verdicts(checks) == OPEN
 
 
-def test_a_broken_rule_counts_before_an_unknown_test() -> None:
-    checks = changed(untested(), "fiji.rule", "failed", "two inputs")
-    assert verdicts(checks)["fiji"] == "fails"
-    assert verdicts(checks)["biapy"] == "unknown"
-
-
-def test_biapy_is_unknown_where_its_weights_were_not_run() -> None:
+def test_a_program_is_unknown_where_none_of_its_weights_was_run() -> None:
     checks = changed(good(), "core.test", "passed", "torchscript: bioimageio.core's test passed in 7 runs")
-    checks.append(Check("run.pytorch_state_dict", "run", "skipped", NOT_ALLOWED, "--run-code"))
-    assert [name for name, verdict in verdicts(checks).items() if verdict == "unknown"] == ["biapy"]
-
-
-def test_fiji_needs_one_of_its_formats_only() -> None:
-    checks = [*good(), Check("run.onnx", "run", "skipped", "onnx needs onnxruntime", "Install onnxruntime.")]
-    assert verdicts(checks)["fiji"] == "works"
+    assert [name for name, verdict in verdicts([*checks, BIAPY]).items() if verdict == "unknown"] == ["biapy"]
+    assert verdicts([*good(), ONNX])["fiji"] == "works"
 
 
 HALF = Completeness(frozenset({"name", "tags"}), frozenset({"name", "tags", "version", "icon"}))

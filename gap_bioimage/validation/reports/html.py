@@ -6,7 +6,6 @@ import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -44,15 +43,11 @@ _GLOSSARY = {
 }
 
 
-@dataclass(frozen=True)
-class _ToDo:
-    """One thing to do: what comes first, how bad (a colour's name), the same in words, and what to do about it."""
-
-    rank: int
-    mood: str
-    word: str
-    check: Check
-    fix: str
+# what is to be done, the worst first: how bad (a colour's name), and the same in words
+_TODO = {
+    "failed": ("fails", "failed"), "needed": ("fails", "needed"), "error": ("unknown", "unknown"),
+    "warning": ("warning", "advice"), "skipped": ("unknown", "not checked"),
+}  # fmt: skip
 
 
 def render_html(reports: Sequence[Report]) -> str:
@@ -157,26 +152,21 @@ def _reasons(report: Report) -> dict[str, str]:
     return {e.consumer: "for the reason above" if e.reason in said else e.reason for e in report.verdicts}
 
 
-def _todo(report: Report) -> list[_ToDo]:
+def _todo(report: Report) -> list[dict[str, Any]]:
     """What failed, then what a partner needs, then advice, then what was not checked but can be."""
     fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"}
-    found: list[_ToDo] = []
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _TODO}
     for check in report.checks:
-        fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
+        kind = str(check.status)
         # a partner's broken rule is reported as a warning where nobody asked for that partner
-        needed = check.consumer in fails and _blocks(check) and not consumers()[check.consumer].base
-        match check.status:
-            case "failed":
-                found.append(_ToDo(0, "fails", "failed", check, fix))
-            case "warning" if needed:
-                found.append(_ToDo(1, "fails", "needed", check, fix))
-            case "error":
-                found.append(_ToDo(2, "unknown", "unknown", check, fix))
-            case "warning":
-                found.append(_ToDo(3, "warning", "advice", check, fix))
-            case "skipped" if check.fix and check.fix not in {item.check.fix for item in found if item.rank == 4}:
-                found.append(_ToDo(4, "unknown", "not checked", check, fix))
-    return sorted(found, key=lambda item: item.rank)
+        if kind == "warning" and check.consumer in fails and _blocks(check) and not consumers()[check.consumer].base:
+            kind = "needed"
+        known = {item["check"].fix for item in found["skipped"]} | {""}
+        if kind != "passed" and not (kind == "skipped" and check.fix in known):
+            mood, word = _TODO[kind]
+            fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
+            found[kind].append({"mood": mood, "word": word, "check": check, "fix": fix})
+    return [item for items in found.values() for item in items]
 
 
 def _blocks(check: Check) -> bool:

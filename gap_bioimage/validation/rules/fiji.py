@@ -214,21 +214,14 @@ def _operations_fix(model: Model) -> str:
     return " ".join(_OPERATION_FIXES.get(name, f"Compute {name} inside the network's graph.") for name in strange)
 
 
-@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations", fix=_operations_fix)
-def processing_ops(model: Model) -> str | None:
-    """Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
-    strange = _strange_operations(model)
-    return f"processing uses {', '.join(strange)}" if strange else None
-
-
-@rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
-      fix="Remove config.deepimagej, or set allow_tiling: true.")
-def no_deepimagej_config(model: Model) -> str | None:
-    """No config.deepimagej, or one that allows tiles."""
-    section = (model.rdf.get("config") or {}).get("deepimagej")
-    if section is None or (isinstance(section, dict) and section.get("allow_tiling") is True):
-        return None
-    return "config.deepimagej is there without allow_tiling: true"
+rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations", fix=_operations_fix,
+     asks="Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation.",
+)(lambda model: f"processing uses {', '.join(strange)}" if (strange := _strange_operations(model)) else None)
+rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
+     asks="No config.deepimagej, or one that allows tiles.", fix="Remove config.deepimagej, or set allow_tiling: true.",
+)(lambda model: None if (section := (model.rdf.get("config") or {}).get("deepimagej")) is None
+  or (isinstance(section, dict) and section.get("allow_tiling") is True)
+  else "config.deepimagej is there without allow_tiling: true")
 
 
 @rule("fiji.devices", DEGRADES, JDLL, weights=("torchscript",), breaks="it fails on other devices",
