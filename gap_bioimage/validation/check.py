@@ -85,8 +85,9 @@ class Definition:
     asks: str = ""  # what is asked of a model; the first line of the function's docstring if not given
     breaks: str = ""  # what happens without it
     fix: str | Callable[[Any], str] = ""  # what the author does about it, which may depend on the check's subject
-    # scope: weights in one of these formats, images of 2 or 3 dimensions, descriptions in a format that begins so
+    # scope: weights in these formats and not in those, images of 2 or 3 dimensions, descriptions whose format begins so
     weights: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     dims: int | None = None
     versions: str = ""
     repair: str = ""  # the function in ``validation/repair`` that mends it
@@ -127,6 +128,8 @@ class Definition:
         """Why a rule says nothing about a model (its ``weights``, ``n_dims`` and ``version``); empty if it does."""
         if self.weights and not set(self.weights) & set(model.weights):
             return f"no {' or '.join(self.weights)} weights are given"
+        if others := [name for name in self.unless if name in model.weights]:
+            return f"there are {' and '.join(others)} weights"
         if self.dims is not None and model.n_dims != self.dims:
             return f"is about {self.dims}D images"
         return "" if model.version.startswith(self.versions) else f"is about descriptions of format {self.versions}"

@@ -165,15 +165,15 @@ class Model:
         """The mappings in a list field."""
         return _mappings(self.rdf.get(key))
 
-    def need_files(self) -> None:
-        """Raise `NotApplicable` if there is the description only."""
+    def need_files(self) -> Package:
+        """The package; `NotApplicable` if there is the description only."""
         if not self.with_files:
             raise NotApplicable("only the description was looked at")
+        return self.package
 
     def file_of(self, value: object) -> Path | None:
         """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there."""
-        self.need_files()
-        return self.package.file(value.get("source") if isinstance(value, dict) else value)
+        return self.need_files().file(value.get("source") if isinstance(value, dict) else value)
 
     def test_array(self, tensor: Tensor) -> Any:
         """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""

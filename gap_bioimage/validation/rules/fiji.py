@@ -11,7 +11,8 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import JDLL, JDLL_SPEC, ZOO_REPORTS, first
 
 # fmt: off
-_READS = ("torchscript", "onnx", "tensorflow_saved_model_bundle", "pytorch_state_dict")
+_ITSELF = ("torchscript", "onnx", "tensorflow_saved_model_bundle")
+_READS = (*_ITSELF, "pytorch_state_dict")
 consumer("fiji", "Fiji (deepImageJ)",
          "deepImageJ runs models in Fiji. It is written in Java; its engine, JDLL, reads the description by itself and "
          "runs TorchScript in libtorch 1.13 to 2.0, which is older than what most models are made with.", 5,
@@ -51,6 +52,14 @@ rule("fiji.channel_names", BLOCKS, JDLL_SPEC, repair="channel_names", fix="Add c
      breaks="JDLL sizes the channel axis by its names")(rules.channel_names)
 rule("fiji.archive_ops", BLOCKS, JDLL, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="Fiji's engines, libtorch 1.13 to 2.0, cannot load it")(rules.unportable)
+rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A description named rdf.yaml.",
+     breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
+)(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
+rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
+     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, Cellpose or "
+          "StarDist.", fix=rules.ADD_TORCHSCRIPT,
+     breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
+)(lambda model: rules.foreign_imports(model, _PYTHON_HAS))
 rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
      breaks="JDLL takes an input's scale for a change of size and crops the output",
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
@@ -92,37 +101,15 @@ def weights_root(model: Model) -> str | None:
     return f"torchscript weights are {source!r}" if is_inside else None
 
 
-@rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", breaks="JDLL looks for rdf.yaml",
-      fix="Rename it to rdf.yaml.")
-def rdf_name(model: Model) -> str | None:
-    """A description named rdf.yaml."""
-    model.need_files()
-    return None if model.package.rdf_name == "rdf.yaml" else f"the description is named {model.package.rdf_name}"
-
-
-@rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), fix=rules.ADD_TORCHSCRIPT,
-      breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it")
-def state_dict(model: Model) -> str | None:
-    """Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, Cellpose or StarDist."""
-    _only_state_dict(model)
-    return rules.foreign_imports(model, _PYTHON_HAS)
-
-
-@rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",),
+@rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
       breaks="in the zoo's test reports no model with pytorch_state_dict alone passes in deepImageJ (the values differ "
              "in 22 of 22 reports held here), but for cubes (4 of 4 pass): an observation, whose cause is not known",
       fix="Add torchscript weights, which Fiji runs by itself.")
 def state_dict_values(model: Model) -> str | None:
     """Where a state_dict is all there is: cubic images of one size."""
-    _only_state_dict(model)
     sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
     is_cube = len(sizes) == 3 and len(set(sizes)) == 1 and bool(sizes[0])
     return None if is_cube else f"the weights are a state_dict alone, for images in {len(sizes)}D that are no cubes"
-
-
-def _only_state_dict(model: Model) -> None:
-    if set(model.weights) & set(_READS) != {"pytorch_state_dict"}:
-        raise NotApplicable("there are weights that Fiji runs by itself")
 
 
 @rule("fiji.stardist", BLOCKS, Source("JDLL", "bioimageio/description/stardist", "0.6.4-SNAPSHOT", "2026-11"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gap_bioimage.validation import rules
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, NotApplicable, consumer, rule
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS
 
@@ -35,13 +35,11 @@ rule("ilastik.archive_ops", DEGRADES, TIKTORCH, weights=("torchscript",), fix=ru
      breaks="ilastik's torch 2.7 may not load it")(rules.unportable)
 
 
-@rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",),
+@rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
       breaks="ilastik installs nothing for a model, so that its architecture cannot be imported",
       fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
 def dependencies(model: Model) -> str | None:
     """Where a state_dict is all there is: an architecture without dependencies of its own."""
-    if "torchscript" in model.weights:
-        raise NotApplicable("there are torchscript weights")
     if model.weights["pytorch_state_dict"].get("dependencies"):
         return "the weights have dependencies of their own"
     return rules.foreign_imports(model, _THERE)

@@ -17,7 +17,7 @@ from gap_bioimage.validation.rules import first
 
 # fmt: off
 _READS = ("torchscript", "onnx", "pytorch_state_dict", "keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle")
-_TENSORFLOW = {"keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle", "tensorflow_js"}
+_TENSORFLOW = ("keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle", "tensorflow_js")
 _BIOENGINE_HAS = rules.ALWAYS_THERE | {
     "torchvision", "onnxruntime", "tensorflow", "keras", "careamics", "cellpose", "stardist", "timm",
 }
@@ -83,12 +83,11 @@ rule("core.custom_ops", DEGRADES, _CORE, breaks="bioimageio.core before 0.10.3 r
 
 
 @rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
+      unless=("torchscript", "onnx", *_TENSORFLOW),
       breaks="it runs only where these are installed",
       fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
 def dependencies(model: Model) -> str | None:
     """Where a state_dict is all there is: an architecture without dependencies of its own."""
-    if len(model.weights) > 1:
-        raise NotApplicable("there are weights in other formats")
     has_own = model.weights["pytorch_state_dict"].get("dependencies")
     found = "the weights have dependencies of their own" if has_own else None
     return _by_running(model, found or rules.foreign_imports(model, rules.ALWAYS_THERE))
@@ -98,7 +97,7 @@ def dependencies(model: Model) -> str | None:
       breaks="some versions of TensorFlow and Keras run it and others refuse it")
 def tensorflow(model: Model) -> str | None:
     """Weights that more than TensorFlow reads."""
-    alone = model.weights and _TENSORFLOW.issuperset(model.weights)
+    alone = model.weights and {*_TENSORFLOW}.issuperset(model.weights)
     return _by_running(model, f"the weights are {', '.join(model.weights)} only" if alone else None)
 
 
@@ -165,9 +164,8 @@ def license_id(model: Model) -> str | None:
     """A licence by its SPDX identifier."""
     from bioimageio.spec.utils import get_spdx_licenses
 
-    written = model.rdf.get("license")
-    known = [entry["licenseId"] for entry in get_spdx_licenses()["licenses"]]
-    return None if written in known else f"license is {written!r}"
+    written, known = model.rdf.get("license"), get_spdx_licenses()["licenses"]
+    return None if written in [entry["licenseId"] for entry in known] else f"license is {written!r}"
 
 
 @rule("zoo.documentation", STYLE, _GUIDE, repair="readme", fix="Add a README.md with these headings.",
@@ -253,8 +251,7 @@ def test_of_step(model: Model) -> str | None:
       fix="Flatten the package.")
 def few_files(model: Model) -> str | None:
     """At most 20 files, none of them in folders."""
-    model.need_files()
-    names = model.package.names
+    names = model.need_files().names
     nested = [name for name in names if "/" in name]
     if len(names) > _MAX_FILES:
         return f"the package holds {len(names)} files"
