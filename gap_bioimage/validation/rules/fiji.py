@@ -102,14 +102,14 @@ def weights_root(model: Model) -> str | None:
 
 
 @rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
-      breaks="in the zoo's test reports no model with pytorch_state_dict alone passes in deepImageJ (the values differ "
-             "in 22 of 22 reports held here), but for cubes (4 of 4 pass): an observation, whose cause is not known",
+      breaks="observed, not explained: no model with only pytorch_state_dict passes in deepImageJ (22 of 22 reports of "
+             "the zoo held here differ in values), except cubes (4 of 4 pass)",
       fix="Add torchscript weights, which Fiji runs by itself.")
 def state_dict_values(model: Model) -> str | None:
     """Where a state_dict is all there is: cubic images of one size."""
     sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
     is_cube = len(sizes) == 3 and len(set(sizes)) == 1 and bool(sizes[0])
-    return None if is_cube else f"the weights are a state_dict alone, for images in {len(sizes)}D that are no cubes"
+    return None if is_cube else f"the weights are a state_dict alone, for {len(sizes)}D images that are no cubes"
 
 
 @rule("fiji.stardist", BLOCKS, Source("JDLL", "bioimageio/description/stardist", "0.6.4-SNAPSHOT", "2026-11"),
