@@ -7,9 +7,17 @@ from gap_bioimage.validation.archive.description import Description, format_chec
 from gap_bioimage.validation.archive.entries import few
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.archive.rdf import FileReference
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, archive_check, definition, one_sentence
+from gap_bioimage.validation.check import (
+    BLOCKS,
+    DEGRADES,
+    Check,
+    Outcome,
+    archive_check,
+    definition,
+    definitions,
+    one_sentence,
+)
 
-_OF_FILES = ("archive.files", "archive.hashes", "archive.remote", "archive.pickles", "archive.tensors")
 # after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors", "format.dtypes"}
 _TENSORS = ("inputs", "outputs", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
@@ -36,7 +44,7 @@ class Examined:
                 outcome = made.outcome_of(package)
             except OSError as error:
                 outcome = Outcome("failed", f"{error.filename} cannot be read: {error.strerror}", made.fix_text)
-            if made.consumer == "archive" or outcome.message != "kept":
+            if made.consumer != "format" or outcome.message != "kept":
                 self.checks.append(made.check(outcome))
 
 
@@ -74,7 +82,8 @@ def github_users(package: Package) -> str | None:
 def examine(package: Package, *, description_only: bool = False) -> Examined:
     """Judge the description and the files that it names, or the description as if no file lay beside it."""
     found, needed = Examined(), _needed(package)
-    found.make(package, "archive.references", *(() if description_only else _OF_FILES))
+    others = [made.id for made in definitions("archive") if made.consumer != "format"]
+    found.make(package, *(["archive.references"] if description_only else others))
     kind = package.rdf.get("type")
     if kind != "model":
         given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
