@@ -245,7 +245,7 @@ def test_photons_are_only_added_and_what_is_known_is_not_asked_again() -> None:
     start = seen[0]
     sampler = Sampler(predict, math.inf, [63, 63])
     keys = sample_keys(counts, 0, torch.arange(20))
-    end, log_rate, factor = sampler.climb(start, bed.predict(start), 100 * total_photons(counts), keys, 7)
+    end, log_rate, factor = sampler.draw(start, bed.predict(start), 100 * total_photons(counts), keys, 7)
     assert len(seen) == 8
     for before, after in itertools.pairwise(seen):
         assert (after >= before).all()

@@ -191,7 +191,7 @@ def test_the_graph_climbs_as_the_driver_does(dim: int, n_steps: int, brightest: 
     samples = sampler.sample(photons, 3, n_steps, 7)
     for number in range(3):
         keys = sample_keys(photons, 7, torch.tensor([number]))
-        x, log_rate, factor = driver.climb(photons, sampler.network(photons), stop, keys, n_steps)
+        x, log_rate, factor = driver.draw(photons, sampler.network(photons), stop, keys, n_steps)
         rate = sampler.network.rate(x, log_rate, [5] * dim) * factor
         # equal to the last bit only if every photon fell into the same pixel
         assert torch.equal(samples[number], in_exposure(rate, x, photons))

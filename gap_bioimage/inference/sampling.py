@@ -148,7 +148,7 @@ class _Draw:
         least = _least_gain(self.network)
         sampler = Sampler(answer, self.brightest, window, beta, restored=not geometric, least_gain=least)
         keys = sample_keys(job.observed.to(device), self.seed, torch.tensor(list(numbers), device=device))
-        x, log_rate, factor = sampler.climb(observed, first, job.stop.to(device), keys, job.settings.steps)
+        x, log_rate, factor = sampler.draw(observed, first, job.stop.to(device), keys, job.settings.steps)
         rate = self.network.network.rate(x, log_rate, []) * factor
         return (rate if job.from_nothing else in_exposure(rate, x, observed)).cpu()
 
