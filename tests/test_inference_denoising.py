@@ -13,7 +13,7 @@ from fixtures_model import broken_model, random_model
 
 from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError, NotPhotonCountsError, TrainedRangeWarning
 from gap_bioimage.inference.denoising import denoise, split_counts
-from gap_bioimage.inference.regions import region_uncertainty
+from gap_bioimage.inference.denoising import region_uncertainty
 from gap_bioimage.inference.sampling import sample
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fixtures_model import broken_model, random_model
 from torch import Tensor
 
 from gap_bioimage.errors import AxesError, BrokenNetworkError
-from gap_bioimage.inference.regions import Region, region_uncertainty, region_variance
+from gap_bioimage.inference.denoising import Region, region_uncertainty, region_variance
 from gap_bioimage.network import rate_from_log_rate
 
 
