@@ -14,9 +14,8 @@ from fixtures_model import random_model
 from gap_bioimage.camera.camera import Detector, PixelMaps, write_camera
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
-from gap_bioimage.inference.denoising import denoise
+from gap_bioimage.inference.denoising import denoise, region_uncertainty
 from gap_bioimage.inference.preparation import Layout, prepare
-from gap_bioimage.inference.denoising import region_uncertainty
 from gap_bioimage.inference.sampling import sample
 
 if TYPE_CHECKING:
@@ -160,12 +159,6 @@ def test_a_camera_gives_numbers_in_every_frame() -> None:
     movie[7, 3, 3] = np.nan  # not among the frames that are looked at closely
     with pytest.raises(NotPhotonCountsError, match="not finite"):
         denoise(camera_model(), movie)
-
-
-def test_sums_of_one_bit_frames_are_whole_numbers() -> None:
-    image = xr.DataArray(np.full((8, 8), 1.5), dims=["y", "x"])
-    with pytest.raises(NotPhotonCountsError, match="the image"):
-        prepare(one_bit_model(4), image, Layout())
 
 
 def test_one_bit_models_take_no_camera() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import broken_model, random_model
+from fixtures_model import random_model
 from torch import Tensor
 
-from gap_bioimage.errors import AxesError, BrokenNetworkError
+from gap_bioimage.errors import AxesError
 from gap_bioimage.inference.denoising import Region, region_uncertainty, region_variance
 from gap_bioimage.network import rate_from_log_rate
 
@@ -149,12 +149,6 @@ def test_dim_regions_take_more_passes() -> None:
     found = [region_variance(expect, counts, rate, mask, seed=seed) for seed in range(30)]
     assert min(found) > 0
     assert np.mean(found) == pytest.approx(exact(counts, mask), rel=0.2)
-
-
-def test_a_broken_network_gives_an_error() -> None:
-    counts = xr.DataArray(np.ones((12, 12), np.uint16), dims=["y", "x"])
-    with pytest.raises(BrokenNetworkError, match="not finite"):
-        region_uncertainty(broken_model(), counts, counts.copy(data=np.eye(12, dtype=int)), seed=0)
 
 
 def test_a_region_whose_photons_the_network_denies_is_warned_of() -> None:

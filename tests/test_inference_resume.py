@@ -34,15 +34,6 @@ def test_other_work_begins_anew(tmp_path: Path) -> None:
     assert [path.name for path in folder.glob("*.npz")] == ["b.npz"]
 
 
-def test_work_that_saves_nothing_leaves_and_takes_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "work"
-    Unfinished(folder, {"seed": 1})
-    assert not folder.exists()
-    Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3))
-    Unfinished(folder, {"seed": 2})
-    assert Unfinished(folder, {"seed": 1}).found
-
-
 def test_counting_ends_at_the_first_gap(tmp_path: Path) -> None:
     kept = Unfinished(tmp_path / "work", {})
     assert kept.count("a") == 0
@@ -77,9 +68,3 @@ def test_what_cannot_be_read_was_not_saved(tmp_path: Path, damage: str) -> None:
     broken = {"truncated": content[:-30], "inside": content[:900] + b"damage" + content[906:]}
     file.write_bytes(broken.get(damage, damage.encode()))
     assert kept.load("a") is None
-
-
-def test_a_damaged_label_begins_anew(tmp_path: Path) -> None:
-    Unfinished(tmp_path / "work", {}).save("a", x=np.arange(3))
-    (tmp_path / "work" / "work.json").write_bytes(b"\xff\xfe\x00")
-    assert not Unfinished(tmp_path / "work", {}).found

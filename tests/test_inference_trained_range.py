@@ -72,13 +72,6 @@ def test_room_is_that_of_the_best_and_the_worst_image() -> None:
         check_room([flat(0.0)], [stops[1]], 10.0, names)
 
 
-def test_those_without_room_are_named() -> None:
-    images = [flat(1.0), flat(9.0), flat(1.0), flat(9.5)]
-    stops = [photons_to_stop_at(item, None, 10.0) for item in images]
-    with pytest.warns(UserWarning, match=r"brightest part of images \[1, 3\] has 9\.8 dB"):
-        check_room(images, stops, 10.0, names)
-
-
 @pytest.mark.parametrize(("dim", "shape"), [(2, (1, 1, 96, 96)), (3, (1, 1, 16, 64, 64))])
 def test_generated_images_far_outside_are_told(dim: int, shape: tuple[int, ...]) -> None:
     plausible = torch.ones(shape)
@@ -118,14 +111,6 @@ def test_a_mean_that_moved_is_named_with_what_the_spread_explains() -> None:
     factor = xr.DataArray(np.repeat([0.8, 1.2], [32, 18]), dims="x")
     with pytest.warns(UserWarning, match=r"denoised image by 2\d % \(their spread explains [1-4] %\).*train longer"):
         warn_if_samples_disagree(samples * factor, mmse)
-
-
-def test_samples_that_differ_as_a_whole_explain_their_mean() -> None:
-    mmse, _ = images()
-    brightness = xr.DataArray([0.5, 1.0, 1.9], dims="sample")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_if_samples_disagree(brightness * mmse, mmse)
 
 
 def test_planes_without_light_were_generated_and_contradict_nothing() -> None:

@@ -78,7 +78,7 @@ class _Item:
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class Drawing:
     """What all images of a call share, and the work on them."""
 
     model: Model
@@ -103,10 +103,15 @@ class _Drawing:
 
     @property
     def least_gain(self) -> float:
+        """Photons at the end per observed photon that are allowed in any case."""
         return LEAST_GAIN if self.model.network.anchored else 1.0
 
     def samples_of(self, prepared: Prepared) -> xr.DataArray:
-        """Return samples of all items as an image; finished ones are kept until all are."""
+        """Return samples of all items as an image."""
+        return prepared.photons(self.rates_of(prepared), self.n_samples).rename("rate")
+
+    def rates_of(self, prepared: Prepared) -> NDArray[np.float32]:
+        """Return samples of the expected counts, (n_samples, n, c, [z,] y, x); finished ones are kept until all are."""
         drawn = np.empty((self.n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
         kept = Unfinished(self.unfinished, self._work(items))
@@ -126,7 +131,7 @@ class _Drawing:
                 done += len(numbers) * item.expected_steps
         warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.brightest)
         kept.remove()
-        return prepared.photons(drawn, self.n_samples).rename("rate")
+        return drawn
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
@@ -241,7 +246,7 @@ def sample(
         If images are generated, there is little room for photons, pixels are left out, or what is generated is strange.
     """
     network = TiledNetwork(model.network, tile_px, halo_px, device)
-    drawing = _Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
+    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     if empty := prepared.empty():
         text = (
@@ -291,7 +296,7 @@ def generate(
     """
     network = TiledNetwork(model.network, tile_px, halo_px, device)
     settings = (settings or SamplingConfig()).model_copy(update={"schedule": "geometric"})
-    drawing = _Drawing(model, network, settings, n_samples, seed, batch, unfinished, on_step)
+    drawing = Drawing(model, network, settings, n_samples, seed, batch, unfinished, on_step)
     dim, channels = model.config.dim, model.config.channels
     if len(shape) != dim or min(shape) < 1:
         example = "64, 256, 256" if dim == 3 else "256, 256"
