@@ -93,7 +93,7 @@ _ALLOWED = _stand_ins()
 def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
     """Read a dictionary written by torch.save without running code from it; ``name`` is what errors call it."""
     try:
-        with _LOCK, torch.serialization.safe_globals(_ALLOWED):  # type: ignore[no-untyped-call]
+        with _LOCK, torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         _, names, rest = str(error).partition("GLOBAL ")

@@ -38,12 +38,6 @@ def test_the_default_is_20_db_more_within_the_range(value: float, brightest: flo
     assert float(stop) == pytest.approx(gain * float(item.sum()), rel=1e-5)
 
 
-def test_the_brightest_window_counts() -> None:
-    item = torch.ones(1, 1, 189, 63)
-    item[:, :, 63:126] = 4
-    assert float(photons_to_stop_at(item, None, 8.0)) == pytest.approx(2 * float(item.sum()))
-
-
 def test_generation_may_fill_the_image_to_the_brightest() -> None:
     assert float(photons_to_stop_at(flat(0.0), None, 8.0)) == 8 * 63 * 63
     assert float(photons_to_stop_at(flat(0.0), 0.0, 8.0)) == pytest.approx(63 * 63)

@@ -207,10 +207,7 @@ def test_pixel_numbers_may_be_huge() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    counts=st.lists(st.integers(0, 70_000), min_size=2, max_size=30),
-    data=st.data(),
-)
+@given(counts=st.lists(st.integers(0, 70_000), min_size=2, max_size=30), data=st.data())
 def test_every_count_matters(counts: list[int], data: st.DataObject) -> None:
     image = torch.tensor(counts, dtype=torch.float32)[None, None, None]
     keys = hash_counts(image)

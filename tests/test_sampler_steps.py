@@ -66,11 +66,7 @@ def test_geometric_steps_are_those_of_the_paper(now: float, stop: float, beta: f
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 12), min_size=2, max_size=3),
-    window=st.integers(0, 4),
-    seed=st.integers(0, 1000),
-)
+@given(sizes=st.lists(st.integers(1, 12), min_size=2, max_size=3), window=st.integers(0, 4), seed=st.integers(0, 1000))
 def test_brightest_window_is_scipys(sizes: list[int], window: int, seed: int) -> None:
     image = observed((2, 2, *sizes), 3.0, seed)
     box = [min(2 * window + 1, size - 1 + size % 2) for size in sizes]

@@ -33,10 +33,7 @@ def test_same_seed_same_image_and_another_seed_another():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    dim=st.sampled_from([2, 3]),
-    side=st.integers(1, 40),
-    photons=st.floats(0.01, 1e4),
-    seed=st.integers(0, 2**32 - 1),
+    dim=st.sampled_from([2, 3]), side=st.integers(1, 40), photons=st.floats(0.01, 1e4), seed=st.integers(0, 2**32 - 1)
 )
 def test_truth_is_positive_with_the_mean_asked_for(dim, side, photons, seed):
     shape = (max(1, side // 4), side, side + 3)[-dim:]

@@ -60,7 +60,8 @@ class Prepared:
     @cached_property
     def items(self) -> NDArray[Any]:
         """What the network sees one by one, (n, c, [z,] y, x)."""
-        return self.ordered.data.reshape(-1, *self.ordered.shape[self.ordered.dims.index("c") :])
+        values: NDArray[Any] = self.ordered.data
+        return values.reshape(-1, *self.ordered.shape[self.ordered.dims.index("c") :])
 
     def tensor(self, number: int) -> Tensor:
         """Return one item, (1, c, [z,] y, x) float32."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -33,6 +33,10 @@ class Tile(NamedTuple):
     outer: Slices
     inner: Slices
     crop: Slices
+
+    def indices(self) -> Any:
+        """Return the three for arrays with further axes before."""
+        return [(..., *part) for part in self]
 
 
 def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], step_px: Sequence[int]) -> list[Tile]:
@@ -126,11 +130,12 @@ class TiledNetwork:
         log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
-                piece = photons[(..., *tile.outer)].to(self.device, torch.float32)
+                outer, inner, crop = tile.indices()
+                piece = photons[outer].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
                 whole = torch.cat([self.network(part) for part in pieces])
-                log_rate[(..., *tile.inner)] = whole[(..., *tile.crop)].to(photons.device, torch.float32)
+                log_rate[inner] = whole[crop].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
         if broken := int((~torch.isfinite(log_rate)).sum()):

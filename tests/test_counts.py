@@ -1,6 +1,9 @@
+"""Thinning, pseudo-PSNR and one-bit slots; whether an image holds counts and fits a model."""
+
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,8 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binom, chisquare
 
-from gap_bioimage.counts import _guide_table, binomial, binomial_cdf, free_slots, pseudo_psnr_db, thin
-from gap_bioimage.errors import NotPhotonCountsError
+from gap_bioimage.counts import (
+    binomial,
+    binomial_cdf,
+    check_dim,
+    check_photon_counts,
+    check_whole_numbers,
+    free_slots,
+    pseudo_psnr_db,
+    thin,
+)
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 
 DTYPES = ["bool", "u1", "<u2", ">u2", "<i4", "i8", "u8", "f2", "f4", "f8"]
 FRACTIONS = [0.001, 0.01, 0.3, 0.5, 0.9, 0.99]
@@ -108,24 +120,6 @@ def test_inversion_matches_the_law_for_every_byte_and_count(p: float) -> None:
         assert np.all((u < binom.cdf(drawn, n, p) + ROUNDING) & (drawn <= n))
 
 
-@pytest.mark.parametrize("p", [*FRACTIONS, 1e-9, 0.123456789, 1 - 1e-9])
-def test_guide_decides_exactly_the_bytes_that_leave_no_choice(p: float) -> None:
-    guide = _guide_table(binomial_cdf(63, p)).reshape(64, 256).astype(np.int64)
-    n = np.repeat(np.arange(64)[:, None], 256, 1)
-    low, high = np.arange(256) / 256, np.arange(1, 257) / 256
-    decided = guide != 255
-    assert decided.mean() > 0.8
-    assert np.all(guide[decided] <= n[decided])
-    below, upto = binom.cdf(guide - 1, n, p), binom.cdf(guide, n, p)
-    assert np.all((below <= low + ROUNDING)[decided])
-    assert np.all((upto >= high - ROUNDING)[decided])
-    # what is undecided has a step of the distribution inside the byte's interval
-    k = np.arange(64)
-    steps = binom.cdf(k[None, None, :], n[..., None], p)
-    inside = (steps > low[:, None] - ROUNDING) & (steps < high[:, None] + ROUNDING) & (k < n[..., None])
-    assert np.all(inside.any(-1)[~decided])
-
-
 @pytest.mark.parametrize("n_max", [0, 1, 2, 10, 63])
 @pytest.mark.parametrize("p", [1e-300, 1e-9, *FRACTIONS, 1 - 2.0**-53])
 def test_cdf_equals_scipys(n_max: int, p: float) -> None:
@@ -197,13 +191,7 @@ def test_fractions_outside_zero_to_one_are_refused(fraction: float) -> None:
 
 @pytest.mark.parametrize(
     ("values", "db"),
-    [
-        ([1], 0.0),
-        ([[10, 10]], 10.0),
-        ([0, 200], 20.0),
-        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], -10.0),
-        ([0, 0], -math.inf),
-    ],
+    [([1], 0.0), ([[10, 10]], 10.0), ([0, 200], 20.0), ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], -10.0), ([0, 0], -math.inf)],
 )
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i8", "f4"])
 def test_pseudo_psnr(values: list[int], db: float, dtype: str) -> None:
@@ -278,3 +266,75 @@ def test_more_photons_than_frames_are_refused() -> None:
     counts = np.array([0, 3], np.int32)
     with pytest.raises(NotPhotonCountsError, match="2 one-bit frames hold at most 2"):
         free_slots(counts, counts, 0.5, 2, np.random.default_rng(0))
+
+
+def image(values: object, dims: str = "tczyx") -> xr.DataArray:
+    array = np.asarray(values)
+    return xr.DataArray(array, dims=list(dims)[-array.ndim :])
+
+
+def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
+    return np.random.default_rng(0).poisson(mean, shape)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32"])
+def test_whole_numbers_of_any_type_are_counts(dtype: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_photon_counts(image(poisson().astype(dtype)), name="cells.tif")
+
+
+WRONG = {
+    "nan": np.full((9, 9), np.nan),
+    "negative": np.eye(9) - 1,
+    "fractions": np.eye(9) / 2,
+    "signed": np.eye(9, dtype=np.int8) - 1,
+    "no pixels": np.zeros((0, 9), np.uint8),
+    "text": np.full((9, 9), "a"),
+}
+
+
+@pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
+def test_what_no_counter_returns_is_refused(values: np.ndarray) -> None:
+    for check in (check_whole_numbers, check_photon_counts):
+        with pytest.raises(NotPhotonCountsError, match=r"^[^\n]*cells\.tif[^\n]*$"):
+            check(image(values), name="cells.tif")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((64, 64), int), 3 * poisson(), poisson(40) + 500, np.minimum(poisson(), 5)],
+    ids=["empty", "times three", "offset", "saturated"],
+)
+def test_what_photons_do_not_give_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(NotPhotonCountsError):
+        check_photon_counts(image(values), name="cells.tif")
+    check_whole_numbers(image(values), name="cells.tif")  # where they come from is not asked
+
+
+def test_more_noise_than_that_of_photons_is_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.warns(CountsWarning):
+        check_photon_counts(image(rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))), name="cells.tif")
+
+
+def test_saturation_can_be_allowed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CountsWarning)
+        check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
+
+
+FITTING = [("yx", 2, False), ("zyx", 2, True), ("tzyx", 3, False)]
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "planes", "fits"),
+    [*((*case, True) for case in FITTING), ("zyx", 2, False, False), ("tyx", 3, False, False)],
+)
+def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, fits: bool) -> None:
+    photons = image(np.ones((3,) * len(dims), np.uint8), dims)
+    if fits:
+        check_dim(photons, dim, plane_by_plane=planes)
+    else:
+        with pytest.raises(AxesError, match="planes=True" if dim == 2 else "time_as_z=True"):
+            check_dim(photons, dim, plane_by_plane=planes)
