@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from gap_bioimage.errors import ConfigError
@@ -14,10 +15,7 @@ from gap_bioimage.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy.typing as npt
-
-    Image = npt.NDArray[np.float64]
-
+Image = NDArray[np.float64]
 PIXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
 DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius

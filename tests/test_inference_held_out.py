@@ -103,7 +103,7 @@ def test_the_result_is_two_lines_plain_values_and_a_figure() -> None:
     found = compare(exact_samples(seen, spread), rest, 0.5, 0)
     assert [blocks.size_px for blocks in found.blocks] == [4, 16]
     assert len(str(found).splitlines()) == 2
-    assert found.to_dict()["blocks"][0]["count"] == 25
+    assert found.blocks[0].count == 25
     assert len(found.draw().axes) == 2
     assert compare(exact_samples(seen, spread), rest, 0.5, 0) == found
 

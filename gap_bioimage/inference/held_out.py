@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,18 +66,14 @@ class Coverage:
 
     def __str__(self) -> str:
         """Return two lines."""
-        sizes = " / ".join(str(b.size_px) for b in self.blocks)
-        half, most = (" / ".join(f"{b.within[i]:.0%}" for b in self.blocks) for i in (0, 1))
-        verdicts = " / ".join(b.verdict for b in self.blocks)
-        seen = " / ".join(f"{b.posterior:.0%} of the variance in {b.count}" for b in self.blocks)
+        rows = [
+            (b.size_px, *(f"{w:.0%}" for w in b.within), f"{b.posterior:.0%}", b.count, b.verdict) for b in self.blocks
+        ]
+        sizes, half, most, seen, counts, verdicts = (" / ".join(map(str, column)) for column in zip(*rows, strict=True))
         return (
             f"held-out photons in blocks of {sizes} px: {half} within the central 50%, {most} within 90% of what "
-            f"samples predict\nthe samples' spread ({seen} blocks) is {verdicts}"
+            f"samples predict\nthe samples' spread, {seen} of the variance in {counts} blocks, is {verdicts}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
     def draw(self) -> Figure:
         """Return a figure of the rank histograms, flat where samples are calibrated."""
@@ -127,9 +123,9 @@ def coverage(
 
     Raises
     ------
-    AxesError, NotPhotonCountsError, ConfigError, TrainedRangeError, BrokenNetworkError, MemoryError
-        As for ``sample``; also if ``fraction`` is not between 0 and 1, no photons are there to hold out, or the model
-        was trained on one-bit frames.
+    GapError
+        As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, no photons are there to hold out,
+        or the model was trained on one-bit frames.
     """
     check_whole("n_samples", n_samples, 2)
     if not 0 < fraction < 1:
