@@ -42,15 +42,19 @@ _HOMES = {
         "Model",
         "load_model",
     ),
-    "inference.denoising": ("denoise",),
+    "inference.denoising": (
+        "Region",
+        "denoise",
+        "region_uncertainty",
+    ),
+    "inference.held_out": (
+        "Coverage",
+        "coverage",
+    ),
     "inference.sampling": (
         "Progress",
         "generate",
         "sample",
-    ),
-    "inference.regions": (
-        "Region",
-        "region_uncertainty",
     ),
     "errors": (
         "AxesError",
@@ -91,6 +95,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "CountsWarning",
+    "Coverage",
     "Detector",
     "EmptyImageWarning",
     "ExportError",
@@ -115,6 +120,7 @@ __all__ = [
     "UnreadableModelError",
     "__version__",
     "calibrate",
+    "coverage",
     "denoise",
     "export",
     "generate",
@@ -161,8 +167,8 @@ if TYPE_CHECKING:
         UnreadableModelError,
     )
     from gap_bioimage.exporting.archive import export
-    from gap_bioimage.inference.denoising import denoise
-    from gap_bioimage.inference.regions import Region, region_uncertainty
+    from gap_bioimage.inference.denoising import Region, denoise, region_uncertainty
+    from gap_bioimage.inference.held_out import Coverage, coverage
     from gap_bioimage.inference.sampling import Progress, generate, sample
     from gap_bioimage.inspection import inspect
     from gap_bioimage.io import read_images, read_photons, sum_frames, write_image
