@@ -160,6 +160,8 @@ class Definition:
         except Exception as error:
             if self.kind != "archive":
                 raise
+            if isinstance(error, OSError) and error.filename is not None:  # the user's file, no fault of the check
+                return Outcome("failed", f"{error.filename} cannot be read: {error.strerror}", self.fix_text)
             return raised(error)
         if found is None:
             return Outcome("passed", "kept")

@@ -39,13 +39,8 @@ class Examined:
 
     def make(self, package: Package, *ids: str) -> None:
         """Make checks of the package; those with nothing to say about the description are left out."""
-        for made in map(definition, ids):
-            try:
-                outcome = made.outcome_of(package)
-            except OSError as error:
-                outcome = Outcome("failed", f"{error.filename} cannot be read: {error.strerror}", made.fix_text)
-            if made.consumer != "format" or outcome.message != "kept":
-                self.checks.append(made.check(outcome))
+        made = [definition(name).check(definition(name).outcome_of(package)) for name in ids]
+        self.checks += [check for check in made if check.consumer != "format" or check.message != "kept"]
 
 
 @archive_check("format.version", BLOCKS, order=0, breaks="programs cannot read the description",
