@@ -124,37 +124,6 @@ def test_no_path_of_this_machine_is_inside(written: tuple[Path, dict[str, Any]])
                     assert not absolute.findall(content), record
 
 
-def test_operators_are_those_of_older_engines(written: tuple[Path, dict[str, Any]]) -> None:
-    with zipfile.ZipFile(written[0] / TORCHSCRIPT) as archive:
-        code = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".py")).decode()
-    assert "forward" in code
-    for word in ("lanczos", "rms_norm", "scaled_dot_product", "uint16", "cuda", "torch.device"):
-        assert word not in code
-
-
-def test_zipped_weights_give_the_zipped_output(unchecked_zip_2d: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(unchecked_zip_2d) as archive:
-        archive.extractall(tmp_path)
-    rdf = yaml.safe_load((tmp_path / "rdf.yaml").read_text())
-    photons = torch.from_numpy(np.load(tmp_path / "test_photons.npy"))
-    expected = np.load(tmp_path / "test_rate.npy")
-    kwargs = rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
-    module = load_source(tmp_path / NETWORK_FILE).PhotonDenoiser(**kwargs).eval()
-    module.load_state_dict(torch.load(tmp_path / STATE_DICT, weights_only=True))
-    for run in (module, torch.jit.load(tmp_path / TORCHSCRIPT)):
-        with torch.inference_mode():
-            np.testing.assert_allclose(run(photons).numpy(), expected, rtol=1e-5, atol=1e-5 * expected.max())
-
-
-def test_the_model_itself_is_left_as_it_was() -> None:
-    model = random_model()
-    before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    for parameter in denoiser_of(model, [9, 9]).parameters():
-        parameter.zero_()
-    after = model.network.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 @pytest.fixture
 def engines() -> tuple[Any, Any]:
     return pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ from running import ran
 
 from gap_bioimage.validation.check import definitions
 from gap_bioimage.validation.report import validate
-from gap_bioimage.validation.run import sizes
+from gap_bioimage.validation.run import behaviour
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def test_only_what_does_not_run_fails(tmp_path: Path, check_id: str, body: str, 
 
 
 def test_an_error_of_ours_leaves_the_question_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "voxels", lambda wanted: wanted["nothing of that name"])
+    monkeypatch.setattr(behaviour, "voxels", lambda wanted: wanted["nothing of that name"])
     checks = ran(zips.make_zip(tmp_path, zips.torchscript_only))
     assert checks["run.sizes"].status == "error"
     assert "this check itself raised KeyError" in checks["run.sizes"].message

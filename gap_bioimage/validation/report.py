@@ -14,8 +14,8 @@ from gap_bioimage.validation.check import Check, definition, definitions
 from gap_bioimage.validation.consumers import consumers as all_consumers
 from gap_bioimage.validation.consumers import known
 from gap_bioimage.validation.model import Model, with_infinities
+from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
-from gap_bioimage.validation.run.evidence import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.score import Completeness, completeness_of, score_of
