@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Mutation = Callable[[dict[str, Any]], None]
 
 BLUR = """
+from typing import List
+
 import torch
 from torch import nn
 

@@ -252,6 +252,7 @@ def write_readme(path: Path, model: Model, card: Card, product: Product, measure
         detector=intake.detector, scale=intake.preprocessing[0]["kwargs"] if intake.preprocessing else None,
         axes=list("zyx"[-dim:]), channels=model.config.channels, trained_db=model.trained_range_db,
         low=10 ** (model.trained_range_db[0] / 10), high=10 ** (model.trained_range_db[1] / 10),
+        pool_px=math.lcm(*sizes.pool_px), off_grid=100 * max(measured.halo.off_grid_rms.values(), default=0.0),
         block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
         command=f"{'denoise' if sampling is None else 'sample'} model.zip image.tif out.tif{drawn}",
         inside=f", but for its {' and '.join(steps)}" if steps else ": no pre- or postprocessing is needed",
