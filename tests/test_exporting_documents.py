@@ -153,16 +153,6 @@ def described(folder: Path, own: Card, kind: Any = "denoise", operation: Operati
     return rdf
 
 
-def test_channels_and_repository_are_named(tmp_path: Path) -> None:
-    rdf = described(tmp_path, card(git_repo="https://github.com/ada/x", id="mine", tags=["confocal", "unet"]))
-    assert rdf["git_repo"] == "https://github.com/ada/x"
-    assert rdf["id"] == "mine"
-    assert rdf["inputs"][0]["axes"][1]["channel_names"] == ["photons0", "photons1"]
-    assert rdf["outputs"][0]["axes"][1]["channel_names"] == ["rate0", "rate1"]
-    assert rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]["channels"] == 2
-    assert "requires" not in rdf["config"]["gap_bioimage"]
-
-
 SAMPLED = ["mean_0", "mean_1", "std_0", "std_1", "sample1_0", "sample1_1", "sample2_0", "sample2_1"]
 
 
@@ -316,13 +306,6 @@ def test_the_readme_begins_with_the_picture_and_one_sentence(tmp_path: Path) -> 
     ):
         assert part in text
     assert text.index("Gaussian") < text.index("nats")
-
-
-def test_every_program_has_three_steps(tmp_path: Path) -> None:
-    text = readme(tmp_path)
-    for program in ("Fiji", "ilastik", "Python"):
-        steps = text.split(f"**{program}**")[1].split("**")[0].split("# Description")[0]
-        assert re.findall(r"^(\d)\. ", steps, re.MULTILINE) == ["1", "2", "3"]
 
 
 def test_the_python_of_the_readme_runs_and_its_tiles_are_on_the_pooling(tmp_path: Path, unchecked_zip_2d: Path) -> None:
