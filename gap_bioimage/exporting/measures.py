@@ -137,8 +137,9 @@ def _run(denoiser: PhotonDenoiser, image: Tensor, axis: int, start: int, inner: 
     """Denoise an image from ``start`` on (``reach``: between two cuts), and return the part between the cuts."""
     stop = reach + inner if start == reach else image.shape[axis]
     with torch.inference_mode():
-        made = denoiser(image.narrow(axis, start, stop - start).contiguous())
-    return made.narrow(axis, reach - start, inner).numpy()
+        made: Tensor = denoiser(image.narrow(axis, start, stop - start).contiguous())
+    inside: np.ndarray = made.narrow(axis, reach - start, inner).numpy()
+    return inside
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,8 @@ def _seams(runner: Runner, cuts: Sequence[Cut]) -> float:
     return math.sqrt(max(squares.values(), default=0.0))
 
 
-# fmt: off
-@run_check("run.tiled", Severity.DEGRADES, breaks="seams show between tiles",
-           fix="Enlarge the halo, or keep whole-image statistics out of the network.", once=True, compares=True)
+@run_check("run.tiled", Severity.DEGRADES, breaks="seams show between tiles", once=True, compares=True,
+           fix="Enlarge the halo, or keep whole-image statistics out of the network.")  # fmt: skip
 def tiled(runner: Runner) -> Outcome:
     """A tiled prediction equals the whole-image one: the declared halo covers what the network looks at."""
     if not runner.steps:
@@ -175,7 +174,6 @@ def tiled(runner: Runner) -> Outcome:
     return Outcome("failed", f"{text}; {told}{none}", fix, evidence)
 
 
-# fmt: on
 def _off_grid(runner: Runner) -> float:
     """What changes inside, relative RMS, where a tile starts one pixel beside another; 0 where that is not declared."""
     tensor, axis = next(reversed(runner.steps))
@@ -234,9 +232,8 @@ def _told(values: Mapping[Axis, int]) -> str:
     return ", ".join(f"{axis} {n}" for axis, n in by_axis.items()) + " px"
 
 
-# fmt: off
 @run_check("run.padding", Severity.DEGRADES, breaks="results depend on how a program pads", once=True, compares=True,
-           fix=f"{_STATISTICS}, or enlarge the halo.")
+           fix=f"{_STATISTICS}, or enlarge the halo.")  # fmt: skip
 def padding(runner: Runner) -> Outcome:
     """An image's inner part stays the same where the image is padded, as programs do to reach a size they can use."""
     if not runner.steps:
