@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from gap_bioimage.network import UNet
 from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import xarray as xr
 
@@ -109,14 +110,24 @@ def trained_3d(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return _train(tmp_path_factory.mktemp("trained_3d"), 3, (24, 48, 48), start_filts=2, z_conv_stage=1)
 
 
-def export_unchecked(trained: Trained, out: Path) -> Path:
-    """Export without the validation, which takes most of the time and has tests of its own."""
-    from gap_bioimage.exporting.archive import export
+@contextmanager
+def no_validation() -> Iterator[None]:
+    """Let exports leave out their validation, which takes most of the time and has tests of its own."""
     from gap_bioimage.validation import report
+    from gap_bioimage.validation.run.sandbox import Sandbox
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "validate", lambda path, **_: report.Report(str(path), (), description_only=True))
-        export(trained.run, out, trained.card)
+        patch.setattr(Sandbox, "start", lambda process: None)
+        yield
+
+
+def export_unchecked(trained: Trained, out: Path, *arguments: Any, **options: Any) -> Path:
+    """Export without the validation."""
+    from gap_bioimage.exporting.archive import export
+
+    with no_validation():
+        export(trained.run, out, trained.card, *arguments, **options)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Zips that draw posterior samples: in the graph, and by a hook that carries the network."""
+"""Zips that draw posterior samples, in the graph and by a hook that carries the network; own postprocessing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,16 +17,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fixtures_model import random_model
+from fixtures_model import export_unchecked, no_validation, random_model
 
 from gap_bioimage import export, load_model, simulate, validate
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting.hook import PhotonCopies
 from gap_bioimage.exporting.intake import sparse_counts
-from gap_bioimage.exporting.kinds import Sampling, product_of
+from gap_bioimage.exporting.kinds import Operation, Sampling, parse_kwargs, product_of
 from gap_bioimage.exporting.measures import check_room, room_db, score_samples
 from gap_bioimage.exporting.weights import TORCHSCRIPT, sampler_arguments, sampler_of, write_weights
-from gap_bioimage.validation import report as validation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +40,7 @@ DRAWN: dict[str, Any] = {"n_samples": 2, "n_steps": 2, "seed": 3}
 
 def unchecked(trained: Trained, out: Path, kind: Any, **options: Any) -> Path:
     """Export without the validation, which takes most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
-        export(trained.run, out, trained.card, kind, **{**DRAWN, **options})
-    return out
+    return export_unchecked(trained, out, kind, **{**DRAWN, **options})
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +156,6 @@ def test_the_readmes_snippet_draws_other_samples(
     np.testing.assert_array_equal(variables["samples"], expected)
 
 
-def test_volumes_are_sampled(trained_3d: Trained, tmp_path: Path) -> None:
-    path = unchecked(trained_3d, tmp_path / "model.zip", "sample", n_samples=1, n_steps=1)
-    rdf = rdf_of(path)
-    assert rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]["window_px"] == [15, 63, 63]
-    assert rdf["outputs"][0]["axes"][1]["channel_names"] == ["mean", "std", "sample1"]
-    posterior = tensors_of(path)[1]
-    np.testing.assert_array_equal(posterior[:, 0], posterior[:, 2])
-    assert not posterior[:, 1].any()  # one sample has no spread
-
-
 def test_channels_come_in_the_order_of_their_names() -> None:
     model = random_model(channels=2)
     product = product_of("sample", model, [9, 9], Sampling(2, 2, 0))
@@ -181,13 +168,6 @@ def test_channels_come_in_the_order_of_their_names() -> None:
             np.testing.assert_array_equal(named[f"sample{number + 1}_{channel}"], samples[number, channel])
         np.testing.assert_allclose(named[f"mean_{channel}"], samples[:, channel].mean(0), rtol=1e-5)
         np.testing.assert_allclose(named[f"std_{channel}"], samples[:, channel].std(0, ddof=1), atol=1e-4)
-
-
-def test_a_hook_samples_several_channels_as_the_graph_does() -> None:
-    model = random_model(channels=2)
-    photons = np.random.default_rng(0).poisson(1.0, (2, 2, 20, 24)).astype(np.float32)
-    graph, hook = (product_of(kind, model, [9, 9], Sampling(3, 2, 1)) for kind in ("sample", "sample-hook"))
-    np.testing.assert_array_equal(graph.run(photons), hook.run(photons))
 
 
 @pytest.fixture(scope="module")
@@ -246,12 +226,6 @@ def test_room_is_what_the_trained_range_leaves(brightest: float, room: float) ->
     assert room_db(np.full((1, 80, 80), 3), brightest) == pytest.approx(room, abs=1e-4)
 
 
-def test_room_is_measured_where_the_image_is_brightest() -> None:
-    image = np.ones((1, 200, 200), np.int64)
-    image[:, 100:180, 100:180] = 10
-    assert room_db(image, 100.0) == pytest.approx(10.0, abs=1e-4)
-
-
 def test_little_room_is_warned_about() -> None:
     image = np.full((1, 80, 80), 3)
     with pytest.warns(UserWarning, match=r"3\.0 dB of room only.* as little as 50%"):
@@ -284,17 +258,14 @@ def test_the_test_input_has_as_many_photons_as_it_takes_to_see_them() -> None:
     assert not sparse_counts(np.zeros((1, 20, 20), np.int64), 4, lambda photons: photons).any()
 
 
-@pytest.mark.filterwarnings("ignore:TF32")
-@pytest.mark.parametrize("rounding", ["onednn", "weights"])
-def test_the_test_output_survives_other_roundings(sampling: tuple[Path, Report], rounding: str) -> None:
+def test_the_test_output_survives_other_roundings(sampling: tuple[Path, Report]) -> None:
     photons, posterior = tensors_of(sampling[0])
     kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
     sampler = sampler_of(load_model(sampling[0]), kwargs)
-    if rounding == "weights":
-        generator = torch.Generator().manual_seed(0)
-        for parameter in sampler.parameters():
-            parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
-    with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=rounding != "onednn"):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in sampler.parameters():
+        parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
+    with torch.inference_mode():
         got = sampler(torch.from_numpy(photons)).numpy()
     assert not np.array_equal(got, posterior)
     np.testing.assert_allclose(got, posterior, rtol=1e-4, atol=1.5e-4)
@@ -322,23 +293,9 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
     assert scores.mean_difference == pytest.approx(scores.expected_difference, rel=0.05)
 
 
-MASK = """
-import numpy as np
-
-
-class Mask:
-    def __init__(self, above):
-        self.above = above
-
-    def __call__(self, array):
-        return (array > self.above).astype(np.uint8)
-"""
-
-
 @pytest.fixture
 def mask(tmp_path: Path) -> str:
-    (tmp_path / "threshold.py").write_text(MASK)
-    return f"{tmp_path / 'threshold.py'}:Mask"
+    return f"{written(tmp_path)}:Op"
 
 
 def test_own_postprocessing_passes_the_checks_and_is_applied(trained_2d: Trained, tmp_path: Path, mask: str) -> None:
@@ -351,33 +308,27 @@ def test_own_postprocessing_passes_the_checks_and_is_applied(trained_2d: Trained
     assert statuses["run.tiled"] in ("passed", "warning")  # a rate near the threshold may fall on either side
     assert statuses["run.conservation"] == "skipped"
     assert rdf_of(out)["outputs"][0]["data"]["type"] == "uint8"
-    denoised = export_plain(trained_2d, tmp_path / "plain.zip")
+    denoised = export_unchecked(trained_2d, tmp_path / "plain.zip")
     inputs = {"photons": simulate(2, (190, 190), photons=2.0, seed=8)[0].values[None, None].astype(np.float32)}
     got, rate = (predict(model=path, inputs=inputs).members["rate"].data.values for path in (out, denoised))
     np.testing.assert_array_equal(got, rate > 2.0)
     assert load_model(out).config == load_model(trained_2d.run).config
 
 
-def export_plain(trained: Trained, out: Path) -> Path:
-    return unchecked(trained, out, "denoise")
-
-
-@pytest.mark.parametrize("kind", ["sample", "sample-hook"])
 def test_own_postprocessing_comes_after_the_samples(
-    trained_2d: Trained, tmp_path: Path, mask: str, kind: str, sampling: tuple[Path, Report]
+    trained_2d: Trained, tmp_path: Path, mask: str, sampling: tuple[Path, Report]
 ) -> None:
     arguments = {"postprocessing": mask, "postprocessing_kwargs": {"above": 0.003}}
-    path = unchecked(trained_2d, tmp_path / "model.zip", kind, **arguments)
+    path = unchecked(trained_2d, tmp_path / "model.zip", "sample-hook", **arguments)
     assert 0.001 < tensors_of(path)[1].mean() < 0.999
     np.testing.assert_array_equal(tensors_of(path)[1], tensors_of(sampling[0])[1] > 0.003)
     with zipfile.ZipFile(path) as archive:
-        assert archive.read("postprocessing.py").decode() == MASK
+        assert archive.read("postprocessing.py").decode() == OPERATION
 
 
 def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, mask: str, run: Any) -> None:
     out = tmp_path / "model.zip"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "validate", lambda path, **_: validation.Report(str(path), (), description_only=True))
+    with no_validation():
         base = ["export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "sample"]
         options = ["--samples", 2, "--steps", 2, "--seed", 3, "--postprocessing", mask]
         result = run(*base, *options, "--postprocessing-kwargs", "{above: 0.3}")
@@ -388,3 +339,94 @@ def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, mask: str
     refused = run(*base, "--samples", 0)
     assert refused.code == 2
     assert "n_samples is 0, expected 1 or more" in refused.err
+
+
+ARRAY = np.random.default_rng(0).gamma(2.0, 1.5, (1, 3, 24, 20)).astype(np.float32)
+OPERATION = """
+import numpy as np
+from dataclasses import dataclass
+
+
+@dataclass
+class Op:
+    above: float = 2.0
+
+    def __call__(self, array):
+        return (array > self.above).astype(np.uint8)
+"""
+
+
+def answering(body: str, **kwargs: Any) -> Operation:
+    """An operation whose class answers with ``body``."""
+    source = OPERATION.replace("return (array > self.above).astype(np.uint8)", body)
+    return Operation("postprocessing.py", source.encode(), "Op", kwargs)
+
+
+def written(folder: Path, source: str = OPERATION) -> str:
+    (folder / "mask.py").write_text(source)
+    return str(folder / "mask.py")
+
+
+def test_a_pointwise_operation_is_applied_without_a_word(tmp_path: Path) -> None:
+    found = Operation.read(f"{written(tmp_path)}:Op", {"above": 1.5})
+    assert (found.file_name, found.source, found.callable) == ("postprocessing.py", OPERATION.encode(), "Op")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = found.apply_checked(ARRAY)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, ARRAY > 1.5)
+    with pytest.warns(UserWarning, match="will show seams"):
+        answering("return array / array.mean()").apply_checked(ARRAY)
+
+
+NOT_MADE = [
+    ("class Op: ...", "Other", {}, "Other is not there"),
+    ("Op = 3", "Op", {}, "Op is a int"),
+    ("import a_module_that_is_nowhere", "Op", {}, "cannot be imported by itself: ModuleNotFoundError"),
+    ("def broken(:", "Op", {}, "cannot be imported by itself: SyntaxError"),
+    (OPERATION, "Op", {"below": 1}, r"Op\(below=1\) cannot be made: TypeError.*postprocessing_kwargs"),
+    ("class Op: ...", "Op", {}, r"Op\(\) is a Op, expected something to call"),
+    (OPERATION, "Op", {"above": object()}, "plain values of yaml"),
+    (OPERATION, "Op", {"above": (1, 2)}, "plain values of yaml"),
+]
+
+
+@pytest.mark.parametrize(("source", "name", "kwargs", "message"), NOT_MADE, ids=range(len(NOT_MADE)))
+def test_what_cannot_be_made_is_refused(
+    tmp_path: Path, source: str, name: str, kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message) as error:
+        Operation.read(f"{written(tmp_path, source)}:{name}", kwargs)
+    assert "\n" not in str(error.value)
+
+
+UNFIT = [
+    ("return array[..., 1:]", "expected the same shape"),
+    ("return array[0]", "expected the same shape"),
+    ("return array.tolist()", "returned a list, expected a numpy array"),
+    ("return array > 1", "returns bool, expected one of float32"),
+    ("return array.astype(complex)", "returns complex128"),
+    ("return array.astype(np.float16)", "returns float16"),
+    ("return array.astype(str)", "returns str"),
+    ("return np.log(array * 0)", "1440 values that are not finite"),
+    ("raise OSError('no disk')", "raised OSError: no disk for an array of shape"),
+    ("return array + np.random.random(array.shape)", "another result for the same array"),
+    ("self.above += 1; return array + self.above", "another result for the same array"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize(("body", "message"), UNFIT)
+def test_what_consumers_could_not_use_is_refused(body: str, message: str) -> None:
+    with pytest.raises(ExportError, match=message) as error:
+        answering(body).apply_checked(ARRAY)
+    assert "\n" not in str(error.value)
+
+
+def test_kwargs_are_yaml_or_json() -> None:
+    assert parse_kwargs(None) == {}
+    assert parse_kwargs("{threshold: 2.5, names: [a, b]}") == {"threshold": 2.5, "names": ["a", "b"]}
+    assert parse_kwargs('{"threshold": 2.5}') == {"threshold": 2.5}
+    for text in ("2.5", "[1]", "{", "text"):
+        with pytest.raises(ExportError, match="expected a mapping"):
+            parse_kwargs(text)

@@ -1,8 +1,9 @@
-"""The measured halo: enough for tiles to agree with the whole image, at any brightness."""
+"""The measured halo: enough for tiles to agree with the whole image, at any brightness; and the scores."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
+from gap_bioimage.counts import thin
 from gap_bioimage.exporting.intake import mirrored
-from gap_bioimage.exporting.measures import EXPOSURES, TOLERANCE, HaloReport, Sizes, default_box_px, measure_halo
+from gap_bioimage.exporting.measures import (
+    EXPOSURES,
+    TOLERANCE,
+    HaloReport,
+    Scores,
+    Sizes,
+    default_box_px,
+    log_likelihood,
+    measure_halo,
+    score_on_halves,
+)
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.tiling import receptive_field_px
 from gap_bioimage.model import load_model
-from gap_bioimage.simulation import simulate_truth
+from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
     from fixtures_model import Trained
@@ -135,3 +148,67 @@ def test_mirroring_repeats_an_image_back_and_forth(shape: tuple[int, ...], size:
         for wanted, have in zip(size, shape[1:], strict=True)
     )
     np.testing.assert_array_equal(result, image[:, rows][:, :, columns])
+
+
+@pytest.fixture(scope="module")
+def counts() -> np.ndarray:
+    return simulate(2, (96, 80), photons=2.0, seed=3)[0].values[None]
+
+
+def test_likelihood_is_that_of_the_photons_positions() -> None:
+    rate, photons = np.array([[1.0, 3.0]]), np.array([[1, 2]])
+    expected = (math.log(0.25) + 2 * math.log(0.75)) / 3
+    assert log_likelihood(rate, photons) == pytest.approx(expected, rel=1e-12)
+    assert log_likelihood(100 * rate, photons) == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_are_those_of_the_other_half(counts: np.ndarray) -> None:
+    seen, unseen = thin(counts.astype(np.int64), 0.5, 0)
+    handed: list[torch.Tensor] = []
+
+    def blur(photons: torch.Tensor) -> torch.Tensor:
+        handed.append(photons)
+        return torch.from_numpy(ndimage.gaussian_filter(photons.numpy().astype(float), 1.4, axes=(2, 3)))
+
+    scores = score_on_halves(blur, counts)
+    np.testing.assert_array_equal(handed[0].numpy()[0], seen)
+    assert scores.photons == int(unseen.sum())
+    assert scores.flat == pytest.approx(-math.log(counts.size), rel=1e-12)
+    assert scores.gaussian >= scores.denoised > scores.flat
+    assert scores.pseudo_psnr_db == pytest.approx(10 * math.log10(seen.mean()))
+    if scores.gaussian_sigma_px == 1.4:
+        assert scores.denoised == pytest.approx(scores.gaussian, rel=1e-6)
+    assert score_on_halves(blur, counts) == scores
+    assert score_on_halves(blur, counts, seed=1) != scores
+
+
+def test_channels_and_depth_are_not_blurred_into_each_other() -> None:
+    stack = np.zeros((2, 9, 9), np.int64)
+    stack[0] = 40
+    # with channels kept apart, a filter of any width knows that the second one is empty
+    scores = score_on_halves(lambda photons: photons, stack)
+    assert scores.gaussian > -math.log(81) - 0.05
+
+
+def test_counts_without_photons_give_numbers() -> None:
+    scores = score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64))
+    assert (scores.denoised, scores.gaussian, scores.flat, scores.squared_error) == (0.0, 0.0, 0.0, 0.0)
+    assert "not measurably different" in scores.verdict
+
+
+def test_the_squared_error_is_that_against_the_truth() -> None:
+    photons, truth = simulate(2, (256, 256), photons=8.0, seed=0)
+    wrong = truth.values / 2 + 0.5  # of half of the photons
+    scores = score_on_halves(lambda seen: torch.from_numpy(wrong)[None, None], photons.values[None])
+    assert scores.squared_error == pytest.approx(0.25, abs=0.06)
+    best = min(
+        float(np.square(ndimage.gaussian_filter(photons.values.astype(float), sigma) - truth.values).mean())
+        for sigma in (0.5, 0.7, 1.0, 1.4, 2.0)
+    )
+    assert scores.gaussian_error == pytest.approx(best / 2, rel=0.3)  # half of the photons: half of the noise
+    assert scores.verdict.startswith("is ") and " below " in scores.verdict and " dB" in scores.verdict
+
+
+def test_a_worse_model_is_called_worse() -> None:
+    scores = Scores(-6, -6, -8, 1.4, 0.9, 0.6, 0.01, 2.5, 100)
+    assert scores.verdict == "is 50% above that of the best Gaussian filter"

@@ -12,7 +12,16 @@ import zips
 from running import judged
 
 from gap_bioimage.validation.run import behaviour
-from gap_bioimage.validation.run.behaviour import as_counts, as_loaded, graph_dtypes, other_device, output_kind
+from gap_bioimage.validation.run.behaviour import (
+    as_counts,
+    as_loaded,
+    below_min,
+    graph_dtypes,
+    odd_sizes,
+    other_device,
+    output_kind,
+    sizes,
+)
 from gap_bioimage.validation.run.runner import ModelError
 
 if TYPE_CHECKING:
@@ -72,8 +81,8 @@ def test_the_kind_of_output_is_told(tmp_path: Path, annotation: str, result: str
         ("batch", "rate = rate + photons.amax() * 0.1", "failed", "in a batch of 3"),
         ("batch", "assert photons.shape[0] == 1", "failed", "takes one image at a time"),
         ("zero", "", "passed", "finite outputs"),
-        ("zero", "rate = rate / rate.sum()", "failed", "256 values of 'rate' that are not finite"),
-        ("single_photon", "rate = rate / (photons.sum() - 1.0)", "failed", "are not finite"),
+        ("zero", "rate = rate / rate.sum()", "failed", "256 of 256 values of 'rate' are NaN"),
+        ("single_photon", "rate = rate / (photons.sum() - 1.0)", "failed", "are NaN or infinite"),
         ("dtypes", "", "passed", "uint16, int32, float64 give what float32 gives"),
         ("cost", "", "passed", "s and"),
     ],
@@ -84,19 +93,11 @@ def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str
     assert words in outcome.message
 
 
-def test_weights_that_take_one_image_run(tmp_path: Path) -> None:
-    def one(rdf: dict[str, Any]) -> None:
-        for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
-            tensor["axes"][0]["size"] = 1
-
-    assert judged(behaviour.batch, zips.make_zip(tmp_path, one)).status == "skipped"
-
-
 @pytest.mark.parametrize(
     ("forward", "status", "words"),
     [
         ("photons.float()", "passed", "takes uint8, int32, int64, float64"),
-        ("photons", "failed", "the graph itself refuses images as"),
+        ("photons", "failed", "in the graph itself, images are refused as"),
         ("photons.float() + float(photons.dtype == torch.float64)", "failed", "float64 differs by"),
     ],
 )
@@ -167,3 +168,38 @@ def test_weights_that_do_not_load_are_told_plainly(
         judged(lambda runner: None, zips.make_zip(tmp_path, files={name: content}), weights_format)
     assert words in str(error.value)
     assert "\x1b" not in str(error.value)
+
+
+POOLS = "rate = nn.functional.avg_pool2d(rate, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)"
+
+
+@pytest.mark.parametrize(
+    ("judge", "body", "status", "words"),
+    [
+        (sizes, "", "passed", "4 sizes from (16, 16) to (24, 24) run"),
+        (sizes, "assert photons.shape[2] == photons.shape[3]", "failed", "input size (20, 16) raised AssertionError"),
+        (sizes, "rate = rate[..., :32, :]", "passed", ""),
+        (sizes, "rate = rate[..., :20, :]", "failed", "20 along y, declared is"),
+        (below_min, "", "passed", "from (4, 4)"),
+        (below_min, "assert photons.shape[3] >= 16", "failed", "below min, raised"),
+        (odd_sizes, "", "passed", "(17, 17) runs"),
+        (odd_sizes, "assert photons.shape[2] % 4 == 0", "skipped", "programs pad"),
+        (odd_sizes, POOLS, "skipped", "pixels are lost"),
+    ],
+)
+def test_sizes_are_tried(tmp_path: Path, judge: Any, body: str, status: str, words: str) -> None:
+    source = zips.tiny(body if body != "rate = rate[..., :20, :]" else "")
+    script = zips.model_files(zips.tiny(body))["torchscript.pt"]
+    outcome = judged(judge, zips.make_zip(tmp_path, source=source, files={"torchscript.pt": script}))
+    assert outcome.status == status, outcome.message
+    assert words in outcome.message
+
+
+def test_a_fixed_size_has_no_others(tmp_path: Path) -> None:
+    def fixed(rdf: dict[str, Any]) -> None:
+        for axis in (*rdf["inputs"][0]["axes"][2:], *rdf["outputs"][0]["axes"][2:]):
+            axis["size"] = 32
+            axis.pop("halo", None)
+
+    path = zips.make_zip(tmp_path, fixed)
+    assert {judged(judge, path).status for judge in (sizes, below_min, odd_sizes)} == {"skipped"}

@@ -1,18 +1,29 @@
-"""Comparisons: on the output's own scale, and as bioimageio.core does it."""
+"""Comparisons: on the output's own scale, as bioimageio.core does it, and as pictures."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from gap_bioimage.validation.outcome import Evidence, Outcome
 from gap_bioimage.validation.run.compare import (
     Tolerance,
+    _plane,
     core_tolerance,
+    draw_evidence,
+    keep_evidence,
     mismatched_ppm,
     not_finite,
+    read_pictures,
     relative_rms,
     wrong_versions,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RAMP = np.linspace(0, 1, 64).reshape(1, 1, 8, 8)
 
@@ -33,10 +44,7 @@ def test_relative_rms_of_what_cannot_be_compared_is_infinite() -> None:
 def test_the_scale_may_be_the_magnitude() -> None:
     assert relative_rms(RAMP + 1.1, RAMP + 1.0, centred=False) == pytest.approx(0.1 / np.sqrt(np.mean((RAMP + 1) ** 2)))
     assert relative_rms(RAMP + 1.1, RAMP + 1.0) == pytest.approx(0.1 / RAMP.std())
-
-
-def test_constant_expectations_are_measured_by_their_magnitude() -> None:
-    assert relative_rms(np.full(9, 1.1), np.ones(9)) == pytest.approx(0.1)
+    assert relative_rms(np.full(9, 1.1), np.ones(9)) == pytest.approx(0.1)  # of a constant it is
 
 
 def test_core_accepts_anything_small() -> None:
@@ -78,3 +86,63 @@ def test_wrong_versions_differ_from_the_expected_output() -> None:
     names = [name for name, _ in wrong_versions(symmetric, ("batch", "channel", "y", "x"))]
     assert names == ["mirrored along y", "shuffled"]
     assert list(wrong_versions(np.ones((2, 2)), ("y", "x"))) == []
+
+
+BCYX = ("batch", "channel", "y", "x")
+
+
+def evidence(shape: tuple[int, ...] = (1, 1, 8, 12), axes: tuple[str, ...] = BCYX) -> Evidence:
+    expected = np.random.default_rng(0).random(shape)
+    return Evidence("rate, torchscript", axes, expected, expected + 1, expected * 2)
+
+
+def test_what_failed_is_kept(tmp_path: Path) -> None:
+    item = evidence()
+    drawn = keep_evidence("run.reproduces", Outcome("failed", "x", "", (item,)), keep=tmp_path / "new", pictures=None)
+    kept = sorted(path.name for path in (tmp_path / "new").iterdir())
+    stem = "run.reproduces_rate_torchscript"
+    assert kept == [f"{stem}.png", f"{stem}_expected.npy", f"{stem}_given.npy", f"{stem}_got.npy"]
+    assert np.array_equal(np.load(tmp_path / "new" / f"{stem}_got.npy"), item.got)
+    assert drawn == [("rate, torchscript", tmp_path / "new" / f"{stem}.png")]
+
+
+def test_what_passed_is_drawn_on_request_only(tmp_path: Path) -> None:
+    outcome = Outcome("passed", "x", "", (evidence(),))
+    assert keep_evidence("run.reproduces", outcome, keep=tmp_path / "a", pictures=None) == []
+    assert not (tmp_path / "a").exists()
+    (drawn,) = keep_evidence("run.reproduces", outcome, keep=tmp_path / "a", pictures=tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert [path.suffix for path in (tmp_path / "b").iterdir()] == [".png"]
+    (picture,) = read_pictures([("run.reproduces", *drawn), ("run.zero", "gone", tmp_path / "gone.png")])
+    assert picture.png.startswith(b"\x89PNG")
+    assert picture.title == "rate, torchscript"
+
+
+def test_names_stay_inside_the_folder(tmp_path: Path) -> None:
+    item = Evidence("../../outside/é x", BCYX, np.zeros((1, 1, 4, 4)), np.zeros((1, 1, 4, 4)))
+    keep_evidence("run.zero", Outcome("failed", "x", "", (item,)), keep=tmp_path / "in", pictures=None)
+    assert all(path.parent == tmp_path / "in" for path in tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (np.zeros((1, 1, 8, 8)), np.zeros((1, 1, 8, 8))),
+        (np.full((1, 1, 8, 8), np.nan), np.full((1, 1, 8, 8), np.inf)),
+        (np.ones((1, 1, 8, 8), np.uint8), np.zeros((1, 1, 9, 7), np.uint8)),
+        (np.ones((1, 3, 5, 8, 400)), np.ones((1, 3, 5, 8, 400))),
+        (np.ones((4,)), np.ones((4,))),
+        (np.ones(()), np.ones(())),
+    ],
+)
+def test_anything_can_be_drawn(tmp_path: Path, expected: np.ndarray, got: np.ndarray) -> None:
+    draw_evidence(tmp_path / "x.png", Evidence("x", BCYX, expected, got))
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.width > image.height > 100
+
+
+def test_the_plane_is_the_middle_one_of_the_first_image() -> None:
+    volume = np.arange(2 * 3 * 5 * 4 * 6).reshape(2, 3, 5, 4, 6)
+    assert np.array_equal(_plane(volume, ("batch", "channel", "z", "y", "x")), volume[0, 0, 2])
+    assert np.array_equal(_plane(volume, ("batch", "channel", "z", "x", "y")), volume[0, 0, 2].T)
+    assert np.array_equal(_plane(volume[0, 0], ("y", "x", "channel")), volume[0, 0, :, :, 0])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+import torch
 import zips
 from running import ran
 
@@ -118,3 +119,31 @@ def test_formats_that_disagree_are_told(tmp_path: Path) -> None:
     checks = ran(zips.make_zip(tmp_path, files={"torchscript.pt": other}))
     assert checks["run.formats_agree"].status == "warning"
     assert checks["core.test"].status == "failed"
+
+
+@pytest.mark.parametrize("batch", ["free", "one"])
+def test_weights_that_take_one_image_at_a_time_run_in_programs_that_hand_over_one(tmp_path: Path, batch: str) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network, content = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False), io.BytesIO()
+    torch.nn.init.constant_(network.weight, 1 / 9)
+    axes = {"photons": {2: "y", 3: "x"}, "rate": {2: "y", 3: "x"}}
+    torch.onnx.export(
+        network, (torch.ones(1, 1, 32, 32),), content, dynamo=False, input_names=["photons"], output_names=["rate"],
+        dynamic_axes=axes,
+    )  # fmt: skip
+
+    def one_image(rdf: dict[str, Any]) -> None:
+        source = {"source": "weights.onnx", "sha256": zips.sha256(content.getvalue())}
+        rdf["weights"] = {"onnx": {**source, "opset_version": 17}}
+        for tensor in (*rdf["inputs"], *rdf["outputs"]) if batch == "one" else ():
+            tensor["axes"][0]["size"] = 1
+
+    path = zips.make_zip(tmp_path, one_image, files={"weights.onnx": content.getvalue()})
+    checks = ran(path)
+    ids = ("core.test", "run.reproduces", "run.sizes", "run.batch")
+    statuses = ["passed"] * 3 + ["skipped"] if batch == "one" else ["warning", "passed", "passed", "warning"]
+    assert [checks[name].status for name in ids] == statuses, checks["core.test"]
+    if batch == "free":
+        assert "single image runs, two at once do not" in checks["core.test"].message
+        assert "batch size of 1" in checks["core.test"].fix

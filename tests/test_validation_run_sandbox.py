@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -156,3 +157,32 @@ def test_a_broken_installation_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="does not start"):
         validate(zips.make_zip(tmp_path))
+
+
+@pytest.mark.parametrize(("share", "words"), [(1 / 3, "did not finish"), (1, "took more than 2 GiB of memory")])
+def test_pages_that_forks_share_count_once(share: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    used = SimpleNamespace(rss=gib, pss=int(share * gib), uss=0)
+    model = SimpleNamespace(memory_info=lambda: used, memory_full_info=lambda: used)
+    monkeypatch.setattr(Sandbox, "_models", lambda process: 3 * [model])
+    assert words in Sandbox()._next(Limits(seconds=0.1, memory_gib=2))["limit"]
+
+
+def test_a_job_that_does_not_arrive_says_nothing_of_the_model(
+    tmp_path: Path, limited: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.pickle, "dumps", lambda job: b"no pickle")
+    report = validate(zips.make_zip(tmp_path), process=limited)
+    assert [check.id for check in report.raised] == ["run.loads"]
+    assert "the validation itself raised UnpicklingError" in report.raised[0].message
+    assert {verdict.verdict for verdict in report.verdicts} == {"unknown"}
+    assert report.status == "not-run"
+
+
+def test_a_worker_that_ends_says_nothing_of_the_model(
+    tmp_path: Path, limited: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.pickle, "dump", lambda job, stream: limited._process and limited._process.kill())
+    report = validate(zips.make_zip(tmp_path), process=limited)
+    assert [check.id for check in report.raised] == ["run.loads"]
+    assert not [check for check in report.checks if check.status == "failed"]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Mutation = Callable[[dict[str, Any]], None]
 
 BLUR = """
+from typing import List
+
 import torch
 from torch import nn
 
@@ -183,33 +185,13 @@ def description(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def make_zip(
-    folder: Path,
-    mutate: Mutation | None = None,
-    *,
-    source: str = BLUR,
-    files: dict[str, bytes | None] | None = None,
-    freeze: bool = False,
-    train: bool = False,
-    rdf_name: str = "rdf.yaml",
-) -> Path:
-    """Write a model zip into a folder.
+    folder: Path, mutate: Mutation | None = None, *, source: str = BLUR, files: dict[str, bytes | None] | None = None,
+    freeze: bool = False, train: bool = False, rdf_name: str = "rdf.yaml",
+) -> Path:  # fmt: skip
+    """Write a model zip into a folder; ``mutate`` changes the description in place.
 
-    Parameters
-    ----------
-    folder
-        Where.
-    mutate
-        Changes the description in place.
-    source
-        Source of the network, see `tiny`.
-    files
-        Files to replace or add (before hashing); None leaves one out of the zip, though it stays hashed.
-    freeze
-        Freeze the TorchScript weights.
-    train
-        Save the TorchScript weights in training mode.
-    rdf_name
-        Name of the description.
+    ``files`` are replaced or added before hashing; None leaves one out of the zip, though it stays hashed. ``freeze``
+    the TorchScript weights, or save them in training mode (``train``).
     """
     contents: dict[str, bytes] = dict(model_files(source, freeze, train))
     contents.update({name: data for name, data in (files or {}).items() if data is not None})

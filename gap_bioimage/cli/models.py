@@ -142,7 +142,7 @@ def export(
     if postprocessing_kwargs is not None and postprocessing is None:
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     import gap_bioimage as gap
-    from gap_bioimage.exporting.operation import parse_kwargs
+    from gap_bioimage.exporting.kinds import parse_kwargs
     from gap_bioimage.validation.reports.terminal import print_report
 
     report = gap.export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,64 +15,36 @@ import torch
 import yaml
 
 from gap_bioimage.errors import ExportError, OutputError
+from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
-from gap_bioimage.exporting.kinds import Kind, Sampling, check_kind, counts_sampler, product_of
-from gap_bioimage.exporting.measures import (
-    Measured,
-    Sizes,
-    box_of,
-    check_room,
-    measure_halo,
-    score_on_halves,
-    score_samples,
-    seconds_per_megapixel,
-)
-from gap_bioimage.exporting.operation import read_operation
-from gap_bioimage.exporting.rdf import COVER, README, TEST_INPUT, describe, description_of, output_file
-from gap_bioimage.exporting.readme import draw_cover, write_readme
-from gap_bioimage.exporting.weights import check_onnx, denoiser_of, write_onnx
+from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, check_kind, counts_sampler, product_of
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork
-from gap_bioimage.model import load_model
+from gap_bioimage.model import CameraLike, Model, load_model
+from gap_bioimage.network import PhotonDenoiser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     import xarray as xr
 
-    from gap_bioimage.exporting.operation import Operation
-    from gap_bioimage.model import CameraLike, Model
     from gap_bioimage.validation.report import Report
 
 
 def export(
-    model: Model | str | Path,
-    out: str | Path,
-    card: Card | str | Path,
-    kind: Kind = "denoise",
-    *,
-    n_samples: int = 4,
-    n_steps: int = 8,
-    seed: int = 0,
-    postprocessing: str | None = None,
-    postprocessing_kwargs: Mapping[str, Any] | None = None,
-    camera: CameraLike = "model",
-    onnx: bool = False,
-    test_image: xr.DataArray | str | Path | None = None,
-    device: str = "cpu",
-    on_stage: Callable[[str], None] | None = None,
-) -> Report:
+    model: Model | str | Path, out: str | Path, card: Card | str | Path, kind: Kind = "denoise", *,
+    n_samples: int = 4, n_steps: int = 8, seed: int = 0,
+    postprocessing: str | None = None, postprocessing_kwargs: Mapping[str, Any] | None = None,
+    camera: CameraLike = "model", onnx: bool = False, test_image: xr.DataArray | str | Path | None = None,
+    device: str = "cpu", on_stage: Callable[[str], None] | None = None,
+) -> Report:  # fmt: skip
     """Export a model as a bioimage.io zip in the portable profile (Fiji, ilastik, the zoo, ...).
 
     Nothing is written unless every check of ``validate`` passes.
 
     Parameters
     ----------
-    model
-        A model, or what ``load_model`` takes.
-    out
-        The zip; replaced only when the new one is complete and valid.
+    model, out
+        A model, or what ``load_model`` takes; the zip, replaced only when the new one is complete and valid.
     card
         The author's card, or its yaml.
     kind
@@ -80,23 +53,17 @@ def export(
         custom postprocessing, for bioimageio.core 0.10.3 or newer only.
     n_samples, n_steps, seed
         What is drawn, by kinds that sample: how many, in how many steps each, with which noise.
-    postprocessing
-        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)`` is called with numpy arrays and
-        keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
-    postprocessing_kwargs
-        Its kwargs, plain values.
+    postprocessing, postprocessing_kwargs
+        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)``, kwargs being plain values, is called
+        with numpy arrays and keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
     camera
-        The camera whose raw images the zip is for, or its yaml; "model" for the one of the training, if any;
-        None for counts.
+        The camera whose raw images the zip is for, or its yaml; "model" for that of the training; None for counts.
     onnx
         Add ONNX weights; kind "denoise" only. They take sizes in steps of the pooling only, so the zip declares these.
     test_image
-        Real counts (or images of the camera) for the test tensors and the measured numbers. Models from a run
-        folder bring theirs.
-    device
-        Where the finished zip is validated.
-    on_stage
-        Called with a word or two before each stage.
+        Real counts (or images of the camera) for test tensors and measured numbers; a run folder brings its own.
+    device, on_stage
+        Where the finished zip is validated; called with a word or two before each stage.
 
     Returns
     -------
@@ -105,45 +72,21 @@ def export(
 
     Raises
     ------
-    CardError
-        Listing all missing and wrong fields.
-    ExportError
-        If there are no counts to test with, an option or the postprocessing cannot be used, or a check fails.
-    BrokenNetworkError
-        If the network returns values that are not finite.
-    OutputError
-        If the zip cannot be written.
+    CardError, ExportError, BrokenNetworkError, OutputError
+        If fields of the card are missing or wrong, an option cannot be used, there are no counts to test with or a
+        check fails, the network returns values that are not finite, or the zip cannot be written.
     """
-    from gap_bioimage.validation.report import validate
-
     check_kind(kind)
-    sampling = Sampling(n_samples, n_steps, seed)
     if onnx:
-        check_onnx(kind)
-    card = card if isinstance(card, Card) else Card.read(card)
-    own = None if postprocessing is None else read_operation(postprocessing, postprocessing_kwargs)
-    description_of(card, custom=kind == "sample-hook" or own is not None)
+        weights.check_onnx(kind)
+    sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
+    own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
+    documents.description_of(card, custom=kind == "sample-hook" or own is not None)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
     example, held_out = example_values(model, intake, test_image)
     tell = on_stage or (lambda stage: None)
-    order = _Order(kind, model, card, sampling, own, intake, onnx, example, held_out, tell)
-    out = Path(out)
-    with tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as temporary:
-        folder = Path(name)
-        try:
-            _fill(folder, order)
-        except OSError as error:
-            raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
-        _zip(folder, temporary)
-        order.tell("validating")
-        report = replace(validate(temporary, run_code=True, device=device), model=str(out))
-        if report.status != "passed":
-            bad = [check for check in report.checks if check.status == "failed"]
-            bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
-            problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
-            raise ExportError(f"{out} was not written, because its checks failed: {problems}")
-    return report
+    return _Order(kind, model, card, sampling, own, intake, onnx, example, held_out, tell).carry_out(Path(out), device)
 
 
 @dataclass(frozen=True)
@@ -161,47 +104,74 @@ class _Order:
     held_out: np.ndarray | None
     tell: Callable[[str], None]
 
+    def carry_out(self, out: Path, device: str) -> Report:
+        """Write the zip if its validation passes."""
+        from gap_bioimage.validation.report import validate
+        from gap_bioimage.validation.run.sandbox import Sandbox
 
-def _fill(folder: Path, order: _Order) -> None:
-    """Make the files of a zip in a folder."""
-    model, intake = order.model, order.intake
-    network = model.network.cpu()
-    example = intake.counts(order.example)
-    photons = torch.from_numpy(example.astype(np.float32))[None]
-    TiledNetwork(network)(photons)  # raises where values are not finite
-    order.tell("measuring the halo")
-    box_px = box_of(network)
-    denoiser = denoiser_of(model, box_px)
-    halo = measure_halo(denoiser, example)
-    sizes = Sizes.of(network.step_px, halo.halo_px, any_size=not order.onnx)
-    order.tell("making the test tensors")
-    product = product_of(order.kind, model, box_px, order.sampling, order.own, intake)
-    product.write(folder)
-    if order.onnx:
-        write_onnx(folder, denoiser, model.config.channels, sizes)
-    values = brightest_piece(order.example, sizes.min_px)
-    if product.sampling is not None:
-        values = intake.values_of(sparse_counts(intake.counts(values), product.sampling.n_samples, denoiser))
-    test_input = values.astype(np.float32)[None]
-    given = intake.preprocess(test_input)
-    np.save(folder / TEST_INPUT, test_input)
-    np.save(folder / output_file(product.output), product.run(given))
-    with torch.inference_mode():
-        draw_cover(folder / COVER, example, denoiser(photons)[0].numpy())
-    order.tell("measuring scores")
-    # as in training, so that the two halves of the photons are independent
-    scored = intake.counts(order.example if order.held_out is None else order.held_out, np.random.default_rng(0))
-    scores = score_on_halves(denoiser, scored)
-    speed = _speed(seconds_per_megapixel(product.sampler or product.module, given), model.config.dim)
-    measured = Measured(sizes, halo, box_px, scores, order.held_out is not None, speed)
-    if product.sampler is not None:
-        room = check_room(example, product.sampler.brightest, product.sampler.least_gain)
-        sampler = counts_sampler(model, box_px, order.sampling)
-        measured = replace(measured, samples=score_samples(sampler, denoiser, scored), room_db=room)
-    write_readme(folder / README, model, order.card, product, measured)
-    rdf = describe(folder, model, order.card, product, measured)
-    text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=100)
-    (folder / "rdf.yaml").write_text(text, encoding="utf-8")
+        with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as new:
+            process.start()  # its libraries are imported while the rest is made
+            try:
+                self.fill(Path(name))
+            except OSError as error:
+                raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
+            _zip(Path(name), new)
+            self.tell("validating")
+            report = replace(validate(new, run_code=True, device=device, process=process), model=str(out))
+            if report.status != "passed":
+                bad = [check for check in report.checks if check.status == "failed"]
+                bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
+                problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
+                raise ExportError(f"{out} was not written, because its checks failed: {problems}")
+        return report
+
+    def fill(self, folder: Path) -> None:
+        """Make the files of the zip in a folder."""
+        model, intake, network = self.model, self.intake, self.model.network.cpu()
+        example = intake.counts(self.example)
+        photons = torch.from_numpy(example.astype(np.float32))[None]
+        TiledNetwork(network)(photons)  # raises where values are not finite
+        self.tell("measuring the halo")
+        box_px = measures.box_of(network)
+        denoiser = weights.denoiser_of(model, box_px)
+        halo = measures.measure_halo(denoiser, example)
+        sizes = measures.Sizes.of(network.step_px, halo.halo_px, any_size=not self.onnx)
+        self.tell("making the test tensors")
+        product = product_of(self.kind, model, box_px, self.sampling, self.own, intake)
+        product.write(folder)
+        if self.onnx:
+            weights.write_onnx(folder, denoiser, model.config.channels, sizes)
+        values = brightest_piece(self.example, sizes.min_px)
+        if product.sampling is not None:
+            values = intake.values_of(sparse_counts(intake.counts(values), product.sampling.n_samples, denoiser))
+        test_input = values.astype(np.float32)[None]
+        given = intake.preprocess(test_input)
+        np.save(folder / documents.TEST_INPUT, test_input)
+        np.save(folder / documents.output_file(product.output), product.run(given))
+        with torch.inference_mode():
+            documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy())
+        self.tell("measuring scores")
+        seconds = measures.seconds_per_megapixel(product.sampler or product.module, given)
+        measured = self._measured(product, denoiser, sizes, halo, _speed(seconds, model.config.dim))
+        documents.write_readme(folder / documents.README, model, self.card, product, measured)
+        rdf = documents.describe(folder, model, self.card, product, measured)
+        text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=100)
+        (folder / "rdf.yaml").write_text(text, encoding="utf-8")
+
+    def _measured(
+        self, product: Product, denoiser: PhotonDenoiser, sizes: measures.Sizes, halo: measures.HaloReport, speed: str
+    ) -> measures.Measured:
+        # as in training, so that the two halves of the photons are independent
+        values = self.example if self.held_out is None else self.held_out
+        counts = self.intake.counts(values, np.random.default_rng(0))
+        scores, box_px = measures.score_on_halves(denoiser, counts), denoiser.box_px
+        measured = measures.Measured(sizes, halo, box_px, scores, self.held_out is not None, speed)
+        if product.sampler is None:
+            return measured
+        example = self.intake.counts(self.example)
+        room = measures.check_room(example, product.sampler.brightest, product.sampler.least_gain)
+        sampler = counts_sampler(self.model, box_px, self.sampling)
+        return replace(measured, samples=measures.score_samples(sampler, denoiser, counts), room_db=room)
 
 
 def _speed(seconds: float, dim: int) -> str:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from bioimageio.spec import ValidationContext
 from bioimageio.spec.generic.v0_3 import Author, CiteEntry, LicenseId, Maintainer, Uploader
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, ValidationError, field_validator, model_validator
 
 from gap_bioimage.config import Config, error_sentence, read_yaml
 from gap_bioimage.errors import CardError, ConfigError, GapWarning
 from gap_bioimage.files import replacing
-
-if TYPE_CHECKING:
-    from pydantic import ModelWrapValidatorHandler
 
 GAP_PAPER = {
     "text": "Krull et al., Image Denoising and the Generative Accumulation of Photons, WACV 2024",
@@ -71,10 +68,8 @@ class Card(Config):
         if len(text) > LONG_DESCRIPTION:
             warnings.warn(
                 f"the card's description has {len(text)} characters; the zoo shows about {LONG_DESCRIPTION}: say the "
-                "rest in training_data and limitations, which go into the README",
-                GapWarning,
-                stacklevel=2,
-            )
+                "rest in training_data and limitations, which go into the README", GapWarning, stacklevel=2,
+            )  # fmt: skip
         return text
 
     @field_validator("license")
@@ -101,21 +96,14 @@ class Card(Config):
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read a card.
-
-        Raises
-        ------
-        CardError
-            Listing every missing or wrong field at once.
-        """
+        """Read a card; `CardError` lists every missing or wrong field at once."""
         try:
             values = read_yaml(path)
         except ConfigError as error:
             raise CardError(str(error)) from None
         template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
-        problems = [
-            f"{field}: still the template's text" for field in _MUST_CHANGE if values.get(field) == template[field]
-        ]
+        kept = [field for field in _MUST_CHANGE if values.get(field) == template[field]]
+        problems = [f"{field}: still the template's text" for field in kept]
         try:
             card = cls.model_validate(values)
         except ValidationError as error:
@@ -131,13 +119,7 @@ def _is_gap_paper(entry: dict[str, str]) -> bool:
 
 
 def write_template(path: Path | str) -> None:
-    """Write a commented card to fill in.
-
-    Raises
-    ------
-    CardError
-        If the file exists.
-    """
+    """Write a commented card to fill in; `CardError` if the file exists."""
     path = Path(path)
     if path.exists():
         raise CardError(f"{path} exists and is not overwritten; give another name for the card")

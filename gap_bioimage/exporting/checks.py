@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, Source, rule, run_check
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.model import Model
-    from gap_bioimage.validation.run.runner import Runner
+from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.run.runner import Runner
 
 CONSERVED = 0.05
 _KINDS = ("denoise", "sample", "sample-hook")
-_HERE = Source("gap-bioimage", "exporting/rdf.py", "", "2026-11")
+_HERE = Source("gap-bioimage", "exporting/documents.py", "", "2026-11")
 
 
 def own_section(rdf: dict[str, Any]) -> dict[str, Any] | None:
@@ -24,13 +22,9 @@ def own_section(rdf: dict[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-@rule(
-    "format.gap_bioimage",
-    Severity.DEGRADES,
-    breaks="gap-bioimage cannot load the network back, to train it further or to sample",
-    fix="Export the model again with gap-bioimage, or remove config.gap_bioimage.",
-    source=_HERE,
-)
+@rule("format.gap_bioimage", Severity.DEGRADES, _HERE,
+      breaks="gap-bioimage cannot load the network back, to train it further or to sample",
+      fix="Export the model again with gap-bioimage, or remove config.gap_bioimage.")  # fmt: skip
 def gap_section(model: Model) -> str | None:
     """A section config.gap_bioimage, if there is one, that gap-bioimage can read."""
     said = own_section(model.rdf)
@@ -44,15 +38,8 @@ def gap_section(model: Model) -> str | None:
     return None
 
 
-@run_check(
-    "run.conservation",
-    Severity.BLOCKS,
-    breaks="the sums over regions that people measure are wrong",
-    fix="Renormalise the rate by the local photon sum inside the model.",
-    source=_HERE,
-    once=True,
-    compares=True,
-)
+@run_check("run.conservation", Severity.BLOCKS, _HERE, breaks="the sums over regions that people measure are wrong",
+           fix="Renormalise the rate by the local photon sum inside the model.", once=True, compares=True)  # fmt: skip
 def conservation(runner: Runner) -> Outcome:
     """A photon model's output sums to as many photons as its input holds."""
     rdf = dict(runner.rdf or {})

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.io import read_photons
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import xarray as xr
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from gap_bioimage.camera.camera import Detector
-    from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.model import CameraLike, Model
 
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
 _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
@@ -38,13 +34,7 @@ class Intake:
 
     @classmethod
     def of(cls, model: Model, camera: CameraLike = "model") -> Intake:
-        """Return what a zip of the model is given: what the model was trained on, or images of another camera.
-
-        Raises
-        ------
-        ExportError
-            If a camera is given to a model of one-bit frames.
-        """
+        """What a zip of the model is given: what it was trained on, or images of another camera (`ExportError`)."""
         ceiling = model.n_frames
         detector = model.camera_for(camera)
         if ceiling is not None and detector is not None:
@@ -121,12 +111,8 @@ def example_values(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return values (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them.
 
-    They are what the zip will be given: counts, or values of the camera.
-
-    Raises
-    ------
-    ExportError
-        If there are none, or they do not fit the model.
+    They are what the zip will be given: counts, or values of the camera. `ExportError` if there are none, or they do
+    not fit the model.
     """
     if test_image is not None:
         return _largest_stack(model, intake, test_image), None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,9 @@ from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.tiling import receptive_field_px, round_up
-from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
+from gap_bioimage.network import PhotonDenoiser, UNet
+from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
 from gap_bioimage.validation.run.edges import EdgeProfile, beside
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from gap_bioimage.network import PhotonDenoiser, UNet
-    from gap_bioimage.sampler import PosteriorSampler
 
 EXPOSURES = (0.03, 0.3, 3.0)
 """Mean photons per pixel at which tiles are compared with the whole image."""
@@ -59,21 +55,13 @@ class Sizes:
     def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Sizes:
         """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
 
-        A tile of the smallest size then spends at most three quarters of an axis on its halo.
-
-        Parameters
-        ----------
-        pool_px, halo_px
-            Of the network.
-        any_size
-            Declare a step of 1: Fiji then runs an image of any size in one tile, where a larger step makes two per
-            axis, the second off the pooling. ONNX weights take multiples of the pooling only.
+        A tile of the smallest size then spends at most three quarters of an axis on its halo. With ``any_size`` a step
+        of 1 is declared: Fiji then runs an image of any size in one tile, where a larger step makes two per axis, the
+        second off the pooling. ONNX weights take multiples of the pooling only.
         """
-        minimum = []
-        for pool, halo in zip(pool_px, halo_px, strict=True):
-            minimum.append(round_up(2 * halo + max(pool, 2 * beside(halo)), pool))
-        step = tuple(1 for _ in pool_px) if any_size else tuple(pool_px)
-        return cls(tuple(minimum), step, tuple(halo_px), tuple(pool_px))
+        pairs = zip(pool_px, halo_px, strict=True)
+        minimum = tuple(round_up(2 * halo + max(pool, 2 * beside(halo)), pool) for pool, halo in pairs)
+        return cls(minimum, (1,) * len(pool_px) if any_size else tuple(pool_px), tuple(halo_px), tuple(pool_px))
 
 
 @dataclass(frozen=True)
@@ -107,16 +95,9 @@ def box_of(network: UNet) -> list[int]:
 def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:
     """Measure how wide a halo tiles need, axis by axis.
 
-    A tile is cut out of a larger image, and the difference between the tile's result and the image's is
-    looked at as a function of the distance to the cut: one pair of runs judges every halo. The images are
-    Poisson counts of the network's own denoised version of real counts, at three exposures.
-
-    Parameters
-    ----------
-    denoiser, counts
-        The module to export, and real counts (c, [z,] y, x).
-    seed
-        For the Poisson counts.
+    A tile is cut out of a larger image, and the difference between the tile's result and the image's is looked at as a
+    function of the distance to the cut: one pair of runs judges every halo. The images are Poisson counts of the
+    network's own denoised version of real counts (c, [z,] y, x), at three exposures.
     """
     dim, pools = denoiser.network.dim, denoiser.network.step_px
     fields = zip(receptive_field_px(denoiser.network), denoiser.box_px, pools, strict=True)
@@ -126,56 +107,56 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
     halo: list[int] = []
     measured: list[dict[float, EdgeProfile]] = []
-    squares, off_grid = dict.fromkeys(EXPOSURES, 0.0), dict.fromkeys(EXPOSURES, 0.0)
     for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
         # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
         sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
         sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
         slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
-        profiles = {}
+        profiles, off_grid = {}, {}
         for exposure in EXPOSURES:
             image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
-            profiles[exposure], off_grid[exposure] = _edges(denoiser, image, axis + 2, reach)
+            inner = image.shape[axis + 2] - 2 * reach
+            whole, cut = (_run(denoiser, image, axis + 2, start, inner, reach) for start in (0, reach))
+            profiles[exposure] = EdgeProfile.of(whole, cut, axis + 2)
+            if axis == dim - 1:
+                moved = _run(denoiser, image, axis + 2, 1, inner, reach)
+                scale = max(float(np.sqrt(np.square(whole).mean())), 1e-30)
+                off_grid[exposure] = float(np.sqrt(np.square(moved - whole).mean())) / scale
         needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
         halo.append(max(pool, *(reach if found is None else found for found in needed)))
         measured.append(profiles)
     halo[-2:] = [max(halo[-2:])] * 2  # alike in the plane, so that programs find one tile size for both
+    squares = dict.fromkeys(EXPOSURES, 0.0)
     for width, profiles in zip(halo, measured, strict=True):
         for exposure, profile in profiles.items():
             squares[exposure] += profile.seam(width, beside(width)) ** 2
     return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()}, off_grid)
 
 
-def _edges(denoiser: PhotonDenoiser, image: Tensor, axis: int, reach: int) -> tuple[EdgeProfile, float]:
-    """What changes when an image is cut along an axis, and what when it is pooled from the next pixel on."""
-    size = image.shape[axis]
+def _run(denoiser: PhotonDenoiser, image: Tensor, axis: int, start: int, inner: int, reach: int) -> np.ndarray:
+    """Denoise an image from ``start`` on (``reach``: between two cuts), and return the part between the cuts."""
+    stop = reach + inner if start == reach else image.shape[axis]
     with torch.inference_mode():
-        whole = denoiser(image).narrow(axis, reach, size - 2 * reach)
-        cut = denoiser(image.narrow(axis, reach, size - 2 * reach).contiguous())
-        moved = denoiser(image.narrow(axis, 1, size - 1).contiguous()).narrow(axis, reach - 1, size - 2 * reach)
-    scale = whole.square().mean().sqrt().clamp(min=1e-30)
-    return EdgeProfile.of(whole.numpy(), cut.numpy(), axis), float((moved - whole).square().mean().sqrt() / scale)
+        made: Tensor = denoiser(image.narrow(axis, start, stop - start).contiguous())
+    inside: np.ndarray = made.narrow(axis, reach - start, inner).numpy()
+    return inside
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A denoised image judged by photons that it has not seen, beside the best Gaussian filter.
+    """A denoised image judged by photons that it has not seen, beside the best Gaussian filter."""
 
-    First the log-likelihood of the unseen photons (nats per photon) of the model, the best Gaussian filter and a flat
-    image, and that filter's width; then the mean squared errors (photons^2 per pixel) of the model and of the filter
-    with the least, and the standard error of their difference; brightness of the denoised half, number of unseen
-    photons.
-    """
-
+    # log-likelihood of the unseen photons, nats per photon
     denoised: float
     gaussian: float
     flat: float
     gaussian_sigma_px: float
+    # mean squared errors of model and best filter, and the standard error of their difference, photons^2 per pixel
     squared_error: float
     gaussian_error: float
     error_difference: float
-    pseudo_psnr_db: float
-    photons: int
+    pseudo_psnr_db: float  # brightness of the half that was denoised
+    photons: int  # unseen ones
 
     @property
     def verdict(self) -> str:
@@ -189,42 +170,24 @@ class Scores:
 
 
 def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0) -> Scores:
-    """Denoise one half of the photons and judge it by the other half, which is independent.
+    """Denoise one half of the photons of counts (c, [z,] y, x) and judge it by the other half, which is independent.
 
     The likelihood is that of the photons' positions: mean over photons of log(rate / sum(rate)). The squared
     error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the unknown rate: the
     truth need not be known.
-
-    Parameters
-    ----------
-    denoiser, counts
-        The module of the zip, and held-out counts (c, [z,] y, x).
-    seed
-        For the split.
     """
     seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
-
-    def errors(image: np.ndarray) -> np.ndarray:
-        result: np.ndarray = np.square(unseen - image) - unseen
-        return result
-
     filtered = list(gaussian_filters(seen, SIGMAS_PX))
-    sigma, gaussian = max(((s, log_likelihood(i, unseen)) for s, i in filtered), key=lambda found: found[1])
-    closest = min((errors(image) for _, image in filtered), key=lambda found: float(found.mean()))
-    own = errors(rate)
+    gaussian, sigma = max((log_likelihood(image, unseen), -sigma) for sigma, image in filtered)
+    errors = [np.square(unseen - image) - unseen for _, image in filtered]
+    closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
     return Scores(
-        log_likelihood(rate, unseen),
-        gaussian,
-        log_likelihood(np.ones(seen.shape), unseen),
-        sigma,
-        float(own.mean()),
-        float(closest.mean()),
-        float((own - closest).std() / math.sqrt(own.size)),
-        pseudo_psnr_db(seen),
-        int(unseen.sum()),
-    )
+        log_likelihood(rate, unseen), gaussian, log_likelihood(np.ones(seen.shape), unseen), -sigma,
+        float(own.mean()), float(closest.mean()), float((own - closest).std() / math.sqrt(own.size)),
+        pseudo_psnr_db(seen), int(unseen.sum()),
+    )  # fmt: skip
 
 
 def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
@@ -243,35 +206,23 @@ def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Samples of the image, drawn from one half of its photons, against the other half.
-
-    ``mean_difference`` is the relative RMS difference between the samples' mean and the denoised image,
-    ``expected_difference`` that of as many independent samples of the same variance. ``variance`` of the samples and
-    ``squared_error`` of the denoised image, as the other half tells it, are means over the pixels.
-    """
+    """Samples of the image, drawn from one half of its photons, against the other half."""
 
     n_samples: int
     room_db: float
-    mean_difference: float
-    expected_difference: float
-    variance: float
-    squared_error: float
+    mean_difference: float  # relative RMS, between the samples' mean and the denoised image
+    expected_difference: float  # that of as many independent samples of the same variance
+    variance: float  # mean over the pixels
+    squared_error: float  # of the denoised image, as the other half tells it, with its standard error
     standard_error: float
 
 
 def score_samples(
     sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0
 ) -> SampleScores:
-    """Draw samples from one half of the photons and judge their variance by the other half.
+    """Draw samples from one half of the photons of counts (c, [z,] y, x), and judge their variance by the other half.
 
     Where the posterior is right, its variance is the squared error of its mean, which `score_on_halves` explains.
-
-    Parameters
-    ----------
-    sampler, denoiser, counts
-        The modules that sample and denoise, and held-out counts (c, [z,] y, x).
-    seed
-        For the split.
     """
     sizes = _PIECE_PX[counts.ndim - 1]
     piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
@@ -285,20 +236,17 @@ def score_samples(
     scale = max(float(np.square(mmse).mean()), 1e-30)
     errors = np.square(unseen - mmse) - unseen
     return SampleScores(
-        n_samples,
-        room_db(seen, sampler.brightest, sampler.least_gain),
+        n_samples, room_db(seen, sampler.brightest, sampler.least_gain),
         float(np.sqrt(np.square(samples.mean(axis=0) - mmse).mean() / scale)),
-        float(np.sqrt(variance / n_samples / scale)),
-        variance,
-        float(errors.mean()),
-        float(errors.std() / np.sqrt(errors.size)),
-    )
+        float(np.sqrt(variance / n_samples / scale)), variance,
+        float(errors.mean()), float(errors.std() / np.sqrt(errors.size)),
+    )  # fmt: skip
 
 
 def room_db(counts: np.ndarray, brightest: float, least_gain: float = 1.0) -> float:
     """Return how far sampling may add photons to counts (c, [z,] y, x), in dB; 0 where it may not.
 
-    ``brightest`` is the top of the trained range, photons per pixel; ``least_gain`` the gain allowed beyond it.
+    Up to ``brightest`` photons per pixel, the top of the trained range, and by ``least_gain`` beyond it.
     """
     photons = torch.from_numpy(counts.astype(np.float32))[None]
     budget = photon_budget(photons, GAIN, brightest, list(WINDOW_PX[counts.ndim - 1]), least_gain)
@@ -331,20 +279,16 @@ def seconds_per_megapixel(run: Callable[[Tensor], Any], photons: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on the model while it was exported.
-
-    ``held_out`` tells whether the counts behind the scores took no part in training, ``speed`` the seconds per 10^6
-    pixels and the machine; zips that sample have scores of the samples, and how far photons can be added.
-    """
+    """What was measured on the model while it was exported."""
 
     sizes: Sizes
     halo: HaloReport
     box_px: list[int]
     scores: Scores
-    held_out: bool
-    speed: str
-    samples: SampleScores | None = None
-    room_db: float = 0.0
+    held_out: bool  # whether the counts behind the scores took no part in training
+    speed: str  # seconds per 10^6 pixels, and the machine
+    samples: SampleScores | None = None  # of zips that sample,
+    room_db: float = 0.0  # and how far photons can be added
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -9,22 +9,19 @@ import itertools
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
+from gap_bioimage.exporting.measures import Sizes
+from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from gap_bioimage.exporting.measures import Sizes
-    from gap_bioimage.model import Model
 
 TORCHSCRIPT, STATE_DICT, ONNX = "weights_torchscript.pt", "weights.pt", "weights.onnx"
 SAMPLER_WEIGHTS = "sampler_weights.pt"
@@ -57,21 +54,11 @@ def _filled(module: _Module, model: Model) -> _Module:
 
 def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
     """Return what ``PosteriorSampler`` is made with, in plain values."""
+    brightest = float(10 ** (model.trained_range_db[1] / 10))  # the top of the trained range, photons per pixel
     return {
-        "box_px": list(box_px),
-        "n_samples": n_samples,
-        "n_steps": n_steps,
-        "seed": seed,
-        "gain": GAIN,
-        "brightest": brightest_of(model),
-        "window_px": list(WINDOW_PX[model.config.dim]),
-        **model.config.model_dump(mode="json"),
-    }
-
-
-def brightest_of(model: Model) -> float:
-    """Return the top of the trained range, in mean photons per pixel."""
-    return float(10 ** (model.trained_range_db[1] / 10))
+        "box_px": list(box_px), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
+        "brightest": brightest, "window_px": list(WINDOW_PX[model.config.dim]), **model.config.model_dump(mode="json"),
+    }  # fmt: skip
 
 
 def architecture_source(*, sampling: bool = False) -> str:
@@ -128,13 +115,7 @@ def without_debug_records(archive: bytes) -> bytes:
 
 
 def check_onnx(kind: str) -> None:
-    """See that ONNX weights can be made.
-
-    Raises
-    ------
-    ExportError
-        If they cannot be for this kind of zip, or the packages are missing.
-    """
+    """Raise `ExportError` if ONNX weights cannot be made for this kind of zip, or the packages are missing."""
     if kind != "denoise":
         raise ExportError(
             f"kind {kind!r} has no ONNX weights, only 'denoise' has: another engine rounds otherwise and then draws "
@@ -150,13 +131,7 @@ def check_onnx(kind: str) -> None:
 
 
 def write_onnx(folder: Path, denoiser: nn.Module, channels: int, sizes: Sizes) -> None:
-    """Write ONNX weights, if they compute what torch does at several multiples of the pooling step.
-
-    Raises
-    ------
-    ExportError
-        If the results differ.
-    """
+    """Write ONNX weights, if they compute what torch does at several multiples of the pooling step (`ExportError`)."""
     content = _converted(denoiser, _counts(1, channels, sizes.min_px))
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -182,15 +157,10 @@ def _converted(denoiser: nn.Module, example: torch.Tensor) -> bytes:
         warnings.simplefilter("ignore")  # on sizes that become constants: those of multiples of step do not
         try:
             export(
-                denoiser,
-                (example,),
-                target,
+                denoiser, (example,), target, opset_version=OPSET,
                 dynamo=False,  # the other exporter writes newer versions than the consumers read
-                opset_version=OPSET,
-                input_names=["photons"],
-                output_names=["rate"],
-                dynamic_axes={"photons": axes, "rate": axes},
-            )
+                input_names=["photons"], output_names=["rate"], dynamic_axes={"photons": axes, "rate": axes},
+            )  # fmt: skip
         except Exception as error:  # what that raises differs between versions of torch
             told = " ".join(str(error).split())[:200]
             raise ExportError(f"torch could not convert the network to ONNX ({told}); leave onnx out") from error

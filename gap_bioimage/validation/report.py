@@ -15,8 +15,8 @@ from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.model import Model, with_infinities
+from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
-from gap_bioimage.validation.run.evidence import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.verdicts import Completeness, Score, Verdict, completeness_of, score_of, verdicts_of

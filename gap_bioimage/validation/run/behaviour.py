@@ -1,26 +1,22 @@
-"""What users expect of a model besides its test output: other images, number types and batches, other devices."""
+"""What users expect of a model besides its test output: other images, sizes, number types, batches and devices."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
-from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, relative_rms
-from gap_bioimage.validation.run.runner import SHARED_SEED, ModelError, Runner, voxels
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from gap_bioimage.validation.run.runner import Arrays, Sizes
+from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, not_finite, relative_rms
+from gap_bioimage.validation.run.reference import ONE_IMAGE
+from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, Sizes, voxels
 
 SAME = 1e-4
 DEVICES = 1e-3
@@ -29,17 +25,14 @@ COST_VOXELS = 2**18
 DTYPES = ("uint16", "int32", "float64")
 GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")
 """What programs hand to a graph: engines older than torch 2.3 have no uint16, and make int32 of it."""
-
-_TO_FLOAT = frozenset(
-    ("scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance", "fixed_zero_mean_unit_variance")
-)
+_TO_FLOAT = {"scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance", "fixed_zero_mean_unit_variance"}
 _GUARD = "Guard divisions and logarithms in the model with a small constant."
+_FIXED, _TOO_LARGE = "the input size is fixed", "the smallest declared input is too large to be run here"
+_NO_TENSORS = "the outputs cannot be compared, see run.output_kind"
 
 
-@run_check(
-    "run.output_kind", Severity.BLOCKS, breaks="programs find no image in what it returns",
-    fix="Return a tensor, or a tuple of tensors in the order of the outputs.", weights=("torchscript",),
-)  # fmt: skip
+@run_check("run.output_kind", Severity.BLOCKS, weights=("torchscript",), breaks="programs find no image in its result",
+           fix="Return a tensor, or a tuple of tensors in the order of the outputs.")  # fmt: skip
 def output_kind(runner: Runner) -> Outcome:
     """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
     outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
@@ -51,35 +44,27 @@ def output_kind(runner: Runner) -> Outcome:
     return Outcome("passed", f"{len(outputs)} tensors are returned, as described")
 
 
-@run_check(
-    "fiji.as_loaded", Severity.BLOCKS, breaks="Fiji's results differ",
-    fix="Call eval() on the network before torch.jit.script or torch.jit.trace, and save it again.",
-    weights=("torchscript",), compares=True,
-)  # fmt: skip
+@run_check("fiji.as_loaded", Severity.BLOCKS, breaks="Fiji's results differ",
+           fix="Call eval() on the network before torch.jit.script or torch.jit.trace, and save it again.",
+           weights=("torchscript",), compares=True)  # fmt: skip
 def as_loaded(runner: Runner) -> Outcome:
     """The TorchScript gives the same in the state in which it was saved: Fiji's engine does not switch it to eval."""
-    expected, got = list(runner.graph_outputs.items()), runner.script.as_saved
+    expected, got = runner.run(runner.small_inputs, postprocess=False), runner.script.as_saved
     if isinstance(got, str) or len(got) != len(expected):
-        raise NotApplicable("the outputs cannot be compared, see run.output_kind")
-    if any(a.shape != b.shape for a, (_, b) in zip(got, expected, strict=True)):
+        raise NotApplicable(_NO_TENSORS)
+    pairs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
+    if any(array.shape != made.shape for _, array, made in pairs):
         return Outcome("failed", "the shapes differ from those in evaluation mode")
-    worst = max(mismatched_ppm(a, b, ZOO_DEEPIMAGEJ) for a, (_, b) in zip(got, expected, strict=True))
+    worst = max(mismatched_ppm(made, array, ZOO_DEEPIMAGEJ) for _, array, made in pairs)
     training = runner.script.training
     state = f"in training mode ({', '.join(training[:2])}, ...)" if training else "in evaluation mode"
     text = f"saved {state}; as it is loaded {worst:.0f} ppm of the output differ from evaluation mode"
-    if worst == 0:
-        return Outcome("passed", text)
-    evidence = tuple(
-        Evidence(f"{name}, as loaded", runner.axes(name), array, made)
-        for made, (name, array) in zip(got, expected, strict=True)
-    )
-    return Outcome("failed", text, "", evidence)
+    shown = tuple(Evidence(f"{name}, as loaded", runner.axes(name), array, made) for name, array, made in pairs)
+    return Outcome("failed", text, "", shown) if worst else Outcome("passed", text)
 
 
-@run_check(
-    "run.deterministic", Severity.DEGRADES, breaks="nobody gets the same image twice",
-    fix="Take random numbers from a hash of the pixel's position, not from torch's global generator.", compares=True,
-)  # fmt: skip
+@run_check("run.deterministic", Severity.DEGRADES, breaks="nobody gets the same image twice", compares=True,
+           fix="Take random numbers from a hash of the pixel's place, not from torch's global generator.")  # fmt: skip
 def deterministic(runner: Runner) -> Outcome:
     """The same input gives the same output again and again, whatever torch's random state."""
     import torch
@@ -94,65 +79,50 @@ def deterministic(runner: Runner) -> Outcome:
     return Outcome("passed" if worst <= SAME else "failed", f"three runs differ by {worst:.1e} of the scale")
 
 
-@run_check(
-    "run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
-    fix="Compute statistics per image, never over the batch axis.", compares=True,
-)  # fmt: skip
+@run_check("run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
+           fix="Compute statistics per image, never over the batch axis.", compares=True)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
     """An image's output does not depend on the images that share its batch."""
     if not runner.batch_is_free:
         raise NotApplicable("the batch size is fixed")
-    small = _batch_first(runner, runner.small_inputs)
-    single = {name: array[:1] for name, array in small.items()}
-    # The mates are brighter, mirrored and empty: any statistics over the batch would change.
-    mates = {name: [array, 2 * array[..., ::-1], np.zeros_like(array)] for name, array in single.items()}
-    together = {name: np.concatenate(items).astype(single[name].dtype) for name, items in mates.items()}
-    is_one = all(array.shape[0] == 1 for array in small.values())
-    alone = _batch_first(runner, runner.small_outputs if is_one else runner.run(_batch_back(runner, single)))
+    together = {}
+    alone = {name: array.take([0], _batch_axis(runner, name)) for name, array in runner.small_inputs.items()}
+    for name, array in alone.items():  # mates are brighter, mirrored and empty: any statistics over the batch change
+        flipped = np.flip(array, runner.axes(name).index("x")) if "x" in runner.axes(name) else array
+        mates = [array, 2 * flipped, np.zeros_like(array)]
+        together[name] = np.concatenate(mates, _batch_axis(runner, name)).astype(array.dtype)
+    single = runner.run(alone)
     try:
-        mixed = _batch_first(runner, runner.run(_batch_back(runner, together)))
+        mixed = runner.run(together)
     except ModelError as error:
-        fix = "Export the weights with a batch axis of any size, or declare a batch size of 1."
-        return Outcome("failed", f"takes one image at a time, though any batch is declared: {error}", fix)
-    worst = max(relative_rms(mixed[name][:1], alone[name]) for name in alone)
+        return Outcome("failed", f"takes one image at a time, though any batch is declared: {error}", ONE_IMAGE)
+    batched = [(name, array) for name, array in single.items() if "batch" in runner.axes(name)]
+    worst = max(relative_rms(mixed[name].take([0], _batch_axis(runner, name)), array) for name, array in batched)
     text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {SAME:.0e})"
     return Outcome("passed" if worst <= SAME else "failed", text)
 
 
-def _batch_first(runner: Runner, arrays: Arrays) -> Arrays:
-    axes = {name: runner.axes(name) for name in arrays}
-    return {n: np.moveaxis(a, axes[n].index("batch"), 0) for n, a in arrays.items() if "batch" in axes[n]}
+def _batch_axis(runner: Runner, name: str) -> int:
+    """The number of a tensor's batch axis."""
+    return runner.axes(name).index("batch")
 
 
-def _batch_back(runner: Runner, arrays: Arrays) -> Arrays:
-    return {name: np.moveaxis(array, 0, runner.axes(name).index("batch")) for name, array in arrays.items()}
-
-
-@run_check(
-    "run.dtypes", Severity.DEGRADES, breaks="images as cameras write them give other results, or none",
-    fix="Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float().", once=True,
-    compares=True,
-)  # fmt: skip
+@run_check("run.dtypes", Severity.DEGRADES, breaks="images as cameras write them give other results, or none",
+           fix="Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float().", once=True,
+           compares=True)  # fmt: skip
 def dtypes(runner: Runner) -> Outcome:
     """Images of other number types give what the same values as float32 give, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
-    names = tuple(runner.run({name: array.astype(np.float32) for name, array in counts.items()}))
-    wanted = DTYPES[:1] if runner.is_stochastic else DTYPES
-    refused, wrong = _compared(lambda arrays: list(runner.run(arrays).values()), counts, wanted)
-    if wrong:
-        return Outcome("failed", f"the same values as {'; '.join(wrong)}")
-    if refused:
-        parts = [f"{', '.join(kinds)} ({why})" for why, kinds in refused.items()]
-        return Outcome("failed", f"images are refused as {'; '.join(parts)}")
-    text = f"through the declared preprocessing, in bioimageio.core, {', '.join(wanted)} give what float32 gives"
-    return Outcome("passed", text if names else "there is no output")
+    wanted = DTYPES[: 1 if runner.is_stochastic else None]
+    if problem := _other_types(lambda arrays: list(runner.run(arrays).values()), counts, wanted):
+        return Outcome("failed", problem)
+    through = "through the declared preprocessing, in bioimageio.core"
+    return Outcome("passed", f"{through}, {', '.join(wanted)} give what float32 gives")
 
 
-@run_check(
-    "fiji.dtypes", Severity.DEGRADES, breaks="programs that hand over images as they are cannot run it",
-    fix="Begin forward with x = x.float(), or declare ensure_dtype float32 as the first step.",
-    weights=("torchscript",), compares=True,
-)  # fmt: skip
+@run_check("fiji.dtypes", Severity.DEGRADES, breaks="programs that hand over images as they are cannot run it",
+           fix="Begin forward with x = x.float(), or declare ensure_dtype float32 as the first step.",
+           weights=("torchscript",), compares=True)  # fmt: skip
 def graph_dtypes(runner: Runner) -> Outcome:
     """The TorchScript itself takes images of other number types: nothing converts them where no step is declared."""
     tensors = runner.rdf.get("inputs") or []
@@ -160,22 +130,16 @@ def graph_dtypes(runner: Runner) -> Outcome:
         raise NotApplicable("the declared preprocessing makes float32 of every image")
     script = runner.script
     if isinstance(script.as_saved, str):
-        raise NotApplicable("the outputs cannot be compared, see run.output_kind")
+        raise NotApplicable(_NO_TENSORS)
     counts = {name: np.minimum(as_counts(array), 255) for name, array in runner.small_inputs.items()}
     wanted = GRAPH_DTYPES[1:2] if runner.is_stochastic else GRAPH_DTYPES
-    refused, wrong = _compared(lambda arrays: script.run(list(arrays.values())), counts, wanted)
-    if wrong:
-        return Outcome("failed", f"in the graph itself, the same values as {'; '.join(wrong)}")
-    if refused:
-        parts = [f"{', '.join(names)} ({why})" for why, names in refused.items()]
-        return Outcome("failed", f"the graph itself refuses images as {'; '.join(parts)}")
+    if problem := _other_types(lambda arrays: script.run(list(arrays.values())), counts, wanted):
+        return Outcome("failed", f"in the graph itself, {problem}")
     return Outcome("passed", f"the graph itself takes {', '.join(wanted)}, and gives what float32 gives")
 
 
-def _compared(
-    run: Callable[[Arrays], Any], counts: Mapping[str, NDArray[Any]], dtypes: Sequence[str]
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Number types that are refused, by the reason, and those that give something else than float32."""
+def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: tuple[str, ...]) -> str:
+    """What differs from float32, or is refused, by number type; empty where nothing is."""
     expected = run({name: array.astype(np.float32) for name, array in counts.items()})
     refused: dict[str, list[str]] = {}
     wrong: list[str] = []
@@ -188,17 +152,16 @@ def _compared(
         worst = max((relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
         if worst > SAME:
             wrong.append(f"{dtype} differs by {worst:.1e} of the scale")
-    return refused, wrong
+    if wrong:
+        return f"the same values as {'; '.join(wrong)}"
+    parts = [f"{', '.join(kinds)} ({why})" for why, kinds in refused.items()]
+    return f"images are refused as {'; '.join(parts)}" if parts else ""
 
 
 def _makes_float(tensor: Any) -> bool:
     """Whether a step that the author wrote turns an input of any type into float32, in every program."""
-    steps = tensor.get("preprocessing") or []
-    return any(
-        step.get("id", step.get("name")) in _TO_FLOAT
-        or (step.get("id") == "ensure_dtype" and (step.get("kwargs") or {}).get("dtype") == "float32")
-        for step in steps
-    )
+    steps = [(step.get("id", step.get("name")), step.get("kwargs") or {}) for step in tensor.get("preprocessing") or []]
+    return any(name in _TO_FLOAT or (name, k.get("dtype")) == ("ensure_dtype", "float32") for name, k in steps)
 
 
 def as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
@@ -214,30 +177,27 @@ def as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
 @run_check("run.zero", Severity.DEGRADES, breaks="empty images give no numbers", fix=_GUARD)
 def zero(runner: Runner) -> Outcome:
     """An empty image gives finite numbers."""
-    return _finite(runner, {name: np.zeros_like(a) for name, a in runner.small_inputs.items()}, "an all-zero input")
+    return _finite(runner, 0, "an all-zero input")
 
 
 @run_check("run.single_photon", Severity.DEGRADES, breaks="nearly empty images give no numbers", fix=_GUARD)
 def single_photon(runner: Runner) -> Outcome:
     """An image with a single count gives finite numbers."""
+    return _finite(runner, 1, "a single count of 1")
+
+
+def _finite(runner: Runner, n_photons: int, what: str) -> Outcome:
     inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
     for array in inputs.values():
-        array[tuple(size // 2 for size in array.shape)] = 1
-    return _finite(runner, inputs, "a single count of 1")
-
-
-def _finite(runner: Runner, inputs: Arrays, what: str) -> Outcome:
-    for name, array in runner.run(inputs).items():
-        if broken := int(np.count_nonzero(~np.isfinite(array))):
-            return Outcome("failed", f"{what} gives {broken} values of {name!r} that are not finite")
+        array[tuple(size // 2 for size in array.shape)] = n_photons
+    if broken := not_finite(runner.run(inputs)):
+        return Outcome("failed", f"{what} gives outputs of which {broken}")
     return Outcome("passed", f"{what} gives finite outputs")
 
 
-@run_check(
-    "run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",
-    fix="See that no device is written into the model: create tensors on the input's device.", once=True,
-    compares=True, order=1,
-)  # fmt: skip
+@run_check("run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",
+           fix="See that no device is written into the model: create tensors on the input's device.", once=True,
+           compares=True, order=1)  # fmt: skip
 def cuda(runner: Runner) -> Outcome:
     """A GPU gives what the CPU gives."""
     import torch
@@ -258,54 +218,130 @@ def other_device(runner: Runner, device: str) -> Outcome:
     text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {DEVICES:.0e})"
     if worst <= DEVICES:
         return Outcome("passed", text)
-    evidence = tuple(Evidence(f"{n}, {device}", runner.axes(n), array, got[n]) for n, array in runner.produced.items())
-    return Outcome("failed", text, "", evidence)
+    pairs = runner.produced.items()
+    return Outcome("failed", text, "", tuple(Evidence(f"{n}, {device}", runner.axes(n), a, got[n]) for n, a in pairs))
 
 
-@run_check(
-    "run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",
-    fix="Make the network smaller, or declare smaller tiles.", once=True, order=1,
-)  # fmt: skip
+@run_check("run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",
+           fix="Make the network smaller, or declare smaller tiles.", once=True, order=1)  # fmt: skip
 def cost(runner: Runner) -> Outcome:
     """Time and memory that the model takes for each megapixel (or megavoxel) of input."""
-    image = runner.small_inputs if runner.is_stochastic or not runner.steps else runner.inputs_of(_costly(runner))
-    inputs = runner.preprocess(image)
-    n_voxels = max(array.size for array in inputs.values())
-    _forget_peak()
-    before, start = _peak_memory(), time.monotonic()
+    inputs = runner.small_inputs
+    if runner.steps and not runner.is_stochastic:
+        n, sizes = 0, runner.sizes(0)[0]
+        while n < 10_000 and voxels(larger := runner.sizes(n)[0]) <= COST_VOXELS:
+            n, sizes = int(max(n + 1, 1.3 * n)), larger
+        inputs = runner.inputs_of(sizes)
+    inputs = runner.preprocess(inputs)
+    per_mega = 1e6 / max(array.size for array in inputs.values())
+    before, start = _peak_memory(forget=True), time.monotonic()
     runner.run(inputs, preprocessed=True)
-    seconds, after = time.monotonic() - start, _peak_memory()
-    per_mega = 1e6 / n_voxels
-    memory = "" if after is None or before is None else f" and {(after - before) * per_mega / 1e6:.0f} MB"
+    seconds, taken = time.monotonic() - start, _peak_memory() - before
+    memory = f" and {taken * per_mega / 1e6:.0f} MB" if before else ""
     return Outcome("passed", f"{seconds * per_mega:.2g} s{memory} per megapixel on {runner.device}")
 
 
-def _costly(runner: Runner) -> Sizes:
-    """The largest declared sizes of at most about the size at which the cost is measured."""
-    n = 0
-    chosen, _ = runner.sizes(0)
-    while n < 10_000:
-        n = max(n + 1, math.ceil(1.3 * n))
-        larger, _ = runner.sizes(n)
-        if voxels(larger) > COST_VOXELS:
-            break
-        chosen = larger
-    return chosen
-
-
-def _peak_memory() -> int | None:
-    """The largest resident memory of this process so far, bytes; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
+def _peak_memory(*, forget: bool = False) -> int:
+    """The largest resident memory of this process so far, bytes; 0 where the system does not tell."""
+    if forget:
+        with contextlib.suppress(OSError):  # Linux alone can
+            Path("/proc/self/clear_refs").write_text("5")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _forget_peak() -> None:
-    """Let the peak begin anew at the present memory, where the system can (Linux)."""
+@run_check("run.sizes", Severity.BLOCKS, breaks="images of some sizes fail",
+           fix="Correct min, step or the output's size in the description.")  # fmt: skip
+def sizes(runner: Runner) -> Outcome:
+    """Declared sizes run and give the declared output shape: the smallest, and larger ones along each axis."""
+    if not runner.steps:
+        raise NotApplicable(_FIXED)
+    done = []
+    for ns in _size_parameters(runner):
+        wanted, promised = runner.sizes(ns)
+        if voxels(wanted) > MAX_VOXELS:
+            continue
+        shape = runner.shape_of(wanted)
+        try:
+            produced = runner.small_outputs if not any(ns.values()) else runner.run(runner.inputs_of(wanted))
+        except ModelError as error:
+            return Outcome("failed", f"input size {shape} raised {error}")
+        for name, axis, size in ((name, *pair) for name, axes in promised.items() for pair in axes.items()):
+            got = produced[name].shape[runner.axes(name).index(axis)]
+            # a size that depends on the data has bounds
+            least, most = (size, size) if isinstance(size, int) else (size.min, size.max)
+            if got < least or (most is not None and got > most):
+                return Outcome("failed", f"input size {shape} gives {name!r} {got} along {axis}, declared is {size}")
+        done.append(shape)
+    if not done:
+        raise NotApplicable(_TOO_LARGE)
+    return Outcome("passed", f"{len(done)} sizes from {min(done)} to {max(done)} run")
+
+
+def _size_parameters(runner: Runner) -> Iterator[Mapping[Axis, int]]:
+    """Size parameters n: none, one along each axis alone, two along all (equal ones are bioimageio.core's test)."""
+    axes = list(dict.fromkeys(axis for _, axis in runner.steps))
+    yield dict.fromkeys(runner.steps, 0)
+    for longer in axes[: 1 if runner.is_stochastic else None]:
+        yield {key: int(key[1] == longer) for key in runner.steps}
+    if not runner.is_stochastic:
+        yield dict.fromkeys(runner.steps, 2)
+
+
+@run_check("run.odd_sizes", Severity.STYLE, breaks="users have to crop their images",
+           fix="Pad to a multiple of step in the network, and crop again.", once=True)  # fmt: skip
+def odd_sizes(runner: Runner) -> Outcome:
+    """Sizes off the declared grid, such as odd ones, run too, so that users need not crop."""
+    flexible = [key for key, step in runner.steps.items() if step > 1]
+    if not runner.steps:
+        raise NotApplicable(_FIXED)
+    if not flexible:
+        return Outcome("passed", "every size from min on is declared")
+    wanted, _ = runner.sizes(0)
+    for tensor, axis in flexible:
+        wanted[tensor][axis] += 1
+    shape, what = runner.shape_of(wanted), "is not declared, and"
     try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+        outputs = _run_small(runner, wanted)
+    except ModelError as error:
+        raise NotApplicable(f"size {shape} {what} raises {error}; programs pad images to min + n step") from error
+    for name, array in outputs.items():
+        pairs = zip(runner.axes(name), array.shape, runner.small_outputs[name].shape, strict=True)
+        if any(size == least and axis in {axis for _, axis in flexible} for axis, size, least in pairs):
+            lost = f"gives {name!r} of size {array.shape}: pixels are lost; programs pad images to min + n step"
+            raise NotApplicable(f"size {shape} {what} {lost}")
+    return Outcome("passed", f"size {shape} runs, though it is not declared")
+
+
+def _run_small(runner: Runner, wanted: Sizes) -> Arrays:
+    if voxels(wanted) > MAX_VOXELS:
+        raise NotApplicable(_TOO_LARGE)
+    return runner.run(runner.inputs_of(wanted))
+
+
+@run_check("fiji.below_min", Severity.DEGRADES, breaks="small images fail in Fiji",
+           fix="Make the network accept every multiple of step.", weights=("torchscript",))  # fmt: skip
+def below_min(runner: Runner) -> Outcome:
+    """Multiples of step below min run too: deepImageJ's engine does not enforce min."""
+    if not runner.steps:
+        raise NotApplicable(_FIXED)
+    least, _ = runner.sizes(0)
+    fitting = {(t, a): (least[t][a] - 1) // step for (t, a), step in runner.steps.items()}
+    highest = max(fitting.values())
+    tried = []
+    for k in sorted({1, highest // 2, highest} & set(range(1, highest + 1)))[: 1 if runner.is_stochastic else None]:
+        wanted = {tensor: dict(found) for tensor, found in least.items()}
+        for (tensor, axis), step in runner.steps.items():
+            wanted[tensor][axis] = step * max(1, min(k, fitting[tensor, axis]))
+        try:
+            _run_small(runner, wanted)
+        except ModelError as error:
+            return Outcome("failed", f"input size {runner.shape_of(wanted)}, below min, raised {error}")
+        tried.append(runner.shape_of(wanted))
+    if not tried:
+        raise NotApplicable("no multiple of step lies below min")
+    return Outcome("passed", f"{len(tried)} sizes below min run, from {tried[0]}")

@@ -26,13 +26,13 @@ def versions(tell: Any) -> Any:
 
         found["torch"] = str(torch.__version__)
     except ImportError:
-        pass
+        return found
     try:
         import bioimageio.core
 
         found["core"] = str(getattr(bioimageio.core, "__version__", "of unknown version"))
     except Exception:  # older ones fail in many ways beside newer libraries
-        found["core"] = None
+        return found
     return found
 
 

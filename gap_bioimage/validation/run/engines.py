@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -9,8 +10,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,18 +20,13 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.check import Severity, declare
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-    from gap_bioimage.validation.run.runner import Runner
+from gap_bioimage.validation.run.runner import Arrays, Runner
 
 REPEATS = 3
 """Engines observe a graph when it runs first, and compile it for the second run."""
 _SLOW = 10.0
 """So many times longer than the first run, and so many seconds, a later one is too slow."""
+_COMPILES = "Keep long loops of small steps from being fused: count them with while, not with for."
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 _PROBE_S = 120
 
@@ -47,40 +44,27 @@ OTHER_VERSIONS = declare(
 
 
 def find_engines(engines: Iterable[str]) -> tuple[str, ...]:
-    """Absolute paths of interpreters, each of which runs and has torch.
-
-    Raises
-    ------
-    ConfigError
-        If one does not run, or has no torch.
-    """
-    return tuple(_found(python) for python in engines)
-
-
-def _found(python: str) -> str:
-    # links stay as they are: a virtual environment is known by the place of its interpreter
-    path = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
-    try:
-        found = _versions(path)
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-        text = one_sentence(getattr(error, "strerror", None) or error, 200)
-        raise ConfigError(
-            f"--engine {python} does not run as a Python interpreter ({text}); "
-            "give the path of a python with torch, such as /usr/bin/python3."
-        ) from None
-    if not found.get("torch"):
-        raise ConfigError(f"--engine {python} has no torch; install one there, or give another interpreter.")
-    return path
+    """Absolute paths of interpreters; `ConfigError` unless each of them runs and has torch."""
+    found = []
+    for python in engines:
+        # links stay as they are: a virtual environment is known by the place of its interpreter
+        path = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
+        try:
+            has_torch = _versions(path).get("torch")
+        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+            text = one_sentence(getattr(error, "strerror", None) or error, 200)
+            raise ConfigError(
+                f"--engine {python} does not run as a Python interpreter ({text}); "
+                "give the path of a python with torch, such as /usr/bin/python3."
+            ) from None
+        if not has_torch:
+            raise ConfigError(f"--engine {python} has no torch; install one there, or give another interpreter.")
+        found.append(path)
+    return tuple(found)
 
 
 def check_device(device: str) -> None:
-    """See that a device is there.
-
-    Raises
-    ------
-    ConfigError
-        If it is not, or torch does not know such devices.
-    """
+    """Raise `ConfigError` if a device is not there, or torch does not know such devices."""
     if device == "cpu":  # torch takes seconds to import
         return
     import torch
@@ -96,50 +80,39 @@ def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Out
 
     Each runs it `REPEATS` times, all together within ``seconds``.
     """
-    inputs = list(runner.preprocess(runner.test_inputs).values())
     expected = runner.run(runner.test_inputs, postprocess=False)
-    return merge_outcomes(_one_engine(runner, python, inputs, expected, seconds) for python in engines)
+    names = {python: f"torch {_versions(python)['torch']}" for python in engines}
+    return merge_outcomes((name, _one_engine(runner, python, expected, seconds)) for python, name in names.items())
 
 
-def _one_engine(
-    runner: Runner, python: str, inputs: list[NDArray[Any]], expected: dict[str, NDArray[Any]], seconds: float
-) -> tuple[str, Outcome]:
-    name = f"torch {_versions(python)['torch']}"
+def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -> Outcome:
+    inputs = list(runner.preprocess(runner.test_inputs).values())
     with tempfile.TemporaryDirectory(prefix="gap-engine-") as temp:
         folder = Path(temp)
         for number, array in enumerate(inputs):
-            (folder / f"input_{number}.bin").write_bytes(np.ascontiguousarray(array, np.float32).tobytes())
+            np.ascontiguousarray(array, np.float32).tofile(folder / f"input_{number}.bin")
         (folder / "inputs.json").write_text(json.dumps([array.shape for array in inputs]))
         answer = _ask(python, "run", str(runner.file), temp, str(REPEATS), timeout=seconds)
         if "error" in answer:
-            return name, Outcome("failed", f"raised {one_sentence(answer['error'], 240)}")
+            return Outcome("failed", f"raised {one_sentence(answer['error'], 240)}")
         if "outputs" not in answer:
-            return name, _too_slow(answer["took"], seconds)
+            return _too_slow(answer["took"], seconds)
         got = [
             np.fromfile(folder / f"output_{number}.bin", np.float32, count=math.prod(shape)).reshape(shape)
             for number, shape in enumerate(json.loads((folder / "outputs.json").read_text()))
         ]
-    if [array.shape for array in got] != [array.shape for array in expected.values()]:
-        shapes = [[array.shape for array in arrays] for arrays in (got, expected.values())]
-        return name, Outcome("failed", f"outputs have shapes {shapes[0]} instead of {shapes[1]}")
-    return name, _agreement(runner, name, dict(zip(expected, got, strict=True)), expected, answer["took"])
-
-
-def _agreement(
-    runner: Runner, name: str, got: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]], took: list[float]
-) -> Outcome:
-    worst = max(mismatched_ppm(got[output], array, ZOO_DEEPIMAGEJ) for output, array in expected.items())
+    shapes, wanted = ([array.shape for array in arrays] for arrays in (got, expected.values()))
+    if shapes != wanted:
+        return Outcome("failed", f"outputs have shapes {shapes} instead of {wanted}")
+    worst = max(mismatched_ppm(a, b, ZOO_DEEPIMAGEJ) for a, b in zip(got, expected.values(), strict=True))
     text = f"{worst:.0f} ppm of the outputs differ from ours by more than 1.5e-4 + 1e-4 of the value"
+    took = answer["took"]
     if worst == 0 and max(took[1:], default=0) > max(_SLOW, _SLOW * took[0]):
         times = ", ".join(f"{seconds:.3g}" for seconds in took)
         return Outcome("warning", f"{text}, but runs of one image take {times} s: it compiles the graph", _COMPILES)
-    evidence = tuple(
-        Evidence(f"{output}, {name}", runner.axes(output), array, got[output]) for output, array in expected.items()
-    )
+    what, pairs = f"torch {_versions(python)['torch']}", zip(expected.items(), got, strict=True)
+    evidence = tuple(Evidence(f"{n}, {what}", runner.axes(n), array, made) for (n, array), made in pairs)
     return Outcome("passed" if worst == 0 else "failed", text, "", evidence)
-
-
-_COMPILES = "Keep long loops of small steps from being fused: count them with while, not with for."
 
 
 def _too_slow(took: list[float], seconds: float) -> Outcome:
@@ -153,8 +126,7 @@ def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str
     """Whether other versions of bioimageio.core, where the interpreters have one, pass their own test."""
     outcomes = []
     for python in engines:
-        version = _versions(python).get("core")
-        if version is None:
+        if (version := _versions(python).get("core")) is None:
             continue
         answer = _ask(python, "core", str(rdf), *weights_formats, timeout=seconds)
         late = "" if "errors" in answer or "error" in answer else f"it did not finish within {seconds:g} s"
@@ -169,15 +141,16 @@ def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str
 @functools.cache
 def _versions(python: str) -> dict[str, Any]:
     """Which torch and bioimageio.core an interpreter has; asking takes seconds."""
-    return _ask(python, "versions", timeout=_PROBE_S)
+    answer = _ask(python, "versions", timeout=_PROBE_S)
+    if "torch" not in answer:
+        raise RuntimeError(answer.get("error") or "it did not answer")
+    return answer
 
 
 def _ask(python: str, *arguments: str, timeout: float | None = None) -> dict[str, Any]:
     """Run the script in another interpreter, isolated from the paths of this one.
 
-    Returns
-    -------
-    Its last answer, with the seconds of each run as ``took``; nothing but these where the time was over.
+    Returns its last answer, with the seconds of each run as ``took``; nothing but these where the time was over.
     """
     command = [python, "-I", str(_SCRIPT), *arguments]
     try:
@@ -185,23 +158,18 @@ def _ask(python: str, *arguments: str, timeout: float | None = None) -> dict[str
             command, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired as error:
-        if arguments[0] == "versions":
-            raise
         return {"took": _took((error.stdout or b"").decode(errors="replace").splitlines())}
-    lines = done.stdout.strip().splitlines()
-    if not lines or "ran" in lines[-1][:8]:
-        last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
-        if arguments[0] == "versions":
-            raise RuntimeError(last)
-        how = f"by signal {-done.returncode}" if done.returncode < 0 else f"with exit code {done.returncode}"
-        return {"error": f"the interpreter ended {how}: {last}"}
-    try:
-        answer: dict[str, Any] = json.loads(lines[-1])
-    except ValueError:
-        raise RuntimeError(f"it printed {one_sentence(lines[-1], 80)!r}") from None
-    if not isinstance(answer, dict):
-        raise RuntimeError(f"it printed {one_sentence(lines[-1], 80)!r}")
-    return {**answer, "took": _took(lines[:-1])}
+    *lines, last = done.stdout.strip().splitlines() or [""]
+    answer: Any = None
+    with contextlib.suppress(ValueError):
+        answer = json.loads(last)
+    if isinstance(answer, dict) and "ran" not in answer:
+        return {**answer, "took": _took(lines)}
+    why = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+    if last and answer is None:
+        return {"error": f"it printed {one_sentence(last, 80)!r}"}
+    how = f"by signal {-done.returncode}" if done.returncode < 0 else f"with exit code {done.returncode}"
+    return {"error": f"the interpreter ended {how}: {why}"}
 
 
 def _took(lines: Sequence[str]) -> list[float]:

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
 from gap_bioimage.validation.check import Severity, declare, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.run.compare import (
-    ZOO_DEEPIMAGEJ,
-    core_tolerance,
-    mismatched_ppm,
-    not_finite,
-    relative_rms,
-    wrong_versions,
-)
-from gap_bioimage.validation.run.runner import ModelError, explained, of_loading
+from gap_bioimage.validation.run import compare
+from gap_bioimage.validation.run.compare import mismatched_ppm, not_finite, relative_rms
+from gap_bioimage.validation.run.runner import Arrays, ModelError, Runner, explained, of_loading
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from gap_bioimage.validation.run.runner import Arrays, Runner
-
-REPRODUCED = 1e-3
-AGREE = 1e-3
+REPRODUCED = AGREE = 1e-3
 _EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
 _UPDATE = "Update the description to format 0.5. `gap-bioimage repair` does this."
 _NUMBERS = "See why the model gave these values, and export test outputs that are numbers."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
+ONE_IMAGE = "Export the weights with a batch axis of any size, or declare a batch size of 1."
 _COUNT = re.compile(r"Output '(?P<name>.*?)': (?P<wrong>\d+) of (?P<all>\d+) elements disagree")
-_NUMBER = r"[-+\w.]+"
 _WORST = re.compile(
-    rf"Max absolute difference.*?\\?\|(?P<got>{_NUMBER}) - (?P<expected>{_NUMBER})\\?\|\)? at \{{(?P<place>.*?)\}}",
-    re.DOTALL,
+    r"(?s)Max absolute difference.*?\\?\|(?P<got>[-+\w.]+) - (?P<expected>[-+\w.]+)\\?\|\)? at \{(?P<place>.*?)\}"
 )
 _PLACE = re.compile(r"'(\w+)'\)?: (?:np\.int64\()?(\d+)")
 
@@ -74,47 +61,47 @@ def core_test(descr: Any, weights_format: str, device: str, file: Path | None = 
         try:
             with quiet():
                 summary = test_description(
-                    descr,
-                    weight_format=cast("Any", weights_format),
-                    devices=[device],
-                    expected_type=None,
+                    descr, weight_format=cast("Any", weights_format), devices=[device], expected_type=None,
                     determinism="full",  # as the zoo tests
                     working_dir=folder,  # where it leaves what the model gave
-                )
+                )  # fmt: skip
         except Exception as error:  # whatever a model raises
             raise ModelError(explained(error, file)) from error
         finally:
             torch.use_deterministic_algorithms(False)  # users run without
-        details = summary.details[before:]
-        errors = [entry.msg for detail in details for entry in detail.errors]
-        if broken := not_finite(expected_outputs(descr)[0]):
-            return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
-        if summary.status == "passed" and not errors:
-            names = [str(getattr(output, "id", None) or output.name) for output in descr.outputs]  # format 0.5, 0.4
-            made = {name: _made(Path(folder), name) for name in names}
-            runs = "1 run" if len(details) == 1 else f"{len(details)} runs"
-            return _numbers(made) or Outcome("passed", f"bioimageio.core's test passed in {runs}")
-    if errors and (why := of_loading(errors[0], file)):
+        names = [str(getattr(output, "id", None) or output.name) for output in descr.outputs]  # format 0.5, 0.4
+        made = {name: _made(Path(folder), name) for name in names}
+    details = summary.details[before:]
+    if broken := not_finite(expected_outputs(descr)[0]):
+        return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
+    errors = [entry.msg for detail in details for entry in detail.errors]
+    if errors or summary.status != "passed":
+        return _failed_test(details, errors, file) or Outcome("failed", f"bioimageio.core says {summary.status!r}")
+    if broken := not_finite(made):
+        text = f"of what the model gives for the test input {broken}"
+        return Outcome("failed", f"{text}, which bioimageio.core's test lets pass for any value", _GUARD)
+    return Outcome("passed", f"bioimageio.core's test passed in {len(details)} run{'s' * (len(details) != 1)}")
+
+
+def _failed_test(details: Sequence[Any], errors: Sequence[str], file: Path | None) -> Outcome | None:
+    """What its errors mean, in plain words; None where there are none."""
+    if not errors:
+        return None
+    if why := of_loading(errors[0], file):
         return Outcome("failed", why, "See that the weights load.")
-    if errors and "updating the model to v0_5" in errors[0]:
+    if "updating the model to v0_5" in errors[0]:
         return Outcome("failed", f"bioimageio.core's test: {one_sentence(errors[0], 240)}", _UPDATE)
-    text = _plain(errors[0]) if errors else f"its status is {summary.status!r} instead of 'passed'"
-    return Outcome("failed", f"bioimageio.core's test: {text}")
+    if not all("batch_size: 2 " in detail.name for detail in details if detail.errors):
+        return Outcome("failed", f"bioimageio.core's test: {_plain(errors[0])}")
+    text = "every single image runs, two at once do not, though any batch is declared: bioimageio.core's test fails"
+    return Outcome("warning", f"{text}, and so does the zoo's ({one_sentence(errors[0], 120)})", ONE_IMAGE)
 
 
-def _made(folder: Path, output_id: str) -> NDArray[Any]:
+def _made(folder: Path, output_id: str) -> Any:
     """What the model gave for the test input; nothing where bioimageio.core did not leave it."""
     found = sorted(folder.glob(f"**/actual_output_{glob.escape(output_id)}_*.npy"))
     plain = [path for path in found if "_not_postprocessed_" not in path.name]
     return np.load(plain[0], allow_pickle=False) if plain else np.empty(0)
-
-
-def _numbers(made: Arrays) -> Outcome | None:
-    """What its passing means: little, where the model gives no numbers."""
-    if not (broken := not_finite(made)):
-        return None
-    text = f"of what the model gives for the test input {broken}, which bioimageio.core's test lets pass for any value"
-    return Outcome("failed", text, _GUARD)
 
 
 def expected_outputs(descr: Any) -> tuple[Arrays, dict[str, tuple[str, ...]]]:
@@ -123,7 +110,7 @@ def expected_outputs(descr: Any) -> tuple[Arrays, dict[str, tuple[str, ...]]]:
 
     with quiet():
         members = {str(name): tensor for name, tensor in get_test_output_sample(descr).members.items()}
-    values = {name: tensor.to_numpy() for name, tensor in members.items()}
+        values = {name: tensor.to_numpy() for name, tensor in members.items()}
     return values, {name: tuple(map(str, tensor.dims)) for name, tensor in members.items()}
 
 
@@ -135,8 +122,8 @@ def _plain(error: str) -> str:
     text = f"{count['wrong']} of {count['all']} values of {count['name']!r} disagree with the expected ones"
     if worst is None:
         return text
-    axes = [(axis, n) for axis, n in _PLACE.findall(worst["place"]) if axis not in ("batch", "channel") or n != "0"]
-    place = " at " + ", ".join(f"{axis} {n}" for axis, n in axes) if axes else ""
+    axes = [f"{axis} {n}" for axis, n in _PLACE.findall(worst["place"]) if axis not in ("batch", "channel") or n != "0"]
+    place = " at " + ", ".join(axes) if axes else ""
     return f"{text}; the worst: expected {_short(worst['expected'])}, got {_short(worst['got'])}{place}"
 
 
@@ -158,18 +145,18 @@ def negative_control(rdf: dict[str, Any], descr: Any) -> Outcome:
         raise NotApplicable(f"the expected outputs cannot be read: {one_sentence(error)}") from error
     if broken := not_finite(expected):
         return Outcome("skipped", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS)
-    accepted: dict[str, str] = {}
+    accepted = []
     for name, values in expected.items():
-        wrong, tolerance = list(wrong_versions(values, axes[name])), core_tolerance(rdf, name)
+        wrong, tolerance = list(compare.wrong_versions(values, axes[name])), compare.core_tolerance(rdf, name)
         passing = [how for how, other in wrong if mismatched_ppm(other, values, tolerance) <= tolerance.ppm]
         if passing or not wrong:
-            accepted[name] = f"{name!r} {passing[0]}" if passing else f"{name!r}, which is constant"
+            accepted.append(f"{name!r} {passing[0]}" if passing else f"{name!r}, which is constant")
     if not accepted:
         return Outcome("passed", "a flipped expected output fails the test, as it must")
-    told = ", ".join(accepted.values())
     if len(accepted) == len(expected):
-        return Outcome("failed", f"core's test accepts a wrong expected output ({told}), so it proves nothing")
-    return Outcome("failed", f"the test cannot tell right from wrong for {told}")
+        told = f"core's test accepts a wrong expected output ({', '.join(accepted)}), so it proves nothing"
+        return Outcome("failed", told)
+    return Outcome("failed", f"the test cannot tell right from wrong for {', '.join(accepted)}")
 
 
 def formats_agree(runners: Sequence[Runner]) -> Outcome:
@@ -181,7 +168,7 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
     parts, worst = [], 0.0
     evidence: list[Evidence] = []
     for runner in runners[1:]:
-        difference = max(relative_rms(runner.produced[name], first.produced[name]) for name in first.produced)
+        difference = _worst(runner.produced, first.produced)
         worst = max(worst, difference)
         parts.append(f"{runner.weights_format} differs from {first.weights_format} by {difference:.1e}")
         against = f"{runner.weights_format} against {first.weights_format}"
@@ -190,26 +177,29 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
     return Outcome("passed", text) if worst <= AGREE else Outcome("failed", text, "", tuple(evidence))
 
 
+def _worst(got: Arrays, expected: Arrays) -> float:
+    return max((relative_rms(got[name], array) for name, array in expected.items()), default=0.0)
+
+
 @run_check("run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN)
 def reproduces(runner: Runner) -> Outcome:
     """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
     evidence = evidence_of(runner, runner.produced, runner.test_outputs, runner.weights_format)
     for name, expected in runner.test_outputs.items():
-        got = runner.produced[name]
-        if got.shape != expected.shape:
-            return Outcome("failed", f"{name!r} has shape {got.shape}, expected {expected.shape}", "", evidence)
+        if (got := runner.produced[name].shape) != expected.shape:
+            return Outcome("failed", f"{name!r} has shape {got}, expected {expected.shape}", "", evidence)
     if broken := not_finite(runner.test_outputs):
         return Outcome("failed", f"nothing can be compared: of the expected outputs {broken}", _NUMBERS, evidence)
     if broken := not_finite(runner.produced):
         return Outcome("failed", f"of what the model gives for the test input {broken}", _GUARD, evidence)
-    worst = max(relative_rms(runner.produced[name], expected) for name, expected in runner.test_outputs.items())
+    worst = _worst(runner.produced, runner.test_outputs)
     text = f"test outputs differ by {worst:.1e} of their scale (at most {REPRODUCED:.0e})"
     if worst <= REPRODUCED:
         return Outcome("passed", text, "", evidence)
-    if exchanged := _exchanged(runner):
-        fix = "Exchange the files of the test tensors, with their hashes."
-        return Outcome("failed", f"{text}; the test tensors of {exchanged} look exchanged", fix, evidence)
-    return Outcome("failed", text, "", evidence)
+    exchanged = _exchanged(runner)
+    fix = "Exchange the files of the test tensors, with their hashes." if exchanged else ""
+    more = f"; the test tensors of {exchanged} look exchanged" if exchanged else ""
+    return Outcome("failed", text + more, fix, evidence)
 
 
 def _exchanged(runner: Runner) -> str:
@@ -220,25 +210,22 @@ def _exchanged(runner: Runner) -> str:
             return f"{a!r} and {b!r}"
     if len(given) == len(wanted) == 1:
         (first, image), (second, result) = next(iter(given.items())), next(iter(wanted.items()))
-        if image.shape == result.shape and image.dtype == result.dtype:
-            try:
-                backwards = runner.run({first: result})[second]
-            except ModelError:  # not an input that it takes
-                return ""
-            if relative_rms(backwards, image) <= REPRODUCED:
-                return "input and output"
+        if (image.shape, image.dtype) == (result.shape, result.dtype):
+            with contextlib.suppress(ModelError):  # not an input that it takes
+                if relative_rms(runner.run({first: result})[second], image) <= REPRODUCED:
+                    return "input and output"
     return ""
 
 
 def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tuple[Evidence, ...]:
     """Outputs beside the expected ones, and beside the test input where there is only one."""
     inputs = list(runner.test_inputs.values())
-    given = inputs[0] if len(inputs) == 1 else None
-    fits = {name: given is not None and given.ndim == array.ndim for name, array in expected.items()}
-    return tuple(
-        Evidence(f"{name}, {what}", runner.axes(name), array, got[name], given if fits[name] else None)
-        for name, array in expected.items()
-    )
+
+    def beside(array: Any) -> Any:
+        return inputs[0] if len(inputs) == 1 and inputs[0].ndim == array.ndim else None
+
+    pairs = expected.items()
+    return tuple(Evidence(f"{n}, {what}", runner.axes(n), array, got[n], beside(array)) for n, array in pairs)
 
 
 @run_check(
@@ -252,9 +239,7 @@ def every_pixel(runner: Runner) -> Outcome:
     pairs = [(runner.produced[name], expected) for name, expected in runner.test_outputs.items()]
     if any(got.shape != expected.shape for got, expected in pairs):
         raise NotApplicable("the shapes differ, see run.reproduces")
-    worst = max(mismatched_ppm(got, expected, ZOO_DEEPIMAGEJ) for got, expected in pairs)
+    worst = max(mismatched_ppm(got, expected, compare.ZOO_DEEPIMAGEJ) for got, expected in pairs)
     text = f"{worst:.0f} ppm of the test output differ by more than 1.5e-4 + 1e-4 of the value"
-    if worst == 0:
-        return Outcome("passed", text)
-    evidence = evidence_of(runner, runner.produced, runner.test_outputs, "every pixel")
-    return Outcome("failed", text, "", evidence)
+    evidence = evidence_of(runner, runner.produced, runner.test_outputs, "every pixel") if worst else ()
+    return Outcome("failed" if worst else "passed", text, "", evidence)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gap_bioimage.validation.outcome import NotApplicable, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-    from types import TracebackType
-
-    from numpy.typing import NDArray
-
-    Arrays = dict[str, NDArray[Any]]
-    Sizes = dict[str, dict[str, int]]
+Arrays = dict[str, NDArray[Any]]
+Sizes = dict[str, dict[str, int]]
+Axis = tuple[str, str]  # tensor id, axis id
 
 MAX_VOXELS = 2**22
 """Larger inputs (channels included) are not made: a U-Net needs some hundred bytes for each."""
@@ -59,16 +56,12 @@ def explained(error: BaseException, file: Path | None = None) -> str:
 
 def of_loading(text: str, file: Path | None) -> str:
     """What torch says of weights that it does not load, in plain words; empty for what is something else."""
-    if file is not None and re.search(r"constants\.pkl|PytorchStreamReader|miniz", text):
-        return _not_torchscript(file)
     if "Weights only load failed" in text:
         found = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text)
         named = f" ({found[1]})" if found else ""
         return f"the weights hold Python objects{named} beside the tensors: save the state_dict alone"
-    return ""
-
-
-def _not_torchscript(file: Path) -> str:
+    if file is None or not re.search(r"constants\.pkl|PytorchStreamReader|miniz", text):
+        return ""
     try:
         names = zipfile.ZipFile(file).namelist()
     except (OSError, zipfile.BadZipFile):
@@ -79,74 +72,54 @@ def _not_torchscript(file: Path) -> str:
 
 
 class Runner:
-    """A loaded model, whose inputs and outputs are numpy arrays by tensor id, axes as declared.
+    """A loaded model, whose inputs and outputs are numpy arrays by tensor id, axes as declared; a context manager.
 
-    Parameters
-    ----------
-    descr
-        bioimageio.spec's model description, format 0.4 or 0.5.
-    weights_format, device, file
-        E.g. ``torchscript`` and ``cpu``; the weights, where they are a file of the package.
-    rdf
-        The description as its author wrote it: bioimageio.spec adds steps, such as ``ensure_dtype``, to its own.
-
-    Raises
-    ------
-    ModelError
-        If it does not load. So does everything that runs it.
+    ``file`` are the weights where they are a file of the package, ``rdf`` the description as its author wrote it:
+    bioimageio.spec adds steps, such as ``ensure_dtype``, to its own. What loading or running raises is a `ModelError`.
     """
 
     def __init__(
-        self,
-        descr: Any,
-        weights_format: str,
-        device: str,
-        file: Path | None = None,
+        self, descr: Any, weights_format: str, device: str, file: Path | None = None,
         rdf: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         from bioimageio.core import create_prediction_pipeline
         from bioimageio.core.backends import create_model_adapter
         from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
 
         self.descr, self.weights_format, self.device, self.file = descr, weights_format, device, file
-        self.rdf: Mapping[str, Any] = {} if rdf is None else rdf
+        self.rdf: Mapping[str, Any] = rdf or {}
+        weights = cast("Any", weights_format)
         with quiet(), of_the_model(file):
             # The adapter loads the model when it is made; entering the pipeline would load it again.
             adapter = create_model_adapter(
-                model_description=descr, devices=[device], weight_format_priority_order=[cast("Any", weights_format)]
+                model_description=descr, devices=[device], weight_format_priority_order=[weights]
             )
-            self._pipeline = create_prediction_pipeline(
-                descr, weight_format=cast("Any", weights_format), devices=[device], model_adapter=adapter
+            self._pipeline: Any = create_prediction_pipeline(
+                descr, weight_format=weights, devices=[device], model_adapter=adapter
             )
             self._inputs, self._outputs = get_test_input_sample(descr), get_test_output_sample(descr)
+        self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(self._outputs)
         members = {**self._inputs.members, **self._outputs.members}
         self._axes = {str(name): tuple(map(str, tensor.dims)) for name, tensor in members.items()}
+        self._is_new = hasattr(descr, "get_tensor_sizes")  # else format 0.4 that cannot be upgraded
 
     def __enter__(self) -> Runner:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with quiet():
-            cast("Any", self._pipeline).close()
+            self._pipeline.close()
 
     @property
-    def steps(self) -> dict[tuple[str, str], int]:
-        """Step in pixels of each input axis whose size is ``min + n step``, by (tensor id, axis id)."""
-        if not hasattr(self.descr, "get_tensor_sizes"):  # format 0.4 that cannot be upgraded
-            return {}
-        return {
-            (str(tensor.id), str(axis.id)): axis.size.step
-            for tensor in self.descr.inputs
-            for axis in tensor.axes
-            if getattr(axis.size, "step", None) is not None
-        }
+    def steps(self) -> dict[Axis, int]:
+        """Step in pixels of each input axis whose size is ``min + n step``."""
+        axes = [(tensor, axis) for tensor in self.descr.inputs for axis in tensor.axes] if self._is_new else []
+        return {(str(t.id), str(a.id)): a.size.step for t, a in axes if getattr(a.size, "step", None) is not None}
 
     @property
-    def halo(self) -> dict[tuple[str, str], int]:
-        """The declared halo in output pixels, by (output id, axis id)."""
-        outputs = self.descr.outputs if hasattr(self.descr, "get_tensor_sizes") else ()
+    def halo(self) -> dict[Axis, int]:
+        """The declared halo in output pixels."""
+        outputs = self.descr.outputs if self._is_new else ()
         return {(str(t.id), str(a.id)): int(a.halo) for t in outputs for a in t.axes if getattr(a, "halo", 0)}
 
     @property
@@ -157,15 +130,11 @@ class Runner:
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether the model is declared to draw samples, others in each tile, and to take long for them."""
-        return self.declared("stochastic") is True
-
-    def declared(self, key: str) -> Any:
-        """A value of ``config.gap_bioimage`` in the description, None if it is absent."""
+        """Whether ``config.gap_bioimage`` declares that it draws samples, others in each tile, and takes long."""
         config = self.descr.config
         extra = config if isinstance(config, dict) else getattr(config, "model_extra", None)
         section = (extra or {}).get("gap_bioimage")
-        return section.get(key) if isinstance(section, dict) else None
+        return isinstance(section, dict) and section.get("stochastic") is True
 
     @property
     def postprocesses_whole_images(self) -> bool:
@@ -177,16 +146,6 @@ class Runner:
         """Whether an output goes through Python code of the package."""
         steps = [step for tensor in self.descr.outputs for step in getattr(tensor, "postprocessing", None) or []]
         return any(getattr(step, "id", None) == "custom" for step in steps)
-
-    @property
-    def test_inputs(self) -> Arrays:
-        """The packaged test inputs, axes as declared."""
-        return {str(name): tensor.to_numpy() for name, tensor in self._inputs.members.items()}
-
-    @property
-    def test_outputs(self) -> Arrays:
-        """The packaged expected outputs, axes as declared."""
-        return {str(name): tensor.to_numpy() for name, tensor in self._outputs.members.items()}
 
     @cached_property
     def produced(self) -> Arrays:
@@ -206,15 +165,9 @@ class Runner:
     @cached_property
     def small_outputs(self) -> Arrays:
         """The outputs for the small inputs, of one run that several checks share."""
-        small, test = self.small_inputs, self.test_inputs
-        if all(np.array_equal(small[name], test[name]) for name in small):
-            return self.produced
-        return self._run_seeded(small)
-
-    @cached_property
-    def graph_outputs(self) -> Arrays:
-        """The outputs for the small inputs before postprocessing."""
-        return self.run(self.small_inputs, postprocess=False)
+        small = self.small_inputs
+        same = all(np.array_equal(small[name], array) for name, array in self.test_inputs.items())
+        return self.produced if same else self._run_seeded(small)
 
     @cached_property
     def script(self) -> Script:
@@ -234,14 +187,11 @@ class Runner:
         """Axis ids of a tensor."""
         return self._axes[name]
 
-    def sizes(self, ns: Mapping[tuple[str, str], int] | int) -> tuple[Sizes, dict[str, Any]]:
+    def sizes(self, ns: Mapping[Axis, int] | int) -> tuple[Sizes, dict[str, Any]]:
         """Input sizes, and the output sizes that the description promises, at size parameters ``n``."""
-        if isinstance(ns, int):
-            ns = dict.fromkeys(self.steps, ns)
-        found = self.descr.get_tensor_sizes(ns, 1)
+        found = self.descr.get_tensor_sizes(dict.fromkeys(self.steps, ns) if isinstance(ns, int) else ns, 1)
         inputs = {str(t): {str(a): int(s) for a, s in axes.items()} for t, axes in found.inputs.items()}
-        outputs = {str(t): {str(a): s for a, s in axes.items()} for t, axes in found.outputs.items()}
-        return inputs, outputs
+        return inputs, {str(t): {str(a): s for a, s in axes.items()} for t, axes in found.outputs.items()}
 
     def shape_of(self, sizes: Sizes) -> tuple[int, ...]:
         """Sizes of the first flexible input along its flexible axes, in pixels."""
@@ -250,44 +200,31 @@ class Runner:
 
     def inputs_of(self, sizes: Sizes) -> Arrays:
         """The test inputs, cropped or continued by mirroring to the given sizes."""
+        members = self._inputs.members.items()
         with quiet():
-            return {
-                str(name): tensor.resize_to(cast("Any", sizes[str(name)])).to_numpy()
-                for name, tensor in self._inputs.members.items()
-            }
+            return {str(name): tensor.resize_to(cast("Any", sizes[str(name)])).to_numpy() for name, tensor in members}
 
     def preprocess(self, inputs: Arrays) -> Arrays:
         """Apply the declared preprocessing to whole inputs, axes as declared."""
         sample = self._sample(inputs)
         with quiet(), of_the_model():
             self._pipeline.apply_preprocessing(sample)
-        return {str(name): tensor.to_numpy() for name, tensor in sample.members.items()}
+        return _arrays(sample)
 
-    def run(
-        self, inputs: Arrays, *, preprocessed: bool = False, padded: bool = False, postprocess: bool = True
-    ) -> Arrays:
-        """Run the model and its processing on whole inputs, which may have been through `preprocess`.
-
-        With ``padded`` they are mirrored outwards by the halo and the outputs cropped, as users' predictions do.
-        """
-        sample = self._sample(inputs)
+    def run(self, inputs: Arrays, *, preprocessed: bool = False, postprocess: bool = True) -> Arrays:
+        """Run the model and its processing on whole inputs, which may have been through `preprocess`."""
         with quiet(), of_the_model():
             result = self._pipeline.predict_sample_without_blocking(
-                sample,
-                skip_preprocessing=preprocessed,
-                skip_postprocessing=not postprocess,
-                skip_input_padding=not padded,
-                skip_output_cropping=not padded,
-            )
-        return {str(name): tensor.to_numpy() for name, tensor in result.members.items()}
+                self._sample(inputs), skip_preprocessing=preprocessed, skip_postprocessing=not postprocess,
+                skip_input_padding=True, skip_output_cropping=True,
+            )  # fmt: skip
+        return _arrays(result)
 
     def _sample(self, inputs: Arrays) -> Any:
         from bioimageio.core import Sample, Tensor
 
-        members = {
-            name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=tensor.dims)
-            for name, tensor in self._inputs.members.items()
-        }
+        given = self._inputs.members.items()
+        members = {name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=tensor.dims) for name, tensor in given}
         # A fresh sample each time: processing changes members and statistics in place.
         return Sample(members=members, stat=deepcopy(self._inputs.stat), id="validation")
 
@@ -319,3 +256,7 @@ class Script:
 def voxels(sizes: Sizes) -> int:
     """Number of elements of the largest input."""
     return max(math.prod(axes.values()) for axes in sizes.values())
+
+
+def _arrays(sample: Any) -> Arrays:
+    return {str(name): tensor.to_numpy() for name, tensor in sample.members.items()}

@@ -3,7 +3,7 @@
 A worker imports the libraries once and forks for each model (where the system can fork), so that nothing of one is left
 for the next. Jobs go there as pickles; only lines of JSON come back, one before and one after each check: so the
 parent knows which check hangs, takes too much memory or kills the process. That check has failed; the rest is made in
-a new fork.
+a new fork. Python's own forkserver is not used: it imports the caller's script again, unguarded ones included.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from gap_bioimage.validation.check import Severity, declare, definition
 from gap_bioimage.validation.outcome import Check, one_sentence
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from gap_bioimage.validation.run.session import Job
+from gap_bioimage.validation.run.session import Job, Session
 
 _POLL_S = 0.05
 _START_S = 300.0
 """Importing torch from a slow disk takes minutes."""
-_END_S = 10.0
 _MAX_DEATHS = 3
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
+_HAS_TOLD = 77
+"""Exit code of a fork that has told its end itself."""
+_LIMITED = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
 
 PROCESS = declare(
     "run.process", "run", Severity.BLOCKS, asks="A model that does not bring its process down.",
     breaks="the program that runs it would end", fix="Correct the failed checks first.", order=9,
 )  # fmt: skip
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,8 @@ class Limits:
         """The memory in bytes."""
         import psutil
 
-        if self.memory_gib is None:
-            return int(_DEFAULT_SHARE * psutil.virtual_memory().total)
-        return int(self.memory_gib * 2**30)
+        total = psutil.virtual_memory().total
+        return int(_DEFAULT_SHARE * total if self.memory_gib is None else self.memory_gib * 2**30)
 
 
 class Sandbox:
@@ -69,7 +70,7 @@ class Sandbox:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
-        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._answers: queue.Queue[Message] = queue.Queue()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -103,7 +104,7 @@ class Sandbox:
         """
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
-            begun, failed = "run.loads", None
+            begun = "run.loads"
             for message in self._talk(replace(job, done=tuple(done), seconds=self.limits.seconds)):
                 if "begin" in message:
                     begun = str(message["begin"])
@@ -111,48 +112,36 @@ class Sandbox:
                     yield from ((message["check"]["id"], title, Path(path)) for title, path in message["drawn"])
                     done.append(message["check"]["id"])
                     yield Check(**message["check"])
-                elif "end" not in message:
-                    failed = _failed(begun, message)
-            if failed is None:
+            if "end" in message:
                 return
-            if begun in done:  # it dies where it had passed before
+            failed = _failed(begun, message)
+            if begun in done:  # it ends where it had passed before
                 break
             done.append(begun)
             yield failed
-        yield PROCESS.violated("the remaining checks were not made, since the model's process did not last")
+        if failed.status != "error":
+            yield PROCESS.violated("the remaining checks were not made, since the model's process did not last")
 
-    def _talk(self, job: Job) -> Iterator[dict[str, Any]]:
-        """Send a job; yield its messages, the last of which is ``end``, ``died``, ``limit`` or ``error``."""
+    def _talk(self, job: Job) -> Iterator[Message]:
+        """Send a job; yield its messages, the last of which is ``end``, ``error``, ``died``, ``limit`` or ``gone``."""
         self.start()
-        is_over = False
+        message: Message = {}
         try:
             if "ready" not in self._next(Limits(_START_S)):
                 raise RuntimeError("the process for running models does not start; is the installation complete?")
+            assert self._process is not None and self._process.stdin is not None  # noqa: S101
             with contextlib.suppress(OSError):  # its end will be told
-                self._send(job)
-            reason: dict[str, Any] = {}
-            while not is_over:
-                message = self._next(Limits(_END_S) if reason else self.limits)
-                if "error" in message or ("limit" in message and not reason):
-                    reason = message  # of the end that follows
-                    if "limit" in message:
-                        self._kill_models()
-                    continue
-                is_over = not message.keys().isdisjoint({"end", "died", "limit", "gone"})
-                if is_over and "died" not in message and "end" not in message:
-                    self._end()
-                if is_over or not reason:
-                    yield reason if is_over and reason else message
+                # bioimageio.spec's paths of files are checked again as they are unpickled, against this folder
+                pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), self._process.stdin)
+                self._process.stdin.flush()
+            while "begin" in message or "check" in message or not message:
+                message = self._next(self.limits)
+                yield message
         finally:
-            if not is_over:  # the caller went away, or it did not start
+            if message.keys().isdisjoint({"end", "error", "died"}):  # it cannot serve any more, or the caller went away
                 self._end()
 
-    def _send(self, job: Job) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), self._process.stdin)
-            self._process.stdin.flush()
-
-    def _next(self, limits: Limits) -> dict[str, Any]:
+    def _next(self, limits: Limits) -> Message:
         """The next message; ``limit`` where time or memory ran out, ``gone`` where the worker is no more."""
         start, memory = time.monotonic(), limits.memory_bytes
         while True:
@@ -160,7 +149,9 @@ class Sandbox:
                 return self._answers.get(timeout=_POLL_S)
             if time.monotonic() - start > limits.seconds:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
-            if sum(_memory_of(process) for process in self._models()) > memory:
+            models = self._models()
+            # resident pages that forks share count for each of them; their share of these takes longer to be told
+            if all(sum(_memory(model, kind) for model in models) > memory for kind in ("rss", "pss")):
                 return {"limit": f"took more than {memory / 2**30:.3g} GiB of memory"}
 
     def _models(self) -> list[Any]:
@@ -173,15 +164,12 @@ class Sandbox:
                 return list(worker.children(recursive=True)) if _FORKS else [worker]
         return []
 
-    def _kill_models(self) -> None:
-        for process in self._models():
-            with contextlib.suppress(Exception):  # ended in between
-                process.kill()
-
     def _end(self) -> None:
         if self._process is None:
             return
-        self._kill_models()
+        for model in self._models():
+            with contextlib.suppress(Exception):  # ended in between
+                model.kill()
         process, self._process = self._process, None
         process.kill()
         process.wait()
@@ -190,14 +178,18 @@ class Sandbox:
                 stream.close()
 
 
-def _memory_of(process: Any) -> int:
+def _memory(process: Any, kind: str) -> int:
+    """Resident memory, or its proportional share (``pss``, else what is its own) where the system tells it, bytes."""
     try:
-        return int(process.memory_info().rss)
+        if kind == "rss":
+            return int(process.memory_info().rss)
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", 0) or getattr(full, "uss", 0) or full.rss)
     except Exception:  # ended in between
         return 0
 
 
-def _read(process: subprocess.Popen[bytes], answers: queue.Queue[dict[str, Any]]) -> None:
+def _read(process: subprocess.Popen[bytes], answers: queue.Queue[Message]) -> None:
     with contextlib.suppress(OSError, ValueError):  # closed
         for line in process.stdout or ():
             with contextlib.suppress(ValueError):  # cut off in the middle of a line
@@ -205,41 +197,37 @@ def _read(process: subprocess.Popen[bytes], answers: queue.Queue[dict[str, Any]]
     answers.put({"gone": f"with exit code {process.poll()}"})
 
 
-def _failed(check_id: str, message: dict[str, Any]) -> Check:
-    """The check during which the process ended: it has failed, however mild it is."""
-    consumer, status = definition(check_id).consumer, message.get("status", "failed")
+def _failed(check_id: str, message: Message) -> Check:
+    """The check during which the process ended: it has failed, however mild it is, unless our own part did."""
+    check = definition(check_id).skipped("")
     if "limit" in message:
-        fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
-        return Check(check_id, consumer, "failed", f"it {message['limit']} and was ended", fix)
-    ended = message.get("died") or message.get("gone")
-    text = str(message.get("error") or f"the process that ran the model ended {ended}")
-    return Check(check_id, consumer, status, text, "See that the model runs in Python by itself.")
+        return replace(check, status="failed", message=f"it {message['limit']} and was ended", fix=_LIMITED)
+    if message.get("ours") or ("gone" in message and _FORKS):  # the worker, in which no model runs
+        text = message.get("error") or f"the process that starts models ended {message['gone']}"
+        return replace(check, status="error", message=text, fix="Report it with your model.")
+    text = message.get("error") or f"the process that ran the model ended {message.get('died') or message['gone']}"
+    return replace(check, status="failed", message=text, fix="See that the model runs in Python by itself.")
 
 
-def _work(job: Job, tell: Callable[..., None]) -> None:
-    """Make all checks of one model, telling which is begun and what it found."""
-    from gap_bioimage.validation.run.session import Session
-
-    scratch = str(job.package.scratch)
-    os.chdir(scratch)  # stray files of a model end where they are removed,
-    tempfile.tempdir = scratch  # and so do those that bioimageio.core leaves
+def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
+    """Make all checks of one model, telling which is begun, what it found, and the end."""
 
     def found(check: Check, drawn: list[tuple[str, Path]]) -> None:
         tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
 
     try:
+        os.chdir(root)
+        job: Job = pickle.loads(pickled)  # noqa: S301  (from the process that started this one)
+        scratch = str(job.package.scratch)
+        os.chdir(scratch)  # stray files of a model end where they are removed,
+        tempfile.tempdir = scratch  # and so do those that bioimageio.core leaves
         Session(job, lambda check_id: tell(begin=check_id), found).run()
     except BaseException as error:
-        is_ours = isinstance(error, Exception)  # what a model raises ends at its check, but for exit()
         text = f"raised {type(error).__name__}: {one_sentence(error, 200)}"
-        tell(error=f"the validation itself {text}" if is_ours else text, status="error" if is_ours else "failed")
-        raise
-
-
-def _unpickled(root: str, pickled: bytes) -> Job:
-    os.chdir(root)  # bioimageio.spec's paths of files are checked again as they are unpickled, against this folder
-    job: Job = pickle.loads(pickled)  # noqa: S301  (from the process that started this one)
-    return job
+        ours = isinstance(error, Exception)  # what a model raises ends at its check, but for exit()
+        tell(error=f"the validation itself {text}" if ours else text, ours=ours)
+    else:
+        tell(end=True)
 
 
 def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
@@ -251,16 +239,16 @@ def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("1000")  # rather the model than what else runs here
             gc.freeze()  # bioimageio.core collects garbage often, and the libraries are none
-            _work(_unpickled(root, pickled), tell)
-            code = 0
+            _work(root, pickled, tell)
+            code = _HAS_TOLD
         finally:
             # no exit handlers: they belong to the parent, and a model may have added some
             os._exit(code)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):
         os.killpg(pid, signal.SIGKILL)  # what the model started itself
-    code = os.waitstatus_to_exitcode(status)
-    tell(**({"died": f"by signal {-code}" if code < 0 else f"with exit code {code}"} if code else {"end": True}))
+    if (code := os.waitstatus_to_exitcode(status)) != _HAS_TOLD:
+        tell(died=f"by signal {-code}" if code < 0 else f"with exit code {code}")
 
 
 def main() -> None:
@@ -277,15 +265,13 @@ def main() -> None:
 
     from gap_bioimage.validation.check import import_checks
 
-    del bioimageio.core, torch
+    del torch
+    bioimageio.core.Tensor(np.zeros(1), dims=["x"])  # xarray looks for libraries of arrays when it makes its first
     import_checks()
     with contextlib.suppress(EOFError):
         while True:
             tell(ready=True)
             root, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
-            if _FORKS:
-                _in_a_fork(root, pickled, tell)
-            else:
-                _work(_unpickled(root, pickled), tell)
-                tell(end=True)
+            (_in_a_fork if _FORKS else _work)(root, pickled, tell)
+            if not _FORKS:
                 return

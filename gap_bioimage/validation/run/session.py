@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from gap_bioimage.validation.archive.description import Description
+from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.check import Definition, Severity, declare, definitions
 from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence
-from gap_bioimage.validation.run.compare import not_finite
-from gap_bioimage.validation.run.engines import OLDER_ENGINE, OTHER_VERSIONS, other_cores, other_engines
-from gap_bioimage.validation.run.evidence import keep_evidence
-from gap_bioimage.validation.run.reference import (
-    AGREEMENT,
-    CONTROL,
-    CORE_TEST,
-    core_test,
-    formats_agree,
-    negative_control,
-)
+from gap_bioimage.validation.run import engines, reference
+from gap_bioimage.validation.run.compare import keep_evidence, not_finite
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
-
-    from gap_bioimage.validation.archive.description import Description
-    from gap_bioimage.validation.archive.package import Package
-
 _NEEDS = {
-    "pytorch_state_dict": "torch",
-    "torchscript": "torch",
-    "onnx": "onnxruntime",
-    "keras_hdf5": "tensorflow",
-    "keras_v3": "keras",
-    "tensorflow_saved_model_bundle": "tensorflow",
-    "tensorflow_js": "",
-}
+    "pytorch_state_dict": "torch", "torchscript": "torch", "onnx": "onnxruntime", "keras_hdf5": "tensorflow",
+    "keras_v3": "keras", "tensorflow_saved_model_bundle": "tensorflow", "tensorflow_js": "",
+}  # fmt: skip
 """Formats of weights that a description may give, and what runs them."""
 _SAFE = {"torchscript", "onnx"}
 """The others execute code of the package, or graphs that may read and write files."""
@@ -59,35 +42,17 @@ LOADS = declare(
 
 @dataclass(frozen=True)
 class Job:
-    """One model to run.
-
-    Parameters
-    ----------
-    package, description
-        The opened package and its valid description.
-    run_code
-        Allow Python code of the package to run.
-    device
-        Torch device name.
-    engines
-        Other Python interpreters, from `engines.find_engines`, to run the model in too.
-    keep, pictures
-        Folders for arrays and pictures of what failed, and for pictures of the rest; None keeps, or draws, nothing.
-    seconds
-        What other interpreters may take.
-    done
-        Ids of checks that are not made again.
-    """
+    """One model to run: the opened package, its valid description, and how."""
 
     package: Package
     description: Description
-    run_code: bool = False
+    run_code: bool = False  # allow Python code of the package to run
     device: str = "cpu"
-    engines: tuple[str, ...] = ()
-    keep: Path | None = None
-    pictures: Path | None = None
-    seconds: float = 600.0
-    done: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()  # other interpreters, from `engines.find_engines`, to run the model in too
+    keep: Path | None = None  # for arrays and pictures of what failed
+    pictures: Path | None = None  # for pictures of the rest; None draws none
+    seconds: float = 600.0  # what other interpreters may take
+    done: tuple[str, ...] = ()  # ids of checks that are not made again
 
 
 @dataclass
@@ -102,53 +67,57 @@ class Session:
     def run(self) -> None:
         """Make every check that needs the model to run; it may never return, so call it in a process of its own."""
         job, descr = self.job, self.job.description.as_written
-        self._make(CONTROL, lambda: negative_control(job.package.rdf, descr))
+        self._make(reference.CONTROL, lambda: reference.negative_control(job.package.rdf, descr))
         blocked = {name: why for name in job.description.weights if (why := _why_not(job, name))}
         for name, outcome in blocked.items():
             self._make(WEIGHTS[name], lambda outcome=outcome: outcome)  # type: ignore[misc]
-        names = [name for name in job.description.weights if name not in blocked]
-        if not names:
-            self._make(CORE_TEST, lambda: _nothing_runs(blocked))
+        files = {n: job.package.file(_source(job.package, n)) for n in job.description.weights if n not in blocked}
+        if not files:
+            self._make(reference.CORE_TEST, lambda: _nothing_runs(blocked))
             return
-        files = {name: job.package.file(_source(job.package, name)) for name in names}
-        self._make(
-            CORE_TEST,
-            lambda: self._each(CORE_TEST, names, lambda name: core_test(descr, name, job.device, files[name])),
-        )
+
+        def core_test(name: str) -> Outcome:
+            return reference.core_test(descr, name, job.device, files[name])
+
+        self._make(reference.CORE_TEST, lambda: self._each(reference.CORE_TEST, files, core_test))
         with ExitStack() as stack:
-            runners: list[Runner] = []
-            if self._make(LOADS, lambda: self._load(names, stack, runners)) is None:
-                self._load(names, stack, runners)  # told before, in a process that is gone
+            runners: dict[str, Runner] = {}
+
+            def load(name: str) -> Outcome:
+                made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
+                runners[name] = stack.enter_context(made)
+                return Outcome("passed", "loads")
+
+            if self._make(LOADS, lambda: self._each(LOADS, files, load)) is None:
+                self._each(LOADS, files, load)  # told before, in a process that is gone
             self._run_all(runners)
         if job.engines:
             path = job.package.root / job.package.rdf_name
-            self._make(OTHER_VERSIONS, lambda: other_cores(path, names, job.engines, 0.9 * job.seconds))
+            limits = job.engines, 0.9 * job.seconds
+            self._make(engines.OTHER_VERSIONS, lambda: engines.other_cores(path, list(files), *limits))
 
-    def _run_all(self, runners: list[Runner]) -> None:
+    def _run_all(self, runners: dict[str, Runner]) -> None:
         """Put all weights through every check, or one of them where they agree and the check takes long."""
-        agreement = self._make(AGREEMENT, lambda: formats_agree(runners)) if len(runners) > 1 else None
+        agree = None
+        if len(runners) > 1:
+            agree = self._make(reference.AGREEMENT, lambda: reference.formats_agree(list(runners.values())))
         for made in definitions("run"):
-            subjects = {r.weights_format: r for r in runners if not made.weights or r.weights_format in made.weights}
+            subjects = {name: runner for name, runner in runners.items() if not made.weights or name in made.weights}
             # samplers run their network many times for each output
             is_long = made.once or any(runner.is_stochastic for runner in subjects.values())
-            if is_long and agreement is not None and agreement.status == "passed":
+            if is_long and agree is not None and agree.status == "passed":
                 subjects = dict(list(subjects.items())[-1:])
+
+            def judge(name: str, made: Definition = made) -> Outcome:
+                if made.compares and (broken := not_finite(runners[name].produced)):
+                    raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
+                return made.outcome_of(runners[name])
+
             if subjects:
-                self._make(made, lambda made=made, of=subjects: self._each(made, of, lambda n: _judged(made, of[n])))  # type: ignore[misc]
-        job, scripted = self.job, [runner for runner in runners if runner.weights_format == "torchscript"]
-        if job.engines and scripted:
-            self._make(OLDER_ENGINE, lambda: other_engines(scripted[0], job.engines, 0.9 * job.seconds))
-
-    def _load(self, names: Iterable[str], stack: ExitStack, runners: list[Runner]) -> Outcome:
-        package, description = self.job.package, self.job.description
-        descr = description.upgraded or description.as_written
-
-        def load(name: str) -> Outcome:
-            file = package.file(_source(package, name))
-            runners.append(stack.enter_context(Runner(descr, name, self.job.device, file, package.rdf)))
-            return Outcome("passed", "loads")
-
-        return self._each(LOADS, names, load)
+                self._make(made, lambda made=made, of=subjects, judge=judge: self._each(made, of, judge))  # type: ignore[misc]
+        job, script = self.job, runners.get("torchscript")
+        if job.engines and script is not None:
+            self._make(engines.OLDER_ENGINE, lambda: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
     def _each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome:
         return merge_outcomes((name, self._guarded(made, lambda name=name: judge(name))) for name in names)  # type: ignore[misc]
@@ -179,12 +148,6 @@ class Session:
         except Exception as error:
             told = f"{type(error).__name__}: {one_sentence(error, 120)}"
             return Outcome("error", f"this check itself raised {told}", "Report it with your model.")
-
-
-def _judged(made: Definition, runner: Runner) -> Outcome:
-    if made.compares and (broken := not_finite(runner.produced)):
-        raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-    return made.outcome_of(runner)
 
 
 def _nothing_runs(blocked: dict[str, Outcome]) -> Outcome:

@@ -1,0 +1,296 @@
+"""What a zip says of itself: the model description (RDF), the README, whose text is ``readme.md.jinja``, and the cover.
+
+The RDF is written in format 0.5.9 with plain strings, not through bioimageio.spec's writer: newer formats name files
+as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read. Custom postprocessing came with 0.5.10.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gap_bioimage.errors import CardError
+from gap_bioimage.exporting import weights
+from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
+from gap_bioimage.exporting.kinds import Product
+from gap_bioimage.exporting.measures import Measured, Sizes
+from gap_bioimage.inference.tiling import round_up
+from gap_bioimage.model import Model
+from gap_bioimage.sampler import GAIN, WINDOW_PX
+
+FORMAT_VERSION, FORMAT_WITH_CUSTOM = "0.5.9", "0.5.10"
+TEST_INPUT, COVER, README = "test_photons.npy", "cover.png", "README.md"
+ONLY_CORE = "Runs in bioimageio.core >= 0.10.3 only; not in Fiji, not in ilastik."
+"""What users of a zip with custom postprocessing must know."""
+_TAGS = ("denoising", "photon-counting", "poisson", "gap", "unet", "pytorch")
+_LINKS = ["deepimagej/deepimagej", "ilastik/ilastik"]
+"""The programs in the zoo that a portable zip runs in."""
+_TILE_PX = {2: 512, 3: 64}
+_PANEL_PX, _LARGEST_PX, _LINE_PX = 400, 256, 2
+_BIASES = (
+    "It knows the structures, densities and exposures of its training images; others are denoised as if they were "
+    "like those."
+)
+_RISKS = (
+    "A denoised image is the mean of all that could have been: what the photons do not support is smooth or absent, "
+    "and what looks sharp may still be wrong."
+)
+_ADVICE = (
+    "Denoise one random half of your photons and compare with the other half; look at samples of the posterior before "
+    "you trust a detail."
+)
+
+
+def describe(folder: Path, model: Model, card: Card, product: Product, measured: Measured) -> dict[str, Any]:
+    """Return the RDF of a model whose weights, architecture, test tensors, cover and README lie in ``folder``."""
+    people = [author.model_dump(mode="json", exclude_none=True) for author in card.authors]
+    facts = _model_facts(model, card) | {"inference_time": measured.speed}
+    return _given({
+        "format_version": FORMAT_WITH_CUSTOM if product.operations else FORMAT_VERSION,
+        "type": "model",
+        "id": card.identifier,
+        "name": card.name,
+        "description": description_of(card, custom=bool(product.operations)),
+        "authors": people,
+        "maintainers": [person.model_dump(mode="json", exclude_none=True) for person in card.maintainers],
+        "packaged_by": people[:1],
+        "uploader": card.uploader and card.uploader.model_dump(mode="json", exclude_none=True),
+        "cite": card.citations,
+        "license": card.license,
+        "tags": tags_of(model, card, sampling=product.sampling is not None),
+        "links": [] if product.operations else _LINKS,
+        "version": card.version,
+        "version_comment": card.version_comment,
+        "git_repo": card.git_repo,
+        "timestamp": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "documentation": README,
+        "covers": [COVER],
+        "attachments": [_file(folder, name) for name in product.attachments],
+        "training_data": card.dataset and {"id": card.dataset},
+        "inputs": [_input(folder, model, measured.sizes, product)],
+        "outputs": [_output(folder, measured.sizes, product)],
+        "weights": _weights(folder, product, people),
+        "config": {"bioimageio": _given(facts), "gap_bioimage": {**product.facts, "measured": measured.facts}},
+    })  # fmt: skip
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value not in (None, [], (), {})}
+
+
+def description_of(card: Card, *, custom: bool) -> str:
+    """Return the card's description, and who can run the model where not everybody can; `CardError` if it is long."""
+    said = card.description.rstrip()
+    stop = "" if said.endswith((".", "!", "?")) else "."
+    text = f"{said}{stop} {ONLY_CORE}" if custom else card.description
+    if len(text) > LONGEST_DESCRIPTION:
+        raise CardError(
+            f"the card's description has {len(card.description)} characters; with the note on who can run this model "
+            f"it is {len(text)}, at most {LONGEST_DESCRIPTION} are allowed: shorten it"
+        )
+    return text
+
+
+def output_file(output: str) -> str:
+    """Return the name of the file that holds the expected output."""
+    return f"test_{output}.npy"
+
+
+def tags_of(model: Model, card: Card, *, sampling: bool = False) -> list[str]:
+    """Return the tags that the zoo and its partners search for, and the card's own."""
+    tags = [*_TAGS, *(("posterior-sampling", "uncertainty") if sampling else ()), f"{model.config.dim}d"]
+    if "fluorescence" in (card.modality or "").lower():
+        tags.append("fluorescence-light-microscopy")
+    return list(dict.fromkeys([*tags, *card.tags]))
+
+
+def _model_facts(model: Model, card: Card) -> dict[str, Any]:
+    """What ``config.bioimageio`` asks of every model, as far as it is known."""
+    network, dim = model.network, model.config.dim
+    gigabytes = 32 * network.conv_final.in_channels / 1e3  # eight full-size maps of float32 at once
+    limits = {"known_biases": _BIASES, "risks": _RISKS, "limitations": card.limitations, "recommendations": _ADVICE}
+    return {
+        "task": "denoising",
+        "modality": card.modality,
+        "target_structure": list(card.target_structure),
+        "architecture_type": f"{dim}D U-Net",
+        "architecture_description": f"Residual {dim}D U-Net of depth {model.config.depth} that predicts where the next "
+        "photon lands (Generative Accumulation of Photons, arXiv 2307.06607).",
+        "model_parameter_count": sum(parameter.numel() for parameter in network.parameters()),
+        "memory_requirements_inference": f"about {gigabytes:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}",
+        "out_of_scope_use": card.out_of_scope_use,
+        "funded_by": card.funded_by,
+        "bias_risks_limitations": _given(limits),
+        "training": _training(model),
+    }
+
+
+def _training(model: Model) -> dict[str, Any]:
+    """How the network was trained, where its file tells."""
+    settings = model.history.training
+    if not isinstance(settings, dict):
+        return {}
+    low, high = model.trained_range_db
+    average = f", average of the weights with decay {settings['ema_decay']}" if settings.get("ema_decay") else ""
+    return _given({
+        "training_preprocessing": "Each window's photons are split at random (binomial thinning) into an input of "
+        f"{low:g} to {high:g} dB and an independent target; no normalisation.",
+        "training_batch_size": settings.get("batch_size"),
+        "initial_learning_rate": settings.get("learning_rate"),
+        "learning_rate_schedule": f"linear warm-up over {settings.get('warmup_steps')} steps, cosine decay to 1 % "
+        f"at step {settings.get('steps')}",
+        "loss_function": "log-likelihood of the target's photons given the input's (arXiv 2307.06607)",
+        "loss_function_kwargs": {"total_weight": settings.get("total_weight")},
+        "optimizer": "torch.optim.Adam",
+        "optimizer_kwargs": {"lr": settings.get("learning_rate")},
+        "regularization": f"gradients clipped at {settings.get('gradient_clip')}{average}",
+    })  # fmt: skip
+
+
+def _input(folder: Path, model: Model, sizes: Sizes, product: Product) -> dict[str, Any]:
+    channels, steps = model.config.channels, product.intake.preprocessing
+    names = ["photons"] if channels == 1 else [f"photons{i}" for i in range(channels)]
+    pairs = zip(_space(sizes), sizes.min_px, sizes.step_px, strict=True)
+    space = [{"type": "space", "id": axis, "size": {"min": low, "step": step}} for axis, low, step in pairs]
+    return {
+        "id": "photons",
+        "description": product.intake.description,
+        "axes": [*_batch_and_channel(names), *space],
+        "data": {"type": "float32", "range": [0.0, None]},
+        "test_tensor": _file(folder, TEST_INPUT),
+        **({"preprocessing": steps} if steps else {}),
+    }
+
+
+def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
+    space = [
+        {"type": "space", "id": axis, "size": {"tensor_id": "photons", "axis_id": axis, "offset": 0}, "halo": halo}
+        for axis, halo in zip(_space(sizes), sizes.halo_px, strict=True)
+    ]
+    expected = folder / output_file(product.output)
+    custom = [
+        {"id": "custom", "callable": operation.callable, "kwargs": operation.kwargs}
+        | _file(folder, operation.file_name)
+        for operation in product.operations
+    ]
+    # what the user's own postprocessing returns may be negative, and dark pixels of a camera
+    lowest = {"range": [0.0, None]} if product.own is None and product.intake.detector is None else {}
+    return {
+        "id": product.output,
+        "description": product.description + ("" if product.own is None else f"; then {product.own.callable}"),
+        "axes": [*_batch_and_channel(product.channel_names), *space],
+        "data": {"type": str(np.load(expected, mmap_mode="r").dtype.name), **lowest},
+        "test_tensor": _file(folder, expected.name),
+        **({"postprocessing": custom} if custom else {}),
+    }
+
+
+def _batch_and_channel(names: list[str]) -> list[dict[str, Any]]:
+    return [{"type": "batch"}, {"type": "channel", "id": "channel", "channel_names": names}]
+
+
+def _space(sizes: Sizes) -> str:
+    return "zyx"[-len(sizes.min_px) :]
+
+
+def _weights(folder: Path, product: Product, people: list[dict[str, Any]]) -> dict[str, Any]:
+    version = torch.__version__.split("+")[0]
+    source = _file(folder, product.source_file)
+    architecture = {**source, "callable": type(product.module).__name__, "kwargs": product.arguments}
+    entries = {
+        "pytorch_state_dict": {
+            **_file(folder, weights.STATE_DICT), "architecture": architecture, "pytorch_version": version,
+            "authors": people, "comment": "Needs torch only; gap-bioimage reads it back.",
+        },
+        "torchscript": {
+            **_file(folder, weights.TORCHSCRIPT), "parent": "pytorch_state_dict", "pytorch_version": version,
+            "authors": people, "comment": "Runs in libtorch 1.13 and newer; pads images of any size by itself.",
+        },
+    }  # fmt: skip
+    if not (folder / weights.ONNX).exists():
+        return entries
+    onnx = {**_file(folder, weights.ONNX), "parent": "pytorch_state_dict", "opset_version": weights.OPSET}
+    return {"onnx": onnx, **entries}
+
+
+def _file(folder: Path, name: str) -> dict[str, str]:
+    return {"source": name, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+
+
+def write_readme(path: Path, model: Model, card: Card, product: Product, measured: Measured) -> None:
+    """Write the documentation that travels in the zip."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(  # noqa: S701  (markdown, not HTML)
+        loader=PackageLoader("gap_bioimage", "exporting"), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "wrap": lambda text: (
+            textwrap.fill(" ".join(text.split()), 110, break_long_words=False, break_on_hyphens=False) + "\n"
+        ),
+        "px": lambda sizes: f"{' x '.join(map(str, sizes))} px",
+        "third": lambda size: -(-size // 3),
+        "n": lambda number: f"{number:.3g}",
+        "told": _told,
+        "percents": lambda found: "; ".join(f"{rms:.2%} at {exposure:g}" for exposure, rms in found.items()),
+    }
+    sizes, dim, sampling, intake = measured.sizes, model.config.dim, product.sampling, product.intake
+    block = round_up(max(1, _TILE_PX[dim] - min(sizes.min_px)), math.lcm(*sizes.pool_px))
+    drawn = "" if sampling is None else f" --samples {sampling.n_samples} --seed {sampling.seed}"
+    steps = ["preprocessing"] * bool(intake.preprocessing) + ["postprocessing"] * bool(product.operations)
+    text = environment.get_template("readme.md.jinja").render(
+        card=card, cover=COVER, only_core=ONLY_CORE, torchscript=weights.TORCHSCRIPT, product=product,
+        measured=measured, sizes=sizes, scores=measured.scores, sampling=sampling, noun=intake.noun,
+        detector=intake.detector, scale=intake.preprocessing[0]["kwargs"] if intake.preprocessing else None,
+        axes=list("zyx"[-dim:]), channels=model.config.channels, trained_db=model.trained_range_db,
+        low=10 ** (model.trained_range_db[0] / 10), high=10 ** (model.trained_range_db[1] / 10),
+        pool_px=math.lcm(*sizes.pool_px), off_grid=100 * max(measured.halo.off_grid_rms.values(), default=0.0),
+        block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
+        command=f"{'denoise' if sampling is None else 'sample'} model.zip image.tif out.tif{drawn}",
+        inside=f", but for its {' and '.join(steps)}" if steps else ": no pre- or postprocessing is needed",
+        gain_db=10 * math.log10(GAIN), window_px=WINDOW_PX[dim],
+    )  # fmt: skip
+    path.write_text(text, encoding="utf-8")
+
+
+def _told(value: Any) -> str:
+    """How a camera was measured, in words."""
+    if isinstance(value, dict):
+        named = {key.replace("_95", " (95 % confidence)").replace("_", " "): _told(v) for key, v in value.items()}
+        return "; ".join(f"{key}: {text}" for key, text in named.items())
+    if isinstance(value, (list, tuple)):
+        return " to ".join(map(_told, value)) if len(value) == 2 else ", ".join(map(_told, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
+    """Draw counts (c, [z,] y, x) and denoised image side by side, with labels and a thin line between them.
+
+    At most 256 x 256 px of the middle of both, each pixel a square of whole pixels, on one grey scale.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    planes = [array[0] if array.ndim == 3 else array[0, array.shape[1] // 2] for array in (counts, rate)]
+    side = min(_LARGEST_PX, *planes[0].shape)
+    width = side * -(-_PANEL_PX // side)
+    top = float(np.percentile(planes[1], 99.8)) or 1.0
+    cover = Image.new("L", (2 * width + _LINE_PX, width), 255)
+    font = ImageFont.load_default(size=max(10, width // 22))
+    for number, (plane, label) in enumerate(zip(planes, ("counts", "denoised"), strict=True)):
+        y, x = ((size - side) // 2 for size in plane.shape)
+        grey = 255 * np.clip(plane[y : y + side, x : x + side] / top, 0, 1)
+        panel = Image.fromarray(grey.astype(np.uint8)).resize((width, width), Image.Resampling.NEAREST)
+        draw = ImageDraw.Draw(panel)
+        box = draw.textbbox((6, 4), label, font=font)
+        draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill=0)
+        draw.text((6, 4), label, fill=255, font=font)
+        cover.paste(panel, (number * (width + _LINE_PX), 0))
+    cover.save(path, optimize=True)
