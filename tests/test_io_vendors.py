@@ -115,8 +115,7 @@ def test_truncated_czi_are_noticed(tmp_path, share):
 
 def test_frame_intervals_and_scenes_names_come_from_the_metadata():
     xml = "<a><Image><Dimensions><T><Positions><Interval><Increment>2.5</Increment></Interval></Positions></T>"
-    meta = vendors._of_czi(vendors.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>"), "P1")
-    assert (meta.interval_s, meta.name) == (2.5, "P1")
+    assert vendors._czi_steps(vendors.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>")) == {"t": 2.5}
 
 
 # -- Leica ------------------------------------------------------------------------------------------------------------
@@ -362,12 +361,8 @@ def test_deltavision_files_are_read(tmp_path):
 def test_numbers_of_bioio_are_no_names(scene, channels, kept):
     sizes = SimpleNamespace(Z=None, Y=0.1, X=0.1)
     image = SimpleNamespace(coords={"C": SimpleNamespace(values=np.array(channels))})
-    meta = vendors._of_bioio(
-        SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None),
-        image,
-        "" if vendors._NUMBERED.fullmatch(scene) else scene,
-    )
-    assert (meta.name, meta.channels) == kept
+    meta = vendors._of_bioio(SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None), image)
+    assert ("" if vendors._NUMBERED.fullmatch(scene) else scene, meta.channels) == kept
     assert meta.pixel_size_um == {"y": 0.1, "x": 0.1}
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-
-    import numpy.typing as npt
+from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError
 
 AXES = "tczyx"
 SAMPLES = "samples"
+STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
+OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
@@ -41,28 +41,14 @@ _S |= {"hr": 3600.0}
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says about an image; empty where it says nothing trustworthy.
+    """What a file says about an image; empty where it says nothing trustworthy."""
 
-    Parameters
-    ----------
-    steps
-        By axis: micrometres (z, y, x) and seconds (t).
-    channels
-        Their names.
-    name
-        Of the image, where the file gives one or holds several.
-    unitless
-        Sizes by axis whose unit the file does not say, so that they are not used.
-    description, problem
-        What its writer wrote about it; what keeps its axes from being known.
-    """
-
-    steps: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)  # by axis: micrometres (z, y, x), seconds (t)
     channels: Sequence[str] = ()
     name: str = ""
-    unitless: Mapping[str, float] = field(default_factory=dict)
-    description: str = ""
-    problem: str = ""
+    description: str = ""  # what its writer wrote about it
+    problem: str = ""  # what keeps its axes from being known
+    warning: str = ""  # what is told when the image is read
 
     @property
     def pixel_size_um(self) -> dict[str, float]:
@@ -75,8 +61,28 @@ class Metadata:
         return self.steps.get("t")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """One image in a file; every reader yields these."""
+
+    name: str  # empty where the file gives none
+    levels: Mapping[int, xr.DataArray]  # of its pyramid, lazy, without those that the file lists and lacks
+
+
+def by_position(stored: Stored, dim: str, names: Sequence[str]) -> Iterator[Stored]:
+    """Yield an image per stage position or tile, which lie along one of the axes of a file."""
+    for place, name in enumerate(names):
+        yield Stored(name, {level: image.isel({dim: place}) for level, image in stored.levels.items()})
+
+
+def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Return the steps of axes by value and unit, without those that are absent or in a unit not believed."""
+    known = {axis: step_of(value, unit, axis) for axis, (value, unit) in measured.items() if axis in tuple("tzyx")}
+    return {axis: step for axis, step in known.items() if step is not None}
+
+
 def step_of(value: Any, unit: Any, axis: str) -> float | None:
-    """Return a step in micrometres, or in seconds along t; None where it is absent, or in a unit not believed."""
+    """Return a step in micrometres, or in seconds along t."""
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
         # TIFF stores a ratio of 32-bit integers; the rounding hides its own
@@ -86,19 +92,21 @@ def step_of(value: Any, unit: Any, axis: str) -> float | None:
     return size if math.isfinite(size) and size > 0 else None
 
 
-def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the steps of axes by value and unit, and those without a unit; there 0 and 1 measure nothing."""
-    steps = {axis: step_of(value, unit, axis) for axis, (value, unit) in measured.items()}
-    bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if not str(unit or "").strip()}
-    known = {axis: step for axis, step in steps.items() if step is not None}
-    return known, {axis: step for axis, step in bare.items() if step is not None and step != 1}
+def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return a warning about steps without a unit; there 0 and 1 measure nothing."""
+    bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
+    told = ", ".join(f"{axis} {step:g}" for axis, step in bare.items() if step not in (None, 1))
+    return told and (
+        f"does not say the unit of its pixel sizes ({told}), so that they are left out; store them with their unit: in "
+        "HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
+    )
 
 
-class _Lazy(BackendArray):
-    """An array on disk, read where it is indexed."""
+class Lazy(BackendArray):
+    """An array on disk, read where it is indexed by numbers and slices, one per axis, with steps above 0."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
-        self.shape, self.dtype, self._read = shape, np.dtype(dtype), read
+    def __init__(self, shape: Iterable[int], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
+        self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
         read: npt.NDArray[Any] = indexing.explicit_indexing_adapter(
@@ -107,43 +115,39 @@ class _Lazy(BackendArray):
         return read
 
 
-def mapped_image(values: npt.NDArray[Any], dims: Iterable[str], meta: Metadata) -> xr.DataArray:
-    """Return an array that is mapped into memory as an image, see :func:`lazy_image`."""
-    image = _named(xr.Variable(_dims(dims), values), meta)
-    image.encoding["mapped"] = True
-    return image
-
-
-def lazy_image(
-    shape: Sequence[int], dtype: Any, dims: Iterable[str], read: Callable[[tuple[Any, ...]], Any], meta: Metadata
+def image_of(
+    array: Any, dims: Iterable[str], meta: Metadata, held: npt.NDArray[np.bool_] | None = None, open_ended: bool = False
 ) -> xr.DataArray:
-    """Return an image that is read where it is indexed.
+    """Return an array as an image: mapped where it is NumPy's, else read where it is indexed.
 
-    Parameters
-    ----------
-    shape, dtype
-        Of all of it.
-    dims
-        What the file calls its axes: letters of tifffile, or words; none for an axis of which it knows nothing.
-    read
-        From an index of numbers and slices (one per axis, steps above 0) to the values.
-    meta
-        What else the file says.
+    ``dims`` is what the file calls its axes: letters of tifffile, or words; none where it says nothing. ``held`` tells
+    by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
     """
-    return _named(xr.Variable(_dims(dims), indexing.LazilyIndexedArray(_Lazy(tuple(shape), dtype, read))), meta)
-
-
-def _named(variable: xr.Variable, meta: Metadata) -> xr.DataArray:
-    image = xr.DataArray(variable, name="photons", attrs={"metadata": meta})
+    names, shape = [str(dim).strip().lower() for dim in dims], tuple(array.shape)
+    if len(names) != len(shape):
+        meta = replace(meta, problem=_wrong_axes(names, shape) if names else "")
+        names = ["y", "x"] if len(shape) == 2 and not names else [""] * len(shape)
+    names = [_NAMES.get(name, name) for name in (_NUMBERED.sub("", name) for name in names)]
+    unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
+    names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
+    mapped = isinstance(array, np.ndarray)
+    if not mapped:
+        lazy = array if isinstance(array, Lazy) else Lazy(shape, array.dtype, array.__getitem__)
+        array = indexing.LazilyIndexedArray(lazy)
+    image = xr.DataArray(xr.Variable(names, array), name="photons", attrs={"metadata": meta})
+    image.encoding["mapped"] = mapped
+    if held is not None:
+        image = image.assign_coords({STORED: (names[: held.ndim], held, {OPEN_ENDED: open_ended})})
     single = [dim for dim in image.dims if is_foreign(dim) and image.sizes[dim] == 1]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
 
 
-def _dims(dims: Iterable[str]) -> list[str]:
-    names = [_NUMBERED.sub("", str(dim).strip().lower()) for dim in dims]
-    names = [_NAMES.get(name, name) for name in names]
-    unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
-    return [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
+def _wrong_axes(names: Iterable[str], shape: Sequence[int]) -> str:
+    hint = f'axes="{AXES[-len(shape) :]}"' if 2 <= len(shape) <= len(AXES) else "out of t, c, z, y, x"
+    return (
+        f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {shape}, expected a name for each; "
+        f"name them, such as {hint}"
+    )
 
 
 def is_unknown(dim: Hashable) -> bool:
@@ -162,21 +166,12 @@ def with_coordinates(image: xr.DataArray) -> xr.DataArray:
     coords: dict[str, Any] = {}
     for axis, step in meta.steps.items():
         if axis in image.dims:
-            # The step is kept as well, because an axis of length 1 has no differences.
+            # the step is kept as well, because an axis of length 1 has no differences
             words = {"units": "s" if axis == "t" else "um", "step": step}
             coords[axis] = (axis, np.arange(image.sizes[axis]) * step, words)
     if len(meta.channels) == image.sizes.get("c", 1):
         coords["c"] = ("c", list(meta.channels)) if "c" in image.dims else meta.channels[0]
     return image.assign_coords(coords)
-
-
-def wrong_axes(names: Iterable[str], shape: Sequence[int]) -> str:
-    """Return what is wrong with the axes of a file that are not as many as those of its array."""
-    hint = f'axes="{AXES[-len(shape) :]}"' if 2 <= len(shape) <= len(AXES) else "out of t, c, z, y, x"
-    return (
-        f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {tuple(shape)}, expected a name for "
-        f"each; name them, such as {hint}"
-    )
 
 
 def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
@@ -205,45 +200,27 @@ def _step(coord: xr.DataArray) -> float | None:
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
-    """Return an array as an image with named axes; what has them passes.
-
-    Parameters
-    ----------
-    array
-        An ``xarray.DataArray``, or with ``dims`` anything that NumPy takes for an array.
-    dims
-        The axes of ``array``, out of ``t c z y x``, such as ``"zyx"``.
-    what
-        What to call it in messages.
-
-    Raises
-    ------
-    AxesError
-        If the axes are unknown, are not out of ``t c z y x`` with y and x, or do not fit the array.
-    """
+    """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
     if not isinstance(array, xr.DataArray):
         ndim = np.ndim(array)
         if dims is None:
             example = AXES[-min(max(ndim, 2), 5) :]
             raise AxesError(
-                f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x, "
-                f"as read_photons returns; name its axes, such as dims={example!r}, or wrap it with "
-                f"xarray.DataArray(a, dims={list(example)})"
+                f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x; "
+                f"name its axes, such as dims={example!r}, or wrap it with xarray.DataArray(a, dims={list(example)})"
             )
         if len(tuple(dims)) != ndim:
             raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
-        image = xr.DataArray(np.asarray(array), dims=tuple(dims))
+        array = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
-        image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
-    else:
-        image = array
-    refuse_overflow(image, what)
-    if not {"y", "x"} <= set(image.dims) <= set(AXES):
+        array = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
+    refuse_overflow(array, what)
+    if not {"y", "x"} <= set(array.dims) <= set(AXES):
         raise AxesError(
-            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
+            f"{what} has axes {' '.join(map(str, array.dims))}, expected y and x, and others out of t c z; name them "
             "with xarray.DataArray(a, dims=['y', 'x'])"
         )
-    return image
+    return array
 
 
 def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.DataArray]:
@@ -283,3 +260,60 @@ def time_as_z(image: xr.DataArray) -> xr.DataArray:
             'name its axes, such as axes="tyx", or leave time_as_z out'
         )
     return image.rename(t="z")
+
+
+def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -> xr.DataArray:
+    """Sum every ``n_frames`` successive frames of a one-bit movie; frames left over are dropped.
+
+    Parameters
+    ----------
+    movie
+        Dims with t; values 0 and 1 (or 0 and one other number, such as 255).
+    n_frames
+        Frames per sum, at least 1; 1 keeps single frames, as numbers.
+    name
+        What to call the movie in messages.
+
+    Returns
+    -------
+    xarray.DataArray
+        Counts from 0 to ``n_frames``, in the same dims; t is dropped where one sum remains.
+
+    Raises
+    ------
+    AxesError
+        If there is no t, or it has fewer frames.
+    NotPhotonCountsError
+        If frames hold more than two values.
+
+    Warns
+    -----
+    UserWarning
+        If frames are left over.
+    """
+    if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
+        told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
+        raise AxesError(
+            f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected at least so many "
+            "frames t, and at least 1 to sum"
+        )
+    if movie.dtype.kind not in "biuf":
+        raise NotPhotonCountsError(f"{name} holds {movie.dtype}, expected frames of 0 and 1")
+    sums, left = divmod(movie.sizes["t"], n_frames)
+    if left:
+        told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
+        warnings.warn(told, GapWarning, stacklevel=2)
+    one = movie.data.max(initial=0) or 1
+    dtype = np.min_scalar_type(n_frames)
+    summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
+    for number in range(sums):  # one sum in memory at a time: such movies are long
+        block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
+        if not np.isin(block.values, (0, one)).all():
+            raise NotPhotonCountsError(
+                f"frames of {name} hold other values than 0 and {one}, expected those of a one-bit camera; sum no "
+                "frames of counts"
+            )
+        summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
+    if "t" in summed.coords and "step" in summed.coords["t"].attrs:
+        summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
+    return summed.isel(t=0, drop=True) if sums == 1 else summed
