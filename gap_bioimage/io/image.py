@@ -30,13 +30,13 @@ _NAMES = {
     **dict.fromkeys(("", "i", "q", "other", "sequence", "unknown"), _UNKNOWN),
     **{"r": "tile", "h": "lifetime", "m": "mosaic", "e": "lambda", "a": "angle", "p": "phase", "l": "exposure"},
 }
-_UM = {"pm": 1e-6, "angstrom": 1e-4, "å": 1e-4, "nm": 1e-3, "um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6, "micron": 1.0}
+_PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
+_PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
 # "cm" and "inch" are units of printers, and not believed; ImageJ escapes what Java calls non-ASCII
-_UM |= {"picometer": 1e-6, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-_UM |= {"\u03bcm": 1.0, "\\u00b5m": 1.0, "microns": 1.0}
-_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "msec": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
-_S |= {"nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "second": 1.0, "minute": 60.0, "hour": 3600.0}
-_S |= {"hr": 3600.0}
+_UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in ("m", "meter")}
+_UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
+_S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second")}
+_S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,8 @@ def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
     """Return a warning about steps without a unit; there 0 and 1 measure nothing."""
     bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
     told = ", ".join(f"{axis} {step:g}" for axis, step in bare.items() if step not in (None, 1))
-    return told and (
-        f"does not say the unit of its pixel sizes ({told}), so that they are left out; store them with their unit: in "
-        "HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
-    )
+    way = "in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
+    return told and f"does not say the unit of its pixel sizes ({told}), so that they are left out; store it {way}"
 
 
 class Lazy(BackendArray):
@@ -124,9 +122,14 @@ def image_of(
     by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
     """
     names, shape = [str(dim).strip().lower() for dim in dims], tuple(array.shape)
-    if len(names) != len(shape):
-        meta = replace(meta, problem=_wrong_axes(names, shape) if names else "")
-        names = ["y", "x"] if len(shape) == 2 and not names else [""] * len(shape)
+    if len(names) != len(shape) and names:
+        told = (
+            f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {shape}, expected a name for each"
+        )
+        example = AXES[-len(shape) :] if 2 <= len(shape) <= len(AXES) else "zyx"
+        names, meta = [""] * len(shape), replace(meta, problem=f'{told}; name them, such as axes="{example}"')
+    elif not names:
+        names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
     names = [_NAMES.get(name, name) for name in (_NUMBERED.sub("", name) for name in names)]
     unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
     names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
@@ -140,14 +143,6 @@ def image_of(
         image = image.assign_coords({STORED: (names[: held.ndim], held, {OPEN_ENDED: open_ended})})
     single = [dim for dim in image.dims if is_foreign(dim) and image.sizes[dim] == 1]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
-
-
-def _wrong_axes(names: Iterable[str], shape: Sequence[int]) -> str:
-    hint = f'axes="{AXES[-len(shape) :]}"' if 2 <= len(shape) <= len(AXES) else "out of t, c, z, y, x"
-    return (
-        f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {shape}, expected a name for each; "
-        f"name them, such as {hint}"
-    )
 
 
 def is_unknown(dim: Hashable) -> bool:
@@ -181,20 +176,16 @@ def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
 
 def metadata_of(image: xr.DataArray) -> Metadata:
     """Return what the coordinates of an image say, and its name in the file that it was read from."""
-    names: tuple[str, ...] = ()
-    if "c" in image.coords and image.coords["c"].dtype.kind in "UO":
-        names = tuple(str(name) for name in image.coords["c"].values.ravel())
+    named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
+    names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
     steps = {axis: _step(image.coords[axis]) for axis in "tzyx" if axis in image.dims and axis in image.coords}
     known = {axis: step for axis, step in steps.items() if step is not None}
     return Metadata(known, names, str(image.attrs.get("series", "")))
 
 
 def _step(coord: xr.DataArray) -> float | None:
-    if coord.dtype.kind not in "fiu":
-        return None
-    if coord.size < 2:
-        step = coord.attrs.get("step")
-        return None if step is None else float(step)
+    if coord.size < 2 or coord.dtype.kind not in "fiu":
+        return coord.attrs.get("step")
     step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
     return float(f"{step:.9g}") if step > 0 else None
 
@@ -204,11 +195,9 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
     if not isinstance(array, xr.DataArray):
         ndim = np.ndim(array)
         if dims is None:
+            told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
             example = AXES[-min(max(ndim, 2), 5) :]
-            raise AxesError(
-                f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x; "
-                f"name its axes, such as dims={example!r}, or wrap it with xarray.DataArray(a, dims={list(example)})"
-            )
+            raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
         if len(tuple(dims)) != ndim:
             raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
         array = xr.DataArray(np.asarray(array), dims=tuple(dims))
@@ -216,10 +205,8 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         array = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
     refuse_overflow(array, what)
     if not {"y", "x"} <= set(array.dims) <= set(AXES):
-        raise AxesError(
-            f"{what} has axes {' '.join(map(str, array.dims))}, expected y and x, and others out of t c z; name them "
-            "with xarray.DataArray(a, dims=['y', 'x'])"
-        )
+        told = f"{what} has axes {' '.join(map(str, array.dims))}, expected y and x, and others out of t c z"
+        raise AxesError(f"{told}; name them with xarray.DataArray(a, dims=['y', 'x'])")
     return array
 
 
@@ -232,10 +219,8 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
     """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
-        raise NotPhotonCountsError(
-            f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63; look for its "
-            "original, in which such numbers may be negative ones"
-        )
+        told = f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63"
+        raise NotPhotonCountsError(f"{told}; look for its original, in which they may be negative")
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:
@@ -255,10 +240,8 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 def time_as_z(image: xr.DataArray) -> xr.DataArray:
     """Return a movie as a stack, whose z is time: what a 3D network sees of a movie."""
     if "t" not in image.dims or "z" in image.dims:
-        raise AxesError(
-            f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z; "
-            'name its axes, such as axes="tyx", or leave time_as_z out'
-        )
+        told = f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z"
+        raise AxesError(f'{told}; name its axes, such as axes="tyx", or leave time_as_z out')
     return image.rename(t="z")
 
 
@@ -293,10 +276,7 @@ def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -
     """
     if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
         told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
-        raise AxesError(
-            f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected at least so many "
-            "frames t, and at least 1 to sum"
-        )
+        raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected that many t")
     if movie.dtype.kind not in "biuf":
         raise NotPhotonCountsError(f"{name} holds {movie.dtype}, expected frames of 0 and 1")
     sums, left = divmod(movie.sizes["t"], n_frames)
@@ -309,10 +289,8 @@ def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -
     for number in range(sums):  # one sum in memory at a time: such movies are long
         block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
         if not np.isin(block.values, (0, one)).all():
-            raise NotPhotonCountsError(
-                f"frames of {name} hold other values than 0 and {one}, expected those of a one-bit camera; sum no "
-                "frames of counts"
-            )
+            told = f"frames of {name} hold other values than 0 and {one}"
+            raise NotPhotonCountsError(f"{told}, expected those of a one-bit camera; sum no frames of counts")
         summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
     if "t" in summed.coords and "step" in summed.coords["t"].attrs:
         summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames

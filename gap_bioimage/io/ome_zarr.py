@@ -87,9 +87,8 @@ def _words(node: Any) -> dict[str, Any]:
 def _multiscale(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any], place: str) -> Stored:
     version = str(words.get("version") or entry.get("version") or "0.5")
     if not _VERSION.match(version):
-        raise UnreadableImageError(
-            f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6; write it as 0.5"
-        )
+        told = f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6"
+        raise UnreadableImageError(f"{told}; write it as 0.5")
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in _axes(entry)]
     names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis["name"])) for axis in axes] or list(AXES)
@@ -125,10 +124,8 @@ def _calibration(
         if kind == "scale" and len(step.get("scale", ())) == len(axes):
             scale = scale * np.asarray(step["scale"], float)
         elif kind not in ("translation", "identity"):
-            return {}, (
-                f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale with a "
-                "number for each; its pixel sizes are left out"
-            )
+            told = f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale"
+            return {}, f"{told} with a number for each; its pixel sizes are left out"
     measured = {name: (size, axis.get("unit")) for name, size, axis in zip(names, scale, axes, strict=False)}
     return steps_of(measured), told_without_unit(measured)
 

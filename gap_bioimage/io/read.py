@@ -137,20 +137,18 @@ def _read_all(files: Sequence[Path], chosen: dict[str, Any], saturation: float |
 
     images = []
     for file in files:
-        image = _read(file, **chosen)
+        images.append(_read(file, **chosen))
         if chosen["level"] and file is files[0]:
             told = f"level {chosen['level']} of an image pyramid holds averages in most files"
             told += ", which are less noisy than photon counts; leave level out to work on the counts themselves"
             warnings.warn(told, GapWarning, stacklevel=3)
         if saturation is not None:
-            check_photon_counts(image, name=file.name, saturation=saturation)
-        images.append(image)
+            check_photon_counts(images[-1], name=file.name, saturation=saturation)
     return images
 
 
 def _read(path: Path, *, axes: str | None, channel: Any, time: Any, series: Any, level: int | None) -> xr.DataArray:
     """Read one image: each step takes what the step before it returned."""
-    _check_file(path)
     with _naming_damage(path):
         image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
@@ -174,33 +172,27 @@ def _naming_damage(path: Path) -> Iterator[None]:
     except GapError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(
-            f"{path} cannot be read as an image ({reason}), expected a whole file in a known format; copy it again, or "
-            "convert it to OME-TIFF in Fiji"
-        ) from None
+        told = f"{path} cannot be read as an image ({' '.join(str(error).split()) or type(error).__name__})"
+        hint = "copy it again, or convert it to OME-TIFF in Fiji"
+        raise UnreadableImageError(f"{told}, expected a whole file in a known format; {hint}") from None
 
 
 def _open(path: Path) -> list[Stored]:
     """Return the images of a file, by its suffix; other files are tried as TIFF, and with bioio where installed."""
-    suffix = path.suffix.lower()
-    stored = is_zarr(path) or suffix == ".ozx"
+    suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() == ".ozx"
+    if not is_zarr(path):
+        _check_file(path)
     if suffix == ".npy":
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            raise UnreadableImageError(f"{path} holds several arrays, expected one; save it with numpy.save")
         return [Stored("", {0: image_of(values, (), Metadata())})]
     try:
-        if stored:
-            return list(open_zarr(path))
-        if suffix in READERS:
-            return list(READERS[suffix](path))
+        if zarr or suffix in READERS:
+            return list(open_zarr(path) if zarr else READERS[suffix](path))
         return open_with_bioio(path) or open_tiff(path)
     except ImportError:
-        extra = "zarr" if stored else "formats"
-        raise UnreadableImageError(
-            f"{path.name} needs a library that is not installed; type pip install 'gap-bioimage[{extra}]'"
-        ) from None
+        told = f"{path.name} needs a library that is not installed"
+        hint = f"pip install 'gap-bioimage[{'zarr' if zarr else 'formats'}]'"
+        raise UnreadableImageError(f"{told}; type {hint}") from None
 
 
 def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
@@ -209,11 +201,9 @@ def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     if not mapped:
         free = psutil.virtual_memory().available
         if image.nbytes > free:
-            raise UnreadableImageError(
-                f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free, "
-                'expected less; read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed '
-                "OME-TIFF, which need not be read at once"
-            )
+            told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
+            hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
+            raise UnreadableImageError(f"{told}, expected less; {hint}, which need not be read at once")
         with _naming_damage(path):
             image.load()
     if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not mapped):
@@ -222,8 +212,6 @@ def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
 
 
 def _check_file(path: Path) -> None:
-    if is_zarr(path):
-        return
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
@@ -235,8 +223,6 @@ def _check_file(path: Path) -> None:
         raise UnreadableImageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
-    kind = next((kind for magic, kind in _PICTURES.items() if head.startswith(magic)), None)
-    if kind:
-        raise NotPhotonCountsError(
-            f"{path.name} is a {kind} picture made for display, expected photon counts; export TIFF instead"
-        )
+    if kind := next((kind for magic, kind in _PICTURES.items() if head.startswith(magic)), None):
+        told = f"{path.name} is a {kind} picture made for display, expected photon counts"
+        raise NotPhotonCountsError(f"{told}; export TIFF instead")

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io.image import AXES, OPEN_ENDED, SAMPLES, STORED, Stored, is_foreign, is_unknown, with_coordinates
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    import xarray as xr
-
 _SHOWN = 8
 _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
+_EXPECTED = "expected them out of t, c, z, y, x"
 
 
-def choose_image(path: Path, images: Iterable[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
+def choose_image(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
     """Return the image and the level that were asked for, the full resolution where none was."""
-    images = list(images)
     whole = [image for image in images if image.levels]
     if not whole:
         raise UnreadableImageError(f"{path} holds no image, expected at least one; name another file")
@@ -30,8 +26,7 @@ def choose_image(path: Path, images: Iterable[Stored], series: int | str | None,
     if (level or 0) not in chosen.levels:
         known = ", ".join(f"{number} {image.shape}" for number, image in chosen.levels.items())
         raise AxesError(
-            f"level {level or 0} was asked for, but {path.name} has {known}; choose one of these, 0 is the full "
-            "resolution"
+            f"level {level or 0} was asked for, but {path.name} has {known}; choose one, 0 is the full size"
         )
     image = chosen.levels[level or 0]
     return image.assign_attrs(series=chosen.name) if chosen.name else image
@@ -40,21 +35,17 @@ def choose_image(path: Path, images: Iterable[Stored], series: int | str | None,
 def _place(path: Path, images: Sequence[Stored], absent: Sequence[str], series: int | str | None) -> int:
     if series is None and len(images) == 1:
         return 0
-    names = [image.name for image in images]
-    listed = ", ".join(
-        f"{place} {name!r} {image.levels[min(image.levels)].shape}".replace(" '' ", " ")
-        for place, (name, image) in enumerate(zip(names[:_SHOWN], images, strict=False))
-    )
+    shapes = [next(iter(image.levels.values())).shape for image in images[:_SHOWN]]
+    named = [f"{place} {image.name!r}" if image.name else str(place) for place, image in enumerate(images[:_SHOWN])]
+    listed = ", ".join(f"{name} {shape}" for name, shape in zip(named, shapes, strict=True))
     listed += f", and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
     listed += f" (and lists, but lacks, {', '.join(absent[:_SHOWN])})" if absent else ""
     if series is None:
-        raise UnreadableImageError(
-            f"{path} holds {len(images)} images: {listed}; choose one by number or name, such as series=0"
-        )
+        raise UnreadableImageError(f"{path} holds {len(images)} images: {listed}; choose one, such as series=0")
     if str(series).lstrip("-").isdigit():
         places = [int(series)] if 0 <= int(series) < len(images) else []
     else:
-        places = [place for place, name in enumerate(names) if name.strip("/") == str(series).strip("/")]
+        places = [place for place, image in enumerate(images) if image.name.strip("/") == str(series).strip("/")]
     if len(places) != 1:
         kind = f"{len(places)} images named {series!r}: " if places else ""
         raise AxesError(f"series {series} was asked for, but {path.name} holds {kind}{listed}; choose one, as series=0")
@@ -70,25 +61,21 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
         raise _photograph(image, file)
     known = set(dims) <= set(AXES) and {"y", "x"} <= set(dims)
     if STORED in image.coords and not known:
-        raise incomplete(image, file)
+        raise _incomplete(image, file)
     if meta.problem:
         raise AxesError(f"{file} {meta.problem}")
-    if known:
-        if 1 in (image.sizes["y"], image.sizes["x"]):
-            raise _line(image, file)
+    if known and 1 not in (image.sizes["y"], image.sizes["x"]):
         return image
+    if known:
+        raise _line(image, file)
     if not 2 <= len(shape) <= len(AXES):
         raise AxesError(f"{file} has shape {shape}, expected 2 to 5 axes out of t, c, z, y, x; save it as an image")
     if any(map(is_foreign, dims)) or not any(map(is_unknown, dims)):
-        raise AxesError(
-            f"{file} has axes {_told(image)}, expected them out of t, c, z, y, x; save the part that is an image, or "
-            'name all of them by what they stand for, such as axes="tzyx"'
-        )
+        hint = 'save the part that is an image, or name all axes by what they stand for, such as axes="tzyx"'
+        raise AxesError(f"{file} has axes {_told(image)}, {_EXPECTED}; {hint}")
     guess = _guess(image)
-    raise AxesError(
-        f"{file} has shape {shape} and does not say what its axes are, expected some of t, c, z, y, x; "
-        f'if they are {guess}, give axes="{guess}"'
-    )
+    hint = f'if they are {guess}, give axes="{guess}"'
+    raise AxesError(f"{file} has shape {shape} and does not say what its axes are, {_EXPECTED}; {hint}")
 
 
 def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
@@ -98,9 +85,8 @@ def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
         missing = {axis: 1 for axis in axes if axis not in image.dims}
         return with_coordinates(image.expand_dims(missing).transpose(*axes))
     if len(axes) != image.ndim:
-        raise AxesError(
-            f'axes="{axes}" names {len(axes)} axes but {file} has {image.ndim}, shape {image.shape}; name each one'
-        )
+        told = f"{image.ndim}, shape {image.shape}"
+        raise AxesError(f'axes="{axes}" names {len(axes)} axes but {file} has {told}; name each one')
     bare = image.drop_vars([name for name in image.coords if name != STORED])
     return with_coordinates(bare.rename(dict(zip(image.dims, axes, strict=True))))
 
@@ -149,21 +135,18 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
     if channel is None:
         return image
     count, names = image.sizes.get("c", 1), [str(name) for name in image.attrs["metadata"].channels]
+    asked = f"channel {channel} was asked for, but"
     if str(channel).lstrip("-").isdigit():
         places = [int(channel)]
         if not 0 <= places[0] < count:
-            raise AxesError(
-                f"channel {channel} was asked for, but {file} has {count} (counted from 0); choose 0 to {count - 1}"
-            )
+            raise AxesError(f"{asked} {file} has {count} (counted from 0); choose 0 to {count - 1}")
     else:
         places = [place for place, name in enumerate(names) if name == channel]
         places = places or [place for place, name in enumerate(names) if name.lower() == str(channel).lower()]
     if len(places) != 1:
         known = f"its channels are {', '.join(names)}" if names else f"its {count} have no names"
-        raise AxesError(
-            f"channel {channel!r} was asked for, but {len(places) or 'none'} in {file} has that name; {known}; "
-            "choose by number, such as channel=0"
-        )
+        have = f"{len(places) or 'none'} in {file} has that name; {known}"
+        raise AxesError(f"{asked} {have}; choose by number, such as channel=0")
     return image.isel(c=places[0]) if "c" in image.dims else image
 
 
@@ -172,18 +155,13 @@ def frames_of(time: int | str, count: int, file: str) -> int | slice:
     text = str(time).strip()
     if re.fullmatch(r"-?\d+", text):
         number = int(text) + (count if int(text) < 0 else 0)
-        if not 0 <= number < count:
-            raise AxesError(
-                f"frame {text} was asked for, but {file} has {count} (counted from 0); choose 0 to {count - 1}"
-            )
-        return number
+        if 0 <= number < count:
+            return number
+        raise AxesError(f"frame {text} was asked for, but {file} has {count} (counted from 0); choose 0 to {count - 1}")
     match = _RANGE.fullmatch(text)
     if match is None or match[3] == "0":
-        raise AxesError(
-            f'time="{text}" is not a frame or a range of frames, expected such as 3, "0:50", "10:" or "::2"'
-        )
-    start, stop, step = (None if part is None else int(part) for part in match.groups())
-    chosen = range(count)[slice(start, stop, step)]
+        raise AxesError(f'time="{text}" is no frame and no range of frames, expected such as 3, "0:50", "10:" or "::2"')
+    chosen = range(count)[slice(*(None if part is None else int(part) for part in match.groups()))]
     if not chosen:
         raise AxesError(f'time="{text}" holds no frame of {file}, which has {count}; choose from "0:{count}"')
     return slice(chosen.start, chosen[-1] + 1, chosen.step)
@@ -194,18 +172,17 @@ def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.
     chosen = image
     if time is not None:
         frames = frames_of(time, image.sizes.get("t", 1), file)
-        if "t" in image.dims:
-            chosen = image.isel(t=frames)
-            if isinstance(frames, int):
-                chosen = chosen.drop_vars("t", errors="ignore")
-            elif "t" in chosen.coords:
-                chosen.coords["t"].attrs["step"] *= frames.step or 1
+        chosen = image.isel(t=frames) if "t" in image.dims else image
+        if isinstance(frames, int):
+            chosen = chosen.drop_vars("t", errors="ignore")
+        elif "t" in chosen.coords:
+            chosen.coords["t"].attrs["step"] *= frames.step or 1
     if STORED in chosen.coords and not bool(chosen.coords[STORED].all()):
-        raise incomplete(image, file)
+        raise _incomplete(image, file)
     return chosen.drop_vars(STORED, errors="ignore")
 
 
-def incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
+def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
     """Return the error for an image of which planes are missing, with what there is of it and how to read that."""
     stored = image.coords[STORED]
     least = "at least " if stored.attrs[OPEN_ENDED] else ""
@@ -217,10 +194,7 @@ def incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
         if whole.any() and not whole.all():
             first = int(np.argmax(whole))
             last = first + int(np.argmin([*whole[first:], False]))
-            return UnreadableImageError(
-                f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}; read {way.format(first, last)}, or "
-                "copy the file again"
-            )
-    return UnreadableImageError(
-        f"{file} is cut: it holds {int(stored.sum())} of {least}{stored.size} planes; copy or export it again"
-    )
+            told = f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}"
+            return UnreadableImageError(f"{told}; read {way.format(first, last)}, or copy the file again")
+    told = f"it holds {int(stored.sum())} of {least}{stored.size} planes"
+    return UnreadableImageError(f"{file} is cut: {told}; copy or export it again")

@@ -85,10 +85,8 @@ def open_tiff(path: Path) -> list[Stored]:
         except IndexError:
             raise UnreadableImageError(f"{path} is cut, and what is left of it is no image; copy it again") from None
         except struct.error:
-            raise UnreadableImageError(
-                f"{path}, or another file of its set, is cut within a page; copy that again, or read {path.name} "
-                "in a folder of its own"
-            ) from None
+            told = f"{path}, or another file of its set, is cut within a page"
+            raise UnreadableImageError(f"{told}; copy that again, or read {path.name} in a folder of its own") from None
 
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
@@ -146,9 +144,8 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
-    if (
-        len(pages) == 1 < count and mappable and not open_ended
-    ):  # one page describes all planes, which lie behind one another
+    # one page may describe all planes, which then lie behind one another
+    if len(pages) == 1 < count and mappable and not open_ended:
         offset = page.dataoffsets[0]
         there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
         held = [place if place < there else -1 for place in range(count)]
@@ -225,52 +222,43 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
     if not used:
         raise UnreadableImageError(f"{path} holds no complete slice of its recording; record it again")
     if found < total or pages > used:
-        warnings.warn(
-            f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which "
-            "are left out: the recording stopped early, or goes on in another file",
-            GapWarning,
-            stacklevel=2,
+        told = (
+            f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which"
         )
+        told += " are left out: the recording stopped early, or goes on in another file"
+        warnings.warn(told, GapWarning, stacklevel=2)
     table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices]
     table = table.transpose(0, 2, 1, 3).reshape(held * frames, slices, channels)
     return "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1), table.squeeze()
 
 
 def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
-    """Return what a TIFF says of one of its images.
+    """Return what a TIFF says of one of its images, as in OME's schema, ImageJ's TiffEncoder, Micro-Manager's summary.
 
     A plain TIFF says nothing: its resolution is that of a printer or screen (72 per inch), not of a microscope.
-    For the same reason centimetres and inches are not believed in ImageJ files, which copy them from plain
-    ones.
-
-    Source: OME-TIFF 2016-06 schema; ImageJ's ``TiffEncoder``; Micro-Manager's summary.
     """
     if tif.is_ome and tif.ome_metadata:
         return _of_ome(tif.ome_metadata, series)
     if tif.is_imagej and tif.imagej_metadata:
         return _of_imagej(tif, tif.imagej_metadata)
     if tif.is_micromanager and (summary := (tif.micromanager_metadata or {}).get("Summary")):
-        size = summary.get("PixelSize_um")
-        sizes = {"z": (summary.get("z-step_um"), "um"), "y": (size, "um"), "x": (size, "um")}
+        words = {"z": "z-step_um", "y": "PixelSize_um", "x": "PixelSize_um", "t": "Interval_ms"}
+        steps = steps_of({axis: (summary.get(word), word.split("_")[1]) for axis, word in words.items()})
         names = summary.get("ChNames")
-        steps = steps_of(sizes | {"t": (summary.get("Interval_ms"), "ms")})
-        return Metadata(steps, tuple(map(str, names)) if isinstance(names, list) else ())
+        return Metadata(steps, list(map(str, names)) if isinstance(names, list) else ())
     return Metadata(description=str(tif.pages.first.description), problem=_LOST if _lost_description(tif) else "")
 
 
 def _of_ome(xml: str, series: int) -> Metadata:
     try:
-        pixels = ElementTree.fromstring(xml).findall("{*}Image")[series].find("{*}Pixels")  # noqa: S314  (expat bounds its expansion)
-    except (IndexError, ElementTree.ParseError):  # a broken XML is a missing calibration
+        (pixels,) = ElementTree.fromstring(xml).findall("{*}Image")[series].findall("{*}Pixels")  # noqa: S314  (expat bounds its expansion)
+    except (IndexError, ValueError, ElementTree.ParseError):  # a broken XML is a missing calibration
         return Metadata()
-    if pixels is None:
-        return Metadata()
-    measured = {
-        a: (pixels.get(f"PhysicalSize{a.upper()}"), pixels.get(f"PhysicalSize{a.upper()}Unit", "µm")) for a in "zyx"
-    }
-    steps = steps_of(measured | {"t": (pixels.get("TimeIncrement"), pixels.get("TimeIncrementUnit", "s"))})
+    words = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
+    defaults = {"t": "s"}
+    steps = {a: (pixels.get(word), pixels.get(f"{word}Unit", defaults.get(a, "µm"))) for a, word in words.items()}
     names = [channel.get("Name", "") for channel in pixels.findall("{*}Channel")]
-    return Metadata(steps, tuple(names) if all(names) else ())
+    return Metadata(steps_of(steps), names if all(names) else ())
 
 
 def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
@@ -283,11 +271,10 @@ def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
     labels = words.get("Labels") or []
     labels = [labels] if isinstance(labels, str) else labels  # tifffile's way with a single one
     channels = int(words.get("channels", 1))
-    names = tuple(str(label) for label in labels[:channels])
-    # ImageJ labels planes ("slice 1 of 20", or with the header of a file), not channels; they are channel names only
-    # where they repeat.
+    names = list(map(str, labels[:channels]))
+    # ImageJ labels planes ("slice 1 of 20", or with a file's header); they are names of channels where they repeat
     one_line = all(name and "\n" not in name for name in names)
-    repeats = one_line and len(labels) % channels == 0 and tuple(labels) == names * (len(labels) // channels)
+    repeats = one_line and len(labels) % channels == 0 and list(labels) == names * (len(labels) // channels)
     return Metadata(steps, names if repeats else (), description=str(words))
 
 

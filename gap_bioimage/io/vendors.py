@@ -68,10 +68,7 @@ def _lif(path: Path) -> Iterator[Stored]:
 def _dyes(xml: Any) -> list[str]:
     """Return the names of the dyes, else those of the colour tables where they differ."""
     channels = xml.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
-    dyes = [
-        next((each.findtext("Value") or "" for each in item if each.findtext("Key") == "DyeName"), "")
-        for item in channels
-    ]
+    dyes = [item.findtext("ChannelProperty[Key='DyeName']/Value") or "" for item in channels]
     tables = [item.get("LUTName", "") for item in channels]
     return next((names for names in (dyes, tables) if all(names) and len(set(names)) == len(names)), [])
 
@@ -107,9 +104,8 @@ def _ptu(path: Path) -> Iterator[Stored]:
     with PtuFile(str(path)) as file:
         dims = list(file.dims)
         if not {"Y", "X"} < set(dims) or dims[-1] != "H":
-            raise UnreadableImageError(
-                f"{path} holds a point or line measurement, expected an image scan in T3 mode; name another file"
-            )
+            told = "a point or line measurement, expected an image scan in T3 mode"
+            raise UnreadableImageError(f"{path} holds {told}; name another file")
         yield _stored("", Lazy(file.shape[:-1], np.uint32, read), dims[:-1], _steps(file.coords, "m"), ())
 
 
@@ -153,10 +149,9 @@ def _czi(path: Path) -> Iterator[Stored]:
                     try:
                         return _old_scene(file, scene).asarray(resize=False, max_workers=1)[index]
                     except KeyError as error:
-                        raise UnreadableImageError(
-                            f"{path.name} is compressed in a way (CZI's number {error}) that Python 3.11 cannot read; "
-                            "use Python 3.12 or later, or save it without compression"
-                        ) from None
+                        told = f"{path.name} is compressed in a way (CZI's number {error}) unknown to Python 3.11"
+                        hint = "use Python 3.12 or later, or save it without compression"
+                        raise UnreadableImageError(f"{told}; {hint}") from None
 
             image = _old_scene(file, scene) if old else file.scenes[scene]
             dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims

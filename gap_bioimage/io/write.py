@@ -64,10 +64,8 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     check_output(path)
     dims = ["t" if dim == "sample" else str(dim) for dim in image.dims]
     if not {"y", "x"} <= set(dims) <= set(AXES) or len(set(dims)) < len(dims):
-        raise AxesError(
-            f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
-            "(or sample), c, z; rename them, or write one sample at a time"
-        )
+        told = f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
+        raise AxesError(f"{told}(or sample), c, z; rename them, or write one sample at a time")
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -76,7 +74,6 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     image = image.rename({old: new for old, new in zip(image.dims, dims, strict=True) if old != new})
     image = image.transpose(*(axis for axis in ("tzcyx" if suffix in (".tif", ".tiff") else AXES) if axis in dims))
     image, meta = image.copy(data=_real(path, image)), metadata_of(image)
-    extra = "zarr" if suffix == ".zarr" else "formats"
     with replacing_folder(path) if suffix == ".zarr" else replacing(path) as temporary:
         try:
             if suffix == ".zarr":
@@ -86,8 +83,9 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
             else:
                 _write_hdf5(temporary, image, meta, compression)
         except ImportError as error:
+            told = f"cannot write {path.suffix}: {error.name} is not installed"
             raise OutputError(
-                f"cannot write {path.suffix}: {error.name} is not installed; type pip install 'gap-bioimage[{extra}]'"
+                f"{told}; type pip install 'gap-bioimage[{'zarr' if suffix == '.zarr' else 'formats'}]'"
             ) from None
         except ValueError as error:
             reason = " ".join(str(error).split())
