@@ -76,13 +76,6 @@ def test_several_images_are_listed_and_none_is_guessed(tmp_path):
         read_photons(path, series="same")
 
 
-def test_images_of_other_shapes_in_a_plain_tiff_are_series(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        writer.write(np.ones((8, 8), np.uint8))
-        writer.write(MOVIE[0])
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", series=1), MOVIE[0])
-
-
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_levels_of_a_pyramid(tmp_path, compression):
@@ -185,14 +178,6 @@ def test_axes_of_positions_are_series(tmp_path, letter):
     with pytest.raises(UnreadableImageError, match="3 images"):
         read_photons(tmp_path / "a.tif")
     np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", series=2), CZT[:, 2, 0])
-
-
-def test_a_line_tells_what_its_description_says(tmp_path):
-    said = "Acq.linesPerFrame = 17;\r\nAcq.pixelsPerLine = 12;\r\nn_dataPoint = 10;\r\nversion = 7;\r\n"
-    tifffile.imwrite(tmp_path / "a.tif", MOVIE.reshape(1, -1), description=said, metadata=None)
-    with pytest.raises(AxesError, match=r"linesPerFrame = 17, Acq\.pixelsPerLine = 12, n_dataPoint = 10; ") as error:
-        read_photons(tmp_path / "a.tif")
-    one_sentence(error)
 
 
 # -- files that lack planes -------------------------------------------------------------------------------------------

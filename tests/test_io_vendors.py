@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -348,30 +347,6 @@ def test_deltavision_files_are_read(tmp_path):
     assert pixel_size_um(image) == pytest.approx({"z": 0.3, "y": 0.1, "x": 0.1})
     one = read_photons(tmp_path / "cells.dv", channel=1, series=0, level=0)
     np.testing.assert_array_equal(one.values, counts[1])
-
-
-@pytest.mark.parametrize(
-    ("scene", "channels", "kept"),
-    [
-        ("Image:0", ["Channel:0:0", "Channel:0:1"], ("", ())),
-        ("well B2", ["DAPI", "GFP"], ("well B2", ("DAPI", "GFP"))),
-        ("Image:0", "DAPI", ("", ("DAPI",))),
-    ],
-)
-def test_numbers_of_bioio_are_no_names(scene, channels, kept):
-    sizes = SimpleNamespace(Z=None, Y=0.1, X=0.1)
-    image = SimpleNamespace(coords={"C": SimpleNamespace(values=np.array(channels))})
-    meta = vendors._of_bioio(SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None), image)
-    assert ("" if vendors._NUMBERED.fullmatch(scene) else scene, meta.channels) == kept
-    assert meta.pixel_size_um == {"y": 0.1, "x": 0.1}
-
-
-def test_other_series_and_levels_are_refused(tmp_path):
-    written(tmp_path / "cells.dv")
-    with pytest.raises(ValueError, match="series 3 was asked for"):
-        read_photons(tmp_path / "cells.dv", series=3)
-    with pytest.raises(ValueError, match="level 1 was asked for"):
-        read_photons(tmp_path / "cells.dv", level=1)
 
 
 def test_files_that_nobody_reads_are_named(tmp_path):
