@@ -10,20 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from gap_bioimage.cli import options
 from gap_bioimage.cli.console import Bar, say, sizes, write_json
-from gap_bioimage.cli.options import (
-    Detector,
-    Image,
-    Layout,
-    ModelPath,
-    Out,
-    Quiet,
-    Running,
-    Seed,
-    Selection,
-    camera_asked,
-    parse_pixels,
-)
+from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection
 
 if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig
@@ -53,7 +42,7 @@ class Drawing:
     """Which samples are drawn."""
 
     samples: Samples
-    seed: Seed
+    seed: options.Seed
     states: Annotated[bool, Option("--states", help="Write the counts after every step, too.")] = False
     batch: Batch = None
 
@@ -83,8 +72,8 @@ class Steps(Growth):
 
 def denoise(
     model: ModelPath,
-    image: Image,
-    out: Out,
+    image: options.Image,
+    out: options.Out,
     selection: Selection,
     layout: Layout,
     running: Running,
@@ -101,7 +90,7 @@ def denoise(
         raise typer.BadParameter("--regions takes one image of the model's own dimensions, without --planes")
     check_output(out, image)
     loaded = gap.load_model(model)
-    camera = loaded.camera_for(camera_asked(detector.camera))
+    camera = loaded.camera_for(options.camera_asked(detector.camera))
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
     where: dict[str, Any] = {"camera": camera, **running.options()}
     found = []
@@ -122,7 +111,7 @@ def denoise(
 
 def sample(
     model: ModelPath,
-    image: Image,
+    image: options.Image,
     out: Annotated[Path, Argument(help=_SAMPLES)],
     drawing: Drawing,
     how: Steps,
@@ -148,7 +137,7 @@ def sample(
     settings = how.settings()
     check_output(out, image)
     loaded = gap.load_model(model)
-    camera = loaded.camera_for(camera_asked(detector.camera))
+    camera = loaded.camera_for(options.camera_asked(detector.camera))
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
     given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
     with Bar(quiet, "sampling") as bar:
@@ -159,9 +148,9 @@ def sample(
 
 def generate(
     model: ModelPath,
-    out: Out,
+    out: options.Out,
     shape: Annotated[str, Option(help="Pixels, such as 256,256 or 16,128,128.")],
-    seed: Seed,
+    seed: options.Seed,
     growth: Growth,
     running: Running,
     samples: Samples = 1,
@@ -177,7 +166,7 @@ def generate(
     settings = growth.settings(schedule="geometric")
     check_output(out)
     given: dict[str, Any] = {"movie": movie, "seed": seed, "settings": settings, "batch": batch, **running.options()}
-    pixels = parse_pixels(shape, "--shape") or ()
+    pixels = options.parse_pixels(shape, "--shape") or ()
     with Bar(quiet, "generating") as bar:
         images = generate_to_file(gap.load_model(model), out, pixels, samples, on_step=_reporter(*bar), **given)
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")

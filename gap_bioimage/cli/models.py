@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -103,8 +103,9 @@ def train(
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
     if movies.time_as_z:
         counts = [time_as_z(image) for image in counts]
-    reading = {"camera": movies.camera, "separate_channels": movies.separate_channels}
-    model = gap.train(counts, out, settings, progress=not quiet, **asdict(start), **reading, **machines.options())
+    given: dict[str, Any] = asdict(start) | machines.options()
+    given |= {"camera": movies.camera, "separate_channels": movies.separate_channels}
+    model = gap.train(counts, out, settings, progress=not quiet, **given)
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
 
@@ -114,8 +115,8 @@ class Graph:
     """What a zip computes."""
 
     kind: Annotated[str, Option(help=_KIND)] = "denoise"
-    samples: Annotated[int, Option(help="Samples to draw, by kinds that sample.")] = 4
-    steps: Annotated[int, Option(help="Network evaluations per sample.")] = 8
+    n_samples: Annotated[int, Option("--samples", help="Samples to draw, by kinds that sample.")] = 4
+    n_steps: Annotated[int, Option("--steps", help="Network evaluations per sample.")] = 8
     seed: Annotated[int, Option(help="Seed of the samples' noise.")] = 0
     postprocessing: Annotated[str | None, Option(metavar="FILE.py:NAME", help=_OPERATION)] = None
     postprocessing_kwargs: Annotated[str | None, Option(metavar="YAML", help=_KWARGS)] = None
@@ -148,22 +149,9 @@ def export(
     from gap_bioimage.exporting.operation import parse_kwargs
     from gap_bioimage.validation.reports.terminal import print_report
 
-    report = gap.export(
-        model,
-        out,
-        card,
-        graph.kind,  # type: ignore[arg-type]
-        n_samples=graph.samples,
-        n_steps=graph.steps,
-        seed=graph.seed,
-        postprocessing=graph.postprocessing,
-        postprocessing_kwargs=parse_kwargs(graph.postprocessing_kwargs),
-        camera=camera_asked(camera),
-        onnx=graph.onnx,
-        test_image=test_image,
-        device=device,
-        on_stage=lambda stage: say(quiet, f"{stage} ..."),
-    )
+    given: dict[str, Any] = asdict(graph) | {"test_image": test_image, "device": device, "camera": camera_asked(camera)}
+    given["postprocessing_kwargs"] = parse_kwargs(graph.postprocessing_kwargs)
+    report = gap.export(model, out, card, on_stage=lambda stage: say(quiet, f"{stage} ..."), **given)
     if not quiet:
         print_report(report)
     say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")

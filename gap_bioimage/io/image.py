@@ -200,14 +200,16 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
             raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
         if len(tuple(dims)) != ndim:
             raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
-        array = xr.DataArray(np.asarray(array), dims=tuple(dims))
+        image = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
-        array = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
-    refuse_overflow(array, what)
-    if not {"y", "x"} <= set(array.dims) <= set(AXES):
-        told = f"{what} has axes {' '.join(map(str, array.dims))}, expected y and x, and others out of t c z"
+        image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
+    else:
+        image = array
+    refuse_overflow(image, what)
+    if not {"y", "x"} <= set(image.dims) <= set(AXES):
+        told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
         raise AxesError(f"{told}; name them with xarray.DataArray(a, dims=['y', 'x'])")
-    return array
+    return image
 
 
 def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.DataArray]:

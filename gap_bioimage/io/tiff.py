@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -249,11 +249,19 @@ def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
     return Metadata(description=str(tif.pages.first.description), problem=_LOST if _lost_description(tif) else "")
 
 
-def _of_ome(xml: str, series: int) -> Metadata:
+@lru_cache(maxsize=1)  # a file of many positions has one description of all of them
+def _ome_images(xml: str) -> list[ElementTree.Element]:
     try:
-        (pixels,) = ElementTree.fromstring(xml).findall("{*}Image")[series].findall("{*}Pixels")  # noqa: S314  (expat bounds its expansion)
-    except (IndexError, ValueError, ElementTree.ParseError):  # a broken XML is a missing calibration
+        return ElementTree.fromstring(xml).findall("{*}Image/{*}Pixels")  # noqa: S314  (expat bounds its expansion)
+    except ElementTree.ParseError:  # a broken XML is a missing calibration
+        return []
+
+
+def _of_ome(xml: str, series: int) -> Metadata:
+    images = _ome_images(xml)
+    if series >= len(images):
         return Metadata()
+    pixels = images[series]
     words = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
     defaults = {"t": "s"}
     steps = {a: (pixels.get(word), pixels.get(f"{word}Unit", defaults.get(a, "µm"))) for a, word in words.items()}

@@ -247,12 +247,16 @@ def open_with_bioio(path: Path) -> list[Stored]:
 
 
 def _bioio_scene(reader: Any, number: int, scene: str) -> Stored:
+    def chosen(level: int) -> Any:
+        reader.set_scene(number)
+        reader.set_resolution_level(level)
+        return reader.xarray_dask_data
+
     reader.set_scene(number)
     images = {}
     for level in reader.resolution_levels:
-        reader.set_resolution_level(level)
-        image = reader.xarray_dask_data
-        array = Lazy(image.shape, image.dtype, lambda index, data=image.data: data[index])  # type: ignore[misc]
+        image = chosen(level)
+        array = Lazy(image.shape, image.dtype, lambda index, level=level: chosen(level).data[index])  # type: ignore[misc]
         images[level] = image_of(array, image.dims, _of_bioio(reader, image))
     return Stored("" if _NUMBERED.fullmatch(scene) else scene, images)
 
