@@ -251,12 +251,8 @@ def test_whole_planes_of_cut_files_are_counted_and_offered(tmp_path, kind, bigti
     ends = write_cut(path, kind, bigtiff, compression)
     file = path.read_bytes()
     # in the middle of a plane, before its last byte, behind it, and within what describes the next one
-    for size in [int(share * len(file)) for share in (0.2, 0.3, 0.5)] + [
-        ends[4] - 1,
-        ends[4],
-        ends[4] + 7,
-        ends[6] + 99,
-    ]:
+    sizes = [int(share * len(file)) for share in (0.2, 0.3, 0.5)]
+    for size in (*sizes, ends[4] - 1, ends[4], ends[4] + 7, ends[6] + 99):
         path.write_bytes(file[:size])
         whole = sum(end <= size for end in ends)
         with pytest.raises(UnreadableImageError, match=rf"a\.tif holds {whole} of (10|at least \d+) ") as error:

@@ -30,7 +30,8 @@ _DESCRIPTION = 270  # the tag that holds OME-XML, ImageJ's words or tifffile's s
 _POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
 _LOST = 'is cut: the description that would name its axes is lost; copy it again, or name them, such as axes="tyx"'
-_BYTES = {3: 2, 4: 4, 5: 8, 16: 8}  # of a value, by type
+_PLACES = (273, 279, 324, 325)  # the tags that say where the values of a page are
+_BYTES = {3: 2, 4: 4, 16: 8}  # of a value, by type
 _ALIGNED_BYTES = 16  # a page that follows planes begins so near to their end
 
 
@@ -298,8 +299,9 @@ def _lost_page(tif: tifffile.TiffFile) -> int:
             tags, following = _directory(tif, offset)
         except struct.error:
             return int(offset)
-        for _, kind, count, place in tags if len(seen) > 1 else ():
-            if count * _BYTES.get(kind, 1) > tif.tiff.offsetsize and place + count * _BYTES.get(kind, 1) > size:
+        for code, kind, count, place in tags:
+            extent = count * _BYTES.get(kind, 1)
+            if code in _PLACES and tif.tiff.offsetsize < extent and place + extent > size:
                 return int(offset)
         offset = following
     return 0
