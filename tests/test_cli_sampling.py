@@ -208,22 +208,6 @@ def test_a_killed_run_is_continued(trained_2d: Trained, dim_counts: Path, tmp_pa
     assert not folder.exists()
 
 
-def test_a_movie_with_an_empty_frame(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
-    movie = np.stack([read_photons(dim_counts).values, np.zeros((50, 44), np.uint16)])
-    write_image(tmp_path / "m.tif", read_photons(dim_counts).expand_dims(t=2).copy(data=movie))
-    command = ("sample", trained_2d.run, tmp_path / "m.tif", tmp_path / "s.tif", "--samples", 2, "--seed", 0)
-    result = run(*command, "--steps", 2, "--stop-db", -5)
-    assert result.code == 0, result.err
-    assert result.err.count("no photons") == 1
-    assert "warning: frame 1 of 2 (counted from 0) holds no photons" in result.err
-    assert "denoised image by" not in result.err
-    deviation = tifffile.imread(tmp_path / "s_std.tif")
-    assert deviation[1].mean() > 0
-    result = run("denoise", trained_2d.run, tmp_path / "m.tif", tmp_path / "d.tif")
-    assert result.code == 0
-    assert "warning: frame 1 of 2 (counted from 0) holds no photons: the result is 0 there" in result.err
-
-
 def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--seed", 0, "--samples")
