@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_place(path: Path) -> None:
-    """See that a file can be written there, before the work that fills it.
-
-    Raises
-    ------
-    OutputError
-        If the folder does not exist, or ``path`` is a folder.
-    """
+    """See that a file can be written there, before the work that fills it."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
     if path.is_dir():
@@ -31,25 +25,10 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that becomes ``path`` when the block succeeds.
+    """Yield a temporary path beside ``path``, of the same suffix, that becomes ``path`` when the block succeeds.
 
-    Whatever stood at ``path`` stays untouched until then, also when the block fails or is killed.
-
-    Parameters
-    ----------
-    path
-        The file to write. The temporary path has the same suffix, so that writers which look at it agree.
-
-    Yields
-    ------
-    Path
-        Where to write; it does not exist yet.
-
-    Raises
-    ------
-    OutputError
-        If the folder does not exist, ``path`` is a folder, or the system refuses to write (disk full, no
-        permission).
+    Whatever stood at ``path`` stays untouched until then, also when the block fails or is killed. What the system
+    refuses (disk full, no permission) is an OutputError.
     """
     path = Path(path)
     check_place(path)
@@ -64,21 +43,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     No system replaces a full folder in one step. A folder that stood there is moved aside in the instant before, back
     if the new one cannot take its place, and removed after it; when the block fails or is killed it stays.
-
-    Parameters
-    ----------
-    path
-        The folder to write, in a folder that exists.
-
-    Yields
-    ------
-    Path
-        Where to write; it does not exist yet.
-
-    Raises
-    ------
-    OutputError
-        If the system refuses to write (disk full, no permission).
     """
     with _written(path) as temporary:
         yield temporary
@@ -107,17 +71,12 @@ def _written(path: Path) -> Iterator[Path]:
     except GapError:
         raise  # some of ours are OSErrors too, and already say what to do
     except OSError as error:
-        # numpy's short writes have no error number; the disk is then full.
+        # numpy's short writes have no error number; the disk is then full
         reason = (error.strerror or f"no space left ({' '.join(str(error).split())})").lower()
-        raise OutputError(
-            f"cannot write {path}: {reason}; free some space or choose a folder that you can write to"
-        ) from error
+        hint = "free some space or choose a folder that you can write to"
+        raise OutputError(f"cannot write {path}: {reason}; {hint}") from error
     finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    path.unlink(missing_ok=True)
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)

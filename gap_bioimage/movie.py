@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.files import replacing
+from gap_bioimage.files import check_place, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,32 +28,18 @@ _HOLD_FRAMES = 18  # the last picture stays for a while
 
 
 def check_movie(path: Path) -> None:
-    """See that a movie can be written, before the work that makes it.
-
-    Raises
-    ------
-    OutputError
-        If the suffix is not .gif or .mp4, the folder does not exist, or .mp4 lacks the ``video`` extra.
-    """
+    """See that a movie can be written, before the work that makes it."""
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use .gif or .mp4")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
-    if path.suffix.lower() == ".mp4":
-        _ffmpeg(path)
+    check_place(path)
+    _ffmpeg(path)
 
 
 class Recorder:
-    """Keeps the first image of every state, one plane and the channels together.
-
-    Parameters
-    ----------
-    kept
-        Where, so that an interrupted climb loses no frames.
-    """
+    """Keeps the first image of every state, one plane and the channels together."""
 
     def __init__(self, kept: Unfinished) -> None:
-        self.kept = kept
+        self.kept = kept  # so that an interrupted climb loses no frames
 
     def add(self, progress: Progress) -> None:
         """Keep counts and denoised counts of a step."""
@@ -61,13 +47,7 @@ class Recorder:
         self.kept.save(f"frame{progress.step}", photons=photons, rate=rate)
 
     def write(self, path: Path) -> None:
-        """Write the movie by rename; long ones are thinned out to about ten seconds.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        """
+        """Write the movie by rename; long ones are thinned out to about ten seconds."""
         steps = self.kept.count("frame")
         keep = np.unique(np.linspace(1, steps, _MOST_FRAMES).round().astype(int))
         figure, draw = _canvas(*self._frame(steps))
@@ -85,9 +65,7 @@ class Recorder:
             frame = self.kept.load(f"frame{number}")
             if frame is not None:
                 return frame["photons"], frame["rate"]
-        raise OutputError(
-            "the frames of the movie are damaged; delete their hidden folder beside it and generate again"
-        )
+        raise OutputError("the frames of the movie are damaged; delete their hidden folder and generate again")
 
 
 def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -126,7 +104,6 @@ def _ffmpeg(path: Path) -> str:
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
     except ImportError:
-        raise OutputError(
-            f"cannot write {path}: .mp4 needs the video extra; pip install 'gap-bioimage[video]', or write .gif"
-        ) from None
+        told = f"cannot write {path}: .mp4 needs the video extra"
+        raise OutputError(f"{told}; pip install 'gap-bioimage[video]', or write .gif") from None
     return str(get_ffmpeg_exe())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,12 +30,20 @@ def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> 
     figure = Figure(size, layout="constrained")
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, images in zip(grid, rows, strict=True):
-        top = float(np.percentile(list(images.values())[-1].astype(float), 99.8)) or 1.0
+        top = _top(list(images.values())[-1])
         for axes, (title, image) in zip(row, images.items(), strict=True):
-            axes.imshow(image, cmap="magma", vmin=0.0, vmax=top, interpolation="nearest")
-            axes.set_title(title)
-            axes.set_axis_off()
+            _show(axes, title, image, top)
     save_figure(figure, path)
+
+
+def _top(image: NDArray[np.generic]) -> float:
+    return float(np.percentile(image.astype(float), 99.8)) or 1.0
+
+
+def _show(axes: Any, title: str, image: NDArray[np.generic], top: float, **look: Any) -> Any:
+    axes.set_title(title)
+    axes.set_axis_off()
+    return axes.imshow(image, **{"cmap": "magma", "vmin": 0.0, "vmax": top, "interpolation": "nearest", **look})
 
 
 def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: NDArray[np.generic]) -> None:
@@ -44,15 +52,10 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
     scale = 3 / max(height, width)
     figure = Figure(((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25), layout="constrained")
     *parts, last = figure.subplots(1, len(photons) + 1)
-    top = float(np.percentile(list(photons.values())[1].astype(float), 99.8)) or 1.0
-    for axes, (title, image) in zip(parts, photons.items(), strict=True):
-        shown = axes.imshow(image, cmap="magma", vmin=0.0, vmax=top, interpolation="nearest")
-        axes.set_title(title)
-        axes.set_axis_off()
-    figure.colorbar(shown, ax=parts, location="bottom", shrink=0.4, label="photons per pixel")
-    spread = last.imshow(std, cmap="viridis", vmin=0.0, vmax=float(np.percentile(std.astype(float), 99.8)) or 1.0)
-    last.set_title("standard deviation")
-    last.set_axis_off()
+    top = _top(list(photons.values())[1])
+    shown = [_show(axes, title, image, top) for axes, (title, image) in zip(parts, photons.items(), strict=True)]
+    figure.colorbar(shown[-1], ax=parts, location="bottom", shrink=0.4, label="photons per pixel")
+    spread = _show(last, "standard deviation", std, _top(std), cmap="viridis", interpolation=None)
     figure.colorbar(spread, ax=last, location="bottom", label="photons per pixel")
     save_figure(figure, path)
 

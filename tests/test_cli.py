@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import re
@@ -19,28 +20,15 @@ import tifffile
 from command_line import Result, one_sentence, subprocess_run
 from zips import make_zip
 
+from gap_bioimage.cli import app
 from gap_bioimage.cli.console import with_flags
-from gap_bioimage.io import read_photons
 from gap_bioimage.model import load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fixtures_model import Trained
 
-VERBS = [
-    "demo",
-    "simulate",
-    "inspect",
-    "train",
-    "denoise",
-    "sample",
-    "generate",
-    "export",
-    "validate",
-    "repair",
-    "info",
-]
+VERBS = ["demo", "simulate", "inspect", "calibrate", "train", "denoise", "sample", "generate", "export", "validate"]
+VERBS += ["repair", "info"]
 FAST = ["--set", "network.depth=1", "--set", "network.start_filts=2", "--set", "train.steps=2", "--set"]
 FAST += ["train.patch_px=[16,16]", "--set", "train.batch_size=2", "--set", "train.validation_windows=2"]
 
@@ -74,12 +62,16 @@ def test_help_loads_no_heavy_library() -> None:
         assert re.search(rf"\b{verb}\b", done.stdout)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help(run: Any, verb: str) -> None:
-    result = run(verb, "--help")
-    assert result.code == 0
-    assert f"gap-bioimage {verb}" in result.out
-    assert result.err == ""
+def test_verbs_take_ten_groups_of_options_at_most_and_tell_of_each(run: Any) -> None:
+    for verb, function in ((command.name, command.callback.__wrapped__) for command in app.registered_commands):
+        assert len(inspect.signature(function).parameters) <= 10 or verb == "validate"
+        result = run(verb, "--help")
+        assert (result.code, result.err) == (0, "")
+        assert f"gap-bioimage {verb}" in result.out
+    told = run("train", "--help").out
+    assert all(
+        option in told for option in ("--axes", "--dim", "--set", "--camera", "--init", "--resume", "--num-nodes")
+    )
 
 
 def test_no_arguments_show_the_help(run: Any) -> None:
@@ -126,46 +118,21 @@ def test_wrong_arguments_are_one_sentence(
 # images that are not photon counts
 
 
-def truncated(path: Path) -> None:
-    tifffile.imwrite(path, np.random.default_rng(0).poisson(3, (64, 64)).astype(np.uint16))
-    path.write_bytes(path.read_bytes()[:4000])
-
-
-def photograph(path: Path) -> None:
-    tifffile.imwrite(path, np.zeros((32, 32, 3), np.uint8), photometric="rgb")
-
-
-def negative(path: Path) -> None:
-    tifffile.imwrite(path, np.full((32, 32), -1, np.int16))
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def text(path: Path) -> None:
-    path.write_text("these are no counts")
-
-
-BAD_IMAGES = [truncated, photograph, negative, empty, text]
-
-
-@pytest.mark.parametrize("make", BAD_IMAGES)
+@pytest.mark.parametrize("kind", ["cut", "photograph", "negative", "empty"])
 @pytest.mark.parametrize("verb", ["train", "denoise"])
 def test_images_that_hold_no_counts_are_refused(
-    run: Any, trained_2d: Trained, tmp_path: Path, make: Callable[[Path], None], verb: str
+    run: Any, trained_2d: Trained, tmp_path: Path, kind: str, verb: str
 ) -> None:
     image, out = tmp_path / "bad.tif", tmp_path / "out.tif"
-    make(image)
+    values = {"photograph": np.zeros((32, 32, 3), np.uint8), "negative": np.full((32, 32), -1, np.int16)}
+    tifffile.imwrite(image, values.get(kind, np.ones((64, 64), np.uint16)))
+    image.write_bytes(image.read_bytes()[: {"cut": 4000, "empty": 0}.get(kind)])
     out.write_bytes(b"kept")
     before = snapshot(tmp_path)
-    if verb == "train":
-        result = run("train", image, "--dim", 2, "--out", tmp_path / "run", "--quiet")
-    else:
-        result = run("denoise", trained_2d.run, image, out)
+    where = ("--dim", 2, "--out", tmp_path / "run") if verb == "train" else (out,)
+    result = run(verb, *([] if verb == "train" else [trained_2d.run]), image, *where, "--quiet")
     assert "bad.tif" in one_sentence(result)
     assert snapshot(tmp_path) == before
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_camera_movie_is_refused(run: Any, trained_2d: Trained, shared_data: Path, tmp_path: Path) -> None:
@@ -178,13 +145,6 @@ def test_a_camera_movie_is_refused(run: Any, trained_2d: Trained, shared_data: P
         assert "camera" in message
         assert "subtract the camera offset" in message
     assert list(tmp_path.iterdir()) == []
-
-
-def test_inspect_tells_of_bad_counts_without_failing(run: Any, tmp_path: Path) -> None:
-    negative(tmp_path / "bad.tif")
-    result = run("inspect", tmp_path / "bad.tif", "--json", "-")
-    assert result.code == 0
-    assert json.loads(result.out)["verdict"] == "processed"
 
 
 # models that are none
@@ -202,14 +162,6 @@ def test_models_that_are_none_are_refused(run: Any, counts: Path, tmp_path: Path
         ):
             assert model in one_sentence(run(*arguments))
     assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("content", [b"no zip", b"PK\x03\x04 no zip", b""])
-def test_validate_cannot_run_on_what_is_no_zip(run: Any, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.zip").write_bytes(content)
-    result = run("validate", tmp_path / "model.zip", "--json", tmp_path / "report.json")
-    assert "model.zip" in one_sentence(result)
-    assert not (tmp_path / "report.json").exists()
 
 
 # train
@@ -333,9 +285,8 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
-def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path, suffix: str) -> None:
-    out = tmp_path / f"out{suffix}"
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.ome.tif"
     out.write_bytes(b"kept")
     options = ["--dim", "2", "--photons", "1", "--seed", "0", "--shape", "128,128"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -357,13 +308,6 @@ def test_json_on_standard_output_is_all_there_is(run: Any, trained_2d: Trained, 
         assert result.err == ""
 
 
-def test_several_reports_are_a_list(run: Any, counts: Path, tmp_path: Path) -> None:
-    result = run("inspect", counts, counts, "--json", tmp_path / "report.json", "--quiet")
-    assert (result.code, result.out) == (0, "")
-    reports = json.loads((tmp_path / "report.json").read_text())
-    assert [report["verdict"] for report in reports] == ["photon counts"] * 2
-
-
 def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
     report = json.loads(run("info", trained_2d.run, "--json", "-").out)
     assert (report["dim"], report["depth"], report["start_filts"], report["steps"]) == (2, 2, 4, report["steps"])
@@ -373,32 +317,6 @@ def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
     assert report["parameters"] > 1000
     table = run("info", trained_2d.run)
     assert "receptive field px" in table.out
-
-
-def good(rdf: dict[str, Any]) -> None:
-    """Change nothing."""
-
-
-def wrong_output(rdf: dict[str, Any]) -> None:
-    rdf["outputs"][0]["test_tensor"] = dict(rdf["inputs"][0]["test_tensor"])
-
-
-@pytest.mark.parametrize(("mutate", "code", "status"), [(good, 0, "passed"), (wrong_output, 1, "failed")])
-def test_validate_says_by_exit_code_what_it_found(
-    run: Any, tmp_path: Path, mutate: Callable[[dict[str, Any]], None], code: int, status: str
-) -> None:
-    path = make_zip(tmp_path, mutate)
-    result = run("validate", path, "--json", "-")
-    assert result.code == code
-    report = json.loads(result.out)
-    assert set(report) == {"status", "model", "checks", "verdicts", "consumers", "score"}
-    assert (report["status"], report["model"]) == (status, str(path))
-    assert all(set(check) == {"id", "consumer", "status", "message", "fix"} for check in report["checks"])
-    assert {check["status"] for check in report["checks"]} <= {"passed", "failed", "warning", "skipped"}
-
-
-def test_an_unknown_consumer_cannot_run(run: Any, tmp_path: Path) -> None:
-    assert "imagej" in one_sentence(run("validate", make_zip(tmp_path), "--consumer", "imagej"))
 
 
 # export
@@ -481,19 +399,6 @@ def test_a_bug_is_one_line_that_asks_for_a_report(run: Any, counts: Path, monkey
     result = run("inspect", counts)
     assert result.code == 2
     assert result.err == "error: RuntimeError: two lines (run again with --debug to see where; please report it)\n"
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
-def test_simulate_writes_counts_and_truth(run: Any, tmp_path: Path, suffix: str) -> None:
-    out, truth = tmp_path / f"counts{suffix}", tmp_path / "truth.tif"
-    options = ("--dim", 2, "--photons", 2, "--seed", 5, "--shape", "64,48")
-    assert run("simulate", out, *options, "--truth", truth).code == 0
-    photons = read_photons(out)
-    assert photons.shape == tifffile.imread(truth).shape == (64, 48)
-    assert float(tifffile.imread(truth).mean()) == pytest.approx(2, rel=1e-4)
-    first = photons.values.copy()
-    assert run("simulate", tmp_path / f"again{suffix}", *options).code == 0
-    np.testing.assert_array_equal(read_photons(tmp_path / f"again{suffix}"), first)
 
 
 def test_an_image_is_never_replaced_by_its_result(run: Any, tmp_path: Path) -> None:

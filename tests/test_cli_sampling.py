@@ -20,7 +20,6 @@ from PIL import Image
 
 from gap_bioimage.counts import thin
 from gap_bioimage.io import read_photons, write_image
-from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
     from fixtures_model import Trained
@@ -64,17 +63,6 @@ def test_sample_writes_a_stack_mean_std_and_figure(
         assert figure.width > 3 * figure.height
 
 
-def test_the_same_seed_gives_the_same_file(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        command = ("sample", trained_2d.run, dim_counts, tmp_path / f"{name}.npy", "--samples", 1, "--steps", 3)
-        result = run(*command, "--seed", seed, "--quiet")
-        assert (result.code, result.out, result.err) == (0, "", "")
-    a, b, c = (np.load(tmp_path / f"{name}.npy") for name in "abc")
-    np.testing.assert_array_equal(a, b)
-    assert not np.allclose(a, c)
-    assert not list(tmp_path.glob("a_*"))  # one sample has no mean, deviation or figure
-
-
 def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
     counts = read_photons(dim_counts)
     write_image(tmp_path / "movie.tif", counts.expand_dims(t=2))
@@ -88,18 +76,6 @@ def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_co
     assert not out.exists()
     result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--states")
     assert "of one image" in one_sentence(result)
-
-
-def test_3d_stacks(run: Any, trained_3d: Trained, tmp_path: Path) -> None:
-    counts, _ = simulate(3, (9, 24, 20), 0.05, seed=3)
-    write_image(tmp_path / "stack.tif", counts)
-    out = tmp_path / "s.tif"
-    result = run("sample", trained_3d.run, tmp_path / "stack.tif", out, "--samples", 2, "--seed", 0, "--steps", 2)
-    assert result.code == 0, result.err
-    samples = read_photons(out, check=False)
-    assert samples.dims == ("t", "z", "y", "x")
-    np.testing.assert_allclose(samples.values.sum((1, 2, 3)), float(counts.sum()), rtol=0.02)
-    assert (tmp_path / "s_figure.png").exists()
 
 
 def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
@@ -145,15 +121,6 @@ def test_an_interrupted_movie_misses_no_frame(
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), tifffile.imread(tmp_path / "b.tif"))
 
 
-def test_generate_of_a_3d_model_moves_too(run: Any, trained_3d: Trained, tmp_path: Path) -> None:
-    out = tmp_path / "g.tif"
-    command = ("generate", trained_3d.run, out, "--shape", "4,12,10", "--seed", 3, "--stop-db", "-8")
-    result = run(*command, "--movie", tmp_path / "g.gif", "--quiet")
-    assert (result.code, result.out) == (0, "")
-    assert tifffile.imread(out).shape == (4, 12, 10)
-    assert (tmp_path / "g.gif").stat().st_size > 1000
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -184,24 +151,6 @@ def test_impossible_samples_are_one_sentence(run: Any, trained_2d: Trained, tmp_
     assert not (tmp_path / "s.tif").exists()
 
 
-def test_an_image_without_photons_is_generated(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
-    from gap_bioimage import SamplingConfig, load_model
-    from gap_bioimage.inference.sampling import generate
-
-    tifffile.imwrite(tmp_path / "zero.tif", np.zeros((24, 20), np.uint16))
-    command = (trained_2d.run, tmp_path / "zero.tif", tmp_path / "s.tif")
-    result = run("sample", *command, "--samples", 2, "--seed", 3, "--stop-db", -5)
-    assert result.code == 0, result.err
-    assert "warning: the image holds no photons" in result.err
-    assert "denoised image by" not in result.err  # there is none that could be contradicted
-    settings = SamplingConfig(stop_db=-5)
-    generated = generate(load_model(trained_2d.run), (24, 20), 2, seed=3, settings=settings)
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "s.tif"), generated)
-    assert "is all zero" in one_sentence(run("denoise", *command))
-    tifffile.imwrite(tmp_path / "zero.tif", np.full((24, 20), 0.5, np.float32))
-    assert "every pixel of zero.tif is 0.5" in one_sentence(run("sample", *command, "--samples", 2, "--seed", 3))
-
-
 def test_samples_that_contradict_the_denoised_image_are_warned_of(
     run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,11 +162,6 @@ def test_samples_that_contradict_the_denoised_image_are_warned_of(
     result = run(*command)
     assert result.code == 0
     assert "warning: the mean of the samples differs from the denoised image by 3" in result.err
-
-
-def test_the_help_names_every_file(run: Any) -> None:
-    text = " ".join(run("sample", "--help").out.split())
-    assert "figure" in text
 
 
 @pytest.mark.parametrize(
@@ -232,14 +176,6 @@ def test_options_of_the_other_schedule_are_refused(
 ) -> None:
     command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--samples", 1, "--seed", 0)
     assert message in one_sentence(run(*command, *arguments))
-
-
-def test_mp4_without_its_extra_says_what_to_install(
-    run: Any, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    command = ("generate", trained_2d.run, tmp_path / "g.tif", "--shape", "8,8", "--seed", 0)
-    assert "gap-bioimage[video]" in one_sentence(run(*command, "--movie", tmp_path / "g.mp4"))
 
 
 def test_mp4_with_its_extra(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
@@ -270,22 +206,6 @@ def test_a_killed_run_is_continued(trained_2d: Trained, dim_counts: Path, tmp_pa
         subprocess.run([*command, str(tmp_path / f"{name}.npy"), *options], env=environment, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
     assert not folder.exists()
-
-
-def test_a_movie_with_an_empty_frame(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
-    movie = np.stack([read_photons(dim_counts).values, np.zeros((50, 44), np.uint16)])
-    write_image(tmp_path / "m.tif", read_photons(dim_counts).expand_dims(t=2).copy(data=movie))
-    command = ("sample", trained_2d.run, tmp_path / "m.tif", tmp_path / "s.tif", "--samples", 2, "--seed", 0)
-    result = run(*command, "--steps", 2, "--stop-db", -5)
-    assert result.code == 0, result.err
-    assert result.err.count("no photons") == 1
-    assert "warning: frame 1 of 2 (counted from 0) holds no photons" in result.err
-    assert "denoised image by" not in result.err
-    deviation = tifffile.imread(tmp_path / "s_std.tif")
-    assert deviation[1].mean() > 0
-    result = run("denoise", trained_2d.run, tmp_path / "m.tif", tmp_path / "d.tif")
-    assert result.code == 0
-    assert "warning: frame 1 of 2 (counted from 0) holds no photons: the result is 0 there" in result.err
 
 
 def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:

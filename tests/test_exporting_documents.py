@@ -342,7 +342,7 @@ def test_a_sampler_explains_its_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
 def test_the_printed_command_can_be_run(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gap_bioimage.cli.app import app
+    from gap_bioimage.cli import app
 
     (line,) = re.findall(r"`gap-bioimage (\w+ model\.zip[^`]*)`", readme(tmp_path, kind=kind))
     monkeypatch.chdir(tmp_path)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gap_bioimage.errors import CardError, OutputError, UnreadableImageError
 from gap_bioimage.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def names(folder: Path) -> list[str]:
@@ -87,30 +90,3 @@ def test_folders_that_do_not_exist_are_not_made(tmp_path: Path) -> None:
 def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="it is a folder"), replacing(tmp_path):
         pytest.fail("the block must not run")
-
-
-def test_a_folder_can_be_the_result_and_goes_away_on_failure(tmp_path: Path) -> None:
-    with replacing(tmp_path / "store.zarr") as temporary:
-        temporary.mkdir()
-        (temporary / "chunk").write_text("1")
-    assert (tmp_path / "store.zarr" / "chunk").read_text() == "1"
-    with pytest.raises(ValueError, match="mine"), replacing(tmp_path / "other.zarr") as temporary:
-        temporary.mkdir()
-        (temporary / "chunk").write_text("1")
-        raise ValueError("mine")
-    assert names(tmp_path) == ["store.zarr"]
-
-
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
-        assert first != second
-        first.write_text("1")
-        second.write_text("2")
-    assert names(tmp_path) == ["a.txt"]
-
-
-def test_a_name_in_the_working_folder_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with replacing("a.txt") as temporary:
-        temporary.write_text("new")
-    assert Path("a.txt").read_text() == "new"

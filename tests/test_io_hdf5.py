@@ -65,12 +65,6 @@ def test_sizes_without_a_unit_are_left_out_in_words(tmp_path, recwarn, attribute
     )
 
 
-def test_unknown_sizes_stay_unknown(tmp_path):
-    image = counts("zyx").drop_vars("z")
-    write_image(tmp_path / "a.h5", image)
-    assert_same(read_photons(tmp_path / "a.h5"), image)
-
-
 @pytest.mark.parametrize("kind", ["axistags", "axes", "labels"])
 def test_axes_of_other_programs_are_read(tmp_path, kind):
     image = counts("tzyx", calibrated=False)
@@ -116,15 +110,6 @@ def test_one_of_several_datasets_is_chosen(tmp_path):
             read_photons(tmp_path / "a.h5", series=wrong)
     with pytest.raises(AxesError, match="level 1"):
         read_photons(tmp_path / "a.h5", series=0, level=1)
-
-
-def test_unknown_axes_are_asked_for(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["data"] = counts("zyx").values
-    with pytest.raises(AxesError, match="zyx") as error:
-        read_photons(tmp_path / "a.h5")
-    one_sentence(error)
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.h5", axes="zyx"), counts("zyx"))
 
 
 def test_files_without_images_and_damaged_ones_are_refused(tmp_path):

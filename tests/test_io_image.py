@@ -3,12 +3,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_images import STEPS, counts, one_sentence
 
 import gap_bioimage
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.io import as_image, as_images, pixel_size_um
-from gap_bioimage.io.image import Metadata, items_first, lazy_image, metadata_of, step_of, steps_of, time_as_z
+from gap_bioimage.io import as_image, as_images, pixel_size_um, sum_frames
+from gap_bioimage.io.image import (
+    Lazy,
+    Metadata,
+    image_of,
+    items_first,
+    metadata_of,
+    step_of,
+    steps_of,
+    time_as_z,
+    told_without_unit,
+)
 
 
 def test_arrays_become_images_where_their_axes_are_named():
@@ -89,7 +101,8 @@ def test_units_become_micrometres_and_seconds(value, unit, axis, step):
 
 def test_steps_without_a_unit_are_told_apart():
     measured = {"z": (2.0, ""), "y": (0.5, None), "x": (1.0, None), "t": (3, "s")}
-    assert steps_of(measured) == ({"t": 3.0}, {"z": 2.0, "y": 0.5})
+    assert steps_of(measured) == {"t": 3.0}
+    assert "(z 2, y 0.5)" in told_without_unit(measured)
 
 
 def test_metadata_go_through_coordinates():
@@ -107,7 +120,7 @@ def test_lazy_images_read_what_is_chosen():
     read = []
     values = counts("tczyx").values
     meta = Metadata({"t": 2.0}, ["a", "b"])
-    image = lazy_image(values.shape, values.dtype, "TCZYX", lambda i: read.append(i) or values[i], meta)
+    image = image_of(Lazy(values.shape, values.dtype, lambda i: read.append(i) or values[i]), "TCZYX", meta)
     chosen = image.isel(c=1).isel(t=slice(1, 3)).isel(t=1)
     assert read == []
     np.testing.assert_array_equal(chosen, values[2, 1])
@@ -129,3 +142,66 @@ def test_time_as_z():
     for dims in ("yx", "tzyx"):
         with pytest.raises(AxesError):
             time_as_z(counts(dims))
+
+
+# -- sums of one-bit frames ------------------------------------------------------------------------------------------
+
+
+def movie(frames, seed=0, one=1, dims="tyx"):
+    sizes = {"t": frames, "c": 2, "z": 3, "y": 5, "x": 7}
+    bits = np.random.default_rng(seed).random([sizes[d] for d in dims]) < 0.3
+    return xr.DataArray((bits * one).astype(np.uint8), dims=list(dims))
+
+
+@settings(max_examples=40)
+@given(sums=st.integers(1, 5), frames=st.integers(1, 9), one=st.sampled_from([1, 7, 255]))
+def test_sums_hold_every_photon(sums, frames, one):
+    bits = movie(sums * frames, sums, one)
+    summed = sum_frames(bits, frames)
+    assert int(summed.sum()) == int((bits != 0).sum())
+    assert int(summed.max()) <= frames
+    expected = (bits.values != 0).reshape(sums, frames, 5, 7).sum(1)
+    np.testing.assert_array_equal(summed.values.reshape(sums, 5, 7), expected)
+    assert summed.dims == (("t", "y", "x") if sums > 1 else ("y", "x"))
+
+
+@pytest.mark.parametrize("dims", ["tczyx", "zyxt", "tyx"])
+def test_other_axes_stay_in_their_order(dims):
+    bits = movie(6, dims=dims)
+    summed = sum_frames(bits, 3)
+    assert summed.dims == bits.dims
+    assert summed.sizes["t"] == 2
+    np.testing.assert_array_equal(summed.isel(t=1), bits.isel(t=slice(3, 6)).sum("t"))
+
+
+def test_the_interval_grows():
+    bits = movie(8).assign_coords(t=("t", np.arange(8) * 0.5, {"units": "s", "step": 0.5}))
+    summed = sum_frames(bits, 4)
+    np.testing.assert_array_equal(summed.coords["t"], [0, 2])
+    assert summed.coords["t"].attrs["step"] == 2.0
+
+
+def test_frames_left_over_are_told_and_dropped():
+    with pytest.warns(UserWarning, match="the last 2 frames"):
+        summed = sum_frames(movie(8), 3)
+    assert summed.sizes["t"] == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "frames"), [(movie(3), 4), (movie(3).isel(t=0), 1), (movie(3), 0)], ids=["few", "no movie", "none"]
+)
+def test_too_few_frames_are_refused(image, frames):
+    with pytest.raises(AxesError, match="are to be summed"):
+        sum_frames(image, frames)
+
+
+def test_frames_of_counts_are_refused():
+    with pytest.raises(NotPhotonCountsError, match="other values than 0 and 3"):
+        sum_frames(movie(4).copy(data=np.random.default_rng(0).integers(0, 4, (4, 5, 7))), 2)
+    with pytest.raises(NotPhotonCountsError, match="expected frames of 0 and 1"):
+        sum_frames(movie(4).astype(complex), 2)
+
+
+def test_long_sums_do_not_overflow():
+    full = xr.DataArray(np.ones((300, 2, 2), np.uint8), dims=["t", "y", "x"])
+    assert sum_frames(full, 300).values.tolist() == [[300, 300], [300, 300]]

@@ -202,16 +202,6 @@ def test_an_empty_group_holds_no_image(tmp_path):
         read_photons(tmp_path / "a.zarr")
 
 
-def test_images_larger_than_memory_are_refused_with_a_way_out(tmp_path, monkeypatch):
-    array = zarr.create_array(
-        tmp_path / "a.zarr", shape=(1000, 100_000, 100_000), chunks=(1, 1000, 1000), dtype="u2", dimension_names="tyx"
-    )
-    array[3, :10, :10] = 5
-    with pytest.raises(UnreadableImageError, match=r"takes 2e\+04 GB .*time=.0:10") as error:
-        read_photons(tmp_path / "a.zarr")
-    one_sentence(error)
-
-
 def described_image(path, image, version="0.6", names=None, steps=None, store=True, **array):
     """Write an image of 0.6 (coordinate systems) or earlier, in its own order of axes."""
     group = new_group(path, version if version in ("0.4", "0.5") else "0.5")
@@ -352,15 +342,6 @@ def test_the_words_are_those_of_ome_0_5(tmp_path):
     array = zarr.open_array(tmp_path / "cell 1.ome.zarr" / dataset["path"], mode="r")
     assert array.metadata.dimension_names == tuple("tczyx")
     assert array.chunks == (1, 1, 4, 17, 12)
-
-
-def test_a_single_channel_has_its_name(tmp_path):
-    write_image(tmp_path / "a.zarr", counts("cyx").isel(c=1))
-    words = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["ome"]
-    assert [axis["name"] for axis in words["multiscales"][0]["axes"]] == ["y", "x"]
-    (channel,) = words["omero"]["channels"]
-    assert (channel["label"], channel["color"]) == ("DNA", "FFFFFF")
-    assert channel["window"]["end"] == counts("cyx").values[1].max()
 
 
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")

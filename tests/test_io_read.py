@@ -163,19 +163,3 @@ def test_stores_in_a_folder_are_images(tmp_path):
     assert len(read_images(tmp_path / "b2.zarr")) == 1
     with pytest.raises(UnreadableImageError, match="is a folder"):
         read_photons(tmp_path / "empty.zarr")
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
-def test_files_without_a_pyramid_have_level_0(tmp_path, suffix):
-    write_image(tmp_path / f"a{suffix}", counts("yx"))
-    np.testing.assert_array_equal(read_photons(tmp_path / f"a{suffix}", level=0, series=0), counts("yx"))
-    for wrong in ({"level": 1}, {"series": 1}):
-        with pytest.raises(AxesError, match="1 was asked for"):
-            read_photons(tmp_path / f"a{suffix}", **wrong)
-
-
-@pytest.mark.parametrize("check", [True, False])
-def test_numbers_beyond_signed_integers_are_no_counts(tmp_path, check):
-    np.save(tmp_path / "a.npy", np.full((17, 12), 2**63 + 5, np.uint64))
-    with pytest.raises(NotPhotonCountsError, match=r"a\.npy"):
-        read_photons(tmp_path / "a.npy", check=check)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from made_images import one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.io.image import Metadata, mapped_image
+from gap_bioimage.io.image import Metadata, image_of
 from gap_bioimage.io.select import choose_channel, choose_frames, frames_of, name_axes
 
 FILE = "movie.tif"
@@ -18,7 +18,7 @@ LENGTHS = {"t": 6, "c": 2, "z": 5, "y": 17, "x": 12, "": 7, "s": 3}
 def image(dims, shape=None, **meta):
     """Return an image as a reader opens it, with what the file calls its axes."""
     shape = shape or [LENGTHS.get(dim, 4) for dim in dims]
-    return mapped_image(np.arange(np.prod(shape)).reshape(shape), dims, Metadata(**meta))
+    return image_of(np.arange(np.prod(shape)).reshape(shape), dims, Metadata(**meta))
 
 
 @given(start=BOUND, stop=BOUND, step=st.one_of(st.none(), st.integers(1, 5)), count=st.integers(1, 10))

@@ -76,13 +76,6 @@ def test_several_images_are_listed_and_none_is_guessed(tmp_path):
         read_photons(path, series="same")
 
 
-def test_images_of_other_shapes_in_a_plain_tiff_are_series(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        writer.write(np.ones((8, 8), np.uint8))
-        writer.write(MOVIE[0])
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", series=1), MOVIE[0])
-
-
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_levels_of_a_pyramid(tmp_path, compression):
@@ -187,14 +180,6 @@ def test_axes_of_positions_are_series(tmp_path, letter):
     np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", series=2), CZT[:, 2, 0])
 
 
-def test_a_line_tells_what_its_description_says(tmp_path):
-    said = "Acq.linesPerFrame = 17;\r\nAcq.pixelsPerLine = 12;\r\nn_dataPoint = 10;\r\nversion = 7;\r\n"
-    tifffile.imwrite(tmp_path / "a.tif", MOVIE.reshape(1, -1), description=said, metadata=None)
-    with pytest.raises(AxesError, match=r"linesPerFrame = 17, Acq\.pixelsPerLine = 12, n_dataPoint = 10; ") as error:
-        read_photons(tmp_path / "a.tif")
-    one_sentence(error)
-
-
 # -- files that lack planes -------------------------------------------------------------------------------------------
 
 
@@ -245,21 +230,59 @@ def test_planes_behind_the_first_page_are_read(tmp_path):
     assert image.sizes["t"] == 10
 
 
+def write_cut(path, kind, bigtiff, compression):
+    """Write a movie in one of the ways of programs, and return where each plane ends."""
+    if kind in ("pages", "strips"):
+        pages(path, MOVIE, bigtiff=bigtiff, compression=compression, rowsperstrip=17 if kind == "pages" else 4)
+    else:
+        options = {"ome": kind == "ome", "metadata": None if kind == "bare" else {"axes": "TYX"}}
+        tifffile.imwrite(path, MOVIE, bigtiff=bigtiff, compression=compression, **options)
+    with tifffile.TiffFile(path) as tif:
+        if (start := tif.series[0].dataoffset) is not None:
+            return [start + MOVIE[0].nbytes * (number + 1) for number in range(len(MOVIE))]
+        return [max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) for page in tif.pages]
+
+
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("kind", ["pages", "shaped", "ome"])
-@pytest.mark.parametrize("share", [0.97, 0.6, 0.2, 0.02])
-def test_cut_files_are_refused(tmp_path, kind, share, compression, bigtiff):
+@pytest.mark.parametrize("kind", ["pages", "strips", "bare", "shaped", "ome"])
+def test_whole_planes_of_cut_files_are_counted_and_offered(tmp_path, kind, bigtiff, compression):
     path = tmp_path / "a.tif"
-    if kind == "pages":
-        pages(path, MOVIE, bigtiff=bigtiff, compression=compression)
-    else:
-        options = {"bigtiff": bigtiff, "compression": compression, "metadata": {"axes": "TYX"}, "ome": kind == "ome"}
-        tifffile.imwrite(path, MOVIE, **options)
-    cut(path, share)
-    with pytest.raises(UnreadableImageError, match=r"a\.tif") as error:
-        read_photons(path, axes="tyx")
+    ends = write_cut(path, kind, bigtiff, compression)
+    file = path.read_bytes()
+    # in the middle of a plane, before its last byte, behind it, and within what describes the next one
+    sizes = [int(share * len(file)) for share in (0.2, 0.3, 0.5)]
+    for size in (*sizes, ends[4] - 1, ends[4], ends[4] + 7, ends[6] + 99):
+        path.write_bytes(file[:size])
+        whole = sum(end <= size for end in ends)
+        with pytest.raises(UnreadableImageError, match=rf"a\.tif holds {whole} of (10|at least \d+) ") as error:
+            read_photons(path)
+        assert f'time="0:{whole}"' in one_sentence(error)
+        with pytest.raises(UnreadableImageError, match=f"holds {whole} of"):
+            read_photons(path, axes="tyx")
+        np.testing.assert_array_equal(read_photons(path, axes="tyx", time=f"0:{whole}"), MOVIE[:whole])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("kind", ["pages", "shaped", "ome"])
+def test_files_without_a_whole_plane_are_refused(tmp_path, kind, compression):
+    path = tmp_path / "a.tif"
+    ends = write_cut(path, kind, False, compression)
+    file = path.read_bytes()
+    for size in (9, 60, ends[0] - 1):
+        path.write_bytes(file[:size])
+        with pytest.raises(UnreadableImageError, match=r"a\.tif") as error:
+            read_photons(path, axes="tyx")
+        one_sentence(error)
+
+
+def test_a_description_that_was_cut_is_asked_for(tmp_path):
+    tifffile.imwrite(tmp_path / "a.ome.tif", MOVIE, metadata={"axes": "TYX"})
+    cut(tmp_path / "a.ome.tif", 0.99)
+    with pytest.raises(AxesError, match="is cut: the description") as error:
+        read_photons(tmp_path / "a.ome.tif")
     one_sentence(error)
+    np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif", axes="tyx"), MOVIE)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -300,6 +323,12 @@ def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
         read_photons(alone)
     with pytest.raises(UnreadableImageError, match="0 of 5 planes"):
         read_photons(alone, channel="actin")
+    cut(tmp_path / "c0.ome.tif", 0.7)
+    for file in ("c0.ome.tif", "c1.ome.tif"):
+        with pytest.raises(UnreadableImageError, match='holds 2 of 5 frames; read them with time="0:2"'):
+            read_photons(tmp_path / file)
+        np.testing.assert_array_equal(read_photons(tmp_path / file, channel="DNA"), MOVIE[5:])
+        np.testing.assert_array_equal(read_photons(tmp_path / file, channel="actin", time="0:2"), MOVIE[:2])
 
 
 def test_images_of_a_set_are_read_from_their_own_files(tmp_path):

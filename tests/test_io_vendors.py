@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,8 +114,7 @@ def test_truncated_czi_are_noticed(tmp_path, share):
 
 def test_frame_intervals_and_scenes_names_come_from_the_metadata():
     xml = "<a><Image><Dimensions><T><Positions><Interval><Increment>2.5</Increment></Interval></Positions></T>"
-    meta = vendors._of_czi(vendors.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>"), "P1")
-    assert (meta.interval_s, meta.name) == (2.5, "P1")
+    assert vendors._czi_steps(vendors.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>")) == {"t": 2.5}
 
 
 # -- Leica ------------------------------------------------------------------------------------------------------------
@@ -349,34 +347,6 @@ def test_deltavision_files_are_read(tmp_path):
     assert pixel_size_um(image) == pytest.approx({"z": 0.3, "y": 0.1, "x": 0.1})
     one = read_photons(tmp_path / "cells.dv", channel=1, series=0, level=0)
     np.testing.assert_array_equal(one.values, counts[1])
-
-
-@pytest.mark.parametrize(
-    ("scene", "channels", "kept"),
-    [
-        ("Image:0", ["Channel:0:0", "Channel:0:1"], ("", ())),
-        ("well B2", ["DAPI", "GFP"], ("well B2", ("DAPI", "GFP"))),
-        ("Image:0", "DAPI", ("", ("DAPI",))),
-    ],
-)
-def test_numbers_of_bioio_are_no_names(scene, channels, kept):
-    sizes = SimpleNamespace(Z=None, Y=0.1, X=0.1)
-    image = SimpleNamespace(coords={"C": SimpleNamespace(values=np.array(channels))})
-    meta = vendors._of_bioio(
-        SimpleNamespace(physical_pixel_sizes=sizes, time_interval=None),
-        image,
-        "" if vendors._NUMBERED.fullmatch(scene) else scene,
-    )
-    assert (meta.name, meta.channels) == kept
-    assert meta.pixel_size_um == {"y": 0.1, "x": 0.1}
-
-
-def test_other_series_and_levels_are_refused(tmp_path):
-    written(tmp_path / "cells.dv")
-    with pytest.raises(ValueError, match="series 3 was asked for"):
-        read_photons(tmp_path / "cells.dv", series=3)
-    with pytest.raises(ValueError, match="level 1 was asked for"):
-        read_photons(tmp_path / "cells.dv", level=1)
 
 
 def test_files_that_nobody_reads_are_named(tmp_path):

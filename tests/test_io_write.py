@@ -63,11 +63,6 @@ def test_large_images_become_bigtiff(tmp_path, monkeypatch):
     assert pixel_size_um(read_photons(tmp_path / "a.tif")) == pytest.approx({"z": 0.3, "y": 0.065, "x": 0.108})
 
 
-def test_doubles_become_float32(tmp_path):
-    write_image(tmp_path / "a.tif", counts("yx", np.float64) + 0.5)
-    assert read_photons(tmp_path / "a.tif", check=False).dtype == np.float32
-
-
 @pytest.mark.parametrize("dims", [("y",), ("z", "y"), ("sample", "t", "y", "x"), ("a", "y", "x")])
 def test_images_without_known_dims_are_not_written(tmp_path, dims):
     with pytest.raises(AxesError, match="cannot write an image with dims"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,8 +64,13 @@ def test_an_empty_canvas_can_be_shown(tmp_path: Path) -> None:
     assert (tmp_path / "m.gif").exists()
 
 
-@pytest.mark.parametrize(("name", "message"), [("m.avi", "use .gif or .mp4"), ("no/m.gif", "create")])
-def test_impossible_movies_are_refused(tmp_path: Path, name: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("m.avi", "use .gif or .mp4"), ("no/m.gif", "create"), ("m.mp4", r"gap-bioimage\[video\]")]
+)
+def test_impossible_movies_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(OutputError, match=message):
         check_movie(tmp_path / name)
 

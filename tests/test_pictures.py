@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.pictures import draw_grid, draw_posterior, draw_row, save_figure
+from gap_bioimage.pictures import draw_posterior, draw_row, save_figure
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -32,15 +32,6 @@ def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int],
     assert row[1] == one[1]
     assert abs(row[0] - count * one[0]) <= count
     assert max(row) < 4000
-
-
-def test_a_grid_is_higher_with_more_rows(tmp_path: Path) -> None:
-    image = np.eye(30)
-    draw_grid(tmp_path / "grid.png", [{"a": image, "b": image}] * 3)
-    draw_row(tmp_path / "row.png", {"a": image, "b": image})
-    grid, row = size_of(tmp_path / "grid.png"), size_of(tmp_path / "row.png")
-    assert grid[0] == row[0]
-    assert abs(grid[1] - 3 * row[1]) <= 3
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -1,10 +1,63 @@
-"""The command line: verbs that parse, call and print."""
+"""The command line: verbs that parse, call and print, and what is done about errors."""
 
 from __future__ import annotations
 
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from gap_bioimage.cli import denoising, images, models, zips
+from gap_bioimage.cli.console import complain, report_error, show_log, show_warning
+from gap_bioimage.cli.options import grouped
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Photon counts in, a shareable denoiser out: train, denoise, export to bioimage.io, validate.",
+    epilog="--debug, anywhere on the line, shows tracebacks.",
+)
+
+for _verb in (
+    *(models.demo, images.simulate, images.inspect, images.calibrate, models.train),
+    *(denoising.denoise, denoising.sample, denoising.generate, models.export, zips.validate, zips.repair, models.info),
+):
+    app.command(_verb.__name__)(grouped(_verb))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import gap_bioimage
+
+        print(gap_bioimage.__version__)
+        raise typer.Exit
+
+
+_Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _options(version: _Version = False) -> None:
+    pass
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; see `app.main`."""
-    from gap_bioimage.cli.app import main as run
-
-    run(arguments)
+    """Run the command line; errors are one sentence and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    warnings.showwarning = show_warning
+    show_log("--quiet" in arguments)
+    try:
+        code = app([a for a in arguments if a != "--debug"], standalone_mode=False, prog_name="gap-bioimage")
+    except Exception as error:
+        if debug:
+            raise
+        code = report_error(error)
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:  # newer typer returns it after Ctrl-C, without a word
+        complain("stopped; training continues with --resume, sampling with the same command")
+    sys.exit(code if isinstance(code, int) else 0)

@@ -6,16 +6,14 @@ import json
 import logging
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import xarray as xr
     from rich.progress import Progress, TaskID
-
 
 # typer carries its own click, whose base class it does not export
 _CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
@@ -41,9 +39,7 @@ def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
 def show_log(quiet: bool) -> None:
     """Print what the package logs, such as what training chose; nothing when quiet."""
     log = logging.getLogger("gap_bioimage")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [handler]
+    log.handlers[:] = [logging.StreamHandler()]
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -59,13 +55,11 @@ def sizes(image: xr.DataArray) -> str:
 
 
 def write_json(path: Path | None, reports: list[Any]) -> None:
-    """Write one report as an object, several as a list."""
-    if path is None:
-        return
+    """Write one report as an object, several as a list; to ``-``, standard output."""
     text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
-    else:
+    elif path is not None:
         write_text(path, text)
 
 
@@ -120,30 +114,23 @@ def report_error(error: Exception) -> int:
     """Print an error as a sentence and return the exit code."""
     from gap_bioimage.errors import GapError
 
+    told = " ".join(str(error).split())
     if isinstance(error, typer.Abort):
         return 130
-    if isinstance(error, _CLICK_ERRORS):
-        return _report_usage(error)
-    if isinstance(error, GapError):
-        complain(with_flags(str(error)))
-    elif isinstance(error, OSError):
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    elif isinstance(error, MemoryError):
-        complain(f"not enough memory: {' '.join(str(error).split())}; give a smaller image or shape, or fewer samples")
-    elif isinstance(error, ValueError):
-        complain(str(error))
-    else:
-        text = " ".join(str(error).split())[:300]
-        complain(f"{type(error).__name__}: {text} (run again with --debug to see where; please report it)")
-    return 2
-
-
-def _report_usage(error: Any) -> int:
-    """Print what is wrong with the command line and where to look it up."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        return int(error.exit_code)
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "gap-bioimage"
-    complain(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`")
-    return int(error.exit_code)
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    if isinstance(error, _CLICK_ERRORS):
+        context = getattr(error, "ctx", None)
+        told = f"{' '.join(error.format_message().split()).rstrip('.')}; see `"
+        told += f"{context.command_path if context else 'gap-bioimage'} --help`"
+    elif isinstance(error, OSError) and not isinstance(error, GapError):
+        told = f"{error.filename or 'a file'}: {error.strerror or error}"
+    elif isinstance(error, MemoryError):
+        told = f"not enough memory: {told}; give a smaller image or shape, or fewer samples"
+    elif isinstance(error, (GapError, ValueError)):
+        told = with_flags(str(error))
+    else:
+        told = f"{type(error).__name__}: {told[:300]} (run again with --debug to see where; please report it)"
+    complain(told)
+    return 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from gap_bioimage.cli.console import Bar, print_table, say, sizes, with_flags, write_json
 from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, parse_pixels
@@ -17,17 +17,24 @@ from gap_bioimage.errors import GapWarning
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration
 
+_PLOT = (
+    "Draw the image, its histogram, variance against mean and the correlation of its noise; of several images each "
+    "gets its name added."
+)
+_MULTIPLYING = "Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given."
+_STACK = "Raw frames of the same field (t); one image, or a z-stack, does too."
+_DARK = "Frames without light: offset and read noise, of every pixel too."
 _NOT_PRINTED = ("variance_curve", "channel_names", "noise_correlation_error", "thinning_correlation_error")
 _WORDS = {"processed": "processed, not usable as counts", "not usable": "not usable as counts"}
 
 
 def simulate(
     out: Out,
-    dim: Annotated[int, typer.Option(min=2, max=3, help="Spatial dimensions.")],
-    photons: Annotated[float, typer.Option(help="Mean photons per pixel.")],
+    dim: Annotated[int, Option(min=2, max=3, help="Spatial dimensions.")],
+    photons: Annotated[float, Option(help="Mean photons per pixel.")],
     seed: Seed,
-    truth: Annotated[Path | None, typer.Option(help="Write the expected photons here.")] = None,
-    shape: Annotated[str | None, typer.Option(help="Pixels, such as 512,512 or 32,128,128.")] = None,
+    truth: Annotated[Path | None, Option(help="Write the expected photons here.")] = None,
+    shape: Annotated[str | None, Option(help="Pixels, such as 512,512 or 32,128,128.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Simulate photon counts of cells."""
@@ -41,16 +48,9 @@ def simulate(
 
 
 def inspect(
-    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    images: Annotated[list[Path], Argument(help="Images.")],
     selection: Selection,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PNG",
-            help="Draw the image, its histogram, variance against mean and the correlation of its noise; of several "
-            "images each gets its name added.",
-        ),
-    ] = None,
+    plot: Annotated[Path | None, Option(metavar="PNG", help=_PLOT)] = None,
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -60,11 +60,10 @@ def inspect(
     reports = []
     for image in images:
         place = plot if plot is None or len(images) == 1 else plot.with_name(f"{plot.stem}_{image.stem}{plot.suffix}")
-        reports.append(gap.inspect(image, **asdict(selection), plot=place))
-    write_json(json_out, [report.to_dict() for report in reports])
-    if not quiet and str(json_out) != "-":
-        for report in reports:
-            print_table(_in_words(report.to_dict()))
+        reports.append(gap.inspect(image, **asdict(selection), plot=place).to_dict())
+    write_json(json_out, reports)
+    for report in [] if quiet or str(json_out) == "-" else reports:
+        print_table(_in_words(report))
 
 
 def _in_words(report: dict[str, Any]) -> dict[str, Any]:
@@ -76,34 +75,27 @@ def _in_words(report: dict[str, Any]) -> dict[str, Any]:
         error = report[key.removesuffix("_y").removesuffix("_x") + "_error"]
         if report[key] is not None and error is not None:
             shown[key] = f"{report[key]:.3f} +- {error:.3f}"
-    return {
-        **shown,
-        "verdict": _WORDS.get(report["verdict"], report["verdict"]),
-        "message": with_flags(report["message"]),
-    }
+    shown["verdict"] = _WORDS.get(report["verdict"], report["verdict"])
+    return shown | {"message": with_flags(report["message"])}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a camera before it is measured."""
+
+    offset: Annotated[float | None, Option(help="ADU without light, if known.")] = None
+    read_noise: Annotated[float | None, Option(help="Electrons RMS, if known instead of the offset.")] = None
+    saturation: Annotated[float | None, Option(help="ADU from which on pixels are saturated.")] = None
+    multiplying: Annotated[bool | None, Option("--multiplying/--not-multiplying", help=_MULTIPLYING)] = None
 
 
 def calibrate(
-    stack: Annotated[
-        Path,
-        typer.Argument(metavar="STACK", help="Raw frames of the same field (t); one image, or a z-stack, does too."),
-    ],
+    stack: Annotated[Path, Argument(metavar="STACK", help=_STACK)],
     selection: Selection,
-    out: Annotated[Path, typer.Option(metavar="YAML", help="The camera file to write.")] = Path("camera.yaml"),
-    dark: Annotated[
-        Path | None, typer.Option(help="Frames without light: offset and read noise, of every pixel too.")
-    ] = None,
-    offset: Annotated[float | None, typer.Option(help="ADU without light, if known.")] = None,
-    read_noise: Annotated[float | None, typer.Option(help="Electrons RMS, if known instead of the offset.")] = None,
-    saturation: Annotated[float | None, typer.Option(help="ADU from which on pixels are saturated.")] = None,
-    multiplying: Annotated[
-        bool | None,
-        typer.Option(
-            "--multiplying/--not-multiplying",
-            help="Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given.",
-        ),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="The plot; beside the yaml when not given.")] = None,
+    known: Known,
+    out: Annotated[Path, Option(metavar="YAML", help="The camera file to write.")] = Path("camera.yaml"),
+    dark: Annotated[Path | None, Option(help=_DARK)] = None,
+    plot: Annotated[Path | None, Option(metavar="PNG", help="The plot; beside the yaml when not given.")] = None,
     seed: Seed = 0,
     json_out: Json = None,
     quiet: Quiet = False,
@@ -120,15 +112,7 @@ def calibrate(
     image = gap.read_photons(stack, check=False, **asdict(selection))
     quiet = quiet or str(json_out) == "-"
     with Bar(quiet, f"calibrating on {stack.name}"):
-        found = gap.calibrate(
-            image,
-            dark=dark,
-            offset=offset,
-            read_noise=read_noise,
-            saturation=saturation,
-            multiplying=multiplying,
-            seed=seed,
-        )
+        found = gap.calibrate(image, dark=dark, seed=seed, **asdict(known))
     if not found.counts:  # which need none
         found.save(out)
     save_figure(plot_calibration(found), plot)
@@ -159,7 +143,6 @@ def _summary(found: Calibration) -> str:
 def _training(stack: Path, camera: Path | None, dim: int, selection: Selection) -> str:
     """Return the command that trains on the calibrated frames."""
     words = ["gap-bioimage", "train", str(stack), "--dim", str(dim), "--out", "RUN"]
-    words += [] if camera is None else ["--camera", str(camera)]
-    for name, value in asdict(selection).items():
+    for name, value in {"camera": camera, **asdict(selection)}.items():
         words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join(words)

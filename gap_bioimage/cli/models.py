@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from gap_bioimage.cli import options
 from gap_bioimage.cli.console import print_table, say, write_json
-from gap_bioimage.cli.options import (
-    Camera,
-    Device,
-    Json,
-    ModelPath,
-    Quiet,
-    Seed,
-    Selection,
-    SeparateChannels,
-    SumFrames,
-    TimeAsZ,
-    camera_asked,
+from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selection, camera_asked
+
+_DEMO = "Where to write; must not hold an earlier demo."
+_DIM = "Dimensions of the network, where the images shall not tell."
+_COUNTING = "The camera of the images, from calibrate, if they are no counts."
+_INIT = "Start from the weights of this run, checkpoint (ours, the original's) or zip."
+_KIND = (
+    "denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a postprocessing file, for "
+    "bioimageio.core 0.10.3 or newer only)."
 )
+_OPERATION = "Own Python that changes the output; bioimageio.core only."
+_KWARGS = "What NAME is called with, such as '{threshold: 2.5}'."
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write; must not hold an earlier demo.")] = Path(
-        "gap-bioimage-demo"
-    ),
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    folder: Annotated[Path, Argument(help=_DEMO)] = Path("gap-bioimage-demo"), seed: Seed = 0, quiet: Quiet = False
 ) -> None:
     """Everything on simulated photons, in 2D and 3D, with pictures; under five minutes on two cores."""
     from gap_bioimage.demo import run_demo
@@ -37,97 +34,104 @@ def demo(
     run_demo(folder, seed, progress=not quiet)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and how."""
+
+    dim: Annotated[int | None, Option(min=2, max=3, help=_DIM)] = None
+    config: Annotated[Path | None, Option(help="Settings (yaml).")] = None
+    set_: Annotated[list[str] | None, Option("--set", help="A setting, such as train.steps=500.")] = None
+    seed: Annotated[int | None, Option(min=0, help="The same as --set train.seed.")] = None
+
+
+@dataclass(frozen=True)
+class Movies:
+    """What recorded the images of a training, and how a network sees them."""
+
+    camera: Annotated[Path | None, Option(metavar="YAML", help=_COUNTING)] = None
+    sum_frames: options.SumFrames = None
+    time_as_z: options.TimeAsZ = False
+    separate_channels: options.SeparateChannels = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins."""
+
+    init: Annotated[Path | None, Option(help=_INIT)] = None
+    resume: Annotated[bool, Option("--resume", help="Continue the run in --out.")] = False
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a training runs on."""
+
+    device: options.Device = "auto"
+    devices: Annotated[str, Option(help="Number of devices, or auto.")] = "1"
+    num_nodes: Annotated[int, Option(min=1, help="Number of machines.")] = 1
+    strategy: Annotated[str, Option(help="Lightning strategy, such as ddp.")] = "auto"
+
+    def options(self) -> dict[str, str | int]:
+        """Return these as the library takes them."""
+        if self.devices != "auto" and not self.devices.isdecimal():
+            raise typer.BadParameter(f"--devices is {self.devices!r}, expected a number or auto")
+        return asdict(self) | {"devices": "auto" if self.devices == "auto" else int(self.devices)}
+
+
 def train(
-    images: Annotated[list[Path], typer.Argument(help="Images or folders of photon counts.")],
-    out: Annotated[Path, typer.Option(help="Run folder.")],
+    images: Annotated[list[Path], Argument(help="Images or folders of photon counts.")],
+    out: Annotated[Path, Option(help="Run folder.")],
     selection: Selection,
-    dim: Annotated[
-        int | None, typer.Option(min=2, max=3, help="Dimensions of the network, where the images shall not tell.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings (yaml).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, such as train.steps=500.")] = None,
-    camera: Annotated[
-        Path | None,
-        typer.Option(metavar="YAML", help="The camera of the images, from calibrate, if they are no counts."),
-    ] = None,
-    sum_frames: SumFrames = None,
-    time_as_z: TimeAsZ = False,
-    separate_channels: SeparateChannels = False,
-    init: Annotated[
-        Path | None, typer.Option(help="Start from the weights of this run, checkpoint (ours, the original's) or zip.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    device: Device = "auto",
-    devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "1",
-    num_nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Lightning strategy, such as ddp.")] = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, help="The same as --set train.seed.")] = None,
+    how: Settings,
+    movies: Movies,
+    start: Start,
+    machines: Machines,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on photon counts alone."""
     import gap_bioimage as gap
     from gap_bioimage.config import RunConfig
-    from gap_bioimage.io.image import time_as_z as as_stack
+    from gap_bioimage.io.image import time_as_z
 
-    if resume and config is None and (out / "config.yaml").exists():
-        config = out / "config.yaml"
-    shorthands = {"network.dim": dim, "train.seed": seed, "thinning.ceiling": sum_frames}
+    resumed = start.resume and how.config is None and (out / "config.yaml").exists()
+    shorthands = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
-    settings = RunConfig.read(config, overrides + (set_ or []))
-    counting = camera is None and settings.camera is None and settings.thinning.ceiling is None
+    settings = RunConfig.read(out / "config.yaml" if resumed else how.config, overrides + (how.set_ or []))
+    counting = movies.camera is None and settings.camera is None and settings.thinning.ceiling is None
     counts = gap.read_images(images, check=counting, **asdict(selection))
-    if sum_frames is not None:
-        counts = [gap.sum_frames(image, sum_frames, name=image.attrs.get("source", "the movie")) for image in counts]
-    model = gap.train(
-        [as_stack(image) for image in counts] if time_as_z else counts,
-        out,
-        settings,
-        init=init,
-        camera=camera,
-        separate_channels=separate_channels,
-        resume=resume,
-        progress=not quiet,
-        device=device,
-        devices=_devices(devices),
-        num_nodes=num_nodes,
-        strategy=strategy,
-    )
+    if (n := movies.sum_frames) is not None:
+        counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
+    if movies.time_as_z:
+        counts = [time_as_z(image) for image in counts]
+    given: dict[str, Any] = asdict(start) | machines.options()
+    given |= {"camera": movies.camera, "separate_channels": movies.separate_channels}
+    model = gap.train(counts, out, settings, progress=not quiet, **given)
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
 
 
-def _devices(text: str) -> int | str:
-    if text == "auto" or text.isdecimal():
-        return text if text == "auto" else int(text)
-    raise typer.BadParameter(f"--devices is {text!r}, expected a number or auto")
+@dataclass(frozen=True)
+class Graph:
+    """What a zip computes."""
+
+    kind: Annotated[str, Option(help=_KIND)] = "denoise"
+    n_samples: Annotated[int, Option("--samples", help="Samples to draw, by kinds that sample.")] = 4
+    n_steps: Annotated[int, Option("--steps", help="Network evaluations per sample.")] = 8
+    seed: Annotated[int, Option(help="Seed of the samples' noise.")] = 0
+    postprocessing: Annotated[str | None, Option(metavar="FILE.py:NAME", help=_OPERATION)] = None
+    postprocessing_kwargs: Annotated[str | None, Option(metavar="YAML", help=_KWARGS)] = None
+    onnx: Annotated[bool, Option("--onnx", help="Add ONNX weights; of kind denoise only.")] = False
 
 
 def export(
-    model: Annotated[Path | None, typer.Argument(help="Run folder, checkpoint or zip.")] = None,
-    out: Annotated[Path | None, typer.Argument(help="The zip to write.")] = None,
-    card: Annotated[Path | None, typer.Option(help="Model card (yaml); --init-card writes a template.")] = None,
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a "
-            "postprocessing file, for bioimageio.core 0.10.3 or newer only)."
-        ),
-    ] = "denoise",
-    samples: Annotated[int, typer.Option(help="Samples to draw, by kinds that sample.")] = 4,
-    steps: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the samples' noise.")] = 0,
-    postprocessing: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.py:NAME", help="Own Python that changes the output; bioimageio.core only."),
-    ] = None,
-    postprocessing_kwargs: Annotated[
-        str | None, typer.Option(metavar="YAML", help="What NAME is called with, such as '{threshold: 2.5}'.")
-    ] = None,
+    graph: Graph,
+    model: Annotated[Path | None, Argument(help="Run folder, checkpoint or zip.")] = None,
+    out: Annotated[Path | None, Argument(help="The zip to write.")] = None,
+    card: Annotated[Path | None, Option(help="Model card (yaml); --init-card writes a template.")] = None,
     camera: Camera = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Add ONNX weights; of kind denoise only.")] = False,
-    test_image: Annotated[Path | None, typer.Option(help="Real counts to test with, if the model has none.")] = None,
-    device: Annotated[str, typer.Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
-    init_card: Annotated[Path | None, typer.Option(help="Write a commented card to fill in, and stop.")] = None,
+    test_image: Annotated[Path | None, Option(help="Real counts to test with, if the model has none.")] = None,
+    device: Annotated[str, Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
+    init_card: Annotated[Path | None, Option(help="Write a commented card to fill in, and stop.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Export a model as a bioimage.io zip for Fiji, ilastik and the zoo, if it passes every check."""
@@ -139,28 +143,15 @@ def export(
         return
     if model is None or out is None or card is None:
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
-    if postprocessing_kwargs is not None and postprocessing is None:
+    if graph.postprocessing_kwargs is not None and graph.postprocessing is None:
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
     import gap_bioimage as gap
     from gap_bioimage.exporting.kinds import parse_kwargs
     from gap_bioimage.validation.reports.terminal import print_report
 
-    report = gap.export(
-        model,
-        out,
-        card,
-        kind,  # type: ignore[arg-type]
-        n_samples=samples,
-        n_steps=steps,
-        seed=seed,
-        postprocessing=postprocessing,
-        postprocessing_kwargs=parse_kwargs(postprocessing_kwargs),
-        camera=camera_asked(camera),
-        onnx=onnx,
-        test_image=test_image,
-        device=device,
-        on_stage=lambda stage: say(quiet, f"{stage} ..."),
-    )
+    given: dict[str, Any] = asdict(graph) | {"test_image": test_image, "device": device, "camera": camera_asked(camera)}
+    given["postprocessing_kwargs"] = parse_kwargs(graph.postprocessing_kwargs)
+    report = gap.export(model, out, card, on_stage=lambda stage: say(quiet, f"{stage} ..."), **given)
     if not quiet:
         print_report(report)
     say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")

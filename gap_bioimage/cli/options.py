@@ -7,74 +7,73 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON to this file; - prints it.")]
-Out = Annotated[Path, typer.Argument(help="The image to write (.tif, .ome.tif, .ome.zarr, .h5, .npy).")]
-RunCode = Annotated[bool, typer.Option("--run-code", help="Allow Python code of the model to run.")]
-ModelPath = Annotated[
-    Path, typer.Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")
-]
-Camera = Annotated[
-    str | None,
-    typer.Option(
-        metavar="YAML",
-        help="The camera of the images, from calibrate; the model's own when not given, none for counts.",
-    ),
-]
-SumFrames = Annotated[
-    int | None, typer.Option(min=1, help="Sum so many successive frames t of a one-bit (single-photon) camera.")
-]
-TimeAsZ = Annotated[bool, typer.Option("--time-as-z", help="Let a 3D model see a movie as a stack.")]
-SeparateChannels = Annotated[
-    bool, typer.Option("--separate-channels", help="Let a model of one channel see each channel by itself.")
-]
+Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
+Device = Annotated[str, Option(help="cpu, cuda, ...")]
+Seed = Annotated[int, Option(min=0, help="Seed of everything random.")]
+Json = Annotated[Path | None, Option("--json", help="Write the report as JSON to this file; - prints it.")]
+Image = Annotated[Path, Argument(help="Photon counts, or a camera image with its camera.")]
+Out = Annotated[Path, Argument(help="The image to write (.tif, .ome.tif, .ome.zarr, .h5, .npy).")]
+RunCode = Annotated[bool, Option("--run-code", help="Allow Python code of the model to run.")]
+ModelPath = Annotated[Path, Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")]
+_OF_MODEL = "The camera of the images, from calibrate; the model's own when not given, none for counts."
+Camera = Annotated[str | None, Option(metavar="YAML", help=_OF_MODEL)]
+_ONE_BIT = "Sum so many successive frames t of a one-bit (single-photon) camera."
+SumFrames = Annotated[int | None, Option(min=1, help=_ONE_BIT)]
+TimeAsZ = Annotated[bool, Option("--time-as-z", help="Let a 3D model see a movie as a stack.")]
+_TIME = "Use this frame only, counted from 0, or a range such as 0:50 or ::2."
+_SERIES = "Which image of a file that holds several, counted from 0, or its name."
+_LEVEL = "Level of an image pyramid; 0, the full resolution, when not given."
+_EACH_CHANNEL = "Let a model of one channel see each channel by itself."
+SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHANNEL)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Selection:
     """Which part of a file, and what its axes are."""
 
-    axes: Annotated[str | None, typer.Option(help="Axes of the stored array, such as zyx, for files without them.")] = (
-        None
-    )
-    channel: Annotated[str | None, typer.Option(help="Use this channel only, counted from 0, or by its name.")] = None
-    time: Annotated[
-        str | None, typer.Option(help="Use this frame only, counted from 0, or a range such as 0:50 or ::2.")
-    ] = None
-    series: Annotated[
-        str | None, typer.Option(help="Which image of a file that holds several, counted from 0, or its name.")
-    ] = None
-    level: Annotated[
-        int | None, typer.Option(min=0, help="Level of an image pyramid; 0, the full resolution, when not given.")
-    ] = None
+    axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, for files without them.")] = None
+    channel: Annotated[str | None, Option(help="Use this channel only, counted from 0, or by its name.")] = None
+    time: Annotated[str | None, Option(help=_TIME)] = None
+    series: Annotated[str | None, Option(help=_SERIES)] = None
+    level: Annotated[int | None, Option(min=0, help=_LEVEL)] = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Layout:
     """How a model sees an image that has more axes than the model."""
 
-    planes: Annotated[bool, typer.Option("--planes", help="Run a 2D model on a stack plane by plane.")] = False
+    planes: Annotated[bool, Option("--planes", help="Run a 2D model on a stack plane by plane.")] = False
     time_as_z: TimeAsZ = False
     separate_channels: SeparateChannels = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """The tiles that the network runs on."""
+@dataclass(frozen=True)
+class Detector:
+    """What recorded an image that a model runs on."""
 
-    tile: Annotated[str | None, typer.Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None
-    halo: Annotated[str | None, typer.Option(help="Halo; the receptive field when not given.")] = None
+    camera: Camera = None
+    sum_frames: SumFrames = None
 
-    def pixels(self) -> dict[str, tuple[int, ...] | None]:
-        """Return both as the library takes them."""
-        return {"tile_px": parse_pixels(self.tile, "--tile"), "halo_px": parse_pixels(self.halo, "--halo")}
+
+@dataclass(frozen=True)
+class Running:
+    """Where a network runs, and on tiles of which size."""
+
+    tile: Annotated[str | None, Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None
+    halo: Annotated[str | None, Option(help="Halo; the receptive field when not given.")] = None
+    device: Device = "cpu"
+
+    def options(self) -> dict[str, Any]:
+        """Return these as the library takes them."""
+        tile, halo = parse_pixels(self.tile, "--tile"), parse_pixels(self.halo, "--halo")
+        return {"tile_px": tile, "halo_px": halo, "device": self.device}
 
 
 def camera_asked(option: str | None) -> Path | str | None:
@@ -100,21 +99,17 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     shown: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(verb).parameters.items():
-        if name in groups:
-            of_group = typing.get_type_hints(groups[name], include_extras=True)
-            shown += [
-                inspect.Parameter(
-                    f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=of_group[f.name]
-                )
-                for f in dataclasses.fields(groups[name])
-            ]
-        else:
+        if name not in groups:
             shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        fields = typing.get_type_hints(groups[name], include_extras=True)
+        for own in inspect.signature(groups[name]).parameters.values():
+            shown.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=fields[own.name]))
 
     @functools.wraps(verb)
     def call(**given: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
+            given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         verb(**given)
 
     call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]

@@ -1,19 +1,8 @@
 """Images read and written: one lazy image per file or part of it, its axes named, its pixels in micrometres."""
 
-from __future__ import annotations
-
-from gap_bioimage.io.frames import sum_frames
-from gap_bioimage.io.image import as_image, as_images, pixel_size_um
+from gap_bioimage.io.image import as_image, as_images, pixel_size_um, sum_frames
 from gap_bioimage.io.read import read_images, read_photons
 from gap_bioimage.io.write import check_output, write_image
 
-__all__ = [
-    "as_image",
-    "as_images",
-    "check_output",
-    "pixel_size_um",
-    "read_images",
-    "read_photons",
-    "sum_frames",
-    "write_image",
-]
+__all__ = ["as_image", "as_images", "check_output", "pixel_size_um", "read_images", "read_photons", "sum_frames"]
+__all__ += ["write_image"]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-
-    import numpy.typing as npt
+from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError
 
 AXES = "tczyx"
 SAMPLES = "samples"
+STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
+OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
@@ -30,39 +30,25 @@ _NAMES = {
     **dict.fromkeys(("", "i", "q", "other", "sequence", "unknown"), _UNKNOWN),
     **{"r": "tile", "h": "lifetime", "m": "mosaic", "e": "lambda", "a": "angle", "p": "phase", "l": "exposure"},
 }
-_UM = {"pm": 1e-6, "angstrom": 1e-4, "å": 1e-4, "nm": 1e-3, "um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6, "micron": 1.0}
+_PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
+_PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
 # "cm" and "inch" are units of printers, and not believed; ImageJ escapes what Java calls non-ASCII
-_UM |= {"picometer": 1e-6, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-_UM |= {"\u03bcm": 1.0, "\\u00b5m": 1.0, "microns": 1.0}
-_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "msec": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
-_S |= {"nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "second": 1.0, "minute": 60.0, "hour": 3600.0}
-_S |= {"hr": 3600.0}
+_UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in ("m", "meter")}
+_UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
+_S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second")}
+_S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says about an image; empty where it says nothing trustworthy.
+    """What a file says about an image; empty where it says nothing trustworthy."""
 
-    Parameters
-    ----------
-    steps
-        By axis: micrometres (z, y, x) and seconds (t).
-    channels
-        Their names.
-    name
-        Of the image, where the file gives one or holds several.
-    unitless
-        Sizes by axis whose unit the file does not say, so that they are not used.
-    description, problem
-        What its writer wrote about it; what keeps its axes from being known.
-    """
-
-    steps: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)  # by axis: micrometres (z, y, x), seconds (t)
     channels: Sequence[str] = ()
     name: str = ""
-    unitless: Mapping[str, float] = field(default_factory=dict)
-    description: str = ""
-    problem: str = ""
+    description: str = ""  # what its writer wrote about it
+    problem: str = ""  # what keeps its axes from being known
+    warning: str = ""  # what is told when the image is read
 
     @property
     def pixel_size_um(self) -> dict[str, float]:
@@ -75,8 +61,28 @@ class Metadata:
         return self.steps.get("t")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """One image in a file; every reader yields these."""
+
+    name: str  # empty where the file gives none
+    levels: Mapping[int, xr.DataArray]  # of its pyramid, lazy, without those that the file lists and lacks
+
+
+def by_position(stored: Stored, dim: str, names: Sequence[str]) -> Iterator[Stored]:
+    """Yield an image per stage position or tile, which lie along one of the axes of a file."""
+    for place, name in enumerate(names):
+        yield Stored(name, {level: image.isel({dim: place}) for level, image in stored.levels.items()})
+
+
+def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Return the steps of axes by value and unit, without those that are absent or in a unit not believed."""
+    known = {axis: step_of(value, unit, axis) for axis, (value, unit) in measured.items() if axis in tuple("tzyx")}
+    return {axis: step for axis, step in known.items() if step is not None}
+
+
 def step_of(value: Any, unit: Any, axis: str) -> float | None:
-    """Return a step in micrometres, or in seconds along t; None where it is absent, or in a unit not believed."""
+    """Return a step in micrometres, or in seconds along t."""
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
         # TIFF stores a ratio of 32-bit integers; the rounding hides its own
@@ -86,19 +92,19 @@ def step_of(value: Any, unit: Any, axis: str) -> float | None:
     return size if math.isfinite(size) and size > 0 else None
 
 
-def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the steps of axes by value and unit, and those without a unit; there 0 and 1 measure nothing."""
-    steps = {axis: step_of(value, unit, axis) for axis, (value, unit) in measured.items()}
-    bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if not str(unit or "").strip()}
-    known = {axis: step for axis, step in steps.items() if step is not None}
-    return known, {axis: step for axis, step in bare.items() if step is not None and step != 1}
+def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return a warning about steps without a unit; there 0 and 1 measure nothing."""
+    bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
+    told = ", ".join(f"{axis} {step:g}" for axis, step in bare.items() if step not in (None, 1))
+    way = "in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
+    return told and f"does not say the unit of its pixel sizes ({told}), so that they are left out; store it {way}"
 
 
-class _Lazy(BackendArray):
-    """An array on disk, read where it is indexed."""
+class Lazy(BackendArray):
+    """An array on disk, read where it is indexed by numbers and slices, one per axis, with steps above 0."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
-        self.shape, self.dtype, self._read = shape, np.dtype(dtype), read
+    def __init__(self, shape: Iterable[int], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
+        self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
         read: npt.NDArray[Any] = indexing.explicit_indexing_adapter(
@@ -107,43 +113,36 @@ class _Lazy(BackendArray):
         return read
 
 
-def mapped_image(values: npt.NDArray[Any], dims: Iterable[str], meta: Metadata) -> xr.DataArray:
-    """Return an array that is mapped into memory as an image, see :func:`lazy_image`."""
-    image = _named(xr.Variable(_dims(dims), values), meta)
-    image.encoding["mapped"] = True
-    return image
-
-
-def lazy_image(
-    shape: Sequence[int], dtype: Any, dims: Iterable[str], read: Callable[[tuple[Any, ...]], Any], meta: Metadata
+def image_of(
+    array: Any, dims: Iterable[str], meta: Metadata, held: npt.NDArray[np.bool_] | None = None, open_ended: bool = False
 ) -> xr.DataArray:
-    """Return an image that is read where it is indexed.
+    """Return an array as an image: mapped where it is NumPy's, else read where it is indexed.
 
-    Parameters
-    ----------
-    shape, dtype
-        Of all of it.
-    dims
-        What the file calls its axes: letters of tifffile, or words; none for an axis of which it knows nothing.
-    read
-        From an index of numbers and slices (one per axis, steps above 0) to the values.
-    meta
-        What else the file says.
+    ``dims`` is what the file calls its axes: letters of tifffile, or words; none where it says nothing. ``held`` tells
+    by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
     """
-    return _named(xr.Variable(_dims(dims), indexing.LazilyIndexedArray(_Lazy(tuple(shape), dtype, read))), meta)
-
-
-def _named(variable: xr.Variable, meta: Metadata) -> xr.DataArray:
-    image = xr.DataArray(variable, name="photons", attrs={"metadata": meta})
+    names, shape = [str(dim).strip().lower() for dim in dims], tuple(array.shape)
+    if len(names) != len(shape) and names:
+        told = (
+            f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {shape}, expected a name for each"
+        )
+        example = AXES[-len(shape) :] if 2 <= len(shape) <= len(AXES) else "zyx"
+        names, meta = [""] * len(shape), replace(meta, problem=f'{told}; name them, such as axes="{example}"')
+    elif not names:
+        names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
+    names = [_NAMES.get(name, name) for name in (_NUMBERED.sub("", name) for name in names)]
+    unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
+    names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
+    mapped = isinstance(array, np.ndarray)
+    if not mapped:
+        lazy = array if isinstance(array, Lazy) else Lazy(shape, array.dtype, array.__getitem__)
+        array = indexing.LazilyIndexedArray(lazy)
+    image = xr.DataArray(xr.Variable(names, array), name="photons", attrs={"metadata": meta})
+    image.encoding["mapped"] = mapped
+    if held is not None:
+        image = image.assign_coords({STORED: (names[: held.ndim], held, {OPEN_ENDED: open_ended})})
     single = [dim for dim in image.dims if is_foreign(dim) and image.sizes[dim] == 1]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
-
-
-def _dims(dims: Iterable[str]) -> list[str]:
-    names = [_NUMBERED.sub("", str(dim).strip().lower()) for dim in dims]
-    names = [_NAMES.get(name, name) for name in names]
-    unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
-    return [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
 
 
 def is_unknown(dim: Hashable) -> bool:
@@ -162,21 +161,12 @@ def with_coordinates(image: xr.DataArray) -> xr.DataArray:
     coords: dict[str, Any] = {}
     for axis, step in meta.steps.items():
         if axis in image.dims:
-            # The step is kept as well, because an axis of length 1 has no differences.
+            # the step is kept as well, because an axis of length 1 has no differences
             words = {"units": "s" if axis == "t" else "um", "step": step}
             coords[axis] = (axis, np.arange(image.sizes[axis]) * step, words)
     if len(meta.channels) == image.sizes.get("c", 1):
         coords["c"] = ("c", list(meta.channels)) if "c" in image.dims else meta.channels[0]
     return image.assign_coords(coords)
-
-
-def wrong_axes(names: Iterable[str], shape: Sequence[int]) -> str:
-    """Return what is wrong with the axes of a file that are not as many as those of its array."""
-    hint = f'axes="{AXES[-len(shape) :]}"' if 2 <= len(shape) <= len(AXES) else "out of t, c, z, y, x"
-    return (
-        f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {tuple(shape)}, expected a name for "
-        f"each; name them, such as {hint}"
-    )
 
 
 def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
@@ -186,50 +176,28 @@ def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
 
 def metadata_of(image: xr.DataArray) -> Metadata:
     """Return what the coordinates of an image say, and its name in the file that it was read from."""
-    names: tuple[str, ...] = ()
-    if "c" in image.coords and image.coords["c"].dtype.kind in "UO":
-        names = tuple(str(name) for name in image.coords["c"].values.ravel())
+    named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
+    names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
     steps = {axis: _step(image.coords[axis]) for axis in "tzyx" if axis in image.dims and axis in image.coords}
     known = {axis: step for axis, step in steps.items() if step is not None}
     return Metadata(known, names, str(image.attrs.get("series", "")))
 
 
 def _step(coord: xr.DataArray) -> float | None:
-    if coord.dtype.kind not in "fiu":
-        return None
-    if coord.size < 2:
-        step = coord.attrs.get("step")
-        return None if step is None else float(step)
+    if coord.size < 2 or coord.dtype.kind not in "fiu":
+        return coord.attrs.get("step")
     step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
     return float(f"{step:.9g}") if step > 0 else None
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
-    """Return an array as an image with named axes; what has them passes.
-
-    Parameters
-    ----------
-    array
-        An ``xarray.DataArray``, or with ``dims`` anything that NumPy takes for an array.
-    dims
-        The axes of ``array``, out of ``t c z y x``, such as ``"zyx"``.
-    what
-        What to call it in messages.
-
-    Raises
-    ------
-    AxesError
-        If the axes are unknown, are not out of ``t c z y x`` with y and x, or do not fit the array.
-    """
+    """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
     if not isinstance(array, xr.DataArray):
         ndim = np.ndim(array)
         if dims is None:
+            told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
             example = AXES[-min(max(ndim, 2), 5) :]
-            raise AxesError(
-                f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x, "
-                f"as read_photons returns; name its axes, such as dims={example!r}, or wrap it with "
-                f"xarray.DataArray(a, dims={list(example)})"
-            )
+            raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
         if len(tuple(dims)) != ndim:
             raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
         image = xr.DataArray(np.asarray(array), dims=tuple(dims))
@@ -239,10 +207,8 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         image = array
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
-        raise AxesError(
-            f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z; name them "
-            "with xarray.DataArray(a, dims=['y', 'x'])"
-        )
+        told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
+        raise AxesError(f"{told}; name them with xarray.DataArray(a, dims=['y', 'x'])")
     return image
 
 
@@ -255,10 +221,8 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
     """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
-        raise NotPhotonCountsError(
-            f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63; look for its "
-            "original, in which such numbers may be negative ones"
-        )
+        told = f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63"
+        raise NotPhotonCountsError(f"{told}; look for its original, in which they may be negative")
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:
@@ -278,8 +242,58 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 def time_as_z(image: xr.DataArray) -> xr.DataArray:
     """Return a movie as a stack, whose z is time: what a 3D network sees of a movie."""
     if "t" not in image.dims or "z" in image.dims:
-        raise AxesError(
-            f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z; "
-            'name its axes, such as axes="tyx", or leave time_as_z out'
-        )
+        told = f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z"
+        raise AxesError(f'{told}; name its axes, such as axes="tyx", or leave time_as_z out')
     return image.rename(t="z")
+
+
+def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -> xr.DataArray:
+    """Sum every ``n_frames`` successive frames of a one-bit movie; frames left over are dropped.
+
+    Parameters
+    ----------
+    movie
+        Dims with t; values 0 and 1 (or 0 and one other number, such as 255).
+    n_frames
+        Frames per sum, at least 1; 1 keeps single frames, as numbers.
+    name
+        What to call the movie in messages.
+
+    Returns
+    -------
+    xarray.DataArray
+        Counts from 0 to ``n_frames``, in the same dims; t is dropped where one sum remains.
+
+    Raises
+    ------
+    AxesError
+        If there is no t, or it has fewer frames.
+    NotPhotonCountsError
+        If frames hold more than two values.
+
+    Warns
+    -----
+    UserWarning
+        If frames are left over.
+    """
+    if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
+        told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
+        raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected that many t")
+    if movie.dtype.kind not in "biuf":
+        raise NotPhotonCountsError(f"{name} holds {movie.dtype}, expected frames of 0 and 1")
+    sums, left = divmod(movie.sizes["t"], n_frames)
+    if left:
+        told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
+        warnings.warn(told, GapWarning, stacklevel=2)
+    one = movie.data.max(initial=0) or 1
+    dtype = np.min_scalar_type(n_frames)
+    summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
+    for number in range(sums):  # one sum in memory at a time: such movies are long
+        block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
+        if not np.isin(block.values, (0, one)).all():
+            told = f"frames of {name} hold other values than 0 and {one}"
+            raise NotPhotonCountsError(f"{told}, expected those of a one-bit camera; sum no frames of counts")
+        summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
+    if "t" in summed.coords and "step" in summed.coords["t"].attrs:
+        summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
+    return summed.isel(t=0, drop=True) if sums == 1 else summed

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from gap_bioimage.errors import GapWarning, OutputError, UnreadableImageError
-from gap_bioimage.io.files import Stored, missing, naming_damage
-from gap_bioimage.io.image import AXES, Metadata, lazy_image, steps_of, wrong_axes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    import xarray as xr
-    import zarr
+from gap_bioimage.errors import UnreadableImageError
+from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, steps_of, told_without_unit
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _VERSION = re.compile(r"0\.[1-6]\b")
@@ -34,182 +27,107 @@ _KINDS = {"t": ("time", "second"), "c": ("channel", None)}
 _COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An image in a store: its levels, and what is said about them (nothing, for a bare array)."""
-
-    name: str
-    levels: Mapping[int, zarr.Array[Any]]
-    words: Mapping[str, Any] = field(default_factory=dict)
-    channels: tuple[str, ...] = ()
-
-
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr store."""
     return path.is_dir() and any((path / mark).is_file() for mark in _MARKS)
 
 
-def open_zarr(path: Path) -> list[Stored]:
-    """Return the images of a Zarr store, a folder or a zip (``.ozx``); of plates, those of all fields that are there.
+def open_zarr(path: Path) -> Iterator[Stored]:
+    """Yield the images of a Zarr store, a folder or a zip (``.ozx``); of plates, those of all fields.
 
     Chunks that a store lacks are empty by Zarr's definition, so one that was copied in part cannot be told from a
     dark image.
 
-    Notes
-    -----
     Source: OME-NGFF 0.4 to 0.6, ``multiscales``, ``coordinateSystems``, ``omero``, ``plate`` and
     ``bioformats2raw.layout``.
     """
-    try:
-        import zarr
-    except ImportError:
-        raise missing(path, "zarr") from None
-    with naming_damage(path):
-        store = str(path) if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
-        images = list(_images(zarr.open(store, mode="r"), ""))
-    several = len(images) > 1
-    return [
-        Stored(
-            image.name,
-            {number: array.shape for number, array in image.levels.items()},
-            lambda number, image=image: _opened(path, image, number, several),  # type: ignore[misc]
-        )
-        for image in images
-    ]
+    import zarr
+
+    store = str(path) if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
+    yield from _images(zarr.open(store, mode="r"), "")
 
 
-def _opened(path: Path, image: _Image, number: int, several: bool) -> xr.DataArray:
-    array = image.levels[number]
-    dims, problem = _axes(image)
-    steps, unitless = _calibration(path, image, dims, number)
-    meta = Metadata(steps, image.channels, image.name if several else "", unitless, problem=problem)
-    return lazy_image(array.shape, array.dtype, dims, array.__getitem__, meta)
-
-
-def _images(node: zarr.Group | zarr.Array[Any], place: str) -> Iterator[_Image]:
+def _images(node: Any, place: str) -> Iterator[Stored]:
     """Yield the images of a group, in the order that its metadata give, else in natural order.
 
     Those that it lists and lacks have no levels.
     """
-    import zarr
-
-    if isinstance(node, zarr.Array):
-        yield _Image(place, {0: node})
-        return
     words = _words(node)
-    if "multiscales" in words:
-        yield from _multiscales(node, words, place)
-        return
-    if "plate" in words:
-        names = [str(part["path"]) for part in words["plate"]["wells"]]
-    elif "well" in words:
-        names = [str(part["path"]) for part in words["well"]["images"]]
+    if hasattr(node, "shape"):
+        named = getattr(node.metadata, "dimension_names", None) or words.get("_ARRAY_DIMENSIONS") or ()
+        names = [str(name or "") for name in named] if len(named) == node.ndim else []
+        yield Stored(place, {0: image_of(node, names, Metadata())})
+    elif "multiscales" in words:
+        for entry in words["multiscales"]:
+            yield _multiscale(node, entry, words, place)
     else:
-        names = _series(node, words)
-    for name in names:
-        inner = f"{place}/{name}".strip("/")
-        if name in node:
-            yield from _images(node[name], inner)
-        else:
-            yield _Image(inner, {})
+        for name in _listed(node, words):
+            inner = f"{place}/{name}".strip("/")
+            yield from _images(node[name], inner) if name in node else [Stored(inner, {})]
 
 
-def _multiscales(node: zarr.Group, words: Mapping[str, Any], place: str) -> Iterator[_Image]:
-    channels = words.get("omero", {}).get("channels", [])
-    labels = tuple(str(each["label"]) for each in channels if each.get("label"))
-    for entry in words["multiscales"]:
-        version = str(words.get("version") or entry.get("version") or "0.5")
-        if not _VERSION.match(version):
-            raise UnreadableImageError(
-                f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6; write it as 0.5"
-            )
-        paths = [str(dataset["path"]) for dataset in entry["datasets"]]
-        levels = {number: node[name] for number, name in enumerate(paths) if name in node}
-        yield _Image(place or str(entry.get("name") or ""), levels, entry, labels)  # type: ignore[arg-type]
+def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
+    """Return the names of what a group holds."""
+    if "plate" in words:
+        return [str(part["path"]) for part in words["plate"]["wells"]]
+    if "well" in words:
+        return [str(part["path"]) for part in words["well"]["images"]]
+    if "bioformats2raw.layout" in words and "OME" in node and (series := _words(node["OME"]).get("series")):
+        return [str(name) for name in series]
+    names = [name for name, _ in node.members() if name not in ("labels", "OME")]
+    return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
 
 
-def _words(node: zarr.Group | zarr.Array[Any]) -> dict[str, Any]:
+def _words(node: Any) -> dict[str, Any]:
     """Return OME's metadata, which 0.5 and later keep under a key of their own."""
     words: dict[str, Any] = node.attrs.asdict()
     return dict(words.get("ome", words))
 
 
-def _series(node: zarr.Group, words: Mapping[str, Any]) -> list[str]:
-    listed = _words(node["OME"]).get("series") if "bioformats2raw.layout" in words and "OME" in node else None
-    names = [str(name) for name in listed or (name for name, _ in node.members()) if name not in ("labels", "OME")]
-    return (
-        names if listed else sorted(names, key=lambda n: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", n)])
-    )
+def _multiscale(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any], place: str) -> Stored:
+    version = str(words.get("version") or entry.get("version") or "0.5")
+    if not _VERSION.match(version):
+        told = f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6"
+        raise UnreadableImageError(f"{told}; write it as 0.5")
+    # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in _axes(entry)]
+    names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis["name"])) for axis in axes] or list(AXES)
+    channels = words.get("omero", {}).get("channels", [])
+    labels = tuple(str(each["label"]) for each in channels if each.get("label"))
+    levels = {}
+    for number, dataset in enumerate(entry["datasets"]):
+        if (name := str(dataset["path"])) in node:
+            steps, warning = _calibration(entry, dataset, axes, names)
+            known = len(names) == node[name].ndim
+            levels[number] = image_of(node[name], names, Metadata(steps if known else {}, labels, warning=warning))
+    return Stored(place or str(entry.get("name") or ""), levels)
 
 
-def _axes(image: _Image) -> tuple[list[str], str]:
-    """Return a name per axis, and what is wrong with those of the file.
-
-    0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems.
-    """
-    array = next(iter(image.levels.values()))
-    if not image.words:
-        named: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-        names = [str(name or "") for name in named or ()]
-        return (names if len(names) == array.ndim else ["y", "x"] if array.ndim == 2 else [""] * array.ndim), ""
-    names = [axis if isinstance(axis, str) else _name(axis) for axis in _described(image.words)] or list(AXES)
-    if len(names) == array.ndim:
-        return names, ""
-    return [""] * array.ndim, wrong_axes(names, array.shape)
-
-
-def _described(words: Mapping[str, Any]) -> list[Any]:
+def _axes(entry: Mapping[str, Any]) -> list[Any]:
     """Return the axes of an image; in 0.6, of the coordinate system that its levels are scaled to."""
-    systems = words.get("coordinateSystems")
+    systems = entry.get("coordinateSystems")
     if not systems:
-        return list(words.get("axes") or [])
-    given = [step.get("output") for step in words["datasets"][0].get("coordinateTransformations") or []]
+        return list(entry.get("axes") or [])
+    given = [step.get("output") for step in entry["datasets"][0].get("coordinateTransformations") or []]
     wanted = [output.get("name") if isinstance(output, dict) else output for output in given]
     return list(next((each for each in systems if each.get("name") in wanted), systems[0])["axes"])
 
 
-def _name(axis: Mapping[str, Any]) -> str:
-    return {"time": "t", "channel": "c"}.get(axis.get("type") or "", str(axis["name"]))
-
-
 def _calibration(
-    path: Path, image: _Image, dims: Sequence[str], number: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the steps of a level, and those of the first level that have no unit."""
-    axes = [axis for axis in _described(image.words) if isinstance(axis, dict)]
-    if not axes or "" in dims:
-        return {}, {}
-    here = _scale(path, image.words, number, len(axes))
-    full = _scale(path, image.words, 0, len(axes)) if number else here
-    measured = [
-        {
-            dim: (step, axis.get("unit"))
-            for dim, step, axis in zip(dims, scale, axes, strict=True)
-            if dim in tuple("tzyx")
-        }
-        for scale in (here, full)
-    ]
-    return steps_of(measured[0])[0], steps_of(measured[1])[1]
-
-
-def _scale(path: Path, words: Mapping[str, Any], number: int, count: int) -> list[float]:
-    """Return the scale of a level, times that of all levels; 0 where it is not known."""
-    scale = np.ones(count)
-    every = words if not words.get("coordinateSystems") else {}  # in 0.6 these lead on to other systems
-    steps = [*(every.get("coordinateTransformations") or []), *_flat(words["datasets"][number])]
-    for step in steps:
+    entry: Mapping[str, Any], dataset: Mapping[str, Any], axes: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[dict[str, float], str]:
+    """Return the steps of a level, its scale times that of all levels, and what of it cannot be believed."""
+    scale = np.ones(len(axes))
+    every = entry if not entry.get("coordinateSystems") else {}  # in 0.6 these lead on to other systems
+    for step in (*(every.get("coordinateTransformations") or []), *_flat(dataset)):
         kind = step.get("type")
-        if kind == "scale" and len(step.get("scale", ())) == count:
+        if kind == "scale" and len(step.get("scale", ())) == len(axes):
             scale = scale * np.asarray(step["scale"], float)
         elif kind not in ("translation", "identity"):
-            warnings.warn(
-                f"{path.name} has {count} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale "
-                "with one number for each; its pixel sizes are left out",
-                GapWarning,
-                stacklevel=2,
-            )
-            return [0.0] * count
-    return [float(each) for each in scale]
+            told = f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale"
+            return {}, f"{told} with a number for each; its pixel sizes are left out"
+    measured = {name: (size, axis.get("unit")) for name, size, axis in zip(names, scale, axes, strict=False)}
+    return steps_of(measured), told_without_unit(measured)
 
 
 def _flat(words: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -223,24 +141,18 @@ def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> No
     The full resolution holds the values as they are. Each further level halves y and x, and z where planes are about
     as close as pixels; its values are averages, so that one contrast fits all levels: for display, not for counting.
 
-    Notes
-    -----
     Source: OME-NGFF 0.5, https://ngff.openmicroscopy.org/0.5.
     """
-    try:
-        import zarr
-    except ImportError:
-        raise OutputError(
-            f"cannot write {path.suffix}: zarr is not installed; type pip install 'gap-bioimage[zarr]'"
-        ) from None
+    import zarr
+
     factors = _factors(image, meta)
     root = zarr.create_group(str(path), zarr_format=3)
     levels = []
     for number, factor in enumerate(factors):
-        shape = {axis: -(-length // factor.get(str(axis), 1)) for axis, length in image.sizes.items()}
-        chunks = tuple(min(_CHUNK.get(str(axis), 1), length) for axis, length in shape.items())
-        kept = {"dtype": image.dtype, "dimension_names": [str(axis) for axis in shape]}
-        levels.append(root.create_array(str(number), shape=tuple(shape.values()), chunks=chunks, **kept))  # type: ignore[arg-type]
+        shape = {str(axis): -(-length // factor.get(str(axis), 1)) for axis, length in image.sizes.items()}
+        chunks = tuple(min(_CHUNK.get(axis, 1), length) for axis, length in shape.items())
+        kept: dict[str, Any] = {"dtype": image.dtype, "dimension_names": list(shape), "chunks": chunks}
+        levels.append(root.create_array(str(number), shape=tuple(shape.values()), **kept))
     ranges = np.zeros((image.sizes.get("c", 1), 2))
     for place in itertools.product(*(range(image.sizes[axis]) for axis in image.dims if axis in ("t", "c"))):
         volume = image[place].reset_coords(drop=True)
@@ -272,23 +184,20 @@ def _halved(volume: xr.DataArray, before: Mapping[str, int], after: Mapping[str,
     return (means.round() if volume.dtype.kind in "iu" else means).astype(volume.dtype)
 
 
-def _ome(
-    name: str, image: xr.DataArray, meta: Metadata, factors: list[dict[str, int]], ranges: list[list[float]]
-) -> dict[str, Any]:
-    described, datasets = [], []
-    for axis in map(str, image.dims):
+def _ome(name: str, image: xr.DataArray, meta: Metadata, factors: Any, ranges: list[list[float]]) -> dict[str, Any]:
+    axes = [str(axis) for axis in image.dims]
+    described, datasets, channels = [], [], []
+    for axis in axes:
         kind, unit = _KINDS.get(axis, ("space", "micrometer"))
         described.append({"name": axis, "type": kind} | ({"unit": unit} if unit and axis in meta.steps else {}))
     for number, factor in enumerate(factors):
-        scale = [float(meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in map(str, image.dims)]
+        scale = [float(meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in axes]
         datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+    for number, label in enumerate(meta.channels):
+        low, high = ranges[number]
+        colour = "FFFFFF" if len(ranges) == 1 else _COLOURS[number % len(_COLOURS)]
+        window = {"min": low, "max": high, "start": low, "end": high}
+        channels.append({"label": label, "color": colour, "active": True, "window": window})
     multiscale = {"name": name, "axes": described, "datasets": datasets, "type": "mean"}
-    words: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale]}
-    if meta.channels:
-        channels = []
-        for number, (label, (low, high)) in enumerate(zip(meta.channels, ranges, strict=True)):
-            colour = "FFFFFF" if len(ranges) == 1 else _COLOURS[number % len(_COLOURS)]
-            window = {"min": low, "max": high, "start": low, "end": high}
-            channels.append({"label": label, "color": colour, "active": True, "window": window})
-        words["omero"] = {"channels": channels}
-    return words
+    shown = {"omero": {"channels": channels}} if channels else {}
+    return {"version": "0.5", "multiscales": [multiscale], **shown}

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
+import xarray as xr
 
-from gap_bioimage.errors import GapWarning, NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.errors import GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.files import Stored, choose, damaged, naming_damage
-from gap_bioimage.io.image import AXES, Metadata, mapped_image, refuse_overflow
+from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import xarray as xr
 
 READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", ".ozx", *READERS)
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
@@ -92,8 +89,8 @@ def read_photons(
         If the level is not the full resolution, a recording stopped early, or pixel sizes are left out because they
         have no unit.
     """
-    chosen = {"channel": channel, "time": time, "series": series, "level": level}
-    return _read_all([Path(path)], axes, chosen, saturation if check else None)[0]
+    chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
+    return _read_all([Path(path)], chosen, saturation if check else None)[0]
 
 
 def read_images(
@@ -117,14 +114,14 @@ def read_images(
     list of xarray.DataArray
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in paths for file in image_files(Path(path))]
+    files = [file for path in paths for file in _image_files(Path(path))]
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
-    chosen = {"channel": channel, "time": time, "series": series, "level": level}
-    return _read_all(files, axes, chosen, saturation if check else None)
+    chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
+    return _read_all(files, chosen, saturation if check else None)
 
 
-def image_files(path: Path) -> list[Path]:
+def _image_files(path: Path) -> list[Path]:
     """Return the images of a folder in natural order; an image stands for itself."""
     if not path.is_dir() or is_zarr(path):
         return [path]
@@ -135,105 +132,86 @@ def image_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
 
 
-def _read_all(
-    files: Sequence[Path], axes: str | None, chosen: dict[str, Any], saturation: float | None
-) -> list[xr.DataArray]:
+def _read_all(files: Sequence[Path], chosen: dict[str, Any], saturation: float | None) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
-    images: list[xr.DataArray] = []
+    images = []
     for file in files:
-        images.append(_read(file, axes, **chosen))
+        images.append(_read(file, **chosen))
         if chosen["level"] and file is files[0]:
-            warnings.warn(
-                f"level {chosen['level']} of an image pyramid holds averages in most files, which are less noisy than "
-                "photon counts; leave level out to work on the counts themselves",
-                GapWarning,
-                stacklevel=3,
-            )
+            told = f"level {chosen['level']} of an image pyramid holds averages in most files"
+            told += ", which are less noisy than photon counts; leave level out to work on the counts themselves"
+            warnings.warn(told, GapWarning, stacklevel=3)
         if saturation is not None:
             check_photon_counts(images[-1], name=file.name, saturation=saturation)
     return images
 
 
-def _read(
-    path: Path,
-    axes: str | None,
-    channel: int | str | None,
-    time: int | str | None,
-    series: int | str | None,
-    level: int | None,
-) -> xr.DataArray:
+def _read(path: Path, *, axes: str | None, channel: Any, time: Any, series: Any, level: int | None) -> xr.DataArray:
     """Read one image: each step takes what the step before it returned."""
-    _check_file(path)
-    with naming_damage(path):
-        image = choose(path, _open(path), series, level)
+    with _naming_damage(path):
+        image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
-    image, meta = select.choose_channel(image, channel, path.name), image.attrs["metadata"]
+    image = select.choose_channel(image, channel, path.name)
     image = select.choose_frames(image, time, path.name)
     image = _loaded(image, path)
     refuse_overflow(image, path.name)
-    if meta.unitless:
-        _warn_of_units(path, meta)
+    if warning := image.attrs.pop("metadata").warning:
+        warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=4)
     keep = {"y", "x", *(axes or "").lower()}
     single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in keep]
     image = image.isel(dict.fromkeys(single, 0)).drop_vars([dim for dim in single if dim != "c"], errors="ignore")
-    image.attrs = {"source": path.name} | ({"series": meta.name} if meta.name else {})
-    return image
+    return image.assign_attrs(source=path.name)
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Turn what libraries and codecs raise on damaged files, of many types, into the one error; ours pass."""
+    try:
+        yield
+    except GapError:
+        raise
+    except Exception as error:
+        told = f"{path} cannot be read as an image ({' '.join(str(error).split()) or type(error).__name__})"
+        hint = "copy it again, or convert it to OME-TIFF in Fiji"
+        raise UnreadableImageError(f"{told}, expected a whole file in a known format; {hint}") from None
 
 
 def _open(path: Path) -> list[Stored]:
     """Return the images of a file, by its suffix; other files are tried as TIFF, and with bioio where installed."""
-    suffix = path.suffix.lower()
-    if is_zarr(path) or suffix == ".ozx":
-        return open_zarr(path)
+    suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() == ".ozx"
+    if not is_zarr(path):
+        _check_file(path)
     if suffix == ".npy":
-        return [_open_npy(path)]
-    if suffix in READERS:
-        return READERS[suffix](path)
-    return open_with_bioio(path) or open_tiff(path)
-
-
-def _open_npy(path: Path) -> Stored:
-    try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise damaged(path, error) from None
-    if not isinstance(values, np.ndarray):
-        raise UnreadableImageError(f"{path} holds several arrays, expected one; save it with numpy.save")
-    dims = "yx" if values.ndim == 2 else [""] * values.ndim
-    return Stored("", {0: values.shape}, lambda _: mapped_image(values, dims, Metadata()))
+        return [Stored("", {0: image_of(values, (), Metadata())})]
+    try:
+        if zarr or suffix in READERS:
+            return list(open_zarr(path) if zarr else READERS[suffix](path))
+        return open_with_bioio(path) or open_tiff(path)
+    except ImportError:
+        told = f"{path.name} needs a library that is not installed"
+        hint = f"pip install 'gap-bioimage[{'zarr' if zarr else 'formats'}]'"
+        raise UnreadableImageError(f"{told}; type {hint}") from None
 
 
 def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     """Return an image with its values, in the order of its axes and in this machine's byte order."""
-    if not image.encoding.get("mapped"):
+    mapped = image.encoding.get("mapped")
+    if not mapped:
         free = psutil.virtual_memory().available
         if image.nbytes > free:
-            raise UnreadableImageError(
-                f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free, "
-                'expected less; read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed '
-                "OME-TIFF, which need not be read at once"
-            )
-        with naming_damage(path):
+            told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
+            hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
+            raise UnreadableImageError(f"{told}, expected less; {hint}, which need not be read at once")
+        with _naming_damage(path):
             image.load()
-    if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not image.encoding.get("mapped")):
+    if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not mapped):
         image = image.astype(image.dtype.newbyteorder("="))
     return image.transpose(*(axis for axis in AXES if axis in image.dims))
 
 
-def _warn_of_units(path: Path, meta: Metadata) -> None:
-    told = ", ".join(f"{axis} {step:g}" for axis, step in meta.unitless.items())
-    warnings.warn(
-        f"{path.name} does not say the unit of its pixel sizes ({told}), so that they are left out; store them "
-        "with their unit: in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis",
-        GapWarning,
-        stacklevel=4,
-    )
-
-
 def _check_file(path: Path) -> None:
-    if is_zarr(path):
-        return
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
@@ -245,8 +223,6 @@ def _check_file(path: Path) -> None:
         raise UnreadableImageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
-    for magic, kind in _PICTURES.items():
-        if head.startswith(magic):
-            raise NotPhotonCountsError(
-                f"{path.name} is a {kind} picture made for display, expected photon counts; export TIFF instead"
-            )
+    if kind := next((kind for magic, kind in _PICTURES.items() if head.startswith(magic)), None):
+        told = f"{path.name} is a {kind} picture made for display, expected photon counts"
+        raise NotPhotonCountsError(f"{told}; export TIFF instead")

@@ -10,30 +10,29 @@ import logging
 import math
 import struct
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
+import xarray as xr
 
 from gap_bioimage.errors import GapWarning, UnreadableImageError
-from gap_bioimage.io.files import Stored, by_position, naming_damage
-from gap_bioimage.io.image import Metadata, lazy_image, mapped_image, steps_of
-from gap_bioimage.io.select import STORED
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
-    import xarray as xr
+from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of, steps_of
 
 _DESCRIPTION = 270  # the tag that holds OME-XML, ImageJ's words or tifffile's shape
 _POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
+_LOST = 'is cut: the description that would name its axes is lost; copy it again, or name them, such as axes="tyx"'
+_PLACES = (273, 279, 324, 325)  # the tags that say where the values of a page are
+_BYTES = {3: 2, 4: 4, 16: 8}  # of a value, by type
+_ALIGNED_BYTES = 16  # a page that follows planes begins so near to their end
 
 
 @dataclass(frozen=True)
@@ -45,41 +44,67 @@ class _Planes:
     page: Any
     series: Any
     offset: int | None = None
+    open_ended: bool = False  # how many planes the file had is not known; one that is missing stands for them
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (*self.table.shape, *self.page.shape)
 
+    def image(self, path: Path, tif: tifffile.TiffFile, meta: Metadata) -> xr.DataArray:
+        """Return the planes as an image, mapped where the file is contiguous and uncompressed."""
+        dtype, held = np.dtype(self.page.dtype).newbyteorder(tif.byteorder), self.table >= 0
+        if held.all() and self.offset is not None:
+            return image_of(np.memmap(path, dtype, "r", self.offset, self.shape), self.dims, meta)
+        lazy = Lazy(self.shape, dtype, partial(self._read, path, tif, dtype))
+        return image_of(lazy, self.dims, meta, None if held.all() else held, self.open_ended)
+
+    def _read(self, path: Path, tif: tifffile.TiffFile, dtype: Any, index: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """Return part of the image, decoding no other pages."""
+        outer = self.table.ndim
+        wanted, shape = self.table[index[:outer]], self.page.shape
+        keys = None if self.page is self.series else np.ravel(wanted).tolist()
+        if self.offset is not None:
+            values = np.memmap(path, dtype, "r", self.offset, (int(self.table.max()) + 1, *shape))[keys]
+        else:
+            tif.filehandle.open()
+            with _quiet_tifffile(), warnings.catch_warnings(), tif:
+                warnings.simplefilter("ignore")  # it opens the other files of a set by itself, and warns of that
+                values = tif.asarray(key=keys, series=self.series)
+        return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
+
 
 def open_tiff(path: Path) -> list[Stored]:
-    """Return the images of a TIFF: its series, and of series with stage positions each position.
-
-    Images are mapped where the file is contiguous and uncompressed.
-    """
-    with naming_damage(path), _quiet_tifffile(), tifffile.TiffFile(path) as tif:
+    """Return the images of a TIFF: its series, and of series with stage positions each position."""
+    with _quiet_tifffile():
         try:
-            count = 1 if tif.is_imagej else len(tif.series)
-            return [stored for number in range(count) for stored in _images(path, tif, number)]
-        except (IndexError, ValueError):
-            if _is_cut(tif):
-                raise _truncated(path, "") from None
-            raise
+            with tifffile.TiffFile(path) as tif:
+                lost, end = _lost_page(tif), tif.filehandle.size
+            # a page of which only a part is there would be an error of the whole file
+            with tifffile.TiffFile(path, size=min(lost, end) if lost else None) as tif:
+                count = 1 if tif.is_imagej else len(tif.series)
+                return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
+        except IndexError:
+            raise UnreadableImageError(f"{path} is cut, and what is left of it is no image; copy it again") from None
+        except struct.error:
+            told = f"{path}, or another file of its set, is cut within a page"
+            raise UnreadableImageError(f"{told}; copy that again, or read {path.name} in a folder of its own") from None
 
 
-def _truncated(path: Path, where: str) -> UnreadableImageError:
-    return UnreadableImageError(f"{path} is truncated: it breaks off{where}; copy or export it again")
-
-
-def _images(path: Path, tif: tifffile.TiffFile, number: int) -> list[Stored]:
-    series = tif.series[number]
-    levels = [_planes(path, tif, level) for level in series.levels]
+def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
+    series, meta = tif.series[number], _metadata(tif, number)
+    levels = [_planes(path, tif, level, lost) for level in series.levels]
+    images = {}
+    for level, planes in enumerate(levels):
+        # rounded lengths make rounded ratios: a level is half or a third, not 0.498
+        pairs = zip(levels[0].dims, levels[0].shape, planes.shape, strict=True)
+        ratio = {axis.lower(): max(1, round(n / m)) for axis, n, m in pairs}
+        steps = {axis: step * ratio.get(axis, 1) for axis, step in meta.steps.items()}
+        images[level] = planes.image(path, tif, replace(meta, steps=steps))
     # other kinds are named by tifffile itself, after the kind
-    meta = replace(_metadata(tif, number), name=str(series.name or "") if series.kind == "ome" else "")
-    shapes = {level: planes.shape for level, planes in enumerate(levels)}
-    stored = Stored(meta.name, shapes, partial(_opened, path, tif, levels, meta))
+    stored = Stored(str(series.name or "") if series.kind == "ome" else "", images)
     for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
         if dim in _POSITIONS:
-            return list(by_position(stored, _POSITIONS[dim], axis, _position_names(tif, shapes[0][axis])))
+            return list(by_position(stored, _POSITIONS[dim], _position_names(tif, levels[0].shape[axis])))
     return [stored]
 
 
@@ -89,67 +114,53 @@ def _position_names(tif: tifffile.TiffFile, count: int) -> list[str]:
     return found if len(found) == count else [f"position {place}" for place in range(count)]
 
 
-def _opened(path: Path, tif: tifffile.TiffFile, levels: Sequence[_Planes], meta: Metadata, number: int) -> xr.DataArray:
-    full, planes = levels[0], levels[number]
-    # rounded lengths make rounded ratios: a level is half or a third, not 0.498
-    ratio = {a.lower(): max(1, round(n / m)) for a, n, m in zip(full.dims, full.shape, planes.shape, strict=True)}
-    meta = replace(meta, steps={axis: step * ratio.get(axis, 1) for axis, step in meta.steps.items()})
-    dtype = np.dtype(planes.page.dtype).newbyteorder(tif.byteorder)
-    held = planes.table >= 0
-    if held.all() and planes.offset is not None:
-        return mapped_image(np.memmap(path, dtype, "r", planes.offset, planes.shape), planes.dims, meta)
-    image = lazy_image(planes.shape, dtype, planes.dims, partial(_read, path, tif, planes, dtype), meta)
-    return image if held.all() else image.assign_coords({STORED: (image.dims[: held.ndim], held)})
-
-
-def _read(path: Path, tif: tifffile.TiffFile, planes: _Planes, dtype: Any, index: tuple[Any, ...]) -> npt.NDArray[Any]:
-    """Return part of an image, decoding no other pages."""
-    outer = planes.table.ndim
-    wanted, shape = planes.table[index[:outer]], planes.page.shape
-    keys = None if planes.page is planes.series else np.ravel(wanted).tolist()
-    if planes.offset is not None:
-        values = np.memmap(path, dtype, "r", planes.offset, (int(planes.table.max()) + 1, *shape))[keys]
-    else:
-        tif.filehandle.open()
-        with _quiet_tifffile(), warnings.catch_warnings(), tif:
-            warnings.simplefilter("ignore")  # it opens the other files of a set by itself, and warns of that
-            values = tif.asarray(key=keys, series=planes.series)
-    return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
-
-
-def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> _Planes:
+def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, lost: int) -> _Planes:
     """Return where the planes of a level are: as many as its file promises, of which some may not be there."""
-    page = series.keyframe
+    page, kind = series.keyframe, series.kind
     pages: list[Any] = []
     with suppress(IndexError):  # a description that names more pages than there are
         pages.extend(series.pages)
     inner = len(page.shape)
-    dims, lengths = series.axes, series.shape[:-inner]
+    dims, lengths, open_ended = series.axes, series.shape[:-inner], False
     mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
+    run = _planes_behind(tif, lost) if lost and mappable and page is tif.pages.first else 0
+    pages = pages[:1] if run > 1 else pages
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
-    if tif.is_imagej and series.kind != "ome" and (promised := _imagej_axes(tif, page, series)):
+    if tif.is_imagej and kind != "ome" and (promised := _imagej_axes(tif, page, series)):
         dims, lengths = promised[0] + page.axes, promised[1]
-    elif _is_cut(tif) and series.kind not in ("ome", "mmstack", "scanimage"):
-        raise _truncated(path, f" after {len(pages)} planes")
-    elif series.kind == "scanimage" and (words := _scanimage_words(tif)):
+    elif kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
         return _Planes(outer + page.axes, table, page, series)
+    elif lost and kind in ("uniform", "generic"):  # cut, and nothing says how many planes it had
+        open_ended = run < 2
+        dims, lengths = "I" + page.axes, (len(pages) + 1 if open_ended else run,)
+    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack"):
+        raise IndexError
     elif (
         series.shape[-inner:] != page.shape
         or series.transform is not None
-        or (len(pages) == 1 < math.prod(lengths) and not mappable)
+        or (len(pages) == 1 < math.prod(lengths) and not mappable and not lost)
     ):
         return _Planes(dims, np.asarray(min(held, default=-1)), series, series)
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
-    if len(pages) == 1 < count:  # one page describes all planes, which lie behind one another
+    # one page may describe all planes, which then lie behind one another
+    if len(pages) == 1 < count and mappable and not open_ended:
         offset = page.dataoffsets[0]
-        there = (tif.filehandle.size - offset) // max(page.nbytes, 1) if mappable else 0
+        there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
         held = [place if place < there else -1 for place in range(count)]
     elif -1 in held or len(held) < count:
         held, offset = held + [-1] * (count - len(held)), None
-    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, offset)
+    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, offset, open_ended)
+
+
+def _planes_behind(tif: tifffile.TiffFile, lost: int) -> int:
+    """Return how many planes lie between the first one and the page that follows, where nothing else does."""
+    first = tif.pages.first
+    following = tif.pages[1].offset if len(tif.pages) > 1 else lost
+    count, rest = divmod(following - first.dataoffsets[0], max(first.nbytes, 1))
+    return int(count) if rest < _ALIGNED_BYTES else 0
 
 
 def _is_held(page: Any) -> bool:
@@ -212,52 +223,51 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
     if not used:
         raise UnreadableImageError(f"{path} holds no complete slice of its recording; record it again")
     if found < total or pages > used:
-        warnings.warn(
-            f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which "
-            "are left out: the recording stopped early, or goes on in another file",
-            GapWarning,
-            stacklevel=2,
+        told = (
+            f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which"
         )
+        told += " are left out: the recording stopped early, or goes on in another file"
+        warnings.warn(told, GapWarning, stacklevel=2)
     table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices]
     table = table.transpose(0, 2, 1, 3).reshape(held * frames, slices, channels)
     return "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1), table.squeeze()
 
 
 def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
-    """Return what a TIFF says of one of its images.
+    """Return what a TIFF says of one of its images, as in OME's schema, ImageJ's TiffEncoder, Micro-Manager's summary.
 
     A plain TIFF says nothing: its resolution is that of a printer or screen (72 per inch), not of a microscope.
-    For the same reason centimetres and inches are not believed in ImageJ files, which copy them from plain
-    ones.
-
-    Source: OME-TIFF 2016-06 schema; ImageJ's ``TiffEncoder``; Micro-Manager's summary.
     """
     if tif.is_ome and tif.ome_metadata:
         return _of_ome(tif.ome_metadata, series)
     if tif.is_imagej and tif.imagej_metadata:
         return _of_imagej(tif, tif.imagej_metadata)
     if tif.is_micromanager and (summary := (tif.micromanager_metadata or {}).get("Summary")):
-        size = summary.get("PixelSize_um")
-        sizes = {"z": (summary.get("z-step_um"), "um"), "y": (size, "um"), "x": (size, "um")}
+        words = {"z": "z-step_um", "y": "PixelSize_um", "x": "PixelSize_um", "t": "Interval_ms"}
+        steps = steps_of({axis: (summary.get(word), word.split("_")[1]) for axis, word in words.items()})
         names = summary.get("ChNames")
-        steps, _ = steps_of(sizes | {"t": (summary.get("Interval_ms"), "ms")})
-        return Metadata(steps, tuple(map(str, names)) if isinstance(names, list) else ())
-    return Metadata(description=str(tif.pages.first.description))
+        return Metadata(steps, list(map(str, names)) if isinstance(names, list) else ())
+    return Metadata(description=str(tif.pages.first.description), problem=_LOST if _lost_description(tif) else "")
+
+
+@lru_cache(maxsize=1)  # a file of many positions has one description of all of them
+def _ome_images(xml: str) -> list[ElementTree.Element]:
+    try:
+        return ElementTree.fromstring(xml).findall("{*}Image/{*}Pixels")  # noqa: S314  (expat bounds its expansion)
+    except ElementTree.ParseError:  # a broken XML is a missing calibration
+        return []
 
 
 def _of_ome(xml: str, series: int) -> Metadata:
-    try:
-        pixels = ElementTree.fromstring(xml).findall("{*}Image")[series].find("{*}Pixels")  # noqa: S314  (expat bounds its expansion)
-    except (IndexError, ElementTree.ParseError):  # a broken XML is a missing calibration
+    images = _ome_images(xml)
+    if series >= len(images):
         return Metadata()
-    if pixels is None:
-        return Metadata()
-    measured = {
-        a: (pixels.get(f"PhysicalSize{a.upper()}"), pixels.get(f"PhysicalSize{a.upper()}Unit", "µm")) for a in "zyx"
-    }
-    steps, _ = steps_of(measured | {"t": (pixels.get("TimeIncrement"), pixels.get("TimeIncrementUnit", "s"))})
+    pixels = images[series]
+    words = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
+    defaults = {"t": "s"}
+    steps = {a: (pixels.get(word), pixels.get(f"{word}Unit", defaults.get(a, "µm"))) for a, word in words.items()}
     names = [channel.get("Name", "") for channel in pixels.findall("{*}Channel")]
-    return Metadata(steps, tuple(names) if all(names) else ())
+    return Metadata(steps_of(steps), names if all(names) else ())
 
 
 def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
@@ -266,38 +276,50 @@ def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
         resolution = tif.pages.first.tags.get(f"{axis.upper()}Resolution")
         pixels, per = resolution.value if resolution is not None else (0, 1)
         measured[axis] = (per / pixels if pixels else None, words.get(f"{axis}unit", words.get("unit", "")))
-    steps, _ = steps_of(measured | {"t": (words.get("finterval"), words.get("tunit", "s"))})
+    steps = steps_of(measured | {"t": (words.get("finterval"), words.get("tunit", "s"))})
     labels = words.get("Labels") or []
     labels = [labels] if isinstance(labels, str) else labels  # tifffile's way with a single one
     channels = int(words.get("channels", 1))
-    names = tuple(str(label) for label in labels[:channels])
-    # ImageJ labels planes ("slice 1 of 20", or with the header of a file), not channels; they are channel names only
-    # where they repeat.
+    names = list(map(str, labels[:channels]))
+    # ImageJ labels planes ("slice 1 of 20", or with a file's header); they are names of channels where they repeat
     one_line = all(name and "\n" not in name for name in names)
-    repeats = one_line and len(labels) % channels == 0 and tuple(labels) == names * (len(labels) // channels)
+    repeats = one_line and len(labels) % channels == 0 and list(labels) == names * (len(labels) // channels)
     return Metadata(steps, names if repeats else (), description=str(words))
 
 
-def _is_cut(tif: tifffile.TiffFile) -> bool:
-    """Whether pages or their description lie behind the end of the file.
+def _lost_page(tif: tifffile.TiffFile) -> int:
+    """Return where the first page begins that is not all in the file; 0 where all are.
 
-    tifffile only logs both, and then returns the first page as if it were all, or planes without axes.
+    tifffile stops there without a word, or with an error that says nothing of the pages before.
     """
-    first, last = tif.pages.first, tif.pages[len(tif.pages) - 1]
-    described, _ = _directory(tif, first.offset)
-    _, following = _directory(tif, last.offset)
-    return following != 0 or (_DESCRIPTION in described and _DESCRIPTION not in first.tags)
+    offset, seen, size = tif.pages.first.offset, set(), tif.filehandle.size
+    while offset and offset not in seen:
+        seen.add(offset)
+        try:
+            tags, following = _directory(tif, offset)
+        except struct.error:
+            return int(offset)
+        for code, kind, count, place in tags:
+            extent = count * _BYTES.get(kind, 1)
+            if code in _PLACES and tif.tiff.offsetsize < extent and place + extent > size:
+                return int(offset)
+        offset = following
+    return 0
 
 
-def _directory(tif: tifffile.TiffFile, offset: int) -> tuple[set[int], int]:
-    """Return the tag codes of a page, and the offset of the page after it (0 at the end)."""
+def _lost_description(tif: tifffile.TiffFile) -> bool:
+    first = tif.pages.first
+    return _DESCRIPTION not in first.tags and any(tag[0] == _DESCRIPTION for tag in _directory(tif, first.offset)[0])
+
+
+def _directory(tif: tifffile.TiffFile, offset: int) -> tuple[list[tuple[int, int, int, int]], int]:
+    """Return the tags of a page (code, type, count, value or its place), and the offset of the page after it."""
     layout, handle = tif.tiff, tif.filehandle
     handle.seek(offset)
     (count,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
-    entries = handle.read(count * layout.tagsize)
-    codes = {code for code, *_ in struct.iter_unpack(f"{tif.byteorder}H{layout.tagsize - 2}s", entries)}
-    (following,) = struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))
-    return codes, following
+    entry = struct.Struct(f"{tif.byteorder}HH{'QQ' if layout.tagsize == 20 else 'II'}")
+    tags = [entry.unpack(handle.read(entry.size)) for _ in range(count)]
+    return tags, struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))[0]
 
 
 @contextmanager

@@ -1,54 +1,32 @@
-"""The formats of microscopes' makers, through libraries under permissive licences; bioio reads what is left.
+"""HDF5, and the formats of microscopes' makers, through libraries under permissive licences; bioio reads what is left.
 
 libCZI, pylibCZIrw and bioio-czi are under LGPL and GPL, as is readlif.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.files import Stored, by_position, missing, naming_damage
-from gap_bioimage.io.hdf5 import open_hdf5
-from gap_bioimage.io.image import Metadata, lazy_image, steps_of
+from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of, steps_of, told_without_unit
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import numpy.typing as npt
-
+_NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes of HDF5
 _NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_Reader = Callable[[Path], list[Stored]]
 
 
-def _reader(read: Callable[[Path], Iterator[Stored]]) -> _Reader:
-    """Name the extra where the library is not installed, and the file where it is damaged."""
-
-    @wraps(read)
-    def reader(path: Path) -> list[Stored]:
-        with naming_damage(path):
-            try:
-                return list(read(path))
-            except ImportError:
-                raise missing(path, "formats") from None
-
-    return reader
-
-
-def _stored(
-    shape: Sequence[int], dtype: Any, dims: Sequence[str], read: Callable[[tuple[Any, ...]], Any], meta: Metadata
-) -> Stored:
+def _stored(name: str, array: Any, dims: Iterable[str], steps: Mapping[str, float], channels: Sequence[str]) -> Stored:
     known = [dim if dim.upper() in tuple("TCZYXS") else _foreign(dim) for dim in dims]
-    return Stored(meta.name, {0: tuple(shape)}, lambda _: lazy_image(shape, dtype, known, read, meta))
+    return Stored(name, {0: image_of(array, known, Metadata(steps, channels if all(channels) else ()))})
 
 
 def _foreign(dim: str) -> str:
@@ -62,12 +40,11 @@ def _narrow(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _steps(coords: Mapping[Any, Any], length: str, time: str = "s") -> dict[str, float]:
     """Return the steps of a library's coordinates, in its units of length and time."""
-    found = {str(axis).lower(): np.asarray(values) for axis, values in coords.items() if axis in tuple("TZYX")}
-    spans = {axis: float(abs(c[-1] - c[0])) / (c.size - 1) for axis, c in found.items() if c.size > 1}
-    return steps_of({axis: (step, time if axis == "t" else length) for axis, step in spans.items()})[0]
+    found = {axis.lower(): np.asarray(coords[axis]) for axis in "TZYX" if axis in coords}
+    spans = {axis: abs(c[-1] - c[0]) / (c.size - 1) for axis, c in found.items() if c.size > 1}
+    return steps_of({axis: (step, time if axis == "t" else length) for axis, step in spans.items()})
 
 
-@_reader
 def _lif(path: Path) -> Iterator[Stored]:
     """Yield the images of a Leica file; each stage position of a tile scan is one."""
     from liffile import LifFile
@@ -81,30 +58,21 @@ def _lif(path: Path) -> Iterator[Stored]:
                     values = file.images[number].asarray(out=None if "S" in file.images[number].dims else "memmap")
                     return np.array(values[index])
 
-            meta = Metadata(_steps(image.coords, "m"), _dyes(image.xml_element), image.path)
-            stored = _stored(image.shape, image.dtype, image.dims, read, meta)
-            if "M" not in image.dims:
-                yield stored
-                continue
-            axis = image.dims.index("M")
-            names = [f"{image.path}/{place}" for place in range(image.shape[axis])]
-            yield from by_position(stored, _foreign("M"), axis, names)
+            array = Lazy(image.shape, image.dtype, read)
+            stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), _dyes(image.xml_element))
+            places = image.sizes.get("M", 0)
+            names = [f"{image.path}/{place}" for place in range(places)]
+            yield from by_position(stored, _foreign("M"), names) if places else [stored]
 
 
-def _dyes(xml: Any) -> tuple[str, ...]:
+def _dyes(xml: Any) -> list[str]:
     """Return the names of the dyes, else those of the colour tables where they differ."""
-    dyes, tables = [], []
-    for item in xml.iterfind("./Data/Image/ImageDescription/Channels/ChannelDescription"):
-        words = {each.findtext("Key"): each.findtext("Value") for each in item.iterfind("ChannelProperty")}
-        dyes.append(words.get("DyeName") or "")
-        tables.append(item.get("LUTName", ""))
-    for names in (dyes, tables):
-        if all(names) and len(set(names)) == len(names):
-            return tuple(names)
-    return ()
+    channels = xml.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
+    dyes = [item.findtext("ChannelProperty[Key='DyeName']/Value") or "" for item in channels]
+    tables = [item.get("LUTName", "") for item in channels]
+    return next((names for names in (dyes, tables) if all(names) and len(set(names)) == len(names)), [])
 
 
-@_reader
 def _nd2(path: Path) -> Iterator[Stored]:
     """Yield the stage positions of a Nikon file."""
     from nd2 import ND2File
@@ -114,42 +82,33 @@ def _nd2(path: Path) -> Iterator[Stored]:
             return np.asarray(file.to_dask()[index])
 
     with ND2File(path) as file:
-        image = file.to_xarray(delayed=True, squeeze=False)
-        channels = [str(name) for name in image.coords["C"].values] if "C" in image.coords else []
-        steps = _steps({axis: image.coords[axis].values for axis in "TZYX" if axis in image.coords}, "um", "ms")
+        coords = file.to_xarray(delayed=True, squeeze=False).coords
+        steps = _steps(coords, "um", "ms")
         known = [channel.volume.axesCalibrated for channel in file.metadata.channels or []]
         if known and not known[0][0]:  # the library then takes pixels of 1 um
             steps = {axis: step for axis, step in steps.items() if axis in "tz"}
-        meta = Metadata(steps, channels if all(channels) else ())
-        stored = _stored(tuple(file.sizes.values()), file.dtype, list(file.sizes), read, meta)
-        if "P" not in file.sizes:
-            yield stored
-            return
-        names = [str(name) for name in image.coords["P"].values]
-        yield from by_position(stored, _foreign("P"), list(file.sizes).index("P"), names)
+        channels = [str(name) for name in coords["C"].values] if "C" in coords else []
+        stored = _stored("", Lazy(file.sizes.values(), file.dtype, read), file.sizes, steps, channels)
+        names = [str(name) for name in coords["P"].values] if "P" in file.sizes else []
+        yield from by_position(stored, _foreign("P"), names) if names else [stored]
 
 
-@_reader
 def _ptu(path: Path) -> Iterator[Stored]:
     """Yield the image of a PicoQuant file: photons per frame, pixel and detector, whenever in the laser's period."""
     from ptufile import PtuFile
-
-    with PtuFile(str(path)) as file:
-        dims, shape = list(file.dims), list(file.shape)
-        if not {"Y", "X"} < set(dims) or dims[-1] != "H":
-            raise UnreadableImageError(
-                f"{path} holds a point or line measurement, expected an image scan in T3 mode; name another file"
-            )
-        steps = _steps(file.coords, "m")
 
     def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
         with PtuFile(str(path)) as file:
             return _narrow(np.asarray(file.decode_image(dtime=-1, dtype=np.uint32, keepdims=True))[..., 0][index])
 
-    yield _stored(shape[:-1], np.uint32, dims[:-1], read, Metadata(steps))
+    with PtuFile(str(path)) as file:
+        dims = list(file.dims)
+        if not {"Y", "X"} < set(dims) or dims[-1] != "H":
+            told = "a point or line measurement, expected an image scan in T3 mode"
+            raise UnreadableImageError(f"{path} holds {told}; name another file")
+        yield _stored("", Lazy(file.shape[:-1], np.uint32, read), dims[:-1], _steps(file.coords, "m"), ())
 
 
-@_reader
 def _sdt(path: Path) -> Iterator[Stored]:
     """Yield the images of a Becker & Hickl file: photons per pixel, blocks of one shape as channels, others apart.
 
@@ -164,11 +123,9 @@ def _sdt(path: Path) -> Iterator[Stored]:
     same = len({block.shape for block in blocks}) == 1
     for group in [blocks] if same else [[block] for block in blocks]:
         counts = np.stack([block.sum(axis=-1, dtype=np.uint32) for block in group])
-        counts = _narrow(counts)
-        yield _stored(counts.shape, counts.dtype, "cyx", counts.__getitem__, Metadata())
+        yield _stored("", _narrow(counts), "cyx", {}, ())
 
 
-@_reader
 def _czi(path: Path) -> Iterator[Stored]:
     """Yield the scenes of a Zeiss file.
 
@@ -182,26 +139,24 @@ def _czi(path: Path) -> Iterator[Stored]:
         old = not hasattr(file, "scenes")
         scenes = sorted({_scene(tile) for tile in _tiles(file)}) if old else list(file.scenes)
         names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
-        names = names if len(names) == len(scenes) else [""] * len(scenes)
-        for scene, name in zip(scenes, names, strict=True):
-            image = _old_scene(file, scene) if old else file.scenes[scene]
-            dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims
+        channels = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
+        for place, scene in enumerate(scenes):
 
             def read(index: tuple[Any, ...], scene: Any = scene) -> Any:
                 with CziFile(str(path)) as file:
                     if not old:
                         return np.asarray(file.scenes[scene].asarray())[index]
                     try:
-                        image = _old_scene(file, scene)
-                        rest = _chosen_tiles(image, index)
-                        return np.asarray(image.asarray(resize=False, max_workers=1))[rest]
+                        return _old_scene(file, scene).asarray(resize=False, max_workers=1)[index]
                     except KeyError as error:
-                        raise UnreadableImageError(
-                            f"{path.name} is compressed in a way (CZI's number {error}) that Python 3.11 cannot read; "
-                            "use Python 3.12 or later, or save it without compression"
-                        ) from None
+                        told = f"{path.name} is compressed in a way (CZI's number {error}) unknown to Python 3.11"
+                        hint = "use Python 3.12 or later, or save it without compression"
+                        raise UnreadableImageError(f"{told}; {hint}") from None
 
-            yield _stored(image.shape, image.dtype, dims, read, _of_czi(xml, name))
+            image = _old_scene(file, scene) if old else file.scenes[scene]
+            dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims
+            name = names[place] if len(names) == len(scenes) else ""
+            yield _stored(name, Lazy(image.shape, image.dtype, read), dims, _czi_steps(xml), channels)
 
 
 def _tiles(file: Any) -> list[Any]:
@@ -213,39 +168,64 @@ def _scene(tile: Any) -> int:
 
 
 def _old_scene(file: Any, scene: int) -> Any:
-    return _of_tiles(file, [tile for tile in _tiles(file) if _scene(tile) == scene])
-
-
-def _of_tiles(file: Any, tiles: list[Any]) -> Any:
     for name in ("shape", "start", "axes", "dtype"):  # computed from the tiles once
         file.__dict__.pop(name, None)
+    tiles = [tile for tile in _tiles(file) if _scene(tile) == scene]
     file.filtered_subblock_directory = sorted(tiles, key=lambda tile: tile.mosaic_index or 0)
     return file
 
 
-def _chosen_tiles(image: Any, index: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Leave out the planes that were not chosen, and return the index into what is left."""
-    tiles, start, shape = image.filtered_subblock_directory, image.start, image.shape
-    rest = list(index)
-    for axis, chosen in enumerate(index):
-        if all(tile.shape[axis] == 1 for tile in tiles) and image.axes[axis] not in "YX":
-            places = range(shape[axis])[chosen]
-            wanted = places if isinstance(chosen, slice) else (places,)
-            tiles = [tile for tile in tiles if tile.start[axis] - start[axis] in wanted]
-            rest[axis] = slice(None, None, chosen.step) if isinstance(chosen, slice) else 0
-    _of_tiles(image, tiles)
-    return tuple(rest)
+def _czi_steps(xml: ElementTree.Element) -> dict[str, float]:
+    """Return the calibration; CZI keeps metres and seconds."""
+    found = xml.iterfind(".//Scaling/Items/Distance")
+    measured = {item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in found}
+    interval = xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment")
+    return steps_of(measured | {"t": (interval, "s")})
 
 
-def _of_czi(xml: ElementTree.Element, name: str) -> Metadata:
-    """Return the calibration, with the name of the scene; CZI keeps metres and seconds."""
-    measured = {
-        item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in xml.iterfind(".//Scaling/Items/Distance")
-    }
-    measured["t"] = (xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment"), "s")
-    steps, _ = steps_of({axis: step for axis, step in measured.items() if axis in tuple("tzyx")})
-    names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
-    return Metadata(steps, tuple(names) if all(names) else (), name)
+def _hdf5(path: Path) -> Iterator[Stored]:
+    """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
+
+    Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
+    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
+    Attributes such as ``voxel_size`` are in micrometres for some and in nanometres for others, and not believed.
+    """
+    import h5py
+
+    found: dict[str, Any] = {}
+    h5py.File(path, "r").visititems(lambda name, node: found.update({name: node}))
+    for name, data in found.items():
+        if not isinstance(data, h5py.Dataset) or data.ndim < 2 or data.dtype.kind not in "biuf":
+            continue
+        tags = json.loads(data.attrs.get("axistags", "{}")).get("axes", [])
+        labels = [dimension.label for dimension in data.dims]
+        named = list(_text(data.attrs.get("axes", ""))) or (labels if any(labels) else [])
+        axes = [str(tag["key"]) for tag in tags] or named
+        units = json.loads(data.attrs.get("axis_units", "{}"))
+        told = {str(tag["key"]): (tag.get("resolution"), units.get(str(tag["key"]))) for tag in tags}
+        sizes = np.atleast_1d(data.attrs.get("element_size_um", ()))
+        measured = told | {"t": (data.attrs["interval_s"], "s")} if "interval_s" in data.attrs else told
+        if sizes.shape == (3,):  # ilastik's own sizes count where Fiji's are missing
+            measured = measured | {axis: (size, "um") for axis, size in zip("zyx", sizes, strict=True)}
+        steps = steps_of(measured)
+        bare = {axis: size for axis, size in (told | _without_unit(data, axes)).items() if axis not in steps}
+        channels = [_text(name) for name in np.atleast_1d(data.attrs.get("channels", ()))]
+        meta = Metadata(steps, channels, warning=told_without_unit(bare))
+        yield Stored(name, {0: image_of(data, axes, meta)})
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _without_unit(data: Any, axes: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Return the sizes of other programs' attributes, by axis."""
+    space = [axis.lower() for axis in axes if axis.lower() in tuple("zyx")]
+    for name in _NO_UNIT:
+        found = np.atleast_1d(data.attrs.get(name, ()))
+        if found.shape == (len(space),):
+            return {axis: (size, None) for axis, size in zip(space, found, strict=True)}
+    return {}
 
 
 def open_with_bioio(path: Path) -> list[Stored]:
@@ -259,40 +239,39 @@ def open_with_bioio(path: Path) -> list[Stored]:
     from bioio import BioImage
     from bioio_base.exceptions import UnsupportedFileFormatError
 
-    with naming_damage(path):
-        try:
-            reader = BioImage(path).reader
-        except UnsupportedFileFormatError:
-            return []
-        return [_scene_of(reader, number, str(name)) for number, name in enumerate(reader.scenes)]
+    try:
+        reader = BioImage(path).reader
+    except UnsupportedFileFormatError:
+        return []
+    return [_bioio_scene(reader, number, str(name)) for number, name in enumerate(reader.scenes)]
 
 
-def _scene_of(reader: Any, number: int, scene: str) -> Stored:
-    reader.set_scene(number)
-    levels = {level: tuple(reader.resolution_level_dims[level]) for level in reader.resolution_levels}
-    name = "" if _NUMBERED.fullmatch(scene) else scene
-
-    def opened(level: int) -> Any:
+def _bioio_scene(reader: Any, number: int, scene: str) -> Stored:
+    def chosen(level: int) -> Any:
         reader.set_scene(number)
         reader.set_resolution_level(level)
-        image = reader.xarray_dask_data
-        meta = _of_bioio(reader, image, name)
-        return lazy_image(image.shape, image.dtype, image.dims, lambda index: np.asarray(image.data[index]), meta)
+        return reader.xarray_dask_data
 
-    return Stored(scene, levels, opened)
+    reader.set_scene(number)
+    images = {}
+    for level in reader.resolution_levels:
+        image = chosen(level)
+        array = Lazy(image.shape, image.dtype, lambda index, level=level: chosen(level).data[index])  # type: ignore[misc]
+        images[level] = image_of(array, image.dims, _of_bioio(reader, image))
+    return Stored("" if _NUMBERED.fullmatch(scene) else scene, images)
 
 
-def _of_bioio(reader: Any, image: Any, name: str) -> Metadata:
+def _of_bioio(reader: Any, image: Any) -> Metadata:
     interval = reader.time_interval
     seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
     measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
     names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
-    steps, _ = steps_of(measured | {"t": (seconds, "s")})
-    return Metadata(steps, () if any(_NUMBERED.fullmatch(each) for each in names) else tuple(names), name)
+    numbers = any(_NUMBERED.fullmatch(each) for each in names)
+    return Metadata(steps_of(measured | {"t": (seconds, "s")}), () if numbers else tuple(names))
 
 
-READERS: dict[str, _Reader] = {
-    **dict.fromkeys((".h5", ".hdf5"), open_hdf5),
+READERS: dict[str, Callable[[Path], Iterator[Stored]]] = {
+    **dict.fromkeys((".h5", ".hdf5"), _hdf5),
     **dict.fromkeys((".lif", ".lof", ".xlif"), _lif),
     **{".czi": _czi, ".nd2": _nd2, ".ptu": _ptu, ".sdt": _sdt},
 }

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
+import xarray as xr
 
 from gap_bioimage.errors import AxesError, OutputError
 from gap_bioimage.files import replacing, replacing_folder
-from gap_bioimage.io.hdf5 import write_hdf5
 from gap_bioimage.io.image import AXES, Metadata, metadata_of
 from gap_bioimage.io.ome_zarr import is_zarr, write_zarr
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-    import xarray as xr
-
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".h5", ".hdf5")
 _IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the rest is for its tags
+_VIGRA_FLAGS = {"c": 1, "t": 8, "z": 2, "y": 2, "x": 2}
 
 
 def check_output(path: Path, source: Path | None = None) -> None:
@@ -67,10 +64,8 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     check_output(path)
     dims = ["t" if dim == "sample" else str(dim) for dim in image.dims]
     if not {"y", "x"} <= set(dims) <= set(AXES) or len(set(dims)) < len(dims):
-        raise AxesError(
-            f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
-            "(or sample), c, z; rename them, or write one sample at a time"
-        )
+        told = f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
+        raise AxesError(f"{told}(or sample), c, z; rename them, or write one sample at a time")
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -79,14 +74,22 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     image = image.rename({old: new for old, new in zip(image.dims, dims, strict=True) if old != new})
     image = image.transpose(*(axis for axis in ("tzcyx" if suffix in (".tif", ".tiff") else AXES) if axis in dims))
     image, meta = image.copy(data=_real(path, image)), metadata_of(image)
-    if suffix == ".zarr":
-        with replacing_folder(path) as folder:
-            write_zarr(folder, image, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
-    elif suffix in (".tif", ".tiff"):
-        _write_tiff(path, image, meta, compression)
-    else:
-        with replacing(path) as temporary:
-            write_hdf5(temporary, image, meta, compression)
+    with replacing_folder(path) if suffix == ".zarr" else replacing(path) as temporary:
+        try:
+            if suffix == ".zarr":
+                write_zarr(temporary, image, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
+            elif suffix in (".tif", ".tiff"):
+                _write_tiff(temporary, path, image, meta, compression)
+            else:
+                _write_hdf5(temporary, image, meta, compression)
+        except ImportError as error:
+            told = f"cannot write {path.suffix}: {error.name} is not installed"
+            raise OutputError(
+                f"{told}; type pip install 'gap-bioimage[{'zarr' if suffix == '.zarr' else 'formats'}]'"
+            ) from None
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
 
 
 def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
@@ -101,20 +104,14 @@ def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _write_tiff(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
+def _write_tiff(temporary: Path, path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
     values, axes = _narrowed(path, image.values), "".join(map(str, image.dims)).upper()
     imagej = values.dtype in (np.uint8, np.uint16, np.float32) and values.nbytes < _IMAGEJ_LIMIT_BYTES
-    options: dict[str, Any] = {"photometric": "minisblack", "compression": compression}
     if imagej and not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
-        options |= {"imagej": True} | _imagej(meta, axes, values.shape)
+        options = {"imagej": True} | _imagej(meta, image)
     else:
-        options |= {"ome": True, "bigtiff": True, "metadata": _ome(meta, axes)}
-    with replacing(path) as temporary:
-        try:
-            tifffile.imwrite(temporary, values, **options)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
+        options = {"ome": True, "bigtiff": True, "metadata": _ome(meta, axes)}
+    tifffile.imwrite(temporary, values, photometric="minisblack", compression=compression, **options)
 
 
 def _narrowed(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -128,20 +125,19 @@ def _narrowed(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
 
 
-def _imagej(meta: Metadata, axes: str, shape: Sequence[int]) -> dict[str, Any]:
-    """Return ImageJ's metadata and resolution (pixels per micrometre, x and y), of axes out of TZCYX in that order."""
+def _imagej(meta: Metadata, image: xr.DataArray) -> dict[str, Any]:
+    """Return ImageJ's metadata and resolution (pixels per micrometre, x and y) of axes in the order t z c y x."""
     steps = meta.steps
-    words: dict[str, Any] = {"axes": axes, "mode": "composite" if "C" in axes else "grayscale"}
+    words: dict[str, Any] = {"axes": "".join(map(str, image.dims)).upper()}
+    words["mode"] = "composite" if "c" in image.dims else "grayscale"
     resolution = None
     if "x" in steps and "y" in steps:  # ImageJ has one unit for all axes, so z alone cannot be said
         resolution = (1 / steps["x"], 1 / steps["y"])
-        words["unit"] = "micron"
-        if "z" in steps:
-            words["spacing"] = steps["z"]
+        words |= {"unit": "micron"} | ({"spacing": steps["z"]} if "z" in steps else {})
     if "t" in steps:
         words["finterval"] = steps["t"]
     if meta.channels:  # one label per plane, channels running fastest
-        planes = math.prod(n for axis, n in zip(axes, shape, strict=True) if axis in "TZC")
+        planes = math.prod(image.sizes.get(axis, 1) for axis in "tzc")
         words["Labels"] = [*meta.channels] * (planes // len(meta.channels))
     return {"metadata": words, "resolution": resolution}
 
@@ -156,3 +152,24 @@ def _ome(meta: Metadata, axes: str) -> dict[str, Any]:
     if meta.channels:
         words["Channel"] = {"Name": [*meta.channels]}
     return words | ({"Name": meta.name} if meta.name else {})
+
+
+def _write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
+    """Write one dataset, ``data`` (ilastik's own name for it), with the attributes that are read again."""
+    import h5py
+
+    axes, steps = "".join(map(str, image.dims)), meta.steps
+    tags = [{"key": a, "typeFlags": _VIGRA_FLAGS[a], "resolution": steps.get(a, 0), "description": ""} for a in axes]
+    units = {axis: "s" if axis == "t" else "um" for axis in axes if axis in steps}
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("data", data=image.values, compression=compression)
+        data.attrs.update(axes=axes, axistags=json.dumps({"axes": tags}), axis_units=json.dumps(units))
+        for dimension, axis in zip(data.dims, axes, strict=True):
+            dimension.label = axis
+        if meta.pixel_size_um:
+            # three numbers always; 0, which no pixel measures, stands for an unknown one
+            data.attrs["element_size_um"] = [steps.get(axis, 0.0 if axis in axes else 1.0) for axis in "zyx"]
+        if "t" in steps:
+            data.attrs["interval_s"] = steps["t"]
+        if meta.channels:
+            data.attrs["channels"] = [str(name) for name in meta.channels]
