@@ -286,8 +286,7 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     CountsWarning
         If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
     """
-    from gap_bioimage.evidence import measure
-    from gap_bioimage.judging import judge
+    from gap_bioimage.judging import judge, measure
 
     finding = judge(measure(photons), name, saturation)
     if finding.refused:
@@ -311,8 +310,8 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     NotPhotonCountsError
         If values are negative, fractional or not finite, or there are none.
     """
-    from gap_bioimage.evidence import Evidence, measure, scan
-    from gap_bioimage.judging import judge
+    from gap_bioimage.camera.moments import scan
+    from gap_bioimage.judging import Evidence, judge, measure
 
     if photons.dtype.kind in "bu" and photons.size:
         return

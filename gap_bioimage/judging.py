@@ -1,22 +1,40 @@
-"""From what was measured on an image to a verdict, and a sentence that says why."""
+"""What `inspect` measures on an image, and the table of rules that makes a verdict and a sentence of it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
+from scipy import ndimage
 
-from gap_bioimage.evidence import areas, jpeg_edge, missing_levels, one_bit, shared_noise
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gap_bioimage.camera.noise import Noise
-    from gap_bioimage.evidence import Evidence
+from gap_bioimage.camera.moments import (
+    FEW_PIXELS,
+    Floats,
+    Statistics,
+    Values,
+    as_stack,
+    looks_at,
+    moments_of,
+    piled_up,
+    scan,
+)
+from gap_bioimage.camera.noise import Correlation, Noise, correlation_of, hot_pixels, noise_of
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
+Planes = list[Floats]
+
+_DIPS = ((3, 0.7), (16, 0.1))  # levels on either side, and the share of theirs below which one is a dip
+_LEAST_DIPS = 3  # smooth histograms have one between two peaks
+_JPEG_PX, _JPEG_EDGE = 8, 1.05  # steps across JPEG's blocks over steps elsewhere
+_STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
+_AREA, _LABELS = 0.8, 0.85  # share of pixels with the same neighbour that makes areas of two, and of more, numbers
+_ALIKE, _PIECES = 0.6, 3.0  # the same of small labels, each of which is in one piece or few
+_STILL = 1.2  # variance / mean of differences of frames above which something may move
+_COLOURS = 0.5  # share of the noise that channels have in common
 
 _QUIET = 0.5  # variance / mean that no photon counter falls below in the dark
 _DEAD = 0.25  # nor where it is bright, whatever its dead time
@@ -33,11 +51,198 @@ _LEAST_OFFSET, _CLOSE = 5.0, 0.6  # the last: of an offset, below which no pixel
 _PROJECTED = 5.0  # square roots of the brightness by which a maximum of many frames exceeds their mean
 _FITS, _STEEP = 3.0, 3.0  # chi-square of a camera's line, and a slope that counts less a background never have
 _FEW = 20  # pixels that may share a divisor by chance
-_JPEG_EDGE, _COLOURS = 1.05, 0.5
 _TO_PHOTONS = (
     "subtract the camera offset, divide by the gain and round to get photons first, or measure the camera with "
     "`gap-bioimage calibrate` and give its yaml with --camera"
 )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on an image."""
+
+    dtype: np.dtype[Any]
+    size: tuple[int, int]  # (rows, columns)
+    statistics: Statistics
+    noise: Noise | None = None  # where there is enough to see
+    correlation: Correlation = field(default_factory=Correlation)
+    planes: Planes = field(default_factory=list)  # some (y, x), whole, for what programs leave in them
+    channels: list[Planes] = field(default_factory=list)  # the same for each channel, where there are some
+    hot: list[tuple[int, int]] = field(default_factory=list)  # places (y, x) that no photons explain
+
+    @property
+    def piled_up(self) -> bool:
+        """Whether pixels pile up at the maximum."""
+        return piled_up(self.dtype, self.statistics)
+
+    @property
+    def saturated(self) -> float:
+        """Share of pixels at the maximum."""
+        return self.statistics.at_maximum / max(self.statistics.pixels, 1)
+
+    @property
+    def step(self) -> float | None:
+        """What values with fractions are multiples of."""
+        if not self.statistics.fractional or not self.planes:
+            return None
+        return common_step(np.concatenate([plane.ravel() for plane in self.planes]))
+
+    @property
+    def levels(self) -> str:
+        """Minimum and mean in words."""
+        return f"minimum {self.statistics.minimum:g}, mean {self.statistics.mean:.4g}"
+
+    @property
+    def neighbours(self) -> str:
+        """The correlation of neighbouring pixels in words."""
+        return f"{self.correlation.y:.2f} along y and {self.correlation.x:.2f} along x"
+
+
+def measure(photons: xr.DataArray, without: list[tuple[int, int]] | None = None) -> Evidence:
+    """Measure an image of any type and size, whose dims end in y, x, and leave out the hot pixels (y, x) ``without``.
+
+    All pixels are read once, piece by piece, for the statistics; the rest is measured on about 4 million of them.
+    """
+    values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
+    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
+    if values.dtype.kind not in "biuf":
+        return Evidence(values.dtype, size, Statistics(values.size, values.size))
+    statistics = scan(values)
+    if statistics.nonfinite or statistics.minimum == statistics.maximum or min(size) < 3 or values.ndim < 2:
+        return Evidence(values.dtype, size, statistics)
+    singles, mask = as_stack(values), None
+    if without:
+        rows, columns = np.array(without).T
+        mask = np.zeros(size, bool)
+        mask[rows, columns] = True
+        hot = np.asarray(values[..., rows, columns], np.float64)
+        statistics = replace(statistics, total=statistics.total - hot.sum(), pixels=statistics.pixels - hot.size)
+    elif not statistics.fractional and statistics.minimum >= 0:
+        some = singles[:: max(1, len(singles) // 64), 0]
+        found = hot_pixels(some)
+        without = [(int(y), int(x)) for y, x in np.argwhere(found.any(0))]
+        stuck = int(np.count_nonzero(found & (some == statistics.maximum)))
+        statistics = replace(statistics, at_maximum=statistics.at_maximum - stuck)
+    stack = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None)
+    planes = [look.mean for look in looks_at(singles, FEW_PIXELS, False, mask)]
+    evidence = Evidence(values.dtype, size, statistics, planes=planes, hot=without or [])
+    unit = (evidence.step or 1.0) if statistics.fractional else max(statistics.lattice, 1)
+    noise = None
+    if statistics.total:
+        noise = noise_of(moments_of(singles, in_time=False, most=FEW_PIXELS, hot=mask), unit)
+    if noise is not None and stack.shape[1] > 2:
+        in_time = noise_of(moments_of(stack, in_time=True, most=FEW_PIXELS, hot=mask), unit)
+        moves = in_time is None or in_time.dark > max(_STILL, noise.dark)
+        noise = noise if moves else in_time
+    parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
+    channels = [[look.mean for look in looks_at(as_stack(part), FEW_PIXELS, False)] for part in parts]
+    return replace(evidence, noise=noise, correlation=correlation_of(stack, mask), channels=channels)
+
+
+def missing_levels(planes: Planes) -> tuple[int, int]:
+    """Count the dips of a histogram, levels that rounding after a change of scale has skipped, and the empty ones.
+
+    A dip has at most 0.7 of the pixels that the fuller of three levels on either side have, by five standard errors;
+    or, after a large factor, next to none of those that 16 levels have.
+    """
+    lowest = min(float(plane.min()) for plane in planes)
+    levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
+    histogram = np.bincount(levels).astype(float)
+    count, empty = max(_dips(histogram, reach, share) for reach, share in _DIPS)
+    return (count, empty) if count >= _LEAST_DIPS else (0, 0)
+
+
+def _dips(histogram: Floats, reach: int, share: float) -> tuple[int, int]:
+    if len(histogram) < 2 * reach:
+        return 0, 0
+    fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, reach), reach).max(1)
+    expected = share * np.minimum(fullest[: len(histogram)], fullest[reach + 1 :])
+    dips = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
+    # several in a row are one, so that a valley between two peaks does not count for more
+    starts = dips & ~np.concatenate([[False], dips[:-1]])
+    return int(starts.sum()), int((starts & (histogram == 0)).sum())
+
+
+def jpeg_edge(planes: Planes) -> float:
+    """Return by how much steps across the borders of 8 x 8 blocks exceed others, along both axes; 1 by chance."""
+    return min(_edge_along(planes, axis) for axis in (0, 1))
+
+
+def _edge_along(planes: Planes, axis: int) -> float:
+    parts = []
+    for plane in planes:
+        step = np.abs(ndimage.correlate1d(np.moveaxis(plane, axis, 0), [1.0, -3, 3, -1], axis=0))[2:-2]
+        if len(step) < 8 * _JPEG_PX:
+            return 1.0
+        # capped, because one bright edge of the structure would outweigh all blocks
+        lines = np.minimum(step, 4 * step.mean()).mean(1)
+        parts.append(lines[: len(lines) // _JPEG_PX * _JPEG_PX].reshape(-1, _JPEG_PX))
+    periods = np.mean(parts, axis=0)  # planes of one scene have their edges in the same places
+    means = periods.mean(0)
+    top, second = np.argsort(means)[[-1, -2]]  # an image enlarged twice has four such lines in eight
+    excess = periods[:, top] - periods[:, second]
+    if not means[second] > 0 or excess.mean() <= 5 * excess.std() / math.sqrt(len(excess)):
+        return 1.0
+    return float(means[top] / means[second])
+
+
+def common_step(values: Floats) -> float | None:
+    """Return the number of which all values are whole multiples within rounding, as of divided counts; or None."""
+    levels = np.unique(values[:_STEPS])
+    gaps = np.diff(levels)
+    precision = float(np.abs(levels).max()) * 2e-6  # single precision, and a little
+    gaps = gaps[gaps > precision]
+    if len(levels) < 4 or not len(gaps) or len(levels) > len(values) / 4:
+        return None
+    step = float(gaps.min())
+    whole = np.rint(levels / step)
+    if np.abs(whole).max() > _MOST_STEPS:
+        return None
+    step = float(levels @ whole / (whole @ whole))  # all levels together know the step best
+    apart = np.abs(values - step * np.rint(values / step)).max()
+    return step if apart <= precision + 0.001 * step else None
+
+
+def areas(planes: Planes) -> bool:
+    """Whether pixels have the values of their neighbours, as in masks, classes and labels and never in noise.
+
+    The most frequent number is taken for the background. Small labels are told from noise by their number of pieces,
+    which is pixels - pairs + squares of like neighbours (Euler).
+    """
+    numbers, times = np.unique(np.concatenate([plane.ravel() for plane in planes]), return_counts=True)
+    background = numbers[np.argmax(times)]
+    pairs = np.zeros((2, 2))  # of objects and background, those that are alike and all
+    pieces = 0
+    for plane in planes:
+        objects, right, below = plane != background, plane[:, 1:] == plane[:, :-1], plane[1:] == plane[:-1]
+        for alike, inside in ((right, objects[:, 1:]), (below, objects[1:])):
+            pairs += [[(alike & inside).sum(), inside.sum()], [(alike & ~inside).sum(), (~inside).sum()]]
+            pieces -= int((alike & inside).sum())
+        pieces += int(objects.sum() + (right[1:] & right[:-1] & below[:, 1:] & objects[1:, 1:]).sum())
+    inside, outside = pairs[:, 0] / np.maximum(pairs[:, 1], 1)
+    if min(inside, outside) >= (_AREA if len(numbers) == 2 else _LABELS):
+        return True
+    whole = len(numbers) > 2 * len(planes) and pieces <= _PIECES * len(planes) * len(numbers)
+    return bool(min(inside / _ALIKE, outside / _LABELS) >= 1 and whole)
+
+
+def one_bit(planes: Planes) -> bool:
+    """Whether only 0 and one number occur although photon counts of this brightness would hold larger ones."""
+    one = max(float(plane.max()) for plane in planes)
+    if one <= 0 or not all(((plane == 0) | (plane == one)).all() for plane in planes):
+        return False
+    local = (ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
+    return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
+
+
+def shared_noise(channels: list[Planes]) -> float:
+    """Return the smallest correlation of the noise of two to four channels with the one before; large for colours."""
+    if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < 5:
+        return 0.0
+    ripple = np.outer([1.0, -4, 6, -4, 1], [1.0, -4, 6, -4, 1])
+    noise = [np.concatenate([ndimage.correlate(p, ripple)[2:-2, 2:-2].ravel() for p in planes]) for planes in channels]
+    pairs = zip(noise[1:], noise[:-1], strict=True)
+    return min(float(a @ b) / max(math.sqrt(float(a @ a) * float(b @ b)), 1e-300) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -56,7 +261,7 @@ def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
     """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
     for rule in _RULES:
         finding = rule(evidence, name)
-        if finding is not None and not (finding.kind == "saturated" and _saturated_share(evidence) <= saturation):
+        if finding is not None and not (finding.kind == "saturated" and evidence.saturated <= saturation):
             return finding
     return _good(evidence, name)
 
@@ -95,7 +300,7 @@ def _negative(evidence: Evidence, name: str) -> Finding | None:
     if not found.minimum < 0:
         return None
     told = f"{name} has negative values (minimum {found.minimum:g})"
-    if evidence.whole and noise is not None and not evidence.correlation.found:
+    if not evidence.statistics.fractional and noise is not None and not evidence.correlation.found:
         gain, error = noise.slope
         # light that was subtracted left its noise, so that no line fits; one that does not vary leaves a camera's floor
         flat = float(np.ptp(noise.mean)) ** 2 < float(noise.variance.mean())
@@ -108,7 +313,7 @@ def _negative(evidence: Evidence, name: str) -> Finding | None:
 
 def _fractions(evidence: Evidence, name: str) -> Finding | None:
     found, noise = evidence.statistics, evidence.noise
-    if evidence.whole:
+    if not evidence.statistics.fractional:
         return None
     step = evidence.step
     if step is not None and noise is not None and _QUIET < noise.dark / step and noise.smallest / step < _LOUD:
@@ -261,17 +466,13 @@ def _offset(evidence: Evidence, name: str) -> Finding | None:
     return _camera(evidence, name, numbers)
 
 
-def _saturated_share(evidence: Evidence) -> float:
-    return evidence.statistics.at_maximum / max(evidence.statistics.pixels, 1)
-
-
 def _saturated(evidence: Evidence, name: str) -> Finding | None:
     if not evidence.piled_up:
         return None
     return Finding(
         "not usable",
         "saturated",
-        f"{name} is saturated ({_saturated_share(evidence):.2%} of the pixels at the maximum "
+        f"{name} is saturated ({evidence.saturated:.2%} of the pixels at the maximum "
         f"{evidence.statistics.maximum:g}), expected counts below the detector's ceiling; use a shorter exposure or "
         "crop the bright part away",
         advice="record it again with a shorter exposure, or crop the bright part away",
@@ -325,10 +526,9 @@ def _good(evidence: Evidence, name: str) -> Finding:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
         if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / max(noise.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
-    if len(evidence.hot):
-        places = np.unique(evidence.hot[:, -2:], axis=0)  # the same in many frames
-        named = ", ".join(f"y {y} x {x}" for y, x in places[:3]) + (", ..." if len(places) > 3 else "")
-        who, hold = ("1 hot pixel", "holds") if len(places) == 1 else (f"{len(places)} hot pixels", "hold")
+    if evidence.hot:
+        named = ", ".join(f"y {y} x {x}" for y, x in evidence.hot[:3]) + (", ..." if len(evidence.hot) > 3 else "")
+        who, hold = ("1 hot pixel", "holds") if len(evidence.hot) == 1 else (f"{len(evidence.hot)} hot pixels", "hold")
         text += f"; {who} ({named}) {hold} more than photons can bring beside such dark neighbours"
     return Finding("photon counts", "counts", text, refused=False)
 

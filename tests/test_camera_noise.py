@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gap_bioimage.camera.correlation import Correlation, correlation_of
+from gap_bioimage.camera.noise import Correlation, correlation_of
 from gap_bioimage.camera.moments import as_stack, moments_of
 from gap_bioimage.camera.noise import hot_pixels, noise_of
 from gap_bioimage.simulation import simulate, simulate_truth

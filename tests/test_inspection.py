@@ -18,10 +18,11 @@ from PIL import Image
 from scipy import ndimage
 
 import gap_bioimage
-from gap_bioimage.camera.simulate import simulate_camera
+from gap_bioimage.camera.camera import simulate_camera
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError
-from gap_bioimage.evidence import areas, common_step, jpeg_edge, measure, missing_levels, one_bit, scan, shared_noise
+from gap_bioimage.camera.moments import scan
+from gap_bioimage.judging import areas, common_step, jpeg_edge, measure, missing_levels, one_bit, shared_noise
 from gap_bioimage.inspection import Inspection, inspect
 from gap_bioimage.judging import judge
 from gap_bioimage.simulation import simulate, simulate_truth
@@ -359,7 +360,7 @@ def test_cameras_of_films_are_told_by_differences_in_time() -> None:
 def test_scan_in_chunks_is_exact(scale: int, mean: float, seed: int) -> None:
     values = scale * poisson(mean, (7, 5, 30), seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gap_bioimage.evidence._CHUNK_PX", 64)
+        patch.setattr("gap_bioimage.camera.moments._CHUNK_PX", 64)
         found = scan(values.transpose(1, 0, 2))
     top = values.max()
     assert (found.minimum, found.maximum, found.total) == (values.min(), top, values.sum())
