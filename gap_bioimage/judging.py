@@ -29,7 +29,6 @@ Planes = list[Floats]
 
 _DIPS = ((3, 0.7), (16, 0.1))  # levels on either side, and the share of theirs below which one is a dip
 _LEAST_DIPS = 3  # smooth histograms have one between two peaks
-_JPEG_PX, _JPEG_EDGE = 8, 1.05  # steps across JPEG's blocks over steps elsewhere
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
 _AREA, _LABELS = 0.8, 0.85  # share of pixels with the same neighbour that makes areas of two, and of more, numbers
 _ALIKE, _PIECES = 0.6, 3.0  # the same of small labels, each of which is in one piece or few
@@ -86,16 +85,6 @@ class Evidence:
         if not self.statistics.fractional or not self.planes:
             return None
         return common_step(np.concatenate([plane.ravel() for plane in self.planes]))
-
-    @property
-    def levels(self) -> str:
-        """Minimum and mean in words."""
-        return f"minimum {self.statistics.minimum:g}, mean {self.statistics.mean:.4g}"
-
-    @property
-    def neighbours(self) -> str:
-        """The correlation of neighbouring pixels in words."""
-        return f"{self.correlation.y:.2f} along y and {self.correlation.x:.2f} along x"
 
 
 def measure(photons: xr.DataArray, without: list[tuple[int, int]] | None = None) -> Evidence:
@@ -161,29 +150,6 @@ def _dips(histogram: Floats, reach: int, share: float) -> tuple[int, int]:
     # several in a row are one, so that a valley between two peaks does not count for more
     starts = dips & ~np.concatenate([[False], dips[:-1]])
     return int(starts.sum()), int((starts & (histogram == 0)).sum())
-
-
-def jpeg_edge(planes: Planes) -> float:
-    """Return by how much steps across the borders of 8 x 8 blocks exceed others, along both axes; 1 by chance."""
-    return min(_edge_along(planes, axis) for axis in (0, 1))
-
-
-def _edge_along(planes: Planes, axis: int) -> float:
-    parts = []
-    for plane in planes:
-        step = np.abs(ndimage.correlate1d(np.moveaxis(plane, axis, 0), [1.0, -3, 3, -1], axis=0))[2:-2]
-        if len(step) < 8 * _JPEG_PX:
-            return 1.0
-        # capped, because one bright edge of the structure would outweigh all blocks
-        lines = np.minimum(step, 4 * step.mean()).mean(1)
-        parts.append(lines[: len(lines) // _JPEG_PX * _JPEG_PX].reshape(-1, _JPEG_PX))
-    periods = np.mean(parts, axis=0)  # planes of one scene have their edges in the same places
-    means = periods.mean(0)
-    top, second = np.argsort(means)[[-1, -2]]  # an image enlarged twice has four such lines in eight
-    excess = periods[:, top] - periods[:, second]
-    if not means[second] > 0 or excess.mean() <= 5 * excess.std() / math.sqrt(len(excess)):
-        return 1.0
-    return float(means[top] / means[second])
 
 
 def common_step(values: Floats) -> float | None:
@@ -271,6 +237,16 @@ def _margin(noise: Noise) -> float:
     return math.exp(-_SURE * noise.dark_error)
 
 
+def _numbers(evidence: Evidence) -> str:
+    found, noise = evidence.statistics, evidence.noise
+    told = f"minimum {found.minimum:g}, mean {found.mean:.4g}"
+    if noise is not None:
+        told += f", variance/mean {noise.dark:.3g} in the dark and {noise.bright:.3g} where it is bright"
+    if evidence.correlation.found:
+        told += f", noise of neighbours correlated by {evidence.correlation.y:.2f} and {evidence.correlation.x:.2f}"
+    return f"({told}; expected 1{' and 0' if evidence.correlation.found else ''})" if noise is not None else f"({told})"
+
+
 def _unusable(evidence: Evidence, name: str) -> Finding | None:
     """Look for what no detector returns."""
     found = evidence.statistics
@@ -282,7 +258,7 @@ def _unusable(evidence: Evidence, name: str) -> Finding | None:
         text = f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected photon counts; use the raw ones"
     elif found.minimum == found.maximum == 0:
         text = f"{name} is all zero, expected some photons; choose another image or channel"
-    elif found.minimum == found.maximum and found.pixels >= _FEW and found.minimum > 0:
+    elif found.minimum == found.maximum > 0 and found.pixels >= _FEW:
         text = f"every pixel of {name} is {found.minimum:g}, expected photon counts, which vary; choose another image"
     elif min(evidence.size) < 2 and found.minimum >= 0:
         rows, columns = evidence.size
@@ -300,9 +276,9 @@ def _negative(evidence: Evidence, name: str) -> Finding | None:
     if not found.minimum < 0:
         return None
     told = f"{name} has negative values (minimum {found.minimum:g})"
-    if not evidence.statistics.fractional and noise is not None and not evidence.correlation.found:
+    if not found.fractional and noise is not None and not evidence.correlation.found:
         gain, error = noise.slope
-        # light that was subtracted left its noise, so that no line fits; one that does not vary leaves a camera's floor
+        # light that was subtracted left its noise, so that no line fits; constant light leaves a camera's floor
         flat = float(np.ptp(noise.mean)) ** 2 < float(noise.variance.mean())
         if (noise.misfit < _FITS and (flat or gain > _SURE * error)) or gain > max(_STEEP, _SURE * error):
             told += f" and the noise of a camera (variance {gain:.2g} times what exceeds {noise.offset:.3g})"
@@ -312,69 +288,55 @@ def _negative(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _fractions(evidence: Evidence, name: str) -> Finding | None:
-    found, noise = evidence.statistics, evidence.noise
-    if not evidence.statistics.fractional:
+    found, noise, step = evidence.statistics, evidence.noise, evidence.step
+    if not found.fractional:
         return None
-    step = evidence.step
     if step is not None and noise is not None and _QUIET < noise.dark / step and noise.smallest / step < _LOUD:
-        return Finding(
-            "counts times k",
-            "multiplied counts",
-            f"every value of {name} is a multiple of {step:.6g} (mean {found.mean:.4g}, variance/mean "
-            f"{noise.dark:.3g}), expected photon counts; divide by {step:.6g} and round",
-            factor=step,
-        )
-    return Finding(
-        "processed",
-        "fractions",
+        text = f"every value of {name} is a multiple of {step:.6g} {_numbers(evidence)}, expected photon counts"
+        return Finding("counts times k", "multiplied counts", f"{text}; divide by {step:.6g} and round", factor=step)
+    text = (
         f"{name} has fractional values ({found.fractional / found.pixels:.0%} of the pixels, mean {found.mean:.3g}), "
-        f"expected whole numbers of photons; use the raw counts, or for a camera image {_TO_PHOTONS}",
+        f"expected whole numbers of photons; use the raw counts, or for a camera image {_TO_PHOTONS}"
     )
+    return Finding("processed", "fractions", text)
 
 
 def _drawn(evidence: Evidence, name: str) -> Finding | None:
-    """Look for masks and labels, and for one-bit frames."""
+    """Look for masks and labels, for one-bit frames, for colours."""
+    found = evidence.statistics
     if not evidence.planes:
         return None
-    one = evidence.statistics.maximum
     if areas(evidence.planes):
         advice = "name the files that hold images, rather than their folder, to leave the mask out"
-        text = f"{name} holds a mask or labels, {evidence.statistics.minimum:g} to {one:g}, whose pixels repeat their"
+        text = f"{name} holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their"
         return Finding("not usable", "mask", f"{text} neighbours as noise never does; {advice}", advice=advice)
-    if not one_bit(evidence.planes):
-        return None
-    return Finding(
-        "photon counts",
-        "one-bit frames",
-        f"{name} holds one-bit frames, 0 and {one:g}: no pixel has more than one photon, although "
-        f"{evidence.statistics.mean / one:.3g} per pixel would give some more; sum frames with --sum-frames",
-        refused=one != 1,
-    )
+    if one_bit(evidence.planes):
+        text = (
+            f"{name} holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
+            f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
+        )
+        return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
+    alike = shared_noise(evidence.channels)
+    if alike > _COLOURS:
+        text = f"the channels of {name} share {alike:.0%} of their noise, as colours do, expected photon counts"
+        return Finding("processed", "rgb", f"{text}; use the file as the detector's software saved it")
+    return None
 
 
-def _repainted(evidence: Evidence, name: str) -> Finding | None:
-    """Look for what programs for pictures do: colours, JPEG, contrast."""
+def _comb(evidence: Evidence, name: str) -> Finding | None:
+    """Look for levels that a change of contrast or scale has skipped."""
     found, noise = evidence.statistics, evidence.noise
-    if not evidence.planes:
+    if not evidence.planes or found.lattice > 1:
         return None
     missing, empty = missing_levels(evidence.planes)
     # a camera with little read noise has combs too, but not empty ones
-    comb = missing and found.lattice <= 1 and not (noise and noise.smallest > _LOUD and empty < missing / 2)
-    alike, edge = shared_noise(evidence.channels), jpeg_edge(evidence.planes)
-    if alike > _COLOURS:
-        kind, told = "rgb", f"the channels of {name} share {alike:.0%} of their noise, as colours do"
-    elif edge > _JPEG_EDGE:
-        kind = "jpeg-compressed"
-        told = f"{name} shows the 8 x 8 blocks of JPEG (steps {edge:.2f} times as large at their borders)"
-    elif comb and evidence.correlation.found and found.minimum > 0 and _offset(evidence, name):
-        return None  # a camera's image that was resampled
-    elif comb:
-        kind = "rescaled"
-        told = f"{name} misses {missing} levels between others, as after a change of contrast or scale"
-    else:
+    if not missing or (noise and noise.smallest > _LOUD and empty < missing / 2):
         return None
-    told += ", expected photon counts; use the file as the detector's software saved it"
-    return Finding("processed", kind, told)
+    if evidence.correlation.found and found.minimum > 0 and _offset(evidence, name):
+        return None  # a camera's image that was resampled
+    text = f"{name} misses {missing} levels between others, as after a change of contrast or scale"
+    advice = "use the file as the detector's software saved it"
+    return Finding("processed", "rescaled", f"{text}, expected photon counts; {advice}")
 
 
 def _multiplied(evidence: Evidence, name: str) -> Finding | None:
@@ -382,19 +344,12 @@ def _multiplied(evidence: Evidence, name: str) -> Finding | None:
     found, noise, k = evidence.statistics, evidence.noise, evidence.statistics.lattice
     if k <= 1 or found.pixels - found.zeros < _FEW:
         return None
-    every = f"every value of {name} is a multiple of {k}"
+    text = f"every value of {name} is a multiple of {k} {_numbers(evidence)}, expected photon counts"
     if noise and noise.dark < _QUIET * k * _margin(noise):
         return _quiet(evidence, name, k)
     if noise and noise.smallest / (1 + _SURE * noise.dark_error) > _LOUD * k:
-        return Finding(
-            "processed",
-            "rescaled",
-            f"{every}, and its variance/mean {noise.smallest:.3g} fits neither photon counts nor counts times {k}; use "
-            "the raw counts before any rescaling",
-        )
-    numbers = f"mean {found.mean:.4g}, variance/mean {noise.dark if noise else 1.0:.3g}"
-    text = f"{every} ({numbers}), expected photon counts; divide by {k}"
-    return Finding("counts times k", "multiplied counts", text, factor=k)
+        return Finding("processed", "rescaled", f"{text} or counts times {k}; use those before any rescaling")
+    return Finding("counts times k", "multiplied counts", f"{text}; divide by {k}", factor=k)
 
 
 def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
@@ -402,33 +357,27 @@ def _quiet(evidence: Evidence, name: str, k: int = 1) -> Finding | None:
     noise = evidence.noise
     if noise is None or noise.dark >= _QUIET * k * _margin(noise):
         return None
-    numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark"
-    if evidence.statistics.minimum <= 0:
-        return _smoothed(name, numbers)
-    return _camera(evidence, name, numbers)
+    return (_smoothed if evidence.statistics.minimum <= 0 else _camera)(evidence, name)
 
 
-def _smoothed(name: str, numbers: str) -> Finding:
+def _smoothed(evidence: Evidence, name: str) -> Finding:
     text = (
-        f"{name} looks smoothed, rescaled or projected ({numbers}), expected photon counts, whose variance/mean is 1; "
-        "use the raw counts, and of a stack its planes rather than their maximum or mean"
+        f"{name} looks smoothed, resampled, rescaled or projected {_numbers(evidence)}, expected photon counts; use "
+        "the raw counts, and of a stack its planes rather than their maximum or mean"
     )
     return Finding("processed", "smoothed or interpolated", text)
 
 
-def _camera(evidence: Evidence, name: str, numbers: str) -> Finding:
+def _camera(evidence: Evidence, name: str) -> Finding:
     noise = evidence.noise
     if noise is not None and _SURE * noise.slope[1] < noise.slope[0] < 1:
         # no camera has so small a gain and offset, but the maximum of many counts does
         if noise.offset < max(_LEAST_OFFSET, _PROJECTED * math.sqrt(max(float(noise.mean[0]), 0.0))):
-            return _smoothed(name, numbers)
-    told = f"{name} looks like a camera image with an offset ({numbers}), expected photon counts"
+            return _smoothed(evidence, name)
+    told = f"{name} looks like a camera image with an offset {_numbers(evidence)}, expected photon counts"
     if not (evidence.correlation.found and abs(evidence.correlation.largest) > _CAMERA_ALIKE):
-        return Finding("camera image", "camera", f"{told}, whose variance/mean is 1; {_TO_PHOTONS}")
-    told += (
-        f", and neighbouring pixels share noise ({evidence.neighbours}, expected 0), as after a shift by part of a "
-        "pixel or smoothing: look for the file as the camera wrote it"
-    )
+        return Finding("camera image", "camera", f"{told}; {_TO_PHOTONS}")
+    told += "; it was smoothed or shifted by part of a pixel, so look for the file as the camera wrote it"
     return Finding("camera image", "resampled camera", f"{told}; {_TO_PHOTONS}")
 
 
@@ -437,46 +386,28 @@ def _shared_noise(evidence: Evidence, name: str) -> Finding | None:
     noise, most = evidence.noise, evidence.correlation.largest
     if noise is None or not evidence.correlation.found:
         return None
-    numbers = f"{evidence.neighbours}, variance/mean {noise.dark:.2g} in the dark"
     if most < _OPPOSITE:
-        return Finding(
-            "processed",
-            "sharpened",
-            f"neighbouring pixels of {name} vary against one another ({numbers}), as after sharpening or "
-            "deconvolution, expected independent photon counts; use the raw counts",
-        )
-    if most < 0 or noise.dark >= min(_BELOW, _margin(noise)):
-        return None
-    return Finding(
-        "processed",
-        "smoothed or interpolated",
-        f"neighbouring pixels of {name} share noise ({numbers}), as after smoothing, a shift by part of a pixel or a "
-        "change of size, expected independent photon counts; use the raw counts",
-    )
+        text = f"neighbouring pixels of {name} vary against one another {_numbers(evidence)}, as after sharpening or"
+        text += " deconvolution, expected independent photon counts; use the raw counts"
+        return Finding("processed", "sharpened", text)
+    return None if most < 0 or noise.dark >= min(_BELOW, _margin(noise)) else _smoothed(evidence, name)
 
 
 def _offset(evidence: Evidence, name: str) -> Finding | None:
     """Look for a line of variance against mean that starts at an offset, however bright the image."""
-    noise, lowest = evidence.noise, evidence.statistics.minimum
-    if noise is None or not noise.intercept[0] < -5 * noise.intercept[1]:
+    noise = evidence.noise
+    if noise is None or not noise.intercept[0] < -5 * noise.intercept[1] or not noise.offset > _LEAST_OFFSET:
         return None
-    if not noise.offset > _LEAST_OFFSET or lowest < _CLOSE * noise.offset:
-        return None
-    numbers = f"{evidence.levels}, variance {noise.slope[0]:.2g} times what exceeds {noise.offset:.3g}"
-    return _camera(evidence, name, numbers)
+    return None if evidence.statistics.minimum < _CLOSE * noise.offset else _camera(evidence, name)
 
 
 def _saturated(evidence: Evidence, name: str) -> Finding | None:
     if not evidence.piled_up:
         return None
-    return Finding(
-        "not usable",
-        "saturated",
-        f"{name} is saturated ({evidence.saturated:.2%} of the pixels at the maximum "
-        f"{evidence.statistics.maximum:g}), expected counts below the detector's ceiling; use a shorter exposure or "
-        "crop the bright part away",
-        advice="record it again with a shorter exposure, or crop the bright part away",
-    )
+    advice = "record it again with a shorter exposure, or crop the bright part away"
+    text = f"{evidence.saturated:.2%} of the pixels of {name} are at the maximum {evidence.statistics.maximum:g}"
+    text += f", saturated, expected counts below the detector's ceiling; {advice}"
+    return Finding("not usable", "saturated", text, advice=advice)
 
 
 def _weak(evidence: Evidence, name: str) -> Finding | None:
@@ -487,20 +418,17 @@ def _weak(evidence: Evidence, name: str) -> Finding | None:
     silent = noise.bright + _SURE * noise.bright_error < _DEAD and not evidence.piled_up
     if noise.dark >= _WEAK * _margin(noise) and not silent:
         return None
-    numbers = f"{evidence.levels}, variance/mean {noise.dark:.2g} in the dark and {noise.bright:.2g} where it is bright"
     rise = noise.bright / noise.dark
     risen = rise > _RISING and noise.offset > _LEAST_OFFSET
     if (risen or noise.dark < _QUIET) and evidence.statistics.minimum > 0:
-        return _camera(evidence, name, numbers)
+        return _camera(evidence, name)
     if rise < 1 / _RISING and noise.dark >= _FELT and not silent:  # weaker still where it is bright: dead time
         return None
-    return Finding(
-        "processed",
-        "rescaled",
-        f"{name} has less noise than photon counts ({numbers}, expected 1), as after rescaling, smoothing, projection "
-        "or with an offset; use the raw counts, or measure the camera with `gap-bioimage calibrate`",
-        refused=silent or noise.dark < _QUIET,
+    text = (
+        f"{name} has less noise than photon counts {_numbers(evidence)}, as after rescaling, smoothing, projection or"
     )
+    text += " with an offset; use the raw counts, or measure the camera with `gap-bioimage calibrate`"
+    return Finding("processed", "rescaled", text, refused=silent or noise.dark < _QUIET)
 
 
 def _too_noisy(evidence: Evidence, name: str) -> Finding | None:
@@ -509,41 +437,25 @@ def _too_noisy(evidence: Evidence, name: str) -> Finding | None:
         return None
     if np.quantile(noise.fano, 0.25) < _STRUCTURE:
         return None
-    numbers = f"{evidence.levels}, variance/mean {noise.smallest:.3g} where it is smoothest, expected 1"
-    return Finding(
-        "camera image",
-        "camera",
-        f"{name} is noisier than photon counts ({numbers}), so the network would copy noise; unless these are counts, "
-        f"{_TO_PHOTONS}",
-        refused=False,
-    )
+    text = f"{name} is noisier than photon counts {_numbers(evidence)}, and the network would copy noise"
+    return Finding("camera image", "camera", f"{text}; unless these are counts, {_TO_PHOTONS}", refused=False)
 
 
 def _good(evidence: Evidence, name: str) -> Finding:
-    noise = evidence.noise
+    noise, hot = evidence.noise, evidence.hot
     text = f"{name} holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if noise is not None:
         text += f", with variance/mean {noise.dark:.2f} in the dark and {noise.bright:.2f} where it is bright"
         if noise.bright < min(_FALLING, 1 - _SURE * noise.bright_error / max(noise.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
-    if evidence.hot:
-        named = ", ".join(f"y {y} x {x}" for y, x in evidence.hot[:3]) + (", ..." if len(evidence.hot) > 3 else "")
-        who, hold = ("1 hot pixel", "holds") if len(evidence.hot) == 1 else (f"{len(evidence.hot)} hot pixels", "hold")
-        text += f"; {who} ({named}) {hold} more than photons can bring beside such dark neighbours"
+    if hot:
+        named = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")
+        who = f"1 hot pixel ({named}) holds" if len(hot) == 1 else f"{len(hot)} hot pixels ({named}) hold"
+        text += f"; {who} more than photons can bring beside such dark neighbours, left out of these numbers"
     return Finding("photon counts", "counts", text, refused=False)
 
 
 _RULES: tuple[Callable[[Evidence, str], Finding | None], ...] = (
-    _unusable,
-    _negative,
-    _fractions,
-    _drawn,
-    _repainted,
-    _multiplied,
-    _quiet,
-    _shared_noise,
-    _offset,
-    _saturated,
-    _weak,
-    _too_noisy,
+    *(_unusable, _negative, _fractions, _drawn, _comb, _multiplied),
+    *(_quiet, _shared_noise, _offset, _saturated, _weak, _too_noisy),
 )

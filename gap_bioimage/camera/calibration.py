@@ -191,7 +191,7 @@ def calibrate(
     dark_frames = None if dark is None else dark_of(dark, frames)
     frames, moments, correlation = _measured(frames)
     loud = (1 + 2 * correlation.y**2) * (1 + 2 * correlation.x**2) if correlation.found else 1.0
-    fit = fit_line(moments, loud=loud, structure=frames.count == 1, anchor=_anchor(dark_frames))
+    fit = fit_line(moments, loud=loud, anchor=_anchor(dark_frames))
     tells = frames.count > 2 and fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
     given = None if offset is None else (offset, 0.0)
     known = Known(
@@ -261,7 +261,6 @@ def _third(frames: Frames, fit: Fit, loud: float) -> Points | None:
         planes = frames.values.reshape(-1, 1, *frames.values.shape[2:])
         moments = moments_of(planes, frames.ceiling, in_time=False)
         moments = moments.at(moments.saturated == 0)
-    # a cut that is tight against structure would take the noise's own skewness
     return points_of(moments, fit.line, loud=loud, robust=False) if len(moments.mean) else None
 
 
@@ -336,7 +335,7 @@ def _result(
         correlation=(correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
         third=numbers.third,
         warnings=tuple(_doubts(frames, dark, fit, numbers, correlation)),
-        counts=_is_counts(frames, numbers),
+        counts=_is_counts(frames, numbers) and not correlation.found,
     )
 
 
@@ -390,12 +389,9 @@ def _doubts(frames: Frames, dark: Dark | None, fit: Fit, numbers: Numbers, corre
 def _departures(frames: Frames, fit: Fit, alike: float) -> Iterator[str]:
     """Yield how the points depart from a line, and what was left out for it."""
     goodness, bends = fit.goodness, fit.goodness.bends(0.05)
-    if fit.brightest is not None or bends < 0:
-        end = f"the gain is that below {fit.brightest:.4g} ADU" if fit.brightest is not None else "expose shorter"
-        yield (
-            f"the variance falls short of the line by {-goodness.bend:.0%} in bright parts (saturation, dead time, "
-            f"compression): {end}"
-        )
+    if bends < 0:
+        short = f"the variance falls short of the line by {-goodness.bend:.0%} in bright parts"
+        yield f"{short} (saturation, dead time, compression): expose shorter"
     elif bends > 0:
         cause = "light that flickers or objects that move" if frames.count > 1 else "structure taken for noise"
         rise = f"the variance rises above the line by {goodness.bend:.0%} in bright parts"

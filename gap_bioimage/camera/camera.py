@@ -300,9 +300,9 @@ def simulate_camera(
 ) -> xr.DataArray:
     """Simulate frames (t, y, x): ``rint(offset + gain (e + N(0, read_noise^2)))``, clipped to 0 and ``saturation``.
 
-    ``electrons`` are those expected per pixel and frame, (y, x), or (t, y, x) of a scene that changes. ``em`` makes n of
-    them gamma(n, 1), as an EMCCD does: the noise-derived gain is then ``2 gain``, and the read noise ``read_noise / 2``
-    effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
+    ``electrons`` are those expected per pixel and frame, (y, x), or (t, y, x) of a scene that changes. ``em`` makes n
+    of them gamma(n, 1), as an EMCCD does: the noise-derived gain is then ``2 gain``, and the read noise
+    ``read_noise / 2`` effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
     """
     scene = np.asarray(electrons, np.float64)
     rng = np.random.default_rng((seed, 2))

@@ -10,11 +10,10 @@ J. R. Janesick, "Photon Transfer", SPIE Press (2007).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from gap_bioimage.camera.moments import Flags, Floats, Moments
 from gap_bioimage.camera.shifted_poisson import ROUNDING
@@ -24,10 +23,9 @@ LEAST_BLOCKS = 12
 POISSON, MULTIPLIED = 1.0, 1.5  # slope of the third moment over gain^2
 _GROUPS = 20
 _FULL_WEIGHT, _NO_WEIGHT = 3.0, 6.0  # residuals, in standard deviations
-_STRUCTURE_CUT = 0.9  # share of the blocks of one image that stay: structure is in the rest
 _LEAST_VARIANCE = 5e-3  # ADU^2; counts of few photons have no less
 _ROUNDED = 0.5  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
-_ZEROS = (2e-3, 1e-3, 1e-2, 5e-2)  # shares of zeros: where clipping may start, and how many may stay
+_ZEROS, _FEW_ZEROS = 2e-3, (1e-3, 1e-2, 5e-2)  # shares of zeros: where clipping may start, and how many may stay
 _LIKE_COUNTS = 0.15  # relative difference of variance and mean
 _REPLICATES, _MOST_CLUSTERS = 1000, 1024
 _SYSTEMATIC = 0.03  # of the third moment's slope
@@ -58,13 +56,13 @@ class Points:
 
     @property
     def line_sums(self) -> Floats:
-        """What least squares needs of each block, to be added up: (7, blocks)."""
-        w, x, y, n = self.weight, self.mean, self.variance, self.samples
-        return np.stack([w, w * x, w * x * x, w * y, w * x * y, w / n, w * y / n])
+        """What least squares needs of each block, to be added up: (5, blocks)."""
+        w, x, y = self.weight, self.mean, self.variance
+        return np.stack([w, w * x, w * x * x, w * y, w * x * y])
 
     @property
     def third_sums(self) -> Floats:
-        """The same for the third moment: (5, blocks)."""
+        """The same for the third moment."""
         w, x, k = self.third_weight, self.mean, self.third
         return np.stack([w, w * x, w * x * x, w * k, w * x * k])
 
@@ -98,83 +96,70 @@ class Fit:
     outliers: float  # share of the blocks that do not obey the line, since something moves or flickers there
     clipped: bool = False  # dark pixels are clipped at zero
     coarse: bool = False  # noise is lost in rounding
-    brightest: float | None = None  # ADU above which blocks were left out because the variance falls short
 
 
-def points_of(moments: Moments, line: Line, *, loud: float = 1.0, cut: float = 1.0, robust: bool = True) -> Points:
-    """Weigh blocks against the line that they about obey.
+def points_of(moments: Moments, line: Line, *, loud: float = 1.0, robust: bool = True) -> Points:
+    """Weigh blocks against the line that they about obey; ``robust`` takes weight from outliers.
 
-    Correlated neighbours raise the scatter of variances by ``loud``. A share ``cut`` of the blocks stays, the others
-    being too noisy; what is lost of noise's own tail is put back. ``robust`` takes weight from outliers.
+    Correlated neighbours raise the scatter of variances by ``loud``.
     """
     expected = line.at(moments.mean)
     scatter = loud * moments.variance_of_variance(expected, line.gain)
-    variance, weight = moments.variance, 1 / scatter
-    if cut < 1:
-        shape = expected**2 / scatter
-        limit = special.gammaincinv(shape, cut) / shape
-        weight = np.where(variance <= limit * expected, weight, 0)
-        variance = variance * special.gammainc(shape, limit * shape) / special.gammainc(shape + 1, limit * shape)
+    weight = 1 / scatter
     if robust:
-        away = np.abs(variance - expected) / np.sqrt(scatter)
-        scale = max(1.0, 1.4826 * float(np.median(away[weight > 0]))) if weight.any() else 1.0
+        away = np.abs(moments.variance - expected) / np.sqrt(scatter)
+        scale = max(1.0, 1.4826 * float(np.median(away)))
         weight = weight * np.clip((_NO_WEIGHT - away / scale) / (_NO_WEIGHT - _FULL_WEIGHT), 0, 1)
     third_weight = (weight > 0) / moments.variance_of_third(expected, line.gain)
-    return Points(moments.mean, variance, moments.third, weight, third_weight, moments.samples)
+    return Points(moments.mean, moments.variance, moments.third, weight, third_weight, moments.samples)
 
 
-def line_of_sums(sums: Floats, read: float, multiplying: float) -> tuple[Floats, Floats]:
-    """Return gain and intercept from sums (7, ...) over blocks, free of the bias that noisy means cause.
-
-    The mean of a block errs by variance / samples, together with its variance by third moment / samples. With the third
-    moment ``multiplying gain (variance - read)``, ``read`` in ADU^2, both become one term below the fraction.
-    """
-    w, x, xx, y, xy, n, ny = sums
-    spread = xx - x * x / w + (multiplying - 1) * ny - multiplying * read * n
-    gain = (xy - x * y / w) / np.where(np.abs(spread) > 0, spread, np.nan)
+def line_of_sums(sums: Floats) -> tuple[Floats, Floats]:
+    """Return gain and intercept from sums (5, ...) over blocks."""
+    w, x, xx, y, xy = sums
+    spread = xx - x * x / w
+    gain = (xy - x * y / w) / np.where(spread > 0, spread, np.nan)
     return gain, (y - gain * x) / w
 
 
-def fit_line(moments: Moments, *, loud: float, structure: bool, anchor: Moments | None = None) -> Fit:
-    """Fit the line to blocks that obey it, without those that are clipped at zero, rounded coarsely or fall short.
+def fit_line(moments: Moments, *, loud: float, anchor: Moments | None = None) -> Fit:
+    """Fit the line to blocks that obey it, without those that are clipped at zero or rounded coarsely.
 
-    ``structure`` says that some leaks into the variances, as from one image; the line goes through the moments of dark
-    frames, ``anchor``; ``loud`` as for ``points_of``.
+    The line goes through the moments of dark frames, ``anchor``; ``loud`` as for ``points_of``.
     """
 
     def fit(keep: Flags) -> Fit:
-        return _iterated(moments.at(keep), loud, _STRUCTURE_CUT if structure else 1.0, anchor)
+        return _iterated(moments.at(keep), loud, anchor)
 
-    keep = np.ones(len(moments.mean), bool)
-    found, keep, clipped = _unclipped(moments, keep, fit(keep), fit, loud)
-    coarse = False
+    def enough(keep: Flags) -> bool:
+        return bool(np.count_nonzero(keep) >= max(LEAST_BLOCKS, 0.1 * np.count_nonzero(kept)))
+
+    kept = np.ones(len(moments.mean), bool)
+    found, clipped, coarse = fit(kept), False, False
+    bright = next((keep for few in _FEW_ZEROS if enough(keep := moments.zeros < few)), None)
+    if bright is not None and np.any(moments.zeros > _ZEROS):
+        rest = fit(bright)
+        clipped = _falls_short(moments.at(moments.zeros > _ZEROS), rest.line, loud)
+        found, kept = (rest, bright) if clipped else (found, kept)
     if found.line.gain < COARSE:
-        fine = keep & (found.line.intercept + found.line.gain * moments.mean >= _ROUNDED)
-        coarse = bool(np.mean(fine[keep]) < 0.5)
-        if _enough(fine, keep) and np.any(fine != keep):
-            found, keep = fit(fine), fine
-    goodness, brightest = found.goodness, None
-    while not clipped and found.goodness.bends(0.02) < 0:  # dead time, compression, saturation
-        middle = float((found.moments.mean.min() + found.moments.mean.max()) / 2)
-        darker = keep & (moments.mean <= middle)
-        if np.count_nonzero(darker) < 2 * LEAST_BLOCKS or not fit(darker).line.gain > 1.02 * found.line.gain:
-            break
-        found, keep, brightest = fit(darker), darker, middle
-    return replace(found, goodness=goodness, clipped=clipped, coarse=coarse, brightest=brightest)
+        fine = kept & (found.line.intercept + found.line.gain * moments.mean >= _ROUNDED)
+        coarse = bool(np.mean(fine[kept]) < 0.5)
+        if enough(fine) and np.any(fine != kept):
+            found = fit(fine)
+    return replace(found, clipped=clipped, coarse=coarse)
 
 
-def _iterated(moments: Moments, loud: float, cut: float, anchor: Moments | None) -> Fit:
+def _iterated(moments: Moments, loud: float, anchor: Moments | None) -> Fit:
     line = _first_line(moments)
     for _ in range(30):
-        points = points_of(moments, line, loud=loud, cut=cut)
+        points = points_of(moments, line, loud=loud)
         dark = None if anchor is None else points_of(anchor, line, loud=loud)
         total = points.line_sums.sum(1) + (0 if dark is None else dark.line_sums.sum(1))
-        gain, intercept = line_of_sums(total, read=0.0, multiplying=1.0)
+        gain, intercept = line_of_sums(total)
         before, line = line, Line(float(gain), float(intercept))
         if not line.gain > 0 or abs(before.gain - line.gain) < 1e-6 * line.gain:
             break
-    outliers = float(np.mean(points.weight == 0)) - (1 - cut)
-    return Fit(line, moments, points, dark, goodness_of(points, line), max(outliers, 0.0))
+    return Fit(line, moments, points, dark, goodness_of(points, line), float(np.mean(points.weight == 0)))
 
 
 def _first_line(moments: Moments) -> Line:
@@ -188,30 +173,13 @@ def _first_line(moments: Moments) -> Line:
     return Line(gain, float(np.median(y - gain * x)))
 
 
-def _enough(kept: Flags, of: Flags) -> bool:
-    return bool(np.count_nonzero(kept) >= max(LEAST_BLOCKS, 0.1 * np.count_nonzero(of)))
-
-
-def _unclipped(
-    moments: Moments, keep: Flags, found: Fit, fit: Callable[[Flags], Fit], loud: float
-) -> tuple[Fit, Flags, bool]:
-    """Leave out blocks that are clipped at zero, if others are there: they have less noise than the line says."""
-    dim = keep & (moments.zeros > _ZEROS[0])
-    if not dim.any():
-        return found, keep, False
-    brighter = [keep & (moments.zeros < few) for few in _ZEROS[1:]]
-    bright = next((kept for kept in brighter if _enough(kept, keep)), None)
-    if bright is None:
-        dark = found.points.mean <= np.median(found.points.mean)
-        ratio = found.points.variance[dark].sum() / max(float(found.points.mean[dark].sum()), 1e-9)
-        return found, keep, bool(abs(ratio - 1) > _LIKE_COUNTS and found.goodness.chi_square > 3)
-    rest = fit(bright)
-    left = points_of(moments.at(dim), rest.line, loud=loud, robust=False)
-    total = float(left.weight.sum())
-    variance, mean = (float(left.weight @ values) / total for values in (left.variance, left.mean))
-    expected = float(left.weight @ rest.line.at(left.mean)) / total
-    short = expected - variance > max(4 / total**0.5, 0.02 * expected) and abs(variance / mean - 1) > _LIKE_COUNTS
-    return (rest, bright, True) if short else (found, keep, False)
+def _falls_short(dim: Moments, line: Line, loud: float) -> bool:
+    """Whether blocks with zeros have less noise than the line of the others says, and are no counts."""
+    points = points_of(dim, line, loud=loud, robust=False)
+    variance, mean = (float(np.average(v, weights=points.weight)) for v in (points.variance, points.mean))
+    expected = float(np.average(line.at(points.mean), weights=points.weight))
+    least = max(4 / float(points.weight.sum()) ** 0.5, 0.02 * expected)
+    return expected - variance > least and abs(variance / mean - 1) > _LIKE_COUNTS
 
 
 def goodness_of(points: Points, line: Line) -> Goodness:
@@ -284,7 +252,7 @@ def numbers_of(fit: Fit, known: Known, third: Points | None, seed: int) -> Numbe
     points = fit.points
     cubes: Floats | None
     if third is points:  # variance and third moment of a block err together
-        sums, cubes = np.split(_resampled(np.concatenate([points.line_sums, points.third_sums]), rng), [7])
+        sums, cubes = np.split(_resampled(np.concatenate([points.line_sums, points.third_sums]), rng), [5])
     else:
         sums = _resampled(points.line_sums, rng)
         cubes = None if third is None else _resampled(third.third_sums, rng)
@@ -349,23 +317,18 @@ def _solve(
     sums: Floats, cubes: Floats | None, known: Known, q: float, darkest: float, rng: np.random.Generator
 ) -> _Solution:
     """Solve for all numbers; the third moment's slope is ``q`` gain^2, and no used block lies below ``darkest``."""
-    read, free = 0.0, known.offset is None and known.read_noise is None
-    for _ in range(4):
-        gain, intercept = line_of_sums(sums, read, q)
-        gain = np.where(gain > 0, gain, np.nan)
-        floor = np.where(gain < COARSE, ROUNDING, 0.0)
-        lowest = (floor - intercept) / gain if free else np.full_like(gain, -np.inf)
-        highest = np.maximum(darkest, lowest) if free else np.full_like(gain, np.inf)
-        crossing = _crossing(gain, intercept, cubes, known, q)
-        if crossing is None:  # anything between the bounds
-            crossing = lowest + (highest - lowest) * np.concatenate([[0], rng.random(len(gain) - 1)])
-        elif known.offset is not None:
-            crossing[1:] += known.offset[1] * rng.standard_normal(len(gain) - 1)
-        found = _Solution(gain, intercept, crossing, lowest, highest, floor)
-        read = max(float(intercept[0] + gain[0] * found.offset[0]), float(floor[0]))
-        if not np.isfinite(read):
-            break
-    return found
+    gain, intercept = line_of_sums(sums)
+    gain = np.where(gain > 0, gain, np.nan)
+    floor = np.where(gain < COARSE, ROUNDING, 0.0)
+    free = known.offset is None and known.read_noise is None
+    lowest = (floor - intercept) / gain if free else np.full_like(gain, -np.inf)
+    highest = np.maximum(darkest, lowest) if free else np.full_like(gain, np.inf)
+    crossing = _crossing(gain, intercept, cubes, known, q)
+    if crossing is None:  # anything between the bounds
+        crossing = lowest + (highest - lowest) * np.concatenate([[0], rng.random(len(gain) - 1)])
+    elif known.offset is not None:
+        crossing[1:] += known.offset[1] * rng.standard_normal(len(gain) - 1)
+    return _Solution(gain, intercept, crossing, lowest, highest, floor)
 
 
 def _crossing(gain: Floats, intercept: Floats, cubes: Floats | None, known: Known, q: float) -> Floats | None:
