@@ -286,9 +286,9 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     CountsWarning
         If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
     """
-    from gap_bioimage.judging import judge, measure
+    from gap_bioimage.judging import examined
 
-    finding = judge(measure(photons), name, saturation)
+    _, finding = examined(photons, name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":

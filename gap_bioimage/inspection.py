@@ -14,7 +14,7 @@ import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.io.image import as_image, metadata_of
-from gap_bioimage.judging import Evidence, Finding, judge, measure
+from gap_bioimage.judging import Evidence, Finding, examined, measure
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -149,7 +149,7 @@ def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.Da
         except NotPhotonCountsError as error:
             return None, _picture("the image", str(error))
         name = str(photons.attrs.get("source", photons.name or "the image"))
-        evidence, finding = _examined(photons, name)
+        evidence, finding = examined(photons, name)
         return photons, _report(name, photons, evidence, finding, {})
     from gap_bioimage.io import read_photons
 
@@ -158,20 +158,10 @@ def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.Da
         photons = read_photons(image, check=False, **given)
     except NotPhotonCountsError as error:
         return None, _picture(typed, str(error))
-    evidence, finding = _examined(photons, name)
+    evidence, finding = examined(photons, name)
     if finding.verdict != "not usable":
         finding = _of_file(typed, photons.dtype) or finding
     return photons, _report(typed, photons, evidence, finding, given)
-
-
-def _examined(photons: xr.DataArray, name: str) -> tuple[Evidence, Finding]:
-    """Measure and judge; of photon counts again without the pixels that turned out to be hot."""
-    evidence = measure(photons)
-    finding = judge(evidence, name)
-    if finding.kind == "counts" and evidence.hot:
-        evidence = measure(photons, evidence.hot)
-        finding = judge(evidence, name)
-    return evidence, finding
 
 
 def _of_file(path: str, dtype: np.dtype[Any]) -> Finding | None:

@@ -49,6 +49,7 @@ _SURE = 4.0  # standard errors
 _LEAST_OFFSET, _CLOSE = 5.0, 0.6  # the last: of an offset, below which no pixel lies
 _PROJECTED = 5.0  # square roots of the brightness by which a maximum of many frames exceeds their mean
 _FITS, _STEEP = 3.0, 3.0  # chi-square of a camera's line, and a slope that counts less a background never have
+_MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
 _FEW = 20  # pixels that may share a divisor by chance
 _TO_PHOTONS = (
     "subtract the camera offset, divide by the gain and round to get photons first, or measure the camera with "
@@ -105,7 +106,9 @@ def measure(photons: xr.DataArray, without: list[tuple[int, int]] | None = None)
         mask = np.zeros(size, bool)
         mask[rows, columns] = True
         hot = np.asarray(values[..., rows, columns], np.float64)
-        statistics = replace(statistics, total=statistics.total - hot.sum(), pixels=statistics.pixels - hot.size)
+        cold = dict(total=statistics.total - hot.sum(), pixels=statistics.pixels - hot.size)
+        stuck = int(np.count_nonzero(hot == statistics.maximum))
+        statistics = replace(statistics, at_maximum=statistics.at_maximum - stuck, **cold)
     elif not statistics.fractional and statistics.minimum >= 0:
         some = singles[:: max(1, len(singles) // 64), 0]
         found = hot_pixels(some)
@@ -221,6 +224,17 @@ class Finding:
     refused: bool = True
     factor: float = 1.0
     advice: str | None = None
+
+
+def examined(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
+    """Measure and judge an image; hot pixels are left out if the others then are photon counts."""
+    evidence = measure(photons)
+    if 0 < len(evidence.hot) <= _MOST_HOT * math.prod(evidence.size):
+        others = measure(photons, evidence.hot)
+        finding = judge(others, name, saturation)
+        if finding.kind == "counts":
+            return others, finding
+    return evidence, judge(evidence, name, saturation)
 
 
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:

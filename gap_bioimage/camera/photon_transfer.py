@@ -56,13 +56,13 @@ class Points:
 
     @property
     def line_sums(self) -> Floats:
-        """What least squares needs of each block, to be added up: (5, blocks)."""
-        w, x, y = self.weight, self.mean, self.variance
-        return np.stack([w, w * x, w * x * x, w * y, w * x * y])
+        """What least squares needs of each block, to be added up: (7, blocks)."""
+        w, x, y, n = self.weight, self.mean, self.variance, self.samples
+        return np.stack([w, w * x, w * x * x, w * y, w * x * y, w / n, w * y / n])
 
     @property
     def third_sums(self) -> Floats:
-        """The same for the third moment."""
+        """The same for the third moment: (5, blocks)."""
         w, x, k = self.third_weight, self.mean, self.third
         return np.stack([w, w * x, w * x * x, w * k, w * x * k])
 
@@ -114,11 +114,15 @@ def points_of(moments: Moments, line: Line, *, loud: float = 1.0, robust: bool =
     return Points(moments.mean, moments.variance, moments.third, weight, third_weight, moments.samples)
 
 
-def line_of_sums(sums: Floats) -> tuple[Floats, Floats]:
-    """Return gain and intercept from sums (5, ...) over blocks."""
-    w, x, xx, y, xy = sums
-    spread = xx - x * x / w
-    gain = (xy - x * y / w) / np.where(spread > 0, spread, np.nan)
+def line_of_sums(sums: Floats, read: float = 0.0, multiplying: float = POISSON) -> tuple[Floats, Floats]:
+    """Return gain and intercept from sums (7, ...) over blocks, free of the bias that noisy means cause.
+
+    The mean of a block errs by variance / samples, together with its variance by third moment / samples. With the third
+    moment ``multiplying gain (variance - read)``, ``read`` in ADU^2, both become one term below the fraction.
+    """
+    w, x, xx, y, xy, n, ny = sums
+    spread = xx - x * x / w + (multiplying - 1) * ny - multiplying * read * n
+    gain = (xy - x * y / w) / np.where(np.abs(spread) > 0, spread, np.nan)
     return gain, (y - gain * x) / w
 
 
@@ -252,7 +256,7 @@ def numbers_of(fit: Fit, known: Known, third: Points | None, seed: int) -> Numbe
     points = fit.points
     cubes: Floats | None
     if third is points:  # variance and third moment of a block err together
-        sums, cubes = np.split(_resampled(np.concatenate([points.line_sums, points.third_sums]), rng), [5])
+        sums, cubes = np.split(_resampled(np.concatenate([points.line_sums, points.third_sums]), rng), [7])
     else:
         sums = _resampled(points.line_sums, rng)
         cubes = None if third is None else _resampled(third.third_sums, rng)
@@ -317,18 +321,23 @@ def _solve(
     sums: Floats, cubes: Floats | None, known: Known, q: float, darkest: float, rng: np.random.Generator
 ) -> _Solution:
     """Solve for all numbers; the third moment's slope is ``q`` gain^2, and no used block lies below ``darkest``."""
-    gain, intercept = line_of_sums(sums)
-    gain = np.where(gain > 0, gain, np.nan)
-    floor = np.where(gain < COARSE, ROUNDING, 0.0)
-    free = known.offset is None and known.read_noise is None
-    lowest = (floor - intercept) / gain if free else np.full_like(gain, -np.inf)
-    highest = np.maximum(darkest, lowest) if free else np.full_like(gain, np.inf)
-    crossing = _crossing(gain, intercept, cubes, known, q)
-    if crossing is None:  # anything between the bounds
-        crossing = lowest + (highest - lowest) * np.concatenate([[0], rng.random(len(gain) - 1)])
-    elif known.offset is not None:
-        crossing[1:] += known.offset[1] * rng.standard_normal(len(gain) - 1)
-    return _Solution(gain, intercept, crossing, lowest, highest, floor)
+    read, free = 0.0, known.offset is None and known.read_noise is None
+    for _ in range(4):
+        gain, intercept = line_of_sums(sums, read, q)
+        gain = np.where(gain > 0, gain, np.nan)
+        floor = np.where(gain < COARSE, ROUNDING, 0.0)
+        lowest = (floor - intercept) / gain if free else np.full_like(gain, -np.inf)
+        highest = np.maximum(darkest, lowest) if free else np.full_like(gain, np.inf)
+        crossing = _crossing(gain, intercept, cubes, known, q)
+        if crossing is None:  # anything between the bounds
+            crossing = lowest + (highest - lowest) * np.concatenate([[0], rng.random(len(gain) - 1)])
+        elif known.offset is not None:
+            crossing[1:] += known.offset[1] * rng.standard_normal(len(gain) - 1)
+        found = _Solution(gain, intercept, crossing, lowest, highest, floor)
+        read = max(float(intercept[0] + gain[0] * found.offset[0]), float(floor[0]))
+        if not np.isfinite(read):
+            break
+    return found
 
 
 def _crossing(gain: Floats, intercept: Floats, cubes: Floats | None, known: Known, q: float) -> Floats | None:
