@@ -106,9 +106,9 @@ def measure(photons: xr.DataArray, without: list[tuple[int, int]] | None = None)
         mask = np.zeros(size, bool)
         mask[rows, columns] = True
         hot = np.asarray(values[..., rows, columns], np.float64)
-        cold = dict(total=statistics.total - hot.sum(), pixels=statistics.pixels - hot.size)
         stuck = int(np.count_nonzero(hot == statistics.maximum))
-        statistics = replace(statistics, at_maximum=statistics.at_maximum - stuck, **cold)
+        statistics = replace(statistics, total=statistics.total - float(hot.sum()), pixels=statistics.pixels - hot.size)
+        statistics = replace(statistics, at_maximum=statistics.at_maximum - stuck)
     elif not statistics.fractional and statistics.minimum >= 0:
         some = singles[:: max(1, len(singles) // 64), 0]
         found = hot_pixels(some)

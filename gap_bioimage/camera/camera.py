@@ -83,11 +83,12 @@ class Detector:
         """
         if self.maps is None:
             return self._shift()
-        deviation = self._deviation(np.asarray(self.maps.read_noise, np.float64))
+        deviation: NDArray[np.float64] = self._deviation(np.asarray(self.maps.read_noise, np.float64))
         # beyond 1 the shift is a formula, below a smooth curve
         knots = np.linspace(0.0, 1.0, 200)
         curve = np.interp(deviation, knots, [model.balanced_shift(float(knot)) for knot in knots])
-        return np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve)
+        shift: NDArray[np.float64] = np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve)
+        return shift
 
     def background(self) -> float | NDArray[np.float64]:
         """Return what is to be subtracted from denoised counts, a number or (y, x): the counts of no electrons."""
