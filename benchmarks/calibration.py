@@ -16,7 +16,7 @@ import numpy as np
 from results import write_section
 
 from gap_bioimage.camera.calibration import calibrate
-from gap_bioimage.camera.simulate import simulate_camera
+from gap_bioimage.camera.camera import simulate_camera
 from gap_bioimage.simulation import simulate_truth
 
 GAINS = (0.2, 1.0, 2.2, 30.0)  # ADU per electron

@@ -219,10 +219,9 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     Whole numbers in floats and booleans are counts too; up to ``saturation`` of the pixels may be at the detector's
     ceiling.
     """
-    from gap_bioimage.evidence import measure
-    from gap_bioimage.judging import judge
+    from gap_bioimage.judging import examined
 
-    finding = judge(measure(photons), name, saturation)
+    _, finding = examined(photons, name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":
@@ -231,8 +230,8 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     """Refuse values that no counter returns; whether they come from photons is not asked."""
-    from gap_bioimage.evidence import Evidence, measure, scan
-    from gap_bioimage.judging import judge
+    from gap_bioimage.camera.moments import scan
+    from gap_bioimage.judging import Evidence, judge, measure
 
     if photons.dtype.kind in "bu" and photons.size:
         return

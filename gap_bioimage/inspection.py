@@ -13,9 +13,8 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.evidence import Evidence, measure
 from gap_bioimage.io.image import as_image, metadata_of
-from gap_bioimage.judging import Finding, judge
+from gap_bioimage.judging import Evidence, Finding, examined, measure
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -150,8 +149,8 @@ def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.Da
         except NotPhotonCountsError as error:
             return None, _picture("the image", str(error))
         name = str(photons.attrs.get("source", photons.name or "the image"))
-        evidence = measure(photons)
-        return photons, _report(name, photons, evidence, judge(evidence, name), {})
+        evidence, finding = examined(photons, name)
+        return photons, _report(name, photons, evidence, finding, {})
     from gap_bioimage.io import read_photons
 
     typed, name = str(image), Path(image).name
@@ -159,8 +158,7 @@ def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.Da
         photons = read_photons(image, check=False, **given)
     except NotPhotonCountsError as error:
         return None, _picture(typed, str(error))
-    evidence = measure(photons)
-    finding = judge(evidence, name)
+    evidence, finding = examined(photons, name)
     if finding.verdict != "not usable":
         finding = _of_file(typed, photons.dtype) or finding
     return photons, _report(typed, photons, evidence, finding, given)
@@ -215,8 +213,8 @@ def _report(
         zero_share=found.zeros / max(found.pixels, 1),
         pseudo_psnr_db=_number(10 * math.log10(found.mean)) if found.total > 0 else None,
         lattice=found.lattice if evidence.step is None else float(f"{evidence.step:.6g}"),
-        saturated_share=found.at_maximum / found.pixels if evidence.piled_up else 0.0,
-        hot_pixels=len(np.unique(evidence.hot[:, -2:], axis=0)) if finding.kind == "counts" else 0,
+        saturated_share=evidence.saturated if evidence.piled_up else 0.0,
+        hot_pixels=len(evidence.hot) if finding.kind == "counts" else 0,
         fano=None if noise is None else _number(noise.dark),
         fano_bright=None if noise is None else _number(noise.bright),
         noise_correlation_y=_number(correlation.y),

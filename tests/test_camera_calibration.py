@@ -16,11 +16,10 @@ from scipy import ndimage
 
 import gap_bioimage
 from gap_bioimage.camera.calibration import Calibration, calibrate
-from gap_bioimage.camera.camera import check_camera_image, read_camera, write_camera
+from gap_bioimage.camera.camera import check_camera_image, read_camera, simulate_camera, write_camera
 from gap_bioimage.camera.frames import frames_of
-from gap_bioimage.camera.numbers import Estimate
+from gap_bioimage.camera.photon_transfer import Estimate
 from gap_bioimage.camera.plots import plot_calibration
-from gap_bioimage.camera.simulate import simulate_camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inspection import inspect
 from gap_bioimage.pictures import save_figure

@@ -201,6 +201,23 @@ def test_images_of_other_cameras_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_values_that_are_not_finite_are_refused_wherever_they_are_and_never_cast(tmp_path: Path) -> None:
+    values = written(2.2, 100.0, 1.2, 3.0, size=60 * 400).reshape(60, 20, 20).astype(np.float32)
+    detector = measured(2.2, 100.0, 1.2)
+    for value in (np.nan, np.inf):
+        values[33, 4, 5] = value
+        with pytest.raises(NotPhotonCountsError, match="not finite"):
+            check_camera_image(image(values), detector, name="a.tif")
+        assert detector.counts(values)[33, 4, 5] == (0 if np.isnan(value) else np.iinfo(np.int32).max)
+    broken = maps()
+    broken.offset[3, 4] = np.nan
+    assert Detector(detector.camera, broken).counts(np.full((24, 30), 120))[3, 4] == 0
+    write_camera(tmp_path / "camera.yaml", Detector(detector.camera, broken))
+    with pytest.raises(ConfigError, match="not finite"):
+        read_camera(tmp_path / "camera.yaml")
+
+
+@pytest.mark.filterwarnings("error")
 def test_good_images_are_taken_without_a_word() -> None:
     detector = measured(2.2, 100.0, 1.2)
     check_camera_image(image(written(2.2, 100.0, 1.2, 3.0, size=4000).reshape(2, 40, 50)), detector, name="a.tif")

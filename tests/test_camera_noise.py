@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gap_bioimage.camera.correlation import Correlation, correlation_of
+from gap_bioimage import network
 from gap_bioimage.camera.moments import as_stack, moments_of
-from gap_bioimage.camera.noise import hot_pixels, noise_of
+from gap_bioimage.camera.noise import Correlation, correlation_of, hot_pixels, noise_of
 from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
@@ -230,3 +231,12 @@ def test_spots_that_optics_resolve_are_not_hot(shared_data: Path) -> None:
     rng = np.random.default_rng(0)
     assert not hot_pixels(rng.poisson(spot, (50, 65, 65))).any()
     assert not hot_pixels(tifffile.imread(shared_data / "hazelnut_photons_t0_zyx.tif")).any()
+
+
+def test_the_rule_of_hot_pixels_is_that_of_the_network() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.choice([0.1, 1, 5, 20], (40, 60, 60)) * rng.choice([1, 1, 1, 1, 30], (40, 60, 60)))
+    counts[rng.random(counts.shape) < 0.001] = 150
+    expected = network.hot_pixels(torch.from_numpy(counts.astype(np.float32))).numpy()
+    assert expected.sum() > 50
+    np.testing.assert_array_equal(hot_pixels(counts), expected)

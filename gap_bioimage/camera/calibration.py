@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.camera.correlation import Correlation, correlation_of
-from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, check_gain, check_given, check_offset, doubts, is_counts
 from gap_bioimage.camera.frames import Dark, Frames, dark_of, frames_of, maps_of
-from gap_bioimage.camera.moments import Moments, moments_of
-from gap_bioimage.camera.numbers import Estimate, Known, Numbers, numbers_of
-from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Fit, Goodness, Line, Points, fit_line, points_of
+from gap_bioimage.camera.moments import Floats, Moments, moments_of
+from gap_bioimage.camera.noise import Correlation, correlation_of
+from gap_bioimage.camera.photon_transfer import (
+    LEAST_BLOCKS,
+    MULTIPLIED,
+    POISSON,
+    Estimate,
+    Fit,
+    Goodness,
+    Known,
+    Line,
+    Numbers,
+    Points,
+    fit_line,
+    numbers_of,
+    points_of,
+)
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import NotPhotonCountsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import xarray as xr
-
-    from gap_bioimage.camera.moments import Floats
+from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
+_CORRELATED = 0.1  # noise of neighbours that raw images do not share
 _SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
 _SATURATED = 0.01  # share of the times at which a block is saturated
+_LEFT_OUT = 0.1  # share of the field from which on it is told that it was left out
+_ENOUGH_DARK = 16
 _SHOWN = 3000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """A camera's numbers with 95 % intervals, and how well they fit.
 
@@ -94,10 +105,8 @@ class Calibration:
     def message(self) -> str:
         """The result in words, without the warnings."""
         if self.counts:
-            return (
-                f"{self.images} holds photon counts already: gain {self.gain.value:.3g}, offset "
-                f"{self.offset.value:.3g}; no camera is needed"
-            )
+            numbers = f"gain {self.gain.value:.3g}, offset {self.offset.value:.3g}"
+            return f"{self.images} holds photon counts already: {numbers}; no camera is needed"
         return (
             f"{self.images}: gain {self.gain} ADU per {self.unit}, offset {self.offset} ADU, read noise "
             f"{self.read_noise} {self.unit}s (95 % intervals)"
@@ -115,26 +124,19 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON; intervals are [value, low, high], None where there is no bound."""
+        same = ("images", "method", "offset_from", "frames", "dark", "dark_frames", "counts", "message")
         groups = zip(self.goodness.mean, self.goodness.variance, self.goodness.error, strict=True)
-        return {
-            "images": self.images,
+        return {name: getattr(self, name) for name in same} | {
             "camera": self.detector.camera.model_dump(mode="json", exclude={"measured"}),
             "gain": self.gain.to_list(),
             "offset": self.offset.to_list(),
             "read_noise": self.read_noise.to_list(),
-            "method": self.method,
-            "offset_from": self.offset_from,
-            "frames": self.frames,
-            "dark": self.dark,
-            "dark_frames": self.dark_frames,
             "chi_square": _short(self.goodness.chi_square),
             "degrees_of_freedom": self.goodness.freedom,
             "bend": _short(self.goodness.bend),
             "correlation": [_short(c) for c in self.correlation],
             "third_moment": None if self.third is None else self.third.to_list(),
-            "photon_transfer": [[_short(float(v)) for v in group] for group in groups],
-            "counts": self.counts,
-            "message": self.message,
+            "photon_transfer": [[_short(v) for v in group] for group in groups],
             "warnings": list(self.warnings),
         }
 
@@ -184,26 +186,41 @@ def calibrate(
     ConfigError
         If a given number is out of range, or given twice.
     """
-    check_given(dark, offset, read_noise, saturation)
+    _check_given(dark, offset, read_noise, saturation)
     frames = frames_of(images, saturation)
     dark_frames = None if dark is None else dark_of(dark, frames)
     frames, moments, correlation = _measured(frames)
     loud = (1 + 2 * correlation.y**2) * (1 + 2 * correlation.x**2) if correlation.found else 1.0
-    fit = fit_line(moments, loud=loud, structure=frames.count == 1, anchor=_anchor(dark_frames))
-    tells = frames.count > 2 and fit.outliers <= LEFT_OUT  # moving objects skew differences, too
+    fit = fit_line(moments, loud=loud, anchor=_anchor(dark_frames))
+    tells = frames.count > 2 and fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
     given = None if offset is None else (offset, 0.0)
     known = Known(
         given if dark_frames is None else dark_frames.offset,
         read_noise,
         # structure of one image has third moments of its own
         multiplying if tells or multiplying is not None else False,
-        imposed=not (correlation.found and abs(correlation.largest) >= CORRELATED),
+        imposed=not (correlation.found and abs(correlation.largest) >= _CORRELATED),
     )
     numbers = numbers_of(fit, known, _third(frames, fit, loud), seed)
-    check_gain(frames, fit, numbers)
-    if known.offset is not None:
-        check_offset(frames, fit, numbers)
+    _check_numbers(frames, fit, numbers, known)
+    if frames.count == 1:  # structure that is taken for noise
+        gain = numbers.gain
+        low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
+        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high))
     return _result(frames, dark_frames, known, fit, numbers, correlation)
+
+
+def _check_given(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
+    if dark is not None and (offset is not None or read_noise is not None):
+        raise ConfigError("dark frames were given, and an offset or read noise too; give the dark frames alone")
+    if offset is not None and read_noise is not None:
+        raise ConfigError(
+            "offset and read noise were both given, but the images tell one by the other; give the offset"
+        )
+    for name, value in (("offset", offset), ("read noise", read_noise), ("saturation", saturation)):
+        if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
+            least = "" if name == "offset" else " from 0 up"
+            raise ConfigError(f"the {name} is {value}, expected a finite number{least}")
 
 
 def _measured(frames: Frames) -> tuple[Frames, Moments, Correlation]:
@@ -216,7 +233,7 @@ def _measured(frames: Frames) -> tuple[Frames, Moments, Correlation]:
             "exposure, or give --saturation if the ceiling is higher"
         )
     # where pixels are saturated noise ends together, too
-    correlation = correlation_of(frames.values) if full.mean() <= LEFT_OUT / 2 else Correlation()
+    correlation = correlation_of(frames.values) if full.mean() <= _LEFT_OUT / 2 else Correlation()
     most = abs(correlation.largest) if correlation.found else 0.0
     if max(most, correlation.t) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
         whose = "neighbouring pixels" if most >= correlation.t else "successive frames"
@@ -244,63 +261,176 @@ def _third(frames: Frames, fit: Fit, loud: float) -> Points | None:
         planes = frames.values.reshape(-1, 1, *frames.values.shape[2:])
         moments = moments_of(planes, frames.ceiling, in_time=False)
         moments = moments.at(moments.saturated == 0)
-    # a cut that is tight against structure would take the noise's own skewness
     return points_of(moments, fit.line, loud=loud, robust=False) if len(moments.mean) else None
+
+
+def _check_numbers(frames: Frames, fit: Fit, numbers: Numbers, known: Known) -> None:
+    """Refuse images whose noise tells no gain, and offsets, given or of dark frames, that contradict the images."""
+    points, gain, offset = fit.points, numbers.gain, numbers.offset.value
+    varies = float(points.mean.var()) > 10 * float(np.mean(points.variance)) / points.samples
+    if varies and not (math.isfinite(gain.value) and gain.value > 0):
+        raise NotPhotonCountsError(
+            f"the noise of {frames.name} does not grow with brightness, as that of a camera does; use raw images with "
+            "dark and bright parts, and more frames of the same field"
+        )
+    if not math.isfinite(gain.value + gain.high):
+        raise NotPhotonCountsError(
+            f"the brightness of {frames.name} varies too little to find the gain; use images with dark and bright "
+            "parts, more frames of the same field, or add dark frames (--dark)"
+        )
+    if known.offset is None:
+        return
+    error = np.sqrt(np.maximum(points.variance, 0) / points.samples)
+    darker = float(np.mean(points.mean + 5 * error < offset - gain.value / 2))
+    variance = numbers.intercept + gain.value * offset
+    if darker > 0.02:
+        told = f"{darker:.0%} of the field of {frames.name} is darker than the offset of {offset:.4g} ADU"
+    elif variance < -0.2 * float(np.median(points.variance)):
+        told = (
+            f"at the offset of {offset:.4g} ADU the variance of {frames.name} would be negative ({variance:.3g} ADU^2)"
+        )
+    else:
+        return
+    advice = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
+    raise NotPhotonCountsError(f"{told}; {advice}")
 
 
 def _result(
     frames: Frames, dark: Dark | None, known: Known, fit: Fit, numbers: Numbers, correlation: Correlation
 ) -> Calibration:
-    gain = numbers.gain
-    if frames.count == 1:  # structure that is taken for noise
-        low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
-        gain = Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high)
-        numbers = replace(numbers, gain=gain)
-    whence = "noise" if known.read_noise is None else "given read noise"
-    whence = "dark frames" if dark is not None else "given" if known.offset is not None else whence
-    found = Calibration(
-        Detector(Camera(gain=gain.value, offset=0)),
-        gain,
-        numbers.offset,
-        numbers.read_noise,
-        "stack" if frames.count > 1 else "one image",
-        whence,
-        frames.name,
-        frames.count,
-        None if dark is None else dark.frames.name,
-        0 if dark is None else dark.frames.count,
-        fit.goodness,
-        Line(gain.value, numbers.intercept),
-        np.stack([fit.points.mean, fit.points.variance])[:, :: max(1, len(fit.points.mean) // _SHOWN)],
-        (correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
-        numbers.third,
-        tuple(doubts(frames, dark, fit, numbers, correlation)),
-        is_counts(frames, numbers),
-    )
+    from gap_bioimage import __version__
+
+    method = "stack" if frames.count > 1 else "one image"
+    measured: dict[str, Any] = {"method": method, "images": frames.name, "frames": frames.count}
+    if dark is not None:
+        measured |= {"dark": dark.frames.name, "dark_frames": dark.frames.count}
+    measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
+    if correlation.found or correlation.t:
+        measured["correlated"] = [_short(c) for c in (correlation.y, correlation.x, correlation.t)]
+    measured |= {"chi_square": _short(fit.goodness.chi_square), "gap_bioimage": __version__}
     camera = Camera(
-        gain=_short(gain.value) or gain.value,
+        gain=_short(numbers.gain.value) or numbers.gain.value,
         offset=_short(numbers.offset.value) or 0.0,
         read_noise=_short(numbers.read_noise.value) or 0.0,
         saturation=frames.ceiling if math.isfinite(frames.ceiling) else None,
         multiplying=numbers.multiplying,
-        measured=_record(found, correlation),
+        measured={**measured, "date": datetime.datetime.now(datetime.UTC).date().isoformat()},
     )
-    return replace(found, detector=Detector(camera, None if dark is None else maps_of(dark, gain.value)))
+    whence = "noise" if known.read_noise is None else "given read noise"
+    points = np.stack([fit.points.mean, fit.points.variance])
+    return Calibration(
+        detector=Detector(camera, None if dark is None else maps_of(dark, numbers.gain.value)),
+        gain=numbers.gain,
+        offset=numbers.offset,
+        read_noise=numbers.read_noise,
+        method=method,
+        offset_from="dark frames" if dark is not None else "given" if known.offset is not None else whence,
+        images=frames.name,
+        frames=frames.count,
+        dark=None if dark is None else dark.frames.name,
+        dark_frames=0 if dark is None else dark.frames.count,
+        goodness=fit.goodness,
+        line=Line(numbers.gain.value, numbers.intercept),
+        cloud=points[:, :: max(1, points.shape[1] // _SHOWN)],
+        correlation=(correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
+        third=numbers.third,
+        warnings=tuple(_doubts(frames, dark, fit, numbers, correlation)),
+        counts=_is_counts(frames, numbers) and not correlation.found,
+    )
 
 
-def _record(found: Calibration, correlation: Correlation) -> dict[str, Any]:
-    """What ``camera.yaml`` tells about how it came to be."""
-    from gap_bioimage import __version__
+def _is_counts(frames: Frames, numbers: Numbers) -> bool:
+    """Whether images are photon counts: whole numbers with gain 1, no offset and no read noise."""
+    gain, offset = numbers.gain, numbers.offset
+    return (
+        frames.whole
+        and frames.minimum >= 0
+        and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
+        and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
+        and numbers.read_noise.low < 0.35
+        and not numbers.multiplying
+    )
 
-    told: dict[str, Any] = {"method": found.method, "images": found.images, "frames": found.frames}
-    if found.dark is not None:
-        told |= {"dark": found.dark, "dark_frames": found.dark_frames}
-    for name in ("gain", "offset", "read_noise"):
-        told[f"{name}_95"] = getattr(found, name).to_list()[1:]
-    if correlation.found or correlation.t:
-        told["correlated"] = [_short(c) for c in (correlation.y, correlation.x, correlation.t)]
-    told |= {"chi_square": _short(found.goodness.chi_square), "gap_bioimage": __version__}
-    return {**told, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+
+def _doubts(frames: Frames, dark: Dark | None, fit: Fit, numbers: Numbers, correlation: Correlation) -> Iterator[str]:
+    """Yield what may be wrong, in sentences, the gravest first."""
+    if frames.repeated is not None:
+        yield frames.repeated
+    alike = max(abs(correlation.largest) if correlation.found else 0.0, correlation.t)
+    if alike >= _CORRELATED:
+        told = f"{correlation.y:.2f} along y, {correlation.x:.2f} along x"
+        told += f", {correlation.t:.2f} between frames" if correlation.t >= _CORRELATED else ""
+        worse = "" if frames.count > 1 else "; one image cannot calibrate it"
+        yield (
+            f"the noise of neighbouring pixels is correlated ({told}): somebody has smoothed or resampled these "
+            f"images, and the gain is too small by a factor of up to {correlation.factor:.1f}{worse}; use raw images"
+        )
+    yield from _departures(frames, fit, alike)
+    if frames.saturated > _LEFT_OUT:
+        yield f"{frames.saturated:.0%} of the field is saturated and was left out"
+    if fit.clipped:
+        yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
+    if fit.coarse:
+        yield (
+            "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "
+            "their intervals; use brighter images or a higher camera gain"
+        )
+    if frames.count == 1:
+        yield (
+            "this rests on one image, in which fine structure cannot be told from noise: less certain than its "
+            "intervals say; a stack of the same field is better"
+        )
+    yield from _vague(frames, numbers, alike)
+    if dark is not None and dark.frames.count < _ENOUGH_DARK:
+        maps = "a single one tells no read noise" if dark.pixel_variance is None else "read noise per pixel is rough"
+        yield f"{dark.frames.count} dark frames: {maps}; record {_ENOUGH_DARK} or more"
+
+
+def _departures(frames: Frames, fit: Fit, alike: float) -> Iterator[str]:
+    """Yield how the points depart from a line, and what was left out for it."""
+    goodness, bends = fit.goodness, fit.goodness.bends(0.05)
+    if bends < 0:
+        short = f"the variance falls short of the line by {-goodness.bend:.0%} in bright parts"
+        yield f"{short} (saturation, dead time, compression): expose shorter"
+    elif bends > 0:
+        cause = "light that flickers or objects that move" if frames.count > 1 else "structure taken for noise"
+        rise = f"the variance rises above the line by {goodness.bend:.0%} in bright parts"
+        yield f"{rise}: {cause}; the gain may be too high"
+    elif goodness.chi_square > 2 and alike < _CORRELATED:
+        yield f"the line fits worse than chance explains (chi-square {goodness.chi_square:.3g} per degree of freedom)"
+    if fit.outliers > _LEFT_OUT:
+        yield (
+            f"{fit.outliers:.0%} of the field moves or flickers and was left out; if the detector multiplies, say "
+            "--multiplying"
+        )
+
+
+def _vague(frames: Frames, numbers: Numbers, alike: float) -> Iterator[str]:
+    """Yield what the numbers leave open, or where they contradict one another."""
+    gain, offset, third = numbers.gain, numbers.offset, numbers.third
+    if not math.isfinite(gain.high) or gain.high - gain.low > 0.2 * gain.value:
+        yield (
+            f"the gain is known to {gain.low:.3g} to {gain.high:.3g} only; record more frames of a field with dark "
+            "and bright parts"
+        )
+    variance = numbers.intercept + gain.value * offset.value
+    if variance < -4 * gain.value * max(offset.error, 0.01):
+        yield (
+            f"at the offset of {offset.value:.4g} ADU the variance would be negative ({variance:.3g} ADU^2): the "
+            "offset is too low for these images; check it, or leave it out to have it estimated"
+        )
+    if third is None or frames.count < 3 or alike >= _CORRELATED:
+        return
+    if numbers.undecided and not math.isnan(third.value):
+        yield (
+            "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier); the offset's "
+            "interval allows for both; say --multiplying if it does"
+        )
+    elif min(abs(third.value - POISSON), abs(third.value - MULTIPLIED)) > max(0.25, 4 * third.error):
+        yield (
+            f"the noise is not skewed as that of photons (third moment {third.value:.2f} times the expected): it was "
+            "processed, or objects move; the offset may be wrong"
+        )
 
 
 def _short(value: float) -> float | None:

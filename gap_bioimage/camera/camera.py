@@ -14,30 +14,20 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 import yaml
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from gap_bioimage.camera import shifted_poisson as model
 from gap_bioimage.camera.moments import as_stack, moments_of
 from gap_bioimage.camera.noise import noise_of
-from gap_bioimage.camera.shifted_poisson import (
-    LOWEST,
-    MODEL_FROM,
-    ROUNDING,
-    balanced_shift,
-    camera_shift,
-    mean_of_counts,
-    spread_of_lowest,
-)
 from gap_bioimage.config import Camera, error_sentence, read_yaml
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
 from gap_bioimage.files import replacing
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from numpy.typing import NDArray
 
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
 _TOO_NOISY, _TOO_QUIET = 2.0, 0.5  # variance over mean of counts, 1 for photons
@@ -69,13 +59,7 @@ class Detector:
 
     @classmethod
     def of(cls, camera: Detector | Camera | Path | str) -> Detector:
-        """Take a camera as numbers, or read its yaml.
-
-        Raises
-        ------
-        ConfigError
-            If the yaml does not describe a camera, or its maps cannot be read.
-        """
+        """Take a camera as numbers, or read its yaml (ConfigError as for ``read_camera``)."""
         if isinstance(camera, Detector):
             return camera
         return cls(camera) if isinstance(camera, Camera) else read_camera(camera)
@@ -89,8 +73,7 @@ class Detector:
         """Return the camera of a part of its images."""
         if self.maps is None:
             return self
-        cut = (rows, columns)
-        return Detector(self.camera, PixelMaps(self.maps.offset[cut], self.maps.read_noise[cut]))
+        return Detector(self.camera, PixelMaps(self.maps.offset[rows, columns], self.maps.read_noise[rows, columns]))
 
     def shift(self) -> float | NDArray[np.float64]:
         """Return what is added to the electrons before rounding, a number or (y, x): the variance that is not theirs.
@@ -98,19 +81,19 @@ class Detector:
         It holds read noise, rounding to counts, and the uniform noise of one ADU that training adds, since several
         electrons may share one ADU.
         """
-        deviation = self._deviation()
-        if isinstance(deviation, float):
-            return camera_shift(self.camera.gain, self.camera.offset % 1, self._noise(), round(deviation, 4))
+        if self.maps is None:
+            return self._shift()
+        deviation: NDArray[np.float64] = self._deviation(np.asarray(self.maps.read_noise, np.float64))
         # beyond 1 the shift is a formula, below a smooth curve
         knots = np.linspace(0.0, 1.0, 200)
-        curve = np.interp(deviation, knots, [balanced_shift(float(knot)) for knot in knots])
-        return np.where(deviation > 1, np.square(deviation) + ROUNDING, curve)
+        curve = np.interp(deviation, knots, [model.balanced_shift(float(knot)) for knot in knots])
+        shift: NDArray[np.float64] = np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve)
+        return shift
 
     def background(self) -> float | NDArray[np.float64]:
         """Return what is to be subtracted from denoised counts, a number or (y, x): the counts of no electrons."""
-        camera, shift = self.camera, self.scalar.shift()
-        assert isinstance(shift, float)  # noqa: S101
-        mean = mean_of_counts(camera.gain, camera.offset % 1, self._noise(), shift)
+        shift = self._shift()
+        mean = model.mean_of_counts(self.camera.gain, self.camera.offset % 1, self._noise(), shift)
         # rounding differs from pixel to pixel; with maps the average over all must do
         return mean if self.maps is None else self.shift() + (mean - shift)
 
@@ -129,23 +112,20 @@ class Detector:
         Returns
         -------
         NDArray
-            Same shape; about Poisson with the mean ``electrons + shift``.
+            Same shape; about Poisson with the mean ``electrons + shift``, and 0 where a value is NaN.
         """
         values = np.asarray(adu).astype(np.float64)
         if rng is not None:
             values += rng.random(values.shape) - 0.5
         electrons = (values - self._offset()) / self.camera.gain + self.shift()
-        counts = np.clip(np.rint(electrons), 0, np.iinfo(np.int32).max).astype(np.int32)
+        known = np.nan_to_num(np.rint(electrons), nan=0.0)
+        counts = np.clip(known, 0, np.iinfo(np.int32).max).astype(np.int32)
         return counts if rng is None else self._spread(counts, rng)
 
     def electrons(self, adu: xr.DataArray) -> xr.DataArray:
         """Return camera values (..., y, x) in electrons, neither rounded nor clipped: for people to look at."""
-        import xarray as xr
-
         offset = self._offset()
-        return (
-            adu - (offset if isinstance(offset, float) else xr.DataArray(offset, dims=["y", "x"]))
-        ) / self.camera.gain
+        return (adu - (offset if self.maps is None else xr.DataArray(offset, dims=["y", "x"]))) / self.camera.gain
 
     def saturated(self, adu: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which pixels reached the camera's ceiling; the type's own where none is known."""
@@ -156,13 +136,7 @@ class Detector:
         return reached
 
     def check_size(self, image: xr.DataArray) -> None:
-        """See that maps fit an image.
-
-        Raises
-        ------
-        AxesError
-            If they have other sizes.
-        """
+        """See that maps fit an image; AxesError if they have other sizes."""
         size = (image.sizes["y"], image.sizes["x"])
         if self.maps is not None and self.maps.offset.shape != size:
             raise AxesError(
@@ -172,28 +146,29 @@ class Detector:
 
     def _noise(self) -> float:
         """Read noise without digitisation, electrons."""
-        return math.sqrt(max(0.0, self.camera.read_noise**2 - ROUNDING / self.camera.gain**2))
+        return math.sqrt(max(0.0, self.camera.read_noise**2 - model.ROUNDING / self.camera.gain**2))
 
-    def _deviation(self) -> float | NDArray[np.float64]:
+    def _deviation(self, noise: float | NDArray[np.float64]) -> Any:
         """Standard deviation of no electrons, with the uniform noise of one ADU added; electrons."""
-        step = ROUNDING / self.camera.gain**2
-        noise = self.camera.read_noise if self.maps is None else np.asarray(self.maps.read_noise, np.float64)
-        deviation = np.sqrt(np.maximum(np.square(noise), step) + step)
-        return float(deviation) if self.maps is None else deviation
+        step = model.ROUNDING / self.camera.gain**2
+        return np.sqrt(np.maximum(np.square(noise), step) + step)
+
+    def _rounded_deviation(self) -> float:
+        return round(float(self._deviation(self.camera.read_noise)), 4)
+
+    def _shift(self) -> float:
+        camera = self.camera
+        return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), self._rounded_deviation())
 
     def _offset(self) -> float | NDArray[np.float64]:
         return self.camera.offset if self.maps is None else np.asarray(self.maps.offset, np.float64)
 
     def _spread(self, counts: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
         """Move some of the lowest counts up or down by one: clipping at zero has taken variance from them."""
-        deviation = self.scalar._deviation()
-        assert isinstance(deviation, float)  # noqa: S101
-        chance = spread_of_lowest(round(deviation, 4))
+        chance = model.spread_of_lowest(self._rounded_deviation())
         if not any(chance):
             return counts
-        table = np.zeros(LOWEST + 1)
-        table[1:LOWEST] = chance
-        low = table[np.minimum(counts, LOWEST)]
+        low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]
         drawn = rng.random(counts.shape)
         moved: NDArray[np.int32] = counts + (drawn < low) - (drawn > 1 - low)
         return moved
@@ -227,6 +202,8 @@ def read_camera(path: Path | str) -> Detector:
     if maps.sizes["c"] != 2:
         raise ConfigError(f"{file} has {maps.sizes['c']} channels, expected two: offset and read noise of each pixel")
     offset, noise = np.asarray(maps.data, np.float32)
+    if not np.isfinite([offset, noise]).all():
+        raise ConfigError(f"{file} has values that are not finite, expected an offset and read noise for each pixel")
     return Detector(camera, PixelMaps(offset, noise))
 
 
@@ -238,8 +215,6 @@ def write_camera(path: Path | str, detector: Detector) -> None:
     OutputError
         If a file cannot be written.
     """
-    import xarray as xr
-
     from gap_bioimage.io import write_image
 
     path, camera = Path(path), detector.camera
@@ -249,48 +224,26 @@ def write_camera(path: Path | str, detector: Detector) -> None:
         names = ["offset (ADU)", "read noise (electrons)"]
         write_image(path.with_name(str(camera.maps)), xr.DataArray(both, dims=list("cyx"), coords={"c": names}))
     with replacing(path) as temporary:
-        temporary.write_text(camera_yaml(camera), encoding="utf-8")
-
-
-def camera_yaml(camera: Camera) -> str:
-    """Return a camera as yaml, without what is not known."""
-    return yaml.safe_dump(camera.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+        values = camera.model_dump(mode="json", exclude_defaults=True)
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) -> None:
     """Refuse images that this camera cannot have written, and warn where counts will not be Poisson.
 
-    Parameters
-    ----------
-    image
-        Camera values, dims that end in y, x.
-    detector
-        The camera.
-    name
-        What to call the image in the message.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If values are not finite, or most lie far below the offset.
-    AxesError
-        If maps have other sizes than the image.
-
-    Warns
-    -----
-    UserWarning
-        If pixels are saturated, or dark pixels have too little signal and read noise for the shifted Poisson
-        model.
+    Raises NotPhotonCountsError if values are not finite or most lie far below the offset, AxesError if maps have
+    other sizes. Warns if pixels are saturated, if the noise is that of another camera, or if dark pixels have too
+    little signal and read noise for the shifted Poisson model.
     """
     if image.dtype.kind not in "uif":
         raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected a camera's numbers; save it as 16 bit")
     detector.check_size(image)
-    sample = _some_planes(image)
-    if sample.dtype.kind == "f" and not np.isfinite(sample).all():
+    planes = image.data.reshape(-1, *image.shape[-2:])
+    if image.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
         raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
+    sample = np.stack([np.asarray(planes[i]) for i in np.unique(np.linspace(0, len(planes) - 1, 8).astype(int))])
     camera = detector.camera
-    noise = camera.gain * max(camera.read_noise, 1.0)
-    below = float(np.mean(sample < camera.offset - 3 * noise))
+    below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
         raise NotPhotonCountsError(
             f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g} ADU (median "
@@ -299,48 +252,63 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
         )
     share = float(np.mean(detector.saturated(sample)))
     if share > 1e-4:
-        warnings.warn(
+        _warn(
             f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there are too "
-            "dark; use a shorter exposure",
-            GapWarning,
-            stacklevel=2,
+            "dark; use a shorter exposure"
         )
-    _check_noise(image, detector, name)
+    fano = _variance_over_mean(image, detector)
+    if not _TOO_QUIET <= fano <= _TOO_NOISY:
+        _warn(
+            f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons: they are "
+            "those of another camera or setting, or the image was smoothed or resampled; measure them with "
+            "`gap-bioimage calibrate`"
+        )
     # a percentile, because single pixels of dark images are noise
-    dark = float(np.percentile(sample, 25)) - camera.offset
-    signal = max(0.0, dark / camera.gain)
-    if camera.read_noise > _QUIET and signal + camera.read_noise**2 < MODEL_FROM:
-        warnings.warn(
+    signal = max(0.0, (float(np.percentile(sample, 25)) - camera.offset) / camera.gain)
+    if camera.read_noise > _QUIET and signal + camera.read_noise**2 < model.MODEL_FROM:
+        _warn(
             f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}: they are "
             "clipped at zero, and their counts are only roughly those of photons (signal + read noise^2 should be at "
-            "least 1)",
-            GapWarning,
-            stacklevel=2,
+            "least 1)"
         )
 
 
-def _check_noise(image: xr.DataArray, detector: Detector, name: str) -> None:
-    """Warn where the counts' noise is far from that of photons, in time where there are frames, as in calibrations."""
-    measured = detector.camera.measured
+def _warn(text: str) -> None:
+    warnings.warn(text, GapWarning, stacklevel=3)
+
+
+def _variance_over_mean(image: xr.DataArray, detector: Detector) -> float:
+    """Variance over mean of the counts, in time where there are frames, as in calibrations; 1 where it is not known."""
     time = image.dims.index("t") if "t" in image.dims else None
-    if time is None and measured.get("correlated"):
-        return  # calibrate has said so; single images then have other noise than differences of frames
+    if time is None and detector.camera.measured.get("correlated"):
+        return 1.0  # calibrate has said so; single images then have other noise than differences of frames
     values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
     counts = detector.scalar.counts(as_stack(values, time)[:8, :8])
     noise = noise_of(moments_of(counts, in_time=counts.shape[1] > 1)) if min(counts.shape[2:]) > 2 else None
-    found = 1.0 if noise is None else noise.smallest if noise.smallest > _TOO_NOISY else noise.dark
-    if not _TOO_QUIET <= found <= _TOO_NOISY:
-        warnings.warn(
-            f"with this camera's numbers the noise of {name} has {found:.2g} times the variance of photons: they are "
-            "those of another camera or setting, or the image was smoothed or resampled; measure them with "
-            "`gap-bioimage calibrate`",
-            GapWarning,
-            stacklevel=3,
-        )
+    return 1.0 if noise is None else noise.smallest if noise.smallest > _TOO_NOISY else noise.dark
 
 
-def _some_planes(image: xr.DataArray) -> NDArray[Any]:
-    """Return up to eight planes, spread evenly."""
-    values = image.data.reshape(-1, *image.shape[-2:])
-    chosen = np.unique(np.linspace(0, len(values) - 1, 8).astype(int))
-    return np.stack([np.asarray(values[i]) for i in chosen])
+def simulate_camera(
+    electrons: xr.DataArray | NDArray[Any],
+    *,
+    gain: float = 2.2,
+    offset: float = 100.0,
+    read_noise: float = 1.6,
+    n_frames: int = 24,
+    em: bool = False,
+    saturation: int = 65535,
+    seed: int = 0,
+) -> xr.DataArray:
+    """Simulate frames (t, y, x): ``rint(offset + gain (e + N(0, read_noise^2)))``, clipped to 0 and ``saturation``.
+
+    ``electrons`` are those expected per pixel and frame, (y, x), or (t, y, x) of a scene that changes. ``em`` makes n
+    of them gamma(n, 1), as an EMCCD does: the noise-derived gain is then ``2 gain``, and the read noise
+    ``read_noise / 2`` effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
+    """
+    scene = np.asarray(electrons, np.float64)
+    rng = np.random.default_rng((seed, 2))
+    collected = rng.poisson(scene, scene.shape if scene.ndim == 3 else (n_frames, *scene.shape)).astype(np.float64)
+    if em:
+        collected = np.where(collected > 0, rng.gamma(np.maximum(collected, 1)), 0.0)
+    adu = np.rint(offset + gain * (collected + read_noise * rng.standard_normal(collected.shape)))
+    return xr.DataArray(np.clip(adu, 0, saturation).astype(np.uint16), dims=list("tyx"), name="camera")

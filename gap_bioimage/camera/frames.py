@@ -6,32 +6,25 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from gap_bioimage.camera.camera import PixelMaps
-from gap_bioimage.camera.moments import as_stack
+from gap_bioimage.camera.moments import Floats, Values, as_stack, piled_up, scan
 from gap_bioimage.camera.shifted_poisson import ROUNDING
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.evidence import piled_up, scan
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    import xarray as xr
-
-    from gap_bioimage.camera.moments import Floats
 
 _LEAST_PX = 16
 
 
 @dataclass(frozen=True)
 class Frames:
-    """A camera's images: (planes, frames, y, x), their name, ceiling (ADU, maybe infinite) and what stood out."""
+    """A camera's images: (planes, frames, y, x), and what stood out."""
 
-    values: npt.NDArray[Any]
+    values: Values
     name: str
-    ceiling: float
+    ceiling: float  # ADU, maybe infinite
     whole: bool
     minimum: float
     repeated: str | None
@@ -45,12 +38,12 @@ class Frames:
 
 @dataclass(frozen=True)
 class Dark:
-    """Offset (ADU, with its standard error) of dark frames, and offset and variance (ADU^2, if known) of each pixel."""
+    """What dark frames tell."""
 
     frames: Frames
-    offset: tuple[float, float]
+    offset: tuple[float, float]  # ADU, with its standard error
     pixel_offset: Floats
-    pixel_variance: Floats | None
+    pixel_variance: Floats | None  # ADU^2, of several frames
 
 
 def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> Frames:
@@ -67,11 +60,9 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
             "with --channel (in Python isel(c=0))"
         )
     image = (image.isel(c=0) if "c" in image.dims else image).transpose(..., "y", "x")
-    if min(image.shape[-2:]) < _LEAST_PX:
-        raise AxesError(
-            f"{name} has {image.shape[-2]} x {image.shape[-1]} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; "
-            "use a larger part of the camera"
-        )
+    rows, columns = image.shape[-2:]
+    if min(rows, columns) < _LEAST_PX:
+        raise AxesError(f"{name} has {rows} x {columns} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
     values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
     found = scan(values) if values.dtype.kind in "buif" else None
     if found is None:
@@ -81,9 +72,7 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
             f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected a camera's numbers; use raw images"
         )
     if found.minimum == found.maximum:
-        raise NotPhotonCountsError(
-            f"all pixels of {name} are {found.minimum:g}, expected noise; use raw images of the camera"
-        )
+        raise NotPhotonCountsError(f"all pixels of {name} are {found.minimum:g}, expected noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         raise NotPhotonCountsError(
@@ -91,37 +80,31 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
         )
     distinct, repeated = _distinct(stack)
     ceiling = found.maximum if saturation is None and piled_up(values.dtype, found) else saturation
-    return Frames(
-        distinct, name, math.inf if ceiling is None else ceiling, not found.fractional, found.minimum, repeated
-    )
+    ceiling = math.inf if ceiling is None else ceiling
+    return Frames(distinct, name, ceiling, not found.fractional, found.minimum, repeated)
 
 
-def _distinct(stack: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str | None]:
+def _distinct(stack: Values) -> tuple[Values, str | None]:
     """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
-    pairs, flat = [], []
+    told: dict[str, list[str]] = {}
     for t in range(stack.shape[1]):
         if stack[:, t].min() == stack[:, t].max():
-            flat.append(t)
+            told.setdefault("frames without noise", []).append(
+                f"frame {t} has no noise, as one that the camera dropped"
+            )
             continue
         digest = hashlib.blake2b(b"".join(plane.tobytes() for plane in stack[:, t]), digest_size=16).digest()
-        known = first.setdefault(digest, t)
-        if known != t:
-            pairs.append((known, t))
-    told = []
-    if flat:
-        told.append(f"frame {flat[0]} has no noise, as one that the camera dropped" + _more(flat, "frames"))
-    if pairs:
-        told.append("frames {} and {} are equal".format(*pairs[0]) + _more(pairs, "pairs"))
+        if first.setdefault(digest, t) != t:
+            told.setdefault("pairs", []).append(f"frames {first[digest]} and {t} are equal")
     if not told or not first:
         return stack, None
-    remain = "1 frame remains" if len(first) == 1 else f"{len(first)} frames remain"
-    text = f"{'; '.join(told)}: {'such frames' if flat else 'repeats'} were left out, {remain}"
+    parts = [
+        found[0] + (f", and {len(found) - 1} more such {what}" if len(found) > 1 else "")
+        for what, found in told.items()
+    ]
+    text = f"{'; '.join(parts)}: left out, {len(first)} of {stack.shape[1]} frames remain"
     return stack[:, sorted(first.values())], text
-
-
-def _more(found: list[Any], what: str) -> str:
-    return f", and {len(found) - 1} more such {what}" if len(found) > 1 else ""
 
 
 def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
@@ -144,11 +127,8 @@ def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
             f"the dark frames {found.name} (mean {mean.mean():.4g} ADU) are brighter than {frames.name} (mean "
             f"{light:.4g}), expected frames without light; exchange them, or record new ones with the shutter closed"
         )
-    squares = np.zeros(size)
-    for frame in film:
-        squares += (frame - mean) ** 2
-    variance = squares / (count - 1) if count > 1 else None
-    return Dark(found, (float(mean.mean()), error), mean, variance)
+    squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
+    return Dark(found, (float(mean.mean()), error), mean, squares / (count - 1) if count > 1 else None)
 
 
 def maps_of(dark: Dark, gain: float) -> PixelMaps | None:

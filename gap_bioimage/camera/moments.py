@@ -1,4 +1,4 @@
-"""Mean, variance and third moment of the noise in blocks of pixels: the one raw material of `calibrate` and `inspect`.
+"""Statistics of all pixels, and moments of the noise in blocks: the one raw material of `calibrate` and `inspect`.
 
 Frames of the same field give the noise by their differences, one image by the finest ripples, which optics do not
 resolve. Both are sums ``r = sum w x`` over pixels that hold the same signal, with ``sum w = 0``: ``E r^2 / sum w^2`` is
@@ -8,19 +8,17 @@ then the variance of a pixel and ``E r^3 / sum w^3`` its third central moment.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-    Values = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Values = npt.NDArray[Any]
 
 _TRIPLE, _PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # in time; three frames are blind to linear drift
 _RIPPLE = np.array([1.0, -4, 6, -4, 1])  # in space, along y and x; blind to cubic polynomials
@@ -31,38 +29,102 @@ _ENOUGH_BLOCKS = 64
 _SIDE_PX = 1024  # of the window that is looked at
 _PLANES = 64
 _PIXELS = 120_000_000  # looked at for a calibration, about ten seconds
-FEW_PIXELS = 1 << 22
-"""Looked at to judge an image."""
+FEW_PIXELS = 1 << 22  # looked at to judge an image
+_CHUNK_PX = 1 << 24
+_LEVELS_BELOW = 5  # values just under the maximum, to see whether pixels pile up at it
+_CEILINGS = (255, 1023, 4095, 16383, 65535)
 _PASSING = 18.0  # median deviations, 12 standard deviations, beyond which something passes through a block
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """One pass over all pixels; sums and extremes are over finite values."""
+
+    pixels: int
+    nonfinite: int = 0
+    fractional: int = 0
+    zeros: int = 0
+    minimum: float = math.nan
+    maximum: float = math.nan
+    total: float = 0.0
+    lattice: int = 1  # greatest common divisor of all values: 0 if all are zero, 1 if not all are whole
+    at_maximum: int = 0  # pixels there
+    below_maximum: float = 0.0  # their mean number on the five values below
+
+    @property
+    def mean(self) -> float:
+        """Photons per pixel."""
+        return self.total / max(self.pixels - self.nonfinite, 1)
+
+
+def scan(values: Values) -> Statistics:
+    """Gather the statistics of an array of real numbers or booleans, of any shape and size, piece by piece."""
+    nonfinite = fractional = zeros = lattice = 0
+    minimum, maximum, total = math.inf, -math.inf, 0.0
+    top = np.zeros(_LEVELS_BELOW + 1, dtype=np.int64)  # pixels at the maximum, maximum - 1, ...
+    for chunk in _chunks(values):
+        chunk = chunk.astype(np.uint8) if chunk.dtype == bool else chunk
+        if chunk.dtype.kind == "f":
+            finite = chunk[np.isfinite(chunk)]
+            nonfinite += chunk.size - finite.size
+            fractional += int(np.count_nonzero(finite != np.rint(finite)))
+            chunk = finite
+        if not chunk.size:
+            continue
+        zeros += chunk.size - int(np.count_nonzero(chunk))
+        minimum = min(minimum, float(chunk.min()))
+        total += float(chunk.sum(dtype=np.float64))
+        for part in (chunk.ravel()[:4096], chunk):  # nearly always 1, and known from a few pixels
+            if lattice != 1 and not fractional:
+                lattice = math.gcd(lattice, int(np.gcd.reduce(np.abs(part.astype(np.int64)), axis=None)))
+        higher = max(maximum, float(chunk.max()))
+        risen = int(min(higher - maximum, len(top)))
+        near = chunk[chunk >= higher - _LEVELS_BELOW].astype(np.float64)
+        top = np.concatenate([np.zeros(risen, np.int64), top[: len(top) - risen]])
+        top += np.bincount((higher - near).astype(np.int64), minlength=len(top))
+        maximum = higher
+    if math.isinf(minimum):
+        minimum = maximum = math.nan
+    lattice, below = 1 if fractional else lattice, float(top[1:].mean())
+    return Statistics(values.size, nonfinite, fractional, zeros, minimum, maximum, total, lattice, int(top[0]), below)
+
+
+def _chunks(values: Values) -> Iterator[Values]:
+    """Yield pieces of about 16 million pixels; a reshape would copy a transposed memory map."""
+    if values.size <= _CHUNK_PX or values.ndim == 0:
+        yield np.asarray(values)
+        return
+    rest = values.size // len(values)
+    if rest > _CHUNK_PX:
+        for part in values:
+            yield from _chunks(part)
+        return
+    step = max(1, _CHUNK_PX // rest)
+    for start in range(0, len(values), step):
+        yield np.asarray(values[start : start + step])
+
+
+def piled_up(dtype: np.dtype[Any], found: Statistics) -> bool:
+    """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
+    if found.maximum in _CEILINGS or (dtype.kind in "iu" and found.maximum == np.iinfo(dtype).max):
+        return found.at_maximum >= 5 and found.at_maximum > 2 * found.below_maximum
+    return found.maximum >= 20 and found.at_maximum >= 10 and found.at_maximum > 5 * found.below_maximum
+
+
+@dataclass(frozen=True)
 class Moments:
-    """Noise in square blocks of pixels, averaged over the frames; all arrays are (blocks,).
+    """Noise in square blocks of pixels, averaged over the frames; all arrays are (blocks,)."""
 
-    Attributes
-    ----------
-    mean, variance, third
-        ADU, ADU^2, ADU^3; ``third`` is NaN from two frames, which do not tell it.
-    zeros, saturated
-        Shares of pixels that are zero, and of frames in which one is saturated.
-    samples
-        Pixels times frames in each block.
-    alike, alike_cubes
-        The squares of the weighted sums scatter as those of ``1 / alike`` as many independent pixels, because sums
-        overlap; and the variance of cubes in units of variance^3.
-    """
-
-    mean: Floats
+    mean: Floats  # ADU
     variance: Floats
-    third: Floats
-    zeros: Floats
-    saturated: Floats
-    samples: int
-    alike: float
-    alike_cubes: float
+    third: Floats  # NaN from two frames, which do not tell it
+    zeros: Floats  # share of pixels that are zero
+    saturated: Floats  # share of frames in which a pixel is saturated
+    samples: int  # pixels times frames in each block
+    alike: float  # sums overlap: their squares scatter as those of 1 / alike as many independent pixels
+    alike_cubes: float  # variance of cubes in units of variance^3
 
-    def at(self, blocks: npt.NDArray[Any]) -> Moments:
+    def at(self, blocks: Values) -> Moments:
         """Return some of the blocks."""
         names = ("mean", "variance", "third", "zeros", "saturated")
         return replace(self, **{name: getattr(self, name)[blocks] for name in names})
@@ -88,10 +150,7 @@ class Look:
 
 
 def as_stack(values: Values, time: int | None = None) -> Values:
-    """Return an array (..., y, x) as (planes, frames, y, x), where ``time`` is the axis of frames.
-
-    Of a transposed memory map, which would be copied, these are some of the planes.
-    """
+    """Return an array (..., y, x) as (planes, frames, y, x); of a transposed memory map some of the planes."""
     moved = np.expand_dims(values, -3) if time is None else np.moveaxis(values, time, -3)
     lead, inner = moved.shape[:-3], moved.shape[-3:]
     count = math.prod(lead)
@@ -101,8 +160,8 @@ def as_stack(values: Values, time: int | None = None) -> Values:
     return np.stack([moved[index] for index in zip(*chosen, strict=True)])
 
 
-def looks_at(stack: Values, most: int, in_time: bool) -> Iterator[Look]:
-    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x)."""
+def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) -> Iterator[Look]:
+    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x), without ``hot`` pixels (y, x)."""
     planes, frames = stack.shape[:2]
     window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
     weights = np.ones(1) if not in_time else _TRIPLE if frames > 2 else _PAIR
@@ -115,16 +174,15 @@ def looks_at(stack: Values, most: int, in_time: bool) -> Iterator[Look]:
         used = np.unique(starts[:, None] + np.arange(length))
         steadied = steadier(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
         for start in starts:
-            values = np.asarray(film[start : start + length], np.float64)
+            values = np.array(film[start : start + length], np.float64)
+            if hot is not None:
+                values[:, hot[window]] = ndimage.median_filter(values, (1, 3, 3))[:, hot[window]]
             noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights)
             yield Look(int(plane), values.mean(0), noise if steadied is None else steadied(noise), values)
 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
-    """Return what takes out of differences that which bleaching, flicker and a drifting offset leave.
-
-    That is a constant, and what is like the mean image, ``field``.
-    """
+    """Return what takes out of differences a constant, and what is like the mean image: bleaching, flicker, drift."""
     smooth = ndimage.uniform_filter(field, 5)
     above = smooth - smooth.min()
     weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
@@ -140,26 +198,20 @@ def steadier(field: Floats) -> Callable[[Floats], Floats]:
     return steadied
 
 
-def moments_of(stack: Values, ceiling: float = math.inf, *, in_time: bool, most: int = _PIXELS) -> Moments:
-    """Measure the noise of a stack in blocks.
+def moments_of(
+    stack: Values, ceiling: float = math.inf, *, in_time: bool, most: int = _PIXELS, hot: Flags | None = None
+) -> Moments:
+    """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least 3.
 
-    Parameters
-    ----------
-    stack
-        (planes, frames, y, x), y and x at least 3.
-    ceiling
-        Value from which on a pixel is saturated.
-    in_time
-        Take differences of frames, at least two, instead of ripples.
-    most
-        Pixels to look at.
+    ``in_time`` takes differences of frames, at least two, instead of ripples; pixels of ``ceiling`` and more are
+    saturated, those of ``hot`` (y, x) are left out; ``most`` pixels are looked at.
     """
     small = min(stack.shape[2:]) < _SMALL_PX
     weights = (_TRIPLE if stack.shape[1] > 2 else _PAIR) if in_time else _TRIPLE if small else _RIPPLE
     square, cube = np.sum(weights**2), np.sum(weights**3)
     found: dict[int, list[Floats]] = {}
-    units, side = 0, 0
-    for look in looks_at(stack, most, in_time):
+    side = 0
+    for look in looks_at(stack, most, in_time, hot):
         if not side:
             units = stack.shape[1] - 2 if in_time else 1
             side = _block_side(tuple(n - (0 if in_time else len(weights) - 1) for n in look.mean.shape), units)
@@ -170,8 +222,7 @@ def moments_of(stack: Values, ceiling: float = math.inf, *, in_time: bool, most:
     # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
     third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
-    overlaps = [overlap(weights, looks if in_time else math.inf, power) for power in (2, 3)]
-    alike, hermite = (overlaps[0], overlaps[1]) if in_time else (overlaps[0] ** 2, overlaps[1] ** 2)
+    alike, hermite = (overlap(weights, looks if in_time else math.inf, p) ** (1 if in_time else 2) for p in (2, 3))
     cubes_alike = 6 * hermite / skew**2 if skew else math.inf
     return Moments(mean, variance, third, zeros, saturated, int(side**2 * looks), alike, cubes_alike)
 

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, special
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Floats = npt.NDArray[np.float64]
 
-ROUNDING = 1 / 12
-"""Variance of rounding to whole numbers."""
-LOWEST = 6
-"""Counts from 1 to below this are spread near darkness."""
-MODEL_FROM = 1.0
-"""Signal + read^2, electrons, from which on counts are made like those of photons."""
+ROUNDING = 1 / 12  # variance of rounding to whole numbers
+LOWEST = 6  # counts from 1 to below this are spread near darkness
+MODEL_FROM = 1.0  # signal + read^2, electrons, from which on counts are made like those of photons
 _FINDS_ELECTRONS = 0.15  # electrons of noise below which rounding finds their number
 _FINE_STEPS = 8  # ADU per electron from which on the steps of ADU are no matter
 
@@ -50,23 +46,16 @@ def camera_shift(gain: float, phase: float, noise: float, deviation: float) -> f
     """Return the shift for which counts have as much variance as mean beyond the electrons'.
 
     It is ``balanced_shift(deviation)``, but for cameras with about as many ADU as electrons: the steps of ADU and of
-    counts then meet in the same way everywhere, and rounding adds less or more than 1/12.
-
-    Parameters
-    ----------
-    gain, phase
-        ADU per electron, and the offset's fraction of an ADU.
-    noise, deviation
-        Read noise without digitisation, and with all that is added; electrons.
+    counts then meet in the same way everywhere, and rounding adds less or more than 1/12. ``phase`` is the offset's
+    fraction of an ADU, ``noise`` the read noise without digitisation, ``deviation`` with all that is added; electrons.
     """
     guess = balanced_shift(deviation)
     if gain > _FINE_STEPS or deviation < _FINDS_ELECTRONS:
         return guess
-    near, chances = _adu_chances(gain, phase, noise, 24)
-    electrons = near[1]
+    adu, electrons, chances = _adu_chances(gain, phase, noise, 24)
 
     def excess(shift: float) -> float:
-        edges = (near[0][:, None] + np.array([-0.5, 0.5]) - phase) / gain + shift
+        edges = (adu[:, None] + np.array([-0.5, 0.5]) - phase) / gain + shift
         first, second = (np.diff(integral, axis=1)[:, 0] * gain for integral in _integrals_of_rounding(edges))
         mean = first @ chances
         return float(np.mean(second @ chances - mean**2) - np.mean(mean - electrons))
@@ -85,32 +74,22 @@ def mean_of_counts(gain: float, phase: float, noise: float, shift: float) -> flo
     """Return the mean of counts made without added noise, less the electrons: ``Detector.background``.
 
     Averaged over electron numbers, because the steps of ADU and those of counts meet differently at each.
-
-    Parameters
-    ----------
-    gain, phase, noise
-        As for ``camera_shift``.
-    shift
-        Added before rounding.
     """
-    (adu, electrons), chances = _adu_chances(gain, phase, noise, 64)
-    counts = np.rint((adu - phase) / gain + shift)
-    return float(np.mean(counts @ chances - electrons))
+    adu, electrons, chances = _adu_chances(gain, phase, noise, 64)
+    return float(np.mean(np.rint((adu - phase) / gain + shift) @ chances - electrons))
 
 
-def _adu_chances(
-    gain: float, phase: float, noise: float, n_electrons: int
-) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]:
+def _adu_chances(gain: float, phase: float, noise: float, n_electrons: int) -> tuple[Floats, Floats, Floats]:
     """Return values above the offset, electron numbers, and the chances of each value for each number."""
     reach = 6 * noise + 1 + 2 / gain
     electrons = np.arange(math.ceil(reach), math.ceil(reach) + n_electrons, dtype=np.float64)
     adu = np.arange(0, math.ceil(phase + gain * (electrons[-1] + reach)) + 1, dtype=np.float64)
     edges = (adu[:, None] + 0.5 - phase) / gain - electrons
     below = special.ndtr(edges / noise) if noise > 1e-6 else (edges >= 0).astype(float)
-    return (adu, electrons), np.diff(below, axis=0, prepend=0.0)
+    return adu, electrons, np.diff(below, axis=0, prepend=0.0)
 
 
-def _integrals_of_rounding(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _integrals_of_rounding(x: Floats) -> tuple[Floats, Floats]:
     """Return the integrals of rint(x) and rint(x)^2 from 0, for x of at least -1/2."""
     n = np.rint(x)
     return n * x - n**2 / 2, (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
