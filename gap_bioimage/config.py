@@ -122,6 +122,12 @@ class TrainConfig(Config):
         0.1, description="share of the images, or of each image's largest axis, held out"
     )
     validation_windows: PositiveInt = 32
+    purpose: Literal["denoise", "sample", "generate"] | None = Field(
+        None, description="what the model is for, which decides the range of brightness; all of it when not given"
+    )
+    repeats: Literal["t"] | None = Field(
+        None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare windows")
     tensorboard: bool = False
     seed: Annotated[int, Field(ge=0)] = 0

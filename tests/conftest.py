@@ -1,12 +1,10 @@
 """Fixtures for all tests."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -18,10 +16,7 @@ from fixtures_model import (  # noqa: F401  (fixtures)
     unchecked_zip_3d,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from gap_bioimage.validation.run.sandbox import Sandbox
+from gap_bioimage.validation.run.sandbox import Sandbox
 
 _ROOT = Path(__file__).parent.parent
 

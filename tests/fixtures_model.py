@@ -1,23 +1,18 @@
 """Tiny models for the tests: random ones, ones trained for seconds, and their zips."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.model import Model
 from gap_bioimage.network import UNet
 from gap_bioimage.simulation import simulate
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import xarray as xr
 
 CARD = """\
 name: Tiny photon denoiser

@@ -1,13 +1,12 @@
 """Train in child processes that are killed at chosen moments, for test_fit; imports are paid once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,9 +15,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from gap_bioimage.config import RunConfig
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.patches import PairBatches, Pairs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CONFIG = {
     "network": {"depth": 2, "start_filts": 4, "levels": 4},

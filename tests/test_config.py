@@ -1,6 +1,5 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,9 +9,6 @@ from pydantic import ValidationError
 
 from gap_bioimage.config import Config, NetworkConfig, RunConfig, ThinningConfig, TrainConfig, read_yaml
 from gap_bioimage.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FULL: dict[str, Any] = {
     "network": {
@@ -44,6 +40,8 @@ FULL: dict[str, Any] = {
         "validate_every": 3,
         "validation_share": 0.25,
         "validation_windows": 5,
+        "purpose": "sample",
+        "repeats": "t",
         "workers": 2,
         "tensorboard": True,
         "seed": 11,
@@ -268,6 +266,8 @@ def test_settings_are_frozen(config: Config) -> None:
         {"train": {"validation_share": 0.5}},
         {"train": {"validation_share": 0}},
         {"train": {"workers": -1}},
+        {"train": {"purpose": "win"}},
+        {"train": {"repeats": "z"}},
         {"train": {"seed": -1}},
         {"train": None},
     ],

@@ -1,11 +1,10 @@
 """Every verb with models from elsewhere, by typed commands."""
 
-from __future__ import annotations
-
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ import torch
 from command_line import one_sentence
 from fixtures_model import CARD
 from original_gap import HYPER, OriginalGap, lightning_checkpoint, original_gap
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHAPES = {2: (40, 44), 3: (12, 24, 28)}
 

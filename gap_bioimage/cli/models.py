@@ -53,6 +53,12 @@ def train(
     sum_frames: SumFrames = None,
     time_as_z: TimeAsZ = False,
     separate_channels: SeparateChannels = False,
+    purpose: Annotated[
+        str | None, typer.Option("--for", help="denoise, sample or generate: decides the range of brightness.")
+    ] = None,
+    repeats: Annotated[
+        str | None, typer.Option(help="t where frames repeat a still scene: others of them become the target.")
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(help="Start from the weights of this run, checkpoint (ours, the original's) or zip.")
     ] = None,
@@ -71,7 +77,8 @@ def train(
 
     if resume and config is None and (out / "config.yaml").exists():
         config = out / "config.yaml"
-    shorthands = {"network.dim": dim, "train.seed": seed, "thinning.ceiling": sum_frames}
+    shorthands: dict[str, object] = {"network.dim": dim, "train.seed": seed, "thinning.ceiling": sum_frames}
+    shorthands |= {"train.purpose": purpose, "train.repeats": repeats}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(config, overrides + (set_ or []))
     counting = camera is None and settings.camera is None and settings.thinning.ceiling is None
