@@ -75,9 +75,9 @@ class Stack:
             return self._counts(self.values, rng)
         chosen = rng.permutation(len(self.values))[: _OTHERS + 1]
         one, *others = (self._counts(self.values[number], rng) for number in chosen)
-        usable = None if one.usable is None else np.all([window.usable for window in (one, *others)], axis=0)
+        told = [window.usable for window in (one, *others) if window.usable is not None]
         total = np.stack([window.counts for window in others]).sum(axis=0, dtype=np.int32)
-        return one._replace(usable=usable, others=total, n_others=len(others))
+        return one._replace(usable=np.all(told, axis=0) if told else None, others=total, n_others=len(others))
 
     def _counts(self, values: NDArray[Any], rng: np.random.Generator) -> Window:
         """Return counts; camera values are spread within their ADU at random."""
