@@ -28,14 +28,10 @@ training_data: Simulated cells.
 TINY = {
     "network": {"depth": 2, "start_filts": 4},
     "train": {
-        "steps": 60,
-        "batch_size": 8,
-        "learning_rate": 3e-3,
-        "warmup_steps": 5,
-        "validate_every": 30,
+        "steps": 60, "batch_size": 8, "learning_rate": 3e-3, "warmup_steps": 5, "validate_every": 30,
         "validation_windows": 8,
     },
-}
+}  # fmt: skip
 
 CONFIGS: list[dict[str, Any]] = [
     {"dim": 2},

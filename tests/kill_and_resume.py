@@ -19,16 +19,10 @@ from gap_bioimage.training.patches import PairBatches, Pairs
 CONFIG = {
     "network": {"depth": 2, "start_filts": 4, "levels": 4},
     "train": {
-        "steps": 198,
-        "validate_every": 4,
-        "batch_size": 4,
-        "patch_px": [16, 16],
-        "warmup_steps": 10,
-        "validation_windows": 8,
-        "ema_decay": 0.9,
-        "learning_rate": 3e-3,
+        "steps": 198, "validate_every": 4, "batch_size": 4, "patch_px": [16, 16], "warmup_steps": 10,
+        "validation_windows": 8, "ema_decay": 0.9, "learning_rate": 3e-3,
     },
-}
+}  # fmt: skip
 
 
 def start(out: Path, prepare: Callable[[], None] | None = None) -> int:

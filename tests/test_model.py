@@ -146,16 +146,9 @@ def test_our_zips_load(tmp_path: Path) -> None:
 
 
 SAMPLER = {
-    "rounded": False,
-    "background": 0.0,
-    "ceiling": 0,
-    "n_samples": 4,
-    "n_steps": 8,
-    "seed": 0,
-    "gain": 100.0,
-    "brightest": 2.8,
-    "window_px": [63, 63],
-}
+    "rounded": False, "background": 0.0, "ceiling": 0, "n_samples": 4, "n_steps": 8, "seed": 0, "gain": 100.0,
+    "brightest": 2.8, "window_px": [63, 63],
+}  # fmt: skip
 
 
 def test_our_sampling_zips_load(tmp_path: Path) -> None:

@@ -28,14 +28,9 @@ ROOT = Path(__file__).parent.parent
 FILES = {*("config.yaml", "best.ckpt", "last.ckpt", "metrics.csv"), *("loss.png", "preview.png")}
 FILES |= {"example.npy", "held_out.npy"}
 SETTINGS: dict[str, Any] = {
-    "steps": 12,
-    "validate_every": 5,
-    "batch_size": 4,
-    "patch_px": (16, 16),
-    "warmup_steps": 3,
-    "validation_windows": 8,
+    "steps": 12, "validate_every": 5, "batch_size": 4, "patch_px": (16, 16), "warmup_steps": 3, "validation_windows": 8,
     "learning_rate": 3e-3,
-}
+}  # fmt: skip
 
 
 def config_of(dim: int = 2, thinning: ThinningConfig | None = None, **settings: Any) -> RunConfig:
@@ -51,7 +46,7 @@ def stripes(dims: str = "yx", seed: int = 0) -> xr.DataArray:
     return xr.DataArray(np.random.default_rng(seed).poisson(rate, shape).astype(np.uint16), dims=tuple(dims))
 
 
-def run(out: Path, images: Any = None, config: RunConfig | None = None, **more: Any) -> Model:
+def run(out: Path, images: Any = None, config: RunConfig | TrainConfig | None = None, **more: Any) -> Model:
     given = stripes() if images is None else images
     return train(given, out, config or config_of(), progress=False, device="cpu", **more)
 
@@ -176,14 +171,8 @@ def test_resuming_with_something_else_is_refused(
 ) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     with pytest.raises(error, match=told) as caught:
-        train(
-            stripes() if images is None else images,
-            finished,
-            config_of(**change) if change else None,
-            resume=True,
-            progress=False,
-            device="cpu",
-        )
+        given = stripes() if images is None else images
+        train(given, finished, config_of(**change) if change else None, resume=True, progress=False, device="cpu")
     assert str(finished) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
@@ -271,12 +260,7 @@ def test_worker_processes_give_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dims", "dim", "channels", "patch"),
-    [
-        ("cyx", 2, 2, (16, 16)),
-        ("tczyx", 2, 2, (16, 12)),
-        ("zyx", 3, 1, (4, 16, 16)),
-        ("czyx", 3, 2, (4, 16, 16)),
-    ],
+    [("cyx", 2, 2, (16, 16)), ("tczyx", 2, 2, (16, 12)), ("zyx", 3, 1, (4, 16, 16)), ("czyx", 3, 2, (4, 16, 16))],
 )
 def test_channels_and_volumes(tmp_path: Path, dims: str, dim: int, channels: int, patch: tuple[int, ...]) -> None:
     config = config_of(dim, steps=4, validate_every=2, patch_px=patch, ema_decay=0.5, total_weight=0.1)
@@ -292,15 +276,7 @@ def test_channels_and_volumes(tmp_path: Path, dims: str, dim: int, channels: int
 
 def test_sections_can_be_given_one_by_one(tmp_path: Path, finished: Path) -> None:
     config = config_of()
-    train(
-        [stripes()],
-        tmp_path / "run",
-        config.train,
-        network=config.network,
-        thinning=config.thinning,
-        progress=False,
-        device="cpu",
-    )
+    run(tmp_path / "run", [stripes()], config.train, network=config.network, thinning=config.thinning)
     assert_same_run(tmp_path / "run", finished)
 
 
