@@ -174,7 +174,7 @@ def draw_samples(
     sampler = Sampler(counting, brightest, [63, 63], beta, restored=beta == 0 if restored is None else restored)
     start = counts.expand(len(numbers), *counts.shape[1:]).float()
     keys = sample_keys(counts, seed, torch.tensor(list(numbers)))
-    end, log_rate, factor = sampler.climb(start, predict(counts).expand_as(start), stop, keys, steps)
+    end, log_rate, factor = sampler.draw(start, predict(counts).expand_as(start), stop, keys, steps)
     exposure = start if bool(counts.any()) else end
     return rate_from_log_rate(log_rate, exposure) * factor, end, evaluations
 

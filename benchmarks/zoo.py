@@ -32,13 +32,14 @@ MACHINE = {
         # the macro's own command (model_path=...) ended, and the log shows Fiji's launcher only, no error of a model;
         # twins of models that pass are among them
         r"^error running the model \|(?!.*(Exception|Error):)",
-        # the description had been downloaded without its files
+        # JDLL reads the test tensors of StarDist models with the description, which was there without its files
         r"^unable to read the yaml file.*does not correspond to a Numpy file",
         # engines that are newer than the machine's Java
         r"UnsupportedClassVersionError",
     ),
     "ilastik": (r"Client error '404",),  # a file of the model was gone from the server that day
-    "bioimageio.core": (r"'conda', 'env', 'create'", r"Client error '404"),  # its environment could not be made
+    # its environment could not be made, a file was gone or its download broke off
+    "bioimageio.core": (r"'conda', 'env', 'create'", r"Client error '404", r"operation timed out", r"^peer closed"),
     "biapy": (),
 }
 """What a report says of the test machine rather than of the model; all other failures are the model's own."""
@@ -49,6 +50,7 @@ class Case:
     """A report beside our verdict."""
 
     model: str
+    weights: tuple[str, ...]
     said: str
     reason: str
     status: str
@@ -56,9 +58,9 @@ class Case:
     own: bool
 
     @property
-    def agrees(self) -> bool:
-        """Whether we said what came."""
-        return (self.said == "works") == (self.status == "passed")
+    def is_right(self) -> bool | None:
+        """Whether we said what came; None where we left it open."""
+        return None if self.said == "unknown" else (self.said == "works") == (self.status == "passed")
 
 
 def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
@@ -68,6 +70,7 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
         path = Path(folder, "rdf.yaml")
         for model in models:
             path.write_text(yaml.safe_dump(model["rdf"], allow_unicode=True), encoding="utf-8")
+            weights = tuple(name for name, entry in (model["rdf"].get("weights") or {}).items() if entry)
             verdicts = {entry.consumer: entry for entry in validate(path, description_only=True).verdicts}
             for tool, consumer in PROGRAMS.items():
                 report = model["reports"].get(tool)
@@ -75,18 +78,29 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
                     continue  # not-applicable and the like say nothing about running it
                 why, found = " ".join((report.get("why") or "").split()), verdicts[consumer]
                 own = report["status"] == "failed" and not any(re.search(text, why) for text in MACHINE[tool])
-                cases[tool].append(Case(model["model"], found.verdict, found.reason, report["status"], why, own))
+                said = found.verdict, found.reason
+                cases[tool].append(Case(model["model"], weights, *said, report["status"], why, own))
     return cases
 
 
 def figures(cases: list[Case]) -> dict[str, float]:
-    """Count, shares of 0 to 1: agreement with the reports; passes said to work; own failures said to work."""
+    """Counts, and shares of 0 to 1.
+
+    Of ``n`` reports our verdict decides ``decided``, and is ``right`` on a share of these; ``of_models`` leaves out the
+    failures of the test machine; then what is said of those that pass, and of those that fail for an own reason.
+    """
+    decided = [case for case in cases if case.is_right is not None]
+    of_models = [case for case in decided if case.own or case.status == "passed"]
     passed = [case for case in cases if case.status == "passed"]
     own = [case for case in cases if case.own]
     return {
         "n": len(cases),
-        "right": sum(case.agrees for case in cases) / max(len(cases), 1),
+        "decided": len(decided),
+        "right": sum(bool(case.is_right) for case in decided) / max(len(decided), 1),
+        "n_of_models": len(of_models),
+        "right_of_models": sum(bool(case.is_right) for case in of_models) / max(len(of_models), 1),
         "passes_said_to_work": sum(case.said == "works" for case in passed) / max(len(passed), 1),
+        "passes_said_to_fail": sum(case.said == "fails" for case in passed) / max(len(passed), 1),
         "own_failures_said_to_work": sum(case.said == "works" for case in own) / max(len(own), 1),
     }
 
@@ -109,7 +123,7 @@ def disagreements(cases: list[Case]) -> str:
     """Return a line for each, those of a kind together."""
     grouped: dict[str, list[str]] = {}
     for case in cases:
-        if not case.agrees:
+        if case.is_right is False:
             whose = "" if case.status == "passed" else "its own, " if case.own else "the machine's, "
             why = re.sub(r"artifacts/\S+|--name=\S*|--file=\S*|envs/\S*", "...", case.why)
             text = f"we say {case.said}; report {case.status}: {whose}{short(why) or short(case.reason)}"
@@ -129,14 +143,19 @@ def main() -> None:
     parts = [
         f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`); reports "
         "that are neither passed nor failed are left out. Own failures of a model are those whose report names no "
-        "cause in the test machine; how they are told apart stands in the script.",
+        "cause in the test machine; how they are told apart stands in the script. A verdict that is unknown, since "
+        "only the files or a run can tell, counts neither as right nor as wrong; how many there are is said.",
     ]
     for tool, cases in judge(models).items():
         found = figures(cases)
+        open_ones = found["n"] - found["decided"]
         parts.append(
-            f"### {tool}\n\nRight on {found['right']:.1%} of {found['n']:.0f}; of those that pass, "
-            f"{found['passes_said_to_work']:.0%} are said to work, of those that fail for a reason of their own "
-            f"{found['own_failures_said_to_work']:.0%}.\n\n{matrix(cases)}\n\n{disagreements(cases)}"
+            f"### {tool}\n\n"
+            f"Right on {found['right']:.1%} of the {found['decided']:.0f} that it decides ({open_ones:.0f} "
+            f"left open); without the failures of the test machine on {found['right_of_models']:.1%} of "
+            f"{found['n_of_models']:.0f}. Of those that pass, {found['passes_said_to_work']:.0%} are said to work and "
+            f"{found['passes_said_to_fail']:.0%} to fail; of those that fail for a reason of their own "
+            f"{found['own_failures_said_to_work']:.0%} are said to work.\n\n{matrix(cases)}\n\n{disagreements(cases)}"
         )
     write_section("Verdicts against the zoo's reports", __doc__, "\n\n".join(parts))
 

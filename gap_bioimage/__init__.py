@@ -15,9 +15,9 @@ __all__ = [  # noqa: RUF022
     "EmptyImageWarning", "ExportError", "GapError", "GapWarning", "HotPixelWarning", "NetworkWarning",
     "NotPhotonCountsError", "OutputError", "TrainedRangeError", "TrainedRangeWarning", "UnreadableImageError",
     "UnreadableModelError",
-    "Calibration", "Camera", "Detector", "History", "Model", "NetworkConfig", "Progress", "Region", "RunConfig",
-    "SamplingConfig", "ThinningConfig", "TrainConfig",
-    "__version__", "calibrate", "denoise", "export", "generate", "inspect", "load_model", "pseudo_psnr_db",
+    "Calibration", "Camera", "Coverage", "Detector", "History", "Model", "NetworkConfig", "Progress", "Region",
+    "RunConfig", "SamplingConfig", "ThinningConfig", "TrainConfig",
+    "__version__", "calibrate", "coverage", "denoise", "export", "generate", "inspect", "load_model", "pseudo_psnr_db",
     "read_camera", "read_images", "read_photons", "region_uncertainty", "sample", "simulate", "sum_frames", "thin",
     "train", "validate", "write_camera", "write_image",
 ]
@@ -33,9 +33,9 @@ _HOMES = {
     "config": "Camera NetworkConfig RunConfig SamplingConfig ThinningConfig TrainConfig",
     "training.fit": "train",
     "model": "History Model load_model",
-    "inference.denoising": "denoise",
+    "inference.denoising": "Region denoise region_uncertainty",
+    "inference.held_out": "Coverage coverage",
     "inference.sampling": "Progress generate sample",
-    "inference.regions": "Region region_uncertainty",
     "exporting.archive": "export",
     "validation.report": "validate",
     "inspection": "inspect",
@@ -67,8 +67,8 @@ if TYPE_CHECKING:
         UnreadableModelError,
     )
     from gap_bioimage.exporting.archive import export
-    from gap_bioimage.inference.denoising import denoise
-    from gap_bioimage.inference.regions import Region, region_uncertainty
+    from gap_bioimage.inference.denoising import Region, denoise, region_uncertainty
+    from gap_bioimage.inference.held_out import Coverage, coverage
     from gap_bioimage.inference.sampling import Progress, generate, sample
     from gap_bioimage.inspection import inspect
     from gap_bioimage.io import read_images, read_photons, sum_frames, write_image

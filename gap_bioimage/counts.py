@@ -75,10 +75,9 @@ def thin(
     ValueError
         If ``fraction`` is outside 0..1.
     """
-    rng = np.random.default_rng(seed)
     values = np.asarray(photons)
     counts = as_integers(values)
-    part = binomial(counts, fraction, rng)
+    part = binomial(counts, fraction, np.random.default_rng(seed))
     kept, rest = part.astype(values.dtype, copy=False), (counts - part).astype(values.dtype, copy=False)
     if isinstance(photons, xr.DataArray):
         return photons.copy(data=kept), photons.copy(data=rest)
@@ -86,34 +85,19 @@ def thin(
 
 
 def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator) -> NDArray[Scalar]:
-    """Draw Binomial(counts, fraction) for every pixel.
+    """Draw Binomial(counts, fraction) for every pixel, exact to about 2^-47.
 
-    Inversion with a guide table: one random byte and the count look up the result; the few bytes that
-    leave two results possible are refined with a further uniform number, so that the draw is exact to
-    about 2^-47. Brighter pixels are drawn in parts of 63 photons, whose results add up, and above 504
-    photons by numpy's own generator.
-
-    Parameters
-    ----------
-    counts
-        Non-negative integers of any shape.
-    fraction
-        Success probability, 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If ``fraction`` is outside 0..1.
+    Inversion with a guide table: one random byte and the count look up the result; the few bytes that leave two
+    results possible are refined with a further uniform number. Brighter pixels are drawn in parts of 63 photons, whose
+    results add up, and above 504 photons by numpy's own generator.
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
     if fraction in (0.0, 1.0) or counts.size == 0:
         return counts.copy() if fraction else np.zeros_like(counts)
     flat = np.ascontiguousarray(counts).reshape(-1)
-    table_max = min(int(flat.max()), _TABLE_MAX)
-    cumulative = binomial_cdf(table_max, fraction)
-    guide = _guide_table(cumulative)
-    result = np.empty_like(flat)
+    cumulative = binomial_cdf(min(int(flat.max()), _TABLE_MAX), fraction)
+    guide, result = _guide_table(cumulative), np.empty_like(flat)
     for start in range(0, flat.size, _CHUNK_PX):
         chunk = slice(start, start + _CHUNK_PX)
         result[chunk] = _draw_in_parts(flat[chunk], fraction, cumulative, guide, rng)
@@ -123,28 +107,12 @@ def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator)
 def free_slots(
     counts: NDArray[Scalar], part: NDArray[Scalar], fraction: float, ceiling: int, rng: np.random.Generator
 ) -> NDArray[np.int32]:
-    """Return how many one-bit frames of each pixel are left for the rest of its counts.
+    """Return how many of ``ceiling`` one-bit frames of each pixel are left for the rest of its counts.
 
-    A pixel that sums ``ceiling`` frames of one bit has that many slots, each with a photon or without. Thinning
-    gives every slot to the first part with the same chance, empty ones too; then the rest is Binomial(slots left, q)
-    with the pixel's own q, independent of the first part. Without this a pixel whose photon went into the first part
-    would seem to be one where none can land.
-
-    Parameters
-    ----------
-    counts
-        Photons of each pixel, at most ``ceiling``.
-    part
-        Those of the first part, ``binomial(counts, fraction)``.
-    fraction
-        Chance of a slot to be in the first part.
-    ceiling
-        Frames that were summed.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If a pixel holds more than ``ceiling``.
+    A pixel that sums T frames has T slots, each with a photon or without. Thinning gives every slot to the first part
+    with the same chance, empty ones too; then the rest is Binomial(slots left, q) with the pixel's own q, independent
+    of the first part. Without this a pixel whose photon went into the first part would seem to be one where none can
+    land.
     """
     highest = int(counts.max(initial=0))
     if highest > ceiling:
@@ -152,15 +120,13 @@ def free_slots(
             f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the number of "
             "frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
         )
-    empty = (ceiling - counts).astype(np.int64)
-    taken = part + rng.binomial(empty, fraction)
+    taken = part + rng.binomial((ceiling - counts).astype(np.int64), fraction)
     return (ceiling - taken).astype(np.int32)
 
 
 def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
     """Return P(Binomial(n, p) <= k) for n and k up to ``n_max``, shape (n_max + 1, n_max + 1)."""
-    n = np.arange(n_max + 1)[:, None]
-    k = np.arange(n_max + 1)[None, :]
+    n, k = np.arange(n_max + 1)[:, None], np.arange(n_max + 1)[None, :]
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n_max + 1)))])
     rest = np.maximum(n - k, 0)
     log_pmf = log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
@@ -182,8 +148,7 @@ def _guide_table(cumulative: NDArray[np.float64]) -> NDArray[np.uint8]:
         return np.cumsum(counted, axis=1)[:, :columns]
 
     # inversion: the smallest k with u < cdf[k], that is the number of k with cdf[k] <= u, at both ends of a byte
-    first = steps_up_to_each_column(np.ceil(scaled))
-    last = steps_up_to_each_column(np.floor(scaled))
+    first, last = steps_up_to_each_column(np.ceil(scaled)), steps_up_to_each_column(np.floor(scaled))
     return np.where(first == last, first, 255).astype(np.uint8).reshape(-1)
 
 
@@ -211,15 +176,10 @@ def _draw_in_parts(
 
 
 def _draw(
-    counts: NDArray[Scalar],
-    cumulative: NDArray[np.float64],
-    guide: NDArray[np.uint8],
-    rng: np.random.Generator,
+    counts: NDArray[Scalar], cumulative: NDArray[np.float64], guide: NDArray[np.uint8], rng: np.random.Generator
 ) -> NDArray[Scalar]:
     """Draw for flat counts that are all in the table."""
-    table_max = len(cumulative) - 1
-    byte = np.frombuffer(rng.bytes(counts.size), np.uint8)
-    row = counts.astype(np.uint16)
+    byte, row = np.frombuffer(rng.bytes(counts.size), np.uint8), counts.astype(np.uint16)
     drawn = guide[(row << _GUIDE_BITS) | byte]
     result: NDArray[Scalar] = drawn.astype(counts.dtype)
     undecided = np.flatnonzero(drawn == 255)
@@ -227,21 +187,15 @@ def _draw(
         uniform = (byte[undecided] + rng.random(undecided.size)) / (1 << _GUIDE_BITS)
         rows = row[undecided].astype(np.intp)
         # one ascending array: row n holds n + cdf, so that one search serves all rows
-        ladder = (cumulative + np.arange(table_max + 1)[:, None]).reshape(-1)
-        found = np.searchsorted(ladder, rows + uniform, side="right") - rows * (table_max + 1)
+        ladder = (cumulative + np.arange(len(cumulative))[:, None]).reshape(-1)
+        found = np.searchsorted(ladder, rows + uniform, side="right") - rows * len(cumulative)
         result[undecided] = np.minimum(found, rows)
     return result
 
 
 def as_integers(values: NDArray[np.generic]) -> Counts:
-    """View whole, non-negative numbers as integers.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If a value is negative or fractional, or too large for its float type to tell from its neighbours.
-    """
-    counts: Counts
+    """View whole, non-negative numbers as integers."""
+    counts: Counts = values  # type: ignore[assignment]
     if values.dtype == bool:
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.integer):
@@ -249,42 +203,21 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
             counts = values.astype(np.int64)
         if not np.array_equal(counts, values):
             raise NotPhotonCountsError("expected whole photon counts, but the values have fractions or are not finite")
-        highest = 2 ** (np.finfo(values.dtype.name).nmant + 1)
-        if counts.size and int(counts.max()) > highest:
+        exact = 2 ** (np.finfo(values.dtype.name).nmant + 1)
+        if (highest := int(counts.max(initial=0))) > exact:
             raise NotPhotonCountsError(
-                f"the largest value is {int(counts.max())}, but {values.dtype} skips whole numbers above {highest}; "
-                "give integers"
+                f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}; give integers"
             )
-    else:
-        counts = values  # type: ignore[assignment]
     if counts.size and int(counts.min()) < 0:
         raise NotPhotonCountsError(f"expected photon counts, but the smallest value is {int(counts.min())}")
     return counts
 
 
 def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float = 1e-4) -> None:
-    """Refuse values that cannot be photon counts.
+    """Refuse values that cannot be photon counts, and warn of doubtful ones.
 
-    Parameters
-    ----------
-    photons
-        Any dims that end in y, x. Whole numbers in floats and booleans are counts too.
-    name
-        What to call the image in the message.
-    saturation
-        Largest accepted share of pixels at the detector's ceiling; 1 accepts all.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If values are negative, fractional, not finite, all zero, saturated, all multiples of a number, or
-        less noisy than photons are (a camera's offset, smoothing); if neighbouring pixels share noise
-        (interpolation, sharpening), levels are missing (a change of contrast), or JPEG or colours show.
-
-    Warns
-    -----
-    CountsWarning
-        If the noise is larger than that of photons, as with a gain or a camera, or may be shared by neighbours.
+    Whole numbers in floats and booleans are counts too; up to ``saturation`` of the pixels may be at the detector's
+    ceiling.
     """
     from gap_bioimage.evidence import measure
     from gap_bioimage.judging import judge
@@ -297,69 +230,26 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 
 
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
-    """Refuse values that no counter returns; whether they come from photons is not asked.
-
-    Parameters
-    ----------
-    photons
-        Any dims; read piece by piece, and not at all where the type alone tells.
-    name
-        What to call the image in the message.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If values are negative, fractional or not finite, or there are none.
-    """
+    """Refuse values that no counter returns; whether they come from photons is not asked."""
     from gap_bioimage.evidence import Evidence, measure, scan
     from gap_bioimage.judging import judge
 
     if photons.dtype.kind in "bu" and photons.size:
         return
     if photons.dtype.kind not in "biuf":
-        finding = judge(measure(photons), name, 1.0)
-        raise NotPhotonCountsError(finding.message)
-    values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
-    found = scan(values)
+        raise NotPhotonCountsError(judge(measure(photons), name, 1.0).message)
+    found = scan(photons.data if isinstance(photons.data, np.ndarray) else photons.values)
     if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        raise NotPhotonCountsError(judge(Evidence(values.dtype, (2, 2), found), name, 1.0).message)
+        raise NotPhotonCountsError(judge(Evidence(photons.dtype, (2, 2), found), name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:
-    """Refuse what is no image with named axes.
-
-    Parameters
-    ----------
-    image
-        What was given as one.
-    what
-        What to call it in the message.
-
-    Raises
-    ------
-    AxesError
-        If it is no ``xarray.DataArray``, or its dims are not out of ``t c z y x`` with y and x.
-    """
+    """Refuse what is no ``xarray.DataArray`` with dims out of ``t c z y x`` with y and x."""
     as_image(image, what=what)
 
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
-    """Refuse an image whose axes do not fit a 2D or 3D model.
-
-    Parameters
-    ----------
-    photons
-        Dims out of ``t c z y x``.
-    dim
-        Spatial dimensions of the model, 2 or 3.
-    plane_by_plane
-        Whether a 2D model may treat the planes of a stack one by one.
-
-    Raises
-    ------
-    AxesError
-        If a 2D model meets a stack without that permission, or a 3D model an image without z.
-    """
+    """Refuse an image whose axes do not fit a 2D model, which may see a stack plane by plane, or a 3D one."""
     axes = " ".join(str(d) for d in photons.dims)
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
         raise AxesError(

@@ -11,13 +11,13 @@ import difflib
 import json
 import math
 import pickle
-import struct
 import threading
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -30,20 +30,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RANGE = "trained_range_db"
-ORIGINAL_RANGE_DB = (-40.0, 10.0)
-"""Pseudo-PSNR range of the original's published training settings; its checkpoints do not tell."""
-_SETTINGS = tuple(name for name in NetworkConfig.model_fields)
+ORIGINAL_RANGE_DB = (-40.0, 10.0)  # of the original's published settings; its checkpoints do not tell
+_SETTINGS = tuple(NetworkConfig.model_fields)
 _LAST = "conv_final.weight"
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
-    "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-}  # fmt: skip
-_NUMBERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
-_NUMBERS |= {"b1": "?", "f2": "e", "f4": "f", "f8": "d"}  # numpy's names of types, and those of struct
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+_DTYPES |= {"BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
 _LOCK = threading.Lock()  # torch keeps one list of what is allowed
-
-
-# Reading
 
 
 class _Values:
@@ -54,20 +46,19 @@ class _NumberType:
     """A dtype of numpy, of which only name and byte order matter."""
 
     def __init__(self, name: str = "", *_: Any) -> None:
-        self.name, self.order = str(name), "<"
+        self.name = str(name)
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
-            self.order = ">"
+            self.name = ">" + self.name
 
 
 def _number(kind: Any = None, data: Any = b"") -> Any:
     """Read a number of numpy from its bytes."""
-    code = _NUMBERS.get(kind.name) if isinstance(kind, _NumberType) else None
-    data = data.encode("latin1") if isinstance(data, str) else data
-    if code is None or not isinstance(data, bytes):
+    dtype = np.dtype(kind.name if isinstance(kind, _NumberType) else "O")
+    if dtype.kind not in "biuf":
         raise pickle.UnpicklingError("not a number of numpy")
-    return struct.unpack(kind.order + code, data)[0]
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)[0].item()
 
 
 def _stand_in(name: str, like: type = object, make: Callable[..., Any] | None = None) -> type:
@@ -83,10 +74,8 @@ def _stand_ins() -> list[Any]:
     lightning = ("pytorch_lightning", "lightning.pytorch", "lightning")
     settings = [f"{package}.utilities.parsing.AttributeDict" for package in lightning]
     settings += [f"{package}.utilities.data.AttributeDict" for package in ("lightning.fabric", "lightning_fabric")]
-    callbacks = [
-        *("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor"),
-        *("progress.ProgressBar", "progress.TQDMProgressBar"),
-    ]
+    callbacks = ["model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor"]
+    callbacks += ["progress.ProgressBar", "progress.TQDMProgressBar"]
     paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     return [
         *(_stand_in(name, make=lambda *_: OrderedDict()) for name in settings),
@@ -102,30 +91,16 @@ _ALLOWED = _stand_ins()
 
 
 def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
-    """Read a dictionary written by torch.save without running code from it; ``name`` is what errors call it.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not one, is cut, or holds objects that could run code.
-    """
-    serialization: Any = torch.serialization
+    """Read a dictionary written by torch.save without running code from it; ``name`` is what errors call it."""
     try:
-        with _LOCK:
-            serialization.add_safe_globals(_ALLOWED)
-            try:
-                content = torch.load(source, map_location="cpu", weights_only=True)
-            finally:
-                others = [item for item in serialization.get_safe_globals() if item not in _ALLOWED]
-                serialization.clear_safe_globals()
-                serialization.add_safe_globals(others)
+        with _LOCK, torch.serialization.safe_globals(_ALLOWED):
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         _, names, rest = str(error).partition("GLOBAL ")
         unsafe = rest.split(" ")[0].rstrip(".")
         told = f", but it names {unsafe}, which may run code: save the network's state_dict() alone" if names else ""
         raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told}") from None
-    except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, struct.error,
-            zipfile.BadZipFile):  # fmt: skip
+    except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
         raise CheckpointError(
             f"{name} is not a checkpoint, or its end is missing; expected one written by gap-bioimage or the original "
             "GAP code: copy it again"
@@ -136,13 +111,7 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
 
 
 def read_safetensors(path: Path) -> dict[Any, Any]:
-    """Read a file of the safetensors format: the length of a header, the header (JSON), the numbers.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not one.
-    """
+    """Read a file of the safetensors format: the length of a header, the header (JSON), the numbers."""
     try:
         content = path.read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")
@@ -161,54 +130,27 @@ def _tensor(entry: Any, numbers: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(numbers[first:stop]), dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-# Describing
-
-
 @dataclass(frozen=True)
 class Described:
-    """A network of others.
+    """A network of others."""
 
-    Attributes
-    ----------
-    weights
-        Its tensors, under the names of the original code.
-    config
-        Its settings.
-    found_in
-        Where each was found: "given", "sidecar", "hyper_parameters", "weights", or "default" where it does not matter.
-    trained_range_db, range_from
-        Darkest and brightest input in dB, and who told: one of these, or "assumed".
-    """
-
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]  # under the names of the original code
     config: NetworkConfig
-    found_in: dict[str, str]
+    found_in: dict[str, str]  # by setting: "given", "sidecar", "hyper_parameters", "weights", or "default"
     trained_range_db: tuple[float, float]
-    range_from: str
+    range_from: str  # one of these, or "assumed"
 
 
 def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -> Described:
     """Find the one GAP network in a file and settle what it is, from what was told and from its weights.
 
-    Parameters
-    ----------
-    content
-        Of the file, whose ``hyper_parameters`` tell least.
-    path
-        The file; ``.yaml`` beside it tells more.
-    given
-        Settings that win over all others, and ``trained_range_db``.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no such network or more than one, something is missing, or what was told contradicts the weights.
+    What is ``given`` wins over ``.yaml`` beside the file, and this over the file's ``hyper_parameters``; none may
+    contradict the weights.
     """
-    weights = _find(content, path)
+    weights, beside = _find(content, path), path.with_suffix(".yaml")
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
     _check_names(given, "hyper_parameters")
-    beside = path.with_suffix(".yaml")
     sources = {"given": given, "sidecar": _read_sidecar(beside, path), "hyper_parameters": stored}
     told: dict[str, tuple[Any, str]] = {}
     silent: set[str] = set()
@@ -222,8 +164,9 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
                 silent.add(name)  # what a user leaves to the weights, no stored setting decides
     limits, range_from = told.pop(RANGE, (None, "assumed"))
     facts, encodings = _facts(weights, path)
-    if facts["dim"] == 3 and facts["z_conv_stage"] is None and _is_all(told.get("z_conv_stage"), facts["depth"]):
-        facts["z_conv_stage"] = told["z_conv_stage"][0]
+    stages = told.get("z_conv_stage", (None,))[0]
+    if facts["dim"] == 3 and facts["z_conv_stage"] is None and isinstance(stages, int) and stages >= facts["depth"]:
+        facts["z_conv_stage"] = stages  # so many that all are meant
     for name, fact in facts.items():
         value, source = told.setdefault(name, (fact, "weights"))
         if value != fact:
@@ -238,13 +181,7 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
 
 
 def network_config(values: Any, path: Path) -> NetworkConfig:
-    """Return the settings of a network from plain values.
-
-    Raises
-    ------
-    CheckpointError
-        If they are none.
-    """
+    """Return the settings of a network from plain values."""
     try:
         return NetworkConfig.model_validate(values)
     except ValidationError as error:
@@ -255,12 +192,8 @@ def network_config(values: Any, path: Path) -> NetworkConfig:
 def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
     """Return the network's tensors, which may lie one dictionary below, with a prefix such as ``model.``."""
     groups = [content, *(value for value in content.values() if isinstance(value, dict))]
-    found = [
-        (group, key.removesuffix(_LAST))
-        for group in groups
-        for key in group
-        if isinstance(key, str) and (key == _LAST or key.endswith(f".{_LAST}"))
-    ]
+    keys = [(group, key) for group in groups for key in group if isinstance(key, str)]
+    found = [(group, key.removesuffix(_LAST)) for group, key in keys if f".{key}".endswith(f".{_LAST}")]
     if not found:
         raise _no_network(path, f"no {_LAST}")
     if len(found) > 1:
@@ -306,14 +239,12 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
     kernels = [_kernel(weights, f"down_convs.{stage}.conv1.weight", path) for stage in range(depth)]
-    channels, inputs = weights[_LAST].shape[0], kernels[0].shape[1]
+    channels, inputs, dim = weights[_LAST].shape[0], kernels[0].shape[1], kernels[0].ndim - 2
     if inputs % channels:
         raise _no_network(path, f"its first convolution takes {inputs} inputs, not a multiple of {channels} channels")
-    facts: dict[str, Any] = {"dim": kernels[0].ndim - 2, "channels": channels, "depth": depth}
-    facts |= {"start_filts": kernels[0].shape[0], "z_conv_stage": None}
-    if kernels[0].ndim == 5:
-        planar = [stage for stage, kernel in enumerate(kernels) if kernel.shape[2] == 1]
-        facts["z_conv_stage"] = planar[0] if planar else None
+    planar = [stage for stage, kernel in enumerate(kernels) if dim == 3 and kernel.shape[2] == 1]
+    facts: dict[str, Any] = {"dim": dim, "channels": channels, "depth": depth, "start_filts": kernels[0].shape[0]}
+    facts["z_conv_stage"] = planar[0] if planar else None
     if depth > 1:
         facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
         merged = _kernel(weights, "up_convs.0.conv1.weight", path)
@@ -328,11 +259,6 @@ def _kernel(weights: Mapping[str, torch.Tensor], name: str, path: Path) -> torch
     return kernel
 
 
-def _is_all(told: tuple[Any, str] | None, depth: int) -> bool:
-    """Whether so many stages along z were told that all of them are meant."""
-    return told is not None and isinstance(told[0], int) and told[0] >= depth
-
-
 def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
     """Fill in ``levels`` and ``log1p``, of which the weights tell the sum only; the original has no logarithm."""
     beside = path.with_suffix(".yaml")
@@ -342,11 +268,11 @@ def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bo
             f"{inputs - 1} sines and a logarithm (gap-bioimage); write `log1p: false` or `log1p: true` into "
             f"{beside.name} beside it, or give hyper_parameters in Python"
         )
-    log1p, _ = told.setdefault("log1p", (False, "weights"))
-    levels, source = told.setdefault("levels", (inputs - int(log1p is True), "weights"))
-    if levels != inputs - int(log1p is True):
+    log1p = told.setdefault("log1p", (False, "weights"))[0] is True
+    levels, source = told.setdefault("levels", (inputs - log1p, "weights"))
+    if levels != inputs - log1p:
         raise CheckpointError(
-            f"{path}: levels is {levels!r}, {'with' if log1p is True else 'without'} log1p, according to "
+            f"{path}: levels is {levels!r}, {'with' if log1p else 'without'} log1p, according to "
             f"{_named(source, beside)}, but the weights take {inputs} encodings per channel; write `levels: {inputs}` "
             f"into {beside.name} beside it, or `levels: {inputs - 1}` and `log1p: true` for networks of gap-bioimage"
         )

@@ -1,10 +1,16 @@
 """Posterior samples of the clean image: photons are added, each where the network expects the next one.
 
-Only torch and ``network.py`` are imported, and everything compiles with ``torch.jit.script``: models that sample
-carry both files, joined, as their architecture source. One loop draws the samples of the Python functions, of
-exported graphs and of their postprocessing.
+    p_k     = softmax(network(x_k))             E[s / sum(s) | x_k]: where the next photon falls
+    x_(k+1) = x_k + Poisson(dn_k f_k p_k)       dn_k photons at once; x_0 are the observed counts
+    sample  = n_0 f_K p_K                       in the observed exposure, when there are n_K = sum(x_K) = N photons
 
-Source: Krull et al., "Image Denoising and the Generative Accumulation of Photons", arXiv 2307.06607.
+The paper has dn_k = max(beta n_k, 1) and f_k = 1. By default dn_k makes equal steps in 1 / sqrt(n), and f_k restores
+the variance that is lost while p_k is frozen. Source: Krull et al., "Image Denoising and the Generative Accumulation of
+Photons", arXiv 2307.06607, section 3.3.
+
+``Sampler.draw`` is the one loop of the Python functions, of exported graphs and of their postprocessing. Only torch
+and ``network.py`` are imported, and everything compiles with ``torch.jit.script``: zips that sample carry both files,
+joined.
 """
 
 from typing import Any, List, Tuple
@@ -14,29 +20,15 @@ from torch import Tensor, nn
 
 from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, whole_counts, without_hot_pixels
 
-GAIN = 100.0
-"""Photons at the end per observed photon, at most: 20 dB leave 1 % of the posterior's variance out."""
-WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}
-"""Windows, about those of the training, in which brightness is held against the trained range."""
-LEAST_GAIN = 10.0
-"""Photons that anchored networks may always gain: 10 dB beyond their trained range they are nearly as good, not 20."""
+GAIN = 100.0  # N / n_0 at most: 20 dB leave 1 % of the posterior's variance out
+LEAST_GAIN = 10.0  # N / n_0 that anchored networks always reach: 10 dB beyond their training they are good, not 20
+WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}  # about those of the training: in them brightness is held against it
 
 
 class Sampler(nn.Module):
-    """Samples of the posterior: x <- x + Poisson(p(x) dn f), with p = softmax(network(x)).
+    """The loop, for a network or any exact predictor: counts x (b, c, [z,] y, x) to log-rates of the same shape.
 
-    Parameters
-    ----------
-    network
-        Counts x (b, c, [z,] y, x) to log-rates of the next photon: a network, or an exact predictor.
-    brightest, window_px
-        Photons per pixel that the brightest window may have (see ``photon_budget``).
-    beta
-        Growth per step of the paper's geometric schedule; 0 for steps that are equal in 1 / sqrt(photons).
-    restored
-        Whether f restores the variance that is lost while p is frozen (``restore_variance``); the paper has f = 1.
-    least_gain
-        Photons at the end per observed photon that are allowed in any case.
+    ``beta`` 0 makes equal steps in 1 / sqrt(n); ``brightest`` and ``least_gain`` are those of ``photon_budget``.
     """
 
     def __init__(
@@ -49,70 +41,150 @@ class Sampler(nn.Module):
         least_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.network, self.least_gain = network, float(least_gain)
-        self.brightest, self.beta, self.restored = float(brightest), float(beta), restored
+        self.network, self.beta, self.restored = network, float(beta), restored
+        self.brightest, self.least_gain = float(brightest), float(least_gain)
         self.window_px: List[int] = list(window_px)
 
-    def climb(
-        self, x: Tensor, log_rate: Tensor, stop: Tensor, keys: Tensor, n_steps: int
-    ) -> Tuple[Tensor, Tensor, Tensor]:
-        """Add photons until there are ``stop`` (b,), or ``n_steps`` steps are done where beta is 0.
+    def draw(self, x: Tensor, log_p: Tensor, stop: Tensor, keys: Tensor, n_steps: int) -> Tuple[Tensor, Tensor, Tensor]:
+        """Add photons to x, whose log-rates are ``log_p``, until there are ``stop`` (b,); return x_K, log p_K and f_K.
 
-        The noise is a function of ``keys`` (b, 2) from ``sample_keys``. Returns the counts x, the log-rates of the
-        next photon, and the factor f, all of one shape: a sample is f softmax(log_rate) in the exposure asked for.
-        Items of a batch know nothing of each other; an item that is finished stays as it is.
+        The noise is a function of ``keys`` (b, 2) from ``sample_keys``. Items of a batch know nothing of each other.
         """
-        n = n_start = total_photons(x)
+        n = n_0 = total_photons(x)
         brightest = torch.clamp(self.least_gain * brightest_mean(x, self.window_px), min=self.brightest)
-        before, factor = log_rate, torch.ones_like(log_rate.flatten(1).double())
-        growth, step = torch.zeros_like(n), torch.zeros_like(keys[:, 0])
-        n_new, goes_on = self.next_photons(x, n_start, n, stop, brightest, step, n_steps)
-        while bool(torch.any(goes_on)):
-            x = accumulate(x, log_rate, n_new, step_keys(keys, step), factor)
+        k, f = torch.zeros_like(keys[:, 0]), torch.ones_like(log_p.flatten(1).double())
+        before, growth = log_p, torch.zeros_like(n)
+        dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
+        while bool(torch.any(active)):
+            x = accumulate(x, log_p, dn, step_keys(keys, k), f)
             n_before, n = n, total_photons(x)
-            growth = torch.where(goes_on, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
-            before = torch.where(goes_on.reshape([-1] + [1] * (x.dim() - 1)), log_rate, before)
-            step = step + goes_on.long()
-            log_rate = self.network(x)
+            # an item that is finished stays as it is, its factor too
+            growth = torch.where(active, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
+            before = torch.where(active.reshape([-1] + [1] * (x.dim() - 1)), log_p, before)
+            k = k + active.long()
+            log_p = self.network(x)
             if self.restored:
-                factor = restore_variance(log_rate, before, growth, n, step_keys(keys, step))
-            n_new, goes_on = self.next_photons(x, n_start, n, stop, brightest, step, n_steps)
-        return x, log_rate, factor.float().reshape(x.shape)
+                f = restore_variance(log_p, before, growth, n, step_keys(keys, k))
+            dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
+        return x, log_p, f.float().reshape(x.shape)
 
     def next_photons(
-        self, x: Tensor, n_start: Tensor, n: Tensor, stop: Tensor, brightest: Tensor, step: Tensor, n_steps: int
+        self, x: Tensor, n_0: Tensor, n: Tensor, stop: Tensor, brightest: Tensor, k: Tensor, n_steps: int
     ) -> Tuple[Tensor, Tensor]:
-        """Return the photons (b,) of the next step by the schedule, within the trained range, and who goes on."""
+        """Return dn (b,) by the schedule, within the trained range, and which items go on."""
         room = brightest / torch.clamp(brightest_mean(x, self.window_px), min=1e-12)
         limit = n * torch.clamp(room.double(), min=1.0)
         # without photons there is no brightest window yet
         nearest = torch.where(n > 0, torch.minimum(stop, limit), stop)
         if self.beta > 0:
-            n_new = geometric_step(self.beta, nearest, n)
-            return n_new, n_new > 0
-        n_new = torch.minimum(equal_root_step(step, n_steps, n_start, stop, n), nearest - n)
-        goes_on = (step < n_steps) & (n < 0.999 * nearest)
-        return torch.where(goes_on, torch.clamp(n_new, min=0.0), torch.zeros_like(n_new)), goes_on
+            dn = geometric_step(self.beta, nearest, n)
+            return dn, dn > 0
+        dn = torch.minimum(equal_root_step(k, n_steps, n_0, stop, n), nearest - n)
+        active = (k < n_steps) & (n < 0.999 * nearest)
+        return torch.where(active, torch.clamp(dn, min=0.0), torch.zeros_like(dn)), active
+
+
+def accumulate(x: Tensor, log_p: Tensor, dn: Tensor, keys: Tensor, f: Tensor) -> Tensor:
+    """Return x + Poisson(softmax(log_p) f dn), the softmax over each whole image; f is (b, n), dn (b,)."""
+    flat = log_p.flatten(1).double()
+    # in pieces that stay in the cache: random numbers take ten times the memory of what they make
+    n_pixels, size = flat.shape[1], 1 << 18
+    log_total = torch.logsumexp(flat, 1, keepdim=True)
+    pieces: List[Tensor] = []
+    for start in range(0, n_pixels, size):
+        stop = min(start + size, n_pixels)
+        rate = torch.exp(flat[:, start:stop] - log_total) * f[:, start:stop] * dn.unsqueeze(1)
+        pieces.append(poisson(rate, keys, torch.arange(start, stop, device=x.device)).float())
+    return x + torch.cat(pieces, 1).reshape(x.shape)
+
+
+def restore_variance(
+    log_p: Tensor, before: Tensor, growth: Tensor, n: Tensor, keys: Tensor, fine_px: int = 17
+) -> Tensor:
+    """Return f (b, n), one on average, which restores the variance that a frozen rate loses.
+
+    Let P_k be the posterior covariance of s / sum(s) given x_k, and g = n_(k+1) / n_k - 1. An exact draw of the next dn
+    photons has the covariance dn diag(p) + dn^2 P; with the rate frozen at p it has dn diag(p) only. By the law of
+    total variance Cov(p_(k+1) - p_k | x_k) = P_k - E P_(k+1) = g P_(k+1) where P falls as 1 / n. So the rate's last
+    change, times a random sign and 1 / sqrt(g), has the mean 0 and the covariance P_(k+1) that is missing, to first
+    order in g (P falls more slowly where the prior decides, and then less is restored than was lost). The first step
+    has no predecessor: its g is 0, and f is 1.
+
+    Bound and box are empirical. A network that is not an exact posterior mean also changes for other reasons, smoothly
+    over many pixels: a pixel changes by no more than the error that its own photons alone leave, and only against its
+    neighbours, so that the photons of an odd box of ``fine_px`` around it stay. All of this is alike for both signs,
+    so that the mean stays.
+    """
+    after, before = log_p.flatten(1).double(), before.flatten(1).double()
+    after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
+    strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
+    sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
+    change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
+    p = torch.exp(after)
+    bound = torch.rsqrt(1.0 + p * n.unsqueeze(1))
+    change = torch.minimum(torch.maximum(change, -bound), bound)
+    box = odd_within(log_p, [fine_px] * (log_p.dim() - 2))
+    moved = box_mean(torch.sum((p * change).reshape(log_p.shape), 1, keepdim=True), box)
+    there = box_mean(torch.sum(p.reshape(log_p.shape), 1, keepdim=True), box)
+    change = change - (moved / torch.clamp(there, min=1e-300)).expand_as(log_p).flatten(1)
+    change = change - torch.sum(p * change, 1, keepdim=True)
+    return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
+
+
+def equal_root_step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
+    """Return dn (b,) after which there are n_0 / (1 - (k + 1)/K (1 - sqrt(n_0 / N)))^2 photons, float64.
+
+    So steps are equal in 1 / sqrt(n), which loses the least of the posterior's variance.
+    """
+    done = (k.double() + 1.0) / n_steps * (1.0 - torch.sqrt(n_0 / torch.clamp(stop, min=1.0)))
+    return torch.clamp(n_0 / torch.square(torch.clamp(1.0 - done, min=1e-9)) - n, min=0.0)
+
+
+def geometric_step(beta: float, stop: Tensor, n: Tensor) -> Tensor:
+    """Return dn (b,) of the paper, max(beta n, 1), until there are 99 % of ``stop``; 0 from then on."""
+    wanted = torch.minimum(torch.clamp(beta * n, min=1.0), stop - n)
+    return torch.where(n < 0.99 * stop, wanted, torch.zeros_like(wanted))
+
+
+def photon_budget(x: Tensor, gain: float, brightest: float, window_px: List[int], least_gain: float = 1.0) -> Tensor:
+    """Return N (b,): ``gain`` n_0, as far as the brightest window stays below ``brightest`` photons per pixel.
+
+    Images beyond this trained range may still gain ``least_gain``.
+    """
+    room = brightest / torch.clamp(brightest_mean(x, window_px).double(), min=1e-12)
+    return total_photons(x) * torch.clamp(room, min=least_gain, max=gain)
+
+
+def brightest_mean(x: Tensor, window_px: List[int]) -> Tensor:
+    """Return the mean photons per pixel of each image's brightest window, (b,); small images are one window."""
+    return torch.amax(box_mean(torch.mean(x, 1, keepdim=True), odd_within(x, window_px)).flatten(1), 1)
+
+
+def odd_within(x: Tensor, box_px: List[int]) -> List[int]:
+    """Return a box that is not larger than the image, in odd numbers."""
+    box: List[int] = []
+    for axis in range(len(box_px)):
+        size = x.shape[axis + 2]
+        box.append(min(box_px[axis], size - 1 + size % 2))
+    return box
+
+
+def total_photons(x: Tensor) -> Tensor:
+    """Return the photons of each image, (b,) float64."""
+    return torch.sum(x.flatten(1).double(), 1)
+
+
+def in_exposure(rate: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+    """Return expected counts given x in the exposure of the observed ones, all (b, c, [z,] y, x)."""
+    share = total_photons(observed) / torch.clamp(total_photons(x), min=1e-12)
+    return rate * share.float().reshape([-1] + [1] * (rate.dim() - 1))
 
 
 class PosteriorSampler(Sampler):
     """Counts in; mean, standard deviation and samples of the posterior out: what a sampling zip runs.
 
-    Each sample adds photons in ``n_steps`` steps up to ``gain`` times the observed ones, or to the top of the
-    trained range, and is the network's expectation then, in the observed exposure.
-
-    Parameters
-    ----------
-    box_px
-        Odd box, per spatial axis, in which photons are conserved (see ``conserve_photons``).
-    n_samples, n_steps, seed
-        What ``forward`` draws.
-    gain, brightest, window_px
-        See ``photon_budget``.
-    rounded, background, ceiling
-        As for ``PhotonDenoiser``.
-    network
-        Arguments of ``UNet``.
+    ``forward`` draws ``n_samples`` with ``n_steps`` and ``seed`` up to ``gain``; ``box_px`` is the odd box in which
+    photons are conserved, ``rounded``, ``background`` and ``ceiling`` are those of ``PhotonDenoiser``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -139,20 +211,7 @@ class PosteriorSampler(Sampler):
 
     @torch.jit.export
     def sample(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
-        """Draw samples of the clean image.
-
-        Parameters
-        ----------
-        photons
-            Counts (b, c, [z,] y, x), of any type.
-        n_samples, n_steps, seed
-            At least 1, 1 and 0. The noise depends on the seed and on each image's own counts.
-
-        Returns
-        -------
-        Tensor
-            Expected photons per pixel in the observed exposure, (n_samples, b, c, [z,] y, x).
-        """
+        """Return expected photons in the observed exposure, (n_samples, b, c, [z,] y, x), of counts of any type."""
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
         photons = without_hot_pixels(whole_counts(self.network.fitting(photons), self.rounded))
@@ -160,13 +219,13 @@ class PosteriorSampler(Sampler):
         # one by one: convolutions of a batch round otherwise, which may move a photon
         for item in range(photons.shape[0]):
             observed = photons[item : item + 1]
-            log_rate = self.network(observed)
+            log_p = self.network(observed)
             stop = photon_budget(observed, self.gain, self.brightest, self.window_px, self.least_gain)
             samples: List[Tensor] = []
             for number in range(n_samples):
                 keys = sample_keys(observed, seed, torch.full([1], number, dtype=torch.long, device=photons.device))
-                x, last, factor = self.climb(observed, log_rate, stop, keys, n_steps)
-                rate = self.network.rate(x, last, self.box_px) * factor
+                x, last, f = self.draw(observed, log_p, stop, keys, n_steps)
+                rate = self.network.rate(x, last, self.box_px) * f
                 samples.append(photons_of(in_exposure(rate, x, observed), self.background, self.ceiling))
             items.append(torch.stack(samples))
         return torch.cat(items, 1)
@@ -180,163 +239,12 @@ class PosteriorSampler(Sampler):
         return torch.cat([mean, torch.sqrt(square), samples.transpose(0, 1).flatten(1, 2)], 1)
 
 
-def in_exposure(rate: Tensor, photons: Tensor, observed: Tensor) -> Tensor:
-    """Return expected counts given ``photons`` in the exposure of the observed ones, all (b, c, [z,] y, x)."""
-    share = total_photons(observed) / torch.clamp(total_photons(photons), min=1e-12)
-    return rate * share.float().reshape([-1] + [1] * (rate.dim() - 1))
-
-
-def accumulate(photons: Tensor, log_rate: Tensor, n_new: Tensor, keys: Tensor, factor: Tensor) -> Tensor:
-    """Add photons where the network expects the next ones: the sampling step.
-
-    ``x + Poisson(softmax(log_rate) factor n_new)``, each image by itself; an image with ``n_new = 0`` stays as
-    it is. Source: arXiv 2307.06607, section 3.3, where the factor is 1.
-
-    Parameters
-    ----------
-    photons, log_rate
-        (b, c, [z,] y, x); log-rates of whole images.
-    n_new
-        Photons to add on average, (b,).
-    keys
-        From ``step_keys``.
-    factor
-        From ``restore_variance``, (b, n).
-    """
-    flat = log_rate.flatten(1).double()
-    # in pieces that stay in the cache: random numbers take ten times the memory of what they make
-    n_pixels, size = flat.shape[1], 1 << 18
-    log_total = torch.logsumexp(flat, 1, keepdim=True)
-    pieces: List[Tensor] = []
-    for start in range(0, n_pixels, size):
-        stop = min(start + size, n_pixels)
-        rate = torch.exp(flat[:, start:stop] - log_total) * factor[:, start:stop] * n_new.unsqueeze(1)
-        index = torch.arange(start, stop, device=photons.device)
-        pieces.append(poisson(rate, keys, index).float())
-    return photons + torch.cat(pieces, 1).reshape(photons.shape)
-
-
-def equal_root_step(step: Tensor, n_steps: int, start: Tensor, stop: Tensor, now: Tensor) -> Tensor:
-    """Return the photons (b,) to add in a step of the schedule that is equidistant in 1 / sqrt(photons).
-
-    After step k of K an image that began with n0 photons and ends with N has
-    ``n0 / (1 - k/K (1 - sqrt(n0/N)))^2``. Equal steps lose the least of the posterior's variance.
-
-    Parameters
-    ----------
-    step, n_steps
-        Which one, (b,), counted from 0, of how many.
-    start, stop, now
-        Photons of each image at the start, at the end and now, (b,) float64.
-    """
-    climbed = (step.double() + 1.0) / n_steps * (1.0 - torch.sqrt(start / torch.clamp(stop, min=1.0)))
-    return torch.clamp(start / torch.square(torch.clamp(1.0 - climbed, min=1e-9)) - now, min=0.0)
-
-
-def geometric_step(beta: float, stop: Tensor, now: Tensor) -> Tensor:
-    """Return the photons (b,) to add in a step of the paper's schedule: max(beta n, 1), until ``stop``.
-
-    Source: arXiv 2307.06607, section 3.3; counted for each image by itself. An image that has 99 % of its
-    photons is finished.
-    """
-    wanted = torch.minimum(torch.clamp(beta * now, min=1.0), stop - now)
-    return torch.where(now < 0.99 * stop, wanted, torch.zeros_like(wanted))
-
-
-def photon_budget(
-    photons: Tensor, gain: float, brightest: float, window_px: List[int], least_gain: float = 1.0
-) -> Tensor:
-    """Return the photons (b,) that sampling may climb to: ``gain`` times those given, within the trained range.
-
-    The range is kept where an image's brightest window has at most ``brightest`` photons per pixel; images
-    beyond it may gain ``least_gain``.
-    """
-    room = brightest / torch.clamp(brightest_mean(photons, window_px).double(), min=1e-12)
-    return total_photons(photons) * torch.clamp(room, min=least_gain, max=gain)
-
-
-def brightest_mean(photons: Tensor, window_px: List[int]) -> Tensor:
-    """Return the mean photons per pixel of each image's brightest window, (b,); small images are one window."""
-    box: List[int] = []
-    for axis in range(len(window_px)):
-        size = photons.shape[axis + 2]
-        box.append(min(window_px[axis], size - 1 + size % 2))
-    return torch.amax(box_mean(torch.mean(photons, 1, keepdim=True), box).flatten(1), 1)
-
-
-def total_photons(photons: Tensor) -> Tensor:
-    """Return the photons of each image, (b,) float64."""
-    return torch.sum(photons.flatten(1).double(), 1)
-
-
-def restore_variance(
-    log_rate: Tensor, previous: Tensor, growth: Tensor, now: Tensor, keys: Tensor, fine_px: int = 17
-) -> Tensor:
-    """Return factors (b, n), one on average, that restore the variance which a frozen rate loses.
-
-    Let p_k = E[s / sum(s) | x_k] with posterior covariance P_k, and g = n_(k+1) / n_k - 1. An exact draw of the next
-    dn photons has the covariance dn diag(p) + dn^2 P; with the rate frozen at p it has dn diag(p) only. By the law of
-    total variance Cov(p_(k+1) - p_k | x_k) = P_k - E P_(k+1) = g P_(k+1) where P falls as 1 / n. So the rate's last
-    change, times a random sign and 1 / sqrt(g), has the mean 0 and the covariance P_(k+1) that is missing, to first
-    order in g (P falls more slowly where the prior decides, and then less is restored than was lost). The first step
-    has no predecessor.
-
-    Bound and box are empirical. A network that is not an exact posterior mean also changes for other reasons, smoothly
-    over many pixels: a pixel changes by no more than the error that its own photons alone leave, and only against its
-    neighbours, so that the photons of a box of ``fine_px`` around it stay. All of this is alike for both signs, so
-    that the mean stays.
-
-    Parameters
-    ----------
-    log_rate, previous
-        Log-rates now and one step before, (b, c, [z,] y, x).
-    growth
-        g of the last step, (b,); 0 where there was none.
-    now
-        Photons of each image, (b,).
-    keys
-        (b, 2), for the sign.
-    fine_px
-        Odd box, along every axis.
-    """
-    after, before = log_rate.flatten(1).double(), previous.flatten(1).double()
-    after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
-    strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
-    sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
-    change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
-    share = torch.exp(after)
-    bound = torch.rsqrt(1.0 + share * now.unsqueeze(1))
-    change = torch.minimum(torch.maximum(change, -bound), bound)
-    box: List[int] = []
-    for size in log_rate.shape[2:]:
-        box.append(min(fine_px, size - 1 + size % 2))
-    moved = box_mean(torch.sum((share * change).reshape(log_rate.shape), 1, keepdim=True), box)
-    there = box_mean(torch.sum(share.reshape(log_rate.shape), 1, keepdim=True), box)
-    change = change - (moved / torch.clamp(there, min=1e-300)).expand_as(log_rate).flatten(1)
-    change = change - torch.sum(share * change, 1, keepdim=True)
-    return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
-
-
 def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
-    """Draw Poisson counts that are a function of key and pixel number, on every device and engine.
+    """Draw Poisson counts (b, n), a function of keys (b, 2) and pixel numbers (n,) on every device and engine.
 
     Up to a rate of 18 by inversion with 52 random bits (more than 48 photons have a probability of 1e-9 there),
     above from a normal z by the expansion ``rate + sqrt(rate) z + 1/3 + z^2/6 - ...`` of the inverse distribution,
     rounded down. Source: M. Giles, ACM Trans. Math. Softw. 42(1), 2016, algorithm 955, the terms up to 1 / rate.
-
-    Parameters
-    ----------
-    rate
-        (b, n) float64.
-    keys
-        (b, 2), from ``step_keys``.
-    index
-        Pixel numbers (n,).
-
-    Returns
-    -------
-    Tensor
-        Counts (b, n) float64.
     """
     first, second = random_words(keys, index)
     small = torch.clamp(rate, max=18.0)
@@ -361,16 +269,9 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
 
 
 def sample_keys(counts: Tensor, seed: int, samples: Tensor) -> Tensor:
-    """Return the source of noise of samples, keys (b, 2).
+    """Return the keys (b, 2) of samples by number, (b,) int64, of observed counts (1 or b, c, [z,] y, x).
 
-    Parameters
-    ----------
-    counts
-        The observed photons (1 or b, c, [z,] y, x): different images, and different tiles, draw different noise.
-    seed
-        Not negative.
-    samples
-        Number of the sample that each item of the batch is, (b,) int64.
+    Different images, and different tiles of one, draw different noise; the seed is not negative.
     """
     keys = mix(torch.bitwise_xor(hash_counts(counts), seed & 0xFFFFFFFF))
     keys = mix(torch.bitwise_xor(keys, (seed >> 32) & 0xFFFFFFFF))

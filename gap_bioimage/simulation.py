@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from gap_bioimage.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    import numpy.typing as npt
-
-    Image = npt.NDArray[np.float64]
-
+Image = NDArray[np.float64]
 PIXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
 DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
@@ -62,41 +60,19 @@ def simulate(
 
 
 def simulate_truth(dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, seed: int = 0) -> xr.DataArray:
-    """Simulate the noise-free scene, with mean 1.
-
-    Parameters
-    ----------
-    dim, shape, seed
-        As in :func:`simulate`.
-
-    Returns
-    -------
-    xarray.DataArray
-        float32 with dims (z,) y, x and coordinates in micrometres.
-
-    Raises
-    ------
-    ConfigError
-        If ``dim`` and ``shape`` do not fit.
-    """
-    dims = _dims(dim)
+    """Simulate the noise-free scene of :func:`simulate`, with mean 1."""
+    if dim not in DEFAULT_SHAPE:
+        raise ConfigError(f"dim is {dim}, expected 2 or 3")
+    dims = ("z", "y", "x")[-dim:]
     pixels = tuple(int(n) for n in shape or DEFAULT_SHAPE[dim])
     if len(pixels) != dim or min(pixels) < 1:
         raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
     rng = np.random.default_rng((seed, 0))
     scene = _scene(pixels, dims, rng)
     scene /= scene.mean()
-    coords = {
-        d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]})
-        for d, n in zip(dims, pixels, strict=True)
-    }
+    both = zip(dims, pixels, strict=True)
+    coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in both}
     return xr.DataArray(scene.astype(np.float32), dims=dims, coords=coords, name="rate")
-
-
-def _dims(dim: int) -> tuple[str, ...]:
-    if dim not in DEFAULT_SHAPE:
-        raise ConfigError(f"dim is {dim}, expected 2 or 3")
-    return ("z", "y", "x")[-dim:]
 
 
 def _scene(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
@@ -144,36 +120,34 @@ def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, 
     nucleoli = _sigmoid((_noise(pixels, 0.35 * micron, rng) - 1.9) * 6)
     chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
     out = np.zeros(pixels)
-    for center, radius in zip(centers, radii, strict=True):
-        window, distance = _distance(pixels, step, center, radius, reach=1.5)
-        if distance.size:
-            # A sigmoid in micrometres gives every nucleus the same, fairly sharp, edge.
-            body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
-            part = rng.uniform(0.45, 1.0) * body * chromatin[window]
-            out[window] = np.maximum(out[window], part)
+    for window, distance, radius in _around(pixels, step, centers, radii, reach=1.5):
+        # a sigmoid in micrometres gives every nucleus the same, fairly sharp, edge
+        body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
+        out[window] = np.maximum(out[window], rng.uniform(0.45, 1.0) * body * chromatin[window])
     return out
 
 
 def _cytoplasm(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image) -> Image:
     """Draw the soft glow around each nucleus."""
     out = np.zeros(pixels)
-    for center, radius in zip(centers, radii, strict=True):
-        window, distance = _distance(pixels, step, center, radius, reach=3.0)
-        if distance.size:
-            out[window] = np.maximum(out[window], _sigmoid((1.9 - distance) * 5))
+    for window, distance, _ in _around(pixels, step, centers, radii, reach=3.0):
+        out[window] = np.maximum(out[window], _sigmoid((1.9 - distance) * 5))
     return out
 
 
-def _distance(
-    pixels: tuple[int, ...], step: Image, center: Image, radius: Image, reach: float
-) -> tuple[tuple[slice, ...], Image]:
-    """Return the part of the image within ``reach`` radii, and there the distance in radii."""
-    low = np.floor((center - reach * radius) / step).astype(int).clip(0)
-    high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
-    window = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
-    axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in zip(window, step, center, radius, strict=True)]
-    squares: Any = sum(np.square(axis) for axis in np.ix_(*axes))
-    return window, np.sqrt(squares)
+def _around(
+    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, reach: float
+) -> Iterator[tuple[tuple[slice, ...], Image, Image]]:
+    """Yield for each nucleus the part of the image within ``reach`` radii, the distance in radii there, its radii."""
+    for center, radius in zip(centers, radii, strict=True):
+        low = np.floor((center - reach * radius) / step).astype(int).clip(0)
+        high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
+        window = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
+        along = zip(window, step, center, radius, strict=True)
+        axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in along]
+        squares: Any = sum(np.square(axis) for axis in np.ix_(*axes))
+        if squares.size:
+            yield window, np.sqrt(squares), radius
 
 
 def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:

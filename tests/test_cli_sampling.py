@@ -292,7 +292,7 @@ def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_cou
     before = sorted(tmp_path.iterdir())
     command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--seed", 0, "--samples")
     told = one_sentence(run(*command, 10**9))
-    assert re.match(r"not enough memory: 1000000000 samples of 50 x 44 pixels take 8195\.\d GiB; give", told)
+    assert re.match(r"not enough memory: .* 8\.00 TiB .*; give", told)
     assert "1 number was given" in one_sentence(run(*command, 2, "--tile", 64))
     assert sorted(tmp_path.iterdir()) == before
 

@@ -103,18 +103,6 @@ def test_real_originals_need_not_be_described(
     np.testing.assert_allclose(log_rate.numpy(), stored["log_rate"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_bare_weights_of_the_original_load(tmp_path: Path, kind: str, suffix: str) -> None:
-    settings = settings_of(kind)
-    network = original_gap(**settings)
-    path = save(tmp_path / f"weights.{suffix}", network.state_dict())
-    model = load_model(path)
-    assert model.config == NetworkConfig(**settings, log1p=False)
-    assert model.origin == "state_dict"
-    assert_same_log_rates(network, path, settings["channels"], settings["dim"])
-
-
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_every_depth_is_found(tmp_path: Path, depth: int) -> None:
     network = original_gap(depth=depth, start_filts=1, levels=1, up_mode="upsample")
@@ -124,13 +112,6 @@ def test_every_depth_is_found(tmp_path: Path, depth: int) -> None:
         expected = expected.model_copy(update={"up_mode": "upsample"})
     assert model.config == expected
     assert found_in(model)["up_mode"] == ("weights" if depth > 1 else "default")
-
-
-@pytest.mark.parametrize("below", ["model_state_dict", "net"])
-def test_weights_one_dictionary_below_load(tmp_path: Path, below: str) -> None:
-    content = {below: original_gap().state_dict(), "optimizer": {"state": {}}, "epoch": 3}
-    model = load_model(save(tmp_path / "checkpoint.pth", content))
-    assert (model.origin, model.config.depth, model.history.epochs) == ("state_dict", 3, 3)
 
 
 OURS: dict[str, Any] = {"dim": 3, "levels": 4, "z_conv_stage": 1, "merge_mode": "concat"}

@@ -69,15 +69,6 @@ def test_tiles_without_room_are_refused_with_the_size_that_has() -> None:
     assert tiles((100, 100), (64, 36), (13, 13), (4, 4))
 
 
-@pytest.mark.parametrize(
-    ("tile", "halo"),
-    [((64,), (13, 13)), ((64, 64, 64), (13, 13)), ((64, 64), (13,)), ((64, 64), (-1, -1)), ((-64, 64), (0, 0))],
-)
-def test_sizes_that_make_no_sense_are_refused_in_a_sentence(tile: tuple[int, ...], halo: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"expected|at least"):
-        tiles((100, 100), tile, halo, (2, 2))
-
-
 def test_a_wrong_number_of_sizes_is_told_from_a_wrong_size() -> None:
     with pytest.raises(
         ConfigError, match=r"^the halo is 40 px: 1 number was given, expected 2 \(y, x\), such as 40,40$"
@@ -129,12 +120,6 @@ def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> No
     assert float(difference.max()) > 1e-2
 
 
-def test_whole_counts_of_any_type_run() -> None:
-    network = random_network()
-    photons = photons_for(network, (20, 20))
-    assert torch.equal(TiledNetwork(network)(photons.to(torch.int32)), TiledNetwork(network)(photons))
-
-
 @given(st.lists(st.integers(1, 40_000), min_size=3, max_size=3), st.sampled_from(NETWORKS))
 def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[int], config: dict[str, Any]) -> None:
     network = random_network(**{**config, "start_filts": 32})
@@ -146,8 +131,3 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
     assert math.prod(tile) * 32 * 4 * 8 <= 2e9 or list(tile) == smallest
     per_axis = zip(shape, tile, reach, step, strict=True)
     assert all(tiles([size], [t], [r], [s]) for size, t, r, s in per_axis)
-
-
-def test_an_image_that_fits_memory_is_not_cut() -> None:
-    assert TiledNetwork(random_network(start_filts=32)).tile_of((1024, 1024)) == (1024, 1024)
-    assert max(TiledNetwork(random_network(start_filts=32)).tile_of((30_000, 30_000))) < 2048

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -11,22 +12,92 @@ import zips
 
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive import entries
+from gap_bioimage.validation.archive.entries import entry_checks, unsafe_path
 from gap_bioimage.validation.archive.package import open_package
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
+def entry(name: str, *, offset: int = 0, size: int = 0, mode: int = 0) -> zipfile.ZipInfo:
+    made = zipfile.ZipInfo(name)
+    made.header_offset = offset
+    made.file_size = made.compress_size = size
+    made.external_attr = mode << 16
+    return made
+
+
+def failed(*made: zipfile.ZipInfo) -> set[str]:
+    return {check.id for check in entry_checks(list(made)) if check.status == "failed"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/x", "../x", "a/../../x", "C:/x", "C:x", "\\\\host\\x", "..\\x", "a\0b", "", "a\\b", "a\x1b[2Jb", "a\nb",
+     "a\ud800", "CON", "nul.npy", "a/Com1.txt", "a.", "a /b", "file:stream", "x" * 256, "\u00fc" * 200,
+     "a/" * 33 + "a", "a/" * 600],
+)  # fmt: skip
+def test_paths_that_lead_out_or_mean_another_file_somewhere_are_named(name: str) -> None:
+    assert unsafe_path(name) is not None
+
+
+@pytest.mark.parametrize("name", ["x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/"])
+def test_harmless_paths_pass(name: str) -> None:
+    assert unsafe_path(name) is None
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
+def test_links_and_devices_are_refused(kind: int) -> None:
+    assert failed(entry("x", mode=kind | 0o644)) == {"archive.paths"}
+    assert failed(entry("x", mode=stat.S_IFREG | 0o644), entry("y/", mode=stat.S_IFDIR, offset=99)) == set()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a", "a"), ("README.md", "readme.md"), ("a", "./a"), ("a//b", "a/b"), ("\u00e9", "e\u0301"), ("a", "a/b"),
+     ("A", "a/"), ("a/b/c", "a")],
+)  # fmt: skip
+def test_names_that_collide_are_refused(names: tuple[str, str]) -> None:
+    assert failed(*(entry(name, offset=99 * index) for index, name in enumerate(names))) == {"archive.duplicates"}
+
+
+def test_encrypted_entries_are_refused() -> None:
+    secret = entry("secret")
+    secret.flag_bits = 0x1
+    assert failed(secret) == {"archive.encrypted"}
+
+
+def test_size_and_number_of_entries_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failed(entry("a", size=entries.MAX_TOTAL_BYTES)) == set()
+    assert failed(entry("a", size=entries.MAX_TOTAL_BYTES + 1)) == {"archive.bomb"}
+    assert failed(entry("a", size=100), entry("b", offset=130)) == set()
+    assert failed(entry("a", size=100), entry("b", offset=129)) == {"archive.bomb"}  # they share bytes
+    many = next(entry_checks([entry(f"../{'x' * 200}{i}", offset=99 * i) for i in range(entries.MAX_ENTRIES)]))
+    assert "9997 more" in many.message and len(many.message) < 1000
+    monkeypatch.setattr(entries, "MAX_ENTRIES", 1)
+    assert failed(entry("a"), entry("b", offset=99)) == {"archive.bomb"}
+
+
 def statuses(path: Path) -> dict[str, str]:
-    with open_package(path) as (_, checks):
-        return {check.id: check.status for check in checks}
+    with open_package(path) as (package, checks):
+        found = {check.id: check.status for check in checks}
+        assert (package is None) == ("failed" in found.values())
+        return found
 
 
-def write(path: Path, *names: str, content: bytes = b"x") -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+def write(path: Path, *names: str, content: bytes = b"x", method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as packed:
         packed.writestr("rdf.yaml", "type: model")
         for name in names:
             packed.writestr(name, content)
+    return path
+
+
+def patched(path: Path, old: bytes, new: bytes, count: int = -1) -> Path:
+    data = path.read_bytes()
+    assert len(old) == len(new) and old in data
+    path.write_bytes(data.replace(old, new, count))
     return path
 
 
@@ -47,97 +118,57 @@ def test_entries_outside_are_not_unpacked(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "m.zip", name)
     with open_package(path) as (package, checks):
         assert package is None
-        failed = [check for check in checks if check.status == "failed"]
-    assert [check.id for check in failed] == ["archive.paths"]
-    assert "evil" in failed[0].message
-    assert failed[0].fix
+    (check,) = [check for check in checks if check.status == "failed"]
+    assert (check.id, "evil" in check.message, bool(check.fix)) == ("archive.paths", True, True)
     assert not list(tmp_path.parent.rglob("evil.txt"))
 
 
-def test_bombs_are_refused_before_unpacking(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip", "zeros", content=bytes(entries.RATIO_FREE_BYTES + 1))
-    with open_package(path) as (package, checks):
-        assert package is None
-    assert next(check for check in checks if check.id == "archive.bomb").status == "failed"
-
-
-def test_a_small_file_of_zeros_is_no_bomb(tmp_path: Path) -> None:
-    assert statuses(write(tmp_path / "m.zip", "zeros", content=bytes(2**22)))["archive.bomb"] == "passed"
-
-
-def test_damaged_entries_fail(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
-    path.write_bytes(data)
-    assert statuses(path)["archive.intact"] == "failed"
-
-
-def patched(path: Path, old: bytes, new: bytes, *, count: int = -1) -> Path:
-    data = path.read_bytes()
-    assert len(old) == len(new)
-    assert old in data
-    path.write_bytes(data.replace(old, new, count))
+def damaged(path: Path) -> Path:
+    data = zips.make_zip(path.parent).read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(400) + data[len(data) // 2 + 400 :])
     return path
 
 
-def test_wrong_checksums_fail(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip")
-    with zipfile.ZipFile(path, "a") as packed:
-        packed.writestr("stored.txt", b"the right content")
-    assert statuses(patched(path, b"right content", b"wrong content"))["archive.intact"] == "failed"
-
-
-def test_a_directory_that_lies_about_names_fails(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip", "honest.txt")
-    assert statuses(patched(path, b"honest.txt", b"secret.txt", count=1))["archive.intact"] == "failed"
-
-
-def test_an_entry_longer_than_the_directory_says_is_cut_off(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip")
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("long", bytes(123_456))
-    lying = patched(path, (123_456).to_bytes(4, "little"), (10).to_bytes(4, "little"))
-    with open_package(lying) as (package, checks):
-        assert package is None
-    assert {"archive.intact", "archive.bomb"} & {check.id for check in checks if check.status == "failed"}
-
-
-def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip", "a", "b", content=bytes(range(256)))
+def shared_bytes(path: Path) -> Path:
+    write(path, "a", "b", content=bytes(range(256)))
     with zipfile.ZipFile(path) as packed:
         first, second = (packed.getinfo(name).header_offset.to_bytes(4, "little") for name in "ab")
     data = path.read_bytes()
     place = data.rindex(second)
     path.write_bytes(data[:place] + first + data[place + 4 :])
-    assert statuses(path)["archive.bomb"] == "failed"
+    return path
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compression_that_java_lacks_is_refused(tmp_path: Path, method: int) -> None:
-    path = write(tmp_path / "m.zip")
-    with zipfile.ZipFile(path, "a", method) as packed:
-        packed.writestr("x", b"x" * 100)
-    assert statuses(path)["archive.compression"] == "failed"
+@pytest.mark.parametrize(
+    ("check", "make"),
+    [
+        ("intact", damaged),
+        ("intact", lambda p: patched(write(p, "a", content=b"right", method=0), b"right", b"wrong")),
+        ("intact", lambda p: patched(write(p, "honest.txt"), b"honest.txt", b"secret.txt", 1)),
+        ("intact", lambda p: patched(write(p, "na\u00efve"), "\u00ef".encode(), b"\xff\xfe")),
+        (
+            "intact",
+            lambda p: patched(write(p, "a", content=bytes(123_456)), (123_456).to_bytes(4, "little"), b"\n\0\0\0"),
+        ),
+        ("compression", lambda p: write(p, "a", method=zipfile.ZIP_BZIP2)),
+        ("compression", lambda p: write(p, "a", method=zipfile.ZIP_LZMA)),
+        ("bomb", shared_bytes),
+        ("bomb", lambda p: write(p, "zeros", content=bytes(entries.RATIO_FREE_BYTES + 1))),
+    ],
+)
+def test_broken_and_hostile_zips_are_refused(tmp_path: Path, check: str, make: Callable[[Path], Path]) -> None:
+    found = statuses(make(tmp_path / "m.zip"))
+    assert "failed" in (found.get(f"archive.{check}"), found.get("archive.bomb"))
 
 
-def test_broken_utf8_in_a_name_fails(tmp_path: Path) -> None:
-    path = patched(write(tmp_path / "m.zip", "na\u00efve"), "\u00ef".encode(), b"\xff\xfe")
-    with open_package(path) as (package, checks):
-        assert package is None
-    assert "UTF-8" in checks[-1].message
-
-
-def test_data_before_the_zip_and_zip64_are_read(tmp_path: Path) -> None:
+def test_odd_but_harmless_zips_open(tmp_path: Path) -> None:
+    assert statuses(write(tmp_path / "m.zip", "zeros", content=bytes(2**22)))["archive.bomb"] == "passed"
     path = zips.make_zip(tmp_path)
     path.write_bytes(b"#!/bin/sh\nexit\n" + path.read_bytes())
     assert statuses(path)["archive.intact"] == "passed"
     with zipfile.ZipFile(path, "a") as packed, packed.open("large", "w", force_zip64=True) as file:
         file.write(b"not so large")
     assert statuses(path)["archive.intact"] == "passed"
-
-
-def test_zips_inside_stay_packed(tmp_path: Path) -> None:
     inner = write(tmp_path / "inner.zip", "../evil.txt").read_bytes()
     with open_package(write(tmp_path / "m.zip", "inner.zip", content=inner)) as (package, _):
         assert package is not None
@@ -146,8 +177,7 @@ def test_zips_inside_stay_packed(tmp_path: Path) -> None:
 
 def test_a_huge_directory_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries._ShortReads, "limit", 200)
-    path = write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))
-    with open_package(path) as (package, checks):
+    with open_package(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) as (package, checks):
         assert package is None
     assert "directory has" in checks[-1].message
 
@@ -171,37 +201,45 @@ def test_folders_and_yaml_paths_open(tmp_path: Path, name: str) -> None:
 
 def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
-    (tmp_path / "empty").mkdir()
-    with zipfile.ZipFile(tmp_path / "nested.zip", "w") as packed:
-        packed.writestr("folder/rdf.yaml", "type: model")
-    for name in ("text.zip", "empty", "nested.zip", "missing.zip"):
-        with pytest.raises(UnreadableModelError), open_package(tmp_path / name):
+    (tmp_path / "empty.zip").write_bytes(b"")
+    for name in ("folder", "piped"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "piped" / "rdf.yaml")  # nobody waits for it
+    for name, inner in (("nested.zip", "folder/rdf.yaml"), ("hollow.zip", "only/")):
+        with zipfile.ZipFile(tmp_path / name, "w") as packed:
+            packed.writestr(inner, "")
+    for name, told in (
+        ("text.zip", "not a zip"), ("empty.zip", "is empty"), ("folder", "holds no files"), ("piped", "holds no files"),
+        ("piped/rdf.yaml", "plain file"), ("hollow.zip", "holds no files"), ("nested.zip", "top level"),
+        ("missing.zip", "does not exist"),
+    ):  # fmt: skip
+        with pytest.raises(UnreadableModelError, match=told), open_package(tmp_path / name):
             pass
 
 
-@pytest.fixture
-def linked(tmp_path: Path) -> Path:
-    """A folder that holds a link to a file outside, which is also its description's documentation."""
-    (tmp_path / "secret.md").write_text("secret")
+@pytest.mark.parametrize("kept", [10, 1000, 0.5, 0.9, -1])
+def test_a_zip_that_is_cut_off_is_called_so_whatever_it_holds(tmp_path: Path, kept: float) -> None:
+    data = zips.make_zip(tmp_path).read_bytes()  # its weights are zips, which have an end
+    (tmp_path / "cut.zip").write_bytes(data[: int(kept * len(data)) if 0 < kept < 1 else int(kept)])
+    with pytest.raises(UnreadableModelError, match="has no end"), open_package(tmp_path / "cut.zip"):
+        pass
+
+
+def test_links_that_lead_outside_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.md").write_text("secret: [")  # reading it would show as a broken archive.rdf
     model = tmp_path / "model"
     model.mkdir()
     (model / "rdf.yaml").write_text("{type: model, documentation: link.md}")
     (model / "link.md").symlink_to(tmp_path / "secret.md")
-    return model
-
-
-def test_folders_with_links_that_lead_outside_are_refused(linked: Path) -> None:
-    with open_package(linked) as (package, checks):
-        assert package is None
-    assert [(check.id, check.status) for check in checks] == [("archive.paths", "failed")]
-    assert "'link.md'" in checks[0].message
-
-
-def test_a_description_that_is_a_link_outside_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "secret.yaml").write_text("secret: [")  # reading it would show as a broken archive.rdf
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "rdf.yaml").symlink_to(tmp_path / "secret.yaml")
+    assert statuses(model) == {"archive.paths": "failed"}
+    with open_package(model / "rdf.yaml") as (package, _):
+        assert package is not None
+        assert [package.file(name) for name in ("link.md", "../secret.md", "x" * 300)] == [None] * 3
+        assert package.names_outside("link.md") and package.names_outside("../secret.md")
+        assert not package.names_outside("../absent.md")
+    (model / "link.md").unlink()
+    (model / "rdf.yaml").unlink()
+    (model / "rdf.yaml").symlink_to(tmp_path / "secret.md")
     assert statuses(model) == {"archive.paths": "failed"}
 
 
@@ -214,62 +252,3 @@ def test_links_inside_a_folder_are_followed_and_circles_are_refused(tmp_path: Pa
         assert package.file("link.pt") is not None
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert statuses(tmp_path)["archive.paths"] == "failed"
-
-
-def test_files_outside_are_not_found_through_links(linked: Path) -> None:
-    with open_package(linked / "rdf.yaml") as (package, _):
-        assert package is not None
-        assert package.file("link.md") is None
-        assert package.file("../secret.md") is None
-        assert package.file("x" * 300) is None
-        assert package.names_outside("link.md")
-        assert package.names_outside("../secret.md")
-        assert not package.names_outside("../absent.md")
-
-
-def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "rdf.yaml")
-    with pytest.raises(UnreadableModelError, match="plain file"), open_package(tmp_path / "rdf.yaml"):
-        pass
-    with pytest.raises(UnreadableModelError), open_package(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("kept", [10, 1000, 0.5, 0.9, -1])
-def test_a_zip_that_is_cut_off_is_called_so_whatever_it_holds(tmp_path: Path, kept: float) -> None:
-    data = zips.make_zip(tmp_path).read_bytes()  # its weights are zips, which have an end
-    (tmp_path / "cut.zip").write_bytes(data[: int(kept * len(data)) if 0 < kept < 1 else int(kept)])
-    with pytest.raises(UnreadableModelError, match="has no end"), open_package(tmp_path / "cut.zip"):
-        pass
-
-
-def test_empty_files_and_folders_are_called_empty(tmp_path: Path) -> None:
-    (tmp_path / "empty.zip").write_bytes(b"")
-    (tmp_path / "folder").mkdir()
-    with zipfile.ZipFile(tmp_path / "hollow.zip", "w") as packed:
-        packed.writestr("only/", "")
-    for name, told in (("empty.zip", "is empty"), ("folder", "holds no files"), ("hollow.zip", "holds no files")):
-        with pytest.raises(UnreadableModelError, match=told), open_package(tmp_path / name):
-            pass
-
-
-@pytest.mark.parametrize(
-    ("text", "told", "fix"),
-    [
-        ("a: 1\nb: c: d", "is not valid yaml: line 2: mapping values are not allowed here", "Correct that line"),
-        ("a: 1\na: 2", "is not valid yaml: line 2: found duplicate key", "Correct that line"),
-        ("a: [", "is not valid yaml: line 1: expected the node content, but found the end", "Correct that line"),
-        ("- a list", "is a list, a description is a mapping", "Write the description as lines such as"),
-        ("1: x", "has names that are not texts", "Write the description as lines such as"),
-        ("", "is empty, a description is a mapping", "Write the description as lines such as"),
-        ("a: &x [*x]", "is refused: the alias 'x' contains itself", "Write the description without aliases"),
-    ],
-)
-def test_what_is_wrong_with_a_description_has_its_own_fix(tmp_path: Path, text: str, told: str, fix: str) -> None:
-    (tmp_path / "rdf.yaml").write_text(text)
-    with open_package(tmp_path) as (package, checks):
-        assert package is None
-    (check,) = [check for check in checks if check.id == "archive.rdf"]
-    assert check.message.startswith(f"rdf.yaml {told}")
-    assert check.fix.startswith(fix)
-    assert "<file>" not in check.message

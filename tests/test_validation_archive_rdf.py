@@ -1,13 +1,14 @@
-"""Descriptions that are traps are refused before they are built."""
+"""Descriptions that are traps are refused before they are built; what they name is found in one walk."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import zips
 
-from gap_bioimage.validation.archive.rdf import MAX_RDF_BYTES, read_rdf
+from gap_bioimage.validation.archive.rdf import MAX_RDF_BYTES, is_url, read_rdf, references
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,55 +17,51 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pair
 MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b in pairwise("abcdefghijklmnopqrstu"))
 
 
-def refused(tmp_path: Path, text: str | bytes) -> str:
+@pytest.mark.parametrize(
+    ("text", "why", "fix"),
+    [
+        pytest.param(LAUGHS, "is refused: it expands to more than", "without aliases", id="billion laughs"),
+        pytest.param(MERGED, "expands to more than", "", id="merge keys"),
+        pytest.param("a: &x [*x]", "the alias 'x' contains itself", "without aliases", id="circle"),
+        pytest.param("a: &a {b: *a}", "contains itself", "", id="circle of mappings"),
+        pytest.param("a: " + "[" * 60 + "]" * 60, "nested", "", id="nested"),
+        pytest.param("[" * MAX_RDF_BYTES, "nested", "", id="brackets"),
+        pytest.param("{" * MAX_RDF_BYTES, "nested", "", id="braces"),
+        pytest.param("- " * (MAX_RDF_BYTES // 2), "nested", "", id="dashes"),
+        pytest.param("? " * (MAX_RDF_BYTES // 2), "nested", "", id="question marks"),
+        pytest.param("a: [" + "1," * (MAX_RDF_BYTES // 3) + "]", "expands to more than", "", id="long list"),
+        pytest.param("".join(f"{i}k: 1\n" for i in range(30_000)), "expands to more than", "", id="many keys"),
+        pytest.param("a" * (MAX_RDF_BYTES + 1), "bytes", "", id="long file"),
+        pytest.param("a: !!python/object/apply:os.system [id]", "not valid yaml", "", id="python tag"),
+        pytest.param("a: 1\na: 2", "is not valid yaml: line 2: found duplicate key", "that line", id="duplicate key"),
+        pytest.param("a: 1\nb: c: d", "line 2: mapping values are not allowed here", "that line", id="colon"),
+        pytest.param("a: [", "line 1: expected the node content, but found the end", "that line", id="no end"),
+        pytest.param("a:\n\t- 1", "not valid yaml", "", id="tab"),
+        pytest.param("a: *b", "not valid yaml", "", id="unknown alias"),
+        pytest.param("a: 1\n---\nb: 2", "not valid yaml", "", id="two documents"),
+        pytest.param(b"a: \xff", "not UTF-8", "UTF-8", id="broken utf-8"),
+        pytest.param("a: b".encode("utf-16"), "not UTF-8", "UTF-8", id="utf-16"),
+        pytest.param("a: " + "9" * 5000, "not valid yaml", "", id="endless integer"),
+        pytest.param("a: 0x1" + "0" * 5000, "integer of 20001 bits", "", id="endless hexadecimal"),
+        pytest.param('a: "\\e[2J"', "control character", "", id="terminal"),
+        pytest.param('a: "\\0"', "control character", "", id="null"),
+        pytest.param('a: {"\\ud800": 1}', "control character", "", id="half a character"),
+        pytest.param("a: !!binary aGk=", "of type bytes", "", id="bytes"),
+        pytest.param("a: !!set {x, y}", "of type set", "", id="set"),
+        pytest.param("a: {[1, 2]: 3}", "of type tuple", "", id="list as key"),
+        pytest.param("1: x", "has names that are not texts", "lines such as", id="number as key"),
+        pytest.param("- a list", "is a list, a description is a mapping", "lines such as", id="list"),
+        pytest.param("", "is empty, a description is a mapping", "lines such as", id="empty"),
+    ],
+)
+def test_traps_are_refused_with_what_to_do(tmp_path: Path, text: str | bytes, why: str, fix: str) -> None:
     path = tmp_path / "rdf.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     rdf, check = read_rdf(path)
-    assert rdf is None
-    assert check.id == "archive.rdf"
-    assert check.status == "failed"
-    assert "\n" not in check.message
-    assert len(check.message) < 500
-    return check.message
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        pytest.param(LAUGHS, "expands to more than", id="billion laughs"),
-        pytest.param(MERGED, "expands to more than", id="merge keys"),
-        pytest.param("a: &a [*a]", "contains itself", id="circle"),
-        pytest.param("a: &a {b: *a}", "contains itself", id="circle of mappings"),
-        pytest.param("a: " + "[" * 60 + "]" * 60, "nested", id="nested"),
-        pytest.param("[" * MAX_RDF_BYTES, "nested", id="brackets"),
-        pytest.param("{" * MAX_RDF_BYTES, "nested", id="braces"),
-        pytest.param("- " * (MAX_RDF_BYTES // 2), "nested", id="dashes"),
-        pytest.param("? " * (MAX_RDF_BYTES // 2), "nested", id="question marks"),
-        pytest.param("a: [" + "1," * (MAX_RDF_BYTES // 3) + "]", "expands to more than", id="long list"),
-        pytest.param("".join(f"{i}k: 1\n" for i in range(30_000)), "expands to more than", id="many keys"),
-        pytest.param("a" * (MAX_RDF_BYTES + 1), "bytes", id="long file"),
-        pytest.param("a: !!python/object/apply:os.system [id]", "not valid yaml", id="python tag"),
-        pytest.param("a: !!python/name:os.system", "not valid yaml", id="python name"),
-        pytest.param("a: 1\na: 2", "not valid yaml", id="duplicate key"),
-        pytest.param("a:\n\t- 1", "not valid yaml", id="tab"),
-        pytest.param("a: *b", "not valid yaml", id="unknown alias"),
-        pytest.param("a: 1\n---\nb: 2", "not valid yaml", id="two documents"),
-        pytest.param(b"a: \xff", "not UTF-8", id="broken utf-8"),
-        pytest.param("a: b".encode("utf-16"), "not UTF-8", id="utf-16"),
-        pytest.param("a: " + "9" * 5000, "not valid yaml", id="endless integer"),
-        pytest.param("a: 0x1" + "0" * 5000, "integer of 20001 bits", id="endless hexadecimal"),
-        pytest.param('a: "\\e[2J"', "control character", id="terminal"),
-        pytest.param('a: "\\0"', "control character", id="null"),
-        pytest.param('a: {"\\ud800": 1}', "control character", id="half a character"),
-        pytest.param("a: !!binary aGk=", "of type bytes", id="bytes"),
-        pytest.param("a: !!set {x, y}", "of type set", id="set"),
-        pytest.param("a: {[1, 2]: 3}", "of type tuple", id="list as key"),
-        pytest.param("1: x", "a mapping of names", id="number as key"),
-        pytest.param("", "a mapping of names", id="empty"),
-    ],
-)
-def test_traps_are_refused(tmp_path: Path, text: str | bytes, why: str) -> None:
-    assert why in refused(tmp_path, text)
+    assert (rdf, check.id, check.status) == (None, "archive.rdf", "failed")
+    assert check.message.startswith("rdf.yaml ") and why in check.message
+    assert check.fix and fix in check.fix
+    assert "\n" not in check.message and "<file>" not in check.message and len(check.message) < 500
 
 
 @pytest.mark.parametrize(
@@ -82,5 +79,56 @@ def test_traps_are_refused(tmp_path: Path, text: str | bytes, why: str) -> None:
 def test_odd_but_harmless_descriptions_are_read(tmp_path: Path, text: str, content: object) -> None:
     (tmp_path / "rdf.yaml").write_text(text, encoding="utf-8")
     rdf, check = read_rdf(tmp_path / "rdf.yaml")
-    assert rdf == content
-    assert check.status == "passed"
+    assert (rdf, check.status) == (content, "passed")
+
+
+def test_all_files_of_a_description_are_found() -> None:
+    files = zips.model_files()
+    assert {reference.path for reference in references(zips.description(files))} == set(files)
+
+
+def test_older_formats_name_files_elsewhere() -> None:
+    rdf: dict[str, Any] = {
+        "covers": ["c.png"], "documentation": "d.md", "icon": "\U0001f52c", "test_inputs": ["i.npy"],
+        "attachments": {"files": ["a.txt"]}, "dependencies": "conda:environment.yaml",
+        "source": "old.py::Net", "sha256": "3",
+        "weights": {
+            "pytorch_state_dict": {
+                "source": "w.pt", "sha256": "1", "architecture": "u.py:UNet", "architecture_sha256": "2",
+                "dependencies": "pip:requirements.txt", "kwargs": {"source": "not a file"},
+            },
+            "onnx": {"architecture": "module.Net"},
+        },
+        "config": {"other": {"source": "ignored.txt"}},
+    }  # fmt: skip
+    found = {reference.path: reference.sha256 for reference in references(rdf)}
+    assert found == {
+        "c.png": None, "d.md": None, "i.npy": None, "a.txt": None, "w.pt": "1", "u.py": "2", "old.py": "3",
+        "environment.yaml": None, "requirements.txt": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "renamed"),
+    [
+        ("dependencies", "conda:environment.yaml", "conda:new"),
+        ("architecture", "net.py:Net", "new:Net"),
+        ("source", "./a.npy", "new"),
+    ],
+)
+def test_a_reference_is_pointed_to_another_file(key: str, written: str, renamed: str) -> None:
+    rdf = {"weights": {"onnx": {key: written}}}
+    (reference,) = references(rdf)
+    reference.point_to("new")
+    assert rdf["weights"]["onnx"][key] == renamed
+    assert reference.where == f"weights.onnx.{key}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("http://x.invalid/a", True), ("HTTPS://x.invalid/a", True), ("http:/x.invalid/a", True), ("http:x.invalid", True),
+     (" ht\ntp://x", True), ("file:///x", True), ("README.md", False), ("a/b.py:Net", False),
+     ("conda:environment.yaml", False), ("", False), ("the http: protocol", False)],
+)  # fmt: skip
+def test_whatever_may_be_taken_for_a_url_is_remote(text: str, expected: bool) -> None:
+    assert is_url(text) == expected

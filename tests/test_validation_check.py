@@ -1,17 +1,23 @@
-"""The registry: what is declared, how it is judged, what others may add."""
+"""The registry: what is declared, how it is judged, what others may add; and what a check may say."""
 
 from __future__ import annotations
 
 import ast
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+import yaml
+import zips
+from running import ran
 
 import gap_bioimage.validation
+from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation import check as registry_module
+from gap_bioimage.validation.archive.examine import examine
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import (
     BLOCKS,
     DEGRADES,
@@ -21,58 +27,86 @@ from gap_bioimage.validation.check import (
     NotApplicable,
     Outcome,
     Severity,
+    consumers,
     declare,
     definition,
     definitions,
+    known,
     merge_outcomes,
     one_sentence,
     registry,
     rule,
+    run_check,
 )
-from gap_bioimage.validation.consumers import consumers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.verdicts import programs, verdicts_of
 
 ROOM = Path(gap_bioimage.validation.__file__).parent
 MODEL = SimpleNamespace(weights={"torchscript": {}}, n_dims=2, version="0.5.9", is_valid=True)
+MINE = '''
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, archive_check, consumer, rule, run_check
+
+consumer("mine", "My program", "It is mine. It runs models.", 20, reads=("torchscript",))
+
+@rule("mine.name", BLOCKS, breaks="it stops", fix="Name it so.")
+def name(model):
+    """A name with mine."""
+    return None if "mine" in model.rdf["name"] else "it has another name"
+
+@archive_check("mine.small", DEGRADES, breaks="it is slow", fix="Leave files out.")
+def small(package):
+    """At most two files."""
+    return f"there are {len(package.names)} files"
+
+@run_check("mine.runs", DEGRADES, breaks="it is empty", fix="Train it.")
+def runs(runner):
+    """An output."""
+    return None if runner.produced else "it gives nothing"
+'''
 
 
 @pytest.fixture
-def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry to write into."""
-    registry()  # what is imported from now on is declared elsewhere
-    monkeypatch.setattr(registry_module, "_REGISTERED", {})
-    yield
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the registry to write into."""
+    registry()
+    for name in ("_CHECKS", "_CONSUMERS"):
+        monkeypatch.setattr(registry_module, name, dict(getattr(registry_module, name)))
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registry: None) -> Any:
+    def write(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(registry_module, "PLUGINS", [name, "there.is.no.such_module"])
+        registry_module.import_checks.cache_clear()
+
+    return write
 
 
 def raising(error: Exception) -> Any:
-    def function(model: Any) -> None:
+    def function(subject: Any) -> None:
         raise error
 
     return function
 
 
-def test_every_check_says_what_it_is_about() -> None:
+def verdicts(checks: Any, **options: Any) -> dict[str, str]:
+    return {entry.consumer: entry.verdict for entry in verdicts_of(list(checks), **options)}
+
+
+def test_every_check_says_what_it_is_about_and_rules_where_they_are_known_from() -> None:
     for made in registry().values():
         assert made.consumer in consumers(), made.id
         assert made.asks.endswith("."), made.id
         assert made.breaks and not made.breaks.endswith("."), made.id
         assert callable(made.fix) or not made.fix or made.fix.endswith("."), made.id
-        assert isinstance(made.severity, Severity)
-
-
-def test_every_rule_is_known_from_somewhere() -> None:
-    assert [made.id for made in definitions("rule") if made.source is None] == []
-    assert all(str(made.source).endswith(")") for made in definitions("rule"))
-
-
-def test_checks_come_by_consumer() -> None:
+        assert made.kind != "rule" or str(made.source).endswith(")"), made.id
     order = list(dict.fromkeys(made.consumer for made in registry().values()))
     assert order == [name for name in consumers() if name in order]
 
 
-@pytest.mark.usefixtures("empty")
+@pytest.mark.usefixtures("own_registry")
 def test_a_decorated_function_is_a_check_and_stays_a_function() -> None:
     @rule("fiji.size", BLOCKS, breaks="it stops", fix="Mend it.", repair="mend")
     def size(model: Any) -> str | None:
@@ -90,15 +124,20 @@ def test_a_decorated_function_is_a_check_and_stays_a_function() -> None:
     assert found.fix.startswith("Mend it.") and "repair" in found.fix
     with pytest.raises(ValueError, match=r"fiji\.size"):
         rule("fiji.size", STYLE)(size)
+    with pytest.raises(TypeError):
+        declare("archive.x", "archive", BLOCKS, asks="X.", breaks="y", fix="Z.").outcome_of(None)
 
 
 @pytest.mark.parametrize(("severity", "status"), [(BLOCKS, "failed"), (DEGRADES, "warning"), (STYLE, "warning")])
 def test_only_what_blocks_fails(severity: Severity, status: str) -> None:
-    made = Definition("fiji.x", "rule", severity, lambda model: "found")
-    assert made.judge(MODEL).status == status
+    made = Definition("fiji.x", "rule", severity, lambda model: "found", fix=lambda model: f"Leave {model.version}.")
+    assert (made.judge(MODEL).status, made.judge(MODEL).fix) == (status, "Leave 0.5.9.")
     assert made.check(Outcome("warning", "mild")).status == "warning"
-    assert made.violated("found").status == status
-    assert (made.passed().status, made.skipped("why").status) == ("passed", "skipped")
+    assert [made.violated("found").status, made.passed().status, made.skipped("why").status] == [
+        status,
+        "passed",
+        "skipped",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,56 +145,86 @@ def test_only_what_blocks_fails(severity: Severity, status: str) -> None:
     [({"weights": ("onnx",)}, "onnx"), ({"dims": 3}, "3D"), ({"versions": "0.4"}, "0.4")],
 )
 def test_checks_outside_their_scope_are_skipped(scope: dict[str, Any], word: str) -> None:
-    made = Definition("fiji.x", "rule", BLOCKS, lambda model: "found", **scope)
-    assert made.judge(MODEL).status == "skipped"
-    assert word in made.judge(MODEL).message
+    found = Definition("fiji.x", "rule", BLOCKS, lambda model: "found", **scope).judge(MODEL)
+    assert found.status == "skipped" and word in found.message
 
 
 def test_what_a_rule_raises_is_never_a_pass() -> None:
-    assert Definition("fiji.x", "rule", STYLE, raising(NotApplicable("no image"))).judge(MODEL).status == "skipped"
+    skipped = Definition("fiji.x", "rule", STYLE, raising(NotApplicable("no image", "Give one."))).judge(MODEL)
+    assert (skipped.status, skipped.message, skipped.fix) == ("skipped", "no image", "Give one.")
     broken = Definition("fiji.x", "rule", STYLE, raising(KeyError("y")))
-    assert broken.judge(MODEL).status == "error"
-    assert "KeyError" in broken.judge(MODEL).message
+    assert broken.judge(MODEL).status == "error" and "KeyError" in broken.judge(MODEL).message
     invalid = SimpleNamespace(**{**vars(MODEL), "is_valid": False})
     assert broken.judge(invalid).status == "skipped"  # the format's check tells of it
+    fix = Definition("fiji.x", "rule", BLOCKS, lambda model: "found", fix=raising(KeyError("y")))
+    assert fix.judge(MODEL).status == "error"
 
 
-def test_a_fix_may_depend_on_what_was_found() -> None:
-    made = Definition("fiji.x", "rule", BLOCKS, lambda model: "found", fix=lambda model: f"Leave {model.version}.")
-    assert made.judge(MODEL).fix == "Leave 0.5.9."
-    assert made.fix_text == ""
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize("version", ["0.5.9", "0.4.9", "not upgradable"])
+def test_a_rule_that_raises_leaves_the_verdict_of_its_consumer_open(tmp_path: Path, version: str) -> None:
+    rule("fiji.broken", STYLE, asks="X.")(raising(ZeroDivisionError("by zero")))
+    rdf = zips.description(zips.model_files())
+    if version != "0.5.9":
+        zips.to_format_0_4()(rdf)
+    if version == "not upgradable":
+        kwargs = {"gain": 2.0, "offset": 0.0, "axes": "yx"}
+        rdf["inputs"][0]["preprocessing"] = [{"name": "scale_linear", "kwargs": kwargs}]
+    (tmp_path / "rdf.yaml").write_text(yaml.safe_dump(rdf))
+    report = validate(tmp_path / "rdf.yaml", description_only=True)
+    assert [check.id for check in report.raised] == ["fiji.broken"]
+    found = {entry.consumer: entry for entry in report.verdicts}
+    assert [name for name, entry in found.items() if entry.verdict == "unknown"] == ["fiji"]
+    assert (found["ilastik"].verdict == "fails") == (version == "not upgradable")
+    assert "ZeroDivisionError" in found["fiji"].reason
 
 
-@pytest.mark.usefixtures("empty")
-def test_modules_anywhere_may_declare_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "checks_of_mine.py").write_text(
-        "from gap_bioimage.validation.check import STYLE, declare\n"
-        "declare('zoo.mine', 'rule', STYLE, asks='Mine.', breaks='x', fix='Y.')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry_module, "PLUGINS", ["checks_of_mine", "there.is.no.such_module"])
-    registry_module.import_checks.cache_clear()
-    try:
-        assert "zoo.mine" in registry()
-    finally:
-        sys.modules.pop("checks_of_mine", None)
+@pytest.mark.usefixtures("own_registry")
+def test_an_archive_check_that_raises_leaves_every_verdict_open(tmp_path: Path) -> None:
+    for check_id in ("archive.references", "archive.pickles", "format.dtypes"):
+        made = definition(check_id)
+        registry_module._CHECKS[check_id] = replace(made, function=raising(RecursionError()))
+        with open_package(zips.make_zip(tmp_path)) as (package, _):
+            assert package is not None
+            checks = [*examine(package).checks, *(made.judge(MODEL) for made in [Definition("fiji.x", "rule", STYLE)])]
+        registry_module._CHECKS[check_id] = made
+        assert {check.id for check in checks if check.status == "error"} >= {check_id}
+        assert set(verdicts(checks, description_only=True).values()) == {"unknown"}
 
 
-@pytest.mark.usefixtures("empty")
-def test_a_plugin_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_checks.py").write_text("import there_is_no_such_library\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry_module, "PLUGINS", ["broken_checks"])
-    registry_module.import_checks.cache_clear()
+@pytest.mark.usefixtures("own_registry")
+def test_a_run_check_that_raises_leaves_all_open_but_cores_own_test(tmp_path: Path) -> None:
+    run_check("run.broken", STYLE, asks="X.")(raising(IndexError("3")))
+    checks = ran(zips.make_zip(tmp_path, zips.torchscript_only))
+    assert (checks["run.broken"].status, checks["core.test"].status) == ("error", "passed")
+    kept = [Check(f"{name}.x", name, "passed", "kept") for name in programs() if name != "core"]
+    found = verdicts([*checks.values(), *kept])
+    assert found == {name: "works" if name == "core" else "unknown" for name in programs()}
+
+
+def test_a_program_with_its_checks_of_every_kind_is_one_file(plugin: Any, tmp_path: Path) -> None:
+    plugin("checks_of_mine", MINE)
+    path = zips.make_zip(tmp_path, zips.torchscript_only)
+    report = validate(path, description_only=True, consumers=["mine"])
+    found = {check.id: check for check in report.checks}
+    assert (found["mine.name"].status, found["mine.name"].message) == ("failed", "it has another name: it stops")
+    assert {entry.consumer: entry.verdict for entry in report.verdicts}["mine"] == "fails"
+    assert registry()["mine.small"].asks == "At most two files."
+    with open_package(path) as (package, _):
+        assert package is not None
+        assert "mine.small" in {check.id for check in examine(package).checks if check.status == "warning"}
+    assert ran(path)["mine.runs"].status == "passed"
+
+
+def test_a_plugin_that_cannot_be_imported_is_told(plugin: Any) -> None:
+    plugin("broken_checks", "import there_is_no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="there_is_no_such_library"):
         registry()
 
 
-@pytest.mark.usefixtures("empty")
-def test_a_declared_check_has_no_function_to_call() -> None:
-    made = declare("archive.x", "archive", BLOCKS, asks="X.", breaks="y", fix="Z.")
-    with pytest.raises(TypeError):
-        made.outcome_of(None)
+def test_unknown_consumers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="imagej"):
+        known(["fiji", "imagej"])
 
 
 def imported(path: Path) -> set[str]:
@@ -185,9 +254,10 @@ def test_a_check_says_what_it_has_to_on_one_printable_line(text: str) -> None:
 def test_the_worst_of_several_outcomes_is_told_with_all_their_texts() -> None:
     merged = merge_outcomes([("torchscript", Outcome("passed", "fine")), ("onnx", Outcome("failed", "off", "mend"))])
     assert merged == Outcome("failed", "torchscript: fine; onnx: off", "mend")
+    assert one_sentence("The following in the TorchScript interpreter\ncode\nRuntimeError: sizes").startswith("Runtime")
 
 
-def test_of_a_torchscript_error_the_last_line_counts() -> None:
-    assert one_sentence("The following in the TorchScript interpreter\ncode\nRuntimeError: sizes") == (
-        "RuntimeError: sizes"
-    )
+def test_rules_of_core_and_the_zoo_only_advise() -> None:
+    """What they need is found by bioimageio.spec and by running the model."""
+    mild = [made for made in definitions("rule") if made.consumer in ("core", "zoo")]
+    assert all(made.severity != BLOCKS for made in mild)

@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import Check, definitions
-from gap_bioimage.validation.consumers import consumers
+from gap_bioimage.validation.check import Check, consumers, definitions
 from gap_bioimage.validation.model import Model
 
 if TYPE_CHECKING:
@@ -108,9 +107,8 @@ def static_checks(path: Path) -> list[Check]:
         alone = examine(package, description_only=True)
         if not examined.is_model:
             return [*checks, *examined.checks, *alone.checks]
-        models = (
-            Model(package, described.description and described.description.upgraded) for described in (examined, alone)
-        )
+        found = [described.description for described in (examined, alone)]
+        models = [Model(package, d.upgraded, True, d.not_upgraded) if d else Model(package) for d in found]
         rules = [made.judge(model) for model in models for made in definitions("rule")]
         return [*checks, *examined.checks, *alone.checks, *rules]
 
@@ -133,13 +131,10 @@ def verify(data: bytes, place: Path, watch: Watch) -> None:
     assert {item.name for item in (place / "here").iterdir()} == {"model.zip", *CANARIES}
     assert checks
     for check in checks:
-        assert isinstance(check, Check)
-        assert check.consumer in consumers()
+        assert check.consumer in consumers() and check.message.strip(), check
+        assert check.status != "error", check
         for text in (check.message, check.fix):
-            assert "\n" not in text, check
-            assert len(text) < 1000, check
-            text.encode()
-        assert check.message.strip(), check
+            assert "\n" not in text and len(text) < 1000 and text.encode() is not None, check
 
 
 # --- (a) bytes -------------------------------------------------------------------------------------------------------
@@ -165,23 +160,21 @@ def edited(draw: st.DrawFn, original: bytes, at: tuple[int, ...] = ()) -> bytes:
     for _ in range(draw(st.integers(1, 6))):
         near = st.sampled_from(at).flatmap(lambda p: st.integers(p, p + 60)) if at else st.nothing()
         start = min(draw(near | st.integers(0, len(data))), len(data))
-        length = draw(st.integers(1, 8) | st.integers(0, len(data)))
-        kind = draw(st.sampled_from(["flip", "set", "insert", "delete", "truncate", "splice"]))
-        if kind == "flip" and start < len(data):
-            data[start] ^= 1 << draw(st.integers(0, 7))
-        elif kind == "set":
-            new = draw(st.sampled_from([b"\0", b"\xff", b"\x7f"])) * min(length, 8)
-            data[start : start + len(new)] = new
-        elif kind == "insert":
-            data[start:start] = draw(st.binary(max_size=20))
-        elif kind == "delete":
-            del data[start : start + length]
-        elif kind == "truncate" and draw(st.booleans()):
-            del data[start:]
-        elif kind == "splice":
-            piece = data[start : start + min(length, 5000)]
-            target = draw(st.integers(0, len(data)))
-            data[target : target + draw(st.sampled_from([0, len(piece)]))] = piece
+        end = start + draw(st.integers(1, 8) | st.integers(0, len(data)))
+        match draw(st.sampled_from(["flip", "set", "insert", "delete", "truncate", "splice"])):
+            case "flip" if start < len(data):
+                data[start] ^= 1 << draw(st.integers(0, 7))
+            case "set":
+                data[start:end] = draw(st.sampled_from([b"\0", b"\xff", b"\x7f"])) * min(end - start, 8)
+            case "insert":
+                data[start:start] = draw(st.binary(max_size=20))
+            case "delete":
+                del data[start:end]
+            case "truncate" if draw(st.booleans()):
+                del data[start:]
+            case "splice":
+                target = draw(st.integers(0, len(data)))
+                data[target:target] = data[start : min(end, start + 5000)]
     return bytes(data)
 
 
@@ -189,10 +182,8 @@ def broken_zips() -> st.SearchStrategy[bytes]:
     def edits(method: int) -> st.SearchStrategy[bytes]:
         data = packed(good_files(), method)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            places = [entry.header_offset for entry in archive.infolist()]
-            directory = archive.start_dir
-        places += range(directory, len(data), 46)
-        return edited(data, tuple(places))
+            entries = [entry.header_offset for entry in archive.infolist()]
+            return edited(data, (*entries, *range(archive.start_dir, len(data), 46)))
 
     return st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]).flatmap(edits)
 
@@ -214,16 +205,16 @@ def restructured(draw: st.DrawFn) -> bytes:
     wanted = list(contents.items())
     names = st.sampled_from(HOSTILE) | st.text(max_size=20) | st.sampled_from(sorted(contents))
     for _ in range(draw(st.integers(1, 4))):
-        index = draw(st.integers(0, len(wanted) - 1)) if wanted else 0
-        kind = draw(st.sampled_from(["add", "add", "rename", "double", "drop"]))
-        if kind == "add" or not wanted:
-            wanted.append((draw(names), draw(st.binary(max_size=30) | st.sampled_from(list(contents.values())))))
-        elif kind == "rename":
-            wanted[index] = (draw(names), wanted[index][1])
-        elif kind == "double":
-            wanted.append(wanted[index])
-        else:
-            del wanted[index]
+        index = draw(st.integers(0, len(wanted) - 1))
+        match draw(st.sampled_from(["add", "add", "rename", "double", "drop"])):
+            case "add":
+                wanted.append((draw(names), draw(st.binary(max_size=30) | st.sampled_from(list(contents.values())))))
+            case "rename":
+                wanted[index] = (draw(names), wanted[index][1])
+            case "double":
+                wanted.append(wanted[index])
+            case "drop":
+                del wanted[index]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -243,17 +234,11 @@ def restructured(draw: st.DrawFn) -> bytes:
 
 def pointers(outside: Path) -> st.SearchStrategy[Any]:
     """What leads to the files that are not to be read, in several spellings."""
-    names = st.sampled_from(CANARIES)
-    folders = st.sampled_from(
-        [f"{outside}/", "../" * 20 + f"{outside}/".lstrip("/"), f"file://{outside}/", f"/{outside}/"]
-    )
-    paths = st.builds(
-        "{}{}{}{}".format, st.sampled_from(["", "", "conda:"]), folders, names, st.sampled_from(["", ":Tiny"])
-    )
-    urls = st.sampled_from(
-        ["http://x.invalid/y.npy", "HTTP:/x.invalid/y.md", "https:x.invalid", " http://x.invalid/y.pt"]
-    )
-    texts = paths | urls
+    up = "../" * 20 + f"{outside}/".lstrip("/")
+    folders = st.sampled_from([f"{outside}/", up, f"file://{outside}/", f"/{outside}/"])
+    before, after = st.sampled_from(["", "", "conda:"]), st.sampled_from(["", ":Tiny"])
+    paths = st.builds("{}{}{}{}".format, before, folders, st.sampled_from(CANARIES), after)
+    texts = paths | st.sampled_from(["http://x.invalid/y.npy", "HTTP:/x.invalid/y.md", " http://x.invalid/y.pt"])
     return texts | texts.map(lambda text: [text]) | texts.map(lambda text: {"source": text})
 
 
@@ -271,14 +256,8 @@ def junk(outside: Path) -> st.SearchStrategy[Any]:
 
 def slots(tree: Any) -> list[tuple[Any, Any]]:
     """Every place in a tree that holds a value, as a container and a key."""
-    found: list[tuple[Any, Any]] = []
-    pending = [tree]
-    while pending:
-        value = pending.pop()
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        found += [(value, key) for key in keys]
-        pending += [value[key] for key in keys if isinstance(value[key], dict | list)]
-    return found
+    keys = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    return [(tree, key) for key in keys] + [place for key in keys for place in slots(tree[key])]
 
 
 @st.composite
@@ -292,29 +271,27 @@ def redescribed(draw: st.DrawFn, outside: Path) -> bytes:
         places = slots(rdf)
         if not places:
             break
-        owner, key = places[draw(st.integers(0, len(places) - 1))]
-        other, other_key = places[draw(st.integers(0, len(places) - 1))]
-        kind = draw(
+        (owner, key), (other, other_key) = draw(st.sampled_from(places)), draw(st.sampled_from(places))
+        match draw(
             st.sampled_from(["point", "point", "replace", "replace", "delete", "add", "swap", "copy", "rename"])
-        )
-        if kind == "point":
-            files_named = [(place, name) for place, name in places if name in FILES or str(place[name]) in files]
-            optional = [(place, name) for place, _ in places if isinstance(place, dict) for name in FILES]
-            owner, key = draw(st.sampled_from(files_named or places) | st.sampled_from(optional or places))
-            owner[key] = draw(pointers(outside))
-        elif kind == "replace":
-            owner[key] = draw(junk(outside))
-        elif kind == "delete":
-            del owner[key]
-        elif kind == "add" and isinstance(owner, dict):
-            owner[draw(st.text(max_size=5) | st.sampled_from(OPTIONAL))] = draw(junk(outside))
-        elif kind == "swap":
-            # moving a value into itself would make a circle, which the dumper cannot write
-            owner[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(owner[key])
-        elif kind == "copy" and not any(container is owner for container, _ in slots([other[other_key]])):
-            owner[key] = other[other_key]  # an alias in the yaml
-        elif kind == "rename" and isinstance(owner, dict):
-            owner[draw(st.sampled_from(OPTIONAL))] = owner.pop(key)
+        ):
+            case "point":
+                files_named = [(place, name) for place, name in places if name in FILES or str(place[name]) in files]
+                optional = [(place, name) for place, _ in places if isinstance(place, dict) for name in FILES]
+                owner, key = draw(st.sampled_from(files_named or places) | st.sampled_from(optional or places))
+                owner[key] = draw(pointers(outside))
+            case "replace":
+                owner[key] = draw(junk(outside))
+            case "delete":
+                del owner[key]
+            case "add" if isinstance(owner, dict):
+                owner[draw(st.text(max_size=5) | st.sampled_from(OPTIONAL))] = draw(junk(outside))
+            case "swap":  # moving a value into itself would make a circle, which the dumper cannot write
+                owner[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(owner[key])
+            case "copy" if not any(container is owner for container, _ in slots([other[other_key]])):
+                owner[key] = other[other_key]  # an alias in the yaml
+            case "rename" if isinstance(owner, dict):
+                owner[draw(st.sampled_from(OPTIONAL))] = owner.pop(key)
     text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=draw(st.booleans()))
     if draw(st.integers(0, 4)) == 3:
         text = draw(retouched(text))

@@ -1,4 +1,4 @@
-"""The report: its verdict, its contract with scripts, its table."""
+"""The report: its verdict, its contract with scripts, what is looked at and what is not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import pytest
 import yaml
 import zips
 
-from gap_bioimage.errors import ConfigError, UnreadableModelError
-from gap_bioimage.validation.check import Check, Definition, Severity
+from gap_bioimage.errors import UnreadableModelError
+from gap_bioimage.validation.check import Check, registry
 from gap_bioimage.validation.report import Report, validate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from gap_bioimage.validation.run.sandbox import Sandbox
 
 
 def no_id(rdf: dict[str, Any]) -> None:
@@ -25,16 +28,24 @@ def no_id(rdf: dict[str, Any]) -> None:
     del rdf["weights"]["torchscript"]  # nothing runs, which is quick
 
 
-def test_the_good_zip_passes_for_everybody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = zips.make_zip(tmp_path)
+def statuses(report: Report) -> dict[str, str]:
+    return {check.id: check.status for check in report.checks}
+
+
+def verdicts(report: Report) -> dict[str, str]:
+    return {entry.consumer: entry.verdict for entry in report.verdicts}
+
+
+def test_the_good_zip_passes_for_everybody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], model_process: Sandbox
+) -> None:
     seen: list[Check] = []
-    report = validate(path, consumers=["zoo", "fiji", "ilastik", "biapy"], run_code=True, on_check=seen.append)
+    options: Any = {"run_code": True, "on_check": seen.append, "process": model_process}
+    report = validate(zips.make_zip(tmp_path), consumers=["zoo", "fiji", "ilastik", "biapy"], **options)
     assert report.status == "passed"
-    assert {check.id for check in report.checks if check.status != "passed" and check.status != "skipped"} == {
-        "zoo.id",
-        "fiji.off_grid",
-    }
-    assert {entry.verdict for entry in report.verdicts} == {"works"}
+    odd = {check_id for check_id, status in statuses(report).items() if status not in ("passed", "skipped")}
+    assert odd == {"zoo.id", "fiji.off_grid"}
+    assert set(verdicts(report).values()) == {"works"}
     assert tuple(seen) == report.checks
     assert capfd.readouterr() == ("", "")  # the libraries' logs and bars are silenced
 
@@ -54,24 +65,19 @@ def test_json_is_the_contract() -> None:
         "consumers": [],
         "score": None,
     }
+    assert Report("m.zip", report.checks[1:], description_only=True).to_dict()["description_only"] is True
 
 
-def test_what_was_not_run_has_not_passed(tmp_path: Path) -> None:
-    unrun = validate(zips.make_zip(tmp_path, no_id))
-    assert (unrun.to_dict()["status"], unrun.to_dict()["was_run"]) == ("not-run", False)
-
-
-def test_partners_fail_a_model_on_request_only(tmp_path: Path) -> None:
+def test_partners_fail_a_model_on_request_only(tmp_path: Path, model_process: Sandbox) -> None:
     path = zips.make_zip(tmp_path, no_id)
-    everybody = validate(path)
-    assert everybody.status == "not-run"
-    assert {c.id: c.status for c in everybody.checks}["fiji.id"] == "warning"
-    fiji = validate(path, consumers=["fiji"])
+    everybody = validate(path, process=model_process)
+    assert (everybody.to_dict()["status"], everybody.to_dict()["was_run"]) == ("not-run", False)
+    assert statuses(everybody)["fiji.id"] == "warning"
+    fiji = validate(path, consumers=["fiji"], process=model_process)
     assert fiji.status == "failed"
     assert {c.id for c in fiji.checks if c.status == "failed"} == {"fiji.id", "fiji.state_dict_values"}
-    zoo = validate(path, consumers=["zoo"])
-    assert zoo.status == "not-run"
-    assert not any(check.consumer == "fiji" for check in zoo.checks)
+    zoo = validate(path, consumers=["zoo"], process=model_process)
+    assert zoo.status == "not-run" and not any(check.consumer == "fiji" for check in zoo.checks)
 
 
 @pytest.mark.parametrize("kind", ["yaml", "folder", "zip"])
@@ -81,68 +87,60 @@ def test_a_description_alone_is_judged_without_its_files(tmp_path: Path, kind: s
         entry["source"] = f"gone_{entry['source']}"
     path = tmp_path / "rdf.yaml"
     path.write_text(yaml.safe_dump(rdf))
-    if kind == "zip":
-        with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
-            archive.write(path, "rdf.yaml")
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.write(path, "rdf.yaml")
     report = validate({"yaml": path, "folder": tmp_path, "zip": tmp_path / "m.zip"}[kind], description_only=True)
-    assert report.status == "passed"
-    assert {entry.verdict for entry in report.verdicts} == {"works"}
-    assert report.to_dict()["description_only"] is True
-    assert "core.test" not in {check.id for check in report.checks}
-
-
-def test_what_speaks_against_a_description_is_told_of_it_alone(tmp_path: Path) -> None:
-    rdf = zips.description(zips.model_files()) | {"tags": ["2d"]}
+    assert report.status == "passed" and set(verdicts(report).values()) == {"works"}
+    assert "core.test" not in statuses(report)
     del rdf["id"]
-    (tmp_path / "rdf.yaml").write_text(yaml.safe_dump(rdf))
-    found = {e.consumer: e.verdict for e in validate(tmp_path / "rdf.yaml", description_only=True).verdicts}
+    path.write_text(yaml.safe_dump(rdf | {"tags": ["2d"]}))
+    found = verdicts(validate(path, description_only=True))
     assert [name for name, verdict in found.items() if verdict == "fails"] == ["fiji", "biapy"]
 
 
-def test_a_rule_that_raises_shows_and_leaves_the_verdict_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: Any) -> None:
-        raise ZeroDivisionError("by zero")
-
-    made = Definition("ilastik.broken", "rule", Severity.STYLE, broken)
-    monkeypatch.setattr("gap_bioimage.validation.report.definitions", lambda kind: [made])
-    report = validate(zips.make_zip(tmp_path), description_only=True)
-    assert [check.id for check in report.raised] == ["ilastik.broken"]
-    assert {e.consumer: e.verdict for e in report.verdicts}["ilastik"] == "unknown"
-
-
-def test_a_dataset_gets_no_advice_for_programs(tmp_path: Path) -> None:
+def test_a_dataset_gets_no_advice_for_programs(tmp_path: Path, model_process: Sandbox) -> None:
     (tmp_path / "rdf.yaml").write_text("type: dataset\nformat_version: 0.3.0\nname: Images\n")
-    report = validate(tmp_path / "rdf.yaml")
+    report = validate(tmp_path / "rdf.yaml", process=model_process)
     assert report.status == "failed"
     assert {check.consumer for check in report.checks} <= {"archive", "format", "core"}
 
 
-def test_broken_packages_fail_without_being_run(tmp_path: Path) -> None:
-    report = validate(zips.make_zip(tmp_path, files={"weights.pt": None}))
-    assert report.status == "failed"
-    assert {c.id: c.status for c in report.checks}["core.test"] == "skipped"
+def outside(rdf: dict[str, Any]) -> None:
+    rdf["inputs"][0]["test_tensor"] = {"source": "/etc/hostname"}
 
 
-def test_a_broken_zip_is_not_scored_better_than_a_good_one(tmp_path: Path) -> None:
-    scores = {}
-    for name, files in (("good", {}), ("broken", {"README.md": None})):
-        (tmp_path / name).mkdir()
-        score = validate(zips.make_zip(tmp_path / name, no_id, files=files)).score
-        assert score is not None
-        scores[name] = score
-    assert scores["broken"].total < scores["good"].total
+def other_files(rdf: dict[str, Any]) -> None:
+    rdf["documentation"] = "https://example.org/README.md"
+    rdf["maintainers"][0]["github_user"] = "nobody-known"
 
 
-def test_references_outside_are_never_opened(tmp_path: Path) -> None:
-    def leave(rdf: dict[str, Any]) -> None:
-        rdf["inputs"][0]["test_tensor"] = {"source": "/etc/hostname"}
+@pytest.mark.parametrize(
+    ("mutate", "files", "status"),
+    [
+        (None, {"weights.pt": None}, "failed"),
+        (outside, {}, "failed"),
+        (no_id, {}, "not-run"),
+        (no_id, {"README.md": None}, "failed"),
+        (other_files, {}, "passed"),
+        (lambda rdf: rdf.pop("inputs"), {}, "failed"),
+    ],
+)
+def test_every_check_of_a_report_is_declared_and_what_is_broken_is_not_run(
+    tmp_path: Path, mutate: Callable[[dict[str, Any]], None] | None, files: Any, status: str, model_process: Sandbox
+) -> None:
+    report = validate(zips.make_zip(tmp_path, mutate, files=files), process=model_process)
+    assert report.status == status
+    found = [check.id for check in report.checks]
+    assert set(found) <= set(registry()) and len(found) == len(set(found))
+    assert (statuses(report)["core.test"] == "passed") == (status == "passed")
+    assert report.score is not None and (report.score.total == 0) == (status == "failed")
+    if mutate is outside:  # which is never opened
+        assert "format.valid" not in found
 
-    report = validate(zips.make_zip(tmp_path, leave))
-    assert report.status == "failed"
-    assert "format.valid" not in {check.id for check in report.checks}
 
-
-def test_remote_files_are_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_files_are_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_process: Sandbox
+) -> None:
     import httpx
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -150,24 +148,14 @@ def test_remote_files_are_never_fetched(tmp_path: Path, monkeypatch: pytest.Monk
 
     for name in ("get", "request", "stream"):
         monkeypatch.setattr(httpx, name, refuse)
-
-    def remote(rdf: dict[str, Any]) -> None:
-        rdf["weights"]["torchscript"]["source"] = "https://unreachable.invalid/weights.pt"
-
-    statuses = {c.id: c.status for c in validate(zips.make_zip(tmp_path, remote)).checks}
-    assert statuses["archive.remote"] == "warning"
-    assert statuses["format.valid"] == "passed"
-    assert statuses["core.test"] == "skipped"
+    remote = zips.put("weights", "torchscript", "source", value="https://unreachable.invalid/weights.pt")
+    found = statuses(validate(zips.make_zip(tmp_path, remote), process=model_process))
+    assert [found[name] for name in ("archive.remote", "format.valid", "core.test")] == ["warning", "passed", "skipped"]
 
 
-def test_unknown_consumers_and_paths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="imagej"):
-        validate(tmp_path, consumers=["imagej"])
+def test_paths_that_are_not_there_are_refused_and_importing_costs_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnreadableModelError, match="does not exist"):
         validate(tmp_path / "missing.zip")
-
-
-def test_importing_costs_nothing() -> None:
     code = (
         "import sys, gap_bioimage.validation.report; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'bioimageio.core', 'bioimageio.spec')))"

@@ -1,4 +1,4 @@
-"""Who will run a model, as it follows from the checks."""
+"""Who will run a model, and its score in the zoo, as they follow from the checks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import zips
 
 from gap_bioimage.validation.check import Check
-from gap_bioimage.validation.verdicts import how_to_run, programs, verdicts_of
+from gap_bioimage.validation.verdicts import (
+    Completeness,
+    completeness_of,
+    how_to_run,
+    programs,
+    score_of,
+    verdicts_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from gap_bioimage.validation.check import Status
 
@@ -53,60 +62,61 @@ def reasons(checks: Sequence[Check]) -> dict[str, str]:
     return {entry.consumer: entry.reason for entry in verdicts_of(checks)}
 
 
+ALL = dict.fromkeys(programs(), "fails")
+OPEN = dict.fromkeys(programs(), "unknown")
+BIAPY = Check("run.pytorch_state_dict", "run", "skipped", NOT_ALLOWED, "--run-code")
+ONNX = Check("run.onnx", "run", "skipped", "onnx needs onnxruntime", "Install onnxruntime.")
+
+
 def test_the_programs_are_those_that_people_know() -> None:
     assert programs() == ["core", "zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine"]
 
 
-def test_a_good_model_works_everywhere() -> None:
-    assert verdicts(good()) == dict.fromkeys(programs(), "works")
+@pytest.mark.parametrize(
+    ("check_id", "status", "others"),
+    [
+        ("core.test", "passed", {}),
+        # a broken model fails for everybody, what core does not test fails the partners only
+        ("archive.files", "failed", ALL),
+        ("format.valid", "failed", ALL),
+        ("core.test", "failed", ALL),
+        ("run.reproduces", "failed", {**ALL, "core": "works"}),
+        ("fiji.rule", "failed", {"fiji": "fails"}),
+        # what degrades fails nobody
+        ("ilastik.rule", "warning", {}),
+        ("run.reproduces", "warning", {}),
+        # what raised leaves it open
+        ("fiji.rule", "error", {"fiji": "unknown"}),
+        ("format.valid", "error", OPEN),
+        ("run.reproduces", "error", {**OPEN, "core": "works"}),
+    ],
+)
+def test_verdicts_follow_from_the_checks(check_id: str, status: Status, others: dict[str, str]) -> None:
+    checks = changed(good(), check_id, status, "something was found", "Mend it.")
+    assert verdicts(checks) == dict.fromkeys(programs(), "works") | others
+    told = reasons(checks)
+    assert all("something was found" in told[name] for name, verdict in others.items() if verdict != "works")
+    if others == ALL:
+        assert set(told.values()) == {"the model itself fails: something was found"}
 
 
-@pytest.mark.parametrize("check_id", ["archive.files", "format.valid", "core.test"])
-def test_a_broken_model_fails_for_everybody(check_id: str) -> None:
-    checks = changed(good(), check_id, "failed", "weights.pt is not there", "Add it.")
-    assert set(verdicts(checks).values()) == {"fails"}
-    assert set(reasons(checks).values()) == {"the model itself fails: weights.pt is not there"}
-
-
-def test_what_core_does_not_test_fails_the_partners_only() -> None:
-    checks = changed(good(), "run.reproduces", "failed", "values differ")
-    assert verdicts(checks) == {"core": "works", **dict.fromkeys(PARTNERS, "fails")}
-
-
-def test_a_broken_rule_fails_its_partner_only() -> None:
-    checks = changed(good(), "fiji.rule", "failed", "id is empty: Fiji stops", "Give it an id.")
-    assert [name for name, verdict in verdicts(checks).items() if verdict == "fails"] == ["fiji"]
-    assert reasons(checks)["fiji"] == "id is empty: Fiji stops"
-
-
-def test_many_reasons_are_counted() -> None:
+def test_what_is_known_to_fail_fails_whatever_is_unknown() -> None:
     more = [Check(f"fiji.{n}", "fiji", "failed", f"reason {n}") for n in range(5)]
-    assert reasons([*good(), *more])["fiji"] == "reason 0; reason 1 (and 3 more)"
+    for checks in (changed(good(), "fiji.rule", "error", "raised"), untested()):
+        assert verdicts([*checks, *more])["fiji"] == "fails"
+        assert reasons([*checks, *more])["fiji"] == "reason 0; reason 1 (and 3 more)"
 
 
-def test_what_degrades_fails_nobody() -> None:
-    checks = changed(good(), "ilastik.rule", "warning", "tiles shrink")
-    assert verdicts(checks)["ilastik"] == "works"
-    assert "tiles shrink" in reasons(checks)["ilastik"]
-    assert set(verdicts(changed(good(), "run.reproduces", "warning", "a seam of 2 %")).values()) == {"works"}
-
-
-def test_a_check_that_raised_leaves_it_open() -> None:
-    checks = changed(good(), "fiji.rule", "error", "this check itself raised KeyError")
+def test_what_could_not_be_found_out_leaves_it_open() -> None:
+    checks = changed(good(), "fiji.rule", "skipped", "the files are not here", "Validate them too.")
     assert [name for name, verdict in verdicts(checks).items() if verdict == "unknown"] == ["fiji"]
-    assert "fiji.rule" in reasons(checks)["fiji"]
-    assert set(verdicts(changed(good(), "format.valid", "error", "raised")).values()) == {"unknown"}
-    # what is known to fail fails nevertheless
-    failed = [*checks, Check("fiji.id", "fiji", "failed", "id is empty")]
-    assert verdicts(failed)["fiji"] == "fails"
-
-
-def test_partners_without_rules_are_unknown() -> None:
+    assert reasons(checks)["fiji"] == "the files are not here; validate them too."
+    assert verdicts(changed(good(), "fiji.rule", "skipped", "no torchscript weights"))["fiji"] == "works"
     assert verdicts([check for check in good() if check.consumer != "qupath"])["qupath"] == "unknown"
 
 
 def test_untested_models_are_unknown_and_the_way_out_is_named() -> None:
-    assert set(verdicts(untested()).values()) == {"unknown"}
+    assert verdicts(untested()) == OPEN
     assert all("--run-code" in reason for reason in reasons(untested()).values())
     assert "--run-code" in how_to_run(untested())
 
@@ -114,23 +124,73 @@ def test_untested_models_are_unknown_and_the_way_out_is_named() -> None:
 def test_of_a_description_alone_nothing_has_to_run() -> None:
     checks = [check for check in good() if check.id not in ("core.test", "run.reproduces")]
     checks.append(Check("core.output_channel", "core", "passed", "kept"))
-    found = {entry.consumer: entry.verdict for entry in verdicts_of(checks, description_only=True)}
-    assert set(found.values()) == {"works"}
-    assert set(verdicts(checks).values()) == {"unknown"}
+    assert {entry.verdict for entry in verdicts_of(checks, description_only=True)} == {"works"}
+    assert verdicts(checks) == OPEN
 
 
-def test_a_broken_rule_counts_before_an_unknown_test() -> None:
-    checks = changed(untested(), "fiji.rule", "failed", "two inputs")
-    assert verdicts(checks)["fiji"] == "fails"
-    assert verdicts(checks)["biapy"] == "unknown"
-
-
-def test_biapy_is_unknown_where_its_weights_were_not_run() -> None:
+def test_a_program_is_unknown_where_none_of_its_weights_was_run() -> None:
     checks = changed(good(), "core.test", "passed", "torchscript: bioimageio.core's test passed in 7 runs")
-    checks.append(Check("run.pytorch_state_dict", "run", "skipped", NOT_ALLOWED, "--run-code"))
-    assert [name for name, verdict in verdicts(checks).items() if verdict == "unknown"] == ["biapy"]
+    assert [name for name, verdict in verdicts([*checks, BIAPY]).items() if verdict == "unknown"] == ["biapy"]
+    assert verdicts([*good(), ONNX])["fiji"] == "works"
 
 
-def test_fiji_needs_one_of_its_formats_only() -> None:
-    checks = [*good(), Check("run.onnx", "run", "skipped", "onnx needs onnxruntime", "Install onnxruntime.")]
-    assert verdicts(checks)["fiji"] == "works"
+HALF = Completeness(frozenset({"name", "tags"}), frozenset({"name", "tags", "version", "icon"}))
+
+
+def test_a_good_model_gets_all_but_what_its_metadata_lack() -> None:
+    found = score_of(good(), HALF)
+    assert found.total == 7.5
+    assert found.parts == {"format": 1.0, "inference": 2.0, "reproduces": 4.0, "metadata": 0.5}
+    assert found.raise_it == ("+0.25: fill in version",)
+
+
+def test_a_model_that_runs_and_gives_other_values_keeps_two() -> None:
+    checks = changed(good(), "core.test", "failed", "outputs differ", "Export them again.")
+    checks = changed(checks, "run.reproduces", "failed", "outputs differ", "Export them again.")
+    found = score_of(checks, HALF)
+    assert (found.total, found.parts["inference"], found.parts["reproduces"]) == (3.5, 2.0, 0.0)
+    assert found.raise_it[0] == "+4.00: export them again (core.test, run.reproduces)"
+
+
+def test_a_model_that_does_not_run_keeps_the_format() -> None:
+    checks = [check for check in good() if check.id != "run.reproduces"]
+    assert score_of(changed(checks, "core.test", "failed", "does not load", "Mend it."), HALF).total == 1.5
+
+
+def test_what_was_not_run_counts_nothing_and_the_way_out_is_named() -> None:
+    checks = [check for check in untested() if check.id != "run.reproduces"]
+    found = score_of(checks, HALF)
+    assert found.total == 1.5
+    assert found.raise_it[0] == "+6.00 if its test passes: validate with --run-code"
+
+
+@pytest.mark.parametrize("check_id", ["format.valid", "archive.files"])
+def test_an_invalid_description_scores_nothing_at_all(check_id: str) -> None:
+    checks = changed(good(), check_id, "failed", "license is missing", "State it.")
+    assert score_of(checks).total == 0
+    unrun = changed(checks, "core.test", "skipped", "not run, since its description is broken")
+    unrun = [check for check in unrun if check.id != "run.reproduces"]
+    assert score_of(unrun).raise_it == (f"+1.00, and 6.00 more if its test passes then: state it ({check_id})",)
+
+
+def test_partners_do_not_enter() -> None:
+    assert score_of(changed(good(), "fiji.rule", "failed", "no id", "Give one."), HALF) == score_of(good(), HALF)
+
+
+def test_nothing_readable_scores_nothing() -> None:
+    found = score_of([Check("archive.rdf", "archive", "failed", "rdf.yaml is no mapping")])
+    assert found.total == 0
+    assert found.parts == dict.fromkeys(("format", "inference", "reproduces", "metadata"), 0.0)
+
+
+def test_filling_in_fills_sections_too() -> None:
+    counted = Completeness(frozenset({"name"}), frozenset({"name", "config", "config.bioimageio"}))
+    assert counted.filled(["config.bioimageio"]).share == 1.0
+
+
+def test_fields_are_counted_as_bioimageio_spec_counts_them(tmp_path: Path) -> None:
+    from bioimageio.spec import ValidationContext, load_description
+
+    with ValidationContext(perform_io_checks=False):
+        descr = load_description(zips.make_zip(tmp_path))
+    assert completeness_of(descr).share == descr.validation_summary.metadata_completeness

@@ -132,6 +132,10 @@ def sample(
     layout: Layout,
     tiles: Tiles,
     states: Annotated[bool, typer.Option("--states", help="Write the counts after every step, too.")] = False,
+    check_coverage: Annotated[
+        bool,
+        typer.Option("--check-coverage", help="Hold half of the photons out and see whether samples predict them."),
+    ] = False,
     camera: Camera = None,
     sum_frames: SumFrames = None,
     batch: Batch = None,
@@ -145,8 +149,9 @@ def sample(
     The same command continues an interrupted run.
     """
     import gap_bioimage as gap
-    from gap_bioimage.inference.files import read_for_model, sample_to_files
+    from gap_bioimage.inference.files import beside, read_for_model, sample_to_files
     from gap_bioimage.io import check_output
+    from gap_bioimage.pictures import save_figure
 
     settings = how.settings()
     check_output(out, image)
@@ -169,6 +174,15 @@ def sample(
             **tiles.pixels(),
             **asdict(layout),
         )
+    if check_coverage:
+        files.append(beside(out, "coverage", ".png"))
+        where: dict[str, Any] = {"camera": detector, "device": device, **tiles.pixels(), **asdict(layout)}
+        with Bar(quiet, "checking") as bar:
+            found = gap.coverage(
+                loaded, counts, max(samples, 2), seed=seed, settings=settings, on_step=_reporter(*bar), **where
+            )
+        save_figure(found.draw(), files[-1])
+        say(quiet, str(found))
     say(quiet, "\n".join(f"{file}" for file in files))
     say(quiet, f"{sizes(drawn)}, {float(drawn.mean()):.3g} photons per pixel")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,36 +16,58 @@ from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
 from gap_bioimage.cli.options import Device, Json, Quiet, RunCode
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from gap_bioimage.validation.check import Check
     from gap_bioimage.validation.repair.repairing import Repaired
     from gap_bioimage.validation.report import Report
 
 
-def validate(
-    zips: Annotated[
-        list[Path] | None, typer.Argument(metavar="ZIP...", help="Model zips, folders or yaml files.")
-    ] = None,
-    json_out: Json = None,
-    html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Keep tensors and pictures of failed checks in this folder.")
-    ] = None,
-    consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
-    description_only: Annotated[
-        bool, typer.Option("--description-only", help="Judge the description alone; nothing is run.")
-    ] = False,
-    run_code: RunCode = False,
+@dataclass(frozen=True)
+class Pages:
+    """Where reports are written to."""
+
+    json_out: Json = None
+    html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
+
+    def check(self) -> None:
+        """Look at the places before the work."""
+        from gap_bioimage.files import check_place
+
+        for page in (self.json_out, self.html, self.junit):
+            if page is not None and str(page) != "-":
+                check_place(page)
+
+    def write(self, reports: list[Report]) -> None:
+        """Write every page that was asked for."""
+        from gap_bioimage.validation.reports.html import render_html
+        from gap_bioimage.validation.reports.terminal import render_junit
+
+        write_json(self.json_out, [report.to_dict() for report in reports])
+        for page, render in ((self.html, render_html), (self.junit, render_junit)):
+            if page is not None:
+                write_text(page, render(reports))
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is run, where, and within which limits."""
+
+    run_code: RunCode = False
     engine: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PYTHON", help="Run the TorchScript in this interpreter's torch too; repeatable."),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0,
-    memory: Annotated[
-        float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % of the machine's if not given.")
-    ] = None,
-    device: Device = "cpu",
+        list[str] | None, typer.Option(metavar="PYTHON", help="Run TorchScript in this one's torch too; repeatable.")
+    ] = None
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0
+    memory: Annotated[float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % by default.")] = None
+    device: Device = "cpu"
+
+
+def validate(
+    pages: Pages,
+    running: Running,
+    zips: Annotated[list[Path] | None, typer.Argument(metavar="ZIP...", help="Zips, folders or yaml files.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep tensors and pictures of failed checks here.")] = None,
+    consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
+    description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False,
     list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False,
     quiet: Quiet = False,
@@ -52,100 +78,78 @@ def validate(
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
-    from gap_bioimage.files import check_place
+    pages.check()
+    silent = quiet or str(pages.json_out) == "-"
+    options = {"consumers": consumer, "description_only": description_only, "pictures": pages.html is not None}
+    reports = list(_reports(_kept(zips, keep), running, silent, options))
+    if reports:
+        pages.write(reports)
+    if code := _exit_code(reports, len(zips)):
+        raise typer.Exit(code)
+
+
+def _reports(
+    folders: dict[Path, Path | None], running: Running, silent: bool, options: dict[str, Any]
+) -> Iterator[Report]:
+    """Validate one model after the other; one that cannot be read is told of, and the others' reports are not lost."""
+    from gap_bioimage.errors import OutputError, UnreadableModelError
+    from gap_bioimage.validation.report import validate as check
     from gap_bioimage.validation.reports.terminal import print_report
     from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 
-    for page in (json_out, html, junit):
-        if page is not None and str(page) != "-":
-            check_place(page)
-    silent = quiet or str(json_out) == "-"
-    reports: list[Report] = []
-    with Sandbox(Limits(timeout, memory)) as process:
-        for path in zips:
-            report = _one(
-                path,
-                silent,
-                consumers=consumer,
-                description_only=description_only,
-                run_code=run_code,
-                device=device,
-                engines=engine or (),
-                keep=None if keep is None else keep / _names(zips)[path],
-                pictures=html is not None,
-                process=process,
-            )
-            if report is not None:
-                reports.append(report)
-                if not silent:
-                    print_report(report)
-    if reports:
-        write_json(json_out, [report.to_dict() for report in reports])
-        _write_pages(reports, html, junit)
+    options |= {"run_code": running.run_code, "device": running.device, "engines": running.engine or ()}
+    with Sandbox(Limits(running.timeout, running.memory)) as process:
+        for path, keep in folders.items():
+            try:
+                with _progress(silent, path.name, f"validating {path.name}") as show:
+                    report = check(path, keep=keep, process=process, on_check=show, **options)
+            except (UnreadableModelError, OutputError) as error:
+                complain(str(error))
+                continue
+            if not silent:
+                print_report(report)
+            yield report
+
+
+@contextmanager
+def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check], None]]:
+    """A progress bar that names the check that was made last."""
+    with Bar(silent, title) as (bar, task):
+        yield lambda made: bar.update(task, advance=1, description=f"{name}: {made.id}")
+
+
+def _exit_code(reports: list[Report], n_asked: int) -> int:
+    """0 passed, 1 failed, 2 where something could not be read, run or judged, which is told of."""
     unrun = [report.model for report in reports if report.status == "not-run"]
     for model in unrun:
         complain(f"{model}: nothing is wrong with its files, but nothing was run either; see its check core.test")
     raised = [(report.model, check) for report in reports for check in report.raised]
     for model, check in raised:
         complain(f"{model}: {check.id} {check.message}")
-    if len(reports) < len(zips):
-        raise typer.Exit(2)
-    if any(report.status == "failed" for report in reports):
-        raise typer.Exit(1)
-    if unrun or raised:
-        raise typer.Exit(2)
+    if len(reports) == n_asked and any(report.status == "failed" for report in reports):
+        return 1
+    return 2 if len(reports) < n_asked or unrun or raised else 0
 
 
-def _one(path: Path, silent: bool, **options: object) -> Report | None:
-    """Validate one model; None, and a sentence, where it cannot be read: the others' reports are not lost for it."""
-    from gap_bioimage.errors import OutputError, UnreadableModelError
-    from gap_bioimage.validation.report import validate as check
-
-    with Bar(silent, f"validating {path.name}") as (bar, task):
-        try:
-            return check(
-                path,
-                on_check=lambda made: bar.update(task, advance=1, description=f"{path.name}: {made.id}"),
-                **options,  # type: ignore[arg-type]
-            )
-        except (UnreadableModelError, OutputError) as error:
-            complain(str(error))
-            return None
-
-
-def _names(paths: list[Path]) -> dict[Path, str]:
-    """A folder name for each model: its own, made different from the others'."""
+def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
+    """The folder for what is kept of each model: named like it, made different from the others'."""
     names: dict[Path, str] = {}
-    for path in paths:
+    for path in dict.fromkeys(paths):
         stem = path.stem if path.is_file() else path.name
-        taken = set(names.values())
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}_{number}", number + 1
-        names.setdefault(path, name)
-    return names
-
-
-def _write_pages(reports: list[Report], html: Path | None, junit: Path | None) -> None:
-    if html is not None:
-        from gap_bioimage.validation.reports.html import render_html
-
-        write_text(html, render_html(reports))
-    if junit is not None:
-        from gap_bioimage.validation.reports.junit import render_junit
-
-        write_text(junit, render_junit(reports))
+        choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        names[path] = next(name for name in choices if name not in names.values())
+    return {path: keep and keep / name for path, name in names.items()}
 
 
 def _print_checks(markdown: bool) -> None:
-    from gap_bioimage.validation.reports.listing import as_markdown, as_table
+    from rich.console import Console
+
+    from gap_bioimage.validation.reports.terminal import as_markdown, as_table
 
     if markdown:
         sys.stdout.write(as_markdown())
-        return
-    from rich.console import Console
-
-    Console().print(as_table())
+    else:
+        Console().print(as_table())
 
 
 def repair(
@@ -160,14 +164,8 @@ def repair(
     from gap_bioimage.validation.repair.repairing import repair as mend
 
     quiet = quiet or str(json_out) == "-"
-    with Bar(quiet, f"repairing {model.name}") as (bar, task):
-        repaired = mend(
-            model,
-            out,
-            run_code=run_code,
-            device=device,
-            on_check=lambda made: bar.update(task, advance=1, description=f"validating: {made.id}"),
-        )
+    with _progress(quiet, "validating", f"repairing {model.name}") as show:
+        repaired = mend(model, out, run_code=run_code, device=device, on_check=show)
     write_json(json_out, [repaired.to_dict()])
     if not quiet:
         _print(repaired)
@@ -179,42 +177,27 @@ def repair(
 def _print(repaired: Repaired) -> None:
     from rich.console import Console
     from rich.markup import escape
+    from rich.table import Column, Table
 
-    console = Console()
-    rows = [(change.what, f"{_short(change.before)}\n-> {_short(change.after)}") for change in repaired.changes]
-    _table(console, f"{len(rows)} repairs" if rows else "nothing to repair", rows)
-    turned = [
-        (check, f"{before} -> {after}")
-        for check, (before, after) in repaired.turned.items()
-        if {before, after} & {"failed", "warning"}  # what could not be asked before says nothing
-    ]
-    _table(console, "checks that changed", turned)
-    left = [(check.id, f"{check.status}: {check.message}" + _to_do(check.fix)) for check in repaired.left]
-    _table(console, "left to its authors", left)
-    for note in repaired.notes:
-        console.print(f"[dim]left alone:[/] {escape(note)}")
-
-
-def _to_do(fix: str) -> str:
-    return f"\nto do: {fix}" if fix else ""
+    changed = [(change.what, f"{_short(change.before)}\n-> {_short(change.after)}") for change in repaired.changes]
+    # what could not be asked before says nothing
+    turned = {check: turn for check, turn in repaired.turned.items() if {*turn} & {"failed", "warning"}}
+    left = [(c.id, f"{c.status}: {c.message}" + (f"\nto do: {c.fix}" if c.fix else "")) for c in repaired.left]
+    groups = {
+        f"{len(changed)} repairs" if changed else "nothing to repair": changed,
+        "checks that changed": [(check, " -> ".join(turn)) for check, turn in turned.items()],
+        "left to its authors": left,
+        "left alone": [("", note) for note in repaired.notes],
+    }
+    for title, rows in groups.items():
+        columns = Column(overflow="fold", max_width=48), Column(overflow="fold")
+        table = Table(*columns, show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 2))
+        for name, text in rows:
+            table.add_row(escape(name), escape(text))
+        if rows or title == "nothing to repair":
+            Console().print(f"[bold]{title}[/]", table, sep="\n")
 
 
 def _short(text: str) -> str:
     """A text, or the first digits of a hash, which nobody reads to its end."""
     return f"{text[:12]}..." if len(text) == 64 and " " not in text else text
-
-
-def _table(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    if not rows and title != "nothing to repair":
-        return
-    console.print(f"[bold]{title}[/]")
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    table.add_column(overflow="fold", max_width=48)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(escape(name), escape(text))
-    if rows:
-        console.print(table)

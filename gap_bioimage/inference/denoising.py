@@ -1,32 +1,37 @@
-"""The MMSE denoiser: expected photons per pixel given the counts."""
+"""Expected photons given the counts (MMSE): per pixel, and of regions with their standard deviations."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 from gap_bioimage.counts import binomial
-from gap_bioimage.errors import EmptyImageWarning, TrainedRangeWarning
-from gap_bioimage.inference.preparation import prepare
+from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
+from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork
-from gap_bioimage.sampler import WINDOW_PX, brightest_mean
+from gap_bioimage.io.image import as_image
+from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import xarray as xr
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from gap_bioimage.inference.preparation import Prepared
     from gap_bioimage.model import CameraLike, Model
 
 _MARGIN = 10**0.1  # windows this much brighter than the brightest of the training are out of range
 _MOST_PARTS = 64
+_PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
+_SHARE_ADDED = (0.02, 0.1)  # of the region's photons; more would change what is asked
+_LEAST_ADDED, _MOST_PASSES = 60.0, 16  # photons over all passes, for dim regions
+_SURE = 5.0  # standard errors between what is expected and what was counted
 
 
 def denoise(
@@ -45,28 +50,23 @@ def denoise(
 ) -> xr.DataArray:
     """Denoise an image; the result has the same axes and, of counts, about the same total.
 
-    Frames (t), and planes (z) of a 2D model, are denoised one by one, channels jointly. Networks without an anchor
-    know the brightness of their training only: what is brighter is split at random into parts that are not, and the
-    results for the parts are added up, with a warning.
+    Frames (t), and planes (z) of a 2D model, are denoised one by one, channels jointly. For networks without an anchor
+    what is brighter than their training is split at random into parts that are not, and their results added up.
 
     Parameters
     ----------
     model
         From ``load_model`` or ``train``.
     photons
-        Counts, or values of the camera, with dims out of ``t c z y x``. They are checked to be whole numbers from 0
-        up; whether these come from photons is judged where files are read, by ``read_photons``.
+        Counts, or values of the camera, with dims out of ``t c z y x``. Whether whole numbers come from photons is
+        judged where files are read, by ``read_photons``.
     dims
         The axes of a plain array, such as "zyx".
-    planes
-        Let a 2D model run on a stack plane by plane.
+    planes, time_as_z, separate_channels
+        Let a 2D model run on a stack plane by plane, a 3D model see a movie as one stack, a model of one channel
+        denoise several one by one.
     camera
-        The camera of the image, or its yaml; "model" for the one that the model was trained with, if any; None where
-        the image holds counts.
-    time_as_z
-        Let a 3D model see a movie as one stack.
-    separate_channels
-        Let a model of one channel denoise several, one by one.
+        The camera of the image, or its yaml; "model" for that of the training, if any; None where it holds counts.
     tile_px, halo_px
         Tile with halo, and halo, per spatial axis; the result does not depend on them while the halo is
         at least the receptive field, which is the default.
@@ -78,19 +78,16 @@ def denoise(
     Returns
     -------
     xarray.DataArray
-        Expected photons per pixel, float32, dims and coordinates of ``photons``. The noise of a camera may take
-        them slightly below 0.
+        Expected photons per pixel, float32, dims and coordinates of ``photons``; slightly below 0 where a camera's
+        noise takes them.
 
     Raises
     ------
-    AxesError
-        If the axes or channels do not fit the model.
-    ConfigError
-        If the device cannot be used, or the tiles do not fit the image or the network.
+    AxesError, NotPhotonCountsError, ConfigError
+        If the axes or channels do not fit the model; if values are negative, fractional or not finite, or cannot come
+        from that camera; if the device or the tiles cannot be used.
     BrokenNetworkError
         If the network returns values that are not finite.
-    NotPhotonCountsError
-        If values are negative, fractional or not finite, or the image cannot come from that camera.
 
     Warns
     -----
@@ -98,12 +95,11 @@ def denoise(
         If frames, planes or channels hold no photons, are brighter than the images of the training, or have pixels
         whose photons are left out.
     """
-    layout: Any = {"dims": dims, "planes": planes, "time_as_z": time_as_z, "separate_channels": separate_channels}
-    prepared = prepare(model, photons, camera=camera, **layout)
+    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device)
     parts = _parts(model, prepared)
     _warn(model, prepared, parts)
-    rates = np.empty(prepared.items.shape, np.float32)
+    rates = np.zeros(prepared.items.shape, np.float32)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
 
     def report(number: int, count: int) -> None:
@@ -115,8 +111,8 @@ def denoise(
         for part in split_counts(prepared.tensor(item), count):
             rate += network.network.rate(part, network(part, report), [])
             done += 1
-        # without photons the answer is only what the training images were like
-        rates[item] = (rate * (count / min(count, _MOST_PARTS)))[0].numpy() if prepared.items[item].any() else 0.0
+        if prepared.items[item].any():  # without photons the answer is only what the training images were like
+            rates[item] = (rate * (count / min(count, _MOST_PARTS)))[0].numpy()
     return prepared.photons(rates)
 
 
@@ -139,15 +135,10 @@ def _parts(model: Model, prepared: Prepared) -> list[int]:
 
 
 def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
-    empty = [number for number, item in enumerate(prepared.items) if not item.any()]
-    if empty:
-        warnings.warn(
-            f"{prepared.without_photons(empty)}: the result is 0 there, which tells nothing of what was there",
-            EmptyImageWarning,
-            stacklevel=3,
-        )
-    bright = [number for number, count in enumerate(parts) if count > 1]
-    if bright:
+    if empty := prepared.empty():
+        text = f"{prepared.without_photons(empty)}: the result is 0 there, which tells nothing of what was there"
+        warnings.warn(text, EmptyImageWarning, stacklevel=3)
+    if bright := [number for number, count in enumerate(parts) if count > 1]:
         warnings.warn(
             f"the brightest part of {prepared.names(bright)} is {10 * math.log10(max(parts)):.0f} dB brighter than the "
             f"model was trained for ({model.trained_range_db[1]:.1f} dB): its photons are split into {max(parts)} "
@@ -155,3 +146,176 @@ def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
             TrainedRangeWarning,
             stacklevel=3,
         )
+
+
+@dataclass(frozen=True)
+class Region:
+    """Photons of one region and their posterior standard deviation, given the photons of the whole image.
+
+    ``std`` is None where the region holds too few photons to tell.
+    """
+
+    label: int
+    pixels: int
+    counted: int
+    photons: float
+    std: float | None
+
+    def __str__(self) -> str:
+        """Return a sentence."""
+        if self.std is not None:
+            return f"region {self.label}: {self.photons:.1f} +- {self.std:.1f} photons ({self.counted} counted)"
+        few = "none was counted" if not self.counted else f"{self.counted} counted, too few to tell"
+        return f"region {self.label}: {self.photons:.1f} photons, their error is not known ({few})"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return plain numbers."""
+        return asdict(self)
+
+
+def region_uncertainty(
+    model: Model,
+    photons: xr.DataArray | NDArray[Any],
+    labels: xr.DataArray | NDArray[Any],
+    *,
+    seed: int,
+    dims: str | Iterable[str] | None = None,
+    passes: int | None = None,
+    camera: CameraLike = "model",
+    tile_px: Sequence[int] | None = None,
+    halo_px: Sequence[int] | None = None,
+    device: str = "cpu",
+    on_region: Callable[[int, int], None] | None = None,
+) -> list[Region]:
+    """Return the expected photons of regions with their posterior standard deviations, without any samples.
+
+    Parameters
+    ----------
+    model
+        From ``load_model`` or ``train``.
+    photons
+        Counts of one image, dims out of ``c z y x``.
+    labels
+        Integers with the spatial dims of the counts; each one but 0 is a region, in all channels.
+    seed
+        For the photons that are added.
+    passes
+        Runs of the network per region, to average; when None one, and more for dim regions.
+    dims, camera, tile_px, halo_px, device
+        As for ``denoise``.
+    on_region
+        Called with (regions done, all regions).
+
+    Raises
+    ------
+    AxesError, ConfigError, BrokenNetworkError
+        As for ``denoise``; also if the counts are several images, the labels have other sizes or are no labels, or the
+        model was trained on one-bit frames.
+
+    Warns
+    -----
+    NetworkWarning
+        If a region's expected photons differ from the counted ones by more than both their errors explain.
+    """
+    check_whole("seed", seed, 0, 2**63)
+    if model.n_frames is not None:
+        raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
+    prepared = prepare(model, photons, Layout(dims, camera=camera))
+    if len(prepared.items) != 1:
+        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
+    counts, plain = prepared.tensor(0), not isinstance(labels, xr.DataArray) and dims is not None
+    labels = as_image(labels, "zyx"[-model.config.dim :] if plain else None, what="the label image")
+    _check_labels(labels, counts.shape[2:])
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
+
+    def expect(x: Tensor) -> Tensor:
+        return model.network.rate(counts, network(x), [])
+
+    rate, found = expect(counts), []
+    numbers = [int(label) for label in np.unique(labels.values) if label]
+    for done, label in enumerate(numbers, 1):
+        mask = torch.from_numpy(labels.values == label).expand(counts.shape[1:])[None]
+        variance = region_variance(expect, counts, rate, mask, seed=seed, label=label, passes=passes)
+        seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
+        region = Region(label, int(mask[0, 0].sum()), seen, expected, variance**0.5 if variance > 0 else None)
+        _warn_if_contradicted(region)
+        found.append(_without_background(region, prepared, mask[0, 0].numpy()))
+        if on_region is not None:
+            on_region(done, len(numbers))
+    return found
+
+
+def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
+    if labels.shape != shape:
+        raise AxesError(
+            f"the labels have {' x '.join(map(str, labels.shape))} pixels ({', '.join(map(str, labels.dims))}) and the "
+            f"image {' x '.join(map(str, shape))}, expected the same; crop or resize the labels as the image was"
+        )
+    lowest, highest = float(labels.min()), float(labels.max())
+    if labels.dtype.kind not in "iub" or lowest < 0:
+        raise AxesError(
+            f"the labels are {labels.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside and 1 or "
+            "more in the regions; save the label image as 8 or 16 bit"
+        )
+    if lowest == highest:
+        none = "hold no region" if not highest else "tell no region from what is outside"
+        raise AxesError(
+            f"the labels {none}: all pixels are {highest:g}, expected 0 outside and 1 or more in the regions; give "
+            "another label image"
+        )
+
+
+def _without_background(region: Region, prepared: Prepared, mask: NDArray[np.bool_]) -> Region:
+    """Subtract what the camera's noise adds to the counts of a region."""
+    if prepared.camera is None:
+        return region
+    background = float(np.broadcast_to(prepared.camera.background(), mask.shape)[mask].sum())
+    return replace(region, counted=round(region.counted - background), photons=region.photons - background)
+
+
+def _warn_if_contradicted(region: Region) -> None:
+    # one photon at least: a region in which none were counted could have held some
+    error = math.sqrt(max(region.counted, 1) + (region.std or 0.0) ** 2)
+    if abs(region.photons - region.counted) > _SURE * error:
+        warnings.warn(
+            f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were "
+            f"counted, {abs(region.photons - region.counted) / error:.0f} times the error of both: it was trained too "
+            "briefly, or on other images; train longer",
+            NetworkWarning,
+            stacklevel=3,
+        )
+
+
+def region_variance(
+    expect: Callable[[Tensor], Tensor],
+    counts: Tensor,
+    rate: Tensor,
+    mask: Tensor,
+    *,
+    seed: int,
+    label: int = 1,
+    passes: int | None = None,
+    share: float | None = None,
+) -> float:
+    """Return the posterior variance of the photons in a region, a mask of the shape of the counts (1, c, [z,] y, x).
+
+    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn
+    with the rate eps E[s] over the region (eps is ``share``) so change its sum by eps times its variance, on average
+    and to first order in eps. They are whole photons, so that the network sees nothing that it was not trained on.
+    Small shares need more passes, large ones bias a posterior that is not Gaussian. ``expect`` and ``rate`` are in
+    the exposure of the counts.
+    """
+    inside = torch.where(mask, rate, torch.zeros_like(rate)).flatten(1).double()
+    total = float(inside.sum())
+    if total <= 0:
+        return 0.0
+    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED)) if share is None else share
+    passes = passes or int(np.clip(np.ceil(_LEAST_ADDED / (eps * total)), 1, _MOST_PASSES))
+    index = torch.arange(inside.shape[1], device=counts.device)
+    number = torch.tensor([label], device=counts.device)
+    source, change = sample_keys(counts, seed, number), 0.0
+    for number_of_pass in range(passes):
+        keys = step_keys(source, torch.full_like(number, number_of_pass))
+        added = poisson(eps * inside, keys, index).float().reshape(counts.shape)
+        change += float((expect(counts + added) - rate)[mask].sum(dtype=torch.float64))
+    return change / (eps * passes)

@@ -14,21 +14,21 @@ from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.resume import Unfinished, fingerprint
-from gap_bioimage.inference.sampling import generate, sample
+from gap_bioimage.inference.sampling import Progress, generate, sample
 from gap_bioimage.inference.trained_range import warn_if_samples_disagree
 from gap_bioimage.io import read_photons, sum_frames, write_image
 from gap_bioimage.pictures import draw_posterior
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from gap_bioimage.camera.camera import Detector
-    from gap_bioimage.inference.sampling import Progress
     from gap_bioimage.model import Model
 
 _SHOWN_SAMPLES = 3
+_OF_DENOISE = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device")
 
 
 def read_for_model(
@@ -42,32 +42,13 @@ def read_for_model(
 ) -> xr.DataArray:
     """Read an image for a model; what a camera wrote, or the sum of one-bit frames, is not judged as counts.
 
-    Parameters
-    ----------
-    model
-        What it is for.
-    path
-        The file.
-    detector
-        Its camera; None if it holds counts.
-    n_frames
-        One-bit frames to sum, if any.
-    may_be_empty
-        Take an image without any photons, from which samples are generated.
-    **selection
-        ``axes``, ``channel``, ``time``, ``series``, ``level`` of ``read_photons``.
-
-    Raises
-    ------
-    ConfigError
-        If a model that was trained on other sums, or on counts, is given summed frames.
+    From an image without any photons, where it ``may_be_empty``, samples are generated. ``n_frames`` one-bit frames
+    are summed, as many as in the training; the selection is that of ``read_photons``.
     """
     if n_frames is not None and n_frames != model.n_frames:
         trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
-        raise ConfigError(
-            f"{n_frames} frames are to be summed, but the model was trained on {trained}; "
-            + ("do not sum any" if model.n_frames is None else f"sum {model.n_frames} frames")
-        )
+        remedy = "do not sum any" if model.n_frames is None else f"sum {model.n_frames} frames"
+        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; {remedy}")
     counted = detector is None and model.n_frames is None
     image = read_photons(path, check=counted and not may_be_empty, **selection)
     if counted and may_be_empty and (not image.size or image.dtype.kind not in "biuf" or bool(image.any())):
@@ -85,40 +66,17 @@ def sample_to_files(
     on_step: Callable[[Progress], None],
     **how: Any,
 ) -> tuple[xr.DataArray, list[Path]]:
-    """Draw samples into files, the same ones after an interruption.
+    """Draw samples into files, the same ones after an interruption; return them and what was written.
 
-    Parameters
-    ----------
-    model, counts, n_samples, on_step
-        As for ``sample``.
-    out
-        The stack of samples, which Fiji shows as frames; of a movie one file per sample, numbered. Mean, standard
-        deviation and a figure are written beside it.
-    states
-        Write the counts after every step, too, one file per sample.
-    **how
-        Further arguments of ``sample``, those of tiles and axes also for the denoised image that is shown beside.
-
-    Returns
-    -------
-    samples
-        With the dim ``sample``.
-    files
-        What was written.
-
-    Raises
-    ------
-    AxesError
-        If ``states`` are to be written of more than one image.
+    ``states`` are the counts after every step, one file per sample. ``how`` are further arguments of ``sample``.
     """
     seen = "y x".split() if model.config.dim == 2 else "z y x".split()
     if states and not set(counts.dims) <= {"c", *seen, *("t" if how.get("time_as_z") else "")}:
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
         raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
-    made_of = {"samples": str(n_samples), **{name: str(value) for name, value in how.items()}}
-    if states:  # large images take a while to hash
-        made_of["from"] = fingerprint(*model.network.state_dict().values(), torch.from_numpy(np.array(counts)))
-    kept = Unfinished(out.with_name(f".{out.name}.states") if states else None, made_of)
+    # large images take a while to hash
+    of = (*model.network.state_dict().values(), torch.from_numpy(np.array(counts))) if states else ()
+    kept = _kept(out.with_name(f".{out.name}.states") if states else None, of, {"samples": n_samples, **how})
 
     def report(progress: Progress) -> None:
         on_step(progress)
@@ -128,10 +86,9 @@ def sample_to_files(
 
     unfinished = out.with_name(f".{out.name}.unfinished")
     drawn = sample(model, counts, n_samples, unfinished=unfinished, on_step=report, **how)
-    same = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GapWarning)  # sampling has said so
-        mmse = denoise(model, counts, **{name: how[name] for name in same if name in how})
+        mmse = denoise(model, counts, **{name: how[name] for name in _OF_DENOISE if name in how})
     warn_if_samples_disagree(drawn, mmse)
     detector = how.get("camera")
     files = write_samples(out, counts if detector is None else detector.electrons(counts), mmse, drawn)
@@ -151,32 +108,14 @@ def generate_to_file(
     on_step: Callable[[Progress], None],
     **how: Any,
 ) -> xr.DataArray:
-    """Generate images into a file, and a movie of the first one; the same ones after an interruption.
-
-    Parameters
-    ----------
-    model, shape, n_samples, on_step
-        As for ``generate``.
-    out
-        The file.
-    movie
-        Photons beside the denoised state as they grow (.gif, .mp4).
-    **how
-        Further arguments of ``generate``.
-
-    Raises
-    ------
-    OutputError
-        If the movie cannot be written there.
-    """
+    """Generate images into a file, and a movie (.gif, .mp4) of the first; the same ones after an interruption."""
     from gap_bioimage.movie import Recorder, check_movie
 
+    frames = _kept(None, (), {})
     if movie is not None:
         check_movie(movie)
-    made_of = {"shape": str(tuple(shape)), **{name: str(value) for name, value in how.items()}}
-    if movie is not None:
-        made_of["from"] = fingerprint(*model.network.state_dict().values())
-    frames = Unfinished(None if movie is None else movie.with_name(f".{movie.name}.frames"), made_of)
+        work = {"shape": tuple(shape), **how}
+        frames = _kept(movie.with_name(f".{movie.name}.frames"), model.network.state_dict().values(), work)
     recorder = Recorder(frames)
 
     def report(progress: Progress) -> None:
@@ -193,6 +132,10 @@ def generate_to_file(
     return images
 
 
+def _kept(folder: Path | None, of: Iterable[torch.Tensor], work: dict[str, Any]) -> Unfinished:
+    return Unfinished(folder, {**{name: str(value) for name, value in work.items()}, "from": fingerprint(*of)})
+
+
 def beside(out: Path, name: str, suffix: str | None = None) -> Path:
     """Return ``out`` with ``_name`` before its suffix, which may be a double one such as ``.ome.tif``."""
     double = out.name.lower().endswith((".ome.tif", ".ome.tiff", ".ome.zarr"))
@@ -201,58 +144,34 @@ def beside(out: Path, name: str, suffix: str | None = None) -> Path:
 
 
 def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: xr.DataArray) -> list[Path]:
-    """Write samples, and from two on their mean, standard deviation and a figure.
+    """Write the stack of samples, and from two on their mean, standard deviation and a figure; return the files.
 
-    Parameters
-    ----------
-    out
-        The stack of samples, which Fiji shows as frames; of a movie one file per sample, numbered.
-    counts, mmse
-        What was observed, and the denoised image.
-    samples
-        With the dim ``sample``.
-
-    Returns
-    -------
-    list of Path
-        What was written.
+    Fiji shows the stack as frames; of a movie it is one file per sample, numbered.
     """
-    written = []
+    images = {out: samples}
     if "t" in samples.dims:
-        for number in range(samples.sizes["sample"]):
-            written.append(beside(out, f"{number + 1:03d}"))
-            write_image(written[-1], samples.isel(sample=number))
-    else:
-        written.append(out)
-        write_image(out, samples)
+        images = {beside(out, f"{n + 1:03d}"): samples.isel(sample=n) for n in range(samples.sizes["sample"])}
+    if samples.sizes["sample"] >= 2:
+        mean, std = mean_and_std(samples)
+        images |= {beside(out, "mean"): mean, beside(out, "std"): std}
+    for path, image in images.items():
+        write_image(path, image)
     if samples.sizes["sample"] < 2:
-        return written
-    mean, std = mean_and_std(samples)
-    for name, image in (("mean", mean), ("std", std)):
-        written.append(beside(out, name))
-        write_image(written[-1], image)
-    written.append(beside(out, "figure", ".png"))
+        return list(images)
     plane = brightest_plane(mmse)
     shown = {"counts": plane_of(counts, plane), "denoised (MMSE)": plane_of(mmse, plane)}
-    for number in range(min(_SHOWN_SAMPLES, samples.sizes["sample"])):
-        shown[f"sample {number + 1}"] = plane_of(samples.isel(sample=number), plane)
-    draw_posterior(written[-1], shown, plane_of(std, plane))
-    return written
+    for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1):
+        shown[f"sample {number}"] = plane_of(one, plane)
+    figure = beside(out, "figure", ".png")
+    draw_posterior(figure, shown, plane_of(std, plane))
+    return [*images, figure]
 
 
 def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArray) -> list[Path]:
-    """Write the accumulated counts after every step, one file per sample, steps as frames.
+    """Write the accumulated counts after every step, one file per sample with steps as frames; return the files.
 
-    Parameters
-    ----------
-    out
-        Its name gets ``_states`` and the sample's number.
-    kept
-        Holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1.
-    n_samples
-        How many.
-    counts
-        The image itself, without t; its axes and pixel sizes are kept.
+    ``kept`` holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1. The axes and
+    pixel sizes are those of the image.
     """
     written = []
     order = [dim for dim in ("c", "z", "y", "x") if dim in counts.dims or dim == "c"]
@@ -260,33 +179,26 @@ def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArr
     for number in range(n_samples):
         prefix = f"sample{number}_step"
         steps = [kept.load(f"{prefix}{step}") for step in range(1, kept.count(prefix) + 1)]
-        frames = [xr.DataArray(step["counts"], dims=order) for step in steps if step is not None]
-        stack = xr.concat(frames, "t")
-        stack = (stack if "c" in counts.dims else stack.squeeze("c")).assign_coords(coords)
-        stack = stack.assign_attrs(counts.attrs)
+        stack = xr.concat([xr.DataArray(step["counts"], dims=order) for step in steps if step is not None], "t")
+        stack = stack if "c" in counts.dims else stack.squeeze("c")
         written.append(beside(out, f"states_{number + 1:03d}"))
-        write_image(written[-1], stack)
+        write_image(written[-1], stack.assign_coords(coords).assign_attrs(counts.attrs))
     return written
 
 
 def mean_and_std(samples: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """Return mean and standard deviation (n - 1) over ``sample``, one sample in memory at a time."""
     count = samples.sizes["sample"]
-    first = samples.isel(sample=0, drop=True)
-    total = sum((samples.isel(sample=n, drop=True).astype(np.float64) for n in range(count)), 0 * first)
+    total = sum((one.astype(np.float64) for one in samples.transpose("sample", ...)), 0.0 * samples[0])
     mean = total / count
-    squares = sum(((samples.isel(sample=n, drop=True) - mean) ** 2 for n in range(count)), 0 * mean)
+    squares = sum(((one - mean) ** 2 for one in samples), 0.0 * mean)
     return mean.astype(np.float32), ((squares / max(1, count - 1)) ** 0.5).astype(np.float32)
 
 
 def brightest_plane(image: xr.DataArray) -> dict[str, int]:
     """Return the indices of the plane (y, x) with the most photons."""
-    others = [dim for dim in image.dims if dim not in ("y", "x")]
-    if not others:
-        return {}
     totals = image.sum(("y", "x"))
-    found = np.unravel_index(int(np.argmax(totals.values)), totals.shape)
-    return {str(dim): int(index) for dim, index in zip(totals.dims, found, strict=True)}
+    return {str(dim): int(index) for dim, index in totals.argmax(...).items()} if totals.ndim else {}
 
 
 def plane_of(image: xr.DataArray, plane: dict[str, int]) -> NDArray[np.floating]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import operator
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from gap_bioimage.camera.camera import check_camera_image
+from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image, items_first
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from gap_bioimage.camera.camera import Detector
     from gap_bioimage.model import CameraLike, Model
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
@@ -37,44 +37,38 @@ _NAMED = 5  # hot pixels that a warning lists
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Counts for a network.
+class Layout:
+    """How a model is to see an image: the arguments that ``denoise`` explains."""
 
-    Attributes
-    ----------
-    image
-        Counts with the axes of the image that was given (z for t where time is taken as z).
-    ordered
-        The same with dims ``(..., c, [z,] y, x)``, without hot pixels.
-    items
-        ``(n, c, [z,] y, x)``, a view of it.
-    camera, n_frames
-        Where counts come from camera values, or are sums of that many one-bit frames.
-    time_as_z
-        Whether z of the counts is time.
-    """
-
-    image: xr.DataArray
-    ordered: xr.DataArray
-    items: NDArray[Any]
-    camera: Detector | None = None
-    n_frames: int | None = None
+    dims: str | Iterable[str] | None = None
+    planes: bool = False
+    camera: CameraLike = "model"
     time_as_z: bool = False
+    separate_channels: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Counts for a network."""
+
+    image: xr.DataArray  # counts with the axes of the image that was given (z for t where time is taken as z)
+    ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), without hot pixels
+    camera: Detector | None = None  # where counts come from camera values
+    n_frames: int | None = None  # where they are sums of so many one-bit frames
+    time_as_z: bool = False
+
+    @cached_property
+    def items(self) -> NDArray[Any]:
+        """What the network sees one by one, (n, c, [z,] y, x)."""
+        values: NDArray[Any] = self.ordered.data
+        return values.reshape(-1, *self.ordered.shape[self.ordered.dims.index("c") :])
 
     def tensor(self, number: int) -> Tensor:
         """Return one item, (1, c, [z,] y, x) float32."""
         return torch.from_numpy(np.ascontiguousarray(self.items[number]).astype(np.float32))[None]
 
     def photons(self, rates: NDArray[np.float32], n_samples: int | None = None) -> xr.DataArray:
-        """Return expected counts as an image of photons, with the axes and coordinates of the one that was given.
-
-        Parameters
-        ----------
-        rates
-            Of the shape of the items, or so many of them, (n_samples, n, c, [z,] y, x).
-        n_samples
-            How many, if there is a first axis ``sample``.
-        """
+        """Return expected counts ([sample,] n, c, [z,] y, x) as photons, with the axes of the image that was given."""
         full = self.ordered if n_samples is None else self.ordered.expand_dims(sample=n_samples)
         result = full.copy(data=rates.reshape(full.shape))
         if "channel" in result.dims:
@@ -90,73 +84,32 @@ class Prepared:
             result = result.copy(data=photons_of(torch.from_numpy(result.values), 0.0, self.n_frames).numpy())
         return result.rename(z="t") if self.time_as_z else result
 
+    def empty(self) -> list[int]:
+        """Return the numbers of the items without photons."""
+        return [number for number, item in enumerate(self.items) if not item.any()]
+
     def names(self, numbers: Sequence[int]) -> str:
         """Return some items in words: the first, and how many more."""
         if len(self.items) == 1:
             return "the image"
+        axes = self.ordered.dims[: self.ordered.dims.index("c")]
+        sizes = [self.ordered.sizes[axis] for axis in axes]
+        index = zip(axes, np.unravel_index(numbers[0], sizes), sizes, strict=True)
+        first = ", ".join(f"{_WORDS.get(str(axis), axis)} {i}" for axis, i, size in index if size > 1)
         more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-        return f"{self._name(numbers[0])}{more} of {len(self.items)} (counted from 0)"
+        return f"{first}{more} of {len(self.items)} (counted from 0)"
 
     def without_photons(self, numbers: Sequence[int]) -> str:
         """Say in words that items hold no photons."""
         return f"{self.names(numbers)} {'holds' if len(numbers) == 1 else 'hold'} no photons"
 
-    def _name(self, number: int) -> str:
-        axes = self.ordered.dims[: self.ordered.ndim + 1 - self.items.ndim]
-        sizes = [self.ordered.sizes[axis] for axis in axes]
-        index = zip(axes, np.unravel_index(number, sizes), sizes, strict=True)
-        return ", ".join(f"{_WORDS.get(str(axis), axis)} {i}" for axis, i, size in index if size > 1)
 
-
-def prepare(
-    model: Model,
-    image: Any,
-    *,
-    dims: str | Iterable[str] | None = None,
-    planes: bool = False,
-    camera: CameraLike = "model",
-    time_as_z: bool = False,
-    separate_channels: bool = False,
-) -> Prepared:
-    """Turn an image into the counts that a model expects.
-
-    Parameters
-    ----------
-    model
-        From ``load_model`` or ``train``.
-    image
-        Counts, or values of the camera; dims out of ``t c z y x``.
-    dims
-        The axes of a plain array.
-    planes
-        Let a 2D model see a stack plane by plane.
-    camera
-        A camera or its yaml; "model" for the one that the model was trained with, if any; None for counts.
-    time_as_z
-        Let a 3D model see a movie as a stack.
-    separate_channels
-        Let a model of one channel see several, one by one.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If the image cannot come from that camera, holds more photons than one-bit frames can, or values that are no
-        counts: negative, fractional or not finite. Whether counts come from photons is judged where they are read.
-    ConfigError
-        If the camera's yaml describes none, or the model was trained on one-bit frames.
-    AxesError
-        If the image has no named axes or they do not fit the model, time cannot be taken as z, or the camera's maps
-        have other sizes.
-
-    Warns
-    -----
-    HotPixelWarning
-        If pixels hold more than photons can bring where the neighbours are so dark; they get the mean of these.
-    """
-    image = as_image(image, dims)
-    source = as_stack(image) if time_as_z else image
+def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
+    """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours."""
+    image = as_image(image, layout.dims)
+    source = as_stack(image) if layout.time_as_z else image
     name = str(image.attrs.get("source", "the image"))
-    detector, n_frames = model.camera_for(camera), model.n_frames
+    detector, n_frames = model.camera_for(layout.camera), model.n_frames
     if detector is not None and n_frames is not None:
         raise ConfigError(
             "the model was trained on one-bit frames, which need no camera; give camera=None, or use a model that was "
@@ -169,20 +122,16 @@ def prepare(
         check_whole_numbers(source, name=name)
     if n_frames is not None:
         _check_frames(source, n_frames, name)
-    check_dim(source, model.config.dim, plane_by_plane=planes)
-    ordered = items_first(source, model.config.dim, separate_channels=separate_channels)
-    if ordered.sizes["c"] != model.config.channels:
+    check_dim(source, model.config.dim, plane_by_plane=layout.planes)
+    ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
+    expected = model.config.channels
+    if ordered.sizes["c"] != expected:
+        one = "choose one with channel=, or take each by itself with separate_channels=True"
         raise AxesError(
-            f"the image has {ordered.sizes['c']} channels, the model expects {model.config.channels}; "
-            + (
-                "choose one with channel=, or take each by itself with separate_channels=True"
-                if model.config.channels == 1
-                else f"give an image with {model.config.channels}, all at once"
-            )
+            f"the image has {ordered.sizes['c']} channels, the model expects {expected}; "
+            + (one if expected == 1 else f"give an image with {expected}, all at once")
         )
-    ordered = _without_hot_pixels(ordered, name)
-    items = ordered.data.reshape(-1, *ordered.shape[-model.config.dim - 1 :])
-    return Prepared(source, ordered, items, detector, n_frames, time_as_z)
+    return Prepared(source, _without_hot_pixels(ordered, name), detector, n_frames, layout.time_as_z)
 
 
 def _counted(image: xr.DataArray, detector: Detector, name: str) -> xr.DataArray:
@@ -199,33 +148,29 @@ def _counted(image: xr.DataArray, detector: Detector, name: str) -> xr.DataArray
 
 def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
     highest = float(image.max())
+    trained, remedy = f"sums of {n_frames} one-bit frames", f"sum the frames with sum_frames(movie, {n_frames})"
     if highest > n_frames:
         raise NotPhotonCountsError(
-            f"{name} holds up to {highest:g} photons in a pixel, but the model was trained on sums of {n_frames} "
-            f"one-bit frames, which hold at most {n_frames}; sum the frames with sum_frames(movie, {n_frames})"
+            f"{name} holds up to {highest:g} photons in a pixel, but the model was trained on {trained}, which hold at "
+            f"most {n_frames}; {remedy}"
         )
     full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
     if highest == 1 < n_frames:
-        warnings.warn(
-            f"{name} holds 0 and 1 only, but the model was trained on sums of {n_frames} one-bit frames; sum the "
-            f"frames with sum_frames(movie, {n_frames})",
-            CountsWarning,
-            stacklevel=4,
-        )
+        text = f"{name} holds 0 and 1 only, but the model was trained on {trained}; {remedy}"
     elif n_frames > 1 and full > 1e-3:
-        warnings.warn(
+        text = (
             f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame: how many there were is "
-            "hardly known; use shorter frames",
-            CountsWarning,
-            stacklevel=4,
+            "hardly known; use shorter frames"
         )
+    else:
+        return
+    warnings.warn(text, CountsWarning, stacklevel=4)
 
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
     """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
-    values = ordered.data
-    planes = values.reshape(-1, 1, 1, *values.shape[-2:])
-    changed: NDArray[Any] | None = None
+    planes = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:])
+    mended: dict[int, NDArray[Any]] = {}
     found: dict[tuple[int, int], int] = {}
     for number, plane in enumerate(planes):
         if int(plane.max(initial=0)) <= 20:  # no pixel is hot below
@@ -234,11 +179,10 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
         hot = hot_pixels(counts)
         if not bool(hot.any()):
             continue
-        changed = values.copy().reshape(planes.shape) if changed is None else changed
-        changed[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
+        mended[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
         for y, x in hot[0, 0].nonzero().tolist():
             found.setdefault((y, x), int(plane[0, 0, y, x]))  # the same pixels in every frame
-    if changed is None:
+    if not mended:
         return ordered
     total = len(found)
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
@@ -250,17 +194,14 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
         HotPixelWarning,
         stacklevel=4,
     )
-    return ordered.copy(data=changed.reshape(values.shape))
+    changed = planes.copy()
+    for number, plane in mended.items():
+        changed[number] = plane
+    return ordered.copy(data=changed.reshape(ordered.shape))
 
 
 def check_whole(name: str, value: Any, least: int, below: int | None = None) -> None:
-    """Refuse what is not a whole number, or out of its range.
-
-    Raises
-    ------
-    ConfigError
-        If ``value`` is below ``least``, not below ``below``, or not a whole number.
-    """
+    """Refuse what is not a whole number, or out of its range."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -22,24 +22,18 @@ if TYPE_CHECKING:
 
 
 class Unfinished:
-    """Named arrays in a folder that belongs to one piece of work.
+    """Named arrays in a folder that belongs to one piece of work; what other work left there is thrown away.
 
-    Parameters
-    ----------
-    folder
-        Made when something is saved; None keeps nothing.
-    work
-        What the work consists of; what other work left in the folder is thrown away then.
-
-    Attributes
-    ----------
-    found
-        Whether an earlier call left something of the same work.
+    The folder is made when something is saved; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
         self.folder, self._label = folder, json.dumps(work, sort_keys=True)
-        self.found = self._is_ours() and folder is not None and any(folder.glob("*.npz"))
+
+    @property
+    def found(self) -> bool:
+        """Whether something of the same work is there."""
+        return self.folder is not None and self._is_ours() and any(self.folder.glob("*.npz"))
 
     def _is_ours(self) -> bool:
         label = None if self.folder is None else self.folder / "work.json"

@@ -1,7 +1,6 @@
 """Posterior samples of clean images, and images from nothing.
 
-Source: arXiv 2307.06607, section 3.3. Large images climb in lockstep: every step runs the network over all
-tiles of the image, so that samples have no seams.
+Every step runs the network over all tiles of an image, so that samples of large images have no seams.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import xarray as xr
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarning
-from gap_bioimage.inference.preparation import Prepared, check_whole, prepare
+from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork
-from gap_bioimage.inference.trained_range import Strangeness, check_room, photons_to_stop_at
+from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_strange
 from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,27 +37,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where sampling is.
+    """Where sampling is."""
 
-    Attributes
-    ----------
-    item, samples
-        Which frame or plane, counted from 0, and which of its samples are on their way.
-    step
-        Of these samples, counted from 1.
-    done, total
-        Steps over all frames and samples; the total is an estimate with the geometric schedule.
-    counts, rate
-        Observed and added counts of these samples, ``(samples, c, [z,] y, x)``, and what the network expects of them.
-    """
-
-    item: int
-    samples: range
-    step: int
-    done: int
-    total: int
-    counts: Tensor
-    rate: Tensor
+    item: int  # which frame or plane, counted from 0
+    samples: range  # which of its samples are on their way
+    step: int  # of these samples, counted from 1
+    done: int  # steps over all frames and samples
+    total: int  # the same at the end; an estimate with the geometric schedule
+    counts: Tensor  # observed and added counts of these samples, (samples, c, [z,] y, x)
+    rate: Tensor  # what the network expects of them
 
     @property
     def photons(self) -> float:
@@ -72,18 +59,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Item:
     """One image to draw: its number, counts (1, c, [z,] y, x), photons to end with (1,), and schedule."""
 
     number: int
     observed: Tensor
     stop: Tensor
     settings: SamplingConfig
-
-    @property
-    def from_nothing(self) -> bool:
-        """Whether nothing was observed, so that images are generated."""
-        return not bool(self.observed.any())
 
     @property
     def expected_steps(self) -> int:
@@ -96,61 +78,106 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """What all images of a call share."""
+class Drawing:
+    """What all images of a call share, and the work on them."""
 
+    model: Model
     network: TiledNetwork
-    seed: int
+    settings: SamplingConfig
     n_samples: int
-    brightest: float
+    seed: int
     batch: int | None
-    kept: Unfinished
+    unfinished: Path | None
     on_step: Callable[[Progress], None] | None
 
-    def run(self, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, range, Tensor]]:
-        """Yield which image, which samples of it, and their expected photons per pixel; finished ones are kept."""
-        done, total = 0, self.n_samples * sum(job.expected_steps for job in jobs)
-        for job in jobs:
-            batch, first = self.batch or self.network.batch_of(job.observed.shape[2:]), None
+    def __post_init__(self) -> None:
+        check_whole("n_samples", self.n_samples, 1)
+        check_whole("seed", self.seed, 0, 2**63)
+        if self.batch is not None:
+            check_whole("batch", self.batch, 1)
+
+    @property
+    def brightest(self) -> float:
+        """Photons per pixel of the brightest window in the training."""
+        return float(10 ** (self.model.trained_range_db[1] / 10))
+
+    @property
+    def least_gain(self) -> float:
+        """Photons at the end per observed photon that are allowed in any case."""
+        return LEAST_GAIN if self.model.network.anchored else 1.0
+
+    def samples_of(self, prepared: Prepared) -> xr.DataArray:
+        """Return samples of all items as an image."""
+        return prepared.photons(self.rates_of(prepared), self.n_samples).rename("rate")
+
+    def rates_of(self, prepared: Prepared) -> NDArray[np.float32]:
+        """Return samples of the expected counts, (n_samples, n, c, [z,] y, x); finished ones are kept until all are."""
+        drawn = np.empty((self.n_samples, *prepared.items.shape), np.float32)
+        items = self._items(prepared)
+        kept = Unfinished(self.unfinished, self._work(items))
+        if kept.found:
+            log.info("continuing an interrupted run")
+        done, total = 0, self.n_samples * sum(item.expected_steps for item in items)
+        for item in items:
+            batch, first = self.batch or self.network.batch_of(item.observed.shape[2:]), None
             for start in range(0, self.n_samples, batch):
                 numbers = range(start, min(start + batch, self.n_samples))
-                name = f"item{job.number}_samples{numbers.start}-{numbers.stop}"
-                finished = self.kept.load(name)
-                if finished is None:
-                    first = self.network(job.observed) if first is None else first
-                    rate = self._sample(job, numbers, first, (done, total))
-                    self.kept.save(name, rate=rate.numpy())
-                else:
-                    rate = torch.from_numpy(finished["rate"])
-                done += len(numbers) * job.expected_steps
-                yield job, numbers, rate
+                name = f"item{item.number}_samples{numbers.start}-{numbers.stop}"
+                if (finished := kept.load(name)) is None:
+                    first = self.network(item.observed) if first is None else first
+                    finished = {"rate": self._sample(item, numbers, first, (done, total)).numpy()}
+                    kept.save(name, **finished)
+                drawn[start : numbers.stop, item.number] = finished["rate"]
+                done += len(numbers) * item.expected_steps
+        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.brightest)
+        kept.remove()
+        return drawn
 
-    def _sample(self, job: _Job, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
+    def _items(self, prepared: Prepared) -> list[_Item]:
+        """Return the images to draw, if photons can be added to them."""
+        counts = [prepared.tensor(number) for number in range(len(prepared.items))]
+        stops = [photons_to_stop_at(item, self.settings.stop_db, self.brightest, self.least_gain) for item in counts]
+        if self.settings.stop_db is None:
+            check_room(counts, stops, self.brightest, prepared.names)
+        # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
+        generation = self.settings.model_copy(update={"schedule": "geometric"})
+        both = zip(counts, stops, strict=True)
+        return [
+            _Item(n, item, stop, self.settings if item.any() else generation) for n, (item, stop) in enumerate(both)
+        ]
+
+    def _work(self, items: Sequence[_Item]) -> dict[str, str]:
+        """Return what the samples depend on."""
+        network, photons = self.model.network.state_dict().values(), (item.observed for item in items)
+        work = {"network": fingerprint(*network), "photons": fingerprint(*photons), "seed": str(self.seed)}
+        where = (self.network.tile_px, self.network.halo_px, self.batch, str(self.network.device))
+        settings = self.settings.model_dump_json()
+        return {**work, "n_samples": str(self.n_samples), "settings": settings, "tiles": str(where)}
+
+    def _sample(self, item: _Item, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
         """Draw samples of one image, given the network's answer to it; ``counted`` is steps before and all steps."""
         # the state lives where the network runs, if random numbers can be made there
         device = self.network.device if self.network.device.type == "cuda" else torch.device("cpu")
-        observed = job.observed.to(device).expand(len(numbers), *job.observed.shape[1:])
-        first = first.to(device).expand_as(observed)
-        step = 0
+        one, network, step = item.observed.to(device), self.model.network, 0
+        observed = one.expand(len(numbers), *one.shape[1:])
 
         def answer(x: Tensor) -> Tensor:
             nonlocal step
             log_rate, step = self.network(x), step + 1
             if self.on_step is not None:
-                done = counted[0] + len(numbers) * min(step, job.expected_steps)
-                rate = self.network.network.rate(x, log_rate, [])
-                self.on_step(Progress(job.number, numbers, step, done, counted[1], x, rate))
+                done = counted[0] + len(numbers) * min(step, item.expected_steps)
+                rate = network.rate(x, log_rate, [])
+                self.on_step(Progress(item.number, numbers, step, done, counted[1], x, rate))
             return log_rate
 
-        geometric = job.settings.schedule == "geometric"
-        beta = job.settings.beta if geometric else 0.0
+        beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window = list(WINDOW_PX[observed.dim() - 2])
-        least = _least_gain(self.network)
-        sampler = Sampler(answer, self.brightest, window, beta, restored=not geometric, least_gain=least)
-        keys = sample_keys(job.observed.to(device), self.seed, torch.tensor(list(numbers), device=device))
-        x, log_rate, factor = sampler.climb(observed, first, job.stop.to(device), keys, job.settings.steps)
-        rate = self.network.network.rate(x, log_rate, []) * factor
-        return (rate if job.from_nothing else in_exposure(rate, x, observed)).cpu()
+        sampler = Sampler(answer, self.brightest, window, beta, restored=beta == 0, least_gain=self.least_gain)
+        keys = sample_keys(one, self.seed, torch.tensor(list(numbers), device=device))
+        first, stop = first.to(device).expand_as(observed), item.stop.to(device)
+        x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
+        rate = network.rate(x, log_rate, []) * factor
+        return (in_exposure(rate, x, observed) if bool(one.any()) else rate).cpu()
 
 
 def sample(
@@ -184,10 +211,8 @@ def sample(
     photons
         Counts with dims out of ``t c z y x``. For frames, planes or channels without any,
         and so for an empty image, images are generated instead, with a warning.
-    n_samples
-        How many.
-    seed
-        Not negative.
+    n_samples, seed
+        How many; the seed is not negative.
     settings
         Schedule, steps, where to stop.
     dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
@@ -208,103 +233,27 @@ def sample(
 
     Raises
     ------
-    AxesError
-        If the axes or channels do not fit the model.
-    ConfigError
-        If ``n_samples``, ``seed``, ``batch`` or the device is impossible.
-    NotPhotonCountsError
-        If values are negative, fractional or not finite, or the image cannot come from the camera.
+    AxesError, NotPhotonCountsError, ConfigError, BrokenNetworkError
+        As for ``denoise``; also if ``n_samples``, ``seed`` or ``batch`` is impossible.
     MemoryError
         If the samples do not fit into memory.
     TrainedRangeError
-        If the image is so bright that no photons can be added within the trained range, or ``stop_db`` lies
-        beyond it.
-    BrokenNetworkError
-        If the network returns values that are not finite.
+        If the image is so bright that no photons can be added within the trained range, or ``stop_db`` lies beyond it.
 
     Warns
     -----
     EmptyImageWarning, TrainedRangeWarning, HotPixelWarning, NetworkWarning
-        If images are generated, there is little room for photons, pixels are left out, or what is generated is
-        strange.
+        If images are generated, there is little room for photons, pixels are left out, or what is generated is strange.
     """
-    settings = settings or SamplingConfig()
-    check_whole("n_samples", n_samples, 1)
-    check_whole("seed", seed, 0, 2**63)
-    if batch is not None:
-        check_whole("batch", batch, 1)
-    layout: Any = {"dims": dims, "planes": planes, "time_as_z": time_as_z, "separate_channels": separate_channels}
-    prepared = prepare(model, photons, camera=camera, **layout)
-    empty = [number for number, item in enumerate(prepared.items) if not item.any()]
-    if empty:
-        warnings.warn(
-            f"{prepared.without_photons(empty)}, so that nothing is known: images are generated instead, at the "
-            "brightest exposure that the model was trained for",
-            EmptyImageWarning,
-            stacklevel=2,
-        )
     network = TiledNetwork(model.network, tile_px, halo_px, device)
-    drawn = _draw(model, prepared, network, (n_samples, seed, settings, batch), unfinished, on_step)
-    return prepared.photons(drawn, n_samples).rename("rate")
-
-
-def _draw(
-    model: Model,
-    prepared: Prepared,
-    network: TiledNetwork,
-    how: tuple[int, int, SamplingConfig, int | None],
-    unfinished: Path | None,
-    on_step: Callable[[Progress], None] | None,
-) -> np.ndarray:
-    """Return samples of all items, (n_samples, n, c, [z,] y, x); ``how`` many, seed, settings, and batch."""
-    n_samples, seed, settings, batch = how
-    drawn = _room_for(n_samples, prepared)
-    brightest = 10 ** (model.trained_range_db[1] / 10)
-    jobs = _jobs(prepared, settings, brightest, _least_gain(network))
-    work = {"network": fingerprint(*model.network.state_dict().values())}
-    work |= {"photons": fingerprint(*(job.observed for job in jobs)), "seed": str(seed), "n_samples": str(n_samples)}
-    work |= {"settings": settings.model_dump_json()}
-    work |= {"tiles": str((network.tile_px, network.halo_px, batch, str(network.device)))}
-    kept = Unfinished(unfinished, work)
-    if kept.found:
-        log.info("continuing an interrupted run")
-    strangeness = Strangeness(brightest)
-    for job, numbers, rate in _Draw(network, seed, n_samples, brightest, batch, kept, on_step).run(jobs):
-        drawn[numbers.start : numbers.stop, job.number] = rate.numpy()
-        if job.from_nothing:
-            strangeness.look_at(rate)
-    strangeness.warn()
-    kept.remove()
-    return drawn
-
-
-def _least_gain(network: TiledNetwork) -> float:
-    return LEAST_GAIN if network.network.anchored else 1.0
-
-
-def _room_for(n_samples: int, prepared: Prepared) -> np.ndarray:
-    """Return room for all samples, (n_samples, n, c, [z,] y, x), before the work begins."""
-    shape = (n_samples, *prepared.items.shape)
-    try:
-        return np.empty(shape, np.float32)
-    except (MemoryError, ValueError):  # numpy has no words of its own for sizes that no machine has
-        pixels = " x ".join(str(size) for size in prepared.image.shape)
-        needed = 4 * math.prod(shape) / 2**30
-        raise MemoryError(f"{n_samples} samples of {pixels} pixels take {needed:.1f} GiB") from None
-
-
-def _jobs(prepared: Prepared, settings: SamplingConfig, brightest: float, least_gain: float) -> list[_Job]:
-    """Return the images to draw, if photons can be added to them."""
-    counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-    stops = [photons_to_stop_at(item, settings.stop_db, brightest, least_gain) for item in counts]
-    if settings.stop_db is None:
-        check_room(counts, stops, brightest, prepared.names)
-    # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
-    generation = settings.model_copy(update={"schedule": "geometric"})
-    return [
-        _Job(number, item, stop, settings if item.any() else generation)
-        for number, (item, stop) in enumerate(zip(counts, stops, strict=True))
-    ]
+    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
+    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
+    if empty := prepared.empty():
+        text = (
+            f"{prepared.without_photons(empty)}: images are generated instead, as bright as the model was trained for"
+        )
+        warnings.warn(text, EmptyImageWarning, stacklevel=2)
+    return drawing.samples_of(prepared)
 
 
 def generate(
@@ -332,8 +281,8 @@ def generate(
     n_samples, seed, tile_px, halo_px, batch, device, unfinished, on_step
         As for ``sample``.
     settings
-        The paper's geometric schedule when not given. Images grow until ``stop_db``, or until their brightest
-        window is as bright as the brightest in the training.
+        Where to stop, and the step of the paper's geometric schedule. Images grow until ``stop_db``, or until their
+        brightest window is as bright as the brightest in the training.
 
     Returns
     -------
@@ -345,27 +294,20 @@ def generate(
     ConfigError, TrainedRangeError, BrokenNetworkError
         As for ``sample``.
     """
-    check_whole("n_samples", n_samples, 1)
-    check_whole("seed", seed, 0, 2**63)
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    settings = (settings or SamplingConfig()).model_copy(update={"schedule": "geometric"})
+    drawing = Drawing(model, network, settings, n_samples, seed, batch, unfinished, on_step)
     dim, channels = model.config.dim, model.config.channels
     if len(shape) != dim or min(shape) < 1:
-        raise ConfigError(
-            f"the shape is {', '.join(map(str, shape))} px, expected {dim} positive numbers for a {dim}D model; for "
-            f"example {'64, ' * (dim == 3)}256, 256"
-        )
+        example = "64, 256, 256" if dim == 3 else "256, 256"
+        given = f"the shape is {', '.join(map(str, shape))} px"
+        raise ConfigError(f"{given}, expected {dim} positive numbers for a {dim}D model, such as {example}")
     if model.trained_range_db[0] > -20:
-        warnings.warn(
-            f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter; generation begins "
-            "without any photons: train with thinning.min_db=-40 for it",
-            TrainedRangeWarning,
-            stacklevel=2,
-        )
+        trained = f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter"
+        text = f"{trained}; generation begins without any photons: train with thinning.min_db=-40 for it"
+        warnings.warn(text, TrainedRangeWarning, stacklevel=2)
     empty = xr.DataArray(np.broadcast_to(np.uint16(0), (channels, *shape)), dims=["c", *"zyx"[-dim:]])
     # the maps of a camera say which of its pixels is which, and here is no camera
     camera = None if model.camera is None else model.camera.scalar
-    prepared = Prepared(empty, empty, empty.data[None], camera, model.n_frames)
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
-    settings = (settings or SamplingConfig()).model_copy(update={"schedule": "geometric"})
-    drawn = _draw(model, prepared, network, (n_samples, seed, settings, batch), unfinished, on_step)
-    images = prepared.photons(drawn, n_samples).rename("rate")
+    images = drawing.samples_of(Prepared(empty, empty, camera, model.n_frames))
     return images.squeeze("c") if channels == 1 else images

@@ -34,20 +34,13 @@ class Tile(NamedTuple):
     inner: Slices
     crop: Slices
 
+    def indices(self) -> Any:
+        """Return the three for arrays with further axes before."""
+        return [(..., *part) for part in self]
+
 
 def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], step_px: Sequence[int]) -> list[Tile]:
-    """Cover ``shape`` with tiles of at most ``tile_px``, halo included.
-
-    Parameters
-    ----------
-    shape, tile_px, halo_px, step_px
-        Per spatial axis, in pixels. The halo is rounded up to a multiple of the step.
-
-    Raises
-    ------
-    ConfigError
-        If the tile or halo does not fit the axes, or a tile is too small to hold its halo and one step.
-    """
+    """Cover ``shape`` with tiles of at most ``tile_px``, halo included; halos are rounded up to steps."""
     _check_sizes("tile", tile_px, len(shape), 1)
     _check_sizes("halo", halo_px, len(shape), 0)
     axes = [
@@ -58,8 +51,7 @@ def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], 
 
 
 def _check_sizes(name: str, sizes: Sequence[int], dim: int, least: int) -> None:
-    axes = ", ".join("zyx"[-dim:])
-    given = ", ".join(map(str, sizes))
+    axes, given = ", ".join("zyx"[-dim:]), ", ".join(map(str, sizes))
     if len(sizes) != dim:
         count = "1 number was" if len(sizes) == 1 else f"{len(sizes)} numbers were"
         example = ",".join([str(max(sizes, default=64))] * dim)
@@ -70,19 +62,18 @@ def _check_sizes(name: str, sizes: Sequence[int], dim: int, least: int) -> None:
 
 def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
     if size <= tile:
-        return iter([(slice(0, size), slice(0, size), slice(0, size))])
+        yield slice(0, size), slice(0, size), slice(0, size)
+        return
     block = (tile - 2 * halo) // step * step
     if block < step:
         raise ConfigError(
             f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px; "
             f"give tiles of at least {2 * halo + step} px"
         )
-    parts = []
     for start in range(0, size, block):
         stop = min(start + block, size)
         first, last = max(0, start - halo), min(size, stop + halo)
-        parts.append((slice(first, last), slice(start, stop), slice(start - first, stop - first)))
-    return iter(parts)
+        yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
 
 
 class TiledNetwork:
@@ -90,20 +81,6 @@ class TiledNetwork:
 
     With the default halo, the receptive field, the result is that of the whole image to rounding. On the CPU it does
     not depend on the batch.
-
-    Parameters
-    ----------
-    network
-        In evaluation mode; it is moved to the device.
-    tile_px, halo_px
-        Per spatial axis; chosen when None.
-    device
-        "cpu", "cuda", ...
-
-    Raises
-    ------
-    ConfigError
-        If torch cannot use the device here.
     """
 
     def __init__(
@@ -122,6 +99,7 @@ class TiledNetwork:
         self.tile_px, self.halo_px = tile_px, halo_px
         self.reach, self.step = receptive_field_px(network), list(network.step_px)
         self.device = next(network.parameters()).device
+        self._budget_px = _MEMORY_BYTES / (4 * network.conv_final.in_channels * _ACTIVATION_COPIES)
 
     def tile_of(self, shape: Sequence[int]) -> Sequence[int]:
         """Return the tile for an image: what was given, or the largest that fits about 2 GB of activations."""
@@ -146,39 +124,26 @@ class TiledNetwork:
         return max(1, int(self._budget_px / math.prod(tile)))
 
     def __call__(self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return log-rates, shape and device of ``photons``, float32; ``on_tile`` gets (tiles done, all tiles).
-
-        Raises
-        ------
-        BrokenNetworkError
-            If values are not finite.
-        """
+        """Return log-rates, shape and device of ``photons``, float32; ``on_tile`` gets (tiles done, all tiles)."""
         shape = photons.shape[2:]
-        halo = self.reach if self.halo_px is None else self.halo_px
-        parts = tiles(shape, self.tile_of(shape), halo, self.step)
+        parts = tiles(shape, self.tile_of(shape), self.reach if self.halo_px is None else self.halo_px, self.step)
         log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
-                indices: list[Any] = [(..., *part) for part in tile]
-                read, write, crop = indices
-                piece = photons[read].to(self.device, torch.float32)
+                outer, inner, crop = tile.indices()
+                piece = photons[outer].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
                 whole = torch.cat([self.network(part) for part in pieces])
-                log_rate[write] = whole[crop].to(photons.device, torch.float32)
+                log_rate[inner] = whole[crop].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
-        if not bool(torch.isfinite(log_rate).all()):
-            broken = int((~torch.isfinite(log_rate)).sum())
+        if broken := int((~torch.isfinite(log_rate)).sum()):
             raise BrokenNetworkError(
                 f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
                 "diverged or its weights are damaged: train it again, with a lower train.learning_rate"
             )
         return log_rate
-
-    @property
-    def _budget_px(self) -> float:
-        return _MEMORY_BYTES / (4 * self.network.conv_final.in_channels * _ACTIVATION_COPIES)
 
 
 def round_up(value: int, step: int) -> int:
@@ -191,10 +156,9 @@ def receptive_field_px(network: UNet) -> list[int]:
     reaches = []
     for axis in range(network.dim):
         along = [axis > 0 or network.dim == 2 or z for z in network.along_z]
-        wide_up = network.upsampled and network.dim == 3
-        step, reach = network.step_px[axis], 0
-        for position in range(step):
-            low, high = _needed((position, position), 0, along, network.upsampled, wide_up)
+        reach = 0
+        for position in range(network.step_px[axis]):
+            low, high = _inputs_of((position, position), 0, along, network.upsampled, network.dim)
             reach = max(reach, position - low, high - position)
         reaches.append(reach)
     if network.anchored:
@@ -202,35 +166,26 @@ def receptive_field_px(network: UNet) -> list[int]:
     return reaches
 
 
-def _needed(
-    interval: tuple[int, int],
-    stage: int,
-    along: list[bool],
-    upsampled: bool,
-    wide_up: bool,
-) -> tuple[int, int]:
-    """Input pixels that the decoder's outputs ``interval`` of a stage depend on, along one axis."""
+def _inputs_of(span: tuple[int, int], stage: int, along: list[bool], upsampled: bool, dim: int) -> tuple[int, int]:
+    """Return the input pixels that the decoder's outputs ``span`` of a stage depend on, along one axis."""
     radius = 3 if along[stage] else 0
+    low, high = span[0] - radius, span[1] + radius
     if stage == len(along) - 1:
-        return _through_encoder((interval[0] - radius, interval[1] + radius), stage, along)
-    low, high = interval[0] - radius, interval[1] + radius
+        return _through_encoder((low, high), stage, along)
     skip_low, skip_high = _through_encoder((low - radius, high + radius), stage, along)
+    if upsampled and dim == 3:
+        # the convolution follows the upsampling, so it widens what is upsampled by one pixel each side
+        low, high = low - 1, high + 1
     if along[stage]:
         low, high = ((low - 1) // 2, (high + 1) // 2) if upsampled else (low // 2, high // 2)
-    if wide_up:
-        # the convolution follows the upsampling, so it widens what is upsampled by one pixel each side
-        low, high = interval[0] - radius - 1, interval[1] + radius + 1
-        low, high = ((low - 1) // 2, (high + 1) // 2) if along[stage] else (low, high)
-    below_low, below_high = _needed((low, high), stage + 1, along, upsampled, wide_up)
+    below_low, below_high = _inputs_of((low, high), stage + 1, along, upsampled, dim)
     return min(skip_low, below_low), max(skip_high, below_high)
 
 
-def _through_encoder(interval: tuple[int, int], stage: int, along: list[bool]) -> tuple[int, int]:
-    """Input pixels behind the inputs ``interval`` of an encoder block."""
-    low, high = interval
+def _through_encoder(span: tuple[int, int], stage: int, along: list[bool]) -> tuple[int, int]:
+    """Return the input pixels behind the inputs ``span`` of an encoder block."""
+    low, high = span
     for above in reversed(range(stage)):
-        radius = 3 if along[above] else 0
         if along[above]:
-            low, high = 2 * low, 2 * high + 1
-        low, high = low - radius, high + radius
+            low, high = 2 * low - 3, 2 * high + 4
     return low, high

@@ -16,44 +16,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import xarray as xr
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
-_STRANGE_WINDOW = 2.0  # times the brightest window of the training: the climb ends there, but for its last step
+_STRANGE_WINDOW = 2.0  # times the brightest window of the training: sampling ends there, but for its last step
 _STRANGE_PIXEL = 30.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
 _BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
 _LARGE, _SURE = 0.10, 3.0
 
 
 def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, least_gain: float = 1.0) -> Tensor:
-    """Return the photons, (1,) float64, that an image is to have at the end of its climb.
+    """Return the photons, (1,) float64, that an image (1, c, [z,] y, x) is to have when its samples are drawn.
 
-    Parameters
-    ----------
-    item
-        Counts (1, c, [z,] y, x); without any, an image is generated.
-    stop_db
-        Mean photons per pixel in dB; when None, 20 dB above the image, as far as the trained range goes.
-    brightest
-        Photons per pixel that the brightest window may have.
-    least_gain
-        Photons at the end per observed photon that are allowed in any case.
-
-    Raises
-    ------
-    TrainedRangeError
-        If ``stop_db`` lies beyond the trained range, or below the image.
+    Within ``brightest`` photons per pixel of its brightest window and ``stop_db`` of its mean, by default 20 dB more
+    than it has; without any photons, an image is generated.
     """
     n_pixels, has = item[0].numel(), total_photons(item)
     window = list(WINDOW_PX[item.dim() - 2])
-    from_nothing = not float(has)
-    if from_nothing:
-        limit = torch.full_like(has, brightest * n_pixels)
+    if not float(has):
+        limit = wanted = torch.full_like(has, brightest * n_pixels)
     else:
         limit = photon_budget(item, math.inf, brightest, window, least_gain)
+        wanted = photon_budget(item, GAIN, brightest, window, least_gain)
     if stop_db is None:
-        return limit if from_nothing else photon_budget(item, GAIN, brightest, window, least_gain)
+        return wanted
     stop = torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
     if float(stop) > 1.001 * float(limit):
         raise TrainedRangeError(
@@ -71,23 +59,12 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
 def check_room(
     counts: Sequence[Tensor], stops: Sequence[Tensor], brightest: float, names: Callable[[Sequence[int]], str]
 ) -> None:
-    """See that photons can be added, and say where too few can for the full posterior.
+    """Refuse images of which none has room for photons, and warn where too few fit for the full posterior.
 
-    Parameters
-    ----------
-    counts, stops
-        Images (1, c, [z,] y, x) and the photons they shall have at the end, (1,); empty ones have room.
-    brightest
-        Photons per pixel that the brightest window may have.
-    names
-        What to call some of the images, given their numbers.
-
-    Raises
-    ------
-    TrainedRangeError
-        If no image has room.
+    ``names`` gives words for images by their numbers; ``stops`` are the photons, (1,), that each shall have.
     """
-    rooms = {n: _room_db(item, stop) for n, (item, stop) in enumerate(zip(counts, stops, strict=True))}
+    totals = [float(total_photons(item)) for item in counts]
+    rooms = {n: _db(float(stop) / has) for n, (has, stop) in enumerate(zip(totals, stops, strict=True)) if has}
     tight = [n for n, room in rooms.items() if room < _WARN_ROOM_DB]
     if not tight:
         return
@@ -97,81 +74,39 @@ def check_room(
         f"the brightest part of {names(tight)} has {brightness:.1f} dB (10 log10 photons per pixel) and the model was "
         f"trained up to {_db(brightest):.1f} dB"
     )
-    if max(room for room in rooms.values() if room < math.inf) < _LEAST_ROOM_DB:
+    if max(rooms.values()) < _LEAST_ROOM_DB:
         raise TrainedRangeError(
             f"{where}: sampling adds photons and has no room; train on images at least 10 dB brighter than those to "
             "sample from (the same sample exposed longer, or frames summed)"
         )
     least = min(rooms.values())
-    share = 1 - 10 ** (-least / 10)
-    warnings.warn(
-        f"{where}: photons grow by {least:.1f} dB only, and samples may show as little as {share:.0%} of the "
-        "posterior's variance; train on brighter images",
-        TrainedRangeWarning,
-        stacklevel=4,
-    )
+    few = f"photons grow by {least:.1f} dB only, and samples may show as little as {1 - 10 ** (-least / 10):.0%}"
+    text = f"{where}: {few} of the posterior's variance; train on brighter images"
+    warnings.warn(text, TrainedRangeWarning, stacklevel=5)
 
 
-class Strangeness:
-    """How far generated images are from what the network was trained on; nothing was observed to hold them against.
-
-    Parameters
-    ----------
-    brightest
-        Photons per pixel of the brightest window in the training.
-    """
-
-    def __init__(self, brightest: float) -> None:
-        self._brightest = brightest
-        self._strange = self._all = 0
-        self._window = self._pixel = 0.0
-
-    def look_at(self, rate: Tensor) -> None:
-        """Measure some generated images, expected photons per pixel (b, c, [z,] y, x)."""
-        window = brightest_mean(rate, list(WINDOW_PX[rate.dim() - 2]))
-        pixel = rate.flatten(1).amax(1)
-        strange = (window > _STRANGE_WINDOW * self._brightest) | (pixel > _STRANGE_PIXEL * self._brightest)
-        self._all += len(rate)
-        self._strange += int(strange.sum())
-        self._window, self._pixel = max(self._window, float(window.max())), max(self._pixel, float(pixel.max()))
-
-    def warn(self) -> None:
-        """Warn once of all images that are far outside."""
-        if self._strange:
-            warnings.warn(
-                f"{self._strange} of {self._all} generated images lie far outside what the model was trained on (up "
-                f"to {self._pixel:.3g} photons in a pixel; {self._window:.3g} per pixel in the brightest window, which "
-                f"had {self._brightest:.3g} in the training): unless such bright spots are expected, the network was "
-                "trained too briefly to generate; train longer, from the dark on (thinning.min_db=-40)",
-                NetworkWarning,
-                stacklevel=3,
-            )
-
-
-def _room_db(item: Tensor, stop: Tensor) -> float:
-    has = float(total_photons(item))
-    return _db(float(stop) / has) if has else math.inf
-
-
-def _db(value: float) -> float:
-    return 10 * math.log10(max(value, 1e-30))
+def warn_if_strange(generated: Sequence[NDArray[np.float32]], brightest: float) -> None:
+    """Warn of generated images (b, c, [z,] y, x) far outside the training, whose brightest window had ``brightest``."""
+    rates = [torch.from_numpy(image) for images in generated for image in np.split(images, len(images))]
+    windows = np.array([float(brightest_mean(rate, list(WINDOW_PX[rate.dim() - 2]))) for rate in rates])
+    pixels = np.array([float(rate.max()) for rate in rates])
+    strange = int(((windows > _STRANGE_WINDOW * brightest) | (pixels > _STRANGE_PIXEL * brightest)).sum())
+    if strange:
+        warnings.warn(
+            f"{strange} of {len(rates)} generated images lie far outside what the model was trained on (up to "
+            f"{pixels.max():.3g} photons in a pixel; {windows.max():.3g} per pixel in the brightest "
+            f"window, which had {brightest:.3g} in the training): unless such bright spots are expected, the network "
+            "was trained too briefly to generate; train longer, from the dark on (thinning.min_db=-40)",
+            NetworkWarning,
+            stacklevel=4,
+        )
 
 
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
     """Warn when the samples' mean is not the denoised image: then the network contradicts itself.
 
-    Parameters
-    ----------
-    samples
-        With the dim ``sample``; fewer than two tell nothing.
-    mmse
-        The denoised image, with the other dims. Planes without any light tell nothing: their samples were generated.
-
-    Warns
-    -----
-    NetworkWarning
-        If they differ by more than 10 % in boxes of 16 px, and by more than three times what the spread of the
-        samples explains.
+    That is, if they differ by more than 10 % in boxes of 16 px, and by more than three times what the spread of the
+    samples explains. Planes without any light tell nothing: their samples were generated.
     """
     count = samples.sizes["sample"]
     seen = (mmse > 0).any(("y", "x")).values
@@ -193,15 +128,19 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
         )
 
 
-def _boxes(image: xr.DataArray) -> np.ndarray:
+def _boxes(image: xr.DataArray) -> NDArray[np.float64]:
     """Return the means of boxes along y and x times the root of their pixels, so that each counts by its size."""
-    values = image.transpose(..., "y", "x").values
-    starts = [np.arange(0, size, _BOX_PX) for size in values.shape[-2:]]
-    widths = [np.diff(start, append=size) for start, size in zip(starts, values.shape[-2:], strict=True)]
-    sums = np.add.reduceat(values, starts[0], axis=-2, dtype=np.float64)
-    # those at the far borders are smaller
-    return np.asarray(np.add.reduceat(sums, starts[1], axis=-1) / np.sqrt(np.outer(*widths)))
+    sums, pixels = image.values, [np.ones(size) for size in image.shape[-2:]]
+    for axis in (-2, -1):
+        starts = np.arange(0, image.shape[axis], _BOX_PX)
+        sums = np.add.reduceat(sums, starts, axis, dtype=np.float64)
+        pixels[axis] = np.add.reduceat(pixels[axis], starts)  # those at the far borders are smaller
+    return np.asarray(sums / np.sqrt(np.outer(*pixels)))
 
 
-def _rms(values: np.ndarray) -> float:
+def _rms(values: NDArray[np.float64]) -> float:
     return math.sqrt(float(np.square(values).mean()))
+
+
+def _db(value: float) -> float:
+    return 10 * math.log10(max(value, 1e-30))

@@ -1,4 +1,4 @@
-"""The registry: what a check is, how it is declared, and all that are known.
+"""The registry: what a check and a consumer are, how they are declared, and all that are known.
 
 A check is one plain function; its decorator carries what people should know of it::
 
@@ -8,24 +8,10 @@ A check is one plain function; its decorator carries what people should know of 
         \"\"\"A non-empty id.\"\"\"
         return None if model.rdf.get("id") else "id is empty"
 
-A question that several consumers ask is declared for each: ``rule("qupath.custom_ops", ...)(custom_processing)``.
-``--list``, docs/checks.md, the reports and the order of checks follow from it. There are three kinds:
-
-`rule`
-    A function of the `model.Model` (description and files).
-`archive_check`
-    A function of an opened package.
-`run_check`
-    A function of a running model (a ``Runner``).
-
-Each returns None where all is well, a text with what was found where it is not, or an `Outcome`; it raises
-`NotApplicable` where the question makes no sense for a model. What severity makes of it stands in `Severity`. Checks
-that no single function makes (unpacking a zip makes several) are declared by `declare`, and report through the
-`Definition` that it returns.
-
-Every module of the packages ``rules``, ``archive`` and ``run`` is imported for the checks in it, and so are the modules
-named in `PLUGINS`: a module anywhere declares checks by being named there. They are imported by name in the
-process that runs models too, and must do nothing else when imported.
+It returns None where all is well, a text with what was found where it is not, or an `Outcome`; it raises
+`NotApplicable` where the question makes no sense for a model. `--list`, docs/checks.md, the reports and the order of
+checks follow from the declarations. Every module of the packages ``rules``, ``archive`` and ``run`` is imported for
+them, in the process that runs models too, and so are the modules named in `PLUGINS`.
 """
 
 from __future__ import annotations
@@ -33,10 +19,12 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.outcome import (
     Check,
     Evidence,
@@ -46,16 +34,13 @@ from gap_bioimage.validation.outcome import (
     Status,
     merge_outcomes,
     one_sentence,
+    raised,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-
 __all__ = [
-    "BLOCKS", "DEGRADES", "PLUGINS", "STYLE", "Check", "Definition", "Evidence", "NotApplicable", "Outcome", "Picture",
-    "Severity", "Source", "Status", "archive_check", "declare", "definition", "definitions", "import_checks",
-    "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
+    "BLOCKS", "DEGRADES", "PLUGINS", "STYLE", "Check", "Consumer", "Definition", "Evidence", "NotApplicable", "Outcome",
+    "Picture", "Severity", "Source", "Status", "archive_check", "consumer", "consumers", "declare", "definition",
+    "definitions", "import_checks", "known", "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
 ]  # fmt: skip
 
 Kind = Literal["rule", "archive", "run"]
@@ -63,19 +48,13 @@ Kind = Literal["rule", "archive", "run"]
 PLUGINS = ["gap_bioimage.exporting.checks"]
 """Names of modules outside this package that declare checks; a module that is not installed is left out."""
 
-_PACKAGES = ("archive", "run", "rules")
-_REPAIRED = "`gap-bioimage repair` does this."
-
 
 class Severity(StrEnum):
     """What a violated check means for its consumer."""
 
-    BLOCKS = "blocks"
-    """It does not run there: the check fails, and so does the verdict."""
-    DEGRADES = "degrades"
-    """It runs, with worse results or at a cost: a warning."""
-    STYLE = "style"
-    """It runs as well; people would find, cite or trust it more: a warning."""
+    BLOCKS = "blocks"  # it does not run there: the check fails, and so does the verdict
+    DEGRADES = "degrades"  # it runs, with worse results or at a cost: a warning
+    STYLE = "style"  # it runs as well; people would find, cite or trust it more: a warning
 
 
 BLOCKS, DEGRADES, STYLE = Severity.BLOCKS, Severity.DEGRADES, Severity.STYLE
@@ -96,43 +75,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Definition:
-    """A declared check.
-
-    Parameters
-    ----------
-    id, kind, severity, function, source
-        Its name, what it is a function of, what a violation means, the function (if one makes it) and where it is
-        known from.
-    asks, breaks, fix
-        What is asked of a model (the first line of the function's docstring if not given), what happens without it, and
-        what the author does about it; a fix may be a function of the check's subject.
-    weights, dims, versions
-        Scope: only weights in one of these formats, images of 2 or of 3 dimensions, descriptions written in a format
-        that begins so (``"0.5"``).
-    repair
-        Name of the function in ``validation/repair`` that mends it.
-    once, compares
-        Of a run check: where the weights formats agree, one stands for all (for what costs much); it compares outputs,
-        which says nothing where they are no numbers.
-    order
-        Place among the checks of its consumer, 0 first; the same number keeps the order of the source.
-    """
+    """A declared check."""
 
     id: str
-    kind: Kind
+    kind: Kind  # what the function is of: a `model.Model`, an opened package, or a running model (a ``Runner``)
     severity: Severity
     function: Callable[[Any], Outcome | str | None] | None = None
     source: Source | None = None
-    asks: str = ""
-    breaks: str = ""
-    fix: str | Callable[[Any], str] = ""
+    asks: str = ""  # what is asked of a model; the first line of the function's docstring if not given
+    breaks: str = ""  # what happens without it
+    fix: str | Callable[[Any], str] = ""  # what the author does about it, which may depend on the check's subject
+    # scope: weights in these formats and not in those, images of 2 or 3 dimensions, descriptions whose format begins so
     weights: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     dims: int | None = None
     versions: str = ""
-    repair: str = ""
-    once: bool = False
-    compares: bool = False
-    order: int = 0
+    repair: str = ""  # the function in ``validation/repair`` that mends it
+    once: bool = False  # of a run check that costs much: where the weights formats agree, one stands for all
+    compares: bool = False  # of a run check that compares outputs, which says nothing where they are no numbers
+    order: int = 0  # place among the checks of its consumer, 0 first; the same number keeps the order of the source
 
     @property
     def consumer(self) -> str:
@@ -158,21 +119,20 @@ class Definition:
 
     def check(self, outcome: Outcome) -> Check:
         """The line of the report; what does not block is never more than a warning."""
-        softened = outcome.status == "failed" and self.severity != Severity.BLOCKS
+        softened = outcome.status == "failed" and self.severity != BLOCKS
         status: Status = "warning" if softened else outcome.status
-        mended = self.repair and status in ("failed", "warning")
-        fix = f"{outcome.fix} {_REPAIRED}".strip() if mended else outcome.fix
-        return Check(self.id, self.consumer, status, outcome.message, fix)
+        mended = " `gap-bioimage repair` does this." if self.repair and status in ("failed", "warning") else ""
+        return Check(self.id, self.consumer, status, outcome.message, f"{outcome.fix}{mended}".strip())
 
     def why_not(self, model: Any) -> str:
         """Why a rule says nothing about a model (its ``weights``, ``n_dims`` and ``version``); empty if it does."""
         if self.weights and not set(self.weights) & set(model.weights):
             return f"no {' or '.join(self.weights)} weights are given"
+        if others := [name for name in self.unless if name in model.weights]:
+            return f"there are {' and '.join(others)} weights"
         if self.dims is not None and model.n_dims != self.dims:
             return f"is about {self.dims}D images"
-        if not model.version.startswith(self.versions):
-            return f"is about descriptions of format {self.versions}"
-        return ""
+        return "" if model.version.startswith(self.versions) else f"is about descriptions of format {self.versions}"
 
     def judge(self, model: Any) -> Check:
         """Apply a rule to a `model.Model`. One that raises tells of itself: then nothing is known."""
@@ -181,19 +141,26 @@ class Definition:
                 return self.skipped(why)
             return self.check(self.outcome_of(model))
         except Exception as error:  # anybody's description may hold anything anywhere
-            told = f"{type(error).__name__}: {one_sentence(error, 120)}"
-            if not model.is_valid:
-                return self.skipped(f"the description could not be understood here: {told}")
-            return self.check(Outcome("error", f"this check itself raised {told}", "Report it with your model."))
+            outcome = raised(error)
+            if not model.is_valid:  # the model fails for everybody, and format.valid says why
+                return self.skipped(f"the description could not be understood here: {outcome.message}")
+            return self.check(outcome)
 
     def outcome_of(self, subject: Any) -> Outcome:
-        """Call the function, and make an outcome of what it returns; what it raises is raised, but `NotApplicable`."""
+        """Call the function, and make an outcome of what it returns.
+
+        Raises what a rule or a run check raises, which `judge` and the session of a running model tell apart.
+        """
         if self.function is None:
             raise TypeError(f"{self.id} is declared without a function")
         try:
             found = self.function(subject)
         except NotApplicable as reason:
-            return Outcome("skipped", one_sentence(reason))
+            return Outcome("skipped", one_sentence(reason), reason.fix)
+        except Exception as error:
+            if self.kind != "archive":
+                raise
+            return raised(error)
         if found is None:
             return Outcome("passed", "kept")
         fix = self.fix if isinstance(self.fix, str) else self.fix(subject)
@@ -202,77 +169,83 @@ class Definition:
         return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found, fix)
 
 
-_REGISTERED: dict[str, Definition] = {}
-_Function = TypeVar("_Function", bound="Callable[[Any], Outcome | str | None]")
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A program that reads models, or a part of a model that every program rests on."""
+
+    id: str  # first part of the ids of its checks
+    title: str  # what people call it
+    about: str  # two sentences for who does not know it
+    place: int  # in reports, lowest first
+    base: bool = False  # what it needs makes a model valid at all: a violation fails the report for everybody
+    reads: tuple[str, ...] = ()  # weights formats; empty for those that bioimageio.core reads
+
+
+_CHECKS: dict[str, Definition] = {}
+_CONSUMERS: dict[str, Consumer] = {}
+_Function = TypeVar("_Function", bound=Callable[[Any], Outcome | str | None])
+
+
+def consumer(name: str, title: str, about: str, place: int, *, base: bool = False, reads: tuple[str, ...] = ()) -> None:
+    """Declare a `Consumer`."""
+    _CONSUMERS[name] = Consumer(name, title, about, place, base, reads)
 
 
 def declare(check_id: str, kind: Kind, severity: Severity, source: Source | None = None, **details: Any) -> Definition:
     """Declare a check that no single function makes; report through what is returned."""
-    return _register(Definition(check_id, kind, severity, source=source, **details))
-
-
-def _register(made: Definition) -> Definition:
-    if made.id in _REGISTERED:
-        raise ValueError(f"the check {made.id} is declared twice")
+    made = Definition(check_id, kind, severity, source=source, **details)
+    if check_id in _CHECKS:
+        raise ValueError(f"the check {check_id} is declared twice")
     if not made.asks:
         made = replace(made, asks=(getattr(made.function, "__doc__", None) or "").strip().partition("\n")[0])
-    return _REGISTERED.setdefault(made.id, made)
+    return _CHECKS.setdefault(check_id, made)
 
 
-def _decorator(*declared: Any, **details: Any) -> Callable[[_Function], _Function]:
-    def register(function: _Function) -> _Function:
-        kind, check_id, severity, source = declared
-        _register(Definition(check_id, kind, severity, function, source, **details))
-        return function
+@dataclass(frozen=True)
+class _Decorator:
+    """Declares functions as checks of a kind; the details are those of `Definition`."""
 
-    return register
+    kind: Kind
 
+    def __call__(
+        self, check_id: str, severity: Severity, source: Source | None = None, **details: Any
+    ) -> Callable[[_Function], _Function]:
+        def register(function: _Function) -> _Function:
+            declare(check_id, self.kind, severity, source, function=function, **details)
+            return function
 
-def rule(
-    check_id: str, severity: Severity, source: Source | None = None, **details: Any
-) -> Callable[[_Function], _Function]:
-    """Declare a function of a `model.Model` as a rule; see `Definition` for the details."""
-    return _decorator("rule", check_id, severity, source, **details)
-
-
-def archive_check(
-    check_id: str, severity: Severity, source: Source | None = None, **details: Any
-) -> Callable[[_Function], _Function]:
-    """Declare a function of an opened package as a check."""
-    return _decorator("archive", check_id, severity, source, **details)
+        return register
 
 
-def run_check(
-    check_id: str, severity: Severity, source: Source | None = None, **details: Any
-) -> Callable[[_Function], _Function]:
-    """Declare a function of a running model as a check."""
-    return _decorator("run", check_id, severity, source, **details)
+rule, archive_check, run_check = _Decorator("rule"), _Decorator("archive"), _Decorator("run")
+
+
+def consumers() -> Mapping[str, Consumer]:
+    """All consumers by id, in the order of reports."""
+    import_checks()
+    return dict(sorted(_CONSUMERS.items(), key=lambda entry: entry[1].place))
+
+
+def known(names: Iterable[str]) -> None:
+    """Refuse names that are not consumers' with a ConfigError."""
+    if unknown := sorted(set(names) - set(consumers())):
+        raise ConfigError(f"There is no consumer {', '.join(unknown)}; give some of {', '.join(consumers())}.")
 
 
 def definition(check_id: str) -> Definition:
-    """A declared check by its id.
-
-    Raises
-    ------
-    KeyError
-        If there is none.
-    """
-    return _REGISTERED[check_id] if check_id in _REGISTERED else registry()[check_id]
+    """A declared check by its id; KeyError if there is none."""
+    return _CHECKS[check_id] if check_id in _CHECKS else registry()[check_id]
 
 
 def registry() -> Mapping[str, Definition]:
     """All declared checks by id, in the order of a report: by consumer, then by its ``order``, module and line."""
-    from gap_bioimage.validation.consumers import consumers
-
     places = {name: place for place, name in enumerate(consumers())}
-    unplaced = len(places)
 
     def key(made: Definition) -> tuple[int, int, str]:
         # modules import each other, so that the order in which they declare their checks is nobody's choice
-        return places.get(made.consumer, unplaced), made.order, getattr(made.function, "__module__", "")
+        return places.get(made.consumer, len(places)), made.order, getattr(made.function, "__module__", "")
 
-    ordered = sorted(_REGISTERED.values(), key=key)
-    return {made.id: made for made in ordered}
+    return {made.id: made for made in sorted(_CHECKS.values(), key=key)}
 
 
 def definitions(kind: Kind) -> list[Definition]:
@@ -284,19 +257,23 @@ def definitions(kind: Kind) -> list[Definition]:
 def import_checks() -> None:
     """Import every module that declares checks or consumers, once."""
     root = __name__.rpartition(".")[0]
-    for name in _PACKAGES:
-        package = _imported(f"{root}.{name}")
-        for module in pkgutil.iter_modules(package.__path__) if package is not None else ():
+    for name in ("archive", "run", "rules"):
+        package = importlib.import_module(f"{root}.{name}")
+        for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{root}.{name}.{module.name}")
     for name in PLUGINS:
-        _imported(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:  # a module that lacks a library of its own is told of
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise
 
 
-def _imported(name: str) -> Any:
-    """A module, or None where there is none of that name; what is wrong inside it is raised."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            return None
-        raise
+# fmt: off
+consumer("archive", "the zip file", "The zip itself: whether it is whole, and safe to unpack and to load.", 0,
+         base=True)
+consumer("format", "the description", "The description, `rdf.yaml`, as the bioimage.io format defines it.", 1,
+         base=True)
+consumer("run", "running the model",
+         "What everybody expects of a model: its weights are loaded and run on images of other sizes, dark ones, "
+         "tiles.", 3, base=True)

@@ -6,16 +6,15 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gap_bioimage.validation.check import NotApplicable
+from gap_bioimage.validation.outcome import NotApplicable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gap_bioimage.validation.archive.package import Package
 
-_DEFAULT_IDS = {"batch": "batch", "channel": "channel", "time": "time", "space": "x", "index": "index"}
+_LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
 
 
 @dataclass(frozen=True)
@@ -23,49 +22,27 @@ class Axis:
     """One axis; absent fields have the format's defaults."""
 
     written: dict[str, Any]
+    kind: str  # batch, channel, space, time or index
+    id: str
+    size: int | None  # a fixed size, in pixels
+    min_step: tuple[int, int] | None  # of a size that is a choice, in pixels
+    smallest: int  # the smallest declared size; 1 for a batch, and where it follows another axis
+    scale: float  # pixel size along the axis
+    halo: int  # in output pixels
 
-    @property
-    def kind(self) -> str:
-        """``batch``, ``channel``, ``space``, ``time`` or ``index``."""
-        return str(self.written.get("type", ""))
-
-    @property
-    def id(self) -> str:
-        """The axis id."""
-        return str(self.written.get("id") or _DEFAULT_IDS.get(self.kind, ""))
-
-    @property
-    def size(self) -> int | None:
-        """A fixed size, in pixels."""
-        size = self.written.get("size")
-        return size if isinstance(size, int) else None
-
-    @property
-    def min_step(self) -> tuple[int, int] | None:
-        """``(min, step)`` of a size that is a choice, in pixels; None for other sizes."""
-        size = self.written.get("size")
-        if isinstance(size, dict) and "min" in size and "step" in size:
-            return int(size["min"]), int(size["step"])
-        return None
-
-    @property
-    def smallest(self) -> int:
-        """The smallest declared size; 1 for a batch, and where it follows another axis."""
-        if self.kind == "batch":
-            return 1
-        if self.kind == "channel":
-            return len(self.written.get("channel_names") or [""])
-        return self.min_step[0] if self.min_step else self.size or 1
-
-    @property
-    def scale(self) -> float:
-        """Pixel size along the axis."""
-        return float(self.written.get("scale", 1.0))
-
-    @property
-    def halo(self) -> int:
-        """Halo in output pixels."""
-        return int(self.written.get("halo") or 0)
+    @classmethod
+    def of(cls, written: dict[str, Any]) -> Axis:
+        """Read an axis of format 0.5."""
+        kind, given = str(written.get("type", "")), written.get("size")
+        size = given if isinstance(given, int) else None
+        is_choice = isinstance(given, dict) and "min" in given and "step" in given
+        min_step = (int(given["min"]), int(given["step"])) if is_choice and given else None
+        smallest = min_step[0] if min_step else size or 1
+        if kind in ("batch", "channel"):
+            smallest = len(written.get("channel_names") or [""]) if kind == "channel" else 1
+        name = str(written.get("id") or ("x" if kind == "space" else kind))
+        scale, halo = float(written.get("scale", 1.0)), int(written.get("halo") or 0)
+        return cls(written, kind, name, size, min_step, smallest, scale, halo)
 
 
 @dataclass(frozen=True)
@@ -73,56 +50,39 @@ class Tensor:
     """One input or output."""
 
     written: dict[str, Any]
+    id: str
+    axes: list[Axis]
+    data_type: str  # empty for several channels of their own
+    steps: list[dict[str, Any]]  # of processing
 
-    @property
-    def id(self) -> str:
-        """The tensor id."""
-        return str(self.written.get("id", ""))
-
-    @cached_property
-    def axes(self) -> list[Axis]:
-        """The axes, in order."""
-        return [Axis(axis) for axis in _mappings(self.written.get("axes"))]
+    @classmethod
+    def of(cls, written: dict[str, Any]) -> Tensor:
+        """Read a tensor of format 0.5."""
+        data = written.get("data")
+        data_type = str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
+        steps = [step for key in ("preprocessing", "postprocessing") for step in _mappings(written.get(key))]
+        axes = [Axis.of(axis) for axis in _mappings(written.get("axes"))]
+        return cls(written, str(written.get("id", "")), axes, data_type, steps)
 
     @property
     def axis_ids(self) -> list[str]:
         """Ids of the axes, in order."""
         return [axis.id for axis in self.axes]
 
-    @property
-    def data_type(self) -> str:
-        """The declared data type; empty for several channels of their own."""
-        data = self.written.get("data")
-        return str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
-
-    @property
-    def steps(self) -> list[dict[str, Any]]:
-        """The processing steps."""
-        return [step for key in ("preprocessing", "postprocessing") for step in _mappings(self.written.get(key))]
-
 
 @dataclass(frozen=True)
 class Model:
-    """What a rule may ask.
-
-    Parameters
-    ----------
-    package
-        The opened package.
-    upgraded
-        bioimageio.spec's description object in format 0.5; None where the description is invalid or cannot be upgraded.
-    with_files
-        Whether there is more than the description; without, every question about a file does not apply.
-    """
+    """What a rule may ask."""
 
     package: Package
-    upgraded: Any = None
-    with_files: bool = True
+    upgraded: Any = None  # bioimageio.spec's description in format 0.5; None if it is invalid or cannot be upgraded
+    with_files: bool = True  # without, every question about a file does not apply
+    not_upgraded: str = ""  # why a valid description cannot be upgraded
 
     @property
     def is_valid(self) -> bool:
         """Whether bioimageio.spec accepts the description."""
-        return self.upgraded is not None
+        return self.upgraded is not None or bool(self.not_upgraded)
 
     @property
     def rdf(self) -> dict[str, Any]:
@@ -143,28 +103,25 @@ class Model:
 
     @cached_property
     def descr(self) -> dict[str, Any]:
-        """The description in format 0.5.
-
-        Raises
-        ------
-        NotApplicable
-            If it is written in another format and cannot be upgraded.
-        """
+        """The description in format 0.5; `NotApplicable` if it is written in another and invalid."""
         if self.version_numbers[:2] == (0, 5):  # as written: what is a default is not what the author said
             return self.rdf
-        if self.upgraded is None:
+        if self.upgraded is not None:
+            return dict(self.upgraded.model_dump(mode="json"))
+        if not self.not_upgraded:
             raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
-        return dict(self.upgraded.model_dump(mode="json"))
+        tests = {key: self.rdf[f"test_{key}"] for key in ("inputs", "outputs")}
+        return self.rdf | {key: list(map(_tensor_of_04, self.rdf[key], test)) for key, test in tests.items()}
 
     @cached_property
     def inputs(self) -> list[Tensor]:
         """The inputs."""
-        return [Tensor(tensor) for tensor in _mappings(self.descr.get("inputs"))]
+        return [Tensor.of(tensor) for tensor in _mappings(self.descr.get("inputs"))]
 
     @cached_property
     def outputs(self) -> list[Tensor]:
         """The outputs."""
-        return [Tensor(tensor) for tensor in _mappings(self.descr.get("outputs"))]
+        return [Tensor.of(tensor) for tensor in _mappings(self.descr.get("outputs"))]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -174,7 +131,7 @@ class Model:
     @property
     def n_dims(self) -> int:
         """Number of space axes of the first input."""
-        return sum(axis.kind == "space" for axis in self.inputs[0].axes) if self.inputs else 0
+        return sum(axis.kind == "space" for tensor in self.inputs[:1] for axis in tensor.axes)
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -193,10 +150,8 @@ class Model:
         """Of a state_dict: ``callable``, ``source`` or ``import_from``, and ``kwargs``; empty if there is none."""
         entry = self.weights.get("pytorch_state_dict", {})
         found = entry.get("architecture")
-        if isinstance(found, dict):
-            return found
         if not isinstance(found, str):
-            return {}
+            return found if isinstance(found, dict) else {}
         # format 0.4: unet.py:UNet2d or plantseg.model.UNet3D
         where, _, name = found.rpartition(":" if ":" in found else ".")
         return {"callable": name, "source" if ":" in found else "import_from": where, "kwargs": entry.get("kwargs")}
@@ -210,52 +165,65 @@ class Model:
         """The mappings in a list field."""
         return _mappings(self.rdf.get(key))
 
-    def file_of(self, value: object) -> Path | None:
-        """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there.
-
-        Raises
-        ------
-        NotApplicable
-            If there is the description only.
-        """
+    def need_files(self) -> Package:
+        """The package; `NotApplicable` if there is the description only."""
         if not self.with_files:
             raise NotApplicable("only the description was looked at")
-        return self.package.file(value.get("source") if isinstance(value, dict) else value)
+        return self.package
 
-    def test_shape(self, tensor: Tensor) -> tuple[int, ...] | None:
-        """Shape of a tensor's test array; None where it is no .npy file in the package."""
+    def file_of(self, value: object) -> Path | None:
+        """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there."""
+        return self.need_files().file(value.get("source") if isinstance(value, dict) else value)
+
+    def test_array(self, tensor: Tensor) -> Any:
+        """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""
         import numpy as np
 
         path = self.file_of(tensor.written.get("test_tensor"))
         if path is None or path.suffix != ".npy":
             return None
-        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError):
+            raise NotApplicable(f"{path.name} cannot be read, see archive.tensors") from None
 
     @cached_property
     def halo_of_input(self) -> dict[tuple[str, str], float]:
         """Halo in input pixels by (input id, axis id), from the outputs that refer to it."""
         scales = {(tensor.id, axis.id): axis.scale for tensor in self.inputs for axis in tensor.axes}
         found: dict[tuple[str, str], float] = {}
-        for tensor in self.outputs:
-            for axis in tensor.axes:
-                size = axis.written.get("size")
-                if axis.halo and isinstance(size, dict) and "axis_id" in size:
-                    key = (str(size.get("tensor_id")), str(size["axis_id"]))
-                    halo = axis.halo * axis.scale / scales.get(key, 1.0)
-                    found[key] = max(found.get(key, 0.0), halo)
+        for axis in (axis for tensor in self.outputs for axis in tensor.axes):
+            size = axis.written.get("size")
+            if axis.halo and isinstance(size, dict) and "axis_id" in size:
+                key = (str(size.get("tensor_id")), str(size["axis_id"]))
+                found[key] = max(found.get(key, 0.0), axis.halo * axis.scale / scales.get(key, 1.0))
         return found
 
 
 def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
     """The description with the infinities of ``data_range`` (format 0.4) that it lost on its way through JSON."""
     restored = deepcopy(rdf)
-    for key in ("inputs", "outputs"):
-        for tensor in _mappings(restored.get(key)):
-            limits = tensor.get("data_range")
-            if isinstance(limits, list) and len(limits) == 2:
-                ends = zip(limits, (float("-inf"), float("inf")), strict=True)
-                tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
+    for tensor in (*_mappings(restored.get("inputs")), *_mappings(restored.get("outputs"))):
+        limits = tensor.get("data_range")
+        if isinstance(limits, list) and len(limits) == 2:
+            ends = zip(limits, (float("-inf"), float("inf")), strict=True)
+            tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
     return restored
+
+
+def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
+    """A tensor of a valid description of format 0.4 in the words of 0.5, where the upgrade fails."""
+    shape, axes = tensor["shape"], []
+    for n, letter in enumerate(tensor["axes"]):
+        size = shape[n] if isinstance(shape, list) else {key: shape[key][n] for key in {"min", "step"} & {*shape}}
+        kind, halo = _LETTERS.get(letter, "space"), (tensor.get("halo") or {n: 0})[n]
+        axes.append({"type": kind, "id": _LETTERS.get(letter, letter), "size": size, "halo": halo})
+        if kind == "channel":
+            axes[-1]["channel_names"] = ["channel0"]
+    steps = [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]
+    named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
+    data = {"type": tensor["data_type"]}
+    return {"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named}
 
 
 def _mappings(listed: object) -> list[dict[str, Any]]:

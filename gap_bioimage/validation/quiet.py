@@ -6,14 +6,10 @@ import contextlib
 import io
 import logging
 import warnings
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence bioimageio's loguru logs, tqdm bars (stderr) and warnings inside the block."""
     from loguru import logger

@@ -3,60 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import Check, definition, definitions
-from gap_bioimage.validation.consumers import consumers as all_consumers
-from gap_bioimage.validation.consumers import known
+from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.evidence import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
-from gap_bioimage.validation.score import Completeness, completeness_of, score_of
-from gap_bioimage.validation.verdicts import verdicts_of
+from gap_bioimage.validation.verdicts import Completeness, Score, Verdict, completeness_of, score_of, verdicts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
     from gap_bioimage.validation.archive.examine import Examined
     from gap_bioimage.validation.archive.package import Package
-    from gap_bioimage.validation.check import Picture
-    from gap_bioimage.validation.score import Score
-    from gap_bioimage.validation.verdicts import Verdict
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a validation found.
+    """What a validation found: all checks, in the order in which they were made, and what follows from them."""
 
-    Parameters
-    ----------
-    model
-        The path that was validated, as given.
-    checks
-        All checks, in the order in which they were made.
-    verdicts
-        For each program that reads such models: will it run this one?
-    score
-        The score that the zoo will give it.
-    pictures
-        What the model was given and made of it, where pictures were asked for.
-    description_only
-        Nothing but the description was looked at, as asked for.
-    """
-
-    model: str
+    model: str  # the path that was validated, as given
     checks: tuple[Check, ...]
     verdicts: tuple[Verdict, ...] = ()
     score: Score | None = None
     pictures: tuple[Picture, ...] = ()
-    description_only: bool = False
+    description_only: bool = False  # nothing but the description was looked at, as asked for
 
     @property
     def status(self) -> Literal["passed", "failed", "not-run"]:
@@ -86,20 +65,17 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
-        verdicts = [asdict(verdict) for verdict in self.verdicts]
+        found = [asdict(verdict) for verdict in self.verdicts]
         report: dict[str, object] = {
             "status": self.status,
             "model": self.model,
             "checks": [check.to_dict() for check in self.checks],
-            "verdicts": verdicts,
-            "consumers": verdicts,
+            "verdicts": found,
+            "consumers": found,
             "score": None if self.score is None else asdict(self.score),
         }
-        if self.description_only:
-            report["description_only"] = True
-        if not self.was_run:
-            report["was_run"] = False
-        return report
+        more = {"description_only": True} if self.description_only else {}
+        return report | more | ({} if self.was_run else {"was_run": False})
 
 
 def validate(
@@ -117,10 +93,10 @@ def validate(
 ) -> Report:
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
-    What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) is always checked
-    and always fails the report. What blocks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a
-    failure where that partner is asked for. Models run in a process of their own: one that hangs or takes all
-    memory is a failed check. No network is used.
+    What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) always fails the report.
+    What blocks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a failure where that partner is
+    asked for. Models run in a process of their own: one that hangs or takes all memory is a failed check. No network
+    is used.
 
     Parameters
     ----------
@@ -144,8 +120,8 @@ def validate(
     on_check
         Called with every check as soon as it is made.
     description_only
-        Judge the description alone: no other file is needed, nothing is run, and a verdict says ``works`` where
-        nothing in the description speaks against it.
+        Judge the description alone: nothing is run, and a verdict says ``works`` where nothing in it speaks against
+        it, ``unknown`` where only the files or a run can tell.
 
     Raises
     ------
@@ -154,82 +130,84 @@ def validate(
     ConfigError
         If a consumer's name is unknown, an engine has no torch, or there is no such device.
     """
-    known(consumers or ())
-    found_engines = find_engines(engines)
+    registry.known(consumers or ())
     check_device(device)
-    with ExitStack() as stack:
-        runs = process or stack.enter_context(Sandbox())
-        if not description_only and Path(path).exists():
-            runs.start()  # the libraries are imported there while the files are looked at
-        package, archive_checks = stack.enter_context(open_package(path))
-        findings = _Findings(consumers, on_check, description_only)
-        findings.add(archive_checks)
-        if package is not None:
-            if description_only:
-                package = replace(package, rdf=with_infinities(package.rdf))
-            examined = examine(package, description_only=description_only)
-            findings.add(examined.checks)
-            if examined.description is not None and not examined.why_not_run:
-                kept = None if keep is None else Path(keep).absolute()
-                drawn = package.scratch / "pictures" if pictures else None
-                job = Job(package, examined.description, run_code, device, found_engines, kept, drawn)
-                findings.add(runs.run(job))
-            elif examined.is_model and not description_only:
-                findings.add([definition("core.test").skipped(examined.why_not_run)])
-            findings.add_rules(package, examined)
-        return findings.report(str(path), pictures)
+    kept = None if keep is None else Path(keep).absolute()
+    job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
+    found = _Findings(consumers, on_check, description_only)
+    with nullcontext(process) if process is not None else Sandbox() as runs:
+        return found.report(path, runs, job, pictures)
 
 
+@dataclass
 class _Findings:
     """What was found so far."""
 
-    def __init__(
-        self, asked: Sequence[str] | None, on_check: Callable[[Check], None] | None, description_only: bool
-    ) -> None:
-        self._asked, self._on_check, self._description_only = asked, on_check, description_only
-        self._raw: list[Check] = []
-        self._judged: list[Check] = []
-        self._drawn: list[tuple[str, str, Path]] = []
-        self._completeness: Completeness | None = None
+    asked: Sequence[str] | None
+    on_check: Callable[[Check], None] | None
+    description_only: bool
+    raw: list[Check] = field(default_factory=list)
+    judged: list[Check] = field(default_factory=list)
+    drawn: list[tuple[str, str, Path]] = field(default_factory=list)
+    completeness: Completeness | None = None
 
     def add(self, found: Iterable[Check | tuple[str, str, Path]]) -> None:
         """Take checks and pictures, and tell of the checks whose consumer was asked for."""
         for item in found:
             if not isinstance(item, Check):
-                self._drawn.append(item)
+                self.drawn.append(item)
                 continue
-            self._raw.append(item)
-            judged = self._softened(item)
-            if judged is not None:
-                self._judged.append(judged)
-                if self._on_check is not None:
-                    self._on_check(judged)
-
-    def add_rules(self, package: Package, examined: Examined) -> None:
-        """Apply every rule; what is no model's description is not judged as one."""
-        description = examined.description
-        if examined.is_model:
-            upgraded = None if description is None else description.upgraded
-            model = Model(package, upgraded, with_files=not self._description_only)
-            self.add(made.judge(model) for made in definitions("rule"))
-        if description is not None:
-            self._completeness = completeness_of(description.as_written)
+            self.raw.append(item)
+            if (judged := self._softened(item)) is not None:
+                self.judged.append(judged)
+                if self.on_check is not None:
+                    self.on_check(judged)
 
     def _softened(self, check: Check) -> Check | None:
         """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
-        if all_consumers()[check.consumer].base:
+        if registry.consumers()[check.consumer].base:
             return check
-        if self._asked is None:
+        if self.asked is None:
             return replace(check, status="warning") if check.status == "failed" else check
-        return check if check.consumer in self._asked else None
+        return check if check.consumer in self.asked else None
 
-    def report(self, model: str, pictures: bool) -> Report:
-        """Make the report of all."""
-        return Report(
-            model,
-            tuple(self._judged),
-            verdicts_of(self._raw, description_only=self._description_only),
-            score_of(self._raw, self._completeness),
-            read_pictures(self._drawn) if pictures else (),
-            self._description_only,
-        )
+    def add_files(self, package: Package) -> Examined:
+        """Examine a package without running it; what is not run is told of."""
+        found = examine(package, description_only=self.description_only)
+        self.add(found.checks)
+        if found.is_model and found.why_not_run and not self.description_only:
+            self.add([registry.definition("core.test").skipped(found.why_not_run)])
+        return found
+
+    def add_rules(self, package: Package, examined: Examined) -> None:
+        """Apply every rule; what is no model's description is not judged as one."""
+        valid = examined.description
+        if examined.is_model:
+            upgraded, not_upgraded = (valid.upgraded, valid.not_upgraded) if valid else (None, "")
+            model = Model(package, upgraded, not self.description_only, not_upgraded)
+            self.add(made.judge(model) for made in registry.definitions("rule"))
+        if valid is not None:
+            self.completeness = completeness_of(valid.as_written)
+
+    def report(self, path: str | Path, runs: Sandbox, job: Callable[..., Job], pictures: bool) -> Report:
+        """Make every check, and the report of all."""
+        if not self.description_only and Path(path).exists():
+            runs.start()  # the libraries are imported there while the files are looked at
+        with open_package(path) as (package, checks):
+            self.add(checks)
+            if package is not None:
+                if self.description_only:
+                    package = replace(package, rdf=with_infinities(package.rdf))
+                examined = self.add_files(package)
+                if examined.description is not None and not examined.why_not_run:
+                    drawn = package.scratch / "pictures" if pictures else None
+                    self.add(runs.run(job(package, examined.description, pictures=drawn)))
+                self.add_rules(package, examined)
+            return Report(
+                str(path),
+                tuple(self.judged),
+                verdicts_of(self.raw, description_only=self.description_only),
+                score_of(self.raw, self.completeness),
+                read_pictures(self.drawn) if pictures else (),
+                self.description_only,
+            )

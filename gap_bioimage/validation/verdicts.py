@@ -1,38 +1,32 @@
-"""Who will run the model, as it follows from the checks."""
+"""Who will run the model, the score that the zoo will give it, and what would raise it, as they follow from checks."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from gap_bioimage.validation.check import one_sentence
-from gap_bioimage.validation.consumers import consumers
+from gap_bioimage.validation.check import Check, consumers, one_sentence
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+RUN_CODE = "--run-code"  # the fix of checks that need Python code of the package
+HIGHEST = 8
+PARTS = {"format": "valid format", "inference": "runs", "reproduces": "reproduces its test", "metadata": "metadata"}
+POINTS = {"format": 1, "inference": 2, "reproduces": 4, "metadata": 1}
 
-    from gap_bioimage.validation.check import Check
-
-RUN_CODE = "--run-code"
-"""The fix of checks that need Python code of the package."""
 _REASON_LENGTH = 240
 _SHOWN = 2
+# fields that any author can fill in; many that bioimageio.spec counts are for other kinds of weights
+_FIELDS = (
+    "version", "git_repo", "packaged_by", "links", "timestamp", "config.bioimageio.modality",
+    "config.bioimageio.target_structure", "config.bioimageio.task", "config.bioimageio.architecture_type",
+    "config.bioimageio.model_parameter_count", "config.bioimageio.out_of_scope_use",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether one program will run the model.
-
-    Parameters
-    ----------
-    consumer
-        Id of a program.
-    verdict
-        ``works``, ``fails``, or ``unknown`` where what decides it was not run, or a check itself raised.
-    reason
-        One sentence.
-    """
+    """Whether one program will run the model, and why, in one sentence."""
 
     consumer: str
     verdict: Literal["works", "fails", "unknown"]
@@ -45,46 +39,38 @@ def programs() -> list[str]:
 
 
 def verdicts_of(checks: Sequence[Check], *, description_only: bool = False) -> tuple[Verdict, ...]:
-    """Judge every program.
+    """Judge every program from all checks, with the status that they have for the consumer itself.
 
     A program fails where the model itself is broken (a failed check of a `Consumer.base`) or one of its own checks
-    failed. It is unknown where a check raised, or where bioimageio.core's test, or the weights that it reads, were
-    not run; of a description alone nothing is run, and it works where nothing speaks against it.
-
-    Parameters
-    ----------
-    checks
-        All checks, with the status that they have for the consumer itself: what blocks a partner is ``failed``.
-    description_only
-        Nothing was meant to be run.
+    failed. It is unknown where a check raised or could not find out what it should, and where bioimageio.core's test,
+    or the weights that it reads, were not run; of a description alone nothing is meant to be run.
     """
-    return tuple(_verdict(name, checks, description_only) for name in programs())
+    return tuple(Verdict(name, *_verdict(name, checks, description_only)) for name in programs())
 
 
-def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> Verdict:
-    # bioimageio.core runs its own test and no more, so what "run" finds beyond it is for the others.
+def _verdict(
+    name: str, checks: Sequence[Check], description_only: bool
+) -> tuple[Literal["works", "fails", "unknown"], str]:
+    # bioimageio.core runs its own test and no more, so what "run" finds beyond it is for the others
     base = [entry.id for entry in consumers().values() if entry.base and (name, entry.id) != ("core", "run")]
-    broken = [check for check in checks if check.consumer in base and check.status == "failed"]
     own = [check for check in checks if check.consumer == name]
-    failed = [check for check in own if check.status == "failed"]
-    if broken:
-        return Verdict(name, "fails", f"the model itself fails: {_messages(broken)}")
-    if failed:
-        return Verdict(name, "fails", _messages(failed))
-    raised = [check for check in checks if check.status == "error" and check.consumer in (*base, name)]
-    if raised:
-        return Verdict(name, "unknown", f"{raised[0].id}: {_messages(raised)}")
+    if broken := [check for check in checks if check.consumer in base and check.status == "failed"]:
+        return "fails", f"the model itself fails: {_messages(broken)}"
+    if failed := [check for check in own if check.status == "failed"]:
+        return "fails", _messages(failed)
+    if raised := [check for check in checks if check.status == "error" and check.consumer in (*base, name)]:
+        return "unknown", f"{raised[0].id}: {_messages(raised)}"
     if not own:
-        return Verdict(name, "unknown", "its test was not reached" if name == "core" else "no rules were checked")
-    untested = "" if description_only else _untested(name, checks)
-    if untested:
-        return Verdict(name, "unknown", untested)
-    advice = [check for check in own if check.status == "warning"]
-    if advice:
-        return Verdict(name, "works", f"advice: {_messages(advice)}")
+        return "unknown", "its test was not reached" if name == "core" else "no rules were checked"
+    if untested := "" if description_only else _untested(name, checks):
+        return "unknown", untested
+    if not_known := [check for check in own if check.status == "skipped" and check.fix]:
+        return "unknown", _why_untested(not_known[0])
+    if advice := [check for check in own if check.status == "warning"]:
+        return "works", f"advice: {_messages(advice)}"
     if description_only:
-        return Verdict(name, "works", "nothing in the description speaks against it")
-    return Verdict(name, "works", "its test passes" if name == "core" else "keeps all of its rules")
+        return "works", "nothing in the description speaks against it"
+    return "works", "its test passes" if name == "core" else "keeps all of its rules"
 
 
 def _messages(checks: Sequence[Check]) -> str:
@@ -97,26 +83,22 @@ def _untested(name: str, checks: Sequence[Check]) -> str:
     """Why it cannot be known whether the weights that a consumer reads run; empty if they were run."""
     test = next((check for check in checks if check.id == "core.test"), None)
     if test is None or test.status == "skipped":
-        return _why_untested(test)
+        return "the model was not run" if test is None else _why_untested(test)
     reads = consumers()[name].reads
-    # core.test names the formats that it ran
-    if any(re.search(rf"\b{weights}\b", test.message) for weights in reads):
+    if any(re.search(rf"\b{weights}\b", test.message) for weights in reads):  # core.test names the formats that it ran
         return ""
     skipped = [check for check in checks if check.status == "skipped" and check.id in {f"run.{n}" for n in reads}]
     return _why_untested(skipped[0]) if skipped else ""
 
 
-def _why_untested(check: Check | None) -> str:
-    if check is None:
-        return "the model was not run"
+def _why_untested(check: Check) -> str:
     hint = f"to allow the model's Python code, validate with {RUN_CODE}" if check.fix == RUN_CODE else check.fix
     return check.message + (f"; {inside(hint)}" if hint else "")
 
 
 def decides_what_is_known(check: Check) -> bool:
     """Whether a check, where it was skipped, leaves open what the model does."""
-    weights = {f"run.{name}" for entry in consumers().values() for name in entry.reads}
-    return check.id == "core.test" or check.id in weights
+    return check.id in {"core.test", *(f"run.{name}" for entry in consumers().values() for name in entry.reads)}
 
 
 def how_to_run(checks: Sequence[Check]) -> str:
@@ -124,12 +106,100 @@ def how_to_run(checks: Sequence[Check]) -> str:
     untested = [c for c in checks if c.status == "skipped" and (c.fix == RUN_CODE or decides_what_is_known(c))]
     fixes = dict.fromkeys(check.fix for check in untested if check.fix)
     if RUN_CODE in fixes:
-        return (
-            f"Validate again with {RUN_CODE}, which allows the Python code inside this model to run on your computer."
-        )
+        return f"Validate again with {RUN_CODE}, which allows the model's Python code to run on your computer."
     return " ".join(fixes) or (f"The reason: {untested[0].message}." if untested else "")
 
 
 def inside(text: str) -> str:
     """For use inside a sentence; names such as TorchScript keep their capital."""
     return text[:1].lower() + text[1:] if re.match(r"[A-Z][a-z]+\b(?!')", text) else text
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The zoo's score, predicted."""
+
+    total: float  # 0 to 8
+    parts: dict[str, float]  # each from 0 to its `POINTS`
+    raise_it: tuple[str, ...]  # what would raise the score, and by how much, the largest gain first
+
+
+@dataclass(frozen=True, slots=True)
+class Completeness:
+    """Dotted names of the fields that the author wrote, and of all of the format, as bioimageio.spec counts them."""
+
+    given: frozenset[str]
+    known: frozenset[str]
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return len(self.given) / len(self.known) if self.known else 0.0
+
+    def filled(self, names: Iterable[str]) -> Completeness:
+        """The same with these fields, and the sections they are in, filled in."""
+        parts = [name.split(".") for name in names]
+        more = {".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
+        return Completeness(self.given | more, self.known | more)
+
+
+def completeness_of(descr: Any) -> Completeness:
+    """Count the fields of a description that bioimageio.spec has loaded."""
+    given, known = (descr.model_dump(mode="json", exclude_unset=unset) for unset in (True, False))
+    return Completeness(frozenset(_dotted(given)), frozenset(_dotted(known)))
+
+
+def _dotted(fields: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in fields.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{above}{key}.")
+
+
+def score_of(checks: Sequence[Check], completeness: Completeness | None = None) -> Score:
+    """Predict the zoo's score, which BioEngine (apps/model-runner, 2026-08-22) computes.
+
+    0 unless the description is valid; then 1, + 2 if the model runs, + 4 if it reproduces its test outputs, + the
+    completeness of its metadata (0 to 1; None where the description is invalid). What is unknown counts as 0.
+    """
+    parts = _parts(checks, completeness)
+    gains = [entry for entry in _gains(checks, parts, completeness) if round(entry[0], 2) > 0]
+    ordered = sorted(gains, key=lambda entry: -entry[0])
+    return Score(sum(parts.values()), parts, tuple(f"+{gain:.2f}{text}" for gain, text in ordered))
+
+
+def _parts(checks: Sequence[Check], completeness: Completeness | None) -> dict[str, float]:
+    statuses = {check.id: check.status for check in checks}
+    broken = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
+    if broken or statuses.get("format.valid") != "passed":
+        return dict.fromkeys(POINTS, 0.0)
+    passed = statuses.get("core.test") == "passed"
+    ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it has given some outputs
+    metadata = completeness.share if completeness is not None else 0.0
+    return {"format": 1.0, "inference": 2.0 * ran, "reproduces": 4.0 * passed, "metadata": metadata}
+
+
+def _gains(
+    checks: Sequence[Check], parts: Mapping[str, float], completeness: Completeness | None
+) -> Iterator[tuple[float, str]]:
+    """Each remedy's gain, from the score computed again with its checks passed, and the text that follows it."""
+
+    def gain(mended: Collection[Check]) -> float:
+        after = [replace(check, status="passed") if check in mended else check for check in checks]
+        return sum(_parts(after, completeness).values()) - sum(parts.values())
+
+    base = [name for name, entry in consumers().items() if entry.base]
+    broken = [check for check in checks if check.consumer in base and check.status == "failed"]
+    untested = [check for check in checks if check.status == "skipped" and decides_what_is_known(check)]
+    if broken:
+        further = gain([*broken, *untested]) - gain(broken)
+        then = f", and {further:.2f} more if its test passes then" if round(further, 2) > 0 else ""
+        remedies = dict.fromkeys(inside(check.fix or check.message).rstrip(".") for check in broken)
+        yield gain(broken), f"{then}: {'; '.join(remedies)} ({', '.join(check.id for check in broken)})"
+    elif untested:
+        fixes = dict.fromkeys(check.fix for check in untested if check.fix)
+        ways = [f"validate with {RUN_CODE}" if fix == RUN_CODE else inside(fix).rstrip(".") for fix in fixes]
+        yield gain(untested), f" if its test passes: {'; '.join(ways) or untested[0].message}"
+    if completeness is not None and parts["format"]:
+        empty = [name for name in _FIELDS if name in completeness.known - completeness.given]
+        yield completeness.filled(empty).share - completeness.share, f": fill in {', '.join(empty)}"

@@ -1,221 +1,154 @@
-"""The description as bioimageio.spec reads it: without a network, and without a file left behind."""
+"""The description as bioimageio.spec reads it, without a network, and what it finds wrong in an author's words."""
 
-from __future__ import annotations
-
+import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gap_bioimage.validation.archive.arrays import shape_of, tested_tensors
-from gap_bioimage.validation.archive.rdf import walked
-from gap_bioimage.validation.archive.references import is_url
-from gap_bioimage.validation.archive.wording import Finding, finding, one_per_field, told
-from gap_bioimage.validation.check import Outcome, Severity, archive_check, declare, one_sentence
+from gap_bioimage.validation.archive.entries import few
+from gap_bioimage.validation.archive.files import read_array, tested_tensors
+from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.rdf import is_url, references, walked
+from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from gap_bioimage.validation.archive.package import Package
-    from gap_bioimage.validation.check import Check
-
 _SHOWN = 5
-_WARNING_SEVERITY = 30
-"""bioimageio.spec's severities: 20 and below is information."""
-_OF_TENSORS = re.compile(r"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch|No functions provided")
-"""What spec says of test tensors that have not the declared shape."""
+_WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
+_OFF_GRID = "No functions provided"  # what spec says of a size that is not min plus a multiple of step
+_OF_TENSORS = re.compile(rf"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch|{_OFF_GRID}")
 
 _VALID = declare(
-    "format.valid", "archive", Severity.BLOCKS, order=3, asks="A valid description.",
+    "format.valid", "archive", BLOCKS, order=3, asks="A valid description.",
     breaks="bioimageio.core and all that use it refuse the model",
     fix="Correct what is named; the format is described at https://bioimage-io.github.io/spec-bioimage-io.",
 )  # fmt: skip
 _RECOMMENDED = declare(
-    "format.recommended", "archive", Severity.STYLE, order=4, asks="The fields that bioimageio.spec recommends.",
+    "format.recommended", "archive", STYLE, order=4, asks="The fields that bioimageio.spec recommends.",
     breaks="the zoo's score sinks", fix="Fill in or correct the named fields.",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Description:
-    """A valid description; weights that lie on a server are left out of it.
+    """A valid description."""
 
-    Parameters
-    ----------
-    as_written
-        bioimageio.spec's object in the format that the author wrote (0.4 or 0.5).
-    upgraded
-        The same in format 0.5; None if it cannot be upgraded.
-    not_upgraded
-        Why it cannot be upgraded; empty if it can.
-    """
-
-    as_written: Any
-    upgraded: Any | None
-    not_upgraded: str = ""
+    as_written: Any  # bioimageio.spec's object in the format that the author wrote (0.4 or 0.5)
+    upgraded: Any | None  # the same in format 0.5; None if it cannot be upgraded
+    not_upgraded: str = ""  # why it cannot be upgraded; empty if it can
+    remote: frozenset[str] = frozenset()  # weights formats of which something lies on a server
 
     @property
     def weights(self) -> dict[str, Any]:
         """The weights that can be run, by format."""
-        return {name: entry for name, entry in self.as_written.weights if entry is not None}
+        given = {name: entry for name, entry in self.as_written.weights if entry is not None}
+        return {name: entry for name, entry in given.items() if name not in self.remote}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One error or warning of bioimageio.spec or pydantic."""
+
+    where: str  # the field as one reads it in the description, e.g. inputs[0].axes[2].size; empty for the whole
+    field: str  # the same, up to where the library tried alternatives
+    alternative: str  # the one of them that this is about
+    kind: str
+    text: str  # kind and text are the library's own words
+    value: Any  # what the description says there
+
+
+def people(rdf: dict[str, Any]) -> list[str]:
+    """GitHub names of the people that a description names."""
+    people = [person for key in ("authors", "maintainers", "packaged_by") for person in _mappings(rdf.get(key))]
+    return list(dict.fromkeys(name for p in people if isinstance(name := p.get("github_user"), str)))
+
+
+def _mappings(value: Any) -> list[dict[Any, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
-    """Validate a model's description against the format that it states (0.3 to 0.5).
+    """Validate a model's description against the format that it states (0.3 to 0.5), with its files or without.
 
-    Parameters
-    ----------
-    package
-        The opened package.
-    with_files
-        Look at the referenced files too; those inside must all be there and unchanged.
-
-    Returns
-    -------
-    The description, or None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
+    Returns the description, None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
     """
-    description, problems, warnings = _read(package, with_files)
-    if description is None:
-        named = [text for problem in one_per_field(problems) for text in _told(package, problem)]
-        return None, [_VALID.violated(_listed(named) or "the description is not a model's")]
-    checks = [_VALID.passed(f"a valid model description of format {package.rdf['format_version']}")]
-    if description.not_upgraded:
-        text = f"programs that read it as format 0.5 refuse it: {description.not_upgraded}"
-        warnings = [text, *(warning for warning in warnings if warning not in text)]
-    return description, checks + ([_RECOMMENDED.violated(_listed(warnings))] if warnings else [])
-
-
-def _told(package: Package, problem: Finding) -> list[str]:
-    return (_off_grid(package) if "No functions provided" in problem.text else []) or [told(problem)]
-
-
-def _listed(texts: list[str]) -> str:
-    texts = list(dict.fromkeys(texts))
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return one_sentence("; ".join(texts[:_SHOWN]), 850) + more
-
-
-@archive_check("format.version", Severity.BLOCKS, order=0, breaks="programs cannot read the description",
-               fix="State format_version: 0.5.9 and follow it.")  # fmt: skip
-def version(package: Package) -> Outcome | str:
-    """A format_version that is in use."""
-    from bioimageio.spec.model import v0_5
-
-    written = package.rdf.get("format_version")
-    if not isinstance(written, str) or not re.match(r"0\.[345]\.\d", written):
-        given = "absent" if written is None else "empty" if written == "" else one_sentence(repr(written), 40)
-        return f"format_version is {given}, expected is one of 0.4.x or 0.5.x in full, such as 0.5.9"
-    newest = v0_5.ModelDescr.implemented_format_version
-    numbers = [int(part) for part in re.findall(r"\d{1,9}", written)[:3]]
-    if numbers > [int(part) for part in newest.split(".")]:
-        text = f"format_version {written} is newer than {newest}, as which it is judged here"
-        return Outcome("warning", text, "State the format_version whose rules the description follows.")
-    if numbers < [0, 4]:
-        text = f"format_version {written} is outdated, 0.5 is expected"
-        return Outcome("warning", text, "Rewrite the description in format 0.5.")
-    return Outcome("passed", f"format_version {written}")
-
-
-def _read(package: Package, with_files: bool) -> tuple[Description | None, list[Finding], list[str]]:
-    """The description, what is wrong with it, and what bioimageio.spec warns of."""
     rdf, problems = package.rdf, _own_statistics(package.rdf)
-    with quiet(), _known_people(rdf):
-        if with_files and package.remote:  # first all that is said without looking at files
-            problems += _errors(package, _load(package, rdf, "discover", with_files=False))
-            with_files = not problems
-            rdf = rdf if problems else _local_part(package)
+    is_old = not str(rdf["format_version"]).startswith("0.5")
+    with _offline(rdf):
         written = upgraded = _load(package, rdf, "discover", with_files)
         problems = problems or _errors(package, written)
-        if not str(rdf["format_version"]).startswith("0.5") and not problems:
+        if is_old and not problems:
             upgraded = _load(package, rdf, "latest", with_files)
             problems = _of_tensors(package, upgraded)  # what older formats themselves do not ask
             if not problems and not _is_model(upgraded):  # a halo of a fixed size hides what else is wrong
-                problems = _of_tensors(package, _load(package, _without_halos(rdf), "latest", with_files))
-    if problems or not _is_model(written):
-        return None, problems, []
+                outputs = [{key: output[key] for key in output if key != "halo"} for output in rdf["outputs"]]
+                problems = _of_tensors(package, _load(package, {**rdf, "outputs": outputs}, "latest", with_files))
+        if problems or not _is_model(written):
+            texts = [] if any(_OFF_GRID not in found.text for found in problems) else _off_grid(package)
+            texts = texts or list(map(told, one_per_field(problems))) or ["the description is not a model's"]
+            return None, [_VALID.violated(_listed(texts))]
     errors = [] if _is_model(upgraded) else one_per_field(_errors(package, upgraded))
     why_not = "; ".join(dict.fromkeys(map(told, errors)))
-    return Description(written, None if errors else upgraded, why_not), [], _warnings(package, written)
+    checks, warnings = [_VALID.passed(f"a valid model description of format {rdf['format_version']}")], []
+    if why_not:
+        warnings.append(f"programs that read it as format 0.5 refuse it: {why_not}")
+    warnings += [text for text in _warnings(package, written) if text not in why_not]
+    if warnings:
+        checks.append(_RECOMMENDED.violated(_listed(warnings)))
+    remote = frozenset(r.where.split(".")[1] for r in package.remote if r.where.startswith("weights."))
+    return Description(written, None if errors else upgraded, why_not, remote), checks
 
 
-def _of_tensors(package: Package, loaded: Any) -> list[Finding]:
-    return [found for found in _errors(package, loaded) if _OF_TENSORS.search(found.text)]
-
-
-def _off_grid(package: Package) -> list[str]:
-    """Test tensors of sizes that are not ``min`` plus a multiple of ``step``, which spec finds and cannot tell of."""
-    from bioimageio.spec.model.v0_5 import ParameterizedSize, get_halos
-
-    with quiet(), _known_people(package.rdf):
-        descr = _load(package, package.rdf, "latest", with_files=False)
-    tensors = [*descr.inputs, *descr.outputs] if _is_model(descr) else []
-    halos = get_halos({tensor.id: tensor for tensor in tensors})
-    found = []
-    for tensor, (_, _, name) in zip(tensors, tested_tensors(package.rdf), strict=False):
-        for axis, n in zip(tensor.axes, shape_of(package.file(name)), strict=False):
-            padded = n + sum(halos.get(tensor.id, {}).get(axis.id, ()))
-            size = axis.size if isinstance(axis.size, ParameterizedSize) else None
-            if size and not any(k >= size.min and (k - size.min) % size.step == 0 for k in (n, padded)):
-                where = f"the test tensor of {tensor.id} ({name}) is {n} long along axis {axis.id}"
-                found.append(f"{where}, expected is {size.min} plus a multiple of {size.step}")
-    return found
+def _listed(texts: list[str]) -> str:
+    return one_sentence(few(list(dict.fromkeys(texts)), _SHOWN), 880)
 
 
 def _own_statistics(rdf: dict[str, Any]) -> list[Finding]:
     """Steps that need statistics of an output: bioimageio.core computes those of inputs only, which spec ignores."""
     found = []
-    for i, output in enumerate(_list(rdf.get("outputs"))):
-        for j, step in enumerate(_list(output.get("postprocessing")) if isinstance(output, dict) else []):
-            kwargs = step.get("kwargs") or {} if isinstance(step, dict) else None
-            if not isinstance(kwargs, dict):
-                continue
+    for i, output in enumerate(_mappings(rdf.get("outputs"))):
+        for j, step in enumerate(_mappings(output.get("postprocessing"))):
             where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
+            kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
+            text = f"{name} needs statistics of the output, which bioimageio.core does not compute"
+            of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
             if name == "scale_range" and not kwargs.get("reference_tensor"):
                 where += ".kwargs.reference_tensor"
                 text = "is missing; scale_range takes its percentiles from an input, so name one"
-                found.append(Finding(where, where, "", "", text, None))
-            of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
-            if of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
-                text = f"{name} needs statistics of the output, which bioimageio.core does not compute"
-                found.append(Finding(where, where, "", "", text, None))
+            elif not of_output and not (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
+                continue
+            found.append(Finding(where, where, "", "", text, None))
     return found
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+@contextmanager
+def _offline(rdf: dict[str, Any]) -> Iterator[None]:
+    """Let spec take the description's github names as known: offline it would call the model invalid."""
+    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
 
-
-def _local_part(package: Package) -> dict[str, Any]:
-    """The (valid) description without what lies on a server and is not needed to run the model."""
-    rest = deepcopy(package.rdf)
-    for reference in package.remote:
-        parts = reference.where.split(".")
-        field = parts[0].split("[")[0]
-        if field == "weights":
-            rest["weights"].pop(parts[1], None)
-        elif field == "documentation":  # without which a description is invalid
-            readme = package.scratch / "README.md"
-            readme.touch()
-            rest[field] = {"source": str(readme)} if isinstance(rest[field], dict) else str(readme)
-        elif field in ("covers", "icon", "attachments", "dependencies"):
-            rest.pop(field, None)
-    for entry in rest["weights"].values():
-        if entry.get("parent") not in rest["weights"]:
-            entry.pop("parent", None)
-    return rest
-
-
-def _without_halos(rdf: dict[str, Any]) -> dict[str, Any]:
-    outputs = [{key: value for key, value in output.items() if key != "halo"} for output in rdf["outputs"]]
-    return {**rdf, "outputs": outputs}
+    added = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS
+    KNOWN_GITHUB_USERS.update(added)
+    try:
+        with quiet():
+            yield
+    finally:
+        KNOWN_GITHUB_USERS.difference_update(added)
 
 
 def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool) -> Any:
     from bioimageio.spec import ValidationContext, build_description
 
     content = deepcopy(rdf)
+    for reference in references(content) if with_files else ():
+        if reference.is_remote:  # nothing is downloaded: a file of that kind stands for it
+            suffix = re.search(r"\.\w{1,10}$", reference.path)
+            stand_in = package.scratch / f"remote{suffix[0] if suffix else ''}"
+            stand_in.write_text("# Validation\n")
+            reference.point_to(str(stand_in))
+            if reference.hash_key:
+                reference.holder.pop(reference.hash_key, None)
     if not content.get("covers") and str(content.get("format_version", "")) >= "0.4":
         # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
         cover = package.scratch / "cover.png"
@@ -223,15 +156,12 @@ def _load(package: Package, rdf: dict[str, Any], version: str, with_files: bool)
         content["covers"] = [str(cover)]
     if with_files and any(_urls(content.get("training_data"))):
         del content["training_data"]  # spec would ask for its files there
+    # A URL that is "known" is not requested: validation works without a network, and tells nobody.
+    known = dict.fromkeys(_urls(rdf)) if with_files else {}
     context = ValidationContext(
-        root=package.root,
-        file_name=package.rdf_name,
-        perform_io_checks=with_files,
-        # A URL that is "known" is not requested: validation works without a network, and tells nobody.
-        known_files=dict.fromkeys(_urls(rdf)) if with_files else {},
-        log_warnings=False,
-        progressbar=False,
-    )
+        root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=known,
+        log_warnings=False, progressbar=False,
+    )  # fmt: skip
     try:
         return build_description(content, context=context, format_version=version)
     except Exception as error:  # spec raises whatever its validators stumble over
@@ -265,42 +195,145 @@ def _errors(package: Package, loaded: Any) -> list[Finding]:
     return [finding(package, entry.loc, str(entry.type), entry.msg) for detail in details for entry in detail.errors]
 
 
+def _of_tensors(package: Package, loaded: Any) -> list[Finding]:
+    return [found for found in _errors(package, loaded) if _OF_TENSORS.search(found.text)]
+
+
 def _warnings(package: Package, loaded: Any) -> list[str]:
+    entries = [entry for detail in loaded.validation_summary.details for entry in detail.warnings]
     # Spec asks for sample_tensor, which the zoo's deepImageJ check then takes for the test tensor.
-    return [
-        told(finding(package, entry.loc, str(entry.type), entry.msg))
-        for detail in loaded.validation_summary.details
-        for entry in detail.warnings
-        if entry.severity >= _WARNING_SEVERITY and "sample_tensor" not in entry.loc
-    ]
+    wanted = [e for e in entries if e.severity >= _WARNING_SEVERITY and "sample_tensor" not in e.loc]
+    return [told(finding(package, entry.loc, str(entry.type), entry.msg)) for entry in wanted]
 
 
-def _people(rdf: dict[str, Any]) -> list[str]:
-    people = [person for key in ("authors", "maintainers", "packaged_by") for person in _list(rdf.get(key))]
-    names = [person.get("github_user") for person in people if isinstance(person, dict)]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+def _off_grid(package: Package) -> list[str]:
+    """Test tensors of sizes that are not ``min`` plus a multiple of ``step``, which spec finds and cannot tell of."""
+    from bioimageio.spec.model.v0_5 import ParameterizedSize, get_halos
+
+    descr = _load(package, package.rdf, "latest", with_files=False)
+    tensors = [*descr.inputs, *descr.outputs] if _is_model(descr) else []
+    halos = get_halos({tensor.id: tensor for tensor in tensors})
+    found = []
+    for tensor, (_, _, name) in zip(tensors, tested_tensors(package.rdf), strict=False):
+        for axis, n in zip(tensor.axes, read_array(package.named[name]).shape, strict=False):
+            sizes = (n, n + sum(halos.get(tensor.id, {}).get(axis.id, ())))
+            grid = axis.size if isinstance(axis.size, ParameterizedSize) else None
+            if grid and not any(size >= grid.min and (size - grid.min) % grid.step == 0 for size in sizes):
+                where = f"the test tensor of {tensor.id} ({name}) is {n} long along axis {axis.id}"
+                found.append(f"{where}, expected is {grid.min} plus a multiple of {grid.step}")
+    return found
 
 
-@archive_check("format.github_user", Severity.DEGRADES, order=1, breaks="the zoo refuses unknown ones",
-               fix="See that https://github.com/NAME exists; nothing is looked up here.")  # fmt: skip
-def github_users(package: Package) -> str | None:
-    """GitHub names that exist."""
-    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
+_TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id: y}"
+_SHOULD_BE = {
+    r"instance of (Author|Maintainer|Uploader)$": "a mapping with a name, such as {name: Ada Example}",
+    r"instance of Architecture\w+$": "a mapping, such as {source: net.py, callable: Net}",
+    r"instance of \w*(FileDescr|Descr_\w+)$": "a file, written as {source: NAME}",
+    r"instance of SizeReference$": f"{_TO_INPUT}, where the axis has a halo; or leave out the halo",
+    r"^(dict|model|dataclass)_(attributes_)?type:|valid dictionary": "a mapping of names to values",
+    r"valid string$": "a text",
+    r"valid integer": "a whole number",
+    r"valid number": "a number",
+    r"valid boolean": "true or false",
+    r"valid (list|tuple|set)|instance of Sequence|as a Sequence value": "a list",
+    r"'micrometer'": "a unit in full, such as micrometer",
+    r"Predicate '_is_batch' failed": "batch",
+}
+_IS_NOT = {
+    r"\Alicense\nliteral_error:": "an SPDX identifier, such as CC-BY-4.0 or MIT",
+    r"doi\nstring_pattern_mismatch:": "a DOI, such as 10.1234/abc",
+    r"\Atimestamp\n|^datetime|valid datetime|ISO string|isoformat": "a date and time, such as 2024-05-31T12:00:00",
+    r"valid date\b": "a date, such as 2024-05-31",
+    r"^url_\w+:": "a web address, such as https://example.org",
+    r"^path_not_file:": "a file of the package",
+    r"^string_pattern_mismatch:|Predicate .* failed": "written as the format asks",
+}
+_WORDS = [
+    # what is found in 'where', a line break and 'kind: message', and what is said instead
+    (r"^missing:|Needs to be filled|: missing(\. Please specify|$)", "is missing"),
+    (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
+    (r"^extra_forbidden:", "is not a field that this format knows here; remove it, or move it into config"),
+    (r"^union_tag_not_found:.*'(\w+)'", r"its \1 is missing"),
+    (r"^union_tag_invalid: Input tag (.*) found using '(\w+)'.*expected tags: (.*)",
+     r"its \2 \1 is unknown, expected is one of \3"),
+    (r"^(?:string_)?too_(short|long):.*at (least|most) (\d+)", r"is too \1, at \2 \3 are expected"),
+    (r"is not restricted to (.*)", r"<value> may hold the characters \1 only"),
+    (r"Unknown tensor axis reference '(\w+)\.",
+     r"the input '\1' has no test_tensor, to which the outputs are compared"),
+    (r"output axis with halo and fixed size \(here (\d+)\) not allowed",
+     rf"outputs: an axis of fixed size \1 has a halo, which needs {_TO_INPUT}"),
+    *((pattern, f"is <value>, but should be {thing}") for pattern, thing in _SHOULD_BE.items()),
+    *((pattern, f"<value> is not {thing}") for pattern, thing in _IS_NOT.items()),
+    (r"Input should be (.*)", r"is <value>, but should be \1"),
+]  # fmt: skip
+_NOISE = re.compile(
+    r"^(Value|Assertion) error, |(For further information visit|, see) https?://\S+( for details)?|\[type=.*?\](?=\s|$)"
+    r"| \(with or without (padding|cropping) \w+ halo\)"
+)
+_WRONG_ALTERNATIVE = re.compile(r".*_(type|parsing)|literal_error|url_scheme|path_not_file|is_instance_of|sequence_str")
 
-    unlisted = ", ".join(name for name in _people(package.rdf) if name.lower() not in KNOWN_GITHUB_USERS)
-    return (
-        f"github_user {one_sentence(unlisted, 200)} was not looked up, since no network is used" if unlisted else None
-    )
+
+def finding(package: Package, loc: Iterable[int | str], kind: str, text: str) -> Finding:
+    """An error as the library reports it, located in the description as it was written."""
+    parts: list[int | str] = []
+    value: Any = package.rdf
+    alternative, n_field, listed = "", 0, list(loc)
+    for place, part in enumerate(listed):
+        is_absent = place == len(listed) - 1 and isinstance(value, dict) and part not in value.values()
+        if part == "architecture" and isinstance(package.rdf.get("source"), str):
+            parts, value = ["source"], package.rdf["source"]  # where format 0.3 has it
+        elif part in (range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()):
+            parts.append(part)
+            value = value[part]
+        elif is_absent and re.fullmatch(r"[a-z]\w*", str(part)):  # and wanted
+            parts.append(part)
+            value = None
+        elif not alternative and not (isinstance(value, dict) and part in value.values()):
+            alternative, n_field = str(part), len(parts)  # such as 'ParameterizedSize' or 'function-after[...]'
+    text = text.replace(f"{package.root}{os.sep}", "")
+    text = re.sub(r"source=RelativePath\(('[^']*')\)( sha256=\S+?(?=\.?$|\s))?", r"\1", text)
+    text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with halo and without
+    field = _path(parts[:n_field] if alternative else parts)
+    return Finding(_path(parts), field, alternative, kind, _NOISE.sub("", text).strip(), value)
 
 
-@contextmanager
-def _known_people(rdf: dict[str, Any]) -> Iterator[None]:
-    """Let spec take the description's github names as known: offline it would call the model invalid."""
-    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
+def _path(parts: list[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
 
-    added = {name.lower() for name in _people(rdf)} - KNOWN_GITHUB_USERS
-    KNOWN_GITHUB_USERS.update(added)
-    try:
-        yield
-    finally:
-        KNOWN_GITHUB_USERS.difference_update(added)
+
+def one_per_field(findings: Iterable[Finding]) -> list[Finding]:
+    """Of a field that matched none of several alternatives, keep what is wrong with the likeliest."""
+    by_field: dict[str, dict[str, list[Finding]]] = {}
+    for found in findings:
+        by_field.setdefault(found.field, {}).setdefault(found.alternative, []).append(found)
+    kept = []
+    for alternatives in by_field.values():
+        kept += alternatives.pop("", [])  # what holds whichever alternative is meant
+        if alternatives:
+            kept += sorted(alternatives.values(), key=_unlikely)[0]
+    # Outputs refer to inputs: once an input is wrong, so are all references to it.
+    if any(found.where.startswith("inputs") for found in kept):
+        kept = [found for found in kept if "Invalid tensor axis reference" not in found.text]
+    return kept
+
+
+def _unlikely(group: list[Finding]) -> tuple[bool, int]:
+    """How far a value is from an alternative: never meant as it, and wrong in how many ways."""
+    return any(f.where == f.field and _WRONG_ALTERNATIVE.fullmatch(f.kind) for f in group), len(group)
+
+
+def told(found: Finding) -> str:
+    """An error or warning as ``where: what``, in plain words; what is not known here in the library's own."""
+    value = found.value
+    if isinstance(value, dict):
+        value = value.get("source") if isinstance(value.get("source"), str) else "a mapping"
+    shown = "empty" if value is None else "a list" if isinstance(value, list) else one_sentence(repr(value), 60)
+    text, subject = found.text or "is not as the format asks", f"{found.where}\n{found.kind}: {found.text}"
+    for pattern, words in _WORDS:
+        if match := re.search(pattern, subject, re.MULTILINE):
+            text = match.expand(words).replace("<value>", shown)
+            break
+    if found.kind == "string_type" and isinstance(value, str) and found.where.endswith("].name"):  # as spec converts it
+        text = f"format 0.3.0 lists people by name alone: write {shown} without name:, or state version 0.3.2"
+    text = one_sentence(text, 240)
+    return text if text.startswith(found.where) else f"{one_sentence(found.where, 80)}: {text}"

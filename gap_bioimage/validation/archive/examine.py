@@ -1,44 +1,36 @@
 """All that is said of a package without running its model."""
 
-from __future__ import annotations
-
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.archive.description import Description, format_checks
+from gap_bioimage.validation.archive.description import Description, format_checks, people
 from gap_bioimage.validation.archive.entries import few
-from gap_bioimage.validation.check import Check, definition, one_sentence
+from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.rdf import FileReference
+from gap_bioimage.validation.check import (
+    BLOCKS,
+    DEGRADES,
+    Check,
+    Outcome,
+    archive_check,
+    definition,
+    definitions,
+    one_sentence,
+)
 
-if TYPE_CHECKING:
-    from gap_bioimage.validation.archive.package import Package
-    from gap_bioimage.validation.archive.references import FileReference
-
-_OF_FILES = ("archive.files", "archive.hashes", "archive.remote", "archive.pickles", "archive.tensors")
+# after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors", "format.dtypes"}
-"""Checks after which bioimageio.spec is kept from the files: it would say so again, or read what it should not."""
 _TENSORS = ("inputs", "outputs", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
 
 
 @dataclass
 class Examined:
-    """What was found.
+    """What was found."""
 
-    Parameters
-    ----------
-    checks
-        The checks of the consumers ``archive`` and ``format``, and those of weights that lie on a server.
-    description
-        The valid description; None if it is invalid.
-    is_model
-        Whether it says that it is a model's; if not, programs have nothing to say about it.
-    why_not_run
-        Why the model cannot be run, in a sentence; empty if it can.
-    """
-
-    checks: list[Check] = field(default_factory=list)
-    description: Description | None = None
-    is_model: bool = True
-    why_not_run: str = ""
+    checks: list[Check] = field(default_factory=list)  # of archive and format, and of weights that lie on a server
+    description: Description | None = None  # None if it is invalid
+    is_model: bool = True  # whether it says that it is a model's; if not, programs have nothing to say about it
+    why_not_run: str = ""  # why the model cannot be run, in a sentence; empty if it can
 
     @property
     def failed(self) -> list[str]:
@@ -47,14 +39,51 @@ class Examined:
 
     def make(self, package: Package, *ids: str) -> None:
         """Make checks of the package; those with nothing to say about the description are left out."""
-        made = [definition(name).check(definition(name).outcome_of(package)) for name in ids]
-        self.checks += [check for check in made if check.consumer == "archive" or check.message != "kept"]
+        for made in map(definition, ids):
+            try:
+                outcome = made.outcome_of(package)
+            except OSError as error:
+                outcome = Outcome("failed", f"{error.filename} cannot be read: {error.strerror}", made.fix_text)
+            if made.consumer != "format" or outcome.message != "kept":
+                self.checks.append(made.check(outcome))
+
+
+@archive_check("format.version", BLOCKS, order=0, breaks="programs cannot read the description",
+               fix="State format_version: 0.5.9 and follow it.")  # fmt: skip
+def version(package: Package) -> Outcome | str:
+    """A format_version that is in use."""
+    from bioimageio.spec.model import v0_5
+
+    written, newest = package.rdf.get("format_version"), v0_5.ModelDescr.implemented_format_version
+    if not isinstance(written, str) or not re.match(r"0\.[345]\.\d", written):
+        given = "absent" if written is None else one_sentence(repr(written), 40)
+        return f"format_version is {given}, expected is one of 0.4.x or 0.5.x in full, such as 0.5.9"
+    numbers = [int(part) for part in re.findall(r"\d{1,9}", written)[:3]]
+    if numbers > [int(part) for part in newest.split(".")]:
+        text = f"format_version {written} is newer than {newest}, as which it is judged here"
+        return Outcome("warning", text, "State the format_version whose rules the description follows.")
+    if numbers < [0, 4]:
+        text = f"format_version {written} is outdated, 0.5 is expected"
+        return Outcome("warning", text, "Rewrite the description in format 0.5.")
+    return Outcome("passed", f"format_version {written}")
+
+
+@archive_check("format.github_user", DEGRADES, order=1, breaks="the zoo refuses unknown ones",
+               fix="See that https://github.com/NAME exists; nothing is looked up here.")  # fmt: skip
+def github_users(package: Package) -> str | None:
+    """GitHub names that exist."""
+    from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
+
+    unlisted = ", ".join(name for name in people(package.rdf) if name.lower() not in KNOWN_GITHUB_USERS)
+    told = f"github_user {one_sentence(unlisted, 200)} was not looked up, since no network is used"
+    return told if unlisted else None
 
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
     """Judge the description and the files that it names, or the description as if no file lay beside it."""
-    found = Examined()
-    found.make(package, "archive.references", *(() if description_only else _OF_FILES))
+    found, needed = Examined(), _needed(package)
+    others = [made.id for made in definitions("archive") if made.consumer != "format"]
+    found.make(package, *(["archive.references"] if description_only else others))
     kind = package.rdf.get("type")
     if kind != "model":
         given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
@@ -65,7 +94,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
     elif "archive.references" not in found.failed:
         found.make(package, "format.version", "format.github_user", *(() if description_only else ("format.dtypes",)))
         if "format.version" not in found.failed:
-            with_files = not (description_only or _needed(package) or _UNREADABLE & {*found.failed})
+            with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)
             found.checks += checks
         else:
@@ -74,9 +103,9 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         found.why_not_run = f"not run, see {' and '.join(found.failed)}"
     elif description_only:
         found.why_not_run = "only the description was looked at"
-    elif needed := _needed(package):
-        told = [f"{r.where.removesuffix('.source')} ({one_sentence(r.path, 120)})" for r in needed]
-        found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {few(told)}"
+    elif needed:
+        told = few([f"{r.where.removesuffix('.source')} ({one_sentence(r.path, 120)})" for r in needed])
+        found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {told}"
     else:
         text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
         remote = dict.fromkeys(r.where.split(".")[1] for r in package.remote if r.where.startswith("weights."))

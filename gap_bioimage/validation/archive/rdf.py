@@ -1,90 +1,73 @@
-"""Parse a description (YAML 1.2), unless it is a trap for the parser or for whoever walks what it returns."""
+"""The description: parsed unless it is a trap, and the files that it names."""
 
-from __future__ import annotations
-
+import re
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from gap_bioimage.validation.check import Severity, declare, one_sentence
+from gap_bioimage.validation.check import BLOCKS, Check, declare, one_sentence
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from gap_bioimage.validation.check import Check
-
-MAX_RDF_BYTES = 2**20
-"""The parser needs some seconds for as much."""
-MAX_NODES = 20_000
-"""Values that a description may expand to; the zoo's longest descriptions have a few hundred."""
+MAX_RDF_BYTES = 2**20  # the parser needs some seconds for as much
+MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest have a few hundred
 MAX_DEPTH = 50
-_MAX_INTEGER = 2**64
+_LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs", "files")  # of file names
+_FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # not ours to interpret, or other resources
 _PLAIN = "Write the description again, in plain texts, numbers and lists."
 _NO_ALIASES = "Write the description without aliases: write out what each * stands for, and leave out the &."
 
 RDF = declare(
-    "archive.rdf", "archive", Severity.BLOCKS, order=6, asks="A description that can be read.",
+    "archive.rdf", "archive", BLOCKS, order=6, asks="A description that can be read.",
     breaks="no program knows what the package is",
     fix="Correct the line that is named, or write the description again.",
 )  # fmt: skip
 
 
-class TrapError(ValueError):
-    """A description that would cost too much to be read, or that holds what no description does; and what to do."""
-
-    def __init__(self, text: str, fix: str = _PLAIN) -> None:
-        super().__init__(text)
-        self.fix = fix
+class _TrapError(ValueError):
+    """What is wrong with a description that can be parsed or would cost too much to be, and what to do about it."""
 
 
 def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
-    """Parse a description as bioimageio.spec does, or say why that fails."""
+    """Parse a description (YAML 1.2) as bioimageio.spec does, or say why that fails."""
     name = one_sentence(path.name, 80)
     try:
-        content = _parse(path)
+        return _parse(path), RDF.passed(f"{name} is read")
+    except _TrapError as error:
+        text, fix = error.args
     except UnicodeDecodeError as error:
-        place = f"byte {error.object[error.start]:#04x} at {error.start}"
-        return None, RDF.violated(f"{name} is not UTF-8: {place}", "Save the description as UTF-8 text.")
-    except TrapError as error:
-        return None, RDF.violated(f"{name} is refused: {error}", error.fix)
+        text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+        fix = "Save the description as UTF-8 text."
     except Exception as error:  # the parser's errors have no common base
-        fix = "Correct that line; a yaml checker shows it."
-        return None, RDF.violated(f"{name} is not valid yaml: {_yaml_error(error)}", fix)
-    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
-        return content, RDF.passed(f"{name} is read")
-    if isinstance(content, dict):
-        held = "has names that are not texts"
-    else:
-        held = "is empty" if content is None else "is a list" if isinstance(content, list) else "is a single value"
-    fix = "Write the description as lines such as 'name: My model'."
-    return None, RDF.violated(f"{name} {held}, a description is a mapping of names to values", fix)
+        problem, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        told = one_sentence(problem).replace("'<stream end>'", "the end of the file")
+        text, fix = f"is not valid yaml: {line}{told}", "Correct that line; a yaml checker shows it."
+    return None, RDF.violated(f"{name} {text}", fix)
 
 
-def _yaml_error(error: Exception) -> str:
-    """What the parser stumbled over, and in which line."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    text = one_sentence(problem or error).replace("'<stream end>'", "the end of the file")
-    return text if mark is None else f"line {mark.line + 1}: {text}"
-
-
-def _parse(path: Path) -> Any:
+def _parse(path: Path) -> dict[str, Any]:
     from bioimageio.spec.utils import read_yaml
 
     size = path.stat().st_size
     if size > MAX_RDF_BYTES:
-        raise TrapError(f"it has {size} bytes, a description has at most {MAX_RDF_BYTES}")
-    # The parser takes a byte order mark for a character of the first key where it is given text.
-    text = path.read_text(encoding="utf-8-sig")
+        raise _TrapError(f"is refused: it has {size} bytes, a description has at most {MAX_RDF_BYTES}", _PLAIN)
+    text = path.read_text(encoding="utf-8-sig")  # the parser takes a byte order mark for part of the first key
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one per anchor that is used twice
         _refuse_expensive(text)
         content: Any = read_yaml(StringIO(text))
     for value in walked(content):
-        _refuse_strange(value)
-    return content
+        if strange := _strange(value):
+            raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
+    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+        return content
+    kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
+    held = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
+    raise _TrapError(held, "Write the description as lines such as 'name: My model'.")
 
 
 def _refuse_expensive(text: str) -> None:
@@ -97,28 +80,26 @@ def _refuse_expensive(text: str) -> None:
     from ruyaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
     total = 0
-    sizes: dict[str, int] = {}
-    opened: list[tuple[str | None, int]] = []
+    sizes: dict[Any, int] = {}  # values that an anchor stands for
+    opened: list[tuple[Any, int]] = []
     for event in YAML(typ="safe", pure=True).parse(StringIO(text)):
-        anchor = str(event.anchor) if getattr(event, "anchor", None) else None
         if isinstance(event, AliasEvent):
-            if any(name == anchor for name, _ in opened):
-                raise TrapError(f"the alias {str(anchor)[:40]!r} contains itself", _NO_ALIASES)
-            total += sizes.get(str(anchor), 1)  # an unknown anchor is the parser's to report
+            if any(anchor == event.anchor for anchor, _ in opened):
+                raise _TrapError(f"is refused: the alias {event.anchor[:40]!r} contains itself", _NO_ALIASES)
+            total += sizes.get(event.anchor, 1)  # an unknown anchor is the parser's to report
         elif isinstance(event, NodeEvent):
             total += 1
             if isinstance(event, CollectionStartEvent):
-                opened.append((anchor, total - 1))
-            elif anchor is not None:
-                sizes[anchor] = 1
+                opened.append((event.anchor, total - 1))
+            else:
+                sizes[event.anchor] = 1
         elif isinstance(event, CollectionEndEvent):
-            name, before = opened.pop()
-            if name is not None:
-                sizes[name] = total - before
+            anchor, before = opened.pop()
+            sizes[anchor] = total - before
         if total > MAX_NODES:
-            raise TrapError(f"it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
+            raise _TrapError(f"is refused: it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
         if len(opened) > MAX_DEPTH:
-            raise TrapError(f"it is nested more than {MAX_DEPTH} levels deep")
+            raise _TrapError(f"is refused: it is nested more than {MAX_DEPTH} levels deep", _PLAIN)
 
 
 def walked(value: Any) -> Iterator[Any]:
@@ -133,14 +114,81 @@ def walked(value: Any) -> Iterator[Any]:
             pending += value
 
 
-def _refuse_strange(value: Any) -> None:
-    """Refuse values that a description has no use for, and that break programs which handle it."""
+def _strange(value: Any) -> str | None:
+    """What a description has no use for, and breaks programs which handle it."""
     if isinstance(value, str):
         # Tabs and line breaks aside, control characters steer terminals, and half characters cannot be encoded.
         odd = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r\x85"), None)
-        if odd is not None:
-            raise TrapError(f"it holds the control character {odd!r}; write plain text")
-    elif isinstance(value, int) and abs(value) >= _MAX_INTEGER:
-        raise TrapError(f"it holds an integer of {value.bit_length()} bits, at most 64 are expected")
-    elif not isinstance(value, dict | list | int | float | date | type(None)):
-        raise TrapError(f"it holds a value of type {type(value).__name__}; write strings, numbers, lists and mappings")
+        return None if odd is None else f"the control character {odd!r}; write plain text"
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return f"an integer of {value.bit_length()} bits, at most 64 are expected"
+    if not isinstance(value, dict | list | int | float | date | type(None)):
+        return f"a value of type {type(value).__name__}; write strings, numbers, lists and mappings"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class FileReference:
+    """A place in a description that names a file or a URL."""
+
+    where: str  # the field as one reads it, e.g. weights.onnx.source
+    holder: Any  # the mapping or list that holds it
+    key: Any  # its key there
+    path: str  # the path or URL, without what formats 0.3 and 0.4 write around it
+    hash_key: str = ""  # the key in holder of the file's sha256; empty where none can be stated
+
+    @property
+    def name(self) -> str:
+        """The file's name inside the package, without ``./`` and with slashes as on Unix."""
+        return PurePosixPath(self.path.replace("\\", "/")).as_posix()
+
+    @property
+    def sha256(self) -> str | None:
+        """The stated sha256, if any."""
+        stated = self.holder.get(self.hash_key) if self.hash_key else None
+        return stated if isinstance(stated, str) else None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a URL."""
+        return is_url(self.path)
+
+    def point_to(self, name: str) -> None:
+        """Name another file; a manager before the name and a class behind it stay."""
+        before, _, after = str(self.holder[self.key]).rpartition(self.path)
+        self.holder[self.key] = before + name + after
+
+
+def is_url(text: str) -> bool:
+    """Whether some reader may take a text for a URL: case, blanks and missing slashes do not matter to all of them."""
+    return "://" in text or re.match(r"https?:", re.sub(r"\s", "", text), re.IGNORECASE) is not None
+
+
+def references(rdf: dict[str, Any]) -> list[FileReference]:
+    """All places of a description of format 0.3 to 0.5 that name a file."""
+    return [found for key in rdf if key not in _FREE_FIELDS for found in _references(rdf, key, key)]
+
+
+def _references(holder: Any, key: Any, where: str) -> Iterator[FileReference]:
+    value = holder[key]
+    if isinstance(value, list):
+        for index in range(len(value)):
+            yield from _references(value, index, f"{where}[{index}]")
+    elif isinstance(value, dict) and key != "kwargs":
+        for name in value:
+            yield from _references(value, name, f"{where}.{name}")
+    elif isinstance(value, str):
+        field = where.rsplit(".", 1)[-1].split("[")[0]
+        called = re.fullmatch(r"(?P<path>.*\.py)::?[^:/\\]*", value, re.DOTALL)  # formats 0.3 and 0.4: unet.py:UNet2d
+        if isinstance(key, int):
+            if field in _LISTS and (field != "files" or "attachments.files" in where):
+                yield FileReference(where, holder, key, value)
+        elif key == "source" and (where != "source" or called):  # format 0.3 may name a module there
+            yield FileReference(where, holder, key, called["path"] if called else value, "sha256")
+        elif key == "architecture" and called:
+            yield FileReference(where, holder, key, called["path"], "architecture_sha256")
+        elif key == "dependencies":  # format 0.4: conda:environment.yaml
+            yield FileReference(where, holder, key, value if is_url(value) else re.sub(r"^\w{2,}:", "", value))
+        # an icon may be an emoji; documentation may have been written in full by mistake
+        elif where in ("documentation", "icon") and "." in value and "\n" not in value and len(value) < 1000:
+            yield FileReference(where, holder, key, value)

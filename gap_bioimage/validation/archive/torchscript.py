@@ -1,62 +1,50 @@
 """Look into a TorchScript archive without loading it: operators, parameters, devices and modes, and old engines."""
 
-from __future__ import annotations
-
 import functools
 import pickletools
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gap_bioimage.validation.archive.entries import open_zip
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ENGINE = "libtorch 1.13"
-"""The oldest engine that consumers still run."""
-
+ENGINE = "libtorch 1.13"  # the oldest engine that consumers still run
 _TABLE = Path(__file__).with_name("operators_1_13.txt")
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{},]|[^\s()\[\]{},"]+', re.DOTALL)
 _OPERATOR = re.compile(r"torch(?:\.autograd)?\.(?P<aten>\w+)|ops\.(?P<namespace>\w+)\.(?P<name>\w+)")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
-
-HINTS = {
+_HINTS = {  # what an author wrote, where the operator's name does not say it
     "aten::_upsample_lanczos2d_aa": "F.interpolate or nn.Upsample, scripted by a recent torch",
     "aten::rms_norm": "RMSNorm",
     "aten::scaled_dot_product_attention": "attention",
 }
-"""What an author wrote, where the operator's name does not say it."""
-
+# they take one axis in the old engine, and a list of axes in newer ones
 _ONE_AXIS = {"aten::all", "aten::any", "aten::squeeze", "aten::squeeze_"}
-"""Operators that take one axis in the old engine, and a list of axes in newer ones."""
+# newer torch.stft passes its last argument by another position than the old one, with as many arguments
 _STFT_IN_PYTHON = ("aten::stft", 9)
-"""Newer torch.stft passes its last argument by another position than the old one, with as many arguments."""
-
-_MAX_CODE_BYTES = 32 * 2**20
-_MAX_PICKLE_BYTES = 8 * 2**20
-_PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
-# In annotations only: a network may well have a class of that name.
-_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")
-# Any mention, since code that means harm need not be written the way that torch writes it.
-_FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
-_ACCELERATOR = re.compile(r"(?:cuda|mps|xpu|hip)(?::\d+)?")
-
+# types of tensors, as the code numbers them, that the old engine lacks; it loads the code, but cannot run it
 _NEW_DTYPES = {
     "23": "float8_e5m2", "24": "float8_e4m3fn", "25": "float8_e5m2fnuz", "26": "float8_e4m3fnuz", "27": "uint16",
     "28": "uint32", "29": "uint64",
 }  # fmt: skip
-"""Types of tensors, as the code numbers them, that the oldest engine lacks; it loads the code, but cannot run it."""
-_TAKES_DTYPE = {"aten::to", "aten::view"}
-"""Operators that take a type as a positional argument."""
+_TAKES_DTYPE = {"aten::to", "aten::view"}  # as a positional argument
+# they do something else while a network is trained
 _SWITCHED = {"aten::batch_norm", "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::rrelu"}
-"""Operators that do something else while a network is trained."""
+# norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only
 _NORMS = {"aten::group_norm": "group_norm", "aten::instance_norm": "instance_norm"}
-"""Norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only."""
+_MAX_CODE_BYTES = 32 * 2**20
+_MAX_PICKLE_BYTES = 8 * 2**20
+_PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
+_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")  # in annotations: a network may well have such a class
+# any mention, since code that means harm need not be written the way that torch writes it
+_FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
+_ACCELERATOR = re.compile(r"(?:cuda|mps|xpu|hip)(?::\d+)?")
 
 
 @dataclass
@@ -141,7 +129,7 @@ def problem_of(call: Call) -> str:
     """
     signatures = known_operators().get(call.name)
     if signatures is None:
-        hint = f" ({HINTS[call.name]})" if call.name in HINTS else ""
+        hint = f" ({_HINTS[call.name]})" if call.name in _HINTS else ""
         return f"the code uses {call.written}{hint}, which {ENGINE} does not have"
     lists_axes = call.name in _ONE_AXIS and call.arguments[1:2] == ["["]
     is_new_stft = (call.name, len(call.arguments)) == _STFT_IN_PYTHON
@@ -153,24 +141,12 @@ def problem_of(call: Call) -> str:
 
 @dataclass(frozen=True)
 class TorchScriptCode:
-    """The code of a TorchScript archive.
+    """The code of a TorchScript archive."""
 
-    Parameters
-    ----------
-    text
-        All its serialised Python, concatenated.
-    n_constants
-        Tensors stored as constants.
-    in_training_mode
-        Whether a module was saved in training mode.
-    saved_on
-        Accelerators that hold its tensors, e.g. ``cuda:0``.
-    """
-
-    text: str
-    n_constants: int
-    in_training_mode: bool = False
-    saved_on: tuple[str, ...] = ()
+    text: str  # all its serialised Python, concatenated
+    n_constants: int  # tensors stored as constants
+    in_training_mode: bool = False  # whether a module was saved so
+    saved_on: tuple[str, ...] = ()  # accelerators that hold its tensors, e.g. cuda:0
 
     @property
     def has_parameters(self) -> bool:
@@ -184,26 +160,26 @@ class TorchScriptCode:
         for call in calls(self.text):
             if problem := problem_of(call):
                 found.setdefault(call.written, problem)
-            for dtype in _dtypes(call):
+            given = [call.keywords.get("dtype", ""), *(call.arguments[1:3] if call.name in _TAKES_DTYPE else [])]
+            for dtype in (_NEW_DTYPES[number] for number in given if number in _NEW_DTYPES):
                 found[dtype] = f"the code makes {dtype} tensors, which {ENGINE} does not have"
         if _GENERATOR.search(self.text):
             found["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
         return found
 
     @cached_property
-    def operators(self) -> frozenset[str]:
-        """The operators called, with their namespaces."""
-        return frozenset(call.name for call in calls(self.text))
+    def _operators(self) -> set[str]:
+        return {call.name for call in calls(self.text)}
 
     @property
     def norms(self) -> list[str]:
         """Operators that normalise over all pixels of what they are given."""
-        return sorted(_NORMS[name] for name in self.operators & _NORMS.keys())
+        return sorted(_NORMS[name] for name in self._operators & _NORMS.keys())
 
     @property
     def depends_on_mode(self) -> bool:
         """Whether the code computes something else in training mode."""
-        return not self.operators.isdisjoint(_SWITCHED)
+        return not self._operators.isdisjoint(_SWITCHED)
 
     @property
     def touches_files(self) -> bool:
@@ -216,19 +192,8 @@ class TorchScriptCode:
         return sorted(set(re.findall(r'torch\.device\("([^"]+)"\)', self.text)))
 
 
-def _dtypes(call: Call) -> Iterator[str]:
-    given = [call.keywords.get("dtype", ""), *(call.arguments[1:3] if call.name in _TAKES_DTYPE else [])]
-    return (_NEW_DTYPES[token] for token in given if token in _NEW_DTYPES)
-
-
 def read_code(path: Path) -> TorchScriptCode:
-    """Read a TorchScript file's code as text; nothing is executed or unpickled.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a TorchScript archive.
-    """
+    """Read a TorchScript file's code as text, without unpickling; `ValueError` if it is no TorchScript archive."""
     try:
         with open_zip(path) as archive:
             entries = archive.infolist()
@@ -239,31 +204,25 @@ def read_code(path: Path) -> TorchScriptCode:
                 raise ValueError(f"{path.name} holds more than {_MAX_CODE_BYTES >> 20} MiB of code.")
             text = "\n".join(archive.read(entry).decode("utf-8", "replace") for entry in code)
             pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
-            small = [entry for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
-            states = [_state(archive.read(entry)) for entry in small]
+            states = [_state(archive.read(entry)) for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path.name} is not a TorchScript archive; save it with torch.jit.save.") from error
-    constants = [entry for entry in entries if re.search(r"/constants/\d+$", entry.filename)]
+    n_constants = sum(re.search(r"/constants/\d+$", entry.filename) is not None for entry in entries)
     places = sorted({place for _, found in states for place in found})
-    return TorchScriptCode(text, len(constants), any(training for training, _ in states), tuple(places))
+    return TorchScriptCode(text, n_constants, any(training for training, _ in states), tuple(places))
 
 
 def _state(pickle: bytes) -> tuple[bool, set[str]]:
     """Whether a module's ``training`` is set, and the accelerators named, in a pickle that is read but not run."""
     memo: dict[Any, str] = {}
-    last, training, places = "", False, set()
-    try:
+    last, training, texts = "", False, set()
+    with suppress(Exception):  # pickletools raises many kinds; a damaged pickle is reported where weights are loaded
         for opcode, argument, _ in pickletools.genops(pickle):
             if opcode.name.endswith("BINPUT"):
                 memo[argument] = last
                 continue
             training = training or (opcode.name == "NEWTRUE" and last == "training")
-            if opcode.name.endswith("BINGET"):
-                last = memo.get(argument, "")
-            else:
-                last = str(argument) if opcode.name == "BINUNICODE" else ""
-            if _ACCELERATOR.fullmatch(last):
-                places.add(last)
-    except Exception:  # pickletools raises many kinds; a damaged pickle is reported where weights are loaded
-        return False, set()
-    return training, places
+            written = str(argument) if opcode.name == "BINUNICODE" else ""
+            last = memo.get(argument, "") if opcode.name.endswith("BINGET") else written
+            texts.add(last)
+    return training, {text for text in texts if _ACCELERATOR.fullmatch(text)}

@@ -1,30 +1,29 @@
-"""Repairs of the description: its name, its format, its id, and fields that consumers stumble over."""
+"""Repairs of the description: its format, its id, fields that consumers stumble over, and axes.
 
-from __future__ import annotations
+Sizes of axes are only ever narrowed to some of those that were allowed, so that the network accepts all of them, and
+never so far that the test tensor's own size is lost.
+"""
 
 import keyword
+import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from gap_bioimage.validation.archive.references import references, sha256_of
+from gap_bioimage.validation.archive.files import sha256_of
+from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
+from gap_bioimage.validation.model import Axis
 from gap_bioimage.validation.quiet import quiet
-from gap_bioimage.validation.repair.editor import PLAIN_UP_TO, RDF_NAME, WRONG_HASH, unshared
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.repair.editor import PackageEditor
+from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered, unshared
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
+# came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
-"""Came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)."""
+_LONGEST_AXIS_DESCRIPTION = 128
+_LARGEST_FACTOR = 8  # how many times its step an axis may be coarsened for the sake of ilastik's grid
 _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors", "maintainers", "cite", "license")
-
-
-def rename_description(editor: PackageEditor) -> None:
-    """Name the description rdf.yaml."""
-    if editor.rdf_name != RDF_NAME:
-        editor.changed("rdf_name", "name of the description", editor.rdf_name, RDF_NAME)
-        editor.rdf_name = RDF_NAME
 
 
 def convert_04(editor: PackageEditor) -> None:
@@ -38,8 +37,7 @@ def convert_04(editor: PackageEditor) -> None:
     built = _built(editor, "latest")
     if not isinstance(built, v0_5.ModelDescr):
         # what is wrong with it as it stands says more than what became of it
-        errors = _errors(_built(editor, "discover")) or _errors(built)
-        text = one_sentence("; ".join(errors[:2]), 160)
+        text = one_sentence("; ".join((_errors(_built(editor, "discover")) or _errors(built))[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: bioimageio.spec says {text}")
         return
     content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
@@ -86,27 +84,25 @@ def _without_nulls(value: Any, key: str = "") -> Any:
 
 def lower_format(editor: PackageEditor) -> None:
     """Write the newest format that every consumer reads, without the fields that it does not know."""
-    model = editor.model
-    written = str(editor.rdf.get("format_version"))
+    model, written = editor.model, str(editor.rdf.get("format_version"))
     is_vague = written == "0.5"  # no version at all, strictly
-    if model.version_numbers[:2] != (0, 5) or (model.version_numbers <= PLAIN_UP_TO and not is_vague):
+    if not editor.is_05 or (editor.is_plain and not is_vague):
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
     if state_dict.get("strict") is False:
-        editor.notes.append(
-            "format_version stays, since weights.pytorch_state_dict.strict: false came with 0.5.11 and is needed"
-        )
+        text = "weights.pytorch_state_dict.strict: false came with 0.5.11 and is needed"
+        editor.notes.append(f"format_version stays, since {text}")
         return
-    used = {step.get("id") for step in model.steps}
-    version = FORMAT_WITH_NEWER_OPERATIONS if used & _NEWER_OPERATIONS else FORMAT
-    editor.changed("format_version", "format_version", written, version)
-    dropped: list[tuple[str, dict[str, Any], str]] = [("weights.pytorch_state_dict", state_dict, "strict")]
-    dropped += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
-    for where, holder, key in dropped:
+    is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
+    editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
+    editor.changed("format_version", "format_version", written, editor.rdf["format_version"])
+    dropped = [("weights.pytorch_state_dict", state_dict, "strict", "dropped")]
+    for tensor in model.inputs:
+        dropped.append((f"input {tensor.id}", tensor.written, "pad", "dropped; borders are mirrored"))
+        dropped.append((f"input {tensor.id}", tensor.written, "output_of", "dropped"))
+    for where, holder, key, hint in dropped:
         if key in holder:
-            hint = "dropped" if key != "pad" else "dropped; borders are mirrored"
             editor.changed("format_version", f"{where}: {key}", holder.pop(key), hint)
-    editor.rdf["format_version"] = version
 
 
 def plain_strings(editor: PackageEditor) -> None:
@@ -147,41 +143,10 @@ def _plain_license(editor: PackageEditor) -> None:
 def fill_id(editor: PackageEditor) -> None:
     """Make an id of the name."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(editor.rdf.get("name") or "").lower()).strip("-")
-    if editor.rdf.get("id") or not slug:
-        return
-    rest = {key: value for key, value in editor.rdf.items() if key != "id"}
-    first: list[str] = [key for key in ("format_version", "type") if key in rest]
-    editor.rdf = {key: rest[key] for key in first} | {"id": slug} | rest
-    editor.changed("id", "id", "none", slug)
-
-
-def identifiers(editor: PackageEditor) -> None:
-    """Make identifiers of channel names, as formats before 0.5.11 want them."""
-    if not editor.is_05 or not editor.is_plain:
-        return
-    for tensor in editor.model.tensors:
-        for axis in tensor.axes:
-            names = axis.written.get("channel_names")
-            if axis.kind != "channel" or not isinstance(names, list):
-                continue
-            renamed: list[str] = []
-            for name in names:
-                renamed.append(_identifier(str(name), renamed))
-            if renamed != names:
-                axis.written["channel_names"] = renamed
-                editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
-
-
-def _identifier(name: str, taken: list[str]) -> str:
-    if name.isidentifier() and not keyword.iskeyword(name):
-        return name
-    base = re.sub(r"\W+", "_", name).strip("_")
-    if not base.isidentifier() or keyword.iskeyword(base):
-        base = f"channel_{base}".rstrip("_")
-    candidate, number = base, 2
-    while candidate in taken:
-        candidate, number = f"{base}_{number}", number + 1
-    return candidate
+    if slug and not editor.rdf.get("id"):
+        first = {key: editor.rdf[key] for key in ("format_version", "type") if key in editor.rdf}
+        editor.rdf = first | {"id": slug} | {key: value for key, value in editor.rdf.items() if key != "id"}
+        editor.changed("id", "id", "none", slug)
 
 
 def deepimagej_config(editor: PackageEditor) -> None:
@@ -196,16 +161,189 @@ def deepimagej_config(editor: PackageEditor) -> None:
     editor.changed("deepimagej_config", "config.deepimagej", section, "removed")
 
 
-def sample_tensors(editor: PackageEditor) -> None:
-    """Leave out sample tensors that are not the test tensors; their files stay."""
+def axis_ids(editor: PackageEditor) -> None:
+    """Write the id of every space axis, also where it is the default: JDLL reads no axis without."""
+    for tensor in editor.tensors:
+        for index, axis in enumerate(tensor.axes):
+            if axis.kind == "space" and not axis.written.get("id"):
+                rest = {key: value for key, value in axis.written.items() if key not in ("type", "id")}
+                tensor.written["axes"][index] = {"type": "space", "id": axis.id} | rest
+                editor.changed("axis_ids", f"id of a space axis of {tensor.id}", "none (x by default)", axis.id)
+
+
+def channel_names(editor: PackageEditor) -> None:
+    """Name channels channel0, channel1, ... where they have no names."""
+    for tensor in editor.tensors:
+        for index, axis in enumerate(tensor.axes):
+            if axis.kind != "channel" or axis.written.get("channel_names"):
+                continue
+            array, stated = editor.test_array(tensor), axis.written.get("size")
+            count = int(array.shape[index]) if array is not None else stated if isinstance(stated, int) else 0
+            if not count:
+                editor.notes.append(f"channel_names of {tensor.id} stay empty: no test tensor says how many there are")
+                continue
+            if isinstance(stated, int):
+                del axis.written["size"]  # it follows from the names, and the format forbids it
+            axis.written["channel_names"] = [f"channel{i}" for i in range(count)]
+            editor.changed("channel_names", f"channels of {tensor.id}", "no names", axis.written["channel_names"])
+
+
+def identifiers(editor: PackageEditor) -> None:
+    """Make identifiers of channel names, as formats before 0.5.11 want them."""
+    for tensor in editor.tensors if editor.is_plain else []:
+        for axis in tensor.axes:
+            names = axis.written.get("channel_names")
+            if axis.kind != "channel" or not isinstance(names, list):
+                continue
+            renamed: list[str] = []
+            for name in map(str, names):
+                plain = name.isidentifier() and not keyword.iskeyword(name)
+                renamed.append(name if plain else _identifier(name, {other.casefold() for other in renamed}))
+            if renamed != names:
+                axis.written["channel_names"] = renamed
+                editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
+
+
+def _identifier(name: str, taken: set[str]) -> str:
+    base = re.sub(r"\W+", "_", name).strip("_")
+    if not base.isidentifier() or keyword.iskeyword(base):
+        base = f"channel_{base}".rstrip("_")
+    return numbered(base, "", taken)
+
+
+def axis_scale(editor: PackageEditor) -> None:
+    """Leave scales out of input axes, and divide those of the outputs that refer to them, so that sizes stay."""
     if not editor.is_05:
         return
-    for tensor in editor.model.tensors:
-        sample = tensor.written.get("sample_tensor")
-        if sample is None:
-            continue
-        files = editor.file(sample), editor.file(tensor.written.get("test_tensor"))
-        if files[0] is None or files[1] is None or files[0].read_bytes() != files[1].read_bytes():
-            del tensor.written["sample_tensor"]
-            source = sample.get("source") if isinstance(sample, dict) else sample
-            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source, "removed")
+    model = editor.model
+    inputs = {(tensor.id, axis.id): axis for tensor in model.inputs for axis in tensor.axes}
+    scaled = {key: axis.scale for key, axis in inputs.items() if axis.scale not in (0, 1)}
+    for key in sorted(_resized(inputs) & scaled.keys()):
+        editor.notes.append(f"scale of input {', '.join(key)} stays: it relates the sizes of two inputs")
+        del scaled[key]
+    for tensor in model.outputs:
+        for axis in tensor.axes:
+            scale = scaled.get(_referred(axis))
+            if scale is not None:
+                before = f"{axis.scale:g} {axis.written.pop('unit', '')}".strip()
+                ratio = round(axis.scale / scale, 9)
+                axis.written.pop("scale", None)
+                if ratio != 1:
+                    axis.written["scale"] = ratio
+                editor.changed("axis_scale", f"scale of output {tensor.id}, {axis.id}", before, f"{ratio:g}")
+    for key in scaled:
+        axis = inputs[key]
+        before = f"{axis.written.pop('scale')} {axis.written.pop('unit', None) or '(no unit)'}"
+        text = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
+        if len(text) <= _LONGEST_AXIS_DESCRIPTION:
+            axis.written["description"] = text
+        editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; told in the axis' description")
+
+
+def _referred(axis: Axis) -> tuple[str, str]:
+    size = axis.written.get("size")
+    return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
+
+
+def _resized(inputs: dict[tuple[str, str], Axis]) -> set[tuple[str, str]]:
+    """Input axes that take part in a change of size between inputs, which their scales then express."""
+    pairs = [(key, _referred(axis)) for key, axis in inputs.items()]
+    return {
+        key for pair in pairs if pair[1] in inputs and inputs[pair[0]].scale != inputs[pair[1]].scale for key in pair
+    }
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """An input axis with a choice of sizes."""
+
+    tensor: str
+    axis: Axis
+    halo: int  # in pixels
+    test: int | None  # the test tensor's size along it, if known
+    minimum: int
+    step: int
+
+    def keeps_test(self, minimum: int, step: int) -> bool:
+        """Whether new sizes keep the test tensor's, with or without its halo, as the old ones did."""
+        if self.test is None:
+            return False
+        padded = self.test + 2 * self.halo
+        only_padded = _fits(padded, minimum, step) and not _fits(self.test, self.minimum, self.step)
+        return _fits(self.test, minimum, step) or only_padded
+
+    def set(self, editor: PackageEditor, repair: str, minimum: int, step: int) -> None:
+        """Write new sizes, unless the test tensor needs the old ones."""
+        before, what = f"min {self.minimum}, step {self.step}", f"{self.tensor}, {self.axis.id}"
+        if self.keeps_test(minimum, step):
+            self.axis.written["size"] = {**self.axis.written["size"], "min": minimum, "step": step}
+            editor.changed(repair, f"size of {what}", before, f"min {minimum}, step {step}")
+        else:
+            editor.notes.append(f"min {self.minimum} of {what} stays: the test tensor needs it")
+
+
+def _fits(size: int, minimum: int, step: int) -> bool:
+    return size >= minimum and (size - minimum) % step == 0
+
+
+def _sized(editor: PackageEditor) -> Iterator[_Sized]:
+    model = editor.model
+    for tensor in model.inputs if editor.is_05 else []:
+        array = editor.test_array(tensor)
+        for index, axis in enumerate(tensor.axes):
+            if axis.min_step is not None and axis.min_step[1] > 0:
+                halo = math.ceil(model.halo_of_input.get((tensor.id, axis.id), 0))
+                yield _Sized(tensor.id, axis, halo, None if array is None else int(array.shape[index]), *axis.min_step)
+
+
+def min_of_step(editor: PackageEditor) -> None:
+    """Choose min as a multiple of step.
+
+    All sizes change with that: it is the author's slip only where the test tensor agrees with the new sizes.
+    """
+    for sized in _sized(editor):
+        if sized.minimum % sized.step:
+            sized.set(editor, "min_of_step", sized.step * math.ceil(sized.minimum / sized.step), sized.step)
+
+
+def min_halo(editor: PackageEditor) -> None:
+    """Raise min above twice the halo."""
+    for sized in _sized(editor):
+        missing = 2 * sized.halo - sized.minimum
+        if missing >= 0:
+            sized.set(editor, "min_halo", sized.minimum + sized.step * (missing // sized.step + 1), sized.step)
+
+
+def grid(editor: PackageEditor) -> None:
+    """Narrow the sizes so that ilastik's size parameter n agrees over the axes of an input, by the least change."""
+    by_tensor: dict[str, list[_Sized]] = {}
+    for sized in _sized(editor):
+        if sized.axis.kind == "space":
+            by_tensor.setdefault(sized.tensor, []).append(sized)
+    for axes in by_tensor.values():
+        target = 64 if any(sized.axis.id == "z" for sized in axes) else 512
+        choices = [_narrower(sized, target) for sized in axes]
+        common = set.intersection(*map(set, choices))
+        if common and len({_steps_to(target, sized.minimum, sized.step) for sized in axes}) > 1:
+            costs = {n: [found[n][0] for found in choices] for n in common}
+            best = min(common, key=lambda n: (*map(sum, zip(*costs[n], strict=True)), n))
+            for sized, found in zip(axes, choices, strict=True):
+                if found[best][1] != (sized.minimum, sized.step):
+                    sized.set(editor, "grid", *found[best][1])
+
+
+def _steps_to(target: int, minimum: int, step: int) -> int:
+    return max(0, math.ceil((target - minimum) / step))
+
+
+def _narrower(sized: _Sized, target: int) -> dict[int, tuple[tuple[int, int], tuple[int, int]]]:
+    """By n, the least narrowing of the sizes that keeps the test tensor's: its cost, and its min and step."""
+    found: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
+    # an axis of step 1 takes every size, which is worth more to users than ilastik's speed
+    for factor in range(1, 2 if sized.step == 1 else _LARGEST_FACTOR + 1):
+        step = factor * sized.step
+        for minimum in range(sized.minimum, (sized.test or 0) + 1, sized.step):
+            if minimum % step == 0 and sized.keeps_test(minimum, step):
+                n, choice = _steps_to(target, minimum, step), ((factor, minimum - sized.minimum), (minimum, step))
+                found[n] = min(choice, found.get(n, choice))
+    return found

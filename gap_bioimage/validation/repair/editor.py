@@ -1,58 +1,41 @@
 """The working copy that repairs change: a folder of files and a description, and what was changed in them."""
 
-from __future__ import annotations
-
 import datetime
+import itertools
 import os
 import posixpath
 import re
+import shutil
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
+from gap_bioimage.validation.archive.files import read_array, sha256_of
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.references import FileReference, references, sha256_of
+from gap_bioimage.validation.archive.rdf import FileReference, references
 from gap_bioimage.validation.check import one_sentence
-from gap_bioimage.validation.model import Model
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from gap_bioimage.validation.model import Tensor
+from gap_bioimage.validation.model import Model, Tensor
 
 RDF_NAME = "rdf.yaml"
-PLAIN_UP_TO = (0, 5, 10)
-"""The last format that names documentation, covers and icon as plain strings."""
+PLAIN_UP_TO = (0, 5, 10)  # the last format that names documentation, covers and icon as plain strings
 WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-"""The earliest that a zip can hold: the same model then makes the same zip."""
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same model then makes the same zip
 _LIKE_A_NUMBER = re.compile(r"[-+.]?\d[\w.+-]*")
 _LONGEST_SHOWN = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One repair.
+    """One repair."""
 
-    Parameters
-    ----------
-    id
-        Stable name of the repair; scripts may rely on it.
-    what
-        What was changed.
-    before, after
-        Its value or state before and after, as short texts.
-    """
-
-    id: str
-    what: str
-    before: str
+    id: str  # stable name of the repair; scripts may rely on it
+    what: str  # what was changed
+    before: str  # its value or state before, as a short text
     after: str
 
 
@@ -73,23 +56,21 @@ def unshared(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else value
 
 
+def numbered(stem: str, suffix: str, taken: set[str]) -> str:
+    """A name that is not taken (in lower case): ``stem``, ``stem_2``, ``stem_3``, ... with the suffix."""
+    names = (f"{stem}_{n}{suffix}" if n > 1 else stem + suffix for n in itertools.count(1))
+    return next(name for name in names if name.casefold() not in taken)
+
+
 @dataclass
 class PackageEditor:
-    """What the repairs change: files in ``folder`` (without the description) and the description ``rdf``.
-
-    Parameters
-    ----------
-    folder, rdf, rdf_name
-        The files, the description and its name.
-    changes, notes
-        What was repaired, and what was seen and left alone, and why (one sentence each).
-    """
+    """What the repairs change: files in ``folder`` (without the description) and the description ``rdf``."""
 
     folder: Path
     rdf: dict[str, Any]
     rdf_name: str
     changes: list[Change] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was seen and left alone, and why; one sentence each
 
     def changed(self, repair: str, what: str, before: object, after: object) -> None:
         """Note a change."""
@@ -98,18 +79,17 @@ class PackageEditor:
     @property
     def names(self) -> list[str]:
         """Posix paths of all files."""
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in files)
-
-    @property
-    def package(self) -> Package:
-        """The files and the description as they are now."""
-        return Package(self.folder, self.folder, self.rdf_name, self.rdf, tuple(self.names), self.folder)
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
     @property
     def model(self) -> Model:
-        """The same as rules see it; axes and tensors in it are the description's own mappings (format 0.5)."""
-        return Model(self.package)
+        """What rules see; axes and tensors in it are the description's own mappings (format 0.5)."""
+        return Model(Package(self.folder, self.folder, self.rdf_name, self.rdf, (), self.folder))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Inputs, then outputs, of a description in format 0.5; none of another."""
+        return self.model.tensors if self.is_05 else []
 
     @property
     def is_05(self) -> bool:
@@ -124,42 +104,29 @@ class PackageEditor:
     @property
     def references(self) -> list[FileReference]:
         """All places of the description that name a file."""
-        return list(references(self.rdf))
+        return references(self.rdf)
 
     def file(self, value: object) -> Path | None:
         """The file behind a path or a ``{source, sha256}`` entry, or None if it is absent or outside."""
         return self.model.file_of(value)
 
     def reference(self, name: str) -> Any:
-        """Return what names a file in ``documentation`` or ``covers``, in the description's format."""
+        """What names a file in ``documentation`` or ``covers``, in the description's format."""
         return name if self.is_plain else {"source": name, "sha256": sha256_of(self.folder / name)}
 
     def test_array(self, tensor: Tensor) -> NDArray[np.generic] | None:
-        """The test tensor of an input or output, memory-mapped; None unless it is an npy file with its axes."""
-        array = self.load(tensor.written.get("test_tensor"))
-        return array if array is not None and array.ndim == len(tensor.axes) else None
-
-    def load(self, value: object) -> NDArray[np.generic] | None:
-        """The array behind a path or entry, memory-mapped, or None if it is not an npy file."""
-        import numpy as np
-
-        path = self.file(value)
-        if path is None or path.suffix != ".npy":
-            return None
+        """The test tensor of an input or output, memory-mapped; None unless it is an array with its axes."""
+        path = self.file(tensor.written.get("test_tensor"))
         try:
-            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: NDArray[np.generic] | None = None if path is None else read_array(path)
         except (ValueError, OSError):  # left to the validation, which names it
             return None
-        return array
+        return array if array is not None and array.ndim == len(tensor.axes) else None
 
     def free_name(self, wanted: str, besides: str = "") -> str:
         """A name that no other file has, also not where upper and lower case are one."""
         taken = {name.casefold() for name in self.names if name != besides} | {RDF_NAME}
-        stem, suffix = posixpath.splitext(wanted)
-        candidate, number = wanted, 2
-        while candidate.casefold() in taken:
-            candidate, number = f"{stem}_{number}{suffix}", number + 1
-        return candidate
+        return numbered(*posixpath.splitext(wanted), taken)
 
     def rewrite(self, name: str, content: bytes) -> None:
         """Write a file, and its hash wherever the description states one."""
@@ -206,8 +173,7 @@ class PackageEditor:
                     continue
                 entry.file_size = (self.folder / name).stat().st_size  # lets the zip choose its large format
                 with (self.folder / name).open("rb") as file, archive.open(entry, "w") as packed:
-                    while chunk := file.read(2**20):
-                        packed.write(chunk)
+                    shutil.copyfileobj(file, packed)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -226,8 +192,3 @@ def to_yaml(rdf: dict[str, Any]) -> bytes:
     """A description as yaml that versions 1.1 and 1.2 read alike."""
     text: str = yaml.dump(rdf, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text.encode("utf-8")
-
-
-def stem_of(name: str) -> str:
-    """A posix path without its suffix."""
-    return posixpath.splitext(PurePosixPath(name).as_posix())[0]

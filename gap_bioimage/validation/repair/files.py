@@ -1,31 +1,26 @@
 """Repairs of a package's files: hashes, places and names, the README and the covers."""
 
-from __future__ import annotations
-
-import ast
 import io
 import mmap
 import posixpath
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gap_bioimage.validation.archive.references import is_url, sha256_of
-from gap_bioimage.validation.repair.editor import RDF_NAME, shown, stem_of
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
-    from gap_bioimage.validation.repair.editor import PackageEditor
+from gap_bioimage.validation.archive.files import sha256_of
+from gap_bioimage.validation.archive.rdf import is_url
+from gap_bioimage.validation.model import Tensor
+from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+# files that run: whether theirs is the code that was described is for a person to say
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
-"""Files that run: whether theirs is the code that was described is for a person to say."""
-_READS_OTHERS = (".py", ".onnx", ".json", ".pb")
-"""Files that may read other files of the package by their paths."""
+_READS_OTHERS = (".py", ".onnx", ".json", ".pb")  # files that may read others of the package by their paths
 
 README, COVER = "README.md", "cover.png"
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
@@ -33,11 +28,17 @@ _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re
 _HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 _MAX_README_BYTES = 2**20
 
-MAX_COVER_BYTES = 480_000
-"""Some room below the zoo's 500 kB."""
+MAX_COVER_BYTES = 480_000  # some room below the zoo's 500 kB
 _ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
 _COVER_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif")
 _PANEL_PX = 512
+
+
+def rename_description(editor: PackageEditor) -> None:
+    """Name the description rdf.yaml."""
+    if editor.rdf_name != RDF_NAME:
+        editor.changed("rdf_name", "name of the description", editor.rdf_name, RDF_NAME)
+        editor.rdf_name = RDF_NAME
 
 
 def remove_leftovers(editor: PackageEditor) -> None:
@@ -66,16 +67,12 @@ def hashes(editor: PackageEditor) -> None:
             continue
         if path.suffix.lower() in _CODE:
             state = f"is not the one stated for {reference.where}" if stated else "is not stated"
-            editor.notes.append(
-                f"{reference.name} is code, and its sha256 {state}: read it, and if it is the right file write "
-                f"{reference.hash_key}: {computed}"
-            )
+            to_do = f"read it, and if it is the right file write {reference.hash_key}: {computed}"
+            editor.notes.append(f"{reference.name} is code, and its sha256 {state}: {to_do}")
             continue
         reference.holder[reference.hash_key] = computed
         if stated:
-            what = (
-                f"sha256 of {reference.name}, {reference.where} (WRONG HASH: this is not the file that was described)"
-            )
+            what = f"sha256 of {reference.name}, {reference.where}{WRONG_HASH}"
             editor.changed("hash_wrong", what, stated, computed)
         else:
             editor.changed("hash_missing", f"sha256 of {reference.name}", "none", computed)
@@ -91,62 +88,58 @@ def plain_paths(editor: PackageEditor) -> None:
 
 def flatten(editor: PackageEditor) -> None:
     """Move files out of their folders to the top, under names of their own."""
-    nested = [name for name in editor.names if "/" in name]
-    kept = _kept_by_imports(editor, nested)
-    for name in nested:
-        if name not in kept and (reader := _reader_of(editor, name)):
-            kept[name] = f"{reader} may read it by its path"
     named = {reference.name for reference in editor.references}
-    taken = {name.casefold() for name in editor.names if "/" not in name} | {RDF_NAME}
+    names = editor.names
+    taken = {name.casefold() for name in names if "/" not in name} | {RDF_NAME}
     plan: dict[str, str] = {}
-    for name in (name for name in nested if name not in kept):
+    for name in (name for name in names if "/" in name):
         wanted = [posixpath.basename(name)]
         if name in named:  # nobody would find another one under a new name
             wanted.append(name.replace("/", "_"))
         target = next((target for target in wanted if target.casefold() not in taken), None)
-        if target is None:
-            kept[name] = f"another file is named {wanted[0]}"
-            continue
-        taken.add(target.casefold())
-        plan[name] = target
-    editor.notes += [f"{name} stays in its folder: {why}" for name, why in kept.items()]
-    if plan:
-        editor.move(plan)
+        why = "" if target else f"another file is named {wanted[0]}"
+        if why := _reader_of(editor, names, name) or why:
+            editor.notes.append(f"{name} stays in its folder: {why}")
+        elif target:
+            taken.add(target.casefold())
+            plan[name] = target
+    editor.move(plan)
     for old, new in plan.items():
         editor.changed("flat", "file", old, new)
 
 
-def _kept_by_imports(editor: PackageEditor, nested: list[str]) -> dict[str, str]:
-    """Files that Python code of the package imports by the folder they lie in, and why they stay."""
-    kept: dict[str, str] = {}
-    for script in (name for name in editor.names if name.endswith(".py")):
-        try:
-            tree = ast.parse((editor.folder / script).read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        folders: set[str] = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                folders.update(posixpath.dirname(script).split("/") if node.level else [str(node.module).split(".")[0]])
-            elif isinstance(node, ast.Import):
-                folders.update(alias.name.split(".")[0] for alias in node.names)
-        imported = [name for name in nested if name.endswith(".py") and folders & set(name.split("/")[:-1])]
-        for name in [*imported, script] if imported else []:
-            if "/" in name:
-                kept[name] = f"{script} imports modules by their folder"
-    return kept
-
-
-def _reader_of(editor: PackageEditor, name: str) -> str | None:
-    """A file that holds the path of another one, as ONNX weights do that keep their arrays outside."""
-    for reader in editor.names:
+def _reader_of(editor: PackageEditor, names: list[str], name: str) -> str:
+    """Which file holds the path of another one, as ONNX weights do that keep their arrays outside; or imports it."""
+    folder, is_code = posixpath.dirname(name), name.endswith(".py")
+    top = re.escape(folder.split("/")[0])
+    for reader in names:
         path = editor.folder / reader
-        if reader == name or not reader.endswith(_READS_OTHERS) or path.stat().st_size == 0:
+        if not reader.endswith(_READS_OTHERS) or path.stat().st_size == 0:
             continue
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(name.encode()) >= 0:
-                return reader
-    return None
+            if reader != name and content.find(name.encode()) >= 0:
+                return f"{reader} may read it by its path"
+            # from .module in its own folder, or import folder.module from anywhere
+            where = rf"(\.|{top}\b)" if posixpath.dirname(reader) == folder else rf"{top}\b"
+            if (
+                is_code
+                and reader.endswith(".py")
+                and re.search(rf"^\s*(from|import)\s+{where}".encode(), content, re.M)
+            ):
+                return f"{reader} imports modules by their folder"
+    return ""
+
+
+def sample_tensors(editor: PackageEditor) -> None:
+    """Leave out sample tensors that are not the test tensors; their files stay."""
+    for tensor in editor.tensors:
+        sample = tensor.written.get("sample_tensor")
+        files = editor.file(sample), editor.file(tensor.written.get("test_tensor"))
+        is_test = files[0] is not None and files[1] is not None and files[0].read_bytes() == files[1].read_bytes()
+        if sample is not None and not is_test:
+            del tensor.written["sample_tensor"]
+            source = sample.get("source") if isinstance(sample, dict) else sample
+            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source, "removed")
 
 
 def readme(editor: PackageEditor) -> None:
@@ -156,6 +149,7 @@ def readme(editor: PackageEditor) -> None:
     if source and is_url(str(source)):
         editor.notes.append(f"documentation is on the network and is not looked at: {source}")
         return
+    name = PurePosixPath(str(source)).as_posix()
     if editor.file(stated) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
         after = f"{name}, which was there"
@@ -166,10 +160,8 @@ def readme(editor: PackageEditor) -> None:
             after = f"{name}, written from name and description"
         editor.rdf["documentation"] = editor.reference(name)
         editor.changed("readme", "documentation", source, after)
-    else:
-        name = PurePosixPath(str(source)).as_posix()
     if not name.endswith(".md"):
-        new = editor.free_name(stem_of(name) + ".md", besides=name)
+        new = editor.free_name(posixpath.splitext(name)[0] + ".md", besides=name)
         editor.move({name: new})
         editor.changed("readme", "name of the documentation", name, new)
         name = new
@@ -198,23 +190,24 @@ def covers(editor: PackageEditor) -> None:
     """Draw a cover where there is none; fit those that are too large or of another shape."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
-    remote = [cover for cover in listed if is_url(str(cover.get("source") if isinstance(cover, dict) else cover))]
-    there = [cover for cover in listed if cover in remote or editor.file(cover) is not None]
+    sources = [str(cover.get("source") if isinstance(cover, dict) else cover) for cover in listed]
+    there = [pair for pair in zip(listed, sources, strict=True) if is_url(pair[1]) or editor.file(pair[0]) is not None]
     if not there:
         _draw(editor, listed)
         return
     if len(there) < len(listed):
-        editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
-        editor.rdf["covers"] = there
-    for index, cover in enumerate(there):
-        if cover not in remote:
-            _fit(editor, index, str(cover.get("source") if isinstance(cover, dict) else cover))
+        editor.rdf["covers"] = [cover for cover, _ in there]
+        editor.changed("cover", "covers", listed, f"{shown(editor.rdf['covers'])}, which are there")
+    for index, (_, source) in enumerate(there):
+        if not is_url(source):
+            _fit(editor, index, PurePosixPath(source).as_posix())
 
 
 def _draw(editor: PackageEditor, listed: list[Any]) -> None:
-    from PIL import Image
-
-    planes = [plane for plane in (_plane(editor, "inputs"), _plane(editor, "outputs")) if plane is not None]
+    """Show the first test input and output side by side."""
+    model = editor.model
+    tensors = [*model.inputs[:1], *model.outputs[:1]] if editor.is_05 else []
+    planes = [plane for tensor in tensors if (plane := _plane(editor, tensor)) is not None]
     if not planes:
         editor.notes.append("no cover is drawn: the test tensors are not npy files with two spatial axes")
         return
@@ -229,19 +222,10 @@ def _draw(editor: PackageEditor, listed: list[Any]) -> None:
     editor.changed("cover", "covers", listed, f"{name}, {what}, {size[0]} x {size[1]}")
 
 
-def _plane(editor: PackageEditor, which: str) -> NDArray[np.generic] | None:
-    """A plane of the first test input or output: the first image and channel, the middle of depth and time."""
-    import numpy as np
-
-    tensors = editor.rdf.get(which)
-    first = tensors[0] if isinstance(tensors, list) and tensors and isinstance(tensors[0], dict) else {}
-    if isinstance(first.get("axes"), str):  # format 0.4
-        files = editor.rdf.get(f"test_{which}")
-        array, axes = editor.load(files[0] if isinstance(files, list) and files else None), list(first["axes"])
-    else:
-        tensors = (editor.model.inputs if which == "inputs" else editor.model.outputs) if editor.is_05 else []
-        array, axes = (editor.test_array(tensors[0]), tensors[0].axis_ids) if tensors else (None, [])
-    if array is None or array.ndim != len(axes) or not {"x", "y"} <= set(axes) or array.size == 0:
+def _plane(editor: PackageEditor, tensor: Tensor) -> NDArray[np.generic] | None:
+    """A plane of a test tensor: the first image and channel, the middle of depth and time."""
+    array, axes = editor.test_array(tensor), tensor.axis_ids
+    if array is None or not {"x", "y"} <= set(axes) or array.size == 0:
         return None
     index = tuple(
         slice(None) if axis in ("y", "x") else size // 2 if axis in ("z", "t", "time") else 0
@@ -251,10 +235,7 @@ def _plane(editor: PackageEditor, which: str) -> NDArray[np.generic] | None:
     return plane if axes.index("y") < axes.index("x") else plane.T
 
 
-def _panel(plane: NDArray[np.generic]) -> Image:
-    import numpy as np
-    from PIL import Image
-
+def _panel(plane: NDArray[np.generic]) -> Image.Image:
     side = min(plane.shape)
     top, left = ((size - side) // 2 for size in plane.shape)
     values = np.nan_to_num(plane[top : top + side, left : left + side].astype(np.float64))
@@ -267,56 +248,40 @@ def _panel(plane: NDArray[np.generic]) -> Image:
     return Image.fromarray((grey * 255).astype(np.uint8)).resize((_PANEL_PX, _PANEL_PX), how)
 
 
-def _fit(editor: PackageEditor, index: int, source: str) -> None:
+def _fit(editor: PackageEditor, index: int, name: str) -> None:
     """Rewrite a cover of another shape, kind or size than the zoo wants."""
-    from PIL import Image, UnidentifiedImageError
-
-    name = PurePosixPath(source).as_posix()
     path = editor.folder / name
+    suffix, n_bytes = path.suffix.lower(), path.stat().st_size
     try:
         with Image.open(path) as opened:
             before = opened.size
-            known = path.suffix.lower() in _COVER_SUFFIXES
-            if _has_good_shape(before) and known and path.stat().st_size < 500_000:
+            if _has_good_shape(before) and suffix in _COVER_SUFFIXES and n_bytes < 500_000:
                 return
             image = opened.convert("RGBA" if opened.mode in ("RGBA", "LA", "PA") else "RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         editor.notes.append(f"the cover {name} is not looked at: it is not an image that can be read")
         return
-    kilobytes, jpeg, new = path.stat().st_size // 1000, path.suffix.lower() in (".jpg", ".jpeg"), name
-    content, size = _encoded(_padded(image), "JPEG" if jpeg else "PNG")
-    if not jpeg and path.suffix.lower() != ".png":
-        new = editor.free_name(stem_of(name) + ".png")
-        editor.move({name: new})
-    editor.rewrite(new, content)
+    if not _has_good_shape(before):  # a white or transparent margin makes it so
+        width, height = before
+        sizes = [(max(width, round(height * aspect)), max(height, round(width / aspect))) for aspect in _ASPECTS]
+        margin = (255, 255, 255, 0) if image.mode == "RGBA" else (255, 255, 255)
+        image = ImageOps.pad(image, min(sizes, key=lambda size: size[0] * size[1]), color=margin)
+    content, size = _encoded(image, "JPEG" if suffix in (".jpg", ".jpeg") else "PNG")
+    new = name if suffix in (".jpg", ".jpeg", ".png") else editor.free_name(posixpath.splitext(name)[0] + ".png")
     if new != name:
+        editor.move({name: new})
         editor.rdf["covers"][index] = editor.reference(new)
+    editor.rewrite(new, content)
     after = f"{new}, {size[0]} x {size[1]}, {len(content) // 1000} kB"
-    editor.changed("cover", f"cover {name}", f"{before[0]} x {before[1]}, {kilobytes} kB", after)
+    editor.changed("cover", f"cover {name}", f"{before[0]} x {before[1]}, {n_bytes // 1000} kB", after)
 
 
 def _has_good_shape(size: tuple[int, int]) -> bool:
     return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in _ASPECTS)
 
 
-def _padded(image: Image) -> Image:
-    """Add a white or transparent margin to the nearer of 1:1 and 2:1."""
-    from PIL import Image as Pillow
-
-    width, height = image.size
-    if _has_good_shape(image.size):
-        return image
-    options = [(max(width, round(height * aspect)), max(height, round(width / aspect))) for aspect in _ASPECTS]
-    size = min(options, key=lambda option: option[0] * option[1])
-    canvas = Pillow.new(image.mode, size, (255, 255, 255, 0) if image.mode == "RGBA" else (255, 255, 255))
-    canvas.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
-    return canvas
-
-
-def _encoded(image: Image, how: str) -> tuple[bytes, tuple[int, int]]:
+def _encoded(image: Image.Image, how: str) -> tuple[bytes, tuple[int, int]]:
     """Encode an image, smaller and smaller until it fits."""
-    from PIL import Image as Pillow
-
     options: dict[str, Any] = {"quality": 90} if how == "JPEG" else {"optimize": True}
     image = image.convert("RGB") if how == "JPEG" else image
     while True:
@@ -325,4 +290,4 @@ def _encoded(image: Image, how: str) -> tuple[bytes, tuple[int, int]]:
         if buffer.tell() <= MAX_COVER_BYTES:
             return buffer.getvalue(), image.size
         width, height = (max(1, round(0.8 * size)) for size in image.size)
-        image = image.resize((width, height), Pillow.Resampling.LANCZOS)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)

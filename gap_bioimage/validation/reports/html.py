@@ -5,34 +5,20 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gap_bioimage import __version__
-from gap_bioimage.validation.check import Severity, registry
-from gap_bioimage.validation.consumers import consumers
-from gap_bioimage.validation.reports.junit import printable
-from gap_bioimage.validation.score import HIGHEST, PARTS, POINTS
-from gap_bioimage.validation.verdicts import RUN_CODE, how_to_run, programs
+from gap_bioimage.validation.check import BLOCKS, Check, consumers, registry
+from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.reports.terminal import printable
+from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, RUN_CODE, Verdict, how_to_run, programs
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+_MANY, _LONG = 3, 60  # a reason that so many programs share, and of so many characters, is said once
 
-    from gap_bioimage.validation.check import Check
-    from gap_bioimage.validation.report import Report
-    from gap_bioimage.validation.verdicts import Verdict
-
-_PACKAGE = "gap_bioimage.validation.reports"
-_TEMPLATE = "report.html.j2"
-
-_MANY = 3
-_LONG = 60
-
-_WORDS = {
-    "passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown",
-}  # fmt: skip
+_WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown"}
 
 _GLOSSARY = {
     "axes": "the directions of an image array: y and x in the plane, z in depth, channel, and batch (several images)",
@@ -57,66 +43,27 @@ _GLOSSARY = {
 }
 
 
-@dataclass(frozen=True)
-class _ToDo:
-    """One thing to do: how bad (a colour's name), the same in words, and what to do about it."""
-
-    mood: str
-    word: str
-    check: Check
-    fix: str
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture with the check it belongs to, if that is in the report."""
-
-    title: str
-    check: Check | None
-    uri: str
-
-
-@dataclass(frozen=True)
-class _Page:
-    """What the template shows of one report, besides the report itself."""
-
-    anchor: str
-    title: str
-    report: Report
-    mood: str
-    headline: str
-    sentences: list[str]
-    reasons: dict[str, str]
-    todo: list[_ToDo]
-    pictures: list[_Picture]
-    groups: list[tuple[str, list[Check]]]
+# what is to be done, the worst first: how bad (a colour's name), and the same in words
+_TODO = {
+    "failed": ("fails", "failed"), "needed": ("fails", "needed"), "error": ("unknown", "unknown"),
+    "warning": ("warning", "advice"), "skipped": ("unknown", "not checked"),
+}  # fmt: skip
 
 
 def render_html(reports: Sequence[Report]) -> str:
     """One page that explains the reports: who will run each model, what to do, pictures, score, all checks.
 
-    The page loads nothing and runs nothing: styles and pictures are inside. Texts from models are escaped.
-
-    Parameters
-    ----------
-    reports
-        What `validate` returned, for each model.
-
-    Returns
-    -------
-    HTML, which UTF-8 can encode.
+    The page loads nothing and runs nothing: styles and pictures are inside. Texts from models are escaped, and
+    UTF-8 can encode it.
     """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(_PACKAGE).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    html = template.render(
+    template = files("gap_bioimage.validation.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
+    judged = {entry.consumer for report in reports for entry in report.verdicts}
+    html = environment.from_string(template).render(
         pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
-        columns=[
-            name
-            for name in programs()
-            if any(entry.consumer == name for report in reports for entry in report.verdicts)
-        ],
+        columns=[name for name in programs() if name in judged],
         glossary=_glossary(reports),
         consumers=consumers(),
         parts=PARTS,
@@ -128,80 +75,68 @@ def render_html(reports: Sequence[Report]) -> str:
     return printable(html)
 
 
-def _page(report: Report, anchor: str) -> _Page:
+def _page(report: Report, anchor: str) -> dict[str, Any]:
+    """What the template shows of one report, besides the report itself."""
     groups = [(name, [check for check in report.checks if check.consumer == name]) for name in consumers()]
     headline, *sentences = _sentences(report)
+    checks = {check.id: check for check in report.checks}
+    uris = [f"data:image/png;base64,{b64encode(picture.png).decode('ascii')}" for picture in report.pictures]
+    return {
+        "anchor": anchor,
+        "title": PurePath(report.model).name or report.model,
+        "report": report,
+        "mood": _mood(report),
+        "headline": headline,
+        "sentences": sentences,
+        "reasons": _reasons(report),
+        "todo": _todo(report),
+        "pictures": [
+            {"title": picture.title, "check": checks.get(picture.check_id), "uri": uri}
+            for picture, uri in zip(report.pictures, uris, strict=True)
+        ],
+        "groups": [(name, made) for name, made in groups if made],
+    }
+
+
+def _mood(report: Report) -> str:
+    """``works``, ``fails`` or, where it depends on the program or was not found out, ``mixed``."""
+    found = {entry.verdict for entry in report.verdicts}
+    if report.status == "failed" or found == {"fails"}:
+        return "fails"
+    return "works" if "works" in found and "fails" not in found else "mixed"
+
+
+def _sentences(report: Report) -> list[str]:
+    """Who will run the model and who will not, and why: the headline, then one sentence for each reason."""
+    groups: dict[str, dict[str, list[Verdict]]] = {"works": {}, "fails": {}, "unknown": {}}
+    for entry in report.verdicts:
+        groups[entry.verdict].setdefault("" if entry.verdict == "works" else entry.reason, []).append(entry)
+    works, n_fails = groups["works"].get("", []), sum(map(len, groups["fails"].values()))
+    if not report.verdicts:
+        failed = report.counts.get("failed", 0)
+        found = f"{failed} checks failed." if failed > 1 else "One check failed." if failed else "No check failed."
+        sentences = [found, "Which programs will run this model was not judged."]
+    elif works:
+        sentences = [f"This model works in {_names(works)}{' only' if len(works) == 1 and n_fails else ''}."]
+    elif n_fails == len(report.verdicts):
+        sentences = ["This model works in none of these programs."]
+    else:
+        sentences = ["No program is known to run this model yet."]
+    for reason, group in groups["fails"].items():
+        who = "It fails" if len(group) == len(report.verdicts) else f"It fails in {_names(group)}"
+        sentences.append(f"{who} because {_ended(reason)}")
+    for reason, group in groups["unknown"].items():
+        sentences.append(f"Whether it works in {_names(group)} is not known: {_ended(reason)}")
     if report.description_only:
         sentences.append("Only the description was looked at: the model was not run, nor were its files read.")
     elif report.status == "not-run":
         told = f"The model was not run: only its files were looked at. {how_to_run(report.checks)}"
         sentences.append(told.strip())
-    return _Page(
-        anchor,
-        PurePath(report.model).name or report.model,
-        report,
-        _mood(report),
-        headline,
-        sentences,
-        _reasons(report),
-        _todo(report),
-        _pictures(report),
-        [(name, checks) for name, checks in groups if checks],
-    )
-
-
-def _mood(report: Report) -> str:
-    """``works``, ``fails`` or, where it depends on the program or was not found out, ``mixed``."""
-    verdicts = {entry.verdict for entry in report.verdicts}
-    if report.status == "failed" or verdicts == {"fails"}:
-        return "fails"
-    return "works" if "works" in verdicts and "fails" not in verdicts else "mixed"
-
-
-def _sentences(report: Report) -> list[str]:
-    """Who will run the model and who will not, and why: the headline, then one sentence for each reason."""
-    if not report.verdicts:
-        failed = report.counts.get("failed", 0)
-        found = f"{failed} checks failed." if failed > 1 else "One check failed." if failed else "No check failed."
-        return [found, "Which programs will run this model was not judged."]
-    works = [entry for entry in report.verdicts if entry.verdict == "works"]
-    fails = [entry for entry in report.verdicts if entry.verdict == "fails"]
-    if works:
-        only = " only" if len(works) == 1 and fails else ""
-        sentences = [f"This model works in {_names(works)}{only}."]
-    elif len(fails) == len(report.verdicts):
-        sentences = ["This model works in none of these programs."]
-    else:
-        sentences = ["No program is known to run this model yet."]
-    for reason, group in _by_reason(report, "fails"):
-        who = "It fails" if len(group) == len(report.verdicts) else f"It fails in {_names(group)}"
-        sentences.append(f"{who} because {_ended(reason)}")
-    for reason, group in _by_reason(report, "unknown"):
-        sentences.append(f"Whether it works in {_names(group)} is not known: {_ended(reason)}")
     return sentences
 
 
-def _reasons(report: Report) -> dict[str, str]:
-    """The reason on each program's card; a long one that many share stands above the cards already."""
-    counts = Counter(entry.reason for entry in report.verdicts)
-    return {
-        entry.consumer: "for the reason above"
-        if counts[entry.reason] >= _MANY and len(entry.reason) > _LONG
-        else entry.reason
-        for entry in report.verdicts
-    }
-
-
-def _by_reason(report: Report, verdict: str) -> list[tuple[str, list[Verdict]]]:
-    groups: dict[str, list[Verdict]] = {}
-    for entry in report.verdicts:
-        if entry.verdict == verdict:
-            groups.setdefault(entry.reason, []).append(entry)
-    return list(groups.items())
-
-
-def _names(verdicts: Sequence[Verdict]) -> str:
-    names = [consumers()[entry.consumer].title for entry in verdicts]
+def _names(found: Sequence[Verdict]) -> str:
+    names = [consumers()[entry.consumer].title for entry in found]
     *most, last = (f"the {name}" if name.endswith("zoo") else name for name in names)
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -210,44 +145,33 @@ def _ended(sentence: str) -> str:
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
-def _todo(report: Report) -> list[_ToDo]:
+def _reasons(report: Report) -> dict[str, str]:
+    """The reason on each program's card; a long one that many share stands above the cards already."""
+    counts = Counter(entry.reason for entry in report.verdicts)
+    said = {reason for reason, count in counts.items() if count >= _MANY and len(reason) > _LONG}
+    return {e.consumer: "for the reason above" if e.reason in said else e.reason for e in report.verdicts}
+
+
+def _todo(report: Report) -> list[dict[str, Any]]:
     """What failed, then what a partner needs, then advice, then what was not checked but can be."""
     fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"}
-    ranked: list[tuple[int, _ToDo]] = []
-    remedies: set[str] = set()
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _TODO}
     for check in report.checks:
-        fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
+        kind = str(check.status)
         # a partner's broken rule is reported as a warning where nobody asked for that partner
-        needed = check.consumer in fails and _blocks(check) and not consumers()[check.consumer].base
-        if check.status == "failed":
-            ranked.append((0, _ToDo("fails", "failed", check, fix)))
-        elif check.status == "warning" and needed:
-            ranked.append((1, _ToDo("fails", "needed", check, fix)))
-        elif check.status == "error":
-            ranked.append((2, _ToDo("unknown", "unknown", check, fix)))
-        elif check.status == "warning":
-            ranked.append((3, _ToDo("warning", "advice", check, fix)))
-        elif check.status == "skipped" and check.fix and check.fix not in remedies:
-            remedies.add(check.fix)
-            ranked.append((4, _ToDo("unknown", "not checked", check, fix)))
-    return [item for _, item in sorted(ranked, key=lambda entry: entry[0])]
+        if kind == "warning" and check.consumer in fails and _blocks(check) and not consumers()[check.consumer].base:
+            kind = "needed"
+        known = {item["check"].fix for item in found["skipped"]} | {""}
+        if kind != "passed" and not (kind == "skipped" and check.fix in known):
+            mood, word = _TODO[kind]
+            fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
+            found[kind].append({"mood": mood, "word": word, "check": check, "fix": fix})
+    return [item for items in found.values() for item in items]
 
 
 def _blocks(check: Check) -> bool:
     made = registry().get(check.id)
-    return made is None or made.severity == Severity.BLOCKS
-
-
-def _pictures(report: Report) -> list[_Picture]:
-    checks = {check.id: check for check in report.checks}
-    return [
-        _Picture(
-            picture.title,
-            checks.get(picture.check_id),
-            f"data:image/png;base64,{b64encode(picture.png).decode('ascii')}",
-        )
-        for picture in report.pictures
-    ]
+    return made is None or made.severity == BLOCKS
 
 
 def _glossary(reports: Sequence[Report]) -> list[tuple[str, str]]:

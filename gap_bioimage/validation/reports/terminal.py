@@ -1,24 +1,20 @@
-"""A report in the terminal: a table of checks, who will run the model, and its score."""
+"""Reports as text: a table in the terminal, JUnit XML for continuous integration, and the list of all checks."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
-from gap_bioimage.validation.consumers import consumers
-from gap_bioimage.validation.score import HIGHEST, PARTS
-from gap_bioimage.validation.verdicts import how_to_run
+from gap_bioimage.validation.check import Check, Definition, Status, consumers, registry
+from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.verdicts import HIGHEST, PARTS, Score, Verdict, how_to_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
     from rich.table import Table
-
-    from gap_bioimage.validation.check import Check, Status
-    from gap_bioimage.validation.report import Report
-    from gap_bioimage.validation.score import Score
-    from gap_bioimage.validation.verdicts import Verdict
 
 _STYLES = {
     "passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim", "error": "bold magenta",
@@ -26,18 +22,25 @@ _STYLES = {
 }  # fmt: skip
 _MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "skipped", "error": "UNKNOWN"}
 _ADVICE_SHOWN = 3
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_HEAD = """\
+# What `gap-bioimage validate` checks
+
+<!-- written by: gap-bioimage validate --list --markdown > docs/checks.md -->
+
+A model zip that works in Python may still fail in Fiji. Each check below stands for something that breaks
+in a program that reads such zips. What *blocks* keeps the model from running there: of the zip itself, its format,
+bioimageio.core and running the model it must hold; of one program it is a warning, and must hold where you ask for
+that program, e.g. with `--consumer fiji`. What *degrades* lets it run with worse results or at a cost, and *style* is
+what helps people find, cite and trust it; neither ever fails.
+
+Checks marked *run* run the model; the others look at its files. *Repaired* ones are what `gap-bioimage repair` mends.
+"""
+_COLUMNS = ("check", "it asks for", "without it", "what to do", "known from")
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print a report as a table, one group per consumer; what passed takes one line per group.
-
-    Parameters
-    ----------
-    report
-        What `validate` returned.
-    console
-        Where to; a new one on standard output if None.
-    """
+    """Print a report as a table, one group per consumer; what passed takes one line per group."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -61,33 +64,29 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _table_of(checks: Sequence[Check]) -> Table:
     from rich.markup import escape
 
-    table = _empty_table()
+    table = _empty_table(3)
     for consumer in consumers():
         group = [check for check in checks if check.consumer == consumer]
-        if not group:
-            continue
-        table.add_row(f"[bold]{consumer}[/]", "", _summary(group))
+        if group:
+            table.add_row(f"[bold]{consumer}[/]", "", _summary(group))
         for check in group:
-            if _is_dull(check):
-                continue
-            style = _STYLES[check.status]
-            fix = f"\n[dim]to do:[/] {escape(check.fix)}" if check.fix else ""
-            text = f"{escape(check.message)}{fix}"
-            table.add_row(f"  {check.id.split('.', 1)[1]}", f"[{style}]{_MARKS[check.status]}[/]", text)
+            if not _is_dull(check):
+                fix = f"\n[dim]to do:[/] {escape(check.fix)}" if check.fix else ""
+                mark = f"[{_STYLES[check.status]}]{_MARKS[check.status]}[/]"
+                table.add_row(f"  {check.id.split('.', 1)[1]}", mark, f"{escape(check.message)}{fix}")
     return table
 
 
 def _table_of_verdicts(verdicts: Sequence[Verdict]) -> Table:
     from rich.markup import escape
 
-    table = _empty_table()
+    table = _empty_table(3)
     above = ""
     for entry in verdicts:
-        # a broken model has one reason for everybody, which is said once
-        reason = "" if entry.reason == above else entry.reason
+        reason = "" if entry.reason == above else entry.reason  # what everybody shares is said once
         above = entry.reason
-        title = consumers()[entry.consumer].title
-        table.add_row(title, f"[{_STYLES[entry.verdict]}]{entry.verdict}[/]", escape(reason))
+        mark = f"[{_STYLES[entry.verdict]}]{entry.verdict}[/]"
+        table.add_row(consumers()[entry.consumer].title, mark, escape(reason))
     return table
 
 
@@ -100,12 +99,12 @@ def _print_score(score: Score, console: Console) -> None:
         console.print(f"  {escape(advice)}")
 
 
-def _empty_table() -> Table:
+def _empty_table(n_columns: int) -> Table:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
+    for _ in range(n_columns - 1):
+        table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     return table
 
@@ -121,3 +120,72 @@ def _summary(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
     names: tuple[Status, ...] = ("failed", "error", "warning", "passed", "skipped")
     return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+
+
+def printable(text: str) -> str:
+    """The text with a replacement sign for every character that XML 1.0 forbids, lone surrogates among them."""
+    return _FORBIDDEN.sub("\ufffd", text)
+
+
+def render_junit(reports: Sequence[Report]) -> str:
+    """One test suite per model, one test case per check, as XML with its declaration.
+
+    Failed checks are failures, checks that raised are errors, skipped ones are skipped; warnings pass, and say what
+    they found in ``system-out``.
+    """
+    every = [check for report in reports for check in report.checks]
+    root = ET.Element("testsuites", {"name": "gap-bioimage validate", **_counts(every)})
+    for report in reports:
+        suite = ET.SubElement(root, "testsuite", {"name": printable(report.model), **_counts(report.checks)})
+        for check in report.checks:
+            case = ET.SubElement(suite, "testcase", {"classname": check.consumer, "name": printable(check.id)})
+            message, fix = printable(check.message), printable(check.fix)
+            text = f"{message}\nto do: {fix}" if fix else message
+            if check.status in ("failed", "error"):
+                tag = "failure" if check.status == "failed" else "error"
+                ET.SubElement(case, tag, {"message": message, "type": check.status}).text = text
+            elif check.status == "skipped":
+                ET.SubElement(case, "skipped", {"message": text.replace("\n", "; ")})
+            elif check.status == "warning":
+                ET.SubElement(case, "system-out").text = f"warning: {text}"
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _counts(checks: Sequence[Check]) -> dict[str, str]:
+    counts = Counter(check.status for check in checks)
+    names: dict[str, Status] = {"failures": "failed", "errors": "error", "skipped": "skipped"}
+    return {"tests": str(len(checks)), **{name: str(counts[status]) for name, status in names.items()}}
+
+
+def as_markdown() -> str:
+    """The page ``docs/checks.md``: every check, grouped by who needs it."""
+    return "\n".join([_HEAD.rstrip(), *(line for name in consumers() for line in _section(name))]) + "\n"
+
+
+def as_table() -> Table:
+    """The same for a terminal."""
+    from rich.markup import escape
+
+    table = _empty_table(2)
+    for made in registry().values():
+        asks, *more = map(escape, _texts(made))
+        told = [f"[dim]{title}:[/] {text}" for title, text in zip(_COLUMNS[2:], more, strict=True) if text]
+        table.add_row(escape(made.id), "\n".join([asks, *told]))
+    return table
+
+
+def _texts(made: Definition) -> tuple[str, str, str, str]:
+    repaired = " Repaired." if made.repair else ""
+    source = str(made.source) if made.source else ""
+    return f"{made.asks} ({made.severity}.)", made.breaks, f"{made.fix_text}{repaired}".strip(), source
+
+
+def _section(name: str) -> Iterator[str]:
+    yield from ("", f"## {name}", "", consumers()[name].about, "")
+    yield from (f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS))
+    for made in registry().values():
+        if made.consumer == name:
+            mark = " *run*" if made.kind == "run" else ""
+            cells = [text.replace("|", "\\|").replace("<", "&lt;") for text in _texts(made)]
+            yield f"| `{made.id}`{mark} | {' | '.join(cells)} |"

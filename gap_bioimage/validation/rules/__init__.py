@@ -1,1 +1,161 @@
-"""Rules of the programs that read bioimage.io models: one module per consumer, all of them imported by the registry."""
+"""Rules of the programs that read bioimage.io models, a module per program; here are the questions that several ask."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
+from gap_bioimage.validation.check import NotApplicable, Source, one_sentence
+from gap_bioimage.validation.model import Model
+
+JDLL = Source("JDLL", "run with libtorch 1.13.1 and 2.0.1", "0.6.3", "2026-11")
+JDLL_SPEC = Source("JDLL", "bioimageio/description/ModelDescriptorV05.java", "0.6.4-SNAPSHOT", "2026-11")
+TIKTORCH = Source("tiktorch", "run as ilastik's server, with bioimageio.core 0.10.2 and torch 2.7", "26.5", "2026-11")
+ZOO_REPORTS = Source("bioimage.io collection", "its published test reports", "2026-05-20", "2026-11")
+ZOO_TEST = Source("bioimage.io collection", "scripts/check_compatibility_deepimagej.py", "2026-05-20", "2026-11")
+ONE_OF_EACH = "Use one input and one output; put several results into channels."
+ONE_INPUT = "Put several images into channels of one input."
+OLDER_OPERATORS = "Rewrite it with older operators, e.g. torch._C._nn.upsample_nearest2d or ConvTranspose."
+INTO_GRAPH = "Put the step into the network's graph."
+NAMED_AXES = "Name the axes batch, channel, (z,) y, x; time goes into batch."
+FORMAT_059 = "Write format_version 0.5.9."
+PLAIN_STRINGS = "Write file names as plain strings, as format 0.5.9 does."
+ADD_TORCHSCRIPT = "Add torchscript weights."
+
+# what bioimageio.core and torch bring with them
+ALWAYS_THERE = frozenset({"torch", "numpy", "bioimageio", "xarray", "typing_extensions", "pydantic", "scipy", "tqdm"})
+ORDERS = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
+
+_NEWEST_READ = (0, 5, 10)
+_SHOWN = 3
+_TILE_SHARE = 0.9  # a tile of ilastik's that is hardly smaller than it could be costs nothing
+_MAX_SOURCE = 2_000_000
+
+
+def first(found: Iterable[str]) -> str | None:
+    """The first of several problems; None if there are none."""
+    return next(iter(found), None)
+
+
+def single_io(model: Model) -> str | None:
+    """One input and one output."""
+    counts = len(model.inputs), len(model.outputs)
+    return None if counts == (1, 1) else f"{counts[0]} inputs and {counts[1]} outputs instead of one each"
+
+
+def single_input(model: Model) -> str | None:
+    """One input."""
+    given = model.mappings("inputs")
+    return None if len(given) == 1 else f"there are {len(given)} inputs"
+
+
+def axis_ids(model: Model) -> str | None:
+    """Axes named batch, channel, (z,) y, x on every input and output."""
+    known = [sorted(order) for order in ORDERS]
+    wrong = [tensor for tensor in model.tensors if sorted(tensor.axis_ids) not in known]
+    return first(f"{t.id!r} has axes {', '.join(t.axis_ids)} instead of batch, channel, (z,) y, x" for t in wrong)
+
+
+def channel_names(model: Model) -> str | None:
+    """A channel axis with channel_names on every input and output."""
+    for tensor in model.tensors:
+        if not any(axis.kind == "channel" and axis.written.get("channel_names") for axis in tensor.axes):
+            return f"{tensor.id!r} has no channel axis with channel_names"
+    return None
+
+
+def custom_processing(model: Model) -> str | None:
+    """No processing by Python code of the package."""
+    is_custom = any(step.get("id") == "custom" for step in model.steps)
+    return "a processing step has the id custom" if is_custom else None
+
+
+def lacks_weights(model: Model, formats: Collection[str]) -> str | None:
+    """What is given where no weights are in one of these formats."""
+    given = model.weights.keys()
+    return None if set(formats) & given else f"weights are given as {', '.join(given) or 'nothing'} only"
+
+
+def plain_strings(model: Model) -> str | None:
+    """Documentation, covers and licence as plain strings."""
+    values = [("documentation", model.rdf.get("documentation")), ("license", model.rdf.get("license"))]
+    values += [("covers", cover) for cover in model.rdf.get("covers") or []]
+    objects = sorted({name for name, value in values if isinstance(value, dict)})
+    return f"{', '.join(objects)} written as {{source, sha256}}" if objects else None
+
+
+def format_version(model: Model) -> str | None:
+    """A format_version of at most 0.5.10."""
+    if not model.version:
+        raise NotApplicable("the description states no format_version")
+    return f"format_version is {model.version}" if model.version_numbers > _NEWEST_READ else None
+
+
+def uneven_grid(model: Model) -> str | None:
+    """Sizes min + n step that reach 512 pixels (64 in 3D) with the same n on all axes."""
+    for tensor in model.inputs:
+        target = 64 if "z" in tensor.axis_ids else 512
+        grid = {axis.id: axis.min_step for axis in tensor.axes if axis.kind == "space"}
+        sizes = {name: size for name, size in grid.items() if size and size[1]}
+        ns = {name: max(0, math.ceil((target - smallest) / step)) for name, (smallest, step) in sizes.items()}
+        if any(smallest + min(ns.values()) * step < _TILE_SHARE * target for smallest, step in sizes.values()):
+            text = ", ".join(f"{name} {n}" for name, n in ns.items())
+            return f"n to reach {target} pixels differs over the axes of {tensor.id!r} ({text})"
+    return None
+
+
+def foreign_imports(model: Model, there: Collection[str]) -> str | None:
+    """Architecture code that imports only what is installed."""
+    architecture = model.architecture
+    named = architecture.get("import_from")
+    if isinstance(named, str) and named.split(".")[0] not in there:
+        return f"the architecture comes from {one_sentence(named, 60)}"
+    path = model.file_of(architecture["source"]) if architecture.get("source") and model.with_files else None
+    foreign = [] if path is None else sorted(_imports(path) - set(there))
+    return f"{path.name} imports {', '.join(foreign[:_SHOWN])}" if path is not None and foreign else None
+
+
+def _imports(path: Path) -> set[str]:
+    """Top-level packages that a Python file imports, without those of Python itself and of its own folder."""
+    try:
+        tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
+    except (SyntaxError, ValueError, RecursionError):
+        raise NotApplicable(f"{path.name} is not readable as Python") from None
+    # what is imported inside a try, the file knows to do without
+    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in guarded:
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and id(node) not in guarded:
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - {other.stem for other in path.parent.iterdir()}
+
+
+def unportable(model: Model) -> str | None:
+    """TorchScript code that the oldest engine (libtorch 1.13) knows."""
+    problems = list(torchscript_code(model).unportable.values())
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more if problems else None
+
+
+def torchscript_code(model: Model) -> TorchScriptCode:
+    """The code of the packaged TorchScript weights; `NotApplicable` if there are none, or they cannot be read."""
+    path = model.file_of(model.weights.get("torchscript"))
+    if path is None:
+        raise NotApplicable("no torchscript weights in the package")
+    try:
+        return _read_once(path, path.stat().st_mtime_ns, path.stat().st_size)
+    except ValueError as error:
+        raise NotApplicable(str(error)) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(path: Path, _mtime_ns: int, _n_bytes: int) -> TorchScriptCode:
+    """Read a file for all rules that ask about it; a changed file is another one."""
+    return read_code(path)

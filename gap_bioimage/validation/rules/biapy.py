@@ -2,64 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gap_bioimage.validation.check import BLOCKS, Source, rule
-from gap_bioimage.validation.consumers import consumer
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.model import Model
+from gap_bioimage.validation import rules
+from gap_bioimage.validation.check import BLOCKS, Source, consumer, rule
+from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.rules import first
 
 # fmt: off
 consumer("biapy", "BiaPy",
          "BiaPy trains and runs networks from a form or a notebook. It builds the network from its Python source and "
          "loads the state_dict, with the torch that is installed next to it.", 7, reads=("pytorch_state_dict",))
 _CHECK = Source("BiaPy", "biapy/models/__init__.py, check_bmz_model_compatibility", "3.6.8", "2026-11")
-_AXES = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
-_STEPS = ("zero_mean_unit_variance", "fixed_zero_mean_unit_variance", "scale_range", "scale_linear")
+_NEEDS = "pytorch_state_dict"
+_STEPS = {"zero_mean_unit_variance", "fixed_zero_mean_unit_variance", "scale_range", "scale_linear"}
 _TAGS = (
-    "semantic-segmentation",
-    "segmentation",
-    "instance-segmentation",
-    "detection",
-    "denoising",
-    "super-resolution",
-    "superresolution",
-    "self-supervision",
-    "classification",
-    "pix2pix",
-    "image-reconstruction",
-    "image-to-image",
+    "semantic-segmentation", "segmentation", "instance-segmentation", "detection", "denoising", "super-resolution",
+    "superresolution", "self-supervision", "classification", "pix2pix", "image-reconstruction", "image-to-image",
     "image-restoration",
 )
 _OWN_NETWORKS = {
-    "unet",
-    "resunet",
-    "resunet++",
-    "seunet",
-    "attention_unet",
-    "resunet_se",
-    "unetr",
-    "multiresunet",
-    "unext_v1",
-    "unext_v2",
-    "hrnet",
+    "unet", "resunet", "resunet++", "seunet", "attention_unet", "resunet_se", "unetr", "multiresunet", "unext_v1",
+    "unext_v2", "hrnet",
 }
-_NEEDS = "pytorch_state_dict"
+_CLASSES = ("n_classes", "out_channels", "output_channels", "classes")
 
+rule("biapy.state_dict", BLOCKS, _CHECK, asks="Weights as pytorch_state_dict.", breaks="BiaPy loads nothing else",
+     fix="Add pytorch_state_dict weights.",
+)(lambda model: None if _NEEDS in model.weights else "no pytorch_state_dict weights are given")
 
-@rule("biapy.state_dict", BLOCKS, _CHECK, breaks="BiaPy loads nothing else", fix="Add pytorch_state_dict weights.")
-def state_dict(model: Model) -> str | None:
-    """Weights as pytorch_state_dict."""
-    return None if _NEEDS in model.weights else "no pytorch_state_dict weights are given"
-
-
-@rule("biapy.single_input", BLOCKS, _CHECK, breaks="BiaPy takes one",
-      fix="Put several images into channels of one input.")
-def single_input(model: Model) -> str | None:
-    """One input."""
-    given = model.mappings("inputs")
-    return None if len(given) == 1 else f"there are {len(given)} inputs"
+rule("biapy.single_input", BLOCKS, _CHECK, breaks="BiaPy takes one", fix=rules.ONE_INPUT)(rules.single_input)
+rule("biapy.tag", BLOCKS, _CHECK, weights=(_NEEDS,), fix=f"Tag it with one of {', '.join(_TAGS)}.",
+     asks="A tag that names one of BiaPy's workflows, in its very spelling.",
+     breaks="BiaPy takes the workflow from the tags, and refuses a model with none",
+)(lambda model: None if set(_TAGS) & set(tags := model.texts("tags"))
+  else f"no workflow is among the tags {', '.join(tags) or '(none)'}")
+rule("biapy.axes", BLOCKS, _CHECK, asks="Input axes in the order batch, channel, (z,) y, x.",
+     breaks="BiaPy reads bcyx and bczyx", fix="Order the input's axes batch, channel, (z,) y, x.",
+)(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)}"
+                      for tensor in model.inputs[:1] if tensor.axis_ids not in rules.ORDERS))
+rule("biapy.fixed_shape", BLOCKS, _CHECK, weights=(_NEEDS,), versions="0.4",
+     asks="In format 0.4: an input whose shape is given as min and step.",
+     breaks="BiaPy ends with an AttributeError while it reads the description",
+     fix="Write the description in format 0.5, or the input's shape as min and step.",
+)(lambda model: first(f"the input's shape is the list {tensor['shape']}"
+                      for tensor in model.mappings("inputs")[:1] if isinstance(tensor.get("shape"), list)))
 
 
 @rule("biapy.kwargs", BLOCKS, _CHECK, weights=(_NEEDS,), breaks="BiaPy refuses the model",
@@ -78,27 +65,17 @@ def _kwargs(model: Model) -> Any:
     return entry["kwargs"] if "kwargs" in entry else model.architecture.get("kwargs")
 
 
-@rule("biapy.tag", BLOCKS, _CHECK, weights=(_NEEDS,),
-      breaks="BiaPy takes the workflow from the tags, and refuses a model with none",
-      fix=f"Tag it with one of {', '.join(_TAGS)}.")
-def tag(model: Model) -> str | None:
-    """A tag that names one of BiaPy's workflows, in its very spelling."""
-    tags = model.texts("tags")
-    return None if set(_TAGS) & set(tags) else f"no workflow is among the tags {', '.join(tags) or '(none)'}"
-
-
 @rule("biapy.classes", BLOCKS, _CHECK, weights=(_NEEDS,), breaks="BiaPy cannot tell how many classes it segments",
       fix="Write out_channels into the architecture's kwargs, as a number; for BiaPy's own networks as a list.")
 def classes(model: Model) -> str | None:
     """The number of output channels in the kwargs of a network that segments."""
     tags, given = set(model.texts("tags")), _kwargs(model) or {}
     if "semantic-segmentation" in tags or ("segmentation" in tags and "instance-segmentation" not in tags):
-        names = ("n_classes", "out_channels", "output_channels", "classes")
-        found = next((given[name] for name in names if name in given), -1)
+        found = next((given[name] for name in _CLASSES if name in given), -1)
         found = found[-1] if isinstance(found, list) and found else found
         if not isinstance(found, int) or (found == -1 and not _is_own_network(model)):
-            return f"none of {', '.join(names)} is a number in the architecture's kwargs"
-    elif "instance-segmentation" in tags and "biapy" in tags:
+            return f"none of {', '.join(_CLASSES)} is a number in the architecture's kwargs"
+    elif {"instance-segmentation", "biapy"} <= tags:
         if not isinstance(given.get("out_channels", given.get("output_channels")), list):
             return "a model tagged biapy has no list of output_channels in its kwargs"
     return None
@@ -110,14 +87,6 @@ def _is_own_network(model: Model) -> bool:
     return any(str(name).lower().replace(".py", "") in _OWN_NETWORKS for name in names)
 
 
-@rule("biapy.axes", BLOCKS, _CHECK, breaks="BiaPy reads bcyx and bczyx",
-      fix="Order the input's axes batch, channel, (z,) y, x.")
-def axes(model: Model) -> str | None:
-    """Input axes in the order batch, channel, (z,) y, x."""
-    wrong = [tensor for tensor in model.inputs[:1] if tensor.axis_ids not in _AXES]
-    return f"{wrong[0].id!r} has axes {', '.join(wrong[0].axis_ids)}" if wrong else None
-
-
 @rule("biapy.preprocessing", BLOCKS, _CHECK, breaks="BiaPy refuses the model",
       fix="Keep one step, and compute the rest inside the network.")
 def preprocessing(model: Model) -> str | None:
@@ -126,13 +95,4 @@ def preprocessing(model: Model) -> str | None:
     names = [name for name in names if name != "ensure_dtype"]
     if len(names) > 1:
         return f"there are {len(names)} steps of preprocessing: {', '.join(names)}"
-    return None if set(names) <= set(_STEPS) else f"BiaPy does not know the preprocessing {names[0]}"
-
-
-@rule("biapy.fixed_shape", BLOCKS, _CHECK, weights=(_NEEDS,), versions="0.4",
-      breaks="BiaPy ends with an AttributeError while it reads the description",
-      fix="Write the description in format 0.5, or the input's shape as min and step.")
-def fixed_shape(model: Model) -> str | None:
-    """In format 0.4: an input whose shape is given as min and step."""
-    fixed = [tensor for tensor in model.mappings("inputs")[:1] if isinstance(tensor.get("shape"), list)]
-    return f"the input's shape is the list {fixed[0]['shape']}" if fixed else None
+    return None if set(names) <= _STEPS else f"BiaPy does not know the preprocessing {names[0]}"

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
 
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, NotApplicable, Outcome, Source, rule
-from gap_bioimage.validation.consumers import consumer
-from gap_bioimage.validation.rules import questions
-from gap_bioimage.validation.rules.questions import JDLL, JDLL_SPEC, ZOO_REPORTS
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.model import Model
+from gap_bioimage.validation import rules
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, NotApplicable, Outcome, Source, consumer, rule
+from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.rules import JDLL, JDLL_SPEC, ZOO_REPORTS, first
 
 # fmt: off
-_READS = ("torchscript", "onnx", "tensorflow_saved_model_bundle", "pytorch_state_dict")
+_ITSELF = ("torchscript", "onnx", "tensorflow_saved_model_bundle")
+_READS = (*_ITSELF, "pytorch_state_dict")
 consumer("fiji", "Fiji (deepImageJ)",
          "deepImageJ runs models in Fiji. It is written in Java; its engine, JDLL, reads the description by itself and "
          "runs TorchScript in libtorch 1.13 to 2.0, which is older than what most models are made with.", 5,
          reads=_READS)
 
 _OPERATIONS = {
-    "binarize",
-    "clip",
-    "scale_linear",
-    "scale_range",
-    "sigmoid",
-    "zero_mean_unit_variance",
-    "fixed_zero_mean_unit_variance",
-    "ensure_dtype",
+    "binarize", "clip", "scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance",
+    "fixed_zero_mean_unit_variance", "ensure_dtype",
 }
 _OPERATION_FIXES = {
     "custom": "Do what the custom Python code does inside the network's graph, or offer the model to users of "
@@ -38,69 +29,67 @@ _OPERATION_FIXES = {
     "scale_linear with several gains": "Use one gain for all channels, or scale them inside the network's graph.",
     "scale_mean_variance": "Match mean and variance inside the network's graph, per tile, or leave that step out.",
 }
-_PYTHON_HAS = questions.ALWAYS_THERE | {"torchvision", "biapy", "cellpose", "stardist", "timm", "einops", "skimage"}
+_PYTHON_HAS = rules.ALWAYS_THERE | {"torchvision", "biapy", "cellpose", "stardist", "timm", "einops", "skimage"}
 _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = Source("JDLL", "engine/DeepLearningVersion and the engines that it installs", "0.6.3", "2026-11")
 
 
-rule("fiji.format_version", BLOCKS, JDLL, repair="lower_format",
+rule("fiji.format_version", BLOCKS, JDLL, repair="lower_format", fix=rules.FORMAT_059,
      breaks="Fiji's JDLL does not read it: newer descriptions write files as {source, sha256}, which it casts to text",
-     fix=questions.FORMAT_059)(questions.format_version)
-
-rule("fiji.plain_strings", BLOCKS, JDLL, repair="plain_strings", breaks="JDLL ends with a ClassCastException",
-     fix=questions.PLAIN_STRINGS)(questions.plain_strings)
-
-
-@rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
-      fix="Give the model a non-empty id; only the upload to the zoo wants it removed, since the zoo gives one itself.")
-def model_id(model: Model) -> str | None:
-    """A non-empty id; of a description in format 0.4 JDLL makes one."""
-    return None if model.rdf.get("id") else "id is empty"
-
-
-@rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", breaks="JDLL looks for rdf.yaml",
-      fix="Rename it to rdf.yaml.")
-def rdf_name(model: Model) -> str | None:
-    """A description named rdf.yaml."""
-    if not model.with_files:
-        raise NotApplicable("only the description was looked at")
-    return None if model.package.rdf_name == "rdf.yaml" else f"the description is named {model.package.rdf_name}"
-
-
-@rule("fiji.weights_format", BLOCKS, _ENGINES,
-      breaks="deepImageJ runs torchscript, onnx, TensorFlow's saved models and state_dicts",
-      fix="Add torchscript weights.")
-def weights_format(model: Model) -> str | None:
-    """Weights other than Keras's and tensorflow_js."""
-    return questions.lacks_weights(model, _READS)
-
-
-@rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",),
-      breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
-      fix="Add torchscript weights.")
-def state_dict(model: Model) -> str | None:
-    """Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, Cellpose or StarDist."""
-    _only_state_dict(model)
-    return questions.foreign_imports(model, _PYTHON_HAS)
-
-
-@rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",),
-      breaks="in all published reports such a model gave other values in Fiji than its test output says (22 of 22); "
-             "only cubes agreed (4 of 4), and the cause is not known",
-      fix="Add torchscript weights, which Fiji runs by itself.")
-def state_dict_values(model: Model) -> str | None:
-    """Where a state_dict is all there is: cubic images of one size."""
-    _only_state_dict(model)
-    sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
-    if len(sizes) == 3 and len(set(sizes)) == 1 and sizes[0]:
-        return None
-    return f"the weights are a state_dict alone, for images in {len(sizes)}D that are no cubes"
-
-
-def _only_state_dict(model: Model) -> None:
-    if set(model.weights) & set(_READS) != {"pytorch_state_dict"}:
-        raise NotApplicable("there are weights that Fiji runs by itself")
+)(rules.format_version)
+rule("fiji.plain_strings", BLOCKS, JDLL, repair="plain_strings", fix=rules.PLAIN_STRINGS,
+     breaks="JDLL ends with a ClassCastException")(rules.plain_strings)
+rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
+     asks="A non-empty id; of a description in format 0.4 JDLL makes one.",
+     fix="Give the model a non-empty id; only the upload to the zoo wants it removed, since the zoo gives one itself.",
+)(lambda model: None if model.rdf.get("id") else "id is empty")
+rule("fiji.weights_format", BLOCKS, _ENGINES, asks="Weights other than Keras's and tensorflow_js.",
+     breaks="deepImageJ runs torchscript, onnx, TensorFlow's saved models and state_dicts", fix=rules.ADD_TORCHSCRIPT,
+)(lambda model: rules.lacks_weights(model, _READS))
+rule("fiji.axis_ids", BLOCKS, JDLL_SPEC, fix=rules.NAMED_AXES, breaks="JDLL knows no other axes")(rules.axis_ids)
+rule("fiji.channel_names", BLOCKS, JDLL_SPEC, repair="channel_names", fix="Add channel_names to every channel axis.",
+     breaks="JDLL sizes the channel axis by its names")(rules.channel_names)
+rule("fiji.archive_ops", BLOCKS, JDLL, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
+     breaks="Fiji's engines, libtorch 1.13 to 2.0, cannot load it")(rules.unportable)
+rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A description named rdf.yaml.",
+     breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
+)(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
+rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
+     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, Cellpose or "
+          "StarDist.", fix=rules.ADD_TORCHSCRIPT,
+     breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
+)(lambda model: rules.foreign_imports(model, _PYTHON_HAS))
+rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
+     breaks="JDLL takes an input's scale for a change of size and crops the output",
+     fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
+)(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
+                      for tensor in model.inputs for axis in tensor.axes if axis.scale != 1))
+rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
+     asks="An id written on every space axis.",
+     breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
+     fix="Write id: x on that axis, although it is the default.",
+)(lambda model: first(f"a space axis of {tensor.id!r} has no id" for tensor in model.tensors for axis in tensor.axes
+                      if axis.kind == "space" and not axis.written.get("id")))
+rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same order of axes in and out.", breaks="JDLL keeps one order",
+     fix="Use one axis order.",
+)(lambda model: first(f"axis orders differ: {', '.join(model.tensors[0].axis_ids)} and {', '.join(tensor.axis_ids)}"
+                      for tensor in model.tensors if tensor.axis_ids != model.tensors[0].axis_ids))
+rule("fiji.frozen", DEGRADES, JDLL, weights=("torchscript",), asks="TorchScript weights that were not frozen.",
+     breaks="if it was frozen, it cannot be moved to a GPU", fix="Save it without torch.jit.freeze.",
+)(lambda model: "the TorchScript module has no parameters"
+  if (code := rules.torchscript_code(model)).n_constants and not code.has_parameters else None)
+rule("fiji.eval_mode", DEGRADES, JDLL, weights=("torchscript",),
+     asks="TorchScript weights that were saved in evaluation mode.",
+     breaks="Fiji's engine runs it as saved, so that it drops and normalises as in training",
+     fix="Call eval() before torch.jit.script or torch.jit.trace.",
+)(lambda model: "the TorchScript module was saved in training mode"
+  if (code := rules.torchscript_code(model)).in_training_mode and code.depends_on_mode else None)
+rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network without norms over all pixels.",
+     breaks="results change with padding and with the size of tiles",
+     fix="Train with batch normalisation or none; run.tiled and run.padding say how much it matters here.",
+)(lambda model: first(f"the TorchScript code uses {norm}, over all pixels at once"
+                      for norm in rules.torchscript_code(model).norms))
 
 
 @rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
@@ -110,6 +99,31 @@ def weights_root(model: Model) -> str | None:
     source = str(model.weights["torchscript"].get("source"))
     is_inside = "/" in source.removeprefix("./") and "://" not in source
     return f"torchscript weights are {source!r}" if is_inside else None
+
+
+@rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
+      breaks="observed, not explained: no model with only pytorch_state_dict passes in deepImageJ (22 of 22 reports of "
+             "the zoo held here differ in values), except cubes (4 of 4 pass)",
+      fix="Add torchscript weights, which Fiji runs by itself.")
+def state_dict_values(model: Model) -> str | None:
+    """Where a state_dict is all there is: cubic images of one size."""
+    sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
+    is_cube = len(sizes) == 3 and len(set(sizes)) == 1 and bool(sizes[0])
+    return None if is_cube else f"the weights are a state_dict alone, for {len(sizes)}D images that are no cubes"
+
+
+@rule("fiji.stardist", BLOCKS, Source("JDLL", "bioimageio/description/stardist", "0.6.4-SNAPSHOT", "2026-11"),
+      breaks="JDLL reads these arrays while it reads such a description, and throws without them (3 of 3 reports)",
+      fix="Keep the test tensors in the package.")
+def stardist(model: Model) -> str | None:
+    """The test tensors of a StarDist model beside its description."""
+    has_section = isinstance(model.rdf.get("config"), dict) and model.rdf["config"].get("stardist") is not None
+    if "stardist" not in str(model.rdf.get("name")).lower() or not has_section:
+        raise NotApplicable("it is no StarDist model")
+    if not model.with_files:
+        raise NotApplicable("JDLL reads a StarDist model's test tensors with its description", "Validate them too.")
+    missing = [tensor.id for tensor in model.tensors if model.test_array(tensor) is None]
+    return f"the test tensor of {missing[0]!r} is not there" if missing else None
 
 
 @rule("fiji.pytorch_version", BLOCKS, _ENGINES, weights=("torchscript",),
@@ -124,50 +138,12 @@ def pytorch_version(model: Model) -> str | None:
     return f"pytorch_version is {written}"
 
 
-@rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale",
-      breaks="JDLL takes an input's scale for a change of size and crops the output",
-      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.")
-def axis_scale(model: Model) -> str | None:
-    """Input axes without a scale."""
-    scaled = [f"{axis.id} {axis.scale:g}" for tensor in model.inputs for axis in tensor.axes if axis.scale != 1]
-    return f"input axes have scale {', '.join(scaled)}" if scaled else None
-
-
-rule("fiji.axis_ids", BLOCKS, JDLL_SPEC, breaks="JDLL knows no other axes",
-     fix=questions.NAMED_AXES)(questions.axis_ids)
-
-
-@rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
-      breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
-      fix="Write id: x on that axis, although it is the default.")
-def explicit_axis_ids(model: Model) -> str | None:
-    """An id written on every space axis."""
-    for tensor in model.tensors:
-        if any(axis.kind == "space" and not axis.written.get("id") for axis in tensor.axes):
-            return f"a space axis of {tensor.id!r} has no id"
-    return None
-
-
-@rule("fiji.axis_order", BLOCKS, JDLL_SPEC, breaks="JDLL keeps one order", fix="Use one axis order.")
-def axis_order(model: Model) -> str | None:
-    """The same order of axes in and out."""
-    orders = {tuple(tensor.axis_ids) for tensor in model.tensors}
-    return None if len(orders) <= 1 else f"axis orders differ: {' and '.join(', '.join(o) for o in sorted(orders))}"
-
-
-rule("fiji.channel_names", BLOCKS, JDLL_SPEC, repair="channel_names", breaks="JDLL sizes the channel axis by its names",
-     fix="Add channel_names to every channel axis.")(questions.channel_names)
-
-
-@rule("fiji.single_io", BLOCKS,
-      Source("bioimage.io collection", "scripts/check_compatibility_deepimagej.py", "2026-05-20", "2026-11"),
-      breaks="deepImageJ takes one image", fix="Put several images into channels of one input.")
+@rule("fiji.single_io", BLOCKS, rules.ZOO_TEST, breaks="deepImageJ takes one image", fix=rules.ONE_INPUT)
 def single_io(model: Model) -> str | Outcome | None:
     """One input; several outputs open as images of their own."""
-    n_inputs, n_outputs = len(model.inputs), len(model.outputs)
-    if n_inputs == 1 and n_outputs > 1:
-        return Outcome("warning", f"{n_outputs} outputs open as so many images", questions.ONE_OF_EACH)
-    return None if n_inputs == 1 else f"there are {n_inputs} inputs"
+    if (found := rules.single_input(model)) is None and len(model.outputs) > 1:
+        return Outcome("warning", f"{len(model.outputs)} outputs open as so many images", rules.ONE_OF_EACH)
+    return found
 
 
 @rule("fiji.test_tensors", BLOCKS, ZOO_REPORTS, breaks="JDLL throws while it reads them",
@@ -184,42 +160,26 @@ def test_tensors(model: Model) -> str | None:
     return None
 
 
-@rule("fiji.min_of_step", BLOCKS, JDLL, repair="min_of_step", breaks="JDLL rounds tiles to multiples of step",
-      fix="Choose min as a multiple of step.")
-def min_of_step(model: Model) -> str | None:
-    """Smallest sizes that are multiples of step."""
-    for tensor in model.inputs:
-        for axis in tensor.axes:
-            size = axis.min_step
-            if size and size[1] and size[0] % size[1]:
-                return f"{tensor.id!r} {axis.id}: min {size[0]} is not a multiple of step {size[1]}"
-    return None
+def _choices(model: Model) -> list[tuple[str, str, int, int, float]]:
+    """Input, axis, min, step and halo of every size that is a choice."""
+    every = [(tensor.id, axis.id, axis.min_step) for tensor in model.inputs for axis in tensor.axes]
+    return [(name, axis, *size, model.halo_of_input.get((name, axis), 0.0)) for name, axis, size in every if size]
 
 
-@rule("fiji.min_halo", BLOCKS, JDLL, repair="min_halo", breaks="a tile would be all halo",
-      fix="Choose min above twice the halo.")
-def min_halo(model: Model) -> str | None:
-    """Smallest sizes above twice the halo."""
-    for tensor in model.inputs:
-        for axis in tensor.axes:
-            halo, size = model.halo_of_input.get((tensor.id, axis.id), 0), axis.min_step
-            if size and size[0] <= 2 * halo:
-                return f"{tensor.id!r} {axis.id}: min {size[0]} is not above twice the halo {halo:g}"
-    return None
-
-
-@rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",),
-      breaks="JDLL makes two tiles of an image whose size plus halo is not on that grid, the second off the "
-             "network's own pooling grid: several times slower, and up to 8 % off",
-      fix="Let the network pad by itself and declare step: 1, or tell users which sizes are on the grid.")
-def off_grid(model: Model) -> str | None:
-    """Sizes in steps of 1, or no halo."""
-    for tensor in model.inputs:
-        for axis in tensor.axes:
-            size = axis.min_step
-            if axis.kind == "space" and size and size[1] > 1 and model.halo_of_input.get((tensor.id, axis.id)):
-                return f"{tensor.id!r} grows in steps of {size[1]} along {axis.id}"
-    return None
+rule("fiji.min_of_step", BLOCKS, JDLL, repair="min_of_step", asks="Smallest sizes that are multiples of step.",
+     breaks="JDLL rounds tiles to multiples of step", fix="Choose min as a multiple of step.",
+)(lambda model: first(f"{name!r} {axis}: min {smallest} is not a multiple of step {step}"
+                      for name, axis, smallest, step, _ in _choices(model) if step and smallest % step))
+rule("fiji.min_halo", BLOCKS, JDLL, repair="min_halo", asks="Smallest sizes above twice the halo.",
+     breaks="a tile would be all halo", fix="Choose min above twice the halo.",
+)(lambda model: first(f"{name!r} {axis}: min {smallest} is not above twice the halo {halo:g}"
+                      for name, axis, smallest, _, halo in _choices(model) if smallest <= 2 * halo))
+rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in steps of 1, or no halo.",
+     breaks="JDLL makes two tiles of an image whose size plus halo is not on that grid, the second off the "
+            "network's own pooling grid: several times slower, and up to 8 % off",
+     fix="Let the network pad by itself and declare step: 1, or tell users which sizes are on the grid.",
+)(lambda model: first(f"{name!r} grows in steps of {step} along {axis}"
+                      for name, axis, _, step, halo in _choices(model) if step > 1 and halo))
 
 
 def _strange_operations(model: Model) -> list[str]:
@@ -237,78 +197,38 @@ def _strange_operations(model: Model) -> list[str]:
 
 
 def _operations_fix(model: Model) -> str:
-    names = _strange_operations(model)
-    fixes = [_OPERATION_FIXES.get(name, f"Compute {name} inside the network's graph.") for name in names]
-    return " ".join(dict.fromkeys(fixes))
+    strange = dict.fromkeys(_strange_operations(model))
+    return " ".join(_OPERATION_FIXES.get(name, f"Compute {name} inside the network's graph.") for name in strange)
 
 
-@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations", fix=_operations_fix)
-def processing_ops(model: Model) -> str | None:
-    """Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
-    strange = _strange_operations(model)
-    return f"processing uses {', '.join(strange)}" if strange else None
-
-
-@rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
-      fix="Remove config.deepimagej, or set allow_tiling: true.")
-def no_deepimagej_config(model: Model) -> str | None:
-    """No config.deepimagej, or one that allows tiles."""
-    section = (model.rdf.get("config") or {}).get("deepimagej")
-    if section is None or (isinstance(section, dict) and section.get("allow_tiling") is True):
-        return None
-    return "config.deepimagej is there without allow_tiling: true"
-
-
-rule("fiji.archive_ops", BLOCKS, JDLL, weights=("torchscript",),
-     breaks="Fiji's engines, libtorch 1.13 to 2.0, cannot load it", fix=questions.OLDER_OPERATORS)(questions.unportable)
-
-
-@rule("fiji.frozen", DEGRADES, JDLL, weights=("torchscript",), breaks="if it was frozen, it cannot be moved to a GPU",
-      fix="Save it without torch.jit.freeze.")
-def frozen(model: Model) -> str | None:
-    """TorchScript weights that were not frozen."""
-    code = questions.torchscript_code(model)
-    return None if code.has_parameters or not code.n_constants else "the TorchScript module has no parameters"
+rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations", fix=_operations_fix,
+     asks="Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation.",
+)(lambda model: f"processing uses {', '.join(strange)}" if (strange := _strange_operations(model)) else None)
+rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
+     asks="No config.deepimagej, or one that allows tiles.", fix="Remove config.deepimagej, or set allow_tiling: true.",
+)(lambda model: None if (section := (model.rdf.get("config") or {}).get("deepimagej")) is None
+  or (isinstance(section, dict) and section.get("allow_tiling") is True)
+  else "config.deepimagej is there without allow_tiling: true")
 
 
 @rule("fiji.devices", DEGRADES, JDLL, weights=("torchscript",), breaks="it fails on other devices",
       fix="Create tensors on the input's device, script instead of tracing, and save from the CPU.")
 def devices(model: Model) -> str | None:
     """TorchScript weights that live on no particular device."""
-    code = questions.torchscript_code(model)
+    code = rules.torchscript_code(model)
     if code.devices:
         return f"the TorchScript code names the devices {', '.join(code.devices)}"
     return f"the TorchScript weights were saved on {', '.join(code.saved_on)}" if code.saved_on else None
-
-
-@rule("fiji.eval_mode", DEGRADES, JDLL, weights=("torchscript",),
-      breaks="Fiji's engine runs it as saved, so that it drops and normalises as in training",
-      fix="Call eval() before torch.jit.script or torch.jit.trace.")
-def eval_mode(model: Model) -> str | None:
-    """TorchScript weights that were saved in evaluation mode."""
-    code = questions.torchscript_code(model)
-    is_wrong = code.in_training_mode and code.depends_on_mode
-    return "the TorchScript module was saved in training mode" if is_wrong else None
-
-
-@rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",),
-      breaks="results change with padding and with the size of tiles",
-      fix="Train with batch normalisation or none; run.tiled and run.padding say how much it matters here.")
-def norms(model: Model) -> str | None:
-    """A network without norms over all pixels."""
-    found = questions.torchscript_code(model).norms
-    return f"the TorchScript code uses {', '.join(found)}, over all pixels at once" if found else None
 
 
 @rule("fiji.tile_voxels", DEGRADES, JDLL, breaks="JDLL looks for a smaller tile for ever",
       fix="Offer a fixed-size zip, or lower min.")
 def tile_voxels(model: Model) -> str | None:
     """A smallest tile of at most 50 million voxels, where sizes are a choice."""
-    for tensor in model.inputs:
-        voxels = math.prod(axis.smallest for axis in tensor.axes)
-        if voxels > _MAX_TILE_VOXELS and any(axis.min_step for axis in tensor.axes):
-            return f"the smallest tile of {tensor.id!r} has {voxels / 1e6:.0f} million voxels, 50 million at most work"
-    return None
+    chosen = [tensor for tensor in model.inputs if any(axis.min_step for axis in tensor.axes)]
+    voxels = max((math.prod(axis.smallest for axis in tensor.axes) for tensor in chosen), default=0)
+    told = f"the smallest tile has {voxels / 1e6:.0f} million voxels, 50 million at most work"
+    return told if voxels > _MAX_TILE_VOXELS else None
 
 
 @rule("fiji.onnx", BLOCKS, _ENGINES, weights=("onnx",), breaks="Fiji's ONNX engine cannot load it",

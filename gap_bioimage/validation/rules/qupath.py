@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Source, rule
-from gap_bioimage.validation.consumers import consumer
-from gap_bioimage.validation.rules import questions
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.model import Model
+from gap_bioimage.validation import rules
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Source, consumer, rule
+from gap_bioimage.validation.rules import first
 
 # fmt: off
 _READS = ("torchscript", "onnx", "tensorflow_saved_model_bundle")
@@ -19,35 +14,18 @@ consumer("qupath", "QuPath",
          "QuPath analyses large 2D images, often of tissue. It is written in Java, and runs TorchScript, ONNX or "
          "TensorFlow through Deep Java Library.", 8, reads=_READS)
 
-
-@rule("qupath.weights_format", BLOCKS, _DJL, breaks="QuPath runs torchscript, onnx and TensorFlow's saved models",
-      fix="Add torchscript weights.")
-def weights_format(model: Model) -> str | None:
-    """Weights as torchscript, onnx or tensorflow_saved_model_bundle."""
-    return questions.lacks_weights(model, _READS)
-
-
-@rule("qupath.axes", BLOCKS, _DJL, breaks="QuPath's images are 2D", fix="Offer a 2D model for QuPath.")
-def axes(model: Model) -> str | None:
-    """Axes batch, channel, y, x only."""
-    for tensor in model.tensors:
-        if sorted(tensor.axis_ids) != ["batch", "channel", "x", "y"]:
-            return f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)} instead of batch, channel, y, x"
-    return None
-
-
-rule("qupath.single_io", BLOCKS, _DJL, breaks="QuPath takes one image and shows one",
-     fix=questions.ONE_OF_EACH)(questions.single_io)
-
-
-@rule("qupath.image_statistics", DEGRADES, _DJL,
-      breaks="QuPath sees a tile at a time, so each tile is scaled by itself",
-      fix="Normalise with fixed numbers, or inside the network from each pixel's neighbourhood.")
-def image_statistics(model: Model) -> str | None:
-    """Processing without statistics of the whole image."""
-    used = sorted({str(step.get("id")) for step in model.steps} & _WHOLE_IMAGE)
-    return f"processing uses {', '.join(used)}" if used else None
-
-
-rule("qupath.custom_ops", BLOCKS, _DJL, breaks="QuPath runs no Python code",
-     fix=questions.INTO_GRAPH)(questions.custom_processing)
+rule("qupath.weights_format", BLOCKS, _DJL, asks="Weights as torchscript, onnx or tensorflow_saved_model_bundle.",
+     breaks="QuPath runs torchscript, onnx and TensorFlow's saved models", fix=rules.ADD_TORCHSCRIPT,
+)(lambda model: rules.lacks_weights(model, _READS))
+rule("qupath.single_io", BLOCKS, _DJL, fix=rules.ONE_OF_EACH,
+     breaks="QuPath takes one image and shows one")(rules.single_io)
+rule("qupath.custom_ops", BLOCKS, _DJL, fix=rules.INTO_GRAPH,
+     breaks="QuPath runs no Python code")(rules.custom_processing)
+rule("qupath.axes", BLOCKS, _DJL, asks="Axes batch, channel, y, x only.", breaks="QuPath's images are 2D",
+     fix="Offer a 2D model for QuPath.",
+)(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)} instead of batch, channel, y, x"
+                      for tensor in model.tensors if sorted(tensor.axis_ids) != ["batch", "channel", "x", "y"]))
+rule("qupath.image_statistics", DEGRADES, _DJL, asks="Processing without statistics of the whole image.",
+     breaks="QuPath sees a tile at a time, so each tile is scaled by itself",
+     fix="Normalise with fixed numbers, or inside the network from each pixel's neighbourhood.",
+)(lambda model: first(f"processing uses {step['id']}" for step in model.steps if step.get("id") in _WHOLE_IMAGE))

@@ -1,38 +1,111 @@
-"""The bioimage.io zoo: metadata and files that its website, its tests and its score look at.
+"""The bioimage.io zoo, and what it runs models with: bioimageio.core, the Python library, and BioEngine, its server.
 
-Nothing here refuses a model: the collection's own checks take what bioimageio.spec takes.
+Nothing of the zoo's own refuses a model: the collection's checks take what bioimageio.spec takes.
 """
 
 from __future__ import annotations
 
 import filecmp
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from gap_bioimage.validation.check import DEGRADES, STYLE, NotApplicable, Source, rule
-from gap_bioimage.validation.consumers import consumer
-from gap_bioimage.validation.rules import questions
-from gap_bioimage.validation.rules.core import number, tolerances
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from gap_bioimage.validation.model import Model
+from gap_bioimage.validation import rules
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, Source, consumer, rule
+from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.rules import first
 
 # fmt: off
+_READS = ("torchscript", "onnx", "pytorch_state_dict", "keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle")
+_TENSORFLOW = ("keras_hdf5", "keras_v3", "tensorflow_saved_model_bundle", "tensorflow_js")
+_BIOENGINE_HAS = rules.ALWAYS_THERE | {
+    "torchvision", "onnxruntime", "tensorflow", "keras", "careamics", "cellpose", "stardist", "timm",
+}
+consumer("core", "bioimageio.core",
+         "bioimageio.core is the Python library that most programs use to run models. It runs weights with the torch, "
+         "ONNX Runtime or TensorFlow that is installed next to it.", 2, base=True)
 consumer("zoo", "bioimage.io zoo",
          "The bioimage.io model zoo shows models to their users. It tests every upload with BioEngine and with the "
          "partners' own tests, and gives a score.", 4)
+consumer("bioengine", "BioEngine",
+         "BioEngine is the server that runs models for web pages, such as the zoo's daily tests: bioimageio.core "
+         "0.10.4 with torch 2.5.1, on one core with 12 GiB, 300 s a test.", 9, reads=_READS)
+_SPEC = Source("bioimageio.spec", "model/v0_5.py, ReproducibilityTolerance", "0.5.12", "2026-11")
+_CORE = Source("bioimageio.core", "run in several versions", "0.9.6 to 0.11", "2026-11")
 _GUIDE = Source("bioimage.io website", "its guide for authors and its upload form", "2026-08-20", "2026-11")
-_TEST = Source("bioimage.io collection", "scripts/check_compatibility_deepimagej.py", "2026-05-20", "2026-11")
 _UPLOAD = Source("bioimageio.spec", "upload.py", "0.5.12", "2026-11")
+_RUNTIME = Source("BioEngine", "apps/model-runner", "2026-08-22", "2026-11")
 
-_WARN_DESCRIPTION, _MAX_DESCRIPTION = 512, 1024
+_MAX_RTOL, _MAX_ATOL_SHARE = 0.01, 0.01
+_MAX_PPM, _MAX_PPM_0_9 = 5000, 1000
+_DEEPIMAGEJ_ATOL = 1.5e-4
+_MAX_DESCRIPTION = 512
 _MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
 _MAX_README = 1_000_000
 _ASPECT_TOLERANCE = 0.02
-_DEEPIMAGEJ_ATOL = 1.5e-4
+
+
+def _tolerances(model: Model, key: str) -> list[tuple[float, list[str]]]:
+    """A number of every stated tolerance of the test, 0 if it is not stated, and the outputs that it is for."""
+    section = (model.rdf.get("config") or {}).get("bioimageio") or {}
+    listed = section.get("reproducibility_tolerance") or []
+    return [(float(e.get(key) or 0), e.get("output_ids") or []) for e in listed if isinstance(e, dict)]
+
+
+@rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
+      breaks="the test proves less than it should, and some versions of bioimageio.core refuse the model",
+      fix="State the smallest tolerance with which the test passes, in config.bioimageio.reproducibility_tolerance.")
+def reproducibility_tolerance(model: Model) -> str | None:
+    """A tolerance of the test, if one is stated, that is small."""
+    for rtol, _ in _tolerances(model, "relative_tolerance"):
+        if rtol > _MAX_RTOL:
+            return f"relative_tolerance is {rtol:g}, at most {_MAX_RTOL:g} is allowed"
+    for ppm, _ in _tolerances(model, "mismatched_elements_per_million"):
+        if ppm > _MAX_PPM_0_9:
+            limits = f"at most {_MAX_PPM_0_9} are allowed by bioimageio.core 0.9 and {_MAX_PPM} by newer ones"
+            return f"mismatched_elements_per_million is {ppm:g}, {limits}"
+    for atol, ids in _tolerances(model, "absolute_tolerance") if model.with_files else ():
+        for tensor in model.outputs:
+            array = model.test_array(tensor) if atol and (not ids or tensor.id in ids) else None
+            if array is not None and atol > _MAX_ATOL_SHARE * (largest := float(abs(array).max())):
+                return f"absolute_tolerance is {atol:g}, above 1 % of the largest value {largest:g} of {tensor.id!r}"
+    return None
+
+
+rule("core.output_channel", DEGRADES, _CORE, asks="An axis with the id channel on every output.",
+     breaks="predicting large images block by block fails",
+     fix="Keep an axis with the id channel on every output, also for a single channel.",
+)(lambda model: first(f"{tensor.id!r} has no axis with the id channel"
+                      for tensor in model.outputs if "channel" not in tensor.axis_ids))
+rule("core.custom_ops", DEGRADES, _CORE, breaks="bioimageio.core before 0.10.3 refuses the whole model",
+     fix="Put the step into the network's graph, or tell users which version they need.")(rules.custom_processing)
+
+
+@rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
+      unless=("torchscript", "onnx", *_TENSORFLOW),
+      breaks="it runs only where these are installed",
+      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
+def dependencies(model: Model) -> str | None:
+    """Where a state_dict is all there is: an architecture without dependencies of its own."""
+    has_own = model.weights["pytorch_state_dict"].get("dependencies")
+    found = "the weights have dependencies of their own" if has_own else None
+    return _by_running(model, found or rules.foreign_imports(model, rules.ALWAYS_THERE))
+
+
+@rule("core.tensorflow", DEGRADES, rules.ZOO_REPORTS, fix="Add onnx weights.",
+      breaks="some versions of TensorFlow and Keras run it and others refuse it")
+def tensorflow(model: Model) -> str | None:
+    """Weights that more than TensorFlow reads."""
+    alone = model.weights and {*_TENSORFLOW}.issuperset(model.weights)
+    return _by_running(model, f"the weights are {', '.join(model.weights)} only" if alone else None)
+
+
+def _by_running(model: Model, found: str | None) -> str | None:
+    """What was found, which leaves the verdict open where there is nothing to run."""
+    if found and not model.with_files:
+        raise NotApplicable(f"{found}: only a run can tell whether it works", "Validate the whole model.")
+    return found
 
 
 @rule("zoo.name", STYLE, _GUIDE, breaks="people find it less easily",
@@ -46,18 +119,44 @@ def name(model: Model) -> str | None:
 
 
 @rule("zoo.description", STYLE, _GUIDE, breaks="the website cuts it",
-      fix=f"Describe the model in at most {_WARN_DESCRIPTION} characters.")
+      fix=f"Describe the model in at most {_MAX_DESCRIPTION} characters.")
 def description(model: Model) -> str | None:
     """A description of 1 to 512 characters; 1024 is the limit."""
-    length, limit = len(str(model.rdf.get("description") or "")), _WARN_DESCRIPTION
+    length, limit = len(str(model.rdf.get("description") or "")), _MAX_DESCRIPTION
     return None if 0 < length <= limit else f"the description has {length} characters, 1 to {limit} are expected"
 
 
-@rule("zoo.authors", STYLE, _GUIDE, breaks="nobody knows whom to credit", fix="List the authors with their names.")
-def authors(model: Model) -> str | None:
-    """Authors, each with a name."""
-    people = model.mappings("authors")
-    return None if people and all(person.get("name") for person in people) else "authors without names"
+rule("zoo.authors", STYLE, _GUIDE, asks="Authors, each with a name.", breaks="nobody knows whom to credit",
+     fix="List the authors with their names.",
+)(lambda model: None if (people := model.mappings("authors")) and all(person.get("name") for person in people)
+  else "authors without names")
+rule("zoo.cite", STYLE, _GUIDE, asks="A citation with text and a DOI or URL.", breaks="nobody knows what to cite",
+     fix="Add a citation with text and doi or url.",
+)(lambda model: None if (given := model.mappings("cite")) and all(
+    entry.get("text") and (entry.get("doi") or entry.get("url")) for entry in given)
+  else "no citation, or one without text and doi or url")
+rule("zoo.tags", STYLE, _GUIDE, asks="Tags.", breaks="nobody finds the model",
+     fix="Add tags, e.g. denoising, 2d, fluorescence.",
+)(lambda model: None if model.texts("tags") else "there are no tags")
+rule("zoo.maintainers", STYLE, _GUIDE, asks="A maintainer with a GitHub name.", breaks="the zoo has nobody to ask",
+     fix="Give a maintainer, a person, with a github_user.",
+)(lambda model: None if any(person.get("github_user")
+                            for person in model.mappings("maintainers") or model.mappings("authors"))
+  else "nobody listed has a github_user")
+rule("zoo.id", STYLE, _UPLOAD, versions="0.5", asks="No id in what is uploaded.",
+     breaks="bioimageio.spec's own upload refuses it, since the zoo gives ids",
+     fix="Remove the id for the upload only; Fiji needs one in a zip that is handed from person to person.",
+)(lambda model: "id is given" if model.rdf.get("id") else None)
+rule("zoo.single_io", DEGRADES, rules.ZOO_TEST, asks="One input; several outputs are fine.", fix=rules.ONE_INPUT,
+     breaks="the zoo's deepImageJ check fails")(rules.single_input)
+rule("zoo.tolerance", DEGRADES, rules.ZOO_TEST,
+     asks="A test that needs no tolerance beyond that of the zoo's deepImageJ check.",
+     breaks="the zoo's deepImageJ check allows 1.5e-4 + 1e-4 of the value on every pixel, whatever is stated",
+     fix="Write test outputs that the weights reproduce more closely, computed on a CPU.",
+)(lambda model: first(f"absolute_tolerance is {atol:g}"
+                      for atol, _ in _tolerances(model, "absolute_tolerance") if atol > _DEEPIMAGEJ_ATOL))
+rule("zoo.custom_ops", STYLE, _GUIDE, breaks="the zoo's reviewers read its code first",
+     fix="Put the step into the network's graph, or tell users what the model needs.")(rules.custom_processing)
 
 
 @rule("zoo.license", STYLE, _GUIDE, breaks="the zoo wants an SPDX identifier", fix="State e.g. license: CC-BY-4.0.")
@@ -65,14 +164,12 @@ def license_id(model: Model) -> str | None:
     """A licence by its SPDX identifier."""
     from bioimageio.spec.utils import get_spdx_licenses
 
-    written = model.rdf.get("license")
-    known = {entry["licenseId"] for entry in get_spdx_licenses()["licenses"]}
-    return None if isinstance(written, str) and written in known else f"license is {written!r}"
+    written, known = model.rdf.get("license"), get_spdx_licenses()["licenses"]
+    return None if written in [entry["licenseId"] for entry in known] else f"license is {written!r}"
 
 
-@rule("zoo.documentation", STYLE, _GUIDE, repair="readme",
-      breaks="the zoo wants the sections Description, Intended Use, Validation and Citation",
-      fix="Add a README.md with these headings.")
+@rule("zoo.documentation", STYLE, _GUIDE, repair="readme", fix="Add a README.md with these headings.",
+      breaks="the zoo wants the sections Description, Intended Use, Validation and Citation")
 def documentation(model: Model) -> str | None:
     """A README with a heading about validation."""
     path = model.file_of(model.rdf.get("documentation"))
@@ -91,8 +188,7 @@ def cover(model: Model) -> str | None:
     covers = model.rdf.get("covers")
     if not isinstance(covers, list) or not covers:
         return "there is no cover"
-    for written in covers:
-        path = model.file_of(written)
+    for path in map(model.file_of, covers):
         if path is None:
             raise NotApplicable("a cover is not in the package")
         if path.stat().st_size > _MAX_COVER_BYTES:
@@ -114,36 +210,6 @@ def _aspect(path: Path) -> str | None:
     return None if good else f"{path.name} is {width} x {height}, 2:1 or 1:1 is expected"
 
 
-@rule("zoo.cite", STYLE, _GUIDE, breaks="nobody knows what to cite", fix="Add a citation with text and doi or url.")
-def cite(model: Model) -> str | None:
-    """A citation with text and a DOI or URL."""
-    entries = model.mappings("cite")
-    good = entries and all(entry.get("text") and (entry.get("doi") or entry.get("url")) for entry in entries)
-    return None if good else "no citation, or one without text and doi or url"
-
-
-@rule("zoo.tags", STYLE, _GUIDE, breaks="nobody finds the model", fix="Add tags, e.g. denoising, 2d, fluorescence.")
-def tags(model: Model) -> str | None:
-    """Tags."""
-    return None if model.texts("tags") else "there are no tags"
-
-
-@rule("zoo.maintainers", STYLE, _GUIDE, breaks="the zoo has nobody to ask",
-      fix="Give a maintainer, a person, with a github_user.")
-def maintainers(model: Model) -> str | None:
-    """A maintainer with a GitHub name."""
-    people = model.mappings("maintainers") or model.mappings("authors")
-    return None if any(person.get("github_user") for person in people) else "nobody listed has a github_user"
-
-
-@rule("zoo.id", STYLE, _UPLOAD, versions="0.5",
-      breaks="bioimageio.spec's own upload refuses it, since the zoo gives ids",
-      fix="Remove the id for the upload only; Fiji needs one in a zip that is handed from person to person.")
-def upload_id(model: Model) -> str | None:
-    """No id in what is uploaded."""
-    return "id is given" if model.rdf.get("id") else None
-
-
 @rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes",
       breaks="nobody can tell whether they were changed", fix="Give every tensor a test_tensor with source and sha256.")
 def test_hashes(model: Model) -> str | None:
@@ -153,64 +219,76 @@ def test_hashes(model: Model) -> str | None:
     return None if hashed and all(hashed) else "a test tensor is missing or has no sha256"
 
 
-@rule("zoo.single_io", DEGRADES, _TEST, breaks="the zoo's deepImageJ check fails",
-      fix="Put several images into channels of one input.")
-def single_io(model: Model) -> str | None:
-    """One input; several outputs are fine."""
-    return None if len(model.inputs) == 1 else f"there are {len(model.inputs)} inputs"
-
-
-@rule("zoo.sample_tensor", DEGRADES, _TEST, repair="sample_tensors",
+@rule("zoo.sample_tensor", DEGRADES, rules.ZOO_TEST, repair="sample_tensors",
       breaks="the zoo's deepImageJ check compares the wrong images", fix="Leave sample_tensor out.")
 def sample_tensor(model: Model) -> str | None:
     """No sample tensors other than the test tensors."""
     for tensor in model.tensors:
-        sample, test = tensor.written.get("sample_tensor"), tensor.written.get("test_tensor")
-        if sample is None:
-            continue
-        files = model.file_of(sample), model.file_of(test)
-        if files[0] is None or files[1] is None or not filecmp.cmp(files[0], files[1], shallow=False):
-            return f"the sample_tensor of {tensor.id!r} is not its test_tensor"
+        if (sample := tensor.written.get("sample_tensor")) is not None:
+            files = model.file_of(sample), model.file_of(tensor.written.get("test_tensor"))
+            if files[0] is None or files[1] is None or not filecmp.cmp(files[0], files[1], shallow=False):
+                return f"the sample_tensor of {tensor.id!r} is not its test_tensor"
     return None
 
 
-@rule("zoo.test_of_step", DEGRADES, _TEST, breaks="the zoo's deepImageJ check pads it and differs at the border",
-      fix="Crop the test input to a multiple of step.")
+@rule("zoo.test_of_step", DEGRADES, rules.ZOO_TEST, fix="Crop the test input to a multiple of step.",
+      breaks="the zoo's deepImageJ check pads it and differs at the border")
 def test_of_step(model: Model) -> str | None:
     """A test input whose sizes are multiples of step."""
     for tensor in model.inputs:
-        shape = model.test_shape(tensor)
-        if shape is None:
+        array = model.test_array(tensor)
+        if array is None:
             raise NotApplicable("the test inputs are not npy files in the package")
-        if len(shape) != len(tensor.axes):
-            return f"the test input of {tensor.id!r} has {len(shape)} axes, {len(tensor.axes)} are described"
-        for axis, size in zip(tensor.axes, shape, strict=True):
+        if array.ndim != len(tensor.axes):
+            return f"the test input of {tensor.id!r} has {array.ndim} axes, {len(tensor.axes)} are described"
+        for axis, size in zip(tensor.axes, array.shape, strict=True):
             if axis.min_step and axis.min_step[1] and size % axis.min_step[1]:
                 return f"the test input is {size} along {axis.id}, not a multiple of step {axis.min_step[1]}"
     return None
-
-
-@rule("zoo.tolerance", DEGRADES, _TEST,
-      breaks="the zoo's deepImageJ check allows 1.5e-4 + 1e-4 of the value on every pixel, whatever is stated",
-      fix="Write test outputs that the weights reproduce more closely, computed on a CPU.")
-def tolerance(model: Model) -> str | None:
-    """A test that needs no tolerance beyond that of the zoo's deepImageJ check."""
-    stated = max((number(entry, "absolute_tolerance") for entry in tolerances(model)), default=0.0)
-    return f"absolute_tolerance is {stated:g}" if stated > _DEEPIMAGEJ_ATOL else None
-
-
-rule("zoo.custom_ops", STYLE, _GUIDE, breaks="the zoo's reviewers read its code first",
-     fix="Put the step into the network's graph, or tell users what the model needs.")(questions.custom_processing)
 
 
 @rule("zoo.few_files", STYLE, _GUIDE, repair="flatten", breaks="the zoo recommends 5 to 9 files, side by side",
       fix="Flatten the package.")
 def few_files(model: Model) -> str | None:
     """At most 20 files, none of them in folders."""
-    if not model.with_files:
-        raise NotApplicable("only the description was looked at")
-    names = model.package.names
+    names = model.need_files().names
     nested = [name for name in names if "/" in name]
     if len(names) > _MAX_FILES:
         return f"the package holds {len(names)} files"
     return f"{len(nested)} files lie in folders" if nested else None
+
+
+rule("bioengine.weights_format", BLOCKS, _RUNTIME, asks="Weights other than tensorflow_js.", fix=rules.ADD_TORCHSCRIPT,
+     breaks="BioEngine runs torchscript, onnx, pytorch_state_dict, Keras and TensorFlow",
+)(lambda model: rules.lacks_weights(model, _READS))
+rule("bioengine.format_version", BLOCKS, _RUNTIME, repair="lower_format", fix=rules.FORMAT_059,
+     breaks="BioEngine's bioimageio.spec 0.5.10.2 does not read it")(rules.format_version)
+rule("bioengine.plain_strings", BLOCKS, _RUNTIME, repair="plain_strings", fix=rules.PLAIN_STRINGS,
+     breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.plain_strings)
+rule("bioengine.imports", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
+     asks="Architecture code that imports only what BioEngine has.",
+     breaks="BioEngine has torch, torchvision, timm, careamics, cellpose, stardist, TensorFlow, and tests all weights",
+     fix="Write the architecture with these, or leave the state_dict out and give torchscript.",
+)(lambda model: rules.foreign_imports(model, _BIOENGINE_HAS))
+rule("bioengine.archive_ops", DEGRADES, _RUNTIME, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
+     breaks="BioEngine's torch 2.5.1 may not load it")(rules.unportable)
+rule("bioengine.custom_ops", STYLE, _RUNTIME,
+     fix="See that the code imports what BioEngine has, or put it into the graph.",
+     breaks="BioEngine's bioimageio.core 0.10.4 runs it unasked, with the libraries that are there",
+)(rules.custom_processing)
+
+
+@rule("bioengine.arguments", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
+      breaks="BioEngine hands over numbers, booleans and texts, and lists of them",
+      fix="Build other objects inside the architecture's code.")
+def arguments(model: Model) -> str | None:
+    """Keyword arguments of the architecture that are plain values."""
+    given = model.architecture.get("kwargs")
+    odd = [name for name, value in given.items() if not _is_plain(value)] if isinstance(given, dict) else []
+    return f"the argument {odd[0]!r} of the architecture is not plain" if odd else None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,6 +1,9 @@
+"""Thinning, pseudo-PSNR and one-bit slots; whether an image holds counts and fits a model."""
+
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,8 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binom, chisquare
 
-from gap_bioimage.counts import _guide_table, binomial, binomial_cdf, free_slots, pseudo_psnr_db, thin
-from gap_bioimage.errors import NotPhotonCountsError
+from gap_bioimage.counts import (
+    binomial,
+    binomial_cdf,
+    check_dim,
+    check_photon_counts,
+    check_whole_numbers,
+    free_slots,
+    pseudo_psnr_db,
+    thin,
+)
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 
 DTYPES = ["bool", "u1", "<u2", ">u2", "<i4", "i8", "u8", "f2", "f4", "f8"]
 FRACTIONS = [0.001, 0.01, 0.3, 0.5, 0.9, 0.99]
@@ -75,16 +87,6 @@ def test_no_photon_is_lost_or_made(photons: np.ndarray, fraction: float, seed: i
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fraction", [0, 0.0, 1, 1.0])
-def test_fractions_zero_and_one_move_everything(dtype: str, fraction: float) -> None:
-    photons = np.array([[0, 1, 1], [1, 0, 1]] if dtype == "bool" else [[0, 1, 5], [63, 64, 200]]).astype(dtype)
-    kept, rest = thin(photons, fraction, 0)
-    np.testing.assert_array_equal(kept, photons * bool(fraction))
-    np.testing.assert_array_equal(rest, photons * (not fraction))
-    assert not np.shares_memory(kept, photons)
-
-
 @pytest.mark.parametrize("n", [1, 3, 10, 63, 64, 200])
 @pytest.mark.parametrize("p", FRACTIONS)
 def test_draws_follow_the_binomial_law(n: int, p: float) -> None:
@@ -106,28 +108,6 @@ def test_mixed_counts_each_follow_their_own_law_across_chunks(p: float) -> None:
         assert_law(kept[photons == n], n, p)
 
 
-@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 17])
-def test_chunks_meet_without_gap_or_repetition(size: int) -> None:
-    photons = np.full(size, 40, np.uint8)
-    kept, rest = thin(photons, 0.5, 3)
-    np.testing.assert_array_equal(kept + rest, photons)
-    # at 40 photons and one half, hardly a pixel gives nothing: P = 2^-40
-    assert kept.min() > 0
-    assert rest.min() > 0
-    if size > CHUNK:
-        tail = kept[CHUNK : 2 * CHUNK]
-        assert np.mean(tail != kept[: tail.size]) > 0.5 or tail.size == 1
-
-
-def test_pixels_of_a_strided_view_keep_their_place() -> None:
-    photons = np.zeros((400, 300), np.uint16)
-    photons[::7, ::3] = 50
-    for view in (photons.T, photons[::-1, ::2], np.broadcast_to(photons[:, :1], (400, 5))):
-        kept, rest = thin(view, 0.5, 4)
-        np.testing.assert_array_equal(kept > 0, view > 0)
-        np.testing.assert_array_equal(rest > 0, view > 0)
-
-
 @pytest.mark.parametrize("p", FRACTIONS)
 def test_inversion_matches_the_law_for_every_byte_and_count(p: float) -> None:
     n = np.repeat(np.arange(64), 256)
@@ -138,24 +118,6 @@ def test_inversion_matches_the_law_for_every_byte_and_count(p: float) -> None:
         u = (byte + uniform) / 256
         assert np.all(binom.cdf(drawn - 1, n, p) <= u + ROUNDING)
         assert np.all((u < binom.cdf(drawn, n, p) + ROUNDING) & (drawn <= n))
-
-
-@pytest.mark.parametrize("p", [*FRACTIONS, 1e-9, 0.123456789, 1 - 1e-9])
-def test_guide_decides_exactly_the_bytes_that_leave_no_choice(p: float) -> None:
-    guide = _guide_table(binomial_cdf(63, p)).reshape(64, 256).astype(np.int64)
-    n = np.repeat(np.arange(64)[:, None], 256, 1)
-    low, high = np.arange(256) / 256, np.arange(1, 257) / 256
-    decided = guide != 255
-    assert decided.mean() > 0.8
-    assert np.all(guide[decided] <= n[decided])
-    below, upto = binom.cdf(guide - 1, n, p), binom.cdf(guide, n, p)
-    assert np.all((below <= low + ROUNDING)[decided])
-    assert np.all((upto >= high - ROUNDING)[decided])
-    # what is undecided has a step of the distribution inside the byte's interval
-    k = np.arange(64)
-    steps = binom.cdf(k[None, None, :], n[..., None], p)
-    inside = (steps > low[:, None] - ROUNDING) & (steps < high[:, None] + ROUNDING) & (k < n[..., None])
-    assert np.all(inside.any(-1)[~decided])
 
 
 @pytest.mark.parametrize("n_max", [0, 1, 2, 10, 63])
@@ -188,12 +150,6 @@ def test_same_seed_same_result_and_another_seed_another() -> None:
     np.testing.assert_array_equal(first, thin(photons.astype(np.float64), 0.5, 8)[0])
     np.testing.assert_array_equal(first, thin(xr.DataArray(photons), 0.5, np.random.default_rng(8))[0])
     assert not np.array_equal(first, thin(photons, 0.5, 9)[0])
-
-
-def test_a_generator_moves_on() -> None:
-    photons = np.full(1000, 9)
-    rng = np.random.default_rng(0)
-    assert not np.array_equal(thin(photons, 0.5, rng)[0], thin(photons, 0.5, rng)[0])
 
 
 def test_labels_stay() -> None:
@@ -233,32 +189,15 @@ def test_fractions_outside_zero_to_one_are_refused(fraction: float) -> None:
         thin(np.ones((2, 2), np.uint8), fraction, 0)
 
 
-@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), ()])
-def test_images_without_or_with_one_pixel(shape: tuple[int, ...]) -> None:
-    kept, rest = thin(np.full(shape, 5, np.uint8), 0.5, 0)
-    assert kept.shape == rest.shape == shape
-    assert np.all(kept + rest == 5)
-
-
 @pytest.mark.parametrize(
     ("values", "db"),
-    [
-        ([1], 0.0),
-        ([[10, 10]], 10.0),
-        ([0, 200], 20.0),
-        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], -10.0),
-        ([0, 0], -math.inf),
-    ],
+    [([1], 0.0), ([[10, 10]], 10.0), ([0, 200], 20.0), ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], -10.0), ([0, 0], -math.inf)],
 )
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i8", "f4"])
 def test_pseudo_psnr(values: list[int], db: float, dtype: str) -> None:
     photons = np.array(values, dtype)
     assert pseudo_psnr_db(photons) == db
     assert pseudo_psnr_db(xr.DataArray(photons)) == db
-
-
-def test_pseudo_psnr_of_many_bytes_does_not_wrap() -> None:
-    assert pseudo_psnr_db(np.full((300, 300), 100, np.uint8)) == 20.0
 
 
 def test_pseudo_psnr_needs_pixels() -> None:
@@ -308,16 +247,6 @@ def test_one_bit_frames_teach_the_true_rates_whatever_the_input(ceiling: int) ->
     assert (wrong[1] < 0.85 * expected).all()
 
 
-@given(seed=st.integers(0, 1000), ceiling=st.integers(1, 20), fraction=st.floats(0.05, 0.95))
-def test_slots_left_hold_the_rest(seed: int, ceiling: int, fraction: float) -> None:
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(0, ceiling + 1, (6, 7)).astype(np.int32)
-    part = binomial(counts, fraction, rng)
-    slots = free_slots(counts, part, fraction, ceiling, rng)
-    assert (slots >= counts - part).all()
-    assert (slots <= ceiling - part).all()
-
-
 def test_halves_of_one_bit_frames_are_independent() -> None:
     rng = np.random.default_rng(1)
     counts = rng.binomial(5, 0.6, 400_000).astype(np.int32)
@@ -337,3 +266,75 @@ def test_more_photons_than_frames_are_refused() -> None:
     counts = np.array([0, 3], np.int32)
     with pytest.raises(NotPhotonCountsError, match="2 one-bit frames hold at most 2"):
         free_slots(counts, counts, 0.5, 2, np.random.default_rng(0))
+
+
+def image(values: object, dims: str = "tczyx") -> xr.DataArray:
+    array = np.asarray(values)
+    return xr.DataArray(array, dims=list(dims)[-array.ndim :])
+
+
+def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
+    return np.random.default_rng(0).poisson(mean, shape)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32"])
+def test_whole_numbers_of_any_type_are_counts(dtype: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_photon_counts(image(poisson().astype(dtype)), name="cells.tif")
+
+
+WRONG = {
+    "nan": np.full((9, 9), np.nan),
+    "negative": np.eye(9) - 1,
+    "fractions": np.eye(9) / 2,
+    "signed": np.eye(9, dtype=np.int8) - 1,
+    "no pixels": np.zeros((0, 9), np.uint8),
+    "text": np.full((9, 9), "a"),
+}
+
+
+@pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
+def test_what_no_counter_returns_is_refused(values: np.ndarray) -> None:
+    for check in (check_whole_numbers, check_photon_counts):
+        with pytest.raises(NotPhotonCountsError, match=r"^[^\n]*cells\.tif[^\n]*$"):
+            check(image(values), name="cells.tif")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((64, 64), int), 3 * poisson(), poisson(40) + 500, np.minimum(poisson(), 5)],
+    ids=["empty", "times three", "offset", "saturated"],
+)
+def test_what_photons_do_not_give_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(NotPhotonCountsError):
+        check_photon_counts(image(values), name="cells.tif")
+    check_whole_numbers(image(values), name="cells.tif")  # where they come from is not asked
+
+
+def test_more_noise_than_that_of_photons_is_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.warns(CountsWarning):
+        check_photon_counts(image(rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))), name="cells.tif")
+
+
+def test_saturation_can_be_allowed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CountsWarning)
+        check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
+
+
+FITTING = [("yx", 2, False), ("zyx", 2, True), ("tzyx", 3, False)]
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "planes", "fits"),
+    [*((*case, True) for case in FITTING), ("zyx", 2, False, False), ("tyx", 3, False, False)],
+)
+def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, fits: bool) -> None:
+    photons = image(np.ones((3,) * len(dims), np.uint8), dims)
+    if fits:
+        check_dim(photons, dim, plane_by_plane=planes)
+    else:
+        with pytest.raises(AxesError, match="planes=True" if dim == 2 else "time_as_z=True"):
+            check_dim(photons, dim, plane_by_plane=planes)

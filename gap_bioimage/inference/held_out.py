@@ -1,0 +1,181 @@
+"""Whether posterior samples vary as much as they err, by photons that were held out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from gap_bioimage.config import SamplingConfig
+from gap_bioimage.counts import thin
+from gap_bioimage.errors import ConfigError
+from gap_bioimage.inference.preparation import Layout, check_whole, prepare
+from gap_bioimage.inference.sampling import Drawing, Progress
+from gap_bioimage.inference.tiling import TiledNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from gap_bioimage.model import CameraLike, Model
+
+_BLOCKS_PX = (4, 16, 64)
+_CENTRAL = (0.5, 0.9)
+_TOLERANCE, _SURE = 0.03, 3.0  # of coverage, and in its standard errors
+_SEEN = 0.2  # part of the variance below which half of the samples' spread would change 90 % by less than 3 %
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Held-out photons in square blocks, against what each sample predicts for them."""
+
+    size_px: int
+    count: int  # blocks
+    within: tuple[float, float]  # shares of blocks in the central 50 % and 90 % of what was predicted
+    ranks: tuple[int, ...]  # blocks by the number of samples that predicted fewer, ties broken at random
+    posterior: float  # share of the predicted variance that is the samples', the rest being photon noise
+
+    @property
+    def verdict(self) -> str:
+        """What the coverage tells of the samples' spread: "calibrated", "too narrow", "too wide" or "not seen"."""
+        errors = [max(_TOLERANCE, _SURE * math.sqrt(q * (1 - q) / self.count)) for q in _CENTRAL]
+        off = [(found - q) / error for found, q, error in zip(self.within, _CENTRAL, errors, strict=True)]
+        if min(off) < -1:
+            return "too narrow"
+        if max(off) > 1:
+            return "too wide"
+        return "calibrated" if self.posterior >= _SEEN else "not seen"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well posterior samples of thinned counts predict the photons that were held out.
+
+    ``fraction`` of the photons were given to the sampler, and ``blocks`` hold the result by size of blocks. The larger
+    blocks are, the more of what varies in them is the posterior's uncertainty, and the fewer they are.
+    """
+
+    fraction: float
+    n_samples: int
+    blocks: tuple[Blocks, ...]
+
+    def __str__(self) -> str:
+        """Return two lines."""
+        rows = [
+            (b.size_px, *(f"{w:.0%}" for w in b.within), f"{b.posterior:.0%}", b.count, b.verdict) for b in self.blocks
+        ]
+        sizes, half, most, seen, counts, verdicts = (" / ".join(map(str, column)) for column in zip(*rows, strict=True))
+        return (
+            f"held-out photons in blocks of {sizes} px: {half} within the central 50%, {most} within 90% of what "
+            f"samples predict\nthe samples' spread, {seen} of the variance in {counts} blocks, is {verdicts}"
+        )
+
+    def draw(self) -> Figure:
+        """Return a figure of the rank histograms, flat where samples are calibrated."""
+        figure = Figure((3 * len(self.blocks), 2.4), layout="constrained")
+        for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
+            axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
+            axes.axhline(b.count / len(b.ranks), color="black", linewidth=1)
+            axes.set(title=f"{b.count} blocks of {b.size_px} px", xlabel="samples that predict fewer", ylabel="blocks")
+        return figure
+
+
+def coverage(
+    model: Model,
+    photons: xr.DataArray | NDArray[Any],
+    n_samples: int = 16,
+    *,
+    seed: int,
+    fraction: float = 0.5,
+    settings: SamplingConfig | None = None,
+    dims: str | Iterable[str] | None = None,
+    planes: bool = False,
+    camera: CameraLike = "model",
+    time_as_z: bool = False,
+    separate_channels: bool = False,
+    tile_px: Sequence[int] | None = None,
+    halo_px: Sequence[int] | None = None,
+    batch: int | None = None,
+    device: str = "cpu",
+    on_step: Callable[[Progress], None] | None = None,
+) -> Coverage:
+    """Check whether posterior samples are calibrated, by photons that the sampler does not see.
+
+    The counts are thinned: x_in ~ Binomial(x, fraction), and x_out = x - x_in is independent of it given the clean
+    image s. Samples s_j of the posterior given x_in predict x_out by Multinomial(sum(x_out), s_j / sum(s_j)), the
+    Poisson law with its total known. Where they are exact, the rank of x_out among the predictions is uniform, in any
+    sum of pixels.
+
+    Parameters
+    ----------
+    model, photons, n_samples, seed, settings, batch, on_step
+        As for ``sample``.
+    fraction
+        Expected share of the photons that the sampler sees, between 0 and 1. Small ones tell more of the spread,
+        at a brightness farther from that of the image.
+    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+        As for ``denoise``.
+
+    Raises
+    ------
+    GapError
+        As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, no photons are there to hold out,
+        or the model was trained on one-bit frames.
+    """
+    check_whole("n_samples", n_samples, 2)
+    if not 0 < fraction < 1:
+        raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
+    if model.n_frames is not None:
+        raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, None, on_step)
+    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
+    seen, rest = thin(prepared.items, fraction, seed)
+    both = [n for n in range(len(seen)) if seen[n].any() and rest[n].any()]
+    if not both:
+        raise ConfigError("the image holds too few photons to hold some out")
+    thinned = xr.DataArray(seen[both], dims=["t", "c", *"zyx"[-model.config.dim :]])
+    return compare(drawing.rates_of(replace(prepared, image=thinned, ordered=thinned)), rest[both], fraction, seed)
+
+
+def compare(rates: NDArray[np.floating], rest: NDArray[np.integer], fraction: float, seed: int) -> Coverage:
+    """Return how samples (n_samples, n, c, [z,] y, x), in any exposure, predict counts (n, c, [z,] y, x)."""
+    rng = np.random.default_rng((seed, 1))
+    sizes = [size for size in _BLOCKS_PX if size <= min(rest.shape[-2:])] or [1]
+    drawn: dict[int, list[NDArray[Any]]] = {size: [] for size in sizes}
+    expected: dict[int, list[NDArray[Any]]] = {size: [] for size in sizes}
+    totals = rest.reshape(len(rest), -1).sum(1)
+    for sample in rates:
+        shares = sample.reshape(len(rest), -1).astype(float)
+        shares /= shares.sum(1, keepdims=True)
+        counts = np.stack([rng.multinomial(n, p) for n, p in zip(totals, shares, strict=True)])
+        for size in sizes:
+            drawn[size].append(_sums(counts.reshape(rest.shape), size))
+            expected[size].append(_sums((totals[:, None] * shares).reshape(rest.shape), size))
+    blocks = [_judge(size, _sums(rest, size), np.stack(drawn[size]), np.stack(expected[size]), rng) for size in sizes]
+    return Coverage(fraction, len(rates), tuple(blocks))
+
+
+def _judge(
+    size: int, counted: NDArray[Any], drawn: NDArray[Any], expected: NDArray[Any], rng: np.random.Generator
+) -> Blocks:
+    """Return the ranks of counted sums among those that each sample drew and expected, (n_samples, ...)."""
+    fewer, equal = (drawn < counted).sum(0), (drawn == counted).sum(0)
+    ranks = (fewer + rng.integers(0, equal + 1)).ravel()
+    quantiles = (ranks + rng.random(ranks.size)) / (len(drawn) + 1)  # uniform where samples are exact
+    low, high = (float((abs(quantiles - 0.5) < q / 2).mean()) for q in _CENTRAL)
+    spread, noise = float(expected.var(0, ddof=1).mean()), float(expected.mean())
+    histogram = tuple(np.bincount(ranks, minlength=len(drawn) + 1).tolist())
+    return Blocks(size, ranks.size, (low, high), histogram, spread / (spread + noise))
+
+
+def _sums(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return sums over whole blocks along y and x."""
+    y, x = (length // size for length in values.shape[-2:])
+    cut = values[..., : y * size, : x * size]
+    return np.asarray(cut.reshape(*values.shape[:-2], y, size, x, size).sum((-3, -1)))

@@ -1,0 +1,301 @@
+"""The files that a description names: inside the package, there, unchanged, plain arrays, and pickles without code."""
+
+import hashlib
+import io
+import pickletools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
+from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.rdf import FileReference, walked
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
+
+MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
+MAX_PICKLE_BYTES = 64 * 2**20
+_MAX_PICKLES = 100  # in a file
+_MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
+_NPY = b"\x93NUMPY"
+_CONVERTED = {f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64)} | {"float32", "float64"}
+_FIX_DTYPE = "Store it with the declared data type (array.astype), or declare the data type that it has."
+
+_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+_LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_NUMPY = re.compile(r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))|_codecs\.encode")
+_TORCHSCRIPT = re.compile(r"__torch__(\.\w+)+|torch\.jit\._pickle\.\w+")  # looked up in the archive's own code only
+_SAVE = "torch.save(model.state_dict(), ...)"
+_FIX_CODE = f"Save a plain state_dict with {_SAVE}, not the model, an optimizer or arguments."
+
+
+def _local(package: Package) -> list[FileReference]:
+    """References to files that may lie in the package, each file and hash once."""
+    local = [r for r in package.references if not r.is_remote and not unsafe_path(r.path)]
+    return list({(r.path, r.sha256): r for r in local}.values())
+
+
+@archive_check("archive.references", BLOCKS, order=8, breaks="programs would read other files",
+               fix="Refer to files by their names inside the package.")  # fmt: skip
+def inside(package: Package) -> Outcome | str:
+    """References to files inside the package."""
+    unsafe = {r.path: r for r in package.references if not r.is_remote and unsafe_path(r.path)}
+    dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
+    # Other formats' fields may name files too: whatever names one outside is not to be read.
+    texts = dict.fromkeys(value for value in walked(package.rdf) if isinstance(value, str) and 0 < len(value) < 4096)
+    for text in (text for text in texts if text not in unsafe):
+        # as formats 0.3 and 0.4 write it, too: file.py:Callable, conda:file.yaml
+        paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
+        if any(map(package.names_outside, paths)):
+            dangers.append(f"{shown(text)} is a file outside the package")
+    written = package.rdf.get("documentation")
+    path = package.file(written.get("source") if isinstance(written, dict) else written)
+    if path is not None and (size := path.stat().st_size) > _MAX_DOCUMENTATION_BYTES:
+        dangers.append(f"the documentation has {size} bytes, at most {_MAX_DOCUMENTATION_BYTES} are read")
+    return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
+
+
+@archive_check("archive.files", BLOCKS, order=9, breaks="the model cannot be loaded",
+               fix="Add the file, or correct its path.")  # fmt: skip
+def present(package: Package) -> Outcome | str:
+    """Every file that the description names."""
+    absent = [f"{r.where} {shown(r.path)} is not there" for r in _local(package) if package.file(r.path) is None]
+    unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
+    others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
+    return few(absent) or Outcome("passed", f"every referenced file is there{others}")
+
+
+@archive_check(
+    "archive.hashes", BLOCKS, order=10, breaks="programs refuse changed files",
+    fix="Download it again; if you changed the file on purpose, write its own sha256 into the description.",
+)  # fmt: skip
+def unchanged(package: Package) -> Outcome | str:
+    """Files with the sha256 that the description states."""
+    there = [(r, path) for r in _local(package) if (path := package.file(r.path)) is not None]
+    stated = [(r, path, r.sha256.lower()) for r, path in there if r.sha256 is not None]
+    wrong = [f"{r.where}: {shown(r.path)} does not have the stated sha256"
+             for r, path, sha256 in stated if sha256_of(path) != sha256]  # fmt: skip
+    return few(wrong) or Outcome(
+        "passed", f"{len(stated)} sha256 sums agree, {len(there) - len(stated)} are not stated"
+    )
+
+
+@archive_check("archive.remote", DEGRADES, order=11, breaks="it works with a network only",
+               fix="Put the files into the package.")  # fmt: skip
+def local(package: Package) -> str | None:
+    """Files in the package rather than on a server."""
+    remote = [f"{r.where.removesuffix('.source')} ({one_sentence(r.path, 120)})" for r in package.remote]
+    return f"on a server, from which nothing is downloaded here: {few(remote)}" if remote else None
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 sum of a file, as 64 lower-case hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_array(path: Path) -> Any:
+    """An .npy file, memory-mapped; `ValueError` where it is no plain array that is as large as it says."""
+    import numpy as np
+
+    try:
+        with np.errstate(all="ignore"):  # shapes beyond 64 bits
+            array = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses Python literals here, which may fail in any way
+        raise ValueError(f"cannot be read as a plain array: {one_sentence(error, 120)}") from None
+    stated = f"states the shape {one_sentence(array.shape, 80)} of {one_sentence(array.dtype, 40)}"
+    if array.nbytes > MAX_TENSOR_BYTES:
+        raise ValueError(f"{stated}, {array.nbytes / 2**30:.1f} GiB, at most {MAX_TENSOR_BYTES >> 30} are read")
+    if (held := path.stat().st_size - array.offset) != array.nbytes:
+        raise ValueError(f"{stated}, {array.nbytes} bytes, but holds {held}")
+    return array
+
+
+@archive_check("archive.tensors", BLOCKS, order=13,
+               breaks="reading them fails or fills the memory, or they test nothing",
+               fix="Write it again with numpy.save, as a plain array of finite numbers.")  # fmt: skip
+def tensors(package: Package) -> Outcome:
+    """Test tensors that are plain arrays of finite numbers, as large as they say."""
+    problems, n_arrays = [], 0
+    tested = {name for _, _, name in tested_tensors(package.rdf)}
+    fix = "Choose a test image from which the model makes numbers, and write both tensors again."
+    for name, path in package.named.items():
+        with path.open("rb") as file:
+            is_array = file.read(len(_NPY)) == _NPY or path.suffix.lower() == ".npy"
+        n_arrays += is_array
+        try:
+            bad = _n_not_finite(read_array(path)) if is_array else 0
+            if bad and name in tested:
+                problems.append(f"{shown(name)} holds {bad} values that are not finite numbers, which test nothing")
+        except ValueError as error:
+            problems.append(f"{shown(name)} {error}")
+            fix = "Write it again with numpy.save, as a plain array of numbers."
+    if problems:
+        return Outcome("failed", few(problems), fix)
+    return Outcome("passed", f"{n_arrays} arrays are as large as they say")
+
+
+def _n_not_finite(array: Any) -> int:
+    """How many values are no numbers (comparisons with them pass whatever a model makes), a piece at a time."""
+    import numpy as np
+
+    if array.dtype.kind not in "fc":
+        return 0
+    pieces: Any = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=2**20)
+    return sum(int(np.count_nonzero(~np.isfinite(piece))) for piece in pieces)
+
+
+def tested_tensors(rdf: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Side, declaration and file name of every test tensor of a description in format 0.3 to 0.5."""
+    for side in ("input", "output"):
+        declared, listed = rdf.get(f"{side}s"), rdf.get(f"test_{side}s")
+        for index, entry in enumerate(declared if isinstance(declared, list) else []):
+            if not isinstance(entry, dict):
+                continue
+            written = entry.get("test_tensor")
+            if written is None and isinstance(listed, list) and index < len(listed):
+                written = listed[index]
+            name = written.get("source") if isinstance(written, dict) else written
+            if isinstance(name, str):
+                yield side, entry, name
+
+
+@archive_check("format.dtypes", BLOCKS, order=2, breaks="some programs refuse them, others convert them",
+               fix=_FIX_DTYPE)  # fmt: skip
+def dtypes(package: Package) -> Outcome | str | None:
+    """Test tensors stored with the data type that is declared."""
+    found: list[str] = []
+    converted = True
+    for side, entry, name in tested_tensors(package.rdf):
+        data = entry.get("data")
+        first = data[0] if isinstance(data, list) and data else data
+        declared = first.get("type") if isinstance(first, dict) else entry.get("data_type")
+        declared = declared if isinstance(declared, str) else "float32"  # the format's default
+        try:
+            stored = read_array(package.named[name]).dtype.name
+        except (KeyError, ValueError):  # archive.files or archive.tensors tells
+            continue
+        if stored != declared and declared in {*_CONVERTED, "bool"}:
+            what = f"the test tensor of {side} {shown(str(entry.get('id') or entry.get('name') or ''))}"
+            found.append(f"{what} ({one_sentence(name, 60)}) is stored as {stored}, declared is {declared}")
+            converted &= declared in ("float32", "float64") and stored in _CONVERTED  # what bioimageio.spec accepts
+    if found and converted:
+        return Outcome("warning", f"{few(found)}; bioimageio.core converts it, other programs may not", _FIX_DTYPE)
+    return few(found) or None
+
+
+class _PickleError(ValueError):
+    """What is wrong with a file, and what to do about it."""
+
+
+@archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run anything",
+               fix=f"{_FIX_CODE} Save TorchScript with torch.jit.save.")  # fmt: skip
+def pickles(package: Package) -> Outcome:
+    """Weights that are numbers, without code."""
+    parts = [(r.path, r.where.split(".")) for r in package.references if r.where.startswith("weights.")]
+    weights = {path: where[1] for path, where in parts if len(where) == 3 and where[2] == "source"}
+    found: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
+    fixes, n_scanned = [], 0
+    for name, path in package.named.items():
+        try:
+            n_scanned += scan(path, weights.get(name, ""))
+        except _PickleError as error:
+            found[name in weights].append(f"{shown(name)} {error.args[0]}")
+            fixes.append(error.args[1])
+    if fixes:  # what is only attached is loaded by nobody but people
+        status: Status = "failed" if found[True] else "warning"
+        return Outcome(status, few(found[True] + found[False]), " ".join(dict.fromkeys(fixes)))
+    good = "1 file with pickles holds" if n_scanned == 1 else f"{n_scanned} files with pickles hold"
+    return Outcome("passed", f"{good} plain weights" if n_scanned else "there are no pickles")
+
+
+def scan(path: Path, weights_format: str) -> bool:
+    """Whether a file holds pickles, all harmless; raises `_PickleError` where they are not, or say nothing."""
+    with path.open("rb") as file:
+        content = io.BytesIO(file.read(4))
+        if content.getvalue() == b"PK\x03\x04":
+            return _scan_zip(path, weights_format)
+        if weights_format == "torchscript":
+            raise _damaged(weights_format, "it is not a zip")
+        if not _PICKLE.match(content.getvalue()) and (weights_format or path.suffix.lower() not in _SUFFIXES):
+            if weights_format == "pytorch_state_dict":
+                raise _damaged(weights_format, "it does not begin as torch.save writes it")
+            return False
+        file.seek(0)
+        content = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    for index in range(_LEGACY_PICKLES):
+        if index and not _PICKLE.match(content.getbuffer(), content.tell()):
+            break
+        _scan_pickle(content, weights_format)
+    return True
+
+
+def _scan_zip(path: Path, weights_format: str) -> bool:
+    try:
+        with open_zip(path) as archive:
+            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
+            if len(entries) > _MAX_PICKLES or any(entry.file_size > MAX_PICKLE_BYTES for entry in entries):
+                raise _PickleError(f"holds more than {_MAX_PICKLES} pickles, or one that is too large", _FIX_CODE)
+            contents = [archive.read(entry) for entry in entries]
+    except (_PickleError, OSError):
+        raise
+    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+        if weights_format or path.suffix.lower() in _SUFFIXES:
+            raise _damaged(weights_format, str(error)) from None
+        return False
+    if weights_format == "torchscript" and contents and not is_script:
+        fix = "Describe it under weights.pytorch_state_dict with its architecture, or save it with torch.jit.save."
+        text = "is a checkpoint saved by torch.save (a state_dict), not TorchScript, as which it is described"
+        raise _PickleError(text, fix)
+    if weights_format == "pytorch_state_dict" and is_script:
+        fix = "Describe it under weights.torchscript, or save model.state_dict() with torch.save."
+        raise _PickleError("is TorchScript, not a state_dict, as which it is described", fix)
+    for content in contents:
+        _scan_pickle(io.BytesIO(content), weights_format, torchscript=is_script)
+    return bool(contents)
+
+
+def _damaged(weights_format: str, why: str) -> _PickleError:
+    how = {"torchscript": " with torch.jit.save", "pytorch_state_dict": f" with {_SAVE}", "": f" with {_SAVE}"}
+    fix = f"Download the file again, or write it again{how.get(weights_format, '')}."
+    if weights_format == "torchscript":
+        return _PickleError("is damaged, or not a TorchScript file", fix)
+    return _PickleError(f"is damaged: {one_sentence(why, 120)}", fix)
+
+
+def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool = False) -> None:
+    """Hold what a pickle would import, as torch's own scan tells, against what ``weights_only=True`` accepts."""
+    from torch._weights_only_unpickler import _get_allowed_globals, get_globals_in_pkl
+
+    start = file.tell()
+    try:
+        names = get_globals_in_pkl(file)
+    except Exception as error:  # whatever it stumbles over: nobody can tell what such a pickle does
+        if "Unsupported operand" not in str(error):
+            raise _damaged(weights_format, "its pickle breaks off") from None
+        text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
+        raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
+    unknown = [shown(name) for name in sorted(names - _get_allowed_globals().keys())
+               if not (torchscript and _TORCHSCRIPT.fullmatch(name))]  # fmt: skip
+    if not all(_NUMPY.fullmatch(name.strip("'")) for name in unknown):
+        raise _PickleError(f"is a pickle that calls or builds {few(unknown)}, which is code and not weights", _FIX_CODE)
+    if unknown and weights_format:
+        text = "holds NumPy numbers or arrays beside the tensors, which torch.load(weights_only=True) refuses"
+        raise _PickleError(text, f"Save the tensors alone: torch.save({_key_of_tensors(file, start)}, ...).")
+
+
+def _key_of_tensors(file: io.BytesIO, start: int) -> str:
+    """How one gets at the tensors of a checkpoint: the first key whose value is a mapping."""
+    key = ""
+    for opcode, argument, _ in pickletools.genops(file.getvalue()[start:]):
+        if opcode.name == "BINUNICODE":
+            key = str(argument)
+        elif key and (opcode.name == "EMPTY_DICT" or argument == "collections OrderedDict"):
+            return f"checkpoint[{key!r}]"
+        elif "PUT" not in opcode.name:
+            key = ""
+    return "model.state_dict()"

@@ -1,0 +1,423 @@
+"""The files that a description names: inside the package, there, unchanged, plain arrays, and pickles without code."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import pickle
+import warnings
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+import zips
+
+from gap_bioimage.validation.archive import files
+from gap_bioimage.validation.archive.examine import Examined, examine
+from gap_bioimage.validation.archive.package import Package, open_package
+from gap_bioimage.validation.check import Outcome, definition
+from gap_bioimage.validation.report import validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def examined(path: Path) -> tuple[dict[str, str], Examined]:
+    """Statuses of the checks, and all that was found."""
+    with open_package(path) as (package, _):
+        assert package is not None
+        found = examine(package)
+    assert all(len(check.message) < 1000 for check in found.checks)
+    return {check.id: check.status for check in found.checks}, found
+
+
+def message(found: Examined, check_id: str) -> str:
+    return next(check.message for check in found.checks if check.id == check_id)
+
+
+def judged(folder: Path, check_id: str, content: bytes, name: str, weights: str = "") -> Outcome:
+    """What a check says of one file, that of weights or an attachment."""
+    (folder / name).write_bytes(content)
+    rdf: dict[str, Any] = {"weights": {weights: {"source": name}}} if weights else {"attachments": [{"source": name}]}
+    outcome = definition(check_id).outcome_of(Package(folder, folder, "rdf.yaml", rdf, (name,), folder / "scratch"))
+    assert len(outcome.message) < 700
+    assert bool(outcome.fix) == (outcome.status in ("failed", "warning"))
+    return outcome
+
+
+@pytest.mark.parametrize("written", ["conda:environment.yaml", "pip:requirements.txt"])
+def test_dependencies_of_format_0_4_0_are_files_behind_a_manager(tmp_path: Path, written: str) -> None:
+    mutate, name = zips.to_format_0_4("0.4.0", dependencies=written), written.split(":")[1]
+    statuses, found = examined(zips.make_zip(tmp_path, mutate, files={name: b"name: x\n"}))
+    assert "failed" not in statuses.values() and statuses["format.valid"] == "passed"
+    assert found.why_not_run == ""
+    statuses, found = examined(zips.make_zip(tmp_path, mutate))
+    assert statuses["archive.files"] == "failed"
+    assert repr(name) in message(found, "archive.files")
+
+
+def test_files_that_are_not_named_are_told_and_not_judged(tmp_path: Path) -> None:
+    more = {"__MACOSX/._weights.pt": b"\0\5\x16\7", ".DS_Store": b"", "x.pkl": b"cos\nsystem\n."}
+    statuses, found = examined(zips.make_zip(tmp_path, files={**more, "mask.npy": zips.npy(np.full(2, np.nan))}))
+    assert {*statuses.values()} == {"passed"}
+    assert "'__MACOSX/._weights.pt'" in message(found, "archive.files")
+    assert found.why_not_run == ""
+
+
+@pytest.mark.parametrize("name", ["output.npy", "torchscript.pt", "README.md", "cover.png"])
+def test_missing_and_changed_files_are_told_by_the_archive_only(tmp_path: Path, name: str) -> None:
+    def objects(rdf: dict[str, Any]) -> None:
+        rdf.update(format_version="0.5.12", covers=[{"source": "cover.png"}], documentation={"source": "README.md"})
+
+    def changed(rdf: dict[str, Any]) -> None:
+        objects(rdf)
+        for reference in files.Package(tmp_path, tmp_path, "", rdf, (), tmp_path).references:
+            if reference.path == name:
+                reference.holder["sha256"] = "0" * 64
+
+    for mutate, absent, check in ((None, {name: None}, "files"), (objects, {name: None}, "files"),
+                                  (changed, {}, "hashes")):  # fmt: skip
+        statuses, found = examined(zips.make_zip(tmp_path, mutate, files=absent))
+        assert [key for key, status in statuses.items() if status == "failed"] == [f"archive.{check}"]
+        assert found.why_not_run == f"not run, see archive.{check}"
+
+
+@pytest.mark.parametrize("source", ["/etc/passwd", "../outside.npy", "C:\\x.npy"])
+def test_references_out_of_the_package_fail(tmp_path: Path, source: str) -> None:
+    statuses, found = examined(zips.make_zip(tmp_path, zips.put("inputs", 0, "test_tensor", value={"source": source})))
+    assert statuses["archive.references"] == "failed"
+    assert "format.valid" not in statuses
+    assert found.why_not_run == "not run, see archive.references"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training_data", {"id": "x", "documentation": "../secret.md"}),
+        ("badges", [{"label": "x", "icon": "../secret.md", "url": "https://example.invalid"}]),
+        ("weights", {"pytorch_state_dict": {"architecture": "../secret.md:Net"}}),
+        ("weights", {"pytorch_state_dict": {"dependencies": "conda:../secret.md"}}),
+        ("license", "../secret.md"),
+        ("config", {"anything": ["../secret.md"]}),
+    ],
+)
+def test_files_outside_are_noticed_wherever_they_are_named(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "secret.md").write_text("secret")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "rdf.yaml").write_text(yaml.safe_dump({"type": "model", key: value}))
+    assert examined(model / "rdf.yaml")[0]["archive.references"] == "failed"
+    (tmp_path / "secret.md").unlink()
+    unsafe = key == "weights" and "dependencies" in value["pytorch_state_dict"]
+    assert examined(model / "rdf.yaml")[0]["archive.references"] == ("failed" if unsafe else "passed")
+
+
+def test_endless_documentations_and_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    covers = [f"{'x' * 5000}{i}.png" for i in range(9)]
+    assert examined(zips.make_zip(tmp_path, zips.put("covers", value=covers)))[0]["archive.references"] == "failed"
+    monkeypatch.setattr(files, "_MAX_DOCUMENTATION_BYTES", 10)
+    assert examined(zips.make_zip(tmp_path))[0]["archive.references"] == "failed"
+
+
+def test_files_that_cannot_be_read_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", path.name)
+
+    monkeypatch.setattr(files, "sha256_of", locked)
+    statuses, found = examined(zips.make_zip(tmp_path))
+    assert statuses["archive.hashes"] == "failed"
+    assert message(found, "archive.hashes").endswith("cannot be read: Permission denied")
+
+
+REMOTE = "https://example.invalid/"
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [(("weights", "pytorch_state_dict", "source"), "w.pt"), (("documentation",), "x.md"), (("covers", 0), "x.png")],
+)
+def test_what_is_on_a_server_leaves_the_rest_to_run(tmp_path: Path, field: tuple[str, ...], name: str) -> None:
+    statuses, found = examined(zips.make_zip(tmp_path, zips.put(*field, value=REMOTE + name)))
+    assert (statuses["archive.remote"], statuses["format.valid"]) == ("warning", "passed")
+    assert found.why_not_run == ""
+    if field[0] == "weights":
+        assert found.description is not None and list(found.description.weights) == ["torchscript"]
+        assert statuses["run.pytorch_state_dict"] == "skipped"
+
+
+def test_what_running_needs_is_named_where_it_is_on_a_server(tmp_path: Path) -> None:
+    def all_remote(rdf: dict[str, Any]) -> None:
+        for entry in rdf["weights"].values():
+            entry["source"] = REMOTE + entry["source"]
+
+    tensor = zips.put("inputs", 0, "test_tensor", value={"source": f"{REMOTE}input.npy"})
+    for mutate, where in ((all_remote, "weights.torchscript (https"), (tensor, "inputs[0].test_tensor (https")):
+        statuses, found = examined(zips.make_zip(tmp_path, mutate))
+        assert statuses["archive.remote"] == "warning"
+        assert where in found.why_not_run
+
+
+def header(shape: str, descr: str = "'<f4'", version: int = 1) -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    length = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text
+
+
+def objects() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}, []], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("(10**12,)"),
+        header("(1000000000000,)"),
+        header("(1000000, 1000000)"),
+        header("(4294967296, 4294967296, 4294967296)"),
+        header("(4,)") + bytes(15),
+        header("(4,)") + bytes(17),
+        header("(-1,)") + bytes(4),
+        header("(4,)", "'|O'") + bytes(32),
+        header("(4,)", "[('a', '<f4'), ('b', '|O')]") + bytes(48),
+        objects(),
+        header("__import__('os').getpid()"),
+        header("(" * 3000),
+        header("(4,)" + " " * 20_000, version=2),
+        header("(4,)", "'<q77'"),
+        b"\x93NUMPY\x09\x00",
+        b"\x93NUMPY",
+        b"",
+        b"PK\x03\x04",
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_arrays_that_are_not_what_they_seem_are_refused(tmp_path: Path, content: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = judged(tmp_path, "archive.tensors", content, "x.npy")
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("'x.npy' ")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_plain_arrays_of_every_version_pass(tmp_path: Path, version: int) -> None:
+    outcome = judged(tmp_path, "archive.tensors", header("(2, 3)", version=version) + bytes(24), "x.npy")
+    assert (outcome.status, outcome.message) == ("passed", "1 arrays are as large as they say")
+
+
+def test_arrays_are_known_by_their_first_bytes_and_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judged(tmp_path, "archive.tensors", objects(), "image.bin").status == "failed"
+    assert judged(tmp_path, "archive.tensors", b"text", "README.md").message.startswith("0 arrays")
+    monkeypatch.setattr(files, "MAX_TENSOR_BYTES", 16)
+    for n, status in ((16, "passed"), (17, "failed")):
+        array = zips.npy(np.zeros(n, np.uint8))
+        assert judged(tmp_path, "archive.tensors", array, "x.npy").status == status
+
+
+def test_a_test_tensor_of_terabytes_is_never_read(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, files={"input.npy": header("(1, 1, 1000000, 1000000)")})
+    statuses, found = examined(path)
+    assert statuses["archive.tensors"] == "failed"
+    assert "archive.tensors" in found.why_not_run
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8", np.complex64])
+def test_test_tensors_hold_finite_numbers(tmp_path: Path, dtype: Any) -> None:
+    values = np.ones((1, 1, 32, 32), dtype)
+    values[0, 0, 0, 5] = np.nan
+    values[0, 0, -1, -2:] = np.inf
+    _, found = examined(zips.make_zip(tmp_path, files={"output.npy": zips.npy(values)}))
+    assert "'output.npy' holds 3 values that are not finite" in message(found, "archive.tensors")
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {}, [3], [{}], [{"test_tensor": 3}], [{"test_tensor": {"source": []}}]])
+def test_odd_descriptions_hold_no_tensors(value: Any) -> None:
+    assert list(files.tested_tensors({"inputs": value, "outputs": value, "test_inputs": value})) == []
+
+
+@pytest.mark.parametrize(("stored", "declared", "status"), [
+    ("float64", "float32", "warning"), ("uint16", "float32", "warning"), (">f4", "float32", None),
+    ("float32", "uint8", "failed"), ("float16", "float32", "failed"),
+])  # fmt: skip
+def test_data_types_are_those_declared(tmp_path: Path, stored: str, declared: str, status: str | None) -> None:
+    values = np.arange(1024).reshape(1, 1, 32, 32).astype(stored)
+    mutate = zips.put("inputs", 0, "data", value={"type": declared})
+    statuses, found = examined(zips.make_zip(tmp_path, mutate, files={"input.npy": zips.npy(values)}))
+    assert statuses.get("format.dtypes") == status
+    if status == "failed":
+        assert f"is stored as {stored}, declared is {declared}" in message(found, "format.dtypes")
+        assert statuses["format.valid"] == "passed"
+
+
+class Evil:
+    """Makes the directory ``evil`` wherever it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("__import__('os').mkdir('evil')",)
+
+
+class Network(torch.nn.Module):
+    """A user's own."""
+
+
+def saved(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def scanned(folder: Path, content: bytes, name: str = "w.pt", weights: str = "pytorch_state_dict") -> Outcome:
+    return judged(folder, "archive.pickles", content, name, weights)
+
+
+def refused_by_torch(data: bytes) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the pickle's protocol
+        try:
+            torch.load(io.BytesIO(data), weights_only=True)
+        except pickle.UnpicklingError:
+            return True
+    return False
+
+
+STATE = {
+    "weight": torch.nn.Parameter(torch.zeros(3, 2)), "half": torch.zeros(2, dtype=torch.bfloat16),
+    "count": torch.tensor(3), "sparse": torch.eye(3).to_sparse(), "dtype": torch.float32,
+    "device": torch.device("cpu"), "shape": torch.Size([1, 2]), "numbers": {1, 2.0, None, 3j},
+    "nested": collections.OrderedDict(a=[b"bytes", bytearray(b"x")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickles_pass_where_torch_loads_them(tmp_path: Path, protocol: int, legacy: bool) -> None:
+    data = saved(STATE, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    outcome = scanned(tmp_path, data)
+    assert refused_by_torch(data) == (protocol > 2)
+    if protocol == 2:
+        assert outcome.message == "1 file with pickles holds plain weights"
+    else:
+        assert (outcome.status, "pickle_protocol" in outcome.fix) == ("failed", True)
+
+
+def test_torchscript_passes_and_its_names_are_allowed_there_only(tmp_path: Path) -> None:
+    script = zips.model_files()["torchscript.pt"]
+    assert scanned(tmp_path, script, weights="torchscript").status == "passed"
+    with zipfile.ZipFile(io.BytesIO(script)) as archive:
+        data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    assert "__torch__" in scanned(tmp_path, data, "data.pkl").message
+
+
+@pytest.mark.parametrize(
+    ("described", "held", "words"),
+    [
+        ("torchscript", "weights.pt", ("saved by torch.save", "not TorchScript", "weights.pytorch_state_dict")),
+        ("pytorch_state_dict", "torchscript.pt", ("is TorchScript", "not a state_dict", "weights.torchscript")),
+    ],
+)
+def test_weights_of_the_other_kind_are_told_as_such(tmp_path: Path, described: str, held: str, words: Any) -> None:
+    outcome = scanned(tmp_path, zips.model_files()[held], weights=described)
+    assert outcome.status == "failed"
+    assert all(word in f"{outcome.message} {outcome.fix}" for word in words)
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.arange(3.0)])
+@pytest.mark.parametrize(
+    ("key", "state"), [("model", {"w": torch.zeros(2)}), ("net", collections.OrderedDict(w=STATE["half"]))]
+)
+def test_numpy_beside_the_tensors_fails_as_in_torch(tmp_path: Path, number: Any, key: str, state: Any) -> None:
+    data = saved({"epoch": 3, key: state, "best": number})
+    outcome = scanned(tmp_path, data)
+    assert (outcome.status, "NumPy" in outcome.message) == ("failed", True)
+    assert f"checkpoint[{key!r}]" in outcome.fix
+    assert refused_by_torch(data)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"w": torch.zeros(2), "hook": Evil()}, "eval"),
+        ({"w": torch.zeros(2), "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        (Network(), "Network"),
+    ],
+)
+def test_checkpoints_with_code_are_refused_by_name(
+    tmp_path: Path, content: Any, named: str, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = scanned(tmp_path, saved(content, _use_new_zipfile_serialization=not legacy))
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("'w.pt' ")
+    assert named in outcome.message
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_every_protocol_are_refused(tmp_path: Path, protocol: int) -> None:
+    data = pickle.dumps([1, Evil()], protocol)
+    assert scanned(tmp_path, data).status == "failed"
+    for suffix in (".pkl", ".pth", ".ckpt", ".bin"):  # what is only attached is loaded by nobody but people
+        assert scanned(tmp_path, data, f"x{suffix}", weights="").status == "warning"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"cos\nsystem\n.", id="GLOBAL"),
+        pytest.param(b"(S'id'\nios\nsystem\n.", id="INST"),
+        pytest.param(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93.", id="STACK_GLOBAL"),
+        pytest.param(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x9400h\x00h\x01\x93.", id="from the memo"),
+        pytest.param(b"\x80\x02\x82\x01.", id="EXT1"),
+        pytest.param(b"cos\nsystem\n(S'id'\ntR\xff\xff", id="a broken end"),
+        pytest.param(b"I0x10\n0cos\nsystem\n.", id="a number that pickletools does not read"),
+        pytest.param(pickle.dumps([1, 2, 3])[:-1], id="cut off"),
+        pytest.param(pickle.dumps(1) + pickle.dumps(Evil()), id="in the second of two"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"plain text", id="text"),
+    ],
+)
+def test_what_cannot_be_explained_fails(tmp_path: Path, data: bytes) -> None:
+    assert scanned(tmp_path, data).status == "failed"
+
+
+@pytest.mark.parametrize("data", [b"", b"plain text", b"\x89HDF\r\n\x1a\n", b"\x08\x07\x12\x07pytorch"])
+def test_other_weights_are_left_alone(tmp_path: Path, data: bytes) -> None:
+    for weights in ("onnx", "keras_hdf5"):
+        assert scanned(tmp_path, data, "x.bin", weights).message == "there are no pickles"
+
+
+def test_all_pickles_of_a_zip_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("w/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("w/DATA.PKL", pickle.dumps(Evil(), 2))  # torch looks names up in any case
+    assert "eval" in scanned(tmp_path, (tmp_path / "zip").read_bytes()).message
+    monkeypatch.setattr(files, "MAX_PICKLE_BYTES", 1000)
+    assert "too large" in scanned(tmp_path, saved({f"key {i}": i for i in range(500)})).message
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
+def test_damaged_weights_are_to_be_downloaded_again(tmp_path: Path, kept: float) -> None:
+    for name, weights, how in (
+        ("torchscript.pt", "torchscript", "torch.jit.save"),
+        ("weights.pt", "pytorch_state_dict", "torch.save(model.state_dict(), ...)"),
+    ):
+        whole = zips.model_files()[name]
+        outcome = scanned(tmp_path, whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)], name, weights)
+        assert (outcome.status, "is damaged" in outcome.message) == ("failed", True)
+        assert outcome.fix == f"Download the file again, or write it again with {how}."
+
+
+def test_a_package_whose_weights_are_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = zips.make_zip(tmp_path, files={"weights.pt": saved({"w": Evil()})})
+    checks = {check.id: check for check in validate(path, run_code=True).checks}
+    assert (checks["archive.pickles"].status, checks["core.test"].status) == ("failed", "skipped")
+    assert "archive.pickles" in checks["core.test"].message
+    assert not (tmp_path / "evil").exists()
