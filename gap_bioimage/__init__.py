@@ -4,142 +4,42 @@ The public names below are imported when first used, so that ``import gap_bioima
 line's ``--help`` do not wait for torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "io": (
-        "read_images",
-        "read_photons",
-        "sum_frames",
-        "write_image",
-    ),
-    "simulation": ("simulate",),
-    "camera.camera": (
-        "Detector",
-        "read_camera",
-        "write_camera",
-    ),
-    "counts": (
-        "pseudo_psnr_db",
-        "thin",
-    ),
-    "config": (
-        "Camera",
-        "NetworkConfig",
-        "RunConfig",
-        "SamplingConfig",
-        "ThinningConfig",
-        "TrainConfig",
-    ),
-    "training.fit": ("train",),
-    "model": (
-        "History",
-        "Model",
-        "load_model",
-    ),
-    "inference.denoising": (
-        "Region",
-        "denoise",
-        "region_uncertainty",
-    ),
-    "inference.held_out": (
-        "Coverage",
-        "coverage",
-    ),
-    "inference.sampling": (
-        "Progress",
-        "generate",
-        "sample",
-    ),
-    "errors": (
-        "AxesError",
-        "BrokenNetworkError",
-        "CardError",
-        "CheckpointError",
-        "ConfigError",
-        "CountsWarning",
-        "EmptyImageWarning",
-        "ExportError",
-        "GapError",
-        "GapWarning",
-        "HotPixelWarning",
-        "NetworkWarning",
-        "NotPhotonCountsError",
-        "OutputError",
-        "TrainedRangeError",
-        "TrainedRangeWarning",
-        "UnreadableImageError",
-        "UnreadableModelError",
-    ),
-    "exporting.archive": ("export",),
-    "validation.report": ("validate",),
-    "inspection": ("inspect",),
-    "camera.calibration": (
-        "Calibration",
-        "calibrate",
-    ),
-}
-"""Public names by the module that they live in."""
-
-__all__ = [
-    "AxesError",
-    "BrokenNetworkError",
-    "Calibration",
-    "Camera",
-    "CardError",
-    "CheckpointError",
-    "ConfigError",
-    "CountsWarning",
-    "Coverage",
-    "Detector",
-    "EmptyImageWarning",
-    "ExportError",
-    "GapError",
-    "GapWarning",
-    "History",
-    "HotPixelWarning",
-    "Model",
-    "NetworkConfig",
-    "NetworkWarning",
-    "NotPhotonCountsError",
-    "OutputError",
-    "Progress",
-    "Region",
-    "RunConfig",
-    "SamplingConfig",
-    "ThinningConfig",
-    "TrainConfig",
-    "TrainedRangeError",
-    "TrainedRangeWarning",
-    "UnreadableImageError",
+# fmt: off
+__all__ = [  # noqa: RUF022
+    "AxesError", "BrokenNetworkError", "CardError", "CheckpointError", "ConfigError", "CountsWarning",
+    "EmptyImageWarning", "ExportError", "GapError", "GapWarning", "HotPixelWarning", "NetworkWarning",
+    "NotPhotonCountsError", "OutputError", "TrainedRangeError", "TrainedRangeWarning", "UnreadableImageError",
     "UnreadableModelError",
-    "__version__",
-    "calibrate",
-    "coverage",
-    "denoise",
-    "export",
-    "generate",
-    "inspect",
-    "load_model",
-    "pseudo_psnr_db",
-    "read_camera",
-    "read_images",
-    "read_photons",
-    "region_uncertainty",
-    "sample",
-    "simulate",
-    "sum_frames",
-    "thin",
-    "train",
-    "validate",
-    "write_camera",
-    "write_image",
+    "Calibration", "Camera", "Coverage", "Detector", "History", "Model", "NetworkConfig", "Progress", "Region",
+    "RunConfig", "SamplingConfig", "ThinningConfig", "TrainConfig",
+    "__version__", "calibrate", "coverage", "denoise", "export", "generate", "inspect", "load_model", "pseudo_psnr_db",
+    "read_camera", "read_images", "read_photons", "region_uncertainty", "sample", "simulate", "sum_frames", "thin",
+    "train", "validate", "write_camera", "write_image",
 ]
+# fmt: on
+
+# Public names by the module that they live in; those that are not here are errors and warnings.
+_HOMES = {
+    "io": "read_images read_photons sum_frames write_image",
+    "simulation": "simulate",
+    "camera.camera": "Detector read_camera write_camera",
+    "camera.calibration": "Calibration calibrate",
+    "counts": "pseudo_psnr_db thin",
+    "config": "Camera NetworkConfig RunConfig SamplingConfig ThinningConfig TrainConfig",
+    "training.fit": "train",
+    "model": "History Model load_model",
+    "inference.denoising": "Region denoise region_uncertainty",
+    "inference.held_out": "Coverage coverage",
+    "inference.sampling": "Progress generate sample",
+    "exporting.archive": "export",
+    "validation.report": "validate",
+    "inspection": "inspect",
+}
 
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration, calibrate
@@ -180,10 +80,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    home = next((home for home, names in _HOMES.items() if name in names.split()), "errors")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

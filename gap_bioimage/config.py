@@ -1,7 +1,5 @@
 """All settings, as frozen pydantic models that read from and write to yaml."""
 
-from __future__ import annotations
-
 import difflib
 import typing
 from pathlib import Path
@@ -22,13 +20,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values; unknown keys are refused with the nearest known one.
-
-        Raises
-        ------
-        ConfigError
-            Listing every unknown key and wrong value at once.
-        """
+        """Build from plain values; ConfigError lists every unknown key, with the nearest known, and wrong value."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -112,8 +104,7 @@ class TrainConfig(Config):
         "networks and 0 for plain ones when not given",
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None,
-        description="decay of an exponential moving average of the weights, used instead of the last ones",
+        None, description="decay of an exponential moving average of the weights, used instead of the last ones"
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
@@ -122,6 +113,12 @@ class TrainConfig(Config):
         0.1, description="share of the images, or of each image's largest axis, held out"
     )
     validation_windows: PositiveInt = 32
+    purpose: Literal["denoise", "sample", "generate"] | None = Field(
+        None, description="what the model is for, which decides the range of brightness; all of it when not given"
+    )
+    repeats: Literal["t"] | None = Field(
+        None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare windows")
     tensorboard: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
@@ -206,13 +203,7 @@ class RunConfig(Config):
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a yaml mapping.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is not yaml, or holds no mapping.
-    """
+    """Read a yaml mapping."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

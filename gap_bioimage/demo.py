@@ -1,13 +1,13 @@
 """The whole road on simulated photons, in 2D and 3D, with pictures."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -21,12 +21,6 @@ from gap_bioimage.pictures import draw_grid
 from gap_bioimage.recipe import Recipe, packaged
 from gap_bioimage.simulation import simulate
 from gap_bioimage.training.fit import train
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import xarray as xr
-    from numpy.typing import NDArray
 
 SIGMAS_PX = tuple(np.arange(0.4, 4.01, 0.2).round(2).tolist())
 
@@ -44,22 +38,7 @@ class DemoResult:
 
 
 def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> list[DemoResult]:
-    """Simulate, train, denoise, export and validate the two demo models.
-
-    Parameters
-    ----------
-    folder
-        Made by this function; ends up with images, runs, zips, ``demo.png`` and ``demo.json``.
-    seed
-        Seed of the test images.
-    progress
-        Show progress and results.
-
-    Raises
-    ------
-    OutputError
-        If the folder exists and is not empty.
-    """
+    """Simulate, train, denoise, export and validate the two demo models in a new folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is not empty; give the demo another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,20 +71,9 @@ def _one_model(
     console.print("exporting and validating")
     report = export(model, folder / f"{name}.zip", source / "card.yaml")
     gaussian = best_gaussian(counts.values, truth.values)
-    result = DemoResult(
-        name,
-        psnr_db(counts.values, truth.values),
-        psnr_db(gaussian, truth.values),
-        psnr_db(rate.values, truth.values),
-        report.status,
-        round(time.monotonic() - start, 1),
-    )
-    images = {
-        "counts": counts,
-        "best Gaussian filter": counts.copy(data=gaussian),
-        "denoised": rate,
-        "truth": truth,
-    }
+    noisy, filtered, denoised = (psnr_db(image, truth.values) for image in (counts.values, gaussian, rate.values))
+    result = DemoResult(name, noisy, filtered, denoised, report.status, round(time.monotonic() - start, 1))
+    images = {"counts": counts, "best Gaussian filter": counts.copy(data=gaussian), "denoised": rate, "truth": truth}
     return result, {title: _plane(image) for title, image in images.items()}
 
 

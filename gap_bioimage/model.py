@@ -1,27 +1,21 @@
 """Trained models: from run folders, checkpoints (ours and the original GAP's), bare weights and bioimage.io zips."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from gap_bioimage.camera.camera import Detector, read_camera
-from gap_bioimage.config import Camera
+from gap_bioimage.config import Camera, NetworkConfig
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import describe, network_config, read_safetensors, read_weights
 from gap_bioimage.network import UNet
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from gap_bioimage.config import NetworkConfig
 
 CHECKPOINT_KEY = "gap_bioimage"
 """Section of our checkpoints that describes the model."""
@@ -39,65 +33,32 @@ _ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
 
 @dataclass(frozen=True)
 class History:
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Attributes
-    ----------
-    settings_from
-        Of weights of others, where each setting was found: "given", "sidecar", "hyper_parameters",
-        "weights", "default".
-    range_from
-        Who told the trained range: "training", one of those, or "assumed".
-    epochs, steps
-        Of its training.
-    validation_loss
-        The lowest, nats per photon.
-    init
-        Name, origin, trained range and sha256 of the weights that training started from.
-    training
-        The settings of its training, section ``train``.
-    """
-
+    # of weights of others, where each setting was found: "given", "sidecar", "hyper_parameters", "weights", "default"
     settings_from: dict[str, str] | None = None
-    range_from: str = "training"
+    range_from: str = "training"  # who told the trained range: that, one of those, or "assumed"
     epochs: int | None = None
     steps: int | None = None
-    validation_loss: float | None = None
-    init: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
+    validation_loss: float | None = None  # the lowest, nats per photon
+    init: dict[str, Any] | None = (
+        None  # name, origin, trained range and sha256 of the weights that training started from
+    )
+    training: dict[str, Any] | None = None  # the settings of its training, section ``train``
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network.
+    """A trained network."""
 
-    Attributes
-    ----------
-    network
-        Counts (b, c, [z,] y, x) float32 to log-rate of the same shape, in evaluation mode.
-    config
-        The network's settings.
-    trained_range_db
-        Pseudo-PSNR of the inputs it was trained on, darkest and brightest.
-    camera
-        The camera whose images it was trained on; None where these were counts.
-    n_frames
-        One-bit frames in each of its images; None where counts have no such limit.
-    history
-        Where it comes from.
-    source
-        Where it was read from.
-    origin
-        "run", "checkpoint" (ours), "original GAP checkpoint", "state_dict" (of others) or "bioimage.io zip".
-    """
-
-    network: UNet
+    network: UNet  # counts (b, c, [z,] y, x) float32 to log-rate of the same shape, in evaluation mode
     config: NetworkConfig
-    trained_range_db: tuple[float, float]
-    camera: Detector | None = None
-    n_frames: int | None = None
+    trained_range_db: tuple[float, float]  # pseudo-PSNR of the inputs it was trained on, darkest and brightest
+    camera: Detector | None = None  # the camera whose images it was trained on; None where these were counts
+    n_frames: int | None = None  # one-bit frames in each of its images; None where counts have no such limit
     history: History = History()
-    source: Path = Path()
+    source: Path = Path()  # where it was read from
+    # "run", "checkpoint" (ours), "original GAP checkpoint", "state_dict" (of others) or "bioimage.io zip"
     origin: str = "run"
 
     @property
@@ -136,13 +97,7 @@ class Model:
         }
 
     def camera_for(self, camera: CameraLike) -> Detector | None:
-        """Return the camera that was asked for, "model" for its own; None where images are counts.
-
-        Raises
-        ------
-        ConfigError
-            If a camera's yaml does not describe one.
-        """
+        """Return the camera that was asked for, "model" for its own; None where images are counts."""
         if camera == "model":
             return self.camera
         return None if camera is None else Detector.of(camera)
@@ -210,12 +165,8 @@ def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
         described, n_frames = settings["network"], (settings.get("thinning") or {}).get("ceiling")
         losses = [loss for row in metrics if (loss := row.get("validation_loss", float("nan"))) == loss]
         steps = metrics[-1].get("step") if metrics else None
-        history = History(
-            steps=steps,
-            validation_loss=min(losses, default=None),
-            init=ours.get("init"),
-            training=settings.get("train"),
-        )
+        lowest, init, training = min(losses, default=None), ours.get("init"), settings.get("train")
+        history = History(steps=steps, validation_loss=lowest, init=init, training=training)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
     beside = path.parent / CAMERA_FILE

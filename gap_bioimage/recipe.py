@@ -4,18 +4,14 @@ A recipe folder holds recipe.yaml (images and training settings), card.yaml (who
 README.md and a cover. ``packaging/`` holds those of this project.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import xarray as xr
 from pydantic import Field
 
 from gap_bioimage.config import Config, RunConfig
 from gap_bioimage.errors import ConfigError
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 class SimulateConfig(Config):
@@ -37,40 +33,24 @@ class Recipe(RunConfig):
     @property
     def settings(self) -> RunConfig:
         """The training settings alone."""
-        return RunConfig(network=self.network, thinning=self.thinning, train=self.train)
+        return RunConfig(network=self.network, thinning=self.thinning, train=self.train, camera=self.camera)
 
     def photons(self, folder: Path) -> list[xr.DataArray]:
-        """Return the training images.
-
-        Raises
-        ------
-        ConfigError
-            If the recipe names neither images nor a simulation, or both.
-        """
-        if (self.simulate is None) == (self.images is None):
-            raise ConfigError(f"{folder / 'recipe.yaml'} must have one of 'simulate' and 'images'")
-        if self.images is not None:
-            from gap_bioimage.io import read_images
-
-            return read_images([folder / name for name in self.images], self.axes)
+        """Return the training images."""
+        from gap_bioimage.io import read_images
         from gap_bioimage.simulation import simulate
 
-        assert self.simulate is not None  # noqa: S101
         wanted = self.simulate
-        return [
-            simulate(self.network.dim, wanted.shape, wanted.photons, wanted.seed + number)[0]
-            for number in range(wanted.images)
-        ]
+        if self.images is not None and wanted is None:
+            return read_images([folder / name for name in self.images], self.axes)
+        if self.images is not None or wanted is None:
+            raise ConfigError(f"{folder / 'recipe.yaml'} must have one of 'simulate' and 'images'")
+        seeds = range(wanted.seed, wanted.seed + wanted.images)
+        return [simulate(self.network.dim, wanted.shape, wanted.photons, seed)[0] for seed in seeds]
 
 
 def packaged(name: str) -> Path:
-    """Return the folder of one of the project's own recipes, installed or in a checkout.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of that name.
-    """
+    """Return the folder of one of the project's own recipes, installed or in a checkout."""
     here = Path(__file__).parent
     for parent in (here / "recipes", here.parent / "packaging"):
         if (parent / name / "recipe.yaml").is_file():

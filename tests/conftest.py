@@ -1,27 +1,17 @@
 """Fixtures for all tests."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from command_line import run  # noqa: F401  (fixture)
-from fixtures_model import (  # noqa: F401  (fixtures)
-    trained_2d,
-    trained_3d,
-    unchecked_zip_2d,
-    unchecked_zip_3d,
-)
+from fixtures_model import trained_2d, trained_3d, unchecked_zip_2d, unchecked_zip_3d  # noqa: F401  (fixtures)
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from gap_bioimage.validation.run.sandbox import Sandbox
+from gap_bioimage.validation.run.sandbox import Sandbox
 
 _ROOT = Path(__file__).parent.parent
 

@@ -1,24 +1,19 @@
 """Tiny models for the tests: random ones, ones trained for seconds, and their zips."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.model import Model
 from gap_bioimage.network import UNet
 from gap_bioimage.simulation import simulate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import xarray as xr
 
 CARD = """\
 name: Tiny photon denoiser
@@ -34,14 +29,10 @@ training_data: Simulated cells.
 TINY = {
     "network": {"depth": 2, "start_filts": 4},
     "train": {
-        "steps": 60,
-        "batch_size": 8,
-        "learning_rate": 3e-3,
-        "warmup_steps": 5,
-        "validate_every": 30,
+        "steps": 60, "batch_size": 8, "learning_rate": 3e-3, "warmup_steps": 5, "validate_every": 30,
         "validation_windows": 8,
     },
-}
+}  # fmt: skip
 
 CONFIGS: list[dict[str, Any]] = [
     {"dim": 2},

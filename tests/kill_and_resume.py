@@ -1,13 +1,12 @@
 """Train in child processes that are killed at chosen moments, for test_fit; imports are paid once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,22 +16,13 @@ from gap_bioimage.config import RunConfig
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.patches import PairBatches, Pairs
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 CONFIG = {
     "network": {"depth": 2, "start_filts": 4, "levels": 4},
     "train": {
-        "steps": 198,
-        "validate_every": 4,
-        "batch_size": 4,
-        "patch_px": [16, 16],
-        "warmup_steps": 10,
-        "validation_windows": 8,
-        "ema_decay": 0.9,
-        "learning_rate": 3e-3,
+        "steps": 198, "validate_every": 4, "batch_size": 4, "patch_px": [16, 16], "warmup_steps": 10,
+        "validation_windows": 8, "ema_decay": 0.9, "learning_rate": 3e-3,
     },
-}
+}  # fmt: skip
 
 
 def start(out: Path, prepare: Callable[[], None] | None = None) -> int:

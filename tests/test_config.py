@@ -1,6 +1,5 @@
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,53 +10,23 @@ from pydantic import ValidationError
 from gap_bioimage.config import Config, NetworkConfig, RunConfig, ThinningConfig, TrainConfig, read_yaml
 from gap_bioimage.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 FULL: dict[str, Any] = {
     "network": {
-        "dim": 3,
-        "channels": 2,
-        "anchor": False,
-        "levels": 4,
-        "log1p": False,
-        "depth": 3,
-        "start_filts": 8,
-        "up_mode": "upsample",
-        "merge_mode": "concat",
-        "z_conv_stage": 1,
+        "dim": 3, "channels": 2, "anchor": False, "levels": 4, "log1p": False, "depth": 3, "start_filts": 8,
+        "up_mode": "upsample", "merge_mode": "concat", "z_conv_stage": 1,
     },
     "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "ceiling": 16},
     "train": {
-        "steps": 7,
-        "patience": 5,
-        "batch_size": 2,
-        "patch_px": [8, 16, 32],
-        "min_photons": 0,
-        "learning_rate": 2e-4,
-        "warmup_steps": 0,
-        "gradient_clip": 1.5,
-        "total_weight": 0.1,
-        "ema_decay": 0.99,
-        "precision": "bf16-mixed",
-        "channels_last": False,
-        "validate_every": 3,
-        "validation_share": 0.25,
-        "validation_windows": 5,
-        "workers": 2,
-        "tensorboard": True,
-        "seed": 11,
+        "steps": 7, "patience": 5, "batch_size": 2, "patch_px": [8, 16, 32], "min_photons": 0, "learning_rate": 2e-4,
+        "warmup_steps": 0, "gradient_clip": 1.5, "total_weight": 0.1, "ema_decay": 0.99, "precision": "bf16-mixed",
+        "channels_last": False, "validate_every": 3, "validation_share": 0.25, "validation_windows": 5,
+        "purpose": "sample", "repeats": "t", "workers": 2, "tensorboard": True, "seed": 11,
     },
     "camera": {
-        "gain": 2.2,
-        "offset": 100.5,
-        "read_noise": 1.5,
-        "saturation": 4095.0,
-        "multiplying": True,
-        "maps": "camera_maps.tif",
-        "measured": {"method": "photon transfer", "frames": 200},
+        "gain": 2.2, "offset": 100.5, "read_noise": 1.5, "saturation": 4095.0, "multiplying": True,
+        "maps": "camera_maps.tif", "measured": {"method": "photon transfer", "frames": 200},
     },
-}
+}  # fmt: skip
 
 
 def test_yaml_round_trip_keeps_every_setting(tmp_path: Path) -> None:
@@ -127,7 +96,7 @@ def test_all_errors_are_told_at_once() -> None:
             {"train": {"steps": 0, "ema_decay": 1.0, "worker": 1}, "network": {"dim": 4}, "thining": {"min_db": "x"}}
         )
     message = str(caught.value)
-    for part in (
+    parts = (
         "train.steps",
         "train.ema_decay",
         "'train.worker'",
@@ -135,7 +104,8 @@ def test_all_errors_are_told_at_once() -> None:
         "network.dim",
         "'thinning'",
         "given 0",
-    ):
+    )
+    for part in parts:
         assert part in message
     assert "\n" not in message
 
@@ -268,6 +238,8 @@ def test_settings_are_frozen(config: Config) -> None:
         {"train": {"validation_share": 0.5}},
         {"train": {"validation_share": 0}},
         {"train": {"workers": -1}},
+        {"train": {"purpose": "win"}},
+        {"train": {"repeats": "z"}},
         {"train": {"seed": -1}},
         {"train": None},
     ],

@@ -1,22 +1,17 @@
 """From nothing to a validated zip by typed commands alone, in 2D and 3D."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import tifffile
 import yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SETTINGS = {
     2: {"network": {"depth": 2, "start_filts": 4}, "train": {"patch_px": [32, 32]}},

@@ -1,11 +1,10 @@
 """Every verb with models from elsewhere, by typed commands."""
 
-from __future__ import annotations
-
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,35 +14,20 @@ from command_line import one_sentence
 from fixtures_model import CARD
 from original_gap import HYPER, OriginalGap, lightning_checkpoint, original_gap
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SHAPES = {2: (40, 44), 3: (12, 24, 28)}
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Weights from elsewhere, and an image for them.
-
-    Attributes
-    ----------
-    path, image
-        The files.
-    dim, channels
-        Of the network.
-    kind, origin
-        What ``info`` says.
-    network
-        The reference.
-    """
+    """Weights from elsewhere, and an image for them."""
 
     path: Path
     image: Path
     dim: int
     channels: int
-    kind: str
+    kind: str  # what ``info`` says
     origin: str
-    network: OriginalGap
+    network: OriginalGap  # the reference
 
 
 KINDS = {
@@ -104,12 +88,12 @@ def test_every_verb_takes_them(elsewhere: Elsewhere, tmp_path: Path, run: Any) -
 
     info = json.loads(succeed("info", model, "--json", "-"))
     assert (info["kind"], info["origin"]) == (elsewhere.kind, elsewhere.origin)
-    assert (info["dim"], info["channels"], info["levels"], info["log1p"]) == (
+    assert [info[key] for key in ("dim", "channels", "levels", "log1p")] == [
         elsewhere.dim,
         elsewhere.channels,
         2,
         False,
-    )
+    ]
     assert info["parameters"] == sum(p.numel() for p in elsewhere.network.parameters())
     if elsewhere.origin == "state_dict":
         assert (info["range_from"], info["trained_range_db"]) == ("sidecar", [-40, 25])

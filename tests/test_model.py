@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import pickle
 import shutil
@@ -20,8 +18,8 @@ from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import ORIGINAL_RANGE_DB
 from gap_bioimage.model import History, Model, load_model, table_of
 from gap_bioimage.network import UNet
-from gap_bioimage.training.callbacks import RunFolder
 from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.run_folder import RunFolder
 
 NETWORK = NetworkConfig(depth=2, start_filts=2, levels=3, merge_mode="concat")
 HYPER = {"levels": 3, "channels": 1, "depth": 2, "start_filts": 2, "up_mode": "transpose", "merge_mode": "concat"}
@@ -148,16 +146,9 @@ def test_our_zips_load(tmp_path: Path) -> None:
 
 
 SAMPLER = {
-    "rounded": False,
-    "background": 0.0,
-    "ceiling": 0,
-    "n_samples": 4,
-    "n_steps": 8,
-    "seed": 0,
-    "gain": 100.0,
-    "brightest": 2.8,
-    "window_px": [63, 63],
-}
+    "rounded": False, "background": 0.0, "ceiling": 0, "n_samples": 4, "n_steps": 8, "seed": 0, "gain": 100.0,
+    "brightest": 2.8, "window_px": [63, 63],
+}  # fmt: skip
 
 
 def test_our_sampling_zips_load(tmp_path: Path) -> None:

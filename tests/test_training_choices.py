@@ -1,7 +1,5 @@
 """What training chooses by itself."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -13,7 +11,7 @@ from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.training import choices
 from gap_bioimage.training.choices import choose_dim, choose_sizes
-from gap_bioimage.training.stacks import Split, Stack
+from gap_bioimage.training.patches import Split, Stack
 
 
 def image(**sizes: int) -> xr.DataArray:
@@ -43,7 +41,7 @@ def test_dimensions_are_those_of_the_images_unless_set(images: Any, settings: di
 
 
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_seconds_per_step", lambda config: 0.5)
+    monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     cpu = choose_sizes(RunConfig(), split(), accelerator=False)
     fast = choose_sizes(RunConfig(), split(), accelerator=True)
     assert (cpu.network.depth, cpu.network.start_filts, cpu.train.batch_size) == (4, 16, 8)
@@ -68,12 +66,42 @@ def test_small_images_get_shallow_networks() -> None:
     assert choose_sizes(settings, split((1, 20, 200)), accelerator=True).network.depth == 2
 
 
-@pytest.mark.parametrize(("mean", "low"), [(50.0, -22.5), (0.3, -40.0)])
-def test_the_range_ends_at_the_brightest_window_and_is_forty_db_wide(mean: float, low: float) -> None:
-    settings = RunConfig.from_dict({"train": {"steps": 1}})
-    thinning = choose_sizes(settings, split(mean=mean), accelerator=False).thinning
-    assert thinning.max_db == pytest.approx(10 * np.log10(mean), abs=0.5)
-    assert thinning.min_db == pytest.approx(low, abs=0.6)
+@pytest.mark.parametrize("seconds", [0.01, 0.4, 1.7, 3.0, 1000.0])
+def test_a_laptop_trains_less_than_a_quarter_of_an_hour(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: seconds)
+    steps = choose_sizes(RunConfig(), split(), accelerator=False).train.steps
+    assert steps * seconds < 14 * 60 or steps == 20
+    assert steps >= min(400, 12 * 60 / seconds)
+
+
+@pytest.mark.parametrize(
+    ("purpose", "mean", "low"),
+    [
+        (None, 50.0, -22.5),
+        (None, 0.3, -40.0),
+        ("denoise", 50.0, -2.5),
+        ("sample", 50.0, -2.5),
+        ("generate", 50.0, -40.0),
+        ("denoise", 0.3, -24.6),
+    ],
+)
+def test_the_range_ends_at_the_brightest_window_and_begins_where_the_purpose_needs(
+    purpose: Any, mean: float, low: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = RunConfig.from_dict({"train": {"steps": 1, "purpose": purpose}})
+    with caplog.at_level(logging.INFO, "gap_bioimage"):
+        chosen = choose_sizes(settings, split(mean=mean), accelerator=False)
+    assert chosen.thinning.max_db == pytest.approx(10 * np.log10(mean), abs=0.5)
+    assert chosen.thinning.min_db == pytest.approx(low, abs=0.6)
+    assert (chosen.thinning.max_fraction > 0.9) == (purpose == "sample")
+    assert choices._RANGES_DB[purpose][1] in caplog.text
+    assert chosen.train.purpose == purpose
+
+
+def test_settings_win_over_the_purpose() -> None:
+    given = {"train": {"steps": 1, "purpose": "sample"}, "thinning": {"min_db": -9.0, "max_fraction": 0.5}}
+    thinning = choose_sizes(RunConfig.from_dict(given), split(), accelerator=False).thinning
+    assert (thinning.min_db, thinning.max_fraction) == (-9.0, 0.5)
 
 
 def test_a_range_that_begins_above_all_windows_is_refused() -> None:
@@ -83,7 +111,7 @@ def test_a_range_that_begins_above_all_windows_is_refused() -> None:
 
 
 def test_what_is_chosen_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_seconds_per_step", lambda config: 0.5)
+    monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     with caplog.at_level(logging.INFO, "gap_bioimage"):
         choose_sizes(choose_dim(RunConfig(), [image(y=40, x=40)]), split(), accelerator=False)
     for name in ("network.dim=2", "network.depth=4", "train.batch_size=8", "thinning.min_db", "train.steps=1000"):
@@ -91,5 +119,6 @@ def test_what_is_chosen_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: p
 
 
 def test_a_step_is_timed_on_the_real_network() -> None:
-    config = RunConfig(network=NetworkConfig(depth=1, start_filts=1), train={"patch_px": (8, 8), "batch_size": 1})
-    assert 0 < choices._seconds_per_step(config) < 10
+    small = {"patch_px": (8, 8), "batch_size": 1}
+    config = RunConfig(network=NetworkConfig(depth=1, start_filts=1), thinning={"max_db": 1}, train=small)
+    assert 0 < choices._seconds_per_step(config, split()) < 10

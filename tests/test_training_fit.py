@@ -1,13 +1,14 @@
-from __future__ import annotations
-
 import csv
 import math
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,42 +18,25 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError, OutputError
-from gap_bioimage.model import load_model
-from gap_bioimage.training.callbacks import RunFolder
-from gap_bioimage.training.fit import train
+from gap_bioimage.model import Model, load_model
+from gap_bioimage.training.fit import Progress, train
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
-
-if TYPE_CHECKING:
-    from gap_bioimage.model import Model
+from gap_bioimage.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-FILES = {
-    "config.yaml",
-    "best.ckpt",
-    "last.ckpt",
-    "metrics.csv",
-    "loss.png",
-    "preview.png",
-    "example.npy",
-    "held_out.npy",
-}
+FILES = {*("config.yaml", "best.ckpt", "last.ckpt", "metrics.csv"), *("loss.png", "preview.png")}
+FILES |= {"example.npy", "held_out.npy"}
 SETTINGS: dict[str, Any] = {
-    "steps": 12,
-    "validate_every": 5,
-    "batch_size": 4,
-    "patch_px": (16, 16),
-    "warmup_steps": 3,
-    "validation_windows": 8,
+    "steps": 12, "validate_every": 5, "batch_size": 4, "patch_px": (16, 16), "warmup_steps": 3, "validation_windows": 8,
     "learning_rate": 3e-3,
-}
+}  # fmt: skip
 
 
 def config_of(dim: int = 2, thinning: ThinningConfig | None = None, **settings: Any) -> RunConfig:
     network = NetworkConfig(dim=dim, depth=2, start_filts=4, levels=3)
-    return RunConfig(
-        network=network, thinning=thinning or ThinningConfig(), train=TrainConfig(**{**SETTINGS, **settings})
-    )
+    train = TrainConfig(**{**SETTINGS, **settings})
+    return RunConfig(network=network, thinning=thinning or ThinningConfig(), train=train)
 
 
 def stripes(dims: str = "yx", seed: int = 0) -> xr.DataArray:
@@ -62,9 +46,25 @@ def stripes(dims: str = "yx", seed: int = 0) -> xr.DataArray:
     return xr.DataArray(np.random.default_rng(seed).poisson(rate, shape).astype(np.uint16), dims=tuple(dims))
 
 
-def run(out: Path, images: Any = None, config: RunConfig | None = None, **more: Any) -> Model:
+def run(out: Path, images: Any = None, config: RunConfig | TrainConfig | None = None, **more: Any) -> Model:
     given = stripes() if images is None else images
     return train(given, out, config or config_of(), progress=False, device="cpu", **more)
+
+
+@contextmanager
+def interrupted_at(position: int) -> Iterator[None]:
+    """Let Ctrl-C come when the batch of that number is drawn."""
+    draw, handler = PairBatches.__getitem__, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: PairBatches, number: int) -> Any:
+        if self.rank == 0 and number == position:
+            raise KeyboardInterrupt
+        return draw(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PairBatches, "__getitem__", interrupted)
+        yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -171,14 +171,8 @@ def test_resuming_with_something_else_is_refused(
 ) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     with pytest.raises(error, match=told) as caught:
-        train(
-            stripes() if images is None else images,
-            finished,
-            config_of(**change) if change else None,
-            resume=True,
-            progress=False,
-            device="cpu",
-        )
+        given = stripes() if images is None else images
+        train(given, finished, config_of(**change) if change else None, resume=True, progress=False, device="cpu")
     assert str(finished) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
@@ -266,12 +260,7 @@ def test_worker_processes_give_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dims", "dim", "channels", "patch"),
-    [
-        ("cyx", 2, 2, (16, 16)),
-        ("tczyx", 2, 2, (16, 12)),
-        ("zyx", 3, 1, (4, 16, 16)),
-        ("czyx", 3, 2, (4, 16, 16)),
-    ],
+    [("cyx", 2, 2, (16, 16)), ("tczyx", 2, 2, (16, 12)), ("zyx", 3, 1, (4, 16, 16)), ("czyx", 3, 2, (4, 16, 16))],
 )
 def test_channels_and_volumes(tmp_path: Path, dims: str, dim: int, channels: int, patch: tuple[int, ...]) -> None:
     config = config_of(dim, steps=4, validate_every=2, patch_px=patch, ema_decay=0.5, total_weight=0.1)
@@ -287,15 +276,7 @@ def test_channels_and_volumes(tmp_path: Path, dims: str, dim: int, channels: int
 
 def test_sections_can_be_given_one_by_one(tmp_path: Path, finished: Path) -> None:
     config = config_of()
-    train(
-        [stripes()],
-        tmp_path / "run",
-        config.train,
-        network=config.network,
-        thinning=config.thinning,
-        progress=False,
-        device="cpu",
-    )
+    run(tmp_path / "run", [stripes()], config.train, network=config.network, thinning=config.thinning)
     assert_same_run(tmp_path / "run", finished)
 
 
@@ -307,24 +288,69 @@ def test_several_images_and_a_progress_bar(tmp_path: Path, capsys: pytest.Captur
     assert "training" in capsys.readouterr().out
 
 
+def test_progress_tells_losses_and_brightness() -> None:
+    module = GapModule(config_of(), (-20.0, 3.0))
+    trainer: Any = SimpleNamespace(global_step=15, is_global_zero=True)
+    progress = Progress(40, shown=False)
+    progress.on_train_start(trainer, module)
+    task = progress.bar.tasks[0]
+    assert (task.completed, task.total) == (15, 40)
+    module.train_losses.append(torch.tensor(4.25))
+    trainer.global_step = 16
+    progress.on_train_batch_end(trainer, module, None, None, 0)
+    assert (task.completed, task.description) == (16, "loss 4.250 | -20..3 dB")
+    module.validation = [torch.tensor([6.0, 2.0]), torch.tensor([1.0, 2.0])]
+    progress.on_validation_end(trainer, module)
+    trainer.global_step = 17
+    progress.on_train_batch_end(trainer, module, None, None, 0)
+    assert task.completed == 16  # shown a moment ago: the loss is not read again
+    progress.shown_at = -math.inf
+    progress.on_train_batch_end(trainer, module, None, None, 0)
+    assert task.description == "loss 4.250 | held out 1.750 | -20..3 dB"
+    module.validation = [torch.zeros(2)]
+    progress.on_validation_end(trainer, module)
+    assert math.isnan(progress.validation_loss)
+    other: Any = Progress(40)
+    trainer.is_global_zero = False  # of other devices nothing is shown
+    other.on_train_start(trainer, module)
+    other.on_train_batch_end(trainer, module, None, None, 0)
+    assert not other.bar.tasks
+
+
 @pytest.mark.parametrize("position", [0, 7])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, position: int
-) -> None:
-    original, handler = PairBatches.__getitem__, signal.getsignal(signal.SIGINT)
-
-    def interrupted(self: PairBatches, number: int) -> Any:
-        if self.rank == 0 and number == position:
-            raise KeyboardInterrupt
-        return original(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PairBatches, "__getitem__", interrupted)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            run(tmp_path / "run")
-    signal.signal(signal.SIGINT, handler)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, finished: Path, position: int) -> None:
+    with interrupted_at(position), pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
     run(tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_repeats_of_a_still_scene_train_and_resume(tmp_path: Path) -> None:
+    scene = np.where(np.arange(48) // 4 % 2, 12.0, 0.2)
+    movie = np.random.default_rng(0).poisson(scene, (6, 64, 48)).astype(np.uint16)
+    options: dict[str, Any] = {"dims": "tyx", "repeats": "t"}
+    for name, purpose in (("whole", "denoise"), ("part", "denoise")):
+        config = config_of(steps=60 if name == "whole" else 20, validate_every=20, learning_rate=1e-2)
+        model = run(tmp_path / name, movie, config, purpose=purpose, **options)
+    stored = RunConfig.read(tmp_path / "part" / "config.yaml")
+    assert (stored.train.purpose, stored.train.repeats) == ("denoise", "t")
+    assert model.trained_range_db[1] - model.trained_range_db[0] == pytest.approx(20)
+    longer = run(tmp_path / "part", movie, TrainConfig(steps=60), dims="tyx", resume=True)
+    assert metrics(tmp_path / "part")[-1]["step"] == 60
+    losses = [row["validation_loss"] for row in metrics(tmp_path / "whole")]
+    assert losses[-1] < losses[0]
+    assert np.load(tmp_path / "whole" / "example.npy").shape == (1, 64, 48)
+    with pytest.raises(ConfigError, match="other settings"):
+        run(tmp_path / "part", movie, None, dims="tyx", purpose="generate", resume=True)
+    assert longer.config == model.config
+
+
+@pytest.mark.parametrize(
+    ("array", "hint"), [(np.ones((4, 9, 9)), "zyx"), (torch.ones(4, 9, 9), "zyx"), ([np.ones((9, 9))], "yx")]
+)
+def test_arrays_without_axes_are_told_which_to_name(tmp_path: Path, array: Any, hint: str) -> None:
+    with pytest.raises(AxesError, match=f"dims='{hint}'"):
+        run(tmp_path / "run", array)
 
 
 def test_tensorboard_rows(tmp_path: Path) -> None:
@@ -352,11 +378,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 DISTRIBUTED = """
 import sys
-from pathlib import Path
 from test_training_fit import config_of, stripes
-from gap_bioimage.training.callbacks import RunFolder
 from gap_bioimage.training.fit import train
-from gap_bioimage.training.module import GapModule
 if __name__ == "__main__":
     options = {"progress": False, "device": "cpu", "devices": 2, "strategy": "ddp"}
     train(stripes(), sys.argv[1], config_of(steps=6), **options)

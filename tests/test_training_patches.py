@@ -1,7 +1,5 @@
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +7,24 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.stats import chisquare, kstest
 
-from gap_bioimage.camera.camera import Detector
+from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, ThinningConfig
-from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.training.patches import PairBatches, WindowDrawer, augmented, brightest_db
-from gap_bioimage.training.stacks import Stack, Window, as_stacks
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
+from gap_bioimage.training.patches import (
+    PairBatches,
+    Stack,
+    Window,
+    WindowDrawer,
+    as_stacks,
+    augmented,
+    brightest_db,
+    moves,
+    split_held_out,
+)
 
 RANGE = ThinningConfig(min_db=-10, max_db=5)
 
@@ -234,3 +238,242 @@ def test_one_bit_sums_weigh_targets_by_the_frames_left() -> None:
     rate = batch.photons.flatten(1).mean(1)
     expected = float((batch.exposure * rate * batch.weight.flatten(1).sum(1)).sum())
     assert float(batch.target.sum()) == pytest.approx(expected, rel=0.05)
+
+
+# Images
+
+
+CAMERA = Camera(gain=2.0, offset=100, read_noise=1.5, saturation=150)
+SIZES = {"t": 2, "c": 3, "z": 4, "y": 5, "x": 6}
+
+
+def movie(frames: int = 3) -> xr.DataArray:
+    rng = np.random.default_rng(0)
+    values = np.rint(100 + 2 * (rng.poisson(8, (frames, 40, 50)) + rng.normal(0, 1.5, (frames, 40, 50))))
+    return xr.DataArray(values.astype(np.uint16), dims=["t", "y", "x"])
+
+
+def detector() -> Detector:
+    offset = (100 + np.random.default_rng(1).normal(0, 5, (40, 50))).astype(np.float32)
+    return Detector(CAMERA, PixelMaps(offset, np.full((40, 50), 1.5, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "count", "shape"),
+    [
+        ("yx", 2, 1, (1, 5, 6)),
+        ("xy", 2, 1, (1, 5, 6)),
+        ("zyx", 2, 4, (1, 5, 6)),
+        ("cyx", 2, 1, (3, 5, 6)),
+        ("yxzct", 2, 8, (3, 5, 6)),
+        ("zyx", 3, 1, (1, 4, 5, 6)),
+        ("czyxt", 3, 2, (3, 4, 5, 6)),
+    ],
+)
+def test_axes_become_items_channels_and_space(dims: str, dim: int, count: int, shape: tuple[int, ...]) -> None:
+    values = np.arange(math.prod(SIZES[axis] for axis in dims)).reshape([SIZES[axis] for axis in dims])
+    image = xr.DataArray(values, dims=tuple(dims))
+    stacks = as_stacks([image], dim)
+    assert [stack.shape for stack in stacks] == [shape] * count
+    for item, stack in enumerate(stacks):
+        places = {"c": 0} if "c" in dims else {}
+        places |= dict.fromkeys("zyx" if dim == 3 else "yx", 1)
+        others = [axis for axis in image.dims if axis not in places]
+        places |= dict(zip(others, np.unravel_index(item, [SIZES[str(a)] for a in others]), strict=True))
+        assert stack.values[(0, *[1] * dim)] == image.isel(places)
+
+
+def test_stacks_of_several_images_come_in_order_and_are_views() -> None:
+    images = [xr.DataArray(np.ones(shape, np.uint16), dims=("y", "x")) for shape in ((5, 6), (9, 4))]
+    for image, stack in zip(images, as_stacks(images, 2), strict=True):
+        assert np.shares_memory(stack.values, image.values)
+
+
+@pytest.mark.parametrize(("dim", "count", "shape"), [(2, 6, (1, 40, 50)), (3, 3, (1, 2, 40, 50))])
+def test_channels_may_be_images_of_their_own(dim: int, count: int, shape: tuple[int, ...]) -> None:
+    counts = xr.DataArray(movie(6).values.reshape(3, 2, 40, 50), dims=["c", "z", "y", "x"])
+    stacks = as_stacks([counts], dim, separate_channels=True)
+    assert [stack.shape for stack in stacks] == [shape] * count
+    assert sum(int(stack.values.sum(dtype=int)) for stack in stacks) == int(counts.values.sum(dtype=int))
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim"),
+    [
+        ([("y", "x")], 3),
+        ([("z", "y", "x"), ("y", "x")], 3),
+        ([("z", "x")], 2),
+        ([("c", "y", "x"), ("y", "x")], 2),
+        ([], 2),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(dims: list[tuple[str, ...]], dim: int) -> None:
+    images = [xr.DataArray(np.ones([3] * len(axes), np.uint8), dims=axes) for axes in dims]
+    with pytest.raises(AxesError):
+        as_stacks(images, dim)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (48, 1), (1, 1)])
+def test_images_of_one_row_or_column_are_refused_by_name(shape: tuple[int, int]) -> None:
+    image = xr.DataArray(np.ones(shape, np.uint8), dims=("y", "x"), attrs={"source": "/data/flim.tif"})
+    with pytest.raises(AxesError, match=r"flim\.tif"):
+        as_stacks([image], 2)
+
+
+def test_windows_of_no_counts_are_refused_by_name() -> None:
+    for wrong in (0.5, -1.0, math.nan):
+        with pytest.raises(NotPhotonCountsError, match=r"a\.tif"):
+            Stack(np.full((1, 4, 4), wrong, np.float32), "a.tif").window(np.random.default_rng(0))
+
+
+def test_camera_images_keep_their_values_until_they_are_drawn() -> None:
+    stacks = as_stacks([movie()], 2, Detector(CAMERA))
+    assert [stack.shape for stack in stacks] == [(1, 40, 50)] * 3
+    np.testing.assert_array_equal(stacks[1].values[0], movie().values[1])
+    window = stacks[1].window(np.random.default_rng(0))
+    assert window.counts.dtype == np.int32
+    assert window.usable is not None
+    np.testing.assert_array_equal(window.usable[0], movie().values[1] < 150)
+    assert window.background == Detector(CAMERA).shift()
+    assert window.photons / window.counts.size == pytest.approx(8, abs=0.3)
+
+
+def test_windows_know_where_on_the_camera_they_lie() -> None:
+    stack = as_stacks([movie(1).isel(t=0)], 2, detector())[0]
+    part = stack[(slice(None), slice(5, 21), slice(30, 46))]
+    held_out = split_held_out([stack], 0.2, 0).held_out[0]
+    whole, cut, slab = (s.detector.counts(s.values) for s in (stack, part, held_out))  # type: ignore[union-attr]
+    np.testing.assert_array_equal(cut, whole[:, 5:21, 30:46])
+    np.testing.assert_array_equal(slab, whole[:, :, 40:])
+
+
+def test_maps_of_another_camera_are_refused() -> None:
+    with pytest.raises(AxesError):
+        as_stacks([movie().isel(x=slice(0, 40))], 2, detector())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(1, 40, 30)], [(2, 20, 50), (2, 33, 17)], [(1, 6, 30, 40)], [(1, 20, 30)] * 25, [(2, 3, 20, 30)] * 9],
+    ids=str,
+)
+@pytest.mark.parametrize("share", [0.1, 0.49])
+def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], share: float) -> None:
+    stacks = numbered(shapes)
+    split = split_held_out(stacks, share, 3)
+    pixels = np.concatenate([stack.values.ravel() for part in split for stack in part])
+    np.testing.assert_array_equal(np.sort(pixels), np.arange(len(pixels)))  # together every pixel once
+    if len(shapes) >= 8:
+        assert len(split.held_out) == max(1, round(share * len(shapes)))
+    else:
+        for stack, part in zip(stacks, split.held_out, strict=True):
+            longest = max(stack.shape[1:])
+            assert part.values.size * longest == stack.values.size * max(8, round(share * longest))
+
+
+def test_which_images_are_held_out_depends_on_the_seed_alone() -> None:
+    stacks = numbered([(1, 4, 5)] * 20)
+    chosen = {seed: [id(stack) for stack in split_held_out(stacks, 0.2, seed).held_out] for seed in range(10)}
+    assert chosen[1] == [id(stack) for stack in split_held_out(stacks, 0.2, 1).held_out]
+    assert len({tuple(ids) for ids in chosen.values()}) > 5
+
+
+def test_images_too_small_to_share_are_refused() -> None:
+    with pytest.raises(AxesError):
+        split_held_out([Stack(np.ones((1, 100, 100))), Stack(np.ones((1, 15, 15)))], 0.1, 0)
+
+
+# Repeats of a still scene
+
+
+def exposures(frames: int = 6, shift: int = 0, mean: float = 3.0, seed: int = 0) -> xr.DataArray:
+    """Frames of a scene that moves by so many pixels from each to the next, and bleaches."""
+    rng = np.random.default_rng(seed)
+    scene = mean * 2 * ndimage.gaussian_filter(rng.random((64, 80)) > 0.9, 1.5, mode="wrap", output=float) / 0.1
+    rates = [np.roll(scene, shift * n, 1) * 0.95**n for n in range(frames)]
+    return xr.DataArray(rng.poisson(rates).astype(np.uint16), dims=["t", "y", "x"])
+
+
+@pytest.mark.parametrize(
+    ("dims", "count", "shape"), [("tyx", 1, (1, 6, 7)), ("tzyx", 3, (1, 6, 7)), ("ztcyx", 3, (2, 6, 7))]
+)
+def test_repeats_are_exposures_of_one_item(dims: str, count: int, shape: tuple[int, ...]) -> None:
+    sizes = {"t": 4, "z": 3, "c": 2, "y": 6, "x": 7}
+    image = xr.DataArray(poisson(tuple(sizes[axis] for axis in dims)), dims=list(dims))
+    stacks = as_stacks([image], 2, repeats="t")
+    assert [(stack.shape, len(stack.values)) for stack in stacks] == [(shape, 4)] * count
+    whole = image if "c" in dims else image.expand_dims("c")
+    for z, stack in enumerate(stacks):
+        expected = (whole.isel(z=z) if "z" in dims else whole).transpose("t", "c", "y", "x").values
+        np.testing.assert_array_equal(stack.values, expected)
+        part = stack[(slice(None), slice(1, 3), slice(2, 6))]
+        np.testing.assert_array_equal(part.values, expected[:, :, 1:3, 2:6])
+
+
+def test_images_without_repeats_are_refused_by_name() -> None:
+    image = xr.DataArray(poisson((20, 20)), dims=["y", "x"], attrs={"source": "/data/one.tif"})
+    for wrong in (image, image.expand_dims("t")):
+        with pytest.raises(AxesError, match=r"one\.tif has no frames along t"):
+            as_stacks([wrong], 2, repeats="t")
+
+
+@pytest.mark.parametrize(("frames", "others"), [(2, 1), (6, 5), (30, 8)])
+def test_targets_are_other_frames_and_inputs_of_one_frame_alone(frames: int, others: int) -> None:
+    # every frame is a power of its own, so that sums tell which frames they are of
+    values = (4 ** np.arange(min(frames, 10)))[np.arange(frames) % 10].astype(np.int32)
+    stack = Stack(np.broadcast_to(values[:, None, None, None], (frames, 1, 8, 8)), repeated=True)
+    for seed in range(20):
+        window = stack.window(np.random.default_rng(seed))
+        assert window.n_others == others
+        assert window.others is not None
+        one, rest = int(window.counts[0, 0, 0]), int(window.others[0, 0, 0])
+        assert one in values
+        if frames <= 9:
+            assert one + rest == values.sum()  # no photon twice, none lost
+
+
+def test_inputs_and_targets_of_repeats_are_independent_and_on_one_scale() -> None:
+    image = xr.DataArray(poisson((5, 60, 60), 2.0), dims=["t", "y", "x"])
+    drawer = WindowDrawer(as_stacks([image], 2, repeats="t"), (32, 32), ThinningConfig(min_db=0, max_db=4))
+    batch = drawer.batch([0], 200)
+    photons, target = batch.photons.flatten(1), batch.target.flatten(1)
+    assert batch.weight is None
+    expected = batch.exposure * photons.sum(1)
+    assert ((target.sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
+    # the whole frame may be the input, and the target holds four times its photons
+    assert float(batch.exposure.min()) == 4
+    centred = [part - part.mean(1, keepdim=True) for part in (photons, target)]
+    correlation = float((centred[0] * centred[1]).mean() / torch.sqrt(centred[0].var() * centred[1].var()))
+    # pairs come from five frames of 60 x 60 pixels, again and again
+    assert abs(correlation) < 5 / math.sqrt(5 * 60 * 60)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not stand still")
+def test_repeats_keep_what_cameras_and_one_bit_frames_tell() -> None:
+    values = movie(4).values.copy()
+    values[2, 10:20, 10:20] = 200  # saturated in one frame: no target in any
+    stacks = as_stacks([xr.DataArray(values, dims=["t", "y", "x"])], 2, Detector(CAMERA), repeats="t")
+    batch = WindowDrawer(stacks, (40, 50), ThinningConfig(min_db=0, max_db=5), augment=False).batch([0], 2)
+    assert batch.weight is not None
+    assert not batch.weight[..., 10:20, 10:20].any()
+    assert not batch.target[batch.weight == 0].any()
+    frames = xr.DataArray(np.random.default_rng(2).binomial(4, 0.3, (5, 30, 30)).astype(np.uint8), dims=["t", "y", "x"])
+    limited = ThinningConfig(min_db=-5, max_db=0, ceiling=4)
+    batch = WindowDrawer(as_stacks([frames], 2, repeats="t"), (16, 16), limited).batch([0], 60)
+    assert batch.weight is not None
+    assert (batch.weight == 16).all()
+    expected = float((batch.exposure * batch.photons.flatten(1).mean(1) * batch.weight.flatten(1).sum(1)).sum())
+    assert float(batch.target.sum()) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("frames", [2, 3, 40])
+def test_scenes_that_move_are_told_from_those_that_stand_still(frames: int) -> None:
+    assert moves(as_stacks([exposures(frames)], 2, repeats="t")[0]) < 0.01
+    assert moves(Stack(poisson((frames, 1, 50, 50)), repeated=True)) < 0.01
+    assert moves(Stack(np.zeros((frames, 1, 50, 50), np.uint8), repeated=True)) == 0
+    with pytest.warns(CountsWarning, match="does not stand still"):
+        as_stacks([exposures(frames, shift=3)], 2, repeats="t")
+
+
+def test_movies_of_a_camera_stand_still_at_any_offset() -> None:
+    assert moves(as_stacks([movie(12)], 2, Detector(CAMERA), repeats="t")[0]) < 0.01

@@ -1,35 +1,39 @@
-"""The folder of a run: made once, resumed by the same settings and images, with pieces of the counts for export."""
+"""The folder of a run: made once, resumed by the same settings and images, maybe from the weights of another model."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import csv
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from test_training_fit import config_of, run, stripes
+import torch
+import xarray as xr
+import yaml
+from fixtures_model import CARD, random_model
+from original_gap import HYPER, lightning_checkpoint, original_gap
+from test_training_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, interrupted_at, run, stripes
 
-from gap_bioimage.errors import CheckpointError, OutputError
+from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
+from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
+from gap_bioimage.model import CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.training import run_folder
-from gap_bioimage.training.run_folder import checkpoint_in, fingerprint, open_run
-from gap_bioimage.training.stacks import as_stacks, split_held_out
+from gap_bioimage.training.fit import train
+from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.patches import as_stacks, split_held_out
+from gap_bioimage.training.run_folder import COLUMNS, AtomicCheckpoints, RunFolder, weights_sha256
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import xarray as xr
+CONFIG = RunConfig(network=NetworkConfig(depth=1, start_filts=2, levels=2), train=TrainConfig(steps=40))
 
 
-def test_a_folder_of_other_things_is_not_resumed(tmp_path: Path) -> None:
+def test_folders_that_are_no_run_are_not_resumed_or_made_one(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="no training run to resume"):
         run(tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot make the run folder"):
-        run(tmp_path / "file" / "run")
+        run(tmp_path / "notes.txt" / "run")
 
 
 def test_large_images_are_cut_for_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -39,32 +43,333 @@ def test_large_images_are_cut_for_export(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_leftovers_of_killed_writers_go_when_a_run_is_resumed(tmp_path: Path) -> None:
-    assert open_run(tmp_path / "run", config_of(), resume=False, start=None) is None
+    run_folder.open_run(tmp_path / "run", config_of(), resume=False, start=None)
     leftover = tmp_path / "run" / ".last.tmp-01234567.ckpt"
     leftover.write_bytes(b"half of a checkpoint")
-    assert open_run(tmp_path / "run", config_of(), resume=True, start=None) is None  # no step was stored
+    run_folder.open_run(tmp_path / "run", config_of(), resume=True, start=None)
     assert not leftover.exists()
+    assert run_folder.checkpoint_in(tmp_path / "run", resume=True) is None  # no step was stored
 
 
 def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
     run(tmp_path, config=config_of(steps=2))
     last = tmp_path / "last.ckpt"
-    assert checkpoint_in(tmp_path, resume=True) == last
-    assert checkpoint_in(tmp_path, resume=False) is None
+    assert run_folder.checkpoint_in(tmp_path, resume=True) == last
+    assert run_folder.checkpoint_in(tmp_path, resume=False) is None
     whole = last.read_bytes()
-    for part in (whole[: len(whole) // 2], whole[:10], b""):
+    for part in (whole[: len(whole) // 2], whole[:10], b"", (tmp_path / "held_out.npy").read_bytes()):
         last.write_bytes(part)
         with pytest.raises(CheckpointError, match=r"last\.ckpt"):
             run(tmp_path, config=config_of(steps=4), resume=True)
-    last.write_bytes((tmp_path / "held_out.npy").read_bytes())
-    with pytest.raises(CheckpointError):
-        run(tmp_path, config=config_of(steps=4), resume=True)
 
 
 def test_fingerprints_tell_images_apart() -> None:
     def of(*images: xr.DataArray) -> str:
-        return fingerprint(split_held_out(as_stacks(list(images), 2), 0.1, 0))
+        return run_folder.fingerprint(split_held_out(as_stacks(list(images), 2), 0.1, 0))
 
     image = stripes()
     assert of(image) == of(image.copy())
     assert len({of(image), of(image, image), of(image + 1), of(image.astype(np.int32)), of(stripes(seed=1))}) == 5
+
+
+# What is written after each validation
+
+
+class FakeTrainer:
+    def __init__(self, rank: int = 0) -> None:
+        self.global_step = 0
+        self.is_global_zero = rank == 0
+        self.world_size = 1
+        self.optimizers = [SimpleNamespace(param_groups=[{"lr": 0.01}])]
+        self.logger: Any = None
+        self.fit_loop = SimpleNamespace(max_epochs=4)
+        self.saved: list[tuple[int, str]] = []
+        self.should_stop = False
+
+    def save_checkpoint(self, path: Path) -> None:
+        self.saved.append((self.global_step, path.name))
+
+
+@pytest.fixture
+def module() -> GapModule:
+    return GapModule(CONFIG, (-20.0, 3.0))
+
+
+def validate(callback: Any, trainer: Any, module: GapModule, losses: list[float]) -> None:
+    for loss in losses:
+        trainer.global_step += 10
+        module._trainer = trainer
+        module.train_losses += [torch.tensor(loss), torch.tensor(loss + 1)]
+        module.input_db = torch.tensor([-7.0])
+        if not math.isnan(loss):
+            module.validation.append(torch.tensor([2 * loss, 2.0], dtype=torch.float64))
+        callback.on_train_epoch_end(trainer, module)
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(tuple(row) == COLUMNS for row in rows)
+    return [{name: float(value) for name, value in row.items()} for row in rows]
+
+
+def test_every_validation_adds_a_row_also_for_the_logger(tmp_path: Path, module: GapModule) -> None:
+    trainer, logged = FakeTrainer(), []
+    trainer.logger = SimpleNamespace(log_metrics=lambda row, step: logged.append((step, row)))
+    validate(RunFolder(tmp_path, "x"), trainer, module, [3.0, 2.5])
+    expected = [
+        dict(zip(COLUMNS, values, strict=True)) for values in ((10, 3.5, 3.0, 0.01, -7.0), (20, 3.0, 2.5, 0.01, -7.0))
+    ]
+    assert read(tmp_path / "metrics.csv") == expected
+    assert logged == [(10, expected[0]), (20, expected[1])]
+    assert module.train_losses == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_best_is_saved_when_it_is_and_last_always_after_it(tmp_path: Path, module: GapModule) -> None:
+    trainer = FakeTrainer()
+    validate(RunFolder(tmp_path, "x"), trainer, module, [3.0, 4.0, 2.0, 2.0, math.nan, 2.5, 1.0])
+    assert [step for step, name in trainer.saved if name == "best.ckpt"] == [10, 30, 40, 70]
+    assert [step for step, name in trainer.saved if name == "last.ckpt"] == [10, 20, 30, 40, 50, 60, 70]
+    assert trainer.saved.index((30, "best.ckpt")) < trainer.saved.index((30, "last.ckpt"))
+
+
+def test_runs_that_get_no_better_end(tmp_path: Path, module: GapModule) -> None:
+    module.config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"patience": 2})})
+    trainer, stopped, callback = FakeTrainer(), [], RunFolder(tmp_path, "x")
+    for loss in (3.0, 2.0, 2.5, 1.5, 1.6, 1.7):
+        validate(callback, trainer, module, [loss])
+        stopped.append(trainer.should_stop)
+    assert stopped == [False] * 5 + [True]
+    again: Any = FakeTrainer()
+    callback.on_train_start(again, module)  # a resumed run that had ended
+    assert again.should_stop
+
+
+def test_other_devices_write_no_metrics_but_take_part_in_saving(tmp_path: Path, module: GapModule) -> None:
+    trainer = FakeTrainer(rank=1)
+    validate(RunFolder(tmp_path, "x"), trainer, module, [3.0])
+    assert not list(tmp_path.iterdir())
+    assert [name for _, name in trainer.saved] == ["best.ckpt", "last.ckpt"]
+
+
+def test_metrics_survive_in_the_checkpoint(tmp_path: Path, module: GapModule) -> None:
+    trainer: Any = FakeTrainer()
+    first = RunFolder(tmp_path, "images")
+    validate(first, trainer, module, [3.0, 2.0])
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(trainer, module, checkpoint)
+    stored = checkpoint[CHECKPOINT_KEY]
+    assert RunConfig.from_dict(stored["config"]) == CONFIG
+    assert stored["trained_range_db"] == [-20.0, 3.0]
+    torch.save(checkpoint | {"global_step": 20}, tmp_path / "c.pt")
+    checkpoint = torch.load(tmp_path / "c.pt", weights_only=True)
+    written = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.raises(CheckpointError, match="other images than given now"):
+        RunFolder(tmp_path, "others").on_load_checkpoint(trainer, module, checkpoint)
+    again = RunFolder(tmp_path, "images")
+    again.on_load_checkpoint(trainer, module, checkpoint)
+    assert (tmp_path / "metrics.csv").read_bytes() == written
+    trainer.saved.clear()
+    validate(again, trainer, module, [2.5])
+    assert [row["validation_loss"] for row in read(tmp_path / "metrics.csv")] == [3.0, 2.0, 2.5]
+    assert trainer.saved == [(30, "last.ckpt")]  # the best of before the stop still counts
+
+
+@pytest.mark.parametrize(
+    ("rows", "done", "steps", "every", "epochs"),
+    [
+        (2, 20, 50, 10, 5),
+        (3, 25, 50, 10, 6),
+        (3, 25, 25, 10, 3),
+        (3, 12, 13, 5, 4),
+        (1, 3, 17, 5, 5),
+        (4, 20, 20, 5, 4),
+    ],
+)
+def test_stretches_left_are_counted_from_where_the_run_stopped(
+    tmp_path: Path, rows: int, done: int, steps: int, every: int, epochs: int
+) -> None:
+    train = CONFIG.train.model_copy(update={"steps": steps, "validate_every": every})
+    module = GapModule(CONFIG.model_copy(update={"train": train}), (0.0, 1.0))
+    trainer: Any = FakeTrainer()
+    stored = {"images": "x", "metrics": [dict.fromkeys(COLUMNS, 1.0)] * rows}
+    RunFolder(tmp_path, "x").on_load_checkpoint(trainer, module, {CHECKPOINT_KEY: stored, "global_step": done})
+    assert trainer.fit_loop.max_epochs == epochs
+
+
+def test_checkpoints_replace_the_old_one_whole(tmp_path: Path) -> None:
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpoints()
+    for value in (1, 2):
+        writer.save_checkpoint({"value": value}, path)
+        assert torch.load(path, weights_only=True) == {"value": value}
+    with pytest.raises(Exception, match="pickle"):
+        writer.save_checkpoint({"value": lambda: None}, path)
+    assert torch.load(path, weights_only=True) == {"value": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# Starting from the weights of another model
+
+
+def begin(out: Path, init: Any, images: Any = None, **train_settings: Any) -> Model:
+    settings = TrainConfig(**{**SETTINGS, "steps": 6, **train_settings})
+    given = stripes() if images is None else images
+    return train(given, out, settings, init=init, progress=False, device="cpu")
+
+
+@pytest.fixture
+def first_weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Weights of the network, and of its average, before the first step."""
+    seen: list[dict[str, torch.Tensor]] = []
+    step = GapModule.training_step
+
+    def recorded(self: GapModule, *arguments: Any) -> Any:
+        if not seen:
+            networks = [self.network, *([self.average.module] if self.average is not None else [])]
+            seen.extend({k: v.clone() for k, v in network.state_dict().items()} for network in networks)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(GapModule, "training_step", recorded)
+    return seen
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    path = tmp_path / "elsewhere" / "original.ckpt"
+    path.parent.mkdir()
+    torch.save(lightning_checkpoint(original_gap(), HYPER), path)
+    return path
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_training_starts_from_the_original(
+    tmp_path: Path, original: Path, first_weights: list[Any], ema_decay: float | None
+) -> None:
+    before = load_model(original)
+    model = begin(tmp_path / "run", original, ema_decay=ema_decay)
+    assert len(first_weights) == (1 if ema_decay is None else 2)
+    for weights in first_weights:
+        assert_same(weights, dict(before.network.state_dict()))
+    assert model.config == before.config == NetworkConfig(**HYPER, log1p=False)
+    assert weights_sha256(model.network) != weights_sha256(before.network)
+    # of the new images, not of what the model had seen
+    assert model.trained_range_db[1] != before.trained_range_db[1] == 10
+    assert model.history.init == {
+        "name": "original.ckpt",
+        "origin": "original GAP checkpoint",
+        "trained_range_db": [-40.0, 10.0],
+        "sha256": weights_sha256(before.network),
+    }
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | {"init.ckpt"}
+    stored = RunConfig.read(tmp_path / "run" / "config.yaml")
+    assert stored.network == model.config
+    assert yaml.safe_load(stored.to_yaml()) == yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    kept = load_model(tmp_path / "run" / "init.ckpt")
+    assert_same(dict(kept.network.state_dict()), dict(before.network.state_dict()))
+    assert (kept.trained_range_db, kept.history.init) == (before.trained_range_db, model.history.init)
+
+
+def test_models_in_memory_runs_and_their_checkpoints_start_runs(tmp_path: Path, first_weights: list[Any]) -> None:
+    model = random_model(levels=3)
+    first = begin(tmp_path / "first", model)
+    assert_same(first_weights.pop(), dict(model.network.state_dict()))
+    for number, init in enumerate((str(tmp_path / "first"), tmp_path / "first" / "best.ckpt", first)):
+        second = begin(tmp_path / f"second{number}", init)
+        assert_same(first_weights.pop(), dict(first.network.state_dict()))
+        assert second.history.init["name"] == ("best.ckpt" if number == 1 else "first/best.ckpt")
+        assert second.history.init["sha256"] == weights_sha256(first.network)
+
+
+def test_volumes_start_from_3d_models(tmp_path: Path) -> None:
+    init = random_model(dim=3, levels=2, z_conv_stage=1, start_filts=2)
+    assert begin(tmp_path / "run", init, stripes("zyx"), patch_px=(4, 8, 8), steps=1).config == init.config
+
+
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_training_goes_on_from_zips_of_every_kind(
+    tmp_path: Path, kind: Any, first_weights: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gap_bioimage.exporting.archive import export
+    from gap_bioimage.validation import report
+
+    monkeypatch.setattr(report, "validate", lambda path, **_: report.Report(str(path), (), description_only=True))
+    (tmp_path / "card.yaml").write_text(CARD)
+    model = random_model(levels=3, merge_mode="concat", trained_range_db=(-30.0, 30.0))
+    options: dict[str, Any] = {"n_samples": 2, "n_steps": 2}
+    export(model, tmp_path / "model.zip", tmp_path / "card.yaml", kind, test_image=stripes(), **options)
+    trained = begin(tmp_path / "run", tmp_path / "model.zip", steps=1)
+    assert_same(first_weights[0], dict(model.network.state_dict()))
+    assert trained.config == model.config
+    assert trained.history.init["origin"] == "bioimage.io zip"
+
+
+def test_settings_of_the_network_that_contradict_are_refused(tmp_path: Path, original: Path) -> None:
+    for network, told in (
+        ({"depth": 4}, "network.depth is 4, but the model to start from, original.ckpt, has 3"),
+        ({"log1p": True}, "network.log1p is True, .* has False"),
+        ({"dim": 3}, "network.dim is 3, .* has 2"),
+    ):
+        patch = (16, 16) if "dim" not in network else (4, 16, 16)
+        config = RunConfig(network=NetworkConfig(**network), train=TrainConfig(**{**SETTINGS, "patch_px": patch}))
+        with pytest.raises(ConfigError, match=told):
+            run(tmp_path / "run", config=config, init=original)
+    with pytest.raises(ConfigError, match=r"images have 2 channels, .* original.ckpt, has 1"):
+        begin(tmp_path / "run", original, stripes("cyx"))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        begin(tmp_path / "run", tmp_path / "nothing.ckpt")
+    assert not (tmp_path / "run").exists()
+    # those that agree may be given
+    agreeing = RunConfig(network=NetworkConfig(dim=2, depth=3), train=TrainConfig(**{**SETTINGS, "steps": 1}))
+    assert run(tmp_path / "run", config=agreeing, init=original).config.levels == 3
+
+
+@pytest.mark.parametrize("position", [0, 4])
+@pytest.mark.parametrize("again", [True, False])
+def test_an_interrupted_run_goes_on_from_the_same_weights(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch, position: int, again: bool
+) -> None:
+    options: dict[str, Any] = {"steps": 8, "validate_every": 3}
+    begin(tmp_path / "whole", original, **options)
+    with interrupted_at(position), pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "run", original, **options)
+    if not again:
+        original.unlink()  # the run has its own copy
+    init = original if again else None
+    resumed = train(stripes(), tmp_path / "run", init=init, resume=True, progress=False, device="cpu")
+    monkeypatch.setattr("test_training_fit.FILES", FILES | {"init.ckpt"})
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert resumed.history.init["name"] == "original.ckpt"
+
+
+def test_a_run_is_not_resumed_from_other_weights(tmp_path: Path, original: Path) -> None:
+    begin(tmp_path / "run", original, steps=1)
+    with pytest.raises(ConfigError, match="original"):
+        run(tmp_path / "run", config=None, init=random_model(levels=3), resume=True)
+    plain = run(tmp_path / "plain", config=config_of(steps=1))
+    assert plain.history.init is None
+    with pytest.raises(ConfigError, match="no other model"):
+        run(tmp_path / "plain", config=config_of(steps=1), init=original, resume=True)
+
+
+def test_a_kill_before_the_run_is_one_leaves_nothing_to_resume_wrongly(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunConfig, "to_yaml", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(tmp_path / "run", original)
+    with pytest.raises(CheckpointError, match="no training run to resume"):
+        run(tmp_path / "run", resume=True)
+    begin(tmp_path / "run", original, steps=1)
+
+
+def test_the_hash_is_of_names_and_values_alone() -> None:
+    network = random_model().network
+    assert weights_sha256(network) == weights_sha256(random_model().network)
+    assert weights_sha256(network) != weights_sha256(random_model(seed=1).network)
+    assert weights_sha256(network) == weights_sha256(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]

@@ -16,13 +16,7 @@ from rich.console import Console
 from gap_bioimage.validation.check import Check, Picture, consumers, definition, registry
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
-from gap_bioimage.validation.reports.terminal import (
-    as_markdown,
-    as_table,
-    print_report,
-    printable,
-    render_junit,
-)
+from gap_bioimage.validation.reports.terminal import as_markdown, as_table, print_report, printable, render_junit
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 PAGE = Path(__file__).parent.parent / "docs" / "checks.md"

@@ -9,14 +9,7 @@ import pytest
 import zips
 
 from gap_bioimage.validation.check import Check
-from gap_bioimage.validation.verdicts import (
-    Completeness,
-    completeness_of,
-    how_to_run,
-    programs,
-    score_of,
-    verdicts_of,
-)
+from gap_bioimage.validation.verdicts import Completeness, completeness_of, how_to_run, programs, score_of, verdicts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

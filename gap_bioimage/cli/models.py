@@ -16,6 +16,8 @@ from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selec
 _DEMO = "Where to write; must not hold an earlier demo."
 _DIM = "Dimensions of the network, where the images shall not tell."
 _COUNTING = "The camera of the images, from calibrate, if they are no counts."
+_PURPOSE = "denoise, sample or generate: decides the range of brightness."
+_REPEATS = "t where frames repeat a still scene: others of them become the target."
 _INIT = "Start from the weights of this run, checkpoint (ours, the original's) or zip."
 _KIND = (
     "denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a postprocessing file, for "
@@ -42,6 +44,7 @@ class Settings:
     config: Annotated[Path | None, Option(help="Settings (yaml).")] = None
     set_: Annotated[list[str] | None, Option("--set", help="A setting, such as train.steps=500.")] = None
     seed: Annotated[int | None, Option(min=0, help="The same as --set train.seed.")] = None
+    purpose: Annotated[str | None, Option("--for", help=_PURPOSE)] = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Movies:
     sum_frames: options.SumFrames = None
     time_as_z: options.TimeAsZ = False
     separate_channels: options.SeparateChannels = False
+    repeats: Annotated[str | None, Option(help=_REPEATS)] = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def train(
     from gap_bioimage.io.image import time_as_z
 
     resumed = start.resume and how.config is None and (out / "config.yaml").exists()
-    shorthands = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
+    shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
+    shorthands |= {"train.purpose": how.purpose, "train.repeats": movies.repeats}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(out / "config.yaml" if resumed else how.config, overrides + (how.set_ or []))
     counting = movies.camera is None and settings.camera is None and settings.thinning.ceiling is None

@@ -131,7 +131,7 @@ def example_values(
 
 
 def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str | Path) -> np.ndarray:
-    from gap_bioimage.training.stacks import as_stacks, values_of
+    from gap_bioimage.training.patches import as_stacks
 
     is_counts = intake.detector is None and intake.ceiling is None
     image = read_photons(test_image, check=is_counts) if isinstance(test_image, (str, Path)) else test_image
@@ -140,7 +140,7 @@ def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str 
         raise ExportError(
             f"the test image has {stacks[0].shape[0]} channels, the model expects {model.config.channels}"
         )
-    return np.asarray(values_of(max(stacks, key=lambda stack: float(stack.mean()))))
+    return np.asarray(max((stack.values for stack in stacks), key=lambda values: float(values.mean())))
 
 
 def mirrored(image: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -214,7 +214,8 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
 
 def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.DataArray]:
     """Return one image or several, each as :func:`as_image` takes it."""
-    single = isinstance(images, (xr.DataArray, np.ndarray, str, bytes)) or not hasattr(images, "__iter__")
+    # arrays of other libraries, such as torch's tensors, have dimensions too
+    single = hasattr(images, "ndim") or isinstance(images, (str, bytes)) or not hasattr(images, "__iter__")
     return [as_image(image, dims, what="an image") for image in ([images] if single else images)]
 
 

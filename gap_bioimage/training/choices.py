@@ -1,34 +1,35 @@
-"""What training chooses by itself, from the images and the machine, where nothing was set."""
-
-from __future__ import annotations
+"""What training chooses by itself, from the images, the machine and the purpose, where nothing was set."""
 
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-import torch
+import xarray as xr
+from pydantic import BaseModel
 
+from gap_bioimage.config import RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.network import UNet
-from gap_bioimage.training.patches import brightest_db
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import xarray as xr
-    from pydantic import BaseModel
-
-    from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
-    from gap_bioimage.training.stacks import Split
+from gap_bioimage.training.patches import Split, WindowDrawer, brightest_db
 
 log = logging.getLogger(__name__)
 
 _PLANES_OF_A_VOLUME = 8  # with fewer a network sees the planes one by one
-_CPU_MINUTES = 8.0
+_CPU_MINUTES, _CPU_MINUTES_AT_MOST = 8.0, 13.0
 _CPU_STEPS = (400, 4000)
 _ACCELERATOR_STEPS = 10_000
-_RANGE_DB, _DARKEST_DB = 40.0, -40.0
+_DARKEST_DB = -40.0
+# For each purpose the darkest input, dB below the brightest window, and why. Twice as many steps near the data's own
+# brightness are worth about 1 dB there; samples begin there, too, and climb.
+_RANGES_DB: dict[str | None, tuple[float, str]] = {
+    None: (40.0, "for all purposes; train.purpose=denoise learns more in as many steps"),
+    "denoise": (20.0, "images of a hundredth of the photons are denoised too"),
+    "sample": (20.0, "samples climb from the image's brightness up, to 10 dB beyond the brightest window"),
+    "generate": (math.inf, "generation begins without any photons"),
+}
+_SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
 _SIZES: dict[tuple[int, bool], tuple[dict[str, Any], dict[str, Any]]] = {
     # dimensions, accelerator: network, training
@@ -55,49 +56,37 @@ def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
 def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
     """Choose the network's size, windows, batch, range and number of steps, where they were not set.
 
-    Parameters
-    ----------
-    config
-        With the dimensions and channels that hold.
-    split
-        The images.
-    accelerator
-        Whether training runs on something faster than a CPU.
-
-    Raises
-    ------
-    ConfigError
-        If ``thinning.min_db`` is above the brightest window.
+    Dimensions and channels hold already; ``accelerator`` means something faster than a CPU.
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     network, train = _SIZES[config.network.dim, accelerator]
     deepest = max(1, int(math.log2(max(smallest, 8) / 4)))
-    chosen = _unset(config.network, {**network, "depth": min(network["depth"], deepest)})
-    config = _update(config, "network", chosen)
-    sizes = {**_unset(config.train, train)}
+    network = _unset(config.network, {**network, "depth": min(network["depth"], deepest)})
+    sizes = _unset(config.train, train)
     if config.train.patch_px is None:
         sizes["patch_px"] = train["patch_px"]
-    config = _update(config, "train", sizes)
-    config = _choose_range(config, split)
-    chosen = {**{f"network.{k}": v for k, v in chosen.items()}, **{f"train.{k}": v for k, v in sizes.items()}}
+    config = _update(_update(config, "network", network), "train", sizes)
+    chosen = {**{f"network.{k}": v for k, v in network.items()}, **{f"train.{k}": v for k, v in sizes.items()}}
     if chosen:
-        machine = "an accelerator" if accelerator else "a CPU"
-        log.info("%s: for %s", ", ".join(f"{k}={_plain(v)}" for k, v in chosen.items()), machine)
-    return _choose_steps(config, accelerator)
+        words = ", ".join(f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in chosen.items())
+        log.info("%s: for %s", words, "an accelerator" if accelerator else "a CPU")
+    config = _choose_range(config, split)
+    return _choose_steps(config, split, accelerator)
 
 
 def _choose_range(config: RunConfig, split: Split) -> RunConfig:
-    thinning, chosen = config.thinning, {}
-    if thinning.max_db is None:
-        chosen["max_db"] = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
-    brightest = chosen.get("max_db", thinning.max_db)
-    assert brightest is not None  # noqa: S101
+    thinning, purpose, chosen = config.thinning, config.train.purpose, {}
+    brightest = thinning.max_db
+    if brightest is None:
+        brightest = chosen["max_db"] = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
+    if purpose == "sample" and "max_fraction" not in thinning.model_fields_set:
+        chosen["max_fraction"] = _SAMPLE_FRACTION
+        log.info("thinning.max_fraction=%g: samples begin with all photons of an image", _SAMPLE_FRACTION)
     if "min_db" not in thinning.model_fields_set:
-        chosen["min_db"] = round(min(max(_DARKEST_DB, brightest - _RANGE_DB), brightest - 10), 2)
-        log.info(
-            "thinning.min_db=%g: %g dB below the brightest window; set -40 to generate from nothing",
-            *(chosen["min_db"], brightest - chosen["min_db"]),
-        )
+        below, why = _RANGES_DB[purpose]
+        chosen["min_db"] = round(min(max(_DARKEST_DB, brightest - below), brightest - 10), 2)
+        told = "thinning.min_db=%g: %g dB below the brightest window; %s"
+        log.info(told, chosen["min_db"], brightest - chosen["min_db"], why)
     elif brightest <= thinning.min_db:
         raise ConfigError(
             f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "
@@ -106,13 +95,14 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
     return _update(config, "thinning", chosen)
 
 
-def _choose_steps(config: RunConfig, accelerator: bool) -> RunConfig:
+def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
     if "steps" in config.train.model_fields_set:
         return config
     steps, why = _ACCELERATOR_STEPS, "on an accelerator"
     if not accelerator:
-        seconds = _seconds_per_step(config)
+        seconds = _seconds_per_step(config, split)
         steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
+        steps = max(20, min(steps, int(_CPU_MINUTES_AT_MOST * 60 / seconds)))
         why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
     every = max(20, steps // _VALIDATIONS)
     chosen = {"steps": steps, **_unset(config.train, {"validate_every": every, "patience": _PATIENCE})}
@@ -123,14 +113,14 @@ def _choose_steps(config: RunConfig, accelerator: bool) -> RunConfig:
     return _update(config, "train", chosen)
 
 
-def _seconds_per_step(config: RunConfig) -> float:
-    """Time a step on this machine, the first one not counted."""
+def _seconds_per_step(config: RunConfig, split: Split) -> float:
+    """Time a step on this machine, with the drawing of its windows, the first one not counted."""
     network = UNet(**config.network.model_dump())
-    photons = torch.ones(config.train.batch_size, config.network.channels, *config.window_px)
+    drawer = WindowDrawer(split.training, config.window_px, config.thinning, config.train.min_photons)
     times = []
-    for _ in range(3):
+    for number in range(3):
         start = time.monotonic()
-        network(photons).sum().backward()
+        network(drawer.batch([number], config.train.batch_size).photons).sum().backward()
         times.append(time.monotonic() - start)
     return max(min(times[1:]), 1e-4)
 
@@ -141,9 +131,4 @@ def _unset(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
 
 def _update(config: RunConfig, section: str, values: dict[str, Any]) -> RunConfig:
     """Return settings with other values in a section; these count as set from now on."""
-    part: NetworkConfig | TrainConfig = getattr(config, section)
-    return config.model_copy(update={section: part.model_copy(update=values)})
-
-
-def _plain(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

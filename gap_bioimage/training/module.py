@@ -1,33 +1,21 @@
 """The Lightning module that minimises the photon loss."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gap_bioimage.config import RunConfig
 from gap_bioimage.network import UNet
 from gap_bioimage.training.loss import photon_loss, total_loss
-
-if TYPE_CHECKING:
-    from gap_bioimage.config import RunConfig
-    from gap_bioimage.training.patches import Pairs
+from gap_bioimage.training.patches import Pairs
 
 
 class GapModule(pl.LightningModule):
-    """A GAP U-Net in training.
-
-    Parameters
-    ----------
-    config
-        Network and training settings.
-    trained_range_db
-        Pseudo-PSNR range of the inputs, stored with the weights.
-    """
+    """A GAP U-Net in training; the range of brightness of its inputs is stored with the weights."""
 
     def __init__(self, config: RunConfig, trained_range_db: tuple[float, float]) -> None:
         super().__init__()
@@ -79,7 +67,7 @@ class GapModule(pl.LightningModule):
     def validation_step(self, batch: Pairs, batch_index: int) -> None:
         """Collect the photon loss of held-out windows, and their number."""
         has_target = batch.target.flatten(1).sum(1) > 0
-        losses = photon_loss(self(batch.photons), batch.target, batch.weight)
+        losses = photon_loss(self(batch.photons).detach(), batch.target, batch.weight)
         self.validation.append(torch.stack([(losses * has_target).double().sum(), has_target.double().sum()]).cpu())
 
     def train_loss(self) -> float:

@@ -1,82 +1,232 @@
-"""Training pairs: random windows of the counts, turned and flipped, split into input and target.
+"""Training pairs: images as they were recorded, random windows of their counts, split into input and target.
 
 Every batch is a function of the seed and its number alone, so that a resumed run, or one with other
 worker processes, sees the same batches.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+import xarray as xr
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.camera.noise import hot_pixels
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import binomial, free_slots, pseudo_psnr_db
-from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.training.stacks import Window
+from gap_bioimage.counts import as_integers, binomial, check_axes, free_slots, pseudo_psnr_db
+from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
+from gap_bioimage.io.image import items_first
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from gap_bioimage.training.stacks import Stack
-
+_HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 _REDRAWS = 10
 _CANDIDATES = 4
+_OTHERS = 8  # exposures that make up a target: more of them cost more to read than they tell
+_SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # what is looked at to tell whether a scene stands still
+_MOVES = 0.01
+
+Counts = NDArray[np.int32]
+
+
+class Window(NamedTuple):
+    """A piece of an image, (c, [z,] y, x)."""
+
+    counts: Counts
+    usable: NDArray[np.bool_] | None = None  # pixels that are not saturated, where a camera tells
+    background: float = 0.0  # counts per pixel that are there without light
+    others: Counts | None = None  # the sum of so many other exposures of the same scene
+    n_others: int = 0
+
+    @property
+    def photons(self) -> float:
+        """All photons."""
+        return float(self.counts.sum()) - self.background * self.counts.size
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One image as it was recorded, or several exposures of one still scene."""
+
+    values: NDArray[Any]  # counts or camera values ([exposure,] c, [z,] y, x), maybe memory-mapped
+    name: str = "the image"
+    detector: Detector | None = None  # the camera of these very pixels, where the values are not counts
+    repeated: bool = False  # whether there are exposures
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes (c, [z,] y, x)."""
+        return self.values.shape[1:] if self.repeated else self.values.shape
+
+    def __getitem__(self, cut: tuple[slice, ...]) -> Self:
+        """Return a part of the image; one slice per axis."""
+        rows, columns = (*cut, *(slice(None),) * (len(self.shape) - len(cut)))[-2:]
+        detector = None if self.detector is None else self.detector.crop(rows, columns)
+        return replace(self, values=self.values[(slice(None), *cut) if self.repeated else cut], detector=detector)
+
+    def window(self, rng: np.random.Generator) -> Window:
+        """Return the counts of the whole stack, of exposures those of one and of the sum of up to eight others."""
+        if not self.repeated:
+            return self._counts(self.values, rng)
+        chosen = rng.permutation(len(self.values))[: _OTHERS + 1]
+        one, *others = (self._counts(self.values[number], rng) for number in chosen)
+        told = [window.usable for window in (one, *others) if window.usable is not None]
+        total = np.stack([window.counts for window in others]).sum(axis=0, dtype=np.int32)
+        return one._replace(usable=np.all(told, axis=0) if told else None, others=total, n_others=len(others))
+
+    def _counts(self, values: NDArray[Any], rng: np.random.Generator) -> Window:
+        """Return counts; camera values are spread within their ADU at random."""
+        values, detector = np.asarray(values), self.detector
+        if detector is not None:
+            return Window(detector.counts(values, rng), ~detector.saturated(values), float(np.mean(detector.shift())))
+        try:
+            return Window(as_integers(values).astype(np.int32))
+        except NotPhotonCountsError as error:
+            raise NotPhotonCountsError(f"{self.name}: {error}") from None
+
+
+class Split(NamedTuple):
+    """Images to train on and images to validate on, which share no pixel."""
+
+    training: list[Stack]
+    held_out: list[Stack]
+
+
+def as_stacks(
+    images: Sequence[xr.DataArray],
+    dim: int,
+    detector: Detector | None = None,
+    separate_channels: bool = False,
+    repeats: str | None = None,
+) -> list[Stack]:
+    """View images as arrays (c, [z,] y, x): frames, in 2D planes, and if asked channels become separate items.
+
+    The frames along ``repeats`` stay together, as exposures of one item.
+    """
+    if not images:
+        raise AxesError("no image was given; expected at least one")
+    stacks: list[Stack] = []
+    for image in images:
+        name = Path(str(image.attrs.get("source", "the image"))).name
+        _check_image(image, dim, name)
+        if detector is not None:
+            detector.check_size(image)
+        items = items_first(image, dim, separate_channels=separate_channels)
+        if repeats is None:
+            stacks.extend(Stack(item, name, detector) for item in items.data.reshape(-1, *items.shape[-dim - 1 :]))
+        else:
+            stacks.extend(_exposures(items, dim, repeats, name, detector))
+    channels = {stack.shape[0]: stack.name for stack in stacks}
+    if len(channels) > 1:
+        told = ", ".join(f"{count} in {name}" for count, name in sorted(channels.items()))
+        raise AxesError(f"the images have different numbers of channels ({told}), expected the same number in all")
+    return stacks
+
+
+def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: Detector | None) -> list[Stack]:
+    """Return items whose frames along an axis are exposures of one scene; warn if it moves."""
+    if items.sizes.get(axis, 1) < 2:
+        raise AxesError(f"{name} has no frames along {axis}, expected repeats of one scene; leave repeats out")
+    items = items.transpose(*(other for other in items.dims[: -dim - 1] if other != axis), axis, ...)
+    stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
+    if max(moves(stack) for stack in stacks[:: -(-len(stacks) // _SEEN_ITEMS)]) > _MOVES:
+        warnings.warn(
+            f"{name} does not stand still: neighbouring pixels change together from frame to frame, which noise does "
+            "not; what moves will be blurred: train without repeats",
+            CountsWarning,
+            stacklevel=4,
+        )
+    return stacks
+
+
+def _check_image(image: xr.DataArray, dim: int, name: str) -> None:
+    check_axes(image)
+    if dim == 3 and "z" not in image.dims:
+        as_z = " or take time as z" if "t" in image.dims else ""
+        raise AxesError(
+            f"{name} has axes {''.join(map(str, image.dims))}, expected z for a 3D network; train one with "
+            f"network.dim=2{as_z}"
+        )
+    if min(image.sizes["y"], image.sizes["x"]) < 2:
+        raise AxesError(
+            f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected an image of several rows "
+            "and columns; is it of one row because its sizes are told elsewhere?"
+        )
+
+
+def moves(stack: Stack) -> float:
+    """Return by how much neighbouring pixels change alike between exposures, 0 to 1, beyond what chance explains.
+
+    Noise is independent from pixel to pixel, whatever its size; structure that moves is not. Changes of the whole
+    image's brightness are taken out.
+    """
+    centre = [slice(max(0, (n - _SEEN_PX) // 2), (n + _SEEN_PX) // 2) for n in stack.shape[-2:]]
+    middle = (0, stack.shape[1] // 2)[: len(stack.shape) - 2]
+    half = len(stack.values) // 2
+    products, squares = [], []
+    for first in np.unique(np.linspace(0, half - 1, min(half, _SEEN_PAIRS)).astype(int)):
+        one, other = (stack.values[(n, *middle, *centre)].astype(float) for n in (first, first + half))
+        offset = 0.0 if stack.detector is None else stack.detector.camera.offset
+        one, other = one - offset, other - offset
+        change = one * other.mean() - other * one.mean()
+        products.append((change[:, 1:] * change[:, :-1]).ravel())
+        squares.append(np.square(change).mean())
+    alike, size = np.concatenate(products), float(np.mean(squares))
+    sure = 5 * math.sqrt(np.square(alike).mean() / alike.size)
+    return float(alike.mean() - sure) / size if size else 0.0
+
+
+def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
+    """Hold out ``share`` of the images, or of the longest axis of each when they are few."""
+    if len(stacks) >= _HELD_OUT_IMAGES_FROM:
+        count = max(1, round(share * len(stacks)))
+        chosen = set(np.random.default_rng(seed).choice(len(stacks), count, replace=False).tolist())
+        return Split(
+            [stack for i, stack in enumerate(stacks) if i not in chosen],
+            [stack for i, stack in enumerate(stacks) if i in chosen],
+        )
+    split = Split([], [])
+    for stack in stacks:
+        axis = int(np.argmax(stack.shape[1:])) + 1
+        size = stack.shape[axis]
+        slab = max(8, round(share * size))
+        if size < 2 * slab:
+            raise AxesError(
+                f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation; "
+                "give larger or at least 8 images"
+            )
+        others = (slice(None),) * axis
+        split.training.append(stack[(*others, slice(0, size - slab))])
+        split.held_out.append(stack[(*others, slice(size - slab, size))])
+    return split
 
 
 class Pairs(NamedTuple):
-    """A batch of training pairs.
+    """A batch of training pairs."""
 
-    Attributes
-    ----------
-    photons, target
-        Input and target counts, (b, c, [z,] y, x) float32.
-    db
-        Pseudo-PSNR of the inputs, (b,).
-    exposure
-        Expected photons of the target per expected photon of the input and unit of ``weight``, (b,).
-    weight
-        How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
-        one-bit cameras the frames that are left. None where there is no such limit.
-    """
-
-    photons: torch.Tensor
-    target: torch.Tensor
-    db: torch.Tensor
-    exposure: torch.Tensor
+    photons: torch.Tensor  # counts of the input, (b, c, [z,] y, x) float32
+    target: torch.Tensor  # those of the target
+    db: torch.Tensor  # pseudo-PSNR of the inputs, (b,)
+    exposure: torch.Tensor  # expected photons of the target per one of the input and unit of weight, (b,)
+    # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
+    # one-bit cameras the frames that are left. None where there is no such limit.
     weight: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class WindowDrawer:
-    """Draws windows and splits them into training pairs.
-
-    Parameters
-    ----------
-    stacks
-        Images ``(c, [z,] y, x)``.
-    patch_px
-        Window; clipped to the smallest image.
-    thinning
-        Range of input brightness, with ``max_db`` resolved.
-    min_photons
-        Windows with fewer photons are drawn anew, at most ten times.
-    augment
-        Turn and flip the windows.
-    """
+    """Draws windows and splits them into training pairs."""
 
     stacks: Sequence[Stack]
-    patch_px: tuple[int, ...]
-    thinning: ThinningConfig
-    min_photons: int = 0
-    augment: bool = True
+    patch_px: tuple[int, ...]  # clipped to the smallest image
+    thinning: ThinningConfig  # with max_db resolved
+    min_photons: int = 0  # windows with fewer are drawn anew, at most ten times
+    augment: bool = True  # turn and flip
 
     @property
     def window_px(self) -> tuple[int, ...]:
@@ -86,39 +236,38 @@ class WindowDrawer:
 
     def batch(self, key: Sequence[int], size: int) -> Pairs:
         """Draw a batch; the same ``key`` gives the same batch."""
-        rng = np.random.default_rng([*key])
+        rng, ceiling = np.random.default_rng([*key]), self.thinning.ceiling
         kept, rest, db, exposure, weights = [], [], [], [], []
         for window in self.windows(rng, size):
-            fraction = self._fraction(window.counts, rng)
+            fraction = self._fraction(window, rng)
             part = binomial(window.counts, fraction, rng)
             weight = self._weight(window, part, fraction, rng)
             kept.append(part)
-            rest.append(np.where(weight > 0, window.counts - part, 0))
+            rest.append(np.where(weight > 0, window.counts - part if window.others is None else window.others, 0))
             db.append(pseudo_psnr_db(part))
-            ceiling = self.thinning.ceiling
-            exposure.append((1 - fraction) / fraction if ceiling is None else 1 / (ceiling * fraction))
+            exposure.append(1 / (ceiling * fraction) if ceiling else (window.n_others or 1 - fraction) / fraction)
             weights.append(weight)
-        limited = self.thinning.ceiling is not None or any((weight == 0).any() for weight in weights)
-        return Pairs(
-            _tensor(kept),
-            _tensor(rest),
-            torch.tensor(db, dtype=torch.float32),
-            torch.tensor(exposure, dtype=torch.float32),
-            _tensor(weights) if limited else None,
-        )
+        limited = ceiling is not None or any((weight == 0).any() for weight in weights)
+        numbers = torch.tensor([db, exposure], dtype=torch.float32)
+        return Pairs(_tensor(kept), _tensor(rest), numbers[0], numbers[1], _tensor(weights) if limited else None)
 
     def windows(self, rng: np.random.Generator, size: int) -> list[Window]:
-        """Draw windows ``(c, [z,] y, x)``, brighter ones more often: of four one, with chances as their photons.
+        """Draw windows (c, [z,] y, x), brighter ones more often: of four one, with chances as their photons.
 
         The loss is an average over windows per photon; so it is, over many windows, that of whole images.
         """
-        chances, windows = self._chances(), []
+        windows, chances = [], self._chances()
         for _ in range(size):
             candidates = [self._bright_enough(rng, chances) for _ in range(_CANDIDATES)]
             photons = np.array([max(window.photons, 1e-9) for window in candidates])
             chosen = candidates[int(rng.choice(_CANDIDATES, p=photons / photons.sum()))]
             windows.append(augmented(chosen, rng) if self.augment else chosen)
         return windows
+
+    def rejected_share(self, seed: int, trials: int = 200) -> float:
+        """Estimate the share of windows that hold fewer photons than asked."""
+        rng, chances = np.random.default_rng([seed, trials]), self._chances()
+        return float(np.mean([self._window(rng, chances).photons < self.min_photons for _ in range(trials)]))
 
     def _bright_enough(self, rng: np.random.Generator, chances: NDArray[np.float64]) -> Window:
         """Draw a window with enough photons, where ten tries find one."""
@@ -128,13 +277,6 @@ class WindowDrawer:
                 break
             best = max(best, self._window(rng, chances), key=lambda window: window.photons)
         return best
-
-    def rejected_share(self, seed: int, trials: int = 200) -> float:
-        """Estimate the share of windows that hold fewer photons than asked."""
-        rng = np.random.default_rng([seed, trials])
-        chances = self._chances()
-        few = [self._window(rng, chances).photons < self.min_photons for _ in range(trials)]
-        return float(np.mean(few))
 
     def _chances(self) -> NDArray[np.float64]:
         """Chances of the images: every pixel counts the same."""
@@ -148,24 +290,23 @@ class WindowDrawer:
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
         return stack[(slice(None), *where)].window(rng)
 
-    def _weight(
-        self, window: Window, part: NDArray[np.int32], fraction: float, rng: np.random.Generator
-    ) -> NDArray[np.int32]:
+    def _weight(self, window: Window, part: Counts, fraction: float, rng: np.random.Generator) -> Counts:
         """Return the photons that the target could have held, per pixel."""
-        ceiling = self.thinning.ceiling
-        weight = np.ones(part.shape, np.int32)
-        if ceiling is not None:
+        weight, ceiling = np.ones(part.shape, np.int32), self.thinning.ceiling
+        if ceiling is not None and window.others is not None:
+            weight *= ceiling * window.n_others
+        elif ceiling is not None:
             weight = free_slots(window.counts, part, fraction, ceiling, rng)
         if window.usable is not None:
             weight = np.where(window.usable, weight, 0)
         # no network can expect what hot pixels hold, and they would be all that the loss sees
         return np.where(hot_pixels(window.counts), 0, weight)
 
-    def _fraction(self, window: NDArray[np.int32], rng: np.random.Generator) -> float:
-        assert self.thinning.max_db is not None  # noqa: S101  (resolved by the caller)
+    def _fraction(self, window: Window, rng: np.random.Generator) -> float:
+        assert self.thinning.max_db is not None  # noqa: S101
         photons = 10 ** (rng.uniform(self.thinning.min_db, self.thinning.max_db) / 10)
-        mean = float(window.mean())
-        return min(photons / mean, self.thinning.max_fraction) if mean > 0 else self.thinning.max_fraction
+        mean, largest = float(window.counts.mean()), 1.0 if window.n_others else self.thinning.max_fraction
+        return min(photons / mean, largest) if mean > 0 else largest
 
 
 class PairBatches(Dataset[Pairs]):
@@ -188,18 +329,12 @@ def augmented(window: Window, rng: np.random.Generator) -> Window:
         image = image.swapaxes(-1, -2) if turn and image.shape[-1] == image.shape[-2] else image
         return image[:, ::-1] if flip_z and image.ndim == 4 else image
 
-    usable = None if window.usable is None else moved(window.usable)
-    return Window(moved(window.counts), usable, window.background)
+    usable, others = (None if image is None else moved(image) for image in (window.usable, window.others))
+    return window._replace(counts=moved(window.counts), usable=usable, others=others)
 
 
 def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int) -> float:
-    """Return the pseudo-PSNR of the brightest of 200 random windows.
-
-    Raises
-    ------
-    NotPhotonCountsError
-        If all of them are empty.
-    """
+    """Return the pseudo-PSNR of the brightest of 200 random windows."""
     drawer = WindowDrawer(stacks, patch_px, ThinningConfig(), augment=False)
     best = max(pseudo_psnr_db(window.counts) for window in drawer.windows(np.random.default_rng([seed, 1]), 200))
     if math.isinf(best):
@@ -207,5 +342,5 @@ def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int) 
     return best
 
 
-def _tensor(parts: list[NDArray[np.int32]]) -> torch.Tensor:
+def _tensor(parts: list[Counts]) -> torch.Tensor:
     return torch.from_numpy(np.stack(parts).astype(np.float32))

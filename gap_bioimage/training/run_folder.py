@@ -1,74 +1,141 @@
-"""A training run's folder, without its checkpoints.
+"""A training run's folder, and what makes it resume exactly.
 
-``RUN/`` holds config.yaml, best.ckpt, last.ckpt, metrics.csv, loss.png, preview.png, and two pieces of
-the counts for export: example.npy for test tensors and cover, held_out.npy for measured numbers.
+``RUN/`` holds config.yaml, best.ckpt, last.ckpt, metrics.csv, loss.png, preview.png, camera.yaml where there is one,
+init.ckpt where it started from another model, and two pieces of the counts for export: example.npy for test tensors
+and cover, held_out.npy for measured numbers.
 """
 
-from __future__ import annotations
-
 import csv
+import hashlib
+import math
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
-from gap_bioimage.config import RunConfig
+from gap_bioimage.camera.camera import Detector, write_camera
+from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
 from gap_bioimage.files import replacing
 from gap_bioimage.foreign import read_weights
-from gap_bioimage.model import CHECKPOINT_KEY
+from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
+from gap_bioimage.network import UNet
+from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.patches import Split, Stack
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from gap_bioimage.model import Model
-    from gap_bioimage.training.stacks import Split, Stack
-    from gap_bioimage.training.start import Start
-
+COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db")
+INIT = "init.ckpt"
 _PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
 
 
-def stored_settings(out: Path, given: RunConfig | None) -> RunConfig:
-    """Return the settings of the run in a folder, with the number of steps that is asked for now.
+@dataclass(frozen=True)
+class Start:
+    """The model that a run starts from.
 
-    Raises
-    ------
-    ConfigError
-        If other settings were given than stored, or fewer steps.
+    The run keeps a copy of its weights, so that one that was killed before its first checkpoint starts again from the
+    same, wherever the other model has gone. All checkpoints of the run hold the record.
     """
+
+    model: Model
+    record: dict[str, Any]  # name, origin and trained range of the model, and the sha256 of its weights
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Describe a model; of its path only what means something on other machines."""
+        record = {
+            "name": "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:]),
+            "origin": model.origin,
+            "trained_range_db": list(model.trained_range_db),
+            "sha256": weights_sha256(model.network),
+        }
+        return cls(model, record)
+
+    def settings(self, config: RunConfig) -> RunConfig:
+        """Return the settings of a run with the network of this model; others must not have been set."""
+        own = self.model.config
+        for name in NetworkConfig.model_fields:
+            given, stored = getattr(config.network, name), getattr(own, name)
+            if name in config.network.model_fields_set and given != stored:
+                raise ConfigError(
+                    f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
+                    f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
+                )
+        return config.model_copy(update={"network": own})
+
+    def write(self, run: Path) -> None:
+        """Keep a copy of the weights in the run folder."""
+        section = {
+            "config": {"network": self.model.config.model_dump(mode="json")},
+            "trained_range_db": list(self.model.trained_range_db),
+            "metrics": [],
+            "init": self.record,
+        }
+        weights = {f"network.{name}": value for name, value in self.model.network.state_dict().items()}
+        with replacing(run / INIT) as temporary:
+            torch.save({"state_dict": weights, CHECKPOINT_KEY: section}, temporary)
+
+    def load_into(self, module: GapModule) -> None:
+        """Give the weights to a network that is about to be trained, and to its average."""
+        for network in (module.network, *([] if module.average is None else [module.average.module])):
+            network.load_state_dict(self.model.network.state_dict())
+
+
+def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Start | None:
+    """Return the model that a run starts from, or, if it is resumed, has started from; None where that is nothing."""
+    given = None if init is None else Start.of(load_model(init) if isinstance(init, (str, Path)) else init)
+    if not resume or not (run / "config.yaml").exists():
+        return given
+    kept = load_model(run / INIT) if (run / INIT).exists() else None
+    start = None if kept is None else Start(kept, kept.history.init or Start.of(kept).record)
+    if given is not None and (start is None or given.record["sha256"] != start.record["sha256"]):
+        started = "no other model" if start is None else f"the weights of {start.record['name']}, which are others"
+        raise ConfigError(
+            f"the run in {run} was started from {started}, not from {given.record['name']}; leave out init to resume it"
+        )
+    return start
+
+
+def weights_sha256(network: UNet) -> str:
+    """Return a hash of names, shapes and values of a network's weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def stored_settings(out: Path, given: RunConfig) -> RunConfig:
+    """Return the settings of the run in a folder; only a larger number of steps may be asked for now."""
     stored = RunConfig.read(out / "config.yaml")
-    asked = {} if given is None else given.model_dump(exclude_unset=True)
     own = stored.model_dump()
-    for section, values in asked.items():
-        same = values if not isinstance(values, dict) or own[section] is None else {**own[section], **values}
-        own[section] = same
+    for section, values in given.model_dump(exclude_unset=True).items():
+        own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
     merged = RunConfig.from_dict(own)
-    steps = {"train": stored.train.model_copy(update={"steps": merged.train.steps})}
-    if stored.model_copy(update=steps).model_dump() != merged.model_dump():
+    steps, before = merged.train.steps, stored.train.steps
+    as_before = merged.model_copy(update={"train": merged.train.model_copy(update={"steps": before})})
+    if as_before.model_dump() != stored.model_dump():
         raise ConfigError(
             f"the run in {out} was started with other settings than given now; leave them out to resume it "
             "(only train.steps may change)"
         )
-    if merged.train.steps < stored.train.steps:
+    if steps < before:
         raise ConfigError(
-            f"the run in {out} was started for {stored.train.steps} steps, now {merged.train.steps} are asked for; "
-            "train.steps of a resumed run may only grow"
+            f"the run in {out} was started for {before} steps, now {steps} are asked for; only more are possible"
         )
     return merged
 
 
-def open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) -> Path | None:
-    """Make the run folder, or take up the run that it holds; return the checkpoint to go on from.
-
-    Raises
-    ------
-    OutputError
-        If the folder holds a run that is not to be resumed, or cannot be made.
-    CheckpointError
-        If there is no run to resume in a folder that is not empty, or its last checkpoint is damaged.
-    """
+# Lightning starts the processes of the other devices with the same command: only the first one writes
+@rank_zero_only
+def open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) -> None:
+    """Make the run folder, or take up the run that it holds."""
     stored = out / "config.yaml"
     if stored.exists() and not resume:
         raise OutputError(f"{out} already holds a training run; give resume=True to continue it, or another folder")
@@ -85,17 +152,10 @@ def open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) ->
         leftover.unlink(missing_ok=True)
     with replacing(stored) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
-    return checkpoint_in(out, resume)
 
 
 def checkpoint_in(out: Path, resume: bool) -> Path | None:
-    """Return the checkpoint that a resumed run goes on from, None where there is none.
-
-    Raises
-    ------
-    CheckpointError
-        If it is cut off, or not one of this program.
-    """
+    """Return the checkpoint that a resumed run goes on from, None where there is none."""
     last = out / "last.ckpt"
     if not resume or not last.exists():
         return None
@@ -109,16 +169,20 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
     return last
 
 
-def write_examples(out: Path, stacks: Sequence[Stack], split: Split, dim: int) -> None:
-    """Keep handy pieces of the brightest image, and of the brightest held-out one, for previews and export."""
+@rank_zero_only
+def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: Detector | None) -> None:
+    """Keep the camera, and handy pieces of the brightest image and of the brightest held-out one."""
+    if detector is not None:
+        write_camera(out / CAMERA_FILE, detector)
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        stack = max(candidates, key=lambda s: s.mean())
-        starts = [(n - min(n, size)) // 2 for n, size in zip(stack.shape[1:], _PIECE_PX[dim], strict=True)]
-        cut = tuple(slice(s, s + size) for s, size in zip(starts, _PIECE_PX[dim], strict=True))
+        stack = max(candidates, key=lambda s: float(s.values.mean()))
+        sizes = zip(stack.shape[1:], _PIECE_PX[len(stack.shape) - 1], strict=True)
+        cut = tuple(slice((n - min(n, size)) // 2, (n - min(n, size)) // 2 + size) for n, size in sizes)
         with replacing(out / name) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.ascontiguousarray(stack.values[(slice(None), *cut)]))
+            piece = stack[(slice(None), *cut)].values
+            np.save(file, np.ascontiguousarray(piece[0] if stack.repeated else piece))
 
 
 def fingerprint(split: Split) -> str:
@@ -132,29 +196,119 @@ def fingerprint(split: Split) -> str:
     return f"{crc:08x}"
 
 
-def draw_loss(run: Path) -> None:
-    """Draw ``loss.png`` from ``metrics.csv``: losses against steps."""
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are either the old file or the new one, never half of it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the target and rename."""
+        with replacing(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class RunFolder(pl.Callback):
+    """Writes best.ckpt, last.ckpt and metrics.csv after every validation, and ends runs that get no better.
+
+    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is the same as
+    if it had never stopped. ``init`` is the record of the model that the run started from.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
+        self.folder, self.fingerprint, self.init = folder, fingerprint, init
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+        """Do not go on with a run that had ended early."""
+        self._end_early(trainer, pl_module.config.train.patience)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+        """Add a row of metrics and save."""
+        row = {
+            "step": trainer.global_step,
+            "train_loss": pl_module.train_loss(),
+            "validation_loss": pl_module.validation_loss(),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "mean_input_db": pl_module.mean_input_db(),
+        }
+        earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
+        self.rows.append(row)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(row, step=trainer.global_step)
+        if not earlier or row["validation_loss"] <= min(earlier):
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        # last, so that a kill between the two repeats this stretch and makes the same best again
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        if trainer.is_global_zero:
+            self._write_metrics()
+        self._end_early(trainer, pl_module.config.train.patience)
+
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what ``load_model`` and a resumed run need."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "config": pl_module.config.model_dump(mode="json"),
+            "trained_range_db": list(pl_module.trained_range_db),
+            "images": self.fingerprint,
+            "metrics": self.rows,
+            **({} if self.init is None else {"init": self.init}),
+        }
+
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the metrics up again, if the images are the same, and count what is left to do."""
+        stored = checkpoint[CHECKPOINT_KEY]
+        if stored["images"] != self.fingerprint:
+            raise CheckpointError(
+                f"the run in {self.folder} was trained on other images than given now; resume with the same images"
+            )
+        self.rows = list(stored["metrics"])
+        # with more steps than at first, the last stretch may have been shorter than the others
+        train, done = pl_module.config.train, checkpoint["global_step"]
+        left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
+        trainer.fit_loop.max_epochs = len(self.rows) + left
+        if trainer.is_global_zero:
+            self._write_metrics()  # a kill may have come between the checkpoint and this file
+
+    def _end_early(self, trainer: pl.Trainer, patience: int | None) -> None:
+        losses = [row["validation_loss"] for row in self.rows]
+        known = [loss for loss in losses if not math.isnan(loss)]
+        if patience is not None and known:
+            trainer.should_stop = len(losses) - 1 - losses.index(min(known)) >= patience
+
+    def _write_metrics(self) -> None:
+        metrics = self.folder / "metrics.csv"
+        with replacing(metrics) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def drawn(run: Path) -> Model:
+    """Return the model of a finished run, with pictures of it in the folder."""
+    model = load_model(run)
+    _draw(run, model)
+    return model
+
+
+@rank_zero_only
+def _draw(run: Path, model: Model) -> None:
+    """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
     from matplotlib.figure import Figure
 
-    from gap_bioimage.pictures import save_figure
+    from gap_bioimage.pictures import draw_row, save_figure
 
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    steps = [float(row["step"]) for row in rows]
     figure = Figure((6, 4), layout="constrained")
     axes = figure.add_subplot()
     for column, label in (("train_loss", "training"), ("validation_loss", "held out")):
-        axes.plot(steps, [float(row[column]) for row in rows], marker=".", label=label)
+        axes.plot([float(row["step"]) for row in rows], [float(row[column]) for row in rows], marker=".", label=label)
     axes.set(xlabel="step", ylabel="photon loss (nats per photon)")
     axes.legend()
     save_figure(figure, run / "loss.png")
 
-
-def draw_preview(run: Path, model: Model, values: np.ndarray) -> None:
-    """Draw ``preview.png``: a held-out image (c, [z,] y, x), counts or camera values, beside the denoised one."""
-    from gap_bioimage.pictures import draw_row
-
-    detector = None if model.camera is None else model.camera.scalar
+    values, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
     counts = values if detector is None else detector.counts(values)
     photons = torch.from_numpy(counts.astype(np.float32))[None]
     rate = model.network.rate(photons, model.network(photons), [])[0].numpy()
