@@ -144,7 +144,7 @@ def main() -> None:
         f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`); reports "
         "that are neither passed nor failed are left out. Own failures of a model are those whose report names no "
         "cause in the test machine; how they are told apart stands in the script. A verdict that is unknown, since "
-        "only the files or a run can tell, counts neither as right nor as wrong; how many there are is said.",
+        "only the files or a run can tell, counts neither as right nor as wrong; how many there are is said."
     ]
     for tool, cases in judge(models).items():
         found = figures(cases)

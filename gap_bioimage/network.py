@@ -570,12 +570,7 @@ class PhotonDenoiser(nn.Module):
     """
 
     def __init__(  # type: ignore[no-untyped-def]
-        self,
-        box_px: List[int],
-        rounded: bool = False,
-        background: float = 0.0,
-        ceiling: int = 0,
-        **network,
+        self, box_px: List[int], rounded: bool = False, background: float = 0.0, ceiling: int = 0, **network
     ) -> None:
         super().__init__()
         self.network = UNet(**network)

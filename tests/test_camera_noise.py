@@ -202,11 +202,7 @@ def test_correlation_of_real_images(shared_data: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    log_mean=st.floats(-2, 3),
-    cells=st.booleans(),
-    shape=st.sampled_from([(64, 64), (3, 3), (2, 40, 30), (1, 9)]),
-)
+@given(log_mean=st.floats(-2, 3), cells=st.booleans(), shape=st.sampled_from([(64, 64), (3, 3), (2, 40, 30), (1, 9)]))
 def test_counts_have_no_hot_pixels(log_mean: float, cells: bool, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     counts = rng.poisson(scene(10**log_mean, 1, 96)) if cells else rng.poisson(10**log_mean, shape)

@@ -156,10 +156,7 @@ def test_models_that_are_none_are_refused(run: Any, counts: Path, tmp_path: Path
     (tmp_path / "folder").mkdir()
     before = snapshot(tmp_path)
     for model in ("notes.txt", "model.zip", "folder", "missing.ckpt"):
-        for arguments in (
-            ("denoise", tmp_path / model, counts, tmp_path / "out.tif"),
-            ("info", tmp_path / model),
-        ):
+        for arguments in (("denoise", tmp_path / model, counts, tmp_path / "out.tif"), ("info", tmp_path / model)):
             assert model in one_sentence(run(*arguments))
     assert snapshot(tmp_path) == before
 

@@ -81,11 +81,7 @@ def test_all_checks_are_listed(run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["a.zip"], ["a"]),
-        (["x/a.zip", "y/a.zip", "a_2.zip"], ["a", "a_2", "a_2_2"]),
-    ],
+    ("paths", "names"), [(["a.zip"], ["a"]), (["x/a.zip", "y/a.zip", "a_2.zip"], ["a", "a_2", "a_2_2"])]
 )
 def test_folders_for_what_is_kept_differ(paths: list[str], names: list[str], tmp_path: Path) -> None:
     made = [tmp_path / path for path in paths]

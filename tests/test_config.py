@@ -56,12 +56,7 @@ def test_defaults_round_trip_and_an_empty_file_is_the_defaults(tmp_path: Path) -
     decay=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
 )
 def test_yaml_keeps_numbers_exactly(
-    steps: int,
-    rate: float,
-    low: float,
-    span: float | None,
-    patch: tuple[int, int] | None,
-    decay: float | None,
+    steps: int, rate: float, low: float, span: float | None, patch: tuple[int, int] | None, decay: float | None
 ) -> None:
     config = RunConfig(
         thinning=ThinningConfig(min_db=low, max_db=None if span is None else low + span),

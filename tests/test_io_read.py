@@ -87,12 +87,7 @@ def test_folders_are_read_in_natural_order(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.tif").write_text("no image")
     images = read_images([tmp_path, tmp_path / "cell2.tif"])
-    assert [image.attrs["source"] for image in images] == [
-        "cell1.tif",
-        "cell2.tif",
-        "cell10.tif",
-        "cell2.tif",
-    ]
+    assert [image.attrs["source"] for image in images] == ["cell1.tif", "cell2.tif", "cell10.tif", "cell2.tif"]
     np.testing.assert_array_equal(images[2], counts("yx", seed=10))
 
 

@@ -59,10 +59,7 @@ def zip_of(path: Path, rdf: Any, weights: bytes | None = None) -> Path:
 def our_rdf() -> dict[str, Any]:
     kwargs = {**NETWORK.model_dump(), "box_px": [5, 5]}
     entry = {"source": "weights.pt", "architecture": {"source": "network.py", "kwargs": kwargs}}
-    return {
-        "weights": {"pytorch_state_dict": entry},
-        "config": {"gap_bioimage": {"trained_range_db": [-30.0, 4.5]}},
-    }
+    return {"weights": {"pytorch_state_dict": entry}, "config": {"gap_bioimage": {"trained_range_db": [-30.0, 4.5]}}}
 
 
 def our_weights() -> bytes:
@@ -80,10 +77,7 @@ def assert_network(network: UNet, expected: UNet) -> None:
 
 @pytest.mark.parametrize(
     ("dim", "hyper"),
-    [
-        (2, {"up_mode": "upsample", "merge_mode": "concat"}),
-        (3, {"up_mode": "transpose", "merge_mode": "add"}),
-    ],
+    [(2, {"up_mode": "upsample", "merge_mode": "concat"}), (3, {"up_mode": "transpose", "merge_mode": "add"})],
 )
 def test_originals_load_with_their_hyperparameters(shared_data: Path, dim: int, hyper: dict[str, Any]) -> None:
     path = shared_data / f"original_gap_{dim}d.ckpt"

@@ -96,10 +96,7 @@ def test_encoding_is_the_papers_sines_and_the_logarithm(log1p: bool) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    shape=st.lists(st.integers(1, 9), min_size=2, max_size=3),
-    data=st.data(),
-)
+@given(shape=st.lists(st.integers(1, 9), min_size=2, max_size=3), data=st.data())
 def test_padding_mirrors_at_the_end(shape: list[int], data: st.DataObject) -> None:
     step = [data.draw(st.sampled_from([1, 2, 4, 8, 16])) for _ in shape]
     x = torch.rand(1, 1, *shape)
@@ -207,11 +204,7 @@ def test_an_untrained_network_starts_uniform(dim: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    shape=st.lists(st.integers(1, 9), min_size=2, max_size=3),
-    data=st.data(),
-    seed=st.integers(0, 1000),
-)
+@given(shape=st.lists(st.integers(1, 9), min_size=2, max_size=3), data=st.data(), seed=st.integers(0, 1000))
 def test_box_mean_is_scipys_uniform_filter(shape: list[int], data: st.DataObject, seed: int) -> None:
     box = [2 * data.draw(st.integers(0, 12)) + 1 for _ in shape]
     x = np.random.default_rng(seed).gamma(1.0, 5.0, (2, 3, *shape))

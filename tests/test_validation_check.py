@@ -141,8 +141,7 @@ def test_only_what_blocks_fails(severity: Severity, status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scope", "word"),
-    [({"weights": ("onnx",)}, "onnx"), ({"dims": 3}, "3D"), ({"versions": "0.4"}, "0.4")],
+    ("scope", "word"), [({"weights": ("onnx",)}, "onnx"), ({"dims": 3}, "3D"), ({"versions": "0.4"}, "0.4")]
 )
 def test_checks_outside_their_scope_are_skipped(scope: dict[str, Any], word: str) -> None:
     found = Definition("fiji.x", "rule", BLOCKS, lambda model: "found", **scope).judge(MODEL)

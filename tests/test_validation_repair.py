@@ -132,11 +132,7 @@ def moved(rdf: Rdf) -> None:
 
 def moved_files() -> dict[str, bytes | None]:
     files = good_files()
-    plan = {
-        "torchscript.pt": "weights/torchscript.pt",
-        "weights.pt": "weights/weights.pt",
-        "tiny.py": "code/tiny.py",
-    }
+    plan = {"torchscript.pt": "weights/torchscript.pt", "weights.pt": "weights/weights.pt", "tiny.py": "code/tiny.py"}
     readme = b"# Tiny\n![cover](../cover.png) [notes](notes.txt)\n\n## Validation\nLook at it.\n"
     return {
         **dict.fromkeys([*plan, "README.md"]),
@@ -208,12 +204,7 @@ MENDED: list[tuple[str, str, Mutation, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("rule", "fix", "mutate", "options"), MENDED, ids=[f"{m[0]}-{m[1]}" for m in MENDED])
 def test_what_is_broken_is_mended(
-    rule: str,
-    fix: str,
-    mutate: Mutation,
-    options: dict[str, Any],
-    tmp_path: Path,
-    mend: Callable[..., Repaired],
+    rule: str, fix: str, mutate: Mutation, options: dict[str, Any], tmp_path: Path, mend: Callable[..., Repaired]
 ) -> None:
     repaired = mend(zips.make_zip(tmp_path, mutate, **options))
     assert status(repaired.before, rule) in ("failed", "warning")
