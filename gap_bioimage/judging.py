@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import ndimage
 
 from gap_bioimage.camera.moments import (
     FEW_PIXELS,
@@ -200,7 +200,7 @@ def one_bit(planes: Planes) -> bool:
     one = max(float(plane.max()) for plane in planes)
     if one <= 0 or not all(((plane == 0) | (plane == one)).all() for plane in planes):
         return False
-    local = (ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
+    local = (scipy.ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
     return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
 
 
@@ -209,7 +209,9 @@ def shared_noise(channels: list[Planes]) -> float:
     if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < 5:
         return 0.0
     ripple = np.outer([1.0, -4, 6, -4, 1], [1.0, -4, 6, -4, 1])
-    noise = [np.concatenate([ndimage.correlate(p, ripple)[2:-2, 2:-2].ravel() for p in planes]) for planes in channels]
+    noise = [
+        np.concatenate([scipy.ndimage.correlate(p, ripple)[2:-2, 2:-2].ravel() for p in planes]) for planes in channels
+    ]
     pairs = zip(noise[1:], noise[:-1], strict=True)
     return min(float(a @ b) / max(math.sqrt(float(a @ a) * float(b @ b)), 1e-300) for a, b in pairs)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from gap_bioimage.files import replacing
 
@@ -14,7 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; matplotlib takes half a second to import, which only those who draw wait for."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained")
 
 
 def draw_row(path: Path, images: Mapping[str, NDArray[np.generic]]) -> None:
@@ -26,8 +32,7 @@ def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> 
     """Draw rows of images ``(y, x)`` with their titles; each row has the scale of its last image."""
     height, width = next(iter(rows[0].values())).shape
     scale = 4 / max(height, width)
-    size = (len(rows[0]) * max(2.0, scale * width), len(rows) * (scale * height + 0.4))
-    figure = Figure(size, layout="constrained")
+    figure = new_figure(len(rows[0]) * max(2.0, scale * width), len(rows) * (scale * height + 0.4))
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, images in zip(grid, rows, strict=True):
         top = _top(list(images.values())[-1])
@@ -50,7 +55,7 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
     """Draw images ``(y, x)`` in photons on the scale of the second one, and their standard deviation on its own."""
     height, width = std.shape
     scale = 3 / max(height, width)
-    figure = Figure(((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25), layout="constrained")
+    figure = new_figure((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25)
     *parts, last = figure.subplots(1, len(photons) + 1)
     top = _top(list(photons.values())[1])
     shown = [_show(axes, title, image, top) for axes, (title, image) in zip(parts, photons.items(), strict=True)]
@@ -62,6 +67,8 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG by rename."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

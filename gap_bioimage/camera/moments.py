@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+import scipy
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -176,14 +176,14 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
         for start in starts:
             values = np.array(film[start : start + length], np.float64)
             if hot is not None:
-                values[:, hot[window]] = ndimage.median_filter(values, (1, 3, 3))[:, hot[window]]
+                values[:, hot[window]] = scipy.ndimage.median_filter(values, (1, 3, 3))[:, hot[window]]
             noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights)
             yield Look(int(plane), values.mean(0), noise if steadied is None else steadied(noise), values)
 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
     """Return what takes out of differences a constant, and what is like the mean image: bleaching, flicker, drift."""
-    smooth = ndimage.uniform_filter(field, 5)
+    smooth = scipy.ndimage.uniform_filter(field, 5)
     above = smooth - smooth.min()
     weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
     weights /= weights.sum()
@@ -235,9 +235,9 @@ def _block_of(look: Look, ripple: Floats | None, ceiling: float, side: int) -> F
         margin = len(ripple) // 2
         inner = (slice(margin, -margin),) * 2
         for axis in (0, 1):  # a photon enters both with the same weight
-            noise = ndimage.correlate1d(noise, ripple / np.linalg.norm(ripple), axis=axis)
-            mean = ndimage.correlate1d(mean, ripple**2 / np.sum(ripple**2), axis=axis)
-        full = ndimage.maximum_filter(full, (1, len(ripple), len(ripple)))[:, *inner]
+            noise = scipy.ndimage.correlate1d(noise, ripple / np.linalg.norm(ripple), axis=axis)
+            mean = scipy.ndimage.correlate1d(mean, ripple**2 / np.sum(ripple**2), axis=axis)
+        full = scipy.ndimage.maximum_filter(full, (1, len(ripple), len(ripple)))[:, *inner]
         mean, noise, frames = mean[inner], noise[inner], frames[:, *inner]
     squares = noise**2
     parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full.mean(0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from gap_bioimage.camera import moments as m
 from gap_bioimage.camera.moments import BLOCK_PX, Flags, Floats, Look, Moments, Values, block_means
@@ -208,7 +208,7 @@ def _along(axis: int, looks: list[Look], order: int) -> tuple[float, float, int]
     margin, parts = order // 2, []
     for look in looks:
         plane, noise = (np.moveaxis(image, axis, -1) for image in (look.mean, look.noise))
-        noise = ndimage.correlate1d(noise, weights, axis=0)[margin:-margin]
+        noise = scipy.ndimage.correlate1d(noise, weights, axis=0)[margin:-margin]
         left, right = noise[:, :-1], noise[:, 1:]
         images = (plane[margin:-margin, 1:], left * right, (left**2 + right**2) / 2)
         parts.append(np.stack([block_means(image, side) for image in images]))

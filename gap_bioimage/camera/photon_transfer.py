@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from gap_bioimage.camera.moments import Flags, Floats, Moments
 from gap_bioimage.camera.shifted_poisson import ROUNDING
@@ -171,7 +171,7 @@ def _first_line(moments: Moments) -> Line:
     order = np.array_split(np.argsort(moments.mean, kind="stable"), min(24, len(moments.mean)))
     x = np.array([np.median(moments.mean[g]) for g in order])
     y = np.array([np.quantile(moments.variance[g], 0.4) for g in order])
-    gain = float(stats.theilslopes(y, x).slope) if len(np.unique(x)) > 1 else 0.0
+    gain = float(scipy.stats.theilslopes(y, x).slope) if len(np.unique(x)) > 1 else 0.0
     if gain <= 0:
         gain = max(1e-6, float(np.median(y) / max(np.median(x), 1e-6)))
     return Line(gain, float(np.median(y - gain * x)))

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+import scipy  # its parts are imported when they are used
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,11 +34,11 @@ def balanced_shift(deviation: float) -> float:
 
     def excess(shift: float) -> float:
         k = np.arange(-10, 14)
-        chances = np.diff(special.ndtr((k + 0.5 - shift) / deviation), prepend=0.0)
+        chances = np.diff(scipy.special.ndtr((k + 0.5 - shift) / deviation), prepend=0.0)
         mean = float(k @ chances)
         return float(k**2 @ chances) - mean**2 - mean
 
-    return float(optimize.brentq(excess, 0.0, guess + 0.5))
+    return float(scipy.optimize.brentq(excess, 0.0, guess + 0.5))
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,7 +66,7 @@ def camera_shift(gain: float, phase: float, noise: float, deviation: float) -> f
     if not changes.size:
         return float(tried[np.argmin(np.abs(found))])
     nearest = min(changes, key=lambda i: abs(tried[i] - guess))
-    return float(optimize.brentq(excess, tried[nearest], tried[nearest + 1]))
+    return float(scipy.optimize.brentq(excess, tried[nearest], tried[nearest + 1]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -85,7 +85,7 @@ def _adu_chances(gain: float, phase: float, noise: float, n_electrons: int) -> t
     electrons = np.arange(math.ceil(reach), math.ceil(reach) + n_electrons, dtype=np.float64)
     adu = np.arange(0, math.ceil(phase + gain * (electrons[-1] + reach)) + 1, dtype=np.float64)
     edges = (adu[:, None] + 0.5 - phase) / gain - electrons
-    below = special.ndtr(edges / noise) if noise > 1e-6 else (edges >= 0).astype(float)
+    below = scipy.special.ndtr(edges / noise) if noise > 1e-6 else (edges >= 0).astype(float)
     return adu, electrons, np.diff(below, axis=0, prepend=0.0)
 
 
@@ -107,10 +107,10 @@ def spread_of_lowest(deviation: float) -> tuple[float, ...]:
     signals = max(0.0, MODEL_FROM - deviation**2) + np.array([0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])
     highest = int(signals[-1] + shift + 8 * math.sqrt(signals[-1] + shift)) + 2
     k = np.arange(highest + 1)
-    below = special.ndtr((k[:, None] + 0.5 - k - shift) / max(deviation, 1e-6))  # P(count <= k | electrons)
-    weights = np.exp(special.xlogy(k[:, None], signals) - signals - special.gammaln(k + 1)[:, None])
+    below = scipy.special.ndtr((k[:, None] + 0.5 - k - shift) / max(deviation, 1e-6))  # P(count <= k | electrons)
+    weights = np.exp(scipy.special.xlogy(k[:, None], signals) - signals - scipy.special.gammaln(k + 1)[:, None])
     chances = np.diff(below, axis=0, prepend=0.0) @ weights  # (count, signal)
     mean = k @ chances
     missing = mean - (k**2 @ chances - mean**2)
-    fit = optimize.lsq_linear(2 * chances[1:LOWEST].T / mean[:, None], missing / mean, bounds=(0, 0.5))
+    fit = scipy.optimize.lsq_linear(2 * chances[1:LOWEST].T / mean[:, None], missing / mean, bounds=(0, 0.5))
     return tuple(float(c) if c > 1e-4 else 0.0 for c in fit.x)

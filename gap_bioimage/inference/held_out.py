@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
@@ -16,10 +15,12 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.preparation import Layout, check_whole, prepare
 from gap_bioimage.inference.sampling import Drawing, Progress
 from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from gap_bioimage.model import CameraLike, Model
@@ -77,7 +78,7 @@ class Coverage:
 
     def draw(self) -> Figure:
         """Return a figure of the rank histograms, flat where samples are calibrated."""
-        figure = Figure((3 * len(self.blocks), 2.4), layout="constrained")
+        figure = new_figure(3 * len(self.blocks), 2.4)
         for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
             axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
             axes.axhline(b.count / len(b.ranks), color="black", linewidth=1)
