@@ -241,9 +241,9 @@ def _scan_zip(path: Path, weights_format: str) -> bool:
             if len(entries) > _MAX_PICKLES or any(entry.file_size > MAX_PICKLE_BYTES for entry in entries):
                 raise _PickleError(f"holds more than {_MAX_PICKLES} pickles, or one that is too large", _FIX_CODE)
             contents = [archive.read(entry) for entry in entries]
-    except (_PickleError, OSError):
-        raise
     except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+        if isinstance(error, _PickleError) or getattr(error, "filename", None) is not None:
+            raise
         if weights_format or path.suffix.lower() in _SUFFIXES:
             raise _damaged(weights_format, str(error)) from None
         return False
