@@ -43,6 +43,7 @@ class NetworkConfig(Config):
     anchor: bool = Field(
         True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
     )
+    anchor_version: Literal[1, 2] = Field(2, description="1: smoothed by errors at each pixel; 2: and by a local fit")
     levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
     depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
@@ -59,6 +60,9 @@ class NetworkConfig(Config):
         """Settings that name an encoding, as all did before there were anchors, mean a plain U-Net."""
         if isinstance(values, dict) and "anchor" not in values and ("levels" in values or "log1p" in values):
             return {**values, "anchor": False}
+        # as whole sections, which name the levels too, were stored before there was a second version
+        if isinstance(values, dict) and {"anchor", "levels"} <= set(values) and "anchor_version" not in values:
+            return {**values, "anchor_version": 1}
         return values
 
     @model_validator(mode="after")
