@@ -115,6 +115,11 @@ class TrainConfig(Config):
         description="weight of the likelihood of the number of photons; 0 leaves the scale free. 1 for anchored "
         "networks and 0 for plain ones when not given",
     )
+    brightness_power: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="images weigh as their photons to this power; 1 for anchored networks of version 2 and 0 for "
+        "others when not given",
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="decay of an exponential moving average of the weights, used instead of the last ones",

@@ -286,8 +286,8 @@ class Anchor(nn.Module):
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
         weight = torch.softmax(-2.0 * log_error, 1)
-        smooth, wide = smoothed[:, self.base], smoothed[:, self.n_scales - 2]
-        start, own = 0.5 * smooth, torch.full_like(photons, 0.5 * self.own[self.base])
+        wide = smoothed[:, self.n_scales - 2]
+        start = 0.5 * smoothed[:, self.base]
         for scale in range(self.n_scales):
             start = start + 0.5 * weight[:, scale] * smoothed[:, scale]
         parts: List[Tensor] = []
