@@ -117,7 +117,7 @@ class TrainConfig(Config):
     )
     brightness_power: Annotated[float, Field(ge=0)] | None = Field(
         None,
-        description="images weigh as their photons to this power; 1 for anchored networks of version 2 and 0 for "
+        description="images weigh as their photons to this power; 0.7 for anchored networks of version 2 and 0 for "
         "others when not given",
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(

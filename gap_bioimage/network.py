@@ -102,17 +102,10 @@ def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
 
 
 def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
-    """Return the photons of the sample from the expected counts.
+    """Return the photons of the sample from the expected counts, less those that are there without light.
 
-    Parameters
-    ----------
-    rate
-        Expected counts per pixel.
-    background
-        Counts that are there without light (a camera's read noise), subtracted.
-    ceiling
-        Largest count of a pixel, if it is the sum of that many one-bit frames: a frame that catches any photon counts
-        one, with the chance ``q = 1 - exp(-s)``; solved for the photons s. 0 for none.
+    Where pixels are sums of ``ceiling`` one-bit frames (0: they are not), a frame that catches any photon counts one,
+    with the chance ``q = 1 - exp(-s)``; solved for the photons s.
     """
     if ceiling > 0:
         return -ceiling * torch.log1p(-torch.clamp(rate / ceiling, max=0.999))
@@ -123,17 +116,8 @@ def hot_pixels(photons: Tensor) -> Tensor:
     """Find pixels that hold more than photons can bring where the neighbours are so dark.
 
     Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
-    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels.
-
-    Parameters
-    ----------
-    photons
-        Counts (..., y, x).
-
-    Returns
-    -------
-    Tensor
-        Same shape, bool; all False where a side has fewer than three pixels.
+    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels. None is
+    where a side has fewer than three pixels.
     """
     height, width = photons.shape[-2], photons.shape[-1]
     if height < 3 or width < 3:
@@ -164,12 +148,8 @@ def without_hot_pixels(photons: Tensor) -> Tensor:
 def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
     """Filter along the last (-1), last but one (-2) or third last axis; what lies outside counts as zero.
 
-    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine.
-
-    Parameters
-    ----------
-    kernel
-        The centre and one side of a symmetric filter.
+    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine. ``kernel`` is the
+    centre and one side of a symmetric filter.
     """
     half, size = len(kernel) - 1, x.shape[axis]
     pad = [0, 0, 0, 0, 0, 0]
@@ -326,21 +306,10 @@ class Anchor(nn.Module):
         return self.smooth(x if self.dim == 2 else x.flatten(0, 1), 2 * self.n_scales, True)
 
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Return what a network needs to know.
+        """Return what a network needs to know of counts (b, c, [z,] y, x).
 
-        Parameters
-        ----------
-        photons
-            Counts (b, c, [z,] y, x).
-
-        Returns
-        -------
-        features
-            Ratios, logarithms of levels, and errors, which change slowly with brightness, (b, n c, [z,] y, x).
-        smoothed
-            The counts at each scale, (b, scale, c, [z,] y, x).
-        log_error
-            Logarithm of their squared errors, less the mean over the scales, same shape.
+        Features that change slowly with brightness, (b, n c, ...): ratios, logarithms of levels, and errors; the counts
+        at each scale, and fitted, (b, scale, c, ...); and the logarithm of the scales' squared errors, less its mean.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels: List[Tensor] = []
@@ -390,14 +359,8 @@ class Anchor(nn.Module):
         errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
         bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
         trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network, take the
-        place of the mixture, and r / 2 is at most r times the filter's own relative standard error.
-
-        Parameters
-        ----------
-        answer
-            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and the logarithm of e.
-        smoothed, log_error
-            From ``forward``.
+        place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer holds r,
+        one number per scale, and the logarithm of e, (b, (scales + 2) c, ...).
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
@@ -494,27 +457,10 @@ class UNet(nn.Module):
 
     Parameter names are those of the original code, so that its checkpoints load.
 
-    Parameters
-    ----------
-    dim
-        Spatial dimensions, 2 or 3.
-    channels
-        Image channels.
-    levels
-        Number of sines in the encoding.
-    log1p
-        Add log(1 + counts) to the encoding; the original has none.
-    depth, start_filts
-        Resolution levels, and filters of the first, doubled at each next one.
-    up_mode, merge_mode
-        "transpose" or "upsample"; "add" or "concat".
-    z_conv_stage
-        3D: number of levels that convolve and pool along z; None for all.
-    anchor
-        Correct smoothed counts (see ``Anchor``) instead of encoding the counts; ``levels`` and ``log1p`` mean nothing
-        then.
-    anchor_version
-        1, as it was first; 2 with a local fit.
+    ``levels`` sines and ``log1p`` encode counts, where ``anchor`` does not correct smoothed ones (see ``Anchor``);
+    ``depth`` resolution levels, the first with ``start_filts`` filters, doubled at each next one; ``up_mode``
+    "transpose" or "upsample", ``merge_mode`` "add" or "concat"; ``z_conv_stage`` levels convolve and pool along z in
+    3D, None for all.
     """
 
     def __init__(
@@ -573,13 +519,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_final.weight)
 
     def fitting(self, photons: Tensor) -> Tensor:
-        """Return counts in the type of the weights.
-
-        Raises
-        ------
-        ValueError
-            If they are not (b, c, [z,] y, x), with the network's channels.
-        """
+        """Return counts in the type of the weights; ValueError for other axes or channels than the network's."""
         if photons.dim() != self.dim + 2 or photons.shape[1] != self.channels:
             axes = "batch, channel, y, x" if self.dim == 2 else "batch, channel, z, y, x"
             raise ValueError(
@@ -588,18 +528,10 @@ class UNet(nn.Module):
         return photons.to(self.conv_final.weight.dtype)
 
     def forward(self, photons: Tensor) -> Tensor:
-        """Return the log-rate of the next photon.
+        """Return the log-rate of the next photon for counts (b, c, [z,] y, x), float32, of any size; same shape.
 
-        Parameters
-        ----------
-        photons
-            Counts (b, c, [z,] y, x), float32, any size.
-
-        Returns
-        -------
-        log_rate
-            Same shape; its softmax over channels and pixels is the distribution of the next photon. Of anchored
-            networks it is the logarithm of the expected counts; of plain ones that, up to one constant per image.
+        Its softmax over channels and pixels is the distribution of the next photon. Of anchored networks it is the
+        logarithm of the expected counts; of plain ones that, up to one constant per image.
         """
         if not self.anchored:
             x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
@@ -623,17 +555,10 @@ class UNet(nn.Module):
         return x
 
     def rate(self, photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Tensor:
-        """Turn the network's answer into expected counts per pixel, (b, c, [z,] y, x).
+        """Turn what ``forward`` returned for photons into expected counts per pixel, (b, c, [z,] y, x).
 
-        Parameters
-        ----------
-        photons
-            The input.
-        log_rate
-            What ``forward`` returned for it.
-        box_px
-            Plain networks: odd box in which photons are conserved; the whole image where it is empty. The scale of an
-            anchored network is its own.
+        Plain networks conserve photons in an odd box, or in the whole image where ``box_px`` is empty; the scale of
+        anchored ones is their own.
         """
         if self.anchored:
             return torch.exp(log_rate)
@@ -645,25 +570,12 @@ class UNet(nn.Module):
 class PhotonDenoiser(nn.Module):
     """Counts in, denoised photons out: what an exported model runs.
 
-    Parameters
-    ----------
-    box_px
-        Odd box, per spatial axis, in which plain networks conserve photons (see ``UNet.rate``).
-    rounded
-        Round the input to whole counts, if it was computed from camera values.
-    background, ceiling
-        See ``photons_of``.
-    network
-        Arguments of ``UNet``.
+    See ``UNet.rate`` for ``box_px``, ``whole_counts`` for ``rounded`` and ``photons_of`` for the others; ``network``
+    are the arguments of ``UNet``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
-        self,
-        box_px: List[int],
-        rounded: bool = False,
-        background: float = 0.0,
-        ceiling: int = 0,
-        **network,
+        self, box_px: List[int], rounded: bool = False, background: float = 0.0, ceiling: int = 0, **network
     ) -> None:
         super().__init__()
         self.network = UNet(**network)

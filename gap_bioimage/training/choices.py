@@ -71,8 +71,6 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     network, train = _SIZES[config.network.dim, accelerator]
-    if config.network.anchor and not accelerator:  # what they say is bounded; few steps need to be long ones
-        train = {**train, "learning_rate": 2e-3}
     deepest = max(1, int(math.log2(max(smallest, 8) / 4)))
     chosen = _unset(config.network, {**network, "depth": min(network["depth"], deepest)})
     config = _update(config, "network", chosen)

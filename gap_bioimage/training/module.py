@@ -75,7 +75,7 @@ class GapModule(pl.LightningModule):
         """
         power = self.config.train.brightness_power
         if power is None:
-            power = 1.0 if self.network.anchored and self.network.anchor.fits else 0.0
+            power = 0.7 if self.network.anchored and self.network.anchor.fits else 0.0
         if power == 0:
             return torch.ones_like(photons[:, 0].flatten(1)[:, 0])
         brightest = 10 ** (self.trained_range_db[1] / 10)
