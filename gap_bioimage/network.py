@@ -23,7 +23,7 @@ _VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1
 _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 # anchors of version 2: scales whose differences are fitted, the smoothest of them is half of what they are added to;
 # and sigma of the window of the fit in px, in the plane and along z
-_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([1, 2, 3, 5, 7, 8, 9], 8)}
+_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
 _FIT_POOL = 8
 
