@@ -204,6 +204,7 @@ class Anchor(nn.Module):
         self.pools.append(_FIT_POOL)
         self.kernels.append(_gaussian(math.sqrt(planar**2 - (_FIT_POOL**2 - 1) / 4) / _FIT_POOL))
         self.z_kernels.append(_gaussian(along_z))
+        self.few_photons = 5.0  # a filter that holds fewer would show single photons: the fit holds its gain near 0
         # what shrinks the fit: the variance of a gain, 0.2^2, and the number of voxels of a window
         self.shrinkage = 25.0 / (4.0 * math.pi * planar**2 * max(1.0, 2.0 * math.sqrt(math.pi) * along_z))
 
@@ -261,7 +262,8 @@ class Anchor(nn.Module):
         ``m + sum_k g_k d_k``: m is half the mixture by errors and half a smooth scale, d_k are differences of scales.
         The error against the unknown rate r needs only averages of d_j d_k and of ``(r - m) d_k``, over a window
         around each pixel. For Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is what
-        x itself adds to d_k; and as all is weighted with 1 / rate, the variance of the noise is 1.
+        x itself adds to d_k; and as all is weighted with 1 / rate, the variance of the noise is 1. Gains are expected
+        near 0, the nearer the fewer photons the filter of d_k holds (rate / o_k): else single photons show as specks.
 
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
@@ -282,9 +284,12 @@ class Anchor(nn.Module):
             seen = weighted[k] * (photons - start) - photons * (self.own[fine] - self.own[coarse]) / (wide + self.floor)
             gains.append(self._in_window(seen))
             rows.append([self._in_window(weighted[k] * parts[j]) for j in range(k + 1)])
+        level = self._in_window(wide + self.floor)
         # Cholesky's factor in place of the matrix, and both triangles solved, pixel by pixel
         for i in range(len(parts)):
-            rows[i][i] = 1.001 * rows[i][i] + self.shrinkage
+            own = self.own[self.fitted_scales[i]] - self.own[self.fitted_scales[i + 1]]
+            sparse = self.few_photons * own / level
+            rows[i][i] = 1.001 * rows[i][i] + self.shrinkage * (1.0 + sparse * sparse)
             for j in range(i + 1):
                 for k in range(j):
                     rows[i][j] = rows[i][j] - rows[i][k] * rows[j][k]

@@ -208,6 +208,14 @@ def test_the_fit_is_unbiased_about_its_own_noise() -> None:
     assert float(fitted.var()) < 0.05  # of 4 of the counts
 
 
+@pytest.mark.parametrize("level", [0.01, 0.04, 0.1])
+def test_single_photons_leave_no_specks(level: float) -> None:
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(level, (3, 1, 192, 192)).astype(np.float32))
+    rate = UNet(depth=1, start_filts=1, anchor=True, anchor_version=2)(counts).exp().detach().numpy()
+    above = rate - ndimage.gaussian_filter(rate, (0, 0, 2, 2))
+    assert abs(float(above[counts.numpy() > 0].mean())) < 0.08 * level
+
+
 def test_filters_average_what_is_there_at_borders() -> None:
     anchor = Anchor(3)
     for size in ((1, 1, 1), (3, 5, 7), (9, 18, 31)):
