@@ -35,6 +35,7 @@ class NetworkConfig(Config):
     anchor: bool = Field(
         True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
     )
+    anchor_version: Literal[1, 2] = Field(2, description="1: smoothed by errors at each pixel; 2: and by a local fit")
     levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
     depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
@@ -51,6 +52,9 @@ class NetworkConfig(Config):
         """Settings that name an encoding, as all did before there were anchors, mean a plain U-Net."""
         if isinstance(values, dict) and "anchor" not in values and ("levels" in values or "log1p" in values):
             return {**values, "anchor": False}
+        # as whole sections, which name the levels too, were stored before there was a second version
+        if isinstance(values, dict) and {"anchor", "levels"} <= set(values) and "anchor_version" not in values:
+            return {**values, "anchor_version": 1}
         return values
 
     @model_validator(mode="after")
@@ -102,6 +106,11 @@ class TrainConfig(Config):
         None,
         description="weight of the likelihood of the number of photons; 0 leaves the scale free. 1 for anchored "
         "networks and 0 for plain ones when not given",
+    )
+    brightness_power: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="images weigh as their photons to this power; 0.7 for anchored networks of version 2 and 0 for "
+        "others when not given",
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="decay of an exponential moving average of the weights, used instead of the last ones"

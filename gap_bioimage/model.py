@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from gap_bioimage import pretrained
 from gap_bioimage.camera.camera import Detector, read_camera
 from gap_bioimage.config import Camera, NetworkConfig
 from gap_bioimage.errors import CheckpointError
@@ -113,7 +114,7 @@ def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = No
     Parameters
     ----------
     path
-        The folder or file.
+        The folder or file; or "nuclei", a model that comes with the package.
     hyper_parameters
         For weights that are not ours: settings of ``NetworkConfig``, and ``trained_range_db``. They win over what
         stands beside or in the file, and must agree with the weights.
@@ -124,7 +125,7 @@ def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = No
         If the path holds no such model, its settings are not known or contradict its weights, or
         ``hyper_parameters`` were given for a model that describes itself.
     """
-    path = Path(path)
+    path = pretrained.find(path)
     if path.is_dir():
         for name in ("best.ckpt", "last.ckpt"):
             if (path / name).is_file():

@@ -21,6 +21,11 @@ from torch import Tensor, nn
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
 _VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
 _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
+# anchors of version 2: scales whose differences are fitted, the smoothest of them is half of what they are added to;
+# and sigma of the window of the fit in px, in the plane and along z
+_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
+_FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
+_FIT_POOL = 8
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -97,17 +102,10 @@ def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
 
 
 def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
-    """Return the photons of the sample from the expected counts.
+    """Return the photons of the sample from the expected counts, less those that are there without light.
 
-    Parameters
-    ----------
-    rate
-        Expected counts per pixel.
-    background
-        Counts that are there without light (a camera's read noise), subtracted.
-    ceiling
-        Largest count of a pixel, if it is the sum of that many one-bit frames: a frame that catches any photon counts
-        one, with the chance ``q = 1 - exp(-s)``; solved for the photons s. 0 for none.
+    Where pixels are sums of ``ceiling`` one-bit frames (0: they are not), a frame that catches any photon counts one,
+    with the chance ``q = 1 - exp(-s)``; solved for the photons s.
     """
     if ceiling > 0:
         return -ceiling * torch.log1p(-torch.clamp(rate / ceiling, max=0.999))
@@ -118,17 +116,8 @@ def hot_pixels(photons: Tensor) -> Tensor:
     """Find pixels that hold more than photons can bring where the neighbours are so dark.
 
     Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
-    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels.
-
-    Parameters
-    ----------
-    photons
-        Counts (..., y, x).
-
-    Returns
-    -------
-    Tensor
-        Same shape, bool; all False where a side has fewer than three pixels.
+    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels. None is
+    where a side has fewer than three pixels.
     """
     height, width = photons.shape[-2], photons.shape[-1]
     if height < 3 or width < 3:
@@ -159,12 +148,8 @@ def without_hot_pixels(photons: Tensor) -> Tensor:
 def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
     """Filter along the last (-1), last but one (-2) or third last axis; what lies outside counts as zero.
 
-    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine.
-
-    Parameters
-    ----------
-    kernel
-        The centre and one side of a symmetric filter.
+    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine. ``kernel`` is the
+    centre and one side of a symmetric filter.
     """
     half, size = len(kernel) - 1, x.shape[axis]
     pad = [0, 0, 0, 0, 0, 0]
@@ -177,6 +162,13 @@ def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
     return total
 
 
+def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Enlarge planes linearly, and cut them to a size."""
+    size = [factor * x.shape[-2], factor * x.shape[-1]]
+    x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
+    return x.narrow(-2, 0, height).narrow(-1, 0, width)
+
+
 class Anchor(nn.Module):
     """Counts smoothed at several scales, and how wrong each of them is at each pixel; has no parameters.
 
@@ -184,14 +176,10 @@ class Anchor(nn.Module):
     sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
-
-    Parameters
-    ----------
-    dim
-        Spatial dimensions, 2 or 3.
+    Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, version: int = 1) -> None:
         super().__init__()
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # what the squared bias is averaged with
@@ -209,7 +197,16 @@ class Anchor(nn.Module):
             self.z_kernels.append(_gaussian(along_z))
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
-        self.n_features = 2 * self.n_scales + 3  # per channel
+        self.fits = version > 1
+        self.n_features = 2 * self.n_scales + 3 + int(self.fits)  # per channel
+        self.fitted_scales, self.base = _FITTED[dim]
+        planar, along_z = _FIT_WINDOW[dim]
+        self.pools.append(_FIT_POOL)
+        self.kernels.append(_gaussian(math.sqrt(planar**2 - (_FIT_POOL**2 - 1) / 4) / _FIT_POOL))
+        self.z_kernels.append(_gaussian(along_z))
+        self.few_photons = 5.0  # a filter that holds fewer would show single photons: the fit holds its gain near 0
+        # what shrinks the fit: the variance of a gain, 0.2^2, and the number of voxels of a window
+        self.shrinkage = 25.0 / (4.0 * math.pi * planar**2 * max(1.0, 2.0 * math.sqrt(math.pi) * along_z))
 
     def reach_px(self) -> List[int]:
         """Return how far along each spatial axis the features look."""
@@ -221,6 +218,9 @@ class Anchor(nn.Module):
                 reach += half if pool == 1 else (half + 2) * pool - 1
             planar = max(planar, reach)
             along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
+        if self.fits:
+            planar += (len(self.kernels[-1]) + 1) * _FIT_POOL - 1
+            along_z += len(self.z_kernels[-1]) - 1
         # hot pixels are replaced by neighbours (1 px), which are told from hot ones by theirs (2 px)
         return [planar + 3, planar + 3] if self.dim == 2 else [along_z, planar + 3, planar + 3]
 
@@ -232,11 +232,17 @@ class Anchor(nn.Module):
         point = torch.zeros(1, 65, 1, 1)
         point[0, 32] = 1.0
         along_z = torch.stack([self.smooth(point, scale) for scale in range(self.n_scales)]).flatten(1)
+        # the weight of the photons of a pixel in its own smoothed value, by pooling's places
+        middle = planar.reshape(self.n_scales, 4, 257)[:, range(4), range(126, 130)].mean(1)
+        self.own: List[float] = (torch.square(middle) * along_z[:, 32]).tolist()
         overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
         return [[float(value) for value in row] for row in overlap]
 
-    def smooth(self, x: Tensor, number: int) -> Tensor:
-        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
+    def smooth(self, x: Tensor, number: int, pooled: bool = False) -> Tensor:
+        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders.
+
+        ``pooled`` leaves them at the size of the filter's pooling.
+        """
         pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
         height, width = x.shape[-2], x.shape[-1]
         rows, columns = torch.ones_like(x[:1, :1, :, :1]), torch.ones_like(x[:1, :1, :1, :])
@@ -248,28 +254,67 @@ class Anchor(nn.Module):
         x = blur(blur(x, kernel, -1), kernel, -2) / (blur(rows, kernel, -2) * blur(columns, kernel, -1))
         if len(z_kernel) > 1:
             x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
-        if pool > 1:
-            size = [pool * x.shape[-2], pool * x.shape[-1]]
-            x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
-            x = x.narrow(-2, 0, height).narrow(-1, 0, width)
-        return x
+        return x if pooled or pool == 1 else enlarged(x, pool, height, width)
+
+    def fitted(self, photons: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
+        """Return the counts that add differences of scales with the gains of the least squared error nearby.
+
+        ``m + sum_k g_k d_k``: m is half the mixture by errors and half a smooth scale, d_k are differences of scales.
+        The error against the unknown rate r needs only averages of d_j d_k and of ``(r - m) d_k``, over a window
+        around each pixel. For Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is what
+        x itself adds to d_k; and as all is weighted with 1 / rate, the variance of the noise is 1. Gains are expected
+        near 0, the nearer the fewer photons the filter of d_k holds (rate / o_k): else single photons show as specks.
+
+        Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
+        """
+        weight = torch.softmax(-2.0 * log_error, 1)
+        wide = smoothed[:, self.n_scales - 2]
+        start = 0.5 * smoothed[:, self.base]
+        for scale in range(self.n_scales):
+            start = start + 0.5 * weight[:, scale] * smoothed[:, scale]
+        parts: List[Tensor] = []
+        weighted: List[Tensor] = []
+        gains: List[Tensor] = []
+        rows: List[List[Tensor]] = []
+        for k in range(len(self.fitted_scales) - 1):
+            fine, coarse = self.fitted_scales[k], self.fitted_scales[k + 1]
+            part = smoothed[:, fine] - smoothed[:, coarse]
+            parts.append(part)
+            weighted.append(part / (wide + self.floor))
+            seen = weighted[k] * (photons - start) - photons * (self.own[fine] - self.own[coarse]) / (wide + self.floor)
+            gains.append(self._in_window(seen))
+            rows.append([self._in_window(weighted[k] * parts[j]) for j in range(k + 1)])
+        level = self._in_window(wide + self.floor)
+        # Cholesky's factor in place of the matrix, and both triangles solved, pixel by pixel
+        for i in range(len(parts)):
+            own = self.own[self.fitted_scales[i]] - self.own[self.fitted_scales[i + 1]]
+            sparse = self.few_photons * own / level
+            rows[i][i] = 1.001 * rows[i][i] + self.shrinkage * (1.0 + sparse * sparse)
+            for j in range(i + 1):
+                for k in range(j):
+                    rows[i][j] = rows[i][j] - rows[i][k] * rows[j][k]
+                rows[i][j] = torch.sqrt(torch.clamp(rows[i][j], min=1e-12)) if i == j else rows[i][j] / rows[j][j]
+            for k in range(i):
+                gains[i] = gains[i] - rows[i][k] * gains[k]
+            gains[i] = gains[i] / rows[i][i]
+        result = start
+        for step in range(len(parts)):
+            i = len(parts) - 1 - step
+            for k in range(i + 1, len(parts)):
+                gains[i] = gains[i] - rows[k][i] * gains[k]
+            gains[i] = gains[i] / rows[i][i]
+            gain = enlarged(torch.clamp(gains[i], -4.0, 4.0), self.pools[-1], photons.shape[-2], photons.shape[-1])
+            result = result + gain.reshape(photons.shape) * parts[i]
+        return torch.maximum(result, 0.3 * torch.minimum(start, wide))
+
+    def _in_window(self, x: Tensor) -> Tensor:
+        return self.smooth(x if self.dim == 2 else x.flatten(0, 1), 2 * self.n_scales, True)
 
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Return what a network needs to know.
+        """Return what a network needs to know of counts (b, c, [z,] y, x).
 
-        Parameters
-        ----------
-        photons
-            Counts (b, c, [z,] y, x).
-
-        Returns
-        -------
-        features
-            Ratios, logarithms of levels, and errors, which change slowly with brightness, (b, n c, [z,] y, x).
-        smoothed
-            The counts at each scale, (b, scale, c, [z,] y, x).
-        log_error
-            Logarithm of their squared errors, less the mean over the scales, same shape.
+        Features that change slowly with brightness, (b, n c, ...): ratios, logarithms of levels, and errors; the counts
+        at each scale, and fitted, (b, scale, c, ...); and the logarithm of the scales' squared errors, less its mean.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels: List[Tensor] = []
@@ -306,6 +351,10 @@ class Anchor(nn.Module):
             (torch.log(smoothed + self.floor) - log_wide.unsqueeze(1)).flatten(1, 2),
             0.5 * log_error.flatten(1, 2),
         ]
+        if self.fits:
+            fitted = self.fitted(photons, smoothed, log_error)
+            features.append(torch.log(fitted + self.floor) - log_wide)
+            smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
         return torch.cat(features, 1), smoothed, log_error
 
     def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
@@ -314,14 +363,9 @@ class Anchor(nn.Module):
         ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
         errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
         bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
-        trained brightness.
-
-        Parameters
-        ----------
-        answer
-            (b, (scales + 2) c, [z,] y, x): r, one number per scale, and the logarithm of e.
-        smoothed, log_error
-            From ``forward``.
+        trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network, take the
+        place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer holds r,
+        one number per scale, and the logarithm of e, (b, (scales + 2) c, ...).
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
@@ -329,8 +373,17 @@ class Anchor(nn.Module):
         shape.extend(smoothed.shape[2:])
         bounded = bounded.reshape(shape)
         weight = torch.softmax(bounded[:, 1:-1] - 2.0 * log_error, 1)
-        rate = torch.sum(weight * smoothed, 1) + self.floor * torch.exp(bounded[:, -1])
-        return torch.log(rate) + 0.5 * bounded[:, 0]
+        rate = torch.sum(weight * smoothed[:, : self.n_scales], 1)
+        least = self.floor * torch.exp(bounded[:, -1])
+        if not self.fits:
+            return torch.log(rate + least) + 0.5 * bounded[:, 0]
+        untrained, fitted, noise = torch.softmax(-2.0 * log_error, 1), smoothed[:, -1], torch.zeros_like(rate)
+        change = torch.sum((weight - untrained) * smoothed[:, : self.n_scales], 1)
+        for scale in range(self.n_scales):
+            noise = noise + untrained[:, scale] * math.sqrt(self.overlap[scale][scale])
+        rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
+        relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
+        return torch.log(rate) + relative_error * bounded[:, 0]
 
 
 class ConvBlock(nn.Module):
@@ -409,25 +462,10 @@ class UNet(nn.Module):
 
     Parameter names are those of the original code, so that its checkpoints load.
 
-    Parameters
-    ----------
-    dim
-        Spatial dimensions, 2 or 3.
-    channels
-        Image channels.
-    levels
-        Number of sines in the encoding.
-    log1p
-        Add log(1 + counts) to the encoding; the original has none.
-    depth, start_filts
-        Resolution levels, and filters of the first, doubled at each next one.
-    up_mode, merge_mode
-        "transpose" or "upsample"; "add" or "concat".
-    z_conv_stage
-        3D: number of levels that convolve and pool along z; None for all.
-    anchor
-        Correct smoothed counts (see ``Anchor``) instead of encoding the counts; ``levels`` and ``log1p`` mean nothing
-        then.
+    ``levels`` sines and ``log1p`` encode counts, where ``anchor`` does not correct smoothed ones (see ``Anchor``);
+    ``depth`` resolution levels, the first with ``start_filts`` filters, doubled at each next one; ``up_mode``
+    "transpose" or "upsample", ``merge_mode`` "add" or "concat"; ``z_conv_stage`` levels convolve and pool along z in
+    3D, None for all.
     """
 
     def __init__(
@@ -442,6 +480,7 @@ class UNet(nn.Module):
         merge_mode: str = "add",
         z_conv_stage: Optional[int] = None,
         anchor: bool = False,
+        anchor_version: int = 1,
     ) -> None:
         super().__init__()
         if dim not in (2, 3) or up_mode not in ("transpose", "upsample") or merge_mode not in ("add", "concat"):
@@ -454,7 +493,7 @@ class UNet(nn.Module):
         self.along_z = [stage < z_stages for stage in range(depth)]
         self.upsampled = up_mode == "upsample"
         filters = [start_filts * 2**stage for stage in range(depth)]
-        self.anchored, self.anchor = anchor, Anchor(dim)
+        self.anchored, self.anchor = anchor, Anchor(dim, anchor_version)
         features = self.anchor.n_features if anchor else levels + int(log1p)
         inputs = [channels * features, *filters[:-1]]
         self.down_convs = nn.ModuleList(
@@ -471,8 +510,8 @@ class UNet(nn.Module):
         self.conv_final = final(filters[0], channels * (self.anchor.n_scales + 2 if anchor else 1), 1)
         # inputs are extended to multiples of this, and tiles must start at multiples of it
         self.step_px: List[int] = [math.prod(factor[axis] for factor in factors) for axis in range(dim)]
-        if anchor:  # which averages 4 x 4 pixels
-            self.step_px[-2:] = [max(step, 4) for step in self.step_px[-2:]]
+        if anchor:  # which averages 4 x 4 or 8 x 8 pixels
+            self.step_px[-2:] = [max(step, 4 if anchor_version == 1 else _FIT_POOL) for step in self.step_px[-2:]]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -485,13 +524,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_final.weight)
 
     def fitting(self, photons: Tensor) -> Tensor:
-        """Return counts in the type of the weights.
-
-        Raises
-        ------
-        ValueError
-            If they are not (b, c, [z,] y, x), with the network's channels.
-        """
+        """Return counts in the type of the weights; ValueError for other axes or channels than the network's."""
         if photons.dim() != self.dim + 2 or photons.shape[1] != self.channels:
             axes = "batch, channel, y, x" if self.dim == 2 else "batch, channel, z, y, x"
             raise ValueError(
@@ -500,18 +533,10 @@ class UNet(nn.Module):
         return photons.to(self.conv_final.weight.dtype)
 
     def forward(self, photons: Tensor) -> Tensor:
-        """Return the log-rate of the next photon.
+        """Return the log-rate of the next photon for counts (b, c, [z,] y, x), float32, of any size; same shape.
 
-        Parameters
-        ----------
-        photons
-            Counts (b, c, [z,] y, x), float32, any size.
-
-        Returns
-        -------
-        log_rate
-            Same shape; its softmax over channels and pixels is the distribution of the next photon. Of anchored
-            networks it is the logarithm of the expected counts; of plain ones that, up to one constant per image.
+        Its softmax over channels and pixels is the distribution of the next photon. Of anchored networks it is the
+        logarithm of the expected counts; of plain ones that, up to one constant per image.
         """
         if not self.anchored:
             x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
@@ -535,17 +560,10 @@ class UNet(nn.Module):
         return x
 
     def rate(self, photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Tensor:
-        """Turn the network's answer into expected counts per pixel, (b, c, [z,] y, x).
+        """Turn what ``forward`` returned for photons into expected counts per pixel, (b, c, [z,] y, x).
 
-        Parameters
-        ----------
-        photons
-            The input.
-        log_rate
-            What ``forward`` returned for it.
-        box_px
-            Plain networks: odd box in which photons are conserved; the whole image where it is empty. The scale of an
-            anchored network is its own.
+        Plain networks conserve photons in an odd box, or in the whole image where ``box_px`` is empty; the scale of
+        anchored ones is their own.
         """
         if self.anchored:
             return torch.exp(log_rate)
@@ -557,16 +575,8 @@ class UNet(nn.Module):
 class PhotonDenoiser(nn.Module):
     """Counts in, denoised photons out: what an exported model runs.
 
-    Parameters
-    ----------
-    box_px
-        Odd box, per spatial axis, in which plain networks conserve photons (see ``UNet.rate``).
-    rounded
-        Round the input to whole counts, if it was computed from camera values.
-    background, ceiling
-        See ``photons_of``.
-    network
-        Arguments of ``UNet``.
+    See ``UNet.rate`` for ``box_px``, ``whole_counts`` for ``rounded`` and ``photons_of`` for the others; ``network``
+    are the arguments of ``UNet``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]

@@ -1,14 +1,17 @@
 """Build a model from its recipe folder: train, export, validate.
 
 python packaging/build.py packaging/NAME OUT
+python packaging/build.py packaging/nuclei_2d OUT --pretrained nuclei
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import zipfile
 from pathlib import Path
 
+from gap_bioimage import pretrained
 from gap_bioimage.exporting.archive import export
 from gap_bioimage.files import replacing
 from gap_bioimage.recipe import Recipe
@@ -21,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path, help="recipe folder")
     parser.add_argument("out", type=Path, help="folder for the run and the zip")
+    parser.add_argument("--pretrained", help="put the zip into the package, where it is known by this name")
     arguments = parser.parse_args()
     source, out = arguments.recipe.resolve(), arguments.out
     recipe = Recipe.read(source / "recipe.yaml")
@@ -31,6 +35,8 @@ def main() -> None:
     with zipfile.ZipFile(target) as archive, replacing(source / "cover.png") as temporary:
         temporary.write_bytes(archive.read("cover.png"))
     print(f"{target}: written")
+    if arguments.pretrained:
+        shutil.copyfile(target, Path(pretrained.__file__).with_name(f"{arguments.pretrained}.zip"))
 
 
 if __name__ == "__main__":

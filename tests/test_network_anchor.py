@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from gap_bioimage.camera.noise import hot_pixels as hot_pixels_of_cameras
@@ -19,12 +20,18 @@ KINDS: list[dict[str, Any]] = [
     {"dim": 2},
     {"dim": 2, "channels": 2, "up_mode": "upsample", "merge_mode": "concat"},
     {"dim": 3, "z_conv_stage": 1},
+    {"dim": 2, "anchor_version": 1},
+    {"dim": 3, "anchor_version": 1},
 ]
+SETTINGS: dict[str, Any] = {"depth": 2, "start_filts": 3, "anchor": True, "anchor_version": 2}
+
+
+OLD_LOG_RATES = [1.316105604171753, 1.2373114824295044, 0.8275614976882935]  # of three pixels
 
 
 def network_of(**settings: Any) -> UNet:
     torch.manual_seed(0)
-    network = UNet(**{"depth": 2, "start_filts": 3, "anchor": True, **settings})
+    network = UNet(**{**SETTINGS, **settings})
     torch.nn.init.normal_(network.conv_final.weight, std=0.2)
     return network.eval().requires_grad_(False)
 
@@ -40,10 +47,11 @@ def median_change(values: Tensor, other: Tensor) -> float:
     return abs(float(values.median() / other.median()) - 1)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("mean", [0.03, 1.0, 100.0, 1e4])
-def test_untrained_networks_are_filters_with_the_right_total(dim: int, mean: float) -> None:
-    network = UNet(dim=dim, depth=2, start_filts=2, anchor=True)
+def test_untrained_networks_are_filters_with_the_right_total(dim: int, mean: float, version: int) -> None:
+    network = UNet(dim=dim, depth=2, start_filts=2, anchor=True, anchor_version=version)
     counts = counts_of(network, 60, 70, mean=mean)
     rate = network.rate(counts, network(counts), [])
     assert float(rate.sum() / counts.sum()) == pytest.approx(1, abs=0.06)
@@ -88,7 +96,7 @@ def test_tiles_agree_with_the_whole_image(kind: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_torchscript_gives_the_same_and_survives_saving(kind: dict[str, Any]) -> None:
     network = network_of(**kind)
-    denoiser = PhotonDenoiser([3] * network.dim, depth=2, start_filts=3, anchor=True, **kind)
+    denoiser = PhotonDenoiser([3] * network.dim, **{**SETTINGS, **kind})
     denoiser.network.load_state_dict(network.state_dict())
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(denoiser.eval()), buffer)
@@ -129,7 +137,7 @@ def test_hot_pixels_are_those_that_cameras_name() -> None:
 
 def test_ten_times_above_the_trained_brightness_nothing_collapses() -> None:
     torch.manual_seed(0)
-    network = UNet(depth=2, start_filts=4, anchor=True)
+    network = UNet(depth=2, start_filts=4, anchor=True, anchor_version=2)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     rng = np.random.default_rng(0)
     truth = 1 + 0.9 * np.sin(np.arange(64) / 4)[:, None] * np.sin(np.arange(64) / 5)
@@ -150,7 +158,7 @@ def test_ten_times_above_the_trained_brightness_nothing_collapses() -> None:
 
 
 def test_generation_from_nothing_spreads_and_then_settles() -> None:
-    network = UNet(depth=2, start_filts=2, anchor=True)
+    network = UNet(depth=2, start_filts=2, anchor=True, anchor_version=2)
     empty = torch.zeros(1, 1, 48, 48)
     assert float(network(empty).std()) < 1e-3
     one = empty.clone()
@@ -172,6 +180,42 @@ def test_anchors_have_no_parameters_and_overlaps_of_their_filters() -> None:
             assert float(seen.square().sum()) == pytest.approx(anchor.overlap[scale][scale], rel=0.1)
 
 
+def blobs(level: float) -> tuple[Tensor, Tensor]:
+    """Counts of sharp and smooth spots on a dark ground, and what was expected."""
+    y, x = np.mgrid[:128, :128]
+    spots = ((20, 30, 2.0), (64, 80, 6.0), (100, 40, 12.0), (90, 100, 3.0))
+    truth = 0.1 + 8 * sum(np.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * s**2)) for a, b, s in spots)
+    counts = np.random.default_rng(3).poisson(level * truth)
+    return torch.from_numpy(counts.astype(np.float32))[None, None], torch.from_numpy(level * truth)[None, None]
+
+
+@pytest.mark.parametrize("level", [0.3, 3.0, 30.0])
+def test_the_local_fit_beats_the_best_gaussian_and_the_weights_by_errors(level: float) -> None:
+    counts, truth = blobs(level)
+    error = lambda rate: float((rate - truth).square().mean())  # noqa: E731
+    filters = [ndimage.gaussian_filter(counts[0, 0].double().numpy(), sigma) for sigma in np.geomspace(0.4, 12, 18)]
+    best = min(error(torch.from_numpy(image)[None, None]) for image in filters)
+    errors = [error(UNet(depth=1, start_filts=1, anchor=True, anchor_version=v)(counts).exp()) for v in (1, 2)]
+    assert errors[1] < 0.9 * best
+    assert errors[1] < errors[0]
+
+
+def test_the_fit_is_unbiased_about_its_own_noise() -> None:
+    anchor = Anchor(2, 2)
+    flat = torch.from_numpy(np.random.default_rng(0).poisson(4.0, (1, 1, 256, 256)).astype(np.float32))
+    fitted = anchor(flat)[1][:, -1]
+    assert float(fitted.mean()) == pytest.approx(float(flat.mean()), rel=0.005)
+    assert float(fitted.var()) < 0.05  # of 4 of the counts
+
+
+@pytest.mark.parametrize("level", [0.01, 0.04, 0.1])
+def test_single_photons_leave_no_specks(level: float) -> None:
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(level, (3, 1, 192, 192)).astype(np.float32))
+    rate = UNet(depth=1, start_filts=1, anchor=True, anchor_version=2)(counts).exp().detach().numpy()
+    above = rate - ndimage.gaussian_filter(rate, (0, 0, 2, 2))
+    assert abs(float(above[counts.numpy() > 0].mean())) < 0.08 * level
+
+
 def test_filters_average_what_is_there_at_borders() -> None:
     anchor = Anchor(3)
     for size in ((1, 1, 1), (3, 5, 7), (9, 18, 31)):
@@ -188,3 +232,14 @@ def test_settings_that_name_an_encoding_are_those_of_plain_networks() -> None:
     assert NetworkConfig(anchor=True, levels=4).anchor
     assert RunConfig.from_dict(RunConfig().model_dump()).network.anchor
     assert not UNet(depth=1, start_filts=2).anchored  # as zips made it before
+
+
+def test_runs_and_zips_of_before_keep_the_first_anchor() -> None:
+    assert NetworkConfig().anchor_version == 2
+    stored = {name: value for name, value in NetworkConfig().model_dump().items() if name != "anchor_version"}
+    assert NetworkConfig.model_validate(stored).anchor_version == 1
+    assert RunConfig.from_dict({"network": stored}).network.anchor_version == 1
+    assert RunConfig.from_dict(RunConfig().model_dump()).network.anchor_version == 2
+    counts = torch.arange(12 * 20.0).reshape(1, 1, 12, 20) % 7
+    old = UNet(depth=1, start_filts=1, anchor=True)(counts)
+    np.testing.assert_allclose(old[0, 0, 3, [0, 7, 19]].detach(), OLD_LOG_RATES, rtol=1e-6)

@@ -153,7 +153,7 @@ def test_total_and_photon_loss_are_the_poisson_likelihood_of_all_pixels() -> Non
 
 @pytest.mark.parametrize(("anchor", "total_weight", "used"), [(False, None, 0), (False, 0.5, 0.5), (True, None, 1)])
 def test_step_averages_over_images_with_targets(anchor: bool, total_weight: float | None, used: float) -> None:
-    module = module_of(anchor, total_weight=total_weight)
+    module = module_of(anchor, total_weight=total_weight, brightness_power=0)
     photons, target = scene((4, 1, 8, 8))[1], scene((4, 1, 8, 8), 1)[1]
     target[2] = 0
     loss = float(module.training_step(pairs(photons, target), 0).detach())
@@ -163,6 +163,18 @@ def test_step_averages_over_images_with_targets(anchor: bool, total_weight: floa
     assert loss == pytest.approx(alone + used * total, rel=1e-5)
     assert module.train_loss() == pytest.approx(alone, rel=1e-5)
     assert module.train_loss() == 0
+
+
+def test_bright_images_weigh_more() -> None:
+    photons, target = scene((3, 1, 8, 8))[1], scene((3, 1, 8, 8), 1)[1]
+    photons[1] *= 20
+    module = module_of(anchor=True, total_weight=0)
+    alone = np.array(brute_force(module(photons).detach(), target))
+    brightest = 10 ** (module.trained_range_db[1] / 10)
+    weights = np.minimum((photons.flatten(1).mean(1).numpy() + 0.03) / brightest, 1) ** 0.7
+    loss = float(module.training_step(pairs(photons, target), 0).detach())
+    assert loss == pytest.approx((weights * alone).mean(), rel=1e-5)
+    assert module.train_loss() == pytest.approx(alone.mean(), rel=1e-5)
 
 
 def test_steps_without_a_finite_gradient_change_nothing() -> None:

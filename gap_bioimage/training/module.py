@@ -43,15 +43,31 @@ class GapModule(pl.LightningModule):
         """Return the mean loss of a batch: of where photons land, and how many where the network's scale means that."""
         log_rate = self(batch.photons)
         has_target = batch.target.flatten(1).sum(1) > 0
-        loss = photon_loss(log_rate, batch.target, batch.weight).sum() / has_target.sum().clamp(min=1)
-        self.train_losses.append(loss.detach())
+        losses, images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
+        self.train_losses.append(losses.detach().sum() / images)
         self.input_db = batch.db
+        importance = self._importance(batch.photons)
+        loss = (importance * losses).sum() / images
         weight = self.config.train.total_weight
         if weight is None:
             weight = 1.0 if self.network.anchored else 0.0
         if weight:
-            loss = loss + weight * total_loss(log_rate, batch.target, batch.exposure, batch.weight).mean()
+            totals = total_loss(log_rate, batch.target, batch.exposure, batch.weight)
+            loss = loss + weight * (importance * totals).mean()
         return loss
+
+    def _importance(self, photons: Tensor) -> Tensor:
+        """Return the weights of images, (b,): 1 at the brightest.
+
+        The fewer photons, the more nats each is worth: unweighted, the darkest images would be all that is learned.
+        """
+        power = self.config.train.brightness_power
+        if power is None:
+            power = 0.7 if self.network.anchored and self.network.anchor.fits else 0.0
+        if power == 0:
+            return torch.ones_like(photons[:, 0].flatten(1)[:, 0])
+        brightest = 10 ** (self.trained_range_db[1] / 10)
+        return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let a step without a finite gradient change nothing."""

@@ -1,0 +1,35 @@
+"""Models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import gap_bioimage as gap
+from gap_bioimage import pretrained
+from gap_bioimage.errors import CheckpointError
+from gap_bioimage.simulation import simulate
+
+
+def test_the_model_of_nuclei_is_small_and_better_than_the_best_gaussian() -> None:
+    assert "nuclei" in pretrained.names()
+    assert pretrained.find("nuclei").stat().st_size < 1.5e6
+    model = gap.load_model("nuclei")
+    for photons in (0.5, 3.0):
+        counts, truth = simulate(2, (160, 160), photons, 7)
+        error = lambda image, truth=truth: float(np.mean((np.asarray(image) - truth.values) ** 2))  # noqa: E731
+        filters = (ndimage.gaussian_filter(counts.values.astype(float), sigma) for sigma in np.geomspace(0.4, 12, 18))
+        assert error(gap.denoise(model, counts)) < 0.9 * min(error(image) for image in filters)
+
+
+def test_files_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.find("nuclei").is_absolute()
+    assert pretrained.find("nothing") == Path("nothing")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        gap.load_model("nothing")
+    Path("nuclei").mkdir()
+    assert pretrained.find("nuclei") == Path("nuclei")
