@@ -126,7 +126,7 @@ def test_what_is_no_count_is_refused_and_the_network_not_blamed(draw: Any, bad: 
 def test_an_array_without_names_of_axes_is_refused_with_what_to_type() -> None:
     plain = counts("zyx").values
     for draw in VERBS:
-        with pytest.raises(AxesError, match="ndarray, expected an xarray.DataArray .*dims='zyx'"):
+        with pytest.raises(AxesError, match=r"ndarray, expected an xarray.DataArray .*dims='zyx'"):
             draw(random_model(), plain)
     with pytest.raises(AxesError, match="the image has axes dim_0 dim_1 dim_2, expected y and x"):
         denoise(random_model(), xr.DataArray(plain))
