@@ -161,7 +161,8 @@ def test_samples_that_contradict_the_denoised_image_are_warned_of(
     monkeypatch.setattr(files, "denoise", lambda *a, **k: 1.5 * honest(*a, **k))
     result = run(*command)
     assert result.code == 0
-    assert "warning: the mean of the samples differs from the denoised image by 3" in result.err
+    told = re.search(r"warning: the mean of the samples differs from the denoised image by (\d+) %", result.err)
+    assert told is not None and 25 <= int(told[1]) <= 40  # 1 - 1 / 1.5, and what the samples differ by themselves
 
 
 @pytest.mark.parametrize(
