@@ -42,9 +42,8 @@ class History:
     epochs: int | None = None
     steps: int | None = None
     validation_loss: float | None = None  # the lowest, nats per photon
-    init: dict[str, Any] | None = (
-        None  # name, origin, trained range and sha256 of the weights that training started from
-    )
+    # name, origin, trained range and sha256 of the weights that training started from
+    init: dict[str, Any] | None = None
     training: dict[str, Any] | None = None  # the settings of its training, section ``train``
 
 

@@ -67,6 +67,17 @@ def random_model(seed: int = 0, trained_range_db: tuple[float, float] = (-40.0, 
     return Model(network, settings, trained_range_db, source=Path("random"))
 
 
+class InPlaceOf(torch.nn.Module):
+    """Stands for a network in all but ``forward``, which subclasses define."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "network" else getattr(self.network, name)
+
+
 def broken_model(value: float = float("nan")) -> Model:
     """A model whose log-rates are not finite."""
     model = random_model()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import random_model
+from fixtures_model import InPlaceOf, random_model
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
@@ -68,15 +68,8 @@ def test_exact_samples_are_calibrated_and_others_are_not(smooth: int, items: int
         assert {blocks.verdict for blocks in other.blocks[seen_at:2]} == {verdict}
 
 
-class Exact(torch.nn.Module):
-    """The exact predictor of independent Gamma pixels, in the place of a network."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name) if name == "network" else getattr(self.network, name)
+class Exact(InPlaceOf):
+    """The exact predictor of independent Gamma pixels."""
 
     def forward(self, photons: torch.Tensor) -> torch.Tensor:
         return torch.log(photons + ALPHA)

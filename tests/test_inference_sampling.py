@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import random_model
+from fixtures_model import InPlaceOf, random_model
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import AxesError, ConfigError, TrainedRangeError
@@ -188,14 +188,7 @@ def test_a_collapsed_network_is_told_of_when_it_generates() -> None:
     for parameter in model.network.parameters():
         parameter.data.zero_()
 
-    class Blob(torch.nn.Module):
-        def __init__(self, network: Any) -> None:
-            super().__init__()
-            self.network = network
-
-        def __getattr__(self, name: str) -> Any:
-            return super().__getattr__(name) if name == "network" else getattr(self.network, name)
-
+    class Blob(InPlaceOf):
         def forward(self, photons: torch.Tensor) -> torch.Tensor:
             log_rate = torch.zeros_like(photons)
             log_rate[..., 5:8, 5:8] = 30.0

@@ -68,8 +68,8 @@ def denoise(
     camera
         The camera of the image, or its yaml; "model" for that of the training, if any; None where it holds counts.
     tile_px, halo_px
-        Tile with halo, and halo, per spatial axis; the result does not depend on them while the halo is
-        at least the receptive field, which is the default.
+        Tile with halo, and halo, per spatial axis; with the default halo the result depends on them by no more than
+        rounding.
     device
         "cpu", "cuda", ...
     on_tile

@@ -27,6 +27,7 @@ from gap_bioimage.files import replacing
 from gap_bioimage.foreign import read_weights
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.network import UNet
+from gap_bioimage.pictures import draw_row, new_figure, save_figure
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
@@ -294,13 +295,9 @@ def drawn(run: Path) -> Model:
 @rank_zero_only
 def _draw(run: Path, model: Model) -> None:
     """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
-    from matplotlib.figure import Figure
-
-    from gap_bioimage.pictures import draw_row, save_figure
-
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure((6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.add_subplot()
     for column, label in (("train_loss", "training"), ("validation_loss", "held out")):
         axes.plot([float(row["step"]) for row in rows], [float(row[column]) for row in rows], marker=".", label=label)

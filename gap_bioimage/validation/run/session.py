@@ -12,7 +12,7 @@ from typing import Any
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.check import Definition, Severity, declare, definitions
-from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence
+from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence, raised
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.compare import keep_evidence, not_finite
 from gap_bioimage.validation.run.runner import ModelError, Runner
@@ -146,8 +146,7 @@ class Session:
             self._raised.add(made.id)
             return Outcome("failed", str(error))
         except Exception as error:
-            told = f"{type(error).__name__}: {one_sentence(error, 120)}"
-            return Outcome("error", f"this check itself raised {told}", "Report it with your model.")
+            return raised(error)
 
 
 def _nothing_runs(blocked: dict[str, Outcome]) -> Outcome:
