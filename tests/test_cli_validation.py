@@ -56,14 +56,6 @@ def test_limits_are_options(run: Any, tmp_path: Path) -> None:
     assert "--timeout" in checks["run.zero"]["fix"]
 
 
-def test_engines_are_an_option(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, zips.torchscript_only)
-    result = run("validate", path, "--engine", sys.executable, "--json", "-")
-    checks = {check["id"]: check for check in json.loads(result.out)["checks"]}
-    assert checks["fiji.older_engine"]["status"] == "passed"
-    assert "--engine" in one_sentence(run("validate", path, "--engine", "/nowhere/python"))
-
-
 def test_all_checks_are_listed(run: Any) -> None:
     result = run("validate", "--list")
     assert result.code == 0
@@ -120,7 +112,6 @@ def test_what_was_not_run_is_no_success(run: Any, tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.drop("weights", "torchscript"))
     result = run("validate", path, "--quiet")
     assert result.code == 2 and "nothing was run" in one_sentence(result)
-    assert run("validate", path, "--run-code", "--quiet").code == 0
 
 
 def test_a_description_alone_is_enough(run: Any, tmp_path: Path) -> None:

@@ -166,21 +166,6 @@ def test_an_invalid_description_scores_nothing_at_all(check_id: str) -> None:
     assert score_of(unrun).raise_it == (f"+1.00, and 6.00 more if its test passes then: state it ({check_id})",)
 
 
-def test_partners_do_not_enter() -> None:
-    assert score_of(changed(good(), "fiji.rule", "failed", "no id", "Give one."), HALF) == score_of(good(), HALF)
-
-
-def test_nothing_readable_scores_nothing() -> None:
-    found = score_of([Check("archive.rdf", "archive", "failed", "rdf.yaml is no mapping")])
-    assert found.total == 0
-    assert found.parts == dict.fromkeys(("format", "inference", "reproduces", "metadata"), 0.0)
-
-
-def test_filling_in_fills_sections_too() -> None:
-    counted = Completeness(frozenset({"name"}), frozenset({"name", "config", "config.bioimageio"}))
-    assert counted.filled(["config.bioimageio"]).share == 1.0
-
-
 def test_fields_are_counted_as_bioimageio_spec_counts_them(tmp_path: Path) -> None:
     from bioimageio.spec import ValidationContext, load_description
 

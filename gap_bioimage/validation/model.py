@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gap_bioimage.validation.outcome import NotApplicable
 
 if TYPE_CHECKING:
+    from gap_bioimage.validation.archive.description import Description
     from gap_bioimage.validation.archive.package import Package
 
 _LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
@@ -78,6 +79,12 @@ class Model:
     upgraded: Any = None  # bioimageio.spec's description in format 0.5; None if it is invalid or cannot be upgraded
     with_files: bool = True  # without, every question about a file does not apply
     not_upgraded: str = ""  # why a valid description cannot be upgraded
+
+    @classmethod
+    def of(cls, package: Package, valid: Description | None, *, with_files: bool = True) -> Model:
+        """The model of a package and its description, which is None if it is invalid."""
+        upgraded, why_not = (valid.upgraded, valid.not_upgraded) if valid else (None, "")
+        return cls(package, upgraded, with_files, why_not)
 
     @property
     def is_valid(self) -> bool:
@@ -173,7 +180,7 @@ class Model:
 
     def file_of(self, value: object) -> Path | None:
         """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there."""
-        return self.need_files().file(value.get("source") if isinstance(value, dict) else value)
+        return self.need_files().file(source_of(value))
 
     def test_array(self, tensor: Tensor) -> Any:
         """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""
@@ -224,6 +231,11 @@ def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
     named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
     data = {"type": tensor["data_type"]}
     return {"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named}
+
+
+def source_of(value: object) -> object:
+    """The path in an entry that names a file, by itself or as ``{source, sha256}``."""
+    return value.get("source") if isinstance(value, dict) else value
 
 
 def _mappings(listed: object) -> list[dict[str, Any]]:

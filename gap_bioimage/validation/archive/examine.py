@@ -105,6 +105,8 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
         remote = dict.fromkeys(r.where.split(".")[1] for r in package.remote if r.where.startswith("weights."))
         found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
+    if found.is_model and found.why_not_run and not description_only:
+        found.checks.append(definition("core.test").skipped(found.why_not_run))
     return found
 
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,11 @@ class Session:
         self._make(reference.CONTROL, lambda: reference.negative_control(job.package.rdf, descr))
         blocked = {name: why for name in job.description.weights if (why := _why_not(job, name))}
         for name, outcome in blocked.items():
-            self._make(WEIGHTS[name], lambda outcome=outcome: outcome)  # type: ignore[misc]
+            self._make(WEIGHTS[name], partial(Outcome, outcome.status, outcome.message, outcome.fix))
         files = {n: job.package.file(_source(job.package, n)) for n in job.description.weights if n not in blocked}
         if not files:
             self._make(reference.CORE_TEST, lambda: _nothing_runs(blocked))
             return
-
-        def core_test(name: str) -> Outcome:
-            return reference.core_test(descr, name, job.device, files[name])
-
-        self._make(reference.CORE_TEST, lambda: self._each(reference.CORE_TEST, files, core_test))
         with ExitStack() as stack:
             runners: dict[str, Runner] = {}
 
@@ -88,17 +84,17 @@ class Session:
                 runners[name] = stack.enter_context(made)
                 return Outcome("passed", "loads")
 
-            if self._make(LOADS, lambda: self._each(LOADS, files, load)) is None:
+            self._make_each(reference.CORE_TEST, files, lambda name: reference.core_test(descr, name, job.device))
+            if self._make_each(LOADS, files, load) is None:
                 self._each(LOADS, files, load)  # told before, in a process that is gone
             self._run_all(runners)
         if job.engines:
-            path = job.package.root / job.package.rdf_name
-            limits = job.engines, 0.9 * job.seconds
-            self._make(engines.OTHER_VERSIONS, lambda: engines.other_cores(path, list(files), *limits))
+            path, seconds = job.package.root / job.package.rdf_name, 0.9 * job.seconds
+            self._make(engines.OTHER_VERSIONS, lambda: engines.other_cores(path, list(files), job.engines, seconds))
 
     def _run_all(self, runners: dict[str, Runner]) -> None:
         """Put all weights through every check, or one of them where they agree and the check takes long."""
-        agree = None
+        agree, job = None, self.job
         if len(runners) > 1:
             agree = self._make(reference.AGREEMENT, lambda: reference.formats_agree(list(runners.values())))
         for made in definitions("run"):
@@ -107,20 +103,16 @@ class Session:
             is_long = made.once or any(runner.is_stochastic for runner in subjects.values())
             if is_long and agree is not None and agree.status == "passed":
                 subjects = dict(list(subjects.items())[-1:])
-
-            def judge(name: str, made: Definition = made) -> Outcome:
-                if made.compares and (broken := not_finite(runners[name].produced)):
-                    raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-                return made.outcome_of(runners[name])
-
             if subjects:
-                self._make(made, lambda made=made, of=subjects, judge=judge: self._each(made, of, judge))  # type: ignore[misc]
-        job, script = self.job, runners.get("torchscript")
-        if job.engines and script is not None:
+                self._make_each(made, subjects, lambda name, made=made: _judge(made, runners[name]))  # type: ignore[misc]
+        if job.engines and (script := runners.get("torchscript")) is not None:
             self._make(engines.OLDER_ENGINE, lambda: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
+    def _make_each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome | None:
+        return self._make(made, lambda: self._each(made, names, judge))
+
     def _each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome:
-        return merge_outcomes((name, self._guarded(made, lambda name=name: judge(name))) for name in names)  # type: ignore[misc]
+        return merge_outcomes((name, self._guarded(made, partial(judge, name))) for name in names)
 
     def _make(self, made: Definition, judge: Callable[[], Outcome]) -> Outcome | None:
         """Make a check, unless it is done, and tell of it."""
@@ -147,6 +139,12 @@ class Session:
             return Outcome("failed", str(error))
         except Exception as error:
             return raised(error)
+
+
+def _judge(made: Definition, runner: Runner) -> Outcome:
+    if made.compares and (broken := not_finite(runner.produced)):
+        raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
+    return made.outcome_of(runner)
 
 
 def _nothing_runs(blocked: dict[str, Outcome]) -> Outcome:
