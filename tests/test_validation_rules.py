@@ -125,6 +125,7 @@ BREAKS: list[tuple[str, Callable[[Rdf], None], dict[str, Any]]] = [
     ("core.reproducibility_tolerance", tolerate(relative_tolerance=0.02), {}),
     ("core.reproducibility_tolerance", tolerate(mismatched_elements_per_million=2000), {}),
     ("core.reproducibility_tolerance", tolerate(absolute_tolerance=1.0), {}),
+    ("format.dtypes", put("inputs", 0, "data", value={"type": "float64"}), {}),
     ("core.output_channel", drop("outputs", 0, "axes", 1), {}),
     ("core.custom_ops", CUSTOM, {}),
     ("core.dependencies", state_dict(dependencies={"source": "environment.yaml"}), {}),

@@ -87,7 +87,7 @@ def test_an_error_of_ours_leaves_the_question_open(tmp_path: Path, monkeypatch: 
 def test_samplers_run_sparingly_and_need_not_agree_over_tiles(tmp_path: Path) -> None:
     sampler = zips.put("config", value={"gap_bioimage": {"stochastic": True}})
     checks = ran(zips.make_zip(tmp_path, sampler, source=zips.tiny("rate = rate / rate.mean() * 20.0")))
-    assert checks["run.tiled"].status == checks["run.padding"].status == "skipped"
+    assert checks["run.tiled"].status == "skipped"
     assert checks["run.zero"].message.startswith("torchscript: ")  # one stands for both
     assert "2 sizes" in checks["run.sizes"].message
 
@@ -110,7 +110,7 @@ def test_volumes_run(tmp_path: Path) -> None:
         rdf["outputs"][0]["axes"][2]["size"] = {"tensor_id": "photons", "axis_id": "z"}
 
     checks = ran(zips.make_zip(tmp_path, volume, source=source))
-    for id_ in ("core.test", "run.sizes", "run.tiled", "run.padding", "run.batch"):
+    for id_ in ("core.test", "run.sizes", "run.tiled", "run.batch"):
         assert checks[id_].status == "passed", checks[id_]
 
 

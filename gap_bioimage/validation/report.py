@@ -20,7 +20,7 @@ from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
-from gap_bioimage.validation.verdicts import Score, Verdict, completeness_of, score_of, verdicts_of
+from gap_bioimage.validation.verdicts import Score, Verdict, empty_fields, score_of, verdicts_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def validate(
                 if on_check is not None:
                     on_check(softened)
 
-    completeness = None
+    metadata: tuple[float, list[str]] = (0.0, [])
     with nullcontext(process) if process is not None else Sandbox() as runs:
         if not description_only and Path(path).exists():
             runs.start()  # the libraries are imported there while the files are looked at
@@ -174,14 +174,15 @@ def validate(
                 examined = examine(package, description_only=description_only)
                 add(examined.checks)
                 if (valid := examined.description) is not None:
-                    completeness = completeness_of(valid.as_written)
+                    given = valid.as_written.validation_summary.metadata_completeness or 0.0
+                    metadata = given, empty_fields(valid.as_written)
                     if not examined.why_not_run:
                         add(runs.run(job(package, valid, pictures=package.scratch / "pictures" if pictures else None)))
                 if examined.is_model:
                     model = Model.of(package, valid, with_files=not description_only)
                     add(made.judge(model) for made in registry.definitions("rule"))
             verdicts = verdicts_of(raw, description_only=description_only)
-            shown, score = read_pictures(drawn), score_of(raw, completeness)
+            shown, score = read_pictures(drawn), score_of(raw, *metadata)
             return Report(str(path), tuple(judged), verdicts, score, shown if pictures else (), description_only)
 
 

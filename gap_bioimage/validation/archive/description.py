@@ -11,7 +11,7 @@ from typing import Any
 from gap_bioimage.validation.archive.entries import few
 from gap_bioimage.validation.archive.files import read_array, tested_tensors
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.rdf import is_url, references, walked
+from gap_bioimage.validation.archive.rdf import is_url, mappings, references, walked
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
@@ -61,12 +61,8 @@ class Finding:
 
 def people(rdf: dict[str, Any]) -> list[str]:
     """GitHub names of the people that a description names."""
-    people = [person for key in ("authors", "maintainers", "packaged_by") for person in _mappings(rdf.get(key))]
+    people = [person for key in ("authors", "maintainers", "packaged_by") for person in mappings(rdf.get(key))]
     return list(dict.fromkeys(name for p in people if isinstance(name := p.get("github_user"), str)))
-
-
-def _mappings(value: Any) -> list[dict[Any, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
@@ -111,8 +107,8 @@ def problems_of(package: Package, loaded: Any) -> list[str]:
 def _own_statistics(rdf: dict[str, Any]) -> list[Finding]:
     """Steps that need statistics of an output: bioimageio.core computes those of inputs only, which spec ignores."""
     found = []
-    for i, output in enumerate(_mappings(rdf.get("outputs"))):
-        for j, step in enumerate(_mappings(output.get("postprocessing"))):
+    for i, output in enumerate(mappings(rdf.get("outputs"))):
+        for j, step in enumerate(mappings(output.get("postprocessing"))):
             where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
             kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
             text = f"{name} needs statistics of the output, which bioimageio.core does not compute"

@@ -17,8 +17,6 @@ MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_PICKLES = 100  # in a file
 _MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
 _NPY = b"\x93NUMPY"
-_CONVERTED = {f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64)} | {"float32", "float64"}
-_FIX_DTYPE = "Store it with the declared data type (array.astype), or declare the data type that it has."
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
@@ -85,8 +83,8 @@ def unchanged(package: Package) -> Outcome | str:
                fix="Put the files into the package.")  # fmt: skip
 def local(package: Package) -> str | None:
     """Files in the package rather than on a server."""
-    remote = [f"{r.where.removesuffix('.source')} ({one_sentence(r.path, 120)})" for r in package.remote]
-    return f"on a server, from which nothing is downloaded here: {few(remote)}" if remote else None
+    remote = few([reference.told for reference in package.remote])
+    return f"on a server, from which nothing is downloaded here: {remote}" if remote else None
 
 
 def sha256_of(path: Path) -> str:
@@ -161,30 +159,6 @@ def tested_tensors(rdf: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], s
             name = written.get("source") if isinstance(written, dict) else written
             if isinstance(name, str):
                 yield side, entry, name
-
-
-@archive_check("format.dtypes", BLOCKS, order=2, breaks="some programs refuse them, others convert them",
-               fix=_FIX_DTYPE)  # fmt: skip
-def dtypes(package: Package) -> Outcome | str | None:
-    """Test tensors stored with the data type that is declared."""
-    found: list[str] = []
-    converted = True
-    for side, entry, name in tested_tensors(package.rdf):
-        data = entry.get("data")
-        first = data[0] if isinstance(data, list) and data else data
-        declared = first.get("type") if isinstance(first, dict) else entry.get("data_type")
-        declared = declared if isinstance(declared, str) else "float32"  # the format's default
-        try:
-            stored = read_array(package.named[name]).dtype.name
-        except (KeyError, ValueError):  # archive.files or archive.tensors tells
-            continue
-        if stored != declared and declared in {*_CONVERTED, "bool"}:
-            what = f"the test tensor of {side} {shown(str(entry.get('id') or entry.get('name') or ''))}"
-            found.append(f"{what} ({one_sentence(name, 60)}) is stored as {stored}, declared is {declared}")
-            converted &= declared in ("float32", "float64") and stored in _CONVERTED  # what bioimageio.spec accepts
-    if found and converted:
-        return Outcome("warning", f"{few(found)}; bioimageio.core converts it, other programs may not", _FIX_DTYPE)
-    return few(found) or None
 
 
 class _PickleError(ValueError):

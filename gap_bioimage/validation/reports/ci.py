@@ -71,7 +71,7 @@ def render_github(reports: Sequence[Report]) -> str:
     lines: dict[str, list[str]] = {"error": [], "warning": [], "notice": []}
     for report in reports:
         for level, check in findings(report):
-            command = "notice" if level == "note" else level
+            command: str = "notice" if level == "note" else level
             place = f"file={_property(Path(report.model).as_posix())},title={_property(check.id)}"
             lines[command].append(f"::{command} {place}::{_data(_text(check))}")
     for command, found in lines.items():

@@ -10,9 +10,10 @@ from typing import Any
 
 from gap_bioimage import __version__
 from gap_bioimage.validation.check import BLOCKS, Check, consumers, registry
+from gap_bioimage.validation.outcome import RUN_CODE
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.terminal import printable
-from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, RUN_CODE, Verdict, how_to_run, programs
+from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, Verdict, how_to_run, programs
 
 _WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown"}
 # what is to be done, the worst first: how bad (a colour's name), and the same in words

@@ -44,6 +44,16 @@ that program, e.g. with `--consumer fiji`. What *degrades* lets it run with wors
 what helps people find, cite and trust it; neither ever fails.
 
 Checks marked *run* run the model; the others look at its files. *Repaired* ones are what `gap-bioimage repair` mends.
+
+In a repository, `action.yml` at the top of this project is a step of GitHub's workflows (`uses:` with the inputs
+`models` and `arguments`), whose findings GitHub shows as annotations, and `.pre-commit-hooks.yaml` holds two hooks for
+pre-commit. Elsewhere `--format` prints `json` (`--schema` describes it), `junit`, `sarif`, `github` or `html`. Options
+that hold for all models stand in `.gap-bioimage.toml`, or in `pyproject.toml`; an id, or its part before a dot, names
+checks, and those that are left out change no verdict:
+
+    [tool.gap-bioimage]
+    profile = ["fiji", "ilastik"]  # what blocks these must hold
+    ignore = ["zoo.id", "qupath"]
 """
 _COLUMNS = ("check", "it asks for", "without it", "what to do", "known from")
 
@@ -216,4 +226,4 @@ def _section(name: str) -> Iterator[str]:
         if made.consumer == name:
             mark = " *run*" if made.kind == "run" else ""
             cells = [text.replace("|", "\\|").replace("<", "&lt;") for text in _texts(made)]
-            yield f"| `{made.id}`{mark} | {' | '.join(cells)} |"
+            yield f'| <a id="{made.id}"></a>`{made.id}`{mark} | {" | ".join(cells)} |'

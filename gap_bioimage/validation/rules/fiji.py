@@ -81,7 +81,7 @@ rule("fiji.frozen", DEGRADES, JDLL, weights=("torchscript",), asks="TorchScript 
   if (code := rules.torchscript_code(model)).n_constants and not code.has_parameters else None)
 rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network without norms over all pixels.",
      breaks="results change with padding and with the size of tiles",
-     fix="Train with batch normalisation or none; run.tiled and run.padding say how much it matters here.",
+     fix="Train with batch normalisation or none; run.tiled says how much it matters here.",
 )(lambda model: first(f"the TorchScript code uses {norm}, over all pixels at once"
                       for norm in rules.torchscript_code(model).norms))
 

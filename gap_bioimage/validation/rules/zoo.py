@@ -31,6 +31,7 @@ consumer("bioengine", "BioEngine",
          "BioEngine is the server that runs models for web pages, such as the zoo's daily tests: bioimageio.core "
          "0.10.4 with torch 2.5.1, on one core with 12 GiB, 300 s a test.", 9, reads=_READS)
 _SPEC = Source("bioimageio.spec", "model/v0_5.py, ReproducibilityTolerance", "0.5.12", "2026-11")
+_SPEC_TENSORS = Source("bioimageio.spec", "model/v0_5.py, validate_tensors", "0.5.14", "2026-11")
 _CORE = Source("bioimageio.core", "run in several versions", "0.9.6 to 0.11", "2026-11")
 _GUIDE = Source("bioimage.io website", "its guide for authors and its upload form", "2026-08-20", "2026-11")
 _UPLOAD = Source("bioimageio.spec", "upload.py", "0.5.12", "2026-11")
@@ -71,6 +72,17 @@ def reproducibility_tolerance(model: Model) -> str | None:
             array = model.test_array(tensor) if atol and (not ids or tensor.id in ids) else None
             if array is not None and atol > _MAX_ATOL_SHARE * (largest := float(abs(array).max())):
                 return f"absolute_tolerance is {atol:g}, above 1 % of the largest value {largest:g} of {tensor.id!r}"
+    return None
+
+
+@rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
+      fix="Store it with the declared data type (array.astype), or declare the data type that it has.")
+def dtypes(model: Model) -> str | None:
+    """Test tensors stored with the data type that is declared."""
+    for tensor in model.tensors:
+        array = model.test_array(tensor)
+        if array is not None and tensor.data_type and array.dtype.name != tensor.data_type:
+            return f"the test tensor of {tensor.id!r} is stored as {array.dtype.name}, declared is {tensor.data_type}"
     return None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 def versions() -> Any:
     """Tell which torch and bioimageio.core this is."""
-    found = {"torch": None, "core": None}
+    found: Any = {"torch": None, "core": None}
     with contextlib.suppress(Exception):  # absent, or old: those fail in many ways beside newer libraries
         import torch
 
