@@ -327,6 +327,7 @@ def test_numpy_beside_the_tensors_fails_as_in_torch(tmp_path: Path, number: Any)
     data = saved({"epoch": 3, "model": {"w": torch.zeros(2)}, "best": number})
     outcome = scanned(tmp_path, data)
     assert (outcome.status, "NumPy" in outcome.message) == ("failed", True)
+    assert "checkpoint['model']" in outcome.fix
     assert refused_by_torch(data)
 
 

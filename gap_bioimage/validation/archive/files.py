@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickletools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,4 +255,17 @@ def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool) ->
         raise _PickleError(f"is a pickle that calls or builds {few(unknown)}, which is code and not weights", _FIX_CODE)
     if unknown and weights_format:
         text = "holds NumPy numbers or arrays beside the tensors, which torch.load(weights_only=True) refuses"
-        raise _PickleError(text, f"Save the tensors alone, such as checkpoint['state_dict']: {_SAVE}.")
+        raise _PickleError(text, f"Save the tensors alone: torch.save({_key_of_tensors(file)}, ...).")
+
+
+def _key_of_tensors(file: io.BytesIO) -> str:
+    """How one gets at the tensors of a checkpoint: the first key whose value is a mapping."""
+    key = ""
+    for opcode, argument, _ in pickletools.genops(file.getvalue()):
+        if opcode.name == "BINUNICODE":
+            key = str(argument)
+        elif key and (opcode.name == "EMPTY_DICT" or argument == "collections OrderedDict"):
+            return f"checkpoint[{key!r}]"
+        elif "PUT" not in opcode.name:
+            key = ""
+    return "model.state_dict()"
