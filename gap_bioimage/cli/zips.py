@@ -92,6 +92,29 @@ class Asked:
         return report.selected(_names(self.select), _names(self.ignore))
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What is printed instead of a validation."""
+
+    list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports, and stop.")] = False
+
+    def printed(self) -> bool:
+        """Print what was asked for; whether anything was."""
+        from rich.console import Console
+
+        from gap_bioimage.validation.reports import ci, terminal
+
+        if self.list_checks and self.markdown:
+            sys.stdout.write(terminal.as_markdown())
+        elif self.list_checks:
+            Console().print(terminal.as_table())
+        elif self.schema:
+            write_json(Path("-"), [ci.json_schema()])
+        return self.list_checks or self.schema
+
+
 def _names(listed: list[str] | None) -> list[str]:
     return [name for text in listed or () for name in text.split(",") if name]
 
@@ -113,16 +136,13 @@ def validate(
     asked: Asked,
     pages: Pages,
     running: Running,
+    listing: Listing,
     zips: Annotated[list[Path] | None, typer.Argument(metavar="ZIP...", help="Zips, folders or yaml files.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep tensors and pictures of failed checks here.")] = None,
-    list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
-    if list_checks or schema:
-        _print_checks(markdown) if list_checks else _print_schema()
+    if listing.printed():
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
@@ -212,23 +232,6 @@ def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
         choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
         names[path] = next(name for name in choices if name not in names.values())
     return {path: keep and keep / name for path, name in names.items()}
-
-
-def _print_schema() -> None:
-    from gap_bioimage.validation.reports.ci import json_schema
-
-    write_json(Path("-"), [json_schema()])
-
-
-def _print_checks(markdown: bool) -> None:
-    from rich.console import Console
-
-    from gap_bioimage.validation.reports.terminal import as_markdown, as_table
-
-    if markdown:
-        sys.stdout.write(as_markdown())
-    else:
-        Console().print(as_table())
 
 
 def submit_check(

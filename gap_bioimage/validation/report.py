@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from typing import Literal
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.examine import examine
-from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.compare import read_pictures
@@ -146,44 +146,59 @@ def validate(
     check_device(device)
     kept = None if keep is None else Path(keep).absolute()
     job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
-    raw: list[Check] = []
-    judged: list[Check] = []
-    drawn: list[tuple[str, str, Path]] = []
-
-    def add(found: Iterable[Check | tuple[str, str, Path]]) -> None:
-        """Take checks and pictures, and tell of the checks whose consumer was asked for."""
-        for item in found:
-            if not isinstance(item, Check):
-                drawn.append(item)
-                continue
-            raw.append(item)
-            if (softened := _softened(item, consumers)) is not None:
-                judged.append(softened)
-                if on_check is not None:
-                    on_check(softened)
-
-    metadata: tuple[float, list[str]] = (0.0, [])
+    found = _Findings(consumers, on_check)
     with nullcontext(process) if process is not None else Sandbox() as runs:
         if not description_only and Path(path).exists():
             runs.start()  # the libraries are imported there while the files are looked at
         with open_package(path) as (package, checks):
-            add(checks)
+            found.add(checks)
+            metadata: tuple[float, list[str]] = (0.0, [])
             if package is not None:
-                if description_only:
-                    package = replace(package, rdf=with_infinities(package.rdf))
-                examined = examine(package, description_only=description_only)
-                add(examined.checks)
-                if (valid := examined.description) is not None:
-                    given = valid.as_written.validation_summary.metadata_completeness or 0.0
-                    metadata = given, empty_fields(valid.as_written)
-                    if not examined.why_not_run:
-                        add(runs.run(job(package, valid, pictures=package.scratch / "pictures" if pictures else None)))
-                if examined.is_model:
-                    model = Model.of(package, valid, with_files=not description_only)
-                    add(made.judge(model) for made in registry.definitions("rule"))
-            verdicts = verdicts_of(raw, description_only=description_only)
-            shown, score = read_pictures(drawn), score_of(raw, *metadata)
-            return Report(str(path), tuple(judged), verdicts, score, shown if pictures else (), description_only)
+                metadata = found.look(package, runs, job, pictures=pictures, description_only=description_only)
+            verdicts, score = verdicts_of(found.raw, description_only=description_only), score_of(found.raw, *metadata)
+            shown = read_pictures(found.drawn) if pictures else ()
+            return Report(str(path), tuple(found.judged), verdicts, score, shown, description_only)
+
+
+@dataclass
+class _Findings:
+    """What was found so far: all checks, those whose consumer was asked for, and pictures."""
+
+    asked: Sequence[str] | None
+    on_check: Callable[[Check], None] | None
+    raw: list[Check] = field(default_factory=list)
+    judged: list[Check] = field(default_factory=list)
+    drawn: list[tuple[str, str, Path]] = field(default_factory=list)
+
+    def add(self, found: Iterable[Check | tuple[str, str, Path]]) -> None:
+        """Take checks and pictures, and tell of the checks that were asked for."""
+        for item in found:
+            if not isinstance(item, Check):
+                self.drawn.append(item)
+                continue
+            self.raw.append(item)
+            if (softened := _softened(item, self.asked)) is not None:
+                self.judged.append(softened)
+                if self.on_check is not None:
+                    self.on_check(softened)
+
+    def look(
+        self, package: Package, runs: Sandbox, job: Callable[..., Job], *, pictures: bool, description_only: bool
+    ) -> tuple[float, list[str]]:
+        """Make every check of an opened package; the completeness of its metadata, and fields that are empty."""
+        if description_only:
+            package = replace(package, rdf=with_infinities(package.rdf))
+        examined = examine(package, description_only=description_only)
+        self.add(examined.checks)
+        valid = examined.description
+        if valid is not None and not examined.why_not_run:
+            self.add(runs.run(job(package, valid, pictures=package.scratch / "pictures" if pictures else None)))
+        if examined.is_model:
+            model = Model.of(package, valid, with_files=not description_only)
+            self.add(made.judge(model) for made in registry.definitions("rule"))
+        if valid is None:
+            return 0.0, []
+        return valid.as_written.validation_summary.metadata_completeness or 0.0, empty_fields(valid.as_written)
 
 
 def _is_of(check_id: str, names: Sequence[str]) -> bool:
