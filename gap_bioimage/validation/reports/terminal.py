@@ -24,8 +24,8 @@ _MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "
 _ADVICE_SHOWN = 3
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _UPLOAD = """
-Before the upload, {remove} rdf.yaml in a copy of the zip: the zoo gives ids itself, and refuses others. Keep the id in
-zips that you hand to people, since Fiji needs one.
+Before the upload, {remove} rdf.yaml in a copy of the zip: the zoo gives ids itself.
+Keep the id in zips that you hand to people, since Fiji needs one.
 
 Then
 1. Sign in at https://bioimage.io, choose Upload, and drop the copy; look through the form that it fills in.
