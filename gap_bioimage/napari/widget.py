@@ -1,0 +1,234 @@
+"""The window: a layer and a model on top, a tab for each thing to do with them, one job at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, PushButton, SpinBox, TextEdit
+from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+from napari.layers import Image, Labels
+from napari.qt.threading import thread_worker
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog, QProgressBar, QTableWidget, QTableWidgetItem, QTabWidget, QVBoxLayout, QWidget
+
+import gap_bioimage as gap
+from gap_bioimage.napari import work
+from gap_bioimage.napari.layers import axes_of, image_of, layer_beside
+from gap_bioimage.pictures import new_figure
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from napari.viewer import Viewer
+
+_LOOK_MS = 200  # between two looks at a job
+_COLUMNS = ("label", "pixels", "counted", "photons", "std")
+_CARD = {"name": "", "description": "", "author": "", "license": "CC-BY-4.0", "training_data": ""}
+_MODEL = "nuclei (comes with gap-bioimage), a run folder, a zip or a checkpoint"
+_ALL = "all purposes"
+
+
+class Window(QWidget):  # type: ignore[misc]
+    """The dock widget."""
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.job: work.Job | None = None
+        self.tabs = QTabWidget()
+        self.bar, self.stop = QProgressBar(), _button("Stop", self.stop_job)
+        self.stop.enabled = False
+        self.message = TextEdit()
+        self.message.read_only = True
+        self.message.native.setMinimumHeight(120)
+        layout = QVBoxLayout(self)
+        for part in (self._top(), self.tabs, self.bar, self.stop.native, self.message.native):
+            layout.addWidget(part)
+        self._tab("Inspect", _button("Are these photon counts?", self.inspect))
+        self._train_tab()
+        self._tab("Denoise", _button("Denoise", self.denoise))
+        self._how_sure_tab()
+        self.card = {name: LineEdit(label=name.replace("_", " "), value=value) for name, value in _CARD.items()}
+        self.zip = FileEdit(label="zip", mode="w", value=Path.home() / "my-denoiser.zip")
+        self._tab("Export", *self.card.values(), self.zip, _button("Check and write the zip", self.export))
+        self.timer = QTimer(self)
+        self.timer.timeout.connect(self._look)
+        events = self.viewer.layers.events
+        for event in (events.inserted, events.removed, self.viewer.layers.selection.events.active):
+            event.connect(self._new_layers)
+        self._new_layers()
+
+    def _top(self) -> QWidget:
+        self.layer = ComboBox(label="Layer", choices=lambda _: self._layers(Image))
+        self.axes = LineEdit(label="Axes", tooltip="of the layer, out of t c z y x")
+        self.layer.changed.connect(lambda layer: setattr(self.axes, "value", "" if layer is None else axes_of(layer)))
+        self.model = LineEdit(value="nuclei", tooltip=_MODEL)
+        folder = _button("Run ...", lambda: self._take(QFileDialog.getExistingDirectory(self, "A training run")))
+        file = _button("Zip ...", lambda: self._take(QFileDialog.getOpenFileName(self, "A model")[0]))
+        model = Container(widgets=[self.model, folder, file], layout="horizontal", labels=False, label="Model")
+        return Container(widgets=[self.layer, self.axes, model]).native
+
+    def _train_tab(self) -> None:
+        self.run = FileEdit(label="Run folder", mode="d", value=Path.home() / "gap-run")
+        self.purpose = ComboBox(label="For", choices=[_ALL, "denoise", "sample", "generate"])
+        self.steps = SpinBox(label="Steps", max=10**6, tooltip="0: as many as this machine does in some minutes")
+        self.camera = LineEdit(label="Camera", tooltip="the yaml of gap-bioimage calibrate; empty for counts")
+        self.init = LineEdit(label="Start from", tooltip=f"empty for nothing, or {_MODEL}")
+        self.canvas = FigureCanvasQTAgg(new_figure(4, 4))
+        fields = (self.run, self.purpose, self.steps, self.camera, self.init)
+        self._tab(
+            "Train", *fields, _button("Train, or go on with the run in the folder", self.train), below=self.canvas
+        )
+        self.canvas.hide()
+
+    def _how_sure_tab(self) -> None:
+        self.n_samples, self.seed = SpinBox(label="Samples", min=2, value=8), SpinBox(label="Seed", max=2**31 - 1)
+        self.labels = ComboBox(label="Regions", choices=lambda _: self._layers(Labels), nullable=True)
+        self.table = QTableWidget(0, len(_COLUMNS))
+        self.table.setHorizontalHeaderLabels(_COLUMNS)
+        self.table.horizontalHeader().setDefaultSectionSize(74)
+        draw, measure = _button("Draw samples", self.sample), _button("Measure the regions", self.measure)
+        self._tab("How sure", self.n_samples, self.seed, draw, self.labels, measure, below=self.table)
+
+    def _tab(self, title: str, *fields: Any, below: QWidget | None = None) -> None:
+        """Add a tab with fields, and something large below them."""
+        tab = QWidget()
+        layout = QVBoxLayout(tab)
+        layout.addWidget(Container(widgets=list(fields)).native)
+        if below is not None:
+            layout.addWidget(below, 1)
+        layout.addStretch()
+        self.tabs.addTab(tab, title)
+
+    def _take(self, path: str) -> None:
+        self.model.value = path or self.model.value
+
+    def _layers(self, kind: type) -> list[Any]:
+        return [layer for layer in self.viewer.layers if isinstance(layer, kind)]
+
+    def _new_layers(self, event: Any = None) -> None:
+        self.layer.reset_choices()
+        self.labels.reset_choices()
+        if (active := self.viewer.layers.selection.active) in self._layers(Image):
+            self.layer.value = active
+
+    def inspect(self) -> None:
+        """Say what the layer is."""
+        self._start(work.inspect, self.say)
+
+    def train(self) -> None:
+        """Train on the layer, or go on with a run."""
+        new = {"camera": self.camera.value or None, "init": self.init.value or None}
+        new["purpose"] = None if self.purpose.value == _ALL else self.purpose.value
+        self._start(partial(work.train, run=self.run.value, steps=self.steps.value or None, **new), self._trained)
+
+    def denoise(self) -> None:
+        """Add the denoised layer."""
+        self._start(partial(work.denoise, model=self.model.value), partial(self._add, "denoised"))
+
+    def sample(self) -> None:
+        """Add samples and their standard deviation."""
+        numbers = {"n_samples": self.n_samples.value, "seed": self.seed.value}
+        self._start(partial(work.sample, model=self.model.value, **numbers), self._sampled)
+
+    def measure(self) -> None:
+        """Fill the table of regions."""
+        if (labels := self.labels.value) is None:
+            return self.say("There is no labels layer; open a label image, or paint one (New labels layer).")
+        self._start(partial(work.regions, model=self.model.value, labels=labels.data), self._measured)
+
+    def export(self) -> None:
+        """Write the zip and show its report."""
+        card = {name: field.value for name, field in self.card.items() if field.value}
+        card["authors"] = [{"name": card.pop("author", "")}]
+        given = {"model": self.model.value, "out": self.zip.value, "card": card}
+        self._start(lambda job, _: work.export(job, **given), self.say, needs_layer=False)
+
+    def stop_job(self) -> None:
+        """Let the job end at its next word."""
+        if self.job is not None:
+            self.job.stopping = True
+
+    def say(self, text: str) -> None:
+        """Show a text."""
+        self.message.value = text
+
+    def _trained(self, run: Path) -> None:
+        self.model.value = str(run)
+        self.say(f"The model is in {run}. Denoise with it, or see How sure.")
+
+    def _add(self, name: str, image: xr.DataArray, **look: Any) -> None:
+        data, settings, _ = layer_beside(self.source, image, name)
+        self.viewer.add_image(data, **settings, **look)
+        self.viewer.layers.selection.active = self.source  # to do more with
+        self.say(f"{settings['name']}: {float(image.mean()):.3g} photons per pixel")
+
+    def _sampled(self, drawn: tuple[xr.DataArray, xr.DataArray]) -> None:
+        self._add("std", drawn[1], colormap="viridis")
+        self._add("samples", drawn[0])
+
+    def _measured(self, regions: list[gap.Region]) -> None:
+        self.table.setRowCount(len(regions))
+        for row, values in enumerate(region.to_dict() for region in regions):
+            for column, value in enumerate(values[name] for name in _COLUMNS):
+                self.table.setItem(row, column, QTableWidgetItem("not known" if value is None else f"{value:.4g}"))
+        self.say("\n".join(map(str, regions)))
+
+    def _start(self, what: Callable[..., Any], then: Callable[[Any], None], *, needs_layer: bool = True) -> None:
+        """Do something, with the image of the chosen layer, in a thread; then show the result."""
+        if self.job is not None:
+            return self.say("One thing at a time: wait for the one before, or stop it.")
+        self.source, self.then = self.layer.value, then
+        try:
+            image = image_of(self.source, self.axes.value) if needs_layer else None
+        except gap.GapError as error:
+            return self.say(str(error))
+        self.job, self.stop.enabled = work.Job(lambda job: what(job, image)), True
+        worker = thread_worker(self.job.run)()
+        worker.finished.connect(self._end)
+        worker.start()
+        self.timer.start(_LOOK_MS)
+
+    def _look(self) -> None:
+        """Show how far the job is."""
+        if (job := self.job) is None:
+            return
+        self.bar.setRange(0, job.total)  # from 0 to 0 it shows that something is going on
+        self.bar.setValue(job.done)
+        self.say(str(job))
+        if job.news is not None:
+            self._draw(*job.news)
+            job.news = None
+
+    def _end(self) -> None:
+        self._look()
+        job, self.job, self.stop.enabled = self.job, None, False
+        self.timer.stop()
+        self.bar.setRange(0, 1)
+        self.bar.reset()
+        if job is not None:
+            self.say(job.failure)
+            if job.succeeded:
+                self.then(job.result)
+
+    def _draw(self, losses: list[dict[str, float]], counts: Any, denoised: Any) -> None:
+        self.canvas.show()
+        figure = self.canvas.figure
+        figure.clear()
+        grid = figure.subplot_mosaic([["losses", "losses"], ["held-out counts", "denoised"]])
+        for column in ("train_loss", "validation_loss"):
+            points = [(row["step"], row[column]) for row in losses]
+            grid["losses"].plot(*zip(*points, strict=True), marker=".", label=column.replace("_", " "))
+        grid["losses"].legend()
+        for name, image in (("held-out counts", counts), ("denoised", denoised)):
+            grid[name].imshow(image, cmap="magma", interpolation="nearest")
+            grid[name].set(title=name, xticks=[], yticks=[])
+        self.canvas.draw_idle()
+
+
+def _button(text: str, press: Callable[[], None]) -> PushButton:
+    button = PushButton(text=text)
+    button.changed.connect(press)
+    return button
