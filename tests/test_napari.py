@@ -235,7 +235,8 @@ def test_a_training_is_stopped_and_errors_are_sentences_in_the_widget(window, tm
 
 
 @pytest.mark.slow
-def test_a_model_is_exported_from_the_viewer(window, tmp_path):
+def test_a_model_is_exported_from_the_viewer(window, trained_2d, tmp_path):
+    window.model.value = str(trained_2d.run)
     for name, text in (("name", "Cells"), ("description", "Cells."), ("author", "Ada Example")):
         window.card[name].value = text
     window.card["name"].value, window.zip.value = "Simulated cells", tmp_path / "cells.zip"

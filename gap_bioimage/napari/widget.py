@@ -42,7 +42,7 @@ class Window(QWidget):  # type: ignore[misc]
         self.stop.enabled = False
         self.message = TextEdit()
         self.message.read_only = True
-        self.message.native.setMinimumHeight(120)
+        self.message.native.setFixedHeight(110)
         layout = QVBoxLayout(self)
         for part in (self._top(), self.tabs, self.bar, self.stop.native, self.message.native):
             layout.addWidget(part)
@@ -81,6 +81,7 @@ class Window(QWidget):  # type: ignore[misc]
         self._tab(
             "Train", *fields, _button("Train, or go on with the run in the folder", self.train), below=self.canvas
         )
+        self.canvas.setMinimumHeight(290)
         self.canvas.hide()
 
     def _how_sure_tab(self) -> None:
@@ -88,7 +89,8 @@ class Window(QWidget):  # type: ignore[misc]
         self.labels = ComboBox(label="Regions", choices=lambda _: self._layers(Labels), nullable=True)
         self.table = QTableWidget(0, len(_COLUMNS))
         self.table.setHorizontalHeaderLabels(_COLUMNS)
-        self.table.horizontalHeader().setDefaultSectionSize(74)
+        self.table.horizontalHeader().setDefaultSectionSize(66)
+        self.table.verticalHeader().hide()
         draw, measure = _button("Draw samples", self.sample), _button("Measure the regions", self.measure)
         self._tab("How sure", self.n_samples, self.seed, draw, self.labels, measure, below=self.table)
 
@@ -217,12 +219,15 @@ class Window(QWidget):  # type: ignore[misc]
         self.canvas.show()
         figure = self.canvas.figure
         figure.clear()
-        grid = figure.subplot_mosaic([["losses", "losses"], ["held-out counts", "denoised"]])
-        for column in ("train_loss", "validation_loss"):
-            points = [(row["step"], row[column]) for row in losses]
-            grid["losses"].plot(*zip(*points, strict=True), marker=".", label=column.replace("_", " "))
-        grid["losses"].legend()
-        for name, image in (("held-out counts", counts), ("denoised", denoised)):
+        if counts.shape[0] > counts.shape[1]:  # slabs read better lying down
+            counts, denoised = counts.T, denoised.T
+        images = {"held-out counts": counts, "denoised": denoised}
+        wide = counts.shape[1] > 2 * counts.shape[0]
+        rows = [[name, name] for name in images] if wide else [list(images)]
+        grid = figure.subplot_mosaic([["loss", "loss"], *rows])
+        grid["loss"].plot(*zip(*((row["step"], row["validation_loss"]) for row in losses), strict=True), marker=".")
+        grid["loss"].set(title="loss on held-out photons", xlabel="step")
+        for name, image in images.items():
             grid[name].imshow(image, cmap="magma", interpolation="nearest")
             grid[name].set(title=name, xticks=[], yticks=[])
         self.canvas.draw_idle()

@@ -17,7 +17,7 @@ import gap_bioimage as gap
 if TYPE_CHECKING:
     from gap_bioimage.validation.report import Report
 
-_CROP_PX = 96
+_CROP_PX = 160
 _NEXT = {
     "photon counts": "Train on it, or denoise it with a model that you have.",
     "counts times k": "In Train, give a camera yaml with the lines `gain: K` and `offset: 0`, K being that number.",
@@ -62,7 +62,7 @@ class Job:
         if self._first is not None and self.done > self._first[1]:
             left = (time.monotonic() - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
             words.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
-        return " ".join(words)
+        return ", ".join(filter(None, words))
 
 
 def inspect(job: Job, image: xr.DataArray) -> str:
