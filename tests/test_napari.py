@@ -79,7 +79,7 @@ def test_layers_that_are_no_such_image_are_refused(layer):
 
 def test_a_job_stops_at_its_next_word_and_says_so():
     job = work.Job(lambda job: [job.tell(n, 10) for n in range(10)])
-    job.stopping = True
+    job.is_to_stop = lambda: True
     job.run()
     assert not job.succeeded and job.failure and job.result is None
 
@@ -127,11 +127,7 @@ def test_a_training_shows_itself_stops_and_goes_on(tmp_path):
     asked = {"image": image, "run": tmp_path / "run", "camera": None, "purpose": "denoise", "init": None}
     job = work.Job(lambda job: work.train(job, **asked, steps=40))
 
-    def tell(*how_far):
-        job.stopping = job.news is not None
-        work.Job.tell(job, *how_far)
-
-    job.tell = tell
+    job.is_to_stop = lambda: job.news is not None
     job.run()
     losses, counts, denoised = job.news
     assert losses[-1]["step"] == 20 and counts.shape == denoised.shape and not job.succeeded
@@ -215,14 +211,14 @@ def test_layers_are_inspected_denoised_and_measured_in_the_viewer(window):
     window.labels.value = window.viewer.layers["labels"]
     window.measure()
     window.wait()
-    assert window.table.item(0, 1).text() == "400"
+    assert window.table.data[0, 1] == "400"
 
 
 def test_a_training_is_stopped_and_errors_are_sentences_in_the_widget(window, tmp_path):
     window.run.value, window.steps.value = tmp_path / "run", 10_000
     window.train()
     window.denoise()  # one at a time
-    window.stop_job()
+    window.stop.native.click()
     window.wait()
     assert window.message.value == "Stopped." and not window.stop.enabled
     window.model.value = str(tmp_path / "nothing")

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, PushButton, SpinBox, TextEdit
+from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, ProgressBar, PushButton, SpinBox, Table, TextEdit
 from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
 from napari.layers import Image, Labels
 from napari.qt.threading import thread_worker
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QFileDialog, QProgressBar, QTableWidget, QTableWidgetItem, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QTabWidget, QVBoxLayout, QWidget
 
 import gap_bioimage as gap
 from gap_bioimage.napari import work
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
 _LOOK_MS = 200  # between two looks at a job
-_COLUMNS = ("label", "pixels", "counted", "photons", "std")
 _CARD = {"name": "", "description": "", "author": "", "license": "CC-BY-4.0", "training_data": ""}
 _MODEL = "nuclei (comes with gap-bioimage), a run folder, a zip or a checkpoint"
 _ALL = "all purposes"
@@ -37,14 +36,12 @@ class Window(QWidget):  # type: ignore[misc]
         super().__init__()
         self.viewer = napari_viewer
         self.job: work.Job | None = None
-        self.tabs = QTabWidget()
-        self.bar, self.stop = QProgressBar(), _button("Stop", self.stop_job)
-        self.stop.enabled = False
-        self.message = TextEdit()
-        self.message.read_only = True
+        self.tabs, self.bar, self.message = QTabWidget(), ProgressBar(), TextEdit()
+        self.stop = _button("Stop", lambda: self.worker.quit())
+        self.stop.enabled, self.message.read_only = False, True
         self.message.native.setFixedHeight(110)
         layout = QVBoxLayout(self)
-        for part in (self._top(), self.tabs, self.bar, self.stop.native, self.message.native):
+        for part in (self._top(), self.tabs, self.bar.native, self.stop.native, self.message.native):
             layout.addWidget(part)
         self._tab("Inspect", _button("Are these photon counts?", self.inspect))
         self._train_tab()
@@ -76,7 +73,7 @@ class Window(QWidget):  # type: ignore[misc]
         self.steps = SpinBox(label="Steps", max=10**6, tooltip="0: as many as this machine does in some minutes")
         self.camera = LineEdit(label="Camera", tooltip="the yaml of gap-bioimage calibrate; empty for counts")
         self.init = LineEdit(label="Start from", tooltip=f"empty for nothing, or {_MODEL}")
-        self.canvas = FigureCanvasQTAgg(new_figure(4, 4))
+        self.canvas: Any = FigureCanvasQTAgg(new_figure(4, 4))  # type: ignore[no-untyped-call]
         fields = (self.run, self.purpose, self.steps, self.camera, self.init)
         self._tab(
             "Train", *fields, _button("Train, or go on with the run in the folder", self.train), below=self.canvas
@@ -87,12 +84,10 @@ class Window(QWidget):  # type: ignore[misc]
     def _how_sure_tab(self) -> None:
         self.n_samples, self.seed = SpinBox(label="Samples", min=2, value=8), SpinBox(label="Seed", max=2**31 - 1)
         self.labels = ComboBox(label="Regions", choices=lambda _: self._layers(Labels), nullable=True)
-        self.table = QTableWidget(0, len(_COLUMNS))
-        self.table.setHorizontalHeaderLabels(_COLUMNS)
-        self.table.horizontalHeader().setDefaultSectionSize(66)
-        self.table.verticalHeader().hide()
+        self.table = Table()
+        self.table.native.horizontalHeader().setDefaultSectionSize(66)
         draw, measure = _button("Draw samples", self.sample), _button("Measure the regions", self.measure)
-        self._tab("How sure", self.n_samples, self.seed, draw, self.labels, measure, below=self.table)
+        self._tab("How sure", self.n_samples, self.seed, draw, self.labels, measure, below=self.table.native)
 
     def _tab(self, title: str, *fields: Any, below: QWidget | None = None) -> None:
         """Add a tab with fields, and something large below them."""
@@ -122,9 +117,10 @@ class Window(QWidget):  # type: ignore[misc]
 
     def train(self) -> None:
         """Train on the layer, or go on with a run."""
-        new = {"camera": self.camera.value or None, "init": self.init.value or None}
-        new["purpose"] = None if self.purpose.value == _ALL else self.purpose.value
-        self._start(partial(work.train, run=self.run.value, steps=self.steps.value or None, **new), self._trained)
+        asked: dict[str, Any] = {"run": self.run.value, "steps": self.steps.value or None}
+        asked |= {"camera": self.camera.value or None, "init": self.init.value or None}
+        asked["purpose"] = None if self.purpose.value == _ALL else self.purpose.value
+        self._start(partial(work.train, **asked), self._trained)
 
     def denoise(self) -> None:
         """Add the denoised layer."""
@@ -148,11 +144,6 @@ class Window(QWidget):  # type: ignore[misc]
         given = {"model": self.model.value, "out": self.zip.value, "card": card}
         self._start(lambda job, _: work.export(job, **given), self.say, needs_layer=False)
 
-    def stop_job(self) -> None:
-        """Let the job end at its next word."""
-        if self.job is not None:
-            self.job.stopping = True
-
     def say(self, text: str) -> None:
         """Show a text."""
         self.message.value = text
@@ -172,10 +163,9 @@ class Window(QWidget):  # type: ignore[misc]
         self._add("samples", drawn[0])
 
     def _measured(self, regions: list[gap.Region]) -> None:
-        self.table.setRowCount(len(regions))
-        for row, values in enumerate(region.to_dict() for region in regions):
-            for column, value in enumerate(values[name] for name in _COLUMNS):
-                self.table.setItem(row, column, QTableWidgetItem("not known" if value is None else f"{value:.4g}"))
+        told = {True: "not known", False: "{:.4g}"}
+        rows = [{name: told[value is None].format(value) for name, value in r.to_dict().items()} for r in regions]
+        self.table.value = rows
         self.say("\n".join(map(str, regions)))
 
     def _start(self, what: Callable[..., Any], then: Callable[[Any], None], *, needs_layer: bool = True) -> None:
@@ -188,7 +178,8 @@ class Window(QWidget):  # type: ignore[misc]
         except gap.GapError as error:
             return self.say(str(error))
         self.job, self.stop.enabled = work.Job(lambda job: what(job, image)), True
-        worker = thread_worker(self.job.run)()
+        self.worker = worker = thread_worker(self.job.run)()
+        self.job.is_to_stop = lambda: worker.abort_requested  # by Stop, and where napari is closed
         worker.finished.connect(self._end)
         worker.start()
         self.timer.start(_LOOK_MS)
@@ -197,8 +188,7 @@ class Window(QWidget):  # type: ignore[misc]
         """Show how far the job is."""
         if (job := self.job) is None:
             return
-        self.bar.setRange(0, job.total)  # from 0 to 0 it shows that something is going on
-        self.bar.setValue(job.done)
+        self.bar.max, self.bar.value = job.total, job.done  # a bar to 0 shows that something is going on
         self.say(str(job))
         if job.news is not None:
             self._draw(*job.news)
@@ -208,8 +198,7 @@ class Window(QWidget):  # type: ignore[misc]
         self._look()
         job, self.job, self.stop.enabled = self.job, None, False
         self.timer.stop()
-        self.bar.setRange(0, 1)
-        self.bar.reset()
+        self.bar.max, self.bar.value = 1, 0
         if job is not None:
             self.say(job.failure)
             if job.succeeded:
@@ -224,7 +213,8 @@ class Window(QWidget):  # type: ignore[misc]
         images = {"held-out counts": counts, "denoised": denoised}
         wide = counts.shape[1] > 2 * counts.shape[0]
         rows = [[name, name] for name in images] if wide else [list(images)]
-        grid = figure.subplot_mosaic([["loss", "loss"], *rows])
+        mosaic: Any = [["loss", "loss"], *rows]
+        grid = figure.subplot_mosaic(mosaic)
         grid["loss"].plot(*zip(*((row["step"], row["validation_loss"]) for row in losses), strict=True), marker=".")
         grid["loss"].set(title="loss on held-out photons", xlabel="step")
         for name, image in images.items():

@@ -7,15 +7,12 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 import gap_bioimage as gap
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.report import Report
 
 _CROP_PX = 160
 _NEXT = {
@@ -33,7 +30,8 @@ class Job:
     """Work that is watched, and stopped, from another thread."""
 
     def __init__(self, work: Callable[[Job], Any]) -> None:
-        self.work, self.stopping = work, False
+        self.work = work
+        self.is_to_stop: Callable[[], bool] = lambda: False
         self.done, self.total, self.text = 0, 0, ""
         self.news: Any = None  # what training shows of itself
         self.result, self.succeeded, self.failure = None, False, ""
@@ -50,14 +48,14 @@ class Job:
 
     def tell(self, done: int, total: int, text: str = "") -> None:
         """Say how far it is; raises `StoppedError` where it is to stop."""
-        if self.stopping:
+        if self.is_to_stop():
             raise StoppedError
         self._first = self._first or (time.monotonic(), done)
         self.done, self.total, self.text = done, total, text
 
     def __str__(self) -> str:
         """Return how far it is, with the time left."""
-        words = ["Stopping ..." if self.stopping else self.text]
+        words = ["Stopping ..." if self.is_to_stop() else self.text]
         words += [f"{self.done} of {self.total}"] if self.total else []
         if self._first is not None and self.done > self._first[1]:
             left = (time.monotonic() - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
@@ -77,11 +75,9 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
     if not (new["camera"] or (run / "camera.yaml").is_file()):
         _check(image)
     job.tell(0, 0, "choosing the settings")
-    chosen = {} if steps is None else {"steps": steps}
-    if chosen and not goes_on:
-        chosen["validate_every"] = max(20, steps // 20)
+    every = {} if steps is None or goes_on else {"validate_every": max(20, steps // 20)}
+    config = None if steps is None else gap.TrainConfig(steps=steps, **every)
     given = {} if goes_on else new
-    config = gap.TrainConfig(**chosen) if chosen else None
     gap.train(image, run, config, **given, resume=goes_on, progress=False, callbacks=[_watch(job, run)])
     return run
 
@@ -154,7 +150,7 @@ def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:
     from gap_bioimage.exporting.card import Card
 
     made = Card.from_dict(card)
-    report: Report = gap.export(model, out, made, on_stage=lambda stage: job.tell(0, 0, stage))
+    report = gap.export(model, out, made, on_stage=lambda stage: job.tell(0, 0, stage))
     lines = [f"{v.consumer}: {v.verdict}{f' ({v.reason})' if v.reason else ''}" for v in report.verdicts]
     todo = [f"{check.id}: {check.message}" for check in report.checks if check.status == "warning"]
     return "\n".join([f"{report.model}: {report.status}", *lines, "", *(["worth doing", *todo] if todo else [])])
