@@ -227,6 +227,7 @@ def test_a_training_is_stopped_and_errors_are_sentences_in_the_widget(window, tm
     assert "nothing" in window.message.value
     window.viewer.layers.clear()
     window.inspect()
+    window.wait()
     assert "no image layer" in window.message.value
 
 

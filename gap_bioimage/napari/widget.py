@@ -1,16 +1,16 @@
 """The window: a layer and a model on top, a tab for each thing to do with them, one job at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import xarray as xr
 from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, ProgressBar, PushButton, SpinBox, Table, TextEdit
 from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
 from napari.layers import Image, Labels
 from napari.qt.threading import thread_worker
+from napari.viewer import Viewer
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QTabWidget, QVBoxLayout, QWidget
 
@@ -18,10 +18,6 @@ import gap_bioimage as gap
 from gap_bioimage.napari import work
 from gap_bioimage.napari.layers import axes_of, image_of, layer_beside
 from gap_bioimage.pictures import new_figure
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from napari.viewer import Viewer
 
 _LOOK_MS = 200  # between two looks at a job
 _CARD = {"name": "", "description": "", "author": "", "license": "CC-BY-4.0", "training_data": ""}
@@ -142,7 +138,7 @@ class Window(QWidget):  # type: ignore[misc]
         card = {name: field.value for name, field in self.card.items() if field.value}
         card["authors"] = [{"name": card.pop("author", "")}]
         given = {"model": self.model.value, "out": self.zip.value, "card": card}
-        self._start(lambda job, _: work.export(job, **given), self.say, needs_layer=False)
+        self._start(partial(work.export, **given), self.say, needs_layer=False)
 
     def say(self, text: str) -> None:
         """Show a text."""
@@ -172,12 +168,9 @@ class Window(QWidget):  # type: ignore[misc]
         """Do something, with the image of the chosen layer, in a thread; then show the result."""
         if self.job is not None:
             return self.say("One thing at a time: wait for the one before, or stop it.")
-        self.source, self.then = self.layer.value, then
-        try:
-            image = image_of(self.source, self.axes.value) if needs_layer else None
-        except gap.GapError as error:
-            return self.say(str(error))
-        self.job, self.stop.enabled = work.Job(lambda job: what(job, image)), True
+        self.source, self.then, axes = self.layer.value, then, self.axes.value
+        self.job = work.Job(lambda job: what(job, image_of(self.source, axes)) if needs_layer else what(job))
+        self.stop.enabled = True
         self.worker = worker = thread_worker(self.job.run)()
         self.job.is_to_stop = lambda: worker.abort_requested  # by Stop, and where napari is closed
         worker.finished.connect(self._end)
