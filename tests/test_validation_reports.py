@@ -236,11 +236,11 @@ def test_the_list_of_checks_is_up_to_date_and_tells_each_in_one_row() -> None:
     text = as_markdown()
     again = "write it again: gap-bioimage validate --list --markdown > docs/checks.md"
     assert PAGE.read_text(encoding="utf-8") == text, again
-    rows = [line for line in text.splitlines() if line.startswith("| <a id=")]
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len(registry())
     assert all(row.replace("\\|", "").count("|") == 6 for row in rows)
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(consumers())
-    row = next(row for row in rows if "`fiji.id`" in row)
+    row = next(row for row in rows if row.startswith("| `fiji.id`"))
     assert "(blocks.)" in row and "Repaired." in row and str(definition("fiji.id").source) in row
     out = io.StringIO()
     Console(file=out, width=400).print(as_table())

@@ -226,4 +226,4 @@ def _section(name: str) -> Iterator[str]:
         if made.consumer == name:
             mark = " *run*" if made.kind == "run" else ""
             cells = [text.replace("|", "\\|").replace("<", "&lt;") for text in _texts(made)]
-            yield f'| <a id="{made.id}"></a>`{made.id}`{mark} | {" | ".join(cells)} |'
+            yield f"| `{made.id}`{mark} | {' | '.join(cells)} |"
