@@ -18,7 +18,7 @@ import gap_bioimage
 from gap_bioimage.camera.calibration import Calibration, calibrate
 from gap_bioimage.camera.camera import check_camera_image, read_camera, simulate_camera, write_camera
 from gap_bioimage.camera.frames import frames_of
-from gap_bioimage.camera.photon_transfer import Estimate
+from gap_bioimage.camera.numbers import Estimate
 from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inspection import inspect
@@ -153,7 +153,7 @@ def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     assert holds(noise.offset, 100)
 
 
-@pytest.mark.parametrize(("offset", "told"), [(80, "would be negative"), (0, "would be negative"), (130, "is darker")])
+@pytest.mark.parametrize(("offset", "told"), [(80, "would be negative"), (0, "would be negative"), (130, "are darker")])
 def test_offsets_that_contradict_the_images_are_refused(plain: xr.DataArray, offset: float, told: str) -> None:
     with pytest.raises(NotPhotonCountsError, match=told):
         calibrate(plain, offset=offset)
