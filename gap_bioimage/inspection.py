@@ -47,8 +47,9 @@ class Inspection(Mapping[str, Any]):
     gain_guess
         ``gain`` and ``offset`` of the line through them, for camera images.
     verdict
-        "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``source_kind`` says more,
-        ``message`` is a sentence.
+        "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``message`` gives the reason.
+    source_kind
+        "counts", "one-bit frames", "camera", "processed", "mask" (labels and classes, too) or "no image".
     next
         A command to type, or for images that are of no use, what to look for.
     """

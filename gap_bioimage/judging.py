@@ -17,8 +17,8 @@ Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no im
 
 _SURE = 4.0  # standard errors
 # variance / mean in the dark, 1 for photons: processing or an offset, the same unless it falls on, a gain
-_QUIET, _WEAK, _FELT, _LOUD = 0.5, 0.85, 0.7, 1.5
-_SILENT = 0.25  # and where it is bright, which no dead time brings about
+_QUIET, _WEAK, _FELT, _LOUD = 0.5, 0.85, 0.7, 1.3
+_SILENT = 0.35  # and where it is bright, which no dead time brings about
 _FALLING = 0.93  # and where dead time is named
 _OPPOSITE, _ALIKE = -0.1, 0.1  # correlation of neighbours that structure never causes, and that cameras never have
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
@@ -154,7 +154,8 @@ def _offset(evidence: Evidence, name: str) -> Finding | None:
         return _smoothed(evidence, name) if quiet else None
     # no camera has so small a gain and offset, but the maximum of many counts does
     least = _PROJECTED * math.sqrt(max(float(noise.mean[0]), 0.0))
-    if _SURE * noise.slope[1] < noise.slope[0] < 1 and noise.offset < least:
+    projected = _SURE * noise.slope[1] < noise.slope[0] < 1 and noise.offset < least
+    if projected or noise.intercept[0] > _SURE * noise.intercept[1]:
         return _smoothed(evidence, name)
     if line and not quiet and evidence.statistics.minimum < noise.offset / 2:
         return None
