@@ -79,7 +79,7 @@ def measure(photons: xr.DataArray) -> Evidence:
 
 
 def _hot(singles: Values) -> Flags:
-    hot: Flags = hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0)
+    hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
     return hot if hot.mean() <= _MOST_HOT else np.zeros_like(hot)
 
 

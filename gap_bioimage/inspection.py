@@ -135,7 +135,7 @@ def inspect(
     """
     from gap_bioimage.io import read_photons
 
-    given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
+    given: dict[str, Any] = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     known = {key: value for key, value in given.items() if value is not None}
     photons, file = None, isinstance(image, (str, Path))
     try:
