@@ -56,14 +56,6 @@ def test_limits_are_options(run: Any, tmp_path: Path) -> None:
     assert "--timeout" in checks["run.zero"]["fix"]
 
 
-def test_engines_are_an_option(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, zips.torchscript_only)
-    result = run("validate", path, "--engine", sys.executable, "--json", "-")
-    checks = {check["id"]: check for check in json.loads(result.out)["checks"]}
-    assert checks["fiji.older_engine"]["status"] == "passed"
-    assert "--engine" in one_sentence(run("validate", path, "--engine", "/nowhere/python"))
-
-
 def test_all_checks_are_listed(run: Any) -> None:
     result = run("validate", "--list")
     assert result.code == 0
@@ -103,8 +95,10 @@ def test_torch_is_not_imported_for_a_description_alone(tmp_path: Path) -> None:
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.torchscript_only, source=HANGS)
     script = (
-        "import signal, threading, os, sys; from gap_bioimage.cli import main; "
-        "threading.Timer(15, lambda: os.kill(os.getpid(), signal.SIGINT)).start(); "
+        "import signal, threading, time, os; from gap_bioimage.cli import main; "
+        # again and again: on a busy machine the first may fall into the import of a library, which can swallow it
+        "press = lambda: [time.sleep(15) or os.kill(os.getpid(), signal.SIGINT) for _ in range(6)]; "
+        "threading.Thread(target=press, daemon=True).start(); "
         f"main(['validate', {str(path)!r}])"
     )
     done = subprocess.run([sys.executable, "-c", script], timeout=100, capture_output=True, text=True, check=False)
@@ -120,7 +114,6 @@ def test_what_was_not_run_is_no_success(run: Any, tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.drop("weights", "torchscript"))
     result = run("validate", path, "--quiet")
     assert result.code == 2 and "nothing was run" in one_sentence(result)
-    assert run("validate", path, "--run-code", "--quiet").code == 0
 
 
 def test_a_description_alone_is_enough(run: Any, tmp_path: Path) -> None:

@@ -241,18 +241,13 @@ def test_odd_descriptions_hold_no_tensors(value: Any) -> None:
     assert list(files.tested_tensors({"inputs": value, "outputs": value, "test_inputs": value})) == []
 
 
-@pytest.mark.parametrize(("stored", "declared", "status"), [
-    ("float64", "float32", "warning"), ("uint16", "float32", "warning"), (">f4", "float32", None),
-    ("float32", "uint8", "failed"), ("float16", "float32", "failed"),
-])  # fmt: skip
-def test_data_types_are_those_declared(tmp_path: Path, stored: str, declared: str, status: str | None) -> None:
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_data_types_that_nobody_converts_fail(tmp_path: Path, stored: str) -> None:
     values = np.arange(1024).reshape(1, 1, 32, 32).astype(stored)
-    mutate = zips.put("inputs", 0, "data", value={"type": declared})
+    mutate = zips.put("inputs", 0, "data", value={"type": "uint8"})
     statuses, found = examined(zips.make_zip(tmp_path, mutate, files={"input.npy": zips.npy(values)}))
-    assert statuses.get("format.dtypes") == status
-    if status == "failed":
-        assert f"is stored as {stored}, declared is {declared}" in message(found, "format.dtypes")
-        assert statuses["format.valid"] == "passed"
+    assert statuses["format.valid"] == "failed"
+    assert f"'{stored}' does not match" in message(found, "format.valid")
 
 
 class Evil:
@@ -328,14 +323,11 @@ def test_weights_of_the_other_kind_are_told_as_such(tmp_path: Path, described: s
 
 
 @pytest.mark.parametrize("number", [np.float64(0.5), np.arange(3.0)])
-@pytest.mark.parametrize(
-    ("key", "state"), [("model", {"w": torch.zeros(2)}), ("net", collections.OrderedDict(w=STATE["half"]))]
-)
-def test_numpy_beside_the_tensors_fails_as_in_torch(tmp_path: Path, number: Any, key: str, state: Any) -> None:
-    data = saved({"epoch": 3, key: state, "best": number})
+def test_numpy_beside_the_tensors_fails_as_in_torch(tmp_path: Path, number: Any) -> None:
+    data = saved({"epoch": 3, "model": {"w": torch.zeros(2)}, "best": number})
     outcome = scanned(tmp_path, data)
     assert (outcome.status, "NumPy" in outcome.message) == ("failed", True)
-    assert f"checkpoint[{key!r}]" in outcome.fix
+    assert "checkpoint['model']" in outcome.fix
     assert refused_by_torch(data)
 
 

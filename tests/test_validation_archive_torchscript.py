@@ -171,18 +171,14 @@ LANCZOS = ["torch._upsample_lanczos2d_aa"] if hasattr(torch._C._nn, "_upsample_l
         ('rate = rate + torch.zeros(1, device=torch.device("cpu"))', "", {"devices": ["cpu"]}),
         ("rate = self.other(rate)", "self.other = nn.GroupNorm(1, 1)", {"norms": ["group_norm"]}),
         ("rate = self.other(rate)", "self.other = nn.InstanceNorm2d(1)", {"norms": ["instance_norm"]}),
-        ("rate = self.other(rate)", "self.other = nn.BatchNorm2d(1)", {"depends_on_mode": True}),
         ("rate = self.other(rate)", "self.other = nn.LayerNorm(32)", {}),
-        ("rate = self.other(rate)", "self.other = nn.Dropout(0.5)", {"depends_on_mode": True}),
     ],
 )  # fmt: skip
 def test_networks_are_read(tmp_path: Path, body: str, init: str, expected: dict[str, object]) -> None:
     code = code_of(tmp_path, zips.tiny(body, init))
     found = {"unportable": list(code.unportable), "devices": code.devices, "norms": code.norms,
-             "depends_on_mode": code.depends_on_mode, "saved_on": code.saved_on, "has_parameters": code.has_parameters,
-             "in_training_mode": code.in_training_mode}  # fmt: skip
-    nothing = {"unportable": [], "devices": [], "norms": [], "depends_on_mode": False, "saved_on": (),
-               "has_parameters": True, "in_training_mode": False}  # fmt: skip
+             "saved_on": code.saved_on, "has_parameters": code.has_parameters}  # fmt: skip
+    nothing = {"unportable": [], "devices": [], "norms": [], "saved_on": (), "has_parameters": True}
     assert found == nothing | expected
 
 
@@ -199,10 +195,9 @@ sys.exit("it ran")
     old_torch(refuses, tmp_path / "torchscript.pt")
 
 
-def test_freezing_and_training_are_seen(tmp_path: Path) -> None:
+def test_freezing_is_seen(tmp_path: Path) -> None:
     frozen = code_of(tmp_path, freeze=True)
     assert frozen.n_constants > 0 and not frozen.has_parameters
-    assert code_of(tmp_path, train=True).in_training_mode
 
 
 def archive_of(tmp_path: Path, code: str, state: bytes = b"") -> TorchScriptCode:
@@ -220,8 +215,7 @@ def test_tensors_on_a_gpu_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", [b"", b"text", b"\x80\x02X\xff\xff\xff\xff", pickle.dumps("training")[:-3]])
 def test_damaged_states_say_nothing(tmp_path: Path, state: bytes) -> None:
-    code = archive_of(tmp_path, "x", state)
-    assert (code.in_training_mode, code.saved_on) == (False, ())
+    assert archive_of(tmp_path, "x", state).saved_on == ()
 
 
 @pytest.mark.parametrize(

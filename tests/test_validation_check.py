@@ -180,7 +180,7 @@ def test_a_rule_that_raises_leaves_the_verdict_of_its_consumer_open(tmp_path: Pa
 
 @pytest.mark.usefixtures("own_registry")
 def test_an_archive_check_that_raises_leaves_every_verdict_open(tmp_path: Path) -> None:
-    for check_id in ("archive.references", "archive.pickles", "format.dtypes"):
+    for check_id in ("archive.references", "archive.pickles"):
         made = definition(check_id)
         registry_module._CHECKS[check_id] = replace(made, function=raising(RecursionError()))
         with open_package(zips.make_zip(tmp_path)) as (package, _):

@@ -6,8 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
+import torch
 import zips
 from running import judged
 
@@ -32,12 +32,13 @@ def in_engine(folder: Path, python: str, body: str = "", seconds: float = 300) -
     return outcome
 
 
-def script(folder: Path, *lines: str, sleep: int = 0) -> str:
-    """An interpreter that is torch 2.0.1, and answers some lines before it sleeps."""
+def script(folder: Path, answer: str = "", sleep: int = 0) -> str:
+    """An interpreter that is torch 2.0.1, and sleeps after its answer."""
     python = folder / "python"
-    answers = "\n".join(f"echo '{line}'" for line in lines)
     told = json.dumps({"torch": "2.0.1", "core": "0.9"})
-    python.write_text(f"#!/bin/sh\nif [ $3 = versions ]; then echo '{told}'; exit; fi\n{answers}\nexec sleep {sleep}\n")
+    python.write_text(
+        f"#!/bin/sh\nif [ $3 = versions ]; then echo '{told}'; exit; fi\necho '{answer}'\nexec sleep {sleep}\n"
+    )
     python.chmod(0o755)
     return str(python)
 
@@ -63,9 +64,9 @@ def test_engines_that_compute_something_else_are_told(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_does_not_come_back_is_told(tmp_path: Path) -> None:
-    outcome = in_engine(tmp_path, script(tmp_path, '{"ran": 2.0}', sleep=30), seconds=2)
+    outcome = in_engine(tmp_path, script(tmp_path, sleep=30), seconds=2)
     assert outcome.status == "failed"
-    assert "torch 2.0.1: the first run takes 2 s, run 2 did not finish within 2 s" in outcome.message
+    assert "torch 2.0.1: did not finish within 2 s" in outcome.message
 
 
 def test_a_second_run_that_takes_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +114,10 @@ def test_engines_are_isolated_and_take_tensors_exactly(tmp_path: Path, monkeypat
     (tmp_path / "torch.py").write_text("__version__ = 'ours'\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    values = np.random.default_rng(0).normal(size=(1, 1, 32, 32)).astype(np.float32)
+    inputs = [torch.randn(1, 1, 32, 32)]
     weights = tmp_path / "torchscript.pt"
     weights.write_bytes(zips.model_files(zips.tiny("rate = photons"))["torchscript.pt"])
-    values.tofile(tmp_path / "input_0.bin")
-    (tmp_path / "inputs.json").write_text("[[1, 1, 32, 32]]")
-    answer = engines._ask(sys.executable, "run", str(weights), str(tmp_path), "3")
-    assert (answer["outputs"], len(answer["took"])) == (1, 3)
-    assert np.array_equal(np.fromfile(tmp_path / "output_0.bin", np.float32), values.ravel())
+    torch.save(inputs, tmp_path / "inputs.pt")
+    answer = engines._ask(sys.executable, "run", str(weights), str(tmp_path), "3", timeout=300)
+    assert len(answer["took"]) == 3
+    assert torch.equal(torch.load(tmp_path / "outputs.pt")[0], inputs[0])

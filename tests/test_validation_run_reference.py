@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,12 +11,8 @@ import torch
 import zips
 from running import ran
 
-from gap_bioimage.validation.run.reference import reproduces
-
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from gap_bioimage.validation.run.runner import Runner
 
 EXPECTED = np.load(io.BytesIO(zips.model_files()["output.npy"]))
 
@@ -32,14 +28,11 @@ def test_small_wrong_outputs_fail_on_their_own_scale(tmp_path: Path) -> None:
     assert checks["run.negative_control"].status == "warning"
 
 
-def test_a_disagreement_is_told_in_plain_words(tmp_path: Path) -> None:
+def test_a_disagreement_fails(tmp_path: Path) -> None:
     expected = EXPECTED.copy()
-    made = float(expected[0, 0, 7, 9])
     expected[0, 0, 7, 9] = 1000
-    expected[0, 0, 1, 2] += 5
     checks = ran(with_output(tmp_path, expected))
-    words = f"2 of 1024 values of 'rate' disagree with the expected ones; the worst: expected 1000, got {made:.4g}"
-    assert f"{words} at y 7, x 9" in checks["core.test"].message
+    assert "1 of 1024 elements disagree" in checks["core.test"].message
     assert checks["core.test"].status == checks["run.reproduces"].status == "failed"
     assert checks["zoo.deepimagej"].status == "warning"
 
@@ -56,55 +49,14 @@ def test_what_bioimageio_core_runs_in_format_0_5_only_is_to_be_updated(tmp_path:
     assert "repair" in check.fix
 
 
-@pytest.mark.parametrize(("value", "n_broken"), [(np.nan, 1024), (np.inf, 1)])
-def test_expected_outputs_that_are_no_numbers_prove_nothing(tmp_path: Path, value: float, n_broken: int) -> None:
-    expected = EXPECTED.copy()
-    expected.flat[:n_broken] = value
-    checks = ran(with_output(tmp_path, expected))
-    ids = ("core.test", "run.reproduces", "run.negative_control", "zoo.deepimagej")
-    assert [checks[name].status for name in ids] == ["failed", "failed", "skipped", "skipped"]
-    assert all(f"{n_broken} of 1024 values of 'rate'" in checks[name].message for name in ids)
-
-
 def test_a_model_that_gives_no_numbers_fails_and_is_not_compared(tmp_path: Path) -> None:
     script = zips.model_files(zips.tiny("rate = rate * float('nan')"))["torchscript.pt"]
     checks = ran(zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": script}))
     for name in ("core.test", "run.reproduces"):
         assert checks[name].status == "failed"
         assert "gives for the test input 1024 of 1024 values of 'rate' are NaN or infinite" in checks[name].message
-    for name in ("run.tiled", "run.padding", "run.batch", "run.dtypes", "run.deterministic"):
+    for name in ("run.tiled", "run.batch", "run.dtypes", "run.deterministic"):
         assert checks[name].status == "skipped", checks[name]
-
-
-def test_exchanged_test_tensors_are_noticed(tmp_path: Path) -> None:
-    files = zips.model_files()
-    swapped = {"input.npy": files["output.npy"], "output.npy": files["input.npy"]}
-    check = ran(zips.make_zip(tmp_path, zips.torchscript_only, files=swapped))["run.reproduces"]
-    assert check.status == "failed"
-    assert "the test tensors of input and output look exchanged" in check.message
-    assert check.fix.startswith("Exchange the files")
-
-
-class TwoOutputs:
-    """Stands in for a runner whose model gives two images."""
-
-    weights_format = "torchscript"
-
-    def __init__(self, exchanged: bool) -> None:
-        ramp = np.arange(12.0).reshape(1, 1, 3, 4)
-        self.produced = {"a": ramp, "b": ramp**2}
-        self.test_inputs = {"photons": ramp}
-        self.test_outputs = {"a": ramp**2, "b": ramp} if exchanged else {"a": ramp + 1, "b": ramp**2}
-
-    def axes(self, name: str) -> tuple[str, ...]:
-        return ("batch", "channel", "y", "x")
-
-
-@pytest.mark.parametrize("exchanged", [True, False])
-def test_exchanged_outputs_are_noticed(exchanged: bool) -> None:
-    outcome = reproduces(cast("Runner", TwoOutputs(exchanged)))
-    assert outcome.status == "failed"
-    assert ("the test tensors of 'a' and 'b' look exchanged" in outcome.message) == exchanged
 
 
 def test_constant_outputs_cannot_be_judged(tmp_path: Path) -> None:

@@ -68,9 +68,6 @@ def test_torchscript_that_writes_files_is_not_run(tmp_path: Path) -> None:
     [
         ("run.zero", "rate = rate / rate.sum()", "warning"),
         ("run.zero", "assert float(photons.sum()) > 0", "failed"),  # raises: does not run
-        ("run.tiled", "rate = rate / rate.mean() * 20.0", "warning"),
-        ("run.sizes", "assert photons.shape[2] == photons.shape[3]", "failed"),
-        ("fiji.below_min", "assert photons.shape[3] >= 16", "warning"),
     ],
 )
 def test_only_what_does_not_run_fails(tmp_path: Path, check_id: str, body: str, status: str) -> None:
@@ -90,7 +87,7 @@ def test_an_error_of_ours_leaves_the_question_open(tmp_path: Path, monkeypatch: 
 def test_samplers_run_sparingly_and_need_not_agree_over_tiles(tmp_path: Path) -> None:
     sampler = zips.put("config", value={"gap_bioimage": {"stochastic": True}})
     checks = ran(zips.make_zip(tmp_path, sampler, source=zips.tiny("rate = rate / rate.mean() * 20.0")))
-    assert checks["run.tiled"].status == checks["run.padding"].status == "skipped"
+    assert checks["run.tiled"].status == "skipped"
     assert checks["run.zero"].message.startswith("torchscript: ")  # one stands for both
     assert "2 sizes" in checks["run.sizes"].message
 
@@ -103,19 +100,6 @@ def test_checks_that_are_done_are_not_made_again(tmp_path: Path) -> None:
     assert checks["run.reproduces"].status == "passed"
 
 
-def test_postprocessing_that_looks_at_whole_tiles_is_told_from_a_halo_that_is_too_small(tmp_path: Path) -> None:
-    code = b"def op():\n    def call(array):\n        return array / array.mean() * 20\n    return call\n"
-
-    def whole(rdf: dict[str, Any]) -> None:
-        zips.torchscript_only(rdf)
-        step = {"id": "custom", "source": "op.py", "sha256": zips.sha256(code), "callable": "op", "kwargs": {}}
-        rdf["outputs"][0]["postprocessing"] = [step]
-
-    check = ran(zips.make_zip(tmp_path, whole, files={"op.py": code}))["run.tiled"]
-    assert check.status == "warning", check
-    assert "because of its custom postprocessing" in check.message
-
-
 def test_volumes_run(tmp_path: Path) -> None:
     source = zips.BLUR.replace("Conv2d", "Conv3d").replace("size**2", "size**3")
 
@@ -126,7 +110,7 @@ def test_volumes_run(tmp_path: Path) -> None:
         rdf["outputs"][0]["axes"][2]["size"] = {"tensor_id": "photons", "axis_id": "z"}
 
     checks = ran(zips.make_zip(tmp_path, volume, source=source))
-    for id_ in ("core.test", "run.sizes", "run.tiled", "run.padding", "run.batch"):
+    for id_ in ("core.test", "run.sizes", "run.tiled", "run.batch"):
         assert checks[id_].status == "passed", checks[id_]
 
 

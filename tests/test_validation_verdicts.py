@@ -9,7 +9,7 @@ import pytest
 import zips
 
 from gap_bioimage.validation.check import Check
-from gap_bioimage.validation.verdicts import Completeness, completeness_of, how_to_run, programs, score_of, verdicts_of
+from gap_bioimage.validation.verdicts import empty_fields, how_to_run, programs, score_of, verdicts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,32 +127,32 @@ def test_a_program_is_unknown_where_none_of_its_weights_was_run() -> None:
     assert verdicts([*good(), ONNX])["fiji"] == "works"
 
 
-HALF = Completeness(frozenset({"name", "tags"}), frozenset({"name", "tags", "version", "icon"}))
+HALF = (0.5, ["version"])
 
 
 def test_a_good_model_gets_all_but_what_its_metadata_lack() -> None:
-    found = score_of(good(), HALF)
+    found = score_of(good(), *HALF)
     assert found.total == 7.5
     assert found.parts == {"format": 1.0, "inference": 2.0, "reproduces": 4.0, "metadata": 0.5}
-    assert found.raise_it == ("+0.25: fill in version",)
+    assert found.raise_it == ("+0.50 at most: fill in version",)
 
 
 def test_a_model_that_runs_and_gives_other_values_keeps_two() -> None:
     checks = changed(good(), "core.test", "failed", "outputs differ", "Export them again.")
     checks = changed(checks, "run.reproduces", "failed", "outputs differ", "Export them again.")
-    found = score_of(checks, HALF)
+    found = score_of(checks, *HALF)
     assert (found.total, found.parts["inference"], found.parts["reproduces"]) == (3.5, 2.0, 0.0)
     assert found.raise_it[0] == "+4.00: export them again (core.test, run.reproduces)"
 
 
 def test_a_model_that_does_not_run_keeps_the_format() -> None:
     checks = [check for check in good() if check.id != "run.reproduces"]
-    assert score_of(changed(checks, "core.test", "failed", "does not load", "Mend it."), HALF).total == 1.5
+    assert score_of(changed(checks, "core.test", "failed", "does not load", "Mend it."), *HALF).total == 1.5
 
 
 def test_what_was_not_run_counts_nothing_and_the_way_out_is_named() -> None:
     checks = [check for check in untested() if check.id != "run.reproduces"]
-    found = score_of(checks, HALF)
+    found = score_of(checks, *HALF)
     assert found.total == 1.5
     assert found.raise_it[0] == "+6.00 if its test passes: validate with --run-code"
 
@@ -166,24 +166,12 @@ def test_an_invalid_description_scores_nothing_at_all(check_id: str) -> None:
     assert score_of(unrun).raise_it == (f"+1.00, and 6.00 more if its test passes then: state it ({check_id})",)
 
 
-def test_partners_do_not_enter() -> None:
-    assert score_of(changed(good(), "fiji.rule", "failed", "no id", "Give one."), HALF) == score_of(good(), HALF)
-
-
-def test_nothing_readable_scores_nothing() -> None:
-    found = score_of([Check("archive.rdf", "archive", "failed", "rdf.yaml is no mapping")])
-    assert found.total == 0
-    assert found.parts == dict.fromkeys(("format", "inference", "reproduces", "metadata"), 0.0)
-
-
-def test_filling_in_fills_sections_too() -> None:
-    counted = Completeness(frozenset({"name"}), frozenset({"name", "config", "config.bioimageio"}))
-    assert counted.filled(["config.bioimageio"]).share == 1.0
-
-
-def test_fields_are_counted_as_bioimageio_spec_counts_them(tmp_path: Path) -> None:
+def test_the_fields_that_are_empty_are_named(tmp_path: Path) -> None:
     from bioimageio.spec import ValidationContext, load_description
 
+    config = {"bioimageio": {"modality": "light", "task": ""}}
     with ValidationContext(perform_io_checks=False):
-        descr = load_description(zips.make_zip(tmp_path))
-    assert completeness_of(descr).share == descr.validation_summary.metadata_completeness
+        descr = load_description(zips.make_zip(tmp_path, zips.put("config", value=config)))
+    found = empty_fields(descr)
+    assert {"version", "config.bioimageio.task"} <= {*found}
+    assert {"git_repo", "config.bioimageio.modality"}.isdisjoint(found)

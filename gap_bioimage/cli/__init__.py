@@ -14,18 +14,27 @@ from gap_bioimage.cli.options import grouped
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Photon counts in, a shareable denoiser out: train, denoise, export to bioimage.io, validate.",
+    help="""Photon counts in, a shareable denoiser out: train, denoise, export to bioimage.io, validate.
+
+Most need three commands:
+\b
+  gap-bioimage inspect IMAGE                is it photon counts, and what to do
+  gap-bioimage train IMAGES --out RUN       train on these images alone
+  gap-bioimage denoise RUN IMAGE OUT.tif    see what it makes of one
+""",
     epilog="--debug, anywhere on the line, shows tracebacks.",
 )
 
-for _verb in (
-    *(models.demo, images.simulate, images.inspect, images.calibrate, models.train),
-    *(denoising.denoise, denoising.sample, denoising.generate, models.export, zips.validate, zips.repair, models.info),
-):
-    app.command(_verb.__name__)(grouped(_verb))
+_GROUPS = {
+    "Images": (images.inspect, images.calibrate, images.simulate),
+    "Models": (models.train, denoising.denoise, denoising.sample, denoising.generate, models.info, models.demo),
+    "Model zips": (models.export, zips.validate, zips.repair, zips.submit_check),
+}
+for _group, _verbs in _GROUPS.items():
+    for _verb in _verbs:
+        app.command(_verb.__name__.replace("_", "-"), rich_help_panel=_group)(grouped(_verb))
 
 
 def _version(asked: bool) -> None:
@@ -40,8 +49,9 @@ _Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager
 
 
 @app.callback()
-def _options(version: _Version = False) -> None:
-    pass
+def _options(context: typer.Context, version: _Version = False) -> None:
+    if context.invoked_subcommand == "validate":
+        context.default_map = {"validate": zips.configured()}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,19 +16,42 @@ import typer
 from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
 from gap_bioimage.cli.options import Device, Json, Quiet, RunCode
 
+_SELECT = "Count these checks only, such as fiji or zoo.cover; repeatable."
+_IGNORE = "Leave these checks out; repeatable."
+_CONFIGURED = {"select": "select", "ignore": "ignore", "profile": "consumer", "format": "form",
+               "description-only": "description_only", "timeout": "timeout", "memory": "memory"}  # fmt: skip
+_CONSUMER = "This partner's rules must hold; repeatable."
+
 if TYPE_CHECKING:
     from gap_bioimage.validation.check import Check
     from gap_bioimage.validation.repair.repairing import Repaired
     from gap_bioimage.validation.report import Report
 
 
+class Format(StrEnum):
+    """What is printed."""
+
+    TABLE, JSON, JUNIT, HTML, SARIF, GITHUB = "table", "json", "junit", "html", "sarif", "github"
+
+
 @dataclass(frozen=True)
 class Pages:
-    """Where reports are written to."""
+    """What is printed of reports, and where pages of them are written to."""
 
+    form: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TABLE
     json_out: Json = None
     html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether people read what is printed."""
+        return self.form == Format.TABLE and str(self.json_out) != "-"
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether a page shows pictures."""
+        return self.html is not None or self.form == Format.HTML
 
     def check(self) -> None:
         """Look at the places before the work."""
@@ -38,14 +62,61 @@ class Pages:
                 check_place(page)
 
     def write(self, reports: list[Report]) -> None:
-        """Write every page that was asked for."""
-        from gap_bioimage.validation.reports.html import render_html
-        from gap_bioimage.validation.reports.terminal import render_junit
+        """Print and write what was asked for."""
+        from gap_bioimage.validation.reports import ci, html, terminal
 
+        write_json(Path("-") if self.form == Format.JSON else None, [report.to_dict() for report in reports])
         write_json(self.json_out, [report.to_dict() for report in reports])
-        for page, render in ((self.html, render_html), (self.junit, render_junit)):
+        for page, render in ((self.html, html.render_html), (self.junit, terminal.render_junit)):
             if page is not None:
                 write_text(page, render(reports))
+        printers = {
+            Format.HTML: html.render_html, Format.JUNIT: terminal.render_junit, Format.SARIF: ci.render_sarif,
+            Format.GITHUB: ci.render_github,
+        }  # fmt: skip
+        if (printer := printers.get(self.form)) is not None:
+            sys.stdout.write(printer(reports))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which checks count, and what must hold."""
+
+    select: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_SELECT)] = None
+    ignore: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_IGNORE)] = None
+    consumer: Annotated[list[str] | None, typer.Option("--consumer", "--profile", help=_CONSUMER)] = None
+    description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False
+
+    def of(self, report: Report) -> Report:
+        """The report with the checks that count."""
+        return report.selected(_names(self.select), _names(self.ignore))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is printed instead of a validation."""
+
+    list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports, and stop.")] = False
+
+    def printed(self) -> bool:
+        """Print what was asked for; whether anything was."""
+        from rich.console import Console
+
+        from gap_bioimage.validation.reports import ci, terminal
+
+        if self.list_checks and self.markdown:
+            sys.stdout.write(terminal.as_markdown())
+        elif self.list_checks:
+            Console().print(terminal.as_table())
+        elif self.schema:
+            write_json(Path("-"), [ci.json_schema()])
+        return self.list_checks or self.schema
+
+
+def _names(listed: list[str] | None) -> list[str]:
+    return [name for text in listed or () for name in text.split(",") if name]
 
 
 @dataclass(frozen=True)
@@ -62,34 +133,56 @@ class Running:
 
 
 def validate(
+    asked: Asked,
     pages: Pages,
     running: Running,
+    listing: Listing,
     zips: Annotated[list[Path] | None, typer.Argument(metavar="ZIP...", help="Zips, folders or yaml files.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep tensors and pictures of failed checks here.")] = None,
-    consumer: Annotated[list[str] | None, typer.Option(help="This partner's rules must hold; repeatable.")] = None,
-    description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False,
-    list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
-    if list_checks:
-        _print_checks(markdown)
+    if listing.printed():
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
     pages.check()
-    silent = quiet or str(pages.json_out) == "-"
-    options = {"consumers": consumer, "description_only": description_only, "pictures": pages.html is not None}
-    reports = list(_reports(_kept(zips, keep), running, silent, options))
+    options = {"consumers": asked.consumer, "description_only": asked.description_only}
+    options |= {"pictures": pages.has_pictures}
+    reports = list(_reports(_kept(zips, keep), running, asked, quiet or not pages.is_table, options))
     if reports:
         pages.write(reports)
     if code := _exit_code(reports, len(zips)):
         raise typer.Exit(code)
 
 
+def configured() -> dict[str, Any]:
+    """Options of ``validate`` that .gap-bioimage.toml, or [tool.gap-bioimage] of pyproject.toml, gives in this folder.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or gives others than those that cannot run or write anything.
+    """
+    import tomllib
+
+    from gap_bioimage.errors import ConfigError
+
+    own, project = Path(".gap-bioimage.toml"), Path("pyproject.toml")
+    path = own if own.is_file() else project
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    section = found if path == own else found.get("tool", {}).get("gap-bioimage", {})
+    if unknown := sorted(section.keys() - _CONFIGURED.keys()):
+        raise ConfigError(f"{path} sets {', '.join(unknown)}; expected are some of {', '.join(_CONFIGURED)}")
+    lists = ("select", "ignore", "profile")
+    return {_CONFIGURED[k]: [v] if k in lists and isinstance(v, str) else v for k, v in section.items()}
+
+
 def _reports(
-    folders: dict[Path, Path | None], running: Running, silent: bool, options: dict[str, Any]
+    folders: dict[Path, Path | None], running: Running, asked: Asked, silent: bool, options: dict[str, Any]
 ) -> Iterator[Report]:
     """Validate one model after the other; one that cannot be read is told of, and the others' reports are not lost."""
     from gap_bioimage.errors import OutputError, UnreadableModelError
@@ -102,7 +195,7 @@ def _reports(
         for path, keep in folders.items():
             try:
                 with _progress(silent, path.name, f"validating {path.name}") as show:
-                    report = check(path, keep=keep, process=process, on_check=show, **options)
+                    report = asked.of(check(path, keep=keep, process=process, on_check=show, **options))
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
                 continue
@@ -141,15 +234,22 @@ def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
     return {path: keep and keep / name for path, name in names.items()}
 
 
-def _print_checks(markdown: bool) -> None:
-    from rich.console import Console
+def submit_check(
+    model: Annotated[Path, typer.Argument(metavar="ZIP", help="Model zip, folder or yaml file.")],
+    run_code: RunCode = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """List what the zoo asks of a model, with ticks, what to remove before the upload, and the steps after it."""
+    from gap_bioimage.validation.report import validate as check
+    from gap_bioimage.validation.reports.terminal import print_submission
 
-    from gap_bioimage.validation.reports.terminal import as_markdown, as_table
-
-    if markdown:
-        sys.stdout.write(as_markdown())
-    else:
-        Console().print(as_table())
+    with _progress(quiet, model.name, f"validating {model.name}") as show:
+        report = check(model, run_code=run_code, device=device, on_check=show)
+    if not quiet:
+        print_submission(report)
+    if code := _exit_code([report], 1):
+        raise typer.Exit(code)
 
 
 def repair(

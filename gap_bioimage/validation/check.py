@@ -203,23 +203,22 @@ def declare(check_id: str, kind: Kind, severity: Severity, source: Source | None
     return _CHECKS.setdefault(check_id, made)
 
 
-@dataclass(frozen=True)
-class _Decorator:
-    """Declares functions as checks of a kind; the details are those of `Definition`."""
+def _declares(kind: Kind) -> Callable[..., Callable[[_Function], _Function]]:
+    """A decorator that declares functions as checks of a kind; its arguments are those of `declare`."""
 
-    kind: Kind
-
-    def __call__(
-        self, check_id: str, severity: Severity, source: Source | None = None, **details: Any
+    def decorator(
+        check_id: str, severity: Severity, source: Source | None = None, **details: Any
     ) -> Callable[[_Function], _Function]:
         def register(function: _Function) -> _Function:
-            declare(check_id, self.kind, severity, source, function=function, **details)
+            declare(check_id, kind, severity, source, function=function, **details)
             return function
 
         return register
 
+    return decorator
 
-rule, archive_check, run_check = _Decorator("rule"), _Decorator("archive"), _Decorator("run")
+
+rule, archive_check, run_check = _declares("rule"), _declares("archive"), _declares("run")
 
 
 def consumers() -> Mapping[str, Consumer]:

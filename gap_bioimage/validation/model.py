@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.outcome import NotApplicable
 
 if TYPE_CHECKING:
+    from gap_bioimage.validation.archive.description import Description
     from gap_bioimage.validation.archive.package import Package
 
 _LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
@@ -60,8 +62,8 @@ class Tensor:
         """Read a tensor of format 0.5."""
         data = written.get("data")
         data_type = str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
-        steps = [step for key in ("preprocessing", "postprocessing") for step in _mappings(written.get(key))]
-        axes = [Axis.of(axis) for axis in _mappings(written.get("axes"))]
+        steps = [step for key in ("preprocessing", "postprocessing") for step in mappings(written.get(key))]
+        axes = [Axis.of(axis) for axis in mappings(written.get("axes"))]
         return cls(written, str(written.get("id", "")), axes, data_type, steps)
 
     @property
@@ -78,6 +80,12 @@ class Model:
     upgraded: Any = None  # bioimageio.spec's description in format 0.5; None if it is invalid or cannot be upgraded
     with_files: bool = True  # without, every question about a file does not apply
     not_upgraded: str = ""  # why a valid description cannot be upgraded
+
+    @classmethod
+    def of(cls, package: Package, valid: Description | None, *, with_files: bool = True) -> Model:
+        """The model of a package and its description, which is None if it is invalid."""
+        upgraded, why_not = (valid.upgraded, valid.not_upgraded) if valid else (None, "")
+        return cls(package, upgraded, with_files, why_not)
 
     @property
     def is_valid(self) -> bool:
@@ -116,12 +124,12 @@ class Model:
     @cached_property
     def inputs(self) -> list[Tensor]:
         """The inputs."""
-        return [Tensor.of(tensor) for tensor in _mappings(self.descr.get("inputs"))]
+        return [Tensor.of(tensor) for tensor in mappings(self.descr.get("inputs"))]
 
     @cached_property
     def outputs(self) -> list[Tensor]:
         """The outputs."""
-        return [Tensor.of(tensor) for tensor in _mappings(self.descr.get("outputs"))]
+        return [Tensor.of(tensor) for tensor in mappings(self.descr.get("outputs"))]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -163,7 +171,7 @@ class Model:
 
     def mappings(self, key: str) -> list[dict[str, Any]]:
         """The mappings in a list field."""
-        return _mappings(self.rdf.get(key))
+        return mappings(self.rdf.get(key))
 
     def need_files(self) -> Package:
         """The package; `NotApplicable` if there is the description only."""
@@ -173,7 +181,7 @@ class Model:
 
     def file_of(self, value: object) -> Path | None:
         """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there."""
-        return self.need_files().file(value.get("source") if isinstance(value, dict) else value)
+        return self.need_files().file(source_of(value))
 
     def test_array(self, tensor: Tensor) -> Any:
         """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""
@@ -203,7 +211,7 @@ class Model:
 def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
     """The description with the infinities of ``data_range`` (format 0.4) that it lost on its way through JSON."""
     restored = deepcopy(rdf)
-    for tensor in (*_mappings(restored.get("inputs")), *_mappings(restored.get("outputs"))):
+    for tensor in (*mappings(restored.get("inputs")), *mappings(restored.get("outputs"))):
         limits = tensor.get("data_range")
         if isinstance(limits, list) and len(limits) == 2:
             ends = zip(limits, (float("-inf"), float("inf")), strict=True)
@@ -226,5 +234,6 @@ def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
     return {"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named}
 
 
-def _mappings(listed: object) -> list[dict[str, Any]]:
-    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+def source_of(value: object) -> object:
+    """The path in an entry that names a file, by itself or as ``{source, sha256}``."""
+    return value.get("source") if isinstance(value, dict) else value

@@ -8,22 +8,19 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.examine import examine
-from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
-from gap_bioimage.validation.verdicts import Completeness, Score, Verdict, completeness_of, score_of, verdicts_of
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.archive.examine import Examined
-    from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.verdicts import Score, Verdict, empty_fields, score_of, verdicts_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class Report:
     score: Score | None = None
     pictures: tuple[Picture, ...] = ()
     description_only: bool = False  # nothing but the description was looked at, as asked for
+    ran: bool = False  # the model was run, though the check that tells so may have been left out
 
     @property
     def status(self) -> Literal["passed", "failed", "not-run"]:
@@ -51,7 +49,21 @@ class Report:
     @property
     def was_run(self) -> bool:
         """Whether the model itself was run."""
-        return any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
+        return self.ran or any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
+
+    def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
+        """The report with some checks only: ids or their beginnings up to a dot; verdicts and score stay as they are.
+
+        Raises
+        ------
+        ConfigError
+            If no check is called so.
+        """
+        for name in (*select, *ignore):
+            if not any(_is_of(check_id, [name]) for check_id in registry.registry()):
+                raise ConfigError(f"There is no check {name}; see gap-bioimage validate --list.")
+        kept = [c for c in self.checks if (not select or _is_of(c.id, select)) and not _is_of(c.id, ignore)]
+        return replace(self, checks=tuple(kept), ran=self.was_run)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -134,80 +146,69 @@ def validate(
     check_device(device)
     kept = None if keep is None else Path(keep).absolute()
     job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
-    found = _Findings(consumers, on_check, description_only)
+    found = _Findings(consumers, on_check)
     with nullcontext(process) if process is not None else Sandbox() as runs:
-        return found.report(path, runs, job, pictures)
+        if not description_only and Path(path).exists():
+            runs.start()  # the libraries are imported there while the files are looked at
+        with open_package(path) as (package, checks):
+            found.add(checks)
+            metadata: tuple[float, list[str]] = (0.0, [])
+            if package is not None:
+                metadata = found.look(package, runs, job, pictures=pictures, description_only=description_only)
+            verdicts, score = verdicts_of(found.raw, description_only=description_only), score_of(found.raw, *metadata)
+            shown = read_pictures(found.drawn) if pictures else ()
+            return Report(str(path), tuple(found.judged), verdicts, score, shown, description_only)
 
 
 @dataclass
 class _Findings:
-    """What was found so far."""
+    """What was found so far: all checks, those whose consumer was asked for, and pictures."""
 
     asked: Sequence[str] | None
     on_check: Callable[[Check], None] | None
-    description_only: bool
     raw: list[Check] = field(default_factory=list)
     judged: list[Check] = field(default_factory=list)
     drawn: list[tuple[str, str, Path]] = field(default_factory=list)
-    completeness: Completeness | None = None
 
     def add(self, found: Iterable[Check | tuple[str, str, Path]]) -> None:
-        """Take checks and pictures, and tell of the checks whose consumer was asked for."""
+        """Take checks and pictures, and tell of the checks that were asked for."""
         for item in found:
             if not isinstance(item, Check):
                 self.drawn.append(item)
                 continue
             self.raw.append(item)
-            if (judged := self._softened(item)) is not None:
-                self.judged.append(judged)
+            if (softened := _softened(item, self.asked)) is not None:
+                self.judged.append(softened)
                 if self.on_check is not None:
-                    self.on_check(judged)
+                    self.on_check(softened)
 
-    def _softened(self, check: Check) -> Check | None:
-        """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
-        if registry.consumers()[check.consumer].base:
-            return check
-        if self.asked is None:
-            return replace(check, status="warning") if check.status == "failed" else check
-        return check if check.consumer in self.asked else None
-
-    def add_files(self, package: Package) -> Examined:
-        """Examine a package without running it; what is not run is told of."""
-        found = examine(package, description_only=self.description_only)
-        self.add(found.checks)
-        if found.is_model and found.why_not_run and not self.description_only:
-            self.add([registry.definition("core.test").skipped(found.why_not_run)])
-        return found
-
-    def add_rules(self, package: Package, examined: Examined) -> None:
-        """Apply every rule; what is no model's description is not judged as one."""
+    def look(
+        self, package: Package, runs: Sandbox, job: Callable[..., Job], *, pictures: bool, description_only: bool
+    ) -> tuple[float, list[str]]:
+        """Make every check of an opened package; the completeness of its metadata, and fields that are empty."""
+        if description_only:
+            package = replace(package, rdf=with_infinities(package.rdf))
+        examined = examine(package, description_only=description_only)
+        self.add(examined.checks)
         valid = examined.description
+        if valid is not None and not examined.why_not_run:
+            self.add(runs.run(job(package, valid, pictures=package.scratch / "pictures" if pictures else None)))
         if examined.is_model:
-            upgraded, not_upgraded = (valid.upgraded, valid.not_upgraded) if valid else (None, "")
-            model = Model(package, upgraded, not self.description_only, not_upgraded)
+            model = Model.of(package, valid, with_files=not description_only)
             self.add(made.judge(model) for made in registry.definitions("rule"))
-        if valid is not None:
-            self.completeness = completeness_of(valid.as_written)
+        if valid is None:
+            return 0.0, []
+        return valid.as_written.validation_summary.metadata_completeness or 0.0, empty_fields(valid.as_written)
 
-    def report(self, path: str | Path, runs: Sandbox, job: Callable[..., Job], pictures: bool) -> Report:
-        """Make every check, and the report of all."""
-        if not self.description_only and Path(path).exists():
-            runs.start()  # the libraries are imported there while the files are looked at
-        with open_package(path) as (package, checks):
-            self.add(checks)
-            if package is not None:
-                if self.description_only:
-                    package = replace(package, rdf=with_infinities(package.rdf))
-                examined = self.add_files(package)
-                if examined.description is not None and not examined.why_not_run:
-                    drawn = package.scratch / "pictures" if pictures else None
-                    self.add(runs.run(job(package, examined.description, pictures=drawn)))
-                self.add_rules(package, examined)
-            return Report(
-                str(path),
-                tuple(self.judged),
-                verdicts_of(self.raw, description_only=self.description_only),
-                score_of(self.raw, self.completeness),
-                read_pictures(self.drawn) if pictures else (),
-                self.description_only,
-            )
+
+def _is_of(check_id: str, names: Sequence[str]) -> bool:
+    return any(f"{check_id}.".startswith(f"{name}.") for name in names)
+
+
+def _softened(check: Check, asked: Sequence[str] | None) -> Check | None:
+    """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
+    if registry.consumers()[check.consumer].base:
+        return check
+    if asked is None:
+        return replace(check, status="warning") if check.status == "failed" else check
+    return check if check.consumer in asked else None

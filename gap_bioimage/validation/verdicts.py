@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gap_bioimage.validation.check import Check, consumers, one_sentence
+from gap_bioimage.validation.outcome import RUN_CODE
 
-RUN_CODE = "--run-code"  # the fix of checks that need Python code of the package
 HIGHEST = 8
 PARTS = {"format": "valid format", "inference": "runs", "reproduces": "reproduces its test", "metadata": "metadata"}
 POINTS = {"format": 1, "inference": 2, "reproduces": 4, "metadata": 1}
@@ -124,69 +125,49 @@ class Score:
     raise_it: tuple[str, ...]  # what would raise the score, and by how much, the largest gain first
 
 
-@dataclass(frozen=True, slots=True)
-class Completeness:
-    """Dotted names of the fields that the author wrote, and of all of the format, as bioimageio.spec counts them."""
+def empty_fields(descr: Any) -> list[str]:
+    """Fields that any author can fill in, and the author of a description that bioimageio.spec has loaded has not."""
+    written = descr.model_dump(mode="json", exclude_unset=True)
 
-    given: frozenset[str]
-    known: frozenset[str]
+    def is_given(name: str) -> bool:
+        *sections, field = name.split(".")
+        holder = functools.reduce(lambda found, section: found.get(section) or {}, sections, written)
+        return bool(holder.get(field))
 
-    @property
-    def share(self) -> float:
-        """0 to 1."""
-        return len(self.given) / len(self.known) if self.known else 0.0
-
-    def filled(self, names: Iterable[str]) -> Completeness:
-        """The same with these fields, and the sections they are in, filled in."""
-        parts = [name.split(".") for name in names]
-        more = {".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
-        return Completeness(self.given | more, self.known | more)
+    return [name for name in _FIELDS if not is_given(name)]
 
 
-def completeness_of(descr: Any) -> Completeness:
-    """Count the fields of a description that bioimageio.spec has loaded."""
-    given, known = (descr.model_dump(mode="json", exclude_unset=unset) for unset in (True, False))
-    return Completeness(frozenset(_dotted(given)), frozenset(_dotted(known)))
-
-
-def _dotted(fields: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    for key, value in fields.items():
-        yield f"{above}{key}"
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{above}{key}.")
-
-
-def score_of(checks: Sequence[Check], completeness: Completeness | None = None) -> Score:
+def score_of(checks: Sequence[Check], metadata: float = 0.0, empty: Sequence[str] = ()) -> Score:
     """Predict the zoo's score, which BioEngine (apps/model-runner, 2026-08-22) computes.
 
     0 unless the description is valid; then 1, + 2 if the model runs, + 4 if it reproduces its test outputs, + the
-    completeness of its metadata (0 to 1; None where the description is invalid). What is unknown counts as 0.
+    completeness of its metadata (0 to 1, from bioimageio.spec). What is unknown counts as 0. ``empty`` fields are those
+    that would raise the completeness.
     """
-    parts = _parts(checks, completeness)
-    gains = [entry for entry in _gains(checks, parts, completeness) if round(entry[0], 2) > 0]
-    ordered = sorted(gains, key=lambda entry: -entry[0])
+    parts = _parts(checks, metadata)
+    gains = list(_gains(checks, parts, metadata))
+    if parts["format"] and empty:
+        gains.append((1 - metadata, f" at most: fill in {', '.join(empty)}"))
+    ordered = sorted((entry for entry in gains if round(entry[0], 2) > 0), key=lambda entry: -entry[0])
     return Score(sum(parts.values()), parts, tuple(f"+{gain:.2f}{text}" for gain, text in ordered))
 
 
-def _parts(checks: Sequence[Check], completeness: Completeness | None) -> dict[str, float]:
+def _parts(checks: Sequence[Check], metadata: float) -> dict[str, float]:
     statuses = {check.id: check.status for check in checks}
     broken = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
     if broken or statuses.get("format.valid") != "passed":
         return dict.fromkeys(POINTS, 0.0)
     passed = statuses.get("core.test") == "passed"
     ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it has given some outputs
-    metadata = completeness.share if completeness is not None else 0.0
     return {"format": 1.0, "inference": 2.0 * ran, "reproduces": 4.0 * passed, "metadata": metadata}
 
 
-def _gains(
-    checks: Sequence[Check], parts: Mapping[str, float], completeness: Completeness | None
-) -> Iterator[tuple[float, str]]:
+def _gains(checks: Sequence[Check], parts: Mapping[str, float], metadata: float) -> Iterator[tuple[float, str]]:
     """Each remedy's gain, from the score computed again with its checks passed, and the text that follows it."""
 
     def gain(mended: Collection[Check]) -> float:
         after = [replace(check, status="passed") if check in mended else check for check in checks]
-        return sum(_parts(after, completeness).values()) - sum(parts.values())
+        return sum(_parts(after, metadata).values()) - sum(parts.values())
 
     base = [name for name, entry in consumers().items() if entry.base]
     broken = [check for check in checks if check.consumer in base and check.status == "failed"]
@@ -200,6 +181,3 @@ def _gains(
         fixes = dict.fromkeys(check.fix for check in untested if check.fix)
         ways = [f"validate with {RUN_CODE}" if fix == RUN_CODE else inside(fix).rstrip(".") for fix in fixes]
         yield gain(untested), f" if its test passes: {'; '.join(ways) or untested[0].message}"
-    if completeness is not None and parts["format"]:
-        empty = [name for name in _FIELDS if name in completeness.known - completeness.given]
-        yield completeness.filled(empty).share - completeness.share, f": fill in {', '.join(empty)}"

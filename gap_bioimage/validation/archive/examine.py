@@ -19,7 +19,7 @@ from gap_bioimage.validation.check import (
 )
 
 # after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
-_UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors", "format.dtypes"}
+_UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
 _TENSORS = ("inputs", "outputs", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
 
 
@@ -87,7 +87,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         found.checks.append(definition("format.valid").violated(text, fix))
         found.is_model = False
     elif "archive.references" not in found.failed:
-        found.make(package, "format.version", "format.github_user", *(() if description_only else ("format.dtypes",)))
+        found.make(package, "format.version", "format.github_user")
         if "format.version" not in found.failed:
             with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)
@@ -99,12 +99,14 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
     elif description_only:
         found.why_not_run = "only the description was looked at"
     elif needed:
-        told = few([f"{r.where.removesuffix('.source')} ({one_sentence(r.path, 120)})" for r in needed])
+        told = few([reference.told for reference in needed])
         found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {told}"
     else:
         text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
         remote = dict.fromkeys(r.where.split(".")[1] for r in package.remote if r.where.startswith("weights."))
         found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
+    if found.is_model and found.why_not_run and not description_only:
+        found.checks.append(definition("core.test").skipped(found.why_not_run))
     return found
 
 

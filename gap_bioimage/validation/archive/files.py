@@ -18,8 +18,6 @@ MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_PICKLES = 100  # in a file
 _MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
 _NPY = b"\x93NUMPY"
-_CONVERTED = {f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64)} | {"float32", "float64"}
-_FIX_DTYPE = "Store it with the declared data type (array.astype), or declare the data type that it has."
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
@@ -27,6 +25,7 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _NUMPY = re.compile(r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))|_codecs\.encode")
 _TORCHSCRIPT = re.compile(r"__torch__(\.\w+)+|torch\.jit\._pickle\.\w+")  # looked up in the archive's own code only
 _SAVE = "torch.save(model.state_dict(), ...)"
+_HOW_TO_SAVE = {"torchscript": "torch.jit.save", "pytorch_state_dict": _SAVE}
 _FIX_CODE = f"Save a plain state_dict with {_SAVE}, not the model, an optimizer or arguments."
 
 
@@ -85,8 +84,8 @@ def unchanged(package: Package) -> Outcome | str:
                fix="Put the files into the package.")  # fmt: skip
 def local(package: Package) -> str | None:
     """Files in the package rather than on a server."""
-    remote = [f"{r.where.removesuffix('.source')} ({one_sentence(r.path, 120)})" for r in package.remote]
-    return f"on a server, from which nothing is downloaded here: {few(remote)}" if remote else None
+    remote = few([reference.told for reference in package.remote])
+    return f"on a server, from which nothing is downloaded here: {remote}" if remote else None
 
 
 def sha256_of(path: Path) -> str:
@@ -163,30 +162,6 @@ def tested_tensors(rdf: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], s
                 yield side, entry, name
 
 
-@archive_check("format.dtypes", BLOCKS, order=2, breaks="some programs refuse them, others convert them",
-               fix=_FIX_DTYPE)  # fmt: skip
-def dtypes(package: Package) -> Outcome | str | None:
-    """Test tensors stored with the data type that is declared."""
-    found: list[str] = []
-    converted = True
-    for side, entry, name in tested_tensors(package.rdf):
-        data = entry.get("data")
-        first = data[0] if isinstance(data, list) and data else data
-        declared = first.get("type") if isinstance(first, dict) else entry.get("data_type")
-        declared = declared if isinstance(declared, str) else "float32"  # the format's default
-        try:
-            stored = read_array(package.named[name]).dtype.name
-        except (KeyError, ValueError):  # archive.files or archive.tensors tells
-            continue
-        if stored != declared and declared in {*_CONVERTED, "bool"}:
-            what = f"the test tensor of {side} {shown(str(entry.get('id') or entry.get('name') or ''))}"
-            found.append(f"{what} ({one_sentence(name, 60)}) is stored as {stored}, declared is {declared}")
-            converted &= declared in ("float32", "float64") and stored in _CONVERTED  # what bioimageio.spec accepts
-    if found and converted:
-        return Outcome("warning", f"{few(found)}; bioimageio.core converts it, other programs may not", _FIX_DTYPE)
-    return few(found) or None
-
-
 class _PickleError(ValueError):
     """What is wrong with a file, and what to do about it."""
 
@@ -214,39 +189,24 @@ def pickles(package: Package) -> Outcome:
 
 def scan(path: Path, weights_format: str) -> bool:
     """Whether a file holds pickles, all harmless; raises `_PickleError` where they are not, or say nothing."""
+    is_torch, is_script = weights_format in _HOW_TO_SAVE, False
+    is_suspect = is_torch or (not weights_format and path.suffix.lower() in _SUFFIXES)
     with path.open("rb") as file:
-        content = io.BytesIO(file.read(4))
-        if content.getvalue() == b"PK\x03\x04":
-            return _scan_zip(path, weights_format)
-        if weights_format == "torchscript":
-            raise _damaged(weights_format, "it is not a zip")
-        if not _PICKLE.match(content.getvalue()) and (weights_format or path.suffix.lower() not in _SUFFIXES):
-            if weights_format == "pytorch_state_dict":
-                raise _damaged(weights_format, "it does not begin as torch.save writes it")
-            return False
-        file.seek(0)
-        content = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-    for index in range(_LEGACY_PICKLES):
-        if index and not _PICKLE.match(content.getbuffer(), content.tell()):
-            break
-        _scan_pickle(content, weights_format)
-    return True
-
-
-def _scan_zip(path: Path, weights_format: str) -> bool:
-    try:
-        with open_zip(path) as archive:
-            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
-            if len(entries) > _MAX_PICKLES or any(entry.file_size > MAX_PICKLE_BYTES for entry in entries):
-                raise _PickleError(f"holds more than {_MAX_PICKLES} pickles, or one that is too large", _FIX_CODE)
-            contents = [archive.read(entry) for entry in entries]
-    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
-        if isinstance(error, _PickleError) or getattr(error, "filename", None) is not None:
+        head = file.read(MAX_PICKLE_BYTES)
+    contents = [head] if _PICKLE.match(head) or (is_suspect and not is_torch) else []
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            is_script, contents = _pickles_in(path)
+        except _PickleError:
             raise
-        if weights_format or path.suffix.lower() in _SUFFIXES:
-            raise _damaged(weights_format, str(error)) from None
-        return False
+        except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+            if getattr(error, "filename", None) is not None:
+                raise
+            contents = []
+            if is_suspect:
+                raise _damaged(weights_format, one_sentence(error, 120)) from None
+    elif weights_format == "torchscript" or (is_torch and not contents):
+        raise _damaged(weights_format, "it does not begin as torch writes it")
     if weights_format == "torchscript" and contents and not is_script:
         fix = "Describe it under weights.pytorch_state_dict with its architecture, or save it with torch.jit.save."
         text = "is a checkpoint saved by torch.save (a state_dict), not TorchScript, as which it is described"
@@ -259,39 +219,49 @@ def _scan_zip(path: Path, weights_format: str) -> bool:
     return bool(contents)
 
 
+def _pickles_in(path: Path) -> tuple[bool, list[bytes]]:
+    """Whether a zip is TorchScript, and its pickles."""
+    with open_zip(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
+        if len(entries) > _MAX_PICKLES or any(entry.file_size > MAX_PICKLE_BYTES for entry in entries):
+            raise _PickleError(f"holds more than {_MAX_PICKLES} pickles, or one that is too large", _FIX_CODE)
+        is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return is_script, [archive.read(entry) for entry in entries]
+
+
 def _damaged(weights_format: str, why: str) -> _PickleError:
-    how = {"torchscript": " with torch.jit.save", "pytorch_state_dict": f" with {_SAVE}", "": f" with {_SAVE}"}
-    fix = f"Download the file again, or write it again{how.get(weights_format, '')}."
-    if weights_format == "torchscript":
-        return _PickleError("is damaged, or not a TorchScript file", fix)
-    return _PickleError(f"is damaged: {one_sentence(why, 120)}", fix)
+    how = _HOW_TO_SAVE.get(weights_format, _SAVE)
+    return _PickleError(f"is damaged: {why}", f"Download the file again, or write it again with {how}.")
 
 
-def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool = False) -> None:
-    """Hold what a pickle would import, as torch's own scan tells, against what ``weights_only=True`` accepts."""
+def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool) -> None:
+    """Hold what pickles in a row import, as torch's own scan tells, against what ``weights_only=True`` accepts."""
     from torch._weights_only_unpickler import _get_allowed_globals, get_globals_in_pkl
 
-    start = file.tell()
-    try:
-        names = get_globals_in_pkl(file)
-    except Exception as error:  # whatever it stumbles over: nobody can tell what such a pickle does
-        if "Unsupported operand" not in str(error):
-            raise _damaged(weights_format, "its pickle breaks off") from None
-        text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
-        raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
+    names: set[str] = set()
+    for index in range(_LEGACY_PICKLES):
+        if index and not _PICKLE.match(file.getbuffer(), file.tell()):
+            break
+        try:
+            names |= get_globals_in_pkl(file)
+        except Exception as error:  # whatever it stumbles over: nobody can tell what such a pickle does
+            if "Unsupported operand" not in str(error):
+                raise _damaged(weights_format, "its pickle breaks off") from None
+            text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
+            raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
     unknown = [shown(name) for name in sorted(names - _get_allowed_globals().keys())
                if not (torchscript and _TORCHSCRIPT.fullmatch(name))]  # fmt: skip
     if not all(_NUMPY.fullmatch(name.strip("'")) for name in unknown):
         raise _PickleError(f"is a pickle that calls or builds {few(unknown)}, which is code and not weights", _FIX_CODE)
     if unknown and weights_format:
         text = "holds NumPy numbers or arrays beside the tensors, which torch.load(weights_only=True) refuses"
-        raise _PickleError(text, f"Save the tensors alone: torch.save({_key_of_tensors(file, start)}, ...).")
+        raise _PickleError(text, f"Save the tensors alone: torch.save({_key_of_tensors(file)}, ...).")
 
 
-def _key_of_tensors(file: io.BytesIO, start: int) -> str:
+def _key_of_tensors(file: io.BytesIO) -> str:
     """How one gets at the tensors of a checkpoint: the first key whose value is a mapping."""
     key = ""
-    for opcode, argument, _ in pickletools.genops(file.getvalue()[start:]):
+    for opcode, argument, _ in pickletools.genops(file.getvalue()):
         if opcode.name == "BINUNICODE":
             key = str(argument)
         elif key and (opcode.name == "EMPTY_DICT" or argument == "collections OrderedDict"):

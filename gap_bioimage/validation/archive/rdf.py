@@ -127,6 +127,11 @@ def _strange(value: Any) -> str | None:
     return None
 
 
+def mappings(listed: object) -> list[dict[str, Any]]:
+    """The mappings in a list; none of anything else."""
+    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+
+
 @dataclass(frozen=True, slots=True)
 class FileReference:
     """A place in a description that names a file or a URL."""
@@ -152,6 +157,11 @@ class FileReference:
     def is_remote(self) -> bool:
         """Whether it is a URL."""
         return is_url(self.path)
+
+    @property
+    def told(self) -> str:
+        """The field and what it names, for a message."""
+        return f"{self.where.removesuffix('.source')} ({one_sentence(self.path, 120)})"
 
     def point_to(self, name: str) -> None:
         """Name another file; a manager before the name and a class behind it stay."""

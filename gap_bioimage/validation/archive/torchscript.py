@@ -1,16 +1,13 @@
 """Look into a TorchScript archive without loading it: operators, parameters, devices and modes, and old engines."""
 
 import functools
-import pickletools
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from gap_bioimage.validation.archive.entries import open_zip
 
@@ -34,8 +31,6 @@ _NEW_DTYPES = {
     "28": "uint32", "29": "uint64",
 }  # fmt: skip
 _TAKES_DTYPE = {"aten::to", "aten::view"}  # as a positional argument
-# they do something else while a network is trained
-_SWITCHED = {"aten::batch_norm", "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::rrelu"}
 # norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only
 _NORMS = {"aten::group_norm": "group_norm", "aten::instance_norm": "instance_norm"}
 _MAX_CODE_BYTES = 32 * 2**20
@@ -44,7 +39,8 @@ _PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
 _GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")  # in annotations: a network may well have such a class
 # any mention, since code that means harm need not be written the way that torch writes it
 _FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
-_ACCELERATOR = re.compile(r"(?:cuda|mps|xpu|hip)(?::\d+)?")
+# a text in a pickle: its length, and the name of a device
+_ACCELERATOR = re.compile(rb"X(.)\0\0\0((?:cuda|mps|xpu|hip)(?::\d+)?)", re.DOTALL)
 
 
 @dataclass
@@ -145,7 +141,6 @@ class TorchScriptCode:
 
     text: str  # all its serialised Python, concatenated
     n_constants: int  # tensors stored as constants
-    in_training_mode: bool = False  # whether a module was saved so
     saved_on: tuple[str, ...] = ()  # accelerators that hold its tensors, e.g. cuda:0
 
     @property
@@ -177,11 +172,6 @@ class TorchScriptCode:
         return sorted(_NORMS[name] for name in self._operators & _NORMS.keys())
 
     @property
-    def depends_on_mode(self) -> bool:
-        """Whether the code computes something else in training mode."""
-        return not self._operators.isdisjoint(_SWITCHED)
-
-    @property
     def touches_files(self) -> bool:
         """Whether it may call operators that read or write files; TorchScript has some."""
         return _FILES.search(self.text) is not None
@@ -204,25 +194,9 @@ def read_code(path: Path) -> TorchScriptCode:
                 raise ValueError(f"{path.name} holds more than {_MAX_CODE_BYTES >> 20} MiB of code.")
             text = "\n".join(archive.read(entry).decode("utf-8", "replace") for entry in code)
             pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
-            states = [_state(archive.read(entry)) for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
+            saved = [archive.read(entry) for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path.name} is not a TorchScript archive; save it with torch.jit.save.") from error
     n_constants = sum(re.search(r"/constants/\d+$", entry.filename) is not None for entry in entries)
-    places = sorted({place for _, found in states for place in found})
-    return TorchScriptCode(text, n_constants, any(training for training, _ in states), tuple(places))
-
-
-def _state(pickle: bytes) -> tuple[bool, set[str]]:
-    """Whether a module's ``training`` is set, and the accelerators named, in a pickle that is read but not run."""
-    memo: dict[Any, str] = {}
-    last, training, texts = "", False, set()
-    with suppress(Exception):  # pickletools raises many kinds; a damaged pickle is reported where weights are loaded
-        for opcode, argument, _ in pickletools.genops(pickle):
-            if opcode.name.endswith("BINPUT"):
-                memo[argument] = last
-                continue
-            training = training or (opcode.name == "NEWTRUE" and last == "training")
-            written = str(argument) if opcode.name == "BINUNICODE" else ""
-            last = memo.get(argument, "") if opcode.name.endswith("BINGET") else written
-            texts.add(last)
-    return training, {text for text in texts if _ACCELERATOR.fullmatch(text)}
+    places = {name for pickle in saved for length, name in _ACCELERATOR.findall(pickle) if ord(length) == len(name)}
+    return TorchScriptCode(text, n_constants, tuple(sorted(name.decode() for name in places)))

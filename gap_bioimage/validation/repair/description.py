@@ -11,18 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gap_bioimage.validation.archive.description import load_offline, problems_of
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis
-from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered, unshared
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
 _LONGEST_AXIS_DESCRIPTION = 128
-_LARGEST_FACTOR = 8  # how many times its step an axis may be coarsened for the sake of ilastik's grid
 _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors", "maintainers", "cite", "license")
 
 
@@ -37,8 +36,10 @@ def convert_04(editor: PackageEditor) -> None:
     built = _built(editor, "latest")
     if not isinstance(built, v0_5.ModelDescr):
         # what is wrong with it as it stands says more than what became of it
-        text = one_sentence("; ".join((_errors(_built(editor, "discover")) or _errors(built))[:2]), 160)
-        editor.notes.append(f"format {version} is not converted to 0.5: bioimageio.spec says {text}")
+        package = editor.model.package
+        found = problems_of(package, _built(editor, "discover")) or problems_of(package, built)
+        text = one_sentence("; ".join(found[:2]), 160)
+        editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
     content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
     before, first = editor.rdf, {key: content[key] for key in _FIRST_FIELDS if key in content}
@@ -56,23 +57,7 @@ def convert_04(editor: PackageEditor) -> None:
 
 
 def _built(editor: PackageEditor, version: str) -> Any:
-    from bioimageio.spec import ValidationContext, build_description
-
-    context = ValidationContext(
-        root=editor.folder, file_name=editor.rdf_name, perform_io_checks=False, log_warnings=False, progressbar=False
-    )
-    try:
-        with quiet():
-            return build_description(unshared(editor.rdf), context=context, format_version=version)
-    except Exception as error:  # spec raises whatever its converter stumbles over
-        return error
-
-
-def _errors(built: Any) -> list[str]:
-    if isinstance(built, Exception):
-        return [str(built)]
-    entries = [entry for detail in built.validation_summary.details for entry in detail.errors]
-    return [f"{'.'.join(str(part) for part in entry.loc[:3])} {entry.msg}".strip() for entry in entries]
+    return load_offline(editor.model.package, unshared(editor.rdf), version)
 
 
 def _without_nulls(value: Any, key: str = "") -> Any:
@@ -136,8 +121,7 @@ def _plain_license(editor: PackageEditor) -> None:
     attached = editor.rdf.setdefault("attachments", [])
     if path is not None and isinstance(attached, list):
         attached.append({"source": entry["source"], "sha256": sha256_of(path)})
-    after = f"{named[1] if named else 'none stated'}, {entry.get('source')} is attached"
-    editor.changed("plain_strings", "license", entry, after)
+    editor.changed("plain_strings", "license", entry, named[1] if named else "none stated; the file is attached")
 
 
 def fill_id(editor: PackageEditor) -> None:
@@ -172,33 +156,24 @@ def axis_ids(editor: PackageEditor) -> None:
 
 
 def channel_names(editor: PackageEditor) -> None:
-    """Name channels channel0, channel1, ... where they have no names."""
+    """Name channels channel0, channel1, ... where they have no names; make identifiers of others before 0.5.11."""
     for tensor in editor.tensors:
         for index, axis in enumerate(tensor.axes):
-            if axis.kind != "channel" or axis.written.get("channel_names"):
-                continue
-            array, stated = editor.test_array(tensor), axis.written.get("size")
-            count = int(array.shape[index]) if array is not None else stated if isinstance(stated, int) else 0
-            if not count:
-                editor.notes.append(f"channel_names of {tensor.id} stay empty: no test tensor says how many there are")
-                continue
-            if isinstance(stated, int):
-                del axis.written["size"]  # it follows from the names, and the format forbids it
-            axis.written["channel_names"] = [f"channel{i}" for i in range(count)]
-            editor.changed("channel_names", f"channels of {tensor.id}", "no names", axis.written["channel_names"])
-
-
-def identifiers(editor: PackageEditor) -> None:
-    """Make identifiers of channel names, as formats before 0.5.11 want them."""
-    for tensor in editor.tensors if editor.is_plain else []:
-        for axis in tensor.axes:
             names = axis.written.get("channel_names")
-            if axis.kind != "channel" or not isinstance(names, list):
+            if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
                 continue
             renamed: list[str] = []
-            for name in map(str, names):
+            for name in map(str, names or []):
                 plain = name.isidentifier() and not keyword.iskeyword(name)
                 renamed.append(name if plain else _identifier(name, {other.casefold() for other in renamed}))
+            if not names:
+                array, stated = editor.test_array(tensor), axis.written.get("size")
+                count = int(array.shape[index]) if array is not None else stated if isinstance(stated, int) else 0
+                renamed = [f"channel{i}" for i in range(count)]
+                if not count:
+                    editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
+                    continue
+                axis.written.pop("size", None)  # it follows from the names, and the format forbids it
             if renamed != names:
                 axis.written["channel_names"] = renamed
                 editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
@@ -206,9 +181,7 @@ def identifiers(editor: PackageEditor) -> None:
 
 def _identifier(name: str, taken: set[str]) -> str:
     base = re.sub(r"\W+", "_", name).strip("_")
-    if not base.isidentifier() or keyword.iskeyword(base):
-        base = f"channel_{base}".rstrip("_")
-    return numbered(base, "", taken)
+    return numbered(base if base.isidentifier() and not keyword.iskeyword(base) else f"channel_{base}", "", taken)
 
 
 def axis_scale(editor: PackageEditor) -> None:
@@ -218,13 +191,12 @@ def axis_scale(editor: PackageEditor) -> None:
     model = editor.model
     inputs = {(tensor.id, axis.id): axis for tensor in model.inputs for axis in tensor.axes}
     scaled = {key: axis.scale for key, axis in inputs.items() if axis.scale not in (0, 1)}
-    for key in sorted(_resized(inputs) & scaled.keys()):
-        editor.notes.append(f"scale of input {', '.join(key)} stays: it relates the sizes of two inputs")
-        del scaled[key]
+    if scaled and any(_referred(axis) in inputs for axis in inputs.values()):
+        editor.notes.append("scales of inputs stay: they relate the sizes of two inputs")
+        return
     for tensor in model.outputs:
         for axis in tensor.axes:
-            scale = scaled.get(_referred(axis))
-            if scale is not None:
+            if (scale := scaled.get(_referred(axis))) is not None:
                 before = f"{axis.scale:g} {axis.written.pop('unit', '')}".strip()
                 ratio = round(axis.scale / scale, 9)
                 axis.written.pop("scale", None)
@@ -234,23 +206,14 @@ def axis_scale(editor: PackageEditor) -> None:
     for key in scaled:
         axis = inputs[key]
         before = f"{axis.written.pop('scale')} {axis.written.pop('unit', None) or '(no unit)'}"
-        text = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
-        if len(text) <= _LONGEST_AXIS_DESCRIPTION:
-            axis.written["description"] = text
+        told = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
+        axis.written["description"] = told[:_LONGEST_AXIS_DESCRIPTION]
         editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; told in the axis' description")
 
 
 def _referred(axis: Axis) -> tuple[str, str]:
     size = axis.written.get("size")
     return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
-
-
-def _resized(inputs: dict[tuple[str, str], Axis]) -> set[tuple[str, str]]:
-    """Input axes that take part in a change of size between inputs, which their scales then express."""
-    pairs = [(key, _referred(axis)) for key, axis in inputs.items()]
-    return {
-        key for pair in pairs if pair[1] in inputs and inputs[pair[0]].scale != inputs[pair[1]].scale for key in pair
-    }
 
 
 @dataclass(frozen=True)
@@ -315,35 +278,25 @@ def min_halo(editor: PackageEditor) -> None:
 
 
 def grid(editor: PackageEditor) -> None:
-    """Narrow the sizes so that ilastik's size parameter n agrees over the axes of an input, by the least change."""
+    """Narrow the sizes so that ilastik's size parameter n agrees over the axes of an input: one step, raised mins."""
     by_tensor: dict[str, list[_Sized]] = {}
     for sized in _sized(editor):
         if sized.axis.kind == "space":
             by_tensor.setdefault(sized.tensor, []).append(sized)
     for axes in by_tensor.values():
         target = 64 if any(sized.axis.id == "z" for sized in axes) else 512
-        choices = [_narrower(sized, target) for sized in axes]
-        common = set.intersection(*map(set, choices))
-        if common and len({_steps_to(target, sized.minimum, sized.step) for sized in axes}) > 1:
-            costs = {n: [found[n][0] for found in choices] for n in common}
-            best = min(common, key=lambda n: (*map(sum, zip(*costs[n], strict=True)), n))
-            for sized, found in zip(axes, choices, strict=True):
-                if found[best][1] != (sized.minimum, sized.step):
-                    sized.set(editor, "grid", *found[best][1])
+        step = math.lcm(*(sized.step for sized in axes))
+        # the smallest size of each that is on the common grid, and how many steps it is away from ilastik's tile
+        least = [sized.minimum + ((sized.test or 0) - sized.minimum) % step for sized in axes]
+        away = [_steps_to(target, size, step) for size in least]
+        new = [(sized, size + (n - min(away)) * step) for sized, size, n in zip(axes, least, away, strict=True)]
+        differ = len({_steps_to(target, sized.minimum, sized.step) for sized in axes}) > 1
+        # an axis of step 1 takes every size, which is worth more to users than ilastik's speed
+        if differ and all(s.step > 1 and size % step == 0 and s.keeps_test(size, step) for s, size in new):
+            for sized, size in new:
+                if (size, step) != (sized.minimum, sized.step):
+                    sized.set(editor, "grid", size, step)
 
 
 def _steps_to(target: int, minimum: int, step: int) -> int:
     return max(0, math.ceil((target - minimum) / step))
-
-
-def _narrower(sized: _Sized, target: int) -> dict[int, tuple[tuple[int, int], tuple[int, int]]]:
-    """By n, the least narrowing of the sizes that keeps the test tensor's: its cost, and its min and step."""
-    found: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
-    # an axis of step 1 takes every size, which is worth more to users than ilastik's speed
-    for factor in range(1, 2 if sized.step == 1 else _LARGEST_FACTOR + 1):
-        step = factor * sized.step
-        for minimum in range(sized.minimum, (sized.test or 0) + 1, sized.step):
-            if minimum % step == 0 and sized.keeps_test(minimum, step):
-                n, choice = _steps_to(target, minimum, step), ((factor, minimum - sized.minimum), (minimum, step))
-                found[n] = min(choice, found.get(n, choice))
-    return found

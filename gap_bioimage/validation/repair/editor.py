@@ -5,8 +5,8 @@ import itertools
 import os
 import posixpath
 import re
-import shutil
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from gap_bioimage.validation.archive.files import read_array, sha256_of
+from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.archive.rdf import FileReference, references
-from gap_bioimage.validation.check import one_sentence
+from gap_bioimage.validation.check import NotApplicable, one_sentence
 from gap_bioimage.validation.model import Model, Tensor
 
 RDF_NAME = "rdf.yaml"
 PLAIN_UP_TO = (0, 5, 10)  # the last format that names documentation, covers and icon as plain strings
 WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same model then makes the same zip
 _LIKE_A_NUMBER = re.compile(r"[-+.]?\d[\w.+-]*")
 _LONGEST_SHOWN = 120
 
@@ -116,17 +115,14 @@ class PackageEditor:
 
     def test_array(self, tensor: Tensor) -> NDArray[np.generic] | None:
         """The test tensor of an input or output, memory-mapped; None unless it is an array with its axes."""
-        path = self.file(tensor.written.get("test_tensor"))
-        try:
-            array: NDArray[np.generic] | None = None if path is None else read_array(path)
-        except (ValueError, OSError):  # left to the validation, which names it
-            return None
+        array: NDArray[np.generic] | None = None
+        with suppress(NotApplicable):  # left to the validation, which names it
+            array = self.model.test_array(tensor)
         return array if array is not None and array.ndim == len(tensor.axes) else None
 
-    def free_name(self, wanted: str, besides: str = "") -> str:
+    def free_name(self, wanted: str) -> str:
         """A name that no other file has, also not where upper and lower case are one."""
-        taken = {name.casefold() for name in self.names if name != besides} | {RDF_NAME}
-        return numbered(*posixpath.splitext(wanted), taken)
+        return numbered(*posixpath.splitext(wanted), {name.casefold() for name in self.names} | {RDF_NAME})
 
     def rewrite(self, name: str, content: bytes) -> None:
         """Write a file, and its hash wherever the description states one."""
@@ -164,16 +160,13 @@ class PackageEditor:
 
     def write_zip(self, target: Path, description: bytes) -> None:
         """Zip the description and the files; the same model makes the same bytes."""
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in [RDF_NAME, *self.names]:
-                entry = zipfile.ZipInfo(name, _ZIP_DATE)
-                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                if name == RDF_NAME:
-                    archive.writestr(entry, description)
-                    continue
-                entry.file_size = (self.folder / name).stat().st_size  # lets the zip choose its large format
-                with (self.folder / name).open("rb") as file, archive.open(entry, "w") as packed:
-                    shutil.copyfileobj(file, packed)
+        names = self.names
+        (self.folder / RDF_NAME).write_bytes(description)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+            for name in (RDF_NAME, *names):
+                (self.folder / name).chmod(0o644)
+                os.utime(self.folder / name, (0, 0))  # the earliest that a zip can hold takes its place
+                archive.write(self.folder / name, name)
 
 
 class _Dumper(yaml.SafeDumper):

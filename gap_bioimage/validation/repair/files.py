@@ -1,20 +1,17 @@
 """Repairs of a package's files: hashes, places and names, the README and the covers."""
 
 import io
-import mmap
 import posixpath
 import re
 from pathlib import PurePosixPath
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
-from gap_bioimage.validation.model import Tensor
+from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
+from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -22,16 +19,11 @@ _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
 _READS_OTHERS = (".py", ".onnx", ".json", ".pb")  # files that may read others of the package by their paths
 
-README, COVER = "README.md", "cover.png"
+README = "README.md"
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
-_HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 _MAX_README_BYTES = 2**20
-
-MAX_COVER_BYTES = 480_000  # some room below the zoo's 500 kB
-_ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
-_COVER_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif")
-_PANEL_PX = 512
+_COVER_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def rename_description(editor: PackageEditor) -> None:
@@ -71,11 +63,8 @@ def hashes(editor: PackageEditor) -> None:
             editor.notes.append(f"{reference.name} is code, and its sha256 {state}: {to_do}")
             continue
         reference.holder[reference.hash_key] = computed
-        if stated:
-            what = f"sha256 of {reference.name}, {reference.where}{WRONG_HASH}"
-            editor.changed("hash_wrong", what, stated, computed)
-        else:
-            editor.changed("hash_missing", f"sha256 of {reference.name}", "none", computed)
+        what = f"sha256 of {reference.name}, {reference.where}" + (WRONG_HASH if stated else "")
+        editor.changed("hash_wrong" if stated else "hash_missing", what, stated, computed)
 
 
 def plain_paths(editor: PackageEditor) -> None:
@@ -88,8 +77,8 @@ def plain_paths(editor: PackageEditor) -> None:
 
 def flatten(editor: PackageEditor) -> None:
     """Move files out of their folders to the top, under names of their own."""
-    named = {reference.name for reference in editor.references}
-    names = editor.names
+    named, names = {reference.name for reference in editor.references}, editor.names
+    readers = {name: (editor.folder / name).read_bytes() for name in names if name.endswith(_READS_OTHERS)}
     taken = {name.casefold() for name in names if "/" not in name} | {RDF_NAME}
     plan: dict[str, str] = {}
     for name in (name for name in names if "/" in name):
@@ -97,8 +86,7 @@ def flatten(editor: PackageEditor) -> None:
         if name in named:  # nobody would find another one under a new name
             wanted.append(name.replace("/", "_"))
         target = next((target for target in wanted if target.casefold() not in taken), None)
-        why = "" if target else f"another file is named {wanted[0]}"
-        if why := _reader_of(editor, names, name) or why:
+        if why := _why_it_stays(name, readers) or ("" if target else f"another file is named {wanted[0]}"):
             editor.notes.append(f"{name} stays in its folder: {why}")
         elif target:
             taken.add(target.casefold())
@@ -108,25 +96,14 @@ def flatten(editor: PackageEditor) -> None:
         editor.changed("flat", "file", old, new)
 
 
-def _reader_of(editor: PackageEditor, names: list[str], name: str) -> str:
+def _why_it_stays(name: str, readers: dict[str, bytes]) -> str:
     """Which file holds the path of another one, as ONNX weights do that keep their arrays outside; or imports it."""
-    folder, is_code = posixpath.dirname(name), name.endswith(".py")
-    top = re.escape(folder.split("/")[0])
-    for reader in names:
-        path = editor.folder / reader
-        if not reader.endswith(_READS_OTHERS) or path.stat().st_size == 0:
-            continue
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if reader != name and content.find(name.encode()) >= 0:
-                return f"{reader} may read it by its path"
-            # from .module in its own folder, or import folder.module from anywhere
-            where = rf"(\.|{top}\b)" if posixpath.dirname(reader) == folder else rf"{top}\b"
-            if (
-                is_code
-                and reader.endswith(".py")
-                and re.search(rf"^\s*(from|import)\s+{where}".encode(), content, re.M)
-            ):
-                return f"{reader} imports modules by their folder"
+    imports = re.compile(rf"^\s*(from|import)\s+(\.|{re.escape(name.split('/')[0])}\b)".encode(), re.MULTILINE)
+    for reader, content in readers.items():
+        if reader != name and name.encode() in content:
+            return f"{reader} may read it by its path"
+        if name.endswith(".py") and reader.endswith(".py") and imports.search(content):
+            return f"{reader} imports modules by their folder"
     return ""
 
 
@@ -138,19 +115,17 @@ def sample_tensors(editor: PackageEditor) -> None:
         is_test = files[0] is not None and files[1] is not None and files[0].read_bytes() == files[1].read_bytes()
         if sample is not None and not is_test:
             del tensor.written["sample_tensor"]
-            source = sample.get("source") if isinstance(sample, dict) else sample
-            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source, "removed")
+            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source_of(sample), "removed")
 
 
 def readme(editor: PackageEditor) -> None:
     """Give the model a README.md in UTF-8 with a heading about validation."""
-    stated = editor.rdf.get("documentation")
-    source = stated.get("source") if isinstance(stated, dict) else stated
+    source = source_of(editor.rdf.get("documentation"))
     if source and is_url(str(source)):
         editor.notes.append(f"documentation is on the network and is not looked at: {source}")
         return
     name = PurePosixPath(str(source)).as_posix()
-    if editor.file(stated) is None:
+    if editor.file(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
         after = f"{name}, which was there"
         if not name:
@@ -161,7 +136,7 @@ def readme(editor: PackageEditor) -> None:
         editor.rdf["documentation"] = editor.reference(name)
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
-        new = editor.free_name(posixpath.splitext(name)[0] + ".md", besides=name)
+        new = editor.free_name(posixpath.splitext(name)[0] + ".md")
         editor.move({name: new})
         editor.changed("readme", "name of the documentation", name, new)
         name = new
@@ -178,7 +153,7 @@ def _readme_text(editor: PackageEditor, name: str) -> None:
     except UnicodeDecodeError:
         text = written.decode("latin-1")  # any bytes are valid in it
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
-    if not _HEADING.search(text):
+    if not HEADING.search(text):
         text = f"{text.rstrip()}\n\n{NO_VALIDATION}"
         after = "'# Validation', which says that the authors described none"
         editor.changed("readme", f"heading in {name}", "none about validation", after)
@@ -187,65 +162,16 @@ def _readme_text(editor: PackageEditor, name: str) -> None:
 
 
 def covers(editor: PackageEditor) -> None:
-    """Draw a cover where there is none; fit those that are too large or of another shape."""
+    """Leave out covers that are not there, and fit those that are too large or of another shape."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
-    sources = [str(cover.get("source") if isinstance(cover, dict) else cover) for cover in listed]
-    there = [pair for pair in zip(listed, sources, strict=True) if is_url(pair[1]) or editor.file(pair[0]) is not None]
-    if not there:
-        _draw(editor, listed)
-        return
+    there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.file(cover) is not None]
     if len(there) < len(listed):
-        editor.rdf["covers"] = [cover for cover, _ in there]
-        editor.changed("cover", "covers", listed, f"{shown(editor.rdf['covers'])}, which are there")
-    for index, (_, source) in enumerate(there):
+        editor.rdf["covers"] = there
+        editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
+    for index, source in enumerate(map(str, map(source_of, there))):
         if not is_url(source):
             _fit(editor, index, PurePosixPath(source).as_posix())
-
-
-def _draw(editor: PackageEditor, listed: list[Any]) -> None:
-    """Show the first test input and output side by side."""
-    model = editor.model
-    tensors = [*model.inputs[:1], *model.outputs[:1]] if editor.is_05 else []
-    planes = [plane for tensor in tensors if (plane := _plane(editor, tensor)) is not None]
-    if not planes:
-        editor.notes.append("no cover is drawn: the test tensors are not npy files with two spatial axes")
-        return
-    cover = Image.new("L", (_PANEL_PX * len(planes), _PANEL_PX))
-    for number, plane in enumerate(planes):
-        cover.paste(_panel(plane), (number * _PANEL_PX, 0))
-    name = editor.free_name(COVER)
-    content, size = _encoded(cover, "PNG")
-    (editor.folder / name).write_bytes(content)
-    editor.rdf["covers"] = [editor.reference(name)]
-    what = "test input and output" if len(planes) == 2 else "a test tensor"
-    editor.changed("cover", "covers", listed, f"{name}, {what}, {size[0]} x {size[1]}")
-
-
-def _plane(editor: PackageEditor, tensor: Tensor) -> NDArray[np.generic] | None:
-    """A plane of a test tensor: the first image and channel, the middle of depth and time."""
-    array, axes = editor.test_array(tensor), tensor.axis_ids
-    if array is None or not {"x", "y"} <= set(axes) or array.size == 0:
-        return None
-    index = tuple(
-        slice(None) if axis in ("y", "x") else size // 2 if axis in ("z", "t", "time") else 0
-        for axis, size in zip(axes, array.shape, strict=True)
-    )
-    plane = np.asarray(array[index])
-    return plane if axes.index("y") < axes.index("x") else plane.T
-
-
-def _panel(plane: NDArray[np.generic]) -> Image.Image:
-    side = min(plane.shape)
-    top, left = ((size - side) // 2 for size in plane.shape)
-    values = np.nan_to_num(plane[top : top + side, left : left + side].astype(np.float64))
-    low, high = np.percentile(values, (0.5, 99.5))
-    if high <= low:  # few pixels that differ, or none
-        low, high = values.min(), values.max()
-    grey = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full(values.shape, 0.5)
-    # small images show their pixels; large ones are averaged
-    how = Image.Resampling.NEAREST if side < _PANEL_PX else Image.Resampling.BOX
-    return Image.fromarray((grey * 255).astype(np.uint8)).resize((_PANEL_PX, _PANEL_PX), how)
 
 
 def _fit(editor: PackageEditor, index: int, name: str) -> None:
@@ -255,39 +181,32 @@ def _fit(editor: PackageEditor, index: int, name: str) -> None:
     try:
         with Image.open(path) as opened:
             before = opened.size
-            if _has_good_shape(before) and suffix in _COVER_SUFFIXES and n_bytes < 500_000:
+            if has_good_aspect(before) and suffix in (".gif", *_COVER_KINDS) and n_bytes < MAX_COVER_BYTES:
                 return
             image = opened.convert("RGBA" if opened.mode in ("RGBA", "LA", "PA") else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError):
         editor.notes.append(f"the cover {name} is not looked at: it is not an image that can be read")
         return
-    if not _has_good_shape(before):  # a white or transparent margin makes it so
+    if not has_good_aspect(before):  # a white or transparent margin makes it so
         width, height = before
-        sizes = [(max(width, round(height * aspect)), max(height, round(width / aspect))) for aspect in _ASPECTS]
-        margin = (255, 255, 255, 0) if image.mode == "RGBA" else (255, 255, 255)
+        sizes = [(max(width, round(height * aspect)), max(height, round(width / aspect))) for aspect in ASPECTS]
+        margin = (255, 255, 255, 0)[: len(image.getbands())]
         image = ImageOps.pad(image, min(sizes, key=lambda size: size[0] * size[1]), color=margin)
-    content, size = _encoded(image, "JPEG" if suffix in (".jpg", ".jpeg") else "PNG")
-    new = name if suffix in (".jpg", ".jpeg", ".png") else editor.free_name(posixpath.splitext(name)[0] + ".png")
+    content = _encoded(image, _COVER_KINDS.get(suffix, "PNG"))
+    new = name if suffix in _COVER_KINDS else editor.free_name(posixpath.splitext(name)[0] + ".png")
     if new != name:
         editor.move({name: new})
         editor.rdf["covers"][index] = editor.reference(new)
     editor.rewrite(new, content)
-    after = f"{new}, {size[0]} x {size[1]}, {len(content) // 1000} kB"
-    editor.changed("cover", f"cover {name}", f"{before[0]} x {before[1]}, {n_bytes // 1000} kB", after)
+    was = f"{before[0]} x {before[1]}, {n_bytes // 1000} kB"
+    editor.changed("cover", f"cover {name}", was, f"{new}, {len(content) // 1000} kB")
 
 
-def _has_good_shape(size: tuple[int, int]) -> bool:
-    return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in _ASPECTS)
-
-
-def _encoded(image: Image.Image, how: str) -> tuple[bytes, tuple[int, int]]:
+def _encoded(image: Image.Image, how: str) -> bytes:
     """Encode an image, smaller and smaller until it fits."""
-    options: dict[str, Any] = {"quality": 90} if how == "JPEG" else {"optimize": True}
-    image = image.convert("RGB") if how == "JPEG" else image
     while True:
         buffer = io.BytesIO()
-        image.save(buffer, how, **options)
-        if buffer.tell() <= MAX_COVER_BYTES:
-            return buffer.getvalue(), image.size
-        width, height = (max(1, round(0.8 * size)) for size in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        (image.convert("RGB") if how == "JPEG" else image).save(buffer, how, quality=90, optimize=True)
+        if buffer.tell() < MAX_COVER_BYTES:
+            return buffer.getvalue()
+        image = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS)

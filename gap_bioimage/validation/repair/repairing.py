@@ -24,7 +24,7 @@ REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
     files.hashes,
     files.remove_leftovers, files.flatten,
-    description.identifiers, description.axis_ids, description.channel_names, description.axis_scale,
+    description.axis_ids, description.channel_names, description.axis_scale,
     description.min_of_step, description.min_halo, description.grid,
     description.deepimagej_config, files.sample_tensors,
     files.readme, files.covers,

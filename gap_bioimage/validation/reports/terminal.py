@@ -23,6 +23,15 @@ _STYLES = {
 _MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "skipped", "error": "UNKNOWN"}
 _ADVICE_SHOWN = 3
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UPLOAD = """
+Before the upload, {remove} rdf.yaml in a copy of the zip: the zoo gives ids itself.
+Keep the id in zips that you hand to people, since Fiji needs one.
+
+Then
+1. Sign in at https://bioimage.io, choose Upload, and drop the copy; look through the form that it fills in.
+2. The zoo stages the model under a name of its own, and tests it: bioimageio.core in BioEngine, then the partners.
+3. Ask for a review; reviewers read description, README and licence, and publish the model or say what to change.
+4. Later changes are uploaded as a new version of the same model."""
 _HEAD = """\
 # What `gap-bioimage validate` checks
 
@@ -35,6 +44,16 @@ that program, e.g. with `--consumer fiji`. What *degrades* lets it run with wors
 what helps people find, cite and trust it; neither ever fails.
 
 Checks marked *run* run the model; the others look at its files. *Repaired* ones are what `gap-bioimage repair` mends.
+
+In a repository, `action.yml` at the top of this project is a step of GitHub's workflows (`uses:` with the inputs
+`models` and `arguments`), whose findings GitHub shows as annotations, and `.pre-commit-hooks.yaml` holds two hooks for
+pre-commit. Elsewhere `--format` prints `json` (`--schema` describes it), `junit`, `sarif`, `github` or `html`. Options
+that hold for all models stand in `.gap-bioimage.toml`, or in `pyproject.toml`; an id, or its part before a dot, names
+checks, and those that are left out change no verdict:
+
+    [tool.gap-bioimage]
+    profile = ["fiji", "ilastik"]  # what blocks these must hold
+    ignore = ["zoo.id", "qupath"]
 """
 _COLUMNS = ("check", "it asks for", "without it", "what to do", "known from")
 
@@ -120,6 +139,25 @@ def _summary(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
     names: tuple[Status, ...] = ("failed", "error", "warning", "passed", "skipped")
     return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+
+
+def print_submission(report: Report) -> None:
+    """What the zoo asks of a model as a list with ticks, and the way of a model into the zoo."""
+    print(f"{report.model} for the bioimage.io zoo\n")
+    for name in [*(name for name, entry in consumers().items() if entry.base), "zoo", "bioengine"]:
+        group = [check for check in report.checks if check.consumer == name and check.id != "zoo.id"]
+        bad = [check for check in group if check.status in ("failed", "warning", "error")]
+        if not bad and name != "zoo":
+            print(f"- [x] {consumers()[name].title}: {_summary(group) or 'nothing was checked'}")
+        for check in group if name == "zoo" else bad:
+            is_good = check.status in ("passed", "skipped")
+            told = registry()[check.id].asks if is_good else f"{check.message}. To do: {check.fix}"
+            print(f"- [{'x' if is_good else ' '}] {check.id}: {told}")
+    if report.score is not None:
+        print(f"\nThe zoo's score: {report.score.total:.2f} of {HIGHEST}, as predicted.")
+        print("\n".join(f"  {advice}" for advice in report.score.raise_it[:_ADVICE_SHOWN]))
+    has_id = any(check.id == "zoo.id" and check.status == "warning" for check in report.checks)
+    print(_UPLOAD.format(remove="remove the line `id` from" if has_id else "nothing is to be removed from"))
 
 
 def printable(text: str) -> str:

@@ -79,15 +79,9 @@ rule("fiji.frozen", DEGRADES, JDLL, weights=("torchscript",), asks="TorchScript 
      breaks="if it was frozen, it cannot be moved to a GPU", fix="Save it without torch.jit.freeze.",
 )(lambda model: "the TorchScript module has no parameters"
   if (code := rules.torchscript_code(model)).n_constants and not code.has_parameters else None)
-rule("fiji.eval_mode", DEGRADES, JDLL, weights=("torchscript",),
-     asks="TorchScript weights that were saved in evaluation mode.",
-     breaks="Fiji's engine runs it as saved, so that it drops and normalises as in training",
-     fix="Call eval() before torch.jit.script or torch.jit.trace.",
-)(lambda model: "the TorchScript module was saved in training mode"
-  if (code := rules.torchscript_code(model)).in_training_mode and code.depends_on_mode else None)
 rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network without norms over all pixels.",
      breaks="results change with padding and with the size of tiles",
-     fix="Train with batch normalisation or none; run.tiled and run.padding say how much it matters here.",
+     fix="Train with batch normalisation or none; run.tiled says how much it matters here.",
 )(lambda model: first(f"the TorchScript code uses {norm}, over all pixels at once"
                       for norm in rules.torchscript_code(model).norms))
 

@@ -31,6 +31,7 @@ consumer("bioengine", "BioEngine",
          "BioEngine is the server that runs models for web pages, such as the zoo's daily tests: bioimageio.core "
          "0.10.4 with torch 2.5.1, on one core with 12 GiB, 300 s a test.", 9, reads=_READS)
 _SPEC = Source("bioimageio.spec", "model/v0_5.py, ReproducibilityTolerance", "0.5.12", "2026-11")
+_SPEC_TENSORS = Source("bioimageio.spec", "model/v0_5.py, validate_tensors", "0.5.14", "2026-11")
 _CORE = Source("bioimageio.core", "run in several versions", "0.9.6 to 0.11", "2026-11")
 _GUIDE = Source("bioimage.io website", "its guide for authors and its upload form", "2026-08-20", "2026-11")
 _UPLOAD = Source("bioimageio.spec", "upload.py", "0.5.12", "2026-11")
@@ -40,10 +41,11 @@ _MAX_RTOL, _MAX_ATOL_SHARE = 0.01, 0.01
 _MAX_PPM, _MAX_PPM_0_9 = 5000, 1000
 _DEEPIMAGEJ_ATOL = 1.5e-4
 _MAX_DESCRIPTION = 512
-_MAX_COVER_BYTES = 500_000
+MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
 _MAX_README = 1_000_000
-_ASPECT_TOLERANCE = 0.02
+ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
+HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
 
 def _tolerances(model: Model, key: str) -> list[tuple[float, list[str]]]:
@@ -70,6 +72,17 @@ def reproducibility_tolerance(model: Model) -> str | None:
             array = model.test_array(tensor) if atol and (not ids or tensor.id in ids) else None
             if array is not None and atol > _MAX_ATOL_SHARE * (largest := float(abs(array).max())):
                 return f"absolute_tolerance is {atol:g}, above 1 % of the largest value {largest:g} of {tensor.id!r}"
+    return None
+
+
+@rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
+      fix="Store it with the declared data type (array.astype), or declare the data type that it has.")
+def dtypes(model: Model) -> str | None:
+    """Test tensors stored with the data type that is declared."""
+    for tensor in model.tensors:
+        array = model.test_array(tensor)
+        if array is not None and tensor.data_type and array.dtype.name != tensor.data_type:
+            return f"the test tensor of {tensor.id!r} is stored as {array.dtype.name}, declared is {tensor.data_type}"
     return None
 
 
@@ -177,11 +190,10 @@ def documentation(model: Model) -> str | None:
         return "there is no documentation file"
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(_MAX_README)
-    found = re.search(r"^#+.*validation", text, re.MULTILINE | re.IGNORECASE)
-    return None if found else f"{path.name} has no heading about validation"
+    return None if HEADING.search(text) else f"{path.name} has no heading about validation"
 
 
-@rule("zoo.cover", STYLE, _GUIDE, repair="covers", breaks="the zoo shows covers, and draws one where there is none",
+@rule("zoo.cover", STYLE, _GUIDE, breaks="the zoo draws one of the test images, or shows a part of it",
       fix="Add one of 2:1 or 1:1, below 500 kB.")
 def cover(model: Model) -> str | None:
     """A cover of 2:1 or 1:1, below 500 kB."""
@@ -191,7 +203,7 @@ def cover(model: Model) -> str | None:
     for path in map(model.file_of, covers):
         if path is None:
             raise NotApplicable("a cover is not in the package")
-        if path.stat().st_size > _MAX_COVER_BYTES:
+        if path.stat().st_size > MAX_COVER_BYTES:
             return f"{path.name} has {path.stat().st_size // 1000} kB, at most 500 are expected"
         if problem := _aspect(path):
             return problem
@@ -203,11 +215,15 @@ def _aspect(path: Path) -> str | None:
 
     try:
         with Image.open(path) as image:  # reads the header only
-            width, height = image.size
+            size = image.size
     except (OSError, ValueError, Image.DecompressionBombError):
         return f"{path.name} is no image of a reasonable size"
-    good = any(abs(width / height / aspect - 1) <= _ASPECT_TOLERANCE for aspect in (1, 2))
-    return None if good else f"{path.name} is {width} x {height}, 2:1 or 1:1 is expected"
+    return None if has_good_aspect(size) else f"{path.name} is {size[0]} x {size[1]}, 2:1 or 1:1 is expected"
+
+
+def has_good_aspect(size: tuple[int, int]) -> bool:
+    """Whether a cover has a shape that the zoo shows whole."""
+    return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in ASPECTS)
 
 
 @rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes",

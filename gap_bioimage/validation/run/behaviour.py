@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, not_finite, relative_rms
 from gap_bioimage.validation.run.reference import ONE_IMAGE
-from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, Sizes, voxels
+from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
 SAME = 1e-4
 DEVICES = 1e-3
@@ -174,16 +174,11 @@ def as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
     return rounded
 
 
-@run_check("run.zero", Severity.DEGRADES, breaks="empty images give no numbers", fix=_GUARD)
-def zero(runner: Runner) -> Outcome:
-    """An empty image gives finite numbers."""
-    return _finite(runner, 0, "an all-zero input")
-
-
-@run_check("run.single_photon", Severity.DEGRADES, breaks="nearly empty images give no numbers", fix=_GUARD)
-def single_photon(runner: Runner) -> Outcome:
-    """An image with a single count gives finite numbers."""
-    return _finite(runner, 1, "a single count of 1")
+run_check("run.zero", Severity.DEGRADES, asks="An empty image gives finite numbers.", fix=_GUARD,
+          breaks="empty images give no numbers")(lambda runner: _finite(runner, 0, "an all-zero input"))  # fmt: skip
+run_check("run.single_photon", Severity.DEGRADES, asks="An image with a single count gives finite numbers.", fix=_GUARD,
+          breaks="nearly empty images give no numbers",
+)(lambda runner: _finite(runner, 1, "a single count of 1"))  # fmt: skip
 
 
 def _finite(runner: Runner, n_photons: int, what: str) -> Outcome:
@@ -237,21 +232,18 @@ def cost(runner: Runner) -> Outcome:
     before, start = _peak_memory(forget=True), time.monotonic()
     runner.run(inputs, preprocessed=True)
     seconds, taken = time.monotonic() - start, _peak_memory() - before
-    memory = f" and {taken * per_mega / 1e6:.0f} MB" if before else ""
+    memory = f" and {taken * per_mega / 1e3:.0f} MB" if before else ""
     return Outcome("passed", f"{seconds * per_mega:.2g} s{memory} per megapixel on {runner.device}")
 
 
 def _peak_memory(*, forget: bool = False) -> int:
-    """The largest resident memory of this process so far, bytes; 0 where the system does not tell."""
-    if forget:
-        with contextlib.suppress(OSError):  # Linux alone can
+    """The largest resident memory of this process so far, kB; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):  # Linux alone can
+        if forget:
             Path("/proc/self/clear_refs").write_text("5")
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) if found else 0
+    return 0
 
 
 @run_check("run.sizes", Severity.BLOCKS, breaks="images of some sizes fail",
@@ -292,37 +284,6 @@ def _size_parameters(runner: Runner) -> Iterator[Mapping[Axis, int]]:
         yield dict.fromkeys(runner.steps, 2)
 
 
-@run_check("run.odd_sizes", Severity.STYLE, breaks="users have to crop their images",
-           fix="Pad to a multiple of step in the network, and crop again.", once=True)  # fmt: skip
-def odd_sizes(runner: Runner) -> Outcome:
-    """Sizes off the declared grid, such as odd ones, run too, so that users need not crop."""
-    flexible = [key for key, step in runner.steps.items() if step > 1]
-    if not runner.steps:
-        raise NotApplicable(_FIXED)
-    if not flexible:
-        return Outcome("passed", "every size from min on is declared")
-    wanted, _ = runner.sizes(0)
-    for tensor, axis in flexible:
-        wanted[tensor][axis] += 1
-    shape, what = runner.shape_of(wanted), "is not declared, and"
-    try:
-        outputs = _run_small(runner, wanted)
-    except ModelError as error:
-        raise NotApplicable(f"size {shape} {what} raises {error}; programs pad images to min + n step") from error
-    for name, array in outputs.items():
-        pairs = zip(runner.axes(name), array.shape, runner.small_outputs[name].shape, strict=True)
-        if any(size == least and axis in {axis for _, axis in flexible} for axis, size, least in pairs):
-            lost = f"gives {name!r} of size {array.shape}: pixels are lost; programs pad images to min + n step"
-            raise NotApplicable(f"size {shape} {what} {lost}")
-    return Outcome("passed", f"size {shape} runs, though it is not declared")
-
-
-def _run_small(runner: Runner, wanted: Sizes) -> Arrays:
-    if voxels(wanted) > MAX_VOXELS:
-        raise NotApplicable(_TOO_LARGE)
-    return runner.run(runner.inputs_of(wanted))
-
-
 @run_check("fiji.below_min", Severity.DEGRADES, breaks="small images fail in Fiji",
            fix="Make the network accept every multiple of step.", weights=("torchscript",))  # fmt: skip
 def below_min(runner: Runner) -> Outcome:
@@ -337,8 +298,10 @@ def below_min(runner: Runner) -> Outcome:
         wanted = {tensor: dict(found) for tensor, found in least.items()}
         for (tensor, axis), step in runner.steps.items():
             wanted[tensor][axis] = step * max(1, min(k, fitting[tensor, axis]))
+        if voxels(wanted) > MAX_VOXELS:
+            raise NotApplicable(_TOO_LARGE)
         try:
-            _run_small(runner, wanted)
+            runner.run(runner.inputs_of(wanted))
         except ModelError as error:
             return Outcome("failed", f"input size {runner.shape_of(wanted)}, below min, raised {error}")
         tried.append(runner.shape_of(wanted))

@@ -1,9 +1,8 @@
-"""What tiles change: one profile of the difference against the distance from a cut answers seams, halos and padding."""
+"""What tiles change: one profile of the difference against the distance from a cut answers seams and halos."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +12,11 @@ from numpy.typing import NDArray
 
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
-from gap_bioimage.validation.run.compare import relative_rms
-from gap_bioimage.validation.run.runner import MAX_VOXELS, Arrays, Axis, Runner, voxels
+from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
 SEAM = 1e-2
 """Largest difference between tiles and the whole image, as relative RMS."""
-SAME = 1e-3
-"""Differences below that are not told."""
-SEARCH_S = 30.0
-"""No wider cut is tried after that time."""
 _SAFETY = 0.9
-_WIDEST_PX = 2048
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
 
@@ -78,7 +71,7 @@ class Cut:
     evidence: Evidence
 
 
-def cuts_of(runner: Runner, axis: str, reach_px: int, *, postprocess: bool = True) -> list[Cut] | None:
+def cuts_of(runner: Runner, axis: str, reach_px: int) -> list[Cut] | None:
     """Cut an image on both sides along an axis, and compare its middle with that of the whole.
 
     Far outside, the whole is dark: what takes statistics of all pixels differs then at every distance.
@@ -103,8 +96,8 @@ def cuts_of(runner: Runner, axis: str, reach_px: int, *, postprocess: bool = Tru
     middle = dict(image)
     for (name, _), step in keys.items():
         middle[name] = image[name][_along(runner, name, axis, slice(n_margin * step, -n_margin * step))]
-    whole = runner.run(image, preprocessed=True, postprocess=postprocess)
-    cut = runner.run(middle, preprocessed=True, postprocess=postprocess)
+    whole = runner.run(image, preprocessed=True)
+    cut = runner.run(middle, preprocessed=True)
     found = []
     for name, made in cut.items():
         place = runner.axes(name).index(axis) if axis in runner.axes(name) else -1
@@ -121,10 +114,10 @@ def _along(runner: Runner, name: str, axis: str, part: slice) -> tuple[slice, ..
     return tuple(part if other == axis else slice(None) for other in runner.axes(name))
 
 
-def _measured(runner: Runner, reach_px: int, *, postprocess: bool = True) -> list[Cut] | None:
+def _measured(runner: Runner, reach_px: int) -> list[Cut] | None:
     found: list[Cut] = []
     for axis in dict.fromkeys(axis for _, axis in runner.steps):
-        cuts = cuts_of(runner, axis, reach_px, postprocess=postprocess)
+        cuts = cuts_of(runner, axis, reach_px)
         if cuts is None:
             return None
         found += cuts
@@ -160,55 +153,22 @@ def tiled(runner: Runner) -> Outcome:
     worst, tile = _seams(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
-        beside_grid = _off_grid(runner)
-        told = f"; tiles that start off its pooling, as any block size allows, by {beside_grid:.2%}"
-        return Outcome("passed", text + told * (beside_grid > SAME))
-    evidence = tuple(cut.evidence for cut in cuts)
-    if runner.has_custom_postprocessing:
-        plain = _measured(runner, math.ceil(largest / 2), postprocess=False)
-        if plain is not None and _seams(runner, plain) < SEAM:
-            fix = "Let the postprocessing look at each pixel by itself, or tell users not to run it in tiles."
-            return Outcome("failed", f"{text}, because of its custom postprocessing", fix, evidence)
-    told, fix = _sufficient(runner, cuts, largest)
+        return Outcome("passed", text)
+    if _needed(cuts) is None:  # look farther, where such an image can be run here
+        cuts = _measured(runner, 2 * largest) or cuts
+    told, fix = _sufficient(cuts)
     none = "" if any(runner.halo.values()) else "; no halo is declared"
-    return Outcome("failed", f"{text}; {told}{none}", fix, evidence)
+    return Outcome("failed", f"{text}; {told}{none}", fix, tuple(cut.evidence for cut in cuts))
 
 
-def _off_grid(runner: Runner) -> float:
-    """What changes inside, relative RMS, where a tile starts one pixel beside another; 0 where that is not declared."""
-    tensor, axis = next(reversed(runner.steps))
-    keys = [key for key in runner.steps if key[1] == axis]
-    if any(runner.steps[key] != 1 for key in keys):
-        return 0.0
-    image = runner.preprocess(runner.inputs_of(runner.sizes({k: int(k in keys) for k in runner.steps})[0]))
-    beside = {name: array[_along(runner, name, axis, slice(1, None))] for name, array in image.items()}
-    whole, moved = (runner.run(given, preprocessed=True, postprocess=False) for given in (image, beside))
-    worst = 0.0
-    for name, made in moved.items():
-        halo, size = runner.halo.get((name, axis), 0), image[tensor].shape[runner.axes(tensor).index(axis)]
-        inner = made[_along(runner, name, axis, slice(halo, size - 1 - halo))]
-        expected = whole[name][_along(runner, name, axis, slice(halo + 1, size - halo))]
-        if inner.size and inner.shape == expected.shape:
-            worst = max(worst, relative_rms(inner, expected, centred=False))
-    return worst
-
-
-def _sufficient(runner: Runner, cuts: list[Cut], reach_px: int) -> tuple[str, str]:
-    """Which halo would do, from cuts that reach farther and farther: half a sentence, and what to do."""
-    start = time.monotonic()
-    problem = "larger ones take too long to be tried"
-    while (halos := _needed(cuts)) is None and time.monotonic() - start <= SEARCH_S:
-        wider = _measured(runner, 2 * reach_px)
-        if wider is None or reach_px > _WIDEST_PX:
-            problem = "larger ones need images that are too large to be run here"
-            break
-        cuts, reach_px = wider, 2 * reach_px
-    if halos is not None:
+def _sufficient(cuts: list[Cut]) -> tuple[str, str]:
+    """Which halo would do, as far as the cuts reach: half a sentence, and what to do."""
+    if (halos := _needed(cuts)) is not None:
         told, least = _told(halos), _told({key: 2 * halo + 2 * beside(halo) for key, halo in halos.items()})
         return f"a halo of {told} would do", f"Declare a halo of {told} on the outputs' axes, and a min of {least}."
     tried = min((len(cut.profile.squares) for cut in cuts), default=0)
-    told = f"halos up to {tried} px were tried, and none would do; {problem}"
-    return told, f"{_STATISTICS}, enlarge min and halo further, or train longer."
+    told = f"none up to {tried} px would do"
+    return told, f"{_STATISTICS}, enlarge min and halo, or train longer."
 
 
 def _needed(cuts: Sequence[Cut]) -> dict[Axis, int] | None:
@@ -230,30 +190,3 @@ def _told(values: Mapping[Axis, int]) -> str:
     if len(set(by_axis.values())) == 1:
         return f"{next(iter(by_axis.values()))} px"
     return ", ".join(f"{axis} {n}" for axis, n in by_axis.items()) + " px"
-
-
-@run_check("run.padding", Severity.DEGRADES, breaks="results depend on how a program pads", once=True, compares=True,
-           fix=f"{_STATISTICS}, or enlarge the halo.")  # fmt: skip
-def padding(runner: Runner) -> Outcome:
-    """An image's inner part stays the same where the image is padded, as programs do to reach a size they can use."""
-    if not runner.steps:
-        raise NotApplicable("the input size is fixed")
-    if runner.postprocesses_whole_images or runner.is_stochastic:
-        raise NotApplicable("the output is not meant to stay the same")
-    inputs = runner.preprocess(runner.small_inputs)
-    padded: Arrays = {}
-    for name, array in inputs.items():
-        widths = [(0, 2 * runner.steps.get((name, axis), 0)) for axis in runner.axes(name)]
-        padded[name] = np.pad(array, widths, mode="symmetric")
-    if max(array.size for array in padded.values()) > MAX_VOXELS:
-        raise NotApplicable("a padded image is too large to be run here")
-    plain, more = (runner.run(given, preprocessed=True, postprocess=False) for given in (inputs, padded))
-    worst, evidence = 0.0, []
-    for name, expected in plain.items():
-        sizes = zip(runner.axes(name), expected.shape, strict=True)
-        inner = tuple(slice(0, max(1, size - runner.halo.get((name, axis), 0))) for axis, size in sizes)
-        worst = max(worst, relative_rms(more[name][inner], expected[inner], centred=False))
-        evidence.append(Evidence(f"{name}, padded against not", runner.axes(name), expected[inner], more[name][inner]))
-    shape = runner.shape_of(runner.sizes(0)[0])
-    text = f"{shape} padded at its end differs inside by {worst:.2%} (below {SEAM:.0%} expected)"
-    return Outcome("passed", text) if worst < SEAM else Outcome("failed", text, "", tuple(evidence))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -33,42 +32,19 @@ class ModelError(Exception):
 
 
 @contextmanager
-def of_the_model(file: Path | None = None) -> Iterator[None]:
-    """Take whatever is raised inside the block for the model's failure."""
+def of_the_model() -> Iterator[None]:
+    """Take whatever is raised inside the block for the model's failure, told in one plain sentence."""
     try:
         yield
     except Exception as error:
-        raise ModelError(explained(error, file)) from error
-
-
-def explained(error: BaseException, file: Path | None = None) -> str:
-    """What a library raised, in one plain sentence; ``file`` are the weights that were being loaded."""
-    kind, text = type(error).__name__, str(error)
-    if isinstance(error, KeyError):
-        return f"a processing step refers to {text}, which is not there: name a tensor of the model (reference_tensor)"
-    if plain := of_loading(text, file):
-        return plain
-    flat = one_sentence(re.sub(r"\x1b\[[0-9;]*m", "", text), 200).rstrip(": ")
-    if kind == "Error":  # torch.jit's, which begins with the name of what was raised
-        return flat.removeprefix("RuntimeError: ") or kind
-    return f"{kind}: {flat}" if flat else kind
-
-
-def of_loading(text: str, file: Path | None) -> str:
-    """What torch says of weights that it does not load, in plain words; empty for what is something else."""
-    if "Weights only load failed" in text:
-        found = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", text)
-        named = f" ({found[1]})" if found else ""
-        return f"the weights hold Python objects{named} beside the tensors: save the state_dict alone"
-    if file is None or not re.search(r"constants\.pkl|PytorchStreamReader|miniz", text):
-        return ""
-    try:
-        names = zipfile.ZipFile(file).namelist()
-    except (OSError, zipfile.BadZipFile):
-        return f"{file.name} is not a file of weights, or is cut off"
-    if any(name.endswith("data.pkl") for name in names) and not any("/code/" in name for name in names):
-        return f"{file.name} is a state_dict saved by torch.save, not TorchScript: save it with torch.jit.save"
-    return f"{file.name} is not TorchScript, or parts of it are missing"
+        kind, text = type(error).__name__, one_sentence(re.sub(r"\x1b\[[0-9;]*m", "", str(error)), 200).rstrip(": ")
+        if isinstance(error, KeyError):
+            text = f"a processing step refers to {text}, which is not there: name a tensor of the model"
+        elif kind == "Error":  # torch.jit's, which begins with the name of what was raised
+            text = text.removeprefix("RuntimeError: ") or kind
+        else:
+            text = f"{kind}: {text}" if text else kind
+        raise ModelError(text) from error
 
 
 class Runner:
@@ -89,7 +65,7 @@ class Runner:
         self.descr, self.weights_format, self.device, self.file = descr, weights_format, device, file
         self.rdf: Mapping[str, Any] = rdf or {}
         weights = cast("Any", weights_format)
-        with quiet(), of_the_model(file):
+        with quiet(), of_the_model():
             # The adapter loads the model when it is made; entering the pipeline would load it again.
             adapter = create_model_adapter(
                 model_description=descr, devices=[device], weight_format_priority_order=[weights]
@@ -140,12 +116,6 @@ class Runner:
     def postprocesses_whole_images(self) -> bool:
         """Whether postprocessing takes statistics of the whole output, so that no tile can be finished alone."""
         return bool(self._pipeline.has_non_blockwise_postprocessing)
-
-    @property
-    def has_custom_postprocessing(self) -> bool:
-        """Whether an output goes through Python code of the package."""
-        steps = [step for tensor in self.descr.outputs for step in getattr(tensor, "postprocessing", None) or []]
-        return any(getattr(step, "id", None) == "custom" for step in steps)
 
     @cached_property
     def produced(self) -> Arrays:
@@ -235,7 +205,7 @@ class Script:
     def __init__(self, file: Path, inputs: Sequence[NDArray[Any]]) -> None:
         import torch
 
-        with of_the_model(file):
+        with of_the_model():
             self._module: Any = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
         parts = self._module.named_modules()
         self.training = [name or "the module" for name, part in parts if getattr(part, "training", False)]

@@ -180,13 +180,10 @@ class Sandbox:
 
 def _memory(process: Any, kind: str) -> int:
     """Resident memory, or its proportional share (``pss``, else what is its own) where the system tells it, bytes."""
-    try:
-        if kind == "rss":
-            return int(process.memory_info().rss)
-        full = process.memory_full_info()
-        return int(getattr(full, "pss", 0) or getattr(full, "uss", 0) or full.rss)
-    except Exception:  # ended in between
-        return 0
+    with contextlib.suppress(Exception):  # ended in between
+        info = process.memory_info() if kind == "rss" else process.memory_full_info()
+        return int(getattr(info, kind, 0) or getattr(info, "uss", 0) or info.rss)
+    return 0
 
 
 def _read(process: subprocess.Popen[bytes], answers: queue.Queue[Message]) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.check import Definition, Severity, declare, definitions
-from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence, raised
+from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.outcome import (
+    RUN_CODE,
+    Check,
+    NotApplicable,
+    Outcome,
+    merge_outcomes,
+    one_sentence,
+    raised,
+)
+from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.compare import keep_evidence, not_finite
 from gap_bioimage.validation.run.runner import ModelError, Runner
@@ -24,7 +34,6 @@ _NEEDS = {
 """Formats of weights that a description may give, and what runs them."""
 _SAFE = {"torchscript", "onnx"}
 """The others execute code of the package, or graphs that may read and write files."""
-_RUN_CODE = "--run-code"
 
 WEIGHTS = {
     name: declare(
@@ -54,6 +63,11 @@ class Job:
     seconds: float = 600.0  # what other interpreters may take
     done: tuple[str, ...] = ()  # ids of checks that are not made again
 
+    @property
+    def model(self) -> Model:
+        """The model as rules see it."""
+        return Model.of(self.package, self.description)
+
 
 @dataclass
 class Session:
@@ -70,16 +84,11 @@ class Session:
         self._make(reference.CONTROL, lambda: reference.negative_control(job.package.rdf, descr))
         blocked = {name: why for name in job.description.weights if (why := _why_not(job, name))}
         for name, outcome in blocked.items():
-            self._make(WEIGHTS[name], lambda outcome=outcome: outcome)  # type: ignore[misc]
-        files = {n: job.package.file(_source(job.package, n)) for n in job.description.weights if n not in blocked}
+            self._make(WEIGHTS[name], partial(Outcome, outcome.status, outcome.message, outcome.fix))
+        files = {n: job.model.file_of(job.model.weights.get(n)) for n in job.description.weights if n not in blocked}
         if not files:
             self._make(reference.CORE_TEST, lambda: _nothing_runs(blocked))
             return
-
-        def core_test(name: str) -> Outcome:
-            return reference.core_test(descr, name, job.device, files[name])
-
-        self._make(reference.CORE_TEST, lambda: self._each(reference.CORE_TEST, files, core_test))
         with ExitStack() as stack:
             runners: dict[str, Runner] = {}
 
@@ -88,17 +97,17 @@ class Session:
                 runners[name] = stack.enter_context(made)
                 return Outcome("passed", "loads")
 
-            if self._make(LOADS, lambda: self._each(LOADS, files, load)) is None:
+            self._make_each(reference.CORE_TEST, files, lambda name: reference.core_test(descr, name, job.device))
+            if self._make_each(LOADS, files, load) is None:
                 self._each(LOADS, files, load)  # told before, in a process that is gone
             self._run_all(runners)
         if job.engines:
-            path = job.package.root / job.package.rdf_name
-            limits = job.engines, 0.9 * job.seconds
-            self._make(engines.OTHER_VERSIONS, lambda: engines.other_cores(path, list(files), *limits))
+            path, seconds = job.package.root / job.package.rdf_name, 0.9 * job.seconds
+            self._make(engines.OTHER_VERSIONS, lambda: engines.other_cores(path, list(files), job.engines, seconds))
 
     def _run_all(self, runners: dict[str, Runner]) -> None:
         """Put all weights through every check, or one of them where they agree and the check takes long."""
-        agree = None
+        agree, job = None, self.job
         if len(runners) > 1:
             agree = self._make(reference.AGREEMENT, lambda: reference.formats_agree(list(runners.values())))
         for made in definitions("run"):
@@ -107,20 +116,16 @@ class Session:
             is_long = made.once or any(runner.is_stochastic for runner in subjects.values())
             if is_long and agree is not None and agree.status == "passed":
                 subjects = dict(list(subjects.items())[-1:])
-
-            def judge(name: str, made: Definition = made) -> Outcome:
-                if made.compares and (broken := not_finite(runners[name].produced)):
-                    raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-                return made.outcome_of(runners[name])
-
             if subjects:
-                self._make(made, lambda made=made, of=subjects, judge=judge: self._each(made, of, judge))  # type: ignore[misc]
-        job, script = self.job, runners.get("torchscript")
-        if job.engines and script is not None:
+                self._make_each(made, subjects, lambda name, made=made: _judge(made, runners[name]))  # type: ignore[misc]
+        if job.engines and (script := runners.get("torchscript")) is not None:
             self._make(engines.OLDER_ENGINE, lambda: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
+    def _make_each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome | None:
+        return self._make(made, lambda: self._each(made, names, judge))
+
     def _each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome:
-        return merge_outcomes((name, self._guarded(made, lambda name=name: judge(name))) for name in names)  # type: ignore[misc]
+        return merge_outcomes((name, self._guarded(made, partial(judge, name))) for name in names)
 
     def _make(self, made: Definition, judge: Callable[[], Outcome]) -> Outcome | None:
         """Make a check, unless it is done, and tell of it."""
@@ -149,54 +154,34 @@ class Session:
             return raised(error)
 
 
+def _judge(made: Definition, runner: Runner) -> Outcome:
+    if made.compares and (broken := not_finite(runner.produced)):
+        raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
+    return made.outcome_of(runner)
+
+
 def _nothing_runs(blocked: dict[str, Outcome]) -> Outcome:
     why = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
     text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{why}"
-    return Outcome("skipped", text, _RUN_CODE if _RUN_CODE in {found.fix for found in blocked.values()} else "")
+    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {found.fix for found in blocked.values()} else "")
 
 
 def _why_not(job: Job, weights_format: str) -> Outcome | None:
     """Why weights are not run, None if they are."""
-    rdf, needed = job.package.rdf, _NEEDS.get(weights_format, "")
-    text = ""
+    needed, model, text = _NEEDS.get(weights_format, ""), job.model, ""
     if not needed:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
     if weights_format not in _SAFE:
         text = f"{weights_format} runs code from the package"
-    elif any(step.get("id") == "custom" for step in _steps(rdf)):
+    elif any(step.get("id") == "custom" for step in model.steps):
         text = "a processing step with id 'custom' runs code from the package"
-    elif weights_format == "torchscript" and _touches_files(job.package):
-        text = "the TorchScript code reads or writes files"
+    elif weights_format == "torchscript":
+        with suppress(NotApplicable):  # no TorchScript at all: loading it will say so
+            text = "the TorchScript code reads or writes files" if torchscript_code(model).touches_files else ""
     if text and not job.run_code:
-        return Outcome("skipped", f"{text}, which was not allowed", _RUN_CODE)
-    if any(tensor.get("output_of") for tensor in _mappings(rdf.get("inputs"))):
+        return Outcome("skipped", f"{text}, which was not allowed", RUN_CODE)
+    if any(tensor.written.get("output_of") for tensor in model.inputs):
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
     if importlib.util.find_spec(needed) is None:
         return Outcome("skipped", f"{weights_format} needs {needed}, which is not installed", f"Install {needed}.")
     return None
-
-
-def _source(package: Package, weights_format: str) -> object:
-    weights = package.rdf.get("weights")
-    entry = weights.get(weights_format) if isinstance(weights, dict) else None
-    return entry.get("source") if isinstance(entry, dict) else None
-
-
-def _touches_files(package: Package) -> bool:
-    from gap_bioimage.validation.archive.torchscript import read_code
-
-    path = package.file(_source(package, "torchscript"))
-    try:
-        return path is not None and read_code(path).touches_files
-    except ValueError:  # no TorchScript at all: loading it will say so
-        return False
-
-
-def _steps(rdf: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for tensor in (*_mappings(rdf.get("inputs")), *_mappings(rdf.get("outputs"))):
-        for key in ("preprocessing", "postprocessing"):
-            yield from _mappings(tensor.get(key))
-
-
-def _mappings(listed: object) -> list[dict[str, Any]]:
-    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []

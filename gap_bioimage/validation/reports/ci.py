@@ -1,0 +1,100 @@
+"""Reports for programs: SARIF 2.1.0, annotations of GitHub, and the JSON report's own schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from gap_bioimage import __version__
+from gap_bioimage.validation.check import STYLE, Check, registry
+from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.verdicts import Score, Verdict
+
+Level = Literal["error", "warning", "note"]
+SHOWN_BY_GITHUB = 10
+"""Annotations of a level that GitHub keeps of a step."""
+_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def findings(report: Report) -> list[tuple[Level, Check]]:
+    """What is to be done about a model, with how bad it is."""
+    return [(_level(check), check) for check in report.checks if check.status in ("failed", "error", "warning")]
+
+
+def _level(check: Check) -> Level:
+    made = registry().get(check.id)
+    if check.status != "warning":
+        return "error"
+    return "note" if made is not None and made.severity == STYLE else "warning"
+
+
+def _text(check: Check) -> str:
+    return f"{check.message}. To do: {check.fix}" if check.fix else check.message
+
+
+def render_sarif(reports: Sequence[Report]) -> str:
+    """One run of SARIF with all findings, each at the first line of its model."""
+    rules = list(registry().values())
+    places = {made.id: place for place, made in enumerate(rules)}
+    results = []
+    for report in reports:
+        where = {"artifactLocation": {"uri": _uri(report.model)}, "region": {"startLine": 1}}
+        for level, check in findings(report):
+            index = {"ruleIndex": places[check.id]} if check.id in places else {}
+            text = {"text": _text(check)}
+            location = [{"physicalLocation": where}]
+            results.append({"ruleId": check.id, **index, "level": level, "message": text, "locations": location})
+    driver = {
+        "name": "gap-bioimage", "version": __version__,
+        "rules": [
+            {
+                "id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
+                "help": {"text": made.fix_text or made.asks},
+            }
+            for made in rules
+        ],
+    }  # fmt: skip
+    runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
+    return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": runs}, indent=2) + "\n"
+
+
+def _uri(model: str) -> str:
+    path = Path(model)
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
+
+
+def render_github(reports: Sequence[Report]) -> str:
+    """Workflow commands that GitHub shows as annotations, no more of a level than it keeps."""
+    lines: dict[str, list[str]] = {"error": [], "warning": [], "notice": []}
+    for report in reports:
+        for level, check in findings(report):
+            command: str = "notice" if level == "note" else level
+            place = f"file={_property(Path(report.model).as_posix())},title={_property(check.id)}"
+            lines[command].append(f"::{command} {place}::{_data(_text(check))}")
+    for command, found in lines.items():
+        if (more := len(found) - SHOWN_BY_GITHUB) > 0:
+            found[SHOWN_BY_GITHUB - 1 :] = [f"::{command} title=gap-bioimage::{more + 1} more are in the report"]
+    return "".join(f"{line}\n" for found in lines.values() for line in found)
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of what ``validate --json`` writes of one model; of several it writes a list of these."""
+    from pydantic import create_model
+
+    optional: dict[str, Any] = {"was_run": (bool, True), "description_only": (bool, False)}
+    model = create_model(
+        "Report", status=(Literal["passed", "failed", "not-run"], ...), model=(str, ...), checks=(list[Check], ...),
+        verdicts=(list[Verdict], ...), consumers=(list[Verdict], ...), score=(Score | None, ...), **optional,
+    )  # fmt: skip
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
