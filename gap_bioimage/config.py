@@ -128,7 +128,9 @@ class TrainConfig(Config):
     repeats: Literal["t"] | None = Field(
         None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
     )
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare windows")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        1, description="threads that draw windows ahead of training; when not given as many as a GPU needs"
+    )
     tensorboard: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 

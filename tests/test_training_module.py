@@ -183,6 +183,9 @@ def test_steps_without_a_finite_gradient_change_nothing() -> None:
     weight.grad = torch.full_like(weight, math.nan)
     module.on_before_optimizer_step(None)
     assert not weight.grad.any()
+    weight.grad = torch.full_like(weight, 3.0)
+    module.on_before_optimizer_step(None)
+    assert float(weight.grad.norm()) == pytest.approx(module.config.train.gradient_clip, rel=1e-4)
 
 
 def test_steps_without_photons_are_no_error() -> None:

@@ -1,13 +1,17 @@
 """Training pairs: images as they were recorded, random windows of their counts, split into input and target.
 
 Every batch is a function of the seed and its number alone, so that a resumed run, or one with other
-worker processes, sees the same batches.
+threads, sees the same batches.
 """
 
 import math
+import time
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,7 +19,6 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.camera.noise import hot_pixels
@@ -228,7 +231,7 @@ class WindowDrawer:
     min_photons: int = 0  # windows with fewer are drawn anew, at most ten times
     augment: bool = True  # turn and flip
 
-    @property
+    @cached_property
     def window_px(self) -> tuple[int, ...]:
         """The window that fits every image."""
         smallest = [min(stack.shape[a + 1] for stack in self.stacks) for a in range(len(self.patch_px))]
@@ -256,9 +259,9 @@ class WindowDrawer:
 
         The loss is an average over windows per photon; so it is, over many windows, that of whole images.
         """
-        windows, chances = [], self._chances()
+        windows = []
         for _ in range(size):
-            candidates = [self._bright_enough(rng, chances) for _ in range(_CANDIDATES)]
+            candidates = [self._bright_enough(rng) for _ in range(_CANDIDATES)]
             photons = np.array([max(window.photons, 1e-9) for window in candidates])
             chosen = candidates[int(rng.choice(_CANDIDATES, p=photons / photons.sum()))]
             windows.append(augmented(chosen, rng) if self.augment else chosen)
@@ -266,26 +269,27 @@ class WindowDrawer:
 
     def rejected_share(self, seed: int, trials: int = 200) -> float:
         """Estimate the share of windows that hold fewer photons than asked."""
-        rng, chances = np.random.default_rng([seed, trials]), self._chances()
-        return float(np.mean([self._window(rng, chances).photons < self.min_photons for _ in range(trials)]))
+        rng = np.random.default_rng([seed, trials])
+        return float(np.mean([self._window(rng).photons < self.min_photons for _ in range(trials)]))
 
-    def _bright_enough(self, rng: np.random.Generator, chances: NDArray[np.float64]) -> Window:
+    def _bright_enough(self, rng: np.random.Generator) -> Window:
         """Draw a window with enough photons, where ten tries find one."""
-        best = self._window(rng, chances)
+        best = self._window(rng)
         for _ in range(_REDRAWS):
             if best.photons >= self.min_photons:
                 break
-            best = max(best, self._window(rng, chances), key=lambda window: window.photons)
+            best = max(best, self._window(rng), key=lambda window: window.photons)
         return best
 
+    @cached_property
     def _chances(self) -> NDArray[np.float64]:
         """Chances of the images: every pixel counts the same."""
         sizes = np.array([math.prod(stack.shape) for stack in self.stacks], float)
         chances: NDArray[np.float64] = sizes / sizes.sum()
         return chances
 
-    def _window(self, rng: np.random.Generator, chances: NDArray[np.float64]) -> Window:
-        stack = self.stacks[int(rng.choice(len(chances), p=chances))]
+    def _window(self, rng: np.random.Generator) -> Window:
+        stack = self.stacks[int(rng.choice(len(self._chances), p=self._chances))]
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)]
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
         return stack[(slice(None), *where)].window(rng)
@@ -309,14 +313,42 @@ class WindowDrawer:
         return min(photons / mean, largest) if mean > 0 else largest
 
 
-class PairBatches(Dataset[Pairs]):
-    """Batches by number; a sampler of numbers makes it an epoch."""
+@dataclass
+class PairBatches:
+    """Batches by number, drawn ahead by threads where there are any; tells how long training has waited for them."""
 
-    def __init__(self, drawer: WindowDrawer, batch_size: int, seed: int, rank: int = 0) -> None:
-        self.drawer, self.batch_size, self.seed, self.rank = drawer, batch_size, seed, rank
+    drawer: WindowDrawer
+    batch_size: int
+    seed: int
+    rank: int = 0
+    numbers: range = range(0)
+    threads: int = 0
+    pinned: bool = False  # in memory that a GPU reads by itself
+    waiting_share: float = 0.0  # of the time since the first was asked for
 
     def __getitem__(self, number: int) -> Pairs:
-        return self.drawer.batch([self.seed, self.rank, number], self.batch_size)
+        """Draw the batch of a number."""
+        pairs = self.drawer.batch([self.seed, self.rank, number], self.batch_size)
+        return Pairs(*(None if part is None else part.pin_memory() for part in pairs)) if self.pinned else pairs
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Pairs]:
+        begun, waited, pool = time.monotonic(), 0.0, ThreadPoolExecutor(max(1, self.threads))
+        ahead: deque[Future[Pairs]] = deque()
+        try:
+            for position in range(len(self)):
+                asked = time.monotonic()
+                for number in self.numbers[position + len(ahead) : position + 2 * self.threads + 1]:
+                    ahead.append(pool.submit(self.__getitem__, number))
+                pairs = ahead.popleft().result()
+                now = time.monotonic()
+                waited += now - asked
+                self.waiting_share = waited / max(now - begun, 1e-9)
+                yield pairs
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def augmented(window: Window, rng: np.random.Generator) -> Window:
