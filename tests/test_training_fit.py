@@ -253,17 +253,6 @@ def test_what_cannot_be_trained_on_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_any_number_of_threads_gives_the_same_run(tmp_path: Path) -> None:
-    counts = stripes("tyx")
-    weights = []
-    for workers in (0, 3):
-        folder = tmp_path / str(workers)
-        run(folder, counts, config_of(workers=workers, steps=8))
-        weights.append(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
-    assert_same(*weights)
-    assert repeatable(metrics(tmp_path / "0")) == repeatable(metrics(tmp_path / "3"))
-
-
 @pytest.mark.parametrize(
     ("dims", "dim", "channels", "patch"),
     [("cyx", 2, 2, (16, 16)), ("tczyx", 2, 2, (16, 12)), ("zyx", 3, 1, (4, 16, 16)), ("czyx", 3, 2, (4, 16, 16))],

@@ -12,7 +12,7 @@ from torch import Tensor
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.training.loss import photon_loss, total_loss
 from gap_bioimage.training.module import GapModule
-from gap_bioimage.training.patches import Pairs
+from gap_bioimage.training.pairs import Pairs
 
 SHAPES = [(2, 1, 3, 4), (3, 2, 4, 3), (2, 2, 2, 3, 4), (1, 1, 1, 1)]
 

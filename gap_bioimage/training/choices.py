@@ -2,12 +2,10 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import xarray as xr
 from pydantic import BaseModel
 
@@ -62,10 +60,6 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     network, train = _SIZES[config.network.dim, accelerator]
-    if accelerator:
-        train = {**train, "workers": min(4, os.cpu_count() or 1)}
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):  # which multiplies such numbers
-            train["precision"] = "bf16-mixed"
     deepest = max(1, int(math.log2(max(smallest, 8) / 4)))
     network = _unset(config.network, {**network, "depth": min(network["depth"], deepest)})
     sizes = _unset(config.train, train)

@@ -219,8 +219,10 @@ class PairData(pl.LightningDataModule):
         self.held_out = WindowDrawer(split.held_out, *drawn, augment=False)
 
     def _batches(self, drawer: WindowDrawer, rank: int, numbers: range) -> PairBatches:
-        train, pinned = self.train_config, self.trainer.strategy.root_device.type == "cuda"
-        return PairBatches(drawer, train.batch_size, train.seed, rank, numbers, train.workers, pinned)
+        train, trains = self.train_config, self.trainer.strategy.root_device
+        # other accelerators have no binomial numbers of their own
+        device = trains if trains.type == "cuda" else torch.device("cpu")
+        return PairBatches(drawer, train.batch_size, train.seed, rank, numbers, device)
 
     def train_dataloader(self) -> PairBatches:
         """Return the batches of the current epoch, the stretch between two validations."""

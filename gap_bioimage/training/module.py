@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gap_bioimage.config import RunConfig
 from gap_bioimage.network import UNet
 from gap_bioimage.training.loss import photon_loss, total_loss
-from gap_bioimage.training.patches import Pairs
+from gap_bioimage.training.pairs import Pairs
 
 
 class GapModule(pl.LightningModule):
@@ -68,14 +68,6 @@ class GapModule(pl.LightningModule):
             return torch.ones_like(photons[:, 0].flatten(1)[:, 0])
         brightest = 10 ** (self.trained_range_db[1] / 10)
         return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
-
-    def on_train_start(self) -> None:
-        """On a GPU, record the thousands of small kernels of the network, to replay them as one."""
-        if self.device.type == "cuda" and self.trainer.world_size == 1:
-            window = self.trainer.datamodule.drawer.window_px  # type: ignore[attr-defined]
-            sample = torch.zeros(self.config.train.batch_size, self.network.channels, *window, device=self.device)
-            with self.trainer.precision_plugin.forward_context():
-                torch.cuda.make_graphed_callables(self.network, (sample,))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let a step without a finite gradient change nothing, and clip large ones."""

@@ -1,15 +1,12 @@
-"""Training pairs: images as they were recorded, random windows of their counts, split into input and target.
+"""Images as they were recorded, and random windows of their counts, batch by batch.
 
-Every batch is a function of the seed and its number alone, so that a resumed run, or one with other
-threads, sees the same batches.
+Every batch is a function of the seed and its number alone, so that a resumed run sees the same batches.
 """
 
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +18,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.camera.noise import hot_pixels
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import as_integers, binomial, check_axes, free_slots, pseudo_psnr_db
+from gap_bioimage.counts import as_integers, check_axes, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import items_first
+from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 _REDRAWS = 10
@@ -34,22 +31,7 @@ _OTHERS = 8  # exposures that make up a target: more of them cost more to read t
 _SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # what is looked at to tell whether a scene stands still
 _MOVES = 0.01
 
-Counts = NDArray[np.int32]
-
-
-class Window(NamedTuple):
-    """A piece of an image, (c, [z,] y, x)."""
-
-    counts: Counts
-    usable: NDArray[np.bool_] | None = None  # pixels that are not saturated, where a camera tells
-    background: float = 0.0  # counts per pixel that are there without light
-    others: Counts | None = None  # the sum of so many other exposures of the same scene
-    n_others: int = 0
-
-    @property
-    def photons(self) -> float:
-        """All photons."""
-        return float(self.counts.sum()) - self.background * self.counts.size
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -209,18 +191,6 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
     return split
 
 
-class Pairs(NamedTuple):
-    """A batch of training pairs."""
-
-    photons: torch.Tensor  # counts of the input, (b, c, [z,] y, x) float32
-    target: torch.Tensor  # those of the target
-    db: torch.Tensor  # pseudo-PSNR of the inputs, (b,)
-    exposure: torch.Tensor  # expected photons of the target per one of the input and unit of weight, (b,)
-    # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
-    # one-bit cameras the frames that are left. None where there is no such limit.
-    weight: torch.Tensor | None = None
-
-
 @dataclass(frozen=True)
 class WindowDrawer:
     """Draws windows and splits them into training pairs."""
@@ -237,22 +207,13 @@ class WindowDrawer:
         smallest = [min(stack.shape[a + 1] for stack in self.stacks) for a in range(len(self.patch_px))]
         return tuple(min(patch, size) for patch, size in zip(self.patch_px, smallest, strict=True))
 
-    def batch(self, key: Sequence[int], size: int) -> Pairs:
-        """Draw a batch; the same ``key`` gives the same batch."""
-        rng, ceiling = np.random.default_rng([*key]), self.thinning.ceiling
-        kept, rest, db, exposure, weights = [], [], [], [], []
-        for window in self.windows(rng, size):
-            fraction = self._fraction(window, rng)
-            part = binomial(window.counts, fraction, rng)
-            weight = self._weight(window, part, fraction, rng)
-            kept.append(part)
-            rest.append(np.where(weight > 0, window.counts - part if window.others is None else window.others, 0))
-            db.append(pseudo_psnr_db(part))
-            exposure.append(1 / (ceiling * fraction) if ceiling else (window.n_others or 1 - fraction) / fraction)
-            weights.append(weight)
-        limited = ceiling is not None or any((weight == 0).any() for weight in weights)
-        numbers = torch.tensor([db, exposure], dtype=torch.float32)
-        return Pairs(_tensor(kept), _tensor(rest), numbers[0], numbers[1], _tensor(weights) if limited else None)
+    def batch(self, key: Sequence[int], size: int, device: torch.device = _CPU) -> Pairs:
+        """Draw a batch; the same ``key`` gives the same batch on devices of one type."""
+        rng = np.random.default_rng([*key])
+        windows = self.windows(rng, size)
+        fractions = [self._fraction(window, rng) for window in windows]
+        generator = torch.Generator(device).manual_seed(int(rng.integers(1 << 63)))
+        return pairs_of(windows, fractions, self.thinning.ceiling, generator)
 
     def windows(self, rng: np.random.Generator, size: int) -> list[Window]:
         """Draw windows (c, [z,] y, x), brighter ones more often: of four one, with chances as their photons.
@@ -294,18 +255,6 @@ class WindowDrawer:
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
         return stack[(slice(None), *where)].window(rng)
 
-    def _weight(self, window: Window, part: Counts, fraction: float, rng: np.random.Generator) -> Counts:
-        """Return the photons that the target could have held, per pixel."""
-        weight, ceiling = np.ones(part.shape, np.int32), self.thinning.ceiling
-        if ceiling is not None and window.others is not None:
-            weight *= ceiling * window.n_others
-        elif ceiling is not None:
-            weight = free_slots(window.counts, part, fraction, ceiling, rng)
-        if window.usable is not None:
-            weight = np.where(window.usable, weight, 0)
-        # no network can expect what hot pixels hold, and they would be all that the loss sees
-        return np.where(hot_pixels(window.counts), 0, weight)
-
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
         photons = 10 ** (rng.uniform(self.thinning.min_db, self.thinning.max_db) / 10)
@@ -315,40 +264,32 @@ class WindowDrawer:
 
 @dataclass
 class PairBatches:
-    """Batches by number, drawn ahead by threads where there are any; tells how long training has waited for them."""
+    """Batches by number; tells what share of the time since the first it took to draw them."""
 
     drawer: WindowDrawer
     batch_size: int
     seed: int
     rank: int = 0
     numbers: range = range(0)
-    threads: int = 0
-    pinned: bool = False  # in memory that a GPU reads by itself
-    waiting_share: float = 0.0  # of the time since the first was asked for
+    device: torch.device = _CPU
+    waiting_share: float = 0.0
 
     def __getitem__(self, number: int) -> Pairs:
         """Draw the batch of a number."""
-        pairs = self.drawer.batch([self.seed, self.rank, number], self.batch_size)
-        return Pairs(*(None if part is None else part.pin_memory() for part in pairs)) if self.pinned else pairs
+        return self.drawer.batch([self.seed, self.rank, number], self.batch_size, self.device)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Pairs]:
-        begun, waited, pool = time.monotonic(), 0.0, ThreadPoolExecutor(max(1, self.threads))
-        ahead: deque[Future[Pairs]] = deque()
-        try:
-            for position in range(len(self)):
-                asked = time.monotonic()
-                for number in self.numbers[position + len(ahead) : position + 2 * self.threads + 1]:
-                    ahead.append(pool.submit(self.__getitem__, number))
-                pairs = ahead.popleft().result()
-                now = time.monotonic()
-                waited += now - asked
-                self.waiting_share = waited / max(now - begun, 1e-9)
-                yield pairs
-        finally:
-            pool.shutdown(cancel_futures=True)
+        begun, waited = time.monotonic(), 0.0
+        for number in self.numbers:
+            asked = time.monotonic()
+            pairs = self[number]
+            now = time.monotonic()
+            waited += now - asked
+            self.waiting_share = waited / max(now - begun, 1e-9)
+            yield pairs
 
 
 def augmented(window: Window, rng: np.random.Generator) -> Window:
@@ -372,7 +313,3 @@ def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int) 
     if math.isinf(best):
         raise NotPhotonCountsError("200 random windows hold no photon at all; expected images with photons")
     return best
-
-
-def _tensor(parts: list[Counts]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(parts).astype(np.float32))
