@@ -128,9 +128,14 @@ class TrainConfig(Config):
     repeats: Literal["t"] | None = Field(
         None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
     )
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare windows")
     tensorboard: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_workers(cls, values: Any) -> Any:
+        """Leave out the number of worker processes, which earlier runs named and nothing needs any more."""
+        return {name: v for name, v in values.items() if name != "workers"} if isinstance(values, dict) else values
 
 
 class Camera(Config):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 import xarray as xr
@@ -19,14 +19,6 @@ from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
-Scalar = TypeVar("Scalar", bound=np.integer)
-
-# Photons that one look into the table draws; brighter pixels are drawn in parts, and by numpy beyond the last.
-_TABLE_MAX = 63
-_PARTS = 8
-# Random bits that pick a table column; what one column leaves undecided gets 53 more bits.
-_GUIDE_BITS = 8
-_CHUNK_PX = 1 << 16  # keeps the temporaries of a chunk in the processor's cache
 
 
 def pseudo_psnr_db(photons: xr.DataArray | NDArray[np.generic]) -> float:
@@ -75,122 +67,15 @@ def thin(
     ValueError
         If ``fraction`` is outside 0..1.
     """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
     values = np.asarray(photons)
     counts = as_integers(values)
-    part = binomial(counts, fraction, np.random.default_rng(seed))
+    part = np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction).astype(counts.dtype)
     kept, rest = part.astype(values.dtype, copy=False), (counts - part).astype(values.dtype, copy=False)
     if isinstance(photons, xr.DataArray):
         return photons.copy(data=kept), photons.copy(data=rest)
     return kept, rest
-
-
-def binomial(counts: NDArray[Scalar], fraction: float, rng: np.random.Generator) -> NDArray[Scalar]:
-    """Draw Binomial(counts, fraction) for every pixel, exact to about 2^-47.
-
-    Inversion with a guide table: one random byte and the count look up the result; the few bytes that leave two
-    results possible are refined with a further uniform number. Brighter pixels are drawn in parts of 63 photons, whose
-    results add up, and above 504 photons by numpy's own generator.
-    """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
-    if fraction in (0.0, 1.0) or counts.size == 0:
-        return counts.copy() if fraction else np.zeros_like(counts)
-    flat = np.ascontiguousarray(counts).reshape(-1)
-    cumulative = binomial_cdf(min(int(flat.max()), _TABLE_MAX), fraction)
-    guide, result = _guide_table(cumulative), np.empty_like(flat)
-    for start in range(0, flat.size, _CHUNK_PX):
-        chunk = slice(start, start + _CHUNK_PX)
-        result[chunk] = _draw_in_parts(flat[chunk], fraction, cumulative, guide, rng)
-    return result.reshape(counts.shape)
-
-
-def free_slots(
-    counts: NDArray[Scalar], part: NDArray[Scalar], fraction: float, ceiling: int, rng: np.random.Generator
-) -> NDArray[np.int32]:
-    """Return how many of ``ceiling`` one-bit frames of each pixel are left for the rest of its counts.
-
-    A pixel that sums T frames has T slots, each with a photon or without. Thinning gives every slot to the first part
-    with the same chance, empty ones too; then the rest is Binomial(slots left, q) with the pixel's own q, independent
-    of the first part. Without this a pixel whose photon went into the first part would seem to be one where none can
-    land.
-    """
-    highest = int(counts.max(initial=0))
-    if highest > ceiling:
-        raise NotPhotonCountsError(
-            f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the number of "
-            "frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
-        )
-    taken = part + rng.binomial((ceiling - counts).astype(np.int64), fraction)
-    return (ceiling - taken).astype(np.int32)
-
-
-def binomial_cdf(n_max: int, p: float) -> NDArray[np.float64]:
-    """Return P(Binomial(n, p) <= k) for n and k up to ``n_max``, shape (n_max + 1, n_max + 1)."""
-    n, k = np.arange(n_max + 1)[:, None], np.arange(n_max + 1)[None, :]
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n_max + 1)))])
-    rest = np.maximum(n - k, 0)
-    log_pmf = log_factorial[n] - log_factorial[k] - log_factorial[rest] + k * math.log(p) + rest * math.log1p(-p)
-    cdf = np.cumsum(np.where(k <= n, np.exp(log_pmf), 0.0), axis=1)
-    cdf[k >= n] = 1.0
-    limited: NDArray[np.float64] = np.minimum(cdf, 1.0)
-    return limited
-
-
-def _guide_table(cumulative: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Result for each (count, byte), or 255 where the byte does not decide it; shape (n * 256,)."""
-    rows, columns = len(cumulative), 1 << _GUIDE_BITS
-    scaled = cumulative * columns
-    start = (np.arange(rows) * (columns + 1))[:, None]
-
-    def steps_up_to_each_column(column: NDArray[np.float64]) -> NDArray[np.intp]:
-        places = (column.astype(np.intp) + start).reshape(-1)
-        counted = np.bincount(places, minlength=rows * (columns + 1)).reshape(rows, columns + 1)
-        return np.cumsum(counted, axis=1)[:, :columns]
-
-    # inversion: the smallest k with u < cdf[k], that is the number of k with cdf[k] <= u, at both ends of a byte
-    first, last = steps_up_to_each_column(np.ceil(scaled)), steps_up_to_each_column(np.floor(scaled))
-    return np.where(first == last, first, 255).astype(np.uint8).reshape(-1)
-
-
-def _draw_in_parts(
-    counts: NDArray[Scalar],
-    p: float,
-    cumulative: NDArray[np.float64],
-    guide: NDArray[np.uint8],
-    rng: np.random.Generator,
-) -> NDArray[Scalar]:
-    """Draw for a flat chunk of counts of any brightness: Binomial(a + b, p) is Binomial(a, p) + Binomial(b, p)."""
-    table_max = len(cumulative) - 1
-    result = _draw(np.minimum(counts, table_max), cumulative, guide, rng)
-    bright = np.flatnonzero(counts > table_max)
-    rest = counts[bright] - table_max
-    for _ in range(_PARTS - 1):
-        if not bright.size:
-            return result
-        result[bright] += _draw(np.minimum(rest, table_max), cumulative, guide, rng)
-        more = rest > table_max
-        bright, rest = bright[more], rest[more] - table_max
-    if bright.size:
-        result[bright] += rng.binomial(rest.astype(np.int64), p).astype(counts.dtype)
-    return result
-
-
-def _draw(
-    counts: NDArray[Scalar], cumulative: NDArray[np.float64], guide: NDArray[np.uint8], rng: np.random.Generator
-) -> NDArray[Scalar]:
-    """Draw for flat counts that are all in the table."""
-    byte, row = np.frombuffer(rng.bytes(counts.size), np.uint8), counts.astype(np.uint16)
-    drawn = guide[(row << _GUIDE_BITS) | byte]
-    result: NDArray[Scalar] = drawn.astype(counts.dtype)
-    undecided = np.flatnonzero(drawn == 255)
-    if undecided.size:
-        uniform = (byte[undecided] + rng.random(undecided.size)) / (1 << _GUIDE_BITS)
-        rows = row[undecided].astype(np.intp)
-        # one ascending array: row n holds n + cdf, so that one search serves all rows
-        ladder = (cumulative + np.arange(len(cumulative))[:, None]).reshape(-1)
-        found = np.searchsorted(ladder, rows + uniform, side="right") - rows * len(cumulative)
-        result[undecided] = np.minimum(found, rows)
-    return result
 
 
 def as_integers(values: NDArray[np.generic]) -> Counts:

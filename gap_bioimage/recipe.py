@@ -5,7 +5,7 @@ README.md and a cover. ``packaging/`` holds those of this project.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import xarray as xr
 from pydantic import Field
@@ -21,6 +21,7 @@ class SimulateConfig(Config):
     shape: tuple[int, ...]
     photons: Annotated[float, Field(gt=0)] = Field(description="mean photons per pixel")
     seed: Annotated[int, Field(ge=0)] = 0
+    scene: Literal["cells", "filaments"] = "cells"
 
 
 class Recipe(RunConfig):
@@ -46,7 +47,7 @@ class Recipe(RunConfig):
         if self.images is not None or wanted is None:
             raise ConfigError(f"{folder / 'recipe.yaml'} must have one of 'simulate' and 'images'")
         seeds = range(wanted.seed, wanted.seed + wanted.images)
-        return [simulate(self.network.dim, wanted.shape, wanted.photons, seed)[0] for seed in seeds]
+        return [simulate(self.network.dim, wanted.shape, wanted.photons, seed, wanted.scene)[0] for seed in seeds]
 
 
 def packaged(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Simulated fluorescence microscopy: cells with nuclei, filaments and puncta, counted photon by photon."""
+"""Simulated fluorescence microscopy: cells, or filaments alone, counted photon by photon."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Image = NDArray[np.float64]
+Scene = Literal["cells", "filaments"]
 PIXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
 DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
@@ -24,7 +25,11 @@ _BACKGROUND = 0.02  # of the peak
 
 
 def simulate(
-    dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, photons: float = 1.0, seed: int = 0
+    dim: Literal[2, 3] = 2,
+    shape: Sequence[int] | None = None,
+    photons: float = 1.0,
+    seed: int = 0,
+    scene: Scene = "cells",
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Simulate photon counts of cells, and the truth behind them.
 
@@ -38,6 +43,8 @@ def simulate(
         Expected photons per pixel, averaged over the image.
     seed
         Same seed, same image; the scene does not depend on ``photons``.
+    scene
+        "cells" with nuclei, filaments and puncta, or "filaments" alone.
 
     Returns
     -------
@@ -52,14 +59,16 @@ def simulate(
     """
     if not (photons > 0 and math.isfinite(photons)):
         raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel; for example 1.0")
-    truth = simulate_truth(dim, shape, seed) * np.float32(photons)
+    truth = simulate_truth(dim, shape, seed, scene) * np.float32(photons)
     drawn = np.random.default_rng((seed, 1)).poisson(truth.values)
     dtype = np.uint16 if drawn.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
     counts = truth.copy(data=drawn.astype(dtype)).rename("photons")
     return counts, truth.rename("rate")
 
 
-def simulate_truth(dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, seed: int = 0) -> xr.DataArray:
+def simulate_truth(
+    dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, seed: int = 0, scene: Scene = "cells"
+) -> xr.DataArray:
     """Simulate the noise-free scene of :func:`simulate`, with mean 1."""
     if dim not in DEFAULT_SHAPE:
         raise ConfigError(f"dim is {dim}, expected 2 or 3")
@@ -68,22 +77,38 @@ def simulate_truth(dim: Literal[2, 3] = 2, shape: Sequence[int] | None = None, s
     if len(pixels) != dim or min(pixels) < 1:
         raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
     rng = np.random.default_rng((seed, 0))
-    scene = _scene(pixels, dims, rng)
-    scene /= scene.mean()
+    structures = (_network if scene == "filaments" else _cells)(pixels, dims, rng)
+    image = _imaged(structures, dims)
+    image /= image.mean()
     both = zip(dims, pixels, strict=True)
     coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in both}
-    return xr.DataArray(scene.astype(np.float32), dims=dims, coords=coords, name="rate")
+    return xr.DataArray(image.astype(np.float32), dims=dims, coords=coords, name="rate")
 
 
-def _scene(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
-    """Put the structures together and blur them with the microscope's point-spread function."""
+def _cells(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
+    """Put nuclei, the glow of cells, filaments and puncta together."""
     step = np.array([PIXEL_UM[d] for d in dims])
     centers, radii = _place_nuclei(pixels, step, rng)
     nuclei = _nuclei(pixels, step, centers, radii, rng)
     cytoplasm = _cytoplasm(pixels, step, centers, radii)
-    scene = nuclei + 0.08 * cytoplasm * (1 - np.minimum(nuclei, 1))
+    scene: Image = nuclei + 0.08 * cytoplasm * (1 - np.minimum(nuclei, 1))
     scene += _filaments(pixels, step, centers, radii, rng) * (nuclei < 0.1)
     scene += _puncta(pixels, step, cytoplasm * (nuclei < 0.1), rng)
+    return scene
+
+
+def _network(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
+    """Let filaments begin everywhere, in bundles of eight."""
+    step = np.array([PIXEL_UM[d] for d in dims])
+    size = np.array(pixels) * step
+    bundles = float(np.prod(size[-2:])) / (24 if len(pixels) == 2 else 8)
+    begins = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
+    return _filaments(pixels, step, begins, np.full(begins.shape, 2.0), rng)
+
+
+def _imaged(scene: Image, dims: tuple[str, ...]) -> Image:
+    """Blur structures with the microscope's point-spread function, and add a background."""
+    step = np.array([PIXEL_UM[d] for d in dims])
     psf = [_PSF_UM[d] / PIXEL_UM[d] for d in dims]
     scene = _blur(scene, psf)
     peak = max(float(np.quantile(scene, 0.998)), 1e-6)

@@ -1,6 +1,7 @@
 """Build a model from its recipe folder: train, export, validate.
 
 python packaging/build.py packaging/NAME OUT
+python packaging/build.py packaging/hazelnut_2d OUT --images hazelnut_photons_t0_zyx.tif
 python packaging/build.py packaging/nuclei_2d OUT --pretrained nuclei
 """
 
@@ -24,10 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path, help="recipe folder")
     parser.add_argument("out", type=Path, help="folder for the run and the zip")
+    parser.add_argument("--images", type=Path, nargs="+", help="files in place of the recipe's own")
     parser.add_argument("--pretrained", help="put the zip into the package, where it is known by this name")
     arguments = parser.parse_args()
     source, out = arguments.recipe.resolve(), arguments.out
     recipe = Recipe.read(source / "recipe.yaml")
+    if arguments.images:
+        recipe = recipe.model_copy(update={"images": [str(path.resolve()) for path in arguments.images]})
     run = out / "run"
     model = train(recipe.photons(source), run, recipe.settings, resume=(run / "config.yaml").exists())
     target = out / f"{source.name}.zip"

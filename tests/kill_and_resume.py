@@ -14,7 +14,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from gap_bioimage.config import RunConfig
 from gap_bioimage.training.fit import train
-from gap_bioimage.training.patches import PairBatches, Pairs
+from gap_bioimage.training.pairs import Pairs
+from gap_bioimage.training.patches import PairBatches
 
 CONFIG = {
     "network": {"depth": 2, "start_filts": 4, "levels": 4},

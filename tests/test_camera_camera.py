@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from gap_bioimage.camera.camera import Detector, PixelMaps, check_camera_image, read_camera, write_camera
 from gap_bioimage.camera.shifted_poisson import balanced_shift, mean_of_counts, spread_of_lowest
 from gap_bioimage.config import Camera
-from gap_bioimage.counts import binomial
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def test_halves_of_thinned_counts_are_independent(gain: float, offset: float, re
             continue
         counts = detector.counts(written(gain, offset, read, signal), rng)
         for fraction in (0.2, 0.5):
-            part = binomial(counts, fraction, rng)
+            part = rng.binomial(counts, fraction)
             assert abs(np.corrcoef(part, counts - part)[0, 1]) < 0.02, (signal, fraction)
 
 

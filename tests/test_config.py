@@ -22,7 +22,7 @@ FULL: dict[str, Any] = {
         "warmup_steps": 0, "gradient_clip": 1.5, "total_weight": 0.1, "brightness_power": 0.5,
         "ema_decay": 0.99, "precision": "bf16-mixed",
         "channels_last": False, "validate_every": 3, "validation_share": 0.25, "validation_windows": 5,
-        "purpose": "sample", "repeats": "t", "workers": 2, "tensorboard": True, "seed": 11,
+        "purpose": "sample", "repeats": "t", "tensorboard": True, "seed": 11,
     },
     "camera": {
         "gain": 2.2, "offset": 100.5, "read_noise": 1.5, "saturation": 4095.0, "multiplying": True,
@@ -87,21 +87,17 @@ def test_unknown_keys_name_the_nearest(values: dict[str, Any], unknown: str, nea
         assert f"unknown key '{unknown}'; did you mean '{nearest}'?" == str(caught.value)
 
 
+def test_settings_of_runs_with_worker_processes_are_read() -> None:
+    assert TrainConfig.model_validate({"workers": 4, "steps": 7}) == TrainConfig(steps=7)
+
+
 def test_all_errors_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(
-            {"train": {"steps": 0, "ema_decay": 1.0, "worker": 1}, "network": {"dim": 4}, "thining": {"min_db": "x"}}
+            {"train": {"steps": 0, "ema_decay": 1.0, "seeds": 1}, "network": {"dim": 4}, "thining": {"min_db": "x"}}
         )
     message = str(caught.value)
-    parts = (
-        "train.steps",
-        "train.ema_decay",
-        "'train.worker'",
-        "'train.workers'",
-        "network.dim",
-        "'thinning'",
-        "given 0",
-    )
+    parts = ("train.steps", "train.ema_decay", "'train.seeds'", "'train.seed'", "network.dim", "'thinning'", "given 0")
     for part in parts:
         assert part in message
     assert "\n" not in message
@@ -234,7 +230,6 @@ def test_settings_are_frozen(config: Config) -> None:
         {"train": {"precision": "16"}},
         {"train": {"validation_share": 0.5}},
         {"train": {"validation_share": 0}},
-        {"train": {"workers": -1}},
         {"train": {"purpose": "win"}},
         {"train": {"repeats": "z"}},
         {"train": {"seed": -1}},

@@ -33,11 +33,15 @@ def test_same_seed_same_image_and_another_seed_another():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    dim=st.sampled_from([2, 3]), side=st.integers(1, 40), photons=st.floats(0.01, 1e4), seed=st.integers(0, 2**32 - 1)
+    dim=st.sampled_from([2, 3]),
+    side=st.integers(1, 40),
+    photons=st.floats(0.01, 1e4),
+    seed=st.integers(0, 2**32 - 1),
+    scene=st.sampled_from(["cells", "filaments"]),
 )
-def test_truth_is_positive_with_the_mean_asked_for(dim, side, photons, seed):
+def test_truth_is_positive_with_the_mean_asked_for(dim, side, photons, seed, scene):
     shape = (max(1, side // 4), side, side + 3)[-dim:]
-    counts, truth = simulate(dim, shape, photons, seed)
+    counts, truth = simulate(dim, shape, photons, seed, scene)
     assert counts.shape == shape
     assert float(truth.min()) > 0
     assert float(truth.mean(dtype=np.float64)) == pytest.approx(photons, rel=1e-4)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.training.loss import photon_loss, total_loss
 from gap_bioimage.training.module import GapModule
-from gap_bioimage.training.patches import Pairs
+from gap_bioimage.training.pairs import Pairs
 
 SHAPES = [(2, 1, 3, 4), (3, 2, 4, 3), (2, 2, 2, 3, 4), (1, 1, 1, 1)]
 
@@ -183,6 +183,9 @@ def test_steps_without_a_finite_gradient_change_nothing() -> None:
     weight.grad = torch.full_like(weight, math.nan)
     module.on_before_optimizer_step(None)
     assert not weight.grad.any()
+    weight.grad = torch.full_like(weight, 3.0)
+    module.on_before_optimizer_step(None)
+    assert float(weight.grad.norm()) == pytest.approx(module.config.train.gradient_clip, rel=1e-4)
 
 
 def test_steps_without_photons_are_no_error() -> None:

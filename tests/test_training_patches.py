@@ -14,10 +14,10 @@ from scipy.stats import chisquare, kstest
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, ThinningConfig
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
+from gap_bioimage.training.pairs import Window
 from gap_bioimage.training.patches import (
     PairBatches,
     Stack,
-    Window,
     WindowDrawer,
     as_stacks,
     augmented,
@@ -115,7 +115,8 @@ def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     drawer = WindowDrawer([Stack(stack)], patch, RANGE)
     batch = drawer.batch([1, 2, 3], 5)
     photons, target, db = batch.photons, batch.target, batch.db
-    assert batch.weight is None
+    assert batch.weight is not None
+    assert (batch.weight == 1).all()
     assert photons.shape == target.shape == (5, shape[0], *patch)
     assert photons.dtype == target.dtype == db.dtype == torch.float32
     rng = np.random.default_rng([1, 2, 3])
@@ -437,7 +438,8 @@ def test_inputs_and_targets_of_repeats_are_independent_and_on_one_scale() -> Non
     drawer = WindowDrawer(as_stacks([image], 2, repeats="t"), (32, 32), ThinningConfig(min_db=0, max_db=4))
     batch = drawer.batch([0], 200)
     photons, target = batch.photons.flatten(1), batch.target.flatten(1)
-    assert batch.weight is None
+    assert batch.weight is not None
+    assert (batch.weight == 1).all()
     expected = batch.exposure * photons.sum(1)
     assert ((target.sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
     # the whole frame may be the input, and the target holds four times its photons

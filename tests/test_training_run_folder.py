@@ -83,6 +83,7 @@ class FakeTrainer:
         self.optimizers = [SimpleNamespace(param_groups=[{"lr": 0.01}])]
         self.logger: Any = None
         self.fit_loop = SimpleNamespace(max_epochs=4)
+        self.train_dataloader = SimpleNamespace(waiting_share=0.25)
         self.saved: list[tuple[int, str]] = []
         self.should_stop = False
 
@@ -118,7 +119,8 @@ def test_every_validation_adds_a_row_also_for_the_logger(tmp_path: Path, module:
     trainer.logger = SimpleNamespace(log_metrics=lambda row, step: logged.append((step, row)))
     validate(RunFolder(tmp_path, "x"), trainer, module, [3.0, 2.5])
     expected = [
-        dict(zip(COLUMNS, values, strict=True)) for values in ((10, 3.5, 3.0, 0.01, -7.0), (20, 3.0, 2.5, 0.01, -7.0))
+        dict(zip(COLUMNS, values, strict=True))
+        for values in ((10, 3.5, 3.0, 0.01, -7.0, 0.25), (20, 3.0, 2.5, 0.01, -7.0, 0.25))
     ]
     assert read(tmp_path / "metrics.csv") == expected
     assert logged == [(10, expected[0]), (20, expected[1])]

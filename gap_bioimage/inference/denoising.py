@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from gap_bioimage.counts import binomial
 from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork
@@ -120,7 +119,7 @@ def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
     """Split counts at random into independent parts, alike in brightness; of many parts only the first are given."""
     rest, rng = counts.numpy().astype(np.int64), np.random.default_rng(0)
     for number in range(min(parts, _MOST_PARTS)):
-        part = rest if number == parts - 1 else binomial(rest, 1 / (parts - number), rng)
+        part = rest if number == parts - 1 else rng.binomial(rest, 1 / (parts - number))
         rest = rest - part
         yield counts if parts == 1 else torch.from_numpy(part.astype(np.float32))
 

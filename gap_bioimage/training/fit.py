@@ -19,7 +19,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from rich import progress as bars
-from torch.utils.data import DataLoader
 
 from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
@@ -195,7 +194,6 @@ def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks:
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
-            gradient_clip_val=config.gradient_clip,
             callbacks=callbacks,
             plugins=[run_folder.AtomicCheckpoints()],
             logger=TensorBoardLogger(out, name="tensorboard", version="") if config.tensorboard else False,
@@ -221,22 +219,23 @@ class PairData(pl.LightningDataModule):
         self.drawer = WindowDrawer(split.training, *drawn)
         self.held_out = WindowDrawer(split.held_out, *drawn, augment=False)
 
-    def _loader(self, drawer: WindowDrawer, rank: int, numbers: range) -> DataLoader[Any]:
-        train = self.train_config
-        batches = PairBatches(drawer, train.batch_size, train.seed, rank)
-        return DataLoader(batches, batch_size=None, sampler=numbers, num_workers=train.workers)
+    def _batches(self, drawer: WindowDrawer, rank: int, numbers: range) -> PairBatches:
+        train, trains = self.train_config, self.trainer.strategy.root_device
+        # other accelerators have no binomial numbers of their own
+        device = trains if trains.type == "cuda" else torch.device("cpu")
+        return PairBatches(drawer, train.batch_size, train.seed, rank, numbers, device)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> PairBatches:
         """Return the batches of the current epoch, the stretch between two validations."""
         start, every = self.trainer.global_step, self.train_config.validate_every
         stop = min((start // every + 1) * every, self.train_config.steps)
         # Lightning asks before it sees that a resumed run is finished, and wants a batch even then
-        return self._loader(self.drawer, self.trainer.global_rank, range(min(start, stop - 1), stop))
+        return self._batches(self.drawer, self.trainer.global_rank, range(min(start, stop - 1), stop))
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> PairBatches:
         """Return the validation batches."""
         count = -(-self.train_config.validation_windows // self.train_config.batch_size)
-        return self._loader(self.held_out, _VALIDATION_RANK + self.trainer.global_rank, range(count))
+        return self._batches(self.held_out, _VALIDATION_RANK + self.trainer.global_rank, range(count))
 
 
 class Progress(pl.Callback):

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gap_bioimage.config import RunConfig
 from gap_bioimage.network import UNet
 from gap_bioimage.training.loss import photon_loss, total_loss
-from gap_bioimage.training.patches import Pairs
+from gap_bioimage.training.pairs import Pairs
 
 
 class GapModule(pl.LightningModule):
@@ -70,10 +70,12 @@ class GapModule(pl.LightningModule):
         return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Let a step without a finite gradient change nothing."""
-        for parameter in self.network.parameters():
+        """Let a step without a finite gradient change nothing, and clip large ones."""
+        parameters = list(self.network.parameters())
+        for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.train.gradient_clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Pairs, batch_idx: int) -> None:
         """Update the average of the weights."""
@@ -109,7 +111,9 @@ class GapModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with linear warm-up and cosine decay to one percent."""
         train = self.config.train
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate)
+        # a fused step scales gradients of 16 bits by itself, after they were clipped
+        fused = train.precision != "16-mixed"
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate, fused=fused)
 
         def factor(step: int) -> float:
             if step < train.warmup_steps:

@@ -1,13 +1,14 @@
-"""Training pairs: images as they were recorded, random windows of their counts, split into input and target.
+"""Images as they were recorded, and random windows of their counts, batch by batch.
 
-Every batch is a function of the seed and its number alone, so that a resumed run, or one with other
-worker processes, sees the same batches.
+Every batch is a function of the seed and its number alone, so that a resumed run sees the same batches.
 """
 
 import math
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,14 +16,13 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.camera.noise import hot_pixels
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import as_integers, binomial, check_axes, free_slots, pseudo_psnr_db
+from gap_bioimage.counts import as_integers, check_axes, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import items_first
+from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 _REDRAWS = 10
@@ -31,22 +31,7 @@ _OTHERS = 8  # exposures that make up a target: more of them cost more to read t
 _SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # what is looked at to tell whether a scene stands still
 _MOVES = 0.01
 
-Counts = NDArray[np.int32]
-
-
-class Window(NamedTuple):
-    """A piece of an image, (c, [z,] y, x)."""
-
-    counts: Counts
-    usable: NDArray[np.bool_] | None = None  # pixels that are not saturated, where a camera tells
-    background: float = 0.0  # counts per pixel that are there without light
-    others: Counts | None = None  # the sum of so many other exposures of the same scene
-    n_others: int = 0
-
-    @property
-    def photons(self) -> float:
-        """All photons."""
-        return float(self.counts.sum()) - self.background * self.counts.size
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -206,18 +191,6 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
     return split
 
 
-class Pairs(NamedTuple):
-    """A batch of training pairs."""
-
-    photons: torch.Tensor  # counts of the input, (b, c, [z,] y, x) float32
-    target: torch.Tensor  # those of the target
-    db: torch.Tensor  # pseudo-PSNR of the inputs, (b,)
-    exposure: torch.Tensor  # expected photons of the target per one of the input and unit of weight, (b,)
-    # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
-    # one-bit cameras the frames that are left. None where there is no such limit.
-    weight: torch.Tensor | None = None
-
-
 @dataclass(frozen=True)
 class WindowDrawer:
     """Draws windows and splits them into training pairs."""
@@ -228,37 +201,28 @@ class WindowDrawer:
     min_photons: int = 0  # windows with fewer are drawn anew, at most ten times
     augment: bool = True  # turn and flip
 
-    @property
+    @cached_property
     def window_px(self) -> tuple[int, ...]:
         """The window that fits every image."""
         smallest = [min(stack.shape[a + 1] for stack in self.stacks) for a in range(len(self.patch_px))]
         return tuple(min(patch, size) for patch, size in zip(self.patch_px, smallest, strict=True))
 
-    def batch(self, key: Sequence[int], size: int) -> Pairs:
-        """Draw a batch; the same ``key`` gives the same batch."""
-        rng, ceiling = np.random.default_rng([*key]), self.thinning.ceiling
-        kept, rest, db, exposure, weights = [], [], [], [], []
-        for window in self.windows(rng, size):
-            fraction = self._fraction(window, rng)
-            part = binomial(window.counts, fraction, rng)
-            weight = self._weight(window, part, fraction, rng)
-            kept.append(part)
-            rest.append(np.where(weight > 0, window.counts - part if window.others is None else window.others, 0))
-            db.append(pseudo_psnr_db(part))
-            exposure.append(1 / (ceiling * fraction) if ceiling else (window.n_others or 1 - fraction) / fraction)
-            weights.append(weight)
-        limited = ceiling is not None or any((weight == 0).any() for weight in weights)
-        numbers = torch.tensor([db, exposure], dtype=torch.float32)
-        return Pairs(_tensor(kept), _tensor(rest), numbers[0], numbers[1], _tensor(weights) if limited else None)
+    def batch(self, key: Sequence[int], size: int, device: torch.device = _CPU) -> Pairs:
+        """Draw a batch; the same ``key`` gives the same batch on devices of one type."""
+        rng = np.random.default_rng([*key])
+        windows = self.windows(rng, size)
+        fractions = [self._fraction(window, rng) for window in windows]
+        generator = torch.Generator(device).manual_seed(int(rng.integers(1 << 63)))
+        return pairs_of(windows, fractions, self.thinning.ceiling, generator)
 
     def windows(self, rng: np.random.Generator, size: int) -> list[Window]:
         """Draw windows (c, [z,] y, x), brighter ones more often: of four one, with chances as their photons.
 
         The loss is an average over windows per photon; so it is, over many windows, that of whole images.
         """
-        windows, chances = [], self._chances()
+        windows = []
         for _ in range(size):
-            candidates = [self._bright_enough(rng, chances) for _ in range(_CANDIDATES)]
+            candidates = [self._bright_enough(rng) for _ in range(_CANDIDATES)]
             photons = np.array([max(window.photons, 1e-9) for window in candidates])
             chosen = candidates[int(rng.choice(_CANDIDATES, p=photons / photons.sum()))]
             windows.append(augmented(chosen, rng) if self.augment else chosen)
@@ -266,41 +230,30 @@ class WindowDrawer:
 
     def rejected_share(self, seed: int, trials: int = 200) -> float:
         """Estimate the share of windows that hold fewer photons than asked."""
-        rng, chances = np.random.default_rng([seed, trials]), self._chances()
-        return float(np.mean([self._window(rng, chances).photons < self.min_photons for _ in range(trials)]))
+        rng = np.random.default_rng([seed, trials])
+        return float(np.mean([self._window(rng).photons < self.min_photons for _ in range(trials)]))
 
-    def _bright_enough(self, rng: np.random.Generator, chances: NDArray[np.float64]) -> Window:
+    def _bright_enough(self, rng: np.random.Generator) -> Window:
         """Draw a window with enough photons, where ten tries find one."""
-        best = self._window(rng, chances)
+        best = self._window(rng)
         for _ in range(_REDRAWS):
             if best.photons >= self.min_photons:
                 break
-            best = max(best, self._window(rng, chances), key=lambda window: window.photons)
+            best = max(best, self._window(rng), key=lambda window: window.photons)
         return best
 
+    @cached_property
     def _chances(self) -> NDArray[np.float64]:
         """Chances of the images: every pixel counts the same."""
         sizes = np.array([math.prod(stack.shape) for stack in self.stacks], float)
         chances: NDArray[np.float64] = sizes / sizes.sum()
         return chances
 
-    def _window(self, rng: np.random.Generator, chances: NDArray[np.float64]) -> Window:
-        stack = self.stacks[int(rng.choice(len(chances), p=chances))]
+    def _window(self, rng: np.random.Generator) -> Window:
+        stack = self.stacks[int(rng.choice(len(self._chances), p=self._chances))]
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)]
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
         return stack[(slice(None), *where)].window(rng)
-
-    def _weight(self, window: Window, part: Counts, fraction: float, rng: np.random.Generator) -> Counts:
-        """Return the photons that the target could have held, per pixel."""
-        weight, ceiling = np.ones(part.shape, np.int32), self.thinning.ceiling
-        if ceiling is not None and window.others is not None:
-            weight *= ceiling * window.n_others
-        elif ceiling is not None:
-            weight = free_slots(window.counts, part, fraction, ceiling, rng)
-        if window.usable is not None:
-            weight = np.where(window.usable, weight, 0)
-        # no network can expect what hot pixels hold, and they would be all that the loss sees
-        return np.where(hot_pixels(window.counts), 0, weight)
 
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
@@ -309,14 +262,34 @@ class WindowDrawer:
         return min(photons / mean, largest) if mean > 0 else largest
 
 
-class PairBatches(Dataset[Pairs]):
-    """Batches by number; a sampler of numbers makes it an epoch."""
+@dataclass
+class PairBatches:
+    """Batches by number; tells what share of the time since the first it took to draw them."""
 
-    def __init__(self, drawer: WindowDrawer, batch_size: int, seed: int, rank: int = 0) -> None:
-        self.drawer, self.batch_size, self.seed, self.rank = drawer, batch_size, seed, rank
+    drawer: WindowDrawer
+    batch_size: int
+    seed: int
+    rank: int = 0
+    numbers: range = range(0)
+    device: torch.device = _CPU
+    waiting_share: float = 0.0
 
     def __getitem__(self, number: int) -> Pairs:
-        return self.drawer.batch([self.seed, self.rank, number], self.batch_size)
+        """Draw the batch of a number."""
+        return self.drawer.batch([self.seed, self.rank, number], self.batch_size, self.device)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Pairs]:
+        begun, waited = time.monotonic(), 0.0
+        for number in self.numbers:
+            asked = time.monotonic()
+            pairs = self[number]
+            now = time.monotonic()
+            waited += now - asked
+            self.waiting_share = waited / max(now - begun, 1e-9)
+            yield pairs
 
 
 def augmented(window: Window, rng: np.random.Generator) -> Window:
@@ -340,7 +313,3 @@ def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int) 
     if math.isinf(best):
         raise NotPhotonCountsError("200 random windows hold no photon at all; expected images with photons")
     return best
-
-
-def _tensor(parts: list[Counts]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(parts).astype(np.float32))

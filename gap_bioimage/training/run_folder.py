@@ -31,7 +31,7 @@ from gap_bioimage.pictures import draw_row, new_figure, save_figure
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
-COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db")
+COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db", "waiting_share")
 INIT = "init.ckpt"
 _PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
 
@@ -209,8 +209,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class RunFolder(pl.Callback):
     """Writes best.ckpt, last.ckpt and metrics.csv after every validation, and ends runs that get no better.
 
-    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is the same as
-    if it had never stopped. ``init`` is the record of the model that the run started from.
+    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is the same as if it had never
+    stopped, but for the share of the time that training waited for windows. ``init`` is the record of the model that
+    the run started from.
     """
 
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
@@ -229,6 +230,7 @@ class RunFolder(pl.Callback):
             "validation_loss": pl_module.validation_loss(),
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "mean_input_db": pl_module.mean_input_db(),
+            "waiting_share": trainer.train_dataloader.waiting_share,  # type: ignore[union-attr]
         }
         earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
         self.rows.append(row)
@@ -280,7 +282,7 @@ class RunFolder(pl.Callback):
     def _write_metrics(self) -> None:
         metrics = self.folder / "metrics.csv"
         with replacing(metrics) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, COLUMNS, restval=math.nan)  # runs of before did not tell all
             writer.writeheader()
             writer.writerows(self.rows)
 

@@ -1,0 +1,89 @@
+"""Training pairs: windows of counts, split at random into input and target on the device that trains."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gap_bioimage.errors import NotPhotonCountsError
+from gap_bioimage.network import hot_pixels
+
+Counts = NDArray[np.int32]
+
+
+class Window(NamedTuple):
+    """A piece of an image, (c, [z,] y, x)."""
+
+    counts: Counts
+    usable: NDArray[np.bool_] | None = None  # pixels that are not saturated, where a camera tells
+    background: float = 0.0  # counts per pixel that are there without light
+    others: Counts | None = None  # the sum of so many other exposures of the same scene
+    n_others: int = 0
+
+    @property
+    def photons(self) -> float:
+        """All photons."""
+        return float(self.counts.sum()) - self.background * self.counts.size
+
+
+class Pairs(NamedTuple):
+    """A batch of training pairs."""
+
+    photons: Tensor  # counts of the input, (b, c, [z,] y, x) float32
+    target: Tensor  # those of the target
+    db: Tensor  # pseudo-PSNR of the inputs, (b,)
+    exposure: Tensor  # expected photons of the target per one of the input and unit of weight, (b,)
+    # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
+    # one-bit cameras the frames that are left; else 1. None means 1 everywhere.
+    weight: Tensor | None = None
+
+
+def pairs_of(
+    windows: Sequence[Window], fractions: Sequence[float], ceiling: int | None, generator: torch.Generator
+) -> Pairs:
+    """Split windows on the generator's device; each photon goes into the input with the fraction of its window."""
+    counts = _moved([window.counts for window in windows], generator.device).float()
+    told = torch.tensor([fractions, [window.n_others for window in windows]], dtype=torch.float64)
+    fraction, others = told.float().to(generator.device, non_blocking=True).reshape(2, -1, *[1] * (counts.ndim - 1))
+    kept = torch.binomial(counts, fraction.expand_as(counts), generator=generator)
+    repeated = windows[0].others is not None
+    target = _moved([window.others for window in windows], generator.device).float() if repeated else counts - kept
+    weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
+    if ceiling is not None:
+        _check_ceiling(windows, ceiling)
+        free = free_slots(counts, kept, fraction, ceiling, generator)
+        weight, exposure = ceiling * others * weight if repeated else free, 1 / (ceiling * fraction)
+    if windows[0].usable is not None:
+        weight = weight * _moved([window.usable for window in windows], generator.device)
+    # no network can expect what hot pixels hold, and they would be all that the loss sees
+    weight = weight.masked_fill(hot_pixels(counts), 0.0)
+    return Pairs(kept, target * (weight > 0), 10 * torch.log10(kept.flatten(1).mean(1)), exposure.flatten(), weight)
+
+
+def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, generator: torch.Generator) -> Tensor:
+    """Return how many of ``ceiling`` one-bit frames of each pixel are left for the rest of its counts.
+
+    A pixel that sums T frames has T slots, each with a photon or without. Thinning gives every slot to the input with
+    the same chance, empty ones too; then the rest is Binomial(slots left, q) with the pixel's own q, independent of
+    the input. Without this a pixel whose photon went into the input would seem to be one where none can land.
+    """
+    empty = ceiling - counts
+    return ceiling - kept - torch.binomial(empty, fraction.expand_as(empty), generator=generator)
+
+
+def _check_ceiling(windows: Sequence[Window], ceiling: int) -> None:
+    highest = max(int(window.counts.max(initial=0)) for window in windows)
+    if highest > ceiling:
+        raise NotPhotonCountsError(
+            f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the number of "
+            "frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
+        )
+
+
+def _moved(parts: Sequence[NDArray[Any] | None], device: torch.device) -> Tensor:
+    """Stack arrays on a device; a GPU fetches them by itself, and nobody waits."""
+    stacked = torch.from_numpy(np.stack([part for part in parts if part is not None]))
+    return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked
