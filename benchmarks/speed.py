@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py [--device cuda]
 
-Every ratio comes from one process in which the reference and the others take turns; its times are medians. Peaks, of
-which the achieved rates are shares, are those of a large matrix product and of a copy in the same process.
+Every ratio comes from one process in which the reference and the others take turns; it is the median over rounds.
+Peaks, of which achieved rates are shares, are those of a large matrix product and of a copy in the same process.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from exact import Dirichlet, draw_counts, draw_samples
+from results import write_section
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,28 +46,12 @@ from original_gap import OriginalGap
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ORIGINAL = "original, eager float32"
+ORIGINAL, PLAIN = "original, eager float32", {"anchor": False, "log1p": False}
 KIND = {"float32": torch.float32, "bf16": torch.bfloat16}
-KINDS = {kind: label for label, kind in KIND.items()}
 SIZE = {2: {"depth": 5, "start_filts": 32}, 3: {"depth": 4, "start_filts": 32}}
 IMAGE = {2: (512, 512), 3: (32, 256, 256)}
 WINDOW = {2: (16, (128, 128)), 3: (4, (16, 64, 64))}
-PARTS = ("denoise 2D", "denoise 3D", "train 2D", "train 3D", "tiles", "sample", "bf16")
-
-
-@dataclass
-class Row:
-    """One way of doing a piece of work."""
-
-    part: str
-    way: str
-    seconds: float
-    ratio: float  # the reference's time over this one's, median over rounds
-    mpx_per_s: float
-    memory_mb: float  # peak, above what there was before
-    flops: float  # share of the peak of a matrix product of the same type
-    bytes: float  # what all operators read and wrote, as a share of what a copy does
-    note: str = ""
+STEPS = (12, 14, 16, 18, 20)
 
 
 class Traffic(TorchDispatchMode):
@@ -78,9 +62,8 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not (func.is_view or any(name in str(func) for name in ("empty", "detach", "_unsafe_view"))):
-            given = [*args, *(out if isinstance(out, (list, tuple)) else [out])]
-            flat = [t for one in given for t in (one if isinstance(one, (list, tuple)) else [one])]
-            self.total += sum(t.numel() * t.element_size() for t in flat if isinstance(t, Tensor))
+            moved = [t for t in torch.utils._pytree.tree_leaves((args, out)) if isinstance(t, Tensor)]
+            self.total += sum(t.numel() * t.element_size() for t in moved)
         return out
 
 
@@ -88,34 +71,30 @@ class Machine:
     """A device: its clock, its memory and its peaks."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.cuda = device, device != "cpu"
+        self.device, self.cuda, self.flops = device, device != "cpu", {}
         size = 8192 if self.cuda else 3072
-        a = torch.rand(size, size, device=device)
-        big = torch.rand(2**28 if self.cuda else 2**26, device=device)
-        target = torch.empty_like(big)
-        self.flops = {}
-        for kind in (torch.float32, torch.bfloat16):
+        a, source = torch.rand(size, size, device=device), torch.rand(2**28 if self.cuda else 2**26, device=device)
+        for name, kind in KIND.items():
             b = a.to(kind)
-            self.flops[kind] = 2 * size**3 / min(self.time(lambda b=b: b @ b) for _ in range(5))
-        self.bytes = 8 * big.numel() / min(self.time(lambda: target.copy_(big)) for _ in range(5))
+            self.flops[name] = 2 * size**3 / min(self.time(lambda b=b: b @ b) for _ in range(5))
+        target = torch.empty_like(source)
+        self.bytes = 8 * source.numel() / min(self.time(lambda: target.copy_(source)) for _ in range(5))
 
     def time(self, run: Callable[[], Any]) -> float:
         """Return the seconds of a run."""
-        if self.cuda:
-            torch.cuda.synchronize()
+        wait = torch.cuda.synchronize if self.cuda else lambda: None
+        wait()
         start = time.perf_counter()
         run()
-        if self.cuda:
-            torch.cuda.synchronize()
+        wait()
         return time.perf_counter() - start
 
     def peak_mb(self, run: Callable[[], Any]) -> float:
-        """Return how much memory a run takes at its worst."""
+        """Return how much memory a run takes at its worst, above what there was before."""
         if self.cuda:
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            self.time(run)
+            run()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -125,49 +104,41 @@ class Machine:
 
 
 def _status_kb(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 class Contest:
     """Ways of doing the same work, which take turns; the first is the reference."""
 
-    def __init__(self, part: str, machine: Machine, pixels: float, seconds: float) -> None:
-        self.part, self.machine, self.pixels, self.seconds = part, machine, pixels, seconds
-        self.ways: dict[str, tuple[Callable[[], Any], torch.dtype, str, Callable[[], Any]]] = {}
+    def __init__(self, work: str, machine: Machine, pixels: float) -> None:
+        self.work, self.machine, self.pixels = work, machine, pixels
+        self.ways: dict[str, tuple[Callable[[], Any], str, str]] = {}
 
-    def add(
-        self,
-        way: str,
-        run: Callable[[], Any],
-        kind: torch.dtype = torch.float32,
-        note: str = "",
-        eager: Callable[[], Any] | None = None,
-    ) -> None:
-        """Add a way; ``eager`` does the same where operators can be counted."""
-        self.ways[way] = (run, kind, note, eager or run)
+    def add(self, way: str, run: Callable[[], Any], kind: str = "float32", note: str = "") -> None:
+        """Add a way, whose convolutions are of a kind."""
+        self.ways[way] = run, kind, note
 
-    def rows(self) -> list[Row]:
+    def rows(self, seconds: float) -> list[dict[str, Any]]:
         """Let them run, round by round, until the time is over."""
-        counted, memory, times = {}, {}, {way: [] for way in self.ways}
-        for way, (run, _, _, eager) in self.ways.items():
+        counted, times, found = {}, {way: [] for way in self.ways}, []
+        for way, (run, _, _) in self.ways.items():
             with FlopCounterMode(display=False) as flops, Traffic() as traffic:
-                memory[way] = self.machine.peak_mb(eager)
-            counted[way] = flops.get_total_flops(), traffic.total
+                memory = self.machine.peak_mb(run)
+            counted[way] = flops.get_total_flops(), traffic.total, memory
             run()
-        start = time.perf_counter()
-        while not times[way] or (time.perf_counter() - start < self.seconds and len(times[way]) < 30):
-            for way, (run, _, _, _) in self.ways.items():
+        start, first = time.perf_counter(), times[next(iter(times))]
+        while not first or (time.perf_counter() - start < seconds and len(first) < 50):
+            for way, (run, _, _) in self.ways.items():
                 times[way].append(self.machine.time(run))
-        first, found = next(iter(times.values())), []
-        for way, (_, kind, note, _) in self.ways.items():
-            took = statistics.median(times[way])
-            ratio = statistics.median(a / b for a, b in zip(first, times[way], strict=True))
-            flops, moved = counted[way][0] / took, counted[way][1] / took
-            found.append(
-                Row(self.part, way, took, ratio, self.pixels / took / 1e6, memory[way],
-                    flops / self.machine.flops[kind], moved / self.machine.bytes, note)
-            )  # fmt: skip
+        for way, (_, kind, note) in self.ways.items():
+            took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
+            found.append({
+                "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
+                "ratio": statistics.median(a / b for a, b in zip(first, times[way], strict=True)),
+                "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
+                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
+            })  # fmt: skip
         return found
 
 
@@ -177,105 +148,88 @@ def original(dim: int, device: str) -> OriginalGap:
     return OriginalGap(dim, levels=10, channels=1, up_mode="transpose", merge_mode="add", **SIZE[dim]).to(device)
 
 
-def network(dim: int, like: OriginalGap | None = None) -> Model:
-    """Return a model with the original's architecture and weights, or the default with random ones."""
-    plain = {"anchor": False, "log1p": False} if like is not None else {}
-    config = NetworkConfig(dim=dim, **plain, **SIZE[dim])
-    made = UNet(**config.model_dump()).eval().requires_grad_(False)
+def ours(dim: int, like: OriginalGap | None = None) -> Model:
+    """Return a model with the original's architecture and weights, or the default one."""
+    config = NetworkConfig(dim=dim, **(PLAIN if like is not None else {}), **SIZE[dim])
+    network = UNet(**config.model_dump()).eval().requires_grad_(False)
     if like is not None:
-        made.load_state_dict(like.state_dict())
-    return Model(made, config, (-40.0, 30.0))
+        network.load_state_dict(like.state_dict())
+    return Model(network, config, (-40.0, 30.0))
 
 
-def counts_of(dim: int, shape: tuple[int, ...], photons: float = 2.0) -> Any:
-    """Return a simulated image."""
-    return simulate(dim, shape, photons, seed=1)[0]
+def image_and_tensor(dim: int, shape: tuple[int, ...], photons: float, device: str) -> tuple[Any, Tensor]:
+    """Return simulated counts, and the same for a network."""
+    image = simulate(dim, shape, photons, seed=1)[0]
+    return image, torch.from_numpy(image.values.astype(np.float32))[None, None].to(device)
 
 
-def mixed(device: str, kind: torch.dtype) -> Any:
-    """Return a context, or decorator, in which convolutions run in this type."""
-    return torch.autocast(device, torch.bfloat16, enabled=kind == torch.bfloat16)
+def mixed(device: str, kind: str) -> Any:
+    """Return a context, or decorator, in which convolutions are of this kind."""
+    return torch.autocast(device, torch.bfloat16, enabled=kind == "bf16")
 
 
-def denoise(dim: int, machine: Machine, seconds: float) -> list[Row]:
+def named(sizes: tuple[int, ...]) -> str:
+    """Return sizes in words."""
+    return " x ".join(map(str, sizes))
+
+
+def denoise(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Forward passes of the networks, and ``denoise`` as users call it."""
-    device, image = machine.device, counts_of(dim, IMAGE[dim])
-    x = torch.from_numpy(image.values.astype(np.float32))[None, None].to(device)
+    device = machine.device
+    image, x = image_and_tensor(dim, IMAGE[dim], 2.0, device)
     reference = original(dim, device).eval()
-    same, default = network(dim, reference), network(dim)
-    contest = Contest(f"denoise {dim}D, {' x '.join(map(str, IMAGE[dim]))}", machine, x.numel(), seconds)
+    same, default = ours(dim, reference), ours(dim)
+    contest = Contest(f"denoise {named(IMAGE[dim])}", machine, x.numel())
     with torch.inference_mode():
-        expected = reference(x)
-        difference = float((TiledNetwork(same.network, IMAGE[dim], device=device)(x) - expected).abs().max())
-        note = f"log-rates differ by {difference:.1g}"
+        difference = float((TiledNetwork(same.network, IMAGE[dim], device=device)(x) - reference(x)).abs().max())
         contest.add(ORIGINAL, lambda: rate_from_log_rate(reference(x), x))
-        for name, model, told in (("same network", same, note), ("default network", default, "")):
-            for kind, label in KINDS.items():
+        for name, model in (("the same network", same), ("default network", default)):
+            for kind in KIND:
                 run = TiledNetwork(model.network, IMAGE[dim], device=device)
-                run.bf16 = kind == torch.bfloat16
-                contest.add(f"{name}, {label}", lambda run=run: run(x), kind, told if label == "float32" else "")
-                if dim == 3 and model is default:
-                    last = copy.deepcopy(model.network).to(device, memory_format=torch.channels_last_3d)
-                    contest.add(f"{name}, channels last, {label}", mixed(device, kind)(lambda n=last: n(x)), kind)
-        for precision in ("float32", "bf16"):
-            run = functools.partial(gap.denoise, default, image, device=device, precision=precision)
-            contest.add(f"gap.denoise, {precision}", run, KIND[precision])
-        if machine.cuda:
-            compiled(contest, default.network, x)
-        return contest.rows()
+                run.bf16 = kind == "bf16"
+                told = f"log-rates differ by {difference:.1g}" if model is same and not run.bf16 else ""
+                contest.add(f"{name}, {kind}", functools.partial(run, x), kind, told)
+        for kind in KIND:
+            run = functools.partial(gap.denoise, default, image, device=device, precision=kind)
+            contest.add(f"gap.denoise, {kind}", run, kind)
+        if dim == 3:
+            last = copy.deepcopy(default.network).to(device, memory_format=torch.channels_last_3d)
+            for kind in KIND:
+                contest.add(f"default network in channels_last_3d, {kind}", mixed(device, kind)(lambda: last(x)), kind)
+        return contest.rows(seconds)
 
 
-def compiled(contest: Contest, net: UNet, x: Tensor) -> None:
-    """Add the default network as torch.compile makes it."""
-    fast = torch.compile(net)
-
-    def run(made: Any = fast) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return made(x)
-
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    note = f"compiled in {time.perf_counter() - start:.0f} s"
-    contest.add("default network, bf16, compiled", run, torch.bfloat16, note, lambda: run(net))
-
-
-def tiled(machine: Machine, seconds: float) -> list[Row]:
+def tiled(machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Tiles against the whole image."""
-    shape, tile = (2048, 2048) if machine.cuda else (1024, 1024), (1024, 1024) if machine.cuda else (640, 640)
-    model, image = network(2), counts_of(2, shape)
-    x = torch.from_numpy(image.values.astype(np.float32))[None, None].to(machine.device)
-    whole = TiledNetwork(model.network, shape, device=machine.device)
-    cut = TiledNetwork(model.network, tile, device=machine.device)
+    shape, tile = (1536, 1536), (1024, 1024)
+    _, x = image_and_tensor(2, shape, 2.0, machine.device)
+    whole, cut = (TiledNetwork(ours(2).network, size, device=machine.device) for size in (shape, tile))
     parts = tiles(shape, tile, cut.halo_px, cut.step)
-    area = sum(math.prod(s.stop - s.start for s in part.outer) for part in parts) / math.prod(shape)
-    contest = Contest(f"tiles, {shape[0]} x {shape[1]}", machine, x.numel(), seconds)
-    contest.add("whole", lambda: whole(x))
-    contest.add(f"{len(parts)} tiles of {tile[0]} x {tile[1]}", lambda: cut(x), note=f"{area:.2f} times the pixels")
-    return contest.rows()
+    area = sum(math.prod(side.stop - side.start for side in part.outer) for part in parts) / math.prod(shape)
+    contest = Contest(f"tiles of {named(shape)}", machine, x.numel())
+    contest.add("default network, whole", lambda: whole(x))
+    contest.add(f"{len(parts)} tiles of {named(tile)}", lambda: cut(x), note=f"{area:.2f} times the pixels")
+    return contest.rows(seconds)
 
 
-def train(dim: int, machine: Machine, seconds: float) -> list[Row]:
+def train(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Training steps, the drawing of their windows included."""
-    (batch, window), device = WINDOW[dim], machine.device
-    image = counts_of(dim, tuple(4 * size if size > 16 else size for size in window), 10.0)
-    contest = Contest(
-        f"train {dim}D, {batch} x {' x '.join(map(str, window))}", machine, batch * math.prod(window), seconds
-    )
-    contest.add(ORIGINAL, original_step(dim, image.values.astype(np.int32), device))
-    plain = {"anchor": False, "log1p": False}
-    for name, chosen in (("same network", plain), ("default network", {})):
-        for kind, label in KINDS.items():
+    size, window = WINDOW[dim]
+    image, _ = image_and_tensor(dim, tuple(2 * side for side in window), 10.0, "cpu")
+    contest = Contest(f"train {size} x {named(window)}", machine, size * math.prod(window))
+    contest.add(ORIGINAL, original_step(dim, image.values.astype(np.int32), machine.device))
+    for name, chosen in (("the same network", PLAIN), ("default network", {})):
+        for kind in KIND:
             settings = {"network": {"dim": dim, **SIZE[dim], **chosen}, "thinning": {"min_db": -10, "max_db": 10}}
-            step = our_step(RunConfig.from_dict(settings), image, device, kind)
-            contest.add(f"{name}, {label}", step, kind)
-    return contest.rows()
+            step = our_step(RunConfig.from_dict(settings), image, machine.device, kind)
+            contest.add(f"{name}, {kind}", step, kind)
+    return contest.rows(seconds)
 
 
 def original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any]:
     """Return a step as the original's: a distribution per sample, photon loss, Adam, clipped gradients."""
-    net, (size, window), rng = original(dim, device).train(), WINDOW[dim], np.random.default_rng(0)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    network, (size, window), rng = original(dim, device).train(), WINDOW[dim], np.random.default_rng(0)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
 
     def pair() -> tuple[Tensor, Tensor]:
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(image.shape, window, strict=True)]
@@ -287,160 +241,136 @@ def original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any]
     def step() -> None:
         x, target = (torch.stack(part).float().to(device) for part in zip(*(pair() for _ in range(size)), strict=True))
         optimizer.zero_grad()
-        log_p = torch.log_softmax(net(x).flatten(1), 1)
-        loss = -((target.flatten(1) * log_p).sum(1) / target.flatten(1).sum(1).clamp(min=1)).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        log_p, target = torch.log_softmax(network(x).flatten(1), 1), target.flatten(1)
+        (-((target * log_p).sum(1) / target.sum(1).clamp(min=1)).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
         optimizer.step()
 
     return step
 
 
-def our_step(config: RunConfig, image: Any, device: str, kind: torch.dtype) -> Callable[[], Any]:
+def our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[[], Any]:
     """Return a step of ours, as Lightning makes it."""
-    module = GapModule(config, (-10.0, 10.0)).to(device)
-    size, window = WINDOW[config.network.dim]
-    drawer = WindowDrawer(as_stacks([image], config.network.dim), window, config.thinning)
-    batches, optimizer, number = PairBatches(drawer, size, 0), module.configure_optimizers()["optimizer"], [0]
+    module, (size, window) = GapModule(config, (-10.0, 10.0)).to(device), WINDOW[config.network.dim]
+    batches = PairBatches(WindowDrawer(as_stacks([image], config.network.dim), window, config.thinning), size, 0)
+    optimizer, numbers = module.configure_optimizers()["optimizer"], iter(range(10**9))
 
     def step() -> None:
-        number[0] += 1
-        pairs = batches[number[0]]
+        pairs = batches[next(numbers)]
         pairs = pairs._replace(**{k: v.to(device) for k, v in pairs._asdict().items() if v is not None})
         optimizer.zero_grad()
         with mixed(device, kind):
-            loss = module.training_step(pairs, number[0])
+            loss = module.training_step(pairs, 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.network.parameters(), config.train.gradient_clip)
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
-        module.train_losses.clear()
 
     return step
 
 
-def variance_ratios() -> tuple[float, dict[int, float]]:
-    """Return the samples' variance over the posterior's, exact predictors: beta = 0.1, and ours by steps; 20 dB."""
-    bed = Dirichlet(torch.ones(1, 1, 12, 12, dtype=torch.float64))
-    light = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(1, 1, 12, 12)))
-
-    def ratio(**schedule: Any) -> float:
-        found = []
-        for photons in (1.0, 10.0):
-            counts = draw_counts(light / light.sum(), photons * 144, 5)
-            rate = draw_samples(bed.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
-            found.append(float((rate / total_photons(counts)).double().var(0).sum() / bed.posterior(counts)[1].sum()))
-        return statistics.mean(found)
-
-    return ratio(beta=0.1), {steps: ratio(steps=steps) for steps in (8, 10, 12, 14, 16, 18, 20)}
+def variance_of(**schedule: Any) -> float:
+    """Return the variance of samples over the posterior's, 20 dB up, with the exact predictor of independent pixels."""
+    bed, light, found = Dirichlet(torch.ones(1, 1, 12, 12)), torch.rand(1, 1, 12, 12).log().neg(), []
+    for photons in (1.0, 10.0):
+        counts = draw_counts(light / light.sum(), photons * 144, 5)
+        rate = draw_samples(bed.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
+        found.append(float((rate / total_photons(counts)).double().var(0).sum() / bed.posterior(counts)[1].sum()))
+    return statistics.mean(found)
 
 
-def sample(machine: Machine, seconds: float) -> list[Row]:
-    """One sample of an image with 20 dB of room, by schedules of the same posterior variance."""
-    theirs, ours = variance_ratios()
-    steps = next((steps for steps, ratio in ours.items() if ratio >= theirs), max(ours))
-    device, image = machine.device, counts_of(2, (256, 256), 0.5)
-    x = torch.from_numpy(image.values.astype(np.float32))[None, None].to(device)
-    reference = original(2, device).eval()
-    same, default = network(2, reference), network(2)
+def sample(machine: Machine, seconds: float) -> list[dict[str, Any]]:
+    """Samples of the same posterior variance: the paper's loop, written plainly, and ours."""
+    torch.manual_seed(0)
+    theirs, found = variance_of(beta=0.1), {steps: variance_of(steps=steps) for steps in STEPS}
+    steps = next((steps for steps in STEPS if found[steps] > theirs - 0.005), STEPS[-1])
+    image, x = image_and_tensor(2, (256, 256), 0.5, machine.device)
+    reference = original(2, machine.device).eval()
 
-    def plainly() -> Tensor:
-        now, total = x, x.sum()
-        while float(now.sum()) < 99 * float(total):
+    def plainly() -> None:
+        now = x
+        while float(now.sum()) < 99 * float(x.sum()):
             p = torch.softmax(reference(now).flatten(1), 1).reshape(now.shape)
             now = now + torch.poisson(p * torch.clamp(0.1 * now.sum(), min=1.0))
-        return torch.softmax(reference(now).flatten(1), 1)
+        reference(now)
 
-    contest = Contest("sample, 256 x 256", machine, x.numel(), seconds)
+    contest = Contest("a sample of 256 x 256", machine, x.numel())
     with torch.inference_mode():
         contest.add(f"{ORIGINAL}, beta = 0.1", plainly, note=f"variance {theirs:.3f} of the posterior's")
-        for name, model in (("same network", same), ("default network", default)):
-            settings = SamplingConfig(steps=steps)
-            run = lambda m=model, s=settings: gap.sample(m, image, 1, seed=0, settings=s, device=device)  # noqa: E731
-            contest.add(f"gap.sample, {name}, {steps} steps", run, note=f"variance {ours[steps]:.3f}")
-        return contest.rows()
+        for name, model in (("the same network", ours(2, reference)), ("default network", ours(2))):
+            how = {"seed": 0, "settings": SamplingConfig(steps=steps), "device": machine.device}
+            run = functools.partial(gap.sample, model, image, 1, **how)
+            contest.add(f"gap.sample, {name}, {steps} steps", run, note=f"variance {found[steps]:.3f}")
+        return contest.rows(seconds)
 
 
-def bf16(machine: Machine, seconds: float) -> list[Row]:
+def bf16(machine: Machine, _: float) -> list[dict[str, Any]]:
     """What bfloat16 changes in what a trained network returns."""
-    del seconds
-    model, found = gap.load_model("nuclei"), []
+    found = []
     for photons in (0.1, 1.0, 10.0, 100.0):
-        counts, truth = simulate(2, (512, 512), photons, seed=7)
-        x = torch.from_numpy(counts.values.astype(np.float32))[None, None].to(machine.device)
-        run = TiledNetwork(model.network, device=machine.device)
-        exact = torch.exp(run(x)).cpu().double()[0, 0].numpy()
-        run.bf16 = True
-        rough = torch.exp(run(x)).cpu().double()[0, 0].numpy()
-        rms = math.sqrt(np.square(rough - exact).mean() / np.square(exact).mean())
-        db = 10 * math.log10(np.square(exact - truth.values).mean() / np.square(rough - truth.values).mean())
+        _, x = image_and_tensor(2, (512, 512), photons, machine.device)
+        truth, run = simulate(2, (512, 512), photons, seed=1)[1].values, TiledNetwork(gap.load_model("nuclei").network)
+        rates = []
+        for run.bf16 in (False, True):
+            rates.append(torch.exp(run(x.cpu()))[0, 0].double().numpy())
+        rms = math.sqrt(np.square(rates[1] - rates[0]).mean() / np.square(rates[0]).mean())
+        db = 10 * math.log10(np.square(rates[0] - truth).mean() / np.square(rates[1] - truth).mean())
         note = f"relative RMS {rms:.2%}, PSNR {db:+.3f} dB"
-        found.append(Row(f"bf16, {photons:g} photons per pixel", "nuclei", *[math.nan] * 6, note))
+        found.append({"work": f"bf16 at {photons:g} photons per pixel", "way": "the model nuclei", "note": note})
     return found
 
 
+PARTS = {
+    **{f"denoise {dim}D": functools.partial(denoise, dim) for dim in (2, 3)},
+    **{f"train {dim}D": functools.partial(train, dim) for dim in (2, 3)},
+    **{"tiles": tiled, "sample": sample, "bf16": bf16},
+}
+
+
 def measure(part: str, device: str, threads: int, seconds: float) -> dict[str, Any]:
-    """Measure one part in a process of its own."""
+    """Measure one part."""
     torch.set_num_threads(threads)
-    started, machine = time.perf_counter(), Machine(device)
-    parts = [functools.partial(work, dim) for work in (denoise, train) for dim in (2, 3)]
-    run = dict(zip(PARTS, (*parts, tiled, sample, bf16), strict=True))
-    rows = [asdict(row) for row in run[part](machine, seconds)]
-    peaks = {str(kind): value for kind, value in machine.flops.items()}
-    took = time.perf_counter() - started
-    print(f"{device} {part}: {took:.0f} s", flush=True)
-    return {
-        "device": device,
-        "part": part,
-        "peak_flops": peaks,
-        "peak_bytes": machine.bytes,
-        "took": took,
-        "rows": rows,
-    }
+    machine = Machine(device)
+    rows = PARTS[part](machine, seconds)
+    name = torch.cuda.get_device_name() if machine.cuda else f"{threads} threads"
+    return {"part": part, "machine": name, "peak": machine.flops | {"copy": machine.bytes}, "rows": rows}
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Return the rows of one device as markdown."""
+    """Return all rows as markdown."""
     lines = ["| work | way | ms | Mpx/s | ratio | peak MB | of peak FLOP/s | of peak bytes/s | |", "|---" * 9 + "|"]
-    for row in (Row(**row) for part in found for row in part["rows"]):
-        if math.isnan(row.seconds):
-            lines.append(f"| {row.part} | {row.way} | | | | | | | {row.note} |")
-            continue
-        cells = [f"{1e3 * row.seconds:.4g}", f"{row.mpx_per_s:.3g}", f"{row.ratio:.2f}", f"{row.memory_mb:.0f}",
-                 f"{row.flops:.0%}", f"{row.bytes:.0%}", row.note]  # fmt: skip
-        lines.append(f"| {row.part} | {row.way} | {' | '.join(cells)} |")
+    for row in (row for part in found for row in part["rows"]):
+        shares = [f"{row[name]:.0%}" for name in ("of peak FLOP/s", "of peak bytes/s") if name in row]
+        cells = (
+            [f"{1e3 * row['seconds']:.4g}", f"{row['Mpx/s']:.3g}", f"{row['ratio']:.2f}", f"{row['peak MB']:.0f}"]
+            if shares
+            else [""] * 6
+        )
+        lines.append(f"| {' | '.join([row['work'], row['way'], *cells, *shares, row['note']])} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, write."""
-    from results import write_section
-
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, or both as cpu,cuda")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="parts at the same time, on a machine with many cores")
     parser.add_argument("--seconds", type=float, default=20.0, help="for the rounds of each part")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    jobs = [(part, device) for device in given.device.split(",") for part in given.parts.split(",")]
-    context = multiprocessing.get_context("spawn")
-    found = []
+    parser.add_argument("--json", type=Path, default=Path("speed.json"))
+    given, found = parser.parse_args(), []
     # a process for each, so that its peak of memory is its own
-    with ProcessPoolExecutor(given.jobs, context, max_tasks_per_child=1) as pool:
-        waiting = [pool.submit(measure, *job, given.threads, given.seconds) for job in jobs]
-        for one in as_completed(waiting):
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        how = (given.device, given.threads, given.seconds)
+        for one in as_completed([pool.submit(measure, part, *how) for part in given.parts.split(",")]):
             found.append(one.result())
-            if given.json:
-                given.json.write_text(json.dumps(found, indent=1))
-    found.sort(key=lambda one: PARTS.index(one["part"]))
-    for device in given.device.split(","):
-        own = [one for one in found if one["device"] == device]
-        peaks, name = own[0]["peak_flops"], torch.cuda.get_device_name() if device == "cuda" else "CPU"
-        shown = ", ".join(f"{value / 1e12:.3g} TFLOP/s in {kind[6:]}" for kind, value in peaks.items())
-        head = f"{name}, peaks {shown}, {own[0]['peak_bytes'] / 1e9:.3g} GB/s. Ratio: times as fast as the first row."
-        write_section(f"Speed: {device}", __doc__, f"{head}\n\n{table(own)}")
+            given.json.write_text(json.dumps(found, indent=1))
+    found.sort(key=lambda one: list(PARTS).index(one["part"]))
+    peak = found[0]["peak"]
+    told = ", ".join(f"{peak[kind] / 1e12:.3g} TFLOP/s in {kind}" for kind in KIND)
+    head = f"{found[0]['machine']}; peaks {told}, {peak['copy'] / 1e9:.3g} GB/s. Ratio: times as fast as the first way."
+    write_section(f"Speed: {given.device}", __doc__, f"{head}\n\n{table(found)}")
 
 
 if __name__ == "__main__":
