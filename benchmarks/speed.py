@@ -9,26 +9,22 @@ Peaks, of which achieved rates are shares, are those of a large matrix product a
 from __future__ import annotations
 
 import argparse
-import copy
-import ctypes
 import functools
 import json
 import math
 import multiprocessing
 import statistics
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from contest import KIND, Contest, Machine
 from exact import Dirichlet, draw_counts, draw_samples
 from results import write_section
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import gap_bioimage as gap
 from gap_bioimage.config import NetworkConfig, RunConfig, SamplingConfig
@@ -47,109 +43,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ORIGINAL, PLAIN = "original, eager float32", {"anchor": False, "log1p": False}
-KIND = {"float32": torch.float32, "bf16": torch.bfloat16}
 SIZE = {2: {"depth": 5, "start_filts": 32}, 3: {"depth": 4, "start_filts": 32}}
 IMAGE = {2: (512, 512), 3: (32, 256, 256)}
 WINDOW = {2: (16, (128, 128)), 3: (4, (16, 64, 64))}
-STEPS = (12, 14, 16, 18, 20)
+SHOWN = {
+    "seconds": (1e3, ".4g"), "Mpx/s": (1, ".3g"), "ratio": (1, ".2f"), "peak MB": (1, ".0f"),
+    "of peak FLOP/s": (1, ".0%"), "of peak bytes/s": (1, ".0%"),
+}  # fmt: skip
 
 
-class Traffic(TorchDispatchMode):
-    """Adds up the bytes that operators read and write, views left out."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not (func.is_view or any(name in str(func) for name in ("empty", "detach", "_unsafe_view"))):
-            moved = [t for t in torch.utils._pytree.tree_leaves((args, out)) if isinstance(t, Tensor)]
-            self.total += sum(t.numel() * t.element_size() for t in moved)
-        return out
-
-
-class Machine:
-    """A device: its clock, its memory and its peaks."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.cuda, self.flops = device, device != "cpu", {}
-        size = 8192 if self.cuda else 3072
-        a, source = torch.rand(size, size, device=device), torch.rand(2**28 if self.cuda else 2**26, device=device)
-        for name, kind in KIND.items():
-            b = a.to(kind)
-            self.flops[name] = 2 * size**3 / min(self.time(lambda b=b: b @ b) for _ in range(5))
-        target = torch.empty_like(source)
-        self.bytes = 8 * source.numel() / min(self.time(lambda: target.copy_(source)) for _ in range(5))
-
-    def time(self, run: Callable[[], Any]) -> float:
-        """Return the seconds of a run."""
-        wait = torch.cuda.synchronize if self.cuda else lambda: None
-        wait()
-        start = time.perf_counter()
-        run()
-        wait()
-        return time.perf_counter() - start
-
-    def peak_mb(self, run: Callable[[], Any]) -> float:
-        """Return how much memory a run takes at its worst, above what there was before."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            run()
-            return (torch.cuda.max_memory_allocated() - before) / 1e6
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status_kb("VmRSS")
-        run()
-        return (_status_kb("VmHWM") - before) / 1e3
-
-
-def _status_kb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
-
-
-class Contest:
-    """Ways of doing the same work, which take turns; the first is the reference."""
-
-    def __init__(self, work: str, machine: Machine, pixels: float) -> None:
-        self.work, self.machine, self.pixels = work, machine, pixels
-        self.ways: dict[str, tuple[Callable[[], Any], str, str]] = {}
-
-    def add(self, way: str, run: Callable[[], Any], kind: str = "float32", note: str = "") -> None:
-        """Add a way, whose convolutions are of a kind."""
-        self.ways[way] = run, kind, note
-
-    def rows(self, seconds: float) -> list[dict[str, Any]]:
-        """Let them run, round by round, until the time is over."""
-        counted, times, found = {}, {way: [] for way in self.ways}, []
-        for way, (run, _, _) in self.ways.items():
-            with FlopCounterMode(display=False) as flops, Traffic() as traffic:
-                memory = self.machine.peak_mb(run)
-            counted[way] = flops.get_total_flops(), traffic.total, memory
-            run()
-        start, first = time.perf_counter(), times[next(iter(times))]
-        while not first or (time.perf_counter() - start < seconds and len(first) < 50):
-            for way, (run, _, _) in self.ways.items():
-                times[way].append(self.machine.time(run))
-        for way, (_, kind, note) in self.ways.items():
-            took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
-            found.append({
-                "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
-                "ratio": statistics.median(a / b for a, b in zip(first, times[way], strict=True)),
-                "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
-                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
-            })  # fmt: skip
-        return found
-
-
-def original(dim: int, device: str) -> OriginalGap:
-    """Return the original's default network, with random weights."""
+def _original(dim: int, device: str) -> OriginalGap:
     torch.manual_seed(0)
     return OriginalGap(dim, levels=10, channels=1, up_mode="transpose", merge_mode="add", **SIZE[dim]).to(device)
 
 
-def ours(dim: int, like: OriginalGap | None = None) -> Model:
-    """Return a model with the original's architecture and weights, or the default one."""
+def _ours(dim: int, like: OriginalGap | None = None) -> Model:
     config = NetworkConfig(dim=dim, **(PLAIN if like is not None else {}), **SIZE[dim])
     network = UNet(**config.model_dump()).eval().requires_grad_(False)
     if like is not None:
@@ -157,29 +65,26 @@ def ours(dim: int, like: OriginalGap | None = None) -> Model:
     return Model(network, config, (-40.0, 30.0))
 
 
-def image_and_tensor(dim: int, shape: tuple[int, ...], photons: float, device: str) -> tuple[Any, Tensor]:
-    """Return simulated counts, and the same for a network."""
+def _image_and_tensor(dim: int, shape: tuple[int, ...], photons: float, device: str) -> tuple[Any, Tensor]:
     image = simulate(dim, shape, photons, seed=1)[0]
     return image, torch.from_numpy(image.values.astype(np.float32))[None, None].to(device)
 
 
-def mixed(device: str, kind: str) -> Any:
-    """Return a context, or decorator, in which convolutions are of this kind."""
+def _mixed(device: str, kind: str) -> Any:
     return torch.autocast(device, torch.bfloat16, enabled=kind == "bf16")
 
 
-def named(sizes: tuple[int, ...]) -> str:
-    """Return sizes in words."""
+def _named(sizes: tuple[int, ...]) -> str:
     return " x ".join(map(str, sizes))
 
 
 def denoise(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Forward passes of the networks, and ``denoise`` as users call it."""
     device = machine.device
-    image, x = image_and_tensor(dim, IMAGE[dim], 2.0, device)
-    reference = original(dim, device).eval()
-    same, default = ours(dim, reference), ours(dim)
-    contest = Contest(f"denoise {named(IMAGE[dim])}", machine, x.numel())
+    image, x = _image_and_tensor(dim, IMAGE[dim], 2.0, device)
+    reference = _original(dim, device).eval()
+    same, default = _ours(dim, reference), _ours(dim)
+    contest = Contest(f"denoise {_named(IMAGE[dim])}", machine, x.numel())
     with torch.inference_mode():
         difference = float((TiledNetwork(same.network, IMAGE[dim], device=device)(x) - reference(x)).abs().max())
         contest.add(ORIGINAL, lambda: rate_from_log_rate(reference(x), x))
@@ -192,43 +97,39 @@ def denoise(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
         for kind in KIND:
             run = functools.partial(gap.denoise, default, image, device=device, precision=kind)
             contest.add(f"gap.denoise, {kind}", run, kind)
-        if dim == 3:
-            last = copy.deepcopy(default.network).to(device, memory_format=torch.channels_last_3d)
-            for kind in KIND:
-                contest.add(f"default network in channels_last_3d, {kind}", mixed(device, kind)(lambda: last(x)), kind)
         return contest.rows(seconds)
 
 
 def tiled(machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Tiles against the whole image."""
     shape, tile = (1536, 1536), (1024, 1024)
-    _, x = image_and_tensor(2, shape, 2.0, machine.device)
-    whole, cut = (TiledNetwork(ours(2).network, size, device=machine.device) for size in (shape, tile))
+    _, x = _image_and_tensor(2, shape, 2.0, machine.device)
+    whole, cut = (TiledNetwork(_ours(2).network, size, device=machine.device) for size in (shape, tile))
     parts = tiles(shape, tile, cut.halo_px, cut.step)
     area = sum(math.prod(side.stop - side.start for side in part.outer) for part in parts) / math.prod(shape)
-    contest = Contest(f"tiles of {named(shape)}", machine, x.numel())
+    contest = Contest(f"tiles of {_named(shape)}", machine, x.numel())
     contest.add("default network, whole", lambda: whole(x))
-    contest.add(f"{len(parts)} tiles of {named(tile)}", lambda: cut(x), note=f"{area:.2f} times the pixels")
+    contest.add(f"{len(parts)} tiles of {_named(tile)}", lambda: cut(x), note=f"{area:.2f} times the pixels")
     return contest.rows(seconds)
 
 
 def train(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Training steps, the drawing of their windows included."""
     size, window = WINDOW[dim]
-    image, _ = image_and_tensor(dim, tuple(2 * side for side in window), 10.0, "cpu")
-    contest = Contest(f"train {size} x {named(window)}", machine, size * math.prod(window))
-    contest.add(ORIGINAL, original_step(dim, image.values.astype(np.int32), machine.device))
+    image, _ = _image_and_tensor(dim, tuple(2 * side for side in window), 10.0, "cpu")
+    contest = Contest(f"train {size} x {_named(window)}", machine, size * math.prod(window))
+    contest.add(ORIGINAL, _original_step(dim, image.values.astype(np.int32), machine.device))
     for name, chosen in (("the same network", PLAIN), ("default network", {})):
         for kind in KIND:
             settings = {"network": {"dim": dim, **SIZE[dim], **chosen}, "thinning": {"min_db": -10, "max_db": 10}}
-            step = our_step(RunConfig.from_dict(settings), image, machine.device, kind)
+            step = _our_step(RunConfig.from_dict(settings), image, machine.device, kind)
             contest.add(f"{name}, {kind}", step, kind)
     return contest.rows(seconds)
 
 
-def original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any]:
+def _original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any]:
     """Return a step as the original's: a distribution per sample, photon loss, Adam, clipped gradients."""
-    network, (size, window), rng = original(dim, device).train(), WINDOW[dim], np.random.default_rng(0)
+    network, (size, window), rng = _original(dim, device).train(), WINDOW[dim], np.random.default_rng(0)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
 
     def pair() -> tuple[Tensor, Tensor]:
@@ -249,7 +150,7 @@ def original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any]
     return step
 
 
-def our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[[], Any]:
+def _our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[[], Any]:
     """Return a step of ours, as Lightning makes it."""
     module, (size, window) = GapModule(config, (-10.0, 10.0)).to(device), WINDOW[config.network.dim]
     batches = PairBatches(WindowDrawer(as_stacks([image], config.network.dim), window, config.thinning), size, 0)
@@ -259,7 +160,7 @@ def our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[
         pairs = batches[next(numbers)]
         pairs = pairs._replace(**{k: v.to(device) for k, v in pairs._asdict().items() if v is not None})
         optimizer.zero_grad()
-        with mixed(device, kind):
+        with _mixed(device, kind):
             loss = module.training_step(pairs, 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.network.parameters(), config.train.gradient_clip)
@@ -269,9 +170,9 @@ def our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[
     return step
 
 
-def variance_of(**schedule: Any) -> float:
-    """Return the variance of samples over the posterior's, 20 dB up, with the exact predictor of independent pixels."""
-    bed, light, found = Dirichlet(torch.ones(1, 1, 12, 12)), torch.rand(1, 1, 12, 12).log().neg(), []
+def _variance_of(**schedule: Any) -> float:
+    bed, found = Dirichlet(torch.ones(1, 1, 12, 12)), []
+    light = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(5)).log().neg()
     for photons in (1.0, 10.0):
         counts = draw_counts(light / light.sum(), photons * 144, 5)
         rate = draw_samples(bed.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
@@ -281,11 +182,8 @@ def variance_of(**schedule: Any) -> float:
 
 def sample(machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Samples of the same posterior variance: the paper's loop, written plainly, and ours."""
-    torch.manual_seed(0)
-    theirs, found = variance_of(beta=0.1), {steps: variance_of(steps=steps) for steps in STEPS}
-    steps = next((steps for steps in STEPS if found[steps] > theirs - 0.005), STEPS[-1])
-    image, x = image_and_tensor(2, (256, 256), 0.5, machine.device)
-    reference = original(2, machine.device).eval()
+    image, x = _image_and_tensor(2, (256, 256), 0.5, machine.device)
+    reference = _original(2, machine.device).eval()
 
     def plainly() -> None:
         now = x
@@ -294,13 +192,16 @@ def sample(machine: Machine, seconds: float) -> list[dict[str, Any]]:
             now = now + torch.poisson(p * torch.clamp(0.1 * now.sum(), min=1.0))
         reference(now)
 
-    contest = Contest("a sample of 256 x 256", machine, x.numel())
+    contest, least = Contest("a sample of 256 x 256", machine, x.numel()), _variance_of(beta=0.1)
+    steps, variance = next(
+        found for steps in range(16, 99, 2) if (found := (steps, _variance_of(steps=steps)))[1] > least - 0.005
+    )
+    settings = SamplingConfig(steps=steps)
     with torch.inference_mode():
-        contest.add(f"{ORIGINAL}, beta = 0.1", plainly, note=f"variance {theirs:.3f} of the posterior's")
-        for name, model in (("the same network", ours(2, reference)), ("default network", ours(2))):
-            how = {"seed": 0, "settings": SamplingConfig(steps=steps), "device": machine.device}
-            run = functools.partial(gap.sample, model, image, 1, **how)
-            contest.add(f"gap.sample, {name}, {steps} steps", run, note=f"variance {found[steps]:.3f}")
+        contest.add(f"{ORIGINAL}, beta = 0.1", plainly, note=f"variance {least:.3f} of the posterior's")
+        for name, model in (("the same network", _ours(2, reference)), ("default network", _ours(2))):
+            run = functools.partial(gap.sample, model, image, 1, seed=0, settings=settings, device=machine.device)
+            contest.add(f"gap.sample in {steps} steps, {name}", run, note=f"variance {variance:.3f}")
         return contest.rows(seconds)
 
 
@@ -308,7 +209,7 @@ def bf16(machine: Machine, _: float) -> list[dict[str, Any]]:
     """What bfloat16 changes in what a trained network returns."""
     found = []
     for photons in (0.1, 1.0, 10.0, 100.0):
-        _, x = image_and_tensor(2, (512, 512), photons, machine.device)
+        _, x = _image_and_tensor(2, (512, 512), photons, machine.device)
         truth, run = simulate(2, (512, 512), photons, seed=1)[1].values, TiledNetwork(gap.load_model("nuclei").network)
         rates = []
         for run.bf16 in (False, True):
@@ -336,17 +237,11 @@ def measure(part: str, device: str, threads: int, seconds: float) -> dict[str, A
     return {"part": part, "machine": name, "peak": machine.flops | {"copy": machine.bytes}, "rows": rows}
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Return all rows as markdown."""
+def _table(found: list[dict[str, Any]]) -> str:
     lines = ["| work | way | ms | Mpx/s | ratio | peak MB | of peak FLOP/s | of peak bytes/s | |", "|---" * 9 + "|"]
     for row in (row for part in found for row in part["rows"]):
-        shares = [f"{row[name]:.0%}" for name in ("of peak FLOP/s", "of peak bytes/s") if name in row]
-        cells = (
-            [f"{1e3 * row['seconds']:.4g}", f"{row['Mpx/s']:.3g}", f"{row['ratio']:.2f}", f"{row['peak MB']:.0f}"]
-            if shares
-            else [""] * 6
-        )
-        lines.append(f"| {' | '.join([row['work'], row['way'], *cells, *shares, row['note']])} |")
+        cells = [f"{row[name] * factor:{form}}" if name in row else "" for name, (factor, form) in SHOWN.items()]
+        lines.append(f"| {' | '.join([row['work'], row['way'], *cells, row['note']])} |")
     return "\n".join(lines)
 
 
@@ -370,7 +265,7 @@ def main() -> None:
     peak = found[0]["peak"]
     told = ", ".join(f"{peak[kind] / 1e12:.3g} TFLOP/s in {kind}" for kind in KIND)
     head = f"{found[0]['machine']}; peaks {told}, {peak['copy'] / 1e9:.3g} GB/s. Ratio: times as fast as the first way."
-    write_section(f"Speed: {given.device}", __doc__, f"{head}\n\n{table(found)}")
+    write_section(f"Speed: {given.device}", __doc__, f"{head}\n\n{_table(found)}")
 
 
 if __name__ == "__main__":

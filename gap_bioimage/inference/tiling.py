@@ -30,7 +30,7 @@ Slices = tuple[slice, ...]
 _COPIES, _OF_ANCHOR = 8, 100  # full-size maps alive at once, of every filter and for an anchor, measured on the CPU
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
-_PIECE_PX = {2: 96, 3: 24}  # side of the piece on which bfloat16 is tried: a few percent of the work
+_PIECE_PX = {2: 64, 3: 24}  # side of the piece on which bfloat16 is tried: a few percent of the work
 _TOLERANCE = 0.01  # relative RMS of the expected photons
 
 
