@@ -197,7 +197,7 @@ def test_more_memory_means_less_work(config: dict[str, Any]) -> None:
 
 def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
     network = random_network(seed=5, anchor=True, anchor_version=2)
-    photons = photons_for(network, (90, 90))[:1]
+    photons = photons_for(network, (60, 60))[:1]
     tiled = TiledNetwork(network)
     exact = tiled(photons)
     tiled.choose_precision("auto", photons)

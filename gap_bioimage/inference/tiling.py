@@ -117,31 +117,23 @@ class TiledNetwork:
         self._budget_px = memory_bytes / (4 * maps)
 
     def tile_of(self, shape: Sequence[int]) -> Sequence[int]:
-        """Return the tile for an image: what was given, or the least work that fits the memory."""
+        """Return the tile for an image: what was given, or the largest that fits the memory."""
         if self.tile_px is not None:
             return self.tile_px
+        axes = range(len(shape))
+        halos = [2 * round_up(halo, step) for halo, step in zip(self.halo_px, self.step, strict=True)]
+        # with less than half a halo in the middle, nearly all of the work would be halo
+        least = [round_up(max(halo // 4, step), step) for halo, step in zip(halos, self.step, strict=True)]
+        blocks = [round_up(size, step) for size, step in zip(shape, self.step, strict=True)]
         tile = list(shape)
         while math.prod(tile) > self._budget_px:
-            smaller = [self._one_block_more(axis, size, tile[axis]) for axis, size in enumerate(shape)]
-            costs = [cost if size < tile[axis] else math.inf for axis, (size, cost) in enumerate(smaller)]
-            axis = costs.index(min(costs))
-            if math.isinf(costs[axis]):
+            axis = max(axes, key=lambda a: (blocks[a] + halos[a]) / (least[a] + halos[a]))
+            if blocks[axis] <= least[axis]:
                 break
-            tile[axis] = smaller[axis][0]
+            blocks[axis] -= self.step[axis]
+            even = round_up(-(-shape[axis] // -(-shape[axis] // blocks[axis])), self.step[axis])
+            tile[axis] = min(even + halos[axis], shape[axis])
         return tuple(tile)
-
-    def _one_block_more(self, axis: int, size: int, tile: int) -> tuple[int, float]:
-        """Return the next smaller tile along an axis, and the growth of the work by the memory that it saves, in logs.
-
-        With less than half a halo in the middle, nearly all of the work would be halo.
-        """
-        step, halo = self.step[axis], 2 * round_up(self.halo_px[axis], self.step[axis])
-        block = size if tile >= size else tile - halo
-        least = round_up(max(self.halo_px[axis] // 2, step), step)
-        next_block = max(least, min(round_up(-(-size // (-(-size // block) + 1)), step), (block - 1) // step * step))
-        smaller = min(next_block + halo, size)
-        work, before = (size + halo * (-(-size // part) - 1) for part in (next_block, block))
-        return smaller, math.log(work / before) / math.log(tile / smaller) if smaller < tile else math.inf
 
     def _halve(self, shape: Sequence[int]) -> bool:
         """Make tiles of this shape half as large, if they can be."""
@@ -232,39 +224,31 @@ def round_up(value: int, step: int) -> int:
 
 def receptive_field_px(network: UNet) -> list[int]:
     """Return how far, per spatial axis, the farthest input pixel lies that changes an output pixel."""
-    reaches = []
-    for axis in range(network.dim):
-        along = [axis > 0 or network.dim == 2 or z for z in network.along_z]
-        reach = 0
-        for position in range(network.step_px[axis]):
-            low, high = _inputs_of((position, position), 0, along, network.upsampled, network.dim)
-            reach = max(reach, position - low, high - position)
-        reaches.append(reach)
-    if network.anchored:
-        reaches = [reach + features for reach, features in zip(reaches, network.anchor.reach_px(), strict=True)]
-    return reaches
+    reaches = [
+        _reach_px(network, [axis > 0 or network.dim == 2 or z for z in network.along_z]) for axis in range(network.dim)
+    ]
+    anchors = network.anchor.reach_px() if network.anchored else [0] * network.dim
+    return [reach + own for reach, own in zip(reaches, anchors, strict=True)]
 
 
-def _inputs_of(span: tuple[int, int], stage: int, along: list[bool], upsampled: bool, dim: int) -> tuple[int, int]:
-    """Return the input pixels that the decoder's outputs ``span`` of a stage depend on, along one axis."""
-    radius = 3 if along[stage] else 0
-    low, high = span[0] - radius, span[1] + radius
-    if stage == len(along) - 1:
-        return _through_encoder((low, high), stage, along)
-    skip_low, skip_high = _through_encoder((low - radius, high + radius), stage, along)
-    if upsampled and dim == 3:
-        # the convolution follows the upsampling, so it widens what is upsampled by one pixel each side
-        low, high = low - 1, high + 1
-    if along[stage]:
-        low, high = ((low - 1) // 2, (high + 1) // 2) if upsampled else (low // 2, high // 2)
-    below_low, below_high = _inputs_of((low, high), stage + 1, along, upsampled, dim)
-    return min(skip_low, below_low), max(skip_high, below_high)
-
-
-def _through_encoder(span: tuple[int, int], stage: int, along: list[bool]) -> tuple[int, int]:
-    """Return the input pixels behind the inputs ``span`` of an encoder block."""
-    low, high = span
-    for above in reversed(range(stage)):
-        if along[above]:
-            low, high = 2 * low - 3, 2 * high + 4
-    return low, high
+def _reach_px(network: UNet, along: list[bool]) -> int:
+    """Return that of the U-Net along an axis, which some levels convolve and pool."""
+    step = 2 ** sum(along[:-1])
+    low = high = torch.arange(64 * step)  # first and last input pixel behind each pixel; of a line, far from its ends
+    skips = []
+    for level, pooled in enumerate(along):
+        low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
+        if level < len(along) - 1:
+            skips.append((low, high))
+            low, high = (low[::2], high[1::2]) if pooled else (low, high)
+    for (skip_low, skip_high), pooled in zip(reversed(skips), reversed(along[:-1]), strict=True):
+        if pooled:
+            low, high = low.repeat_interleave(2), high.repeat_interleave(2)
+            if network.upsampled:  # linearly between two pixels
+                low, high = low.roll(1), high.roll(-1)
+        if network.upsampled and network.dim == 3:  # and then convolved
+            low, high = low.roll(1), high.roll(-1)
+        low, high = torch.minimum(low, skip_low), torch.maximum(high, skip_high)
+        low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
+    place = torch.arange(32 * step, 33 * step)
+    return int(torch.maximum(place - low[place], high[place] - place).max())
