@@ -159,8 +159,9 @@ class TiledNetwork:
         if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
             return
         side = _PIECE_PX[self.network.dim]
-        starts = [max(0, (size - side) // 2) for size in photons.shape[2:]]
-        piece = photons[(..., *(slice(start, start + side) for start in starts))]
+        piece = photons
+        for axis, size in enumerate(photons.shape[2:], 2):
+            piece = piece.narrow(axis, max(0, (size - side) // 2), min(side, size))
         rates = []
         for self.bf16 in (False, True):
             rates.append(self.network.rate(piece, self(piece), []).double())
