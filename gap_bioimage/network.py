@@ -158,7 +158,7 @@ def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
     total = x * kernel[0]
     for shift in range(1, half + 1):
         pair = padded.narrow(axis, half - shift, size) + padded.narrow(axis, half + shift, size)
-        total = total + kernel[shift] * pair
+        total.add_(pair.mul_(kernel[shift]))
     return total
 
 
@@ -238,23 +238,28 @@ class Anchor(nn.Module):
         overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
         return [[float(value) for value in row] for row in overlap]
 
-    def smooth(self, x: Tensor, number: int, pooled: bool = False) -> Tensor:
-        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders.
+    def smooth(self, x: Tensor, number: int) -> Tensor:
+        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
+        pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
+        x = self._blurred(self._pooled(x, number), number, height, width)
+        return x if pool == 1 else enlarged(x, pool, height, width)
 
-        ``pooled`` leaves them at the size of the filter's pooling.
-        """
+    def _pooled(self, x: Tensor, number: int) -> Tensor:
+        pool = self.pools[number]
+        if pool == 1:
+            return x
+        below, right = (pool - x.shape[-2] % pool) % pool, (pool - x.shape[-1] % pool) % pool
+        return F.avg_pool2d(torch.constant_pad_nd(x, [0, right, 0, below], 0.0), [pool, pool])
+
+    def _blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
+        """Smooth what was pooled from planes of this size, and leave it at that."""
         pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
-        height, width = x.shape[-2], x.shape[-1]
-        rows, columns = torch.ones_like(x[:1, :1, :, :1]), torch.ones_like(x[:1, :1, :1, :])
-        if pool > 1:
-            below, right = (pool - height % pool) % pool, (pool - width % pool) % pool
-            x = F.avg_pool2d(torch.constant_pad_nd(x, [0, right, 0, below], 0.0), [pool, pool])
-            rows = F.avg_pool2d(torch.constant_pad_nd(rows, [0, 0, 0, below], 0.0), [pool, 1])
-            columns = F.avg_pool2d(torch.constant_pad_nd(columns, [0, right, 0, 0], 0.0), [1, pool])
+        rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
+        columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
         x = blur(blur(x, kernel, -1), kernel, -2) / (blur(rows, kernel, -2) * blur(columns, kernel, -1))
         if len(z_kernel) > 1:
             x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
-        return x if pooled or pool == 1 else enlarged(x, pool, height, width)
+        return x
 
     def fitted(self, photons: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
         """Return the counts that add differences of scales with the gains of the least squared error nearby.
@@ -274,17 +279,25 @@ class Anchor(nn.Module):
             start = start + 0.5 * weight[:, scale] * smoothed[:, scale]
         parts: List[Tensor] = []
         weighted: List[Tensor] = []
-        gains: List[Tensor] = []
-        rows: List[List[Tensor]] = []
+        averaged = [self._for_window(wide + self.floor)]
         for k in range(len(self.fitted_scales) - 1):
             fine, coarse = self.fitted_scales[k], self.fitted_scales[k + 1]
             part = smoothed[:, fine] - smoothed[:, coarse]
             parts.append(part)
             weighted.append(part / (wide + self.floor))
             seen = weighted[k] * (photons - start) - photons * (self.own[fine] - self.own[coarse]) / (wide + self.floor)
-            gains.append(self._in_window(seen))
-            rows.append([self._in_window(weighted[k] * parts[j]) for j in range(k + 1)])
-        level = self._in_window(wide + self.floor)
+            averaged.append(self._for_window(seen))
+            for j in range(k + 1):
+                averaged.append(self._for_window(weighted[k] * parts[j]))
+        height, width = photons.shape[-2], photons.shape[-1]
+        means = self._blurred(torch.cat(averaged), 2 * self.n_scales, height, width).chunk(len(averaged))
+        level = means[0]
+        gains: List[Tensor] = []
+        rows: List[List[Tensor]] = []
+        for k in range(len(parts)):
+            first = 1 + k * (k + 3) // 2
+            gains.append(means[first])
+            rows.append([means[first + 1 + j] for j in range(k + 1)])
         # Cholesky's factor in place of the matrix, and both triangles solved, pixel by pixel
         for i in range(len(parts)):
             own = self.own[self.fitted_scales[i]] - self.own[self.fitted_scales[i + 1]]
@@ -303,12 +316,12 @@ class Anchor(nn.Module):
             for k in range(i + 1, len(parts)):
                 gains[i] = gains[i] - rows[k][i] * gains[k]
             gains[i] = gains[i] / rows[i][i]
-            gain = enlarged(torch.clamp(gains[i], -4.0, 4.0), self.pools[-1], photons.shape[-2], photons.shape[-1])
+            gain = enlarged(torch.clamp(gains[i], -4.0, 4.0), self.pools[-1], height, width)
             result = result + gain.reshape(photons.shape) * parts[i]
         return torch.maximum(result, 0.3 * torch.minimum(start, wide))
 
-    def _in_window(self, x: Tensor) -> Tensor:
-        return self.smooth(x if self.dim == 2 else x.flatten(0, 1), 2 * self.n_scales, True)
+    def _for_window(self, x: Tensor) -> Tensor:
+        return self._pooled(x if self.dim == 2 else x.flatten(0, 1), 2 * self.n_scales)
 
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Return what a network needs to know of counts (b, c, [z,] y, x).
@@ -401,8 +414,9 @@ class ConvBlock(nn.Module):
     def convolve(self, x: Tensor) -> Tensor:
         """Apply the three convolutions, (b, inputs, ...) to (b, outputs, ...)."""
         shortcut = self.conv1(x)
-        x = torch.relu(self.conv2(shortcut))
-        return torch.relu(self.conv3(x) + shortcut)
+        # in place: half of what is not convolution is the memory of results
+        x = torch.relu_(self.conv2(shortcut))
+        return torch.relu_(self.conv3(x).add_(shortcut))
 
 
 class DownConv(ConvBlock):

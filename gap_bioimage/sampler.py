@@ -254,7 +254,8 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
     below = term
     inverted = torch.zeros_like(rate)
     count = 1
-    while count < 49:  # a for loop is unrolled, and torch 2.0's fuser then compiles it for minutes
+    # a for loop is unrolled, and torch 2.0's fuser then compiles it for minutes
+    while count < 49 and bool(torch.any(uniform > below)):
         inverted = inverted + (uniform > below).double()
         term = term * small / count
         below = below + term

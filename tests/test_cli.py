@@ -62,6 +62,22 @@ def test_help_loads_no_heavy_library() -> None:
         assert re.search(rf"\b{verb}\b", done.stdout)
 
 
+def test_denoising_loads_nothing_that_it_does_not_need(counts: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom gap_bioimage.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        # not scipy as a whole: with dask installed, xarray loads other parts of it
+        "heavy = ('lightning', 'bioimageio', 'matplotlib', 'skimage', 'PIL', 'scipy.optimize', 'scipy.stats')\n"
+        "loaded = [name for name in (*heavy, 'gap_bioimage.training') if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    command = [sys.executable, "-c", code, "denoise", "nuclei", str(counts), str(tmp_path / "out.tif"), "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.tif").exists()
+
+
 def test_verbs_take_ten_groups_of_options_at_most_and_tell_of_each(run: Any) -> None:
     for verb, function in ((command.name, command.callback.__wrapped__) for command in app.registered_commands):
         assert len(inspect.signature(function).parameters) <= 10 or verb == "validate"

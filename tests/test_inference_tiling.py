@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures_model import random_network
+from fixtures_model import InPlaceOf, random_network
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,3 +131,86 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
     assert math.prod(tile) * 32 * 4 * 8 <= 2e9 or list(tile) == smallest
     per_axis = zip(shape, tile, reach, step, strict=True)
     assert all(tiles([size], [t], [r], [s]) for size, t, r, s in per_axis)
+
+
+class Exhausted(InPlaceOf):
+    """A network on a machine whose memory holds so many pixels."""
+
+    def __init__(self, network: Any, most_px: int, error: Exception) -> None:
+        super().__init__(network)
+        self.most_px, self.error, self.sizes = most_px, error, []
+
+    def forward(self, photons: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(photons[0, 0].numel())
+        if self.sizes[-1] > self.most_px:
+            raise self.error
+        log_rate: torch.Tensor = self.network(photons)
+        return log_rate
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["python", "cpu", "gpu"],
+)
+@pytest.mark.parametrize("tile", [None, (150, 150)])
+def test_tiles_are_halved_until_the_memory_holds_them(error: Exception, tile: tuple[int, int] | None) -> None:
+    network = random_network(seed=4, depth=3)
+    photons = photons_for(network, (150, 170))[:1]
+    tight: Any = Exhausted(network, 110 * 110, error)
+    tiled = TiledNetwork(tight, tile)
+    seen: list[tuple[int, int]] = []
+    log_rate = tiled(photons, lambda *done: seen.append(done))
+    assert tight.sizes[0] > tight.most_px >= tight.sizes[-1]
+    assert seen[-1][0] == seen[-1][1] > 1
+    whole = network(photons)
+    assert float((log_rate - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
+    tight.sizes.clear()
+    tiled(photons)
+    assert max(tight.sizes) <= tight.most_px
+
+
+def test_no_tile_is_small_enough_for_no_memory_and_other_errors_are_not_hidden() -> None:
+    photons = photons_for(random_network(), (64, 64))[:1]
+    for error in (MemoryError("none"), RuntimeError("shapes do not fit")):
+        tight: Any = Exhausted(random_network(), 0, error)
+        with pytest.raises(type(error)) as raised:
+            TiledNetwork(tight)(photons)
+        assert raised.value is error
+        assert (len(tight.sizes) == 1) == isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("config", NETWORKS[:1] + NETWORKS[3:4], ids=["2D", "3D"])
+def test_more_memory_means_less_work(config: dict[str, Any]) -> None:
+    network, work = random_network(**{**config, "start_filts": 32}), []
+    shape = (50, 300, 400)[-network.dim :]
+    for memory_bytes in (3e7, 3e8, 3e9):
+        tiled = TiledNetwork(network, memory_bytes=memory_bytes)
+        parts = tiles(shape, tiled.tile_of(shape), tiled.halo_px, tiled.step)
+        work.append(sum(math.prod(side.stop - side.start for side in part.outer) for part in parts))
+    assert work[0] > work[1] >= work[2]
+
+
+def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
+    network = random_network(seed=5, anchor=True, anchor_version=2)
+    photons = photons_for(network, (60, 60))[:1]
+    tiled = TiledNetwork(network)
+    exact = tiled(photons)
+    tiled.choose_precision("auto", photons)
+    assert torch.equal(tiled(photons), exact)  # on the CPU
+    with caplog.at_level("INFO", logger="gap_bioimage"):
+        tiled.choose_precision("bf16", photons)
+    rough = tiled(photons)
+    change = float((rough.exp() - exact.exp()).square().mean().sqrt() / exact.exp().square().mean().sqrt())
+    assert 1e-6 < change < 0.02
+    assert [f"{100 * change:.2g} %" in record.getMessage() for record in caplog.records] == [True]
+    with torch.inference_mode():
+        features = network.anchor(photons)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(map(torch.equal, features, network.anchor(photons)))
+    with pytest.raises(ConfigError, match="half"):
+        tiled.choose_precision("half", photons)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
-from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
 
@@ -45,6 +45,7 @@ def denoise(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
+    precision: str = "auto",
     on_tile: Callable[[int, int], None] | None = None,
 ) -> xr.DataArray:
     """Denoise an image; the result has the same axes and, of counts, about the same total.
@@ -71,6 +72,9 @@ def denoise(
         rounding.
     device
         "cpu", "cuda", ...
+    precision
+        "float32"; "bf16" runs convolutions in bfloat16, about twice as fast, and logs by how much that changes the
+        result; "auto" does so on a GPU where it changes it by at most 1 %.
     on_tile
         Called with (tiles done, all tiles) over the whole image.
 
@@ -95,7 +99,8 @@ def denoise(
         whose photons are left out.
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
+    network.choose_precision(precision, prepared.tensor(0))
     parts = _parts(model, prepared)
     _warn(model, prepared, parts)
     rates = np.zeros(prepared.items.shape, np.float32)
@@ -225,7 +230,7 @@ def region_uncertainty(
     counts, plain = prepared.tensor(0), not isinstance(labels, xr.DataArray) and dims is not None
     labels = as_image(labels, "zyx"[-model.config.dim :] if plain else None, what="the label image")
     _check_labels(labels, counts.shape[2:])
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
 
     def expect(x: Tensor) -> Tensor:
         return model.network.rate(counts, network(x), [])

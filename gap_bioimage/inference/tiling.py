@@ -7,9 +7,11 @@ every tile is pooled as the whole image is. At the image's own border there is n
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
 import torch
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
@@ -21,10 +23,15 @@ if TYPE_CHECKING:
 
     from gap_bioimage.network import UNet
 
+log = logging.getLogger(__name__)
+
 Slices = tuple[slice, ...]
 
-_ACTIVATION_COPIES = 8  # full-size feature maps alive at once, measured on CPU; rounded up
-_MEMORY_BYTES = 2e9  # what one tile may take when no tile size is given
+_COPIES, _OF_ANCHOR = 8, 100  # full-size maps alive at once, of every filter and for an anchor, measured on the CPU
+_MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
+_MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
+_PIECE_PX = {2: 64, 3: 24}  # side of the piece on which bfloat16 is tried: a few percent of the work
+_TOLERANCE = 0.01  # relative RMS of the expected photons
 
 
 class Tile(NamedTuple):
@@ -81,7 +88,8 @@ class TiledNetwork:
 
     With the default halo the result is that of the whole image to rounding: the receptive field, without the outer half
     of an anchor's, whose filters are Gaussians of Gaussians (changes below 2e-6 of a log-rate, measured). On the CPU it
-    does not depend on the batch.
+    does not depend on the batch. ``memory_bytes`` is what a tile may take where none is given; where memory runs out
+    all the same, tiles are halved.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class TiledNetwork:
         tile_px: Sequence[int] | None = None,
         halo_px: Sequence[int] | None = None,
         device: str = "cpu",
+        memory_bytes: float = _MEMORY_BYTES,
     ) -> None:
         # channels last: a fifth to a third less time on CPUs in 2D, no gain in 3D
         layout: Any = {"memory_format": torch.channels_last} if network.dim == 2 else {}
@@ -99,44 +108,97 @@ class TiledNetwork:
             raise ConfigError(
                 f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"
             ) from None
-        self.tile_px, self.step = tile_px, list(network.step_px)
+        self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         faint = [reach // 2 for reach in network.anchor.reach_px()] if network.anchored else [0] * network.dim
         whole = receptive_field_px(network)
         self.halo_px = [r - f for r, f in zip(whole, faint, strict=True)] if halo_px is None else halo_px
         self.device = next(network.parameters()).device
-        self._budget_px = _MEMORY_BYTES / (4 * network.conv_final.in_channels * _ACTIVATION_COPIES)
+        maps = _COPIES * network.conv_final.in_channels + _OF_ANCHOR * network.anchored
+        self._budget_px = memory_bytes / (4 * maps)
 
     def tile_of(self, shape: Sequence[int]) -> Sequence[int]:
-        """Return the tile for an image: what was given, or the largest that fits about 2 GB of activations."""
+        """Return the tile for an image: what was given, or the largest that fits the memory."""
         if self.tile_px is not None:
             return self.tile_px
-        tile = list(shape)
+        axes = range(len(shape))
+        halos = [2 * round_up(halo, step) for halo, step in zip(self.halo_px, self.step, strict=True)]
         # with less than half a halo in the middle, nearly all of the work would be halo
-        minimum = [
-            round_up(2 * round_up(h, s) + max(h // 2, s), s) for h, s in zip(self.halo_px, self.step, strict=True)
-        ]
+        least = [round_up(max(halo // 4, step), step) for halo, step in zip(halos, self.step, strict=True)]
+        blocks = [round_up(size, step) for size, step in zip(shape, self.step, strict=True)]
+        tile = list(shape)
         while math.prod(tile) > self._budget_px:
-            # halve the axis that is longest beyond its minimum
-            axis = max(range(len(tile)), key=lambda a: tile[a] / minimum[a])
-            if tile[axis] <= minimum[axis]:
+            axis = max(axes, key=lambda a: (blocks[a] + halos[a]) / (least[a] + halos[a]))
+            if blocks[axis] <= least[axis]:
                 break
-            tile[axis] = max(minimum[axis], round_up(tile[axis] // 2, self.step[axis]))
+            blocks[axis] -= self.step[axis]
+            even = round_up(-(-shape[axis] // -(-shape[axis] // blocks[axis])), self.step[axis])
+            tile[axis] = min(even + halos[axis], shape[axis])
         return tuple(tile)
 
+    def _halve(self, shape: Sequence[int]) -> bool:
+        """Make tiles of this shape half as large, if they can be."""
+        tile = [min(pair) for pair in zip(self.tile_of(shape), shape, strict=True)]
+        self.tile_px, self._budget_px = None, math.prod(tile) / 2
+        return math.prod(self.tile_of(shape)) < math.prod(tile)
+
     def batch_of(self, shape: Sequence[int]) -> int:
-        """Return how many images share a run: one on the CPU, on a GPU as many tiles as fit 2 GB."""
+        """Return how many images share a run: one on the CPU, on a GPU as many tiles as fit the memory."""
         if self.device.type == "cpu":
             return 1
         _check_sizes("tile", self.tile_of(shape), len(shape), 1)
         tile = [min(t, s) for t, s in zip(self.tile_of(shape), shape, strict=True)]
         return max(1, int(self._budget_px / math.prod(tile)))
 
+    def choose_precision(self, precision: str, photons: Tensor) -> None:
+        """Run convolutions in bfloat16 where that is asked for, or on a GPU changes little, as a piece of counts tells.
+
+        ``precision`` is "float32", "bf16" or "auto".
+        """
+        if precision not in ("auto", "float32", "bf16"):
+            raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
+        if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
+            return
+        side = _PIECE_PX[self.network.dim]
+        piece = photons
+        for axis, size in enumerate(photons.shape[2:], 2):
+            piece = piece.narrow(axis, max(0, (size - side) // 2), min(side, size))
+        rates = []
+        for self.bf16 in (False, True):
+            rates.append(self.network.rate(piece, self(piece), []).double())
+        error = float((rates[1] - rates[0]).square().mean().sqrt() / rates[0].square().mean().sqrt().clamp(min=1e-30))
+        self.bf16 = precision == "bf16" or error <= _TOLERANCE
+        chosen = "in bfloat16" if self.bf16 else "in float32"
+        log.info("convolutions run %s: bfloat16 changes the result by %.2g %% (relative RMS)", chosen, 100 * error)
+
     def __call__(self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
         """Return log-rates, shape and device of ``photons``, float32; ``on_tile`` gets (tiles done, all tiles)."""
+        while True:
+            try:
+                log_rate = self._run(photons, on_tile)
+                break
+            except (MemoryError, RuntimeError) as error:
+                memory = isinstance(error, MemoryError) or any(
+                    words in str(error).lower() for words in ("out of memory", "allocate memory")
+                )
+                if not memory or not self._halve(photons.shape[2:]):
+                    raise
+                log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if broken := int((~torch.isfinite(log_rate)).sum()):
+            raise BrokenNetworkError(
+                f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
+                "diverged or its weights are damaged: train it again, with a lower train.learning_rate"
+            )
+        return log_rate
+
+    def _run(self, photons: Tensor, on_tile: Callable[[int, int], None] | None) -> Tensor:
         shape = photons.shape[2:]
         parts = tiles(shape, self.tile_of(shape), self.halo_px, self.step)
         log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
-        with torch.inference_mode():
+        # anchors have no operator that this would change
+        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        with torch.inference_mode(), mixed:
             for number, tile in enumerate(parts, 1):
                 outer, inner, crop = tile.indices()
                 piece = photons[outer].to(self.device, torch.float32)
@@ -146,12 +208,14 @@ class TiledNetwork:
                 log_rate[inner] = whole[crop].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
-        if broken := int((~torch.isfinite(log_rate)).sum()):
-            raise BrokenNetworkError(
-                f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
-                "diverged or its weights are damaged: train it again, with a lower train.learning_rate"
-            )
         return log_rate
+
+
+def tile_memory(device: str) -> float:
+    """Return the bytes that a tile may take: half of what is free, as far as more of it would help."""
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    return min(free / 2, _MOST_BYTES["cuda" if cuda else "cpu"])
 
 
 def round_up(value: int, step: int) -> int:
@@ -161,39 +225,31 @@ def round_up(value: int, step: int) -> int:
 
 def receptive_field_px(network: UNet) -> list[int]:
     """Return how far, per spatial axis, the farthest input pixel lies that changes an output pixel."""
-    reaches = []
-    for axis in range(network.dim):
-        along = [axis > 0 or network.dim == 2 or z for z in network.along_z]
-        reach = 0
-        for position in range(network.step_px[axis]):
-            low, high = _inputs_of((position, position), 0, along, network.upsampled, network.dim)
-            reach = max(reach, position - low, high - position)
-        reaches.append(reach)
-    if network.anchored:
-        reaches = [reach + features for reach, features in zip(reaches, network.anchor.reach_px(), strict=True)]
-    return reaches
+    reaches = [
+        _reach_px(network, [axis > 0 or network.dim == 2 or z for z in network.along_z]) for axis in range(network.dim)
+    ]
+    anchors = network.anchor.reach_px() if network.anchored else [0] * network.dim
+    return [reach + own for reach, own in zip(reaches, anchors, strict=True)]
 
 
-def _inputs_of(span: tuple[int, int], stage: int, along: list[bool], upsampled: bool, dim: int) -> tuple[int, int]:
-    """Return the input pixels that the decoder's outputs ``span`` of a stage depend on, along one axis."""
-    radius = 3 if along[stage] else 0
-    low, high = span[0] - radius, span[1] + radius
-    if stage == len(along) - 1:
-        return _through_encoder((low, high), stage, along)
-    skip_low, skip_high = _through_encoder((low - radius, high + radius), stage, along)
-    if upsampled and dim == 3:
-        # the convolution follows the upsampling, so it widens what is upsampled by one pixel each side
-        low, high = low - 1, high + 1
-    if along[stage]:
-        low, high = ((low - 1) // 2, (high + 1) // 2) if upsampled else (low // 2, high // 2)
-    below_low, below_high = _inputs_of((low, high), stage + 1, along, upsampled, dim)
-    return min(skip_low, below_low), max(skip_high, below_high)
-
-
-def _through_encoder(span: tuple[int, int], stage: int, along: list[bool]) -> tuple[int, int]:
-    """Return the input pixels behind the inputs ``span`` of an encoder block."""
-    low, high = span
-    for above in reversed(range(stage)):
-        if along[above]:
-            low, high = 2 * low - 3, 2 * high + 4
-    return low, high
+def _reach_px(network: UNet, along: list[bool]) -> int:
+    """Return that of the U-Net along an axis, which some levels convolve and pool."""
+    step = 2 ** sum(along[:-1])
+    low = high = torch.arange(64 * step)  # first and last input pixel behind each pixel; of a line, far from its ends
+    skips = []
+    for level, pooled in enumerate(along):
+        low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
+        if level < len(along) - 1:
+            skips.append((low, high))
+            low, high = (low[::2], high[1::2]) if pooled else (low, high)
+    for (skip_low, skip_high), pooled in zip(reversed(skips), reversed(along[:-1]), strict=True):
+        if pooled:
+            low, high = low.repeat_interleave(2), high.repeat_interleave(2)
+            if network.upsampled:  # linearly between two pixels
+                low, high = low.roll(1), high.roll(-1)
+        if network.upsampled and network.dim == 3:  # and then convolved
+            low, high = low.roll(1), high.roll(-1)
+        low, high = torch.minimum(low, skip_low), torch.maximum(high, skip_high)
+        low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
+    place = torch.arange(32 * step, 33 * step)
+    return int(torch.maximum(place - low[place], high[place] - place).max())

@@ -1,0 +1,107 @@
+"""Ways of doing the same work, which take turns: times, memory, and shares of what the machine can do."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KIND = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes that operators read and write, views left out."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not (func.is_view or any(name in str(func) for name in ("empty", "detach", "_unsafe_view"))):
+            moved = [t for t in tree_leaves((args, out)) if isinstance(t, Tensor)]
+            self.total += sum(t.numel() * t.element_size() for t in moved)
+        return out
+
+
+class Machine:
+    """A device: its clock, its memory and its peaks."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.cuda, self.flops = device, device != "cpu", {}
+        size = 8192 if self.cuda else 3072
+        a, source = torch.rand(size, size, device=device), torch.rand(2**28 if self.cuda else 2**26, device=device)
+        for name, kind in KIND.items():
+            b = a.to(kind)
+            self.flops[name] = 2 * size**3 / min(self.time(lambda b=b: b @ b) for _ in range(5))
+        target = torch.empty_like(source)
+        self.bytes = 8 * source.numel() / min(self.time(lambda: target.copy_(source)) for _ in range(5))
+
+    def time(self, run: Callable[[], Any]) -> float:
+        """Return the seconds of a run."""
+        wait = torch.cuda.synchronize if self.cuda else lambda: None
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        return time.perf_counter() - start
+
+    def peak_mb(self, run: Callable[[], Any]) -> float:
+        """Return how much memory a run takes at its worst, above what there was before."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_kb("VmRSS")
+        run()
+        return (_status_kb("VmHWM") - before) / 1e3
+
+
+def _status_kb(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+class Contest:
+    """Ways of doing the same work, which take turns; the first is the reference."""
+
+    def __init__(self, work: str, machine: Machine, pixels: float) -> None:
+        self.work, self.machine, self.pixels = work, machine, pixels
+        self.ways: dict[str, tuple[Callable[[], Any], str, str]] = {}
+
+    def add(self, way: str, run: Callable[[], Any], kind: str = "float32", note: str = "") -> None:
+        """Add a way, whose convolutions are of a kind."""
+        self.ways[way] = run, kind, note
+
+    def rows(self, seconds: float) -> list[dict[str, Any]]:
+        """Let them run, round by round, until the time is over."""
+        counted, times, found = {}, {way: [] for way in self.ways}, []
+        for way, (run, _, _) in self.ways.items():
+            with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+                memory = self.machine.peak_mb(run)
+            counted[way] = flops.get_total_flops(), traffic.total, memory
+        start, first = time.perf_counter(), times[next(iter(times))]
+        while not first or (time.perf_counter() - start < seconds and len(first) < 50):
+            for way, (run, _, _) in self.ways.items():
+                times[way].append(self.machine.time(run))
+        for way, (_, kind, note) in self.ways.items():
+            took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
+            found.append({
+                "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
+                "ratio": statistics.median(a / b for a, b in zip(first, times[way], strict=True)),
+                "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
+                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
+            })  # fmt: skip
+        return found

@@ -1,0 +1,77 @@
+"""Where the steps of sampling lie: equal in 1/sqrt(photons), or placed one by one for the most variance.
+
+    python benchmarks/placement.py
+
+The placement is found as in "Jump Your Steps" (Park et al., arXiv 2410.07761), step by step between its neighbours,
+but by what counts here: the variance of samples from exact predictors over that of the posterior.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import torch
+from exact import Dirichlet, Markov, draw_counts, draw_samples
+from results import write_section
+from torch import Tensor
+
+from gap_bioimage import sampler
+from gap_bioimage.sampler import total_photons
+
+STEPS, SWEEPS, BETWEEN = 8, 3, (0.3, 0.42, 0.58, 0.7)
+TRIED, JUDGED = 400, 3000  # samples
+SEEDS = (11, 12, 13)
+
+
+def place(shares: list[float]) -> None:
+    """Let samplers take steps after these shares of the way in 1/sqrt(photons)."""
+    places = torch.tensor(shares, dtype=torch.float64)
+
+    def step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
+        done = places[torch.clamp(k, max=n_steps - 1)] * (1.0 - torch.sqrt(n_0 / stop))
+        return torch.clamp(n_0 / torch.square(1.0 - done) - n, min=0.0)
+
+    sampler.equal_root_step = step
+
+
+def variance(bed: Dirichlet | Markov, counts: Tensor, shares: list[float], samples: int, seed: int) -> float:
+    """Return the variance of samples over the posterior's, 20 dB up."""
+    place(shares)
+    stop = 100 * total_photons(counts)
+    rate = draw_samples(bed.predict, counts, range(samples), stop, steps=len(shares), seed=seed)[0]
+    drawn = (rate.double() / total_photons(counts)).var(0)
+    return float(drawn.sum() / bed.posterior(counts)[1].sum())
+
+
+def main() -> None:
+    """Place, judge by other samples, write."""
+    pixels, chain = Dirichlet(torch.ones(1, 1, 12, 12)), Markov(torch.tensor([0.2, 0.5, 0.8]).double(), 0.9, 64)
+    light = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(1, 1, 12, 12)))
+    beds = [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
+    equal = [(k + 1) / STEPS for k in range(STEPS)]
+    placed, best = equal, 0.0
+    for number in range(SWEEPS * (STEPS - 1)):
+        k = number % (STEPS - 1)
+        low, high = placed[k - 1] if k else 0.0, placed[k + 1]
+        for share in (placed[k], *(low + between * (high - low) for between in BETWEEN)):
+            tried = [*placed[:k], share, *placed[k + 1 :]]
+            found = statistics.mean(variance(*bed, tried, TRIED, 1) for bed in beds)
+            if found > best:
+                placed, best = tried, found
+    beds.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
+    lines = []
+    for name, shares in (("equal", equal), ("placed", placed)):
+        cells = []
+        for bed in beds:
+            ratios = [variance(*bed, shares, JUDGED, seed) for seed in SEEDS]
+            cells.append(f"{statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / len(SEEDS) ** 0.5:.3f}")
+        lines.append(f"| {name} | {' '.join(f'{share:.2f}' for share in shares)} | {' | '.join(cells)} |")
+    head = "| steps | after these shares of the way | Dirichlet, 1 photon/px | Dirichlet, 10 photons/px | Markov |"
+    table = "\n".join([head, "|---" * 5 + "|", *lines])
+    told = f"Variance of {JUDGED} samples over the posterior's, {STEPS} steps, 20 dB; ± over {len(SEEDS)} seeds."
+    write_section("Placement of the sampler's steps", __doc__, f"{told}\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()
