@@ -13,9 +13,9 @@ import numpy as np
 import psutil
 import xarray as xr
 
-from gap_bioimage.errors import GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, refuse_overflow
+from gap_bioimage.io.image import AXES, Lazy, Metadata, Stored, image_of, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -147,21 +147,65 @@ def _read_all(files: Sequence[Path], chosen: dict[str, Any], saturation: float |
     return images
 
 
-def _read(path: Path, *, axes: str | None, channel: Any, time: Any, series: Any, level: int | None) -> xr.DataArray:
-    """Read one image: each step takes what the step before it returned."""
+def _read(path: Path, **chosen: Any) -> xr.DataArray:
+    image = loaded(open_image(path, **chosen), path)
+    refuse_overflow(image, path.name)
+    return image
+
+
+def open_image(
+    path: Path,
+    *,
+    axes: str | None = None,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
+) -> xr.DataArray:
+    """Open one image as it is stored, without its values: each step takes what the step before it returned."""
     with _naming_damage(path):
         image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
     image = select.choose_channel(image, channel, path.name)
     image = select.choose_frames(image, time, path.name)
-    image = _loaded(image, path)
-    refuse_overflow(image, path.name)
     if warning := image.attrs.pop("metadata").warning:
-        warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=4)
+        warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=5)
     keep = {"y", "x", *(axes or "").lower()}
     single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in keep]
     image = image.isel(dict.fromkeys(single, 0)).drop_vars([dim for dim in single if dim != "c"], errors="ignore")
     return image.assign_attrs(source=path.name)
+
+
+def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
+    """Open an image, or a folder of planes as one, without its values."""
+    return _open_planes(path, **chosen) if path.is_dir() and not is_zarr(path) else open_image(path, **chosen)
+
+
+def _open_planes(folder: Path, **chosen: Any) -> xr.DataArray:
+    """Open a folder of planes, a file each in natural order, as one stack, without its values."""
+    files = _image_files(folder)
+    first = open_image(files[0], **chosen)
+    if set(first.dims) != {"y", "x"}:
+        axes = " ".join(map(str, first.dims))
+        raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")
+
+    def plane(file: Path) -> xr.DataArray:
+        opened = open_image(file, **chosen)
+        if (opened.shape, opened.dtype) != (first.shape, first.dtype):
+            told = f"{file} is {opened.shape} {opened.dtype} and {files[0].name} {first.shape} {first.dtype}"
+            raise AxesError(f"{told}, expected planes that are alike; remove what does not belong to the stack")
+        return opened
+
+    def read(index: tuple[Any, ...]) -> Any:
+        numbers, inner = range(len(files))[index[0]], index[1:]
+        if isinstance(numbers, int):
+            return loaded(plane(files[numbers])[inner], files[numbers]).values
+        return np.stack([loaded(plane(files[number])[inner], files[number]).values for number in numbers])
+
+    stack = image_of(Lazy((len(files), *first.shape), first.dtype, read), ["z", *map(str, first.dims)], Metadata())
+    stack = stack.assign_coords({name: coord for name, coord in first.coords.items() if name in ("y", "x", "c")})
+    stack.attrs = {"source": folder.name}
+    return stack
 
 
 @contextmanager
@@ -195,8 +239,8 @@ def _open(path: Path) -> list[Stored]:
         raise UnreadableImageError(f"{told}; type {hint}") from None
 
 
-def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
-    """Return an image with its values, in the order of its axes and in this machine's byte order."""
+def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
+    """Return an image, or a part of one, with its values, in the order of its axes and in this machine's byte order."""
     mapped = image.encoding.get("mapped")
     if not mapped:
         free = psutil.virtual_memory().available
