@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -330,3 +333,46 @@ def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any
         one_sentence(run(*given, *wrong))
     one_sentence(run(*given[:3], tmp_path / "out.tif", "--part", "1/2"))
     one_sentence(run(*given[:3], tmp_path / "none.zarr", "--status"))
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_no_byte(tmp_path: Path) -> None:
+    write_image(tmp_path / "in.tif", counts("yx", size=600))
+    script, whole, out = (
+        Path(__file__).with_name("fill_and_kill.py"),
+        tmp_path / "whole" / "a.zarr",
+        tmp_path / "a.zarr",
+    )
+    whole.parent.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
+    command = [sys.executable, script, tmp_path / "in.tif", whole, out]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.stdout.split() == ["0", *["-9"] * 20, "0"], done.stderr
+    assert stored(out) == stored(whole)
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_worker_is_killed_gives_the_same_bytes(tmp_path: Path, trained_2d: Trained) -> None:
+    distributed = pytest.importorskip("distributed")
+    (tmp_path / "one").mkdir()
+    write_image(tmp_path / "in.tif", counts("yx", size=600))
+    how: dict[str, Any] = {"block_px": (128, 128)}
+    model, whole, out = load_model(trained_2d.run), tmp_path / "one" / "a.zarr", tmp_path / "a.zarr"
+    denoise_volume(model, tmp_path / "in.tif", whole, **how)
+    killed: list[int] = []
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+
+        def kill_one(done: int, total: int) -> None:
+            if not killed and done > total / 4:
+                killed.append(next(iter(client.run(os.getpid).values())))
+                os.kill(killed[0], signal.SIGKILL)
+
+        status = denoise_volume(
+            model, tmp_path / "in.tif", out, scheduler=cluster.scheduler_address, on_block=kill_one, **how
+        )
+    assert killed
+    assert status.complete
+    assert stored(out) == stored(whole)
