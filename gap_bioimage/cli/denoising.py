@@ -82,8 +82,8 @@ class Steps(Growth):
 
 
 @dataclass(frozen=True)
-class Volumes:
-    """How a volume is done that goes to an OME-Zarr block by block."""
+class Volumes(Running):
+    """Where a network runs, and how a volume is done that goes to an OME-Zarr block by block."""
 
     part: Annotated[str | None, Option(metavar="I/N", help=_PART)] = None
     scheduler: Annotated[str | None, Option(metavar="ADDRESS", help=_SCHEDULER)] = None
@@ -94,12 +94,12 @@ class Volumes:
 
     def asked(self, out: Path) -> bool:
         """Whether any of these was given, which is for names that end in .zarr."""
-        given = self != Volumes()
+        given = self != Volumes(self.tile, self.halo, self.device)
         if given and out.suffix.lower() != ".zarr":
             raise typer.BadParameter(f"options of volumes are for results that end in .zarr, not for {out}")
         return given
 
-    def options(self) -> dict[str, Any]:
+    def of_volumes(self) -> dict[str, Any]:
         """Return these as the library takes them."""
         found = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
         if found is None:
@@ -108,7 +108,7 @@ class Volumes:
             raise typer.BadParameter(f"--ome-zarr is {self.ome_zarr}, expected 0.4 or 0.5")
         block = options.parse_pixels(self.block, "--block")
         how = {"scheduler": self.scheduler, "verify": self.verify, "version": self.ome_zarr}
-        return {"part": (int(found[1]), int(found[2])), "block_px": block, **how}
+        return {"part": (int(found[1]), int(found[2])), "block_px": block, **how, **self.options()}
 
 
 def denoise(
@@ -117,10 +117,9 @@ def denoise(
     out: options.Out,
     selection: Selection,
     layout: Layout,
-    running: Running,
+    running: Volumes,
     detector: Detector,
     told: Regions,
-    volumes: Volumes,
     quiet: Quiet = False,
 ) -> None:
     """Denoise photon counts: the expected photons per pixel (MMSE).
@@ -131,9 +130,9 @@ def denoise(
     from gap_bioimage.inference.files import read_for_model
     from gap_bioimage.io import check_output
 
-    if volumes.asked(out) and told.regions is not None:
+    if running.asked(out) and told.regions is not None:
         raise typer.BadParameter("--regions takes an image that fits into memory, without options of volumes")
-    if volumes.status:
+    if running.status:
         print(gap.volume_status(out))
         return
 
@@ -143,7 +142,7 @@ def denoise(
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
     if out.suffix.lower() == ".zarr" and told.regions is None:
-        given = volumes.options() | asdict(layout) | running.options() | {"camera": camera}
+        given = running.of_volumes() | asdict(layout) | {"camera": camera}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
@@ -172,9 +171,8 @@ def sample(
     how: Steps,
     selection: Selection,
     layout: Layout,
-    running: Running,
+    running: Volumes,
     detector: Detector,
-    volumes: Volumes,
     quiet: Quiet = False,
 ) -> None:
     """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation.
@@ -190,8 +188,8 @@ def sample(
     from gap_bioimage.io import check_output
     from gap_bioimage.pictures import save_figure
 
-    in_blocks = volumes.asked(out)
-    if volumes.status:
+    in_blocks = running.asked(out)
+    if running.status:
         print(gap.volume_status(beside(out, "mean")))
         return
     option, other = ("steps", "sqrt") if how.schedule == "geometric" else ("beta", "geometric")
@@ -204,7 +202,7 @@ def sample(
     if in_blocks or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
         if drawing.states or drawing.check_coverage:
             raise typer.BadParameter("--states and --check-coverage take an image that fits into memory")
-        given = volumes.options() | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
+        given = running.of_volumes() | asdict(layout) | {"settings": settings, "camera": camera}
         given |= {"n_samples": drawing.samples, "seed": drawing.seed}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return

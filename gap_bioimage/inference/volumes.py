@@ -118,7 +118,8 @@ def denoise_volume(
     drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig())
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     where = (tile_px, halo_px, device, block_px, version)
-    job = Job(model.source, Path(image), out, layout, selection or {}, sum_frames, drawn, *where)
+    chosen = {name: value for name, value in (selection or {}).items() if value is not None}
+    job = Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *where)
     try:
         volume = Volume(job, model)
         volume.start()

@@ -132,7 +132,11 @@ class Blocks:
             part = {**region, first: slice(start, min(start + chunk[first], region[first].stop))}
             ratio = {axis: after.get(axis, 1) // before.get(axis, 1) for axis in part}
             read = tuple(slice(cut.start * ratio[axis], cut.stop * ratio[axis]) for axis, cut in part.items())
-            parts.append(halved(xr.DataArray(source[read], dims=list(part)), before, after).values)
+            values = source[read]
+            if values.any():
+                parts.append(halved(xr.DataArray(values, dims=list(part)), before, after).values)
+            else:
+                parts.append(np.zeros([cut.stop - cut.start for cut in part.values()], values.dtype))
         return np.concatenate(parts, list(self.design.sizes).index(first))
 
     def finish(self, *, alone: bool) -> list[tuple[str, str]]:

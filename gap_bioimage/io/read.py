@@ -15,7 +15,7 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, Lazy, Metadata, Stored, image_of, refuse_overflow
+from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -23,6 +23,7 @@ from gap_bioimage.io.vendors import READERS, open_with_bioio
 READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", ".ozx", *READERS)
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 _SWAP_LIMIT_BYTES = 10**9
+_PIECE = {"z": 32, "y": 512, "x": 512}
 
 
 def read_photons(
@@ -103,11 +104,13 @@ def read_images(
     level: int | None = None,
     check: bool = True,
     saturation: float = 1e-4,
+    on_disk: bool = False,
 ) -> list[xr.DataArray]:
     """Read several images; a folder stands for all images in it, in natural order (2 before 10).
 
     Parameters and errors are those of :func:`read_photons`; every file, and every folder that is an OME-Zarr, is an
-    image of its own.
+    image of its own. With ``on_disk`` those that do not fit into memory are left where they are and read where they are
+    indexed, as training does; of these a piece from the middle is checked.
 
     Returns
     -------
@@ -118,7 +121,7 @@ def read_images(
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
     chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
-    return _read_all(files, chosen, saturation if check else None)
+    return _read_all(files, chosen, saturation if check else None, on_disk)
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -132,25 +135,35 @@ def _image_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
 
 
-def _read_all(files: Sequence[Path], chosen: dict[str, Any], saturation: float | None) -> list[xr.DataArray]:
+def _read_all(
+    files: Sequence[Path], chosen: dict[str, Any], saturation: float | None, on_disk: bool = False
+) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
     images = []
     for file in files:
-        images.append(_read(file, **chosen))
+        image = open_image(file, **chosen)
+        if stays := on_disk and not image.encoding.get("mapped") and not _fits(image):
+            image.encoding[ON_DISK] = True
+        images.append(image if stays else loaded(image, file))
+        refuse_overflow(_middle(image) if stays else images[-1], file.name)
         if chosen["level"] and file is files[0]:
             told = f"level {chosen['level']} of an image pyramid holds averages in most files"
             told += ", which are less noisy than photon counts; leave level out to work on the counts themselves"
             warnings.warn(told, GapWarning, stacklevel=3)
         if saturation is not None:
-            check_photon_counts(images[-1], name=file.name, saturation=saturation)
+            check_photon_counts(_middle(image) if stays else images[-1], name=file.name, saturation=saturation)
     return images
 
 
-def _read(path: Path, **chosen: Any) -> xr.DataArray:
-    image = loaded(open_image(path, **chosen), path)
-    refuse_overflow(image, path.name)
-    return image
+def _fits(image: xr.DataArray) -> bool:
+    return bool(image.nbytes <= psutil.virtual_memory().available)
+
+
+def _middle(image: xr.DataArray) -> xr.DataArray:
+    """Return a piece from the middle of an image on disk."""
+    spans = ((str(axis), size, _PIECE.get(str(axis), 1)) for axis, size in image.sizes.items())
+    return image.isel({a: slice(max(0, (n - m) // 2), max(0, (n - m) // 2) + m) for a, n, m in spans}).load()
 
 
 def open_image(
@@ -243,8 +256,8 @@ def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     """Return an image, or a part of one, with its values, in the order of its axes and in this machine's byte order."""
     mapped = image.encoding.get("mapped")
     if not mapped:
-        free = psutil.virtual_memory().available
-        if image.nbytes > free:
+        if not _fits(image):
+            free = psutil.virtual_memory().available
             told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
             hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
             raise UnreadableImageError(f"{told}, expected less; {hint}, which need not be read at once")
