@@ -283,6 +283,7 @@ def test_samples_give_mean_and_standard_deviation(tmp_path: Path) -> None:
     [
         ({"part": (3, 2)}, ConfigError),
         ({"part": (0, 2)}, ConfigError),
+        ({"n_samples": 0}, ConfigError),
         ({"block_px": (8, 8, 8)}, ConfigError),
         ({"tile_px": (16, 16), "halo_px": (16, 16)}, ConfigError),
         ({"planes": False}, AxesError),

@@ -93,10 +93,9 @@ class Volume:
         if set(self.seen) - set(self.sizes):
             axes, expected = " ".join(self.sizes), f"expected {' '.join(self.seen)} for a {dim}D model"
             raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
-        box = box_of(self.model.network)
-        self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.seen, box, step, strict=True)}
+        self.box_px = box_of(self.model.network)
+        self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.seen, self.box_px, step, strict=True)}
         self.halo = {a: round_up(h, s) for a, h, s in zip(self.seen, self.network.halo_px, step, strict=True)}
-        self.box_px = box
         if (tile := job.tile_px) is not None:
             tiles([2 * n for n in tile], tile, self.network.halo_px, step)  # refuses those without room
 
@@ -128,9 +127,9 @@ class Volume:
     def settings(self) -> dict[str, Any]:
         """Return what the result depends on."""
         job, network, drawn = self.job, self.model.network, self.job.drawn
-        maps = None if self.detector is None or self.detector.maps is None else self.detector.maps
+        maps = None if self.detector is None else self.detector.maps
         camera = None if self.detector is None else self.detector.camera.model_dump(mode="json", exclude={"measured"})
-        layout = {name: value for name, value in asdict(replace(job.layout, camera=None)).items() if name != "camera"}
+        layout = asdict(replace(job.layout, camera=None))  # which has a place of its own
         image = {"name": job.image.name, "sizes": self.sizes, "type": str(self.source.dtype), **job.selection}
         return {
             "model": {"network": fingerprint(*network.state_dict().values()), "range": self.model.trained_range_db},
@@ -259,13 +258,14 @@ class Volume:
         return drawing.rates_of(Prepared(item, item))[:, 0]
 
     def make(self, level: int, place: Index, part: xr.DataArray) -> Made:
-        """Return a block of each result and what was warned of, from what ``source`` read for it."""
+        """Return a block of each result and what was warned of, from what ``read_for`` returned."""
         if level:
             return Made([result.averaged(level, place) for result in self.results], [])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", GapWarning)
             values = self.compute(self.results[0].region(0, place), part)
-        return Made(values, [(w.category.__name__, str(w.message)) for w in caught])
+        told = [w for w in caught if issubclass(w.category, GapWarning)]
+        return Made(values, [(w.category.__name__, str(w.message)) for w in told])
 
     def write(self, level: int, place: Index, made: Made) -> None:
         """Write a block of each result."""

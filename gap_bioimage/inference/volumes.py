@@ -115,7 +115,11 @@ def denoise_volume(
     if out.suffix.lower() != ".zarr":
         raise OutputError(f"{out} does not end in .zarr, expected an OME-Zarr for a volume; add .ome.zarr to its name")
     check_output(out, Path(image))
-    drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig())
+    drawn = None
+    if n_samples is not None:
+        check_whole("n_samples", n_samples, 1)
+        check_whole("seed", seed, 0, 2**63)
+        drawn = Drawn(n_samples, seed, settings or SamplingConfig())
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     where = (tile_px, halo_px, device, block_px, version)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
@@ -129,19 +133,26 @@ def denoise_volume(
     if verify:
         for result in volume.results:
             result.forget_damaged()
-    for level in range(len(volume.results[0].design.factors)):
-        places = volume.left(level, part if level == 0 else (1, 1))
-        total, done = sum(map(volume.voxels, places)), 0
-        for place in _here(volume, level, places) if scheduler is None else _there(scheduler, volume, level, places):
-            done += volume.voxels(place)
-            if on_block is not None and level == 0:
-                on_block(done, total)
-        if volume.left(level):
-            return volume_status(volume.results[0].path)  # other parts are at work
-    warned = [result.finish(alone=parts == 1) for result in volume.results]
-    for kind, text in warned[0]:
+    for kind, text in _fill(volume, part, scheduler, on_block):
         warnings.warn(text, getattr(errors, kind), stacklevel=2)
     return volume_status(volume.results[0].path)
+
+
+def _fill(
+    volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None] | None
+) -> list[tuple[str, str]]:
+    """Do what is left of a part, and of the smaller levels once all of it is done; return what was warned of."""
+    for level in range(len(volume.results[0].design.factors)):
+        places, done = volume.left(level, (1, 1) if level else part), 0
+        total = sum(map(volume.voxels, places)) if level == 0 else 0
+        for place in _here(volume, level, places) if scheduler is None else _there(scheduler, volume, level, places):
+            if on_block is not None and level == 0:
+                done += volume.voxels(place)
+                on_block(done, total)
+        if volume.left(level):
+            return []  # other parts are at work
+    warned = [result.finish(alone=part == (1, 1)) for result in volume.results]
+    return warned[0]
 
 
 def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:

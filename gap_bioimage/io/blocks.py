@@ -132,7 +132,7 @@ class Blocks:
             part = {**region, first: slice(start, min(start + chunk[first], region[first].stop))}
             ratio = {axis: after.get(axis, 1) // before.get(axis, 1) for axis in part}
             read = tuple(slice(cut.start * ratio[axis], cut.stop * ratio[axis]) for axis, cut in part.items())
-            values = source[read]
+            values: NDArray[Any] = np.asarray(source[read])
             if values.any():
                 parts.append(halved(xr.DataArray(values, dims=list(part)), before, after).values)
             else:
