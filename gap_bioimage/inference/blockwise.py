@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
 
 _BLOCK_PX = {2: {"z": 16, "y": 1024, "x": 1024}, 3: {"z": 64, "y": 512, "x": 512}}
+_PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
 
 Region = dict[str, slice]
 
@@ -223,30 +224,35 @@ class Volume:
         outer, near = self.outer(core), self._grown(core, self.reach)
         nearby = [_within(near[axis], outer[axis]) for axis in self.seen]
         whole = all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
-        box, done, rate = [] if whole else self.box_px, 0, torch.zeros(())
-        for part in split_counts(counts, parts):
-            log_rate = self._log_rate(part, nearby)
-            rate, done = rate + self.network.network.rate(part[_at(nearby)], log_rate, box), done + 1
-        inside = [_within(core[axis], near[axis]) for axis in self.seen]
-        found: NDArray[np.float32] = (rate * (parts / done))[_at(inside)].numpy()
-        return found
+        inside = [_within(core[axis], outer[axis]) for axis in self.seen]
+        done, rate = 0, torch.zeros(())
+        for part in split_counts(counts, parts) if parts > 1 else [counts]:
+            log_rate, done = self._log_rate(part, nearby), done + 1
+            if whole or self.model.network.anchored:
+                found = self.network.network.rate(part[_at(nearby)], log_rate, [] if whole else self.box_px)
+                rate = rate + found[_at([_within(cut, near) for cut, near in zip(inside, nearby, strict=True)])]
+            else:
+                rate = rate + self._in_boxes(part, log_rate, nearby, inside)
+        result: NDArray[np.float32] = (rate * (parts / done)).numpy()
+        return result
+
+    def _in_boxes(self, counts: Tensor, log_rate: Tensor, nearby: Sequence[slice], inside: Sequence[slice]) -> Tensor:
+        """Conserve photons in boxes, piece by piece, since it takes many times the memory of the counts."""
+        rate = torch.empty(*counts.shape[:2], *(cut.stop - cut.start for cut in inside))
+        reach, ends = list(self.reach.values()), [cut.stop for cut in nearby]
+        for at, piece, crop in _pieces(inside, ends, [_PIECE_PX] * len(ends), reach, [1] * len(ends)):
+            seen = [_within(cut, near) for cut, near in zip(piece, nearby, strict=True)]
+            rate[_at(at)] = self.network.network.rate(counts[_at(piece)], log_rate[_at(seen)], self.box_px)[_at(crop)]
+        return rate
 
     def _log_rate(self, counts: Tensor, wanted: Sequence[slice]) -> Tensor:
         """Return the log-rates of a part of counts, tile by tile, none of which is made for the halo alone."""
-        shape, halo = counts.shape[2:], list(self.halo.values())
-        sizes = [cut.stop - cut.start for cut in wanted]
+        halo, sizes = list(self.halo.values()), [cut.stop - cut.start for cut in wanted]
         tile = self.network.tile_of([n + 2 * h for n, h in zip(sizes, halo, strict=True)])
         block = [t - 2 * h for t, h in zip(tile, halo, strict=True)]
         log_rate = torch.empty(*counts.shape[:2], *sizes)
-        for part in tiles(sizes, block, [0] * len(sizes), self.network.step):
-            starts = [max(0, cut.start + at.start - h) for cut, at, h in zip(wanted, part.inner, halo, strict=True)]
-            stops = [cut.start + at.stop + h for cut, at, h in zip(wanted, part.inner, halo, strict=True)]
-            piece = [slice(start, min(stop, n)) for start, stop, n in zip(starts, stops, shape, strict=True)]
-            crop = [
-                slice(cut.start + at.start - start, cut.start + at.stop - start)
-                for cut, at, start in zip(wanted, part.inner, starts, strict=True)
-            ]
-            log_rate[_at(part.inner)] = self.network(counts[_at(piece)])[_at(crop)]
+        for at, piece, crop in _pieces(wanted, counts.shape[2:], block, halo, self.network.step):
+            log_rate[_at(at)] = self.network(counts[_at(piece)])[_at(crop)]
         return log_rate
 
     def _samples(self, counts: Tensor) -> NDArray[np.float32]:
@@ -290,3 +296,18 @@ def _within(cut: slice, outer: slice) -> slice:
 def _at(cuts: Sequence[slice]) -> Any:
     """Return the index of a part along the last axes."""
     return (..., *cuts)
+
+
+def _pieces(
+    wanted: Sequence[slice], ends: Sequence[int], block_px: Sequence[int], margin_px: Sequence[int], step: Sequence[int]
+) -> Iterator[tuple[list[slice], list[slice], list[slice]]]:
+    """Cover a part of an array with blocks: where each lies in the part, with its margins in the array, and in these.
+
+    Margins reach over the part, as far as the array does, which ends at ``ends``.
+    """
+    for block in tiles([cut.stop - cut.start for cut in wanted], block_px, [0] * len(wanted), step):
+        at = list(block.inner)
+        own = [slice(cut.start + one.start, cut.start + one.stop) for cut, one in zip(wanted, at, strict=True)]
+        sides = zip(own, margin_px, ends, strict=True)
+        piece = [slice(max(0, cut.start - margin), min(cut.stop + margin, end)) for cut, margin, end in sides]
+        yield at, piece, [_within(cut, outer) for cut, outer in zip(own, piece, strict=True)]
