@@ -16,10 +16,10 @@ __all__ = [  # noqa: RUF022
     "NotPhotonCountsError", "OutputError", "TrainedRangeError", "TrainedRangeWarning", "UnreadableImageError",
     "UnreadableModelError",
     "Calibration", "Camera", "Coverage", "Detector", "History", "Model", "NetworkConfig", "Progress", "Region",
-    "RunConfig", "SamplingConfig", "ThinningConfig", "TrainConfig",
-    "__version__", "calibrate", "coverage", "denoise", "export", "generate", "inspect", "load_model", "pseudo_psnr_db",
-    "read_camera", "read_images", "read_photons", "region_uncertainty", "sample", "simulate", "sum_frames", "thin",
-    "train", "validate", "write_camera", "write_image",
+    "RunConfig", "SamplingConfig", "ThinningConfig", "TrainConfig", "VolumeStatus",
+    "__version__", "calibrate", "coverage", "denoise", "denoise_volume", "export", "generate", "inspect", "load_model",
+    "pseudo_psnr_db", "read_camera", "read_images", "read_photons", "region_uncertainty", "sample", "simulate",
+    "sum_frames", "thin", "train", "validate", "volume_status", "write_camera", "write_image",
 ]
 # fmt: on
 
@@ -36,6 +36,8 @@ _HOMES = {
     "inference.denoising": "Region denoise region_uncertainty",
     "inference.held_out": "Coverage coverage",
     "inference.sampling": "Progress generate sample",
+    "inference.volumes": "denoise_volume",
+    "io.blocks": "VolumeStatus volume_status",
     "exporting.archive": "export",
     "validation.report": "validate",
     "inspection": "inspect",
@@ -70,8 +72,10 @@ if TYPE_CHECKING:
     from gap_bioimage.inference.denoising import Region, denoise, region_uncertainty
     from gap_bioimage.inference.held_out import Coverage, coverage
     from gap_bioimage.inference.sampling import Progress, generate, sample
+    from gap_bioimage.inference.volumes import denoise_volume
     from gap_bioimage.inspection import inspect
     from gap_bioimage.io import read_images, read_photons, sum_frames, write_image
+    from gap_bioimage.io.blocks import VolumeStatus, volume_status
     from gap_bioimage.model import History, Model, load_model
     from gap_bioimage.simulation import simulate
     from gap_bioimage.training.fit import train

@@ -15,9 +15,8 @@ from command_line import one_sentence
 from fixtures_model import CARD
 
 from gap_bioimage.camera.camera import read_camera
-from gap_bioimage.exporting.measures import default_box_px
 from gap_bioimage.exporting.weights import denoiser_of
-from gap_bioimage.inference.tiling import receptive_field_px
+from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.simulation import simulate
 

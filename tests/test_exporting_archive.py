@@ -17,9 +17,8 @@ from gap_bioimage import denoise, export, load_model, simulate
 from gap_bioimage.errors import BrokenNetworkError, CardError, CheckpointError, ExportError, OutputError
 from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.card import Card
-from gap_bioimage.exporting.measures import default_box_px
 from gap_bioimage.exporting.weights import denoiser_of, write_weights
-from gap_bioimage.inference.tiling import receptive_field_px
+from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.validation import report as validation
 
 if TYPE_CHECKING:

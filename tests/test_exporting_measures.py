@@ -21,13 +21,12 @@ from gap_bioimage.exporting.measures import (
     HaloReport,
     Scores,
     Sizes,
-    default_box_px,
     log_likelihood,
     measure_halo,
     score_on_halves,
 )
 from gap_bioimage.exporting.weights import denoiser_of
-from gap_bioimage.inference.tiling import receptive_field_px
+from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.simulation import simulate, simulate_truth
 

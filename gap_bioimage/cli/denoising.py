@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running
 if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig
     from gap_bioimage.inference.sampling import Progress
+    from gap_bioimage.model import Model
 
 _SAMPLES = "Samples (.tif, .ome.tif, .ome.zarr, .h5, .npy); _mean, _std, _figure.png beside it."
 _STEPS = "Network evaluations per sample of the sqrt schedule; 16 when not given."
@@ -26,6 +29,12 @@ _STOP_DB = "Stop at this many dB, 10 log10 of the mean photons per pixel."
 _COVERAGE = "Hold half of the photons out and see whether samples predict them."
 _PRECISION = "float32, bf16 (faster, about a thousandth off), or auto: bf16 on GPUs where it changes little."
 _REGIONS = "Label image: print the photons of each region and their standard deviation."
+_PART = "Do part I of N of a volume only, counted from 1: for job arrays."
+_SCHEDULER = "Do a volume with the workers of this dask scheduler, such as tcp://node:8786."
+_STATUS = "Tell how much of a volume is done, and do nothing."
+_VERIFY = "Read what is done of a volume, and do again what is damaged."
+_BLOCK = "What of a volume is done and stored at once, such as 64,512,512; chosen when not given."
+_OME_ZARR = "The version of OME-Zarr of a volume: 0.5, with shards, or 0.4."
 Samples = Annotated[int, Option(min=1, help="How many.")]
 Batch = Annotated[int | None, Option(min=1, help="Samples per run of the network; chosen when not given.")]
 
@@ -73,28 +82,71 @@ class Steps(Growth):
     schedule: Annotated[str | None, Option(help=_SCHEDULE)] = None
 
 
+@dataclass(frozen=True)
+class Volumes(Running):
+    """Where a network runs, and how a volume is done that goes to an OME-Zarr block by block."""
+
+    part: Annotated[str | None, Option(metavar="I/N", help=_PART)] = None
+    scheduler: Annotated[str | None, Option(metavar="ADDRESS", help=_SCHEDULER)] = None
+    status: Annotated[bool, Option("--status", help=_STATUS)] = False
+    verify: Annotated[bool, Option("--verify", help=_VERIFY)] = False
+    block: Annotated[str | None, Option(help=_BLOCK)] = None
+    ome_zarr: Annotated[str, Option(help=_OME_ZARR)] = "0.5"
+
+    def asked(self, out: Path) -> bool:
+        """Whether any of these was given, which is for names that end in .zarr."""
+        given = self != Volumes(self.tile, self.halo, self.device)
+        if given and out.suffix.lower() != ".zarr":
+            raise typer.BadParameter(f"options of volumes are for results that end in .zarr, not for {out}")
+        return given
+
+    def of_volumes(self) -> dict[str, Any]:
+        """Return these as the library takes them."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
+        if found is None:
+            raise typer.BadParameter(f"--part is {self.part!r}, expected one such as 3/16")
+        if self.ome_zarr not in ("0.4", "0.5"):
+            raise typer.BadParameter(f"--ome-zarr is {self.ome_zarr}, expected 0.4 or 0.5")
+        block = options.parse_pixels(self.block, "--block")
+        how = {"scheduler": self.scheduler, "verify": self.verify, "version": self.ome_zarr}
+        return {"part": (int(found[1]), int(found[2])), "block_px": block, **how, **self.options()}
+
+
 def denoise(
     model: ModelPath,
     image: options.Image,
     out: options.Out,
     selection: Selection,
     layout: Layout,
-    running: Running,
+    running: Volumes,
     detector: Detector,
     told: Regions,
     precision: Annotated[str, Option(help=_PRECISION)] = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Denoise photon counts: the expected photons per pixel (MMSE)."""
+    """Denoise photon counts: the expected photons per pixel (MMSE).
+
+    Results that end in .zarr are made block by block, of images of any size; the same command goes on after a crash.
+    """
     import gap_bioimage as gap
     from gap_bioimage.inference.files import read_for_model
     from gap_bioimage.io import check_output
+
+    if running.asked(out) and told.regions is not None:
+        raise typer.BadParameter("--regions takes an image that fits into memory, without options of volumes")
+    if running.status:
+        print(gap.volume_status(out))
+        return
 
     if layout.planes and told.regions is not None:
         raise typer.BadParameter("--regions takes one image of the model's own dimensions, without --planes")
     check_output(out, image)
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
+    if out.suffix.lower() == ".zarr" and told.regions is None:
+        given = running.of_volumes() | asdict(layout) | {"camera": camera}
+        _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
+        return
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
     where: dict[str, Any] = {"camera": camera, **running.options()}
     found = []
@@ -121,7 +173,7 @@ def sample(
     how: Steps,
     selection: Selection,
     layout: Layout,
-    running: Running,
+    running: Volumes,
     detector: Detector,
     quiet: Quiet = False,
 ) -> None:
@@ -130,12 +182,18 @@ def sample(
     From two samples on, a figure shows them beside the counts.
     Images, frames, planes and channels without any photons are generated, with a warning.
     The same command continues an interrupted run.
+    Of images too large for memory, and with options of volumes, mean and standard deviation go to OME-Zarr.
     """
     import gap_bioimage as gap
     from gap_bioimage.inference.files import beside, read_for_model, sample_to_files
+    from gap_bioimage.inference.volumes import is_large
     from gap_bioimage.io import check_output
     from gap_bioimage.pictures import save_figure
 
+    in_blocks = running.asked(out)
+    if running.status:
+        print(gap.volume_status(beside(out, "mean")))
+        return
     option, other = ("steps", "sqrt") if how.schedule == "geometric" else ("beta", "geometric")
     if getattr(how, option) is not None:
         raise typer.BadParameter(f"--{option} belongs to --schedule {other}")
@@ -143,6 +201,13 @@ def sample(
     check_output(out, image)
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
+    if in_blocks or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
+        if drawing.states or drawing.check_coverage:
+            raise typer.BadParameter("--states and --check-coverage take an image that fits into memory")
+        given = running.of_volumes() | asdict(layout) | {"settings": settings, "camera": camera}
+        given |= {"n_samples": drawing.samples, "seed": drawing.seed}
+        _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
+        return
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
     given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
     check = given.pop("check_coverage")
@@ -183,6 +248,27 @@ def generate(
     with Bar(quiet, "generating") as bar:
         images = generate_to_file(gap.load_model(model), out, pixels, samples, on_step=_reporter(*bar), **given)
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
+
+
+def _fill(
+    model: Model, image: Path, out: Path, n_frames: int | None, selection: Selection, quiet: bool, **given: Any
+) -> None:
+    """Denoise a volume, or sample from it, block by block."""
+    from gap_bioimage.inference.files import check_summed
+    from gap_bioimage.inference.volumes import denoise_volume
+
+    check_summed(model, n_frames)
+    start = time.monotonic()
+    with Bar(quiet, "blocks") as (bar, task):
+
+        def report(done: int, total: int) -> None:
+            speed = f"{done / 1e6 / max(time.monotonic() - start, 1e-9):.3g} Mvoxel/s"
+            bar.update(task, completed=done, total=total, description=speed)
+
+        status = denoise_volume(
+            model, image, out, selection=asdict(selection), sum_frames=n_frames, on_block=report, **given
+        )
+    say(quiet, f"{out}: {status}")
 
 
 def _reporter(bar: Any, task: Any) -> Callable[[Progress], None]:

@@ -103,7 +103,7 @@ def train(
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(out / "config.yaml" if resumed else how.config, overrides + (how.set_ or []))
     counting = movies.camera is None and settings.camera is None and settings.thinning.ceiling is None
-    counts = gap.read_images(images, check=counting, **asdict(selection))
+    counts = gap.read_images(images, check=counting, on_disk=movies.sum_frames is None, **asdict(selection))
     if (n := movies.sum_frames) is not None:
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
     if movies.time_as_z:

@@ -20,7 +20,7 @@ from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, check_kind, counts_sampler, product_of
 from gap_bioimage.files import replacing
-from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.inference.tiling import TiledNetwork, box_of
 from gap_bioimage.model import CameraLike, Model, load_model
 from gap_bioimage.network import PhotonDenoiser
 
@@ -132,7 +132,7 @@ class _Order:
         photons = torch.from_numpy(example.astype(np.float32))[None]
         TiledNetwork(network)(photons)  # raises where values are not finite
         self.tell("measuring the halo")
-        box_px = measures.box_of(network)
+        box_px = box_of(network)
         denoiser = weights.denoiser_of(model, box_px)
         halo = measures.measure_halo(denoiser, example)
         sizes = measures.Sizes.of(network.step_px, halo.halo_px, any_size=not self.onnx)

@@ -18,7 +18,7 @@ from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.tiling import receptive_field_px, round_up
-from gap_bioimage.network import PhotonDenoiser, UNet
+from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
 from gap_bioimage.validation.run.edges import EdgeProfile, beside
 
@@ -75,21 +75,6 @@ class HaloReport:
     halo_px: tuple[int, ...]
     relative_rms: dict[float, float]
     off_grid_rms: dict[float, float]
-
-
-def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
-    """Return the box in which an exported graph conserves photons.
-
-    129 px in the plane in 2D, 33 in 3D where halos are dear; along z in proportion to the network's own reach.
-    """
-    planar = 129 if len(denoiser_reach_px) == 2 else 33
-    widest = max(denoiser_reach_px)
-    return [max(3, int(planar * reach / widest) // 2 * 2 + 1) for reach in denoiser_reach_px]
-
-
-def box_of(network: UNet) -> list[int]:
-    """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
-    return [1] * network.dim if network.anchored else default_box_px(receptive_field_px(network))
 
 
 def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:

@@ -101,7 +101,7 @@ def denoise(
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
     network.choose_precision(precision, prepared.tensor(0))
-    parts = _parts(model, prepared)
+    parts = parts_of(model, prepared)
     _warn(model, prepared, parts)
     rates = np.zeros(prepared.items.shape, np.float32)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
@@ -129,7 +129,7 @@ def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
         yield counts if parts == 1 else torch.from_numpy(part.astype(np.float32))
 
 
-def _parts(model: Model, prepared: Prepared) -> list[int]:
+def parts_of(model: Model, prepared: Prepared) -> list[int]:
     """Return into how many parts each item is to be split, so that none is brighter than the training."""
     if model.network.anchored:
         return [1] * len(prepared.items)

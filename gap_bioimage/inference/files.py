@@ -45,15 +45,20 @@ def read_for_model(
     From an image without any photons, where it ``may_be_empty``, samples are generated. ``n_frames`` one-bit frames
     are summed, as many as in the training; the selection is that of ``read_photons``.
     """
-    if n_frames is not None and n_frames != model.n_frames:
-        trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
-        remedy = "do not sum any" if model.n_frames is None else f"sum {model.n_frames} frames"
-        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; {remedy}")
+    check_summed(model, n_frames)
     counted = detector is None and model.n_frames is None
     image = read_photons(path, check=counted and not may_be_empty, **selection)
     if counted and may_be_empty and (not image.size or image.dtype.kind not in "biuf" or bool(image.any())):
         check_photon_counts(image, name=path.name)
     return image if n_frames is None else sum_frames(image, n_frames, name=path.name)
+
+
+def check_summed(model: Model, n_frames: int | None) -> None:
+    """Refuse to sum another number of one-bit frames than in the training."""
+    if n_frames is not None and n_frames != model.n_frames:
+        trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
+        remedy = "do not sum any" if model.n_frames is None else f"sum {model.n_frames} frames"
+        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; {remedy}")
 
 
 def sample_to_files(

@@ -223,6 +223,21 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
+def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
+    """Return the box in which photons are conserved where the whole image is not seen.
+
+    129 px in the plane in 2D, 33 in 3D where halos are dear; along z in proportion to the network's own reach.
+    """
+    planar = 129 if len(denoiser_reach_px) == 2 else 33
+    widest = max(denoiser_reach_px)
+    return [max(3, int(planar * reach / widest) // 2 * 2 + 1) for reach in denoiser_reach_px]
+
+
+def box_of(network: UNet) -> list[int]:
+    """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
+    return [1] * network.dim if network.anchored else default_box_px(receptive_field_px(network))
+
+
 def receptive_field_px(network: UNet) -> list[int]:
     """Return how far, per spatial axis, the farthest input pixel lies that changes an output pixel."""
     reaches = [

@@ -21,6 +21,7 @@ AXES = "tczyx"
 SAMPLES = "samples"
 STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
 OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
+ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
@@ -238,6 +239,32 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
     full = image if "c" in image.dims else image.expand_dims("c")
     items = [axis for axis in full.dims if axis not in ("c", *spatial)]
     return full.transpose(*items, "c", *spatial)
+
+
+def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> Iterator[Any]:
+    """Yield what a network sees one by one, (c, [z,] y, x): arrays, of an image on disk views that read no more."""
+    if not image.encoding.get(ON_DISK):
+        items = items_first(image, dim, separate_channels=separate_channels)
+        yield from items.data.reshape(-1, *items.shape[-dim - 1 :])
+        return
+    axes = ["c", *"zyx"[-dim:]]
+    others = [axis for axis in image.dims if axis not in axes[separate_channels:]]
+    for place in np.ndindex(*(image.sizes[axis] for axis in others)):
+        yield _viewed(image.isel(dict(zip(others, place, strict=True))), axes)
+
+
+def _viewed(image: xr.DataArray, axes: Sequence[str]) -> xr.DataArray:
+    """View an image on disk with other axes in their order; those that it lacks have length 1."""
+
+    def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
+        chosen = dict(zip(axes, index, strict=True))
+        part = image.isel({axis: place for axis, place in chosen.items() if axis in image.dims})
+        values = part.load().expand_dims([axis for axis in axes if axis not in part.dims]).transpose(*axes).values
+        # an axis that was read at one place is not there any more
+        return values[tuple(0 if isinstance(place, int | np.integer) else slice(None) for place in index)]
+
+    sizes = (image.sizes.get(axis, 1) for axis in axes)
+    return image_of(Lazy(sizes, image.dtype, read), axes, Metadata())
 
 
 def time_as_z(image: xr.DataArray) -> xr.DataArray:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, steps_of, to
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _VERSION = re.compile(r"0\.[1-6]\b")
-_CHUNK = {"z": 16, "y": 256, "x": 256}
+CHUNK = {"z": 16, "y": 256, "x": 256}
 _SMALLEST = 256  # a level whose planes are no larger is the last
 _ISOTROPIC = 1.5  # planes this many pixels apart, or closer, are merged too
 _KINDS = {"t": ("time", "second"), "c": ("channel", None)}
@@ -135,24 +137,99 @@ def _flat(words: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from _flat(step) if step.get("type") == "sequence" else [step]
 
 
+@dataclass(frozen=True)
+class Design:
+    """What an OME-Zarr is to hold, and how.
+
+    Each level after the first halves y and x, and z where planes are about as close as pixels; its values are averages,
+    so that one contrast fits all levels: for display, not for counting.
+
+    Source: OME-NGFF 0.4 and 0.5, https://ngff.openmicroscopy.org/0.5.
+    """
+
+    name: str
+    sizes: Mapping[str, int]  # in the order of the axes
+    meta: Metadata
+    dtype: np.dtype[Any]
+    version: str = "0.5"  # or 0.4, which has no shards
+    block: Mapping[str, int] | None = None  # pixels that are written at once by axis: a shard, or the chunks of one
+
+    @cached_property
+    def factors(self) -> list[dict[str, int]]:
+        """By how much each level is smaller than the image, per axis."""
+        factors, steps = [{axis: 1 for axis in "zyx" if axis in self.sizes}], self.meta.steps
+        while max(-(-self.sizes[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
+            last = factors[-1]
+            near = {"z", "x"} <= set(steps) & set(last) and steps["z"] * last["z"] <= _ISOTROPIC * steps["x"] * last[
+                "x"
+            ]
+            halved = {axis for axis, f in last.items() if (near or axis != "z") and -(-self.sizes[axis] // f) > 1}
+            factors.append({axis: f * 2 if axis in halved else f for axis, f in last.items()})
+        return factors
+
+    def shape(self, level: int) -> tuple[int, ...]:
+        """Return the sizes of a level."""
+        return tuple(-(-length // self.factors[level].get(axis, 1)) for axis, length in self.sizes.items())
+
+    def stored(self, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the pixels of a chunk of a level, and of a block, which is some of them."""
+        asked = self.block or {}
+        chunks, blocks = [], []
+        for axis, length in zip(self.sizes, self.shape(level), strict=True):
+            chunk = min(CHUNK.get(axis, 1), length, asked.get(axis, length))
+            chunks.append(chunk)
+            blocks.append(-(-min(asked.get(axis, chunk), length) // chunk) * chunk)
+        return tuple(chunks), tuple(blocks)
+
+    def create(self, path: Path, attributes: Mapping[str, Any]) -> list[Any]:
+        """Create all levels without values, and return them; readers see those that the attributes name."""
+        import zarr
+
+        old = self.version == "0.4"
+        root = zarr.create_group(str(path), zarr_format=2 if old else 3, attributes=dict(attributes))
+        levels = []
+        for number in range(len(self.factors)):
+            chunks, block = self.stored(number)
+            kept: dict[str, Any] = {"shape": self.shape(number), "dtype": self.dtype, "chunks": chunks}
+            if old:
+                kept["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+            else:
+                kept |= {"dimension_names": list(self.sizes), "shards": block if self.block else None}
+            levels.append(root.create_array(str(number), **kept))
+        return levels
+
+    def attributes(self, ranges: Sequence[Sequence[float]], levels: int | None = None) -> dict[str, Any]:
+        """Return OME's metadata of the first levels, or all; ``ranges`` are smallest and largest value per channel."""
+        axes: list[dict[str, Any]] = []
+        for axis in self.sizes:
+            kind, unit = _KINDS.get(axis, ("space", "micrometer"))
+            axes.append({"name": axis, "type": kind} | ({"unit": unit} if unit and axis in self.meta.steps else {}))
+        datasets = []
+        for number, factor in enumerate(self.factors[:levels]):
+            scale = [float(self.meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in self.sizes]
+            datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+        channels = []
+        for number, (low, high) in enumerate(ranges):
+            colour = "FFFFFF" if len(ranges) == 1 else _COLOURS[number % len(_COLOURS)]
+            window = {"min": low, "max": high, "start": low, "end": high}
+            label = {"label": self.meta.channels[number]} if self.meta.channels else {}
+            channels.append({**label, "color": colour, "active": True, "window": window})
+        multiscale = {"name": self.name, "axes": axes, "datasets": datasets, "type": "mean"}
+        shown = {"omero": {"channels": channels}}
+        if self.version == "0.4":
+            return {"multiscales": [{"version": "0.4", **multiscale}], **shown}
+        return {"ome": {"version": self.version, "multiscales": [multiscale], **shown}}
+
+
 def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> None:
     """Write an image as OME-Zarr 0.5, volume by volume: no more than one volume and its pyramid is in memory.
 
-    The full resolution holds the values as they are. Each further level halves y and x, and z where planes are about
-    as close as pixels; its values are averages, so that one contrast fits all levels: for display, not for counting.
-
-    Source: OME-NGFF 0.5, https://ngff.openmicroscopy.org/0.5.
+    The full resolution holds the values as they are.
     """
     import zarr
 
-    factors = _factors(image, meta)
-    root = zarr.create_group(str(path), zarr_format=3)
-    levels = []
-    for number, factor in enumerate(factors):
-        shape = {str(axis): -(-length // factor.get(str(axis), 1)) for axis, length in image.sizes.items()}
-        chunks = tuple(min(_CHUNK.get(axis, 1), length) for axis, length in shape.items())
-        kept: dict[str, Any] = {"dtype": image.dtype, "dimension_names": list(shape), "chunks": chunks}
-        levels.append(root.create_array(str(number), shape=tuple(shape.values()), **kept))
+    design = Design(name, {str(axis): size for axis, size in image.sizes.items()}, meta, image.dtype)
+    levels = design.create(path, {})
     ranges = np.zeros((image.sizes.get("c", 1), 2))
     for place in itertools.product(*(range(image.sizes[axis]) for axis in image.dims if axis in ("t", "c"))):
         volume = image[place].reset_coords(drop=True)
@@ -161,43 +238,13 @@ def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> No
         ranges[channel] = min(low, volume.values.min(initial=0)), max(high, volume.values.max(initial=0))
         for number, level in enumerate(levels):
             if number:
-                volume = _halved(volume, factors[number - 1], factors[number])
+                volume = halved(volume, design.factors[number - 1], design.factors[number])
             level[place] = volume.values
-    root.attrs["ome"] = _ome(name, image, meta, factors, ranges.tolist())
+    zarr.open_group(str(path)).attrs.update(design.attributes(ranges.tolist()))
 
 
-def _factors(image: xr.DataArray, meta: Metadata) -> list[dict[str, int]]:
-    """Return by how much each level is smaller than the image, per axis."""
-    factors, steps = [{axis: 1 for axis in "zyx" if axis in image.dims}], meta.steps
-    while max(-(-image.sizes[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
-        last = factors[-1]
-        close = {"z", "x"} <= set(steps) & set(last) and steps["z"] * last["z"] <= _ISOTROPIC * steps["x"] * last["x"]
-        halved = {axis for axis, f in last.items() if (close or axis != "z") and -(-image.sizes[axis] // f) > 1}
-        factors.append({axis: f * 2 if axis in halved else f for axis, f in last.items()})
-    return factors
-
-
-def _halved(volume: xr.DataArray, before: Mapping[str, int], after: Mapping[str, int]) -> xr.DataArray:
+def halved(volume: xr.DataArray, before: Mapping[str, int], after: Mapping[str, int]) -> xr.DataArray:
     """Return averages over pairs; at an odd end the last value is a pair of its own."""
     pairs = {axis: 2 for axis in before if after[axis] > before[axis]}
     means = volume.coarsen(pairs, boundary="pad").mean()
     return (means.round() if volume.dtype.kind in "iu" else means).astype(volume.dtype)
-
-
-def _ome(name: str, image: xr.DataArray, meta: Metadata, factors: Any, ranges: list[list[float]]) -> dict[str, Any]:
-    axes = [str(axis) for axis in image.dims]
-    described, datasets, channels = [], [], []
-    for axis in axes:
-        kind, unit = _KINDS.get(axis, ("space", "micrometer"))
-        described.append({"name": axis, "type": kind} | ({"unit": unit} if unit and axis in meta.steps else {}))
-    for number, factor in enumerate(factors):
-        scale = [float(meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in axes]
-        datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
-    for number, label in enumerate(meta.channels):
-        low, high = ranges[number]
-        colour = "FFFFFF" if len(ranges) == 1 else _COLOURS[number % len(_COLOURS)]
-        window = {"min": low, "max": high, "start": low, "end": high}
-        channels.append({"label": label, "color": colour, "active": True, "window": window})
-    multiscale = {"name": name, "axes": described, "datasets": datasets, "type": "mean"}
-    shown = {"omero": {"channels": channels}} if channels else {}
-    return {"version": "0.5", "multiscales": [multiscale], **shown}

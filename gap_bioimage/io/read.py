@@ -13,9 +13,9 @@ import numpy as np
 import psutil
 import xarray as xr
 
-from gap_bioimage.errors import GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, refuse_overflow
+from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -23,6 +23,7 @@ from gap_bioimage.io.vendors import READERS, open_with_bioio
 READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", ".ozx", *READERS)
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 _SWAP_LIMIT_BYTES = 10**9
+_PIECE = {"z": 32, "y": 512, "x": 512}
 
 
 def read_photons(
@@ -103,11 +104,13 @@ def read_images(
     level: int | None = None,
     check: bool = True,
     saturation: float = 1e-4,
+    on_disk: bool = False,
 ) -> list[xr.DataArray]:
     """Read several images; a folder stands for all images in it, in natural order (2 before 10).
 
     Parameters and errors are those of :func:`read_photons`; every file, and every folder that is an OME-Zarr, is an
-    image of its own.
+    image of its own. With ``on_disk`` those that do not fit into memory are left where they are and read where they are
+    indexed, as training does; of these a piece from the middle is checked.
 
     Returns
     -------
@@ -118,7 +121,7 @@ def read_images(
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
     chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
-    return _read_all(files, chosen, saturation if check else None)
+    return _read_all(files, chosen, saturation if check else None, on_disk)
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -132,36 +135,90 @@ def _image_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
 
 
-def _read_all(files: Sequence[Path], chosen: dict[str, Any], saturation: float | None) -> list[xr.DataArray]:
+def _read_all(
+    files: Sequence[Path], chosen: dict[str, Any], saturation: float | None, on_disk: bool = False
+) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
     images = []
     for file in files:
-        images.append(_read(file, **chosen))
+        image = open_image(file, **chosen)
+        if stays := on_disk and not image.encoding.get("mapped") and not _fits(image):
+            image.encoding[ON_DISK] = True
+        images.append(image if stays else loaded(image, file))
+        refuse_overflow(_middle(image) if stays else images[-1], file.name)
         if chosen["level"] and file is files[0]:
             told = f"level {chosen['level']} of an image pyramid holds averages in most files"
             told += ", which are less noisy than photon counts; leave level out to work on the counts themselves"
             warnings.warn(told, GapWarning, stacklevel=3)
         if saturation is not None:
-            check_photon_counts(images[-1], name=file.name, saturation=saturation)
+            check_photon_counts(_middle(image) if stays else images[-1], name=file.name, saturation=saturation)
     return images
 
 
-def _read(path: Path, *, axes: str | None, channel: Any, time: Any, series: Any, level: int | None) -> xr.DataArray:
-    """Read one image: each step takes what the step before it returned."""
+def _fits(image: xr.DataArray) -> bool:
+    return bool(image.nbytes <= psutil.virtual_memory().available)
+
+
+def _middle(image: xr.DataArray) -> xr.DataArray:
+    """Return a piece from the middle of an image on disk."""
+    spans = ((str(axis), size, _PIECE.get(str(axis), 1)) for axis, size in image.sizes.items())
+    return image.isel({a: slice(max(0, (n - m) // 2), max(0, (n - m) // 2) + m) for a, n, m in spans}).load()
+
+
+def open_image(
+    path: Path,
+    *,
+    axes: str | None = None,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
+) -> xr.DataArray:
+    """Open one image as it is stored, without its values: each step takes what the step before it returned."""
     with _naming_damage(path):
         image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
     image = select.choose_channel(image, channel, path.name)
     image = select.choose_frames(image, time, path.name)
-    image = _loaded(image, path)
-    refuse_overflow(image, path.name)
     if warning := image.attrs.pop("metadata").warning:
-        warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=4)
+        warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=5)
     keep = {"y", "x", *(axes or "").lower()}
     single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in keep]
     image = image.isel(dict.fromkeys(single, 0)).drop_vars([dim for dim in single if dim != "c"], errors="ignore")
     return image.assign_attrs(source=path.name)
+
+
+def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
+    """Open an image, or a folder of planes as one, without its values."""
+    return _open_planes(path, **chosen) if path.is_dir() and not is_zarr(path) else open_image(path, **chosen)
+
+
+def _open_planes(folder: Path, **chosen: Any) -> xr.DataArray:
+    """Open a folder of planes, a file each in natural order, as one stack, without its values."""
+    files = _image_files(folder)
+    first = open_image(files[0], **chosen)
+    if set(first.dims) != {"y", "x"}:
+        axes = " ".join(map(str, first.dims))
+        raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")
+
+    def plane(file: Path) -> xr.DataArray:
+        opened = open_image(file, **chosen)
+        if (opened.shape, opened.dtype) != (first.shape, first.dtype):
+            told = f"{file} is {opened.shape} {opened.dtype} and {files[0].name} {first.shape} {first.dtype}"
+            raise AxesError(f"{told}, expected planes that are alike; remove what does not belong to the stack")
+        return opened
+
+    def read(index: tuple[Any, ...]) -> Any:
+        numbers, inner = range(len(files))[index[0]], index[1:]
+        if isinstance(numbers, int):
+            return loaded(plane(files[numbers])[inner], files[numbers]).values
+        return np.stack([loaded(plane(files[number])[inner], files[number]).values for number in numbers])
+
+    stack = image_of(Lazy((len(files), *first.shape), first.dtype, read), ["z", *map(str, first.dims)], Metadata())
+    stack = stack.assign_coords({name: coord for name, coord in first.coords.items() if name in ("y", "x", "c")})
+    stack.attrs = {"source": folder.name}
+    return stack
 
 
 @contextmanager
@@ -195,12 +252,12 @@ def _open(path: Path) -> list[Stored]:
         raise UnreadableImageError(f"{told}; type {hint}") from None
 
 
-def _loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
-    """Return an image with its values, in the order of its axes and in this machine's byte order."""
+def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
+    """Return an image, or a part of one, with its values, in the order of its axes and in this machine's byte order."""
     mapped = image.encoding.get("mapped")
     if not mapped:
-        free = psutil.virtual_memory().available
-        if image.nbytes > free:
+        if not _fits(image):
+            free = psutil.virtual_memory().available
             told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
             hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
             raise UnreadableImageError(f"{told}, expected less; {hint}, which need not be read at once")

@@ -21,7 +21,7 @@ from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.counts import as_integers, check_axes, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
-from gap_bioimage.io.image import items_first
+from gap_bioimage.io.image import each_item, items_first
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
@@ -38,7 +38,7 @@ _CPU = torch.device("cpu")
 class Stack:
     """One image as it was recorded, or several exposures of one still scene."""
 
-    values: NDArray[Any]  # counts or camera values ([exposure,] c, [z,] y, x), maybe memory-mapped
+    values: NDArray[Any]  # counts or camera values ([exposure,] c, [z,] y, x), maybe memory-mapped or on disk
     name: str = "the image"
     detector: Detector | None = None  # the camera of these very pixels, where the values are not counts
     repeated: bool = False  # whether there are exposures
@@ -101,10 +101,11 @@ def as_stacks(
         _check_image(image, dim, name)
         if detector is not None:
             detector.check_size(image)
-        items = items_first(image, dim, separate_channels=separate_channels)
         if repeats is None:
-            stacks.extend(Stack(item, name, detector) for item in items.data.reshape(-1, *items.shape[-dim - 1 :]))
+            items = each_item(image, dim, separate_channels=separate_channels)
+            stacks.extend(Stack(item, name, detector) for item in items)
         else:
+            items = items_first(image, dim, separate_channels=separate_channels)
             stacks.extend(_exposures(items, dim, repeats, name, detector))
     channels = {stack.shape[0]: stack.name for stack in stacks}
     if len(channels) > 1:

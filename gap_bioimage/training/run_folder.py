@@ -178,12 +178,22 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        stack = max(candidates, key=lambda s: float(s.values.mean()))
-        sizes = zip(stack.shape[1:], _PIECE_PX[len(stack.shape) - 1], strict=True)
-        cut = tuple(slice((n - min(n, size)) // 2, (n - min(n, size)) // 2 + size) for n, size in sizes)
+        stack = max(candidates, key=_brightness)
+        cut = _middle(stack)
         with replacing(out / name) as temporary, open(temporary, "wb") as file:
-            piece = stack[(slice(None), *cut)].values
+            piece = np.asarray(stack[cut].values)
             np.save(file, np.ascontiguousarray(piece[0] if stack.repeated else piece))
+
+
+def _middle(stack: Stack) -> tuple[slice, ...]:
+    sizes = zip(stack.shape[1:], _PIECE_PX[len(stack.shape) - 1], strict=True)
+    return slice(None), *(slice((n - min(n, m)) // 2, (n - min(n, m)) // 2 + m) for n, m in sizes)
+
+
+def _brightness(stack: Stack) -> float:
+    """Return the mean of an image; of one on disk, that of its middle."""
+    in_memory = isinstance(stack.values, np.ndarray)
+    return float((stack if in_memory else stack[_middle(stack)]).values.mean())
 
 
 def fingerprint(split: Split) -> str:

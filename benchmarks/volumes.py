@@ -1,0 +1,184 @@
+"""Volumes: memory, time against the bare network, two workers, what blocks change, zarr against TIFF.
+
+    python benchmarks/volumes.py SHARED WORK
+
+An 8 GiB volume (sparse: light in one of its 256 blocks) goes through the command line with a trivial 3D network. A
+dense one goes through the pretrained 2D network, as one process, as two parts side by side, and through the network
+alone. Times are those of processors, as the machine may do other things; walls are told beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+import zarr
+from results import write_section
+
+import gap_bioimage as gap
+from gap_bioimage.config import RunConfig
+from gap_bioimage.inference.blockwise import Job, Volume
+from gap_bioimage.inference.preparation import Layout
+
+GIB = 2**30
+LARGE = (1024, 2048, 2048)  # uint16
+LIT = (24, 192, 192)
+DENSE = (2, 1024, 1024)
+TRIVIAL = {
+    "network": {"dim": 3, "depth": 1, "start_filts": 2, "anchor": False, "levels": 1},
+    "train": {"steps": 20, "batch_size": 2, "patch_px": [8, 24, 24], "validate_every": 20, "validation_windows": 2},
+}
+PLAIN = {
+    "network": {"dim": 2, "depth": 3, "start_filts": 8, "anchor": False},
+    "train": {"steps": 300, "batch_size": 8, "patch_px": [48, 48], "validate_every": 100, "learning_rate": 1e-3},
+}
+
+
+class Cost(NamedTuple):
+    """What processes took."""
+
+    wall_s: float
+    cpu_s: float
+    longest_s: float  # the same of the process that took longest
+    peak_gib: float
+
+
+def run(*commands: tuple[object, ...]) -> Cost:
+    """Run commands of the command line side by side."""
+    start = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = [
+        subprocess.Popen([sys.executable, "-m", "gap_bioimage", *map(str, command)], env=environment)
+        for command in commands
+    ]
+    used = [os.wait4(process.pid, 0) for process in begun]
+    assert not any(status for _, status, _ in used), used
+    cpu = [usage.ru_utime + usage.ru_stime for _, _, usage in used]
+    peak = max(usage.ru_maxrss for _, _, usage in used) * 1024 / GIB
+    return Cost(time.perf_counter() - start, sum(cpu), max(cpu), peak)
+
+
+def memory(work: Path) -> list[str]:
+    """Return rows on the 8 GiB volume."""
+    trained = work / "trivial"
+    if not trained.exists():
+        image, _ = gap.simulate(3, (16, 48, 48), 2.0, 0)
+        gap.train(image, trained, RunConfig.from_dict(TRIVIAL), progress=False, device="cpu")
+    large = work / "large.zarr"
+    if not large.exists():
+        store = zarr.create_array(
+            large, shape=LARGE, dtype=np.uint16, chunks=(64, 256, 256), dimension_names=["z", "y", "x"]
+        )
+        rng = np.random.default_rng(0)
+        z, y, x = LIT
+        store[z : z + 16, y : y + 128, x : x + 128] = rng.poisson(2.0, (16, 128, 128)).astype(np.uint16)
+    out = work / "large_out.zarr"
+    shutil.rmtree(out, ignore_errors=True)
+    cost = run(("denoise", trained, large, out, "--tile", "64,256,256", "--quiet"))
+    idle = run(("denoise", trained, large, out, "--tile", "64,256,256", "--quiet"))
+    size = np.prod(LARGE) * 2 / GIB
+    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / GIB
+    return [
+        f"- {size:.0f} GiB of counts, `--tile 64,256,256`: peak {cost.peak_gib:.2f} GiB, {cost.cpu_s:.0f} s of "
+        f"processor, {written:.2f} GiB written (empty chunks are not stored); the same command again, with nothing "
+        f"left to do: {idle.cpu_s:.0f} s, most of it imports"
+    ]
+
+
+def dense(work: Path) -> list[str]:
+    """Return rows on a dense volume: against the network alone, and two workers against one."""
+    image = work / "dense.zarr"
+    if not image.exists():
+        values = np.stack([gap.simulate(2, DENSE[1:], 3.0, seed)[0].values for seed in range(DENSE[0])])
+        zarr.create_array(image, data=values, chunks=(1, 512, 512), dimension_names=["z", "y", "x"])
+    out = work / "dense_out.zarr"
+    given = ("denoise", "nuclei", image, out, "--planes", "--quiet", "--block", "512,512")
+    ones, twos, idle, bare = [], [], [], []
+    for _ in range(2):
+        for costs, parts in ((ones, [()]), (twos, [("--part", "1/2"), ("--part", "2/2")])):
+            shutil.rmtree(out, ignore_errors=True)
+            costs.append(run(*((*given, *part) for part in parts)))
+        idle.append(run(given))  # with nothing left to do
+        bare.append(alone(image))
+    begin = min(cost.cpu_s for cost in idle)
+    one, half = min(cost.cpu_s for cost in ones) - begin, min(cost.longest_s for cost in twos) - begin
+    walls = [min(cost.wall_s for cost in costs) for costs in (ones, twos)]
+    voxels, blocks, network = float(np.prod(DENSE)), *(min(column) for column in zip(*bare, strict=True))
+    return [
+        f"- {voxels / 1e6:.0f} Mvoxel through `nuclei` (2D, blocks of 512 px) on one thread: "
+        f"{blocks / voxels * 1e9 / 3600:.2f} hours of processor per gigavoxel; blocks, read and computed, take "
+        f"{blocks / network:.3f} times what the network takes on the same tiles",
+        f"- two parts instead of one: the longer takes 1/{one / half:.2f} of the processor time, the {begin:.0f} s of "
+        f"beginning not counted; walls of {walls[0]:.0f} and {walls[1]:.0f} s, beginning and other jobs included",
+    ]
+
+
+def alone(image: Path) -> tuple[float, float]:
+    """Return seconds of processor of the blocks of a volume, and of the network alone on the same tiles."""
+    job = Job(Path("nuclei"), image, Path("none.zarr"), Layout(planes=True), block_px=(512, 512))
+    volume, spent = Volume(job), 0.0
+    network = volume.network.network
+    forward = network.forward
+
+    def timed(photons: torch.Tensor) -> torch.Tensor:
+        nonlocal spent
+        start = time.process_time()
+        answer = forward(photons)
+        spent += time.process_time() - start
+        return answer
+
+    network.forward = timed  # type: ignore[method-assign]
+    start = time.process_time()
+    for place in volume.results[0].places(0):
+        core = volume.results[0].region(0, place)
+        volume.compute(core, volume.read(volume.outer(core)))
+    return time.process_time() - start, spent
+
+
+def relative(one: xr.DataArray, other: xr.DataArray) -> float:
+    """Return the RMS difference in units of the RMS."""
+    return float(np.sqrt(np.square(one.values - other.values).mean() / np.square(other.values).mean()))
+
+
+def hazelnut(shared: Path, work: Path) -> list[str]:
+    """Return rows on real counts: blocks against the whole image, and OME-Zarr against TIFF."""
+    counts = gap.read_photons(shared / "data" / "hazelnut_photons_t0_zyx.tif")
+    if not (work / "plain").exists():
+        following = gap.read_photons(shared / "data" / "hazelnut_photons_t1_zyx.tif")
+        gap.train(following, work / "plain", RunConfig.from_dict(PLAIN), progress=False, device="cpu")
+    rows = []
+    for name, model in (("nuclei, anchored", gap.load_model("nuclei")), ("plain", gap.load_model(work / "plain"))):
+        fewer, _ = gap.thin(counts, 0.2, seed=0)
+        results = []
+        for kind in ("tif", "zarr"):
+            gap.write_image(work / f"fewer.{kind}", fewer)
+            out = work / f"hazelnut_{kind}.zarr"
+            shutil.rmtree(out, ignore_errors=True)
+            gap.denoise_volume(model, work / f"fewer.{kind}", out, block_px=(128, 128), planes=True)
+            results.append(gap.read_photons(out, check=False))
+        same = "the same" if (results[0].values == results[1].values).all() else "OTHER"
+        whole = gap.denoise(model, fewer, planes=True)
+        rows.append(
+            f"- hazelnut, a fifth of its photons, 2D network ({name}): blocks of 128 px differ from the whole image by "
+            f"{relative(results[0], whole):.2g} RMS, relatively; from OME-Zarr and from TIFF come {same} values"
+        )
+    return rows
+
+
+def main(shared: Path, work: Path) -> None:
+    """Measure, and write the section of the results."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    write_section("Volumes", __doc__, "\n".join([*memory(work), *dense(work), *hazelnut(shared, work)]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,313 @@
+"""How a block of a volume's result is made of the counts in it and around it alone.
+
+Anchored networks know the scale of their answers, plain ones conserve photons in a box: no block needs another.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gap_bioimage.camera.camera import Detector
+from gap_bioimage.config import SamplingConfig
+from gap_bioimage.counts import check_photon_counts
+from gap_bioimage.errors import AxesError, ConfigError, GapWarning
+from gap_bioimage.inference.denoising import parts_of, split_counts
+from gap_bioimage.inference.files import beside, mean_and_std
+from gap_bioimage.inference.preparation import Layout, Prepared, prepare
+from gap_bioimage.inference.resume import fingerprint
+from gap_bioimage.inference.sampling import Drawing
+from gap_bioimage.inference.tiling import TiledNetwork, box_of, round_up, tiles
+from gap_bioimage.io import sum_frames
+from gap_bioimage.io.blocks import Blocks, Index
+from gap_bioimage.io.image import AXES, metadata_of
+from gap_bioimage.io.ome_zarr import CHUNK, Design
+from gap_bioimage.io.read import loaded, open_volume
+from gap_bioimage.model import Model, load_model
+
+_BLOCK_PX = {2: {"z": 16, "y": 1024, "x": 1024}, 3: {"z": 64, "y": 512, "x": 512}}
+_PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
+
+Region = dict[str, slice]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which samples are drawn, where mean and standard deviation are wanted."""
+
+    n_samples: int
+    seed: int
+    settings: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked, in a form that travels to other machines, which see the same files."""
+
+    model: Path
+    image: Path
+    out: Path
+    layout: Layout
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    n_frames: int | None = None  # to sum
+    drawn: Drawn | None = None
+    tile_px: Sequence[int] | None = None
+    halo_px: Sequence[int] | None = None
+    device: str = "cpu"
+    block_px: Sequence[int] | None = None
+    version: str = "0.5"
+
+
+class Made(NamedTuple):
+    """A block of each result, and what was warned of: names of categories with texts."""
+
+    values: list[NDArray[np.float32]]
+    warnings: list[tuple[str, str]]
+
+
+class Volume:
+    """A volume and its result, and how a block of one is made from the other."""
+
+    def __init__(self, job: Job, model: Model | None = None) -> None:
+        self.job, self.model = job, load_model(job.model) if model is None else model
+        self.detector = self.model.camera_for(job.layout.camera)
+        self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device)
+        self.source = open_volume(job.image, **job.selection)
+        dim, step = self.model.config.dim, self.network.step
+        self.seen = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
+        self.sizes = {axis: self.source.sizes[axis] for axis in AXES if axis in self.source.dims}
+        if job.n_frames is not None:
+            if self.sizes.get("t", 1) < job.n_frames:
+                raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {self.sizes.get('t', 1)}")
+            self.sizes["t"] //= job.n_frames
+        if set(self.seen) - set(self.sizes):
+            axes, expected = " ".join(self.sizes), f"expected {' '.join(self.seen)} for a {dim}D model"
+            raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
+        self.box_px = box_of(self.model.network)
+        self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.seen, self.box_px, step, strict=True)}
+        self.halo = {a: round_up(h, s) for a, h, s in zip(self.seen, self.network.halo_px, step, strict=True)}
+        if (tile := job.tile_px) is not None:
+            tiles([2 * n for n in tile], tile, self.network.halo_px, step)  # refuses those without room
+
+    @cached_property
+    def results(self) -> list[Blocks]:
+        """The stores to fill: the denoised volume, or mean and standard deviation of samples."""
+        out = self.job.out
+        paths = [out] if self.job.drawn is None else [beside(out, "mean"), beside(out, "std")]
+        template, names = metadata_of(self.source), [path.name.split(".ome.")[0].split(".zarr")[0] for path in paths]
+        if self.job.n_frames and "t" in template.steps:
+            template = replace(template, steps={**template.steps, "t": template.steps["t"] * self.job.n_frames})
+        design = Design("", self.sizes, template, np.dtype(np.float32), self.job.version, self._block_px())
+        return [Blocks(path, replace(design, name=name)) for path, name in zip(paths, names, strict=True)]
+
+    def _block_px(self) -> dict[str, int]:
+        """Return the pixels of a block: multiples of chunks and of the network's pooling."""
+        dim = self.model.config.dim
+        block = {"t": 1, "c": self.sizes.get("c", 1), **_BLOCK_PX[dim]}
+        if self.job.layout.time_as_z:
+            block["t"] = block["z"]
+        if (given := self.job.block_px) is not None:
+            if len(given) != dim or min(given) < 1:
+                raise ConfigError(f"the block is {given} px, expected {dim} positive numbers ({', '.join(self.seen)})")
+            block |= dict(zip(self.seen, given, strict=True))
+        for axis, step in zip(self.seen, self.network.step, strict=True):
+            block[axis] = round_up(block[axis], step)
+        return {a: round_up(n, CHUNK[a]) if n > CHUNK.get(a, n) else n for a, n in block.items() if a in self.sizes}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the result depends on."""
+        job, network, drawn = self.job, self.model.network, self.job.drawn
+        maps = None if self.detector is None else self.detector.maps
+        camera = None if self.detector is None else self.detector.camera.model_dump(mode="json", exclude={"measured"})
+        layout = asdict(replace(job.layout, camera=None))  # which has a place of its own
+        image = {"name": job.image.name, "sizes": self.sizes, "type": str(self.source.dtype), **job.selection}
+        return {
+            "model": {"network": fingerprint(*network.state_dict().values()), "range": self.model.trained_range_db},
+            "image": {**image, "sum_frames": job.n_frames},
+            "camera": {
+                "numbers": camera,
+                "maps": maps and fingerprint(*map(torch.tensor, (maps.offset, maps.read_noise))),
+            },
+            "layout": layout,
+            "tile": [job.tile_px, job.halo_px],
+            "samples": drawn and [drawn.n_samples, drawn.seed, drawn.settings.model_dump(mode="json")],
+            "block": self._block_px(),
+            "version": job.version,
+        }
+
+    def start(self) -> None:
+        """Begin, or go on; before the first block the middle of the volume is judged."""
+        if not all(result.path.exists() for result in self.results):
+            places = self.results[0].places(0)
+            self._judge(places[len(places) // 2])
+        for result in self.results:
+            result.start(self.settings())
+
+    def _judge(self, place: Index) -> None:
+        """Refuse what are no counts, or no images for this model, before anything is written."""
+        core = self.results[0].region(0, place)
+        part = self.read(core)
+        if self.detector is None and self.model.n_frames is None and part.any():
+            check_photon_counts(part, name=self.job.image.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GapWarning)  # the blocks will say so
+            self._prepared(part, core)
+
+    def outer(self, core: Region) -> Region:
+        """Return the pixels that a block depends on."""
+        margin = {axis: self.halo[axis] + self.reach[axis] for axis in self.seen}
+        return self._grown(core, margin)
+
+    def _grown(self, core: Region, margin: Mapping[str, int]) -> Region:
+        return {
+            axis: slice(max(0, cut.start - margin.get(axis, 0)), min(self.sizes[axis], cut.stop + margin.get(axis, 0)))
+            for axis, cut in core.items()
+        }
+
+    def read(self, region: Region) -> xr.DataArray:
+        """Read a part of the volume."""
+        count = self.job.n_frames
+        if count is None:
+            return loaded(self.source.isel(region), self.job.image)
+        frames = slice(region["t"].start * count, region["t"].stop * count)
+        summed = sum_frames(loaded(self.source.isel({**region, "t": frames}), self.job.image), count)
+        return summed if "t" in summed.dims else summed.expand_dims("t")
+
+    def read_for(self, level: int, place: Index) -> xr.DataArray:
+        """Read what a block is made of; nothing for smaller levels."""
+        return self.read(self.outer(self.results[0].region(0, place))) if level == 0 else xr.DataArray()
+
+    def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
+        detector = self._camera(region)
+        return prepare(self.model, part, replace(self.job.layout, dims=None, camera=detector))
+
+    def _camera(self, region: Region) -> Detector | None:
+        return None if self.detector is None else self.detector.crop(region["y"], region["x"])
+
+    def compute(self, core: Region, part: xr.DataArray) -> list[NDArray[np.float32]]:
+        """Return a block of each result from the counts that it depends on."""
+        if self.detector is None and not part.values.any():
+            return [np.zeros([cut.stop - cut.start for cut in core.values()], np.float32) for _ in self.results]
+        outer = self.outer(core)
+        prepared = self._prepared(part, outer)
+        inside = tuple(_within(core[axis], outer[axis]) for axis in self.seen)
+        names = dict(zip("zyx"[-len(inside) :], inside, strict=True))
+        cut = replace(
+            prepared, image=prepared.image.isel(names), ordered=prepared.ordered.isel(names), camera=self._camera(core)
+        )
+        count = None if self.job.drawn is None else self.job.drawn.n_samples
+        rates = np.zeros((count or 1, *cut.items.shape), np.float32)
+        parts = parts_of(self.model, prepared)
+        for number, item in enumerate(prepared.items):
+            if item.any():  # without photons the answer is only what the training images were like
+                counts = prepared.tensor(number)
+                if count is None:
+                    rates[:, number] = self._expected(counts, core, parts[number])
+                else:
+                    rates[:, number] = self._samples(counts)[_at(inside)]
+        images = [cut.photons(rates[0])] if count is None else mean_and_std(cut.photons(rates, count))
+        return [image.transpose(*self.sizes).values for image in images]
+
+    def _expected(self, counts: Tensor, core: Region, parts: int) -> NDArray[np.float32]:
+        """Return the expected counts of a block, (1, c, [z,] y, x), of counts that reach as far as they matter."""
+        outer, near = self.outer(core), self._grown(core, self.reach)
+        nearby = [_within(near[axis], outer[axis]) for axis in self.seen]
+        whole = all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
+        inside = [_within(core[axis], outer[axis]) for axis in self.seen]
+        done, rate = 0, torch.zeros(())
+        for part in split_counts(counts, parts) if parts > 1 else [counts]:
+            log_rate, done = self._log_rate(part, nearby), done + 1
+            if whole or self.model.network.anchored:
+                found = self.network.network.rate(part[_at(nearby)], log_rate, [] if whole else self.box_px)
+                rate = rate + found[_at([_within(cut, near) for cut, near in zip(inside, nearby, strict=True)])]
+            else:
+                rate = rate + self._in_boxes(part, log_rate, nearby, inside)
+        result: NDArray[np.float32] = (rate * (parts / done)).numpy()
+        return result
+
+    def _in_boxes(self, counts: Tensor, log_rate: Tensor, nearby: Sequence[slice], inside: Sequence[slice]) -> Tensor:
+        """Conserve photons in boxes, piece by piece, since it takes many times the memory of the counts."""
+        rate = torch.empty(*counts.shape[:2], *(cut.stop - cut.start for cut in inside))
+        reach, ends = list(self.reach.values()), [cut.stop for cut in nearby]
+        for at, piece, crop in _pieces(inside, ends, [_PIECE_PX] * len(ends), reach, [1] * len(ends)):
+            seen = [_within(cut, near) for cut, near in zip(piece, nearby, strict=True)]
+            rate[_at(at)] = self.network.network.rate(counts[_at(piece)], log_rate[_at(seen)], self.box_px)[_at(crop)]
+        return rate
+
+    def _log_rate(self, counts: Tensor, wanted: Sequence[slice]) -> Tensor:
+        """Return the log-rates of a part of counts, tile by tile, none of which is made for the halo alone."""
+        halo, sizes = list(self.halo.values()), [cut.stop - cut.start for cut in wanted]
+        tile = self.network.tile_of([n + 2 * h for n, h in zip(sizes, halo, strict=True)])
+        block = [t - 2 * h for t, h in zip(tile, halo, strict=True)]
+        log_rate = torch.empty(*counts.shape[:2], *sizes)
+        for at, piece, crop in _pieces(wanted, counts.shape[2:], block, halo, self.network.step):
+            log_rate[_at(at)] = self.network(counts[_at(piece)])[_at(crop)]
+        return log_rate
+
+    def _samples(self, counts: Tensor) -> NDArray[np.float32]:
+        """Return samples of the expected counts of one item, (n_samples, c, [z,] y, x)."""
+        drawn = self.job.drawn
+        assert drawn is not None  # noqa: S101
+        item = xr.DataArray(counts[0].numpy(), dims=["c", *"zyx"[-len(self.seen) :]])
+        drawing = Drawing(self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, None, None, None)
+        return drawing.rates_of(Prepared(item, item))[:, 0]
+
+    def make(self, level: int, place: Index, part: xr.DataArray) -> Made:
+        """Return a block of each result and what was warned of, from what ``read_for`` returned."""
+        if level:
+            return Made([result.averaged(level, place) for result in self.results], [])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", GapWarning)
+            values = self.compute(self.results[0].region(0, place), part)
+        told = [w for w in caught if issubclass(w.category, GapWarning)]
+        return Made(values, [(w.category.__name__, str(w.message)) for w in told])
+
+    def write(self, level: int, place: Index, made: Made) -> None:
+        """Write a block of each result."""
+        for result, values in zip(self.results, made.values, strict=True):
+            result.write(level, place, values, made.warnings)
+
+    def left(self, level: int, part: tuple[int, int] = (1, 1)) -> list[Index]:
+        """Return the blocks of a level, or of a part of it, that are not done."""
+        done = set.intersection(*(result.done(level) for result in self.results))
+        number, parts = part
+        return [place for place in self.results[0].places(level)[number - 1 :: parts] if place not in done]
+
+    def voxels(self, place: Index) -> int:
+        """Return the size of a block."""
+        return math.prod(cut.stop - cut.start for cut in self.results[0].region(0, place).values())
+
+
+def _within(cut: slice, outer: slice) -> slice:
+    return slice(cut.start - outer.start, cut.stop - outer.start)
+
+
+def _at(cuts: Sequence[slice]) -> Any:
+    """Return the index of a part along the last axes."""
+    return (..., *cuts)
+
+
+def _pieces(
+    wanted: Sequence[slice], ends: Sequence[int], block_px: Sequence[int], margin_px: Sequence[int], step: Sequence[int]
+) -> Iterator[tuple[list[slice], list[slice], list[slice]]]:
+    """Cover a part of an array with blocks: where each lies in the part, with its margins in the array, and in these.
+
+    Margins reach over the part, as far as the array does, which ends at ``ends``.
+    """
+    for block in tiles([cut.stop - cut.start for cut in wanted], block_px, [0] * len(wanted), step):
+        at = list(block.inner)
+        own = [slice(cut.start + one.start, cut.start + one.stop) for cut, one in zip(wanted, at, strict=True)]
+        sides = zip(own, margin_px, ends, strict=True)
+        piece = [slice(max(0, cut.start - margin), min(cut.stop + margin, end)) for cut, margin, end in sides]
+        yield at, piece, [_within(cut, outer) for cut, outer in zip(own, piece, strict=True)]

@@ -1,0 +1,219 @@
+"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many.
+
+A block is a function of the counts in it and around it, so that the result is the same in whatever order, by however
+many processes and after however many interruptions its blocks are made.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import xarray as xr
+
+from gap_bioimage import errors
+from gap_bioimage.config import SamplingConfig
+from gap_bioimage.errors import ConfigError, OutputError
+from gap_bioimage.inference.blockwise import Drawn, Job, Volume
+from gap_bioimage.inference.preparation import Layout, check_whole
+from gap_bioimage.io import check_output
+from gap_bioimage.io.blocks import Index, VolumeStatus, volume_status
+from gap_bioimage.io.read import open_volume
+from gap_bioimage.model import CameraLike, Model
+
+
+def denoise_volume(
+    model: Model,
+    image: Path | str,
+    out: Path | str,
+    *,
+    selection: Mapping[str, Any] | None = None,
+    sum_frames: int | None = None,
+    n_samples: int | None = None,
+    seed: int = 0,
+    settings: SamplingConfig | None = None,
+    planes: bool = False,
+    camera: CameraLike = "model",
+    time_as_z: bool = False,
+    separate_channels: bool = False,
+    tile_px: Sequence[int] | None = None,
+    halo_px: Sequence[int] | None = None,
+    device: str = "cpu",
+    block_px: Sequence[int] | None = None,
+    version: Literal["0.4", "0.5"] = "0.5",
+    part: tuple[int, int] = (1, 1),
+    scheduler: str | None = None,
+    verify: bool = False,
+    on_block: Callable[[int, int], None] | None = None,
+) -> VolumeStatus:
+    """Denoise an image of any size into an OME-Zarr, block by block; the same call goes on after an interruption.
+
+    Of anchored networks the result is that of ``denoise`` to rounding. Plain ones conserve photons in a box around each
+    pixel, as zips do, not in the whole image. Where a block and its surroundings hold no photons the result is 0.
+
+    Parameters
+    ----------
+    model
+        From ``load_model`` or ``train``.
+    image
+        A file that ``read_photons`` reads, or a folder of planes (z). OME-Zarr, HDF5 and uncompressed TIFF are read
+        piece by piece.
+    out
+        A name that ends in ``.zarr``. It can be opened while it is being filled.
+    selection
+        ``axes``, ``channel``, ``time``, ``series``, ``level`` of ``read_photons``.
+    sum_frames
+        Sum so many one-bit frames, as ``sum_frames`` does.
+    n_samples, seed, settings
+        Draw posterior samples as ``sample`` does, and write their mean and standard deviation to ``out`` with ``_mean``
+        and ``_std`` before its suffix. Single samples are not kept: those of neighbouring blocks would not meet.
+    planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+        As for ``denoise``.
+    block_px
+        What is done and stored at once, per spatial axis of the network; rounded up to whole chunks.
+    version
+        Of OME-Zarr: 0.5, where a block is a shard, or 0.4, where it is some chunks.
+    part
+        (i, n): do every n-th block only, from the i-th on, counted from 1; whoever finds all done averages the levels.
+    scheduler
+        Address of a dask scheduler, whose workers do the blocks. They must see the same files.
+    verify
+        Read all that is done, and do again what is damaged.
+    on_block
+        Called with (voxels done, voxels to do) of this call.
+
+    Returns
+    -------
+    VolumeStatus
+        What is done now; all of it, unless other parts are at work.
+
+    Raises
+    ------
+    OutputError
+        If the result cannot be written, or was begun with other settings.
+    AxesError, NotPhotonCountsError, ConfigError, BrokenNetworkError, TrainedRangeError
+        As for ``denoise`` and ``sample``; also if the part or the scheduler is impossible.
+
+    Warns
+    -----
+    GapWarning
+        At the end, what ``denoise`` and ``sample`` warn of, once for each kind.
+    """
+    out, (number, parts) = Path(out), part
+    check_whole("n of part (i, n)", parts, 1)
+    check_whole("i of part (i, n)", number, 1)
+    if number > parts:
+        raise ConfigError(f"part is {number} of {parts}, expected 1 to {parts}")
+    if out.suffix.lower() != ".zarr":
+        raise OutputError(f"{out} does not end in .zarr, expected an OME-Zarr for a volume; add .ome.zarr to its name")
+    check_output(out, Path(image))
+    drawn = None
+    if n_samples is not None:
+        check_whole("n_samples", n_samples, 1)
+        check_whole("seed", seed, 0, 2**63)
+        drawn = Drawn(n_samples, seed, settings or SamplingConfig())
+    layout = Layout(None, planes, camera, time_as_z, separate_channels)
+    where = (tile_px, halo_px, device, block_px, version)
+    chosen = {name: value for name, value in (selection or {}).items() if value is not None}
+    job = Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *where)
+    try:
+        volume = Volume(job, model)
+        volume.start()
+    except ImportError as error:
+        hint = "type pip install 'gap-bioimage[zarr]'"
+        raise OutputError(f"cannot write {out}: {error.name} is not installed; {hint}") from None
+    if verify:
+        for result in volume.results:
+            result.forget_damaged()
+    for kind, text in _fill(volume, part, scheduler, on_block):
+        warnings.warn(text, getattr(errors, kind), stacklevel=2)
+    return volume_status(volume.results[0].path)
+
+
+def _fill(
+    volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None] | None
+) -> list[tuple[str, str]]:
+    """Do what is left of a part, and of the smaller levels once all of it is done; return what was warned of."""
+    for level in range(len(volume.results[0].design.factors)):
+        places, done = volume.left(level, (1, 1) if level else part), 0
+        total = sum(map(volume.voxels, places)) if level == 0 else 0
+        for place in _here(volume, level, places) if scheduler is None else _there(scheduler, volume, level, places):
+            if on_block is not None and level == 0:
+                done += volume.voxels(place)
+                on_block(done, total)
+        if volume.left(level):
+            return []  # other parts are at work
+    warned = [result.finish(alone=part == (1, 1)) for result in volume.results]
+    return warned[0]
+
+
+def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
+    """Whether so many results of an image, and what it takes to make them, do not fit into memory."""
+    return open_volume(image, **selection).size * 4 * (copies + 3) > psutil.virtual_memory().available
+
+
+def _here(volume: Volume, level: int, places: Sequence[Index]) -> Iterator[Index]:
+    """Make blocks in this process; while one is computed the next is read and the one before is written."""
+
+    def read(place: Index) -> xr.DataArray:
+        return volume.read_for(level, place)
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        reads = (reader.submit(read, place) for place in places)
+        reading, writing = deque(islice(reads, 1)), deque[tuple[Index, Future[None]]]()
+        for place in places:
+            part = reading.popleft().result()
+            reading.extend(islice(reads, 1))
+            writing.append((place, writer.submit(volume.write, level, place, volume.make(level, place, part))))
+            while len(writing) > 1 or (writing and place == places[-1]):
+                written, future = writing.popleft()
+                future.result()
+                yield written
+
+
+def _there(scheduler: str, volume: Volume, level: int, places: Sequence[Index]) -> Iterator[Index]:
+    """Make blocks in the workers of a scheduler; what a dying worker had done stays done."""
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError:
+        raise ConfigError("dask is not installed; type pip install 'gap-bioimage[cluster]'") from None
+    try:
+        client = Client(scheduler)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no scheduler answers at {scheduler} ({error}); start one, or leave it out") from None
+    made = partial(_on_worker, job=pickle.dumps(volume.job), settings=pickle.dumps(volume.settings()), level=level)
+    with client:
+        try:
+            tasks = client.map(made, places, pure=False)
+            for task in as_completed(tasks):  # type: ignore[no-untyped-call]
+                yield task.result()
+        except KilledWorker as error:
+            told = f"several workers died of one block ({' '.join(str(error).split())[:200]})"
+            raise ConfigError(f"{told}; give them more memory, or smaller tiles") from None
+
+
+def _on_worker(place: Index, job: bytes, settings: bytes, level: int) -> Index:
+    """Make a block, unless that was done by a worker that died afterwards."""
+    volume = _opened(job, settings)
+    if place in volume.left(level):
+        volume.write(level, place, volume.make(level, place, volume.read_for(level, place)))
+    return place
+
+
+@lru_cache(1)
+def _opened(job: bytes, settings: bytes) -> Volume:
+    """Return a volume with its model, which a process loads once."""
+    volume = Volume(pickle.loads(job))  # noqa: S301  # from the scheduler that started this worker
+    if volume.settings() != pickle.loads(settings):  # noqa: S301
+        raise ConfigError(
+            f"a worker finds another {volume.job.model} or {volume.job.image}; let all see the same files"
+        )
+    return volume

@@ -1,0 +1,257 @@
+"""An OME-Zarr that any number of processes fill block by block, at any time and in any order.
+
+A block is a shard, or in OME-Zarr 0.4 some whole chunks, so that no two blocks share a file. Its files appear by
+rename, then its record beside them, with their hash: what is recorded is done, and nothing is ever half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from gap_bioimage.errors import GapError, OutputError
+from gap_bioimage.files import replacing
+from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
+
+Index = tuple[int, ...]
+_RECORDS = ".done"  # in the folder of a level, where no reader looks
+_KEY = "gap_bioimage"  # of what the store tells of the work on it
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of all levels of a store; a block has a level and the numbers of its place along each axis."""
+
+    path: Path
+    design: Design
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Create the store where there is none; refuse one that other settings, or somebody else, began."""
+        told = {"settings": dict(settings), "blocks": [len(self.places(n)) for n in range(len(self.design.factors))]}
+        if not self.path.exists():
+            own = self.path.with_name(f".{self.path.stem}.tmp-{secrets.token_hex(4)}.zarr")
+            ranges = [[0.0, 1.0]] * self.design.sizes.get("c", 1)
+            with _told(self.path):
+                try:
+                    self.design.create(own, {**self.design.attributes(ranges, 1), _KEY: told})
+                    os.rename(own, self.path)
+                except OSError:
+                    if not self.path.exists():  # another process was first
+                        raise
+                finally:
+                    shutil.rmtree(own, ignore_errors=True)
+        before = _attributes(self.path).get(_KEY, {}).get("settings", {})
+        if not before:
+            raise OutputError(f"{self.path} is there already and was not begun so; remove it or choose another name")
+        asked = json.loads(json.dumps(settings))
+        if others := [name for name in {**before, **asked} if before.get(name) != asked.get(name)]:
+            raise OutputError(
+                f"{self.path} was begun with other settings ({', '.join(others)}); give those of before to go on, or "
+                "choose another name"
+            )
+
+    def places(self, level: int) -> list[Index]:
+        """Return all blocks of a level."""
+        _, block = self.design.stored(level)
+        return list(np.ndindex(*(-(-n // b) for n, b in zip(self.design.shape(level), block, strict=True))))
+
+    def region(self, level: int, place: Index) -> dict[str, slice]:
+        """Return the pixels of a block, by axis."""
+        _, block = self.design.stored(level)
+        starts = [number * size for number, size in zip(place, block, strict=True)]
+        return {
+            axis: slice(start, min(start + size, length))
+            for axis, start, size, length in zip(
+                self.design.sizes, starts, block, self.design.shape(level), strict=True
+            )
+        }
+
+    def done(self, level: int) -> set[Index]:
+        """Return the blocks of a level that are done."""
+        return {tuple(map(int, name.split("."))) for name in _recorded(self.path, level)}
+
+    def write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
+        """Write a block and its record."""
+        import zarr
+
+        folder = self.path / str(level)
+        own = folder / _RECORDS / f".tmp-{secrets.token_hex(4)}"
+        with _told(self.path):
+            try:
+                # an array of the same chunks that holds nothing but the block, so that nothing has to be read first
+                own.mkdir(parents=True)
+                described = "zarr.json" if (folder / "zarr.json").is_file() else ".zarray"
+                words = json.loads((folder / described).read_bytes())
+                (own / described).write_text(json.dumps({**words, "shape": values.shape}))
+                zarr.open_array(str(own))[...] = values
+                for here, there in self._files(level, place):
+                    (folder / there).parent.mkdir(parents=True, exist_ok=True)
+                    if (own / here).exists():
+                        os.replace(own / here, folder / there)
+                    else:  # nothing but 0, which is not stored
+                        (folder / there).unlink(missing_ok=True)
+            finally:
+                shutil.rmtree(own, ignore_errors=True)
+            record = {"sha256": self._hash(level, place), "range": self._range(values), "warnings": warned}
+            with replacing(folder / _RECORDS / ".".join(map(str, place))) as temporary:
+                temporary.write_text(json.dumps(record))
+
+    def forget_damaged(self) -> int:
+        """Forget blocks whose files are not those that were written, so that they are made anew; return how many."""
+        found = 0
+        for level in range(len(self.design.factors)):
+            for place in self.done(level):
+                path = self.path / str(level) / _RECORDS / ".".join(map(str, place))
+                if json.loads(path.read_text())["sha256"] != self._hash(level, place):
+                    path.unlink()
+                    found += 1
+        return found
+
+    def averaged(self, level: int, place: Index) -> NDArray[Any]:
+        """Return the values of a block from the level before, chunk by chunk along the first axis of space."""
+        import zarr
+
+        before, after = self.design.factors[level - 1 : level + 1]
+        source, region = zarr.open_array(str(self.path / str(level - 1)), mode="r"), self.region(level, place)
+        chunk = dict(zip(self.design.sizes, self.design.stored(level)[0], strict=True))
+        first = next(axis for axis in self.design.sizes if axis in "zyx")
+        parts = []
+        for start in range(region[first].start, region[first].stop, chunk[first]):
+            part = {**region, first: slice(start, min(start + chunk[first], region[first].stop))}
+            ratio = {axis: after.get(axis, 1) // before.get(axis, 1) for axis in part}
+            read = tuple(slice(cut.start * ratio[axis], cut.stop * ratio[axis]) for axis, cut in part.items())
+            values: NDArray[Any] = np.asarray(source[read])
+            if values.any():
+                parts.append(halved(xr.DataArray(values, dims=list(part)), before, after).values)
+            else:
+                parts.append(np.zeros([cut.stop - cut.start for cut in part.values()], values.dtype))
+        return np.concatenate(parts, list(self.design.sizes).index(first))
+
+    def finish(self, *, alone: bool) -> list[tuple[str, str]]:
+        """Name all levels and the range of values; return what was warned of, once for each kind.
+
+        Who is ``alone`` removes what killed processes left.
+        """
+        import zarr
+
+        records = [json.loads((self.path / "0" / _RECORDS / name).read_text()) for name in _recorded(self.path, 0)]
+        ranges = np.array([record["range"] for record in records])
+        lowest, highest = ranges[..., 0].min(0), ranges[..., 1].max(0)
+        with _told(self.path):
+            words = self.design.attributes(np.stack([lowest, highest], -1).tolist())
+            zarr.open_group(str(self.path)).attrs.update(words)
+            for left in self.path.glob(f"*/{_RECORDS}/.*tmp-*") if alone else ():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        told: dict[str, list[str]] = {}
+        for kind, text in (warned for record in records for warned in record["warnings"]):
+            told.setdefault(kind, []).append(text)
+        return [
+            (kind, texts[0] + (f" (and the like in {len(texts) - 1} other blocks)" if len(texts) > 1 else ""))
+            for kind, texts in told.items()
+        ]
+
+    def _files(self, level: int, place: Index) -> Iterator[tuple[str, str]]:
+        """Yield the files of a block, as they are called where it is alone and where it is not."""
+        import zarr
+
+        array = zarr.open_array(str(self.path / str(level)), mode="r")
+        unit = array.shards or array.chunks
+        _, block = self.design.stored(level)
+        region = self.region(level, place).values()
+        counts = [-(-(cut.stop - cut.start) // size) for cut, size in zip(region, unit, strict=True)]
+        first = [number * size // small for number, size, small in zip(place, block, unit, strict=True)]
+        name = array.metadata.encode_chunk_key
+        for cell in np.ndindex(*counts):
+            yield name(cell), name(tuple(start + number for start, number in zip(first, cell, strict=True)))
+
+    def _hash(self, level: int, place: Index) -> str:
+        digest = hashlib.sha256()
+        for _, name in self._files(level, place):
+            path = self.path / str(level) / name
+            digest.update(f"{name} {path.stat().st_size if path.exists() else None}\n".encode())
+            digest.update(path.read_bytes() if path.exists() else b"")
+        return digest.hexdigest()
+
+    def _range(self, values: NDArray[Any]) -> list[list[float]]:
+        """Return the smallest and the largest value of each channel, 0 included."""
+        axis = list(self.design.sizes).index("c") if "c" in self.design.sizes else None
+        channels = [values] if axis is None else np.moveaxis(values, axis, 0)
+        return [[float(each.min(initial=0)), float(each.max(initial=0))] for each in channels]
+
+
+@dataclass(frozen=True)
+class VolumeStatus:
+    """How much of a volume is done: blocks of the full resolution and of the smaller levels, and all of them."""
+
+    done: int
+    total: int
+    done_smaller: int
+    total_smaller: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is done."""
+        return (self.done, self.done_smaller) == (self.total, self.total_smaller)
+
+    def __str__(self) -> str:
+        """Return a phrase."""
+        smaller = f", and {self.done_smaller} of {self.total_smaller} of smaller levels" if self.total_smaller else ""
+        return f"{self.done} of {self.total} blocks are done{smaller}"
+
+
+def volume_status(out: Path | str) -> VolumeStatus:
+    """Return how much of a volume is done, whoever works on it.
+
+    Parameters
+    ----------
+    out
+        The OME-Zarr that :func:`denoise_volume` writes.
+
+    Raises
+    ------
+    OutputError
+        If it is none of those.
+    """
+    out = Path(out)
+    blocks = _attributes(out).get(_KEY, {}).get("blocks") if is_zarr(out) else None
+    if blocks is None:
+        raise OutputError(f"{out} is no volume that was begun here, expected one; denoise into it first")
+    done = [len(_recorded(out, level)) for level in range(len(blocks))]
+    return VolumeStatus(done[0], blocks[0], sum(done[1:]), sum(blocks[1:]))
+
+
+def _recorded(path: Path, level: int) -> list[str]:
+    folder = path / str(level) / _RECORDS
+    return [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    import zarr
+
+    words: dict[str, Any] = zarr.open(str(path), mode="r").attrs.asdict()
+    return words
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in a sentence what the system refuses, and that nothing is lost."""
+    try:
+        yield
+    except GapError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
+        hint = "free some space, or see to its permissions; the same command goes on from what is done"
+        raise OutputError(f"cannot write {path}: {reason}; {hint}") from error
