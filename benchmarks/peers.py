@@ -58,34 +58,33 @@ def best(images: Iterator[Image], truth: Image) -> Image:
     return min(images, key=lambda image: float(np.mean((image - truth) ** 2)))
 
 
-def best_gaussian(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
+def best_gaussian(scene: Scene, *_: Any) -> Method:
     """Choose the width on the truth; of real counts for each plane, on the frame that scores."""
-    del seed, scale, about
 
-    def method(counts: Image, truth: Image, level: float) -> Image:
+    def of_planes(counts: Image, other: Image, level: float) -> Image:
         del level
-        if scene.real is None:
-            return best(gaussians(counts), truth)
-        pairs = zip(counts, truth, strict=True)
-        return np.stack([max(gaussians(p), key=lambda image, q=q: nats(image, q)) for p, q in pairs])
+        pairs = zip(counts, other, strict=True)
+        return np.stack([max(gaussians(plane), key=lambda image, q=q: nats(image, q)) for plane, q in pairs])
 
-    return method
+    def of_all(counts: Image, truth: Image, level: float) -> Image:
+        del level
+        rates = gaussians(counts)  # of bits the chance q that a photon was seen, 1 - exp(-s)
+        return best((-np.log1p(-rate) for rate in rates) if scene.bits else rates, truth)
+
+    return of_all if scene.real is None else of_planes
 
 
-def best_median(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
+def best_median(*_: Any) -> Method:
     """Choose the size on the truth."""
-    del scene, seed, scale, about
     return lambda counts, truth, level: best(medians(counts), truth)
 
 
-def bm3d_anscombe(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
+def bm3d_anscombe(*_: Any) -> Method:
     """BM3D between Anscombe's transform and its exact unbiased inverse, volumes plane by plane.
 
     Source of the inverse: Makitalo and Foi, IEEE TIP 20 (2011) 2697, its closed form.
     """
     from bm3d import bm3d
-
-    del scene, seed, scale, about
 
     def plane(counts: Image) -> Image:
         transformed = 2 * np.sqrt(counts + 3 / 8)

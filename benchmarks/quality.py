@@ -40,6 +40,7 @@ from gap_bioimage.files import replacing
 from gap_bioimage.model import load_model
 from gap_bioimage.network import photons_of
 from gap_bioimage.training.fit import train
+from gap_bioimage.training.module import GapModule
 
 if TYPE_CHECKING:
     from gap_bioimage.model import Model
@@ -95,8 +96,16 @@ def run(job: Job) -> str:
     return f"{job.out.relative_to(job.work)}: {time.monotonic() - start:.0f} s"
 
 
+def record_kernels(module: GapModule) -> None:
+    """Replay a network's thousands of small kernels as one: else trainings beside each other wait for the CPU."""
+    if module.device.type == "cuda":
+        shape = (module.config.train.batch_size, module.network.channels, *module.config.window_px)
+        torch.cuda.make_graphed_callables(module.network, (torch.zeros(shape, device=module.device),))
+
+
 def trained(job: Job, scene: Scene) -> Model:
     """Return the last weights of a run that had all its steps."""
+    GapModule.on_train_start = record_kernels  # type: ignore[method-assign]
     counts = scene.training(job.method, job.seed)
     images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
     config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
