@@ -24,7 +24,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import peers
@@ -37,13 +37,10 @@ from scores import nats, residual_ratio, scores
 
 from gap_bioimage.config import RunConfig
 from gap_bioimage.files import replacing
-from gap_bioimage.model import load_model
-from gap_bioimage.network import photons_of
+from gap_bioimage.model import Model, load_model
+from gap_bioimage.network import UNet, photons_of
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
-
-if TYPE_CHECKING:
-    from gap_bioimage.model import Model
 
 Image = peers.Image
 PICTURE = Path(__file__).parents[1] / "docs/images/quality.png"
@@ -80,16 +77,17 @@ def run(job: Job) -> str:
     torch.set_num_threads(1)
     scene = SCENES[job.scene](job.data)
     start = time.monotonic()
+    about: dict[str, Any] = {}
     if job.method in RECIPES:
         model = trained(job, scene)
-        about = {
+        about |= {
             "minutes": (time.monotonic() - start) / 60,
             "parameters": sum(p.numel() for p in model.network.parameters()),
             "steps": scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"],
         }
         method: peers.Method = lambda counts, truth, level: denoised(model, counts, job.device)  # noqa: E731
     else:
-        method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about := {})
+        method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about)
     results = judged(scene, job, method) | about | {"machine": job.machine()}
     with replacing(job.out) as temporary:
         temporary.write_text(json.dumps(results))
@@ -100,15 +98,21 @@ def record_kernels(module: GapModule) -> None:
     """Replay a network's thousands of small kernels as one: else trainings beside each other wait for the CPU."""
     if module.device.type == "cuda":
         shape = (module.config.train.batch_size, module.network.channels, *module.config.window_px)
-        torch.cuda.make_graphed_callables(module.network, (torch.zeros(shape, device=module.device),))
+        try:
+            torch.cuda.make_graphed_callables(module.network, (torch.zeros(shape, device=module.device),))
+        except RuntimeError as error:
+            print(f"kernels are not recorded: {error}", flush=True)
 
 
 def trained(job: Job, scene: Scene) -> Model:
     """Return the last weights of a run that had all its steps."""
     GapModule.on_train_start = record_kernels  # type: ignore[method-assign]
+    config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
+    if job.method == "untrained":
+        network = UNet(**config.network.model_dump()).eval()
+        return Model(network, config.network, (-math.inf, math.inf), n_frames=config.thinning.ceiling)
     counts = scene.training(job.method, job.seed)
     images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
-    config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
     run = job.out.with_suffix("")
     train(images, run, config, resume=(run / "config.yaml").exists(), progress=False, device=job.device)
     return load_model(run)

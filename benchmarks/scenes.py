@@ -23,6 +23,7 @@ RECIPES: dict[str, Settings] = {
     "plain": {"network": {"anchor": False}},
     "original's recipe": {"network": {"anchor": False, "log1p": False}, "train": {"learning_rate": 1e-4}},
     "supervised": {"network": {"anchor": True}},
+    "untrained": {"network": {"anchor": True}},  # the anchored network before its first step, a filter
 }
 CLEAN = 3000  # times as many photons: a truth that can be thinned, and so a target almost without noise
 
@@ -98,7 +99,7 @@ def cells(data: Path) -> Scene:
 def hazelnut(data: Path) -> Scene:
     """Real photon counts: trained on one frame of a z-stack, plane by plane, and scored on the next frame."""
     seen, unseen = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif").astype(np.int32) for t in ("t0", "t1"))
-    recipes = ("anchored", "plain", "original's recipe")
+    recipes = ("anchored", "plain", "original's recipe", "untrained")
     return Scene([], 0, [unseen], (1,), _planes(750, min_db=-20.0), recipes, real=seen)
 
 
@@ -124,7 +125,7 @@ def video(data: Path) -> Scene:
     truth = _normalised(np.stack(frames)[:, 160:320, 160:320])
     train = {"patch_px": (32, 64, 64), "batch_size": 2, "validation_windows": 8}
     settings = _settings(1000, {"dim": 3, "depth": 4, "start_filts": 24}, train, min_db=-25.0, ceiling=1)
-    return Scene([truth], 0.06, [truth], (0.06,), settings, ("anchored", "plain"), bits=True)
+    return Scene([truth], 0.06, [truth], (0.06,), settings, ("anchored", "plain", "untrained"), bits=True)
 
 
 SCENES: dict[str, Callable[[Path], Scene]] = {

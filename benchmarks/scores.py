@@ -42,10 +42,11 @@ def ssim(image: Image, truth: Image) -> float:
 
 
 def bias(image: Image, truth: Image) -> list[float]:
-    """Return the relative bias in tenths of the pixels, the darkest first."""
-    order = np.argsort(truth, axis=None, kind="stable")
-    tenths = np.array_split(order, DECILES)
-    return [float(image.flat[part].mean() / max(float(truth.flat[part].mean()), 1e-9) - 1) for part in tenths]
+    """Return the bias in tenths of the pixels, the darkest first, over their mean (or a hundredth of the image's)."""
+    tenths, least = np.array_split(np.argsort(truth, axis=None, kind="stable"), DECILES), 0.01 * truth.mean()
+    return [
+        float((image.flat[part] - truth.flat[part]).mean() / max(truth.flat[part].mean(), least)) for part in tenths
+    ]
 
 
 def residual_ratio(image: Image, counts: Image) -> float:
