@@ -56,6 +56,7 @@ def train(
     devices: int | str = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    callbacks: Sequence[pl.Callback] = (),
 ) -> Model:
     """Train on photon counts alone and return the best model.
 
@@ -83,7 +84,7 @@ def train(
         Continue the run in ``out``; its stored settings hold, but for a larger number of steps.
     progress
         Show a progress bar.
-    device, devices, num_nodes, strategy
+    device, devices, num_nodes, strategy, callbacks
         Passed to the Lightning trainer (``device`` as accelerator).
 
     Raises
@@ -110,7 +111,7 @@ def train(
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
     with _quiet():
         # first, so that a device that is not there leaves no run behind
-        trainer = _trainer(out, config.train, machine, [folder, Progress(config.train.steps, progress)])
+        trainer = _trainer(out, config.train, machine, [folder, Progress(config.train.steps, progress), *callbacks])
         run_folder.open_run(out, config, resume, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))

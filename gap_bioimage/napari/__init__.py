@@ -1,0 +1,1 @@
+"""The plugin for napari; ``napari.yaml`` tells napari what is in it."""

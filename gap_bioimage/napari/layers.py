@@ -1,0 +1,87 @@
+"""Layers and images: napari has arrays with scales, the library arrays with named axes in micrometres."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import gap_bioimage as gap
+from gap_bioimage.errors import AxesError
+from gap_bioimage.io.image import AXES, metadata_of, step_of
+from gap_bioimage.io.read import READABLE
+
+LayerData = tuple[Any, dict[str, Any], str]
+"""What napari makes a layer of: an array, its settings, and the kind of layer."""
+_UNITS = {"t": "s", "z": "um", "y": "um", "x": "um"}
+
+
+def reader_of(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
+    """Return what reads these files, None where it cannot."""
+    paths = [path] if isinstance(path, str) else path
+    return read if all(Path(p).suffix.lower() in READABLE for p in paths) else None
+
+
+def read(path: str | Sequence[str]) -> list[LayerData]:
+    """Read images with any values: whether they are photon counts is judged where they are used."""
+    paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
+    return [layer for p in paths for layer in layers_of(gap.read_photons(p, check=False), p.name.split(".")[0])]
+
+
+def _simulated(dim: Any, photons: float) -> list[LayerData]:
+    counts, truth = gap.simulate(dim, photons=photons)
+    hidden = [(data, {**settings, "visible": False}, kind) for data, settings, kind in layers_of(truth, "truth")]
+    return hidden + layers_of(counts, "counts")
+
+
+simulated_cells = partial(_simulated, 2, 2.0)
+simulated_stack = partial(_simulated, 3, 1.0)
+
+
+def layers_of(image: xr.DataArray, name: str) -> list[LayerData]:
+    """Return an image as layers, one per channel."""
+    if "c" in image.dims:
+        names = metadata_of(image).channels or range(image.sizes["c"])
+        return [layers_of(image.isel(c=n), f"{name} {channel}")[0] for n, channel in enumerate(names)]
+    dims, steps = [str(dim) for dim in image.dims], metadata_of(image).steps
+    units = [_UNITS[dim] if dim in steps else "pixel" for dim in dims]
+    return [_layer(image, {"name": name, "scale": [steps.get(dim, 1.0) for dim in dims], "units": units})]
+
+
+def layer_beside(layer: Any, image: xr.DataArray, name: str) -> LayerData:
+    """Return a result as a layer that lies on the one it was made from; axes that are new come first."""
+    new = image.ndim - layer.ndim
+    scale, translate = [1.0] * new + list(layer.scale), [0.0] * new + list(layer.translate)
+    place = {"scale": scale, "translate": translate, "units": ["pixel"] * new + list(layer.units)}
+    return _layer(image, {"name": f"{layer.name} {name}", **place})
+
+
+def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
+    """Add the names of the axes, and contrast limits that single bright pixels leave alone."""
+    low, top = float(image.min()), float(np.percentile(image.data, 99.8))
+    limits = (min(0.0, low), top if top > low else low + 1)
+    return image.data, {**settings, "axis_labels": [str(dim) for dim in image.dims], "contrast_limits": limits}, "image"
+
+
+def axes_of(layer: Any) -> str:
+    """Return the axes of a layer: what it says, or else y and x last, z and t before them."""
+    labels = "".join(map(str, layer.axis_labels)).lower()
+    known = len(labels) == layer.ndim and {"y", "x"} <= set(labels) <= set(AXES)
+    return labels if known else AXES.replace("c", "")[-layer.ndim :]
+
+
+def image_of(layer: Any, axes: str) -> xr.DataArray:
+    """Return the values of a layer with named axes, in micrometres and seconds where it has units."""
+    if layer is None:
+        raise AxesError("there is no image layer; open one, or File > Open Sample > GAP denoising")
+    axes = axes.strip().lower()
+    if layer.rgb or len(axes) != layer.ndim or len(set(axes)) != len(axes):
+        told = "colours, expected counts of one channel" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
+        raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
+    image = xr.DataArray(np.asarray(layer.data), dims=list(axes), attrs={"source": layer.name})
+    sizes = zip(axes, layer.scale, layer.units, strict=True)
+    steps = {axis: step for axis, size, unit in sizes if (step := step_of(size, unit, axis)) is not None}
+    coords = {a: (a, np.arange(image.sizes[a]) * s, {"units": _UNITS[a], "step": s}) for a, s in steps.items()}
+    return image.assign_coords(coords)

@@ -1,0 +1,156 @@
+"""What the buttons do, without a window: each function calls the library and tells a `Job` how far it is."""
+
+from __future__ import annotations
+
+import csv
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import gap_bioimage as gap
+
+_CROP_PX = 160
+_NEXT = {
+    "photon counts": "Train on it, or denoise it with a model that you have.",
+    "counts times k": "In Train, give a camera yaml with the lines `gain: K` and `offset: 0`, K being that number.",
+    "camera image": "Measure the camera (gap-bioimage calibrate MOVIE --out camera.yaml); give camera.yaml in Train.",
+}
+
+
+class StoppedError(Exception):
+    """Somebody pressed Stop."""
+
+
+class Job:
+    """Work that is watched, and stopped, from another thread."""
+
+    def __init__(self, work: Callable[[Job], Any]) -> None:
+        self.work = work
+        self.is_to_stop: Callable[[], bool] = lambda: False
+        self.done, self.total, self.text = 0, 0, ""
+        self.news: Any = None  # what training shows of itself
+        self.result, self.succeeded, self.failure = None, False, ""
+        self._first: tuple[float, int] | None = None
+
+    def run(self) -> None:
+        """Work; Stop, and what users can mend, become a sentence, other errors are raised."""
+        try:
+            self.result, self.succeeded = self.work(self), True
+        except StoppedError:
+            self.failure = "Stopped."
+        except (gap.GapError, MemoryError) as error:
+            self.failure = str(error)
+
+    def tell(self, done: int, total: int, text: str = "") -> None:
+        """Say how far it is; raises `StoppedError` where it is to stop."""
+        if self.is_to_stop():
+            raise StoppedError
+        self._first = self._first or (time.monotonic(), done)
+        self.done, self.total, self.text = done, total, text
+
+    def __str__(self) -> str:
+        """Return how far it is, with the time left."""
+        words = ["Stopping ..." if self.is_to_stop() else self.text]
+        words += [f"{self.done} of {self.total}"] if self.total else []
+        if self._first is not None and self.done > self._first[1]:
+            left = (time.monotonic() - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
+            words.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+        return ", ".join(filter(None, words))
+
+
+def inspect(job: Job, image: xr.DataArray) -> str:
+    """Say what an image is, and what to do next."""
+    report = gap.inspect(image)
+    return f"{report.verdict}: {report.message}\n\n{_NEXT.get(report.verdict, report.next)}"
+
+
+def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: Any) -> Path:
+    """Train, or go on with the run in the folder, for which what is asked of ``new`` runs holds already."""
+    goes_on = (run / "config.yaml").is_file()
+    if not (new["camera"] or (run / "camera.yaml").is_file()):
+        _check(image)
+    job.tell(0, 0, "choosing the settings")
+    every = {} if steps is None or goes_on else {"validate_every": max(20, steps // 20)}
+    config = None if steps is None else gap.TrainConfig(steps=steps, **every)
+    given = {} if goes_on else new
+    gap.train(image, run, config, **given, resume=goes_on, progress=False, callbacks=[_watch(job, run)])
+    return run
+
+
+def _watch(job: Job, run: Path) -> Any:
+    """Return what tells each step of a training, and its news after each validation."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    return LambdaCallback(
+        on_train_batch_end=lambda trainer, module, *_: job.tell(
+            trainer.global_step, module.config.train.steps, "training"
+        ),
+        on_train_epoch_end=lambda *_: setattr(job, "news", news_of(run)),
+    )
+
+
+def news_of(run: Path) -> tuple[list[dict[str, float]], Any, Any]:
+    """Return the losses of a run so far, and a held-out crop (y, x) before and after its best network."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        losses = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    model, piece = gap.load_model(run), np.load(run / "held_out.npy")
+    middle = (slice(max(0, (n - _CROP_PX) // 2), (n + _CROP_PX) // 2) for n in piece.shape[-2:])
+    crop, camera = piece[(..., *middle)], None if model.camera is None else model.camera.scalar
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gap.GapWarning)  # the network is not done yet
+        rate = gap.denoise(model, crop, dims="czyx" if crop.ndim == 4 else "cyx", camera=camera).values
+    before, after = (image[0] if image.ndim == 3 else image[0, image.shape[1] // 2] for image in (crop, rate))
+    return losses, before, after
+
+
+def _check(image: xr.DataArray) -> None:
+    from gap_bioimage.counts import check_photon_counts
+
+    check_photon_counts(image, name=image.attrs["source"])
+
+
+def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
+    """Load a model, and say how it is to see an image: planes and channels that it does not know, one by one."""
+    job.tell(0, 0, "loading the model")
+    loaded = gap.load_model(model)
+    if loaded.camera is None and loaded.n_frames is None:
+        _check(image)
+    return loaded, {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
+
+
+def denoise(job: Job, image: xr.DataArray, model: str) -> xr.DataArray:
+    """Denoise."""
+    loaded, how = _model_for(job, model, image)
+    return gap.denoise(loaded, image, on_tile=job.tell, **how)
+
+
+def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Draw samples; return them and their standard deviation."""
+    from gap_bioimage.inference.files import mean_and_std
+
+    loaded, how = _model_for(job, model, image)
+    drawn = gap.sample(loaded, image, n_samples, seed=seed, on_step=lambda p: job.tell(p.done, p.total), **how)
+    return drawn, mean_and_std(drawn)[1]
+
+
+def regions(job: Job, image: xr.DataArray, model: str, labels: Any) -> list[gap.Region]:
+    """Measure the photons of labelled regions, and how sure they are."""
+    loaded, _ = _model_for(job, model, image)
+    named = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
+    return gap.region_uncertainty(loaded, image, named, seed=0, on_region=job.tell)
+
+
+def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:
+    """Write a zip if it passes every check; return its report in lines: who can run it, and what is left to do."""
+    from gap_bioimage.exporting.card import Card
+
+    made = Card.from_dict(card)
+    report = gap.export(model, out, made, on_stage=lambda stage: job.tell(0, 0, stage))
+    lines = [f"{v.consumer}: {v.verdict}{f' ({v.reason})' if v.reason else ''}" for v in report.verdicts]
+    todo = [f"{check.id}: {check.message}" for check in report.checks if check.status == "warning"]
+    return "\n".join([f"{report.model}: {report.status}", *lines, "", *(["worth doing", *todo] if todo else [])])
