@@ -80,11 +80,10 @@ def run(job: Job) -> str:
     about: dict[str, Any] = {}
     if job.method in RECIPES:
         model = trained(job, scene)
-        about |= {
-            "minutes": (time.monotonic() - start) / 60,
-            "parameters": sum(p.numel() for p in model.network.parameters()),
-            "steps": scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"],
-        }
+        if job.method != "untrained":
+            about["steps"] = scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"]
+            about["minutes"] = (time.monotonic() - start) / 60
+            about["parameters"] = sum(p.numel() for p in model.network.parameters())
         method: peers.Method = lambda counts, truth, level: denoised(model, counts, job.device)  # noqa: E731
     else:
         method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about)
