@@ -109,7 +109,7 @@ def write_tables(scene: Scene, about: str, folder: Path, doc: str | None, *, to_
         return
     body = f"{about}\n\n{tables(scene, rows, middle)}"
     if to_results:
-        write_section(f"Quality: {folder.name}", doc, body)
+        write_section(f"Quality: {folder.name}", doc, body, "machines below")
     else:
         print(f"\n## {folder.name}\n\n{body}")
 
