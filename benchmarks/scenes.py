@@ -116,8 +116,8 @@ def video(data: Path) -> Scene:
 
     96 frames of scikit-image's camera, 160 x 160 pixels, a tenth of a degree per frame, which is 0.2 pixels in the
     corners. Networks see time as z and train on the video itself: each bit goes to input or target, and pixels of the
-    input's bits stay out of the loss. As in bit2bit (NeurIPS 2024: 34.35 dB on a conventional video below 0.06 photons);
-    but that video could not be had, and the two numbers say nothing about each other. Nats are of counts, not bits.
+    input's bits stay out of the loss. That is the setting of bit2bit (NeurIPS 2024: 34.35 dB on a conventional video
+    below 0.06 photons), but that video could not be had, and the two numbers say nothing about each other.
     """
     from skimage.data import camera
 
