@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scenes import Scene
 
+COSTS = {"steps": 0, "minutes": 1, "parameters": 0, "seconds per megapixel": 2}  # with their digits
 Rows = dict[str, list[dict[str, Any]]]  # of each method, the results of its seeds
 
 
@@ -49,9 +50,9 @@ def table(rows: Rows, columns: dict[str, tuple[Callable[[dict[str, Any]], Any], 
     text = f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
     for name, results in rows.items():
         cells = []
-        for take, digits in columns.values():
+        for title, (take, digits) in columns.items():
             found = [value for value in map(take, results) if value is not None]
-            cells.append(interval(found, digits))
+            cells.append(interval([float(np.mean(found))] if found and title in COSTS else found, digits))
         if any(cells):
             text += f"| {name} | {' | '.join(cells)} |\n"
     return text
@@ -69,7 +70,6 @@ def score(name: str, level: float, number: int | None = None) -> Callable[[dict[
 
 def tables(scene: Scene, rows: Rows, middle: float) -> str:
     """Return all tables of a data set."""
-    costs = {"steps": 0, "minutes": 1, "parameters": 0, "seconds per megapixel": 2}
     text = f"{seeds(rows)}\n"
     names = {"nats": 4, "residual": 2}
     if scene.real is None:
@@ -84,7 +84,7 @@ def tables(scene: Scene, rows: Rows, middle: float) -> str:
     text += table(
         rows,
         {name: (score(name, middle), digits) for name, digits in names.items()}
-        | {name: (lambda row, name=name: row.get(name), digits) for name, digits in costs.items()},
+        | {name: (lambda row, name=name: row.get(name), digits) for name, digits in COSTS.items()},
     )
     if scene.real is None:
         text += f"\nBias in % at {middle:g} photons, in tenths of the pixels by the truth, the darkest first.\n"
