@@ -84,7 +84,10 @@ def _normalised(truth: Image) -> Image:
 
 
 def zebrafish(data: Path) -> Scene:
-    """Sparse and bright: rows 0-640 to train on at 10 photons per pixel, rows 640-1024 to test on."""
+    """Sparse and bright: rows 0-640 to train on at 10 photons per pixel, rows 640-1024 to test on.
+
+    docs/images/quality.png shows two parts at 1 photon per pixel: bright tissue beside dark ground, and a dark part.
+    """
     truth = _normalised(tifffile.imread(data / "zebrafish_clean_yx.tif"))
     settings = _planes(1500, min_db=-15.0, max_db=20.4)
     return Scene([truth[:640]], 10, [truth[640:]], (0.1, 1, 10, 100), settings)
