@@ -219,9 +219,10 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     Whole numbers in floats and booleans are counts too; up to ``saturation`` of the pixels may be at the detector's
     ceiling.
     """
-    from gap_bioimage.judging import examined
+    from gap_bioimage.evidence import measure
+    from gap_bioimage.judging import judge
 
-    _, finding = examined(photons, name, saturation)
+    finding = judge(measure(photons), name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":
@@ -231,7 +232,8 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     """Refuse values that no counter returns; whether they come from photons is not asked."""
     from gap_bioimage.camera.moments import scan
-    from gap_bioimage.judging import Evidence, judge, measure
+    from gap_bioimage.evidence import Evidence, measure
+    from gap_bioimage.judging import judge
 
     if photons.dtype.kind in "bu" and photons.size:
         return
@@ -239,7 +241,8 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
         raise NotPhotonCountsError(judge(measure(photons), name, 1.0).message)
     found = scan(photons.data if isinstance(photons.data, np.ndarray) else photons.values)
     if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        raise NotPhotonCountsError(judge(Evidence(photons.dtype, (2, 2), found), name, 1.0).message)
+        evidence = Evidence(photons.dtype, (2, 2), found, None if found.fractional else 1.0)
+        raise NotPhotonCountsError(judge(evidence, name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
+from gap_bioimage.evidence import Evidence, measure
 from gap_bioimage.io.image import as_image, metadata_of
-from gap_bioimage.judging import Evidence, Finding, examined, measure
+from gap_bioimage.judging import Finding, judge, processed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,8 +47,9 @@ class Inspection(Mapping[str, Any]):
     gain_guess
         ``gain`` and ``offset`` of the line through them, for camera images.
     verdict
-        "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``source_kind`` says more,
-        ``message`` is a sentence.
+        "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``message`` gives the reason.
+    source_kind
+        "counts", "one-bit frames", "camera", "processed", "mask" (labels and classes, too) or "no image".
     next
         A command to type, or for images that are of no use, what to look for.
     """
@@ -131,8 +133,24 @@ def inspect(
     UnreadableImageError, AxesError
         If the file cannot be read, or its axes are unknown.
     """
-    given = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
-    photons, report = _look_at(image, dims or axes, {key: value for key, value in given.items() if value is not None})
+    from gap_bioimage.io import read_photons
+
+    given: dict[str, Any] = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
+    known = {key: value for key, value in given.items() if value is not None}
+    photons, file = None, isinstance(image, (str, Path))
+    try:
+        if isinstance(image, (str, Path)):
+            photons, typed, name = read_photons(image, check=False, **given), str(image), Path(image).name
+        else:
+            photons = as_image(image, dims or axes).transpose(..., "y", "x")
+            typed = name = str(photons.attrs.get("source", photons.name or "the image"))
+        evidence = measure(photons)
+        finding = judge(evidence, name)
+        if file and finding.verdict != "not usable":
+            finding = _of_file(typed, photons.dtype) or finding
+        report = _report(typed, photons, evidence, finding, known if file else {})
+    except NotPhotonCountsError as error:
+        report = _picture(str(image) if file else "the image", str(error))
     if plot is not None:
         from gap_bioimage.camera.plots import plot_inspection
         from gap_bioimage.pictures import save_figure
@@ -141,38 +159,11 @@ def inspect(
     return report
 
 
-def _look_at(image: Any, dims: str | None, given: dict[str, Any]) -> tuple[xr.DataArray | None, Inspection]:
-    """Return the image, None if it is a picture that holds no array of photons, and what there is to tell of it."""
-    if not isinstance(image, (str, Path)):
-        try:
-            photons = as_image(image, dims).transpose(..., "y", "x")
-        except NotPhotonCountsError as error:
-            return None, _picture("the image", str(error))
-        name = str(photons.attrs.get("source", photons.name or "the image"))
-        evidence, finding = examined(photons, name)
-        return photons, _report(name, photons, evidence, finding, {})
-    from gap_bioimage.io import read_photons
-
-    typed, name = str(image), Path(image).name
-    try:
-        photons = read_photons(image, check=False, **given)
-    except NotPhotonCountsError as error:
-        return None, _picture(typed, str(error))
-    evidence, finding = examined(photons, name)
-    if finding.verdict != "not usable":
-        finding = _of_file(typed, photons.dtype) or finding
-    return photons, _report(typed, photons, evidence, finding, given)
-
-
 def _of_file(path: str, dtype: np.dtype[Any]) -> Finding | None:
     """Judge by what a file says of itself: compression by JPEG, which keeps 16 bits only, and Fiji's projections."""
     name = Path(path).name
     if name.upper().startswith(("MAX_", "MED_", "MIN_", "AVG_", "STD_")):
-        return Finding(
-            "processed",
-            "projection",
-            f"{name} is named as Fiji names projections of stacks, whose noise is not that of photons; use the stack",
-        )
+        return processed(f"{name} is named as Fiji names projections of stacks", "use the stack")
     if not path.lower().endswith((".tif", ".tiff")) or dtype.itemsize > 1:
         return None
     import tifffile
@@ -180,11 +171,7 @@ def _of_file(path: str, dtype: np.dtype[Any]) -> Finding | None:
     with tifffile.TiffFile(path) as tif:
         if int(tif.pages.first.compression) not in _JPEG_TAGS:
             return None
-    return Finding(
-        "processed",
-        "jpeg-compressed",
-        f"{name} is compressed by JPEG, which changes values, expected photon counts; save it without compression",
-    )
+    return processed(f"{name} is compressed by JPEG, which changes values", "save it without compression")
 
 
 def _report(
@@ -212,9 +199,9 @@ def _report(
         total=_number(found.total),
         zero_share=found.zeros / max(found.pixels, 1),
         pseudo_psnr_db=_number(10 * math.log10(found.mean)) if found.total > 0 else None,
-        lattice=found.lattice if evidence.step is None else float(f"{evidence.step:.6g}"),
+        lattice=0 if found.lattice == 0 else float(f"{evidence.unit or 1:.6g}"),
         saturated_share=evidence.saturated if evidence.piled_up else 0.0,
-        hot_pixels=len(evidence.hot) if finding.kind == "counts" else 0,
+        hot_pixels=len(evidence.hot) if finding.verdict == "photon counts" else 0,
         fano=None if noise is None else _number(noise.dark),
         fano_bright=None if noise is None else _number(noise.bright),
         noise_correlation_y=_number(correlation.y),
@@ -289,8 +276,7 @@ def _next(finding: Finding, typed: str, given: dict[str, Any], photons: xr.DataA
 def _picture(typed: str, message: str) -> Inspection:
     """Report a file that holds no photons, by its own kind of error."""
     nothing = xr.DataArray(np.zeros((0, 0), np.uint8), dims=["y", "x"])
-    kind = "rgb" if "RGB" in message else "picture"
-    report = _report(typed, nothing, measure(nothing), Finding("processed", kind, message), {})
+    report = _report(typed, nothing, measure(nothing), Finding("processed", "processed", message), {})
     unknown = ("axes", "shape", "dtype", "frames", "planes", "channels", "zero_share", "saturated_share", "hot_pixels")
     return Inspection(**{**report.to_dict(), **dict.fromkeys(unknown), "thinning": None})
 

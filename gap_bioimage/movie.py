@@ -8,15 +8,16 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.animation import FFMpegWriter, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import check_place, replacing
+from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from gap_bioimage.inference.resume import Unfinished
@@ -77,7 +78,7 @@ def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def _canvas(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> tuple[Figure, Any]:
     height, width = photons.shape
     scale = 4 / max(height, width)
-    figure = Figure((2 * max(2.0, scale * width) + 0.2, scale * height + 0.5), layout="constrained")
+    figure = new_figure(2 * max(2.0, scale * width) + 0.2, scale * height + 0.5)
     FigureCanvasAgg(figure)
     shown = []
     for axes, title in zip(figure.subplots(1, 2), ("photons", "denoised"), strict=True):

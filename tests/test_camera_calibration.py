@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,9 @@ from scipy import ndimage
 
 import gap_bioimage
 from gap_bioimage.camera.calibration import Calibration, calibrate
-from gap_bioimage.camera.camera import check_camera_image, read_camera, simulate_camera, write_camera
+from gap_bioimage.camera.camera import check_camera_image, read_camera, simulate_camera
 from gap_bioimage.camera.frames import frames_of
-from gap_bioimage.camera.photon_transfer import Estimate
+from gap_bioimage.camera.numbers import Estimate
 from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 from gap_bioimage.inspection import inspect
@@ -46,9 +45,7 @@ def plain() -> xr.DataArray:
     return camera()
 
 
-@pytest.fixture(scope="module")
-def dark() -> xr.DataArray:
-    return simulate_camera(scene() * 0, n_frames=20, seed=9)
+DARK = simulate_camera(scene() * 0, n_frames=20, seed=9)
 
 
 def holds(estimate: Estimate, truth: float) -> bool:
@@ -73,24 +70,9 @@ def test_gain_within_3_percent_and_offset_within_its_interval(
     assert found.goodness.chi_square < 2.5
 
 
-@pytest.mark.slow
-def test_whole_grid_of_cameras() -> None:
-    grid = itertools.product((0.2, 1.0, 2.2, 30.0), (100.0, 500.0), (0.0, 1.6, 3.0), (False, True))
-    for gain, offset, read, em in grid:
-        images = simulate_camera(
-            scene(50.0, 3, (192, 192)), gain=gain, offset=offset, read_noise=read, em=em, n_frames=50, seed=3
-        )
-        found = calibrate(images)
-        case = (gain, offset, read, em)
-        assert found.gain.value == pytest.approx(truths(*case)[0], rel=0.03), case
-        clipped = gain * (read / 2 if em else read) * 4 > offset
-        assert abs(found.offset.value - offset) < 1 or holds(found.offset, offset) or clipped, case
-
-
 @pytest.mark.parametrize(
     ("numbers", "cameras"),
-    [pytest.param(CAMERAS[0], 24, id="few"), pytest.param(CAMERAS[0], 60, id="many", marks=pytest.mark.slow)]
-    + [pytest.param(numbers, 60, id=str(numbers), marks=pytest.mark.slow) for numbers in CAMERAS[1:]],
+    [pytest.param(CAMERAS[0], 24), *(pytest.param(numbers, 60, marks=pytest.mark.slow) for numbers in CAMERAS)],
 )
 def test_intervals_hold_the_truth(numbers: tuple[float, float, float, bool], cameras: int) -> None:
     gain, offset, read, em = numbers
@@ -108,8 +90,15 @@ def test_intervals_hold_the_truth(numbers: tuple[float, float, float, bool], cam
     assert np.mean(held, axis=0).min() >= 0.88
 
 
-def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, dark: xr.DataArray) -> None:
-    found = calibrate(plain, dark=dark)
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_dark_frames_are_said(plain: xr.DataArray, count: int) -> None:
+    found = calibrate(plain, dark=DARK.isel(t=slice(0, count)))
+    assert any(warning.startswith(f"{count} dark frames") for warning in found.warnings)
+    assert (found.detector.maps is None) == (count == 1)
+
+
+def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray) -> None:
+    found = calibrate(plain, dark=DARK)
     assert found.offset_from == "dark frames"
     assert found.offset.value == pytest.approx(100, abs=0.05)
     assert found.read_noise.value == pytest.approx(1.6, abs=0.03)
@@ -136,14 +125,6 @@ def test_maps_follow_pixels_that_differ() -> None:
     assert maps.read_noise[loud == 1].mean() == pytest.approx(1.6, rel=0.1)
 
 
-def test_few_dark_frames_are_said(plain: xr.DataArray, dark: xr.DataArray) -> None:
-    few = calibrate(plain, dark=dark.isel(t=slice(0, 5)))
-    assert any(warning.startswith("5 dark frames") for warning in few.warnings)
-    one = calibrate(plain, dark=dark.isel(t=0))
-    assert one.detector.maps is None
-    assert any("single one tells no read noise" in warning for warning in one.warnings)
-
-
 def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     offset = calibrate(plain, offset=100)
     assert offset.offset == Estimate(100, 100, 100)
@@ -151,24 +132,6 @@ def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     noise = calibrate(plain, read_noise=1.6)
     assert noise.read_noise.value == pytest.approx(1.6)
     assert holds(noise.offset, 100)
-
-
-@pytest.mark.parametrize(("offset", "told"), [(80, "would be negative"), (0, "would be negative"), (130, "is darker")])
-def test_offsets_that_contradict_the_images_are_refused(plain: xr.DataArray, offset: float, told: str) -> None:
-    with pytest.raises(NotPhotonCountsError, match=told):
-        calibrate(plain, offset=offset)
-
-
-def test_one_bit_frames_need_no_camera() -> None:
-    bits = (np.random.default_rng(0).random((8, 64, 64)) < 0.3).astype(np.uint8) * 255
-    with pytest.raises(NotPhotonCountsError, match="--sum-frames"):
-        calibrate(xr.DataArray(bits, dims=["t", "y", "x"]))
-
-
-def test_smoothed_images_are_refused(plain: xr.DataArray) -> None:
-    smooth = plain.copy(data=ndimage.gaussian_filter(plain.values.astype(float), (0, 1.5, 1.5)))
-    with pytest.raises(NotPhotonCountsError, match="resampled"):
-        calibrate(smooth)
 
 
 def test_moving_objects_are_not_taken_for_multiplying_detectors() -> None:
@@ -181,6 +144,51 @@ def test_moving_objects_are_not_taken_for_multiplying_detectors() -> None:
     assert not found.detector.camera.multiplying
     assert found.gain.value == pytest.approx(2.2, rel=0.03)
     assert any("moves or flickers" in warning for warning in found.warnings)
+
+
+def bent(images: xr.DataArray) -> xr.DataArray:
+    signal = images - 100.0
+    return 100 + signal / (1 + signal / 2000)
+
+
+def moving() -> xr.DataArray:
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    spots = [300 * np.exp(-((y - 40 - 5 * np.sin(t)) ** 2 + (x - 2 * t - 20) ** 2) / 8) for t in range(30)]
+    return simulate_camera(scene().values + spots, seed=1)
+
+
+FILMS: dict[str, Any] = {
+    "saturated": (lambda: camera(saturation=300, n_frames=40), "saturated"),
+    "clipped": (lambda: camera(60.0, offset=0, read_noise=3), "clipped"),
+    "one image": (lambda: camera().isel(t=0), "one image"),
+    "two frames": (lambda: camera().isel(t=slice(0, 2)), ""),
+    "moving": (moving, ""),
+    "bleached": (lambda: simulate_camera(scene(40.0).values * np.exp(-np.arange(24) / 60)[:, None, None]), ""),
+    "flickering": (lambda: camera() + np.random.default_rng(0).integers(0, 4, (24, 1, 1)).astype(np.uint16), ""),
+    "planes with frames": (lambda: xr.concat([camera(30.0, seed, n_frames=6) for seed in range(3)], "z"), ""),
+    "planes": (lambda: xr.concat([camera(30.0, seed, n_frames=1).isel(t=0) for seed in range(6)], "z"), "one image"),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_the_gain_is_right_and_what_may_be_wrong_is_said(name: str) -> None:
+    make, word = FILMS[name]
+    found = calibrate(make())
+    assert found.gain.value == pytest.approx(2.2, rel=0.03) or (found.frames < 3 and holds(found.gain, 2.2))
+    assert any(word in warning for warning in found.warnings) or not word
+    assert (found.detector.camera.saturation == 300) == (name == "saturated")
+
+
+def test_a_bent_curve_is_said() -> None:
+    found = calibrate(bent(camera(60.0, seed=4, n_frames=40)))
+    assert found.goodness.bends(0.05) == -1
+    assert any("falls short" in warning for warning in found.warnings)
+
+
+def test_fewer_frames_are_less_certain(plain: xr.DataArray) -> None:
+    frames = (slice(None), slice(0, 2), slice(0, 1))
+    widths = [found.gain.high - found.gain.low for found in (calibrate(plain.isel(t=some)) for some in frames)]
+    assert widths == sorted(widths)
 
 
 @settings(max_examples=8, deadline=None)
@@ -197,38 +205,6 @@ def test_added_adu_move_the_offset_and_factors_scale(added: int, factor: int) ->
     assert scaled.offset.value == pytest.approx(factor * plain.offset.value, rel=1e-3)
 
 
-def test_drift_and_flicker_do_not_count_as_noise(plain: xr.DataArray) -> None:
-    rng = np.random.default_rng(0)
-    light = np.exp(-np.arange(24) / 60) * rng.normal(1, 0.05, 24)
-    film = simulate_camera(scene(40.0).values * light[:, None, None], seed=3)
-    shaken = film + rng.integers(0, 4, 24)[:, None, None].astype(np.uint16)
-    assert calibrate(film).gain.value == pytest.approx(2.2, rel=0.03)
-    assert calibrate(shaken).gain.value == pytest.approx(2.2, rel=0.03)
-
-
-def test_moving_objects_are_left_out() -> None:
-    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    film = np.stack(
-        [scene().values + 300 * np.exp(-((y - 40 - 5 * np.sin(t)) ** 2 + (x - 2 * t - 20) ** 2) / 8) for t in range(30)]
-    )
-    found = calibrate(simulate_camera(film, seed=1))
-    assert found.gain.value == pytest.approx(2.2, rel=0.03)
-    assert holds(found.offset, 100) or abs(found.offset.value - 100) < 1
-
-
-def test_saturated_parts_are_left_out() -> None:
-    found = calibrate(camera(saturation=300, n_frames=40))
-    assert found.gain.value == pytest.approx(2.2, rel=0.03)
-    assert found.detector.camera.saturation == 300
-    assert any("saturated" in warning for warning in found.warnings)
-
-
-def test_clipping_at_zero_is_said() -> None:
-    found = calibrate(camera(60.0, offset=0, read_noise=3))
-    assert found.gain.value == pytest.approx(2.2, rel=0.03)
-    assert any("clipped at zero" in warning for warning in found.warnings)
-
-
 def test_smoothed_noise_is_said(plain: xr.DataArray) -> None:
     smooth = ndimage.uniform_filter1d(plain.values.astype(float), 2, axis=1)
     found = calibrate(plain.copy(data=np.rint(smooth).astype(np.uint16)))
@@ -236,13 +212,6 @@ def test_smoothed_noise_is_said(plain: xr.DataArray) -> None:
     assert "correlated" in found.warnings[0]
     assert "factor of up to 2.0" in found.warnings[0]
     assert holds(found.offset, 100)
-
-
-def test_a_bent_curve_is_said() -> None:
-    images = camera(60.0, seed=4, n_frames=40).astype(np.float64)
-    signal = images - 100
-    bent = calibrate(images.copy(data=100 + signal / (1 + signal.values / 2000)))
-    assert any("falls short" in warning for warning in bent.warnings)
 
 
 def test_counts_need_no_camera() -> None:
@@ -257,83 +226,57 @@ def test_counts_need_no_camera() -> None:
     assert not calibrate(camera()).counts
 
 
-def test_two_frames_and_one_image_are_less_certain(plain: xr.DataArray) -> None:
-    stack = calibrate(plain)
-    two = calibrate(plain.isel(t=slice(0, 2)))
-    one = calibrate(plain.isel(t=0))
-    assert one.method == "one image"
-    assert any("one image" in warning for warning in one.warnings)
-    widths = [found.gain.high - found.gain.low for found in (stack, two, one)]
-    assert widths == sorted(widths)
-    for found in (two, one):
-        assert holds(found.gain, 2.2)
-        assert holds(found.offset, 100)
-
-
-def test_stacks_along_z_pool_their_planes() -> None:
-    planes = [camera(30.0, seed, n_frames=1).isel(t=0) for seed in range(6)]
-    found = calibrate(xr.concat(planes, "z"))
-    assert found.method == "one image"
-    assert holds(found.gain, 2.2)
-    films = xr.concat([camera(30.0, seed, n_frames=6) for seed in range(3)], "z")
-    assert calibrate(films.transpose("t", "z", "y", "x")).gain.value == pytest.approx(2.2, rel=0.03)
-
-
 def test_same_seed_same_answer(plain: xr.DataArray) -> None:
     assert calibrate(plain, seed=1).to_dict() == calibrate(plain, seed=1).to_dict()
     assert calibrate(plain, seed=1).gain != calibrate(plain, seed=2).gain
 
 
-BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (np.zeros((4, 1, 1), np.uint16), {}, AxesError, "at least 16 x 16"),
-    (np.zeros((4, 32, 32), np.uint16), {}, NotPhotonCountsError, "expected noise"),
-    (np.full((4, 32, 32), 100, np.uint16), {}, NotPhotonCountsError, "expected noise"),
-    (np.full((4, 32, 32), np.nan), {}, NotPhotonCountsError, "NaN"),
-    (np.zeros((4, 32, 32), complex), {}, NotPhotonCountsError, "16 bit"),
-    (None, {"offset": 100, "read_noise": 1}, ConfigError, "give the offset"),
-    (None, {"read_noise": -1}, ConfigError, "from 0 up"),
-    (None, {"offset": np.inf}, ConfigError, "finite"),
-    (None, {"saturation": 100}, NotPhotonCountsError, "saturated"),
-]
+def flat_noise() -> xr.DataArray:
+    light = 200 + 100 * scene(1.0).values
+    return xr.DataArray(np.random.default_rng(0).normal(light, 400 / light**0.5, (20, *SIZE)), dims=list("tyx"))
 
 
-@pytest.mark.parametrize(("values", "given", "error", "words"), BAD)
-def test_bad_input_is_one_sentence(
-    plain: xr.DataArray, values: Any, given: dict[str, Any], error: type[Exception], words: str
-) -> None:
-    images = plain if values is None else xr.DataArray(values, dims=list("tyx"))
-    with pytest.raises(error, match=words) as caught:
+def tyx(values: Any) -> xr.DataArray:
+    return xr.DataArray(values, dims=list("tyx"))
+
+
+BITS = (np.random.default_rng(0).random((8, 64, 64)) < 0.3).astype(np.uint8) * 255
+BAD: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
+    "one pixel": (tyx(np.zeros((4, 1, 1), np.uint16)), {}, AxesError),
+    "zeros": (tyx(np.zeros((4, 32, 32), np.uint16)), {}, NotPhotonCountsError),
+    "constant": (tyx(np.full((4, 32, 32), 100, np.uint16)), {}, NotPhotonCountsError),
+    "NaN": (tyx(np.full((4, 32, 32), np.nan)), {}, NotPhotonCountsError),
+    "complex": (tyx(np.zeros((4, 32, 32), complex)), {}, NotPhotonCountsError),
+    "one-bit": (tyx(BITS), {}, NotPhotonCountsError),
+    "smoothed": (tyx(ndimage.gaussian_filter(camera().values.astype(float), (0, 1.5, 1.5))), {}, NotPhotonCountsError),
+    "noise that does not grow": (flat_noise(), {}, NotPhotonCountsError),
+    "channels": (xr.concat([camera(), camera()], "c"), {}, AxesError),
+    "both": (camera(), {"offset": 100, "read_noise": 1}, ConfigError),
+    "read noise below 0": (camera(), {"read_noise": -1}, ConfigError),
+    "infinite": (camera(), {"offset": np.inf}, ConfigError),
+    "all saturated": (camera(), {"saturation": 100}, NotPhotonCountsError),
+    "other size": (camera(), {"dark": DARK.isel(x=slice(0, 50))}, AxesError),
+    "exchanged": (DARK, {"dark": camera()}, NotPhotonCountsError),
+    "dark and offset": (camera(), {"dark": DARK, "offset": 100}, ConfigError),
+    "dark planes": (camera(), {"dark": DARK.rename(t="z")}, AxesError),
+    **{f"offset {offset}": (camera(), {"offset": offset}, NotPhotonCountsError) for offset in (0, 80, 130)},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence(name: str) -> None:
+    images, given, error = BAD[name]
+    with pytest.raises(error) as caught:
         calibrate(images, **given)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_dark_frames_are_refused(plain: xr.DataArray, dark: xr.DataArray) -> None:
-    with pytest.raises(AxesError, match="record or crop both alike"):
-        calibrate(plain, dark=dark.isel(x=slice(0, 50)))
-    with pytest.raises(NotPhotonCountsError, match="exchange them"):
-        calibrate(dark, dark=plain)
-    with pytest.raises(ConfigError, match="dark frames alone"):
-        calibrate(plain, dark=dark, offset=100)
-    with pytest.raises(AxesError, match="name it t"):
-        calibrate(plain, dark=dark.rename(t="z"))
-
-
 def test_channels_are_to_be_chosen(plain: xr.DataArray) -> None:
     both = xr.concat([plain, plain], "c")
-    with pytest.raises(AxesError, match="--channel"):
-        calibrate(both)
     assert calibrate(both.isel(c=[0])).gain == calibrate(plain).gain
 
 
-def test_noise_that_does_not_grow_is_refused() -> None:
-    rng = np.random.default_rng(0)
-    light = 200 + 100 * scene(1.0).values
-    flat = xr.DataArray(rng.normal(light, 400 / light**0.5, (20, *SIZE)), dims=list("tyx"))
-    with pytest.raises(NotPhotonCountsError, match="does not grow"):
-        calibrate(flat)
-
-
-def test_a_flat_scene_needs_dark_frames(dark: xr.DataArray) -> None:
+def test_a_flat_scene_needs_dark_frames() -> None:
     flat = simulate_camera(scene() * 0 + 30, n_frames=24, seed=1)
     try:
         alone = calibrate(flat).gain
@@ -341,18 +284,7 @@ def test_a_flat_scene_needs_dark_frames(dark: xr.DataArray) -> None:
         assert "varies too little" in str(error)
     else:
         assert alone.high > 1.2 * alone.low
-    assert calibrate(flat, dark=dark).gain.value == pytest.approx(2.2, rel=0.03)
-
-
-def test_camera_yaml_comes_back(plain: xr.DataArray, dark: xr.DataArray, tmp_path: Path) -> None:
-    found = calibrate(plain, dark=dark)
-    write_camera(tmp_path / "camera.yaml", found.detector)
-    again = read_camera(tmp_path / "camera.yaml")
-    assert again.camera.gain == found.detector.camera.gain
-    assert again.camera.measured["frames"] == 24
-    assert again.camera.measured["gain_95"] == found.gain.to_list()[1:]
-    assert again.maps is not None
-    assert str(tmp_path) not in (tmp_path / "camera.yaml").read_text()
+    assert calibrate(flat, dark=DARK).gain.value == pytest.approx(2.2, rel=0.03)
 
 
 def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -> None:

@@ -188,16 +188,19 @@ def image(values: NDArray[np.generic]) -> xr.DataArray:
     return xr.DataArray(values, dims=["t", "y", "x"][-values.ndim :])
 
 
-def test_images_of_other_cameras_are_refused() -> None:
-    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2))
-    with pytest.raises(NotPhotonCountsError, match="far below the camera's offset"):
-        check_camera_image(image(np.random.default_rng(0).poisson(3, (40, 40))), detector, name="a.tif")
-    with pytest.raises(NotPhotonCountsError, match="not finite"):
-        check_camera_image(image(np.full((40, 40), np.nan)), detector, name="a.tif")
-    with pytest.raises(NotPhotonCountsError, match="expected a camera's numbers"):
-        check_camera_image(image(np.ones((40, 40), complex)), detector, name="a.tif")
-    with pytest.raises(AxesError, match="maps have"):
-        check_camera_image(image(np.ones((40, 40))), Detector(detector.camera, maps()), name="a.tif")
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        (np.random.default_rng(0).poisson(3, (40, 40)), NotPhotonCountsError),
+        (np.full((40, 40), np.nan), NotPhotonCountsError),
+        (np.ones((40, 40), complex), NotPhotonCountsError),
+        (np.full((40, 40), 100), AxesError),
+    ],
+)
+def test_images_of_other_cameras_are_refused(values: NDArray[np.generic], error: type[Exception]) -> None:
+    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps() if error is AxesError else None)
+    with pytest.raises(error):
+        check_camera_image(image(values), detector, name="a.tif")
 
 
 @pytest.mark.filterwarnings("error")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tifffile
 import xarray as xr
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -22,8 +21,9 @@ from gap_bioimage.camera.camera import simulate_camera
 from gap_bioimage.camera.moments import scan
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError
+from gap_bioimage.evidence import areas, common_step, measure, missing_levels, one_bit
 from gap_bioimage.inspection import Inspection, inspect
-from gap_bioimage.judging import areas, common_step, judge, measure, missing_levels, one_bit, shared_noise
+from gap_bioimage.judging import Finding, judge
 from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
@@ -63,12 +63,16 @@ def sharp_cells(mean: float, seed: int, size: int = 128) -> Values:
     return rng.poisson(scene / scene.mean() * mean)
 
 
+def judged(values: Any, dims: str = "tczyx", saturation: float = 1e-4) -> Finding:
+    return judge(measure(image(values, dims)), "x", saturation)
+
+
 def kind(values: Any, dims: str = "tczyx") -> tuple[str, str]:
-    found = inspect(image(values, dims))
-    return found.verdict, found.source_kind
+    found = judged(values, dims)
+    return found.verdict, found.kind
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example(log_mean=1.25, shape=(8, 8), covered=1.0, seed=1961)
 @example(log_mean=3.0, shape=(2, 3, 16, 16), covered=0.02, seed=1)
 @given(
@@ -81,15 +85,16 @@ def test_poisson_counts_are_accepted(log_mean: float, shape: tuple[int, ...], co
     rng = np.random.default_rng(seed)
     counts = rng.poisson(10**log_mean * (rng.random(shape) < covered))
     assume(counts.any())
-    finding = judge(measure(image(counts.astype(np.uint16))), "x")
+    evidence = measure(image(counts.astype(np.uint16)))
+    finding = judge(evidence, "x")
     assert not finding.refused
     if covered == 1:
         assert finding.verdict == "photon counts"
         assert "dead time" not in finding.message
-        assert "hot pixels" not in finding.message
+        assert not evidence.hot
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(dim=st.sampled_from([2, 3]), log_photons=st.floats(-2, 3.5), seed=st.integers(0, 2**32 - 1))
 def test_simulated_cells_are_photon_counts_without_a_warning(dim: Any, log_photons: float, seed: int) -> None:
     counts, _ = simulate(dim, (8, 64, 64)[-dim:], 10**log_photons, seed)
@@ -108,66 +113,59 @@ def test_sharp_structure_is_one_story(seed: int) -> None:
     assert found.next.startswith("gap-bioimage train")
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float32, np.float64, ">u2"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, ">u2", bool])
 def test_whole_numbers_of_any_type_are_counts(dtype: Any) -> None:
-    assert kind(poisson().astype(dtype)) == ("photon counts", "counts")
-    assert kind(poisson(0.1) > 0)[0] == "photon counts"
+    assert kind(poisson(0.1 if dtype is bool else 5.0).astype(dtype))[0] == "photon counts"
 
 
-def film(photons: float, gain: float, offset: float) -> Values:
-    electrons = np.random.default_rng(0).poisson(light(photons), (6, 192, 192))
-    read = np.random.default_rng(1).normal(0, 1.5, electrons.shape)
-    values: Values = np.rint(offset + gain * (electrons + read)).astype(np.int16)
-    return values
-
-
-@pytest.mark.parametrize("photons", [2, 20, 100])
-@pytest.mark.parametrize(("gain", "offset"), [(2.2, 100), (0.5, 500), (12, -40), (2, -100)])
+@pytest.mark.parametrize("photons", [2, 100])
+@pytest.mark.parametrize(
+    ("gain", "offset"), [(2.2, 100), (0.5, 500), (12, -40), (2, -100), (1, 20), (30, 500), (4.3, 0)]
+)
 def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: float) -> None:
-    for values in (film(photons, gain, offset), film(photons, gain, offset)[0]):
+    electrons = np.random.default_rng(0).poisson(light(photons), (4, 192, 192))
+    read = np.random.default_rng(1).normal(0, 1.5, electrons.shape)
+    film = np.rint(offset + gain * (electrons + read)).astype(np.int16)
+    if offset == 0:
+        film = film.clip(0)
+    for values in (film, film[0]):
         found = inspect(values, dims="tyx"[-values.ndim :])
         assert (found.verdict, found.source_kind) == ("camera image", "camera")
         assert found.next.startswith("gap-bioimage calibrate ")
+    assert judged(film[0]).refused == (offset != 0)
+
+
+CHANGES: dict[str, Any] = {
+    "smoothed": lambda counts: ndimage.gaussian_filter(counts, 0.8),
+    "median": lambda counts: ndimage.median_filter(counts, 3),
+    "enlarged": lambda counts: ndimage.zoom(counts, 2, order=1),
+    "repeated": lambda counts: counts.repeat(2, 0).repeat(2, 1),
+    "three times as large": lambda counts: np.kron(counts, np.ones((3, 3))),
+    "turned": lambda counts: ndimage.rotate(counts, 3, order=1, reshape=False, mode="reflect"),
+    "shifted": lambda counts: ndimage.shift(counts, (0.5, 0), order=1)[2:, 2:],
+    "scaled": lambda counts: counts * 1.7,
+    "stretched": lambda counts: counts * (9.7 if counts.max() < 50 else 2.4),
+}
+
+
+@pytest.mark.parametrize("photons", [0.5, 5.0, 50.0])
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_programs_do_is_recognised(name: str, photons: float) -> None:
+    found = inspect(image(np.rint(CHANGES[name](cells(photons).astype(float)))))
+    assert (found.verdict, found.source_kind) == ("processed", "processed")
+    assert "gap-bioimage" not in found.next
+    assert found.thinning.startswith("not valid")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("photons", [2.0, 20.0, 100.0])
 def test_a_subtracted_background_is_none_of_a_camera(photons: float) -> None:
     counts = cells(photons).astype(float)
-    for reach in (5, 20):
-        assert kind(np.rint(counts - ndimage.gaussian_filter(counts, reach)))[1] == "background subtracted"
-    assert kind(counts - counts.mean() + 0.123)[1] == "background subtracted"
+    changed = [np.rint(counts - ndimage.gaussian_filter(counts, reach)) for reach in (5, 20)]
+    assert {kind(values)[0] for values in (*changed, counts - counts.mean() + 0.123)} == {"processed"}
 
 
-def test_gain_without_an_offset_is_warned_of() -> None:
-    values = np.rint(4.3 * cells(40) + np.random.default_rng(0).normal(0, 2, (256, 256))).clip(0)
-    finding = judge(measure(image(values)), "x")
-    assert (finding.verdict, finding.refused) == ("camera image", False)
-
-
-def processed(name: str, counts: Values) -> Values:
-    changed: dict[str, Any] = {
-        "smoothed": lambda: ndimage.gaussian_filter(counts, 0.8),
-        "median": lambda: ndimage.median_filter(counts, 3),
-        "enlarged": lambda: ndimage.zoom(counts, 2, order=1),
-        "repeated": lambda: counts.repeat(2, 0).repeat(2, 1),
-        "turned": lambda: ndimage.rotate(counts, 3, order=1, reshape=False, mode="reflect"),
-        "shifted": lambda: ndimage.shift(counts, (0.5, 0), order=1)[2:, 2:],
-        "scaled": lambda: counts * 1.7,
-        "stretched": lambda: counts * (4.6 if counts.max() < 50 else 2.4),
-    }
-    values: Values = np.rint(changed[name]())
-    return values
-
-
-@pytest.mark.parametrize("photons", [0.5, 5.0, 50.0])
-@pytest.mark.parametrize(
-    "name", ["smoothed", "median", "enlarged", "repeated", "turned", "shifted", "scaled", "stretched"]
-)
-def test_what_programs_do_is_recognised(name: str, photons: float) -> None:
-    found = inspect(image(processed(name, cells(photons).astype(float))))
-    assert found.verdict == "processed"
-    assert "gap-bioimage" not in found.next
-    assert found.thinning.startswith("not valid")  # type: ignore[union-attr]
+def test_sharpened_counts_are_processed() -> None:
+    assert kind(np.rint(cells(0.5) - ndimage.laplace(cells(0.5).astype(float))).clip(0))[0] == "processed"
 
 
 @pytest.mark.parametrize("photons", [2.0, 10.0, 50.0])
@@ -178,15 +176,6 @@ def test_projections_are_no_camera_images(photons: float, project: Any) -> None:
     assert kind(stack.sum(0))[0] == "photon counts"
 
 
-def test_projections_are_known_by_the_name_that_fiji_gives_them(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "MAX_cells.tif", poisson().astype(np.uint16))
-    assert inspect(tmp_path / "MAX_cells.tif").source_kind == "projection"
-
-
-def test_sharpened_counts_are_recognised() -> None:
-    assert kind(np.rint(cells(0.5) - ndimage.laplace(cells(0.5).astype(float))).clip(0)) == ("processed", "sharpened")
-
-
 @pytest.mark.parametrize("quality", [50, 75])
 @pytest.mark.parametrize("cut", [0, 3])
 def test_what_jpeg_left_is_processed(quality: int, cut: int) -> None:
@@ -195,40 +184,40 @@ def test_what_jpeg_left_is_processed(quality: int, cut: int) -> None:
     assert kind(np.asarray(Image.open(file))[cut:, cut:])[0] == "processed"
 
 
-@pytest.mark.parametrize("top", [1, 255, 7])
-def test_masks_and_labels_are_to_be_left_out(top: int) -> None:
-    mask = light(1.0) > np.quantile(light(1.0), 0.7)
-    assert kind(mask.astype(np.uint8) * top) == ("not usable", "mask")
-    labels, count = ndimage.label(mask)
-    assert count > 2
-    assert kind(labels.astype(np.uint16)) == ("not usable", "mask")
-    assert judge(measure(image(mask)), "x").refused
+def regions(count: int, size: int = 128) -> Values:
+    y, x = np.mgrid[:size, :size]
+    seeds = np.random.default_rng(3).uniform(0, size, (count, 2))
+    nearest: Values = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in seeds], axis=0)
+    return nearest
 
 
-@pytest.mark.parametrize("step", [1, 1000])
-def test_small_labels_and_labels_without_background_are_labels(step: int) -> None:
+def spots(radius: int) -> Values:
     y, x = np.mgrid[:64, :64]
-    small = np.zeros((64, 64), np.int32)
+    labels = np.zeros((64, 64), np.int32)
     for number, (row, column) in enumerate(np.random.default_rng(2).integers(5, 59, (20, 2))):
-        small[(y - row) ** 2 + (x - column) ** 2 < 16] = (number + 1) * step
-    assert kind(small) == ("not usable", "mask")
-    seeds = np.random.default_rng(5).uniform(0, 64, (12, 2))
-    tiles = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in seeds], axis=0) + 1
-    assert kind(tiles * step) == ("not usable", "mask")
+        labels[(y - row) ** 2 + (x - column) ** 2 < radius**2] = number + 1
+    return labels
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize("regions", [8, 40])
-def test_semantic_classes_without_background_are_labels(classes: int, regions: int) -> None:
-    y, x = np.mgrid[:128, :128]
-    seeds = np.random.default_rng(3).uniform(0, 128, (regions, 2))
-    nearest = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in seeds], axis=0)
-    for dtype in (np.uint8, np.int32):
-        assert kind((nearest % classes + 1).astype(dtype)) == ("not usable", "mask")
+MASK = light(1.0) > np.quantile(light(1.0), 0.7)
+MASKS = {
+    "true": MASK,
+    **{f"0 and {top}": MASK.astype(np.uint8) * top for top in (1, 255, 7)},
+    "labels": ndimage.label(MASK)[0],
+    "small labels": spots(4),
+    "labels far apart": 1000 * spots(4),
+    "no background": 7 * (regions(12) + 1),
+    **{f"{classes} classes": regions(40) % classes + 1 for classes in (2, 3, 5)},
+}
 
 
-def test_enlarged_counts_and_dark_frames_are_no_labels() -> None:
-    assert kind(np.kron(poisson(3), np.ones((3, 3), int)))[1] != "mask"
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_labels_and_classes_are_to_be_left_out(name: str) -> None:
+    finding = judged(MASKS[name])
+    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "mask", True)
+
+
+def test_dark_frames_are_no_labels() -> None:
     assert kind(np.rint(np.random.default_rng(0).normal(2, 0.2, (64, 64))).astype(np.uint8))[1] != "mask"
 
 
@@ -241,47 +230,33 @@ def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (30, 1, 40), (1, 1)])
 def test_a_single_row_is_asked_about(shape: tuple[int, ...]) -> None:
-    finding = judge(measure(image(poisson(5, shape) + 1)), "x")
-    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "one row", False)
-
-
-def test_hot_pixels_are_named() -> None:
-    counts = poisson()
-    counts[3, 4] = counts[60, 60] = 400
-    found = inspect(image(counts))
-    assert found.verdict == "photon counts"
-    assert found.hot_pixels == 2
-    assert "y 3 x 4" in found.message
-    assert inspect(image(poisson())).hot_pixels == 0
-    film = poisson(5, (3, 64, 64))
-    film[:, 3, 4] = film[:, 60, 60] = 400
-    moving = inspect(image(film, "tyx"))
-    assert moving.hot_pixels == 2
-    assert "2 hot pixels (y 3 x 4, y 60 x 60)" in moving.message
-    assert "left out" in moving.message
+    finding = judged(poisson(5, shape) + 1)
+    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "no image", False)
 
 
 @pytest.mark.parametrize("dims", ["yx", "tyx", "zyx"])
 @pytest.mark.parametrize("value", [400, 65535])
-def test_hot_pixels_are_in_no_mean_and_no_variance(dims: str, value: int) -> None:
+def test_hot_pixels_are_named_and_in_no_mean_and_no_variance(dims: str, value: int) -> None:
     plain = poisson(5, (6, 96, 96)[-len(dims) :])
     hot = plain.copy()
     places = np.random.default_rng(1).integers(0, 96, (8, 2))
     hot[..., places[:, 0], places[:, 1]] = value
     found, expected = inspect(image(hot, dims)), inspect(image(plain, dims))
-    assert found.hot_pixels == len(np.unique(places, axis=0))
-    assert found.max == value
+    assert (found.hot_pixels, expected.hot_pixels) == (len(np.unique(places, axis=0)), 0)
+    first = min(map(tuple, places))
+    assert f"y {first[0]} x {first[1]}" in found.message
+    assert (found.verdict, found.max) == ("photon counts", value)
     assert found.mean == pytest.approx(expected.mean, rel=2e-3)
     assert found.pseudo_psnr_db == pytest.approx(expected.pseudo_psnr_db, abs=0.01)
     assert found.fano == pytest.approx(expected.fano, rel=0.05)
     assert found.fano_bright == pytest.approx(expected.fano_bright, rel=0.1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(k=st.integers(2, 300), mean=st.floats(0.5, 50), seed=st.integers(0, 2**32 - 1))
 def test_multiplied_counts_are_found_with_their_factor(k: int, mean: float, seed: int) -> None:
     for factor in (k, 1 / k):
-        finding = judge(measure(image(factor * poisson(mean, seed=seed))), "x")
+        finding = judged(factor * poisson(mean, seed=seed))
         assert finding.verdict == "counts times k"
         assert finding.factor == pytest.approx(factor, rel=1e-6)
 
@@ -289,15 +264,15 @@ def test_multiplied_counts_are_found_with_their_factor(k: int, mean: float, seed
 def test_a_few_pixels_that_share_a_divisor_are_counts() -> None:
     values = np.zeros((32, 32), np.uint16)
     values[4, 4], values[20, 7] = 2, 6
-    assert not judge(measure(image(values)), "x").refused
+    assert not judged(values).refused
 
 
 @pytest.mark.parametrize("ceiling", [255, 1023, 4095, 65535, 300])
 def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
     rate = np.linspace(0.2 * ceiling, 1.2 * ceiling, 128)[None].repeat(128, 0)
-    evidence = measure(image(np.random.default_rng(0).poisson(rate).clip(max=ceiling)))
-    assert judge(evidence, "x").kind == "saturated"
-    assert judge(evidence, "x", saturation=1.0).kind != "saturated"
+    counts = np.random.default_rng(0).poisson(rate).clip(max=ceiling)
+    assert judged(counts).verdict == "not usable"
+    assert judged(counts, saturation=1.0).verdict != "not usable"
 
 
 def test_a_maximum_that_happens_to_be_a_ceiling_is_accepted() -> None:
@@ -307,10 +282,8 @@ def test_a_maximum_that_happens_to_be_a_ceiling_is_accepted() -> None:
 
 
 def test_colours_share_noise_and_detectors_do_not() -> None:
-    grey = np.stack([cells(5), cells(5), cells(5)])
-    assert kind(grey, "cyx") == ("processed", "rgb")
+    assert kind(np.stack([cells(5), cells(5), cells(5)]), "cyx") == ("processed", "processed")
     assert kind(np.stack([cells(5), cells(5, 1), cells(3, 2)]), "cyx") == ("photon counts", "counts")
-    assert shared_noise([[plane.astype(float)] for plane in grey]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -369,10 +342,9 @@ def test_the_report_has_exact_numbers_and_reads_like_a_dictionary() -> None:
 
 def test_arrays_need_a_letter_for_each_axis() -> None:
     assert inspect(poisson(5, (3, 40, 40)), dims="tyx").frames == 3
-    with pytest.raises(AxesError):
-        inspect(poisson(5, (3, 40, 40)))
-    with pytest.raises(AxesError):
-        inspect(poisson(), dims="qx")
+    for values, dims in ((poisson(5, (3, 40, 40)), None), (poisson(), "qx")):
+        with pytest.raises(AxesError):
+            inspect(values, dims=dims)
 
 
 def test_cameras_of_films_are_told_by_differences_in_time() -> None:
@@ -381,7 +353,7 @@ def test_cameras_of_films_are_told_by_differences_in_time() -> None:
     assert found.gain_guess == {"gain": pytest.approx(2.2, rel=0.1), "offset": pytest.approx(100, abs=10)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(scale=st.sampled_from([1, 2, 5]), mean=st.floats(0.05, 60), seed=st.integers(0, 1000))
 def test_scan_in_chunks_is_exact(scale: int, mean: float, seed: int) -> None:
     values = scale * poisson(mean, (7, 5, 30), seed)
@@ -396,13 +368,6 @@ def test_scan_in_chunks_is_exact(scale: int, mean: float, seed: int) -> None:
     assert found.below_maximum == pytest.approx(np.mean([np.count_nonzero(values == top - i) for i in range(1, 6)]))
 
 
-@pytest.mark.parametrize(("factor", "empty"), [(1.3, True), (4.6, True), (9.7, True), (0.6, False)])
-def test_rounding_after_a_change_of_scale_leaves_gaps(factor: float, empty: bool) -> None:
-    missing, without = missing_levels([np.rint(factor * cells(50))])
-    assert missing > 5
-    assert (without > 5) == empty
-
-
 @settings(max_examples=40, deadline=None)
 @given(step=st.floats(1e-4, 1e3), single=st.booleans(), seed=st.integers(0, 1000))
 def test_the_step_of_divided_counts_is_found(step: float, single: bool, seed: int) -> None:
@@ -412,12 +377,10 @@ def test_the_step_of_divided_counts_is_found(step: float, single: bool, seed: in
     assert common_step(np.random.default_rng(seed).normal(0, 1, 5000)) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(log_photons=st.floats(-1.5, 2.3), flat=st.booleans(), seed=st.integers(0, 2**32 - 1))
 def test_counts_show_no_traces(log_photons: float, flat: bool, seed: int) -> None:
     counts = poisson(10**log_photons, (100, 120), seed) if flat else cells(10**log_photons, seed, 96)
     assume(counts.max() > 1)
     planes = [counts.astype(float)]
-    assert missing_levels(planes) == (0, 0)
-    assert not areas(planes)
-    assert not one_bit(planes)
+    assert not (missing_levels(planes) or areas(planes) or one_bit(planes))

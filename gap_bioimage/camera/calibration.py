@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,19 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.camera.camera import Detector, write_camera
+from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, doubts, is_counts
 from gap_bioimage.camera.frames import Dark, Frames, dark_of, frames_of, maps_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, correlation_of
-from gap_bioimage.camera.photon_transfer import (
-    LEAST_BLOCKS,
-    MULTIPLIED,
-    POISSON,
-    Estimate,
-    Fit,
-    Goodness,
-    Known,
-    Line,
-    Numbers,
-    Points,
-    fit_line,
-    numbers_of,
-    points_of,
-)
+from gap_bioimage.camera.numbers import Estimate, Known, Numbers, numbers_of
+from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Fit, Goodness, Line, Points, fit_line, points_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
-_CORRELATED = 0.1  # noise of neighbours that raw images do not share
 _SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
 _SATURATED = 0.01  # share of the times at which a block is saturated
-_LEFT_OUT = 0.1  # share of the field from which on it is told that it was left out
-_ENOUGH_DARK = 16
 _SHOWN = 3000
 
 
@@ -192,14 +176,14 @@ def calibrate(
     frames, moments, correlation = _measured(frames)
     loud = (1 + 2 * correlation.y**2) * (1 + 2 * correlation.x**2) if correlation.found else 1.0
     fit = fit_line(moments, loud=loud, anchor=_anchor(dark_frames))
-    tells = frames.count > 2 and fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
+    tells = frames.count > 2 and fit.outliers <= LEFT_OUT  # moving objects skew differences, too
     given = None if offset is None else (offset, 0.0)
     known = Known(
         given if dark_frames is None else dark_frames.offset,
         read_noise,
         # structure of one image has third moments of its own
         multiplying if tells or multiplying is not None else False,
-        imposed=not (correlation.found and abs(correlation.largest) >= _CORRELATED),
+        imposed=not (correlation.found and abs(correlation.largest) >= CORRELATED),
     )
     numbers = numbers_of(fit, known, _third(frames, fit, loud), seed)
     _check_numbers(frames, fit, numbers, known)
@@ -233,7 +217,7 @@ def _measured(frames: Frames) -> tuple[Frames, Moments, Correlation]:
             "exposure, or give --saturation if the ceiling is higher"
         )
     # where pixels are saturated noise ends together, too
-    correlation = correlation_of(frames.values) if full.mean() <= _LEFT_OUT / 2 else Correlation()
+    correlation = correlation_of(frames.values) if full.mean() <= LEFT_OUT / 2 else Correlation()
     most = abs(correlation.largest) if correlation.found else 0.0
     if max(most, correlation.t) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
         whose = "neighbouring pixels" if most >= correlation.t else "successive frames"
@@ -267,30 +251,22 @@ def _third(frames: Frames, fit: Fit, loud: float) -> Points | None:
 def _check_numbers(frames: Frames, fit: Fit, numbers: Numbers, known: Known) -> None:
     """Refuse images whose noise tells no gain, and offsets, given or of dark frames, that contradict the images."""
     points, gain, offset = fit.points, numbers.gain, numbers.offset.value
+    more = "use images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
     varies = float(points.mean.var()) > 10 * float(np.mean(points.variance)) / points.samples
     if varies and not (math.isfinite(gain.value) and gain.value > 0):
-        raise NotPhotonCountsError(
-            f"the noise of {frames.name} does not grow with brightness, as that of a camera does; use raw images with "
-            "dark and bright parts, and more frames of the same field"
-        )
+        told = f"the noise of {frames.name} does not grow with brightness, as that of a camera does"
+        raise NotPhotonCountsError(f"{told}; {more}, all of them raw")
     if not math.isfinite(gain.value + gain.high):
-        raise NotPhotonCountsError(
-            f"the brightness of {frames.name} varies too little to find the gain; use images with dark and bright "
-            "parts, more frames of the same field, or add dark frames (--dark)"
-        )
+        raise NotPhotonCountsError(f"the brightness of {frames.name} varies too little to find the gain; {more}")
     if known.offset is None:
         return
     error = np.sqrt(np.maximum(points.variance, 0) / points.samples)
     darker = float(np.mean(points.mean + 5 * error < offset - gain.value / 2))
     variance = numbers.intercept + gain.value * offset
-    if darker > 0.02:
-        told = f"{darker:.0%} of the field of {frames.name} is darker than the offset of {offset:.4g} ADU"
-    elif variance < -0.2 * float(np.median(points.variance)):
-        told = (
-            f"at the offset of {offset:.4g} ADU the variance of {frames.name} would be negative ({variance:.3g} ADU^2)"
-        )
-    else:
+    if darker <= 0.02 and variance >= -0.2 * float(np.median(points.variance)):
         return
+    told = "parts of the field are darker than" if darker > 0.02 else "the variance would be negative at"
+    told = f"{frames.name}: {told} the offset of {offset:.4g} ADU"
     advice = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
     raise NotPhotonCountsError(f"{told}; {advice}")
 
@@ -298,32 +274,15 @@ def _check_numbers(frames: Frames, fit: Fit, numbers: Numbers, known: Known) -> 
 def _result(
     frames: Frames, dark: Dark | None, known: Known, fit: Fit, numbers: Numbers, correlation: Correlation
 ) -> Calibration:
-    from gap_bioimage import __version__
-
-    method = "stack" if frames.count > 1 else "one image"
-    measured: dict[str, Any] = {"method": method, "images": frames.name, "frames": frames.count}
-    if dark is not None:
-        measured |= {"dark": dark.frames.name, "dark_frames": dark.frames.count}
-    measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
-    if correlation.found or correlation.t:
-        measured["correlated"] = [_short(c) for c in (correlation.y, correlation.x, correlation.t)]
-    measured |= {"chi_square": _short(fit.goodness.chi_square), "gap_bioimage": __version__}
-    camera = Camera(
-        gain=_short(numbers.gain.value) or numbers.gain.value,
-        offset=_short(numbers.offset.value) or 0.0,
-        read_noise=_short(numbers.read_noise.value) or 0.0,
-        saturation=frames.ceiling if math.isfinite(frames.ceiling) else None,
-        multiplying=numbers.multiplying,
-        measured={**measured, "date": datetime.datetime.now(datetime.UTC).date().isoformat()},
-    )
     whence = "noise" if known.read_noise is None else "given read noise"
     points = np.stack([fit.points.mean, fit.points.variance])
+    camera = _camera_of(frames, dark, fit, numbers, correlation)
     return Calibration(
         detector=Detector(camera, None if dark is None else maps_of(dark, numbers.gain.value)),
         gain=numbers.gain,
         offset=numbers.offset,
         read_noise=numbers.read_noise,
-        method=method,
+        method=frames.method,
         offset_from="dark frames" if dark is not None else "given" if known.offset is not None else whence,
         images=frames.name,
         frames=frames.count,
@@ -334,103 +293,30 @@ def _result(
         cloud=points[:, :: max(1, points.shape[1] // _SHOWN)],
         correlation=(correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(_doubts(frames, dark, fit, numbers, correlation)),
-        counts=_is_counts(frames, numbers) and not correlation.found,
+        warnings=tuple(doubts(frames, dark, fit, numbers, correlation)),
+        counts=is_counts(frames, numbers) and not correlation.found,
     )
 
 
-def _is_counts(frames: Frames, numbers: Numbers) -> bool:
-    """Whether images are photon counts: whole numbers with gain 1, no offset and no read noise."""
-    gain, offset = numbers.gain, numbers.offset
-    return (
-        frames.whole
-        and frames.minimum >= 0
-        and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
-        and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
-        and numbers.read_noise.low < 0.35
-        and not numbers.multiplying
+def _camera_of(frames: Frames, dark: Dark | None, fit: Fit, numbers: Numbers, correlation: Correlation) -> Camera:
+    """Return the numbers as a camera, with how they were measured."""
+    from gap_bioimage import __version__
+
+    measured: dict[str, Any] = {"method": frames.method, "images": frames.name, "frames": frames.count}
+    if dark is not None:
+        measured |= {"dark": dark.frames.name, "dark_frames": dark.frames.count}
+    measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
+    if correlation.found or correlation.t:
+        measured["correlated"] = [_short(c) for c in (correlation.y, correlation.x, correlation.t)]
+    measured |= {"chi_square": _short(fit.goodness.chi_square), "gap_bioimage": __version__}
+    return Camera(
+        gain=_short(numbers.gain.value) or numbers.gain.value,
+        offset=_short(numbers.offset.value) or 0.0,
+        read_noise=_short(numbers.read_noise.value) or 0.0,
+        saturation=frames.ceiling if math.isfinite(frames.ceiling) else None,
+        multiplying=numbers.multiplying,
+        measured={**measured, "date": datetime.datetime.now(datetime.UTC).date().isoformat()},
     )
-
-
-def _doubts(frames: Frames, dark: Dark | None, fit: Fit, numbers: Numbers, correlation: Correlation) -> Iterator[str]:
-    """Yield what may be wrong, in sentences, the gravest first."""
-    if frames.repeated is not None:
-        yield frames.repeated
-    alike = max(abs(correlation.largest) if correlation.found else 0.0, correlation.t)
-    if alike >= _CORRELATED:
-        told = f"{correlation.y:.2f} along y, {correlation.x:.2f} along x"
-        told += f", {correlation.t:.2f} between frames" if correlation.t >= _CORRELATED else ""
-        worse = "" if frames.count > 1 else "; one image cannot calibrate it"
-        yield (
-            f"the noise of neighbouring pixels is correlated ({told}): somebody has smoothed or resampled these "
-            f"images, and the gain is too small by a factor of up to {correlation.factor:.1f}{worse}; use raw images"
-        )
-    yield from _departures(frames, fit, alike)
-    if frames.saturated > _LEFT_OUT:
-        yield f"{frames.saturated:.0%} of the field is saturated and was left out"
-    if fit.clipped:
-        yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
-    if fit.coarse:
-        yield (
-            "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "
-            "their intervals; use brighter images or a higher camera gain"
-        )
-    if frames.count == 1:
-        yield (
-            "this rests on one image, in which fine structure cannot be told from noise: less certain than its "
-            "intervals say; a stack of the same field is better"
-        )
-    yield from _vague(frames, numbers, alike)
-    if dark is not None and dark.frames.count < _ENOUGH_DARK:
-        maps = "a single one tells no read noise" if dark.pixel_variance is None else "read noise per pixel is rough"
-        yield f"{dark.frames.count} dark frames: {maps}; record {_ENOUGH_DARK} or more"
-
-
-def _departures(frames: Frames, fit: Fit, alike: float) -> Iterator[str]:
-    """Yield how the points depart from a line, and what was left out for it."""
-    goodness, bends = fit.goodness, fit.goodness.bends(0.05)
-    if bends < 0:
-        short = f"the variance falls short of the line by {-goodness.bend:.0%} in bright parts"
-        yield f"{short} (saturation, dead time, compression): expose shorter"
-    elif bends > 0:
-        cause = "light that flickers or objects that move" if frames.count > 1 else "structure taken for noise"
-        rise = f"the variance rises above the line by {goodness.bend:.0%} in bright parts"
-        yield f"{rise}: {cause}; the gain may be too high"
-    elif goodness.chi_square > 2 and alike < _CORRELATED:
-        yield f"the line fits worse than chance explains (chi-square {goodness.chi_square:.3g} per degree of freedom)"
-    if fit.outliers > _LEFT_OUT:
-        yield (
-            f"{fit.outliers:.0%} of the field moves or flickers and was left out; if the detector multiplies, say "
-            "--multiplying"
-        )
-
-
-def _vague(frames: Frames, numbers: Numbers, alike: float) -> Iterator[str]:
-    """Yield what the numbers leave open, or where they contradict one another."""
-    gain, offset, third = numbers.gain, numbers.offset, numbers.third
-    if not math.isfinite(gain.high) or gain.high - gain.low > 0.2 * gain.value:
-        yield (
-            f"the gain is known to {gain.low:.3g} to {gain.high:.3g} only; record more frames of a field with dark "
-            "and bright parts"
-        )
-    variance = numbers.intercept + gain.value * offset.value
-    if variance < -4 * gain.value * max(offset.error, 0.01):
-        yield (
-            f"at the offset of {offset.value:.4g} ADU the variance would be negative ({variance:.3g} ADU^2): the "
-            "offset is too low for these images; check it, or leave it out to have it estimated"
-        )
-    if third is None or frames.count < 3 or alike >= _CORRELATED:
-        return
-    if numbers.undecided and not math.isnan(third.value):
-        yield (
-            "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier); the offset's "
-            "interval allows for both; say --multiplying if it does"
-        )
-    elif min(abs(third.value - POISSON), abs(third.value - MULTIPLIED)) > max(0.25, 4 * third.error):
-        yield (
-            f"the noise is not skewed as that of photons (third moment {third.value:.2f} times the expected): it was "
-            "processed, or objects move; the offset may be wrong"
-        )
 
 
 def _short(value: float) -> float | None:

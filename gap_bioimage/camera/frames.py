@@ -35,6 +35,11 @@ class Frames:
         """Frames of the same field."""
         return int(self.values.shape[1])
 
+    @property
+    def method(self) -> str:
+        """What their noise is taken from."""
+        return "stack" if self.count > 1 else "one image"
+
 
 @dataclass(frozen=True)
 class Dark:
@@ -87,23 +92,18 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
 def _distinct(stack: Values) -> tuple[Values, str | None]:
     """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
-    told: dict[str, list[str]] = {}
+    told = []
     for t in range(stack.shape[1]):
         if stack[:, t].min() == stack[:, t].max():
-            told.setdefault("frames without noise", []).append(
-                f"frame {t} has no noise, as one that the camera dropped"
-            )
+            told.append(f"frame {t} has no noise, as one that the camera dropped")
             continue
         digest = hashlib.blake2b(b"".join(plane.tobytes() for plane in stack[:, t]), digest_size=16).digest()
         if first.setdefault(digest, t) != t:
-            told.setdefault("pairs", []).append(f"frames {first[digest]} and {t} are equal")
+            told.append(f"frames {first[digest]} and {t} are equal")
     if not told or not first:
         return stack, None
-    parts = [
-        found[0] + (f", and {len(found) - 1} more such {what}" if len(found) > 1 else "")
-        for what, found in told.items()
-    ]
-    text = f"{'; '.join(parts)}: left out, {len(first)} of {stack.shape[1]} frames remain"
+    more = f", and {len(told) - 1} more are like that" if len(told) > 1 else ""
+    text = f"{told[0]}{more}: left out, {len(first)} of {stack.shape[1]} frames remain"
     return stack[:, sorted(first.values())], text
 
 

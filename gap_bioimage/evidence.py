@@ -1,0 +1,171 @@
+"""What is measured on an image before it is judged: its numbers, its noise, and the traces that programs leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import scipy
+import xarray as xr
+
+from gap_bioimage.camera import moments as m
+from gap_bioimage.camera.moments import FEW_PIXELS, Flags, Floats, Statistics, Values, as_stack
+from gap_bioimage.camera.noise import Correlation, Noise, correlation_of, hot_pixels, noise_of
+
+Planes = list[Floats]
+
+_STILL = 1.2  # variance / mean of differences of frames, above which something may move
+_AREA = 0.8  # share of pixels like their neighbour in masks and labels
+_GAPS, _LEAST_GAPS = ((3, 0.7), (16, 0.1)), 3  # levels on either side, the share of theirs in a gap; and of a comb
+_STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
+_MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on an image, without its hot pixels."""
+
+    dtype: np.dtype[Any]
+    size: tuple[int, int]  # (rows, columns)
+    statistics: Statistics
+    unit: float | None = 1.0  # all values are whole multiples of it; None if there is no such number
+    noise: Noise | None = None  # where there is enough to see
+    correlation: Correlation = field(default_factory=Correlation)
+    planes: Planes = field(default_factory=list)  # some (y, x), whole, for what programs leave in them
+    colours: float = 0.0  # share of the noise that channels have in common
+    hot: list[tuple[int, int]] = field(default_factory=list)  # places (y, x) that no photons explain
+
+    @property
+    def piled_up(self) -> bool:
+        """Whether pixels pile up at the maximum."""
+        return m.piled_up(self.dtype, self.statistics)
+
+    @property
+    def saturated(self) -> float:
+        """Share of pixels at the maximum."""
+        return self.statistics.at_maximum / max(self.statistics.pixels, 1)
+
+
+def measure(photons: xr.DataArray) -> Evidence:
+    """Measure an image of any type and size, whose dims end in y, x.
+
+    All pixels are read once, piece by piece, for the statistics; the rest is measured on about 4 million of them.
+    """
+    values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
+    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
+    if values.dtype.kind not in "biuf":
+        return Evidence(values.dtype, size, Statistics(values.size, values.size))
+    found = m.scan(values)
+    whole = Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
+    if found.nonfinite or found.minimum == found.maximum or min(size) < 3 or values.ndim < 2:
+        return whole
+    stack, singles = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None), as_stack(values)
+    hot = _hot(singles) if whole.unit == 1 and found.minimum >= 0 else np.zeros(size, bool)
+    planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
+    parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
+    unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else whole.unit
+    return replace(
+        whole,
+        statistics=_without(found, np.asarray(values[..., hot], np.float64)),
+        unit=unit,
+        noise=_noise(stack, singles, hot, unit or 1.0),
+        correlation=correlation_of(stack, hot),
+        planes=planes,
+        colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
+        hot=[(int(y), int(x)) for y, x in np.argwhere(hot)],
+    )
+
+
+def _hot(singles: Values) -> Flags:
+    hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
+    return hot if hot.mean() <= _MOST_HOT else np.zeros_like(hot)
+
+
+def _without(found: Statistics, hot: Floats) -> Statistics:
+    left, stuck = found.pixels - hot.size, int(np.count_nonzero(hot == found.maximum))
+    return replace(found, pixels=left, total=found.total - float(hot.sum()), at_maximum=found.at_maximum - stuck)
+
+
+def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> Noise | None:
+    """Return the noise of single images, or of differences of frames where nothing moves."""
+    noise = noise_of(m.moments_of(singles, in_time=False, most=FEW_PIXELS, hot=hot), unit)
+    if noise is None or stack.shape[1] < 3:
+        return noise
+    in_time = noise_of(m.moments_of(stack, in_time=True, most=FEW_PIXELS, hot=hot), unit)
+    return noise if in_time is None or in_time.dark > max(_STILL, noise.dark) else in_time
+
+
+def missing_levels(planes: Planes) -> int:
+    """Count the gaps of a histogram, levels that rounding after a change of scale has skipped.
+
+    A gap has at most 0.7 of the pixels that the fuller of three levels on either side have, by five standard errors;
+    or, after a large factor, next to none of those that 16 levels have.
+    """
+    lowest = min(float(plane.min()) for plane in planes)
+    levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
+    histogram = np.bincount(levels).astype(float)
+    count = 0
+    for side, share in _GAPS:
+        if len(histogram) < 2 * side:
+            continue
+        fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, side), side).max(1)
+        expected = share * np.minimum(fullest[: len(histogram)], fullest[side + 1 :])
+        gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
+        # several in a row are one, so that a valley between two peaks does not count for more
+        count = max(count, int((gaps & ~np.concatenate([[False], gaps[:-1]])).sum()))
+    return count if count >= _LEAST_GAPS else 0
+
+
+def common_step(values: Floats) -> float | None:
+    """Return the number of which all values are whole multiples within rounding, as of divided counts; or None."""
+    levels = np.unique(values[:_STEPS])
+    precision = float(np.abs(levels).max()) * 2e-6  # single precision, and a little
+    gaps = np.diff(levels)
+    gaps = gaps[gaps > precision]
+    if len(levels) < 4 or not len(gaps) or len(levels) > len(values) / 4:
+        return None
+    step = float(gaps.min())
+    whole = np.rint(levels / step)
+    if np.abs(whole).max() > _MOST_STEPS:
+        return None
+    step = float(levels @ whole / (whole @ whole))  # all levels together know the step best
+    apart = np.abs(values - step * np.rint(values / step)).max()
+    return step if apart <= precision + 0.001 * step else None
+
+
+def areas(planes: Planes) -> bool:
+    """Whether pixels have the values of their neighbours, in objects and on the background, as in masks and labels.
+
+    The most frequent number is taken for the background. Noise has few such pixels in one of the two.
+    """
+    numbers, times = np.unique(np.concatenate([plane.ravel() for plane in planes]), return_counts=True)
+    pairs = np.zeros((2, 2))  # of objects and background, those that are alike and all
+    for plane in planes:
+        objects = plane != numbers[np.argmax(times)]
+        right, below = plane[:, 1:] == plane[:, :-1], plane[1:] == plane[:-1]
+        for alike, inside in ((right, objects[:, 1:]), (below, objects[1:])):
+            pairs += [[(alike & inside).sum(), inside.sum()], [(alike & ~inside).sum(), (~inside).sum()]]
+    return bool((pairs[:, 0] >= _AREA * np.maximum(pairs[:, 1], 1)).all())
+
+
+def one_bit(planes: Planes) -> bool:
+    """Whether only 0 and one number occur although photon counts of this brightness would hold larger ones."""
+    one = max(float(plane.max()) for plane in planes)
+    if one <= 0 or not all(((plane == 0) | (plane == one)).all() for plane in planes):
+        return False
+    local = (scipy.ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
+    return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
+
+
+def shared_noise(channels: list[Planes]) -> float:
+    """Return the smallest correlation of the noise of two to four channels with the one before; large for colours."""
+    if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < 5:
+        return 0.0
+    ripple = np.outer([1.0, -4, 6, -4, 1], [1.0, -4, 6, -4, 1])
+    noise = [
+        np.concatenate([scipy.ndimage.correlate(p, ripple)[2:-2, 2:-2].ravel() for p in planes]) for planes in channels
+    ]
+    pairs = zip(noise[1:], noise[:-1], strict=True)
+    return min(float(a @ b) / max(math.sqrt(float(a @ a) * float(b @ b)), 1e-300) for a, b in pairs)
