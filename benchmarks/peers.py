@@ -1,23 +1,47 @@
-"""Denoisers to compare with, and scores; each denoiser turns counts into expected photons per pixel."""
+"""Denoisers to compare with; each turns counts into expected photons per pixel.
+
+A peer is one function in ``PEERS``: given a data set, its methods get counts, what is to be estimated (for those that
+choose by it, which nobody could without) and the level of brightness, and return an image, or None at a level that they
+are not for. What they need, beside this package:
+
+    pip install -c constraints.txt . careamics==0.3.5 bm3d==4.0.3 scikit-image
+
+R2R and RAM of deepinv are not among them. RAM's weights are a download from Hugging Face, not part of its package, and
+could not be had where this was run. R2R is a loss and has no weights; for Poisson counts its pairs are thinned counts,
+as here, compared by squared error.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
+from scores import Image, nats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-Image = np.ndarray[Any, np.dtype[Any]]
+    from scenes import Scene
+
+    Method = Callable[[Image, Image, float], Image | None]
+
 SIGMAS_PX = np.geomspace(0.4, 12, 18)
 
 
+class Peer(NamedTuple):
+    """A denoiser: what makes it for a data set, and the names of the data sets that it is for."""
+
+    make: Callable[[Scene, int, float, dict[str, Any]], Method]  # scene, seed, scale, and what to tell about it
+    scenes: tuple[str, ...]
+
+
 def gaussians(counts: Image) -> Iterator[Image]:
-    """Filter with Gaussians of all widths, of volumes also with narrower ones along z."""
-    ratios = (0.0,) if counts.ndim == 2 else (0.0, 0.25, 0.5)
+    """Filter with Gaussians of all widths, of volumes also with others along z (or time)."""
+    ratios = (0.0,) if counts.ndim == 2 else (0.0, 0.25, 0.5, 1.0, 2.0)
     for width in ((z * s, s, s)[-counts.ndim :] for s in SIGMAS_PX for z in ratios):
         yield ndimage.gaussian_filter(counts.astype(float), width)
 
@@ -30,12 +54,33 @@ def medians(counts: Image) -> Iterator[Image]:
 
 
 def best(images: Iterator[Image], truth: Image) -> Image:
-    """Return the image that is nearest to the truth: no one could choose it without."""
+    """Return the image that is nearest to the truth."""
     return min(images, key=lambda image: float(np.mean((image - truth) ** 2)))
 
 
-def bm3d_anscombe() -> Callable[[Image], Image]:
-    """Return BM3D between Anscombe's transform and its exact unbiased inverse, volumes plane by plane.
+def best_gaussian(scene: Scene, *_: Any) -> Method:
+    """Choose the width on the truth; of real counts for each plane, on the frame that scores."""
+
+    def of_planes(counts: Image, other: Image, level: float) -> Image:
+        del level
+        pairs = zip(counts, other, strict=True)
+        return np.stack([max(gaussians(plane), key=lambda image, q=q: nats(image, q)) for plane, q in pairs])
+
+    def of_all(counts: Image, truth: Image, level: float) -> Image:
+        del level
+        rates = gaussians(counts)  # of bits the chance q that a photon was seen, 1 - exp(-s)
+        return best((-np.log1p(-rate) for rate in rates) if scene.bits else rates, truth)
+
+    return of_all if scene.real is None else of_planes
+
+
+def best_median(*_: Any) -> Method:
+    """Choose the size on the truth."""
+    return lambda counts, truth, level: best(medians(counts), truth)
+
+
+def bm3d_anscombe(*_: Any) -> Method:
+    """BM3D between Anscombe's transform and its exact unbiased inverse, volumes plane by plane.
 
     Source of the inverse: Makitalo and Foi, IEEE TIP 20 (2011) 2697, its closed form.
     """
@@ -50,38 +95,46 @@ def bm3d_anscombe() -> Callable[[Image], Image]:
         rate: Image = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 / 8 * root / d**3 - 1 / 8
         return np.maximum(rate, 0)
 
-    return lambda counts: plane(counts) if counts.ndim == 2 else np.stack([plane(image) for image in counts])
+    return lambda counts, truth, level: plane(counts) if counts.ndim == 2 else np.stack([*map(plane, counts)])
 
 
-def psnr_db(image: Image, truth: Image) -> float:
-    """Return the peak signal-to-noise ratio, with the truth's maximum as peak."""
-    return float(10 * math.log10(float(truth.max()) ** 2 / np.mean((image - truth) ** 2)))
+def noise2void(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
+    """Noise2Void of CAREamics with its defaults, on the same counts, with as many steps of windows as large as ours.
+
+    It is made for images like those of its training, and so for one level.
+    """
+    import torch
+    from careamics import CAREamist
+    from careamics.config import create_advanced_n2v_config
+
+    train, epochs = scene.settings["train"], 10
+    folder = tempfile.TemporaryDirectory()  # lives as long as the method, which reads the weights from it
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    steps = max(1, round(train["steps"] * scale / epochs))
+    sizes = (train["patch_px"], train["batch_size"], epochs, steps)
+    config = create_advanced_n2v_config("n2v", "array", "SYX", *sizes, num_workers=0)
+    denoiser = CAREamist(config, work_dir=folder.name, enable_progress_bar=False)
+    start = time.monotonic()
+    denoiser.train(train_data=np.stack(scene.training("Noise2Void", seed)).astype(np.float32))
+    about["minutes"], about["steps"] = (time.monotonic() - start) / 60, epochs * steps
+    about["parameters"] = sum(p.numel() for p in denoiser.model.parameters())
+
+    def method(counts: Image, truth: Image, level: float) -> Image | None:
+        del truth
+        assert folder.name
+        if scene.real is None and level != scene.photons:
+            return None
+        planes = counts.astype(np.float32).reshape(-1, *counts.shape[-2:])
+        predicted, _ = denoiser.predict(pred_data=planes, axes="SYX", num_workers=0)
+        return np.maximum(np.concatenate([*map(np.ravel, predicted)]).reshape(counts.shape), 0)
+
+    return method
 
 
-def nats(rate: Image, photons: Image) -> float:
-    """Return the mean over photons of x ln d - d, nats per photon (the Poisson log-likelihood but for ln x!)."""
-    rate = np.maximum(rate, 1e-3)
-    return float((photons * np.log(rate) - rate).sum() / photons.sum())
-
-
-def ssim(image: Image, truth: Image) -> float:
-    """Return the structural similarity with Gaussian windows of 1.5 px, the truth's maximum as range."""
-    width = (0.0, 1.5, 1.5)[-truth.ndim :]
-    smooth = lambda x: ndimage.gaussian_filter(x, width)  # noqa: E731
-    a, b, c, d = smooth(image), smooth(truth), (0.01 * truth.max()) ** 2, (0.03 * truth.max()) ** 2
-    variances = smooth(image**2) - a**2 + smooth(truth**2) - b**2
-    covariance = smooth(image * truth) - a * b
-    return float(np.mean((2 * a * b + c) * (2 * covariance + d) / ((a**2 + b**2 + c) * (variances + d))))
-
-
-def scores(image: Image, truth: Image, independent: Image) -> dict[str, float]:
-    """Return all scores of an image; ``independent`` are other counts of the same scene."""
-    covariance = np.cov(image.ravel(), truth.ravel())
-    slope = covariance[0, 1] / max(covariance[0, 0], 1e-12)
-    scaled = truth.mean() + slope * (image - image.mean())
-    return {
-        "PSNR": psnr_db(image, truth),
-        "scaled PSNR": psnr_db(scaled, truth),
-        "SSIM": ssim(image, truth),
-        "nats": nats(image, independent),
-    }
+PEERS: dict[str, Peer] = {
+    "best Gaussian": Peer(best_gaussian, ("zebrafish", "cells", "hazelnut", "pollen", "video")),
+    "best median": Peer(best_median, ("zebrafish", "cells", "pollen")),
+    "Anscombe + BM3D": Peer(bm3d_anscombe, ("zebrafish", "cells", "hazelnut", "pollen")),
+    "Noise2Void": Peer(noise2void, ("zebrafish", "cells", "hazelnut")),
+}

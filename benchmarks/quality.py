@@ -1,12 +1,16 @@
 """How good the denoised images are: known truths at several brightnesses, and real repeats, against other denoisers.
 
-    python benchmarks/quality.py ../shared/data WORK --seeds 1
+    python benchmarks/quality.py ../shared/data WORK --seeds 3
 
 Trains every network on counts alone, with the same steps and windows, and writes one section of results.md per data
-set. ``supervised`` is the same network with the truth as target: an upper bound. Runs and scores that WORK holds are
-resumed or used as they are, so that the command may be stopped and given again; ``--only zebrafish hazelnut pollen
-cells`` chooses data sets, ``--scale 0.1`` shortens the runs for a trial. BM3D needs ``pip install bm3d`` and is left
-out without it.
+set. ``supervised`` is the same network with the truth as target: an upper bound. What WORK holds is used as it is, so
+that the command may be stopped and given again, elsewhere with ``--methods`` and ``--scenes`` for a part of the work;
+``--tables`` only draws what WORK holds. On a GPU, many trainings fit at once:
+
+    python benchmarks/quality.py DATA WORK --device cuda --workers 14 --seconds 280 --methods anchored plain
+
+``--scale 0.01`` shortens the runs for a trial. What other denoisers need is said in peers.py; without it they are
+left out.
 """
 
 from __future__ import annotations
@@ -15,276 +19,195 @@ import argparse
 import inspect
 import json
 import math
+import multiprocessing
+import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import peers
-import tifffile
+import psutil
 import torch
 import xarray as xr
-from results import write_section
+from report import draw_picture, write_tables
+from scenes import RECIPES, SCENES, Scene
+from scores import nats, residual_ratio, scores
 
 from gap_bioimage.config import RunConfig
-from gap_bioimage.model import load_model
-from gap_bioimage.pictures import draw_grid
-from gap_bioimage.simulation import simulate_truth
+from gap_bioimage.files import replacing
+from gap_bioimage.model import Model, load_model
+from gap_bioimage.network import UNet, photons_of
 from gap_bioimage.training.fit import train
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gap_bioimage.model import Model
+from gap_bioimage.training.module import GapModule
 
 Image = peers.Image
-Recipe = dict[str, Any]
-RECIPES: dict[str, Recipe] = {
-    "anchored": {"network": {"anchor": True}},
-    "plain": {"network": {"anchor": False}},
-    "plain, original's recipe": {"network": {"anchor": False, "log1p": False}, "train": {"learning_rate": 1e-4}},
-    "supervised": {"network": {"anchor": True}},
-}
-CLEAN = 3000  # times as many photons: a truth that can be thinned, and so a target almost without noise
 PICTURE = Path(__file__).parents[1] / "docs/images/quality.png"
+SHOWN = (np.s_[191:383, 716:908], np.s_[100:292, 300:492])  # bright tissue beside dark ground; a dark part
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What to train on, a truth to test on, and how to train."""
+class Job:
+    """One method on one data set with one seed."""
 
-    truths: list[Image]  # expected photons per pixel of the images to train on, (z,) y, x, mean 1 over all
-    photons: float  # mean photons per pixel of these images
-    tests: list[Image]  # expected photons per pixel of the test scenes
-    levels: tuple[float, ...]  # mean photons per pixel at which they are tested
-    settings: dict[str, dict[str, Any]]  # sections of RunConfig
-    recipes: dict[str, Recipe] = field(default_factory=lambda: RECIPES)
-    methods: ClassVar[list[str] | None] = None  # names of the recipes and denoisers to run; all of them
+    data: Path
+    work: Path
+    scene: str
+    method: str
+    seed: int
+    scale: float
+    device: str
+    workers: int
 
+    @property
+    def out(self) -> Path:
+        """The file of the results; the run and the pictures have the same name."""
+        return self.work / self.scene / f"{self.method.replace(' ', '_')}_{self.seed}.json"
 
-def settings_2d(steps: int, **thinning: float) -> dict[str, dict[str, Any]]:
-    """Return what all 2D networks here have in common."""
-    return {
-        "network": {"dim": 2, "depth": 4, "start_filts": 16},
-        "thinning": thinning,
-        "train": {"steps": steps, "batch_size": 8, "patch_px": (64, 64), "warmup_steps": 100, "validate_every": 250},
-    }
-
-
-def trained(counts: list[Image], settings: dict[str, Any], out: Path) -> tuple[Model, float]:
-    """Return the last weights of a run that had all its steps, and the minutes that it trained."""
-    finished = out / "minutes.json"
-    if finished.exists():
-        return load_model(out), float(json.loads(finished.read_text()))
-    dims = ["z", "y", "x"][-counts[0].ndim :]
-    images = [xr.DataArray(image, dims=dims) for image in counts]
-    start, resume = time.monotonic(), (out / "config.yaml").exists()
-    model = train(images, out, RunConfig.from_dict(settings), resume=resume, progress=False, device="cpu")
-    minutes = (time.monotonic() - start) / 60
-    finished.write_text(json.dumps(minutes))
-    return model, minutes
+    def machine(self) -> str:
+        """Say where this runs."""
+        name = torch.cuda.get_device_name() if self.device == "cuda" else f"{platform.machine()} CPU, one thread"
+        beside = f", {self.workers} at a time" if self.workers > 1 else ""
+        return f"{name}{beside}, torch {torch.__version__.split('+')[0]}"
 
 
-def denoised(model: Model, counts: Image, *, flips: bool = False) -> Image:
-    """Return the expected photons per pixel; with ``flips`` the mean over the eight turns and mirror images."""
-    photons = torch.from_numpy(counts.astype(np.float32))[None, None]
-    images = []
-    for turn, mirror in [(0, False)] if not flips else [(t, m) for t in range(4) for m in (False, True)]:
-        turned = torch.rot90(photons, turn, (-2, -1))
-        turned = turned.flip(-1) if mirror else turned
-        with torch.no_grad():
-            rate = model.network.rate(turned, model.network(turned), [])
-        images.append(torch.rot90(rate.flip(-1) if mirror else rate, -turn, (-2, -1)))
-    mean: Image = torch.stack(images).mean(0)[0, 0].double().numpy()
-    return mean
-
-
-def drawn(truth: Image, level: float, seed: int) -> Image:
-    """Return counts of a scene."""
-    return np.random.default_rng([seed, round(1000 * level)]).poisson(truth * level).astype(np.int32)
-
-
-def filters() -> dict[str, Callable[[Image, Image], Image]]:
-    """Return the denoisers without training, functions of counts and (for those that choose by it) the truth."""
-    methods: dict[str, Callable[[Image, Image], Image]] = {
-        "best Gaussian": lambda counts, truth: peers.best(peers.gaussians(counts), truth),
-        "best median": lambda counts, truth: peers.best(peers.medians(counts), truth),
-    }
-    try:
-        bm3d = peers.bm3d_anscombe()
-    except ImportError:
-        print("bm3d is not installed and left out; pip install bm3d")
+def run(job: Job) -> str:
+    """Train if there is something to train, denoise, score, and write the results."""
+    torch.set_num_threads(1)
+    scene = SCENES[job.scene](job.data)
+    start = time.monotonic()
+    about: dict[str, Any] = {}
+    if job.method in RECIPES:
+        model = trained(job, scene)
+        if job.method != "untrained":
+            about["steps"] = scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"]
+            about["minutes"] = (time.monotonic() - start) / 60
+            about["parameters"] = sum(p.numel() for p in model.network.parameters())
+        method: peers.Method = lambda counts, truth, level: denoised(model, counts, job.device)  # noqa: E731
     else:
-        methods["Anscombe + BM3D"] = lambda counts, truth: bm3d(counts)
-    return methods
+        method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about)
+    results = judged(scene, job, method) | about | {"machine": job.machine()}
+    with replacing(job.out) as temporary:
+        temporary.write_text(json.dumps(results))
+    return f"{job.out.relative_to(job.work)}: {time.monotonic() - start:.0f} s"
 
 
-def settings_of(scene: Scene, recipe: Recipe, scale: float, seed: int) -> dict[str, Any]:
-    """Return the settings of a run."""
-    settings = {name: {**values, **recipe.get(name, {})} for name, values in scene.settings.items()}
-    settings["train"] |= {"steps": max(2, round(settings["train"]["steps"] * scale)), "seed": seed}
-    return settings
+def record_kernels(module: GapModule) -> None:
+    """Replay a network's thousands of small kernels as one: else trainings beside each other wait for the CPU."""
+    if module.device.type == "cuda":
+        shape = (module.config.train.batch_size, module.network.channels, *module.config.window_px)
+        try:
+            torch.cuda.make_graphed_callables(module.network, (torch.zeros(shape, device=module.device),))
+        except RuntimeError as error:
+            print(f"kernels are not recorded: {error}", flush=True)
 
 
-def scored(scene: Scene, work: Path, scale: float, seeds: int) -> str:
-    """Train all recipes on a scene with a known truth, and return the table of scores."""
-    kept = work / "scores.json"
-    table: dict[str, list[dict[str, float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+def trained(job: Job, scene: Scene) -> Model:
+    """Return the last weights of a run that had all its steps."""
+    GapModule.on_train_start = record_kernels  # type: ignore[method-assign]
+    config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
+    if job.method == "untrained":
+        network = UNet(**config.network.model_dump()).eval()
+        return Model(network, config.network, (-math.inf, math.inf), n_frames=config.thinning.ceiling)
+    counts = scene.training(job.method, job.seed)
+    images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
+    run = job.out.with_suffix("")
+    train(images, run, config, resume=(run / "config.yaml").exists(), progress=False, device=job.device)
+    return load_model(run)
 
-    def judge(name: str, seed: int, denoise: Callable[[Image, Image], Image], about: dict[str, float]) -> None:
-        if len(table.setdefault(name, [])) > seed:
-            return
-        start, pixels, row = time.monotonic(), 0, dict(about)
-        for level in scene.levels:
-            found = []
-            for truth in scene.tests:
-                counts = drawn(truth, level, 7 + seed)
-                image = denoise(counts, truth * level)
-                pixels += image.size
-                found.append(peers.scores(image, truth * level, drawn(truth, level, 1007 + seed)))
-            row |= {f"{score} {level:g}": float(np.mean([f[score] for f in found])) for score in found[0]}
-        table[name].append({**row, "seconds per megapixel": 1e6 * (time.monotonic() - start) / pixels})
-        kept.write_text(json.dumps(table))
 
-    for seed in range(seeds):
-        for name, method in filters().items():
-            judge(name, seed, method, {})
-        for name, recipe in scene.recipes.items():
-            if scene.methods and name not in scene.methods:
+def denoised(model: Model, counts: Image, device: str) -> Image:
+    """Return the expected photons per pixel; 2D networks see a stack plane by plane."""
+    network, photons = model.network.to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
+    planes = model.config.dim == 2 and counts.ndim == 3
+    photons = photons[:, None] if planes else photons[None, None]
+    with torch.no_grad():
+        rate = photons_of(network.rate(photons, network(photons), []), 0.0, model.n_frames or 0)
+    image: Image = rate.double().cpu().numpy()
+    return image[:, 0] if planes else image[0, 0]
+
+
+def judged(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
+    """Denoise the test scenes at all levels; return scores, and the fewest seconds that a megapixel took."""
+    found: dict[str, Any] = {}
+    seconds = math.inf
+    for level in scene.levels:
+        rows = []
+        for number, unit in enumerate(scene.tests):
+            truth, counts = unit * level, scene.test(number, level, job.seed)
+            start = time.monotonic()
+            image = method(counts, truth, level)
+            if image is None:
                 continue
-            if len(table.get(name, [])) > seed and name != "anchored":
-                continue
-            clean = CLEAN if name == "supervised" else 1
-            counts = [drawn(t, scene.photons * clean, number + seed) for number, t in enumerate(scene.truths)]
-            settings = settings_of(scene, recipe, scale, seed)
-            folder = work / f"{name.replace(' ', '_').replace(chr(39), '').replace(',', '')}_{seed}"
-            model, minutes = trained(counts, settings, folder)
-            about = {"minutes": minutes, "parameters": sum(p.numel() for p in model.network.parameters())}
-            judge(name, seed, lambda counts, truth, m=model: denoised(m, counts), about)  # type: ignore[misc]
-            if name == "anchored" and seed == 0 and work.name == "zebrafish":
-                draw_picture(scene, model)
-            if name == "anchored" and scene.truths[0].ndim == 2:
-                judge("anchored, 8 flips", seed, lambda counts, truth, m=model: denoised(m, counts, flips=True), {})  # type: ignore[misc]
-    return tables(scene, table, seeds)
+            seconds = min(seconds, (time.monotonic() - start) / counts.size * 1e6)
+            if scene.real is not None:
+                rows.append({"nats": nats(image, truth), "residual": residual_ratio(image, counts)})
+            else:
+                other = np.random.default_rng([1007, job.seed, round(1000 * level)]).poisson(truth)
+                rows.append(scores(image, truth, counts, other))
+            if job.scene == "zebrafish" and level == 1 and job.seed == 0:
+                np.savez_compressed(job.out.with_suffix(".npz"), *(image[part].astype(np.float32) for part in SHOWN))
+        if rows:
+            found[f"{level:g}"] = {score: np.mean([row[score] for row in rows], axis=0).tolist() for score in rows[0]}
+    return {"levels": found, "seconds per megapixel": seconds}
 
 
-def draw_picture(scene: Scene, model: Model) -> None:
-    """Draw two parts of the test scene at 1 photon per pixel beside what the denoisers make of them.
-
-    The part with the largest standard deviation, which holds bright tissue and dark ground, and a dark one.
-    """
-    rows = []
-    for window in (np.s_[191:383, 716:908], np.s_[100:292, 300:492]):
-        truth, counts = scene.tests[0][window], drawn(scene.tests[0], 1, 7)[window]
-        images = {name: method(counts, truth) for name, method in filters().items() if name != "best median"}
-        title = f"counts, mean {counts.mean():.2g} per pixel"
-        rows.append({title: counts, **images, "gap-bioimage": denoised(model, counts), "truth": truth})
-    draw_grid(PICTURE, rows)
-
-
-def tables(scene: Scene, table: dict[str, list[dict[str, float]]], seeds: int) -> str:
-    """Return all scores in markdown: PSNR of each level, and the others of one level in the middle."""
-    middle = scene.levels[len(scene.levels) // 2]
-
-    def cell(name: str, key: str, digits: int) -> str:
-        values = [row[key] for row in table[name][:seeds] if key in row]
-        if not values:
-            return ""
-        spread = f" ± {1.96 * np.std(values, ddof=1) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
-        return f"{np.mean(values):,.{digits}f}{spread}"
-
-    first = {f"{level:g} photons": (f"PSNR {level:g}", 2) for level in scene.levels}
-    others = {"scaled PSNR": 2, "SSIM": 3, "nats": 4}
-    second = {name: (f"{name} {middle:g}", digits) for name, digits in others.items()}
-    second |= {"minutes": ("minutes", 1), "parameters": ("parameters", 0), "s per Mpx": ("seconds per megapixel", 1)}
-    text = f"{scene.settings['train']['steps']} steps; {seeds} seed(s). PSNR in dB, the truth's maximum as peak.\n"
-    for columns in (first, second):
-        if columns is second:
-            text += f"\nAt {middle:g} photons, nats per photon of other counts; minutes of training on this machine.\n"
-        text += f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
-        for name in table:
-            text += f"| {name} | {' | '.join(cell(name, key, digits) for key, digits in columns.values())} |\n"
-    return text
+def jobs(asked: argparse.Namespace) -> list[Job]:
+    """Return what is asked for and not there yet: seed after seed, the longest first."""
+    known = {name: made(asked.data) for name, made in SCENES.items() if name in asked.scenes}
+    todo = []
+    for name, scene in known.items():
+        offered = [*scene.recipes, *(peer for peer in peers.PEERS if name in peers.PEERS[peer].scenes)]
+        for method in offered if asked.methods is None else [m for m in asked.methods if m in offered]:
+            cost = math.prod(scene.settings["train"]["patch_px"]) * scene.settings["train"]["batch_size"]
+            for seed in range(asked.seeds if scene.truths or method in RECIPES else 1):
+                job = Job(asked.data, asked.work, name, method, seed, asked.scale, asked.device, asked.workers)
+                todo.append((seed, -cost * scene.settings["train"]["steps"], job))
+    return [job for *_, job in sorted(todo, key=lambda entry: entry[:2]) if not job.out.exists()]
 
 
-def normalised(path: Path) -> Image:
-    """Read a clean image as rates with minimum 0 and mean 1."""
-    truth = tifffile.imread(path).astype(float)
-    truth -= truth.min()
-    return truth / truth.mean()
-
-
-def zebrafish(data: Path, work: Path, scale: float, seeds: int) -> str:
-    """Sparse and bright: rows 0-640 for training at 10 photons per pixel, rows 640-1024 for testing.
-
-    The picture, docs/images/quality.png, shows two parts of the test rows at 1 photon per pixel: the 192 x 192 pixels
-    with the largest standard deviation, which hold bright tissue and dark ground, and below, on its own scale, a dark
-    part of 0.04 photons per pixel, where the network leaves a few faint dark dots at photons that lie close together.
-    """
-    truth = normalised(data / "zebrafish_clean_yx.tif")
-    settings = settings_2d(1500, min_db=-15.0, max_db=20.4)
-    return scored(Scene([truth[:640]], 10, [truth[640:]], (0.1, 1, 10, 100), settings), work, scale, seeds)
-
-
-def pollen(data: Path, work: Path, scale: float, seeds: int) -> str:
-    """A volume: rows 0-160 for training at 2 photons per voxel, rows 160-256 for testing."""
-    truth = normalised(data / "pollen_clean_zyx.tif")
-    settings = settings_2d(400, min_db=-15.0, max_db=10.0)
-    settings["network"] = {"dim": 3, "depth": 3, "start_filts": 12}
-    settings["train"] |= {"patch_px": (12, 48, 48), "batch_size": 2, "validate_every": 100, "validation_windows": 8}
-    recipes = {name: RECIPES[name] for name in ("anchored", "plain")}
-    scene = Scene([truth[:, :160]], 2, [truth[:, 160:]], (0.1, 0.5, 2, 10), settings, recipes)
-    return scored(scene, work, scale, seeds)
-
-
-def cells(data: Path, work: Path, scale: float, seeds: int) -> str:
-    """Simulated cells: 8 images of 2 photons per pixel, 4 others for testing; short runs."""
-    scenes = [simulate_truth(2, (192, 192), seed).values.astype(float) for seed in range(12)]
-    settings = settings_2d(300, min_db=-20.0, max_db=6.0)
-    recipes = {name: RECIPES[name] for name in ("anchored", "plain", "supervised")}
-    recipes["plain, 1000 steps"] = {**RECIPES["plain"], "train": {"steps": 1000}}
-    return scored(Scene(scenes[:8], 2, scenes[8:], (0.1, 0.5, 2, 20), settings, recipes), work, scale, seeds)
-
-
-def hazelnut(data: Path, work: Path, scale: float, seeds: int) -> str:
-    """Real photon counts: trained on one frame of a z-stack, plane by plane, and scored on the next frame."""
-    seen, unseen = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif").astype(np.int32) for t in ("t0", "t1"))
-    planes = [max(peers.nats(g, q) * q.sum() for g in peers.gaussians(p)) for p, q in zip(seen, unseen, strict=True)]
-    rows = {"best Gaussian of each plane": [sum(planes) / unseen.sum()]}
-    scene = Scene([], 0, [], (), settings_2d(750, min_db=-20.0))
-    for name in ("anchored", "plain"):
-        for flips in (False, True):
-            values = []
-            for seed in range(seeds):
-                settings = settings_of(scene, RECIPES[name], scale, seed)
-                model, _ = trained(list(seen), settings, work / f"{name}_{seed}")
-                values.append(peers.nats(np.stack([denoised(model, plane, flips=flips) for plane in seen]), unseen))
-            rows[f"{name}{', 8 flips' if flips else ''}"] = values
-    lines = [f"| {name} | {np.mean(values):.4f} |" for name, values in rows.items()]
-    return "\n".join(["| | nats per photon of t1 |", "|---|---|", *lines])
+def run_all(todo: list[Job], workers: int, seconds: float) -> None:
+    """Run jobs in processes of their own; what is not finished in time is left out."""
+    deadline = psutil.Process().create_time() + seconds
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        running = [pool.apply_async(run, (job,)) for job in todo]
+        for job, result in zip(todo, running, strict=True):
+            try:
+                print(result.get(max(0.0, deadline - time.time())), flush=True)
+            except multiprocessing.TimeoutError:
+                print(f"{job.out.relative_to(job.work)}: not finished in time", flush=True)
+            except Exception as error:
+                print(f"{job.out.relative_to(job.work)}: {type(error).__name__}: {error}", flush=True)
+        pool.terminate()
 
 
 def main() -> None:
-    """Run the data sets that were asked for."""
-    sets = {scene.__name__: scene for scene in (zebrafish, hazelnut, pollen, cells)}
+    """Run what was asked for, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", nargs="+", choices=list(sets), default=list(sets))
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--scenes", nargs="+", choices=list(SCENES), default=list(SCENES))
+    parser.add_argument("--methods", nargs="+", choices=[*RECIPES, *peers.PEERS])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", help="run these alone, and show of the others what WORK holds")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e6, help="what is not finished by then is left out")
+    parser.add_argument("--tables", action="store_true")
     asked = parser.parse_args()
-    Scene.methods = asked.methods
-    for name in asked.only:
-        work = asked.work / name
-        work.mkdir(parents=True, exist_ok=True)
-        body = f"{inspect.getdoc(sets[name])}\n\n{sets[name](asked.data, work, asked.scale, asked.seeds)}"
-        if asked.scale == 1:
-            write_section(f"Quality: {name}", __doc__, body)
-        else:
-            print(body)
+    if not asked.tables:
+        todo = jobs(asked)
+        for job in todo:
+            job.out.parent.mkdir(parents=True, exist_ok=True)
+        run_all(todo, asked.workers, asked.seconds)
+    for name in asked.scenes:
+        scene, folder = SCENES[name](asked.data), asked.work / name
+        write_tables(
+            scene, inspect.getdoc(SCENES[name]) or "", folder, __doc__, to_results=asked.tables and asked.scale == 1
+        )
+        if name == "zebrafish" and asked.tables:
+            draw_picture(PICTURE, scene, folder, SHOWN)
 
 
 if __name__ == "__main__":

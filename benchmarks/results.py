@@ -13,10 +13,10 @@ RESULTS = Path(__file__).parent / "results.md"
 HEADER = "# Results\n\nWritten by the scripts in this folder; ratios and scores come from one run each.\n"
 
 
-def write_section(title: str, doc: str | None, body: str) -> None:
+def write_section(title: str, doc: str | None, body: str, machine: str | None = None) -> None:
     """Replace or add the section ``title``: the command out of the script's docstring, the machine, the body."""
     command = re.search(r"^    (python .*)$", doc or "", re.M)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = machine or f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     lead = f"`{command.group(1)}` ({machine}, {today})\n\n" if command else ""
     section = f"## {title}\n\n{lead}{body.strip()}\n"
