@@ -45,6 +45,7 @@ class NetworkConfig(Config):
     z_conv_stage: PositiveInt | None = Field(
         None, description="3D only: levels that convolve and pool along z (all of them when not given)"
     )
+    stem: Literal[1, 2, 4] = Field(1, description="fold so many pixels in y and x into one: less time at full size")
 
     @model_validator(mode="before")
     @classmethod

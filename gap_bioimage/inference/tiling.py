@@ -164,10 +164,12 @@ def receptive_field_px(network: UNet) -> list[int]:
     reaches = []
     for axis in range(network.dim):
         along = [axis > 0 or network.dim == 2 or z for z in network.along_z]
+        fold = network.stem if axis >= network.dim - 2 else 1
+        cells = 1 if network.stem == 1 else 0  # the convolution that folds sees no neighbours
         reach = 0
-        for position in range(network.step_px[axis]):
-            low, high = _inputs_of((position, position), 0, along, network.upsampled, network.dim)
-            reach = max(reach, position - low, high - position)
+        for cell in range(network.step_px[axis] // fold):
+            low, high = _inputs_of((cell, cell), 0, along, network.upsampled, network.dim)
+            reach = max(reach, (cell - low + cells) * fold - 1, (high - cell + cells) * fold - 1)
         reaches.append(reach)
     if network.anchored:
         reaches = [reach + features for reach, features in zip(reaches, network.anchor.reach_px(), strict=True)]
