@@ -20,6 +20,8 @@ _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 _FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
 FIT_POOL = 8
+# anchors of version 3: scales that also count some pixels away, and how many
+_MOVED = {2: [(0, 1), (1, 1), (2, 2), (3, 3), (4, 4)], 3: [(0, 1), (2, 1), (5, 2), (7, 4)]}
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
@@ -87,6 +89,8 @@ class Anchor(nn.Module):
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
     Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
+    Version 3 tells the network how many standard errors each scale is from the fit, and lets it mix in what the scales
+    are at pixels around: filters of any shape.
     """
 
     def __init__(self, dim: int, version: int = 1) -> None:
@@ -108,7 +112,15 @@ class Anchor(nn.Module):
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
         self.fits = version > 1
-        self.n_features = 2 * self.n_scales + 3 + int(self.fits)  # per channel
+        self.moves: List[Tuple[int, int, int]] = []  # scale, and pixels in y and x
+        ring = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+        for scale, far in _MOVED[dim] if version > 2 else []:
+            sizes = [max(1, round(0.7 * far)) if down and right else far for down, right in ring]
+            self.moves += [(scale, size * d, size * r) for size, (d, r) in zip(sizes, ring, strict=False)]
+        self.far = max([0] + [down for _, down, _ in self.moves])
+        # of each channel
+        self.n_features = 2 * self.n_scales + 3 + int(self.fits) + (self.n_scales + 1 if self.moves else 0)
+        self.n_answers = self.n_scales + 2 + len(self.moves)
         self.fitted_scales, self.base = _FITTED[dim]
         planar, along_z = _FIT_WINDOW[dim]
         self.pools.append(FIT_POOL)
@@ -166,7 +178,7 @@ class Anchor(nn.Module):
             x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
         return x if pooled or pool == 1 else enlarged(x, pool, height, width)
 
-    def fitted(self, photons: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
+    def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tensor:
         """Return the counts that add differences of scales with the gains of the least squared error nearby.
 
         ``m + sum_k g_k d_k``: m is half the mixture by errors and half a smooth scale, d_k are differences of scales.
@@ -177,7 +189,6 @@ class Anchor(nn.Module):
 
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
-        weight = torch.softmax(-2.0 * log_error, 1)
         wide = smoothed[:, self.n_scales - 2]
         start = 0.5 * smoothed[:, self.base]
         for scale in range(self.n_scales):
@@ -224,7 +235,8 @@ class Anchor(nn.Module):
         """Return what a network needs to know of counts (b, c, [z,] y, x).
 
         Features that change slowly with brightness, (b, n c, ...): ratios, logarithms of levels, and errors; the counts
-        at each scale, and fitted, (b, scale, c, ...); and the logarithm of the scales' squared errors, less its mean.
+        at each scale, and fitted, (b, scale, c, ...); and logarithms of the scales' weights, 1 / squared error, less
+        their mean.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels: List[Tensor] = []
@@ -251,7 +263,7 @@ class Anchor(nn.Module):
             shape = [photons.shape[0], photons.shape[1], self.n_scales]
             shape.extend(photons.shape[2:])
             smoothed, log_error = smoothed.reshape(shape).transpose(1, 2), log_error.reshape(shape).transpose(1, 2)
-        log_error = torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
+        log_weight = -2.0 * torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
         middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
         log_wide = torch.log(wide + self.floor)
         features = [
@@ -259,47 +271,85 @@ class Anchor(nn.Module):
             _asinh((photons - middle) / torch.sqrt(middle + 0.05)),
             0.3 * log_wide,
             (torch.log(smoothed + self.floor) - log_wide.unsqueeze(1)).flatten(1, 2),
-            0.5 * log_error.flatten(1, 2),
+            -0.25 * log_weight.flatten(1, 2),
         ]
         if self.fits:
-            fitted = self.fitted(photons, smoothed, log_error)
+            fitted = self.fitted(photons, smoothed, torch.softmax(log_weight, 1))
             features.append(torch.log(fitted + self.floor) - log_wide)
+            if self.moves:
+                for scale in range(self.n_scales):
+                    own = self.overlap[scale][scale]
+                    features.append(
+                        _bounded((smoothed[:, scale] - fitted) / torch.sqrt(own * (fitted + 0.3 * own) + 1e-12))
+                    )
+                features.append(_bounded((photons - fitted) / torch.sqrt(fitted + 0.05)))
             smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
-        return torch.cat(features, 1), smoothed, log_error
+        return torch.cat(features, 1), smoothed, log_weight
 
-    def log_rate(self, answer: Tensor, smoothed: Tensor, log_error: Tensor) -> Tensor:
+    def log_rate(self, answer: Tensor, smoothed: Tensor, log_weight: Tensor) -> Tensor:
         """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
 
         ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
         errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
         bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
-        trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network, take the
+        trained brightness. From version 2 on the fitted counts, plus the change of the mixture by the network, take the
         place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer holds r,
-        one number per scale, and the logarithm of e, (b, (scales + 2) c, ...).
+        one number per scale, the logarithm of e, and one number per move, (b, n_answers c, ...).
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
-        shape = [smoothed.shape[0], self.n_scales + 2]
+        shape = [smoothed.shape[0], self.n_answers]
         shape.extend(smoothed.shape[2:])
         bounded = bounded.reshape(shape)
-        weight = torch.softmax(bounded[:, 1:-1] - 2.0 * log_error, 1)
-        rate = torch.sum(weight * smoothed[:, : self.n_scales], 1)
-        least = self.floor * torch.exp(bounded[:, -1])
+        scales, untrained = smoothed[:, : self.n_scales], torch.softmax(log_weight, 1)
+        weight = torch.softmax(bounded[:, 1 : self.n_scales + 1] + log_weight, 1)
+        rate = torch.sum(weight * scales, 1)
+        least = self.floor * torch.exp(bounded[:, self.n_scales + 1])
         if not self.fits:
             return torch.log(rate + least) + 0.5 * bounded[:, 0]
-        untrained, fitted, noise = torch.softmax(-2.0 * log_error, 1), smoothed[:, -1], torch.zeros_like(rate)
-        change = torch.sum((weight - untrained) * smoothed[:, : self.n_scales], 1)
+        fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
         for scale in range(self.n_scales):
             noise = noise + untrained[:, scale] * math.sqrt(self.overlap[scale][scale])
-        rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
+        if len(self.moves) == 0:
+            change = torch.sum((weight - untrained) * scales, 1)
+            rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
+        else:
+            rate = fitted + least
+            change = self._change(bounded, scales, untrained) / rate
+            rate = rate * (torch.relu(change) + torch.exp(torch.clamp(change, -3.0, 0.0)))
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
+
+    def _change(self, bounded: Tensor, scales: Tensor, untrained: Tensor) -> Tensor:
+        """Return what a network changes in the mixture of the scales, here and moved; those count less until it says.
+
+        The sums run move by move: all moved images at once would take several times the memory of the network.
+        """
+        height, width, far = scales.shape[-2], scales.shape[-1], self.far
+        weight = untrained * torch.exp(bounded[:, 1 : self.n_scales + 1])
+        before, all_before = torch.sum(untrained * scales, 1), torch.sum(untrained, 1)
+        after, all_after = torch.sum(weight * scales, 1), torch.sum(weight, 1)
+        padded = torch._C._nn.replication_pad2d(scales.flatten(1, -3), [far, far, far, far])  # type: ignore[attr-defined]
+        padded = padded.unflatten(1, scales.shape[1:-2])
+        for number in range(len(self.moves)):
+            scale, down, right = self.moves[number]
+            image = padded[:, scale].narrow(-2, far + down, height).narrow(-1, far + right, width)
+            weight = math.exp(-2.0) * untrained[:, scale]
+            before, all_before = before + weight * image, all_before + weight
+            weight = weight * torch.exp(bounded[:, self.n_scales + 2 + number])
+            after, all_after = after + weight * image, all_after + weight
+        return after / all_after - before / all_before
 
 
 def _asinh(x: Tensor) -> Tensor:
     """Return the inverse hyperbolic sine, for which ONNX of opset 17 has no operator that torch exports."""
     size = torch.abs(x)
     return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """Return x where it is small, and at most 2: ``2 tanh(asinh(x) / 2)``."""
+    return 2.0 * x / (1.0 + torch.sqrt(1.0 + x * x))
 
 
 def _gaussian(sigma: float) -> List[float]:

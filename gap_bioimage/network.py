@@ -233,7 +233,7 @@ class UNet(nn.Module):
         )
         final: Any = (nn.Conv2d, nn.Conv3d)[dim - 2] if stem == 1 else (nn.ConvTranspose2d, nn.ConvTranspose3d)[dim - 2]
         unfolded = _per_axis(stem, 1, dim, False)
-        self.conv_final = final(filters[0], channels * (self.anchor.n_scales + 2 if anchor else 1), unfolded, unfolded)
+        self.conv_final = final(filters[0], channels * (self.anchor.n_answers if anchor else 1), unfolded, unfolded)
         # inputs are extended to multiples of this, and tiles must start at multiples of it
         factors.append(unfolded)
         self.step_px: List[int] = [math.prod(factor[axis] for factor in factors) for axis in range(dim)]
@@ -269,9 +269,9 @@ class UNet(nn.Module):
         if not self.anchored:
             x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
             return self._answer(x, photons)
-        features, smoothed, log_error = self.anchor(without_hot_pixels(photons))
+        features, smoothed, log_weight = self.anchor(without_hot_pixels(photons))
         answer = self._answer(pad_to_multiple(features, self.step_px), photons)
-        return self.anchor.log_rate(answer, smoothed, log_error)
+        return self.anchor.log_rate(answer, smoothed, log_weight)
 
     def _answer(self, x: Tensor, photons: Tensor) -> Tensor:
         """Run the U-Net and cut off what was added to fill its steps."""
