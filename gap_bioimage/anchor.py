@@ -89,8 +89,7 @@ class Anchor(nn.Module):
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
     Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
-    Version 3 tells the network how many standard errors each scale is from the fit, and lets it mix in what the scales
-    are at pixels around: filters of any shape.
+    Version 3 tells how many standard errors each scale is from the fit, and mixes what the scales are at pixels around.
     """
 
     def __init__(self, dim: int, version: int = 1) -> None:
@@ -111,16 +110,15 @@ class Anchor(nn.Module):
             self.z_kernels.append(_gaussian(along_z))
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
-        self.fits = version > 1
+        self.fits, self.mixes = version > 1, version > 2
         self.moves: List[Tuple[int, int, int]] = []  # scale, and pixels in y and x
         ring = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-        for scale, far in _MOVED[dim] if version > 2 else []:
+        for scale, far in _MOVED[dim]:
             sizes = [max(1, round(0.7 * far)) if down and right else far for down, right in ring]
             self.moves += [(scale, size * d, size * r) for size, (d, r) in zip(sizes, ring, strict=False)]
-        self.far = max([0] + [down for _, down, _ in self.moves])
-        # of each channel
-        self.n_features = 2 * self.n_scales + 3 + int(self.fits) + (self.n_scales + 1 if self.moves else 0)
-        self.n_answers = self.n_scales + 2 + len(self.moves)
+        self.far = max(down for _, down, _ in self.moves)
+        self.n_features = 2 * self.n_scales + 3 + int(self.fits) + (self.n_scales + 1) * int(self.mixes)
+        self.n_answers = self.n_scales + 2 + len(self.moves) * int(self.mixes)  # both per channel
         self.fitted_scales, self.base = _FITTED[dim]
         planar, along_z = _FIT_WINDOW[dim]
         self.pools.append(FIT_POOL)
@@ -235,8 +233,7 @@ class Anchor(nn.Module):
         """Return what a network needs to know of counts (b, c, [z,] y, x).
 
         Features that change slowly with brightness, (b, n c, ...): ratios, logarithms of levels, and errors; the counts
-        at each scale, and fitted, (b, scale, c, ...); and logarithms of the scales' weights, 1 / squared error, less
-        their mean.
+        at each scale, and fitted, (b, scale, c, ...); and the logarithms of the scales' weights, 1 / squared error.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels: List[Tensor] = []
@@ -260,9 +257,8 @@ class Anchor(nn.Module):
             errors.append(torch.log(error))
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
-            shape = [photons.shape[0], photons.shape[1], self.n_scales]
-            shape.extend(photons.shape[2:])
-            smoothed, log_error = smoothed.reshape(shape).transpose(1, 2), log_error.reshape(shape).transpose(1, 2)
+            smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)
+            log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)
         log_weight = -2.0 * torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
         middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
         log_wide = torch.log(wide + self.floor)
@@ -276,12 +272,11 @@ class Anchor(nn.Module):
         if self.fits:
             fitted = self.fitted(photons, smoothed, torch.softmax(log_weight, 1))
             features.append(torch.log(fitted + self.floor) - log_wide)
-            if self.moves:
+            if self.mixes:
                 for scale in range(self.n_scales):
                     own = self.overlap[scale][scale]
-                    features.append(
-                        _bounded((smoothed[:, scale] - fitted) / torch.sqrt(own * (fitted + 0.3 * own) + 1e-12))
-                    )
+                    error = torch.sqrt(own * (fitted + 0.3 * own) + 1e-12)
+                    features.append(_bounded((smoothed[:, scale] - fitted) / error))
                 features.append(_bounded((photons - fitted) / torch.sqrt(fitted + 0.05)))
             smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
         return torch.cat(features, 1), smoothed, log_weight
@@ -298,9 +293,7 @@ class Anchor(nn.Module):
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
-        shape = [smoothed.shape[0], self.n_answers]
-        shape.extend(smoothed.shape[2:])
-        bounded = bounded.reshape(shape)
+        bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])
         scales, untrained = smoothed[:, : self.n_scales], torch.softmax(log_weight, 1)
         weight = torch.softmax(bounded[:, 1 : self.n_scales + 1] + log_weight, 1)
         rate = torch.sum(weight * scales, 1)
@@ -310,7 +303,7 @@ class Anchor(nn.Module):
         fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
         for scale in range(self.n_scales):
             noise = noise + untrained[:, scale] * math.sqrt(self.overlap[scale][scale])
-        if len(self.moves) == 0:
+        if not self.mixes:
             change = torch.sum((weight - untrained) * scales, 1)
             rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
         else:
@@ -321,19 +314,16 @@ class Anchor(nn.Module):
         return torch.log(rate) + relative_error * bounded[:, 0]
 
     def _change(self, bounded: Tensor, scales: Tensor, untrained: Tensor) -> Tensor:
-        """Return what a network changes in the mixture of the scales, here and moved; those count less until it says.
-
-        The sums run move by move: all moved images at once would take several times the memory of the network.
-        """
-        height, width, far = scales.shape[-2], scales.shape[-1], self.far
+        """Return what a network changes in the mixture of the scales here and moved, which count less before."""
+        # move by move: all moved images at once would take several times the memory of the network
         weight = untrained * torch.exp(bounded[:, 1 : self.n_scales + 1])
         before, all_before = torch.sum(untrained * scales, 1), torch.sum(untrained, 1)
         after, all_after = torch.sum(weight * scales, 1), torch.sum(weight, 1)
-        padded = torch._C._nn.replication_pad2d(scales.flatten(1, -3), [far, far, far, far])  # type: ignore[attr-defined]
+        padded = torch._C._nn.replication_pad2d(scales.flatten(1, -3), [self.far] * 4)  # type: ignore[attr-defined]
         padded = padded.unflatten(1, scales.shape[1:-2])
-        for number in range(len(self.moves)):
-            scale, down, right = self.moves[number]
-            image = padded[:, scale].narrow(-2, far + down, height).narrow(-1, far + right, width)
+        for number, (scale, down, right) in enumerate(self.moves):
+            image = padded[:, scale].narrow(-2, self.far + down, scales.shape[-2])
+            image = image.narrow(-1, self.far + right, scales.shape[-1])
             weight = math.exp(-2.0) * untrained[:, scale]
             before, all_before = before + weight * image, all_before + weight
             weight = weight * torch.exp(bounded[:, self.n_scales + 2 + number])

@@ -82,6 +82,34 @@ def test_networks_whose_weights_ran_away_leave_the_filter() -> None:
         assert network(counts).isfinite().all()
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_whatever_a_network_says_its_rates_stay_near_the_counts(dim: int) -> None:
+    network = network_of(dim=dim)
+    counts = counts_of(network, 24, 24)
+    fitted = network.anchor(without_hot_pixels(counts))[1][:, -1]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(network.conv_final.bias, std=1e3)
+        rate = network(counts).exp()
+        assert float((rate / fitted).min()) > np.exp(-4.5)  # the mixture's bound, and that of the factor
+        assert float((rate - fitted).max()) < np.exp(1.5) * float(counts.max() + fitted.max())
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_networks_take_what_is_a_pixel_away(dim: int) -> None:
+    network = UNet(dim=dim, depth=1, start_filts=1, anchor=True, anchor_version=3).requires_grad_(False)
+    counts = torch.full((1, 1, *([4] * (dim - 2)), 24, 24), 5.0)
+    counts[..., 12:] = 50.0
+    anchor = network.anchor
+    right, left = anchor.moves.index((0, 0, 1)), anchor.moves.index((0, 0, -1))
+    edges = []
+    for number in (left, right):
+        torch.nn.init.zeros_(network.conv_final.bias)
+        network.conv_final.bias[anchor.n_scales + 2 + number] = 100.0
+        edges.append(network(counts)[..., 11:13].exp())
+    assert (edges[1] > edges[0]).all()
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_tiles_agree_with_the_whole_image(kind: dict[str, Any]) -> None:
     network = network_of(**kind)
