@@ -35,7 +35,9 @@ class NetworkConfig(Config):
     anchor: bool = Field(
         True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
     )
-    anchor_version: Literal[1, 2] = Field(2, description="1: smoothed by errors at each pixel; 2: and by a local fit")
+    anchor_version: Literal[1, 2, 3] = Field(
+        3, description="1: smoothed by errors at each pixel; 2: and by a local fit; 3: and from pixels around"
+    )
     levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
     depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
@@ -45,6 +47,7 @@ class NetworkConfig(Config):
     z_conv_stage: PositiveInt | None = Field(
         None, description="3D only: levels that convolve and pool along z (all of them when not given)"
     )
+    stem: Literal[1, 2, 4] = Field(1, description="fold so many pixels in y and x into one: less time at full size")
 
     @model_validator(mode="before")
     @classmethod

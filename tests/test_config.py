@@ -13,7 +13,7 @@ from gap_bioimage.errors import ConfigError
 FULL: dict[str, Any] = {
     "network": {
         "dim": 3, "channels": 2, "anchor": False, "anchor_version": 1, "levels": 4, "log1p": False, "depth": 3,
-        "start_filts": 8,
+        "start_filts": 8, "stem": 2,
         "up_mode": "upsample", "merge_mode": "concat", "z_conv_stage": 1,
     },
     "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "ceiling": 16},

@@ -15,7 +15,7 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 import gap_bioimage.network as source
-from gap_bioimage.exporting.weights import without_debug_records
+from gap_bioimage.exporting.weights import architecture_source, without_debug_records
 from gap_bioimage.inference.tiling import receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.network import (
@@ -35,7 +35,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"dim": dim, "up_mode": up, "merge_mode": merge, "z_conv_stage": z, "depth": 3}
     for dim, up, merge in itertools.product((2, 3), ("transpose", "upsample"), ("add", "concat"))
     for z in ((None,) if dim == 2 else (None, 1, 2))
-]
+] + [{"dim": 2, "depth": 3, "stem": 2, "z_conv_stage": None}, {"dim": 3, "depth": 3, "stem": 4, "up_mode": "upsample", "z_conv_stage": 1}]
 SMALL: dict[str, Any] = {"start_filts": 2, "levels": 3}
 
 
@@ -67,7 +67,7 @@ def network_of(variant: dict[str, Any], **more: Any) -> UNet:
 
 
 def test_only_torch_and_the_standard_library_are_imported() -> None:
-    tree = ast.parse(Path(source.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(architecture_source(sampling=True))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -131,9 +131,9 @@ def test_other_sizes_are_those_of_the_mirrored_image_cut(variant: dict[str, Any]
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_step_is_the_product_of_the_pools(variant: dict[str, Any]) -> None:
-    stages = variant["z_conv_stage"] or variant["depth"]
-    along_z = 2 ** min(stages, variant["depth"] - 1)
-    assert network_of(variant).step_px == ([4, 4] if variant["dim"] == 2 else [along_z, 4, 4])
+    stages = variant.get("z_conv_stage") or variant["depth"]
+    along_z, planar = 2 ** min(stages, variant["depth"] - 1), 4 * variant.get("stem", 1)
+    assert network_of(variant).step_px == ([planar, planar] if variant["dim"] == 2 else [along_z, planar, planar])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)

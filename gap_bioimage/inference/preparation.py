@@ -16,12 +16,13 @@ import numpy as np
 import torch
 import xarray as xr
 
+from gap_bioimage.anchor import hot_pixels, without_hot_pixels
 from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
-from gap_bioimage.network import hot_pixels, photons_of, without_hot_pixels
+from gap_bioimage.network import photons_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

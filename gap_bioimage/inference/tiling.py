@@ -240,9 +240,12 @@ def box_of(network: UNet) -> list[int]:
 
 def receptive_field_px(network: UNet) -> list[int]:
     """Return how far, per spatial axis, the farthest input pixel lies that changes an output pixel."""
-    reaches = [
-        _reach_px(network, [axis > 0 or network.dim == 2 or z for z in network.along_z]) for axis in range(network.dim)
-    ]
+    reaches = []
+    for axis in range(network.dim):
+        reach = _reach_px(network, [axis > 0 or network.dim == 2 or z for z in network.along_z])
+        fold = network.stem if axis >= network.dim - 2 else 1
+        # a convolution that folds sees no neighbours, and then a pixel is all that was folded
+        reaches.append(reach * fold - 1 if network.stem > 1 else reach)
     anchors = network.anchor.reach_px() if network.anchored else [0] * network.dim
     return [reach + own for reach, own in zip(reaches, anchors, strict=True)]
 

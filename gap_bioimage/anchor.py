@@ -1,0 +1,363 @@
+"""What an anchored network corrects: counts smoothed at several scales, and how wrong each of them is.
+
+Only torch is imported, and everything compiles with ``torch.jit.script``: the source is part of every exported model.
+Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
+"""
+
+import math
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# sigma of the anchor's filters in px: in the plane, and along z
+_PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
+_VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
+_VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
+# anchors of version 2: scales whose differences are fitted, the smoothest of them is half of what they are added to;
+# and sigma of the window of the fit in px, in the plane and along z
+_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
+_FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
+FIT_POOL = 8
+# anchors of version 3: scales that also count some pixels away, and how many
+_MOVED = {2: [(0, 1), (1, 1), (2, 2), (3, 3), (4, 4)], 3: [(0, 1), (2, 1), (5, 2), (7, 4)]}
+
+
+def hot_pixels(photons: Tensor) -> Tensor:
+    """Find pixels that hold more than photons can bring where the neighbours are so dark.
+
+    Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
+    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels. None is
+    where a side has fewer than three pixels.
+    """
+    height, width = photons.shape[-2], photons.shape[-1]
+    if height < 3 or width < 3:
+        return torch.zeros_like(photons, dtype=torch.bool)
+    padded = torch.constant_pad_nd(photons, [2, 2, 2, 2], 0.0)
+    first, second, third = torch.zeros_like(photons), torch.zeros_like(photons), torch.zeros_like(photons)
+    for row in range(5):
+        for column in range(5):
+            if row != 2 or column != 2:
+                value = padded.narrow(-2, row, height).narrow(-1, column, width)
+                third = torch.maximum(third, torch.minimum(second, value))
+                second = torch.maximum(second, torch.minimum(first, value))
+                first = torch.maximum(first, value)
+    rate = 4.0 * (third + 1.0)
+    # 6.4 standard deviations, and what the tail of few counts is longer
+    return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
+
+
+def without_hot_pixels(photons: Tensor) -> Tensor:
+    """Return counts in which hot pixels hold the mean of their neighbours, (b, c, [z,] y, x)."""
+    hot = hot_pixels(photons)
+    ones = [1.0, 1.0]
+    cold = 1.0 - hot.to(photons.dtype)
+    seen = blur(blur(photons * cold, ones, -1), ones, -2)
+    return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
+
+
+def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
+    """Filter along the last (-1), last but one (-2) or third last axis; what lies outside counts as zero.
+
+    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine. ``kernel`` is the
+    centre and one side of a symmetric filter.
+    """
+    half, size = len(kernel) - 1, x.shape[axis]
+    pad = [0, 0, 0, 0, 0, 0]
+    pad[-2 * axis - 2], pad[-2 * axis - 1] = half, half
+    padded = torch.constant_pad_nd(x, pad[: -2 * axis], 0.0)
+    total = x * kernel[0]
+    for shift in range(1, half + 1):
+        pair = padded.narrow(axis, half - shift, size) + padded.narrow(axis, half + shift, size)
+        total.add_(pair.mul_(kernel[shift]))
+    return total
+
+
+def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Enlarge planes linearly, and cut them to a size."""
+    size = [factor * x.shape[-2], factor * x.shape[-1]]
+    x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
+    return x.narrow(-2, 0, height).narrow(-1, 0, width)
+
+
+class Anchor(nn.Module):
+    """Counts smoothed at several scales, and how wrong each of them is at each pixel; has no parameters.
+
+    The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
+    sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
+    noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
+    that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
+    Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
+    Version 3 tells how many standard errors each scale is from the fit, and mixes what the scales are at pixels around.
+    """
+
+    def __init__(self, dim: int, version: int = 1) -> None:
+        super().__init__()
+        scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
+        windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # what the squared bias is averaged with
+        self.dim, self.n_scales = dim, len(scales)
+        # an image this many scales on tells the variance: where a fine one is 0 by chance, its own rate would tell 0
+        self.wider = 2 if dim == 2 else 3
+        self.pools: List[int] = []
+        self.kernels: List[List[float]] = []
+        self.z_kernels: List[List[float]] = []
+        for planar, along_z in scales + windows:
+            pool = 1 if planar < 2.4 else 2 if planar < 7 else 4
+            # pooling and linear interpolation blur by themselves
+            self.pools.append(pool)
+            self.kernels.append(_gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
+            self.z_kernels.append(_gaussian(along_z))
+        self.overlap: List[List[float]] = self._overlaps()
+        self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
+        self.fits, self.mixes = version > 1, version > 2
+        self.moves: List[Tuple[int, int, int]] = []  # scale, and pixels in y and x
+        ring = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+        for scale, far in _MOVED[dim]:
+            sizes = [max(1, round(0.7 * far)) if down and right else far for down, right in ring]
+            self.moves += [(scale, size * d, size * r) for size, (d, r) in zip(sizes, ring, strict=False)]
+        self.far = max(down for _, down, _ in self.moves)
+        self.n_features = 2 * self.n_scales + 3 + int(self.fits) + (self.n_scales + 1) * int(self.mixes)
+        self.n_answers = self.n_scales + 2 + len(self.moves) * int(self.mixes)  # both per channel
+        self.fitted_scales, self.base = _FITTED[dim]
+        planar, along_z = _FIT_WINDOW[dim]
+        self.pools.append(FIT_POOL)
+        self.kernels.append(_gaussian(math.sqrt(planar**2 - (FIT_POOL**2 - 1) / 4) / FIT_POOL))
+        self.z_kernels.append(_gaussian(along_z))
+        self.few_photons = 5.0  # a filter that holds fewer would show single photons: the fit holds its gain near 0
+        # what shrinks the fit: the variance of a gain, 0.2^2, and the number of voxels of a window
+        self.shrinkage = 25.0 / (4.0 * math.pi * planar**2 * max(1.0, 2.0 * math.sqrt(math.pi) * along_z))
+
+    def reach_px(self) -> List[int]:
+        """Return how far along each spatial axis the features look."""
+        planar, along_z = 0, 0
+        for scale in range(self.n_scales):
+            reach = 0
+            for number in (scale, self.n_scales + scale):
+                pool, half = self.pools[number], len(self.kernels[number]) - 1
+                reach += half if pool == 1 else (half + 2) * pool - 1
+            planar = max(planar, reach)
+            along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
+        if self.fits:
+            planar += (len(self.kernels[-1]) + 1) * FIT_POOL - 1
+            along_z += len(self.z_kernels[-1]) - 1
+        # hot pixels are replaced by neighbours (1 px), which are told from hot ones by theirs (2 px)
+        return [planar + 3, planar + 3] if self.dim == 2 else [along_z, planar + 3, planar + 3]
+
+    def _overlaps(self) -> List[List[float]]:
+        """Return the sums over all pixels of products of two filters; those of squares are relative variances."""
+        line = torch.zeros(4, 1, 1, 257)  # a photon at each place that pooling tells apart
+        line[range(4), 0, 0, range(126, 130)] = 1.0
+        planar = torch.stack([self.smooth(line, scale) for scale in range(self.n_scales)]).flatten(1)
+        point = torch.zeros(1, 65, 1, 1)
+        point[0, 32] = 1.0
+        along_z = torch.stack([self.smooth(point, scale) for scale in range(self.n_scales)]).flatten(1)
+        # the weight of the photons of a pixel in its own smoothed value, by pooling's places
+        middle = planar.reshape(self.n_scales, 4, 257)[:, range(4), range(126, 130)].mean(1)
+        self.own: List[float] = (torch.square(middle) * along_z[:, 32]).tolist()
+        overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
+        return [[float(value) for value in row] for row in overlap]
+
+    def smooth(self, x: Tensor, number: int) -> Tensor:
+        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
+        pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
+        x = self._blurred(self._pooled(x, number), number, height, width)
+        return x if pool == 1 else enlarged(x, pool, height, width)
+
+    def _pooled(self, x: Tensor, number: int) -> Tensor:
+        pool = self.pools[number]
+        if pool == 1:
+            return x
+        below, right = (pool - x.shape[-2] % pool) % pool, (pool - x.shape[-1] % pool) % pool
+        return F.avg_pool2d(torch.constant_pad_nd(x, [0, right, 0, below], 0.0), [pool, pool])
+
+    def _blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
+        """Smooth what was pooled from planes of this size, and leave it at that."""
+        pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
+        rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
+        columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
+        x = blur(blur(x, kernel, -1), kernel, -2) / (blur(rows, kernel, -2) * blur(columns, kernel, -1))
+        if len(z_kernel) > 1:
+            x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
+        return x
+
+    def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tensor:
+        """Return the counts that add differences of scales with the gains of the least squared error nearby.
+
+        ``m + sum_k g_k d_k``: m is half the mixture by errors and half a smooth scale, d_k are differences of scales.
+        The error against the unknown rate r needs only averages of d_j d_k and of ``(r - m) d_k``, over a window
+        around each pixel. For Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is what
+        x itself adds to d_k; and as all is weighted with 1 / rate, the variance of the noise is 1. Gains are expected
+        near 0, the nearer the fewer photons the filter of d_k holds (rate / o_k): else single photons show as specks.
+
+        Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
+        """
+        wide = smoothed[:, self.n_scales - 2]
+        start = 0.5 * smoothed[:, self.base]
+        for scale in range(self.n_scales):
+            start = start + 0.5 * weight[:, scale] * smoothed[:, scale]
+        parts: List[Tensor] = []
+        weighted: List[Tensor] = []
+        averaged = [self._for_window(wide + self.floor)]
+        for k in range(len(self.fitted_scales) - 1):
+            fine, coarse = self.fitted_scales[k], self.fitted_scales[k + 1]
+            part = smoothed[:, fine] - smoothed[:, coarse]
+            parts.append(part)
+            weighted.append(part / (wide + self.floor))
+            seen = weighted[k] * (photons - start) - photons * (self.own[fine] - self.own[coarse]) / (wide + self.floor)
+            averaged.append(self._for_window(seen))
+            for j in range(k + 1):
+                averaged.append(self._for_window(weighted[k] * parts[j]))
+        height, width = photons.shape[-2], photons.shape[-1]
+        means = self._blurred(torch.cat(averaged), 2 * self.n_scales, height, width).chunk(len(averaged))
+        level = means[0]
+        gains: List[Tensor] = []
+        rows: List[List[Tensor]] = []
+        for k in range(len(parts)):
+            first = 1 + k * (k + 3) // 2
+            gains.append(means[first])
+            rows.append([means[first + 1 + j] for j in range(k + 1)])
+        # Cholesky's factor in place of the matrix, and both triangles solved, pixel by pixel
+        for i in range(len(parts)):
+            own = self.own[self.fitted_scales[i]] - self.own[self.fitted_scales[i + 1]]
+            sparse = self.few_photons * own / level
+            rows[i][i] = 1.001 * rows[i][i] + self.shrinkage * (1.0 + sparse * sparse)
+            for j in range(i + 1):
+                for k in range(j):
+                    rows[i][j] = rows[i][j] - rows[i][k] * rows[j][k]
+                rows[i][j] = torch.sqrt(torch.clamp(rows[i][j], min=1e-12)) if i == j else rows[i][j] / rows[j][j]
+            for k in range(i):
+                gains[i] = gains[i] - rows[i][k] * gains[k]
+            gains[i] = gains[i] / rows[i][i]
+        result = start
+        for step in range(len(parts)):
+            i = len(parts) - 1 - step
+            for k in range(i + 1, len(parts)):
+                gains[i] = gains[i] - rows[k][i] * gains[k]
+            gains[i] = gains[i] / rows[i][i]
+            gain = enlarged(torch.clamp(gains[i], -4.0, 4.0), self.pools[-1], height, width)
+            result = result + gain.reshape(photons.shape) * parts[i]
+        return torch.maximum(result, 0.3 * torch.minimum(start, wide))
+
+    def _for_window(self, x: Tensor) -> Tensor:
+        return self._pooled(x if self.dim == 2 else x.flatten(0, 1), 2 * self.n_scales)
+
+    def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Return what a network needs to know of counts (b, c, [z,] y, x).
+
+        Features that change slowly with brightness, (b, n c, ...): ratios, logarithms of levels, and errors; the counts
+        at each scale, and fitted, (b, scale, c, ...); and the logarithms of the scales' weights, 1 / squared error.
+        """
+        planes = photons if self.dim == 2 else photons.flatten(0, 1)
+        levels: List[Tensor] = []
+        for scale in range(self.n_scales):
+            levels.append(self.smooth(planes, scale))
+        errors: List[Tensor] = []
+        bias_of_second = torch.zeros_like(planes)
+        for scale in range(self.n_scales):
+            own = self.overlap[scale][scale]
+            error = own * (levels[min(scale + self.wider, self.n_scales - 1)] + 0.3 * own)
+            if scale > 0:
+                finer = min(scale - 1, 1)
+                noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
+                spread = self.smooth(torch.square(levels[scale] - levels[finer]), self.n_scales + scale)
+                bias = torch.relu(spread - noise * levels[3 if scale == 1 else scale])
+                error = error + bias
+                if scale == 1:
+                    bias_of_second = bias
+                else:
+                    error = error + bias_of_second
+            errors.append(torch.log(error))
+        smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
+        if self.dim == 3:
+            smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)
+            log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)
+        log_weight = -2.0 * torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
+        middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
+        log_wide = torch.log(wide + self.floor)
+        features = [
+            torch.log1p(photons) - torch.log1p(wide),
+            _asinh((photons - middle) / torch.sqrt(middle + 0.05)),
+            0.3 * log_wide,
+            (torch.log(smoothed + self.floor) - log_wide.unsqueeze(1)).flatten(1, 2),
+            -0.25 * log_weight.flatten(1, 2),
+        ]
+        if self.fits:
+            fitted = self.fitted(photons, smoothed, torch.softmax(log_weight, 1))
+            features.append(torch.log(fitted + self.floor) - log_wide)
+            if self.mixes:
+                for scale in range(self.n_scales):
+                    own = self.overlap[scale][scale]
+                    error = torch.sqrt(own * (fitted + 0.3 * own) + 1e-12)
+                    features.append(_bounded((smoothed[:, scale] - fitted) / error))
+                features.append(_bounded((photons - fitted) / torch.sqrt(fitted + 0.05)))
+            smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
+        return torch.cat(features, 1), smoothed, log_weight
+
+    def log_rate(self, answer: Tensor, smoothed: Tensor, log_weight: Tensor) -> Tensor:
+        """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
+
+        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
+        errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
+        bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
+        trained brightness. From version 2 on the fitted counts, plus the change of the mixture by the network, take the
+        place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer holds r,
+        one number per scale, the logarithm of e, and one number per move, (b, n_answers c, ...).
+        """
+        # a network whose numbers have run away answers nothing, and the filter is left
+        bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
+        bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])
+        scales, untrained = smoothed[:, : self.n_scales], torch.softmax(log_weight, 1)
+        weight = torch.softmax(bounded[:, 1 : self.n_scales + 1] + log_weight, 1)
+        rate = torch.sum(weight * scales, 1)
+        least = self.floor * torch.exp(bounded[:, self.n_scales + 1])
+        if not self.fits:
+            return torch.log(rate + least) + 0.5 * bounded[:, 0]
+        fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
+        for scale in range(self.n_scales):
+            noise = noise + untrained[:, scale] * math.sqrt(self.overlap[scale][scale])
+        if not self.mixes:
+            change = torch.sum((weight - untrained) * scales, 1)
+            rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
+        else:
+            rate = fitted + least
+            change = self._change(bounded, scales, untrained) / rate
+            rate = rate * (torch.relu(change) + torch.exp(torch.clamp(change, -3.0, 0.0)))
+        relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
+        return torch.log(rate) + relative_error * bounded[:, 0]
+
+    def _change(self, bounded: Tensor, scales: Tensor, untrained: Tensor) -> Tensor:
+        """Return what a network changes in the mixture of the scales here and moved, which count less before."""
+        # move by move: all moved images at once would take several times the memory of the network
+        weight = untrained * torch.exp(bounded[:, 1 : self.n_scales + 1])
+        before, all_before = torch.sum(untrained * scales, 1), torch.sum(untrained, 1)
+        after, all_after = torch.sum(weight * scales, 1), torch.sum(weight, 1)
+        padded = torch._C._nn.replication_pad2d(scales.flatten(1, -3), [self.far] * 4)  # type: ignore[attr-defined]
+        padded = padded.unflatten(1, scales.shape[1:-2])
+        for number, (scale, down, right) in enumerate(self.moves):
+            image = padded[:, scale].narrow(-2, self.far + down, scales.shape[-2])
+            image = image.narrow(-1, self.far + right, scales.shape[-1])
+            weight = math.exp(-2.0) * untrained[:, scale]
+            before, all_before = before + weight * image, all_before + weight
+            weight = weight * torch.exp(bounded[:, self.n_scales + 2 + number])
+            after, all_after = after + weight * image, all_after + weight
+        return after / all_after - before / all_before
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """Return the inverse hyperbolic sine, for which ONNX of opset 17 has no operator that torch exports."""
+    size = torch.abs(x)
+    return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """Return x where it is small, and at most 2: ``2 tanh(asinh(x) / 2)``."""
+    return 2.0 * x / (1.0 + torch.sqrt(1.0 + x * x))
+
+
+def _gaussian(sigma: float) -> List[float]:
+    """Return the centre and one side of a Gaussian filter with sum 1, cut at 2.5 sigma."""
+    if sigma <= 0:
+        return [1.0]
+    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(math.ceil(2.5 * sigma) + 1)]
+    return [value / (2.0 * sum(side) - side[0]) for value in side]
