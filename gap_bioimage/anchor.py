@@ -270,8 +270,8 @@ class Anchor(nn.Module):
             errors.append(torch.log(error))
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
-            smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)
-            log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)
+            smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
+            log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
         log_weight = -2.0 * torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
         middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
         log_wide = torch.log(wide + self.floor)
@@ -305,8 +305,8 @@ class Anchor(nn.Module):
         one number per scale, the logarithm of e, and one number per move, (b, n_answers c, ...).
         """
         # a network whose numbers have run away answers nothing, and the filter is left
-        bounded = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
-        bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])
+        bounded: Tensor = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
+        bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
         scales, untrained = smoothed[:, : self.n_scales], torch.softmax(log_weight, 1)
         weight = torch.softmax(bounded[:, 1 : self.n_scales + 1] + log_weight, 1)
         rate = torch.sum(weight * scales, 1)
