@@ -35,7 +35,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"dim": dim, "up_mode": up, "merge_mode": merge, "z_conv_stage": z, "depth": 3}
     for dim, up, merge in itertools.product((2, 3), ("transpose", "upsample"), ("add", "concat"))
     for z in ((None,) if dim == 2 else (None, 1, 2))
-] + [{"dim": 2, "depth": 3, "stem": 2, "z_conv_stage": None}, {"dim": 3, "depth": 3, "stem": 4, "up_mode": "upsample", "z_conv_stage": 1}]
+] + [
+    {"dim": 2, "depth": 3, "stem": 2, "z_conv_stage": None},
+    {"dim": 3, "depth": 3, "stem": 4, "up_mode": "upsample", "z_conv_stage": 1},
+]
 SMALL: dict[str, Any] = {"start_filts": 2, "levels": 3}
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +109,20 @@ def test_nothing_is_left_running(tmp_path: Path, limited: Sandbox) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # what was killed takes a moment to go
             left = psutil.Process(pid)
             assert left.status() == psutil.STATUS_ZOMBIE or left.wait(60) is None
+
+
+def test_a_model_that_hangs_ends_with_a_validation_that_is_killed(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    path = with_code(tmp_path, f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} ') and time.sleep(1000)")
+    script = f"from gap_bioimage import validate; validate({str(path)!r}, run_code=True)"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        while not (pids.exists() and pids.read_text().endswith(" ")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        model = psutil.Process(int(pids.read_text()))
+        process.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        model.wait(60)  # TimeoutExpired if it goes on
 
 
 def test_an_interrupted_validation_ends_its_process(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
 
 
 def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
-    pid = os.fork()
+    parent, pid = os.getppid(), os.fork()
     if pid == 0:
         code = 1
         try:
@@ -241,9 +241,14 @@ def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
         finally:
             # no exit handlers: they belong to the parent, and a model may have added some
             os._exit(code)
-    _, status = os.waitpid(pid, 0)
+    ended, status = 0, 0
+    while not ended and os.getppid() == parent:  # nobody stops a model that hangs once the parent was killed
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0 if ended else 0.02)
     with contextlib.suppress(OSError):
         os.killpg(pid, signal.SIGKILL)  # what the model started itself
+    if not ended:
+        sys.exit()
     if (code := os.waitstatus_to_exitcode(status)) != _HAS_TOLD:
         tell(died=f"by signal {-code}" if code < 0 else f"with exit code {code}")
 
