@@ -20,8 +20,6 @@ _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 _FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
 FIT_POOL = 8
-# anchors of version 3: scales that also count some pixels away, and how many
-_MOVED = {2: [(0, 1), (1, 1), (2, 2), (3, 3), (4, 4)], 3: [(0, 1), (2, 1), (5, 2), (7, 4)]}
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
@@ -89,7 +87,6 @@ class Anchor(nn.Module):
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
     Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
-    Version 3 tells how many standard errors each scale is from the fit, and mixes what the scales are at pixels around.
     """
 
     def __init__(self, dim: int, version: int = 1) -> None:
@@ -110,15 +107,9 @@ class Anchor(nn.Module):
             self.z_kernels.append(_gaussian(along_z))
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
-        self.fits, self.mixes = version > 1, version > 2
-        self.moves: List[Tuple[int, int, int]] = []  # scale, and pixels in y and x
-        ring = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-        for scale, far in _MOVED[dim]:
-            sizes = [max(1, round(0.7 * far)) if down and right else far for down, right in ring]
-            self.moves += [(scale, size * d, size * r) for size, (d, r) in zip(sizes, ring, strict=False)]
-        self.far = max(down for _, down, _ in self.moves)
-        self.n_features = 2 * self.n_scales + 3 + int(self.fits) + (self.n_scales + 1) * int(self.mixes)
-        self.n_answers = self.n_scales + 2 + len(self.moves) * int(self.mixes)  # both per channel
+        self.fits = version > 1
+        self.n_features = 2 * self.n_scales + 3 + int(self.fits)
+        self.n_answers = self.n_scales + 2  # both per channel
         self.fitted_scales, self.base = _FITTED[dim]
         planar, along_z = _FIT_WINDOW[dim]
         self.pools.append(FIT_POOL)
@@ -285,12 +276,6 @@ class Anchor(nn.Module):
         if self.fits:
             fitted = self.fitted(photons, smoothed, torch.softmax(log_weight, 1))
             features.append(torch.log(fitted + self.floor) - log_wide)
-            if self.mixes:
-                for scale in range(self.n_scales):
-                    own = self.overlap[scale][scale]
-                    error = torch.sqrt(own * (fitted + 0.3 * own) + 1e-12)
-                    features.append(_bounded((smoothed[:, scale] - fitted) / error))
-                features.append(_bounded((photons - fitted) / torch.sqrt(fitted + 0.05)))
             smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
         return torch.cat(features, 1), smoothed, log_weight
 
@@ -300,9 +285,9 @@ class Anchor(nn.Module):
         ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
         errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
         bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
-        trained brightness. From version 2 on the fitted counts, plus the change of the mixture by the network, take the
+        trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network, take the
         place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer holds r,
-        one number per scale, the logarithm of e, and one number per move, (b, n_answers c, ...).
+        one number per scale, and the logarithm of e, (b, n_answers c, ...).
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         bounded: Tensor = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
@@ -316,43 +301,16 @@ class Anchor(nn.Module):
         fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
         for scale in range(self.n_scales):
             noise = noise + untrained[:, scale] * math.sqrt(self.overlap[scale][scale])
-        if not self.mixes:
-            change = torch.sum((weight - untrained) * scales, 1)
-            rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
-        else:
-            rate = fitted + least
-            change = self._change(bounded, scales, untrained) / rate
-            rate = rate * (torch.relu(change) + torch.exp(torch.clamp(change, -3.0, 0.0)))
+        change = torch.sum((weight - untrained) * scales, 1)
+        rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
-
-    def _change(self, bounded: Tensor, scales: Tensor, untrained: Tensor) -> Tensor:
-        """Return what a network changes in the mixture of the scales here and moved, which count less before."""
-        # move by move: all moved images at once would take several times the memory of the network
-        weight = untrained * torch.exp(bounded[:, 1 : self.n_scales + 1])
-        before, all_before = torch.sum(untrained * scales, 1), torch.sum(untrained, 1)
-        after, all_after = torch.sum(weight * scales, 1), torch.sum(weight, 1)
-        padded = torch._C._nn.replication_pad2d(scales.flatten(1, -3), [self.far] * 4)  # type: ignore[attr-defined]
-        padded = padded.unflatten(1, scales.shape[1:-2])
-        for number, (scale, down, right) in enumerate(self.moves):
-            image = padded[:, scale].narrow(-2, self.far + down, scales.shape[-2])
-            image = image.narrow(-1, self.far + right, scales.shape[-1])
-            weight = math.exp(-2.0) * untrained[:, scale]
-            before, all_before = before + weight * image, all_before + weight
-            weight = weight * torch.exp(bounded[:, self.n_scales + 2 + number])
-            after, all_after = after + weight * image, all_after + weight
-        return after / all_after - before / all_before
 
 
 def _asinh(x: Tensor) -> Tensor:
     """Return the inverse hyperbolic sine, for which ONNX of opset 17 has no operator that torch exports."""
     size = torch.abs(x)
     return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))
-
-
-def _bounded(x: Tensor) -> Tensor:
-    """Return x where it is small, and at most 2: ``2 tanh(asinh(x) / 2)``."""
-    return 2.0 * x / (1.0 + torch.sqrt(1.0 + x * x))
 
 
 def _gaussian(sigma: float) -> List[float]:

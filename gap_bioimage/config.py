@@ -35,9 +35,7 @@ class NetworkConfig(Config):
     anchor: bool = Field(
         True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
     )
-    anchor_version: Literal[1, 2, 3] = Field(
-        3, description="1: smoothed by errors at each pixel; 2: and by a local fit; 3: and from pixels around"
-    )
+    anchor_version: Literal[1, 2] = Field(2, description="1: smoothed by errors at each pixel; 2: and by a local fit")
     levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
     depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
