@@ -68,7 +68,9 @@ class Start:
                     f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
                     f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
                 )
-        return config.model_copy(update={"network": own})
+        # set, so that none is chosen that suits new weights only
+        train = config.train.model_copy(update={"learning_rate": config.train.learning_rate})
+        return config.model_copy(update={"network": own, "train": train})
 
     def write(self, run: Path) -> None:
         """Keep a copy of the weights in the run folder."""
