@@ -58,10 +58,8 @@ def denoise(
     model
         From ``load_model`` or ``train``.
     photons
-        Counts, or values of the camera, with dims out of ``t c z y x``. Whether whole numbers come from photons is
-        judged where files are read, by ``read_photons``.
-    dims
-        The axes of a plain array, such as "zyx".
+        Counts, or values of the camera, with dims out of ``t c z y x``; of a plain array ``dims``, such as "zyx".
+        Whether whole numbers come from photons is judged where files are read, by ``read_photons``.
     planes, time_as_z, separate_channels
         Let a 2D model run on a stack plane by plane, a 3D model see a movie as one stack, a model of one channel
         denoise several one by one.
@@ -73,24 +71,20 @@ def denoise(
     device
         "cpu", "cuda", ...
     precision
-        "float32"; "bf16" runs convolutions in bfloat16, about twice as fast, and logs by how much that changes the
-        result; "auto" does so on a GPU where it changes it by at most 1 %.
+        "float32"; "bf16": convolutions in bfloat16; "auto": so on a GPU where it changes the result by at most 1 %.
     on_tile
         Called with (tiles done, all tiles) over the whole image.
 
     Returns
     -------
     xarray.DataArray
-        Expected photons per pixel, float32, dims and coordinates of ``photons``; slightly below 0 where a camera's
-        noise takes them.
+        Expected photons per pixel, float32, axes of ``photons``; slightly below 0 where a camera's noise takes them.
 
     Raises
     ------
-    AxesError, NotPhotonCountsError, ConfigError
+    AxesError, NotPhotonCountsError, ConfigError, BrokenNetworkError
         If the axes or channels do not fit the model; if values are negative, fractional or not finite, or cannot come
-        from that camera; if the device or the tiles cannot be used.
-    BrokenNetworkError
-        If the network returns values that are not finite.
+        from that camera; if the device or the tiles cannot be used; if the network returns values that are not finite.
 
     Warns
     -----

@@ -61,26 +61,18 @@ def denoise_volume(
 
     Parameters
     ----------
-    model
-        From ``load_model`` or ``train``.
-    image
-        A file that ``read_photons`` reads, or a folder of planes (z). OME-Zarr, HDF5 and uncompressed TIFF are read
-        piece by piece.
+    image, selection, sum_frames
+        A file that ``read_photons`` reads, or a folder of planes (z), with its ``axes``, ``channel``, ``time``,
+        ``series`` and ``level``; how many one-bit frames to sum.
     out
         A name that ends in ``.zarr``. It can be opened while it is being filled.
-    selection
-        ``axes``, ``channel``, ``time``, ``series``, ``level`` of ``read_photons``.
-    sum_frames
-        Sum so many one-bit frames, as ``sum_frames`` does.
     n_samples, seed, settings
         Draw posterior samples as ``sample`` does, and write their mean and standard deviation to ``out`` with ``_mean``
         and ``_std`` before its suffix. Single samples are not kept: those of neighbouring blocks would not meet.
-    planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+    model, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
         As for ``denoise``.
-    block_px
-        What is done and stored at once, per spatial axis of the network; rounded up to whole chunks.
-    version
-        Of OME-Zarr: 0.5, where a block is a shard, or 0.4, where it is some chunks.
+    block_px, version
+        What is stored at once, per spatial axis; in OME-Zarr 0.5 a shard, in 0.4 some chunks.
     part
         (i, n): do every n-th block only, from the i-th on, counted from 1; whoever finds all done averages the levels.
     scheduler
@@ -92,22 +84,38 @@ def denoise_volume(
 
     Returns
     -------
-    VolumeStatus
-        What is done now; all of it, unless other parts are at work.
+    What is done now; all of it, unless other parts are at work.
 
     Raises
     ------
-    OutputError
-        If the result cannot be written, or was begun with other settings.
-    AxesError, NotPhotonCountsError, ConfigError, BrokenNetworkError, TrainedRangeError
-        As for ``denoise`` and ``sample``; also if the part or the scheduler is impossible.
-
-    Warns
-    -----
-    GapWarning
-        At the end, what ``denoise`` and ``sample`` warn of, once for each kind.
+    OutputError, ConfigError
+        If the result cannot be written, or was begun with other settings; if the part or the scheduler is impossible.
+        Others, and warnings, at the end and once of each kind, are those of ``denoise`` and ``sample``.
     """
-    out, (number, parts) = Path(out), part
+    out = Path(out)
+    _check(image, out, part)
+    drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig())
+    layout = Layout(None, planes, camera, time_as_z, separate_channels)
+    chosen = {name: value for name, value in (selection or {}).items() if value is not None}
+    job = Job(
+        model.source, Path(image), out, layout, chosen, sum_frames, drawn, tile_px, halo_px, device, block_px, version
+    )
+    try:
+        volume = Volume(job, model)
+        volume.start()
+    except ImportError as error:
+        raise OutputError(f"cannot write {out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
+    for result in volume.results if verify else ():
+        result.forget_damaged()
+    if _filled(volume, part, scheduler, on_block or (lambda done, total: None)):
+        warned = [result.finish(alone=part[1] == 1) for result in volume.results]
+        for kind, text in warned[0]:
+            warnings.warn(text, getattr(errors, kind), stacklevel=2)
+    return volume_status(volume.results[0].path)
+
+
+def _check(image: Path | str, out: Path, part: tuple[int, int]) -> None:
+    number, parts = part
     check_whole("n of part (i, n)", parts, 1)
     check_whole("i of part (i, n)", number, 1)
     if number > parts:
@@ -115,44 +123,20 @@ def denoise_volume(
     if out.suffix.lower() != ".zarr":
         raise OutputError(f"{out} does not end in .zarr, expected an OME-Zarr for a volume; add .ome.zarr to its name")
     check_output(out, Path(image))
-    drawn = None
-    if n_samples is not None:
-        check_whole("n_samples", n_samples, 1)
-        check_whole("seed", seed, 0, 2**63)
-        drawn = Drawn(n_samples, seed, settings or SamplingConfig())
-    layout = Layout(None, planes, camera, time_as_z, separate_channels)
-    where = (tile_px, halo_px, device, block_px, version)
-    chosen = {name: value for name, value in (selection or {}).items() if value is not None}
-    job = Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *where)
-    try:
-        volume = Volume(job, model)
-        volume.start()
-    except ImportError as error:
-        hint = "type pip install 'gap-bioimage[zarr]'"
-        raise OutputError(f"cannot write {out}: {error.name} is not installed; {hint}") from None
-    if verify:
-        for result in volume.results:
-            result.forget_damaged()
-    for kind, text in _fill(volume, part, scheduler, on_block):
-        warnings.warn(text, getattr(errors, kind), stacklevel=2)
-    return volume_status(volume.results[0].path)
 
 
-def _fill(
-    volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None] | None
-) -> list[tuple[str, str]]:
-    """Do what is left of a part, and of the smaller levels once all of it is done; return what was warned of."""
+def _filled(volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None]) -> bool:
+    """Make the blocks of all levels, unless other parts are at work on those that the next level needs."""
     for level in range(len(volume.results[0].design.factors)):
-        places, done = volume.left(level, (1, 1) if level else part), 0
-        total = sum(map(volume.voxels, places)) if level == 0 else 0
+        places = volume.left(level, part if level == 0 else (1, 1))
+        total, done = sum(map(volume.voxels, places)), 0
         for place in _here(volume, level, places) if scheduler is None else _there(scheduler, volume, level, places):
-            if on_block is not None and level == 0:
-                done += volume.voxels(place)
+            done += volume.voxels(place)
+            if level == 0:
                 on_block(done, total)
         if volume.left(level):
-            return []  # other parts are at work
-    warned = [result.finish(alone=part == (1, 1)) for result in volume.results]
-    return warned[0]
+            return False
+    return True
 
 
 def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
