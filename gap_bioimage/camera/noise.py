@@ -147,9 +147,9 @@ def hot_pixels(counts: Values) -> Flags:
         if np.any((middle > 23) & (sum((4 * pixel < middle).astype(int) for pixel in beside) >= 2)):
             import torch
 
-            from gap_bioimage import network
+            from gap_bioimage.anchor import hot_pixels as hot
 
-            found[index] = network.hot_pixels(torch.from_numpy(middle.copy())).numpy()
+            found[index] = hot(torch.from_numpy(middle.copy())).numpy()
     return found
 
 

@@ -65,7 +65,7 @@ def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: 
 def architecture_source(*, sampling: bool = False) -> str:
     """Return the source of the architecture in one file: the network, and after it the sampler where that is needed."""
     modules = [anchor_source, network_source, *([sampler_source] if sampling else [])]
-    source = "\n\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in modules)
+    source = "\n\n".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules)
     return re.sub(r"(?m)^from gap_bioimage\.\w+ import (\([^)]*\)|.*)\n", "", source)
 
 

@@ -77,10 +77,8 @@ def denoise_volume(
         (i, n): do every n-th block only, from the i-th on, counted from 1; whoever finds all done averages the levels.
     scheduler
         Address of a dask scheduler, whose workers do the blocks. They must see the same files.
-    verify
-        Read all that is done, and do again what is damaged.
-    on_block
-        Called with (voxels done, voxels to do) of this call.
+    verify, on_block
+        Do again what is damaged; called with (voxels done, voxels to do) of this call.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.network import hot_pixels
+from gap_bioimage.anchor import hot_pixels
 
 Counts = NDArray[np.int32]
 
