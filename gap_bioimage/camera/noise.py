@@ -137,7 +137,7 @@ def _fitted(x: Floats, y: Floats, error: Floats) -> tuple[tuple[float, float], t
 
 
 def hot_pixels(counts: Values) -> Flags:
-    """Return which pixels of counts (..., y, x) hold more than photons can: the rule of ``network.hot_pixels``."""
+    """Return which pixels of counts (..., y, x) hold more than photons can: the rule of ``anchor.hot_pixels``."""
     found = np.zeros(counts.shape, bool)
     for index in np.ndindex(counts.shape[:-2]):
         plane = np.pad(np.asarray(counts[index], np.float32), 1)

@@ -91,7 +91,7 @@ def denoise_volume(
         Others, and warnings, at the end and once of each kind, are those of ``denoise`` and ``sample``.
     """
     out = Path(out)
-    _check(image, out, part)
+    _check(image, out, part, n_samples)
     drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig())
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
@@ -112,10 +112,11 @@ def denoise_volume(
     return volume_status(volume.results[0].path)
 
 
-def _check(image: Path | str, out: Path, part: tuple[int, int]) -> None:
+def _check(image: Path | str, out: Path, part: tuple[int, int], n_samples: int | None) -> None:
     number, parts = part
     check_whole("n of part (i, n)", parts, 1)
     check_whole("i of part (i, n)", number, 1)
+    check_whole("n_samples", 1 if n_samples is None else n_samples, 1)
     if number > parts:
         raise ConfigError(f"part is {number} of {parts}, expected 1 to {parts}")
     if out.suffix.lower() != ".zarr":
