@@ -200,8 +200,8 @@ def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: 
     photons = photons_for(network, (60, 60))[:1]
     tiled = TiledNetwork(network)
     exact = tiled(photons)
-    tiled.choose_precision("auto", photons)
-    assert torch.equal(tiled(photons), exact)  # on the CPU
+    tiled.choose_precision("float32", photons)
+    assert torch.equal(tiled(photons), exact)
     with caplog.at_level("INFO", logger="gap_bioimage"):
         tiled.choose_precision("bf16", photons)
     rough = tiled(photons)

@@ -45,7 +45,7 @@ def denoise(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
-    precision: str = "auto",
+    precision: str = "float32",
     on_tile: Callable[[int, int], None] | None = None,
 ) -> xr.DataArray:
     """Denoise an image; the result has the same axes and, of counts, about the same total.
@@ -71,7 +71,7 @@ def denoise(
     device
         "cpu", "cuda", ...
     precision
-        "float32"; "bf16": convolutions in bfloat16; "auto": so on a GPU where it changes the result by at most 1 %.
+        "float32", or "bf16" for convolutions in bfloat16: faster on some CPUs; what it changes is logged.
     on_tile
         Called with (tiles done, all tiles) over the whole image.
 
