@@ -444,7 +444,7 @@ def fixed_with_halo(rdf: Rdf) -> None:
     [
         (drop("timestamp"), "timestamp: is missing"),
         # bioimageio.spec takes seconds to print this error
-        pytest.param(fixed_with_halo, "halo and fixed size", marks=pytest.mark.slow),
+        pytest.param(fixed_with_halo, "fixed size 32 has a halo", marks=pytest.mark.slow),
     ],
 )
 def test_what_spec_cannot_convert_is_left(
