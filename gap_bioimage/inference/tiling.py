@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
+from gap_bioimage.io.image import middle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -157,10 +158,8 @@ class TiledNetwork:
             raise ConfigError(f"precision is {precision!r}, expected float32 or bf16")
         if precision == "float32":
             return
-        side = _PIECE_PX[self.network.dim]
-        piece = photons
-        for axis, size in enumerate(photons.shape[2:], 2):
-            piece = piece.narrow(axis, max(0, (size - side) // 2), min(side, size))
+        inner: Any = (..., *(middle(size, _PIECE_PX[self.network.dim]) for size in photons.shape[2:]))
+        piece = photons[inner]
         rates = []
         for self.bf16 in (False, True):
             rates.append(self.network.rate(piece, self(piece), []).double())

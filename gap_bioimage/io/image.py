@@ -267,6 +267,12 @@ def _viewed(image: xr.DataArray, axes: Sequence[str]) -> xr.DataArray:
     return image_of(Lazy(sizes, image.dtype, read), axes, Metadata())
 
 
+def middle(size: int, length: int) -> slice:
+    """Return a piece of a length from the middle of an axis, or all of it where it is shorter."""
+    start = max(0, (size - length) // 2)
+    return slice(start, min(start + length, size))
+
+
 def time_as_z(image: xr.DataArray) -> xr.DataArray:
     """Return a movie as a stack, whose z is time: what a 3D network sees of a movie."""
     if "t" not in image.dims or "z" in image.dims:

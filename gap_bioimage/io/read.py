@@ -15,7 +15,7 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, refuse_overflow
+from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -162,8 +162,7 @@ def _fits(image: xr.DataArray) -> bool:
 
 def _middle(image: xr.DataArray) -> xr.DataArray:
     """Return a piece from the middle of an image on disk."""
-    spans = ((str(axis), size, _PIECE.get(str(axis), 1)) for axis, size in image.sizes.items())
-    return image.isel({a: slice(max(0, (n - m) // 2), max(0, (n - m) // 2) + m) for a, n, m in spans}).load()
+    return image.isel({axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}).load()
 
 
 def open_image(

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 import gap_bioimage as gap
+from gap_bioimage.io.image import middle
 
 _CROP_PX = 160
 _NEXT = {
@@ -99,8 +100,8 @@ def news_of(run: Path) -> tuple[list[dict[str, float]], Any, Any]:
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         losses = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     model, piece = gap.load_model(run), np.load(run / "held_out.npy")
-    middle = (slice(max(0, (n - _CROP_PX) // 2), (n + _CROP_PX) // 2) for n in piece.shape[-2:])
-    crop, camera = piece[(..., *middle)], None if model.camera is None else model.camera.scalar
+    crop = piece[(..., *(middle(n, _CROP_PX) for n in piece.shape[-2:]))]
+    camera = None if model.camera is None else model.camera.scalar
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gap.GapWarning)  # the network is not done yet
         rate = gap.denoise(model, crop, dims="czyx" if crop.ndim == 4 else "cyx", camera=camera).values

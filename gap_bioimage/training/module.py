@@ -65,7 +65,7 @@ class GapModule(pl.LightningModule):
         if power is None:
             power = 0.7 if self.network.anchored and self.network.anchor.fits else 0.0
         if power == 0:
-            return torch.ones_like(photons[:, 0].flatten(1)[:, 0])
+            return photons.new_ones(len(photons))
         brightest = 10 ** (self.trained_range_db[1] / 10)
         return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
 

@@ -25,6 +25,7 @@ from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
 from gap_bioimage.files import replacing
 from gap_bioimage.foreign import read_weights
+from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_row, new_figure, save_figure
@@ -188,8 +189,7 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
 
 
 def _middle(stack: Stack) -> tuple[slice, ...]:
-    sizes = zip(stack.shape[1:], _PIECE_PX[len(stack.shape) - 1], strict=True)
-    return slice(None), *(slice((n - min(n, m)) // 2, (n - min(n, m)) // 2 + m) for n, m in sizes)
+    return slice(None), *map(middle, stack.shape[1:], _PIECE_PX[len(stack.shape) - 1])
 
 
 def _brightness(stack: Stack) -> float:
