@@ -69,23 +69,19 @@ def test_a_zip_is_flat_and_begins_with_its_description(exported: tuple[Path, Rep
     }  # fmt: skip
 
 
-def test_an_exported_zip_is_the_same_model(exported: tuple[Path, Report, list[str]], trained_2d: Trained) -> None:
-    model, zipped = load_model(trained_2d.run), load_model(exported[0])
-    assert zipped.origin == "bioimage.io zip"
-    assert zipped.config == model.config
-    assert zipped.trained_range_db == model.trained_range_db
-    photons = torch.poisson(torch.full((2, 1, 37, 50), 2.0))
-    assert torch.equal(zipped.network(photons), model.network(photons))
-
-
-def test_bioimageio_predicts_what_denoise_says(exported: tuple[Path, Report, list[str]]) -> None:
+def test_an_exported_zip_is_the_same_model_and_bioimageio_predicts_what_it_says(
+    exported: tuple[Path, Report, list[str]], trained_2d: Trained
+) -> None:
     from bioimageio.core import predict
 
+    model, zipped = load_model(trained_2d.run), load_model(exported[0])
+    assert (zipped.origin, zipped.config) == ("bioimage.io zip", model.config)
+    assert zipped.trained_range_db == model.trained_range_db
     counts, _ = simulate(2, (256, 256), photons=2.0, seed=8)
     result = predict(model=exported[0], inputs={"photons": counts.values[None, None].astype(np.float32)})
     got = result.members["rate"].data.values[0, 0]
     assert got.shape == counts.shape
-    rate = denoise(load_model(exported[0]), counts).values.astype(float)
+    rate = denoise(model, counts).values.astype(float)
     inner = (slice(112, -112),) * 2  # where the mirrored border of bioimageio.core is not seen
     np.testing.assert_allclose(got[inner], rate[inner], rtol=1e-4)
 
@@ -198,8 +194,8 @@ def test_the_same_run_gives_the_same_tensors(trained_2d: Trained, unchecked_zip_
 def test_an_original_checkpoint_is_exported(trained_2d: Trained, shared_data: Path, tmp_path: Path) -> None:
     image, _ = simulate(2, (160, 160), photons=2.0, seed=3)
     checkpoint = shared_data / "original_gap_2d.ckpt"
-    report = export(checkpoint, tmp_path / "gap.zip", trained_2d.card, test_image=image)
-    assert report.status == "passed"
+    with no_validation():
+        export(checkpoint, tmp_path / "gap.zip", trained_2d.card, test_image=image)
     original, zipped = load_model(checkpoint), load_model(tmp_path / "gap.zip")
     photons = torch.from_numpy(image.values.astype(np.float32))[None, None]
     assert torch.equal(original.network(photons), zipped.network(photons))
