@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ _ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+# Workers take whole files, in this order: those first that take minutes, so that none of them is left over at the end.
+_LONG = ("test_end_to_end", "test_exporting", "test_training_fit", "test_training_run_folder", "test_validation_run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest begin first, and then those with the most tests."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (not item.path.stem.startswith(_LONG), -tests[item.path], item.path))
 
 
 def pytest_configure() -> None:
