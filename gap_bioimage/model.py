@@ -72,6 +72,11 @@ class Model:
         return ", ".join(filter(None, words))
 
     @property
+    def brightest(self) -> float:
+        """Photons per pixel of the brightest window of its training."""
+        return float(10 ** (self.trained_range_db[1] / 10))
+
+    @property
     def parameter_count(self) -> int:
         """The number of trainable numbers."""
         return sum(parameter.numel() for parameter in self.network.parameters())

@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from command_line import run  # noqa: F401  (fixture)
-from fixtures_model import trained_2d, trained_3d, unchecked_zip_2d, unchecked_zip_3d  # noqa: F401  (fixtures)
+from fixtures_model import trained_2d, trained_3d, unchecked_zip_2d  # noqa: F401  (fixtures)
 
 from gap_bioimage.validation.run.sandbox import Sandbox
 

@@ -111,10 +111,10 @@ def test_hook_and_graph_draw_the_same(sampling: tuple[Path, Report], hook: tuple
 
     for first, second in zip(tensors_of(sampling[0]), tensors_of(hook[0]), strict=True):
         np.testing.assert_array_equal(first, second)
-    counts, _ = simulate(2, (90, 100), photons=0.5, seed=8)
+    counts, _ = simulate(2, (130, 140), photons=0.5, seed=8)
     inputs = {"photons": counts.values[None, None].astype(np.float32)}
     drawn = [predict(model=path, inputs=inputs).members["posterior"].data.values for path, _ in (sampling, hook)]
-    assert drawn[0].shape == (1, 4, 90, 100)
+    assert drawn[0].shape == (1, 4, 130, 140)
     assert drawn[0][0, 1].mean() > 0
     np.testing.assert_array_equal(drawn[0], drawn[1])
 
@@ -237,7 +237,7 @@ def test_own_postprocessing_is_applied(trained_2d: Trained, unchecked_zip_2d: Pa
     out = export_unchecked(trained_2d, tmp_path / "model.zip", **own)
     assert rdf_of(out)["outputs"][0]["data"]["type"] == "uint8"
     assert rdf_of(out)["config"]["gap_bioimage"]["conserves_photons"] is False
-    inputs = {"photons": simulate(2, (90, 90), photons=2.0, seed=8)[0].values[None, None].astype(np.float32)}
+    inputs = {"photons": simulate(2, (130, 130), photons=2.0, seed=8)[0].values[None, None].astype(np.float32)}
     got, rate = (predict(model=path, inputs=inputs).members["rate"].data.values for path in (out, unchecked_zip_2d))
     np.testing.assert_array_equal(got, rate > 2.0)
     assert load_model(out).config == load_model(trained_2d.run).config

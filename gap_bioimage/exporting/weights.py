@@ -52,10 +52,10 @@ def _filled(module: _Module, model: Model) -> _Module:
 
 def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
     """Return what ``PosteriorSampler`` is made with, in plain values."""
-    brightest = float(10 ** (model.trained_range_db[1] / 10))  # the top of the trained range, photons per pixel
     return {
         "box_px": list(box_px), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
-        "brightest": brightest, "window_px": list(WINDOW_PX[model.config.dim]), **model.config.model_dump(mode="json"),
+        "brightest": model.brightest, "window_px": list(WINDOW_PX[model.config.dim]),
+        **model.config.model_dump(mode="json"),
     }  # fmt: skip
 
 

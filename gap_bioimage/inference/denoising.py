@@ -121,8 +121,8 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
     """Return into how many parts each item is to be split, so that none is brighter than the training."""
     if model.network.anchored:
         return [1] * len(prepared.items)
-    brightest, window = 10 ** (model.trained_range_db[1] / 10), list(WINDOW_PX[model.config.dim])
-    ratios = (float(brightest_mean(prepared.tensor(n), window)) / brightest for n in range(len(prepared.items)))
+    window = list(WINDOW_PX[model.config.dim])
+    ratios = (float(brightest_mean(prepared.tensor(n), window)) / model.brightest for n in range(len(prepared.items)))
     return [math.ceil(ratio) if ratio > _MARGIN else 1 for ratio in ratios]
 
 

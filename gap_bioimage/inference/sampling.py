@@ -87,11 +87,6 @@ class Drawing:
         check_whole("batch", 1 if self.batch is None else self.batch, 1)
 
     @property
-    def brightest(self) -> float:
-        """Photons per pixel of the brightest window in the training."""
-        return float(10 ** (self.model.trained_range_db[1] / 10))
-
-    @property
     def least_gain(self) -> float:
         """Photons at the end per observed photon that are allowed in any case."""
         return LEAST_GAIN if self.model.network.anchored else 1.0
@@ -117,16 +112,18 @@ class Drawing:
                     kept.save(name, **finished)
                 drawn[start : numbers.stop, item.number] = finished["rate"]
                 done += len(numbers) * item.expected_steps
-        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.brightest)
+        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.model.brightest)
         kept.remove()
         return drawn
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
         counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-        stops = [photons_to_stop_at(item, self.settings.stop_db, self.brightest, self.least_gain) for item in counts]
+        stops = [
+            photons_to_stop_at(item, self.settings.stop_db, self.model.brightest, self.least_gain) for item in counts
+        ]
         if self.settings.stop_db is None:
-            check_room(counts, stops, self.brightest, prepared.names)
+            check_room(counts, stops, self.model.brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
         generation = self.settings.model_copy(update={"schedule": "geometric"})
         settings = (self.settings if item.any() else generation for item in counts)
@@ -162,7 +159,7 @@ class Drawing:
 
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window = list(WINDOW_PX[observed.dim() - 2])
-        sampler = Sampler(answer, self.brightest, window, beta, restored=beta == 0, least_gain=self.least_gain)
+        sampler = Sampler(answer, self.model.brightest, window, beta, restored=beta == 0, least_gain=self.least_gain)
         keys = sample_keys(one, self.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)

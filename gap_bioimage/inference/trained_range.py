@@ -107,16 +107,14 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
     That is, if they differ by more than 10 % in boxes of 16 px, and by more than three times what the spread of the
     samples explains. Planes without any light tell nothing: their samples were generated.
     """
-    count = samples.sizes["sample"]
-    seen = (mmse > 0).any(("y", "x")).values
+    count, seen = samples.sizes["sample"], (mmse > 0).any(("y", "x"))
     if count < 2 or not seen.any():
         return
-    mmse = mmse.transpose(..., "y", "x")
-    expected = _boxes(mmse)[seen]
+    expected = _boxes(mmse).where(seen)
     # one sample at a time: all of them may not fit into memory twice
-    boxes = np.stack([_boxes(samples.isel(sample=n, drop=True).transpose(*mmse.dims))[seen] for n in range(count)])
-    difference = _rms(boxes.mean(0) - expected) / _rms(expected)
-    explained = _rms(boxes.std(0, ddof=1)) / math.sqrt(count) / _rms(expected)
+    boxes = xr.concat([_boxes(samples.isel(sample=n, drop=True)) for n in range(count)], "sample").where(seen)
+    difference = _rms(boxes.mean("sample") - expected) / _rms(expected)
+    explained = _rms(boxes.std("sample", ddof=1)) / math.sqrt(count) / _rms(expected)
     if difference > max(_LARGE, _SURE * explained):
         warnings.warn(
             f"the mean of the samples differs from the denoised image by {100 * difference:.0f} % (their spread "
@@ -126,17 +124,12 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
         )
 
 
-def _boxes(image: xr.DataArray) -> NDArray[np.float64]:
-    """Return the means of boxes along y and x times the root of their pixels, so that each counts by its size."""
-    sums, pixels = image.values, [np.ones(size) for size in image.shape[-2:]]
-    for axis in (-2, -1):
-        starts = np.arange(0, image.shape[axis], _BOX_PX)
-        sums = np.add.reduceat(sums, starts, axis, dtype=np.float64)
-        pixels[axis] = np.add.reduceat(pixels[axis], starts)  # those at the far borders are smaller
-    return np.asarray(sums / np.sqrt(np.outer(*pixels)))
+def _boxes(image: xr.DataArray) -> xr.DataArray:
+    sides = {axis: min(_BOX_PX, image.sizes[axis]) for axis in "yx"}
+    return image.astype(np.float64).coarsen(sides, boundary="trim").mean()
 
 
-def _rms(values: NDArray[np.float64]) -> float:
+def _rms(values: xr.DataArray) -> float:
     return math.sqrt(float(np.square(values).mean()))
 
 
