@@ -30,7 +30,12 @@ _LONG = ("test_end_to_end", "test_exporting", "test_training_fit", "test_trainin
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the files that take longest begin first, and then those with the most tests."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (not item.path.stem.startswith(_LONG), -tests[item.path], item.path))
+
+    def order(item: pytest.Item) -> tuple[int, int, Path]:
+        place = next((n for n, name in enumerate(_LONG) if item.path.stem.startswith(name)), len(_LONG))
+        return place, -tests[item.path], item.path
+
+    items.sort(key=order)
 
 
 def pytest_configure() -> None:
