@@ -59,10 +59,10 @@ def measure(photons: xr.DataArray) -> Evidence:
     if found.nonfinite or found.minimum == found.maximum or min(size) < 3:
         return whole
     stack, singles = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None), as_stack(values)
-    hot = np.zeros(size, bool)
+    hot: Flags = np.zeros(size, bool)
     if whole.unit == 1 and found.minimum >= 0:
-        hot = hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0)
-        hot &= hot.mean() <= _MOST_HOT
+        hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
+        hot &= bool(hot.mean() <= _MOST_HOT)
     left = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
     parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()

@@ -122,9 +122,8 @@ class Detector:
             values += rng.random(values.shape) - 0.5
         electrons = (values - self._offset()) / self.camera.gain + self.shift()
         known = np.nan_to_num(np.rint(electrons), nan=0.0)
-        counts = np.clip(known, 0, np.iinfo(np.int32).max).astype(np.int32)
-        chance = model.spread_of_lowest(self._rounded_deviation())
-        if rng is None or not any(chance):
+        counts: NDArray[np.int32] = np.clip(known, 0, np.iinfo(np.int32).max).astype(np.int32)
+        if rng is None or not any(chance := model.spread_of_lowest(self._rounded_deviation())):
             return counts
         # clipping at zero has taken variance from the lowest counts: move some of them up or down by one
         low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]

@@ -112,7 +112,7 @@ class Moments:
     around: Floats  # mean of a wider surrounding, ADU
     pairs: Floats  # (4, blocks): products of neighbours along y and x, and the squares that these are held against
 
-    def at(self, blocks: Values) -> Moments:
+    def at(self, blocks: Values | slice) -> Moments:
         """Return some of the blocks."""
         return Moments(*(getattr(self, field.name)[..., blocks] for field in fields(self)))
 
@@ -216,8 +216,8 @@ def moments_of(
     alike, hermite = (overlap(weights, looks if in_time else math.inf, p) ** (1 if in_time else 2) for p in (2, 3))
     alike_pairs = overlap(finest, math.inf, 2) * (alike if in_time else 1)
     numbers = (side**2 * looks, alike, 6 * hermite / skew**2 if skew else math.inf, alike_pairs)
-    rest = (np.full_like(mean, number) for number in numbers)
-    return Moments(mean, variance, third, zeros, saturated, *rest, around, np.stack(pairs))
+    rest = [np.full_like(mean, number) for number in numbers]
+    return Moments(*[mean, variance, third, zeros, saturated, *rest, around, np.stack(pairs)])
 
 
 def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list[Floats]:
