@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from tifffile import TIFF
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
@@ -26,10 +27,8 @@ _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
     **{"time": "t", "frame": "t", "frames": "t", "channel": "c", "channels": "c", "wavelength": "c", "depth": "z"},
-    **{"height": "y", "width": "x", "s": SAMPLES, "sample": SAMPLES, "rgb": SAMPLES},
-    # what files call an axis of which they know nothing
-    **dict.fromkeys(("", "i", "q", "other", "sequence", "unknown"), _UNKNOWN),
-    **{"r": "tile", "h": "lifetime", "m": "mosaic", "e": "lambda", "a": "angle", "p": "phase", "l": "exposure"},
+    **{"height": "y", "width": "x", "sample": SAMPLES, "rgb": SAMPLES},
+    **dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN),
 }
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
@@ -122,16 +121,14 @@ def image_of(
     ``dims`` is what the file calls its axes: letters of tifffile, or words; none where it says nothing. ``held`` tells
     by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
     """
-    names, shape = [str(dim).strip().lower() for dim in dims], tuple(array.shape)
-    if len(names) != len(shape) and names:
-        told = (
-            f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {shape}, expected a name for each"
-        )
-        example = AXES[-len(shape) :] if 2 <= len(shape) <= len(AXES) else "zyx"
-        names, meta = [""] * len(shape), replace(meta, problem=f'{told}; name them, such as axes="{example}"')
+    shape, names = tuple(array.shape), [_NUMBERED.sub("", str(dim).strip().lower()) for dim in dims]
+    if names and len(names) != len(shape):
+        meta = replace(meta, problem=f"names the axes {' '.join(names)}, but its array has {len(shape)}")
+        names = [""] * len(shape)
     elif not names:
         names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
-    names = [_NAMES.get(name, name) for name in (_NUMBERED.sub("", name) for name in names)]
+    names = [TIFF.AXES_NAMES.get(name.upper(), name) for name in names]
+    names = [_NAMES.get(name, name) for name in names]
     unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
     names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
     mapped = isinstance(array, np.ndarray)
@@ -193,6 +190,7 @@ def _step(coord: xr.DataArray) -> float | None:
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
     """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
+    image: xr.DataArray = array
     if not isinstance(array, xr.DataArray):
         ndim = np.ndim(array)
         if dims is None:
@@ -204,8 +202,6 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         image = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
         image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
-    else:
-        image = array
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
         told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
