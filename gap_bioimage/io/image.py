@@ -139,18 +139,13 @@ def image_of(
     image.encoding["mapped"] = mapped
     if held is not None:
         image = image.assign_coords({STORED: (names[: held.ndim], held, {OPEN_ENDED: open_ended})})
-    single = [dim for dim in image.dims if is_foreign(dim) and image.sizes[dim] == 1]
+    single = [dim for dim in names if image.sizes[dim] == 1 and dim not in tuple(AXES) and not is_unknown(dim)]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
 
 
 def is_unknown(dim: Hashable) -> bool:
     """Whether the file says nothing of this axis."""
     return str(dim).startswith(_UNKNOWN)
-
-
-def is_foreign(dim: Hashable) -> bool:
-    """Whether this axis is known, and none of ours."""
-    return not is_unknown(dim) and dim not in tuple(AXES)
 
 
 def with_coordinates(image: xr.DataArray) -> xr.DataArray:
@@ -239,28 +234,29 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 
 def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> Iterator[Any]:
     """Yield what a network sees one by one, (c, [z,] y, x): arrays, of an image on disk views that read no more."""
-    if not image.encoding.get(ON_DISK):
-        items = items_first(image, dim, separate_channels=separate_channels)
+    on_disk = image.encoding.get(ON_DISK)
+    if on_disk and ("c" not in image.dims or separate_channels):
+        image = _with_channel(image.rename(c="channel") if "c" in image.dims else image)
+    items = items_first(image, dim, separate_channels=separate_channels and not on_disk)
+    if on_disk:
+        yield from (items[place] for place in np.ndindex(items.shape[: -dim - 1]))
+    else:
         yield from items.data.reshape(-1, *items.shape[-dim - 1 :])
-        return
-    axes = ["c", *"zyx"[-dim:]]
-    others = [axis for axis in image.dims if axis not in axes[separate_channels:]]
-    for place in np.ndindex(*(image.sizes[axis] for axis in others)):
-        yield _viewed(image.isel(dict(zip(others, place, strict=True))), axes)
 
 
-def _viewed(image: xr.DataArray, axes: Sequence[str]) -> xr.DataArray:
-    """View an image on disk with other axes in their order; those that it lacks have length 1."""
+def _with_channel(image: xr.DataArray) -> xr.DataArray:
+    """Return an image on disk with an axis c of length 1 in front, which xarray would read for that."""
 
     def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        chosen = dict(zip(axes, index, strict=True))
-        part = image.isel({axis: place for axis, place in chosen.items() if axis in image.dims})
-        values = part.load().expand_dims([axis for axis in axes if axis not in part.dims]).transpose(*axes).values
-        # an axis that was read at one place is not there any more
-        return values[tuple(0 if isinstance(place, int | np.integer) else slice(None) for place in index)]
+        values: npt.NDArray[Any] = image[index[1:]].values[np.newaxis][index[0]]
+        return values
 
-    sizes = (image.sizes.get(axis, 1) for axis in axes)
-    return image_of(Lazy(sizes, image.dtype, read), axes, Metadata())
+    return image_of(Lazy((1, *image.shape), image.dtype, read), ["c", *map(str, image.dims)], Metadata())
+
+
+def natural(name: str) -> list[int | str]:
+    """Return a key that sorts names with numbers as people do: 2 before 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def middle(size: int, length: int) -> slice:

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, steps_of, told_without_unit
+from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, natural, steps_of, told_without_unit
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _VERSION = re.compile(r"0\.[1-6]\b")
@@ -74,8 +74,7 @@ def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
         return [str(part["path"]) for part in parts]
     if "bioformats2raw.layout" in words and "OME" in node and (series := _words(node["OME"]).get("series")):
         return [str(name) for name in series]
-    names = [name for name, _ in node.members() if name not in ("labels", "OME")]
-    return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+    return sorted((name for name, _ in node.members() if name not in ("labels", "OME")), key=natural)
 
 
 def _words(node: Any) -> dict[str, Any]:

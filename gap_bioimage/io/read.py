@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, refuse_overflow
+from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, natural, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -131,7 +130,7 @@ def _image_files(path: Path) -> list[Path]:
     files = [f for f in files if is_zarr(f) or not f.is_dir()]
     if not files:
         raise UnreadableImageError(f"the folder {path} holds no images, expected {', '.join(READABLE)} files")
-    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
+    return sorted(files, key=lambda file: natural(file.name))
 
 
 def _read_all(

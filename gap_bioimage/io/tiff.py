@@ -203,23 +203,24 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
 
     slices = number("actualNumSlices", "numSlices") if words.get("enable") is not False else 1
     volumes, per_slice = number("actualNumVolumes", "numVolumes"), number("framesPerSlice")
-    frames, channels = max(per_slice // number("hScan2D.logAverageFactor"), 1), np.size(words["hChannels.channelSave"])
+    frames = max(per_slice // number("hScan2D.logAverageFactor"), 1)
+    channels = max(np.size(words["hChannels.channelSave"]), 1)
     flown, kind = max(number("numFramesPerVolumeWithFlyback") // per_slice, slices), "volumes"
     if slices == 1:  # each frame is a volume of its own
         flown, frames, kind, volumes = 1, 1, "frames", frames * volumes
-    held = found = pages // (flown * frames * max(channels, 1))
+    held = found = pages // (flown * frames * channels)
     if not held:
-        volumes, slices, held, kind = slices, pages // (frames * max(channels, 1)), 1, "slices"
+        volumes, slices, held, kind = slices, pages // (frames * channels), 1, "slices"
         found = flown = slices
-    used = held * flown * frames * max(channels, 1)
+    used = held * flown * frames * channels
     if not used:
         raise UnreadableImageError(f"{path} holds no complete slice of its recording; record it again")
     if found < volumes or pages > used:
         told = f"{path.name} holds {found} complete {kind} of {max(found, volumes)}, and {pages - used} planes more"
         told += ", which are left out: the recording stopped early, or goes on in another file"
         warnings.warn(told, GapWarning, stacklevel=2)
-    table = np.arange(used).reshape(held, flown, frames, -1)[:, :slices].transpose(0, 2, 1, 3)
-    table = table.reshape(held * frames, slices, -1)
+    table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices].transpose(0, 2, 1, 3)
+    table = table.reshape(held * frames, slices, channels)
     return "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1), table.squeeze()
 
 
