@@ -182,9 +182,9 @@ class Anchor(nn.Module):
         pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
         rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
         columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
-        x = blur(blur(x, kernel, -1), kernel, -2) / (blur(rows, kernel, -2) * blur(columns, kernel, -1))
+        x = blur(blur(x, kernel, -1), kernel, -2).div_(blur(rows, kernel, -2) * blur(columns, kernel, -1))
         if len(z_kernel) > 1:
-            x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
+            x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
         return x
 
     def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tensor:
@@ -261,14 +261,14 @@ class Anchor(nn.Module):
             if scale > 0:
                 finer = min(scale - 1, 1)
                 noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
-                spread = self.smooth(torch.square(levels[scale] - levels[finer]), self.n_scales + scale)
-                bias = torch.relu(spread - noise * levels[3 if scale == 1 else scale])
-                error = error + bias
+                spread = self.smooth((levels[scale] - levels[finer]).square_(), self.n_scales + scale)
+                bias = spread.sub_(levels[3 if scale == 1 else scale], alpha=noise).relu_()
+                error.add_(bias)
                 if scale == 1:
                     bias_of_second = bias
                 else:
-                    error = error + bias_of_second
-            errors.append(torch.log(error))
+                    error.add_(bias_of_second)
+            errors.append(error.log_())
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
             smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
@@ -302,7 +302,7 @@ class Anchor(nn.Module):
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         answer = torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0)
-        bounded = 6.0 * torch.sigmoid(answer / 1.5) - 3.0  # 3 tanh(. / 3) in a third of its time
+        bounded = torch.sigmoid_(answer.mul_(2.0 / 3.0)).mul(6.0).sub_(3.0)  # 3 tanh(. / 3) in a third of its time
         bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
         scales = smoothed[:, : self.n_scales]
         changed = weight * torch.exp(bounded[:, 1 : self.n_scales + 1])
@@ -312,7 +312,7 @@ class Anchor(nn.Module):
             return torch.log(rate + least) + 0.5 * bounded[:, 0]
         fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
         for scale in range(self.n_scales):
-            noise = noise + weight[:, scale] * math.sqrt(self.overlap[scale][scale])
+            noise.add_(weight[:, scale], alpha=math.sqrt(self.overlap[scale][scale]))
         change = rate - torch.sum(weight * scales, 1)
         rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
