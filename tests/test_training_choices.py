@@ -61,6 +61,21 @@ def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPat
     assert choose_sizes(RunConfig.from_dict(cpu.model_dump()), split(mean=9.0), accelerator=True) == cpu
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_size_is_the_same_network_on_any_machine_and_settings_win(dim: int) -> None:
+    seen = []
+    for size in ("small", "base", "large"):
+        config = RunConfig.from_dict({"network": {"dim": dim}, "train": {"steps": 1, "size": size}})
+        shape = (1, 128, 128) if dim == 2 else (1, 16, 128, 128)
+        cpu, fast = (choose_sizes(config, split(shape), accelerator=yes).network for yes in (False, True))
+        assert cpu == fast
+        seen.append(cpu)
+    assert seen[0] != seen[1] != seen[2]
+    assert [network.stem > 1 for network in seen] == [True, False, False]
+    given = RunConfig.from_dict({"network": {"dim": dim, "stem": 1}, "train": {"steps": 1, "size": "small"}})
+    assert choose_sizes(given, split(shape), accelerator=False).network == seen[0].model_copy(update={"stem": 1})
+
+
 def test_small_images_get_shallow_networks() -> None:
     settings = RunConfig.from_dict({"train": {"steps": 1}})
     assert choose_sizes(settings, split((1, 20, 200)), accelerator=True).network.depth == 2
