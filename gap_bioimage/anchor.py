@@ -302,7 +302,8 @@ class Anchor(nn.Module):
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         answer = torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0)
-        bounded = torch.sigmoid_(answer.mul_(2.0 / 3.0)).mul(6.0).sub_(3.0)  # 3 tanh(. / 3) in a third of its time
+        # 3 tanh(. / 3) in a third of its time
+        bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0)).mul(6.0).sub_(3.0)
         bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
         scales = smoothed[:, : self.n_scales]
         changed = weight * torch.exp(bounded[:, 1 : self.n_scales + 1])
