@@ -53,7 +53,6 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     3: {
         ORIGINAL: {"depth": 4, "start_filts": 32},
         "depth 3, 12 filters": {"depth": 3, "start_filts": 12},
-        "depth 3, 8 filters": {"depth": 3, "start_filts": 8},
         "stem 2, depth 3, 24 filters": {"stem": 2, "depth": 3, "start_filts": 24},
         "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
     },
