@@ -32,12 +32,11 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
 _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
 _FASTER = 2e-3  # of anchored networks: 0.1 dB more than 1e-3 in the few steps of a CPU; not tried with larger ones
-# Networks by dimensions. After minutes on a CPU, stems lost nothing that was seen, and larger networks gained nothing:
-# benchmarks/networks.py.
+# Networks by dimensions; after minutes on a CPU deeper and wider ones than base are no better: benchmarks/networks.py.
 _SIZES: dict[int, dict[str, dict[str, int]]] = {
     2: {
-        "small": {"depth": 3, "start_filts": 16, "stem": 2},
-        "base": {"depth": 3, "start_filts": 24, "stem": 2},
+        "small": {"depth": 3, "start_filts": 24, "stem": 2},
+        "base": {"depth": 3, "start_filts": 16},
         "large": {"depth": 5, "start_filts": 32},
     },
     3: {
@@ -77,9 +76,6 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     if not config.network.anchor:
         train = {name: value for name, value in train.items() if name != "learning_rate"}
     network = _unset(config.network, _SIZES[config.network.dim][size])
-    if "start_filts" not in network or not config.network.anchor:
-        # filters that were set are those of pixels; and plain networks have no smoothed counts at full size to correct
-        network.pop("stem", None)
     if "depth" in network:
         folded = network.get("stem", config.network.stem)
         network["depth"] = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / folded))))
