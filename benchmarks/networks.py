@@ -117,7 +117,7 @@ def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> 
     print(f"{scene_name}, {name}: {found}", flush=True)
 
 
-def speeds(dim: int, rounds: int = 5) -> dict[str, tuple[float, float]]:
+def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
     """Return seconds of a core per megapixel, and how many times faster than the original, all taking turns."""
     torch.set_num_threads(1)
     runs, times = {}, {}
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--scenes", nargs="+", default=["cells", "zebrafish", "hazelnut", "pollen"])
     parser.add_argument("--networks", nargs="+", help="these only, such as 'depth 3, 8 filters'")
-    parser.add_argument("--seconds", type=float, default=180.0, help="of training, for each network and scene")
+    parser.add_argument("--seconds", type=float, default=150.0, help="of training, for each network and scene")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tables", action="store_true", help="write the section of results.md from what WORK holds")
     asked = parser.parse_args()
