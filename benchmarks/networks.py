@@ -30,7 +30,7 @@ from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import Model
 from gap_bioimage.network import UNet
-from gap_bioimage.training.choices import choose_sizes
+from gap_bioimage.training.choices import _SIZES, choose_sizes
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, as_stacks, split_held_out
 
@@ -154,7 +154,10 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
                 found = json.loads(path.read_text())
                 cells = [f"{found[f'{level:g}'][0]:.2f}" for level in shown] + [f"{found[f'{middle:g}'][1]:.4f}"]
                 cells += [f"{found['steps']:,}", f"{found['seconds']:.0f}", f"{found['parameters']:,}"]
-                text += f"| {name} | {' | '.join([*cells, f'{seconds:.2f}', f'{ratio:.1f}'])} |\n"
+                size = next(
+                    (f" (--size {s})" for s, network in _SIZES[dim].items() if network == NETWORKS[dim][name]), ""
+                )
+                text += f"| {name if name == ORIGINAL else name + size} | {' | '.join([*cells, f'{seconds:.2f}', f'{ratio:.1f}'])} |\n"
     return text
 
 
@@ -176,10 +179,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.tables:
         sizes = " or ".join(" x ".join(map(str, shape)) for shape in IMAGE.values())
-        head = (
-            f"One seed, {asked.seconds:g} s of one core for each training. `times as fast` as the original's default "
-        )
-        head += f"default network in eager float32, one thread, images of {sizes}."
+        head = f"One seed, {asked.seconds:g} s of one core for each training. `times as fast`: as the original's "
+        head += f"default in eager float32, one thread, images of {sizes}."
         write_section("Networks", __doc__, head + "\n" + tables(asked.work, asked.data, asked.scenes))
         return
     with multiprocessing.get_context("spawn").Pool(asked.workers, maxtasksperchild=1) as pool:
