@@ -152,13 +152,17 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
         for name, (seconds, ratio) in sorted(measured[dim].items(), key=lambda item: item[1]):
             if (path := file_of(work, scene_name, name)).exists():
                 found = json.loads(path.read_text())
-                cells = [f"{found[f'{level:g}'][0]:.2f}" for level in shown] + [f"{found[f'{middle:g}'][1]:.4f}"]
-                cells += [f"{found['steps']:,}", f"{found['seconds']:.0f}", f"{found['parameters']:,}"]
-                size = next(
-                    (f" (--size {s})" for s, network in _SIZES[dim].items() if network == NETWORKS[dim][name]), ""
-                )
-                text += f"| {name if name == ORIGINAL else name + size} | {' | '.join([*cells, f'{seconds:.2f}', f'{ratio:.1f}'])} |\n"
+                cells = [label_of(dim, name), *(f"{found[f'{level:g}'][0]:.2f}" for level in shown)]
+                cells += [f"{found[f'{middle:g}'][1]:.4f}", f"{found['steps']:,}", f"{found['seconds']:.0f}"]
+                cells += [f"{found['parameters']:,}", f"{seconds:.2f}", f"{ratio:.1f}"]
+                text += f"| {' | '.join(cells)} |\n"
     return text
+
+
+def label_of(dim: int, name: str) -> str:
+    """Return the name of a network, with its size where ``train`` knows one."""
+    sizes = [size for size, network in _SIZES[dim].items() if network == NETWORKS[dim][name] and name != ORIGINAL]
+    return f"{name} (--size {sizes[0]})" if sizes else name
 
 
 def file_of(work: Path, scene: str, name: str) -> Path:
