@@ -39,16 +39,12 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         ORIGINAL: {"depth": 5, "start_filts": 32},
         "depth 5, 32 filters": {"depth": 5, "start_filts": 32},
-        "depth 4, 24 filters": {"depth": 4, "start_filts": 24},
         "depth 4, 16 filters": {"depth": 4, "start_filts": 16},
-        "depth 4, 8 filters": {"depth": 4, "start_filts": 8},
         "depth 3, 16 filters": {"depth": 3, "start_filts": 16},
-        "depth 3, 8 filters": {"depth": 3, "start_filts": 8},
         "stem 2, depth 4, 24 filters": {"stem": 2, "depth": 4, "start_filts": 24},
         "stem 2, depth 3, 24 filters": {"stem": 2, "depth": 3, "start_filts": 24},
         "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
         "stem 4, depth 3, 32 filters": {"stem": 4, "depth": 3, "start_filts": 32},
-        "stem 4, depth 2, 24 filters": {"stem": 4, "depth": 2, "start_filts": 24},
     },
     3: {
         ORIGINAL: {"depth": 4, "start_filts": 32},
