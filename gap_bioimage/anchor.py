@@ -33,17 +33,30 @@ def hot_pixels(photons: Tensor) -> Tensor:
     if height < 3 or width < 3:
         return torch.zeros_like(photons, dtype=torch.bool)
     padded = torch.constant_pad_nd(photons, [2, 2, 2, 2], 0.0)
-    first, second, third = torch.zeros_like(photons), torch.zeros_like(photons), torch.zeros_like(photons)
-    for row in range(5):
-        for column in range(5):
-            if row != 2 or column != 2:
-                value = padded.narrow(-2, row, height).narrow(-1, column, width)
-                third = torch.maximum(third, torch.minimum(second, value))
-                second = torch.maximum(second, torch.minimum(first, value))
-                first = torch.maximum(first, value)
+    # the brightest of two rows, of the four around a row, and of all five; then the same with columns
+    above, below = padded.narrow(-2, 0, height + 3), padded.narrow(-2, 1, height + 3)
+    pairs = [torch.maximum(above, below), torch.minimum(above, below), torch.zeros_like(above)]
+    around = _brightest(_cut(pairs, -2, 0, height), _cut(pairs, -2, 3, height))
+    middle = padded.narrow(-2, 2, height)
+    columns = _brightest(around, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
+    pairs = _brightest(_cut(columns, -1, 0, width + 3), _cut(columns, -1, 1, width + 3))
+    sides = _brightest(_cut(pairs, -1, 0, width), _cut(pairs, -1, 3, width))
+    third = _brightest(sides, _cut(around, -1, 2, width))[2]
     rate = 4.0 * (third + 1.0)
     # 6.4 standard deviations, and what the tail of few counts is longer
     return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
+
+
+def _brightest(one: List[Tensor], other: List[Tensor]) -> List[Tensor]:
+    """Merge the three brightest of some pixels, in order, with those of others."""
+    second = torch.maximum(torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1]))
+    third = torch.maximum(torch.minimum(one[0], other[1]), torch.minimum(one[1], other[0]))
+    third = torch.maximum(third, torch.maximum(one[2], other[2]))
+    return [torch.maximum(one[0], other[0]), second, third]
+
+
+def _cut(images: List[Tensor], axis: int, start: int, size: int) -> List[Tensor]:
+    return [image.narrow(axis, start, size) for image in images]
 
 
 def without_hot_pixels(photons: Tensor) -> Tensor:
@@ -67,8 +80,8 @@ def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
     padded = torch.constant_pad_nd(x, pad[: -2 * axis], 0.0)
     total = x * kernel[0]
     for shift in range(1, half + 1):
-        pair = padded.narrow(axis, half - shift, size) + padded.narrow(axis, half + shift, size)
-        total.add_(pair.mul_(kernel[shift]))
+        total.add_(padded.narrow(axis, half - shift, size), alpha=kernel[shift])
+        total.add_(padded.narrow(axis, half + shift, size), alpha=kernel[shift])
     return total
 
 
@@ -160,16 +173,18 @@ class Anchor(nn.Module):
         if pool == 1:
             return x
         below, right = (pool - x.shape[-2] % pool) % pool, (pool - x.shape[-1] % pool) % pool
-        return F.avg_pool2d(torch.constant_pad_nd(x, [0, right, 0, below], 0.0), [pool, pool])
+        if below + right > 0:
+            x = torch.constant_pad_nd(x, [0, right, 0, below], 0.0)
+        return F.avg_pool2d(x, [pool, pool])
 
     def _blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
         """Smooth what was pooled from planes of this size, and leave it at that."""
         pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
         rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
         columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
-        x = blur(blur(x, kernel, -1), kernel, -2) / (blur(rows, kernel, -2) * blur(columns, kernel, -1))
+        x = blur(blur(x, kernel, -1), kernel, -2).div_(blur(rows, kernel, -2) * blur(columns, kernel, -1))
         if len(z_kernel) > 1:
-            x = blur(x, z_kernel, -3) / blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3)
+            x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
         return x
 
     def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tensor:
@@ -184,34 +199,29 @@ class Anchor(nn.Module):
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
         wide = smoothed[:, self.n_scales - 2]
-        start = 0.5 * smoothed[:, self.base]
-        for scale in range(self.n_scales):
-            start = start + 0.5 * weight[:, scale] * smoothed[:, scale]
+        start = 0.5 * (smoothed[:, self.base] + torch.sum(weight * smoothed, 1))
+        level, missing = wide + self.floor, photons - start
         parts: List[Tensor] = []
-        weighted: List[Tensor] = []
-        averaged = [self._for_window(wide + self.floor)]
+        averaged = [self._for_window(level), self._for_window(photons / level)]
         for k in range(len(self.fitted_scales) - 1):
-            fine, coarse = self.fitted_scales[k], self.fitted_scales[k + 1]
-            part = smoothed[:, fine] - smoothed[:, coarse]
-            parts.append(part)
-            weighted.append(part / (wide + self.floor))
-            seen = weighted[k] * (photons - start) - photons * (self.own[fine] - self.own[coarse]) / (wide + self.floor)
-            averaged.append(self._for_window(seen))
+            parts.append(smoothed[:, self.fitted_scales[k]] - smoothed[:, self.fitted_scales[k + 1]])
+            weighted = parts[k] / level
+            averaged.append(self._for_window(weighted * missing))
             for j in range(k + 1):
-                averaged.append(self._for_window(weighted[k] * parts[j]))
+                averaged.append(self._for_window(weighted * parts[j]))
         height, width = photons.shape[-2], photons.shape[-1]
         means = self._blurred(torch.cat(averaged), 2 * self.n_scales, height, width).chunk(len(averaged))
-        level = means[0]
         gains: List[Tensor] = []
         rows: List[List[Tensor]] = []
         for k in range(len(parts)):
-            first = 1 + k * (k + 3) // 2
-            gains.append(means[first])
+            first = 2 + k * (k + 3) // 2
+            own = self.own[self.fitted_scales[k]] - self.own[self.fitted_scales[k + 1]]
+            gains.append(means[first] - own * means[1])
             rows.append([means[first + 1 + j] for j in range(k + 1)])
         # Cholesky's factor in place of the matrix, and both triangles solved, pixel by pixel
         for i in range(len(parts)):
             own = self.own[self.fitted_scales[i]] - self.own[self.fitted_scales[i + 1]]
-            sparse = self.few_photons * own / level
+            sparse = self.few_photons * own / means[0]
             rows[i][i] = 1.001 * rows[i][i] + self.shrinkage * (1.0 + sparse * sparse)
             for j in range(i + 1):
                 for k in range(j):
@@ -237,7 +247,7 @@ class Anchor(nn.Module):
         """Return what a network needs to know of counts (b, c, [z,] y, x).
 
         Features that change slowly with brightness, (b, n c, ...): ratios, logarithms of levels, and errors; the counts
-        at each scale, and fitted, (b, scale, c, ...); and the logarithms of the scales' weights, 1 / squared error.
+        at each scale, and fitted, (b, scale, c, ...); and the scales' weights, 1 / error^2 of sum 1.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels: List[Tensor] = []
@@ -251,57 +261,61 @@ class Anchor(nn.Module):
             if scale > 0:
                 finer = min(scale - 1, 1)
                 noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
-                spread = self.smooth(torch.square(levels[scale] - levels[finer]), self.n_scales + scale)
-                bias = torch.relu(spread - noise * levels[3 if scale == 1 else scale])
-                error = error + bias
+                spread = self.smooth((levels[scale] - levels[finer]).square_(), self.n_scales + scale)
+                bias = spread.sub_(levels[3 if scale == 1 else scale], alpha=noise).relu_()
+                error.add_(bias)
                 if scale == 1:
                     bias_of_second = bias
                 else:
-                    error = error + bias_of_second
-            errors.append(torch.log(error))
+                    error.add_(bias_of_second)
+            errors.append(error.log_())
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
             smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
             log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
-        log_weight = -2.0 * torch.clamp(log_error - torch.mean(log_error, 1, keepdim=True), -12.0, 12.0)
+        log_weight = log_error.sub_(torch.mean(log_error, 1, keepdim=True)).clamp_(-12.0, 12.0).mul_(-2.0)
         middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
         log_wide = torch.log(wide + self.floor)
         features = [
             torch.log1p(photons) - torch.log1p(wide),
             _asinh((photons - middle) / torch.sqrt(middle + 0.05)),
             0.3 * log_wide,
-            (torch.log(smoothed + self.floor) - log_wide.unsqueeze(1)).flatten(1, 2),
+            (smoothed + self.floor).log_().sub_(log_wide.unsqueeze(1)).flatten(1, 2),
             -0.25 * log_weight.flatten(1, 2),
         ]
+        weight = torch.softmax(log_weight, 1)
         if self.fits:
-            fitted = self.fitted(photons, smoothed, torch.softmax(log_weight, 1))
+            fitted = self.fitted(photons, smoothed, weight)
             features.append(torch.log(fitted + self.floor) - log_wide)
             smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
-        return torch.cat(features, 1), smoothed, log_weight
+        return torch.cat(features, 1), smoothed, weight
 
-    def log_rate(self, answer: Tensor, smoothed: Tensor, log_weight: Tensor) -> Tensor:
+    def log_rate(self, answer: Tensor, smoothed: Tensor, weight: Tensor) -> Tensor:
         """Turn a network's answer into log-rates: a mixture of the scales, times a factor.
 
-        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are the softmax of what the network adds to those of the
-        errors; a small rate is added everywhere, so that also an empty image has one. All that a network says is
-        bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far above its
-        trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network, take the
-        place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer holds r,
-        one number per scale, and the logarithm of e, (b, n_answers c, ...).
+        ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are those of the errors times the exponential of what the
+        network says, with sum 1; a small rate is added everywhere, so that also an empty image has one. All that a
+        network says is bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far
+        above its trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network,
+        take the place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer
+        holds r, one number per scale, and the logarithm of e, (b, n_answers c, ...).
         """
         # a network whose numbers have run away answers nothing, and the filter is left
-        bounded: Tensor = 3.0 * torch.tanh(torch.nan_to_num(answer.to(smoothed.dtype), 0.0, 0.0, 0.0) / 3.0)
+        # in the layout of the counts: products of other layouts take twice the time
+        answer = torch.nan_to_num(answer.to(smoothed.dtype).contiguous(), 0.0, 0.0, 0.0)
+        # 3 tanh(. / 3) in a third of its time
+        bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0)).mul(6.0).sub_(3.0)
         bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
-        scales, untrained = smoothed[:, : self.n_scales], torch.softmax(log_weight, 1)
-        weight = torch.softmax(bounded[:, 1 : self.n_scales + 1] + log_weight, 1)
-        rate = torch.sum(weight * scales, 1)
+        scales = smoothed[:, : self.n_scales]
+        changed = weight * torch.exp(bounded[:, 1 : self.n_scales + 1])
+        rate = torch.sum(changed * scales, 1) / torch.sum(changed, 1)
         least = self.floor * torch.exp(bounded[:, self.n_scales + 1])
         if not self.fits:
             return torch.log(rate + least) + 0.5 * bounded[:, 0]
         fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
         for scale in range(self.n_scales):
-            noise = noise + untrained[:, scale] * math.sqrt(self.overlap[scale][scale])
-        change = torch.sum((weight - untrained) * scales, 1)
+            noise.add_(weight[:, scale], alpha=math.sqrt(self.overlap[scale][scale]))
+        change = rate - torch.sum(weight * scales, 1)
         rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]

@@ -126,6 +126,9 @@ class TrainConfig(Config):
     purpose: Literal["denoise", "sample", "generate"] | None = Field(
         None, description="what the model is for, which decides the range of brightness; all of it when not given"
     )
+    size: Literal["small", "base", "large"] | None = Field(
+        None, description="depth, filters and stem of the network; base on CPUs, large on accelerators when not given"
+    )
     repeats: Literal["t"] | None = Field(
         None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
     )

@@ -270,9 +270,9 @@ class UNet(nn.Module):
         if not self.anchored:
             x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
             return self._answer(x, photons)
-        features, smoothed, log_weight = self.anchor(without_hot_pixels(photons))
+        features, smoothed, weight = self.anchor(without_hot_pixels(photons))
         answer = self._answer(pad_to_multiple(features, self.step_px), photons)
-        return self.anchor.log_rate(answer, smoothed, log_weight)
+        return self.anchor.log_rate(answer, smoothed, weight)
 
     def _answer(self, x: Tensor, photons: Tensor) -> Tensor:
         """Run the U-Net and cut off what was added to fill its steps."""

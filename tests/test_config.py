@@ -19,7 +19,7 @@ FULL: dict[str, Any] = {
         "warmup_steps": 0, "gradient_clip": 1.5, "total_weight": 0.1, "brightness_power": 0.5,
         "ema_decay": 0.99, "precision": "bf16-mixed",
         "channels_last": False, "validate_every": 3, "validation_share": 0.25, "validation_windows": 5,
-        "purpose": "sample", "repeats": "t", "tensorboard": True, "seed": 11,
+        "purpose": "sample", "size": "small", "repeats": "t", "tensorboard": True, "seed": 11,
     },
     "camera": {
         "gain": 2.2, "offset": 100.5, "read_noise": 1.5, "saturation": 4095.0, "multiplying": True,

@@ -21,6 +21,8 @@ KINDS: list[dict[str, Any]] = [
     {"dim": 2},
     {"dim": 2, "channels": 2, "up_mode": "upsample", "merge_mode": "concat"},
     {"dim": 3, "z_conv_stage": 1},
+    {"dim": 2, "stem": 2},
+    {"dim": 3, "stem": 2},
     {"dim": 2, "anchor_version": 1},
     {"dim": 3, "anchor_version": 1},
 ]

@@ -44,7 +44,7 @@ def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     cpu = choose_sizes(RunConfig(), split(), accelerator=False)
     fast = choose_sizes(RunConfig(), split(), accelerator=True)
-    assert (cpu.network.depth, cpu.network.start_filts, cpu.train.batch_size) == (4, 16, 8)
+    assert (cpu.network.depth, cpu.network.start_filts, cpu.train.batch_size) == (3, 16, 8)
     assert cpu.train.steps == 1000  # eight minutes
     assert cpu.train.patience is not None
     assert fast.network.start_filts > cpu.network.start_filts
@@ -59,6 +59,21 @@ def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPat
     assert chosen.train.validate_every == 500
     # all that was chosen counts as set: a resumed run has the same
     assert choose_sizes(RunConfig.from_dict(cpu.model_dump()), split(mean=9.0), accelerator=True) == cpu
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_size_is_the_same_network_on_any_machine_and_settings_win(dim: int) -> None:
+    seen = []
+    for size in ("small", "base", "large"):
+        config = RunConfig.from_dict({"network": {"dim": dim}, "train": {"steps": 1, "size": size}})
+        shape = (1, 128, 128) if dim == 2 else (1, 16, 128, 128)
+        cpu, fast = (choose_sizes(config, split(shape), accelerator=yes).network for yes in (False, True))
+        assert cpu == fast
+        seen.append(cpu)
+    assert seen[0] != seen[1] != seen[2]
+    assert [network.stem > 1 for network in seen] == [True, False, False]
+    given = RunConfig.from_dict({"network": {"dim": dim, "stem": 1}, "train": {"steps": 1, "size": "small"}})
+    assert choose_sizes(given, split(shape), accelerator=False).network == seen[0].model_copy(update={"stem": 1})
 
 
 def test_small_images_get_shallow_networks() -> None:
@@ -114,7 +129,14 @@ def test_what_is_chosen_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: p
     monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     with caplog.at_level(logging.INFO, "gap_bioimage"):
         choose_sizes(choose_dim(RunConfig(), [image(y=40, x=40)]), split(), accelerator=False)
-    for name in ("network.dim=2", "network.depth=4", "train.batch_size=8", "thinning.min_db", "train.steps=1000"):
+    for name in (
+        "network.dim=2",
+        "network.depth=3",
+        "train.size=base",
+        "train.batch_size=8",
+        "thinning.min_db",
+        "train.steps=1000",
+    ):
         assert name in caplog.text
 
 

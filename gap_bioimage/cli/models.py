@@ -17,6 +17,7 @@ _DEMO = "Where to write; must not hold an earlier demo."
 _DIM = "Dimensions of the network, where the images shall not tell."
 _COUNTING = "The camera of the images, from calibrate, if they are no counts."
 _PURPOSE = "denoise, sample or generate: decides the range of brightness."
+_SIZE = "small (fast on laptops and in Fiji), base or large: the network."
 _REPEATS = "t where frames repeat a still scene: others of them become the target."
 _INIT = "Start from the weights of this run, checkpoint (ours, the original's) or zip."
 _KIND = (
@@ -45,6 +46,7 @@ class Settings:
     set_: Annotated[list[str] | None, Option("--set", help="A setting, such as train.steps=500.")] = None
     seed: Annotated[int | None, Option(min=0, help="The same as --set train.seed.")] = None
     purpose: Annotated[str | None, Option("--for", help=_PURPOSE)] = None
+    size: Annotated[str | None, Option(help=_SIZE)] = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def train(
 
     resumed = course.resume and how.config is None and (out / "config.yaml").exists()
     shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
-    shorthands |= {"train.purpose": how.purpose, "train.repeats": movies.repeats}
+    shorthands |= {"train.purpose": how.purpose, "train.size": how.size, "train.repeats": movies.repeats}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(out / "config.yaml" if resumed else how.config, overrides + (how.set_ or []))
     counting = movies.camera is None and settings.camera is None and settings.thinning.ceiling is None

@@ -32,12 +32,24 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
 _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
 _FASTER = 2e-3  # of anchored networks: 0.1 dB more than 1e-3 in the few steps of a CPU; not tried with larger ones
-_SIZES: dict[tuple[int, bool], tuple[dict[str, Any], dict[str, Any]]] = {
-    # dimensions, accelerator: network, training
-    (2, False): ({"depth": 4, "start_filts": 16}, {"patch_px": (64, 64), "batch_size": 8}),
-    (2, True): ({"depth": 5, "start_filts": 32}, {"patch_px": (128, 128), "batch_size": 16}),
-    (3, False): ({"depth": 3, "start_filts": 12}, {"patch_px": (12, 48, 48), "batch_size": 2}),
-    (3, True): ({"depth": 4, "start_filts": 32}, {"patch_px": (16, 64, 64), "batch_size": 8}),
+# Networks by dimensions; after minutes on a CPU deeper and wider ones than base are no better: benchmarks/networks.py.
+_SIZES: dict[int, dict[str, dict[str, int]]] = {
+    2: {
+        "small": {"depth": 3, "start_filts": 24, "stem": 2},
+        "base": {"depth": 3, "start_filts": 16},
+        "large": {"depth": 5, "start_filts": 32},
+    },
+    3: {
+        "small": {"depth": 3, "start_filts": 16, "stem": 2},
+        "base": {"depth": 3, "start_filts": 12},
+        "large": {"depth": 4, "start_filts": 32},
+    },
+}
+_BATCHES: dict[tuple[int, bool], dict[str, Any]] = {  # by dimensions, and whether on an accelerator
+    (2, False): {"patch_px": (64, 64), "batch_size": 8, "learning_rate": _FASTER},
+    (2, True): {"patch_px": (128, 128), "batch_size": 16},
+    (3, False): {"patch_px": (12, 48, 48), "batch_size": 2, "learning_rate": _FASTER},
+    (3, True): {"patch_px": (16, 64, 64), "batch_size": 8},
 }
 
 
@@ -60,11 +72,13 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     Dimensions and channels hold already; ``accelerator`` means something faster than a CPU.
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
-    network, train = _SIZES[config.network.dim, accelerator]
-    if config.network.anchor and not accelerator:
-        train = {**train, "learning_rate": _FASTER}
-    deepest = max(1, int(math.log2(max(smallest, 8) / 4)))
-    network = _unset(config.network, {**network, "depth": min(network["depth"], deepest)})
+    size, train = config.train.size or ("large" if accelerator else "base"), _BATCHES[config.network.dim, accelerator]
+    if not config.network.anchor:
+        train = {name: value for name, value in train.items() if name != "learning_rate"}
+    network = _unset(config.network, _SIZES[config.network.dim][size])
+    if "depth" in network:
+        folded = network.get("stem", config.network.stem)
+        network["depth"] = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / folded))))
     sizes = _unset(config.train, train)
     if config.train.patch_px is None:
         sizes["patch_px"] = train["patch_px"]
@@ -72,7 +86,7 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     chosen = {**{f"network.{k}": v for k, v in network.items()}, **{f"train.{k}": v for k, v in sizes.items()}}
     if chosen:
         words = ", ".join(f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in chosen.items())
-        log.info("%s: for %s", words, "an accelerator" if accelerator else "a CPU")
+        log.info("%s: train.size=%s, for %s", words, size, "an accelerator" if accelerator else "a CPU")
     config = _choose_range(config, split)
     return _choose_steps(config, split, accelerator)
 

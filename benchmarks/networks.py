@@ -1,0 +1,199 @@
+"""Which networks are worth their time: quality against seconds per megapixel, after the same time of training.
+
+    python benchmarks/networks.py ../shared/data WORK
+
+Every network trains for the same seconds of one processor core, the drawing of its windows included, with as many
+steps as fit in. What WORK holds is used as it is, so that the command may be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from quality import denoised
+from results import write_section
+from scenes import SCENES, Scene
+from scores import nats, psnr_db
+
+from gap_bioimage.config import RunConfig
+from gap_bioimage.files import replacing
+from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.model import Model
+from gap_bioimage.network import UNet
+from gap_bioimage.training.choices import _SIZES, choose_sizes
+from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.patches import PairBatches, WindowDrawer, as_stacks, split_held_out
+
+ORIGINAL = "the original's default"
+NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        ORIGINAL: {"depth": 5, "start_filts": 32},
+        "depth 5, 32 filters": {"depth": 5, "start_filts": 32},
+        "depth 4, 16 filters": {"depth": 4, "start_filts": 16},
+        "depth 3, 16 filters": {"depth": 3, "start_filts": 16},
+        "stem 2, depth 4, 24 filters": {"stem": 2, "depth": 4, "start_filts": 24},
+        "stem 2, depth 3, 24 filters": {"stem": 2, "depth": 3, "start_filts": 24},
+        "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
+        "stem 4, depth 3, 32 filters": {"stem": 4, "depth": 3, "start_filts": 32},
+    },
+    3: {
+        ORIGINAL: {"depth": 4, "start_filts": 32},
+        "depth 3, 12 filters": {"depth": 3, "start_filts": 12},
+        "stem 2, depth 3, 24 filters": {"stem": 2, "depth": 3, "start_filts": 24},
+        "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
+    },
+}
+LEARNING_RATE = 2e-3  # what training on a CPU chooses for anchored networks
+WARM_UP = 100  # steps
+IMAGE = {2: (512, 512), 3: (16, 256, 256)}
+
+
+def settings_of(scene: Scene, name: str) -> RunConfig:
+    """Return the settings of a network on a scene; the original's with its encoding, loss and learning rate."""
+    recipe = "original's recipe" if name == ORIGINAL else "anchored"
+    values = scene.settings_of(recipe, 0, 1.0)
+    values["network"] |= NETWORKS[values["network"]["dim"]][name]
+    values["train"] = {"learning_rate": LEARNING_RATE} | values["train"]
+    return RunConfig.from_dict(values)
+
+
+def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, Any]]:
+    """Train a network for so many seconds of the processor, which the learning rate follows."""
+    config = settings_of(scene, name)
+    images = [xr.DataArray(x, dims=["z", "y", "x"][-x.ndim :]) for x in scene.training("anchored", 0)]
+    split = split_held_out(as_stacks(images, config.network.dim), config.train.validation_share, 0)
+    config = choose_sizes(config, split, accelerator=False)
+    assert config.thinning.max_db is not None
+    drawer = WindowDrawer(split.training, config.window_px, config.thinning, config.train.min_photons)
+    torch.manual_seed(0)
+    module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
+    optimizer, batches = module.configure_optimizers()["optimizer"], PairBatches(drawer, config.train.batch_size, 0)
+    start, step, share = time.process_time(), 0, 0.0
+    while share < 1:
+        warm, decay = min(1.0, (step + 1) / WARM_UP), 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+        optimizer.param_groups[0]["lr"] = config.train.learning_rate * warm * decay
+        optimizer.zero_grad()
+        module.training_step(batches[step], 0).backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        step, share = step + 1, (time.process_time() - start) / seconds
+    about = {"steps": step, "seconds": time.process_time() - start}
+    network = module.network.eval().requires_grad_(False)
+    return Model(network, config.network, module.trained_range_db), about
+
+
+def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
+    """Train, denoise, and write the scores."""
+    torch.set_num_threads(1)
+    scene = SCENES[scene_name](data)
+    model, found = trained(scene, name, seconds)
+    found["parameters"] = sum(p.numel() for p in model.network.parameters())
+    for level in scene.levels:
+        rows = []
+        for number, unit in enumerate(scene.tests):
+            truth = unit * level
+            image = denoised(model, scene.test(number, level, 0), "cpu")
+            if scene.real is None:
+                rows.append((psnr_db(image, truth), nats(image, np.random.default_rng([1007, number]).poisson(truth))))
+            else:
+                rows.append((float("nan"), nats(image, truth)))
+        found[f"{level:g}"] = np.mean(rows, 0).tolist()
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(found))
+    print(f"{scene_name}, {name}: {found}", flush=True)
+
+
+def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
+    """Return seconds of a core per megapixel, and how many times faster than the original, all taking turns."""
+    torch.set_num_threads(1)
+    runs, times = {}, {}
+    x = torch.poisson(torch.full((1, 1, *IMAGE[dim]), 2.0), generator=torch.Generator().manual_seed(0))
+    for name, settings in NETWORKS[dim].items():
+        plain = {"anchor": False, "log1p": False} if name == ORIGINAL else {"anchor": True, "anchor_version": 2}
+        network = UNet(dim=dim, **plain, **settings).eval().requires_grad_(False)
+        # the original as it is, ours as ``denoise`` runs them
+        runs[name], times[name] = network if name == ORIGINAL else TiledNetwork(network, IMAGE[dim]), []
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for name, run in runs.items():
+                start = time.process_time()
+                run(x)
+                if turn:
+                    times[name].append((time.process_time() - start) / x.numel() * 1e6)
+    ratios = {name: [a / b for a, b in zip(times[ORIGINAL], took, strict=True)] for name, took in times.items()}
+    return {name: (statistics.median(took), statistics.median(ratios[name])) for name, took in times.items()}
+
+
+def tables(work: Path, data: Path, names: list[str]) -> str:
+    """Return a table for each scene, the fastest network first."""
+    text, measured = "", {}
+    for scene_name in names:
+        scene = SCENES[scene_name](data)
+        dim = scene.settings["network"]["dim"]
+        measured[dim] = measured.get(dim) or speeds(dim)
+        middle, shown = scene.levels[len(scene.levels) // 2], scene.levels if scene.real is None else ()
+        heads = [f"dB at {level:g}" for level in shown] + [f"nats at {middle:g}" if shown else "nats"]
+        heads += ["steps", "trained for s", "parameters", "seconds per megapixel", "times as fast"]
+        text += f"\n### {scene_name}\n\n| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}\n"
+        for name, (seconds, ratio) in sorted(measured[dim].items(), key=lambda item: item[1]):
+            if (path := file_of(work, scene_name, name)).exists():
+                found = json.loads(path.read_text())
+                cells = [label_of(dim, name), *(f"{found[f'{level:g}'][0]:.2f}" for level in shown)]
+                cells += [f"{found[f'{middle:g}'][1]:.4f}", f"{found['steps']:,}", f"{found['seconds']:.0f}"]
+                cells += [f"{found['parameters']:,}", f"{seconds:.2f}", f"{ratio:.1f}"]
+                text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def label_of(dim: int, name: str) -> str:
+    """Return the name of a network, with its size where ``train`` knows one."""
+    sizes = [size for size, network in _SIZES[dim].items() if network == NETWORKS[dim][name] and name != ORIGINAL]
+    return f"{name} (--size {sizes[0]})" if sizes else name
+
+
+def file_of(work: Path, scene: str, name: str) -> Path:
+    """Return the file of the scores of a network."""
+    return work / scene / f"{name.replace(' ', '_')}.json"
+
+
+def main() -> None:
+    """Train what is asked for and not there yet, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--scenes", nargs="+", default=["cells", "zebrafish", "hazelnut", "pollen"])
+    parser.add_argument("--networks", nargs="+", help="these only, such as 'depth 3, 8 filters'")
+    parser.add_argument("--seconds", type=float, default=150.0, help="of training, for each network and scene")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--tables", action="store_true", help="write the section of results.md from what WORK holds")
+    asked = parser.parse_args()
+    if asked.tables:
+        sizes = " or ".join(" x ".join(map(str, shape)) for shape in IMAGE.values())
+        head = f"One seed, {asked.seconds:g} s of one core for each training. `times as fast`: as the original's "
+        head += f"default in eager float32, one thread, images of {sizes}."
+        write_section("Networks", __doc__, head + "\n" + tables(asked.work, asked.data, asked.scenes))
+        return
+    with multiprocessing.get_context("spawn").Pool(asked.workers, maxtasksperchild=1) as pool:
+        running = []
+        for scene in asked.scenes:
+            (asked.work / scene).mkdir(parents=True, exist_ok=True)
+            known = NETWORKS[SCENES[scene](asked.data).settings["network"]["dim"]]
+            for name in known if asked.networks is None else [n for n in asked.networks if n in known]:
+                if not (out := file_of(asked.work, scene, name)).exists():
+                    running.append(pool.apply_async(judge, (asked.data, out, scene, name, asked.seconds)))
+        for result in running:
+            result.get()
+
+
+if __name__ == "__main__":
+    main()
