@@ -98,13 +98,6 @@ def test_a_description_alone_is_judged_without_its_files(tmp_path: Path, kind: s
     assert [name for name, verdict in found.items() if verdict == "fails"] == ["fiji", "biapy"]
 
 
-def test_a_dataset_gets_no_advice_for_programs(tmp_path: Path, model_process: Sandbox) -> None:
-    (tmp_path / "rdf.yaml").write_text("type: dataset\nformat_version: 0.3.0\nname: Images\n")
-    report = validate(tmp_path / "rdf.yaml", process=model_process)
-    assert report.status == "failed"
-    assert {check.consumer for check in report.checks} <= {"archive", "format", "core"}
-
-
 def outside(rdf: dict[str, Any]) -> None:
     rdf["inputs"][0]["test_tensor"] = {"source": "/etc/hostname"}
 
@@ -136,21 +129,6 @@ def test_every_check_of_a_report_is_declared_and_what_is_broken_is_not_run(
     assert report.score is not None and (report.score.total == 0) == (status == "failed")
     if mutate is outside:  # which is never opened
         assert "format.valid" not in found
-
-
-def test_remote_files_are_never_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_process: Sandbox
-) -> None:
-    import httpx
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a request was made")
-
-    for name in ("get", "request", "stream"):
-        monkeypatch.setattr(httpx, name, refuse)
-    remote = zips.put("weights", "torchscript", "source", value="https://unreachable.invalid/weights.pt")
-    found = statuses(validate(zips.make_zip(tmp_path, remote), process=model_process))
-    assert [found[name] for name in ("archive.remote", "format.valid", "core.test")] == ["warning", "passed", "skipped"]
 
 
 def test_paths_that_are_not_there_are_refused_and_importing_costs_nothing(tmp_path: Path) -> None:
