@@ -8,7 +8,8 @@ import io
 import pickle
 import warnings
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,9 @@ import zips
 from gap_bioimage.validation.archive import files
 from gap_bioimage.validation.archive.examine import Examined, examine
 from gap_bioimage.validation.archive.package import Package, open_package
+from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import Outcome, definition
 from gap_bioimage.validation.report import validate
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def examined(path: Path) -> tuple[dict[str, str], Examined]:
@@ -49,15 +48,11 @@ def judged(folder: Path, check_id: str, content: bytes, name: str, weights: str 
     return outcome
 
 
-@pytest.mark.parametrize("written", ["conda:environment.yaml", "pip:requirements.txt"])
-def test_dependencies_of_format_0_4_0_are_files_behind_a_manager(tmp_path: Path, written: str) -> None:
-    mutate, name = zips.to_format_0_4("0.4.0", dependencies=written), written.split(":")[1]
-    statuses, found = examined(zips.make_zip(tmp_path, mutate, files={name: b"name: x\n"}))
-    assert "failed" not in statuses.values() and statuses["format.valid"] == "passed"
-    assert found.why_not_run == ""
-    statuses, found = examined(zips.make_zip(tmp_path, mutate))
-    assert statuses["archive.files"] == "failed"
-    assert repr(name) in message(found, "archive.files")
+def test_dependencies_of_format_0_4_0_are_files_behind_a_manager(tmp_path: Path) -> None:
+    mutate = zips.to_format_0_4("0.4.0", dependencies="conda:environment.yaml")
+    statuses, found = examined(zips.make_zip(tmp_path, mutate, files={"environment.yaml": b"name: x\n"}))
+    assert "failed" not in statuses.values() and found.why_not_run == ""
+    assert examined(zips.make_zip(tmp_path, mutate))[0]["archive.files"] == "failed"
 
 
 def test_files_that_are_not_named_are_told_and_not_judged(tmp_path: Path) -> None:
@@ -68,40 +63,33 @@ def test_files_that_are_not_named_are_told_and_not_judged(tmp_path: Path) -> Non
     assert found.why_not_run == ""
 
 
-@pytest.mark.parametrize("name", ["output.npy", "torchscript.pt", "README.md", "cover.png"])
+@pytest.mark.parametrize("name", ["output.npy", "README.md"])
 def test_missing_and_changed_files_are_told_by_the_archive_only(tmp_path: Path, name: str) -> None:
-    def objects(rdf: dict[str, Any]) -> None:
-        rdf.update(format_version="0.5.12", covers=[{"source": "cover.png"}], documentation={"source": "README.md"})
-
     def changed(rdf: dict[str, Any]) -> None:
-        objects(rdf)
-        for reference in files.Package(tmp_path, tmp_path, "", rdf, (), tmp_path).references:
+        rdf.update(format_version="0.5.12", covers=[{"source": "cover.png"}], documentation={"source": "README.md"})
+        for reference in references(rdf):
             if reference.path == name:
                 reference.holder["sha256"] = "0" * 64
 
-    for mutate, absent, check in ((None, {name: None}, "files"), (objects, {name: None}, "files"),
-                                  (changed, {}, "hashes")):  # fmt: skip
+    for mutate, absent, check in ((None, {name: None}, "files"), (changed, {}, "hashes")):
         statuses, found = examined(zips.make_zip(tmp_path, mutate, files=absent))
         assert [key for key, status in statuses.items() if status == "failed"] == [f"archive.{check}"]
         assert found.why_not_run == f"not run, see archive.{check}"
 
 
-@pytest.mark.parametrize("source", ["/etc/passwd", "../outside.npy", "C:\\x.npy"])
-def test_references_out_of_the_package_fail(tmp_path: Path, source: str) -> None:
-    statuses, found = examined(zips.make_zip(tmp_path, zips.put("inputs", 0, "test_tensor", value={"source": source})))
-    assert statuses["archive.references"] == "failed"
-    assert "format.valid" not in statuses
-    assert found.why_not_run == "not run, see archive.references"
+def test_references_out_of_the_package_fail(tmp_path: Path) -> None:
+    for source in ("/etc/passwd", "../outside.npy", "C:\\x.npy"):
+        mutate = zips.put("inputs", 0, "test_tensor", value={"source": source})
+        statuses, found = examined(zips.make_zip(tmp_path, mutate))
+        assert statuses["archive.references"] == "failed" and "format.valid" not in statuses
+        assert found.why_not_run == "not run, see archive.references"
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("training_data", {"id": "x", "documentation": "../secret.md"}),
-        ("badges", [{"label": "x", "icon": "../secret.md", "url": "https://example.invalid"}]),
-        ("weights", {"pytorch_state_dict": {"architecture": "../secret.md:Net"}}),
         ("weights", {"pytorch_state_dict": {"dependencies": "conda:../secret.md"}}),
-        ("license", "../secret.md"),
         ("config", {"anything": ["../secret.md"]}),
     ],
 )
@@ -134,17 +122,14 @@ def test_files_that_cannot_be_read_fail(tmp_path: Path, monkeypatch: pytest.Monk
 REMOTE = "https://example.invalid/"
 
 
-@pytest.mark.parametrize(
-    ("field", "name"),
-    [(("weights", "pytorch_state_dict", "source"), "w.pt"), (("documentation",), "x.md"), (("covers", 0), "x.png")],
-)
-def test_what_is_on_a_server_leaves_the_rest_to_run(tmp_path: Path, field: tuple[str, ...], name: str) -> None:
-    statuses, found = examined(zips.make_zip(tmp_path, zips.put(*field, value=REMOTE + name)))
-    assert (statuses["archive.remote"], statuses["format.valid"]) == ("warning", "passed")
-    assert found.why_not_run == ""
-    if field[0] == "weights":
-        assert found.description is not None and list(found.description.weights) == ["torchscript"]
-        assert statuses["run.pytorch_state_dict"] == "skipped"
+def test_what_is_on_a_server_leaves_the_rest_to_run(tmp_path: Path) -> None:
+    statuses, found = examined(zips.make_zip(tmp_path, zips.put("documentation", value=f"{REMOTE}x.md")))
+    assert (statuses["archive.remote"], statuses["format.valid"], found.why_not_run) == ("warning", "passed", "")
+    mutate = zips.put("weights", "pytorch_state_dict", "source", value=f"{REMOTE}w.pt")
+    statuses, found = examined(zips.make_zip(tmp_path, mutate))
+    assert (statuses["archive.remote"], statuses["format.valid"], found.why_not_run) == ("warning", "passed", "")
+    assert found.description is not None and list(found.description.weights) == ["torchscript"]
+    assert statuses["run.pytorch_state_dict"] == "skipped"
 
 
 def test_what_running_needs_is_named_where_it_is_on_a_server(tmp_path: Path) -> None:
@@ -177,16 +162,11 @@ def objects() -> bytes:
         header("(10**12,)"),
         header("(4294967296, 4294967296, 4294967296)"),
         header("(4,)") + bytes(15),
-        header("(4,)") + bytes(17),
-        header("(-1,)") + bytes(4),
         header("(4,)", "'|O'") + bytes(32),
-        header("(4,)", "[('a', '<f4'), ('b', '|O')]") + bytes(48),
         objects(),
         header("__import__('os').getpid()"),
         header("(" * 3000),
-        header("(4,)" + " " * 20_000, version=2),
         header("(4,)", "'<q77'"),
-        b"\x93NUMPY",
         b"",
     ],
     ids=lambda content: repr(content[:40]),
@@ -201,31 +181,24 @@ def test_arrays_that_are_not_what_they_seem_are_refused(tmp_path: Path, content:
 
 def test_arrays_are_known_by_their_first_bytes_and_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged(tmp_path, "archive.tensors", objects(), "image.bin").status == "failed"
-    assert judged(tmp_path, "archive.tensors", b"text", "README.md").message.startswith("0 arrays")
-    plain = header("(2, 3)", version=2) + bytes(24)
-    assert judged(tmp_path, "archive.tensors", plain, "x.npy").message == "1 arrays are as large as they say"
     monkeypatch.setattr(files, "MAX_TENSOR_BYTES", 16)
     for n, status in ((16, "passed"), (17, "failed")):
-        array = zips.npy(np.zeros(n, np.uint8))
-        assert judged(tmp_path, "archive.tensors", array, "x.npy").status == status
+        assert judged(tmp_path, "archive.tensors", zips.npy(np.zeros(n, np.uint8)), "x.npy").status == status
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ">f8", np.complex64])
-def test_test_tensors_hold_finite_numbers(tmp_path: Path, dtype: Any) -> None:
-    values = np.ones((1, 1, 32, 32), dtype)
+def test_test_tensors_hold_finite_numbers(tmp_path: Path) -> None:
+    values = np.ones((1, 1, 32, 32), ">f8")
     values[0, 0, 0, 5] = np.nan
-    values[0, 0, -1, -2:] = np.inf
     _, found = examined(zips.make_zip(tmp_path, files={"output.npy": zips.npy(values)}))
     assert "'output.npy' holds values that are not finite" in message(found, "archive.tensors")
 
 
-@pytest.mark.parametrize("stored", ["float32", "float16"])
-def test_data_types_that_nobody_converts_fail(tmp_path: Path, stored: str) -> None:
-    values = np.arange(1024).reshape(1, 1, 32, 32).astype(stored)
+def test_data_types_that_nobody_converts_fail(tmp_path: Path) -> None:
+    values = np.arange(1024, dtype=np.float32).reshape(1, 1, 32, 32)
     mutate = zips.put("inputs", 0, "data", value={"type": "uint8"})
     statuses, found = examined(zips.make_zip(tmp_path, mutate, files={"input.npy": zips.npy(values)}))
     assert statuses["format.valid"] == "failed"
-    assert f"'{stored}' does not match" in message(found, "format.valid")
+    assert "'float32' does not match" in message(found, "format.valid")
 
 
 class Evil:
@@ -292,9 +265,8 @@ def test_weights_of_the_other_kind_are_told_as_such(tmp_path: Path, described: s
     assert all(word in f"{outcome.message} {outcome.fix}" for word in words)
 
 
-@pytest.mark.parametrize("number", [np.float64(0.5), np.arange(3.0)])
-def test_numpy_beside_the_tensors_fails_as_in_torch(tmp_path: Path, number: Any) -> None:
-    data = saved({"epoch": 3, "model": {"w": torch.zeros(2)}, "best": number})
+def test_numpy_beside_the_tensors_fails_as_in_torch(tmp_path: Path) -> None:
+    data = saved({"epoch": 3, "model": {"w": torch.zeros(2)}, "best": np.float64(0.5)})
     outcome = scanned(tmp_path, data)
     assert (outcome.status, "NumPy" in outcome.message) == ("failed", True)
     assert "checkpoint['model']" in outcome.fix

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,9 +18,6 @@ from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.ci import SHOWN_BY_GITHUB, json_schema, render_github, render_sarif
 from gap_bioimage.validation.reports.terminal import print_submission
 from gap_bioimage.validation.verdicts import Score, Verdict
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CHECKS = (
     Check("core.test", "core", "passed", "its test passed"),

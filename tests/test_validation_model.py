@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,9 +14,6 @@ from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import NotApplicable
 from gap_bioimage.validation.model import Axis, Model, with_infinities
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OLD: dict[str, Any] = {
     "type": "model", "format_version": "0.4.10", "name": "An old model", "description": "Old.", "license": "MIT",
@@ -56,14 +54,16 @@ def test_an_old_description_is_seen_as_format_05(tmp_path: Path) -> None:
     assert model.architecture == {"callable": "UNet", "source": "unet.py", "kwargs": {"depth": 4}}
 
 
-def test_an_old_description_that_cannot_be_upgraded_is_valid_and_answers_no_question_about_tensors(
-    tmp_path: Path,
-) -> None:
+def test_an_old_description_that_cannot_be_upgraded_is_seen_in_the_words_of_format_05(tmp_path: Path) -> None:
     scale = {"name": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0, "axes": "yx"}}
+    upgraded = model_of(tmp_path / "rdf.yaml", OLD)
     model = model_of(tmp_path / "rdf.yaml", OLD | {"inputs": [OLD["inputs"][0] | {"preprocessing": [scale]}]})
-    assert (model.upgraded, model.is_valid, list(model.weights)) == (None, True, ["pytorch_state_dict"])
-    with pytest.raises(NotApplicable, match="format"):
-        _ = model.inputs
+    assert (model.upgraded, model.is_valid) == (None, True)
+    for key in ("axis_ids", "id", "data_type"):
+        assert [getattr(t, key) for t in model.tensors] == [getattr(t, key) for t in upgraded.tensors]
+    assert [a.min_step for a in model.inputs[0].axes[2:]] == [a.min_step for a in upgraded.inputs[0].axes[2:]]
+    assert [a.halo for a in model.outputs[0].axes] == [0, 0, 2, 8, 8]
+    assert ("scale_linear", scale["kwargs"]) in [(step["id"], step["kwargs"]) for step in model.steps]
 
 
 def test_an_old_description_that_is_invalid_answers_no_question_about_tensors(tmp_path: Path) -> None:

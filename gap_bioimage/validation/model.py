@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.archive.description import Description
     from gap_bioimage.validation.archive.package import Package
 
+_LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -35,8 +37,8 @@ class Axis:
         """Read an axis of format 0.5."""
         kind, given = str(written.get("type", "")), written.get("size")
         size = given if isinstance(given, int) else None
-        is_grid = isinstance(given, dict) and {"min", "step"} <= given.keys()
-        min_step = (int(given["min"]), int(given["step"])) if is_grid and given else None
+        is_choice = isinstance(given, dict) and "min" in given and "step" in given
+        min_step = (int(given["min"]), int(given["step"])) if is_choice and given else None
         smallest = min_step[0] if min_step else size or 1
         if kind in ("batch", "channel"):
             smallest = len(written.get("channel_names") or [""]) if kind == "channel" else 1
@@ -109,12 +111,15 @@ class Model:
 
     @cached_property
     def descr(self) -> dict[str, Any]:
-        """The description in format 0.5; `NotApplicable` if it is written in another, as which it cannot be read."""
+        """The description in format 0.5; `NotApplicable` if it is written in another and invalid."""
         if self.version_numbers[:2] == (0, 5):  # as written: what is a default is not what the author said
             return self.rdf
         if self.upgraded is not None:
             return dict(self.upgraded.model_dump(mode="json"))
-        raise NotApplicable("the description cannot be read as format 0.5, see format.valid and format.recommended")
+        if not self.not_upgraded:
+            raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
+        tests = {key: self.rdf[f"test_{key}"] for key in ("inputs", "outputs")}
+        return self.rdf | {key: list(map(_tensor_of_04, self.rdf[key], test)) for key, test in tests.items()}
 
     @cached_property
     def inputs(self) -> list[Tensor]:
@@ -212,6 +217,21 @@ def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
             ends = zip(limits, (float("-inf"), float("inf")), strict=True)
             tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
     return restored
+
+
+def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
+    """A tensor of a valid description of format 0.4 in the words of 0.5, where the upgrade fails."""
+    shape, axes = tensor["shape"], []
+    for n, letter in enumerate(tensor["axes"]):
+        size = shape[n] if isinstance(shape, list) else {key: shape[key][n] for key in {"min", "step"} & {*shape}}
+        kind, halo = _LETTERS.get(letter, "space"), (tensor.get("halo") or {n: 0})[n]
+        axes.append({"type": kind, "id": _LETTERS.get(letter, letter), "size": size, "halo": halo})
+        if kind == "channel":
+            axes[-1]["channel_names"] = ["channel0"]
+    steps = [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]
+    named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
+    data = {"type": tensor["data_type"]}
+    return {"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named}
 
 
 def source_of(value: object) -> object:

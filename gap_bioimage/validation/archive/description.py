@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from gap_bioimage.validation.archive.entries import few
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.rdf import is_url, mappings, references, walked
+from gap_bioimage.validation.archive.rdf import is_url, mappings, texts
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
@@ -59,6 +58,8 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     Returns the description, None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
     """
     rdf = package.rdf
+    # spec would ask servers for what lies there
+    with_files = with_files and not package.remote and not any(map(is_url, texts(rdf.get("training_data"))))
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _own_statistics(rdf) or problems_of(package, written)
     if not str(rdf["format_version"]).startswith("0.5") and not problems:
@@ -100,6 +101,13 @@ def _own_statistics(rdf: dict[str, Any]) -> list[str]:
     return found
 
 
+class _Known(dict[str, Any]):
+    """Every URL is among them, since bioimageio.spec does not request what is known."""
+
+    def __contains__(self, name: object) -> bool:
+        return is_url(str(name)) or super().__contains__(name)
+
+
 def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_files: bool = False) -> Any:
     """A description as bioimageio.spec loads it in a format, or what it raises; nothing is looked up or downloaded."""
     from bioimageio.spec import ValidationContext, build_description
@@ -107,25 +115,13 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     from bioimageio.spec.model import v0_5
 
     content = deepcopy(rdf)
-    for reference in references(content) if with_files else ():
-        if reference.is_remote:  # a file of that kind stands for it
-            suffix = re.search(r"\.\w{1,10}$", reference.path)
-            stand_in = package.scratch / f"remote{suffix[0] if suffix else ''}"
-            stand_in.write_text("# Validation\n")
-            reference.point_to(str(stand_in))
-            if reference.hash_key:
-                reference.holder.pop(reference.hash_key, None)
     if not content.get("covers") and str(content.get("format_version", "")) >= "0.4":
         # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
-    if with_files and any(_urls(content.get("training_data"))):
-        del content["training_data"]  # spec would ask for its files there
-    # A URL that is "known" is not requested.
-    known = dict.fromkeys(_urls(rdf)) if with_files else {}
     context = ValidationContext(
-        root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=known,
+        root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=_Known(),
         log_warnings=False, progressbar=False,
     )  # fmt: skip
     users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # offline they would be invalid
@@ -149,16 +145,6 @@ def _first_that_works(functions: Iterable[Callable[..., Any]], *given: Any) -> A
         except ValueError as error:
             errors.append(error)
     raise errors[0]
-
-
-def _urls(content: Any) -> Iterator[str]:
-    from pydantic import HttpUrl, TypeAdapter, ValidationError
-
-    for value in walked(content):
-        if isinstance(value, str) and is_url(value):
-            yield value
-            with suppress(ValidationError):
-                yield str(TypeAdapter(HttpUrl).validate_python(value))  # spec looks up the normalised form
 
 
 def _is_model(loaded: Any) -> bool:

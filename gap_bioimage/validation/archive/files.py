@@ -8,7 +8,7 @@ from typing import Any
 
 from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.rdf import FileReference, walked
+from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
@@ -40,8 +40,7 @@ def inside(package: Package) -> Outcome | str:
     unsafe = {r.path: r for r in package.references if not r.is_remote and unsafe_path(r.path)}
     dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
     # Other formats' fields may name files too: whatever names one outside is not to be read.
-    texts = dict.fromkeys(value for value in walked(package.rdf) if isinstance(value, str) and 0 < len(value) < 4096)
-    for text in (text for text in texts if text not in unsafe):
+    for text in (text for text in dict.fromkeys(texts(package.rdf)) if 0 < len(text) < 4096 and text not in unsafe):
         # as formats 0.3 and 0.4 write it, too: file.py:Callable, conda:file.yaml
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):

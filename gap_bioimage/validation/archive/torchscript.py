@@ -123,7 +123,7 @@ class TorchScriptCode:
             given = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
             given += call.args[1:3] if name in _TAKES_DTYPE else []
             numbers = [value.value for value in given if isinstance(value, ast.Constant)]
-            for dtype in (_NEW_DTYPES[number] for number in numbers if number in _NEW_DTYPES):
+            for dtype in (_NEW_DTYPES[n] for n in numbers if isinstance(n, int) and n in _NEW_DTYPES):
                 found[dtype] = f"the code makes {dtype} tensors, which {ENGINE} does not have"
         if _GENERATOR.search(self.text):
             found["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
