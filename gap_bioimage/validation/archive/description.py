@@ -11,7 +11,7 @@ from typing import Any
 
 from gap_bioimage.validation.archive.entries import few
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.rdf import is_url, mappings, texts
+from gap_bioimage.validation.archive.rdf import is_url, mappings, references, texts
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
@@ -58,8 +58,6 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     Returns the description, None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
     """
     rdf = package.rdf
-    # spec would ask servers for what lies there
-    with_files = with_files and not package.remote and not any(map(is_url, texts(rdf.get("training_data"))))
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _own_statistics(rdf) or problems_of(package, written)
     if not str(rdf["format_version"]).startswith("0.5") and not problems:
@@ -115,14 +113,24 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     from bioimageio.spec.model import v0_5
 
     content = deepcopy(rdf)
+    for reference in references(content) if with_files else ():
+        if reference.is_remote:  # a file of that kind stands for it
+            suffix = re.search(r"\.\w{1,10}$", reference.path)
+            stand_in = package.scratch / f"remote{suffix[0] if suffix else ''}"
+            stand_in.write_text("# Validation\n")
+            reference.point_to(str(stand_in))
+            if reference.hash_key:
+                reference.holder.pop(reference.hash_key, None)
     if not content.get("covers") and str(content.get("format_version", "")) >= "0.4":
         # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
+    if with_files and any(map(is_url, texts(content.get("training_data")))):
+        del content["training_data"]  # spec would ask for its files there
     context = ValidationContext(
         root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=_Known(),
-        log_warnings=False, progressbar=False,
+        log_warnings=False, progressbar=False, raise_errors=True,
     )  # fmt: skip
     users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # offline they would be invalid
     KNOWN_GITHUB_USERS.update(users)
@@ -155,15 +163,15 @@ def _is_model(loaded: Any) -> bool:
 
 def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = None) -> list[str]:
     """What bioimageio.spec finds wrong in a description that it has loaded or refused, in plain words."""
+    from bioimageio.spec._internal.warning_levels import ERROR
     from pydantic import ValidationError
 
+    found: list[tuple[Sequence[int | str], str, str]] = []
     if isinstance(loaded, ValidationError):
-        found = [(entry["loc"], entry["type"], entry["msg"]) for entry in loaded.errors()]
+        entries = [e for e in loaded.errors() if e.get("ctx", {}).get("severity", ERROR) >= ERROR]  # not its warnings
+        found = [(entry["loc"], entry["type"], entry["msg"]) for entry in entries]
     elif isinstance(loaded, Exception):
         found = [((), type(loaded).__name__, one_sentence(loaded))]
-    else:
-        entries = [entry for detail in loaded.validation_summary.details for entry in detail.errors]
-        found = [(entry.loc, str(entry.type), entry.msg) for entry in entries]
     # of a field that matched none of several alternatives, what is wrong with the likeliest counts
     by_field: dict[str, dict[str, list[_Finding]]] = {}
     for loc, kind, text in found:
