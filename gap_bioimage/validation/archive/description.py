@@ -134,7 +134,7 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     )  # fmt: skip
     users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # offline they would be invalid
     KNOWN_GITHUB_USERS.update(users)
-    v0_5.try_all_raise_last = _first_that_works
+    vars(v0_5)["try_all_raise_last"] = _first_that_works
     try:
         with quiet():
             return build_description(content, context=context, format_version=version)
