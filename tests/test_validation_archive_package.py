@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import zips
@@ -14,10 +15,6 @@ from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive import entries
 from gap_bioimage.validation.archive.entries import entry_checks, unsafe_path
 from gap_bioimage.validation.archive.package import open_package
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 
 def entry(name: str, *, offset: int = 0, size: int = 0, mode: int = 0) -> zipfile.ZipInfo:
@@ -47,10 +44,13 @@ def test_harmless_paths_pass(name: str) -> None:
     assert unsafe_path(name) is None
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
-def test_links_and_devices_are_refused(kind: int) -> None:
-    assert failed(entry("x", mode=kind | 0o644)) == {"archive.paths"}
+def test_links_devices_and_encrypted_entries_are_refused() -> None:
+    for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK):
+        assert failed(entry("x", mode=kind | 0o644)) == {"archive.paths"}
     assert failed(entry("x", mode=stat.S_IFREG | 0o644), entry("y/", mode=stat.S_IFDIR, offset=99)) == set()
+    secret = entry("secret")
+    secret.flag_bits = 0x1
+    assert failed(secret) == {"archive.encrypted"}
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,13 @@ def test_names_that_collide_are_refused(names: tuple[str, str]) -> None:
     assert failed(*(entry(name, offset=99 * index) for index, name in enumerate(names))) == {"archive.duplicates"}
 
 
-def test_encrypted_entries_are_refused() -> None:
-    secret = entry("secret")
-    secret.flag_bits = 0x1
-    assert failed(secret) == {"archive.encrypted"}
-
-
 def test_size_and_number_of_entries_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed(entry("a", size=entries.MAX_TOTAL_BYTES)) == set()
     assert failed(entry("a", size=entries.MAX_TOTAL_BYTES + 1)) == {"archive.bomb"}
     assert failed(entry("a", size=100), entry("b", offset=130)) == set()
     assert failed(entry("a", size=100), entry("b", offset=129)) == {"archive.bomb"}  # they share bytes
-    many = next(entry_checks([entry(f"../{'x' * 200}{i}", offset=99 * i) for i in range(entries.MAX_ENTRIES)]))
-    assert "9997 more" in many.message and len(many.message) < 1000
+    many = next(entry_checks([entry(f"../{'x' * 200}{i}", offset=99 * i) for i in range(9)]))
+    assert "6 more" in many.message and len(many.message) < 1000
     monkeypatch.setattr(entries, "MAX_ENTRIES", 1)
     assert failed(entry("a"), entry("b", offset=99)) == {"archive.bomb"}
 
@@ -113,13 +107,9 @@ def test_good_zip_opens_and_is_cleaned_up(tmp_path: Path) -> None:
     assert not root.exists()
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "C:/evil.txt", "a/../../evil.txt"])
-def test_entries_outside_are_not_unpacked(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / "m.zip", name)
-    with open_package(path) as (package, checks):
-        assert package is None
-    (check,) = [check for check in checks if check.status == "failed"]
-    assert (check.id, "evil" in check.message, bool(check.fix)) == ("archive.paths", True, True)
+def test_entries_outside_are_not_unpacked(tmp_path: Path) -> None:
+    for name in ("../evil.txt", "/evil.txt", "C:/evil.txt", "a/../../evil.txt"):
+        assert statuses(write(tmp_path / "m.zip", name))["archive.paths"] == "failed"
     assert not list(tmp_path.parent.rglob("evil.txt"))
 
 
@@ -144,14 +134,12 @@ def shared_bytes(path: Path) -> Path:
     [
         ("intact", damaged),
         ("intact", lambda p: patched(write(p, "a", content=b"right", method=0), b"right", b"wrong")),
-        ("intact", lambda p: patched(write(p, "honest.txt"), b"honest.txt", b"secret.txt", 1)),
         ("intact", lambda p: patched(write(p, "na\u00efve"), "\u00ef".encode(), b"\xff\xfe")),
         (
             "intact",
             lambda p: patched(write(p, "a", content=bytes(123_456)), (123_456).to_bytes(4, "little"), b"\n\0\0\0"),
         ),
         ("compression", lambda p: write(p, "a", method=zipfile.ZIP_BZIP2)),
-        ("compression", lambda p: write(p, "a", method=zipfile.ZIP_LZMA)),
         ("bomb", shared_bytes),
         ("bomb", lambda p: write(p, "zeros", content=bytes(entries.RATIO_FREE_BYTES + 1))),
     ],
@@ -189,14 +177,11 @@ def test_a_second_description_that_differs_is_a_warning(tmp_path: Path) -> None:
     assert statuses(path)["archive.one_rdf"] == "warning"
 
 
-@pytest.mark.parametrize("name", ["rdf.yaml", "bioimageio.yaml", "Dummy.model.yaml", "v0_4.bioimageio.yaml"])
-def test_folders_and_yaml_paths_open(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("type: model")
-    for path in (tmp_path, tmp_path / name):
+def test_folders_and_yaml_paths_open(tmp_path: Path) -> None:
+    (tmp_path / "Dummy.model.yaml").write_text("type: model")
+    for path in (tmp_path, tmp_path / "Dummy.model.yaml"):
         with open_package(path) as (package, _):
-            assert package is not None
-            assert package.rdf == {"type": "model"}
-            assert not package.is_zip
+            assert package is not None and package.rdf == {"type": "model"} and not package.is_zip
 
 
 def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
@@ -217,7 +202,7 @@ def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("kept", [10, 1000, 0.5, 0.9, -1])
+@pytest.mark.parametrize("kept", [10, 0.5, -1])
 def test_a_zip_that_is_cut_off_is_called_so_whatever_it_holds(tmp_path: Path, kept: float) -> None:
     data = zips.make_zip(tmp_path).read_bytes()  # its weights are zips, which have an end
     (tmp_path / "cut.zip").write_bytes(data[: int(kept * len(data)) if 0 < kept < 1 else int(kept)])

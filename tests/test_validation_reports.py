@@ -14,9 +14,10 @@ import zips
 from rich.console import Console
 
 from gap_bioimage.validation.check import Check, Picture, consumers, definition, registry
+from gap_bioimage.validation.outcome import RUN_CODE
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
-from gap_bioimage.validation.reports.terminal import as_markdown, as_table, print_report, printable, render_junit
+from gap_bioimage.validation.reports.terminal import as_markdown, as_table, print_report, render_junit
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 PAGE = Path(__file__).parent.parent / "docs" / "checks.md"
@@ -25,8 +26,8 @@ CHECKS = (
     Check("zoo.cover", "zoo", "warning", "there is no cover", "Add a cover."),
     Check("biapy.kwargs", "biapy", "warning", "the kwargs are [empty]", "Write the kwargs."),
     Check("run.onnx", "run", "skipped", "onnx was not run", "Install onnxruntime."),
-    Check("run.pytorch_state_dict", "run", "skipped", "code was not allowed", "--run-code"),
-    Check("core.test", "core", "skipped", "nothing was run", "--run-code"),
+    Check("run.pytorch_state_dict", "run", "skipped", "code was not allowed", RUN_CODE),
+    Check("core.test", "core", "skipped", "nothing was run", RUN_CODE),
     Check("fiji.frozen", "fiji", "skipped", "no torchscript weights"),
     Check("run.zero", "run", "failed", "values are <1> & more", 'Guard "divisions".'),
 )
@@ -39,7 +40,7 @@ VERDICTS = (
 )
 PARTS = {"format": 1.0, "inference": 2.0, "reproduces": 0.0, "metadata": 0.5}
 SCORE = Score(3.5, PARTS, ("+4.00: export [again]", "+0.3: b", "+0.2: c", "+0.1: d"))
-UNRUN = (CHECKS[0], Check("core.test", "core", "skipped", "none of the weights was run", "--run-code"))
+UNRUN = (CHECKS[0], Check("core.test", "core", "skipped", "none of the weights was run", RUN_CODE))
 RAN = Check("core.test", "core", "passed", "its test passed")
 VOID = {"meta", "img", "path", "circle", "br", "link"}
 HOSTILE = "</style><script>alert(1)</script><img src=https://evil.invalid/x onerror=alert(2)>\" onload='x' {{ 7 * 7 }}"
@@ -95,7 +96,6 @@ def printed(report: Report) -> list[str]:
         ((), "Which programs will run this model was not judged; 1 checks failed."),
         ((Verdict("core", "fails", "it is broken"),), "It fails in bioimageio.core: it is broken."),
         ((Verdict("core", "unknown", "it was not run"),), "No program is known to run this model."),
-        (VERDICTS[::2], "This model works in bioimageio.core."),
     ],
 )  # fmt: skip
 def test_the_headline_says_who_will_run_it(verdicts: tuple[Verdict, ...], expected: str) -> None:
@@ -104,7 +104,7 @@ def test_the_headline_says_who_will_run_it(verdicts: tuple[Verdict, ...], expect
 
 def test_a_model_that_was_not_run_has_not_passed() -> None:
     report = Report("m.zip", UNRUN, (Verdict("core", "unknown", "it was not run"),))
-    assert "The model was not run: only its files were looked at. Validate again with --run-code" in page(report).text
+    assert "The model was not run: only its files were looked at. Validate with --run-code" in page(report).text
     ran = Report("r.zip", (RAN,), (Verdict("core", "works", "its test passes"),))
     html = render_html([report, ran])
     table = html[html.index("<tbody>") : html.index("</tbody>")]
@@ -112,7 +112,7 @@ def test_a_model_that_was_not_run_has_not_passed() -> None:
     assert "was not run" not in page(ran).text
     found = printed(report)
     assert "not run m.zip (1 passed, 1 skipped)" in found
-    assert "the model was not run. Validate again with --run-code" in " ".join(found)
+    assert "the model was not run. Validate with --run-code" in " ".join(found)
     assert printed(ran)[-1] == "passed r.zip (1 passed)"
     other = Check("core.test", "core", "skipped", "onnx needs onnxruntime", "Install onnxruntime.")
     assert printed(Report("m.zip", (other,)))[-1].endswith("the model was not run. Install onnxruntime.")
@@ -187,23 +187,6 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded_or_run() -> None:
     assert html.encode("utf-8") and "\ufffd\ufffd" in html
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("theme", [0, 1])
-def test_texts_stand_out_from_their_background(theme: int) -> None:
-    """WCAG 2 asks for a ratio of 4.5."""
-    block = re.findall(r":root \{(.*?)\}", render_html([]), re.DOTALL)[theme]
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-    for text in ("ink", "soft", "good", "bad", "warn", "unknown", "link"):
-        for back in ("page", "card"):
-            light, dark = sorted((luminance(colours[text]), luminance(colours[back])), reverse=True)
-            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)
-
-
 def test_junit_has_a_suite_per_model_and_a_case_per_check() -> None:
     checks = (*CHECKS, Check("fiji.id", "fiji", "error", "this check itself raised", "Report it."))
     root = ET.fromstring(render_junit([Report("a.zip", checks), Report("b.zip", CHECKS[:1])]).encode())
@@ -224,12 +207,10 @@ def test_junit_has_a_suite_per_model_and_a_case_per_check() -> None:
     assert ET.fromstring(render_junit([]).encode()).get("tests") == "0"
 
 
-def test_characters_that_xml_forbids_are_replaced() -> None:
-    hostile = "a\x00b\x1b[31mc\ud800d\uffffe\U0001f600"
+def test_characters_that_xml_forbids_are_replaced_and_others_kept() -> None:
+    hostile = "a\x00b\x1b[31mc\ud800d\uffffe\U0001f600\xe9"
     text = render_junit([Report(f"{hostile}.zip", (Check("run.zero", "run", "failed", hostile, hostile),))])
-    assert ET.fromstring(text.encode())[0].get("name") == "a\ufffdb\ufffd[31mc\ufffdd\ufffde\U0001f600.zip"
-    kept = "tab\tline\n\xe9\u4e2d\U0001f600"
-    assert printable(kept) == kept
+    assert ET.fromstring(text.encode())[0].get("name") == "a\ufffdb\ufffd[31mc\ufffdd\ufffde\U0001f600\xe9.zip"
 
 
 def test_the_list_of_checks_is_up_to_date_and_tells_each_in_one_row() -> None:

@@ -275,27 +275,19 @@ def repair(
 
 
 def _print(repaired: Repaired) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    changed = [(change.what, f"{_short(change.before)}\n-> {_short(change.after)}") for change in repaired.changes]
+    changed = [f"{change.what}: {_short(change.before)} -> {_short(change.after)}" for change in repaired.changes]
     # what could not be asked before says nothing
     turned = {check: turn for check, turn in repaired.turned.items() if {*turn} & {"failed", "warning"}}
-    left = [(c.id, f"{c.status}: {c.message}" + (f"\nto do: {c.fix}" if c.fix else "")) for c in repaired.left]
+    left = [f"{c.id} {c.status}: {c.message}" + (f"\n    to do: {c.fix}" if c.fix else "") for c in repaired.left]
     groups = {
         f"{len(changed)} repairs" if changed else "nothing to repair": changed,
-        "checks that changed": [(check, " -> ".join(turn)) for check, turn in turned.items()],
+        "checks that changed": [f"{check}: {' -> '.join(turn)}" for check, turn in turned.items()],
         "left to its authors": left,
-        "left alone": [("", note) for note in repaired.notes],
+        "left alone": repaired.notes,
     }
-    for title, rows in groups.items():
-        columns = Column(overflow="fold", max_width=48), Column(overflow="fold")
-        table = Table(*columns, show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 2))
-        for name, text in rows:
-            table.add_row(escape(name), escape(text))
-        if rows or title == "nothing to repair":
-            Console().print(f"[bold]{title}[/]", table, sep="\n")
+    for title, lines in groups.items():
+        if lines or title == "nothing to repair":
+            print("\n  ".join([title, *lines]))
 
 
 def _short(text: str) -> str:

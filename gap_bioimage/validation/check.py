@@ -1,17 +1,10 @@
 """The registry: what a check and a consumer are, how they are declared, and all that are known.
 
-A check is one plain function; its decorator carries what people should know of it::
-
-    @rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
-          fix="Give the model a non-empty id.")
-    def model_id(model: Model) -> str | None:
-        \"\"\"A non-empty id.\"\"\"
-        return None if model.rdf.get("id") else "id is empty"
-
-It returns None where all is well, a text with what was found where it is not, or an `Outcome`; it raises
-`NotApplicable` where the question makes no sense for a model. `--list`, docs/checks.md, the reports and the order of
-checks follow from the declarations. Every module of the packages ``rules``, ``archive`` and ``run`` is imported for
-them, in the process that runs models too, and so are the modules named in `PLUGINS`.
+A check is one function with a decorator that says what people should know of it (see ``rules/``). It returns None where
+all is well, a text with what was found where it is not, or an `Outcome`; it raises `NotApplicable` where the question
+makes no sense for a model. `--list`, docs/checks.md, the reports and the order of checks follow from the declarations.
+Every module of the packages ``rules``, ``archive`` and ``run`` is imported for them, in the process that runs models
+too, and so are the modules named in `PLUGINS`.
 """
 
 from __future__ import annotations
@@ -113,9 +106,9 @@ class Definition:
         """Something was found: failed or a warning, as the severity says."""
         return self.check(Outcome("failed", message, fix or self.fix_text))
 
-    def skipped(self, message: str, fix: str = "") -> Check:
+    def skipped(self, message: str) -> Check:
         """Nothing was found out."""
-        return self.check(Outcome("skipped", message, fix))
+        return self.check(Outcome("skipped", message))
 
     def check(self, outcome: Outcome) -> Check:
         """The line of the report; what does not block is never more than a warning."""
@@ -134,35 +127,27 @@ class Definition:
             return f"is about {self.dims}D images"
         return "" if model.version.startswith(self.versions) else f"is about descriptions of format {self.versions}"
 
-    def judge(self, model: Any) -> Check:
-        """Apply a rule to a `model.Model`. One that raises tells of itself: then nothing is known."""
+    def judge(self, subject: Any) -> Check:
+        """Ask a rule of a `model.Model`, an archive check of a package; where it raises, nothing is known."""
         try:
-            if why := self.why_not(model):
+            if self.kind == "rule" and (why := self.why_not(subject)):
                 return self.skipped(why)
-            return self.check(self.outcome_of(model))
+            return self.check(self.outcome_of(subject))
         except Exception as error:  # anybody's description may hold anything anywhere
-            outcome = raised(error)
-            if not model.is_valid:  # the model fails for everybody, and format.valid says why
-                return self.skipped(f"the description could not be understood here: {outcome.message}")
-            return self.check(outcome)
+            if isinstance(error, OSError) and error.filename is not None:  # the user's file, no fault of the check
+                return self.violated(f"{error.filename} cannot be read: {error.strerror}")
+            if self.kind == "rule" and not subject.is_valid:  # it fails for everybody, and format.valid says why
+                return self.skipped(f"the description could not be understood here: {raised(error).message}")
+            return self.check(raised(error))
 
     def outcome_of(self, subject: Any) -> Outcome:
-        """Call the function, and make an outcome of what it returns.
-
-        Raises what a rule or a run check raises, which `judge` and the session of a running model tell apart.
-        """
+        """Call the function, and make an outcome of what it returns; what it raises is passed on."""
         if self.function is None:
             raise TypeError(f"{self.id} is declared without a function")
         try:
             found = self.function(subject)
         except NotApplicable as reason:
             return Outcome("skipped", one_sentence(reason), reason.fix)
-        except Exception as error:
-            if self.kind != "archive":
-                raise
-            if isinstance(error, OSError) and error.filename is not None:  # the user's file, no fault of the check
-                return Outcome("failed", f"{error.filename} cannot be read: {error.strerror}", self.fix_text)
-            return raised(error)
         if found is None:
             return Outcome("passed", "kept")
         fix = self.fix if isinstance(self.fix, str) else self.fix(subject)
@@ -206,9 +191,7 @@ def declare(check_id: str, kind: Kind, severity: Severity, source: Source | None
 def _declares(kind: Kind) -> Callable[..., Callable[[_Function], _Function]]:
     """A decorator that declares functions as checks of a kind; its arguments are those of `declare`."""
 
-    def decorator(
-        check_id: str, severity: Severity, source: Source | None = None, **details: Any
-    ) -> Callable[[_Function], _Function]:
+    def decorator(check_id: str, severity: Severity, source: Source | None = None, **details: Any) -> Any:
         def register(function: _Function) -> _Function:
             declare(check_id, kind, severity, source, function=function, **details)
             return function

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: the check itself raised, nothing is known
 
-RUN_CODE = "--run-code"  # the fix of checks that need Python code of the package
+# the fix of checks that need Python code of the package
+RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
 _LONGEST_TEXT = 900
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 

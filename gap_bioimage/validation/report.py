@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation import check as registry
-from gap_bioimage.validation.archive.examine import examine
+from gap_bioimage.validation.archive.examine import Examined, examine
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.model import Model, with_infinities
@@ -152,12 +152,18 @@ def validate(
             runs.start()  # the libraries are imported there while the files are looked at
         with open_package(path) as (package, checks):
             found.add(checks)
-            metadata: tuple[float, list[str]] = (0.0, [])
-            if package is not None:
-                metadata = found.look(package, runs, job, pictures=pictures, description_only=description_only)
-            verdicts, score = verdicts_of(found.raw, description_only=description_only), score_of(found.raw, *metadata)
+            if package is not None and description_only:
+                package = replace(package, rdf=with_infinities(package.rdf))
+                found.look(package, examine(package, description_only=True), with_files=False)
+            elif package is not None:
+                examined, drawn = examine(package), package.scratch / "pictures" if pictures else None
+                valid, is_run = examined.description, not examined.why_not_run
+                ran = runs.run(job(package, valid, pictures=drawn)) if valid is not None and is_run else ()
+                found.look(package, examined, ran)
             shown = read_pictures(found.drawn) if pictures else ()
-            return Report(str(path), tuple(found.judged), verdicts, score, shown, description_only)
+    verdicts = verdicts_of(found.raw, description_only=description_only)
+    score = score_of(found.raw, *found.metadata)
+    return Report(str(path), tuple(found.judged), verdicts, score, shown, description_only)
 
 
 @dataclass
@@ -169,6 +175,19 @@ class _Findings:
     raw: list[Check] = field(default_factory=list)
     judged: list[Check] = field(default_factory=list)
     drawn: list[tuple[str, str, Path]] = field(default_factory=list)
+    metadata: tuple[float, Sequence[str]] = (0.0, ())  # their completeness, and fields that are empty
+
+    def look(self, package: Package, examined: Examined, ran: Iterable[Any] = (), *, with_files: bool = True) -> None:
+        """Take what the files and the running model tell, and ask the rules."""
+        valid = examined.description
+        self.add(examined.checks)
+        self.add(ran)
+        if examined.is_model:
+            model = Model.of(package, valid, with_files=with_files)
+            self.add(made.judge(model) for made in registry.definitions("rule"))
+        if valid is not None:
+            completeness = valid.as_written.validation_summary.metadata_completeness or 0.0
+            self.metadata = completeness, empty_fields(valid.as_written)
 
     def add(self, found: Iterable[Check | tuple[str, str, Path]]) -> None:
         """Take checks and pictures, and tell of the checks that were asked for."""
@@ -177,38 +196,15 @@ class _Findings:
                 self.drawn.append(item)
                 continue
             self.raw.append(item)
-            if (softened := _softened(item, self.asked)) is not None:
-                self.judged.append(softened)
-                if self.on_check is not None:
-                    self.on_check(softened)
-
-    def look(
-        self, package: Package, runs: Sandbox, job: Callable[..., Job], *, pictures: bool, description_only: bool
-    ) -> tuple[float, list[str]]:
-        """Make every check of an opened package; the completeness of its metadata, and fields that are empty."""
-        if description_only:
-            package = replace(package, rdf=with_infinities(package.rdf))
-        examined = examine(package, description_only=description_only)
-        self.add(examined.checks)
-        valid = examined.description
-        if valid is not None and not examined.why_not_run:
-            self.add(runs.run(job(package, valid, pictures=package.scratch / "pictures" if pictures else None)))
-        if examined.is_model:
-            model = Model.of(package, valid, with_files=not description_only)
-            self.add(made.judge(model) for made in registry.definitions("rule"))
-        if valid is None:
-            return 0.0, []
-        return valid.as_written.validation_summary.metadata_completeness or 0.0, empty_fields(valid.as_written)
+            if not registry.consumers()[item.consumer].base:
+                if self.asked is None and item.status == "failed":  # nobody asked for this partner in particular
+                    item = replace(item, status="warning")
+                elif self.asked is not None and item.consumer not in self.asked:
+                    continue
+            self.judged.append(item)
+            if self.on_check is not None:
+                self.on_check(item)
 
 
 def _is_of(check_id: str, names: Sequence[str]) -> bool:
     return any(f"{check_id}.".startswith(f"{name}.") for name in names)
-
-
-def _softened(check: Check, asked: Sequence[str] | None) -> Check | None:
-    """Drop partners that were not asked for; soften to a warning where nobody in particular was."""
-    if registry.consumers()[check.consumer].base:
-        return check
-    if asked is None:
-        return replace(check, status="warning") if check.status == "failed" else check
-    return check if check.consumer in asked else None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from gap_bioimage.validation.check import Check, consumers, one_sentence
-from gap_bioimage.validation.outcome import RUN_CODE
 
 HIGHEST = 8
 PARTS = {"format": "valid format", "inference": "runs", "reproduces": "reproduces its test", "metadata": "metadata"}
@@ -66,7 +65,7 @@ def _verdict(
     if untested := "" if description_only else _untested(name, checks):
         return "unknown", untested
     if not_known := [check for check in own if check.status == "skipped" and check.fix]:
-        return "unknown", _why_untested(not_known[0])
+        return "unknown", _with_fix(not_known[0])
     if advice := [check for check in own if check.status == "warning"]:
         return "works", f"advice: {_messages(advice)}"
     if description_only:
@@ -84,36 +83,29 @@ def _untested(name: str, checks: Sequence[Check]) -> str:
     """Why it cannot be known whether the weights that a consumer reads run; empty if they were run."""
     test = next((check for check in checks if check.id == "core.test"), None)
     if test is None or test.status == "skipped":
-        return "the model was not run" if test is None else _why_untested(test)
+        return "the model was not run" if test is None else _with_fix(test)
     reads = consumers()[name].reads
     if any(re.search(rf"\b{weights}\b", test.message) for weights in reads):  # core.test names the formats that it ran
         return ""
-    skipped = [check for check in checks if check.status == "skipped" and check.id in {f"run.{n}" for n in reads}]
-    return _why_untested(skipped[0]) if skipped else ""
+    ids = {f"run.{weights}" for weights in reads}
+    return next((_with_fix(check) for check in checks if check.status == "skipped" and check.id in ids), "")
 
 
-def _why_untested(check: Check) -> str:
-    hint = f"to allow the model's Python code, validate with {RUN_CODE}" if check.fix == RUN_CODE else check.fix
-    return check.message + (f"; {inside(hint)}" if hint else "")
+def _with_fix(check: Check) -> str:
+    return f"{check.message}. {check.fix}".removesuffix(". ")
 
 
-def decides_what_is_known(check: Check) -> bool:
-    """Whether a check, where it was skipped, leaves open what the model does."""
-    return check.id in {"core.test", *(f"run.{name}" for entry in consumers().values() for name in entry.reads)}
+def _unrun(checks: Sequence[Check]) -> list[Check]:
+    """Checks that were skipped, which leaves open what the model does."""
+    deciding = {"core.test", *(f"run.{name}" for entry in consumers().values() for name in entry.reads)}
+    return [check for check in checks if check.status == "skipped" and check.id in deciding]
 
 
 def how_to_run(checks: Sequence[Check]) -> str:
-    """What to do so that a model is run that was not, as a sentence."""
-    untested = [c for c in checks if c.status == "skipped" and (c.fix == RUN_CODE or decides_what_is_known(c))]
-    fixes = dict.fromkeys(check.fix for check in untested if check.fix)
-    if RUN_CODE in fixes:
-        return f"Validate again with {RUN_CODE}, which allows the model's Python code to run on your computer."
-    return " ".join(fixes) or (f"The reason: {untested[0].message}." if untested else "")
-
-
-def inside(text: str) -> str:
-    """For use inside a sentence; names such as TorchScript keep their capital."""
-    return text[:1].lower() + text[1:] if re.match(r"[A-Z][a-z]+\b(?!')", text) else text
+    """What to do so that a model is run that was not, in sentences."""
+    unrun = _unrun(checks)
+    fixes = " ".join(dict.fromkeys(check.fix for check in unrun if check.fix))
+    return fixes or (f"The reason: {unrun[0].message}." if unrun else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,40 +136,20 @@ def score_of(checks: Sequence[Check], metadata: float = 0.0, empty: Sequence[str
     completeness of its metadata (0 to 1, from bioimageio.spec). What is unknown counts as 0. ``empty`` fields are those
     that would raise the completeness.
     """
-    parts = _parts(checks, metadata)
-    gains = list(_gains(checks, parts, metadata))
-    if parts["format"] and empty:
-        gains.append((1 - metadata, f" at most: fill in {', '.join(empty)}"))
-    ordered = sorted((entry for entry in gains if round(entry[0], 2) > 0), key=lambda entry: -entry[0])
-    return Score(sum(parts.values()), parts, tuple(f"+{gain:.2f}{text}" for gain, text in ordered))
-
-
-def _parts(checks: Sequence[Check], metadata: float) -> dict[str, float]:
     statuses = {check.id: check.status for check in checks}
-    broken = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
-    if broken or statuses.get("format.valid") != "passed":
-        return dict.fromkeys(POINTS, 0.0)
-    passed = statuses.get("core.test") == "passed"
-    ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it has given some outputs
-    return {"format": 1.0, "inference": 2.0 * ran, "reproduces": 4.0 * passed, "metadata": metadata}
-
-
-def _gains(checks: Sequence[Check], parts: Mapping[str, float], metadata: float) -> Iterator[tuple[float, str]]:
-    """Each remedy's gain, from the score computed again with its checks passed, and the text that follows it."""
-
-    def gain(mended: Collection[Check]) -> float:
-        after = [replace(check, status="passed") if check in mended else check for check in checks]
-        return sum(_parts(after, metadata).values()) - sum(parts.values())
-
+    unfit = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
+    parts = dict.fromkeys(POINTS, 0.0)
+    if not unfit and statuses.get("format.valid") == "passed":
+        passed = statuses.get("core.test") == "passed"
+        ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it has given some outputs
+        parts = {"format": 1.0, "inference": 2.0 * ran, "reproduces": 4.0 * passed, "metadata": metadata}
     base = [name for name, entry in consumers().items() if entry.base]
     broken = [check for check in checks if check.consumer in base and check.status == "failed"]
-    untested = [check for check in checks if check.status == "skipped" and decides_what_is_known(check)]
-    if broken:
-        further = gain([*broken, *untested]) - gain(broken)
-        then = f", and {further:.2f} more if its test passes then" if round(further, 2) > 0 else ""
-        remedies = dict.fromkeys(inside(check.fix or check.message).rstrip(".") for check in broken)
-        yield gain(broken), f"{then}: {'; '.join(remedies)} ({', '.join(check.id for check in broken)})"
-    elif untested:
-        fixes = dict.fromkeys(check.fix for check in untested if check.fix)
-        ways = [f"validate with {RUN_CODE}" if fix == RUN_CODE else inside(fix).rstrip(".") for fix in fixes]
-        yield gain(untested), f" if its test passes: {'; '.join(ways) or untested[0].message}"
+    fixes = " ".join(dict.fromkeys(check.fix or f"{check.message}." for check in broken or _unrun(checks)))
+    ids = f" ({', '.join(check.id for check in broken)})" if broken else ""
+    missing = sum(POINTS[name] - parts[name] for name in ("format", "inference", "reproduces"))
+    gains = [(missing, f"if its test passes: {fixes}{ids}")] if fixes else []
+    if parts["format"] and empty:
+        gains.append((1 - metadata, f"at most: fill in {', '.join(empty)}"))
+    ordered = sorted((gain for gain in gains if round(gain[0], 2) > 0), reverse=True)
+    return Score(sum(parts.values()), parts, tuple(f"+{gain:.2f} {how}" for gain, how in ordered))

@@ -39,7 +39,7 @@ class Examined:
 
     def make(self, package: Package, *ids: str) -> None:
         """Make checks of the package; those with nothing to say about the description are left out."""
-        made = [definition(name).check(definition(name).outcome_of(package)) for name in ids]
+        made = [definition(name).judge(package) for name in ids]
         self.checks += [check for check in made if check.consumer != "format" or check.message != "kept"]
 
 

@@ -2,28 +2,26 @@
 
 import hashlib
 import io
-import pickletools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.archive.rdf import FileReference, walked
+from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
-_MAX_PICKLES = 100  # in a file
 _MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
 _NPY = b"\x93NUMPY"
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, a number
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_KEY_OF_TENSORS = re.compile(rb"X.\0\0\0(\w+)q.(?:\}|ccollections\nOrderedDict)", re.DOTALL)  # a text, then a mapping
 _NUMPY = re.compile(r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))|_codecs\.encode")
-_TORCHSCRIPT = re.compile(r"__torch__(\.\w+)+|torch\.jit\._pickle\.\w+")  # looked up in the archive's own code only
 _SAVE = "torch.save(model.state_dict(), ...)"
 _HOW_TO_SAVE = {"torchscript": "torch.jit.save", "pytorch_state_dict": _SAVE}
 _FIX_CODE = f"Save a plain state_dict with {_SAVE}, not the model, an optimizer or arguments."
@@ -42,8 +40,7 @@ def inside(package: Package) -> Outcome | str:
     unsafe = {r.path: r for r in package.references if not r.is_remote and unsafe_path(r.path)}
     dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
     # Other formats' fields may name files too: whatever names one outside is not to be read.
-    texts = dict.fromkeys(value for value in walked(package.rdf) if isinstance(value, str) and 0 < len(value) < 4096)
-    for text in (text for text in texts if text not in unsafe):
+    for text in (text for text in dict.fromkeys(texts(package.rdf)) if 0 < len(text) < 4096 and text not in unsafe):
         # as formats 0.3 and 0.4 write it, too: file.py:Callable, conda:file.yaml
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):
@@ -118,48 +115,25 @@ def read_array(path: Path) -> Any:
                fix="Write it again with numpy.save, as a plain array of finite numbers.")  # fmt: skip
 def tensors(package: Package) -> Outcome:
     """Test tensors that are plain arrays of finite numbers, as large as they say."""
-    problems, n_arrays = [], 0
-    tested = {name for _, _, name in tested_tensors(package.rdf)}
-    fix = "Choose a test image from which the model makes numbers, and write both tensors again."
-    for name, path in package.named.items():
-        with path.open("rb") as file:
-            is_array = file.read(len(_NPY)) == _NPY or path.suffix.lower() == ".npy"
-        n_arrays += is_array
-        try:
-            bad = _n_not_finite(read_array(path)) if is_array else 0
-            if bad and name in tested:
-                problems.append(f"{shown(name)} holds {bad} values that are not finite numbers, which test nothing")
-        except ValueError as error:
-            problems.append(f"{shown(name)} {error}")
-            fix = "Write it again with numpy.save, as a plain array of numbers."
-    if problems:
-        return Outcome("failed", few(problems), fix)
-    return Outcome("passed", f"{n_arrays} arrays are as large as they say")
-
-
-def _n_not_finite(array: Any) -> int:
-    """How many values are no numbers (comparisons with them pass whatever a model makes), a piece at a time."""
     import numpy as np
 
-    if array.dtype.kind not in "fc":
-        return 0
-    pieces: Any = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=2**20)
-    return sum(int(np.count_nonzero(~np.isfinite(piece))) for piece in pieces)
-
-
-def tested_tensors(rdf: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Side, declaration and file name of every test tensor of a description in format 0.3 to 0.5."""
-    for side in ("input", "output"):
-        declared, listed = rdf.get(f"{side}s"), rdf.get(f"test_{side}s")
-        for index, entry in enumerate(declared if isinstance(declared, list) else []):
-            if not isinstance(entry, dict):
+    problems, n_arrays = [], 0
+    tested = {r.path for r in package.references if "test_" in r.where}
+    for name, path in package.named.items():
+        with path.open("rb") as file:
+            if file.read(len(_NPY)) != _NPY and path.suffix.lower() != ".npy":
                 continue
-            written = entry.get("test_tensor")
-            if written is None and isinstance(listed, list) and index < len(listed):
-                written = listed[index]
-            name = written.get("source") if isinstance(written, dict) else written
-            if isinstance(name, str):
-                yield side, entry, name
+        n_arrays += 1
+        try:
+            array = read_array(path)
+            # comparisons with these pass whatever a model makes
+            if name in tested and array.dtype.kind in "fc" and not np.isfinite(array).all():
+                problems.append(f"{shown(name)} holds values that are not finite numbers")
+        except ValueError as error:
+            problems.append(f"{shown(name)} {error}")
+    if problems:
+        return Outcome("failed", few(problems))
+    return Outcome("passed", f"{n_arrays} arrays are as large as they say")
 
 
 class _PickleError(ValueError):
@@ -170,8 +144,8 @@ class _PickleError(ValueError):
                fix=f"{_FIX_CODE} Save TorchScript with torch.jit.save.")  # fmt: skip
 def pickles(package: Package) -> Outcome:
     """Weights that are numbers, without code."""
-    parts = [(r.path, r.where.split(".")) for r in package.references if r.where.startswith("weights.")]
-    weights = {path: where[1] for path, where in parts if len(where) == 3 and where[2] == "source"}
+    weights = {r.path: r.where.split(".")[1] for r in package.references
+               if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
     found: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
     fixes, n_scanned = [], 0
     for name, path in package.named.items():
@@ -183,31 +157,34 @@ def pickles(package: Package) -> Outcome:
     if fixes:  # what is only attached is loaded by nobody but people
         status: Status = "failed" if found[True] else "warning"
         return Outcome(status, few(found[True] + found[False]), " ".join(dict.fromkeys(fixes)))
-    good = "1 file with pickles holds" if n_scanned == 1 else f"{n_scanned} files with pickles hold"
-    return Outcome("passed", f"{good} plain weights" if n_scanned else "there are no pickles")
+    return Outcome("passed", f"{n_scanned} files with pickles, which hold plain weights")
 
 
 def scan(path: Path, weights_format: str) -> bool:
     """Whether a file holds pickles, all harmless; raises `_PickleError` where they are not, or say nothing."""
-    is_torch, is_script = weights_format in _HOW_TO_SAVE, False
-    is_suspect = is_torch or (not weights_format and path.suffix.lower() in _SUFFIXES)
     with path.open("rb") as file:
         head = file.read(MAX_PICKLE_BYTES)
-    contents = [head] if _PICKLE.match(head) or (is_suspect and not is_torch) else []
-    if head.startswith(b"PK\x03\x04"):
-        try:
-            is_script, contents = _pickles_in(path)
-        except _PickleError:
-            raise
-        except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
-            if getattr(error, "filename", None) is not None:
-                raise
-            contents = []
-            if is_suspect:
-                raise _damaged(weights_format, one_sentence(error, 120)) from None
-    elif weights_format == "torchscript" or (is_torch and not contents):
+    is_pickle, is_zip = _PICKLE.match(head) is not None, head.startswith(b"PK\x03\x04")
+    how = _HOW_TO_SAVE.get(weights_format, "")
+    if not (how or is_pickle or (not weights_format and path.suffix.lower() in _SUFFIXES)):
+        return False
+    if (weights_format == "torchscript" and not is_zip) or (how and not is_zip and not is_pickle):
         raise _damaged(weights_format, "it does not begin as torch writes it")
-    if weights_format == "torchscript" and contents and not is_script:
+    if not is_zip:
+        _scan_pickle(head, weights_format)
+        return True
+    try:
+        with open_zip(path) as archive:
+            # only torch.jit.load reads TorchScript, which looks names up in the archive's own code
+            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            entries = [e for e in archive.infolist() if e.filename.lower().endswith(".pkl") and not is_script]
+            n_bytes = sum(entry.file_size for entry in entries)
+            contents = [archive.read(entry) for entry in entries if n_bytes <= MAX_PICKLE_BYTES]
+    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+        raise _damaged(weights_format, one_sentence(error, 120)) from None
+    if n_bytes > MAX_PICKLE_BYTES:
+        raise _PickleError(f"holds pickles of {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read", _FIX_CODE)
+    if weights_format == "torchscript" and not is_script:
         fix = "Describe it under weights.pytorch_state_dict with its architecture, or save it with torch.jit.save."
         text = "is a checkpoint saved by torch.save (a state_dict), not TorchScript, as which it is described"
         raise _PickleError(text, fix)
@@ -215,18 +192,8 @@ def scan(path: Path, weights_format: str) -> bool:
         fix = "Describe it under weights.torchscript, or save model.state_dict() with torch.save."
         raise _PickleError("is TorchScript, not a state_dict, as which it is described", fix)
     for content in contents:
-        _scan_pickle(io.BytesIO(content), weights_format, torchscript=is_script)
-    return bool(contents)
-
-
-def _pickles_in(path: Path) -> tuple[bool, list[bytes]]:
-    """Whether a zip is TorchScript, and its pickles."""
-    with open_zip(path) as archive:
-        entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
-        if len(entries) > _MAX_PICKLES or any(entry.file_size > MAX_PICKLE_BYTES for entry in entries):
-            raise _PickleError(f"holds more than {_MAX_PICKLES} pickles, or one that is too large", _FIX_CODE)
-        is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        return is_script, [archive.read(entry) for entry in entries]
+        _scan_pickle(content, weights_format)
+    return True
 
 
 def _damaged(weights_format: str, why: str) -> _PickleError:
@@ -234,13 +201,13 @@ def _damaged(weights_format: str, why: str) -> _PickleError:
     return _PickleError(f"is damaged: {why}", f"Download the file again, or write it again with {how}.")
 
 
-def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool) -> None:
+def _scan_pickle(content: bytes, weights_format: str) -> None:
     """Hold what pickles in a row import, as torch's own scan tells, against what ``weights_only=True`` accepts."""
     from torch._weights_only_unpickler import _get_allowed_globals, get_globals_in_pkl
 
-    names: set[str] = set()
+    file, names = io.BytesIO(content), set[str]()
     for index in range(_LEGACY_PICKLES):
-        if index and not _PICKLE.match(file.getbuffer(), file.tell()):
+        if index and not (content.startswith(_LEGACY) or _PICKLE.match(content, file.tell())):
             break
         try:
             names |= get_globals_in_pkl(file)
@@ -249,23 +216,12 @@ def _scan_pickle(file: io.BytesIO, weights_format: str, *, torchscript: bool) ->
                 raise _damaged(weights_format, "its pickle breaks off") from None
             text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
             raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
-    unknown = [shown(name) for name in sorted(names - _get_allowed_globals().keys())
-               if not (torchscript and _TORCHSCRIPT.fullmatch(name))]  # fmt: skip
-    if not all(_NUMPY.fullmatch(name.strip("'")) for name in unknown):
-        raise _PickleError(f"is a pickle that calls or builds {few(unknown)}, which is code and not weights", _FIX_CODE)
+    unknown = sorted(names - _get_allowed_globals().keys())
+    if not all(map(_NUMPY.fullmatch, unknown)):
+        text = f"is a pickle that calls or builds {few(list(map(shown, unknown)))}, which is code and not weights"
+        raise _PickleError(text, _FIX_CODE)
     if unknown and weights_format:
+        key = _KEY_OF_TENSORS.search(content)
+        tensors = f"checkpoint[{key[1].decode()!r}]" if key else "model.state_dict()"
         text = "holds NumPy numbers or arrays beside the tensors, which torch.load(weights_only=True) refuses"
-        raise _PickleError(text, f"Save the tensors alone: torch.save({_key_of_tensors(file)}, ...).")
-
-
-def _key_of_tensors(file: io.BytesIO) -> str:
-    """How one gets at the tensors of a checkpoint: the first key whose value is a mapping."""
-    key = ""
-    for opcode, argument, _ in pickletools.genops(file.getvalue()):
-        if opcode.name == "BINUNICODE":
-            key = str(argument)
-        elif key and (opcode.name == "EMPTY_DICT" or argument == "collections OrderedDict"):
-            return f"checkpoint[{key!r}]"
-        elif "PUT" not in opcode.name:
-            key = ""
-    return "model.state_dict()"
+        raise _PickleError(text, f"Save the tensors alone: torch.save({tensors}, ...).")

@@ -147,18 +147,13 @@ def _find_yaml(names: list[str], source: Path) -> str:
     )
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All files and folders below a folder, sorted; links are not followed."""
-    return sorted(Path(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files))
-
-
 def _files_in(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _open_folder(folder: Path, scratch: Path) -> Opened:
     rdf_name = _find_yaml(_files_in(folder), folder)
-    outside = [path for path in _walk(folder) if path.is_symlink() and not _inside(path, folder)]
+    outside = [path for path in sorted(folder.rglob("*")) if path.is_symlink() and not _inside(path, folder)]
     if outside:
         names = [shown(path.relative_to(folder).as_posix()) for path in outside]
         text = few([f"{name} is a link that leads out of the folder" for name in names])

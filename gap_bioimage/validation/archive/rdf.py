@@ -114,6 +114,11 @@ def walked(value: Any) -> Iterator[Any]:
             pending += value
 
 
+def texts(value: Any) -> list[str]:
+    """All texts of a parsed description, keys included."""
+    return [found for found in walked(value) if isinstance(found, str)]
+
+
 def _strange(value: Any) -> str | None:
     """What a description has no use for, and breaks programs which handle it."""
     if isinstance(value, str):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
 from gap_bioimage import __version__
 from gap_bioimage.validation.check import BLOCKS, Check, consumers, registry
-from gap_bioimage.validation.outcome import RUN_CODE
 from gap_bioimage.validation.report import Report
-from gap_bioimage.validation.reports.terminal import printable
+from gap_bioimage.validation.reports import render
 from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, Verdict, how_to_run, programs
 
 _WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown"}
@@ -29,17 +27,12 @@ def render_html(reports: Sequence[Report]) -> str:
     The page loads nothing and runs nothing: styles and pictures are inside. Texts from models are escaped, and
     UTF-8 can encode it.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("gap_bioimage.validation.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
     judged = {entry.consumer for report in reports for entry in report.verdicts}
-    html = environment.from_string(template).render(
-        pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
+    return render(
+        "report.html.j2", pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
         columns=[name for name in programs() if name in judged], consumers=consumers(), parts=PARTS, points=POINTS,
         highest=HIGHEST, words=_WORDS, version=__version__,
     )  # fmt: skip
-    return printable(html)
 
 
 def _page(report: Report, anchor: str) -> dict[str, Any]:
@@ -48,21 +41,13 @@ def _page(report: Report, anchor: str) -> dict[str, Any]:
     checks = {check.id: check for check in report.checks}
     found, (headline, *sentences) = {entry.verdict for entry in report.verdicts}, _sentences(report)
     fails = report.status == "failed" or found == {"fails"}
+    pictures = [
+        (picture.title, checks.get(picture.check_id), b64encode(picture.png).decode()) for picture in report.pictures
+    ]
     return {
-        "anchor": anchor,
-        "title": PurePath(report.model).name or report.model,
-        "report": report,
+        "anchor": anchor, "title": PurePath(report.model).name or report.model, "report": report,
         "mood": "fails" if fails else "works" if "works" in found and "fails" not in found else "mixed",
-        "headline": headline,
-        "sentences": sentences,
-        "todo": _todo(report),
-        "pictures": [
-            {
-                "title": picture.title, "check": checks.get(picture.check_id),
-                "uri": f"data:image/png;base64,{b64encode(picture.png).decode('ascii')}",
-            }
-            for picture in report.pictures
-        ],
+        "headline": headline, "sentences": sentences, "todo": _todo(report), "pictures": pictures,
         "groups": [(name, made) for name, made in groups if made],
     }  # fmt: skip
 
@@ -78,8 +63,8 @@ def _sentences(report: Report) -> Iterator[str]:
     for verdict, words in (("fails", "It fails in {}: {}"), ("unknown", "Whether it works in {} is not known: {}")):
         entries = [entry for entry in report.verdicts if entry.verdict == verdict]
         for reason in dict.fromkeys(entry.reason for entry in entries):
-            sentence = words.format(_names([entry for entry in entries if entry.reason == reason]), reason)
-            yield sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
+            names = _names([entry for entry in entries if entry.reason == reason])
+            yield f"{words.format(names, reason).rstrip('.')}."
     if report.description_only:
         yield "Only the description was looked at: the model was not run, nor were its files read."
     elif report.status == "not-run":
@@ -91,22 +76,18 @@ def _names(found: Sequence[Verdict]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _todo(report: Report) -> list[dict[str, Any]]:
+def _todo(report: Report) -> list[tuple[str, str, Check]]:
     """What failed, then what a partner needs, then advice, then what was not checked but can be."""
-    fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"}
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _TODO}
+    fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"} - {
+        name for name, entry in consumers().items() if entry.base
+    }
+    found: dict[str, list[Check]] = {kind: [] for kind in _TODO}
     for check in report.checks:
         # a partner's broken rule is reported as a warning where nobody asked for that partner
-        is_needed = check.status == "warning" and check.consumer in fails and _blocks(check)
-        kind = "needed" if is_needed and not consumers()[check.consumer].base else str(check.status)
-        known = {item["check"].fix for item in found["skipped"]} | {""}
-        if kind != "passed" and not (kind == "skipped" and check.fix in known):
-            mood, word = _TODO[kind]
-            fix = how_to_run([check]) if check.fix == RUN_CODE else check.fix
-            found[kind].append({"mood": mood, "word": word, "check": check, "fix": fix})
-    return [item for items in found.values() for item in items]
-
-
-def _blocks(check: Check) -> bool:
-    made = registry().get(check.id)
-    return made is None or made.severity == BLOCKS
+        made = registry().get(check.id)
+        needed = check.status == "warning" and check.consumer in fails and (made is None or made.severity == BLOCKS)
+        if check.status != "passed" and not (
+            check.status == "skipped" and check.fix in {"", *(known.fix for known in found["skipped"])}
+        ):
+            found["needed" if needed else check.status].append(check)
+    return [(*_TODO[kind], check) for kind, checks in found.items() for check in checks]
