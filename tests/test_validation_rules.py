@@ -323,14 +323,3 @@ def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status:
 def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, put("format_version", value="0.4.10"))
     assert judge(path, upgraded=None)["ilastik.conversion"].status == "failed"
-
-
-def test_many_missing_operators_are_summed_up(tmp_path: Path) -> None:
-    body = "; ".join(
-        f"rate = nn.functional.{call}"
-        for call in ("rms_norm(rate, [32])", "scaled_dot_product_attention(rate, rate, rate)")
-    )
-    more = "rate = rate.to(torch.uint16).to(torch.float32); rate = rate.to(torch.uint32).to(torch.float32)"
-    check = judge(zips.make_zip(tmp_path, source=zips.tiny(f"{body}; {more}")))["fiji.archive_ops"]
-    assert check.message.startswith("the code uses torch.")
-    assert " and 1 more: " in check.message

@@ -152,7 +152,7 @@ def test_another_device_is_compared(tmp_path: Path) -> None:
         (sizes, "assert photons.shape[2] == photons.shape[3]", "failed", "input size (20, 16) raised AssertionError"),
         (sizes, "rate = rate[..., :32, :]", "passed", ""),
         (sizes, "rate = rate[..., :20, :]", "failed", "20 along y, declared is"),
-        (below_min, "", "passed", "from (4, 4)"),
+        (below_min, "", "passed", "2 sizes below min run, from (4, 4)"),
         (below_min, "assert photons.shape[3] >= 16", "failed", "below min, raised"),
     ],
 )

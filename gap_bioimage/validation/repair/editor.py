@@ -128,13 +128,12 @@ class PackageEditor:
             if reference.name == name and reference.sha256:
                 reference.holder[reference.hash_key] = sha256_of(self.folder / name)
 
-    def move(self, plan: dict[str, str]) -> None:
-        """Rename files, and follow them in the description."""
-        for old, new in plan.items():
-            os.replace(self.folder / old, self.folder / new)
+    def move(self, old: str, new: str) -> None:
+        """Rename a file, and follow it in the description."""
+        os.replace(self.folder / old, self.folder / new)
         for reference in self.references:
-            if reference.name in plan:
-                reference.point_to(plan[reference.name])
+            if reference.name == old:
+                reference.point_to(new)
 
     def write_zip(self, target: Path, description: bytes) -> None:
         """Zip the description and the files; the same model makes the same bytes."""

@@ -18,8 +18,6 @@ _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # files that run: whether theirs is the code that was described is for a person to say
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
-_READS_OTHERS = (".py", ".onnx", ".json", ".pb", ".md")  # files that may read others of the package by their paths
-_RELATIVE_LINK = re.compile(rb"(\]\(|=[\"'])(?!\w+:|#)")
 
 README = "README.md"
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
@@ -78,40 +76,13 @@ def plain_paths(editor: PackageEditor) -> None:
 
 
 def flatten(editor: PackageEditor) -> None:
-    """Move files out of their folders to the top, under names of their own."""
-    named, names = {reference.name for reference in editor.references}, editor.names
-    readers = {name: (editor.folder / name).read_bytes() for name in names if name.endswith(_READS_OTHERS)}
-    taken = {name.casefold() for name in names if "/" not in name} | {RDF_NAME}
-    plan: dict[str, str] = {}
-    for name in (name for name in names if "/" in name):
-        wanted = posixpath.basename(name)
-        free = [new for new in (wanted, name.replace("/", "_")) if new.casefold() not in taken]
-        why = _why_it_stays(name, readers)
-        if not why and (not free or (free[0] != wanted and name not in named)):  # nobody would find it under a new name
-            why = f"another file is named {wanted}"
-        if why:
-            editor.notes.append(f"{name} stays in its folder: {why}")
-            continue
-        taken.add(free[0].casefold())
-        plan[name] = free[0]
-    editor.move(plan)
-    for old, new in plan.items():
-        editor.changed("flat", "file", old, new)
-
-
-def _why_it_stays(name: str, readers: dict[str, bytes]) -> str:
-    """Which file holds the path of another one, as ONNX weights do that keep their arrays outside; or imports it."""
-    imports = re.compile(rf"^\s*(from|import)\s+(\.|{re.escape(name.split('/')[0])}\b)".encode(), re.MULTILINE)
-    links_to = re.compile(rb"(\]\(|=[\"'])(\./)?" + re.escape(name).encode())
-    if name.endswith(".md") and _RELATIVE_LINK.search(readers[name]):
-        return "its links start there"
-    for reader, content in readers.items():
-        names_it = links_to.search(content) if reader.endswith(".md") else name.encode() in content
-        if reader != name and names_it:
-            return f"{reader} may read it by its path"
-        if name.endswith(".py") and reader.endswith(".py") and imports.search(content):
-            return f"{reader} imports modules by their folder"
-    return ""
+    """Move TorchScript weights to the top, where JDLL looks for them; others of the package may read by their paths."""
+    script = editor.model.weights.get("torchscript", {})
+    for reference in editor.references:
+        if reference.holder is script and "/" in reference.name and editor.file(reference.name) is not None:
+            old, new = reference.name, editor.free_name(posixpath.basename(reference.name))
+            editor.move(old, new)
+            editor.changed("flat", "file", old, new)
 
 
 def sample_tensors(editor: PackageEditor) -> None:
@@ -144,7 +115,7 @@ def readme(editor: PackageEditor) -> None:
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
         new = editor.free_name(posixpath.splitext(name)[0] + ".md")
-        editor.move({name: new})
+        editor.move(name, new)
         editor.changed("readme", "name of the documentation", name, new)
         name = new
     _readme_text(editor, name)

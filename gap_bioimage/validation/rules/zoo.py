@@ -240,7 +240,7 @@ def test_of_step(model: Model) -> str | None:
     return None
 
 
-@rule("zoo.few_files", STYLE, _GUIDE, repair="flatten", breaks="the zoo recommends 5 to 9 files, side by side",
+@rule("zoo.few_files", STYLE, _GUIDE, breaks="the zoo recommends 5 to 9 files, side by side",
       fix="Flatten the package.")
 def few_files(model: Model) -> str | None:
     """At most 20 files, none of them in folders."""

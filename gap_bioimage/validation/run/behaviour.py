@@ -279,9 +279,8 @@ def below_min(runner: Runner) -> Outcome:
         raise NotApplicable(_FIXED)
     least, _ = runner.sizes(0)
     fitting = {(t, a): (least[t][a] - 1) // step for (t, a), step in runner.steps.items()}
-    highest = max(fitting.values())
-    tried = []
-    for k in sorted({1, highest // 2, highest} & {*range(1, highest + 1)})[: 1 if runner.is_stochastic else None]:
+    highest, tried = max(fitting.values()), []
+    for k in [1, highest][: min(highest, 1 if runner.is_stochastic else 2)]:
         wanted = {tensor: dict(found) for tensor, found in least.items()}
         for (tensor, axis), step in runner.steps.items():
             wanted[tensor][axis] = step * max(1, min(k, fitting[tensor, axis]))

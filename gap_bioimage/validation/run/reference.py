@@ -98,10 +98,7 @@ def negative_control(model: Model) -> Outcome:
             accepted.append(f"{tensor.id!r}, which is constant" if is_constant else f"{tensor.id!r} shuffled")
     if not accepted:
         return Outcome("passed", "a shuffled expected output fails the test, as it must")
-    if len(accepted) == len(model.outputs):
-        told = f"core's test accepts a wrong expected output ({', '.join(accepted)}), so it proves nothing"
-        return Outcome("failed", told)
-    return Outcome("failed", f"the test cannot tell right from wrong for {', '.join(accepted)}")
+    return Outcome("failed", f"core's test accepts a wrong output ({', '.join(accepted)}), so it proves nothing there")
 
 
 def _core_tolerance(model: Model, output_id: str) -> Tolerance:
