@@ -11,6 +11,7 @@ import zips
 from running import judged
 
 from gap_bioimage.validation.run import edges
+from gap_bioimage.validation.run.behaviour import below_min, sizes
 from gap_bioimage.validation.run.edges import EdgeProfile, tiled
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def test_fixed_sizes_and_samplers_have_no_tiles(tmp_path: Path) -> None:
     for change in (fixed, zips.put("config", value={"gap_bioimage": {"stochastic": True}})):
         path = zips.make_zip(tmp_path, change)
         assert judged(tiled, path).status == "skipped"
+        if change is fixed:
+            assert {judged(judge, path).status for judge in (sizes, below_min)} == {"skipped"}
 
 
 def test_outputs_of_another_size_are_measured_in_their_own_pixels(tmp_path: Path) -> None:

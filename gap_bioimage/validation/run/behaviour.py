@@ -82,7 +82,8 @@ def deterministic(runner: Runner) -> Outcome:
            fix="Compute statistics per image, never over the batch axis.", compares=True)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
     """An image's output does not depend on the images that share its batch."""
-    if not runner.batch_is_free:
+    batches = [[axis for axis in t.axes if getattr(axis, "type", "") == "batch"] for t in runner.descr.inputs]
+    if not all(axes and axes[0].size is None for axes in batches):
         raise NotApplicable("the batch size is fixed")
 
     def first(arrays: Arrays) -> Arrays:

@@ -73,10 +73,7 @@ def check_device(device: str) -> None:
 
 
 def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Outcome:
-    """Whether the TorchScript gives the same in other versions of torch, within what the zoo's deepImageJ check allows.
-
-    Each runs it `REPEATS` times, all together within ``seconds``.
-    """
+    """Whether the TorchScript gives in other versions of torch what the zoo's deepImageJ check would let pass."""
     expected = runner.run(runner.test_inputs, postprocess=False)
     names = {python: f"torch {_versions(python)['torch']}" for python in engines}
     return merge_outcomes((name, _one_engine(runner, python, expected, seconds)) for python, name in names.items())

@@ -91,12 +91,6 @@ class Runner:
             self._pipeline.close()
 
     @property
-    def batch_is_free(self) -> bool:
-        """Whether every input has a batch axis of any size."""
-        kinds = [[axis for axis in tensor.axes if getattr(axis, "type", "") == "batch"] for tensor in self.descr.inputs]
-        return all(axes and axes[0].size is None for axes in kinds)
-
-    @property
     def is_stochastic(self) -> bool:
         """Whether ``config.gap_bioimage`` declares that it draws samples, others in each tile, and takes long."""
         config = self.rdf.get("config")

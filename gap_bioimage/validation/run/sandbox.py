@@ -94,13 +94,7 @@ class Sandbox:
         return self._process
 
     def run(self, job: Job) -> Iterator[Check | tuple[str, str, Path]]:
-        """Make all checks of a job: yield checks, and pictures as check id, title and path.
-
-        Raises
-        ------
-        RuntimeError
-            If the process does not start.
-        """
+        """Make all checks of a job: yield checks, and pictures as check id, title and path."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
             begun = "run.loads"

@@ -11,17 +11,9 @@ from pathlib import Path
 
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.check import Definition, Severity, declare, definitions
+from gap_bioimage.validation.check import Definition, Severity, declare, definitions, merge_outcomes, one_sentence
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import (
-    RUN_CODE,
-    Check,
-    NotApplicable,
-    Outcome,
-    merge_outcomes,
-    one_sentence,
-    raised,
-)
+from gap_bioimage.validation.outcome import RUN_CODE, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.compare import keep_evidence, not_finite
