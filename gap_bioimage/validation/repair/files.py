@@ -1,7 +1,6 @@
 """Repairs of a package's files: hashes, places and names, the README and the covers."""
 
 import io
-import math
 import posixpath
 import re
 from pathlib import PurePosixPath
@@ -167,7 +166,7 @@ def _fit(editor: PackageEditor, name: str) -> None:
         return
     if not has_good_aspect(size):
         wanted = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
-        image = ImageOps.pad(image, min(wanted, key=math.prod), color="white")
+        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color="white")
     image.save(buffer, kind, quality=90, optimize=True)
     while buffer.tell() >= MAX_COVER_BYTES:
         image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()

@@ -90,7 +90,7 @@ def batch(runner: Runner) -> Outcome:
         batched = {name: runner.axes(name).index("batch") for name in arrays if "batch" in runner.axes(name)}
         return {name: arrays[name].take([0], axis) for name, axis in batched.items()}
 
-    alone, together = first(runner.small_inputs), {}
+    alone, together = first(runner.small_inputs), Arrays()
     for name, array in alone.items():  # mates are brighter, mirrored and empty: any statistics over the batch change
         flipped = np.flip(array, runner.axes(name).index("x")) if "x" in runner.axes(name) else array
         mates = [array, 2 * flipped, np.zeros_like(array)]

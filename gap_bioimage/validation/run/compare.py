@@ -78,9 +78,11 @@ def keep_evidence(
     """
     failed = outcome.status == "failed" and keep is not None
     folder = keep if failed else pictures
+    if folder is None or not outcome.evidence:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for item in outcome.evidence if folder is not None else ():
-        folder.mkdir(parents=True, exist_ok=True)
+    for item in outcome.evidence:
         stem = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{check_id}_{item.title}")[:120]
         for name in ("given", "expected", "got"):
             if failed and (array := getattr(item, name)) is not None:

@@ -71,7 +71,7 @@ class Session:
         self._make(reference.CONTROL, lambda _: reference.negative_control(model))
         blocked = {name: why for name in job.description.weights if (why := _why_not(job, model, name))}
         for name, why in blocked.items():
-            self._make(WEIGHTS[name], lambda _, why=why: why)  # type: ignore[misc]
+            self._tell(WEIGHTS[name], why)
         run = [name for name in job.description.weights if name not in blocked]
         files = {name: model.file_of(model.weights.get(name)) for name in run}
         if not files:
@@ -113,11 +113,10 @@ class Session:
 
         What a model raises is its failure; what the check itself raises leaves the question open.
         """
-        is_done = made.id in self.job.done
-        if is_done and made is not LOADS:  # what was loaded is gone with its process
+        if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
             return None
         self.begin(made.id)
-        outcomes, model_raised = [], False
+        outcomes, model_raised = list[tuple[str, Outcome]](), False
         for name in names or [""]:
             try:
                 outcome = judge(name)
@@ -129,14 +128,18 @@ class Session:
                 outcome = raised(error)
             outcomes.append((name, outcome))
         outcome = merge_outcomes(outcomes) if names else outcome
+        self._tell(made, outcome, model_raised=model_raised)
+        return outcome
+
+    def _tell(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+        if made.id in self.job.done:
+            return
         if outcome.status == "failed" and not outcome.fix:
             outcome = replace(outcome, fix=made.fix_text)
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
-        if not is_done:
-            self.found(check, keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
-        return outcome
+        self.found(check, keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
