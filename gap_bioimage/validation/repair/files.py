@@ -151,7 +151,7 @@ def covers(editor: PackageEditor) -> None:
 
 
 def _fit(editor: PackageEditor, name: str) -> None:
-    """Give a cover a white margin where the zoo wants another shape, and fewer pixels until it is small enough."""
+    """Give a cover a white or transparent margin where the zoo wants another shape, and fewer pixels until it is small enough."""
     path, buffer = editor.folder / name, io.BytesIO()
     kind, n_bytes = _COVER_KINDS.get(path.suffix.lower()), path.stat().st_size
     try:
@@ -166,7 +166,8 @@ def _fit(editor: PackageEditor, name: str) -> None:
         return
     if not has_good_aspect(size):
         wanted = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
-        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color="white")
+        margin = (255, 255, 255, 0)[: len(image.getbands())]
+        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color=margin)
     image.save(buffer, kind, quality=90, optimize=True)
     while buffer.tell() >= MAX_COVER_BYTES:
         image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()
