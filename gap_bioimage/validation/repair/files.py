@@ -151,7 +151,7 @@ def covers(editor: PackageEditor) -> None:
 
 
 def _fit(editor: PackageEditor, name: str) -> None:
-    """Give a cover a white or transparent margin where the zoo wants another shape, and fewer pixels until it is small enough."""
+    """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
     path, buffer = editor.folder / name, io.BytesIO()
     kind, n_bytes = _COVER_KINDS.get(path.suffix.lower()), path.stat().st_size
     try:
