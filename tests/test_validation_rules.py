@@ -122,9 +122,7 @@ CUSTOM = preprocess(id="custom", source="op.py", callable="Op")
 ATTENTION = zips.tiny("rate = nn.functional.scaled_dot_product_attention(rate, rate, rate)")
 OLD_IR, NEW_IR = b"\x08\x08\x12", b"\x08\x0a\x12"
 BREAKS: list[tuple[str, Callable[[Rdf], None], dict[str, Any]]] = [
-    ("core.reproducibility_tolerance", tolerate(relative_tolerance=0.02), {}),
     ("core.reproducibility_tolerance", tolerate(mismatched_elements_per_million=2000), {}),
-    ("core.reproducibility_tolerance", tolerate(absolute_tolerance=1.0), {}),
     ("format.dtypes", put("inputs", 0, "data", value={"type": "float64"}), {}),
     ("core.output_channel", drop("outputs", 0, "axes", 1), {}),
     ("core.custom_ops", CUSTOM, {}),
@@ -295,9 +293,7 @@ def test_versions_are_judged_as_the_rule_says(tmp_path: Path, consumer: str, ver
         ("fiji.no_deepimagej_config", put("config", "deepimagej", value={"allow_tiling": True})),
         ("fiji.onnx", onnx()),
         ("fiji.tile_voxels", fixed_tiles),
-        ("core.reproducibility_tolerance", tolerate(
-            relative_tolerance=0.01, absolute_tolerance=0.1, mismatched_elements_per_million=1000)),
-        ("core.reproducibility_tolerance", tolerate(absolute_tolerance=1.0, output_ids=["another"])),
+        ("core.reproducibility_tolerance", tolerate(mismatched_elements_per_million=1000)),
     ],
 )  # fmt: skip
 def test_what_runs_is_not_refused(tmp_path: Path, rule_id: str, mutate: Callable[[Rdf], None]) -> None:
@@ -327,29 +323,3 @@ def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status:
 def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, put("format_version", value="0.4.10"))
     assert judge(path, upgraded=None)["ilastik.conversion"].status == "failed"
-
-
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [
-        ({"id": "custom", "callable": "Op"}, "custom Python code"),
-        ({"id": "softmax", "kwargs": {"axis": "channel"}}, "Compute softmax inside the network's graph"),
-        ({"id": "clip", "kwargs": {"min": 0}}, "both a min and a max"),
-        ({"id": "scale_linear", "kwargs": {"gain": [1, 2], "offset": 0}}, "one gain for all channels"),
-    ],
-)
-def test_what_to_do_about_a_processing_step_depends_on_the_step(tmp_path: Path, step: Rdf, words: str) -> None:
-    check = judge(zips.make_zip(tmp_path, put("outputs", 0, "postprocessing", value=[step])))["fiji.processing_ops"]
-    assert check.status == "failed"
-    assert words in check.fix
-
-
-def test_many_missing_operators_are_summed_up(tmp_path: Path) -> None:
-    body = "; ".join(
-        f"rate = nn.functional.{call}"
-        for call in ("rms_norm(rate, [32])", "scaled_dot_product_attention(rate, rate, rate)")
-    )
-    more = "rate = rate.to(torch.uint16).to(torch.float32); rate = rate.to(torch.uint32).to(torch.float32)"
-    check = judge(zips.make_zip(tmp_path, source=zips.tiny(f"{body}; {more}")))["fiji.archive_ops"]
-    assert check.message.startswith("the code uses torch.")
-    assert " and 1 more: " in check.message

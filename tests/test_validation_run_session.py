@@ -47,21 +47,18 @@ def custom(rdf: dict[str, Any]) -> None:
     rdf["outputs"][0]["postprocessing"] = [{"id": "custom", **code, "callable": "Tiny", "kwargs": {}}]
 
 
-def test_custom_processing_is_code_too(tmp_path: Path) -> None:
-    checks = ran(zips.make_zip(tmp_path, custom), run_code=False)
-    assert checks["core.test"].status == "skipped"
-    assert "custom" in checks["run.torchscript"].message
-
-
-def test_torchscript_that_writes_files_is_not_run(tmp_path: Path) -> None:
+def test_custom_processing_and_torchscript_that_writes_files_are_code_too(tmp_path: Path) -> None:
     target = tmp_path / "written"
     script = zips.model_files(zips.tiny(f'torch.save(rate, "{target}")'))["torchscript.pt"]
     target.unlink()  # made when the zip was written
-    path = zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": script})
-    checks = ran(path, run_code=False)
+    for mutate, files, words in (
+        (custom, {}, "custom"),
+        (zips.torchscript_only, {"torchscript.pt": script}, "writes files"),
+    ):
+        checks = ran(zips.make_zip(tmp_path, mutate, files=files), run_code=False)
+        assert checks["core.test"].status == "skipped"
+        assert words in checks["run.torchscript"].message
     assert not target.exists()
-    assert checks["core.test"].status == "skipped"
-    assert "writes files" in checks["run.torchscript"].message
 
 
 @pytest.mark.parametrize(

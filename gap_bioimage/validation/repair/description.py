@@ -1,14 +1,9 @@
-"""Repairs of the description: its format, its id, fields that consumers stumble over, and axes.
-
-Sizes of axes are only ever narrowed to some of those that were allowed, so that the network accepts all of them, and
-never so far that the test tensor's own size is lost.
-"""
+"""Repairs of the description: its format, its id, fields that consumers stumble over, and axes."""
 
 import keyword
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from gap_bioimage.validation.archive.description import load_offline, problems_of
@@ -27,22 +22,21 @@ _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors
 
 def convert_04(editor: PackageEditor) -> None:
     """Rewrite a description of format 0.4 by bioimageio.spec's own conversion."""
-    version = str(editor.rdf.get("format_version"))
+    before, version, package = editor.rdf, str(editor.rdf.get("format_version")), editor.model.package
     if not version.startswith("0.4."):
         return
     from bioimageio.spec import dump_description
     from bioimageio.spec.model import v0_5
 
-    built = _built(editor, "latest")
+    built = load_offline(package, unshared(before), "latest")
     if not isinstance(built, v0_5.ModelDescr):
         # what is wrong with it as it stands says more than what became of it
-        package = editor.model.package
-        found = problems_of(package, _built(editor, "discover")) or problems_of(package, built)
+        found = problems_of(package, load_offline(package, unshared(before), "discover")) or problems_of(package, built)
         text = one_sentence("; ".join(found[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
     content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
-    before, first = editor.rdf, {key: content[key] for key in _FIRST_FIELDS if key in content}
+    first = {key: content[key] for key in _FIRST_FIELDS if key in content}
     editor.rdf = _without_nulls(first | content) | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
     for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
@@ -54,10 +48,6 @@ def convert_04(editor: PackageEditor) -> None:
     editor.changed("format_version", "format of the description", version, FORMAT)
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
-
-
-def _built(editor: PackageEditor, version: str) -> Any:
-    return load_offline(editor.model.package, unshared(editor.rdf), version)
 
 
 def _without_nulls(value: Any, key: str = "") -> Any:
@@ -74,9 +64,10 @@ def lower_format(editor: PackageEditor) -> None:
     if not editor.is_05 or (editor.is_plain and not is_vague):
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
-    if state_dict.get("strict") is False:
-        text = "weights.pytorch_state_dict.strict: false came with 0.5.11 and is needed"
-        editor.notes.append(f"format_version stays, since {text}")
+    license_file = "a licence in a file of its own" if isinstance(editor.rdf.get("license"), dict) else ""
+    if license_file or state_dict.get("strict") is False:
+        text = license_file or "weights.pytorch_state_dict.strict: false"
+        editor.notes.append(f"format_version stays, since {text} came with 0.5.11 and is needed")
         return
     is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
     editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
@@ -91,7 +82,7 @@ def lower_format(editor: PackageEditor) -> None:
 
 
 def plain_strings(editor: PackageEditor) -> None:
-    """Name documentation, covers, icon and licence by plain strings."""
+    """Name documentation, covers and icon by plain strings."""
     if not editor.is_plain:
         return
     covers = editor.rdf.get("covers")
@@ -104,24 +95,6 @@ def plain_strings(editor: PackageEditor) -> None:
             wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
             editor.changed("plain_strings", what + (WRONG_HASH if wrong else ""), entry, holder[key])
-    if isinstance(editor.rdf.get("license"), dict):
-        _plain_license(editor)
-
-
-def _plain_license(editor: PackageEditor) -> None:
-    """A file with a licence's own text has no place in older formats; it stays in the package as an attachment."""
-    entry = editor.rdf.pop("license")
-    path = editor.file(entry)
-    text = path.read_text(encoding="utf-8", errors="replace") if path is not None else ""
-    named = re.search(r"SPDX-License-Identifier:\s*([\w.+-]+)", text)
-    if named:
-        editor.rdf["license"] = named[1]
-    else:
-        editor.notes.append("license was a file, which formats up to 0.5.10 do not know: state an SPDX identifier")
-    attached = editor.rdf.setdefault("attachments", [])
-    if path is not None and isinstance(attached, list):
-        attached.append({"source": entry["source"], "sha256": sha256_of(path)})
-    editor.changed("plain_strings", "license", entry, named[1] if named else "none stated; the file is attached")
 
 
 def fill_id(editor: PackageEditor) -> None:
@@ -216,87 +189,29 @@ def _referred(axis: Axis) -> tuple[str, str]:
     return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
 
 
-@dataclass(frozen=True)
-class _Sized:
-    """An input axis with a choice of sizes."""
-
-    tensor: str
-    axis: Axis
-    halo: int  # in pixels
-    test: int | None  # the test tensor's size along it, if known
-    minimum: int
-    step: int
-
-    def keeps_test(self, minimum: int, step: int) -> bool:
-        """Whether new sizes keep the test tensor's, with or without its halo, as the old ones did."""
-        if self.test is None:
-            return False
-        padded = self.test + 2 * self.halo
-        only_padded = _fits(padded, minimum, step) and not _fits(self.test, self.minimum, self.step)
-        return _fits(self.test, minimum, step) or only_padded
-
-    def set(self, editor: PackageEditor, repair: str, minimum: int, step: int) -> None:
-        """Write new sizes, unless the test tensor needs the old ones."""
-        before, what = f"min {self.minimum}, step {self.step}", f"{self.tensor}, {self.axis.id}"
-        if self.keeps_test(minimum, step):
-            self.axis.written["size"] = {**self.axis.written["size"], "min": minimum, "step": step}
-            editor.changed(repair, f"size of {what}", before, f"min {minimum}, step {step}")
-        else:
-            editor.notes.append(f"min {self.minimum} of {what} stays: the test tensor needs it")
-
-
-def _fits(size: int, minimum: int, step: int) -> bool:
-    return size >= minimum and (size - minimum) % step == 0
-
-
-def _sized(editor: PackageEditor) -> Iterator[_Sized]:
-    model = editor.model
-    for tensor in model.inputs if editor.is_05 else []:
-        array = editor.test_array(tensor)
-        for index, axis in enumerate(tensor.axes):
-            if axis.min_step is not None and axis.min_step[1] > 0:
-                halo = math.ceil(model.halo_of_input.get((tensor.id, axis.id), 0))
-                yield _Sized(tensor.id, axis, halo, None if array is None else int(array.shape[index]), *axis.min_step)
-
-
 def min_of_step(editor: PackageEditor) -> None:
-    """Choose min as a multiple of step.
-
-    All sizes change with that: it is the author's slip only where the test tensor agrees with the new sizes.
-    """
-    for sized in _sized(editor):
-        if sized.minimum % sized.step:
-            sized.set(editor, "min_of_step", sized.step * math.ceil(sized.minimum / sized.step), sized.step)
+    """Choose min as a multiple of step, where the test tensor agrees that this is the author's slip."""
+    _raise_min(editor, "min_of_step", lambda least, step, halo: step * math.ceil(least / step))
 
 
 def min_halo(editor: PackageEditor) -> None:
     """Raise min above twice the halo."""
-    for sized in _sized(editor):
-        missing = 2 * sized.halo - sized.minimum
-        if missing >= 0:
-            sized.set(editor, "min_halo", sized.minimum + sized.step * (missing // sized.step + 1), sized.step)
+    _raise_min(editor, "min_halo", lambda least, step, halo: least + step * max(0, (2 * halo - least) // step + 1))
 
 
-def grid(editor: PackageEditor) -> None:
-    """Narrow the sizes so that ilastik's size parameter n agrees over the axes of an input: one step, raised mins."""
-    by_tensor: dict[str, list[_Sized]] = {}
-    for sized in _sized(editor):
-        if sized.axis.kind == "space":
-            by_tensor.setdefault(sized.tensor, []).append(sized)
-    for axes in by_tensor.values():
-        target = 64 if any(sized.axis.id == "z" for sized in axes) else 512
-        step = math.lcm(*(sized.step for sized in axes))
-        # the smallest size of each that is on the common grid, and how many steps it is away from ilastik's tile
-        least = [sized.minimum + ((sized.test or 0) - sized.minimum) % step for sized in axes]
-        away = [_steps_to(target, size, step) for size in least]
-        new = [(sized, size + (n - min(away)) * step) for sized, size, n in zip(axes, least, away, strict=True)]
-        differ = len({_steps_to(target, sized.minimum, sized.step) for sized in axes}) > 1
-        # an axis of step 1 takes every size, which is worth more to users than ilastik's speed
-        if differ and all(s.step > 1 and size % step == 0 and s.keeps_test(size, step) for s, size in new):
-            for sized, size in new:
-                if (size, step) != (sized.minimum, sized.step):
-                    sized.set(editor, "grid", size, step)
-
-
-def _steps_to(target: int, minimum: int, step: int) -> int:
-    return max(0, math.ceil((target - minimum) / step))
+def _raise_min(editor: PackageEditor, repair: str, wanted: Callable[[int, int, int], int]) -> None:
+    """Raise the smallest sizes of input axes, unless the test tensor needs the old ones."""
+    model = editor.model
+    for tensor in model.inputs if editor.is_05 else []:
+        array = editor.test_array(tensor)
+        for index, axis in enumerate(tensor.axes):
+            smallest, step = axis.min_step or (0, 0)
+            halo = math.ceil(model.halo_of_input.get((tensor.id, axis.id), 0))
+            if step <= 0 or (new := wanted(smallest, step, halo)) == smallest:
+                continue
+            what, test = f"{tensor.id}, {axis.id}", -1 if array is None else int(array.shape[index])
+            if test >= new and (test - new) % step == 0:
+                axis.written["size"] = {**axis.written["size"], "min": new}
+                editor.changed(repair, f"size of {what}", f"min {smallest}, step {step}", f"min {new}, step {step}")
+            else:
+                editor.notes.append(f"min {smallest} of {what} stays: the test tensor needs it")

@@ -22,10 +22,7 @@ from gap_bioimage.validation.check import NotApplicable, one_sentence
 from gap_bioimage.validation.model import Model, Tensor
 
 RDF_NAME = "rdf.yaml"
-PLAIN_UP_TO = (0, 5, 10)  # the last format that names documentation, covers and icon as plain strings
 WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
-_LIKE_A_NUMBER = re.compile(r"[-+.]?\d[\w.+-]*")
-_LONGEST_SHOWN = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ def shown(value: object) -> str:
     if value in (None, "", [], {}):
         return "none"
     text = ", ".join(shown(item) for item in value) if isinstance(value, list) else str(value)
-    return one_sentence(text, _LONGEST_SHOWN)
+    return one_sentence(text, 120)
 
 
 def unshared(value: Any) -> Any:
@@ -98,7 +95,7 @@ class PackageEditor:
     @property
     def is_plain(self) -> bool:
         """Whether the format names documentation, covers and icon as plain strings."""
-        return self.model.version_numbers <= PLAIN_UP_TO
+        return self.model.version_numbers <= (0, 5, 10)
 
     @property
     def references(self) -> list[FileReference]:
@@ -131,32 +128,12 @@ class PackageEditor:
             if reference.name == name and reference.sha256:
                 reference.holder[reference.hash_key] = sha256_of(self.folder / name)
 
-    def move(self, plan: dict[str, str]) -> None:
-        """Rename files, and follow them in the description and in the links of markdown files."""
-        names = self.names
-        for name in [name for name in names if name.lower().endswith(".md")]:
-            self._relink(name, names, plan)
-        for old, new in plan.items():
-            os.replace(self.folder / old, self.folder / new)
+    def move(self, old: str, new: str) -> None:
+        """Rename a file, and follow it in the description."""
+        os.replace(self.folder / old, self.folder / new)
         for reference in self.references:
-            if reference.name in plan:
-                reference.point_to(plan[reference.name])
-        for folder in sorted((p for p in self.folder.rglob("*") if p.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-    def _relink(self, document: str, names: list[str], plan: dict[str, str]) -> None:
-        written = (self.folder / document).read_bytes().decode("utf-8", errors="surrogateescape")
-        here, there = (posixpath.dirname(name) or "." for name in (document, plan.get(document, document)))
-        text = written
-        for name in names:
-            before, after = posixpath.relpath(name, here), posixpath.relpath(plan.get(name, name), there)
-            if before != after:
-                # Only links: words of the text may happen to be a file's name.
-                link = re.compile(rf"(\]\(|src=[\"']|href=[\"'])(?:\./)?{re.escape(before)}(?=[)\s\"'#])")
-                text = link.sub(lambda match, after=after: match[1] + after, text)  # type: ignore[misc]
-        if text != written:
-            self.rewrite(document, text.encode("utf-8", errors="surrogateescape"))
+            if reference.name == old:
+                reference.point_to(new)
 
     def write_zip(self, target: Path, description: bytes) -> None:
         """Zip the description and the files; the same model makes the same bytes."""
@@ -173,12 +150,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes texts that YAML 1.1 takes for texts and YAML 1.2 for numbers, such as 1e5."""
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> Any:
-    style = "'" if _LIKE_A_NUMBER.fullmatch(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+.]?\d[\w.+-]*$"), list("-+.0123456789"))
 
 
 def to_yaml(rdf: dict[str, Any]) -> bytes:

@@ -17,7 +17,6 @@ _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # files that run: whether theirs is the code that was described is for a person to say
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
-_READS_OTHERS = (".py", ".onnx", ".json", ".pb")  # files that may read others of the package by their paths
 
 README = "README.md"
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
@@ -76,35 +75,13 @@ def plain_paths(editor: PackageEditor) -> None:
 
 
 def flatten(editor: PackageEditor) -> None:
-    """Move files out of their folders to the top, under names of their own."""
-    named, names = {reference.name for reference in editor.references}, editor.names
-    readers = {name: (editor.folder / name).read_bytes() for name in names if name.endswith(_READS_OTHERS)}
-    taken = {name.casefold() for name in names if "/" not in name} | {RDF_NAME}
-    plan: dict[str, str] = {}
-    for name in (name for name in names if "/" in name):
-        wanted = [posixpath.basename(name)]
-        if name in named:  # nobody would find another one under a new name
-            wanted.append(name.replace("/", "_"))
-        target = next((target for target in wanted if target.casefold() not in taken), None)
-        if why := _why_it_stays(name, readers) or ("" if target else f"another file is named {wanted[0]}"):
-            editor.notes.append(f"{name} stays in its folder: {why}")
-        elif target:
-            taken.add(target.casefold())
-            plan[name] = target
-    editor.move(plan)
-    for old, new in plan.items():
-        editor.changed("flat", "file", old, new)
-
-
-def _why_it_stays(name: str, readers: dict[str, bytes]) -> str:
-    """Which file holds the path of another one, as ONNX weights do that keep their arrays outside; or imports it."""
-    imports = re.compile(rf"^\s*(from|import)\s+(\.|{re.escape(name.split('/')[0])}\b)".encode(), re.MULTILINE)
-    for reader, content in readers.items():
-        if reader != name and name.encode() in content:
-            return f"{reader} may read it by its path"
-        if name.endswith(".py") and reader.endswith(".py") and imports.search(content):
-            return f"{reader} imports modules by their folder"
-    return ""
+    """Move TorchScript weights to the top, where JDLL looks for them; others of the package may read by their paths."""
+    script = editor.model.weights.get("torchscript", {})
+    for reference in editor.references:
+        if reference.holder is script and "/" in reference.name and editor.file(reference.name) is not None:
+            old, new = reference.name, editor.free_name(posixpath.basename(reference.name))
+            editor.move(old, new)
+            editor.changed("flat", "file", old, new)
 
 
 def sample_tensors(editor: PackageEditor) -> None:
@@ -120,11 +97,11 @@ def sample_tensors(editor: PackageEditor) -> None:
 
 def readme(editor: PackageEditor) -> None:
     """Give the model a README.md in UTF-8 with a heading about validation."""
-    source = source_of(editor.rdf.get("documentation"))
-    if source and is_url(str(source)):
+    source = str(source_of(editor.rdf.get("documentation")) or "")
+    if is_url(source):
         editor.notes.append(f"documentation is on the network and is not looked at: {source}")
         return
-    name = PurePosixPath(str(source)).as_posix()
+    name = PurePosixPath(source).as_posix()
     if editor.file(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
         after = f"{name}, which was there"
@@ -137,7 +114,7 @@ def readme(editor: PackageEditor) -> None:
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
         new = editor.free_name(posixpath.splitext(name)[0] + ".md")
-        editor.move({name: new})
+        editor.move(name, new)
         editor.changed("readme", "name of the documentation", name, new)
         name = new
     _readme_text(editor, name)
@@ -169,44 +146,32 @@ def covers(editor: PackageEditor) -> None:
     if len(there) < len(listed):
         editor.rdf["covers"] = there
         editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
-    for index, source in enumerate(map(str, map(source_of, there))):
-        if not is_url(source):
-            _fit(editor, index, PurePosixPath(source).as_posix())
+    for name in (PurePosixPath(str(source)).as_posix() for source in map(source_of, there) if not is_url(str(source))):
+        _fit(editor, name)
 
 
-def _fit(editor: PackageEditor, index: int, name: str) -> None:
-    """Rewrite a cover of another shape, kind or size than the zoo wants."""
-    path = editor.folder / name
-    suffix, n_bytes = path.suffix.lower(), path.stat().st_size
+def _fit(editor: PackageEditor, name: str) -> None:
+    """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
+    path, buffer = editor.folder / name, io.BytesIO()
+    kind, n_bytes = _COVER_KINDS.get(path.suffix.lower()), path.stat().st_size
     try:
         with Image.open(path) as opened:
-            before = opened.size
-            if has_good_aspect(before) and suffix in (".gif", *_COVER_KINDS) and n_bytes < MAX_COVER_BYTES:
-                return
-            image = opened.convert("RGBA" if opened.mode in ("RGBA", "LA", "PA") else "RGB")
+            size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
     except (OSError, Image.DecompressionBombError):
-        editor.notes.append(f"the cover {name} is not looked at: it is not an image that can be read")
+        kind = None
+    if kind is None:
+        editor.notes.append(f"the cover {name} is not looked at: it is not a PNG or JPEG that can be read")
         return
-    if not has_good_aspect(before):  # a white or transparent margin makes it so
-        width, height = before
-        sizes = [(max(width, round(height * aspect)), max(height, round(width / aspect))) for aspect in ASPECTS]
+    if has_good_aspect(size) and n_bytes < MAX_COVER_BYTES:
+        return
+    if not has_good_aspect(size):
+        wanted = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
         margin = (255, 255, 255, 0)[: len(image.getbands())]
-        image = ImageOps.pad(image, min(sizes, key=lambda size: size[0] * size[1]), color=margin)
-    content = _encoded(image, _COVER_KINDS.get(suffix, "PNG"))
-    new = name if suffix in _COVER_KINDS else editor.free_name(posixpath.splitext(name)[0] + ".png")
-    if new != name:
-        editor.move({name: new})
-        editor.rdf["covers"][index] = editor.reference(new)
-    editor.rewrite(new, content)
-    was = f"{before[0]} x {before[1]}, {n_bytes // 1000} kB"
-    editor.changed("cover", f"cover {name}", was, f"{new}, {len(content) // 1000} kB")
-
-
-def _encoded(image: Image.Image, how: str) -> bytes:
-    """Encode an image, smaller and smaller until it fits."""
-    while True:
-        buffer = io.BytesIO()
-        (image.convert("RGB") if how == "JPEG" else image).save(buffer, how, quality=90, optimize=True)
-        if buffer.tell() < MAX_COVER_BYTES:
-            return buffer.getvalue()
-        image = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS)
+        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color=margin)
+    image.save(buffer, kind, quality=90, optimize=True)
+    while buffer.tell() >= MAX_COVER_BYTES:
+        image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()
+        image.save(buffer, kind, quality=90, optimize=True)
+    editor.rewrite(name, buffer.getvalue())
+    was = f"{size[0]} x {size[1]}, {n_bytes // 1000} kB"
+    editor.changed("cover", f"cover {name}", was, f"{name}, {buffer.tell() // 1000} kB")

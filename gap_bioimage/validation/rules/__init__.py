@@ -8,7 +8,9 @@ import math
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
+from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
 from gap_bioimage.validation.check import NotApplicable, Source, one_sentence
 from gap_bioimage.validation.model import Model
@@ -73,6 +75,12 @@ def custom_processing(model: Model) -> str | None:
     """No processing by Python code of the package."""
     is_custom = any(step.get("id") == "custom" for step in model.steps)
     return "a processing step has the id custom" if is_custom else None
+
+
+def tolerances(model: Model) -> list[dict[str, Any]]:
+    """The tolerances of the test that are stated, which bioimageio.core tests outputs with."""
+    section = (model.rdf.get("config") or {}).get("bioimageio") or {}
+    return mappings(section.get("reproducibility_tolerance"))
 
 
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:

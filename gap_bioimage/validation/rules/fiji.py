@@ -22,13 +22,6 @@ _OPERATIONS = {
     "binarize", "clip", "scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance",
     "fixed_zero_mean_unit_variance", "ensure_dtype",
 }
-_OPERATION_FIXES = {
-    "custom": "Do what the custom Python code does inside the network's graph, or offer the model to users of "
-    "bioimageio.core only.",
-    "clip with one bound": "Give clip both a min and a max.",
-    "scale_linear with several gains": "Use one gain for all channels, or scale them inside the network's graph.",
-    "scale_mean_variance": "Match mean and variance inside the network's graph, per tile, or leave that step out.",
-}
 _PYTHON_HAS = rules.ALWAYS_THERE | {"torchvision", "biapy", "cellpose", "stardist", "timm", "einops", "skimage"}
 _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
@@ -190,13 +183,9 @@ def _strange_operations(model: Model) -> list[str]:
     return strange
 
 
-def _operations_fix(model: Model) -> str:
-    strange = dict.fromkeys(_strange_operations(model))
-    return " ".join(_OPERATION_FIXES.get(name, f"Compute {name} inside the network's graph.") for name in strange)
-
-
-rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations", fix=_operations_fix,
+rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations",
      asks="Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation.",
+     fix="Compute them inside the network's graph; give clip both a min and a max, and scale_linear a single gain.",
 )(lambda model: f"processing uses {', '.join(strange)}" if (strange := _strange_operations(model)) else None)
 rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
      asks="No config.deepimagej, or one that allows tiles.", fix="Remove config.deepimagej, or set allow_tiling: true.",

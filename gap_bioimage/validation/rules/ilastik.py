@@ -29,7 +29,7 @@ rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names", fix="Add
      breaks="ilastik needs a channel axis on both sides")(rules.channel_names)
 rule("ilastik.custom_ops", BLOCKS, TIKTORCH, fix=rules.INTO_GRAPH,
      breaks="bioimageio.core before 0.10.3 refuses the whole model")(rules.custom_processing)
-rule("ilastik.grid", DEGRADES, TIKTORCH, repair="grid", fix="Choose min and step so that n agrees.",
+rule("ilastik.grid", DEGRADES, TIKTORCH, fix="Choose min and step so that n agrees.",
      breaks="ilastik uses the smallest n for all axes, so its tiles shrink and overlap")(rules.uneven_grid)
 rule("ilastik.archive_ops", DEGRADES, TIKTORCH, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="ilastik's torch 2.7 may not load it")(rules.unportable)

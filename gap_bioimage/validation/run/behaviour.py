@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
-from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, not_finite, relative_rms
+from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, not_finite, relative_rms, worst_rms
 from gap_bioimage.validation.run.reference import ONE_IMAGE
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
@@ -69,42 +70,39 @@ def deterministic(runner: Runner) -> Outcome:
     """The same input gives the same output again and again, whatever torch's random state."""
     import torch
 
-    first, worst = runner.small_outputs, 0.0
+    worst = 0.0
     for run in (1, 2):  # engines optimise a graph while it runs for the second time
         torch.manual_seed(SHARED_SEED + run)
-        again = runner.run(runner.small_inputs)
-        worst = max(worst, *(relative_rms(again[name], first[name]) for name in first))
-    if worst == 0:
-        return Outcome("passed", "three runs give identical outputs")
-    return Outcome("passed" if worst <= SAME else "failed", f"three runs differ by {worst:.1e} of the scale")
+        worst = max(worst, worst_rms(runner.run(runner.small_inputs), runner.small_outputs))
+    text = f"three runs differ by {worst:.1e} of the scale" if worst else "three runs give identical outputs"
+    return Outcome("passed" if worst <= SAME else "failed", text)
 
 
 @run_check("run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
            fix="Compute statistics per image, never over the batch axis.", compares=True)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
     """An image's output does not depend on the images that share its batch."""
-    if not runner.batch_is_free:
+    batches = [[axis for axis in t.axes if getattr(axis, "type", "") == "batch"] for t in runner.descr.inputs]
+    if not all(axes and axes[0].size is None for axes in batches):
         raise NotApplicable("the batch size is fixed")
-    together = {}
-    alone = {name: array.take([0], _batch_axis(runner, name)) for name, array in runner.small_inputs.items()}
+
+    def first(arrays: Arrays) -> Arrays:
+        batched = {name: runner.axes(name).index("batch") for name in arrays if "batch" in runner.axes(name)}
+        return {name: arrays[name].take([0], axis) for name, axis in batched.items()}
+
+    alone, together = first(runner.small_inputs), Arrays()
     for name, array in alone.items():  # mates are brighter, mirrored and empty: any statistics over the batch change
         flipped = np.flip(array, runner.axes(name).index("x")) if "x" in runner.axes(name) else array
         mates = [array, 2 * flipped, np.zeros_like(array)]
-        together[name] = np.concatenate(mates, _batch_axis(runner, name)).astype(array.dtype)
+        together[name] = np.concatenate(mates, runner.axes(name).index("batch")).astype(array.dtype)
     single = runner.run(alone)
     try:
         mixed = runner.run(together)
     except ModelError as error:
         return Outcome("failed", f"takes one image at a time, though any batch is declared: {error}", ONE_IMAGE)
-    batched = [(name, array) for name, array in single.items() if "batch" in runner.axes(name)]
-    worst = max(relative_rms(mixed[name].take([0], _batch_axis(runner, name)), array) for name, array in batched)
+    worst = worst_rms(first(mixed), first(single))
     text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {SAME:.0e})"
     return Outcome("passed" if worst <= SAME else "failed", text)
-
-
-def _batch_axis(runner: Runner, name: str) -> int:
-    """The number of a tensor's batch axis."""
-    return runner.axes(name).index("batch")
 
 
 @run_check("run.dtypes", Severity.DEGRADES, breaks="images as cameras write them give other results, or none",
@@ -138,24 +136,22 @@ def graph_dtypes(runner: Runner) -> Outcome:
     return Outcome("passed", f"the graph itself takes {', '.join(wanted)}, and gives what float32 gives")
 
 
-def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: tuple[str, ...]) -> str:
+def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
     """What differs from float32, or is refused, by number type; empty where nothing is."""
     expected = run({name: array.astype(np.float32) for name, array in counts.items()})
-    refused: dict[str, list[str]] = {}
-    wrong: list[str] = []
+    refused, wrong = dict[str, str](), list[str]()
     for dtype in dtypes:
         try:
             got = run({name: array.astype(dtype) for name, array in counts.items()})
         except ModelError as error:
-            refused.setdefault(one_sentence(str(error).removeprefix("RuntimeError: "), 140), []).append(dtype)
+            refused[dtype] = one_sentence(error, 140)
             continue
         worst = max((relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
         if worst > SAME:
             wrong.append(f"{dtype} differs by {worst:.1e} of the scale")
     if wrong:
         return f"the same values as {'; '.join(wrong)}"
-    parts = [f"{', '.join(kinds)} ({why})" for why, kinds in refused.items()]
-    return f"images are refused as {'; '.join(parts)}" if parts else ""
+    return f"images are refused as {', '.join(refused)} ({next(iter(refused.values()))})" if refused else ""
 
 
 def _makes_float(tensor: Any) -> bool:
@@ -209,7 +205,7 @@ def other_device(runner: Runner, device: str) -> Outcome:
             got = other.produced
     except ModelError as error:
         return Outcome("failed", f"does not run on {device}: {error}")
-    worst = max(relative_rms(got[name], array) for name, array in runner.produced.items())
+    worst = worst_rms(got, runner.produced)
     text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {DEVICES:.0e})"
     if worst <= DEVICES:
         return Outcome("passed", text)
@@ -223,27 +219,19 @@ def cost(runner: Runner) -> Outcome:
     """Time and memory that the model takes for each megapixel (or megavoxel) of input."""
     inputs = runner.small_inputs
     if runner.steps and not runner.is_stochastic:
-        n, sizes = 0, runner.sizes(0)[0]
-        while n < 10_000 and voxels(larger := runner.sizes(n)[0]) <= COST_VOXELS:
-            n, sizes = int(max(n + 1, 1.3 * n)), larger
-        inputs = runner.inputs_of(sizes)
+        smallest, *larger = (runner.sizes(n)[0] for n in (0, *(2**k for k in range(10))))
+        inputs = runner.inputs_of([smallest, *(found for found in larger if voxels(found) <= COST_VOXELS)][-1])
     inputs = runner.preprocess(inputs)
     per_mega = 1e6 / max(array.size for array in inputs.values())
-    before, start = _peak_memory(forget=True), time.monotonic()
+    with contextlib.suppress(OSError):  # Linux alone can forget the peak, and tell it
+        Path("/proc/self/clear_refs").write_text("5")
+    before, start = psutil.Process().memory_info().rss, time.monotonic()
     runner.run(inputs, preprocessed=True)
-    seconds, taken = time.monotonic() - start, _peak_memory() - before
-    memory = f" and {taken * per_mega / 1e3:.0f} MB" if before else ""
-    return Outcome("passed", f"{seconds * per_mega:.2g} s{memory} per megapixel on {runner.device}")
-
-
-def _peak_memory(*, forget: bool = False) -> int:
-    """The largest resident memory of this process so far, kB; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):  # Linux alone can
-        if forget:
-            Path("/proc/self/clear_refs").write_text("5")
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) if found else 0
-    return 0
+    text = f"{(time.monotonic() - start) * per_mega:.2g} s"
+    with contextlib.suppress(OSError):
+        if peak := re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()):
+            text += f" and {max(0, int(peak[1]) * 1024 - before) * per_mega / 1e6:.0f} MB"
+    return Outcome("passed", f"{text} per megapixel on {runner.device}")
 
 
 @run_check("run.sizes", Severity.BLOCKS, breaks="images of some sizes fail",
@@ -259,7 +247,7 @@ def sizes(runner: Runner) -> Outcome:
             continue
         shape = runner.shape_of(wanted)
         try:
-            produced = runner.small_outputs if not any(ns.values()) else runner.run(runner.inputs_of(wanted))
+            produced = runner.run(runner.inputs_of(wanted)) if any(ns.values()) else runner.small_outputs
         except ModelError as error:
             return Outcome("failed", f"input size {shape} raised {error}")
         for name, axis, size in ((name, *pair) for name, axes in promised.items() for pair in axes.items()):
@@ -292,9 +280,8 @@ def below_min(runner: Runner) -> Outcome:
         raise NotApplicable(_FIXED)
     least, _ = runner.sizes(0)
     fitting = {(t, a): (least[t][a] - 1) // step for (t, a), step in runner.steps.items()}
-    highest = max(fitting.values())
-    tried = []
-    for k in sorted({1, highest // 2, highest} & set(range(1, highest + 1)))[: 1 if runner.is_stochastic else None]:
+    highest, tried = max(fitting.values()), []
+    for k in [1, highest][: min(highest, 1 if runner.is_stochastic else 2)]:
         wanted = {tensor: dict(found) for tensor, found in least.items()}
         for (tensor, axis), step in runner.steps.items():
             wanted[tensor][axis] = step * max(1, min(k, fitting[tensor, axis]))

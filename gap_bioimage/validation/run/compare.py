@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,10 @@ ZOO_DEEPIMAGEJ = Tolerance(rtol=1e-4, atol=1.5e-4, ppm=0.0)
 """The zoo's deepImageJ check wants every pixel this close."""
 
 
-def relative_rms(actual: NDArray[Any], expected: NDArray[Any], *, centred: bool = True) -> float:
-    """RMS difference over the scale of the expected values; infinite for other shapes and what is not finite.
+def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """RMS difference over the standard deviation of the expected values, so that a large offset hides no structure.
 
-    The scale is the standard deviation, so that a large offset cannot hide a wrong structure (a constant expectation is
-    measured against its magnitude); the RMS where it is not ``centred``.
+    A constant is measured against its magnitude. Infinite for other shapes and what is not finite.
     """
     if actual.shape != expected.shape:
         return float("inf")
@@ -42,8 +41,13 @@ def relative_rms(actual: NDArray[Any], expected: NDArray[Any], *, centred: bool 
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     difference, rms = (float(np.sqrt(np.mean(np.square(values)))) for values in (a - b, b))
-    scale = (float(b.std()) or rms) if centred else rms
+    scale = float(b.std()) or rms
     return 0.0 if difference == 0 else difference / scale if scale > 0 else float("inf")
+
+
+def worst_rms(actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> float:
+    """The largest `relative_rms` of several outputs."""
+    return max((relative_rms(actual[name], array) for name, array in expected.items()), default=0.0)
 
 
 def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> float:
@@ -53,10 +57,8 @@ def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], tolerance: Tole
     NaN pass for any value.
     """
     a, b = actual.astype(np.float32), expected.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        close = np.abs(a - b) <= tolerance.atol + tolerance.rtol * np.abs(b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    return float((~np.where(np.isfinite(a) & np.isfinite(b), close, same)).mean() * 1e6)
+    close = np.isclose(a, b, tolerance.rtol, tolerance.atol, equal_nan=True)
+    return float((~close).mean() * 1e6)
 
 
 def not_finite(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -65,30 +67,6 @@ def not_finite(arrays: Mapping[str, NDArray[Any]]) -> str:
     found = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in floats.items()}
     parts = [f"{n} of {arrays[name].size} values of {name!r}" for name, n in found.items() if n]
     return f"{', '.join(parts)} {'is' if sum(found.values()) == 1 else 'are'} NaN or infinite" if parts else ""
-
-
-def core_tolerance(rdf: Mapping[str, Any], output_id: str) -> Tolerance:
-    """The tolerance with which bioimageio.core tests an output: ``config.bioimageio.reproducibility_tolerance``."""
-    config = rdf.get("config")
-    section = config.get("bioimageio") if isinstance(config, dict) else None
-    entries = section.get("reproducibility_tolerance") if isinstance(section, dict) else None
-    for entry in entries if isinstance(entries, list) else []:
-        if not entry.get("output_ids") or output_id in entry["output_ids"]:
-            names = ("relative_tolerance", "absolute_tolerance", "mismatched_elements_per_million")
-            pairs = zip(names, (1e-3, 1e-3, 100.0), strict=True)
-            return Tolerance(*(float(entry.get(name, default)) for name, default in pairs))
-    return Tolerance()
-
-
-def wrong_versions(expected: NDArray[Any], axes: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Copies of an expected output that a test must refuse: mirrored along each axis (if that changes it), shuffled."""
-    for axis in (axis for axis in "xyz" if axis in axes):
-        flipped = np.flip(expected, axis=list(axes).index(axis))
-        if relative_rms(flipped, expected) > 1e-2:
-            yield f"mirrored along {axis}", flipped
-    if float(expected.astype(np.float64).std()) > 0:
-        order = np.random.default_rng(0).permutation(expected.size)
-        yield "shuffled", expected.reshape(-1)[order].reshape(expected.shape)
 
 
 def keep_evidence(
@@ -124,25 +102,21 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
     """Draw input, expected, got and their difference side by side, one plane of each."""
     from matplotlib.figure import Figure
 
-    expected, got = (_plane(array, evidence.axes) for array in (evidence.expected, evidence.got))
-    limits = _limits(expected)
-    panels: list[tuple[str, NDArray[Any], dict[str, Any]]] = [("expected", expected, limits), ("got", got, limits)]
-    if evidence.given is not None:
-        given = _plane(evidence.given, evidence.axes)
-        panels.insert(0, ("input", given, _limits(given)))
-    if expected.shape == got.shape:
-        finite = np.abs((got - expected)[np.isfinite(got - expected)])
-        top = float(finite.max(initial=0)) or 1.0
-        title = "no difference" if finite.size and not finite.any() else "got - expected"
-        panels.append((title, got - expected, {"cmap": "RdBu_r", "vmin": -top, "vmax": top}))
-    height, width = expected.shape
+    arrays = {"input": evidence.given, "expected": evidence.expected, "got": evidence.got}
+    planes = {name: _plane(array, evidence.axes) for name, array in arrays.items() if array is not None}
+    looks = {name: _limits(plane) for name, plane in planes.items()} | {"got": _limits(planes["expected"])}
+    if planes["got"].shape == planes["expected"].shape:
+        difference = planes["got"] - planes["expected"]
+        top = float(np.abs(difference[np.isfinite(difference)]).max(initial=0)) or 1.0
+        planes["got - expected"], looks["got - expected"] = difference, {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+    height, width = planes["expected"].shape
     scale = 3.2 / max(height, width)
-    size = len(panels) * max(1.9, scale * width + 0.5), max(1.6, scale * height) + 0.9
-    figure = Figure(size, layout="constrained")
+    figure = Figure((len(planes) * max(1.9, scale * width + 0.5), max(1.6, scale * height) + 0.9), layout="constrained")
     figure.suptitle(evidence.title, fontsize=10)
-    for axes, (title, image, look) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
-        figure.colorbar(axes.imshow(image, interpolation="nearest", **look), ax=axes, location="bottom", shrink=0.9)
-        axes.set_title(title if title != "got" or image.shape == expected.shape else f"got another size\n{image.shape}")
+    for axes, (name, plane) in zip(np.ravel(figure.subplots(1, len(planes))), planes.items(), strict=True):
+        image = axes.imshow(plane, interpolation="nearest", **looks[name])
+        figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
+        axes.set_title(name if "got - expected" in planes or name != "got" else f"got another size\n{plane.shape}")
         axes.set_axis_off()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -154,14 +128,12 @@ def _limits(image: NDArray[Any]) -> dict[str, Any]:
     return {"cmap": "magma", "vmin": low, "vmax": high if high > low else low + 1.0}
 
 
-def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[Any]:
+def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[np.float64]:
     """One ``(y, x)`` plane: the first of every other axis, the middle one along z."""
-    plane: NDArray[Any] = array.astype(np.float64)
-    names = list(axes) if len(axes) == array.ndim else [""] * array.ndim
-    is_named = {"y", "x"} <= set(names)
-    kept = [names.index("y"), names.index("x")] if is_named else list(range(array.ndim))[-2:]
-    for axis in reversed(range(array.ndim)):
-        if axis not in kept:
-            plane = plane.take(plane.shape[axis] // 2 if names[axis] == "z" else 0, axis)
-    plane = plane.T if is_named and kept[0] > kept[1] else plane
-    return np.atleast_2d(plane)[:_MAX_SHOWN_PX, :_MAX_SHOWN_PX]
+    is_named = len(axes) == array.ndim and {"y", "x"} <= {*axes}
+    names = list(axes) if is_named else [*[""] * (array.ndim - 2), "y", "x"]
+    kept = {"y": slice(_MAX_SHOWN_PX), "x": slice(_MAX_SHOWN_PX)}
+    sizes = zip(names, array.shape, strict=False)  # fewer than two axes have fewer sizes
+    part = tuple(kept.get(name, size // 2 if name == "z" else 0) for name, size in sizes)
+    plane: NDArray[np.float64] = np.atleast_2d(array[part].astype(np.float64))
+    return plane.T if names.index("x") < names.index("y") else plane

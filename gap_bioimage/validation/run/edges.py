@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,23 +63,21 @@ def beside(halo_px: int) -> int:
     return max(8, halo_px // 3)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """An output whose image was cut along one axis: its profile, and the arrays."""
-
-    key: Axis
-    profile: EdgeProfile
-    evidence: Evidence
+Cuts = dict[Axis, tuple[EdgeProfile, Evidence]]
 
 
-def cuts_of(runner: Runner, axis: str, reach_px: int) -> list[Cut] | None:
-    """Cut an image on both sides along an axis, and compare its middle with that of the whole.
+def _cuts(runner: Runner, reach_px: int) -> Cuts:
+    """Cut an image on both sides along each axis in turn, and compare its middle with that of the whole.
 
-    Far outside, the whole is dark: what takes statistics of all pixels differs then at every distance.
-
-    Returns one cut for every output that has the axis, whose profile reaches at least ``reach_px`` input pixels; None
-    where the whole would be too large to be run here.
+    The profiles of all outputs that have the axis reach at least ``reach_px`` input pixels.
     """
+    found: Cuts = {}
+    for axis in dict.fromkeys(axis for _, axis in runner.steps):
+        found |= _cuts_along(runner, axis, reach_px)
+    return found
+
+
+def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     keys = {key: step for key, step in runner.steps.items() if key[1] == axis}
     first, step = next(iter(keys.items()))
     smallest = runner.sizes(0)[0][first[0]][axis]
@@ -87,52 +86,28 @@ def cuts_of(runner: Runner, axis: str, reach_px: int) -> list[Cut] | None:
     n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
     sizes, _ = runner.sizes({**dict.fromkeys(runner.steps, 0), **dict.fromkeys(keys, n_middle + 2 * n_margin)})
     if voxels(sizes) > MAX_VOXELS:
-        return None
-    # Preprocessing may take statistics of the image: apply it once, so that only the cut differs.
+        raise NotApplicable("an image of three tiles is too large to be run here")
+
+    def part(name: str, array: NDArray[Any], place: slice) -> NDArray[Any]:
+        return array[tuple(place if other == axis else slice(None) for other in runner.axes(name))]
+
     image = runner.inputs_of(sizes)
     for (name, _), step in keys.items():
-        image[name][_along(runner, name, axis, slice(-(n_margin * step // 2), None))] = image[name].min(initial=0)
+        # Far outside the whole is dark: what takes statistics of all pixels differs then at every distance.
+        part(name, image[name], slice(-(n_margin * step // 2), None))[...] = image[name].min(initial=0)
+    # Preprocessing may take statistics of the image: apply it once, so that only the cut differs.
     image = runner.preprocess(image)
-    middle = dict(image)
-    for (name, _), step in keys.items():
-        middle[name] = image[name][_along(runner, name, axis, slice(n_margin * step, -n_margin * step))]
-    whole = runner.run(image, preprocessed=True)
-    cut = runner.run(middle, preprocessed=True)
-    found = []
-    for name, made in cut.items():
+    cut = {name: part(name, image[name], slice(n_margin * step, -n_margin * step)) for (name, _), step in keys.items()}
+    whole, middle = runner.run(image, preprocessed=True), runner.run(image | cut, preprocessed=True)
+    found: Cuts = {}
+    for name, made in middle.items():
         place = runner.axes(name).index(axis) if axis in runner.axes(name) else -1
         margin = (whole[name].shape[place] - made.shape[place]) // 2
-        expected = whole[name][_along(runner, name, axis, slice(margin, margin + made.shape[place]))]
+        expected = part(name, whole[name], slice(margin, margin + made.shape[place]))
         if place >= 0 and margin > 0 and expected.shape == made.shape:
-            what = f"{name}, cut along {axis} against the whole image"
-            evidence = Evidence(what, runner.axes(name), expected, made)
-            found.append(Cut((name, axis), EdgeProfile.of(expected, made, place), evidence))
+            evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, made)
+            found[name, axis] = EdgeProfile.of(expected, made, place), evidence
     return found
-
-
-def _along(runner: Runner, name: str, axis: str, part: slice) -> tuple[slice, ...]:
-    return tuple(part if other == axis else slice(None) for other in runner.axes(name))
-
-
-def _measured(runner: Runner, reach_px: int) -> list[Cut] | None:
-    found: list[Cut] = []
-    for axis in dict.fromkeys(axis for _, axis in runner.steps):
-        cuts = cuts_of(runner, axis, reach_px)
-        if cuts is None:
-            return None
-        found += cuts
-    return found
-
-
-def _seams(runner: Runner, cuts: Sequence[Cut]) -> float:
-    """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
-    outputs, squares = runner.sizes(0)[1], dict[str, float]()
-    for cut in cuts:
-        name, axis = cut.key
-        size, halo = outputs[name][axis], runner.halo.get(cut.key, 0)
-        width = max(1, size // 2 - halo) if isinstance(size, int) else 1
-        squares[name] = squares.get(name, 0.0) + cut.profile.seam(halo, width) ** 2
-    return math.sqrt(max(squares.values(), default=0.0))
 
 
 @run_check("run.tiled", Severity.DEGRADES, breaks="seams show between tiles", once=True, compares=True,
@@ -147,46 +122,47 @@ def tiled(runner: Runner) -> Outcome:
         raise NotApplicable("it is declared stochastic, so each tile holds another sample")
     smallest = runner.sizes(0)[0]
     largest = max(smallest[tensor][axis] for tensor, axis in runner.steps)
-    cuts = _measured(runner, math.ceil(largest / 2))
-    if cuts is None:
-        raise NotApplicable("an image of three tiles is too large to be run here")
-    worst, tile = _seams(runner, cuts), runner.shape_of(smallest)
+    cuts = _cuts(runner, math.ceil(largest / 2))
+    worst, tile = _seam(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
     if _needed(cuts) is None:  # look farther, where such an image can be run here
-        cuts = _measured(runner, 2 * largest) or cuts
-    told, fix = _sufficient(cuts)
+        with contextlib.suppress(NotApplicable):
+            cuts = _cuts(runner, 2 * largest)
     none = "" if any(runner.halo.values()) else "; no halo is declared"
-    return Outcome("failed", f"{text}; {told}{none}", fix, tuple(cut.evidence for cut in cuts))
+    evidence = tuple(item for _, item in cuts.values())
+    if (halos := _needed(cuts)) is None:
+        tried = min((len(profile.squares) for profile, _ in cuts.values()), default=0)
+        fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
+        return Outcome("failed", f"{text}; none up to {tried} px would do{none}", fix, evidence)
+    least = {axis: 2 * halo + 2 * beside(halo) for axis, halo in halos.items()}
+    fix = f"Declare a halo of {_told(halos)} on the outputs' axes, and a min of {_told(least)}."
+    return Outcome("failed", f"{text}; a halo of {_told(halos)} would do{none}", fix, evidence)
 
 
-def _sufficient(cuts: list[Cut]) -> tuple[str, str]:
-    """Which halo would do, as far as the cuts reach: half a sentence, and what to do."""
-    if (halos := _needed(cuts)) is not None:
-        told, least = _told(halos), _told({key: 2 * halo + 2 * beside(halo) for key, halo in halos.items()})
-        return f"a halo of {told} would do", f"Declare a halo of {told} on the outputs' axes, and a min of {least}."
-    tried = min((len(cut.profile.squares) for cut in cuts), default=0)
-    told = f"none up to {tried} px would do"
-    return told, f"{_STATISTICS}, enlarge min and halo, or train longer."
+def _seam(runner: Runner, cuts: Cuts) -> float:
+    """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
+    outputs, squares = runner.sizes(0)[1], dict[str, float]()
+    for (name, axis), (profile, _) in cuts.items():
+        size, halo = outputs[name][axis], runner.halo.get((name, axis), 0)
+        width = max(1, size // 2 - halo) if isinstance(size, int) else 1
+        squares[name] = squares.get(name, 0.0) + profile.seam(halo, width) ** 2
+    return math.sqrt(max(squares.values(), default=0.0))
 
 
-def _needed(cuts: Sequence[Cut]) -> dict[Axis, int] | None:
-    halos = {}
-    for cut in cuts:
-        n_axes = sum(other.key[0] == cut.key[0] for other in cuts)
-        halo = cut.profile.needed_halo(_SAFETY * SEAM / math.sqrt(n_axes))
+def _needed(cuts: Cuts) -> dict[str, int] | None:
+    """The halo along each axis that would do for all outputs, as far as the cuts reach."""
+    halos: dict[str, int] = {}
+    for (name, axis), (profile, _) in cuts.items():
+        halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
         if halo is None:
             return None
-        halos[cut.key] = halo
+        halos[axis] = max(halo, halos.get(axis, 0))
     return halos
 
 
-def _told(values: Mapping[Axis, int]) -> str:
+def _told(pixels: Mapping[str, int]) -> str:
     """Pixels by axis; one number where all axes have the same."""
-    by_axis: dict[str, int] = {}
-    for (_, axis), n in values.items():
-        by_axis[axis] = max(n, by_axis.get(axis, 0))
-    if len(set(by_axis.values())) == 1:
-        return f"{next(iter(by_axis.values()))} px"
-    return ", ".join(f"{axis} {n}" for axis, n in by_axis.items()) + " px"
+    by_axis = [f"{axis} {n}" for axis, n in pixels.items()]
+    return f"{next(iter(pixels.values()))} px" if len({*pixels.values()}) == 1 else f"{', '.join(by_axis)} px"

@@ -55,12 +55,9 @@ def core(rdf: str, *weights_formats: str) -> Any:
     errors = []
     for name in weights_formats:
         summary = test_model(rdf, weight_format=name)  # type: ignore[arg-type]
-        if isinstance(summary, list):  # before 0.6
-            found = [str(entry.get("error")) for entry in summary if entry.get("status") != "passed"]
-        else:
-            found = [str(entry.msg) for detail in summary.details for entry in detail.errors]
-            if not found and str(summary.status) != "passed":
-                found = ["its status is " + str(summary.status)]
+        found = [str(entry.msg) for detail in summary.details for entry in detail.errors]
+        if not found and str(summary.status) != "passed":
+            found = ["its status is " + str(summary.status)]
         errors += [name + ": " + text for text in found]
     return {"errors": errors[:3]}
 

@@ -73,10 +73,7 @@ def check_device(device: str) -> None:
 
 
 def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Outcome:
-    """Whether the TorchScript gives the same in other versions of torch, within what the zoo's deepImageJ check allows.
-
-    Each runs it `REPEATS` times, all together within ``seconds``.
-    """
+    """Whether the TorchScript gives in other versions of torch what the zoo's deepImageJ check would let pass."""
     expected = runner.run(runner.test_inputs, postprocess=False)
     names = {python: f"torch {_versions(python)['torch']}" for python in engines}
     return merge_outcomes((name, _one_engine(runner, python, expected, seconds)) for python, name in names.items())
@@ -89,10 +86,8 @@ def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -
         inputs = runner.preprocess(runner.test_inputs).values()
         torch.save([torch.tensor(array, dtype=torch.float32) for array in inputs], Path(folder, "inputs.pt"))
         answer = _ask(python, "run", str(runner.file), folder, str(REPEATS), timeout=seconds)
-        if "error" in answer:
-            return Outcome(
-                "failed", one_sentence(answer["error"], 240), _COMPILES if "did not" in answer["error"] else ""
-            )
+        if why := answer.get("error"):
+            return Outcome("failed", one_sentence(why, 240), _COMPILES if "did not" in why else "")
         got = [tensor.numpy() for tensor in torch.load(Path(folder, "outputs.pt"), weights_only=True)]
     shapes, wanted = ([array.shape for array in arrays] for arrays in (got, expected.values()))
     if shapes != wanted:
@@ -141,10 +136,10 @@ def _ask(python: str, *arguments: str, timeout: float) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"error": f"did not finish within {timeout:g} s"}
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    with contextlib.suppress(ValueError):
-        if isinstance(answer := json.loads(last), dict):
+    printed, said = done.stdout.strip().splitlines(), done.stderr.strip().splitlines()
+    with contextlib.suppress(ValueError, IndexError):
+        if isinstance(answer := json.loads(printed[-1]), dict):
             return answer
     how = f"by signal {-done.returncode}" if done.returncode < 0 else f"with exit code {done.returncode}"
-    why = (done.stderr.strip().splitlines() or [last or "nothing was printed"])[-1]
+    why = (said or printed or ["nothing was printed"])[-1]
     return {"error": f"the interpreter ended {how}: {one_sentence(why, 160)}"}

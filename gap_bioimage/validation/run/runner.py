@@ -73,11 +73,15 @@ class Runner:
             self._pipeline: Any = create_prediction_pipeline(
                 descr, weight_format=weights, devices=[device], model_adapter=adapter
             )
-            self._inputs, self._outputs = get_test_input_sample(descr), get_test_output_sample(descr)
-        self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(self._outputs)
-        members = {**self._inputs.members, **self._outputs.members}
+            self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
+        self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
+        members = {**self._inputs.members, **outputs.members}
         self._axes = {str(name): tuple(map(str, tensor.dims)) for name, tensor in members.items()}
-        self._is_new = hasattr(descr, "get_tensor_sizes")  # else format 0.4 that cannot be upgraded
+        is_new = hasattr(descr, "get_tensor_sizes")  # format 0.4 that cannot be upgraded is taken as fixed
+        axes = {(str(t.id), str(a.id)): a for t in (*descr.inputs, *descr.outputs) for a in t.axes} if is_new else {}
+        # of inputs whose size is min + n step, and in output pixels
+        self.steps: dict[Axis, int] = {key: a.size.step for key, a in axes.items() if hasattr(a.size, "step")}
+        self.halo: dict[Axis, int] = {key: int(a.halo) for key, a in axes.items() if getattr(a, "halo", 0)}
 
     def __enter__(self) -> Runner:
         return self
@@ -87,29 +91,10 @@ class Runner:
             self._pipeline.close()
 
     @property
-    def steps(self) -> dict[Axis, int]:
-        """Step in pixels of each input axis whose size is ``min + n step``."""
-        axes = [(tensor, axis) for tensor in self.descr.inputs for axis in tensor.axes] if self._is_new else []
-        return {(str(t.id), str(a.id)): a.size.step for t, a in axes if getattr(a.size, "step", None) is not None}
-
-    @property
-    def halo(self) -> dict[Axis, int]:
-        """The declared halo in output pixels."""
-        outputs = self.descr.outputs if self._is_new else ()
-        return {(str(t.id), str(a.id)): int(a.halo) for t in outputs for a in t.axes if getattr(a, "halo", 0)}
-
-    @property
-    def batch_is_free(self) -> bool:
-        """Whether every input has a batch axis of any size."""
-        kinds = [[axis for axis in tensor.axes if getattr(axis, "type", "") == "batch"] for tensor in self.descr.inputs]
-        return all(axes and axes[0].size is None for axes in kinds)
-
-    @property
     def is_stochastic(self) -> bool:
         """Whether ``config.gap_bioimage`` declares that it draws samples, others in each tile, and takes long."""
-        config = self.descr.config
-        extra = config if isinstance(config, dict) else getattr(config, "model_extra", None)
-        section = (extra or {}).get("gap_bioimage")
+        config = self.rdf.get("config")
+        section = config.get("gap_bioimage") if isinstance(config, dict) else None
         return isinstance(section, dict) and section.get("stochastic") is True
 
     @property
@@ -119,7 +104,7 @@ class Runner:
 
     @cached_property
     def produced(self) -> Arrays:
-        """The outputs for the test inputs."""
+        """The outputs for the test inputs, of one run that several checks share."""
         return self._run_seeded(self.test_inputs)
 
     @cached_property

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from gap_bioimage.validation.check import Severity, declare, definition
 from gap_bioimage.validation.outcome import Check, one_sentence
@@ -39,7 +40,6 @@ _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 _HAS_TOLD = 77
 """Exit code of a fork that has told its end itself."""
-_LIMITED = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
 
 PROCESS = declare(
     "run.process", "run", Severity.BLOCKS, asks="A model that does not bring its process down.",
@@ -58,8 +58,6 @@ class Limits:
     @property
     def memory_bytes(self) -> int:
         """The memory in bytes."""
-        import psutil
-
         total = psutil.virtual_memory().total
         return int(_DEFAULT_SHARE * total if self.memory_gib is None else self.memory_gib * 2**30)
 
@@ -78,10 +76,10 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def start(self) -> None:
+    def start(self) -> subprocess.Popen[bytes]:
         """Let the worker import its libraries meanwhile."""
         if self._process is not None and self._process.poll() is None:
-            return
+            return self._process
         self._end()
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(  # noqa: S603
@@ -93,15 +91,10 @@ class Sandbox:
         )  # fmt: skip
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
+        return self._process
 
     def run(self, job: Job) -> Iterator[Check | tuple[str, str, Path]]:
-        """Make all checks of a job: yield checks, and pictures as check id, title and path.
-
-        Raises
-        ------
-        RuntimeError
-            If the process does not start.
-        """
+        """Make all checks of a job: yield checks, and pictures as check id, title and path."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
             begun = "run.loads"
@@ -124,16 +117,14 @@ class Sandbox:
 
     def _talk(self, job: Job) -> Iterator[Message]:
         """Send a job; yield its messages, the last of which is ``end``, ``error``, ``died``, ``limit`` or ``gone``."""
-        self.start()
-        message: Message = {}
+        process, message = self.start(), Message()
         try:
             if "ready" not in self._next(Limits(_START_S)):
                 raise RuntimeError("the process for running models does not start; is the installation complete?")
-            assert self._process is not None and self._process.stdin is not None  # noqa: S101
             with contextlib.suppress(OSError):  # its end will be told
                 # bioimageio.spec's paths of files are checked again as they are unpickled, against this folder
-                pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), self._process.stdin)
-                self._process.stdin.flush()
+                pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), process.stdin)  # type: ignore[arg-type]
+                process.stdin.flush()  # type: ignore[union-attr]
             while "begin" in message or "check" in message or not message:
                 message = self._next(self.limits)
                 yield message
@@ -154,10 +145,8 @@ class Sandbox:
             if all(sum(_memory(model, kind) for model in models) > memory for kind in ("rss", "pss")):
                 return {"limit": f"took more than {memory / 2**30:.3g} GiB of memory"}
 
-    def _models(self) -> list[Any]:
+    def _models(self) -> list[psutil.Process]:
         """The processes in which the model runs: the worker's children, or itself where nothing forks."""
-        import psutil
-
         with contextlib.suppress(psutil.Error):
             if self._process is not None:
                 worker = psutil.Process(self._process.pid)
@@ -168,7 +157,7 @@ class Sandbox:
         if self._process is None:
             return
         for model in self._models():
-            with contextlib.suppress(Exception):  # ended in between
+            with contextlib.suppress(psutil.Error):  # ended in between
                 model.kill()
         process, self._process = self._process, None
         process.kill()
@@ -178,32 +167,32 @@ class Sandbox:
                 stream.close()
 
 
-def _memory(process: Any, kind: str) -> int:
-    """Resident memory, or its proportional share (``pss``, else what is its own) where the system tells it, bytes."""
-    with contextlib.suppress(Exception):  # ended in between
+def _memory(process: psutil.Process, kind: str) -> int:
+    """Resident memory (``rss``), or its proportional share (``pss``) where the system tells it, in bytes."""
+    with contextlib.suppress(psutil.Error):  # ended in between
         info = process.memory_info() if kind == "rss" else process.memory_full_info()
-        return int(getattr(info, kind, 0) or getattr(info, "uss", 0) or info.rss)
+        return int(getattr(info, kind, info.rss))
     return 0
 
 
 def _read(process: subprocess.Popen[bytes], answers: queue.Queue[Message]) -> None:
-    with contextlib.suppress(OSError, ValueError):  # closed
+    with contextlib.suppress(OSError, ValueError):  # closed, or cut off in the middle of a line
         for line in process.stdout or ():
-            with contextlib.suppress(ValueError):  # cut off in the middle of a line
-                answers.put(json.loads(line))
+            answers.put(json.loads(line))
     answers.put({"gone": f"with exit code {process.poll()}"})
 
 
 def _failed(check_id: str, message: Message) -> Check:
     """The check during which the process ended: it has failed, however mild it is, unless our own part did."""
-    check = definition(check_id).skipped("")
-    if "limit" in message:
-        return replace(check, status="failed", message=f"it {message['limit']} and was ended", fix=_LIMITED)
-    if message.get("ours") or ("gone" in message and _FORKS):  # the worker, in which no model runs
-        text = message.get("error") or f"the process that starts models ended {message['gone']}"
-        return replace(check, status="error", message=text, fix="Report it with your model.")
-    text = message.get("error") or f"the process that ran the model ended {message.get('died') or message['gone']}"
-    return replace(check, status="failed", message=text, fix="See that the model runs in Python by itself.")
+    ours = message.get("ours") or ("gone" in message and _FORKS)  # the worker, in which no model runs
+    if limit := message.get("limit"):
+        text = f"it {limit} and was ended"
+        fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
+    else:
+        what = "the process that starts models" if ours else "the process that ran the model"
+        text = message.get("error") or f"{what} ended {message.get('died') or message['gone']}"
+        fix = "Report it with your model." if ours else "See that the model runs in Python by itself."
+    return replace(definition(check_id).skipped(text, fix), status="error" if ours else "failed")
 
 
 def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:

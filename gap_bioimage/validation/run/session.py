@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.check import Definition, Severity, declare, definitions
+from gap_bioimage.validation.check import Definition, Severity, declare, definitions, merge_outcomes, one_sentence
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import (
-    RUN_CODE,
-    Check,
-    NotApplicable,
-    Outcome,
-    merge_outcomes,
-    one_sentence,
-    raised,
-)
+from gap_bioimage.validation.outcome import RUN_CODE, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.compare import keep_evidence, not_finite
@@ -63,11 +55,6 @@ class Job:
     seconds: float = 600.0  # what other interpreters may take
     done: tuple[str, ...] = ()  # ids of checks that are not made again
 
-    @property
-    def model(self) -> Model:
-        """The model as rules see it."""
-        return Model.of(self.package, self.description)
-
 
 @dataclass
 class Session:
@@ -76,99 +63,100 @@ class Session:
     job: Job
     begin: Callable[[str], None] = lambda check_id: None
     found: Callable[[Check, list[tuple[str, Path]]], None] = lambda check, drawn: None
-    _raised: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Make every check that needs the model to run; it may never return, so call it in a process of its own."""
         job, descr = self.job, self.job.description.as_written
-        self._make(reference.CONTROL, lambda: reference.negative_control(job.package.rdf, descr))
-        blocked = {name: why for name in job.description.weights if (why := _why_not(job, name))}
-        for name, outcome in blocked.items():
-            self._make(WEIGHTS[name], partial(Outcome, outcome.status, outcome.message, outcome.fix))
-        files = {n: job.model.file_of(job.model.weights.get(n)) for n in job.description.weights if n not in blocked}
+        model = Model.of(job.package, job.description)
+        self._make(reference.CONTROL, lambda _: reference.negative_control(model))
+        blocked = {name: why for name in job.description.weights if (why := _why_not(job, model, name))}
+        for name, why in blocked.items():
+            self._tell(WEIGHTS[name], why)
+        run = [name for name in job.description.weights if name not in blocked]
+        files = {name: model.file_of(model.weights.get(name)) for name in run}
         if not files:
-            self._make(reference.CORE_TEST, lambda: _nothing_runs(blocked))
+            self._make(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
             return
+        runners: dict[str, Runner] = {}
         with ExitStack() as stack:
-            runners: dict[str, Runner] = {}
 
             def load(name: str) -> Outcome:
                 made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
                 runners[name] = stack.enter_context(made)
                 return Outcome("passed", "loads")
 
-            self._make_each(reference.CORE_TEST, files, lambda name: reference.core_test(descr, name, job.device))
-            if self._make_each(LOADS, files, load) is None:
-                self._each(LOADS, files, load)  # told before, in a process that is gone
+            self._make(reference.CORE_TEST, lambda name: reference.core_test(descr, name, job.device), list(files))
+            self._make(LOADS, load, list(files))
             self._run_all(runners)
         if job.engines:
             path, seconds = job.package.root / job.package.rdf_name, 0.9 * job.seconds
-            self._make(engines.OTHER_VERSIONS, lambda: engines.other_cores(path, list(files), job.engines, seconds))
+            self._make(engines.OTHER_VERSIONS, lambda _: engines.other_cores(path, list(files), job.engines, seconds))
 
-    def _run_all(self, runners: dict[str, Runner]) -> None:
+    def _run_all(self, runners: Mapping[str, Runner]) -> None:
         """Put all weights through every check, or one of them where they agree and the check takes long."""
         agree, job = None, self.job
         if len(runners) > 1:
-            agree = self._make(reference.AGREEMENT, lambda: reference.formats_agree(list(runners.values())))
+            agree = self._make(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
         for made in definitions("run"):
-            subjects = {name: runner for name, runner in runners.items() if not made.weights or name in made.weights}
+            names = [name for name in runners if not made.weights or name in made.weights]
             # samplers run their network many times for each output
-            is_long = made.once or any(runner.is_stochastic for runner in subjects.values())
+            is_long = made.once or any(runners[name].is_stochastic for name in names)
             if is_long and agree is not None and agree.status == "passed":
-                subjects = dict(list(subjects.items())[-1:])
-            if subjects:
-                self._make_each(made, subjects, lambda name, made=made: _judge(made, runners[name]))  # type: ignore[misc]
+                names = names[-1:]
+            if names:
+                self._make(made, partial(_judge, made, runners), names)
         if job.engines and (script := runners.get("torchscript")) is not None:
-            self._make(engines.OLDER_ENGINE, lambda: engines.other_engines(script, job.engines, 0.9 * job.seconds))
+            self._make(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
-    def _make_each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome | None:
-        return self._make(made, lambda: self._each(made, names, judge))
+    def _make(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
+        """Make a check, of each of some weights formats where they are given, and tell of it, unless it is done.
 
-    def _each(self, made: Definition, names: Iterable[str], judge: Callable[[str], Outcome]) -> Outcome:
-        return merge_outcomes((name, self._guarded(made, partial(judge, name))) for name in names)
-
-    def _make(self, made: Definition, judge: Callable[[], Outcome]) -> Outcome | None:
-        """Make a check, unless it is done, and tell of it."""
-        if made.id in self.job.done:
+        What a model raises is its failure; what the check itself raises leaves the question open.
+        """
+        if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
             return None
         self.begin(made.id)
-        outcome = self._guarded(made, judge)
+        outcomes, model_raised = list[tuple[str, Outcome]](), False
+        for name in names or [""]:
+            try:
+                outcome = judge(name)
+            except NotApplicable as reason:
+                outcome = Outcome("skipped", one_sentence(reason))
+            except ModelError as error:
+                outcome, model_raised = Outcome("failed", str(error)), True
+            except Exception as error:
+                outcome = raised(error)
+            outcomes.append((name, outcome))
+        outcome = merge_outcomes(outcomes) if names else outcome
+        self._tell(made, outcome, model_raised=model_raised)
+        return outcome
+
+    def _tell(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+        if made.id in self.job.done:
+            return
         if outcome.status == "failed" and not outcome.fix:
             outcome = replace(outcome, fix=made.fix_text)
         check = made.check(outcome)
-        if made.id in self._raised:  # a model that raises does not run, however mild the check
+        if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
         self.found(check, keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
-        return outcome
-
-    def _guarded(self, made: Definition, judge: Callable[[], Outcome]) -> Outcome:
-        """What a model raises is its failure; what the check itself raises leaves the question open."""
-        try:
-            return judge()
-        except NotApplicable as reason:
-            return Outcome("skipped", one_sentence(reason))
-        except ModelError as error:
-            self._raised.add(made.id)
-            return Outcome("failed", str(error))
-        except Exception as error:
-            return raised(error)
 
 
-def _judge(made: Definition, runner: Runner) -> Outcome:
-    if made.compares and (broken := not_finite(runner.produced)):
+def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
+    if made.compares and (broken := not_finite(runners[name].produced)):
         raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-    return made.outcome_of(runner)
+    return made.outcome_of(runners[name])
 
 
-def _nothing_runs(blocked: dict[str, Outcome]) -> Outcome:
+def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
     why = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
     text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{why}"
     return Outcome("skipped", text, RUN_CODE if RUN_CODE in {found.fix for found in blocked.values()} else "")
 
 
-def _why_not(job: Job, weights_format: str) -> Outcome | None:
+def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
     """Why weights are not run, None if they are."""
-    needed, model, text = _NEEDS.get(weights_format, ""), job.model, ""
+    needed, text = _NEEDS.get(weights_format, ""), ""
     if not needed:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
     if weights_format not in _SAFE:
