@@ -175,7 +175,8 @@ def test_a_halo_is_measured_once_and_kept_and_names_do_not_depend_on_the_place(
 ) -> None:
     image, _ = simulate(2, (288, 96), 1.0, seed=1)
     write_image(tmp_path / "in.tif", image)
-    model, how = load_model("nuclei"), {"block_px": (96, 96)}
+    model = load_model("nuclei")
+    how: dict[str, Any] = {"block_px": (96, 96)}
     denoise_volume(model, tmp_path / "in.tif", tmp_path / "whole.zarr", **how)
     assert denoise_volume(model, tmp_path / "in.tif", tmp_path / "two.zarr", part=(1, 2), **how).done == 2
     monkeypatch.setattr(tiling, "measured_halo_px", None)
@@ -347,8 +348,16 @@ def test_what_are_no_counts_is_refused_before_anything_is_written(tmp_path: Path
 def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any, trained_2d: Trained) -> None:
     write_image(tmp_path / "in.tif", trained_2d.counts)
     halo = ",".join(map(str, tiling.exact_halo_px(load_model(trained_2d.run).network)))
-    given = ("denoise", trained_2d.run, tmp_path / "in.tif", tmp_path / "out.ome.zarr", "--block", "64,64")
-    given += ("--halo", halo)
+    given = (
+        "denoise",
+        trained_2d.run,
+        tmp_path / "in.tif",
+        tmp_path / "out.ome.zarr",
+        "--block",
+        "64,64",
+        "--halo",
+        halo,
+    )
     assert run(*given, "--part", "1/2").code == 0
     assert run(*given, "--status").out.startswith("5 of 9 blocks are done")
     assert run(*given).code == 0
