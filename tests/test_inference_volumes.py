@@ -20,12 +20,14 @@ from fixtures_model import Trained, random_model
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, SamplingConfig
 from gap_bioimage.errors import AxesError, ConfigError, HotPixelWarning, NotPhotonCountsError, OutputError
+from gap_bioimage.inference import tiling
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
 from gap_bioimage.inference.volumes import denoise_volume
 from gap_bioimage.io import pixel_size_um, read_photons, sum_frames, write_image
 from gap_bioimage.io.blocks import volume_status
 from gap_bioimage.model import Model, load_model
+from gap_bioimage.simulation import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,12 +162,46 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(tmp_path:
     before = stored(out)
     filled(tmp_path, "out.zarr", on_block=lambda done, total: told.append((done, total)))
     assert not told
-    with pytest.raises(OutputError, match="tile"):
+    with pytest.raises(OutputError, match="halo"):
         filled(tmp_path, "out.zarr", halo_px=(8, 8))
     assert stored(out) == before
     write_image(tmp_path / "other.zarr", counts(size=40))
     with pytest.raises(OutputError, match="there already"):
         filled(tmp_path, "other.zarr")
+
+
+def test_a_halo_is_measured_once_and_kept_and_names_do_not_depend_on_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = simulate(2, (288, 96), 1.0, seed=1)
+    write_image(tmp_path / "in.tif", image)
+    model = load_model("nuclei")
+    how: dict[str, Any] = {"block_px": (96, 96)}
+    denoise_volume(model, tmp_path / "in.tif", tmp_path / "whole.zarr", **how)
+    assert denoise_volume(model, tmp_path / "in.tif", tmp_path / "two.zarr", part=(1, 2), **how).done == 2
+    monkeypatch.setattr(tiling, "measured_halo_px", None)
+    assert denoise_volume(model, tmp_path / "in.tif", tmp_path / "two.zarr", part=(2, 2), **how).complete
+    assert stored(tmp_path / "two.zarr") == stored(tmp_path / "whole.zarr")
+    result, expected = read_photons(tmp_path / "two.zarr", check=False).values, denoise(model, image).values
+    assert 0 < float(np.square(result - expected).mean() / np.square(expected).mean()) < 1e-6
+    denoise_volume(model, tmp_path / "in.tif", tmp_path / "exact.zarr", halo_px=(121, 121), **how)
+    close(read_photons(tmp_path / "exact.zarr", check=False), denoise(model, image))
+
+
+def test_bfloat16_and_batches_reach_volumes(tmp_path: Path, run: Any, trained_2d: Trained) -> None:
+    write_image(tmp_path / "in.tif", trained_2d.counts)
+    given = ("denoise", trained_2d.run, tmp_path / "in.tif")
+    results = []
+    for precision in ("float32", "bf16"):
+        assert run(*given, tmp_path / f"{precision}.zarr", "--precision", precision).code == 0
+        results.append(read_photons(tmp_path / f"{precision}.zarr", check=False))
+    model = load_model(trained_2d.run)
+    close(results[1], denoise(model, trained_2d.counts, precision="bf16"))
+    assert float(abs(results[1] - results[0]).max()) > 1e-4
+    one_sentence(run(*given, tmp_path / "wrong.zarr", "--precision", "half"))
+    one_sentence(run(*given, tmp_path / "bf16.zarr", "--precision", "float32"))
+    with pytest.raises(ConfigError, match="batch"):
+        denoise_volume(model, tmp_path / "in.tif", tmp_path / "s.zarr", n_samples=1, batch=0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "lost"])
@@ -210,7 +246,8 @@ def test_levels_sizes_names_and_ranges_are_those_of_ome_zarr(tmp_path: Path, ver
     image = counts("czyx", size=300).isel(z=slice(3), x=slice(40))
     write_image(tmp_path / "in.zarr", image)
     out, model = tmp_path / "out.ome.zarr", anchored(2)
-    options = {"planes": True, "separate_channels": True, "block_px": (128, 64)}
+    halo = tiling.exact_halo_px(model.network)
+    options: dict[str, Any] = {"planes": True, "separate_channels": True, "block_px": (128, 64), "halo_px": halo}
     denoise_volume(model, tmp_path / "in.zarr", out, version=version, **options)
     yaozarrs.validate_zarr_store(str(out))
     close(read_photons(out, check=False), denoise(model, image, planes=True, separate_channels=True))
@@ -235,12 +272,12 @@ def test_cameras_with_maps_are_cropped_to_blocks(tmp_path: Path) -> None:
     adu = np.rint(maps.offset + 2 * (light + rng.normal(0, 1, light.shape) * maps.read_noise)).astype(np.uint16)
     image, model = light.copy(data=adu.values), anchored(2)
     write_image(tmp_path / "in.tif", image)
-    how: dict[str, Any] = {"planes": True, "camera": detector}
+    how: dict[str, Any] = {"planes": True, "camera": detector, "halo_px": tiling.exact_halo_px(model.network)}
     denoise_volume(model, tmp_path / "in.tif", tmp_path / "out.zarr", block_px=(16, 16), **how)
     close(read_photons(tmp_path / "out.zarr", check=False), denoise(model, image, **how))
     with pytest.raises(OutputError, match="camera"):
         other = Detector(detector.camera, PixelMaps(maps.offset + 1, maps.read_noise))
-        denoise_volume(model, tmp_path / "in.tif", tmp_path / "out.zarr", block_px=(16, 16), planes=True, camera=other)
+        denoise_volume(model, tmp_path / "in.tif", tmp_path / "out.zarr", block_px=(16, 16), **{**how, "camera": other})
 
 
 def test_one_bit_frames_are_summed_block_by_block(tmp_path: Path) -> None:
@@ -310,7 +347,17 @@ def test_what_are_no_counts_is_refused_before_anything_is_written(tmp_path: Path
 
 def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any, trained_2d: Trained) -> None:
     write_image(tmp_path / "in.tif", trained_2d.counts)
-    given = ("denoise", trained_2d.run, tmp_path / "in.tif", tmp_path / "out.ome.zarr", "--block", "64,64")
+    halo = ",".join(map(str, tiling.exact_halo_px(load_model(trained_2d.run).network)))
+    given = (
+        "denoise",
+        trained_2d.run,
+        tmp_path / "in.tif",
+        tmp_path / "out.ome.zarr",
+        "--block",
+        "64,64",
+        "--halo",
+        halo,
+    )
     assert run(*given, "--part", "1/2").code == 0
     assert run(*given, "--status").out.startswith("5 of 9 blocks are done")
     assert run(*given).code == 0

@@ -144,7 +144,7 @@ def denoise(
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
     if out.suffix.lower() == ".zarr" and told.regions is None:
-        given = running.of_volumes() | asdict(layout) | {"camera": camera}
+        given = running.of_volumes() | asdict(layout) | {"camera": camera, "precision": precision}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
@@ -205,7 +205,7 @@ def sample(
         if drawing.states or drawing.check_coverage:
             raise typer.BadParameter("--states and --check-coverage take an image that fits into memory")
         given = running.of_volumes() | asdict(layout) | {"settings": settings, "camera": camera}
-        given |= {"n_samples": drawing.samples, "seed": drawing.seed}
+        given |= {"n_samples": drawing.samples, "seed": drawing.seed, "batch": drawing.batch}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))

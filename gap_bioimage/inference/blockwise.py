@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing
-from gap_bioimage.inference.tiling import TiledNetwork, box_of, round_up, tiles
+from gap_bioimage.inference.tiling import TiledNetwork, box_of, round_up, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index
 from gap_bioimage.io.image import AXES, metadata_of
@@ -37,6 +37,10 @@ from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
 
 _BLOCK_PX = {2: {"z": 16, "y": 1024, "x": 1024}, 3: {"z": 64, "y": 512, "x": 512}}
+_MEMORY_BYTES, _OF_GPU_BYTES = (
+    1.5e9,
+    16e9,
+)  # of a tile: a process then takes less than 2 GiB; halved where there is less
 _PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
 
 Region = dict[str, slice]
@@ -48,7 +52,8 @@ class Drawn:
 
     n_samples: int
     seed: int
-    settings: SamplingConfig = field(default_factory=SamplingConfig)
+    settings: SamplingConfig
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Job:
     device: str = "cpu"
     block_px: Sequence[int] | None = None
     version: str = "0.5"
+    precision: str = "float32"
 
 
 class Made(NamedTuple):
@@ -82,7 +88,9 @@ class Volume:
     def __init__(self, job: Job, model: Model | None = None) -> None:
         self.job, self.model = job, load_model(job.model) if model is None else model
         self.detector = self.model.camera_for(job.layout.camera)
-        self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device)
+        memory_bytes = _OF_GPU_BYTES if job.device.startswith("cuda") else _MEMORY_BYTES
+        self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device, memory_bytes)
+        self.network.bf16 = job.precision == "bf16"
         self.source = open_volume(job.image, **job.selection)
         dim, step = self.model.config.dim, self.network.step
         self.seen = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
@@ -96,20 +104,19 @@ class Volume:
             raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
         self.box_px = box_of(self.model.network)
         self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.seen, self.box_px, step, strict=True)}
-        self.halo = {a: round_up(h, s) for a, h, s in zip(self.seen, self.network.halo_px, step, strict=True)}
-        if (tile := job.tile_px) is not None:
-            tiles([2 * n for n in tile], tile, self.network.halo_px, step)  # refuses those without room
 
     @cached_property
     def results(self) -> list[Blocks]:
         """The stores to fill: the denoised volume, or mean and standard deviation of samples."""
         out = self.job.out
-        paths = [out] if self.job.drawn is None else [beside(out, "mean"), beside(out, "std")]
-        template, names = metadata_of(self.source), [path.name.split(".ome.")[0].split(".zarr")[0] for path in paths]
+        kinds, template = ["denoised"] if self.job.drawn is None else ["mean", "std"], metadata_of(self.source)
+        paths = [out] if self.job.drawn is None else [beside(out, kind) for kind in kinds]
         if self.job.n_frames and "t" in template.steps:
             template = replace(template, steps={**template.steps, "t": template.steps["t"] * self.job.n_frames})
         design = Design("", self.sizes, template, np.dtype(np.float32), self.job.version, self._block_px())
-        return [Blocks(path, replace(design, name=name)) for path, name in zip(paths, names, strict=True)]
+        # not the name of the result: then its bytes would depend on where it is written
+        name = self.job.image.name.partition(".")[0]
+        return [Blocks(path, replace(design, name=f"{name} {kind}")) for path, kind in zip(paths, kinds, strict=True)]
 
     def _block_px(self) -> dict[str, int]:
         """Return the pixels of a block: multiples of chunks and of the network's pooling."""
@@ -140,14 +147,26 @@ class Volume:
                 "maps": maps and fingerprint(*map(torch.tensor, (maps.offset, maps.read_noise))),
             },
             "layout": layout,
-            "tile": [job.tile_px, job.halo_px],
-            "samples": drawn and [drawn.n_samples, drawn.seed, drawn.settings.model_dump(mode="json")],
+            "tile": job.tile_px,
+            "halo": list(self.network.halo_px),
+            "precision": job.precision,
+            "samples": drawn and [drawn.n_samples, drawn.seed, drawn.settings.model_dump(mode="json"), drawn.batch],
             "block": self._block_px(),
             "version": job.version,
         }
 
     def start(self) -> None:
-        """Begin, or go on; before the first block the middle of the volume is judged."""
+        """Begin, or go on; before the first block the halo is measured and the middle of the volume judged.
+
+        Who goes on takes the halo that the store was begun with.
+        """
+        if begun := self.results[0].settings().get("halo") if self.job.halo_px is None else None:
+            self.network.halo_px = begun
+        elif self.job.halo_px is None:
+            block = self._block_px()
+            self.network.measure_halo([self.sizes[a] for a in self.seen], [block[a] for a in self.seen])
+        if (tile := self.job.tile_px) is not None:
+            tiles([2 * n for n in tile], tile, self.network.halo_px, self.network.step)  # refuses those without room
         if not all(result.path.exists() for result in self.results):
             places = self.results[0].places(0)
             self._judge(places[len(places) // 2])
@@ -162,12 +181,13 @@ class Volume:
             check_photon_counts(part, name=self.job.image.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GapWarning)  # the blocks will say so
-            self._prepared(part, core)
+            prepared = self._prepared(part, core)
+        self.network.choose_precision(self.job.precision, prepared.tensor(0))
 
     def outer(self, core: Region) -> Region:
         """Return the pixels that a block depends on."""
-        margin = {axis: self.halo[axis] + self.reach[axis] for axis in self.seen}
-        return self._grown(core, margin)
+        halos = zip(self.seen, self.network.halo_px, self.network.step, strict=True)
+        return self._grown(core, {axis: round_up(halo, step) + self.reach[axis] for axis, halo, step in halos})
 
     def _grown(self, core: Region, margin: Mapping[str, int]) -> Region:
         return {
@@ -201,7 +221,7 @@ class Volume:
             return [np.zeros([cut.stop - cut.start for cut in core.values()], np.float32) for _ in self.results]
         outer = self.outer(core)
         prepared = self._prepared(part, outer)
-        inside = tuple(_within(core[axis], outer[axis]) for axis in self.seen)
+        inside = [within(core[axis], outer[axis]) for axis in self.seen]
         names = dict(zip("zyx"[-len(inside) :], inside, strict=True))
         cut = replace(
             prepared, image=prepared.image.isel(names), ordered=prepared.ordered.isel(names), camera=self._camera(core)
@@ -222,45 +242,36 @@ class Volume:
     def _expected(self, counts: Tensor, core: Region, parts: int) -> NDArray[np.float32]:
         """Return the expected counts of a block, (1, c, [z,] y, x), of counts that reach as far as they matter."""
         outer, near = self.outer(core), self._grown(core, self.reach)
-        nearby = [_within(near[axis], outer[axis]) for axis in self.seen]
+        nearby, inside = ([within(cut[a], o[a]) for a in self.seen] for cut, o in ((near, outer), (core, near)))
         whole = all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
-        inside = [_within(core[axis], outer[axis]) for axis in self.seen]
         done, rate = 0, torch.zeros(())
         for part in split_counts(counts, parts) if parts > 1 else [counts]:
-            log_rate, done = self._log_rate(part, nearby), done + 1
-            if whole or self.model.network.anchored:
-                found = self.network.network.rate(part[_at(nearby)], log_rate, [] if whole else self.box_px)
-                rate = rate + found[_at([_within(cut, near) for cut, near in zip(inside, nearby, strict=True)])]
-            else:
-                rate = rate + self._in_boxes(part, log_rate, nearby, inside)
+            log_rate, photons, done = self.network(part, wanted=nearby), part[_at(nearby)], done + 1
+            alone = whole or self.model.network.anchored
+            rate = rate + (self._rate(photons, log_rate, []) if alone else self._in_boxes(photons, log_rate, inside))
         result: NDArray[np.float32] = (rate * (parts / done)).numpy()
         return result
 
-    def _in_boxes(self, counts: Tensor, log_rate: Tensor, nearby: Sequence[slice], inside: Sequence[slice]) -> Tensor:
+    def _in_boxes(self, photons: Tensor, log_rate: Tensor, inside: Sequence[slice]) -> Tensor:
         """Conserve photons in boxes, piece by piece, since it takes many times the memory of the counts."""
-        rate = torch.empty(*counts.shape[:2], *(cut.stop - cut.start for cut in inside))
-        reach, ends = list(self.reach.values()), [cut.stop for cut in nearby]
-        for at, piece, crop in _pieces(inside, ends, [_PIECE_PX] * len(ends), reach, [1] * len(ends)):
-            seen = [_within(cut, near) for cut, near in zip(piece, nearby, strict=True)]
-            rate[_at(at)] = self.network.network.rate(counts[_at(piece)], log_rate[_at(seen)], self.box_px)[_at(crop)]
+        rate = torch.empty(*photons.shape[:2], *(cut.stop - cut.start for cut in inside))
+        reach = list(self.reach.values())
+        for tile in tiles(log_rate.shape[2:], [_PIECE_PX + 2 * r for r in reach], reach, [1] * len(reach), inside):
+            outer, inner, crop = tile.indices()
+            rate[inner] = self._rate(photons[outer], log_rate[outer], self.box_px)[crop]
         return rate
 
-    def _log_rate(self, counts: Tensor, wanted: Sequence[slice]) -> Tensor:
-        """Return the log-rates of a part of counts, tile by tile, none of which is made for the halo alone."""
-        halo, sizes = list(self.halo.values()), [cut.stop - cut.start for cut in wanted]
-        tile = self.network.tile_of([n + 2 * h for n, h in zip(sizes, halo, strict=True)])
-        block = [t - 2 * h for t, h in zip(tile, halo, strict=True)]
-        log_rate = torch.empty(*counts.shape[:2], *sizes)
-        for at, piece, crop in _pieces(wanted, counts.shape[2:], block, halo, self.network.step):
-            log_rate[_at(at)] = self.network(counts[_at(piece)])[_at(crop)]
-        return log_rate
+    def _rate(self, photons: Tensor, log_rate: Tensor, box_px: list[int]) -> Tensor:
+        return self.network.network.rate(photons, log_rate, box_px)
 
     def _samples(self, counts: Tensor) -> NDArray[np.float32]:
         """Return samples of the expected counts of one item, (n_samples, c, [z,] y, x)."""
         drawn = self.job.drawn
         assert drawn is not None  # noqa: S101
         item = xr.DataArray(counts[0].numpy(), dims=["c", *"zyx"[-len(self.seen) :]])
-        drawing = Drawing(self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, None, None, None)
+        drawing = Drawing(
+            self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, drawn.batch, None, None
+        )
         return drawing.rates_of(Prepared(item, item))[:, 0]
 
     def make(self, level: int, place: Index, part: xr.DataArray) -> Made:
@@ -289,25 +300,6 @@ class Volume:
         return math.prod(cut.stop - cut.start for cut in self.results[0].region(0, place).values())
 
 
-def _within(cut: slice, outer: slice) -> slice:
-    return slice(cut.start - outer.start, cut.stop - outer.start)
-
-
 def _at(cuts: Sequence[slice]) -> Any:
     """Return the index of a part along the last axes."""
     return (..., *cuts)
-
-
-def _pieces(
-    wanted: Sequence[slice], ends: Sequence[int], block_px: Sequence[int], margin_px: Sequence[int], step: Sequence[int]
-) -> Iterator[tuple[list[slice], list[slice], list[slice]]]:
-    """Cover a part of an array with blocks: where each lies in the part, with its margins in the array, and in these.
-
-    Margins reach over the part, as far as the array does, which ends at ``ends``.
-    """
-    for block in tiles([cut.stop - cut.start for cut in wanted], block_px, [0] * len(wanted), step):
-        at = list(block.inner)
-        own = [slice(cut.start + one.start, cut.start + one.stop) for cut, one in zip(wanted, at, strict=True)]
-        sides = zip(own, margin_px, ends, strict=True)
-        piece = [slice(max(0, cut.start - margin), min(cut.stop + margin, end)) for cut, margin, end in sides]
-        yield at, piece, [_within(cut, outer) for cut, outer in zip(own, piece, strict=True)]

@@ -1,7 +1,8 @@
 """Tiles that together give the same log-rates as the whole image.
 
 A tile is a block and a halo around it; blocks start at multiples of the network's pooling step, so that
-every tile is pooled as the whole image is. At the image's own border there is no halo.
+every tile is pooled as the whole image is. At the image's own border there is no halo. An exact halo is as wide as a
+network sees, a measured one as far as what it sees matters.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ _COPIES, _OF_ANCHOR = 8, 100  # full-size maps alive at once, of every filter an
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
 _PIECE_PX = {2: 64, 3: 24}  # side of the piece on which bfloat16 is tried: a few percent of the work
+# what a measured halo may leave in the pixels beside it: RMS, in units of the result's; of all pixels it is below 1e-3
+_SEAM, _BESIDE_PX = 3e-3, 8
+_EXPOSURES = (0.03, 0.3, 3.0)  # photons per pixel at which it is measured; in the dark networks look farthest
+_ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the images that are cut
+_CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
 
 
 class Tile(NamedTuple):
@@ -46,13 +52,23 @@ class Tile(NamedTuple):
         return [(..., *part) for part in self]
 
 
-def tiles(shape: Sequence[int], tile_px: Sequence[int], halo_px: Sequence[int], step_px: Sequence[int]) -> list[Tile]:
-    """Cover ``shape`` with tiles of at most ``tile_px``, halo included; halos are rounded up to steps."""
+def tiles(
+    shape: Sequence[int],
+    tile_px: Sequence[int],
+    halo_px: Sequence[int],
+    step_px: Sequence[int],
+    wanted: Sequence[slice] | None = None,
+) -> list[Tile]:
+    """Cover ``shape``, or what is ``wanted`` of it, with tiles of at most ``tile_px``, halo included.
+
+    Halos are rounded up to steps, and reach over what is wanted.
+    """
     _check_sizes("tile", tile_px, len(shape), 1)
     _check_sizes("halo", halo_px, len(shape), 0)
+    cuts = [slice(0, size) for size in shape] if wanted is None else wanted
     axes = [
-        _axis_tiles(size, tile, round_up(halo, step), step)
-        for size, tile, halo, step in zip(shape, tile_px, halo_px, step_px, strict=True)
+        _axis_tiles(size, cut, tile, round_up(halo, step), step)
+        for size, cut, tile, halo, step in zip(shape, cuts, tile_px, halo_px, step_px, strict=True)
     ]
     return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
 
@@ -67,9 +83,9 @@ def _check_sizes(name: str, sizes: Sequence[int], dim: int, least: int) -> None:
         raise ConfigError(f"the {name} is {given} px, expected {dim} numbers ({axes}) of at least {least}")
 
 
-def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
+def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
     if size <= tile:
-        yield slice(0, size), slice(0, size), slice(0, size)
+        yield slice(0, size), slice(0, wanted.stop - wanted.start), wanted
         return
     block = (tile - 2 * halo) // step * step
     if block < step:
@@ -77,19 +93,23 @@ def _axis_tiles(size: int, tile: int, halo: int, step: int) -> Iterator[tuple[sl
             f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px; "
             f"give tiles of at least {2 * halo + step} px"
         )
-    for start in range(0, size, block):
-        stop = min(start + block, size)
+    for start in range(wanted.start, wanted.stop, block):
+        stop = min(start + block, wanted.stop)
         first, last = max(0, start - halo), min(size, stop + halo)
-        yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
+        yield slice(first, last), within(slice(start, stop), wanted), slice(start - first, stop - first)
+
+
+def within(cut: slice, outer: slice) -> slice:
+    """Return where a part lies in a larger one."""
+    return slice(cut.start - outer.start, cut.stop - outer.start)
 
 
 class TiledNetwork:
     """A network that runs tile by tile on a device; counts (b, c, [z,] y, x) in, log-rates out.
 
-    With the default halo the result is that of the whole image to rounding: the receptive field, without the outer half
-    of an anchor's, whose filters are Gaussians of Gaussians (changes below 2e-6 of a log-rate, measured). On the CPU it
-    does not depend on the batch. ``memory_bytes`` is what a tile may take where none is given; where memory runs out
-    all the same, tiles are halved.
+    With the default, exact halo the result is that of the whole image to rounding. On the CPU it does not depend on the
+    batch. ``memory_bytes`` is what a tile may take where none is given; where memory runs out all the same, tiles are
+    halved.
     """
 
     def __init__(
@@ -109,29 +129,33 @@ class TiledNetwork:
                 f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"
             ) from None
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
-        faint = [reach // 2 for reach in network.anchor.reach_px()] if network.anchored else [0] * network.dim
-        whole = receptive_field_px(network)
-        self.halo_px = [r - f for r, f in zip(whole, faint, strict=True)] if halo_px is None else halo_px
+        self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
         self.device = next(network.parameters()).device
         maps = _COPIES * network.conv_final.in_channels + _OF_ANCHOR * network.anchored
         self._budget_px = memory_bytes / (4 * maps)
 
-    def tile_of(self, shape: Sequence[int]) -> Sequence[int]:
-        """Return the tile for an image: what was given, or the largest that fits the memory."""
+    def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
+        """Take a measured halo instead of the exact one, if an image is so large that it needs tiles or blocks."""
+        parts = zip(self.tile_of(shape), block_px or shape, shape, strict=False)
+        if any(min(tile, block) < size for tile, block, size in parts):
+            self.halo_px = measured_halo_px(self.network)
+
+    def tile_of(self, shape: Sequence[int], wanted: Sequence[slice] | None = None) -> Sequence[int]:
+        """Return the tile for an image or a part of it: what was given, or the largest that fits the memory."""
         if self.tile_px is not None:
             return self.tile_px
-        axes = range(len(shape))
+        axes, sizes = range(len(shape)), shape if wanted is None else [cut.stop - cut.start for cut in wanted]
         halos = [2 * round_up(halo, step) for halo, step in zip(self.halo_px, self.step, strict=True)]
         # with less than half a halo in the middle, nearly all of the work would be halo
         least = [round_up(max(halo // 4, step), step) for halo, step in zip(halos, self.step, strict=True)]
-        blocks = [round_up(size, step) for size, step in zip(shape, self.step, strict=True)]
+        blocks = [round_up(size, step) for size, step in zip(sizes, self.step, strict=True)]
         tile = list(shape)
         while math.prod(tile) > self._budget_px:
             axis = max(axes, key=lambda a: (blocks[a] + halos[a]) / (least[a] + halos[a]))
             if blocks[axis] <= least[axis]:
                 break
             blocks[axis] -= self.step[axis]
-            even = round_up(-(-shape[axis] // -(-shape[axis] // blocks[axis])), self.step[axis])
+            even = round_up(-(-sizes[axis] // -(-sizes[axis] // blocks[axis])), self.step[axis])
             tile[axis] = min(even + halos[axis], shape[axis])
         return tuple(tile)
 
@@ -166,11 +190,16 @@ class TiledNetwork:
         error = float((rates[1] - rates[0]).square().mean().sqrt() / rates[0].square().mean().sqrt().clamp(min=1e-30))
         log.info("convolutions run in bfloat16, which changes the result by %.2g %% (relative RMS)", 100 * error)
 
-    def __call__(self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return log-rates, shape and device of ``photons``, float32; ``on_tile`` gets (tiles done, all tiles)."""
+    def __call__(
+        self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None, wanted: Sequence[slice] | None = None
+    ) -> Tensor:
+        """Return log-rates, shape and device of ``photons`` or of the part that is ``wanted``, float32.
+
+        ``on_tile`` gets (tiles done, all tiles).
+        """
         while True:
             try:
-                log_rate = self._run(photons, on_tile)
+                log_rate = self._run(photons, on_tile, wanted)
                 break
             except (MemoryError, RuntimeError) as error:
                 memory = isinstance(error, MemoryError) or any(
@@ -188,10 +217,13 @@ class TiledNetwork:
             )
         return log_rate
 
-    def _run(self, photons: Tensor, on_tile: Callable[[int, int], None] | None) -> Tensor:
+    def _run(
+        self, photons: Tensor, on_tile: Callable[[int, int], None] | None, wanted: Sequence[slice] | None
+    ) -> Tensor:
         shape = photons.shape[2:]
-        parts = tiles(shape, self.tile_of(shape), self.halo_px, self.step)
-        log_rate = torch.empty(photons.shape, dtype=torch.float32, device=photons.device)
+        parts = tiles(shape, self.tile_of(shape, wanted), self.halo_px, self.step, wanted)
+        sizes = shape if wanted is None else [cut.stop - cut.start for cut in wanted]
+        log_rate = torch.empty(*photons.shape[:2], *sizes, dtype=torch.float32, device=photons.device)
         # anchors have no operator that this would change
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
         with torch.inference_mode(), mixed:
@@ -232,6 +264,51 @@ def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
 def box_of(network: UNet) -> list[int]:
     """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
     return [1] * network.dim if network.anchored else default_box_px(receptive_field_px(network))
+
+
+def exact_halo_px(network: UNet) -> list[int]:
+    """Return a halo that leaves rounding alone: the receptive field, without the outer half of an anchor's.
+
+    An anchor's filters are Gaussians of Gaussians; that half changes a log-rate by less than 2e-6, measured.
+    """
+    faint = [reach // 2 for reach in network.anchor.reach_px()] if network.anchored else [0] * network.dim
+    return [reach - half for reach, half in zip(receptive_field_px(network), faint, strict=True)]
+
+
+def measured_halo_px(network: UNet) -> list[int]:
+    """Return a halo beside which a cut changes less than 3e-3: RMS, in units of the result's.
+
+    A function of the network alone, measured along x and z on clouds of all sizes at three brightnesses.
+    It is looked for up to half of the exact halo, in the network's steps; else it is the exact one.
+    """
+    halo = exact_halo_px(network)
+    for axis in range(-1, -network.dim - 1, -2):  # y is like x
+        step, across = network.step_px[axis], zip(_ACROSS_PX[network.dim], network.step_px, strict=True)
+        most, sizes = round_up(-(-halo[axis] // 2), step), [round_up(size, other) for size, other in across]
+        sizes[axis] = 3 * most + step
+        squares = torch.stack([_squares(network, sizes, exposure, axis, most) for exposure in _EXPOSURES]).amax(0)
+        halos = range(0, most + 1, step)
+        halo[axis] = next((h for h in halos if float(squares[h : h + _BESIDE_PX].mean()) < _SEAM**2), halo[axis])
+    halo[-2] = halo[-1]
+    return halo
+
+
+def _squares(network: UNet, sizes: Sequence[int], exposure: float, axis: int, cut: int) -> Tensor:
+    """Return how a cut changes the rates of clouds: mean squares by the distance from it, in units of the result's."""
+    generator, light = torch.Generator().manual_seed(0), torch.zeros(1, network.channels, *sizes)
+    inside: Any = (..., *(slice(size) for size in sizes))
+    for cloud in _CLOUDS_PX:
+        drawn = torch.randn(1, network.channels, *(-(-size // cloud) + 1 for size in sizes), generator=generator)
+        mode = "bilinear" if network.dim == 2 else "trilinear"
+        light += torch.nn.functional.interpolate(drawn, scale_factor=cloud, mode=mode)[inside]
+    light = light.exp()
+    photons = torch.poisson(light * (exposure / light.mean()), generator).to(next(network.parameters()).device)
+    with torch.inference_mode():
+        whole, part = (network(p.contiguous()) for p in (photons, photons.narrow(axis, cut, sizes[axis] - cut)))
+    whole = whole.narrow(axis, cut, sizes[axis] - cut)
+    # of plain networks only ratios mean something
+    expected, other = (torch.exp(log_rate - whole.amax()).double() for log_rate in (whole, part))
+    return (other - expected).square().movedim(axis, 0).flatten(1).mean(1).cpu() / float(expected.square().mean())
 
 
 def receptive_field_px(network: UNet) -> list[int]:

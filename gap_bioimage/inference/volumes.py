@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -47,6 +48,8 @@ def denoise_volume(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
+    precision: str = "float32",
+    batch: int | None = None,
     block_px: Sequence[int] | None = None,
     version: Literal["0.4", "0.5"] = "0.5",
     part: tuple[int, int] = (1, 1),
@@ -69,8 +72,8 @@ def denoise_volume(
     n_samples, seed, settings
         Draw posterior samples as ``sample`` does, and write their mean and standard deviation to ``out`` with ``_mean``
         and ``_std`` before its suffix. Single samples are not kept: those of neighbouring blocks would not meet.
-    model, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
-        As for ``denoise``.
+    model, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device, precision, batch
+        As for ``denoise`` and ``sample``.
     block_px, version
         What is stored at once, per spatial axis; in OME-Zarr 0.5 a shard, in 0.4 some chunks.
     part
@@ -92,12 +95,11 @@ def denoise_volume(
     """
     out = Path(out)
     _check(image, out, part, n_samples)
-    drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig())
+    drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
-    job = Job(
-        model.source, Path(image), out, layout, chosen, sum_frames, drawn, tile_px, halo_px, device, block_px, version
-    )
+    how = (tile_px, halo_px, device, block_px, version, precision)
+    job = Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how)
     try:
         volume = Volume(job, model)
         volume.start()
@@ -172,7 +174,8 @@ def _there(scheduler: str, volume: Volume, level: int, places: Sequence[Index]) 
         client = Client(scheduler)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ConfigError(f"no scheduler answers at {scheduler} ({error}); start one, or leave it out") from None
-    made = partial(_on_worker, job=pickle.dumps(volume.job), settings=pickle.dumps(volume.settings()), level=level)
+    job = replace(volume.job, halo_px=volume.network.halo_px)  # measured once
+    made = partial(_on_worker, job=pickle.dumps(job), settings=pickle.dumps(volume.settings()), level=level)
     with client:
         try:
             tasks = client.map(made, places, pure=False)

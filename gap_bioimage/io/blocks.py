@@ -52,8 +52,7 @@ class Blocks:
                         raise
                 finally:
                     shutil.rmtree(own, ignore_errors=True)
-        before = _attributes(self.path).get(_KEY, {}).get("settings", {})
-        if not before:
+        if not (before := self.settings()):
             raise OutputError(f"{self.path} is there already and was not begun so; remove it or choose another name")
         asked = json.loads(json.dumps(settings))
         if others := [name for name in {**before, **asked} if before.get(name) != asked.get(name)]:
@@ -61,6 +60,10 @@ class Blocks:
                 f"{self.path} was begun with other settings ({', '.join(others)}); give those of before to go on, or "
                 "choose another name"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the store was begun with; nothing where it was not, or is not there."""
+        return dict(_attributes(self.path).get(_KEY, {}).get("settings", {})) if is_zarr(self.path) else {}
 
     def places(self, level: int) -> list[Index]:
         """Return all blocks of a level."""
@@ -108,16 +111,13 @@ class Blocks:
             with replacing(folder / _RECORDS / ".".join(map(str, place))) as temporary:
                 temporary.write_text(json.dumps(record))
 
-    def forget_damaged(self) -> int:
-        """Forget blocks whose files are not those that were written, so that they are made anew; return how many."""
-        found = 0
+    def forget_damaged(self) -> None:
+        """Forget blocks whose files are not those that were written, so that they are made anew."""
         for level in range(len(self.design.factors)):
             for place in self.done(level):
                 path = self.path / str(level) / _RECORDS / ".".join(map(str, place))
                 if json.loads(path.read_text())["sha256"] != self._hash(level, place):
                     path.unlink()
-                    found += 1
-        return found
 
     def averaged(self, level: int, place: Index) -> NDArray[Any]:
         """Return the values of a block from the level before, chunk by chunk along the first axis of space."""
