@@ -280,4 +280,4 @@ def test_a_model_is_exported_from_the_viewer(window, trained_2d, tmp_path):
     window.card["name"].value, window.zip.value = "Simulated cells", tmp_path / "cells.zip"
     window.export()
     window.wait()
-    assert "passed" in window.message.value and (tmp_path / "cells.zip").is_file()
+    assert "passed" in window.report.value and (tmp_path / "cells.zip").is_file()

@@ -42,12 +42,14 @@ class Window(QWidget):  # type: ignore[misc]
             layout.addWidget(part)
         self._tab("Inspect", _button("Are these photon counts?", self.inspect))
         self._train_tab()
-        self.folder = FileEdit(label="Large into", mode="d", nullable=True, tooltip=_LARGE)
+        self.folder = FileEdit(label="Large results in", mode="d", nullable=True, tooltip=_LARGE)
         self._tab("Denoise", self.folder, _button("Denoise", self.denoise))
         self._how_sure_tab()
         self.card = {name: LineEdit(label=name.replace("_", " "), value=value) for name, value in _CARD.items()}
         self.zip = FileEdit(label="zip", mode="w", value=Path.home() / "my-denoiser.zip")
-        self._tab("Export", *self.card.values(), self.zip, _button("Check and write the zip", self.export))
+        self.report, write = TextEdit(), _button("Check and write the zip", self.export)
+        self.report.read_only = True
+        self._tab("Export", *self.card.values(), self.zip, write, below=self.report.native)
         self.timer = QTimer(self)
         self.timer.timeout.connect(self._look)
         events = self.viewer.layers.events
@@ -141,7 +143,7 @@ class Window(QWidget):  # type: ignore[misc]
         card = {name: field.value for name, field in self.card.items() if field.value}
         card["authors"] = [{"name": card.pop("author", "")}]
         given = {"model": self.model.value, "out": self.zip.value, "card": card}
-        self._start(partial(work.export, **given), self.say, needs_layer=False)
+        self._start(partial(work.export, **given), partial(setattr, self.report, "value"), needs_layer=False)
 
     def say(self, text: str) -> None:
         """Show a text."""
