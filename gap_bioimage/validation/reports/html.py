@@ -37,7 +37,7 @@ def render_html(reports: Sequence[Report]) -> str:
     html = environment.from_string(template).render(
         pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
         columns=[name for name in programs() if name in judged], consumers=consumers(), parts=PARTS, points=POINTS,
-        highest=HIGHEST, words=_WORDS, version=__version__,
+        highest=HIGHEST, words=_WORDS, version=__version__, registry=registry(),
     )  # fmt: skip
     return printable(html)
 
