@@ -37,7 +37,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 def opened(path: Path) -> xr.DataArray:
     """Return an image, with its values unless it is large; a large one has its ``file`` among its attributes."""
     image = open_image(path)
-    if image.size * _LARGE <= psutil.virtual_memory().available:
+    in_order = [axis for axis in AXES if axis in image.dims] == [*image.dims]
+    if image.size * _LARGE <= psutil.virtual_memory().available or not in_order:
         return loaded(image, path)
     image.encoding[ON_DISK] = True
     return image.assign_attrs(file=path)
@@ -52,7 +53,8 @@ def middle_of(image: xr.DataArray) -> xr.DataArray:
     """Return a piece from the middle of a large image, any other as it is."""
     if "file" not in image.attrs:
         return image
-    return image.isel({axis: middle(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}).load()
+    piece = {axis: middle(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}
+    return loaded(image.isel(piece), image.attrs["file"])
 
 
 def _simulated(dim: Any, photons: float) -> list[LayerData]:
@@ -93,8 +95,9 @@ def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
     if "file" not in image.attrs:
         return image.data, settings, "image"
     chunks = {axis: _PIECE_PX.get(str(axis), 1) for axis in image.dims}
-    lazy = image.chunk(chunks, token=secrets.token_hex(8))  # a name, else dask reads all of it to find one
-    return lazy.data, {**settings, "metadata": {"image": image}}, "image"
+    # a name, else dask reads all of it to find one; a lock, since not all readers know threads
+    lazy = image.chunk(chunks, token=secrets.token_hex(8), lock=True).data
+    return lazy.astype(lazy.dtype.newbyteorder("=")), {**settings, "metadata": {"image": image}}, "image"
 
 
 def axes_of(layer: Any) -> str:
@@ -112,7 +115,8 @@ def image_of(layer: Any, axes: str) -> xr.DataArray:
     if layer.rgb or len(axes) != layer.ndim or len(set(axes)) != len(axes):
         told = "colours, expected counts of one channel" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
         raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
-    if (large := layer.metadata.get("image")) is not None:
+    large: xr.DataArray | None = layer.metadata.get("image")
+    if large is not None:
         if large.dims != tuple(axes):
             named = "".join(map(str, large.dims))
             raise AxesError(f"{layer.name} has the axes {named} in its file, expected these for a large image")
