@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -19,6 +19,7 @@ from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
+Image = TypeVar("Image", xr.DataArray, Counts)
 
 
 def pseudo_psnr_db(photons: xr.DataArray | NDArray[np.generic]) -> float:
@@ -35,15 +36,7 @@ def pseudo_psnr_db(photons: xr.DataArray | NDArray[np.generic]) -> float:
     return 10.0 * math.log10(mean) if mean > 0 else -math.inf
 
 
-@overload
-def thin(
-    photons: xr.DataArray, fraction: float, seed: int | np.random.Generator
-) -> tuple[xr.DataArray, xr.DataArray]: ...
-@overload
-def thin(photons: Counts, fraction: float, seed: int | np.random.Generator) -> tuple[Counts, Counts]: ...
-def thin(
-    photons: xr.DataArray | Counts, fraction: float, seed: int | np.random.Generator
-) -> tuple[xr.DataArray | Counts, xr.DataArray | Counts]:
+def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tuple[Image, Image]:
     """Split counts at random: each photon goes to the first part with probability ``fraction``.
 
     Parameters
@@ -117,17 +110,16 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     """Refuse values that no counter returns; whether they come from photons is not asked."""
     from gap_bioimage.camera.moments import scan
-    from gap_bioimage.evidence import Evidence, measure
+    from gap_bioimage.evidence import measure
     from gap_bioimage.judging import judge
 
     if photons.dtype.kind in "bu" and photons.size:
         return
-    if photons.dtype.kind not in "biuf":
-        raise NotPhotonCountsError(judge(measure(photons), name, 1.0).message)
-    found = scan(photons.data if isinstance(photons.data, np.ndarray) else photons.values)
-    if not found.pixels or found.nonfinite or found.minimum < 0 or found.fractional:
-        evidence = Evidence(photons.dtype, (2, 2), found, None if found.fractional else 1.0)
-        raise NotPhotonCountsError(judge(evidence, name, 1.0).message)
+    if photons.dtype.kind in "if":
+        found = scan(photons.data if isinstance(photons.data, np.ndarray) else photons.values)
+        if found.pixels and found.minimum >= 0 and not (found.nonfinite or found.fractional):
+            return
+    raise NotPhotonCountsError(judge(measure(photons), name, 1.0).message)
 
 
 def check_axes(image: Any, *, what: str = "the image") -> None:

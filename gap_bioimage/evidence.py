@@ -12,7 +12,7 @@ import xarray as xr
 
 from gap_bioimage.camera import moments as m
 from gap_bioimage.camera.moments import FEW_PIXELS, Flags, Floats, Statistics, Values, as_stack
-from gap_bioimage.camera.noise import Correlation, Noise, correlation_of, hot_pixels, noise_of
+from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, hot_pixels
 
 Planes = list[Floats]
 
@@ -31,21 +31,18 @@ class Evidence:
     size: tuple[int, int]  # (rows, columns)
     statistics: Statistics
     unit: float | None = 1.0  # all values are whole multiples of it; None if there is no such number
-    noise: Noise | None = None  # where there is enough to see
+    curve: Curve | None = None  # where there is enough to see
     correlation: Correlation = field(default_factory=Correlation)
+    repeats: bool = False  # whether differences of frames gave the correlation
     planes: Planes = field(default_factory=list)  # some (y, x), whole, for what programs leave in them
     colours: float = 0.0  # share of the noise that channels have in common
     hot: list[tuple[int, int]] = field(default_factory=list)  # places (y, x) that no photons explain
 
     @property
-    def piled_up(self) -> bool:
-        """Whether pixels pile up at the maximum."""
-        return m.piled_up(self.dtype, self.statistics)
-
-    @property
     def saturated(self) -> float:
-        """Share of pixels at the maximum."""
-        return self.statistics.at_maximum / max(self.statistics.pixels, 1)
+        """Share of pixels at the maximum, where they pile up."""
+        found = self.statistics
+        return found.at_maximum / max(found.pixels, 1) if found.piled_up(self.dtype) else 0.0
 
 
 def measure(photons: xr.DataArray) -> Evidence:
@@ -59,42 +56,46 @@ def measure(photons: xr.DataArray) -> Evidence:
         return Evidence(values.dtype, size, Statistics(values.size, values.size))
     found = m.scan(values)
     whole = Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
-    if found.nonfinite or found.minimum == found.maximum or min(size) < 3 or values.ndim < 2:
+    if found.nonfinite or found.minimum == found.maximum or min(size) < 3:
         return whole
     stack, singles = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None), as_stack(values)
-    hot = _hot(singles) if whole.unit == 1 and found.minimum >= 0 else np.zeros(size, bool)
+    hot: Flags = np.zeros(size, bool)
+    if whole.unit == 1 and found.minimum >= 0:
+        hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
+        hot &= bool(hot.mean() <= _MOST_HOT)
+    left = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
     parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
     unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else whole.unit
     return replace(
         whole,
-        statistics=_without(found, np.asarray(values[..., hot], np.float64)),
+        statistics=replace(
+            found,
+            pixels=found.pixels - left.size,
+            total=found.total - float(left.sum()),
+            at_maximum=found.at_maximum - int(np.count_nonzero(left == found.maximum)),
+        ),
         unit=unit,
-        noise=_noise(stack, singles, hot, unit or 1.0),
-        correlation=correlation_of(stack, hot),
+        **_noise(stack, singles, hot, unit or 1.0),
         planes=planes,
         colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
         hot=[(int(y), int(x)) for y, x in np.argwhere(hot)],
     )
 
 
-def _hot(singles: Values) -> Flags:
-    hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
-    return hot if hot.mean() <= _MOST_HOT else np.zeros_like(hot)
-
-
-def _without(found: Statistics, hot: Floats) -> Statistics:
-    left, stuck = found.pixels - hot.size, int(np.count_nonzero(hot == found.maximum))
-    return replace(found, pixels=left, total=found.total - float(hot.sum()), at_maximum=found.at_maximum - stuck)
-
-
-def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> Noise | None:
-    """Return the noise of single images, or of differences of frames where nothing moves."""
-    noise = noise_of(m.moments_of(singles, in_time=False, most=FEW_PIXELS, hot=hot), unit)
-    if noise is None or stack.shape[1] < 3:
-        return noise
-    in_time = noise_of(m.moments_of(stack, in_time=True, most=FEW_PIXELS, hot=hot), unit)
-    return noise if in_time is None or in_time.dark > max(_STILL, noise.dark) else in_time
+def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str, Any]:
+    """Return the noise of single images, or of differences of frames; its variance from these where nothing moves."""
+    if min(stack.shape[2:]) < m.LEAST_PX:
+        return {}
+    moments = m.moments_of(singles, in_time=False, most=FEW_PIXELS, hot=hot)
+    curve, repeats = curve_of(moments, unit), stack.shape[1] > 1
+    if repeats:
+        moments = m.moments_of(stack, in_time=True, most=FEW_PIXELS, hot=hot)
+        in_time = curve_of(moments, unit) if stack.shape[1] > 2 else None
+        if curve is not None and in_time is not None and in_time.dark <= max(_STILL, curve.dark):
+            curve = in_time
+    correlation = correlation_of(moments)
+    return {"curve": curve, "correlation": correlation, "repeats": repeats and correlation.blocks > 0}
 
 
 def missing_levels(planes: Planes) -> int:
@@ -144,8 +145,7 @@ def areas(planes: Planes) -> bool:
     pairs = np.zeros((2, 2))  # of objects and background, those that are alike and all
     for plane in planes:
         objects = plane != numbers[np.argmax(times)]
-        right, below = plane[:, 1:] == plane[:, :-1], plane[1:] == plane[:-1]
-        for alike, inside in ((right, objects[:, 1:]), (below, objects[1:])):
+        for alike, inside in ((plane[:, 1:] == plane[:, :-1], objects[:, 1:]), (plane[1:] == plane[:-1], objects[1:])):
             pairs += [[(alike & inside).sum(), inside.sum()], [(alike & ~inside).sum(), (~inside).sum()]]
     return bool((pairs[:, 0] >= _AREA * np.maximum(pairs[:, 1], 1)).all())
 
@@ -161,11 +161,9 @@ def one_bit(planes: Planes) -> bool:
 
 def shared_noise(channels: list[Planes]) -> float:
     """Return the smallest correlation of the noise of two to four channels with the one before; large for colours."""
-    if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < 5:
+    if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < len(m.RIPPLE):
         return 0.0
-    ripple = np.outer([1.0, -4, 6, -4, 1], [1.0, -4, 6, -4, 1])
-    noise = [
-        np.concatenate([scipy.ndimage.correlate(p, ripple)[2:-2, 2:-2].ravel() for p in planes]) for planes in channels
-    ]
+    ripple = np.outer(m.RIPPLE, m.RIPPLE)
+    noise = [np.concatenate([scipy.ndimage.correlate(p, ripple).ravel() for p in planes]) for planes in channels]
     pairs = zip(noise[1:], noise[:-1], strict=True)
     return min(float(a @ b) / max(math.sqrt(float(a @ a) * float(b @ b)), 1e-300) for a, b in pairs)

@@ -58,23 +58,30 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def refusals_told(path: Path, hint: str = "free some space or choose a folder that you can write to") -> Iterator[None]:
+    """Tell in a sentence, as an OutputError, what the system refuses while ``path`` is written."""
+    try:
+        yield
+    except GapError:
+        raise  # some of ours are OSErrors too, and already say what to do
+    except OSError as error:
+        # numpy's short writes have no error number; the disk is then full
+        reason = (error.strerror or f"no space left ({' '.join(str(error).split())})").lower()
+        raise OutputError(f"cannot write {path}: {reason}; {hint}") from error
+
+
 def _beside(path: Path, word: str) -> Path:
     return path.with_name(f".{path.stem}.{word}-{secrets.token_hex(4)}{path.suffix}")
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, gone afterwards; what the system refuses is told in a sentence."""
+    """Yield a temporary path beside ``path``, gone afterwards."""
     temporary = _beside(path, "tmp")
     try:
-        yield temporary
-    except GapError:
-        raise  # some of ours are OSErrors too, and already say what to do
-    except OSError as error:
-        # numpy's short writes have no error number; the disk is then full
-        reason = (error.strerror or f"no space left ({' '.join(str(error).split())})").lower()
-        hint = "free some space or choose a folder that you can write to"
-        raise OutputError(f"cannot write {path}: {reason}; {hint}") from error
+        with refusals_told(path):
+            yield temporary
     finally:
         if temporary.is_dir() and not temporary.is_symlink():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,6 @@ tensors do not tell is looked for in ``weights.yaml`` beside ``weights.pt``.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import pickle
@@ -26,7 +25,7 @@ from gap_bioimage.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 RANGE = "trained_range_db"
@@ -39,55 +38,36 @@ _LOCK = threading.Lock()  # torch keeps one list of what is allowed
 
 
 class _Values:
-    """An object with attributes, such as argparse's Namespace."""
+    """An object of which its attributes alone are kept, such as argparse's Namespace."""
+
+    def __init__(self, *_: Any) -> None: ...
 
 
-class _NumberType:
-    """A dtype of numpy, of which only name and byte order matter."""
-
-    def __init__(self, name: str = "", *_: Any) -> None:
-        self.name = str(name)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
-            self.name = ">" + self.name
-
-
-def _number(kind: Any = None, data: Any = b"") -> Any:
-    """Read a number of numpy from its bytes."""
-    dtype = np.dtype(kind.name if isinstance(kind, _NumberType) else "O")
-    if dtype.kind not in "biuf":
-        raise pickle.UnpicklingError("not a number of numpy")
-    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)[0].item()
-
-
-def _stand_in(name: str, like: type = object, make: Callable[..., Any] | None = None) -> type:
-    """Return a class that torch takes for the global ``name``; ``make`` returns plain values instead of instances."""
+def _stand_in(name: str, **more: Any) -> type:
+    """Return a class that torch takes for the global ``name``, and that does nothing."""
     module, _, last = name.rpartition(".")
-    space: dict[str, Any] = {"__module__": module, "__qualname__": last}
-    if make is not None:
-        space["__new__"] = lambda cls, *arguments: make(*arguments)
-    return type(last, (like,), space)
+    return type(last, (_Values,), {"__module__": module, "__qualname__": last, **more})
 
 
-def _stand_ins() -> list[Any]:
+def _allowed() -> list[Any]:
     lightning = ("pytorch_lightning", "lightning.pytorch", "lightning")
     settings = [f"{package}.utilities.parsing.AttributeDict" for package in lightning]
     settings += [f"{package}.utilities.data.AttributeDict" for package in ("lightning.fabric", "lightning_fabric")]
     callbacks = ["model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor"]
     callbacks += ["progress.ProgressBar", "progress.TQDMProgressBar"]
     paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    scalar: Any = np.float64(0).__reduce__()[0]  # how numpy makes a number of its type and its bytes
     return [
-        *(_stand_in(name, make=lambda *_: OrderedDict()) for name in settings),
+        *(_stand_in(name, __new__=lambda *_: OrderedDict()) for name in settings),
         *(_stand_in(f"{package}.callbacks.{name}") for package in lightning[:2] for name in callbacks),
-        *(_stand_in(f"pathlib.{name}", make=lambda *parts: "/".join(map(str, parts))) for name in paths),
-        *(_stand_in(f"numpy.{core}.multiarray.scalar", make=lambda *a: _number(*a)) for core in ("core", "_core")),
-        _stand_in("argparse.Namespace", _Values),
-        _stand_in("numpy.dtype", _NumberType),
+        *(_stand_in(f"pathlib.{name}") for name in paths),
+        _stand_in("argparse.Namespace"),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *(np.dtype, *{type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"}),
     ]
 
 
-_ALLOWED = _stand_ins()
+_ALLOWED = _allowed()
 
 
 def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
@@ -150,18 +130,15 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     weights, beside = _find(content, path), path.with_suffix(".yaml")
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
-    _check_names(given, "hyper_parameters")
-    sources = {"given": given, "sidecar": _read_sidecar(beside, path), "hyper_parameters": stored}
+    stored = {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
+    aside = _read_sidecar(beside, path)
+    if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
+        network_config(unknown, path)  # which says so
     told: dict[str, tuple[Any, str]] = {}
-    silent: set[str] = set()
-    for source, settings in sources.items():
-        for name in (*_SETTINGS, RANGE):
-            if name not in settings or name in told or name in silent:
-                continue
-            if settings[name] is not None:
-                told[name] = settings[name], source
-            elif source != "hyper_parameters":
-                silent.add(name)  # what a user leaves to the weights, no stored setting decides
+    for source, settings in (("hyper_parameters", stored), ("sidecar", aside), ("given", given)):
+        told |= {name: (settings[name], source) for name in (*_SETTINGS, RANGE) if name in settings}
+    # what a user leaves to the weights, no stored setting decides
+    told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
     limits, range_from = told.pop(RANGE, (None, "assumed"))
     facts, encodings = _facts(weights, path)
     stages = told.get("z_conv_stage", (None,))[0]
@@ -220,17 +197,8 @@ def _read_sidecar(beside: Path, path: Path) -> dict[str, Any]:
         values = read_yaml(beside)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    if not any(name in values for name in (*_SETTINGS, RANGE)):
-        return {}  # a model card may have the same name
-    _check_names(values, str(beside))
-    return values
-
-
-def _check_names(values: Mapping[Any, Any], source: str) -> None:
-    for name in values:
-        if name not in (*_SETTINGS, RANGE):
-            [near] = difflib.get_close_matches(str(name), (*_SETTINGS, RANGE), n=1, cutoff=0.0)
-            raise CheckpointError(f"{source}: unknown key {name!r}; did you mean {near!r}?")
+    # a model card may have the same name
+    return values if any(name in values for name in (*_SETTINGS, RANGE)) else {}
 
 
 def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,36 +55,36 @@ class Inspection(Mapping[str, Any]):
     """
 
     image: str
-    axes: str | None
-    shape: list[int] | None
-    dtype: str | None
-    pixel_size_um: dict[str, float]
-    size_um: dict[str, float]
-    interval_s: float | None
-    frames: int | None
-    planes: int | None
-    channels: int | None
-    channel_names: list[str]
-    min: float | None
-    max: float | None
-    mean: float | None
-    total: float | None
-    zero_share: float | None
-    pseudo_psnr_db: float | None
-    lattice: float
-    saturated_share: float | None
-    hot_pixels: int | None
-    fano: float | None
-    fano_bright: float | None
-    noise_correlation_y: float | None
-    noise_correlation_x: float | None
-    noise_correlation_error: float | None
-    noise_correlation_method: str
-    variance_curve: list[list[float]]
-    gain_guess: dict[str, float] | None
-    thinning_correlation: float | None
-    thinning_correlation_error: float | None
-    thinning: str | None
+    axes: str | None = None
+    shape: list[int] | None = None
+    dtype: str | None = None
+    pixel_size_um: dict[str, float] = field(default_factory=dict)
+    size_um: dict[str, float] = field(default_factory=dict)
+    interval_s: float | None = None
+    frames: int | None = None
+    planes: int | None = None
+    channels: int | None = None
+    channel_names: list[str] = field(default_factory=list)
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    total: float | None = None
+    zero_share: float | None = None
+    pseudo_psnr_db: float | None = None
+    lattice: float = 0
+    saturated_share: float | None = None
+    hot_pixels: int | None = None
+    fano: float | None = None
+    fano_bright: float | None = None
+    noise_correlation_y: float | None = None
+    noise_correlation_x: float | None = None
+    noise_correlation_error: float | None = None
+    noise_correlation_method: str = "none"
+    variance_curve: list[list[float]] = field(default_factory=list)
+    gain_guess: dict[str, float] | None = None
+    thinning_correlation: float | None = None
+    thinning_correlation_error: float | None = None
+    thinning: str | None = None
     source_kind: str
     verdict: str
     message: str
@@ -92,7 +92,7 @@ class Inspection(Mapping[str, Any]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __getitem__(self, key: str) -> Any:
         return self.to_dict()[key]
@@ -137,20 +137,21 @@ def inspect(
 
     given: dict[str, Any] = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     known = {key: value for key, value in given.items() if value is not None}
-    photons, file = None, isinstance(image, (str, Path))
+    photons, path = None, image if isinstance(image, (str, Path)) else None
     try:
-        if isinstance(image, (str, Path)):
-            photons, typed, name = read_photons(image, check=False, **given), str(image), Path(image).name
+        if path is not None:
+            photons, typed, name = read_photons(path, check=False, **given), str(path), Path(path).name
         else:
-            photons = as_image(image, dims or axes).transpose(..., "y", "x")
+            photons, known = as_image(image, dims or axes).transpose(..., "y", "x"), {}
             typed = name = str(photons.attrs.get("source", photons.name or "the image"))
         evidence = measure(photons)
         finding = judge(evidence, name)
-        if file and finding.verdict != "not usable":
-            finding = _of_file(typed, photons.dtype) or finding
-        report = _report(typed, photons, evidence, finding, known if file else {})
+        if path is not None and finding.verdict != "not usable":
+            finding = _of_file(Path(path), photons.dtype) or finding
+        report = _report(typed, photons, evidence, finding, known)
     except NotPhotonCountsError as error:
-        report = _picture(str(image) if file else "the image", str(error))
+        name = "the image" if path is None else str(path)  # a picture, by its own kind of error
+        report = Inspection(image=name, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
     if plot is not None:
         from gap_bioimage.camera.plots import plot_inspection
         from gap_bioimage.pictures import save_figure
@@ -159,31 +160,30 @@ def inspect(
     return report
 
 
-def _of_file(path: str, dtype: np.dtype[Any]) -> Finding | None:
+def _of_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
     """Judge by what a file says of itself: compression by JPEG, which keeps 16 bits only, and Fiji's projections."""
-    name = Path(path).name
-    if name.upper().startswith(("MAX_", "MED_", "MIN_", "AVG_", "STD_")):
-        return processed(f"{name} is named as Fiji names projections of stacks", "use the stack")
-    if not path.lower().endswith((".tif", ".tiff")) or dtype.itemsize > 1:
+    if path.name.upper().startswith(("MAX_", "MED_", "MIN_", "AVG_", "STD_")):
+        return processed(f"{path.name} is named as Fiji names projections of stacks", "use the stack")
+    if path.suffix.lower() not in (".tif", ".tiff") or dtype.itemsize > 1:
         return None
     import tifffile
 
     with tifffile.TiffFile(path) as tif:
         if int(tif.pages.first.compression) not in _JPEG_TAGS:
             return None
-    return processed(f"{name} is compressed by JPEG, which changes values", "save it without compression")
+    return processed(f"{path.name} is compressed by JPEG, which changes values", "save it without compression")
 
 
 def _report(
     name: str, photons: xr.DataArray, evidence: Evidence, finding: Finding, given: dict[str, Any]
 ) -> Inspection:
-    known, found, noise = metadata_of(photons), evidence.statistics, evidence.noise
+    known, found, curve = metadata_of(photons), evidence.statistics, evidence.curve
     correlation = evidence.correlation
     halves, halves_error, words = _thinning(evidence, finding)
-    points = [] if noise is None else np.stack([noise.mean, noise.variance, noise.error], 1).tolist()
+    points = [] if curve is None else np.stack([curve.mean, curve.variance, curve.error], 1).tolist()
     return Inspection(
         image=name,
-        axes="".join(str(d) for d in photons.dims),
+        axes="".join(map(str, photons.dims)),
         shape=list(photons.shape),
         dtype=photons.dtype.name,
         pixel_size_um=dict(known.pixel_size_um),
@@ -200,14 +200,14 @@ def _report(
         zero_share=found.zeros / max(found.pixels, 1),
         pseudo_psnr_db=_number(10 * math.log10(found.mean)) if found.total > 0 else None,
         lattice=0 if found.lattice == 0 else float(f"{evidence.unit or 1:.6g}"),
-        saturated_share=evidence.saturated if evidence.piled_up else 0.0,
+        saturated_share=evidence.saturated,
         hot_pixels=len(evidence.hot) if finding.verdict == "photon counts" else 0,
-        fano=None if noise is None else _number(noise.dark),
-        fano_bright=None if noise is None else _number(noise.bright),
+        fano=None if curve is None else _number(curve.dark),
+        fano_bright=None if curve is None else _number(curve.bright),
         noise_correlation_y=_number(correlation.y),
         noise_correlation_x=_number(correlation.x),
         noise_correlation_error=_number(correlation.error),
-        noise_correlation_method=correlation.method,
+        noise_correlation_method="repeats" if evidence.repeats else "single image" if correlation.blocks else "none",
         variance_curve=[[float(f"{value:.6g}") for value in point] for point in points],
         gain_guess=_gain(evidence),
         thinning_correlation=halves,
@@ -222,12 +222,12 @@ def _report(
 
 def _gain(evidence: Evidence) -> dict[str, float] | None:
     """Return the camera that a line of variance against mean tells of, if there is such a line."""
-    noise = evidence.noise
-    if noise is None or not noise.slope[0] >= _SURE * noise.slope[1]:
+    curve = evidence.curve
+    if curve is None or not curve.slope[0] >= _SURE * curve.slope[1]:
         return None
-    if not noise.intercept[0] < -_SURE * noise.intercept[1] and evidence.statistics.minimum >= 0:
+    if not curve.intercept[0] < -_SURE * curve.intercept[1] and evidence.statistics.minimum >= 0:
         return None
-    return {"gain": float(f"{noise.slope[0]:.3g}"), "offset": float(f"{noise.offset:.4g}")}
+    return {"gain": float(f"{curve.slope[0]:.3g}"), "offset": float(f"{curve.offset:.4g}")}
 
 
 def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float | None, str]:
@@ -236,18 +236,17 @@ def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float
     The halves' noise has the covariance (variance - mean) / 4, and so the correlation (F - 1) / (F + 1) with F the
     variance over mean; it need not be drawn.
     """
-    found, noise = evidence.statistics, evidence.noise
+    found, curve, counts = evidence.statistics, evidence.curve, finding.verdict == "photon counts"
     if evidence.dtype.kind not in "biuf" or found.nonfinite or found.fractional or found.minimum < 0:
         return None, None, "not possible: these are no whole numbers from 0 up"
-    if noise is None or not found.total > 0 or finding.verdict == "not usable":
-        return None, None, "not tested: too few photons" if finding.verdict == "photon counts" else "not tested"
-    value = (noise.dark - 1) / (noise.dark + 1)
-    error = 2 * noise.dark * noise.dark_error / (noise.dark + 1) ** 2
-    if finding.verdict == "photon counts":
-        clear = abs(value) <= max(_SMALL, _SURE * error)
-        words = "valid: the halves are independent" if clear else "not tested: fine structure hides the noise"
-    elif abs(value) <= max(_SMALL, _SURE * error):
-        words = "not valid: these are no photon counts"
+    if curve is None or not found.total > 0 or finding.verdict == "not usable":
+        return None, None, "not tested: too few photons" if counts else "not tested"
+    value = (curve.dark - 1) / (curve.dark + 1)
+    error = 2 * curve.dark * curve.dark_error / (curve.dark + 1) ** 2
+    if abs(value) <= max(_SMALL, _SURE * error):
+        words = "valid: the halves are independent" if counts else "not valid: these are no photon counts"
+    elif counts:
+        words = "not tested: fine structure hides the noise"
     elif value > 0:
         words = "not valid: the halves share noise, which the network would copy"
     else:
@@ -271,14 +270,6 @@ def _next(finding: Finding, typed: str, given: dict[str, Any], photons: xr.DataA
     if finding.verdict == "photon counts":
         return shlex.join(train)
     return finding.advice or _RAW
-
-
-def _picture(typed: str, message: str) -> Inspection:
-    """Report a file that holds no photons, by its own kind of error."""
-    nothing = xr.DataArray(np.zeros((0, 0), np.uint8), dims=["y", "x"])
-    report = _report(typed, nothing, measure(nothing), Finding("processed", "processed", message), {})
-    unknown = ("axes", "shape", "dtype", "frames", "planes", "channels", "zero_share", "saturated_share", "hot_pixels")
-    return Inspection(**{**report.to_dict(), **dict.fromkeys(unknown), "thinning": None})
 
 
 def _number(value: float) -> float | None:

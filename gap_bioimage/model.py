@@ -24,10 +24,7 @@ CAMERA_FILE = "camera.yaml"
 """The camera in a run folder, with its maps beside it."""
 CameraLike = Detector | Camera | str | Path | None
 """A camera, its yaml, "model" for the one that a model was trained with, or None where images are counts."""
-_OF_THE_MODULE = (
-    *("box_px", "rounded", "background", "ceiling"),
-    *("n_samples", "n_steps", "seed", "gain", "brightest", "window_px"),
-)
+_OF_THE_MODULE = "box_px rounded background ceiling n_samples n_steps seed gain brightest window_px".split()
 """What the modules of our zips are made with besides the network."""
 _ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
 
@@ -66,10 +63,18 @@ class Model:
         """What it is, such as "original GAP checkpoint, 3D anisotropic, z in 1 of 3 levels"."""
         config, stages = self.config, self.config.z_conv_stage
         anisotropic = stages is not None and stages < config.depth
-        words = [_ORIGINS.get(self.origin, self.origin), f"{config.dim}D" + (" anisotropic" if anisotropic else "")]
-        if config.channels > 1:
-            words.append("RGB" if config.channels == 3 else f"{config.channels} channels")
-        return ", ".join([*words, *([f"z in {stages} of {config.depth} levels"] if anisotropic else [])])
+        words = [
+            _ORIGINS.get(self.origin, self.origin),
+            f"{config.dim}D anisotropic" if anisotropic else f"{config.dim}D",
+            {1: "", 3: "RGB"}.get(config.channels, f"{config.channels} channels"),
+            f"z in {stages} of {config.depth} levels" if anisotropic else "",
+        ]
+        return ", ".join(filter(None, words))
+
+    @property
+    def brightest(self) -> float:
+        """Photons per pixel of the brightest window of its training."""
+        return float(10 ** (self.trained_range_db[1] / 10))
 
     @property
     def parameter_count(self) -> int:
@@ -171,9 +176,7 @@ def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
         raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
     beside = path.parent / CAMERA_FILE
     camera = read_camera(beside) if origin == "run" and beside.is_file() else _camera(settings.get("camera"), path)
-    prefix = "average.module." if any(key.startswith("average.module.") for key in weights) else "network."
-    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    config = network_config(described, path)
+    own, config = _part(weights, "average.module.") or _part(weights, "network."), network_config(described, path)
     return Model(_network(config, own, path), config, (low, high), camera, n_frames, history, path, origin)
 
 
@@ -197,11 +200,13 @@ def _from_zip(path: Path) -> Model:
                 f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage "
                 "and pytorch_state_dict weights in its rdf.yaml"
             ) from None
-    config = network_config(arguments, path)
-    own = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
-    camera, n_frames = _camera(ours.get("camera"), path), ours.get("ceiling")
-    network = _network(config, own, path)
-    return Model(network, config, (low, high), camera, n_frames, source=path, origin="bioimage.io zip")
+    config, camera = network_config(arguments, path), _camera(ours.get("camera"), path)
+    network = _network(config, _part(weights, "network."), path)
+    return Model(network, config, (low, high), camera, ours.get("ceiling"), source=path, origin="bioimage.io zip")
+
+
+def _part(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _camera(told: Any, path: Path) -> Detector | None:

@@ -14,6 +14,7 @@ from gap_bioimage.files import check_place, replacing
 from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Any
 
@@ -48,25 +49,25 @@ class Recorder:
         self.kept.save(f"frame{progress.step}", photons=photons, rate=rate)
 
     def write(self, path: Path) -> None:
-        """Write the movie by rename; long ones are thinned out to about ten seconds."""
-        steps = self.kept.count("frame")
-        keep = np.unique(np.linspace(1, steps, _MOST_FRAMES).round().astype(int))
-        figure, draw = _canvas(*self._frame(steps))
+        """Write the movie by rename."""
+        first = next(self._frames(), None)
+        if first is None:
+            raise OutputError("the frames of the movie are damaged; delete their hidden folder and generate again")
+        figure, draw = _canvas(**first)
         with replacing(path) as temporary, rc_context({"animation.ffmpeg_path": _ffmpeg(path)}):
             kind: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
             writer = kind(fps=_FRAMES_PER_SECOND)
             with writer.saving(figure, str(temporary), dpi=80):
-                for number in (*keep, *([keep[-1]] * _HOLD_FRAMES)):
-                    draw(*self._frame(number))
+                for frame in self._frames():
+                    draw(**frame)
                     writer.grab_frame()
 
-    def _frame(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        # a frame that was damaged on the disk is shown as the one before, or, at the start, the next
-        for number in (*range(step, 0, -1), *range(step + 1, self.kept.count("frame") + 1)):
-            frame = self.kept.load(f"frame{number}")
-            if frame is not None:
-                return frame["photons"], frame["rate"]
-        raise OutputError("the frames of the movie are damaged; delete their hidden folder and generate again")
+    def _frames(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Yield about ten seconds of frames and the last one for longer; damaged ones are left out."""
+        numbers = np.unique(np.linspace(1, self.kept.count("frame"), _MOST_FRAMES).round().astype(int)).tolist()
+        for number in (*numbers, *([numbers[-1]] * _HOLD_FRAMES)):
+            if (frame := self.kept.load(f"frame{number}")) is not None:
+                yield frame
 
 
 def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:

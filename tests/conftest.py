@@ -3,13 +3,14 @@
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from command_line import run  # noqa: F401  (fixture)
-from fixtures_model import trained_2d, trained_3d, unchecked_zip_2d, unchecked_zip_3d  # noqa: F401  (fixtures)
+from fixtures_model import trained_2d, trained_3d, unchecked_zip_2d  # noqa: F401  (fixtures)
 
 from gap_bioimage.validation.run.sandbox import Sandbox
 
@@ -20,6 +21,21 @@ _ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+# Workers take whole files, in this order: those first that take minutes, so that none of them is left over at the end.
+_LONG = ("test_end_to_end", "test_exporting", "test_training_fit", "test_training_run_folder", "test_validation_run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest begin first, and then those with the most tests."""
+    tests = Counter(item.path for item in items)
+
+    def order(item: pytest.Item) -> tuple[int, int, Path]:
+        place = next((n for n, name in enumerate(_LONG) if item.path.stem.startswith(name)), len(_LONG))
+        return place, -tests[item.path], item.path
+
+    items.sort(key=order)
 
 
 def pytest_configure() -> None:

@@ -16,13 +16,11 @@ from scipy import ndimage
 import gap_bioimage
 from gap_bioimage.camera.calibration import Calibration, calibrate
 from gap_bioimage.camera.camera import check_camera_image, read_camera, simulate_camera
-from gap_bioimage.camera.frames import frames_of
-from gap_bioimage.camera.numbers import Estimate
+from gap_bioimage.camera.photon_transfer import Estimate
 from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-from gap_bioimage.inspection import inspect
 from gap_bioimage.pictures import save_figure
-from gap_bioimage.simulation import simulate, simulate_truth
+from gap_bioimage.simulation import simulate_truth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,21 +88,14 @@ def test_intervals_hold_the_truth(numbers: tuple[float, float, float, bool], cam
     assert np.mean(held, axis=0).min() >= 0.88
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_few_dark_frames_are_said(plain: xr.DataArray, count: int) -> None:
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, count: int) -> None:
     found = calibrate(plain, dark=DARK.isel(t=slice(0, count)))
-    assert any(warning.startswith(f"{count} dark frames") for warning in found.warnings)
-    assert (found.detector.maps is None) == (count == 1)
-
-
-def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray) -> None:
-    found = calibrate(plain, dark=DARK)
     assert found.offset_from == "dark frames"
-    assert found.offset.value == pytest.approx(100, abs=0.05)
-    assert found.read_noise.value == pytest.approx(1.6, abs=0.03)
-    assert found.detector.maps is not None
-    assert found.detector.maps.offset.shape == SIZE
-    assert not any("dark" in warning for warning in found.warnings)
+    assert found.offset.value == pytest.approx(100, abs=0.1)
+    assert found.read_noise.value == pytest.approx(1.6, abs=0.04)
+    assert any(warning.startswith(f"{count} dark frames") for warning in found.warnings) == (count < 16)
+    assert (found.detector.maps is None) == (count == 1)
 
 
 def test_maps_follow_pixels_that_differ() -> None:
@@ -134,16 +125,12 @@ def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     assert holds(noise.offset, 100)
 
 
-def test_moving_objects_are_not_taken_for_multiplying_detectors() -> None:
-    rate = simulate(2, (160, 160), 1.0, 2)[1].values
-    scene = rate / rate.mean() * 20
-    frames = np.stack([scene] * 24)
+def rolling() -> xr.DataArray:
+    light = scene(20.0, 2, (160, 160)).values
+    frames = np.stack([light] * 24)
     for i, frame in enumerate(frames):
-        frame[:, :40] = np.roll(scene[:, :40], 3 * i, axis=0)
-    found = calibrate(simulate_camera(frames, gain=2.2, offset=100, read_noise=1.5, n_frames=24, seed=0))
-    assert not found.detector.camera.multiplying
-    assert found.gain.value == pytest.approx(2.2, rel=0.03)
-    assert any("moves or flickers" in warning for warning in found.warnings)
+        frame[:, :40] = np.roll(light[:, :40], 3 * i, axis=0)
+    return simulate_camera(frames)
 
 
 def bent(images: xr.DataArray) -> xr.DataArray:
@@ -163,6 +150,7 @@ FILMS: dict[str, Any] = {
     "one image": (lambda: camera().isel(t=0), "one image"),
     "two frames": (lambda: camera().isel(t=slice(0, 2)), ""),
     "moving": (moving, ""),
+    "rolling": (rolling, "moves or flickers"),
     "bleached": (lambda: simulate_camera(scene(40.0).values * np.exp(-np.arange(24) / 60)[:, None, None]), ""),
     "flickering": (lambda: camera() + np.random.default_rng(0).integers(0, 4, (24, 1, 1)).astype(np.uint16), ""),
     "planes with frames": (lambda: xr.concat([camera(30.0, seed, n_frames=6) for seed in range(3)], "z"), ""),
@@ -177,6 +165,7 @@ def test_the_gain_is_right_and_what_may_be_wrong_is_said(name: str) -> None:
     assert found.gain.value == pytest.approx(2.2, rel=0.03) or (found.frames < 3 and holds(found.gain, 2.2))
     assert any(word in warning for warning in found.warnings) or not word
     assert (found.detector.camera.saturation == 300) == (name == "saturated")
+    assert not found.detector.camera.multiplying
 
 
 def test_a_bent_curve_is_said() -> None:
@@ -185,13 +174,7 @@ def test_a_bent_curve_is_said() -> None:
     assert any("falls short" in warning for warning in found.warnings)
 
 
-def test_fewer_frames_are_less_certain(plain: xr.DataArray) -> None:
-    frames = (slice(None), slice(0, 2), slice(0, 1))
-    widths = [found.gain.high - found.gain.low for found in (calibrate(plain.isel(t=some)) for some in frames)]
-    assert widths == sorted(widths)
-
-
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(added=st.integers(1, 5000), factor=st.integers(2, 9))
 def test_added_adu_move_the_offset_and_factors_scale(added: int, factor: int) -> None:
     images = camera(20.0, 2, n_frames=8).astype(np.float64)
@@ -210,20 +193,15 @@ def test_smoothed_noise_is_said(plain: xr.DataArray) -> None:
     found = calibrate(plain.copy(data=np.rint(smooth).astype(np.uint16)))
     assert found.correlation == (pytest.approx(0.5, abs=0.05), pytest.approx(0, abs=0.05))
     assert "correlated" in found.warnings[0]
-    assert "factor of up to 2.0" in found.warnings[0]
+    assert "factor of up to 2." in found.warnings[0]
     assert holds(found.offset, 100)
 
 
-def test_counts_need_no_camera() -> None:
-    counts = xr.concat([simulate(photons=3, seed=0, shape=SIZE)[0] for _ in range(1)], "t")
-    rng = np.random.default_rng(0)
-    film = counts.isel(t=0).copy(data=rng.poisson(scene(3.0)).astype(np.uint16))
-    many = xr.DataArray(rng.poisson(scene(3.0).values, (24, *SIZE)).astype(np.uint16), dims=list("tyx"))
-    for images in (film, many):
-        found = calibrate(images)
-        assert found.counts
-        assert "no camera is needed" in found.message
-    assert not calibrate(camera()).counts
+@pytest.mark.parametrize("frames", [1, 24])
+def test_counts_need_no_camera(frames: int) -> None:
+    found = calibrate(tyx(np.random.default_rng(0).poisson(scene(3.0).values, (frames, *SIZE)).astype(np.uint16)))
+    assert found.counts
+    assert "no camera is needed" in found.message
 
 
 def test_same_seed_same_answer(plain: xr.DataArray) -> None:
@@ -231,13 +209,13 @@ def test_same_seed_same_answer(plain: xr.DataArray) -> None:
     assert calibrate(plain, seed=1).gain != calibrate(plain, seed=2).gain
 
 
-def flat_noise() -> xr.DataArray:
-    light = 200 + 100 * scene(1.0).values
-    return xr.DataArray(np.random.default_rng(0).normal(light, 400 / light**0.5, (20, *SIZE)), dims=list("tyx"))
-
-
 def tyx(values: Any) -> xr.DataArray:
     return xr.DataArray(values, dims=list("tyx"))
+
+
+def flat_noise() -> xr.DataArray:
+    light = 200 + 100 * scene(1.0).values
+    return tyx(np.random.default_rng(0).normal(light, 400 / light**0.5, (20, *SIZE)))
 
 
 BITS = (np.random.default_rng(0).random((8, 64, 64)) < 0.3).astype(np.uint8) * 255
@@ -271,11 +249,6 @@ def test_bad_input_is_one_sentence(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_channels_are_to_be_chosen(plain: xr.DataArray) -> None:
-    both = xr.concat([plain, plain], "c")
-    assert calibrate(both.isel(c=[0])).gain == calibrate(plain).gain
-
-
 def test_a_flat_scene_needs_dark_frames() -> None:
     flat = simulate_camera(scene() * 0 + 30, n_frames=24, seed=1)
     try:
@@ -297,17 +270,19 @@ def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_telomeres_were_resampled(shared_data: Path) -> None:
+def test_telomeres_were_resampled_and_their_own_camera_takes_them(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "telomeres_camera_tyx.tif"
     found = calibrate(path)
-    inspected = inspect(path)
-    assert found.correlation == pytest.approx(
-        (inspected["noise_correlation_y"], inspected["noise_correlation_x"]), abs=1e-3
-    )
-    assert found.correlation[0] > 0.4
+    assert found.correlation == (pytest.approx(0.46, abs=0.02), pytest.approx(0.13, abs=0.03))
     assert "smoothed or resampled" in found.warnings[0]
     assert 0.3 < found.gain.low < found.gain.high < 0.6
     assert 96 < found.offset.low < found.offset.high < 102
+    found.save(tmp_path / "camera.yaml")
+    detector, movie = read_camera(tmp_path / "camera.yaml"), gap_bioimage.read_photons(path, check=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_camera_image(movie, detector, name="movie")
+        check_camera_image(movie.isel(t=0), detector, name="movie")
 
 
 def test_hazelnut_holds_counts_with_dead_time(shared_data: Path) -> None:
@@ -331,48 +306,32 @@ def test_frames_that_repeat_others_are_left_out() -> None:
     assert holds(same.gain, 2.2)
 
 
-@pytest.mark.parametrize("level", [0, 100])
-def test_frames_without_noise_are_left_out(level: int) -> None:
+def test_frames_without_noise_are_left_out() -> None:
     frames = camera(n_frames=20)
     dropped = frames.copy(deep=True)
-    dropped[{"t": [4, 9]}] = level
+    dropped[{"t": [4, 9]}] = 100
     found = calibrate(dropped)
     assert found.frames == 18
     assert found.warnings[0].startswith("frame 4 has no noise")
     whole = calibrate(frames.isel(t=[t for t in range(20) if t not in (4, 9)]))
     assert (found.gain, found.offset) == (whole.gain, whole.offset)
-    flat = frames.isel(t=[0, 1]).copy(deep=True)
-    flat[0], flat[1] = 100, 101
-    assert frames_of(flat).count == 2
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])
 def test_frames_that_were_averaged_are_told_with_the_right_factor(weights: tuple[float, float]) -> None:
     values = camera(n_frames=60, gain=20.0).values.astype(float)
     mixed = np.rint(weights[0] * values[1:] + weights[1] * values[:-1])
-    found = calibrate(xr.DataArray(mixed, dims=list("tyx")))
+    found = calibrate(tyx(mixed))
     told = next(warning for warning in found.warnings if "between frames" in warning)
     factor = float(told.split("factor of up to ")[1].split(";")[0].split(" ")[0])
     assert factor == pytest.approx(20 / found.gain.value, rel=0.2)
-    running = xr.DataArray(ndimage.uniform_filter1d(values, 5, axis=0)[5:-5], dims=list("tyx"))
     with pytest.raises(NotPhotonCountsError):
-        calibrate(running)
+        calibrate(tyx(ndimage.uniform_filter1d(values, 5, axis=0)[5:-5]))
 
 
 def test_negative_baselines_are_offsets() -> None:
     electrons = np.random.default_rng(0).poisson(scene(), (24, *SIZE))
     read = np.random.default_rng(1).normal(0, 1, electrons.shape)
-    film = xr.DataArray(np.rint(-40 + 12 * (electrons + read)).astype(np.int16), dims=list("tyx"))
-    found = calibrate(film)
+    found = calibrate(tyx(np.rint(-40 + 12 * (electrons + read)).astype(np.int16)))
     assert found.gain.value == pytest.approx(12, rel=0.03)
     assert holds(found.offset, -40)
-
-
-def test_a_calibration_is_saved_and_its_own_movie_is_taken_without_a_word(shared_data: Path, tmp_path: Path) -> None:
-    movie = gap_bioimage.read_photons(shared_data / "telomeres_camera_tyx.tif", check=False)
-    calibrate(movie).save(tmp_path / "camera.yaml")
-    detector = read_camera(tmp_path / "camera.yaml")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_camera_image(movie, detector, name="movie")
-        check_camera_image(movie.isel(t=0), detector, name="movie")

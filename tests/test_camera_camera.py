@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap_bioimage.camera.camera import Detector, PixelMaps, check_camera_image, read_camera, write_camera
-from gap_bioimage.camera.shifted_poisson import balanced_shift, mean_of_counts, spread_of_lowest
+from gap_bioimage.camera.shifted_poisson import balanced_shift
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
 
@@ -41,45 +42,37 @@ def measured(gain: float, offset: float, read: float) -> Detector:
 # one ADU is several electrons, and one electron many ADU; the camera's own noise is at least 0.6 ADU
 CAMERAS = [
     (0.2, 100.37, 3.0),
-    (0.5, 100.0, 1.5),
     (0.5, 0.0, 3.0),
     (1.0, 99.8, 0.75),
-    (1.0, 100.0, 1.0),
     (2.2, 100.37, 0.5),
-    (2.2, 500.0, 1.0),
     (2.2, 100.0, 1.5),
     (10.0, 100.0, 0.0),
-    (10.0, 0.0, 1.0),
     (30.0, 400.3, 2.0),
-    (30.0, 100.0, 0.3),
 ]
 
 
 @pytest.mark.parametrize(("gain", "offset", "read"), CAMERAS)
-def test_halves_of_thinned_counts_are_independent(gain: float, offset: float, read: float) -> None:
+def test_halves_of_thinned_counts_are_independent_and_what_was_added_is_subtracted(
+    gain: float, offset: float, read: float
+) -> None:
     detector = measured(gain, offset, read)
     rng = np.random.default_rng(2)
     for signal in (0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 5.0, 20.0):
         if signal + read**2 < 1:
             continue
-        counts = detector.counts(written(gain, offset, read, signal), rng)
+        adu = written(gain, offset, read, signal)
+        counts = detector.counts(adu, rng)
         for fraction in (0.2, 0.5):
             part = rng.binomial(counts, fraction)
             assert abs(np.corrcoef(part, counts - part)[0, 1]) < 0.02, (signal, fraction)
+        if signal >= 2:
+            assert counts.mean() - detector.shift() == pytest.approx(signal, abs=0.06 + 0.005 * signal)
+            assert detector.counts(adu).mean() - detector.background() == pytest.approx(
+                signal, abs=0.06 + 0.005 * signal
+            )
 
 
-@pytest.mark.parametrize(("gain", "offset", "read"), CAMERAS)
-def test_what_is_subtracted_is_what_was_added(gain: float, offset: float, read: float) -> None:
-    detector = measured(gain, offset, read)
-    for signal in (3.0, 5.0, 20.0):
-        adu = written(gain, offset, read, signal)
-        spread = detector.counts(adu, np.random.default_rng(3)).mean() - detector.shift()
-        assert spread == pytest.approx(signal, abs=0.06 + 0.005 * signal)
-        plain = detector.counts(adu).mean() - detector.background()
-        assert plain == pytest.approx(signal, abs=0.06 + 0.005 * signal)
-
-
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(deviation=st.floats(0.0, 4.0))
 def test_the_shift_balances_mean_and_variance_of_rounded_noise(deviation: float) -> None:
     shift = balanced_shift(deviation)
@@ -96,14 +89,7 @@ def test_without_noise_rounding_finds_the_electrons() -> None:
     np.testing.assert_array_equal(detector.counts(np.array([100, 110, 150])), [0, 1, 5])
 
 
-def test_only_the_lowest_counts_are_spread_and_only_as_far_as_noise_asks() -> None:
-    assert not any(spread_of_lowest(0.05))
-    chances = spread_of_lowest(1.0)
-    assert max(chances) == chances[0] <= 0.5
-    assert min(chances) >= 0
-
-
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(gain=st.floats(0.3, 20), offset=st.integers(0, 400), read=st.floats(0, 3), more=st.integers(1, 300))
 def test_another_offset_changes_nothing(gain: float, offset: int, read: float, more: int) -> None:
     adu = np.arange(0, 4000, 7)
@@ -169,7 +155,6 @@ def test_cameras_are_written_and_read(tmp_path: Path) -> None:
     [
         ("offset: 100", "gain"),
         ("gain: 0\noffset: 1", "greater than 0"),
-        ("gain: -2\noffset: 1", "greater than 0"),
         ("gain: .nan\noffset: 1", "gain"),
         ("gain: 2\noffset: 1\nread_noise: -1", "read_noise"),
         ("gain: 2\noffset: 1\nreadnoise: 1", "did you mean 'read_noise'"),
@@ -219,14 +204,11 @@ def test_values_that_are_not_finite_are_refused_wherever_they_are_and_never_cast
         read_camera(tmp_path / "camera.yaml")
 
 
-@pytest.mark.filterwarnings("error")
-def test_good_images_are_taken_without_a_word() -> None:
-    detector = measured(2.2, 100.0, 1.2)
-    check_camera_image(image(written(2.2, 100.0, 1.2, 3.0, size=4000).reshape(2, 40, 50)), detector, name="a.tif")
-
-
 def test_saturated_pixels_and_hopelessly_dark_ones_are_warned_of() -> None:
     bright = written(2.2, 100.0, 1.2, 50.0, size=4000).reshape(2, 40, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_camera_image(image(bright), measured(2.2, 100.0, 1.2), name="a.tif")
     detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2, saturation=230))
     with pytest.warns(UserWarning, match="are saturated"):
         check_camera_image(image(bright), detector, name="a.tif")
@@ -240,17 +222,3 @@ def test_without_a_known_ceiling_that_of_the_type_counts() -> None:
     detector = Detector(Camera(gain=1, offset=0))
     assert detector.saturated(np.array([254, 255], np.uint8)).tolist() == [False, True]
     assert detector.saturated(np.array([254.0, 1e9], np.float32)).tolist() == [False, False]
-
-
-@pytest.mark.parametrize("gain", [0.5, 1.0, 1.5, 2.2, 7.0])
-@pytest.mark.parametrize("read", [1.3, 2.0])
-def test_mean_of_counts_is_that_of_simulated_cameras(gain: float, read: float) -> None:
-    detector = measured(gain, 100.4, read)
-    rng = np.random.default_rng(8)
-    # the mean over electron numbers, as of a scene with many grey values
-    electrons = rng.integers(20, 84, N)
-    adu = np.rint(100.4 + gain * (electrons + rng.normal(0, read, N)))
-    shift = detector.shift()
-    assert isinstance(shift, float)
-    found = float(np.mean(detector.counts(adu) - electrons))
-    assert mean_of_counts(gain, detector.camera.offset % 1, read, shift) == pytest.approx(found, abs=0.03)

@@ -3,11 +3,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from gap_bioimage.config import Config, NetworkConfig, RunConfig, ThinningConfig, TrainConfig, read_yaml
+from gap_bioimage.config import RunConfig, TrainConfig, read_yaml
 from gap_bioimage.errors import ConfigError
 
 FULL: dict[str, Any] = {
@@ -38,33 +35,8 @@ def test_yaml_round_trip_keeps_every_setting(tmp_path: Path) -> None:
     assert RunConfig.read(path) == config
     assert yaml.safe_load(config.to_yaml()) == FULL
     assert config.train.patch_px == (8, 16, 32)
-
-
-def test_defaults_round_trip_and_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(RunConfig().to_yaml())
-    assert RunConfig.read(path) == RunConfig()
     path.write_text("# nothing set\n")
-    assert RunConfig.read(path) == RunConfig.read() == RunConfig()
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    steps=st.integers(1, 10**9),
-    rate=st.floats(1e-12, 1e3),
-    low=st.floats(-1e3, 1e3),
-    span=st.one_of(st.none(), st.floats(1e-3, 1e3)),
-    patch=st.one_of(st.none(), st.tuples(st.integers(1, 4096), st.integers(1, 4096))),
-    decay=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
-)
-def test_yaml_keeps_numbers_exactly(
-    steps: int, rate: float, low: float, span: float | None, patch: tuple[int, int] | None, decay: float | None
-) -> None:
-    config = RunConfig(
-        thinning=ThinningConfig(min_db=low, max_db=None if span is None else low + span),
-        train=TrainConfig(steps=steps, learning_rate=rate, patch_px=patch, ema_decay=decay),
-    )
-    assert RunConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+    assert RunConfig.read(path) == RunConfig.read() == RunConfig.from_dict(yaml.safe_load(RunConfig().to_yaml()))
 
 
 @pytest.mark.parametrize(
@@ -108,14 +80,11 @@ def test_all_errors_are_told_at_once() -> None:
     [
         ("train.steps=500", "train", "steps", 500),
         ("train.learning_rate=1e-4", "train", "learning_rate", 1e-4),
-        ("train.learning_rate=0.5", "train", "learning_rate", 0.5),
         ("train.patch_px=[64, 32]", "train", "patch_px", (64, 32)),
         ("train.patch_px=null", "train", "patch_px", None),
         ("train.tensorboard=true", "train", "tensorboard", True),
-        ("train.precision=bf16-mixed", "train", "precision", "bf16-mixed"),
         ("thinning.max_db=7", "thinning", "max_db", 7.0),
         (" thinning.min_db=-10", "thinning", "min_db", -10.0),
-        ("network.up_mode=upsample", "network", "up_mode", "upsample"),
     ],
 )
 def test_overrides_parse_types(override: str, section: str, key: str, expected: Any) -> None:
@@ -138,14 +107,12 @@ def test_overrides_go_over_the_file_and_the_last_wins(tmp_path: Path, text: str)
     ("override", "told"),
     [
         ("train.steps", "section.key=value"),
-        ("=5", "section.key=value"),
         ("train.=5", "section.key=value"),
         ("train.steps.deep=5", "train.steps"),
         ("train.steps=many", "train.steps"),
         ("train.steps=1.5", "train.steps"),
         ("train.step=5", "'train.steps'"),
         ("steps=5", "unknown key 'steps'"),
-        ("train=5", "train"),
         ("train.patch_px=[64", "train.patch_px"),
         ("train.patch_px=@", "train.patch_px"),
     ],
@@ -157,24 +124,18 @@ def test_wrong_overrides_are_refused_by_name(override: str, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_override_does_not_turn_a_value_into_a_section(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("train: 5\n")
-    with pytest.raises(ConfigError, match="'train' is a value, not a section"):
-        RunConfig.read(path, ["train.steps=5"])
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (b"train: [1, 2", "is not yaml"),
         (b"\xff\xfe\x00\x81", "is not yaml"),
         (b"- 1\n- 2\n", "holds a list"),
-        (b"just words", "holds a str"),
         (b"!!python/object/apply:os.system ['true']", "is not yaml"),
     ],
 )
 def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        RunConfig.read(tmp_path / "missing.yaml")
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=told) as caught:
@@ -183,56 +144,18 @@ def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, t
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["missing.yaml", "."])
-def test_unreadable_files_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot read"):
-        RunConfig.read(tmp_path / name)
-
-
-@pytest.mark.parametrize("config", [NetworkConfig(), ThinningConfig(), TrainConfig(), RunConfig()])
-def test_settings_are_frozen(config: Config) -> None:
-    name = next(iter(type(config).model_fields))
-    with pytest.raises(ValidationError, match="frozen"):
-        setattr(config, name, getattr(config, name))
-
-
 @pytest.mark.parametrize(
     "values",
     [
         {"network": {"dim": 2, "z_conv_stage": 1}},
-        {"network": {"dim": 1}},
-        {"network": {"depth": 0}},
         {"network": {"depth": 9}},
-        {"network": {"channels": 0}},
-        {"network": {"levels": 0}},
         {"network": {"up_mode": "nearest"}},
-        {"network": {"merge_mode": "mean"}},
-        {"network": {"dim": 3, "z_conv_stage": 0}},
         {"network": {"dim": 3}, "train": {"patch_px": [64, 64]}},
-        {"network": {"dim": 2}, "train": {"patch_px": [8, 64, 64]}},
         {"thinning": {"min_db": 0, "max_db": 0}},
-        {"thinning": {"min_db": 1, "max_db": 0}},
-        {"thinning": {"max_fraction": 0}},
-        {"thinning": {"max_fraction": 1}},
-        {"thinning": {"min_db": float("nan")}},
-        {"thinning": {"min_db": float("-inf")}},
-        {"thinning": {"max_db": float("nan")}},
         {"thinning": {"max_db": float("inf")}},
         {"train": {"steps": 0}},
-        {"train": {"batch_size": 0}},
         {"train": {"patch_px": [0, 64]}},
-        {"train": {"learning_rate": 0}},
-        {"train": {"learning_rate": float("inf")}},
-        {"train": {"learning_rate": float("nan")}},
-        {"train": {"gradient_clip": -1}},
-        {"train": {"total_weight": -0.1}},
-        {"train": {"ema_decay": 1.0}},
-        {"train": {"precision": "16"}},
-        {"train": {"validation_share": 0.5}},
-        {"train": {"validation_share": 0}},
-        {"train": {"purpose": "win"}},
         {"train": {"repeats": "z"}},
-        {"train": {"seed": -1}},
         {"train": None},
     ],
 )

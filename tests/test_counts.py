@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import binom, chisquare
 
 from gap_bioimage.counts import check_dim, check_photon_counts, check_whole_numbers, pseudo_psnr_db, thin
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
@@ -30,24 +30,7 @@ def counts(draw: st.DrawFn) -> np.ndarray:
     return draw(hnp.arrays(np.int64, shape, elements=st.integers(0, min(brightest, limit)))).astype(dtype)
 
 
-def assert_law(drawn: np.ndarray, n: int, p: float) -> None:
-    observed = np.bincount(drawn.astype(np.int64), minlength=n + 1)
-    assert len(observed) == n + 1
-    expected = binom.pmf(np.arange(n + 1), n, p) * drawn.size
-    assert not observed[expected < 1e-7].any()
-    # rare results share a bin, so that chi-square's approximation holds
-    order = np.argsort(expected)
-    bins = np.minimum(np.searchsorted(np.cumsum(expected[order]), [10.0]), n)[0]
-    groups = [order[: bins + 1], *([k] for k in order[bins + 1 :])]
-    if len(groups) == 1:
-        assert observed.sum() == drawn.size
-        return
-    found = [observed[g].sum() for g in groups]
-    wanted = np.array([expected[g].sum() for g in groups])
-    assert chisquare(found, wanted * drawn.size / wanted.sum()).pvalue > 1e-4
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(photons=counts(), fraction=st.floats(0, 1), seed=st.integers(0, 2**32), labelled=st.booleans())
 def test_no_photon_is_lost_or_made(photons: np.ndarray, fraction: float, seed: int, labelled: bool) -> None:
     before = photons.copy()
@@ -63,17 +46,8 @@ def test_no_photon_is_lost_or_made(photons: np.ndarray, fraction: float, seed: i
     )
 
 
-@pytest.mark.parametrize("p", [0.01, 0.3, 0.9])
-def test_mixed_counts_each_follow_their_own_law(p: float) -> None:
-    photons = np.random.default_rng(1).choice([0, 1, 2, 7, 63, 64, 90], (3, 66_000)).astype(np.uint16)
-    kept, _ = thin(photons, p, 2)
-    assert not kept[photons == 0].any()
-    for n in (1, 2, 7, 63, 64, 90):
-        assert_law(kept[photons == n], n, p)
-
-
-@pytest.mark.parametrize("mean", [0.05, 2.0, 30.0, 300.0])
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("mean", [0.05, 2.0, 300.0])
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_halves_of_poisson_data_are_independent_poisson(mean: float, fraction: float) -> None:
     size = 300_000
     photons = np.random.default_rng(5).poisson(mean, size)
@@ -106,11 +80,9 @@ def test_labels_stay() -> None:
     ("values", "told"),
     [
         (np.array([3, -1], np.int16), "-1"),
-        (np.array([3.0, -2.0]), "-2"),
         (np.array([3.0, 0.5]), "fractions"),
         (np.array([3.0, np.nan]), "finite"),
         (np.array([3.0, np.inf], np.float32), "finite"),
-        (np.array([3.0, -np.inf]), "finite"),
         (np.array([1e300]), "fractions|finite|large"),
         # these types skip whole numbers from here on
         (np.array([60000.0], np.float16), "60000"),
@@ -135,14 +107,9 @@ def test_fractions_outside_zero_to_one_are_refused(fraction: float) -> None:
     ("values", "db"),
     [([1], 0.0), ([[10, 10]], 10.0), ([0, 200], 20.0), ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], -10.0), ([0, 0], -math.inf)],
 )
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i8", "f4"])
-def test_pseudo_psnr(values: list[int], db: float, dtype: str) -> None:
-    photons = np.array(values, dtype)
-    assert pseudo_psnr_db(photons) == db
-    assert pseudo_psnr_db(xr.DataArray(photons)) == db
-
-
-def test_pseudo_psnr_needs_pixels() -> None:
+def test_pseudo_psnr(values: list[int], db: float) -> None:
+    assert pseudo_psnr_db(np.array(values, "u1")) == db
+    assert pseudo_psnr_db(xr.DataArray(np.array(values, "f4"))) == db
     with pytest.raises(ValueError, match="without pixels"):
         pseudo_psnr_db(np.zeros((0, 3)))
 
@@ -191,29 +158,23 @@ def test_what_photons_do_not_give_is_refused(values: np.ndarray) -> None:
     check_whole_numbers(image(values), name="cells.tif")  # where they come from is not asked
 
 
-def test_more_noise_than_that_of_photons_is_warned_of() -> None:
+def test_what_is_doubtful_is_warned_of() -> None:
     rng = np.random.default_rng(0)
     with pytest.warns(CountsWarning):
         check_photon_counts(image(rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))), name="cells.tif")
-
-
-def test_saturation_can_be_allowed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountsWarning)
         check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
 
 
-FITTING = [("yx", 2, False), ("zyx", 2, True), ("tzyx", 3, False)]
-
-
 @pytest.mark.parametrize(
-    ("dims", "dim", "planes", "fits"),
-    [*((*case, True) for case in FITTING), ("zyx", 2, False, False), ("tyx", 3, False, False)],
+    ("dims", "dim", "planes", "told"),
+    [
+        *[("yx", 2, False, ""), ("zyx", 2, True, ""), ("tzyx", 3, False, "")],
+        *[("zyx", 2, False, "planes=True"), ("tyx", 3, False, "time_as_z=True")],
+    ],
 )
-def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, fits: bool) -> None:
+def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, told: str) -> None:
     photons = image(np.ones((3,) * len(dims), np.uint8), dims)
-    if fits:
+    with pytest.raises(AxesError, match=told) if told else nullcontext():
         check_dim(photons, dim, plane_by_plane=planes)
-    else:
-        with pytest.raises(AxesError, match="planes=True" if dim == 2 else "time_as_z=True"):
-            check_dim(photons, dim, plane_by_plane=planes)

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import yaml
 from fixtures_model import CARD, export_unchecked, random_model
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from gap_bioimage import load_model, simulate
@@ -25,11 +23,11 @@ from gap_bioimage.errors import CardError, CheckpointError
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.documents import (
     COVER,
+    ONLY_CORE,
     TEST_INPUT,
     describe,
     description_of,
     draw_cover,
-    output_file,
     write_readme,
 )
 from gap_bioimage.exporting.kinds import Operation, Product, Sampling, product_of
@@ -51,70 +49,15 @@ def rdf_of(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.fixture(params=["unchecked_zip_2d", "unchecked_zip_3d"])
-def any_zip(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
-
-
-AXES = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 12)), min_size=2, max_size=3)
-
-
-@given(AXES)
-def test_sizes_hold_two_halos_and_a_block(axes: list[tuple[int, int]]) -> None:
-    step, halo = zip(*((s, s * n) for s, n in axes), strict=True)
-    sizes = Sizes.of(step, halo)
-    assert (sizes.pool_px, sizes.halo_px, set(sizes.step_px)) == (step, halo, {1})
-    assert Sizes.of(step, halo, any_size=False).step_px == step
-    for low, s, h in zip(sizes.min_px, step, halo, strict=True):
-        assert low % s == 0
-        assert low > 2 * h
-        assert 2 * h <= 0.75 * low + 1
-        assert low <= 2 * h + max(16, 2 * h // 3) + 2 * s
-
-
-def test_bioimageio_reads_it_without_errors(any_zip: Path) -> None:
-    from bioimageio.spec import InvalidDescr, ValidationContext, load_model_description
-    from bioimageio.spec.model.v0_5 import ModelDescr
-
-    with ValidationContext(perform_io_checks=True):
-        descr = load_model_description(any_zip)
-    assert not isinstance(descr, InvalidDescr)
-    assert isinstance(descr, ModelDescr)
-    assert descr.validation_summary.status == "valid-format"
-    assert not [error for detail in descr.validation_summary.details for error in detail.errors]
-
-
-def test_hashes_are_those_of_the_files(any_zip: Path) -> None:
-    found: dict[str, str] = {}
-
-    def collect(node: Any) -> None:
-        if isinstance(node, dict):
-            if "sha256" in node:
-                found[node["source"]] = node["sha256"]
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, list):
-            for value in node:
-                collect(value)
-
-    rdf = rdf_of(any_zip)
-    collect(rdf)
-    with zipfile.ZipFile(any_zip) as archive:
-        assert found == {name: hashlib.sha256(archive.read(name)).hexdigest() for name in found}
-        assert {*found, "rdf.yaml", rdf["documentation"], *rdf["covers"]} == set(archive.namelist())
-    assert len(found) == 5
-
-
-def test_axes_sizes_and_test_tensors_agree(any_zip: Path) -> None:
-    rdf = rdf_of(any_zip)
+def test_axes_sizes_and_test_tensors_agree(unchecked_zip_2d: Path) -> None:
+    rdf = rdf_of(unchecked_zip_2d)
     (given_,), (made,) = rdf["inputs"], rdf["outputs"]
     assert (given_["id"], made["id"]) == ("photons", "rate")
     axes = [axis.get("id", axis["type"]) for axis in given_["axes"]]
-    assert axes in (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
+    assert axes == ["batch", "channel", "y", "x"]
     assert axes == [axis.get("id", axis["type"]) for axis in made["axes"]]
     assert all("scale" not in axis for axis in given_["axes"])
-    with zipfile.ZipFile(any_zip) as archive:
+    with zipfile.ZipFile(unchecked_zip_2d) as archive:
         tensors = [np.load(archive.open(t["test_tensor"]["source"])) for t in (given_, made)]
     assert tensors[0].shape == tensors[1].shape
     assert all(tensor.dtype == np.float32 for tensor in tensors)
@@ -133,7 +76,7 @@ MEASURED = Measured(
     Sizes.of((2, 2), (4, 4)),
     HaloReport((4, 4), {}, {}),
     [9, 9],
-    Scores(-6.0, -6.1, -8.0, 1.4, 0.5, 0.7, 0.01, 2.5, 12345),
+    Scores(0.5, 0.7, 0.01, 2.5),
     held_out=True,
     speed="0.5 s per megapixel",
 )
@@ -146,7 +89,7 @@ def described(folder: Path, own: Card, kind: Any = "denoise", operation: Operati
     product.write(folder)
     np.save(folder / TEST_INPUT, np.zeros((1, 2, 16, 16), np.float32))
     dtype = np.float32 if operation is None else np.uint8
-    np.save(folder / output_file(product.output), np.zeros((1, len(product.channel_names), 16, 16), dtype))
+    np.save(folder / product.test_output, np.zeros((1, len(product.channel_names), 16, 16), dtype))
     (folder / COVER).write_bytes(b"")
     rdf = describe(folder, model, own, product, MEASURED)
     assert rdf == yaml.safe_load(yaml.safe_dump(rdf))
@@ -156,29 +99,23 @@ def described(folder: Path, own: Card, kind: Any = "denoise", operation: Operati
 SAMPLED = ["mean_0", "mean_1", "std_0", "std_1", "sample1_0", "sample1_1", "sample2_0", "sample2_1"]
 
 
+DRAWN = {"n_samples": 2, "n_steps": 3, "seed": 5}
+
+
 def test_a_sampling_model_names_its_channels_and_what_it_draws(tmp_path: Path) -> None:
     rdf = described(tmp_path, card(), "sample")
     (output,) = rdf["outputs"]
     assert output["axes"][1]["channel_names"] == SAMPLED
-    assert "postprocessing" not in output
+    assert "postprocessing" not in output and "attachments" not in rdf
     assert rdf["format_version"] == "0.5.9"
-    assert "attachments" not in rdf
     assert {"posterior-sampling", "uncertainty", "denoising"} <= set(rdf["tags"])
-    assert rdf["config"]["gap_bioimage"] == {
-        "kind": "sample",
-        "conserves_photons": True,
-        "stochastic": True,
-        "trained_range_db": [-40.0, 20.0],
-        "n_samples": 2,
-        "n_steps": 3,
-        "seed": 5,
-        "pooling_px": [2, 2],
-        "measured": MEASURED.facts,
-    }
+    ours = {"kind": "sample", "conserves_photons": True, "stochastic": True, "trained_range_db": [-40.0, 20.0]}
+    expected = {**ours, **DRAWN, "pooling_px": [2, 2], "measured": MEASURED.facts}
+    assert rdf["config"]["gap_bioimage"] == expected
     architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
     assert (architecture["source"], architecture["callable"]) == ("network.py", "PosteriorSampler")
-    expected = {"n_samples": 2, "n_steps": 3, "seed": 5, "gain": 100.0, "brightest": 100.0, "window_px": [63, 63]}
-    assert architecture["kwargs"].items() >= {**expected, "box_px": [9, 9], "channels": 2}.items()
+    more = {"gain": 100.0, "brightest": 100.0, "window_px": [63, 63], "box_px": [9, 9], "channels": 2}
+    assert architecture["kwargs"].items() >= {**DRAWN, **more}.items()
 
 
 def test_a_hook_is_described_as_custom_postprocessing_for_newer_cores_only(tmp_path: Path) -> None:
@@ -186,22 +123,21 @@ def test_a_hook_is_described_as_custom_postprocessing_for_newer_cores_only(tmp_p
     (output,) = rdf["outputs"]
     assert output["axes"][1]["channel_names"] == SAMPLED
     (step,) = output["postprocessing"]
-    assert step["sha256"] == hashlib.sha256((tmp_path / "sample_posterior.py").read_bytes()).hexdigest()
-    assert {k: v for k, v in step.items() if k != "sha256"} == {
+    assert step == {
         "id": "custom",
         "callable": "SamplePosterior",
         "source": "sample_posterior.py",
+        "sha256": hashlib.sha256((tmp_path / "sample_posterior.py").read_bytes()).hexdigest(),
         "kwargs": {"n_steps": 3, "seed": 5, "device": "cpu"},
     }
     assert rdf["format_version"] == "0.5.10"
-    assert "bioimageio.core >= 0.10.3 only" in rdf["description"]
+    assert ONLY_CORE in rdf["description"]
     ours = rdf["config"]["gap_bioimage"]
     assert (ours["kind"], ours["requires"]) == ("sample-hook", "bioimageio.core>=0.10.3")
     assert [entry["source"] for entry in rdf["attachments"]] == [ours["sampler"]["source"]] == ["sampler_weights.pt"]
     assert ours["sampler"]["kwargs"]["channels"] == 2
     architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
-    assert (architecture["source"], architecture["callable"]) == ("sample_posterior.py", "PhotonCopies")
-    assert architecture["kwargs"] == {"copies": 4}
+    assert (architecture["callable"], architecture["kwargs"]) == ("PhotonCopies", {"copies": 4})
 
 
 def test_the_note_on_who_can_run_it_needs_room() -> None:
@@ -215,25 +151,25 @@ def test_the_note_on_who_can_run_it_needs_room() -> None:
         description_of(long, custom=True)
 
 
-FILLED = {
-    "maintainers": [{"name": "Ada Example", "github_user": "fynnbe"}],
-    "modality": "fluorescence microscopy",
-    "target_structure": ["nuclei"],
-    "limitations": "Simulated images only.",
-    "out_of_scope_use": "Not for diagnosis.",
-    "funded_by": "Example Foundation",
-    "git_repo": "https://github.com/ada/x",
-    "version_comment": "First version.",
-    "uploader": {"email": "ada@example.com", "name": "Ada Example"},
-    "dataset": "my-photon-counts",
-}
+FILLED = """
+maintainers: [{name: Ada Example, github_user: fynnbe}]
+modality: fluorescence microscopy
+target_structure: [nuclei]
+limitations: Simulated images only.
+out_of_scope_use: Not for diagnosis.
+funded_by: Example Foundation
+git_repo: https://github.com/ada/x
+version_comment: First version.
+uploader: {email: ada@example.com, name: Ada Example}
+dataset: my-photon-counts
+"""
 
 
 def test_a_filled_card_makes_complete_metadata(trained_2d: Trained, tmp_path: Path) -> None:
     from bioimageio.spec import load_model_description
 
     own = tmp_path / "card.yaml"
-    own.write_text(yaml.safe_dump({**yaml.safe_load(CARD), **FILLED}))
+    own.write_text(yaml.safe_dump({**yaml.safe_load(CARD), **yaml.safe_load(FILLED)}))
     descr = load_model_description(export_unchecked(replace(trained_2d, card=own), tmp_path / "model.zip"))
     assert descr.validation_summary.metadata_completeness >= 0.75
     facts = rdf_of(tmp_path / "model.zip")["config"]["bioimageio"]
@@ -247,7 +183,7 @@ def test_a_filled_card_makes_complete_metadata(trained_2d: Trained, tmp_path: Pa
     assert facts["funded_by"] == "Example Foundation"
 
 
-@pytest.mark.parametrize("shape", [(1, 1024, 1024), (1, 40, 300), (2, 64, 64), (1, 12, 64, 48)])
+@pytest.mark.parametrize("shape", [(1, 1024, 1024), (1, 40, 300), (1, 12, 64, 48)])
 def test_covers_are_small_twice_as_wide_as_high_and_of_whole_pixels(tmp_path: Path, shape: tuple[int, ...]) -> None:
     photons = np.random.default_rng(0).poisson(5, shape)
     draw_cover(tmp_path / "cover.png", photons, photons * 0.9)
@@ -264,17 +200,15 @@ def test_covers_are_small_twice_as_wide_as_high_and_of_whole_pixels(tmp_path: Pa
     assert pixels[:, height + 2 :].std() > 10
 
 
-def readme(folder: Path, dim: int = 2, kind: Any = "denoise", own: Operation | None = None, **card: Any) -> str:
+def readme(folder: Path, dim: int = 2, kind: Any = "denoise", own: Operation | None = None, **fields: Any) -> str:
     sizes = Sizes.of((2,) * dim, (10, 12, 14)[:dim])
     halo = HaloReport(sizes.halo_px, {0.03: 0.0081, 3.0: 0.0012}, {0.03: 0.0402, 3.0: 0.0305})
-    scores = Scores(-6.0, -6.1, -8.0, 1.4, 0.5, 0.7, 0.01, 2.5, 12345)
-    content = Card.model_validate({**yaml.safe_load(CARD), **card})
     model, box = random_model(dim=dim), [33] * dim
     product = product_of(kind, model, box, Sampling(3, 7, 5), own)
-    samples = None if kind == "denoise" else SampleScores(4, 6.25, 0.0123, 0.0456, 0.0789, 0.0987, 0.0051)
-    measured = Measured(sizes, halo, box, scores, True, "0.5 s per megapixel", samples, 12.3)
+    samples = None if kind == "denoise" else SampleScores(4, 6.25, 0.0789, 0.0987, 0.0051)
+    measured = Measured(sizes, halo, box, Scores(0.5, 0.7, 0.01, 2.5), True, "0.5 s per megapixel", samples, 12.3)
     path = folder / "README.md"
-    write_readme(path, model, content, product, measured)
+    write_readme(path, model, card(**fields), product, measured)
     return path.read_text(encoding="utf-8")
 
 
@@ -290,22 +224,9 @@ def test_the_readme_begins_with_the_picture_and_one_sentence(tmp_path: Path) -> 
     headings = [line for line in lines if line.startswith("# ")]
     assert headings[1:] == ["# Use", "# Description", "# Intended Use", "# Validation", "# Citation", "# Numbers"]
     text = flat(text)
-    for part in (
-        "of any size from 36 x 40 px (Fiji pads smaller ones for you, but refuses those below about 12 x 14 px)",
-        "0.0001 to 100 photons per pixel",
-        "Only for cells.",
-        "Not for diagnosis.",
-        "Simulated cells.",
-        "doi.org/10.48550/arXiv.2307.06607",
-        "its squared error is 29% below that of the best Gaussian filter, 1.5 dB",
-        "0.5 s per megapixel",
-        "0.81% at 0.03; 0.12% at 3 photons per pixel",
-        "multiples of 2 x 2 px",
-        "4.02% at 0.03; 3.05% at 3 photons per pixel",
-        "12345 photons: -6.0000 nats per photon",
-    ):
-        assert part in text
-    assert text.index("Gaussian") < text.index("nats")
+    told = ("36 x 40 px", "12 x 14 px", "0.0001 to 100 photons", "Only for cells.", "Not for diagnosis.", "29% below")
+    measured = ("0.5 s per megapixel", "0.81% at 0.03; 0.12% at 3 ", "2 x 2 px", "4.02% at 0.03; 3.05% at 3 ")
+    assert not [part for part in (*told, *measured, "Simulated cells.", "arXiv.2307.06607") if part not in text]
 
 
 def test_the_python_of_the_readme_runs_and_its_tiles_are_on_the_pooling(tmp_path: Path, unchecked_zip_2d: Path) -> None:
@@ -325,19 +246,9 @@ def test_the_python_of_the_readme_runs_and_its_tiles_are_on_the_pooling(tmp_path
 
 def test_a_sampler_explains_its_samples(tmp_path: Path) -> None:
     text = flat(readme(tmp_path, kind="sample"))
-    for part in (
-        "1 mean, 2 std, 3 sample1, 4 sample2, 5 sample3",
-        "1 + 3 x 7 = 22 times",
-        "12.3 dB of it",
-        "20 dB or 100 photons per pixel, in the brightest window of 63 x 63 px",
-        "the seed, here 5",
-        "4 were drawn from the one half (6.2 dB of room)",
-        "by 1.23 % (relative RMS); 4.56 % is",
-        "0.0789 photons^2 per pixel",
-        "0.0987 +- 0.0051",
-        "DeepImageJ",
-    ):
-        assert part in text
+    names = "1 mean, 2 std, 3 sample1, 4 sample2, 5 sample3"
+    measured = ("1 + 3 x 7 = 22", "12.3 dB", "6.2 dB of room", "63 x 63 px", "here 5", "0.0789", "0.0987 +- 0.0051")
+    assert not [part for part in (names, *measured, "DeepImageJ") if part not in text]
 
 
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
@@ -352,26 +263,18 @@ def test_the_printed_command_can_be_run(tmp_path: Path, kind: str, monkeypatch: 
 
 def test_a_hook_says_who_runs_it_and_where_the_network_is(tmp_path: Path) -> None:
     text = flat(readme(tmp_path, dim=3, kind="sample-hook"))
-    assert "Runs in bioimageio.core >= 0.10.3 only; not in Fiji, not in ilastik." in text
-    assert "DeepImageJ" not in text
+    assert ONLY_CORE in text and "DeepImageJ" not in text
     for part in ("sample_posterior.py", "sampler_weights.pt", "15 x 63 x 63 px", "(batch, channel, z, y, x)"):
         assert part in text
 
 
 def test_an_own_operation_and_a_camera_are_named(tmp_path: Path) -> None:
-    text = readme(tmp_path, own=Operation("postprocessing.py", b"", "Mask", {"above": 2.5}))
-    assert "Mask(above=2.5)" in text
+    assert "Mask(above=2.5)" in readme(tmp_path, own=Operation("postprocessing.py", b"", "Mask", {"above": 2.5}))
     numbers = {"method": "photon transfer", "gain_95": [2.1, 2.3]}
     camera = Camera(gain=2.2, offset=100.37, read_noise=1.4, measured=numbers)
     model = replace(random_model(), camera=Detector(camera))
     product = product_of("denoise", model, [9, 9], Sampling())
-    sizes = Sizes.of((2, 2), (4, 4))
-    measured = Measured(sizes, HaloReport((4, 4), {}, {}), [9, 9], Scores(-6, -6, -8, 1, 1, 1, 1, 0, 9), False, "1 s")
-    write_readme(tmp_path / "camera.md", model, Card.model_validate(yaml.safe_load(CARD)), product, measured)
+    write_readme(tmp_path / "camera.md", model, card(), product, replace(MEASURED, held_out=False))
     text = flat((tmp_path / "camera.md").read_text())
-    for part in (
-        "| gain | 2.2 ADU per electron |",
-        "method: photon transfer; gain (95 % confidence): 2.1 to 2.3",
-        "the given test image",
-    ):
+    for part in ("2.2 ADU per electron", "photon transfer; gain (95 % confidence): 2.1 to 2.3", "given test image"):
         assert part in text

@@ -32,10 +32,10 @@ def model_of(camera: dict[str, Any] | None = None, n_frames: int | None = None) 
 def test_preprocessing_gives_the_counts_of_the_driver(camera: Camera) -> None:
     intake = Intake.of(model_of(camera=camera.model_dump()))
     adu = np.arange(60, 3000, dtype=np.float32)
-    (step,) = intake.preprocessing
-    assert step["id"] == "scale_linear"
-    assert {type(value) for value in step["kwargs"].values()} == {float}
-    as_core = adu.astype(np.float64) * step["kwargs"]["gain"] + step["kwargs"]["offset"]
+    scale = intake.scale
+    assert scale is not None
+    assert {type(value) for value in scale.values()} == {float}
+    as_core = adu.astype(np.float64) * scale["gain"] + scale["offset"]
     counts = Detector(camera).counts(adu)
     for computed in (as_core, intake.preprocess(adu)):
         rounded = np.clip(np.rint(computed), 0, None)
@@ -54,7 +54,7 @@ def test_values_of_counts_become_these_counts(camera: Camera) -> None:
 def test_counts_go_as_they_are() -> None:
     intake = Intake.of(random_model())
     counts = np.arange(5, dtype=np.float32)
-    assert (intake.preprocessing, intake.arguments, intake.facts) == ([], {}, {})
+    assert (intake.scale, intake.arguments, intake.facts) == (None, {}, {})
     assert intake.preprocess(counts) is intake.counts(counts) is intake.values_of(counts) is counts
 
 

@@ -7,10 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 import zipfile
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +20,7 @@ from fixtures_model import export_unchecked, no_validation, random_model
 from gap_bioimage import export, load_model, simulate, validate
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting.hook import PhotonCopies
-from gap_bioimage.exporting.intake import sparse_counts
 from gap_bioimage.exporting.kinds import Operation, Sampling, parse_kwargs, product_of
-from gap_bioimage.exporting.measures import check_room, room_db, score_samples
 from gap_bioimage.exporting.weights import TORCHSCRIPT, sampler_arguments, sampler_of, write_weights
 
 if TYPE_CHECKING:
@@ -34,13 +30,8 @@ if TYPE_CHECKING:
 
     from gap_bioimage.validation.report import Report
 
-pytestmark = pytest.mark.filterwarnings("ignore:samples are drawn by adding photons")
+pytestmark = pytest.mark.filterwarnings("ignore:of images like the example photons grow")
 DRAWN: dict[str, Any] = {"n_samples": 2, "n_steps": 2, "seed": 3}
-
-
-def unchecked(trained: Trained, out: Path, kind: Any, **options: Any) -> Path:
-    """Export without the validation, which takes most of the time."""
-    return export_unchecked(trained, out, kind, **{**DRAWN, **options})
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +88,7 @@ def test_the_test_output_holds_mean_deviation_and_samples_that_differ(sampling: 
     assert posterior.min() >= 0
 
 
-def test_both_weights_are_the_sampler(sampling: tuple[Path, Report]) -> None:
+def test_both_weights_are_the_sampler_and_survive_other_roundings(sampling: tuple[Path, Report]) -> None:
     photons, posterior = tensors_of(sampling[0])
     kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
     sampler = sampler_of(load_model(sampling[0]), kwargs)
@@ -106,6 +97,13 @@ def test_both_weights_are_the_sampler(sampling: tuple[Path, Report]) -> None:
     with torch.inference_mode():
         for module in (sampler, script):
             np.testing.assert_array_equal(module(torch.from_numpy(photons)).numpy(), posterior)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in sampler.parameters():
+        parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
+    with torch.inference_mode():
+        got = sampler(torch.from_numpy(photons)).numpy()
+    assert not np.array_equal(got, posterior)
+    np.testing.assert_allclose(got, posterior, rtol=1e-4, atol=1.5e-4)
 
 
 def test_hook_and_graph_draw_the_same(sampling: tuple[Path, Report], hook: tuple[Path, Report]) -> None:
@@ -113,29 +111,21 @@ def test_hook_and_graph_draw_the_same(sampling: tuple[Path, Report], hook: tuple
 
     for first, second in zip(tensors_of(sampling[0]), tensors_of(hook[0]), strict=True):
         np.testing.assert_array_equal(first, second)
-    counts, _ = simulate(2, (190, 200), photons=0.5, seed=8)
+    counts, _ = simulate(2, (130, 140), photons=0.5, seed=8)
     inputs = {"photons": counts.values[None, None].astype(np.float32)}
     drawn = [predict(model=path, inputs=inputs).members["posterior"].data.values for path, _ in (sampling, hook)]
-    assert drawn[0].shape == (1, 4, 190, 200)
+    assert drawn[0].shape == (1, 4, 130, 140)
     assert drawn[0][0, 1].mean() > 0
     np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize("kind", ["sampling", "hook"])
-def test_sampling_zips_load_as_the_network_they_sample_with(
-    kind: str, trained_2d: Trained, request: pytest.FixtureRequest
-) -> None:
-    model, zipped = load_model(trained_2d.run), load_model(request.getfixturevalue(kind)[0])
-    assert (zipped.config, zipped.trained_range_db) == (model.config, model.trained_range_db)
-    photons = torch.poisson(torch.full((1, 1, 21, 30), 2.0))
-    assert torch.equal(zipped.network(photons), model.network(photons))
-
-
-@pytest.mark.parametrize("kind", ["sampling", "hook"])
-def test_the_readmes_snippet_draws_other_samples(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+def test_sampling_zips_load_as_their_network_and_the_readmes_snippet_draws_other_samples(
+    kind: str, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(kind)[0]
+    model, zipped = load_model(trained_2d.run), load_model(path)
+    assert (zipped.config, zipped.trained_range_db) == (model.config, model.trained_range_db)
     shutil.copy(path, tmp_path / "model.zip")
     with zipfile.ZipFile(path) as archive:
         text = archive.read("README.md").decode()
@@ -147,11 +137,9 @@ def test_the_readmes_snippet_draws_other_samples(
     counts = simulate(2, (40, 36), photons=0.5, seed=1)[0].values[None, None]
     variables: dict[str, Any] = {"counts": counts}
     exec(code, variables)
-    model = load_model(path)
-    arguments = sampler_arguments(model, [129, 129], 8, 2, 4)
     with torch.inference_mode():
         photons = torch.from_numpy(counts.astype(np.float32))
-        expected = sampler_of(model, arguments).sample(photons, 8, 2, 4).numpy()
+        expected = sampler_of(zipped, sampler_arguments(model, [129, 129], 8, 2, 4)).sample(photons, 8, 2, 4).numpy()
     assert variables["samples"].shape == (8, 1, 1, 40, 36)
     np.testing.assert_array_equal(variables["samples"], expected)
 
@@ -221,127 +209,8 @@ def test_copies_are_exact_and_have_parameters(tmp_path: Path) -> None:
     assert len(list(script.parameters())) == 1
 
 
-@pytest.mark.parametrize(("brightest", "room"), [(30.0, 10.0), (1e6, 20.0), (3.0, 0.0), (1.0, 0.0)])
-def test_room_is_what_the_trained_range_leaves(brightest: float, room: float) -> None:
-    assert room_db(np.full((1, 80, 80), 3), brightest) == pytest.approx(room, abs=1e-4)
+# Own postprocessing
 
-
-def test_little_room_is_warned_about() -> None:
-    image = np.full((1, 80, 80), 3)
-    with pytest.warns(UserWarning, match=r"3\.0 dB of room only.* as little as 50%"):
-        assert check_room(image, 6.0) == pytest.approx(3.01, abs=0.01)
-    assert check_room(image, 300.0) == pytest.approx(20.0, abs=1e-4)
-
-
-@pytest.mark.parametrize(("n_samples", "expected"), [(1, 100), (4, 25), (50, 20)])
-def test_the_test_input_has_few_photons_off_the_middle(n_samples: int, expected: int) -> None:
-    image = np.random.default_rng(0).poisson(5.0, (1, 120, 100))
-    sparse = sparse_counts(image, n_samples, lambda photons: photons)
-    assert sparse.shape == image.shape
-    assert sparse.sum() == pytest.approx(expected, abs=4 * expected**0.5)
-    assert not sparse[:, 60:].any() and not sparse[:, :, 50:].any()
-    np.testing.assert_array_equal(sparse, sparse_counts(image, n_samples, lambda photons: photons))
-
-
-def test_the_test_input_has_as_many_photons_as_it_takes_to_see_them() -> None:
-    image = np.random.default_rng(0).poisson(50.0, (1, 120, 100))
-
-    def spread_out(photons: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(photons, float(photons.mean()))
-
-    seen = sparse_counts(image, 4, spread_out).mean()
-    assert 0.02 < seen < 0.05
-    every = sparse_counts(image, 4, lambda photons: 0 * photons)
-    assert every.sum() > 50 * 64  # the brightest region
-    volume = np.random.default_rng(0).poisson(5.0, (2, 3, 20, 6))
-    assert sparse_counts(volume, 4, lambda photons: photons).shape == volume.shape
-    assert not sparse_counts(np.zeros((1, 20, 20), np.int64), 4, lambda photons: photons).any()
-
-
-def test_the_test_output_survives_other_roundings(sampling: tuple[Path, Report]) -> None:
-    photons, posterior = tensors_of(sampling[0])
-    kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
-    sampler = sampler_of(load_model(sampling[0]), kwargs)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in sampler.parameters():
-        parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
-    with torch.inference_mode():
-        got = sampler(torch.from_numpy(photons)).numpy()
-    assert not np.array_equal(got, posterior)
-    np.testing.assert_allclose(got, posterior, rtol=1e-4, atol=1.5e-4)
-
-
-def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
-    """A network that answers flat, on a scene that is not: the other half knows how wrong that is."""
-    rng = np.random.default_rng(0)
-    scene = np.where(np.arange(256)[:, None] % 2 == 0, 6.0, 2.0) * np.ones((256, 256))
-    counts = rng.poisson(scene)[None]
-    spread = 0.7
-
-    def sample(photons: torch.Tensor, n_samples: int, n_steps: int, seed: int) -> torch.Tensor:
-        noise = torch.from_numpy(rng.normal(0, spread, (n_samples, *photons.shape)))
-        return float(photons.mean()) + noise
-
-    sampler: Any = SimpleNamespace(sample=sample, brightest=20.0, least_gain=1.0, n_samples=2, n_steps=3, seed=0)
-    scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
-    assert scores.n_samples == 4
-    assert scores.variance == pytest.approx(spread**2, rel=0.02)
-    assert scores.squared_error == pytest.approx(1.0, abs=4 * scores.standard_error)  # halves of 6 and 2: 2 +- 1
-    assert scores.standard_error < 0.05
-    assert scores.room_db == pytest.approx(10.0, abs=0.3)
-    assert scores.expected_difference == pytest.approx(spread / 2 / 2, rel=0.05)
-    assert scores.mean_difference == pytest.approx(scores.expected_difference, rel=0.05)
-
-
-@pytest.fixture
-def mask(tmp_path: Path) -> str:
-    return f"{written(tmp_path)}:Op"
-
-
-def test_own_postprocessing_passes_the_checks_and_is_applied(trained_2d: Trained, tmp_path: Path, mask: str) -> None:
-    from bioimageio.core import predict
-
-    out = tmp_path / "model.zip"
-    report = export(trained_2d.run, out, trained_2d.card, postprocessing=mask, postprocessing_kwargs={"above": 2.0})
-    statuses = {check.id: check.status for check in report.checks}
-    assert statuses["core.test"] == "passed"
-    assert statuses["run.tiled"] in ("passed", "warning")  # a rate near the threshold may fall on either side
-    assert statuses["run.conservation"] == "skipped"
-    assert rdf_of(out)["outputs"][0]["data"]["type"] == "uint8"
-    denoised = export_unchecked(trained_2d, tmp_path / "plain.zip")
-    inputs = {"photons": simulate(2, (190, 190), photons=2.0, seed=8)[0].values[None, None].astype(np.float32)}
-    got, rate = (predict(model=path, inputs=inputs).members["rate"].data.values for path in (out, denoised))
-    np.testing.assert_array_equal(got, rate > 2.0)
-    assert load_model(out).config == load_model(trained_2d.run).config
-
-
-def test_own_postprocessing_comes_after_the_samples(
-    trained_2d: Trained, tmp_path: Path, mask: str, sampling: tuple[Path, Report]
-) -> None:
-    arguments = {"postprocessing": mask, "postprocessing_kwargs": {"above": 0.003}}
-    path = unchecked(trained_2d, tmp_path / "model.zip", "sample-hook", **arguments)
-    assert 0.001 < tensors_of(path)[1].mean() < 0.999
-    np.testing.assert_array_equal(tensors_of(path)[1], tensors_of(sampling[0])[1] > 0.003)
-    with zipfile.ZipFile(path) as archive:
-        assert archive.read("postprocessing.py").decode() == OPERATION
-
-
-def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, mask: str, run: Any) -> None:
-    out = tmp_path / "model.zip"
-    with no_validation():
-        base = ["export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "sample"]
-        options = ["--samples", 2, "--steps", 2, "--seed", 3, "--postprocessing", mask]
-        result = run(*base, *options, "--postprocessing-kwargs", "{above: 0.3}")
-    assert result.code == 0, result
-    rdf = rdf_of(out)
-    assert rdf["config"]["gap_bioimage"].items() >= {"n_samples": 2, "n_steps": 2, "seed": 3}.items()
-    assert rdf["outputs"][0]["postprocessing"][0]["kwargs"] == {"above": 0.3}
-    refused = run(*base, "--samples", 0)
-    assert refused.code == 2
-    assert "n_samples is 0, expected 1 or more" in refused.err
-
-
-ARRAY = np.random.default_rng(0).gamma(2.0, 1.5, (1, 3, 24, 20)).astype(np.float32)
 OPERATION = """
 import numpy as np
 from dataclasses import dataclass
@@ -356,36 +225,55 @@ class Op:
 """
 
 
-def answering(body: str, **kwargs: Any) -> Operation:
-    """An operation whose class answers with ``body``."""
-    source = OPERATION.replace("return (array > self.above).astype(np.uint8)", body)
-    return Operation("postprocessing.py", source.encode(), "Op", kwargs)
-
-
 def written(folder: Path, source: str = OPERATION) -> str:
     (folder / "mask.py").write_text(source)
     return str(folder / "mask.py")
 
 
-def test_a_pointwise_operation_is_applied_without_a_word(tmp_path: Path) -> None:
-    found = Operation.read(f"{written(tmp_path)}:Op", {"above": 1.5})
-    assert (found.file_name, found.source, found.callable) == ("postprocessing.py", OPERATION.encode(), "Op")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = found.apply_checked(ARRAY)
-    assert result.dtype == np.uint8
-    np.testing.assert_array_equal(result, ARRAY > 1.5)
-    with pytest.warns(UserWarning, match="will show seams"):
-        answering("return array / array.mean()").apply_checked(ARRAY)
+def test_own_postprocessing_is_applied(trained_2d: Trained, unchecked_zip_2d: Path, tmp_path: Path) -> None:
+    from bioimageio.core import predict
+
+    own: dict[str, Any] = {"postprocessing": f"{written(tmp_path)}:Op", "postprocessing_kwargs": {"above": 2.0}}
+    out = export_unchecked(trained_2d, tmp_path / "model.zip", **own)
+    assert rdf_of(out)["outputs"][0]["data"]["type"] == "uint8"
+    assert rdf_of(out)["config"]["gap_bioimage"]["conserves_photons"] is False
+    inputs = {"photons": simulate(2, (130, 130), photons=2.0, seed=8)[0].values[None, None].astype(np.float32)}
+    got, rate = (predict(model=path, inputs=inputs).members["rate"].data.values for path in (out, unchecked_zip_2d))
+    np.testing.assert_array_equal(got, rate > 2.0)
+    assert load_model(out).config == load_model(trained_2d.run).config
+
+
+def test_own_postprocessing_comes_after_the_samples(
+    trained_2d: Trained, tmp_path: Path, sampling: tuple[Path, Report]
+) -> None:
+    own: dict[str, Any] = {"postprocessing": f"{written(tmp_path)}:Op", "postprocessing_kwargs": {"above": 0.003}}
+    path = export_unchecked(trained_2d, tmp_path / "model.zip", "sample-hook", **DRAWN, **own)
+    assert 0.001 < tensors_of(path)[1].mean() < 0.999
+    np.testing.assert_array_equal(tensors_of(path)[1], tensors_of(sampling[0])[1] > 0.003)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("postprocessing.py").decode() == OPERATION
+
+
+def test_the_command_line_samples(trained_2d: Trained, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "model.zip"
+    with no_validation():
+        base = ["export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "sample"]
+        options = ["--samples", 2, "--steps", 2, "--seed", 3, "--postprocessing", f"{written(tmp_path)}:Op"]
+        result = run(*base, *options, "--postprocessing-kwargs", "{above: 0.3}")
+    assert result.code == 0, result
+    rdf = rdf_of(out)
+    assert rdf["config"]["gap_bioimage"].items() >= {"n_samples": 2, "n_steps": 2, "seed": 3}.items()
+    assert rdf["outputs"][0]["postprocessing"][0]["kwargs"] == {"above": 0.3}
+    refused = run(*base, "--samples", 0)
+    assert refused.code == 2
+    assert "n_samples is 0, expected 1 or more" in refused.err
 
 
 NOT_MADE = [
-    ("class Op: ...", "Other", {}, "Other is not there"),
-    ("Op = 3", "Op", {}, "Op is a int"),
-    ("import a_module_that_is_nowhere", "Op", {}, "cannot be imported by itself: ModuleNotFoundError"),
-    ("def broken(:", "Op", {}, "cannot be imported by itself: SyntaxError"),
+    ("class Op: ...", "Other", {}, "AttributeError"),
+    ("import a_module_that_is_nowhere", "Op", {}, "ModuleNotFoundError"),
+    ("def broken(:", "Op", {}, "SyntaxError"),
     (OPERATION, "Op", {"below": 1}, r"Op\(below=1\) cannot be made: TypeError.*postprocessing_kwargs"),
-    ("class Op: ...", "Op", {}, r"Op\(\) is a Op, expected something to call"),
     (OPERATION, "Op", {"above": object()}, "plain values of yaml"),
     (OPERATION, "Op", {"above": (1, 2)}, "plain values of yaml"),
 ]
@@ -401,14 +289,10 @@ def test_what_cannot_be_made_is_refused(
 
 
 UNFIT = [
-    ("return array[..., 1:]", "expected the same shape"),
-    ("return array[0]", "expected the same shape"),
-    ("return array.tolist()", "returned a list, expected a numpy array"),
-    ("return array > 1", "returns bool, expected one of float32"),
-    ("return array.astype(complex)", "returns complex128"),
-    ("return array.astype(np.float16)", "returns float16"),
-    ("return array.astype(str)", "returns str"),
-    ("return np.log(array * 0)", "1440 values that are not finite"),
+    ("return array[..., 1:]", "expected an array of shape"),
+    ("return array.tolist()", "a list"),
+    ("return array > 1", "bool"),
+    ("return np.log(array * 0)", "not finite"),
     ("raise OSError('no disk')", "raised OSError: no disk for an array of shape"),
     ("return array + np.random.random(array.shape)", "another result for the same array"),
     ("self.above += 1; return array + self.above", "another result for the same array"),
@@ -418,8 +302,10 @@ UNFIT = [
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize(("body", "message"), UNFIT)
 def test_what_consumers_could_not_use_is_refused(body: str, message: str) -> None:
+    source = OPERATION.replace("return (array > self.above).astype(np.uint8)", body)
+    array = np.random.default_rng(0).gamma(2.0, 1.5, (1, 3, 24, 20)).astype(np.float32)
     with pytest.raises(ExportError, match=message) as error:
-        answering(body).apply_checked(ARRAY)
+        Operation("postprocessing.py", source.encode(), "Op").apply(array)
     assert "\n" not in str(error.value)
 
 

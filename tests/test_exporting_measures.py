@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gap_bioimage.counts import thin
-from gap_bioimage.exporting.intake import mirrored
+from gap_bioimage.exporting.intake import brightest_piece, sparse_counts
 from gap_bioimage.exporting.measures import (
     EXPOSURES,
     TOLERANCE,
     HaloReport,
     Scores,
     Sizes,
-    log_likelihood,
+    check_room,
     measure_halo,
+    room_db,
     score_on_halves,
+    score_samples,
 )
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
@@ -31,21 +33,36 @@ from gap_bioimage.model import load_model
 from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
-    from fixtures_model import Trained
-
     from gap_bioimage.network import PhotonDenoiser
 
 
-def denoiser_and_counts(trained: Trained) -> tuple[PhotonDenoiser, np.ndarray]:
+@dataclass(frozen=True)
+class Case:
+    """A trained network, what it was trained on, and its measured halo."""
+
+    denoiser: PhotonDenoiser
+    counts: np.ndarray
+    report: HaloReport
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes.of(self.denoiser.network.step_px, self.report.halo_px)
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids="{}d".format)
+def measured(request: pytest.FixtureRequest) -> Case:
+    trained = request.getfixturevalue(f"trained_{request.param}d")
     model = load_model(trained.run)
     denoiser = denoiser_of(model, default_box_px(receptive_field_px(model.network)))
-    return denoiser, np.load(trained.run / "example.npy")
+    counts = np.load(trained.run / "example.npy")
+    return Case(denoiser, counts, measure_halo(denoiser, counts))
 
 
-@pytest.fixture(scope="module")
-def measured_3d(trained_3d: Trained) -> tuple[PhotonDenoiser, HaloReport]:
-    denoiser, counts = denoiser_and_counts(trained_3d)
-    return denoiser, measure_halo(denoiser, counts)
+def another_image(case: Case, exposure: float) -> torch.Tensor:
+    dim = case.denoiser.network.dim
+    rate = simulate_truth(dim, [low + (96 if dim == 2 else 16) for low in case.sizes.min_px], seed=9).values  # type: ignore[arg-type]
+    photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
+    return torch.from_numpy(photons)[None, None]
 
 
 def seams(denoiser: PhotonDenoiser, photons: torch.Tensor, sizes: Sizes) -> float:
@@ -69,130 +86,67 @@ def seams(denoiser: PhotonDenoiser, photons: torch.Tensor, sizes: Sizes) -> floa
 
 
 @pytest.mark.parametrize("exposure", EXPOSURES)
-def test_tiles_with_the_halo_agree_on_another_image_in_2d(trained_2d: Trained, exposure: float) -> None:
-    denoiser, counts = denoiser_and_counts(trained_2d)
-    report = measure_halo(denoiser, counts)
-    sizes = Sizes.of(denoiser.network.step_px, report.halo_px)
-    rate = simulate_truth(2, [low + 96 for low in sizes.min_px], seed=9).values
-    photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
-    assert seams(denoiser, torch.from_numpy(photons)[None, None], sizes) < TOLERANCE
+def test_tiles_with_the_halo_agree_on_another_image(measured: Case, exposure: float) -> None:
+    assert seams(measured.denoiser, another_image(measured, exposure), measured.sizes) < TOLERANCE
 
 
-@pytest.mark.parametrize("exposure", EXPOSURES)
-def test_tiles_with_the_halo_agree_on_another_image_in_3d(
-    measured_3d: tuple[PhotonDenoiser, HaloReport], exposure: float
-) -> None:
-    denoiser, report = measured_3d
-    assert 0 < max(report.relative_rms.values()) < TOLERANCE
-    sizes = Sizes.of(denoiser.network.step_px, report.halo_px)
-    rate = simulate_truth(3, [low + 16 for low in sizes.min_px], seed=9).values
-    photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
-    assert seams(denoiser, torch.from_numpy(photons)[None, None], sizes) < TOLERANCE
-
-
-def test_the_halo_is_the_same_every_time_and_a_multiple_of_the_step(trained_2d: Trained) -> None:
-    denoiser, counts = denoiser_and_counts(trained_2d)
-    state = torch.get_rng_state()
-    first, again = measure_halo(denoiser, counts, seed=5), measure_halo(denoiser, counts, seed=5)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first == again
-    assert set(first.relative_rms) == set(EXPOSURES)
-    assert all(0 <= rms < TOLERANCE for rms in first.relative_rms.values())
+def test_halos_are_multiples_of_the_step_within_reach_and_the_same_every_time(measured: Case) -> None:
+    denoiser, report = measured.denoiser, measured.report
+    assert set(report.relative_rms) == set(EXPOSURES)
+    assert all(0 <= rms < TOLERANCE for rms in report.relative_rms.values())
     reach = receptive_field_px(denoiser.network)
-    for halo, step, field, box in zip(first.halo_px, denoiser.network.step_px, reach, denoiser.box_px, strict=True):
+    for halo, step, field, box in zip(report.halo_px, denoiser.network.step_px, reach, denoiser.box_px, strict=True):
         assert halo % step == 0
         assert 0 < halo < field + box // 2 + step
+    if denoiser.network.dim == 2:
+        state = torch.get_rng_state()
+        assert measure_halo(denoiser, measured.counts) == report
+        assert torch.equal(torch.get_rng_state(), state)
+        # the same tiles with a quarter of the halo would not do
+        small = Sizes.of(denoiser.network.step_px, [halo // 4 for halo in report.halo_px])
+        assert seams(denoiser, another_image(measured, EXPOSURES[0]), small) > TOLERANCE
 
 
-def test_what_an_image_that_is_cut_otherwise_changes_is_told(trained_2d: Trained) -> None:
-    denoiser, counts = denoiser_and_counts(trained_2d)
-    report = measure_halo(denoiser, counts)
-    step, reach = denoiser.network.step_px[0], max(receptive_field_px(denoiser.network)) + denoiser.box_px[0] // 2
-    rate = simulate_truth(2, [2 * reach + 64] * 2, seed=9).values
-    inner = (..., slice(reach, -reach), slice(reach, -reach))
-    for exposure, told in report.off_grid_rms.items():
+@pytest.mark.parametrize("measured", [2], indirect=True)
+def test_what_an_image_that_is_cut_otherwise_changes_is_told(measured: Case) -> None:
+    denoiser = measured.denoiser
+    reach = max(receptive_field_px(denoiser.network)) + denoiser.box_px[0] // 2
+    rate = simulate_truth(2, [64, 2 * reach + 64], seed=9).values
+    for exposure, told in measured.report.off_grid_rms.items():
         photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
         image = torch.from_numpy(photons)[None, None]
         found = []
-        for start in (1, step):
+        for start in (1, denoiser.network.step_px[1]):
             with torch.inference_mode():
-                moved = denoiser(torch.nn.functional.pad(image, [start, 0, start, 0]))[..., start:, start:][inner]
-                expected = denoiser(image)[inner]
+                moved = denoiser(torch.nn.functional.pad(image, [start, 0]))[..., start:][..., reach:-reach]
+                expected = denoiser(image)[..., reach:-reach]
             found.append(float((moved - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
         assert told / 3 < found[0] < 3 * told
         assert found[1] < 1e-4  # a whole step changes nothing
 
 
-def test_a_smaller_halo_would_not_do(trained_2d: Trained) -> None:
-    denoiser, counts = denoiser_and_counts(trained_2d)
-    sizes = Sizes.of(denoiser.network.step_px, measure_halo(denoiser, counts).halo_px)
-    rate = simulate_truth(2, [low + 96 for low in sizes.min_px], seed=9).values
-    photons = np.random.default_rng(3).poisson(rate * (EXPOSURES[0] / rate.mean())).astype(np.float32)
-    image = torch.from_numpy(photons)[None, None]
-    # the same tiles with a quarter of the halo
-    small = Sizes.of(denoiser.network.step_px, [h // 4 for h in sizes.halo_px])
-    assert seams(denoiser, image, small) > TOLERANCE
+AXES = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 12)), min_size=2, max_size=3)
 
 
-@given(
-    st.tuples(st.integers(1, 2), st.integers(1, 7), st.integers(1, 7)),
-    st.tuples(st.integers(1, 30), st.integers(1, 30)),
-)
-def test_mirroring_repeats_an_image_back_and_forth(shape: tuple[int, ...], size: tuple[int, int]) -> None:
-    image = np.arange(np.prod(shape)).reshape(shape)
-    result = mirrored(image, size)
-    assert result.shape == (shape[0], *size)
-    rows, columns = (
-        np.minimum(np.arange(wanted) % (2 * have), 2 * have - 1 - np.arange(wanted) % (2 * have))
-        for wanted, have in zip(size, shape[1:], strict=True)
-    )
-    np.testing.assert_array_equal(result, image[:, rows][:, :, columns])
+@given(AXES)
+def test_sizes_hold_two_halos_and_a_block(axes: list[tuple[int, int]]) -> None:
+    step, halo = zip(*((s, s * n) for s, n in axes), strict=True)
+    sizes = Sizes.of(step, halo)
+    assert (sizes.pool_px, sizes.halo_px, set(sizes.step_px)) == (step, halo, {1})
+    assert Sizes.of(step, halo, any_size=False).step_px == step
+    for low, s, h in zip(sizes.min_px, step, halo, strict=True):
+        assert low % s == 0
+        assert low > 2 * h
+        assert 2 * h <= 0.75 * low + 1
+        assert low <= 2 * h + max(16, 2 * h // 3) + 2 * s
 
 
-@pytest.fixture(scope="module")
-def counts() -> np.ndarray:
-    return simulate(2, (96, 80), photons=2.0, seed=3)[0].values[None]
-
-
-def test_likelihood_is_that_of_the_photons_positions() -> None:
-    rate, photons = np.array([[1.0, 3.0]]), np.array([[1, 2]])
-    expected = (math.log(0.25) + 2 * math.log(0.75)) / 3
-    assert log_likelihood(rate, photons) == pytest.approx(expected, rel=1e-12)
-    assert log_likelihood(100 * rate, photons) == pytest.approx(expected, rel=1e-12)
-
-
-def test_scores_are_those_of_the_other_half(counts: np.ndarray) -> None:
-    seen, unseen = thin(counts.astype(np.int64), 0.5, 0)
-    handed: list[torch.Tensor] = []
-
-    def blur(photons: torch.Tensor) -> torch.Tensor:
-        handed.append(photons)
-        return torch.from_numpy(ndimage.gaussian_filter(photons.numpy().astype(float), 1.4, axes=(2, 3)))
-
-    scores = score_on_halves(blur, counts)
-    np.testing.assert_array_equal(handed[0].numpy()[0], seen)
-    assert scores.photons == int(unseen.sum())
-    assert scores.flat == pytest.approx(-math.log(counts.size), rel=1e-12)
-    assert scores.gaussian >= scores.denoised > scores.flat
-    assert scores.pseudo_psnr_db == pytest.approx(10 * math.log10(seen.mean()))
-    if scores.gaussian_sigma_px == 1.4:
-        assert scores.denoised == pytest.approx(scores.gaussian, rel=1e-6)
-    assert score_on_halves(blur, counts) == scores
-    assert score_on_halves(blur, counts, seed=1) != scores
-
-
-def test_channels_and_depth_are_not_blurred_into_each_other() -> None:
-    stack = np.zeros((2, 9, 9), np.int64)
-    stack[0] = 40
-    # with channels kept apart, a filter of any width knows that the second one is empty
-    scores = score_on_halves(lambda photons: photons, stack)
-    assert scores.gaussian > -math.log(81) - 0.05
-
-
-def test_counts_without_photons_give_numbers() -> None:
-    scores = score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64))
-    assert (scores.denoised, scores.gaussian, scores.flat, scores.squared_error) == (0.0, 0.0, 0.0, 0.0)
-    assert "not measurably different" in scores.verdict
+def test_the_brightest_piece_is_mirrored_up_where_the_image_is_too_small() -> None:
+    image = np.zeros((1, 3, 40), int)
+    image[0, 1, 30] = 7
+    piece = brightest_piece(image, (8, 10))
+    assert piece.shape == (1, 8, 10)
+    assert np.argwhere(piece[0])[:, 0].tolist() == [1, 4, 7]  # back and forth
 
 
 def test_the_squared_error_is_that_against_the_truth() -> None:
@@ -206,8 +160,85 @@ def test_the_squared_error_is_that_against_the_truth() -> None:
     )
     assert scores.gaussian_error == pytest.approx(best / 2, rel=0.3)  # half of the photons: half of the noise
     assert scores.verdict.startswith("is ") and " below " in scores.verdict and " dB" in scores.verdict
+    assert scores.pseudo_psnr_db == pytest.approx(10 * np.log10(photons.values.mean() / 2), abs=0.1)
 
 
-def test_a_worse_model_is_called_worse() -> None:
-    scores = Scores(-6, -6, -8, 1.4, 0.9, 0.6, 0.01, 2.5, 100)
-    assert scores.verdict == "is 50% above that of the best Gaussian filter"
+def test_channels_and_depth_are_not_blurred_into_each_other() -> None:
+    stack = np.zeros((2, 32, 32), np.int64)
+    stack[0] = np.random.default_rng(0).poisson(40, (32, 32))
+    # with channels kept apart, a filter of any width knows that the second one is empty
+    assert score_on_halves(lambda photons: photons, stack).gaussian_error < 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        (Scores(0.9, 0.6, 0.01, 2.5), "is 50% above that of the best Gaussian filter"),
+        (Scores(0.3, 0.6, 0.01, 2.5), "is 50% below that of the best Gaussian filter, 3.0 dB"),
+        (Scores(0.59, 0.6, 0.01, 2.5), "is not measurably different from that of the best Gaussian filter"),
+    ],
+)
+def test_verdicts_compare_with_the_best_filter(scores: Scores, verdict: str) -> None:
+    assert scores.verdict == verdict
+
+
+def test_counts_without_photons_give_numbers() -> None:
+    scores = score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64))
+    assert (scores.squared_error, scores.gaussian_error) == (0.0, 0.0)
+    assert "not measurably different" in scores.verdict
+
+
+# Samples
+
+
+def sampler_to(brightest: float, **more: Any) -> Any:
+    return SimpleNamespace(brightest=brightest, least_gain=1.0, **more)
+
+
+@pytest.mark.parametrize(("brightest", "room"), [(30.0, 10.0), (1e6, 20.0), (3.0, 0.0), (1.0, 0.0)])
+def test_room_is_what_the_trained_range_leaves(brightest: float, room: float) -> None:
+    assert room_db(np.full((1, 80, 80), 3), sampler_to(brightest)) == pytest.approx(room, abs=1e-4)
+
+
+def test_little_room_is_warned_about() -> None:
+    image = np.full((1, 80, 80), 3)
+    with pytest.warns(UserWarning, match=r"3\.0 dB only.* as little as 50%"):
+        assert check_room(image, sampler_to(6.0)) == pytest.approx(3.01, abs=0.01)
+    assert check_room(image, sampler_to(300.0)) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
+    """A network that answers flat, on a scene that is not: the other half knows how wrong that is."""
+    rng = np.random.default_rng(0)
+    scene = np.where(np.arange(256)[:, None] % 2 == 0, 6.0, 2.0) * np.ones((256, 256))
+    counts = rng.poisson(scene)[None]
+
+    def sample(photons: torch.Tensor, n_samples: int, n_steps: int, seed: int) -> torch.Tensor:
+        return float(photons.mean()) + torch.from_numpy(rng.normal(0, 0.7, (n_samples, *photons.shape)))
+
+    sampler = sampler_to(20.0, sample=sample, n_samples=2, n_steps=3, seed=0)
+    scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
+    assert scores.n_samples == 4
+    assert scores.variance == pytest.approx(0.7**2, rel=0.02)
+    assert scores.squared_error == pytest.approx(1.0, abs=4 * scores.standard_error)  # halves of 6 and 2: 2 +- 1
+    assert scores.standard_error < 0.05
+    assert scores.room_db == pytest.approx(10.0, abs=0.3)
+
+
+@pytest.mark.parametrize(("n_samples", "expected"), [(1, 100), (4, 25), (50, 20)])
+def test_the_test_input_has_few_photons_off_the_middle(n_samples: int, expected: int) -> None:
+    image = np.random.default_rng(0).poisson(5.0, (1, 120, 100))
+    sparse = sparse_counts(image, n_samples, lambda photons: photons)
+    assert sparse.shape == image.shape
+    assert sparse.sum() == pytest.approx(expected, abs=4 * expected**0.5)
+    assert not sparse[:, 60:].any() and not sparse[:, :, 50:].any()
+
+
+def test_the_test_input_has_as_many_photons_as_it_takes_to_see_them() -> None:
+    image = np.random.default_rng(0).poisson(50.0, (1, 120, 100))
+    seen = sparse_counts(image, 4, lambda photons: torch.full_like(photons, float(photons.mean()))).mean()
+    assert 0.02 < seen < 0.05
+    assert sparse_counts(image, 4, lambda photons: 0 * photons).sum() > 50 * 64  # the brightest region
+    volume = np.random.default_rng(0).poisson(5.0, (2, 3, 20, 6))
+    assert sparse_counts(volume, 4, lambda photons: photons).shape == volume.shape
+    assert not sparse_counts(np.zeros((1, 20, 20), np.int64), 4, lambda photons: photons).any()

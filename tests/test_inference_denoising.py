@@ -41,10 +41,7 @@ def model_for(dims: str, dim: int) -> Model:
 
 @pytest.mark.parametrize(
     ("dims", "dim"),
-    [
-        *((dims, 2) for dims in ("yx", "zyx", "tyx", "cyx", "tczyx", "yxc", "xyzt")),
-        *((dims, 3) for dims in ("zyx", "tzyx", "czyx", "tczyx", "zcyx")),
-    ],
+    [*((dims, 2) for dims in ("yx", "tczyx", "yxc", "xyzt")), *((dims, 3) for dims in ("tzyx", "zcyx"))],
 )
 def test_photons_axes_and_coordinates_are_kept(dims: str, dim: int) -> None:
     image = counts(dims)
@@ -58,15 +55,9 @@ def test_photons_axes_and_coordinates_are_kept(dims: str, dim: int) -> None:
     expected = image.sum(together, dtype=float)
     np.testing.assert_allclose(rate.sum(together, dtype=float), expected, rtol=1e-5)
     xr.testing.assert_identical(image, before)
-
-
-@pytest.mark.parametrize(("dims", "dim", "axis"), [("tyx", 2, "t"), ("zyx", 2, "z"), ("tzyx", 3, "t")])
-def test_items_are_denoised_independently(dims: str, dim: int, axis: str) -> None:
-    image, model = counts(dims), model_for(dims, dim)
-    together = denoise(model, image, planes=True)
-    for i in range(image.sizes[axis]):
-        alone = denoise(model, image.isel({axis: i}), planes=True)
-        np.testing.assert_allclose(together.isel({axis: i}), alone, rtol=1e-5)
+    if "t" in dims:  # frames are denoised one by one
+        alone = denoise(model_for(dims, dim), image.isel(t=1), planes="z" in dims)
+        np.testing.assert_allclose(rate.isel(t=1), alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +76,7 @@ def test_axes_that_do_not_fit_are_refused(dims: str, dim: int, channels: int, me
         denoise(random_model(dim=dim, channels=channels), counts(dims))
 
 
-@pytest.mark.parametrize("tile", [(30, 30), (34, 64), (96, 30), (200, 200)])
+@pytest.mark.parametrize("tile", [(30, 30), (34, 64), (200, 200)])
 def test_tiles_do_not_change_the_result_in_2d(tile: tuple[int, int]) -> None:
     model = random_model(seed=4)
     image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (3, 91, 77)), dims=["t", "y", "x"])
@@ -110,7 +101,6 @@ def test_no_photons_give_zeros(dim: int) -> None:
     ("bad", "message"),
     [
         (float("nan"), "the image has 1 pixels that are NaN or infinite"),
-        (float("inf"), "the image has 1 pixels that are NaN or infinite"),
         (-2, r"the image has negative values \(minimum -2\)"),
         (0.5, "the image has fractional values"),
     ],
@@ -143,24 +133,23 @@ def test_one_photon_is_spread_not_lost() -> None:
     assert float(rate[1].min()) > 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
 def test_images_of_a_few_pixels_run(shape: tuple[int, int]) -> None:
     image = xr.DataArray(np.full(shape, 7, np.uint8), dims=["y", "x"])
     rate = denoise(random_model(depth=3), image)
     assert float(rate.sum()) == pytest.approx(7 * image.size, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "float64"])
 def test_the_type_of_the_counts_does_not_matter(dtype: str) -> None:
     model = random_model()
     expected = denoise(model, counts("yx"))
     np.testing.assert_array_equal(denoise(model, counts("yx", dtype=dtype)), expected)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_broken_network_gives_an_error_and_no_image(value: float) -> None:
+def test_a_broken_network_gives_an_error_and_no_image() -> None:
     with pytest.raises(BrokenNetworkError, match=r"log-rates that are not finite.*train it again"):
-        denoise(broken_model(value), counts("yx"))
+        denoise(broken_model(), counts("yx"))
 
 
 def test_the_brightest_frame_of_a_plain_network_is_split_into_parts() -> None:
@@ -215,8 +204,7 @@ def dirichlet(alpha: float) -> tuple[object, object]:
     return predict, exact
 
 
-@pytest.mark.parametrize("alpha", [0.3, 5.0])
-@pytest.mark.parametrize("width", [4, 20])
+@pytest.mark.parametrize(("alpha", "width"), [(0.3, 20), (5.0, 4)])
 def test_dirichlet_pixels(alpha: float, width: int) -> None:
     predict, exact = dirichlet(alpha)
     counts = torch.from_numpy(np.random.default_rng(0).poisson(4.0, (1, 1, 40, 40)).astype(np.float32))
@@ -280,21 +268,14 @@ def test_regions_of_an_image() -> None:
     }
 
 
-def test_an_empty_image_tells_nothing_of_its_regions() -> None:
-    counts = xr.DataArray(np.zeros((12, 12), np.uint16), dims=["y", "x"])
-    labels = counts.copy(data=np.eye(12, dtype=np.uint8))
-    (found,) = region_uncertainty(random_model(), counts, labels, seed=0)
-    assert (found.photons, found.std) == (0, None)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         (np.ones((5, 12), int), r"5 x 12 pixels \(y, x\) and the image 12 x 12.*crop or resize the labels"),
         (np.full((12, 12), 0.5), "expected whole numbers, 0 outside.*save"),
         (np.eye(12, dtype=int) - 1, "expected whole numbers, 0 outside.*save"),
-        (np.zeros((12, 12), np.uint8), "the labels hold no region: all pixels are 0"),
-        (np.ones((12, 12), np.uint8), "the labels tell no region from what is outside: all pixels are 1"),
+        (np.zeros((12, 12), np.uint8), "uint8 from 0 to 0, expected"),
+        (np.ones((12, 12), np.uint8), "uint8 from 1 to 1, expected"),
     ],
 )
 def test_what_is_no_label_image_is_refused(values: np.ndarray, message: str) -> None:
@@ -327,6 +308,8 @@ def test_a_region_whose_photons_the_network_denies_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         region_uncertainty(flat, labels.copy(data=values), labels, seed=0)
+    (nothing, _) = region_uncertainty(flat, labels.copy(data=0 * values), labels, seed=0)
+    assert (nothing.photons, nothing.std) == (0, None)
     values[:20] *= 2
     with pytest.warns(UserWarning, match="region [12]: the network expects .* were counted") as found:
         region_uncertainty(flat, labels.copy(data=values), labels, seed=0)

@@ -18,11 +18,10 @@ from scipy import ndimage
 
 import gap_bioimage
 from gap_bioimage.camera.camera import simulate_camera
-from gap_bioimage.camera.moments import scan
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError
-from gap_bioimage.evidence import areas, common_step, measure, missing_levels, one_bit
-from gap_bioimage.inspection import Inspection, inspect
+from gap_bioimage.evidence import measure
+from gap_bioimage.inspection import inspect
 from gap_bioimage.judging import Finding, judge
 from gap_bioimage.simulation import simulate, simulate_truth
 
@@ -72,7 +71,7 @@ def kind(values: Any, dims: str = "tczyx") -> tuple[str, str]:
     return found.verdict, found.kind
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example(log_mean=1.25, shape=(8, 8), covered=1.0, seed=1961)
 @example(log_mean=3.0, shape=(2, 3, 16, 16), covered=0.02, seed=1)
 @given(
@@ -94,7 +93,7 @@ def test_poisson_counts_are_accepted(log_mean: float, shape: tuple[int, ...], co
         assert not evidence.hot
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(dim=st.sampled_from([2, 3]), log_photons=st.floats(-2, 3.5), seed=st.integers(0, 2**32 - 1))
 def test_simulated_cells_are_photon_counts_without_a_warning(dim: Any, log_photons: float, seed: int) -> None:
     counts, _ = simulate(dim, (8, 64, 64)[-dim:], 10**log_photons, seed)
@@ -104,18 +103,13 @@ def test_simulated_cells_are_photon_counts_without_a_warning(dim: Any, log_photo
         check_photon_counts(counts, name="x")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_sharp_structure_is_one_story(seed: int) -> None:
     found = inspect(image(sharp_cells(4.0 * 4 ** (seed % 3), seed)))
     assert found.verdict == "photon counts"
     assert "dead time" not in found.message
     assert not found.thinning.startswith("not valid")  # type: ignore[union-attr]
     assert found.next.startswith("gap-bioimage train")
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, ">u2", bool])
-def test_whole_numbers_of_any_type_are_counts(dtype: Any) -> None:
-    assert kind(poisson(0.1 if dtype is bool else 5.0).astype(dtype))[0] == "photon counts"
 
 
 @pytest.mark.parametrize("photons", [2, 100])
@@ -144,11 +138,12 @@ CHANGES: dict[str, Any] = {
     "turned": lambda counts: ndimage.rotate(counts, 3, order=1, reshape=False, mode="reflect"),
     "shifted": lambda counts: ndimage.shift(counts, (0.5, 0), order=1)[2:, 2:],
     "scaled": lambda counts: counts * 1.7,
+    "sharpened": lambda counts: (counts - ndimage.laplace(counts)).clip(0),
     "stretched": lambda counts: counts * (9.7 if counts.max() < 50 else 2.4),
 }
 
 
-@pytest.mark.parametrize("photons", [0.5, 5.0, 50.0])
+@pytest.mark.parametrize("photons", [0.5, 50.0])
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_programs_do_is_recognised(name: str, photons: float) -> None:
     found = inspect(image(np.rint(CHANGES[name](cells(photons).astype(float)))))
@@ -157,15 +152,11 @@ def test_what_programs_do_is_recognised(name: str, photons: float) -> None:
     assert found.thinning.startswith("not valid")  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("photons", [2.0, 20.0, 100.0])
-def test_a_subtracted_background_is_none_of_a_camera(photons: float) -> None:
-    counts = cells(photons).astype(float)
-    changed = [np.rint(counts - ndimage.gaussian_filter(counts, reach)) for reach in (5, 20)]
-    assert {kind(values)[0] for values in (*changed, counts - counts.mean() + 0.123)} == {"processed"}
-
-
-def test_sharpened_counts_are_processed() -> None:
-    assert kind(np.rint(cells(0.5) - ndimage.laplace(cells(0.5).astype(float))).clip(0))[0] == "processed"
+def test_a_subtracted_background_is_none_of_a_camera() -> None:
+    for photons in (2.0, 20.0, 100.0):
+        counts = cells(photons).astype(float)
+        changed = [np.rint(counts - ndimage.gaussian_filter(counts, reach)) for reach in (5, 20)]
+        assert {kind(values)[0] for values in (*changed, counts - counts.mean() + 0.123)} == {"processed"}
 
 
 @pytest.mark.parametrize("photons", [2.0, 10.0, 50.0])
@@ -217,10 +208,6 @@ def test_masks_labels_and_classes_are_to_be_left_out(name: str) -> None:
     assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "mask", True)
 
 
-def test_dark_frames_are_no_labels() -> None:
-    assert kind(np.rint(np.random.default_rng(0).normal(2, 0.2, (64, 64))).astype(np.uint8))[1] != "mask"
-
-
 @pytest.mark.parametrize("one", [1, 255])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
@@ -252,19 +239,13 @@ def test_hot_pixels_are_named_and_in_no_mean_and_no_variance(dims: str, value: i
     assert found.fano_bright == pytest.approx(expected.fano_bright, rel=0.1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(k=st.integers(2, 300), mean=st.floats(0.5, 50), seed=st.integers(0, 2**32 - 1))
 def test_multiplied_counts_are_found_with_their_factor(k: int, mean: float, seed: int) -> None:
-    for factor in (k, 1 / k):
-        finding = judged(factor * poisson(mean, seed=seed))
+    for factor, dtype in ((k, np.int64), (1 / k, np.float64), (1 / k, np.float32)):
+        finding = judged((factor * poisson(mean, seed=seed)).astype(dtype))
         assert finding.verdict == "counts times k"
         assert finding.factor == pytest.approx(factor, rel=1e-6)
-
-
-def test_a_few_pixels_that_share_a_divisor_are_counts() -> None:
-    values = np.zeros((32, 32), np.uint16)
-    values[4, 4], values[20, 7] = 2, 6
-    assert not judged(values).refused
 
 
 @pytest.mark.parametrize("ceiling", [255, 1023, 4095, 65535, 300])
@@ -273,12 +254,6 @@ def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
     counts = np.random.default_rng(0).poisson(rate).clip(max=ceiling)
     assert judged(counts).verdict == "not usable"
     assert judged(counts, saturation=1.0).verdict != "not usable"
-
-
-def test_a_maximum_that_happens_to_be_a_ceiling_is_accepted() -> None:
-    counts = poisson(100, (128, 128)).clip(max=200)
-    counts[5, 5] = 255
-    assert kind(counts) == ("photon counts", "counts")
 
 
 def test_colours_share_noise_and_detectors_do_not() -> None:
@@ -311,12 +286,9 @@ def test_real_images(shared_data: Path, file: str, verdict: str, thinning: str) 
     [
         np.full((8, 8), np.nan),
         np.zeros((8, 8)),
-        np.full((8, 8), np.inf, np.float32),
         np.zeros((0, 8)),
         np.zeros((4, 4), complex),
-        np.array([["a", "b"]]),
         -poisson(shape=(8, 8)),
-        np.full((1, 1), 7),
         np.full((40, 40), 300, np.uint16),
         poisson(shape=(8, 8)) / 3,
         np.array([[0, 2**63 + 9], [5, 7]], np.uint64),
@@ -332,16 +304,11 @@ def test_any_values_are_reported_as_json_and_drawn(values: Values, tmp_path: Pat
 
 def test_the_report_has_exact_numbers_and_reads_like_a_dictionary() -> None:
     found = gap_bioimage.inspect(np.array([[0, 1, 2], [3, 0, 6]], np.uint16), dims="yx")
-    assert isinstance(found, Inspection)
     assert (found.min, found.max, found.mean, found.total) == (0, 6, 2, 12)
     assert found["zero_share"] == pytest.approx(1 / 3)
     assert found["pseudo_psnr_db"] == pytest.approx(10 * math.log10(2))
     assert (found["axes"], found["shape"], found["dtype"]) == ("yx", [2, 3], "uint16")
     assert dict(found) == found.to_dict()
-
-
-def test_arrays_need_a_letter_for_each_axis() -> None:
-    assert inspect(poisson(5, (3, 40, 40)), dims="tyx").frames == 3
     for values, dims in ((poisson(5, (3, 40, 40)), None), (poisson(), "qx")):
         with pytest.raises(AxesError):
             inspect(values, dims=dims)
@@ -351,36 +318,3 @@ def test_cameras_of_films_are_told_by_differences_in_time() -> None:
     found = inspect(simulate_camera(light(30, 96), n_frames=20))
     assert found.noise_correlation_method == "repeats"
     assert found.gain_guess == {"gain": pytest.approx(2.2, rel=0.1), "offset": pytest.approx(100, abs=10)}
-
-
-@settings(max_examples=40, deadline=None)
-@given(scale=st.sampled_from([1, 2, 5]), mean=st.floats(0.05, 60), seed=st.integers(0, 1000))
-def test_scan_in_chunks_is_exact(scale: int, mean: float, seed: int) -> None:
-    values = scale * poisson(mean, (7, 5, 30), seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gap_bioimage.camera.moments._CHUNK_PX", 64)
-        found = scan(values.transpose(1, 0, 2))
-    top = values.max()
-    assert (found.minimum, found.maximum, found.total) == (values.min(), top, values.sum())
-    assert found.zeros == np.count_nonzero(values == 0)
-    assert found.lattice == np.gcd.reduce(values, axis=None)
-    assert found.at_maximum == np.count_nonzero(values == top)
-    assert found.below_maximum == pytest.approx(np.mean([np.count_nonzero(values == top - i) for i in range(1, 6)]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(step=st.floats(1e-4, 1e3), single=st.booleans(), seed=st.integers(0, 1000))
-def test_the_step_of_divided_counts_is_found(step: float, single: bool, seed: int) -> None:
-    counts = poisson(5, (2000,), seed) * step
-    found = common_step(np.asarray(counts.astype(np.float32 if single else np.float64), np.float64))
-    assert found == pytest.approx(step, rel=1e-5)
-    assert common_step(np.random.default_rng(seed).normal(0, 1, 5000)) is None
-
-
-@settings(max_examples=40, deadline=None)
-@given(log_photons=st.floats(-1.5, 2.3), flat=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_counts_show_no_traces(log_photons: float, flat: bool, seed: int) -> None:
-    counts = poisson(10**log_photons, (100, 120), seed) if flat else cells(10**log_photons, seed, 96)
-    assume(counts.max() > 1)
-    planes = [counts.astype(float)]
-    assert not (missing_levels(planes) or areas(planes) or one_bit(planes))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import shutil
 import zipfile
@@ -10,101 +9,76 @@ import zipfile
 import numpy as np
 import pytest
 import xarray as xr
-from made_images import CHANNELS, DIMS, assert_same, counts, one_sentence
+from made_images import CHANNELS, DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, OutputError, UnreadableImageError
 from gap_bioimage.io import pixel_size_um, read_photons, write_image
 
 zarr = pytest.importorskip("zarr")
 
-UNITS = {"t": ("time", "millisecond", 2500.0), "c": ("channel", None, 1.0)}
-NANOMETRES = {"z": 300.0, "y": 65.0, "x": 108.0}
-
-
-def store_image(group, image, version="0.5", levels=1, name="cell", **words):
-    """Write an image as other programs do: units other than ours, a scale of all levels, other chunks."""
-    axes = []
-    for dim in image.dims:
-        kind, unit, _ = UNITS.get(dim, ("space", "nanometer", None))
-        axes.append({"name": dim, "type": kind} | ({"unit": unit} if unit else {}))
-    steps = [UNITS[d][2] if d in UNITS else NANOMETRES[d] for d in image.dims]
-    datasets = []
-    for level in range(levels):
-        every = tuple(slice(None, None, 2**level if d in "yx" else 1) for d in image.dims)
-        group.create_array(
-            f"s{level}",
-            data=np.ascontiguousarray(image.values[every]),
-            chunks=tuple(min(n, 10) for n in image.values[every].shape),
-        )
-        scale = [2.0**level if d in "yx" else 1.0 for d in image.dims]
-        transformations = [
-            {"type": "scale", "scale": scale},
-            {"type": "translation", "translation": [0.5] * image.ndim},
-        ]
-        datasets.append({"path": f"s{level}", "coordinateTransformations": transformations})
-    multiscale = {"name": name, "axes": axes, "datasets": datasets}
-    multiscale["coordinateTransformations"] = [{"type": "scale", "scale": steps}]
-    words["omero"] = {"channels": [{"label": label} for label in CHANNELS]} if "c" in image.dims else {}
-    describe(group, {"multiscales": [multiscale], **words}, version)
-
-
-def describe(group, words, version):
-    if version == "0.5":
-        group.attrs["ome"] = {"version": "0.5", **words}
-    else:
-        for entry in words.get("multiscales", []):
-            entry["version"] = version
-        group.attrs.update(words)
+KINDS = {"t": {"type": "time", "unit": "millisecond"}, "c": {"type": "channel"}}
+SIZES = {"t": 2500.0, "c": 1.0, "z": 300.0, "y": 65.0, "x": 108.0}  # milliseconds and nanometres
 
 
 def new_group(path, version):
-    return zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    return zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-@pytest.mark.parametrize("dims", DIMS)
-def test_other_programs_images_are_read(tmp_path, dims, version):
-    image = counts(dims)
-    store_image(new_group(tmp_path / "a.zarr", version), image, version)
-    assert_same(read_photons(tmp_path / "a.zarr"), image)
+def describe(group, words, version):
+    if version == "0.4":
+        group.attrs.update(words)
+    else:
+        group.attrs["ome"] = {"version": version, **words}
+
+
+def store(group, image, version="0.5", levels=1, names=None, steps=None, **array):
+    """Write an image as other programs do: units other than ours, a scale of all levels; 0.6 has coordinate systems."""
+    names = list(names or image.dims)
+    axes = [{"name": name, **KINDS.get(name, {"type": "space", "unit": "nanometer"})} for name in names]
+    datasets = []
+    for level in range(levels):
+        values = image.values[tuple(slice(None, None, 2**level if dim in "yx" else 1) for dim in image.dims)]
+        group.create_array(f"s{level}", data=np.ascontiguousarray(values), **array)
+        scale = [2.0**level if name in "yx" else 1.0 for name in names]
+        own = steps or [{"type": "scale", "scale": scale}, {"type": "translation", "translation": [0.5] * len(names)}]
+        datasets.append({"path": f"s{level}", "coordinateTransformations": own})
+    every = [{"type": "scale", "scale": [SIZES[name] for name in names]}]
+    entry = {"name": "cell", "axes": axes, "datasets": datasets, "coordinateTransformations": every}
+    if version >= "0.6":
+        own = [{"type": "sequence", "transformations": [*every, *own], "input": "s0", "output": "own"}]
+        datasets[0]["coordinateTransformations"] = own
+        entry = {"coordinateSystems": [{"name": "world", "axes": []}, {"name": "own", "axes": axes}]}
+        entry["datasets"] = datasets
+    else:
+        entry["version"] = version
+    omero = {"channels": [{"label": label} for label in CHANNELS]} if "c" in image.dims else {}
+    describe(group, {"multiscales": [entry], "omero": omero}, version)
 
 
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_levels_are_chosen(tmp_path, version):
-    image = counts("zyx")
-    store_image(new_group(tmp_path / "a.zarr", version), image, version, levels=3)
+@pytest.mark.parametrize("version", ["0.4", "0.5", "0.6", "0.6.dev3"])
+@pytest.mark.parametrize("dims", ["yx", "zyx", "tcyx", "tczyx", "ctzyx", "xyt"])
+def test_other_programs_images_are_read(tmp_path, dims, version):
+    image = counts("tczyx").isel({axis: 0 for axis in "tcz" if axis not in dims}, drop=True)
+    levels = 1 if version >= "0.6" else 2
+    root = new_group(tmp_path / "a.zarr", version)
+    store(root, image.transpose(*dims), version, levels)
+    store(root.create_group("labels").create_group("cells"), counts("yx", seed=1), version)  # no image
     assert_same(read_photons(tmp_path / "a.zarr"), image)
-    for level in range(3):
-        chosen = read_photons(tmp_path / "a.zarr", level=level)
-        np.testing.assert_array_equal(chosen, image[:, :: 2**level, :: 2**level])
-        size = {"z": 0.3, "y": 0.065 * 2**level, "x": 0.108 * 2**level}
-        assert pixel_size_um(chosen) == pytest.approx(size)
-    with pytest.raises(AxesError, match=r"level 3 .* 0 \(4, 17, 12\), 1 \(4, 9, 6\), 2 \(4, 5, 3\)") as error:
-        read_photons(tmp_path / "a.zarr", level=3)
-    one_sentence(error)
+    if levels == 2:
+        half = read_photons(tmp_path / "a.zarr", level=1)
+        np.testing.assert_array_equal(half, image[..., ::2, ::2])
+        assert pixel_size_um(half)["x"] == pytest.approx(2 * STEPS["x"])
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_fields_of_a_plate_are_series(tmp_path, version):
-    root = new_group(tmp_path / "plate.zarr", version)
-    wells = ["A/1", "B/2"]
-    describe(root, {"plate": {"wells": [{"path": well} for well in wells]}}, version)
-    for number, well in enumerate(wells):
-        group = root.create_group(well)
-        describe(group, {"well": {"images": [{"path": "0"}, {"path": "1"}]}}, version)
-        for field in ("0", "1"):
-            store_image(group.create_group(field), counts("yx", seed=10 * number + int(field)), version)
-    with pytest.raises(UnreadableImageError, match=r"4 images: 0 'A/1/0' \(17, 12\).*series=0") as error:
-        read_photons(tmp_path / "plate.zarr")
-    one_sentence(error)
-    field = read_photons(tmp_path / "plate.zarr", series="B/2/1")
-    assert_same(field, counts("yx", seed=11))
-    assert field.attrs["series"] == "B/2/1"
-    assert_same(read_photons(tmp_path / "plate.zarr", series=2), counts("yx", seed=10))
-    assert_same(read_photons(tmp_path / "plate.zarr", series="1"), counts("yx", seed=1))
-    with pytest.raises(AxesError, match="series C/1/0 was asked for"):
-        read_photons(tmp_path / "plate.zarr", series="C/1/0")
+@pytest.mark.parametrize("name", ["own", {"name": "own"}])
+def test_coordinate_systems_of_0_6_are_named_in_two_ways(tmp_path, name):
+    root = new_group(tmp_path / "a.zarr", "0.6")
+    store(root, counts("zyx"), "0.6")
+    words = root.attrs["ome"]
+    words["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["output"] = name
+    root.attrs["ome"] = words
+    assert_same(read_photons(tmp_path / "a.zarr"), counts("zyx"))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -112,29 +86,40 @@ def test_fields_of_a_plate_are_series(tmp_path, version):
 def test_bioformats2raw_images_are_series(tmp_path, version, listed):
     root = new_group(tmp_path / "a.zarr", version)
     describe(root, {"bioformats2raw.layout": 3}, version)
-    names = [str(number) for number in range(11)]
-    for name in names:
-        store_image(root.create_group(name), counts("yx", seed=int(name)), version)
+    for name in (names := ["2", "10"]):
+        store(root.create_group(name), counts("yx", seed=int(name)), version)
     describe(root.create_group("OME"), {"series": names} if listed else {}, version)
-    assert_same(read_photons(tmp_path / "a.zarr", series=10), counts("yx", seed=10))
-    with pytest.raises(UnreadableImageError, match="and 3 more"):
-        read_photons(tmp_path / "a.zarr")
+    assert_same(read_photons(tmp_path / "a.zarr", series=1), counts("yx", seed=10))
 
 
-def test_labels_are_no_images(tmp_path):
-    root = new_group(tmp_path / "a.zarr", "0.5")
-    store_image(root, counts("yx"))
-    store_image(root.create_group("labels").create_group("cells"), counts("yx", seed=1))
-    assert_same(read_photons(tmp_path / "a.zarr"), counts("yx"))
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_fields_of_a_plate_are_series_without_what_it_lists_and_lacks(tmp_path, version):
+    root = new_group(tmp_path / "plate.zarr", version)
+    describe(root, {"plate": {"wells": [{"path": well} for well in ("A/1", "A/2", "B/1")]}}, version)
+    for well in ("A/1", "B/1"):
+        group = root.create_group(well)
+        describe(group, {"well": {"images": [{"path": "0"}, {"path": "1"}]}}, version)
+        store(group.create_group("0"), counts("yx", seed=ord(well[0])), version, levels=3)
+    shutil.rmtree(tmp_path / "plate.zarr" / "B" / "1" / "0" / "s2")
+    field = read_photons(tmp_path / "plate.zarr", series="B/1/0")
+    assert_same(field, counts("yx", seed=ord("B")))
+    assert field.attrs["series"] == "B/1/0"
+    with pytest.raises(UnreadableImageError, match=r"2 images: 0 'A/1/0' \(17, 12\).*lacks, A/1/1, A/2, B/1/1\)"):
+        read_photons(tmp_path / "plate.zarr")
+    for absent in ("A/2", "A/1/1"):
+        with pytest.raises(AxesError, match="A/2"):
+            read_photons(tmp_path / "plate.zarr", series=absent)
+    with pytest.raises(AxesError, match="level 2") as error:
+        read_photons(tmp_path / "plate.zarr", series="B/1/0", level=2)
+    one_sentence(error)
 
 
 @pytest.mark.parametrize(("version", "axes"), [("0.1", None), ("0.2", None), ("0.3", list("tczyx"))])
 def test_old_versions_have_axes_and_no_sizes(tmp_path, version, axes):
-    root = new_group(tmp_path / "a.zarr", version)
+    root = new_group(tmp_path / "a.zarr", "0.4")
     root.create_array("0", data=counts("tczyx").values)
     root.attrs["multiscales"] = [{"version": version, "datasets": [{"path": "0"}]} | ({"axes": axes} if axes else {})]
-    again = read_photons(tmp_path / "a.zarr")
-    assert_same(again, counts("tczyx", calibrated=False))
+    assert_same(read_photons(tmp_path / "a.zarr"), counts("tczyx", calibrated=False))
 
 
 @pytest.mark.parametrize(("scale", "told"), [([1.0, 1.0], None), ([0.5, 1.0], "y 0.5"), ([2, 0.25], "y 2, x 0.25")])
@@ -145,27 +130,24 @@ def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, told):
     axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     describe(root, {"multiscales": [{"axes": axes, "datasets": datasets}]}, "0.5")
     assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == {}
-    found = [f"its pixel sizes ({told}), so that" in str(each.message) for each in recwarn]
-    assert found == ([] if told is None else [True])
+    assert [f"({told})" in str(each.message) for each in recwarn] == ([] if told is None else [True])
 
 
 def test_bare_arrays_are_read(tmp_path):
     values = counts("zyx").values
     zarr.create_array(tmp_path / "named.zarr", data=values, dimension_names=["z", "y", "x"])
-    zarr.create_array(tmp_path / "bare.zarr", data=values)
     root = zarr.open_group(tmp_path / "two.zarr", mode="w")
     root.create_array("first", data=values)
     root.create_array("second", data=values + 1)
     np.testing.assert_array_equal(read_photons(tmp_path / "named.zarr"), values)
     with pytest.raises(AxesError, match="zyx"):
-        read_photons(tmp_path / "bare.zarr")
-    np.testing.assert_array_equal(read_photons(tmp_path / "bare.zarr", axes="zyx"), values)
+        read_photons(tmp_path / "two.zarr", series="first")
     np.testing.assert_array_equal(read_photons(tmp_path / "two.zarr", axes="zyx", series="second"), values + 1)
 
 
 def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
     image = counts("tczyx")
-    store_image(new_group(tmp_path / "a.zarr", "0.5"), image)
+    store(new_group(tmp_path / "a.zarr", "0.5"), image, chunks=(1, 2, 2, 17, 12), shards=(3, 2, 4, 17, 12))
     read = []
     whole = zarr.Array.__getitem__
     monkeypatch.setattr(zarr.Array, "__getitem__", lambda array, index: read.append(index) or whole(array, index))
@@ -174,117 +156,47 @@ def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
     assert read == [(2, 1, slice(None), slice(None), slice(None))]
 
 
-@pytest.mark.parametrize("damage", ["level", "json", "words", "chunk"])
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_damaged_stores_are_refused(tmp_path, version, damage):
+@pytest.mark.parametrize("damage", ["version 0.7", "version 0.10", "nothing in it", "level", "json", "words", "chunk"])
+def test_stores_that_cannot_be_read_are_refused(tmp_path, damage):
     path = tmp_path / "a.zarr"
-    store_image(new_group(path, version), counts("yx"), version)
-    described = path / ("zarr.json" if version == "0.5" else ".zattrs")
+    root = new_group(path, "0.5")
+    if damage != "nothing in it":
+        store(root, counts("yx"))
+    described, chunk = path / "zarr.json", path / "s0" / "c/0/0"
+    words = root.attrs.asdict()
     if damage == "level":
         shutil.rmtree(path / "s0")
     elif damage == "json":
         described.write_text(described.read_text()[:-20])
     elif damage == "words":
-        words = json.loads(described.read_text())
-        (words["attributes"]["ome"] if version == "0.5" else words)["multiscales"] = [{"axes": 3}]
-        described.write_text(json.dumps(words))
-    else:
-        chunk = path / "s0" / ("c/0/0" if version == "0.5" else "0.0")
+        root.attrs["ome"] = words["ome"] | {"multiscales": [{"axes": 3}]}
+    elif damage == "chunk":
         chunk.write_bytes(chunk.read_bytes()[:3])
+    elif "version" in damage:
+        root.attrs["ome"] = words["ome"] | {"version": damage.split()[1]}
     with pytest.raises(UnreadableImageError) as error:
         read_photons(path)
     assert "a.zarr" in one_sentence(error)
 
 
-def test_an_empty_group_holds_no_image(tmp_path):
-    new_group(tmp_path / "a.zarr", "0.5")
-    with pytest.raises(UnreadableImageError, match="holds no image"):
-        read_photons(tmp_path / "a.zarr")
-
-
-def described_image(path, image, version="0.6", names=None, steps=None, store=True, **array):
-    """Write an image of 0.6 (coordinate systems) or earlier, in its own order of axes."""
-    group = new_group(path, version if version in ("0.4", "0.5") else "0.5")
-    names = list(image.dims) if names is None else list(names)
-    if store:
-        group.create_array("0", data=image.values, **array)
-    kinds = {"t": ("time", "second"), "c": ("channel", None)}
-    axes = [{"name": n, "type": kinds.get(n, ("space", ""))[0]} for n in names]
-    for axis, name in zip(axes, names, strict=True):
-        axis |= {"unit": kinds.get(name, ("", "micrometer"))[1]} if name != "c" else {}
-    sizes = {"t": 2.5, "z": 0.3, "y": 0.065, "x": 0.108}
-    steps = steps or [{"type": "scale", "scale": [sizes.get(n, 1.0) for n in names]}]
-    dataset = {"path": "0", "coordinateTransformations": steps}
-    entry = {"axes": axes, "datasets": [dataset]}
-    if version not in ("0.4", "0.5"):
-        entry = {"coordinateSystems": [{"name": "world", "axes": []}, {"name": "own", "axes": axes}]}
-        own = [step | {"input": "0", "output": "own"} for step in steps]
-        entry["datasets"] = [dataset | {"coordinateTransformations": own}]
-    if version == "0.4":
-        describe(group, {"multiscales": [entry]}, version)
-    else:
-        group.attrs["ome"] = {"version": version, "multiscales": [entry]}
-
-
-@pytest.mark.parametrize("version", ["0.6", "0.6.dev3"])
-@pytest.mark.parametrize("order", ["tczyx", "ctzyx", "zcyx", "yx", "xyt"])
-def test_axes_and_scale_of_0_6_in_any_order(tmp_path, order, version):
-    image = counts("tczyx").drop_vars("c").isel({axis: 0 for axis in "tcz" if axis not in order}, drop=True)
-    described_image(tmp_path / "a.zarr", image.transpose(*order), version)
-    assert_same(read_photons(tmp_path / "a.zarr"), image)
-
-
-@pytest.mark.parametrize("name", [False, True])
-def test_sequences_and_named_systems_of_0_6(tmp_path, name):
-    image = counts("zyx")
-    scale = {"type": "scale", "scale": [0.3, 0.065, 0.108]}
-    steps = [{"type": "sequence", "transformations": [scale, {"type": "translation", "translation": [0, 1, 2]}]}]
-    described_image(tmp_path / "a.zarr", image, steps=steps)
-    if name:
-        root = zarr.open_group(tmp_path / "a.zarr")
-        words = root.attrs["ome"]
-        words["multiscales"][0]["datasets"][0]["coordinateTransformations"][0] |= {"output": {"name": "own"}}
-        root.attrs["ome"] = words
-    assert_same(read_photons(tmp_path / "a.zarr"), image)
-
-
-@pytest.mark.parametrize("version", ["0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.4", "0.6"])
 @pytest.mark.parametrize(
-    "step",
-    [
-        {"type": "scale", "scale": [0.065, 0.108]},
-        {"type": "affine", "affine": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]},
-        {"type": "rotation", "rotation": [[1, 0], [0, 1]]},
-    ],
+    "step", [{"type": "scale", "scale": [0.065, 0.108]}, {"type": "rotation", "rotation": [[1, 0], [0, 1]]}]
 )
 def test_sizes_that_are_not_a_scale_for_each_axis_are_left_out_in_words(tmp_path, version, step):
-    described_image(tmp_path / "a.zarr", counts("zyx"), version, steps=[step])
+    store(new_group(tmp_path / "a.zarr", version), counts("zyx"), version, steps=[step])
     with pytest.warns(UserWarning, match=r"a\.zarr has 3 axes.*pixel sizes are left out"):
-        image = read_photons(tmp_path / "a.zarr")
-    assert pixel_size_um(image) == {}
+        assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == {}
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5", "0.6"])
+@pytest.mark.parametrize("version", ["0.5", "0.6"])
 @pytest.mark.parametrize("names", ["zyx", "yx", "tzcyx"])
 def test_axes_that_are_not_as_many_as_those_of_the_array(tmp_path, version, names):
-    described_image(tmp_path / "a.zarr", counts("czyx"), version, names=names)
-    with pytest.raises(AxesError, match=rf'a\.zarr .*{" ".join(names)}.*\(2, 4, 17, 12\).*axes="czyx"') as error:
+    store(new_group(tmp_path / "a.zarr", version), counts("czyx"), version, names=names)
+    with pytest.raises(AxesError, match=rf'a\.zarr .*{" ".join(names)}.*2, 4, 17, 12.*axes="czyx"') as error:
         read_photons(tmp_path / "a.zarr")
     one_sentence(error)
     np.testing.assert_array_equal(read_photons(tmp_path / "a.zarr", axes="czyx"), counts("czyx"))
-
-
-@pytest.mark.parametrize("version", ["0.7", "1.0", "0.10"])
-def test_versions_that_are_not_known_are_refused(tmp_path, version):
-    described_image(tmp_path / "a.zarr", counts("zyx"), version)
-    with pytest.raises(UnreadableImageError, match=f"OME-Zarr {version}") as error:
-        read_photons(tmp_path / "a.zarr")
-    one_sentence(error)
-
-
-def test_sharded_arrays_are_read(tmp_path):
-    described_image(tmp_path / "a.zarr", counts("tzyx"), "0.5", chunks=(1, 2, 17, 12), shards=(3, 4, 17, 12))
-    assert_same(read_photons(tmp_path / "a.zarr"), counts("tzyx"))
 
 
 def test_zipped_stores_are_read(tmp_path):
@@ -299,49 +211,22 @@ def test_zipped_stores_are_read(tmp_path):
         read_photons(tmp_path / "b.ozx")
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_what_a_plate_lists_and_lacks_does_not_keep_the_others_from_opening(tmp_path, version):
-    root = new_group(tmp_path / "plate.zarr", version)
-    describe(root, {"plate": {"wells": [{"path": well} for well in ("A/1", "A/2", "B/1")]}}, version)
-    for well in ("A/1", "B/1"):
-        group = root.create_group(well)
-        describe(group, {"well": {"images": [{"path": "0"}, {"path": "1"}]}}, version)
-        store_image(group.create_group("0"), counts("yx", seed=ord(well[0])), version, levels=3)
-    shutil.rmtree(tmp_path / "plate.zarr" / "B" / "1" / "0" / "s2")
-    assert_same(read_photons(tmp_path / "plate.zarr", series="B/1/0"), counts("yx", seed=ord("B")))
-    with pytest.raises(UnreadableImageError, match=r"2 images: 0 'A/1/0'.*lacks, A/1/1, A/2, B/1/1\)"):
-        read_photons(tmp_path / "plate.zarr")
-    for absent in ("A/2", "A/2/0", "A/1/1"):
-        with pytest.raises(AxesError, match="A/2"):
-            read_photons(tmp_path / "plate.zarr", series=absent)
-    with pytest.raises(AxesError, match="level 2"):
-        read_photons(tmp_path / "plate.zarr", series="B/1/0", level=2)
-
-
 @pytest.mark.parametrize("dims", DIMS)
 def test_what_is_written_is_valid(tmp_path, dims):
     yaozarrs = pytest.importorskip("yaozarrs")
-    write_image(tmp_path / "a.ome.zarr", counts(dims))
-    yaozarrs.validate_zarr_store(str(tmp_path / "a.ome.zarr"))
-
-
-def test_the_words_are_those_of_ome_0_5(tmp_path):
-    write_image(tmp_path / "cell 1.ome.zarr", counts("tczyx"))
-    words = zarr.open_group(tmp_path / "cell 1.ome.zarr", mode="r").attrs["ome"]
-    assert words["version"] == "0.5"
-    (multiscale,) = words["multiscales"]
-    assert multiscale["name"] == "cell 1"
-    assert [axis["name"] for axis in multiscale["axes"]] == list("tczyx")
-    assert [axis["type"] for axis in multiscale["axes"]] == ["time", "channel", "space", "space", "space"]
-    assert [axis.get("unit") for axis in multiscale["axes"]] == ["second", None, *["micrometer"] * 3]
-    (dataset,) = multiscale["datasets"]
-    assert dataset["coordinateTransformations"] == [{"type": "scale", "scale": [2.5, 1.0, 0.3, 0.065, 0.108]}]
-    assert [channel["label"] for channel in words["omero"]["channels"]] == ["actin", "DNA"]
-    for number, channel in enumerate(words["omero"]["channels"]):
-        assert channel["window"]["end"] == counts("tczyx").values[:, number].max()
-    array = zarr.open_array(tmp_path / "cell 1.ome.zarr" / dataset["path"], mode="r")
-    assert array.metadata.dimension_names == tuple("tczyx")
-    assert array.chunks == (1, 1, 4, 17, 12)
+    write_image(tmp_path / "cell 1.ome.zarr", counts(dims))
+    image = yaozarrs.validate_zarr_store(str(tmp_path / "cell 1.ome.zarr")).ome_metadata()
+    (multiscale,) = image.multiscales
+    assert (image.version, multiscale.name) == ("0.5", "cell 1")
+    assert [axis.name for axis in multiscale.axes] == list(dims)
+    (dataset,) = multiscale.datasets
+    assert dataset.scale_transform.scale == [STEPS.get(axis, 1.0) for axis in dims]
+    for number, channel in enumerate(image.omero.channels):
+        assert channel.label == (CHANNELS[number] if "c" in dims else None)
+        assert channel.window.end == (counts(dims).isel(c=number) if "c" in dims else counts(dims)).max()
+    array = zarr.open_array(tmp_path / "cell 1.ome.zarr" / dataset.path, mode="r")
+    assert array.metadata.dimension_names == tuple(dims)
+    assert array.chunks == tuple({"t": 1, "c": 1}.get(axis, LENGTHS[axis]) for axis in dims)
 
 
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")
@@ -379,17 +264,13 @@ def test_a_store_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch)
     path = tmp_path / "a.ome.zarr"
     write_image(path, counts("zyx"))
     write_image(path, counts("yx", seed=1))
-    assert_same(read_photons(path), counts("yx", seed=1))
-    assert list(tmp_path.iterdir()) == [path]
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(zarr.Array, "__setitem__", full)
-    with pytest.raises(OutputError, match="no space left on device") as error:
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="no space left on device"):
+        patch.setattr(zarr.Array, "__setitem__", full)
         write_image(path, counts("yx", seed=2))
-    one_sentence(error)
-    monkeypatch.undo()
     assert_same(read_photons(path), counts("yx", seed=1))
     assert list(tmp_path.iterdir()) == [path]
 
@@ -409,11 +290,3 @@ def test_a_failed_swap_brings_the_old_store_back(tmp_path, monkeypatch):
         write_image(path, counts("yx", seed=1))
     assert_same(read_photons(path), counts("yx"))
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_writing_without_the_library_names_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "zarr", None)
-    with pytest.raises(OutputError, match=r"pip install 'gap-bioimage\[zarr\]'") as error:
-        write_image(tmp_path / "a.zarr", counts("yx"))
-    one_sentence(error)
-    assert list(tmp_path.iterdir()) == []

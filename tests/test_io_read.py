@@ -40,7 +40,7 @@ def test_unknown_axes_are_asked_for_and_then_used(tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", values, metadata=None, photometric="minisblack")
     np.save(tmp_path / "stack.npy", values)
     for name in ("stack.tif", "stack.npy"):
-        with pytest.raises(AxesError, match=r"shape \(4, 17, 12\).*axes=.zyx") as error:
+        with pytest.raises(AxesError, match=r"what its axes are.*axes=.zyx") as error:
             read_photons(tmp_path / name)
         one_sentence(error)
         assert read_photons(tmp_path / name, axes="zyx").dims == ("z", "y", "x")
@@ -49,15 +49,10 @@ def test_unknown_axes_are_asked_for_and_then_used(tmp_path):
         np.testing.assert_array_equal(turned.values, values.T)
 
 
-def test_a_single_plane_keeps_its_z_step(tmp_path):
-    write_image(tmp_path / "a.ome.tif", counts("zyx"))
-    assert pixel_size_um(read_photons(tmp_path / "a.ome.tif").isel(z=slice(1)))["z"] == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(("magic", "kind"), [(b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff\xe0", "JPEG")])
-def test_pictures_are_refused_whatever_their_name(tmp_path, magic, kind):
+@pytest.mark.parametrize("magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_pictures_are_refused_whatever_their_name(tmp_path, magic):
     (tmp_path / "a.tif").write_bytes(magic + bytes(50))
-    with pytest.raises(NotPhotonCountsError, match=f"{kind} picture"):
+    with pytest.raises(NotPhotonCountsError, match="picture"):
         read_photons(tmp_path / "a.tif")
 
 
@@ -70,63 +65,12 @@ def test_files_that_are_no_images_are_refused(tmp_path, content, name):
     assert name in one_sentence(error)
 
 
-def test_missing_files_and_folders_are_refused(tmp_path):
-    with pytest.raises(UnreadableImageError, match="there is no file"):
-        read_photons(tmp_path / "no.tif")
-    with pytest.raises(UnreadableImageError, match="is a folder"):
-        read_photons(tmp_path)
-    with pytest.raises(UnreadableImageError, match="holds no images"):
-        read_images(tmp_path)
-    with pytest.raises(UnreadableImageError, match="no images were given"):
-        read_images([])
-
-
-def test_folders_are_read_in_natural_order(tmp_path):
-    for number in (10, 2, 1):
-        write_image(tmp_path / f"cell{number}.tif", counts("yx", seed=number))
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / ".hidden.tif").write_text("no image")
-    images = read_images([tmp_path, tmp_path / "cell2.tif"])
-    assert [image.attrs["source"] for image in images] == ["cell1.tif", "cell2.tif", "cell10.tif", "cell2.tif"]
-    np.testing.assert_array_equal(images[2], counts("yx", seed=10))
-
-
-def test_values_are_checked_unless_told_otherwise(tmp_path):
-    write_image(tmp_path / "a.tif", counts("yx") + np.float32(0.5))
-    with pytest.raises(NotPhotonCountsError, match=r"a\.tif has fractional values"):
-        read_photons(tmp_path / "a.tif")
-    assert read_photons(tmp_path / "a.tif", check=False).sizes == {"y": 17, "x": 12}
-
-
 def test_shared_files_know_their_axes(shared_data):
     movie = read_photons(shared_data / "telomeres_camera_tyx.tif", check=False)
     assert movie.sizes == {"t": 200, "y": 133, "x": 162}
     stack = read_photons(shared_data / "hazelnut_photons_t0_zyx.tif")
     assert stack.sizes == {"z": 11, "y": 256, "x": 256}
     assert pixel_size_um(stack) == {}
-
-
-def test_choices_reach_every_image(tmp_path):
-    for name in ("a", "b"):
-        write_image(tmp_path / f"{name}.ome.tif", counts("tczyx"))
-    images = read_images(tmp_path, channel="DNA", time="1:", series=0, level=0)
-    for image in images:
-        np.testing.assert_array_equal(image, counts("tczyx").isel(c=1, t=slice(1, None)))
-        assert float(image.t[0]) == STEPS["t"]
-
-
-def test_levels_are_warned_about_once(tmp_path, recwarn):
-    values = counts("yx").values
-    for name in ("a", "b"):
-        with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif", ome=True) as writer:
-            writer.write(values, subifds=1)
-            writer.write(values[::2, ::2], subfiletype=1)
-    for level in (None, 0):
-        read_images(tmp_path, level=level)
-    assert not list(recwarn)
-    assert read_images(tmp_path, level=1, check=False)[1].shape == (9, 6)
-    (warning,) = recwarn
-    assert "level 1 of an image pyramid holds averages" in str(warning.message)
 
 
 def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
@@ -139,22 +83,50 @@ def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch)
     assert read_photons(tmp_path / "b.tif", check=False).sizes["t"] == 3
 
 
+def test_missing_files_and_folders_are_refused(tmp_path):
+    for read, path, told in (
+        (read_photons, tmp_path / "no.tif", "there is no file"),
+        (read_photons, tmp_path, "is a folder"),
+        (read_images, tmp_path, "holds no images"),
+        (read_images, [], "no images were given"),
+    ):
+        with pytest.raises(UnreadableImageError, match=told):
+            read(path)
+
+
+def test_folders_are_read_in_natural_order_and_choices_reach_every_image(tmp_path):
+    pytest.importorskip("zarr")
+    for name in ("cell10.ome.zarr", "cell2.zarr", "cell1.ome.tif"):
+        write_image(tmp_path / name, counts("tczyx"))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.tif").write_text("no image")
+    (tmp_path / "empty.zarr").mkdir()
+    images = read_images([tmp_path, tmp_path / "cell2.zarr"], channel="DNA", time="1:", series=0, level=0)
+    names = ["cell1.ome.tif", "cell2.zarr", "cell10.ome.zarr", "cell2.zarr"]
+    assert [image.attrs["source"] for image in images] == names
+    for image in images:
+        np.testing.assert_array_equal(image, counts("tczyx").isel(c=1, t=slice(1, None)))
+        assert float(image.t[0]) == STEPS["t"]
+
+
 def test_errors_in_a_folder_name_the_file(tmp_path):
     write_image(tmp_path / "a.tif", counts("yx"))
     np.save(tmp_path / "b2.npy", counts("zyx").values)
     with pytest.raises(AxesError, match=r"b2\.npy"):
         read_images(tmp_path)
     write_image(tmp_path / "b2.npy", counts("yx") + 0.5)
-    with pytest.raises(NotPhotonCountsError, match=r"b2\.npy"):
+    with pytest.raises(NotPhotonCountsError, match=r"b2\.npy has fractional values"):
         read_images(tmp_path)
+    assert len(read_images(tmp_path, check=False)) == 2
 
 
-def test_stores_in_a_folder_are_images(tmp_path):
-    pytest.importorskip("zarr")
-    for name in ("b10.ome.zarr", "b2.zarr", "c.tif"):
-        write_image(tmp_path / name, counts("yx"))
-    (tmp_path / "empty.zarr").mkdir()
-    assert [image.attrs["source"] for image in read_images(tmp_path)] == ["b2.zarr", "b10.ome.zarr", "c.tif"]
-    assert len(read_images(tmp_path / "b2.zarr")) == 1
-    with pytest.raises(UnreadableImageError, match="is a folder"):
-        read_photons(tmp_path / "empty.zarr")
+def test_levels_are_warned_about_once(tmp_path, recwarn):
+    values = counts("yx").values
+    for name in ("a", "b"):
+        with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif", ome=True) as writer:
+            writer.write(values, subifds=1)
+            writer.write(values[::2, ::2], subfiletype=1)
+    read_images(tmp_path, level=0)
+    assert not list(recwarn)
+    assert read_images(tmp_path, level=1, check=False)[1].shape == (9, 6)
+    assert len(recwarn) == 1

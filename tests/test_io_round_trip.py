@@ -7,7 +7,7 @@ import pytest
 from fixtures_model import random_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from made_images import CHANNELS, DIMS, assert_same, counts
+from made_images import CHANNELS, assert_same, counts
 
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
@@ -29,19 +29,8 @@ def kind_of(suffix):
     return kind
 
 
-@pytest.mark.parametrize("suffix", [*FORMATS, ".TIFF", ".hdf5", ".H5", ".ome.zarr"])
-@pytest.mark.parametrize("dims", DIMS)
-def test_every_combination_of_axes(tmp_path, dims, suffix):
-    for compression in COMPRESSIONS.get(kind_of(suffix), [None]):
-        path = tmp_path / f"{compression}{suffix}"
-        write_image(path, counts(dims), compression=compression)
-        again = read_photons(path)
-        assert_same(again, counts(dims))
-        assert again.attrs["source"] == path.name
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("suffix", [".tif", ".ome.TIFF", ".h5", ".ome.zarr"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations("tczyx"),
     drop=st.sets(st.sampled_from("tcz")),
@@ -62,9 +51,10 @@ def test_any_order_type_and_names(tmp_path, suffix, order, drop, dtype, calibrat
     compression = data.draw(st.sampled_from(compressions)) if data else None
     write_image(tmp_path / f"a{suffix}", image, compression=compression)
     again = read_photons(tmp_path / f"a{suffix}", check=False)
-    wide = NARROWED | ({np.int64: np.uint32} if kind_of(suffix) == "tif" else {})
+    wide = NARROWED | ({np.int64: np.uint32} if kind_of(suffix).startswith("tif") else {})
     expected = image.transpose(*again.dims).astype(wide.get(dtype, dtype))
     assert_same(again, expected)
+    assert again.attrs["source"] == f"a{suffix}"
     if "c" in dims:
         for place in (0, 1):
             chosen = read_photons(tmp_path / f"a{suffix}", channel=place, check=False)
@@ -80,11 +70,10 @@ def test_posterior_samples_are_frames(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("channel", [1, "dna"])
-def test_the_name_of_a_chosen_channel_reaches_what_is_made_of_it(tmp_path, channel, suffix):
+def test_the_name_of_a_chosen_channel_reaches_what_is_made_of_it(tmp_path, suffix):
     kind_of(suffix)
     write_image(tmp_path / f"a{suffix}", counts("tcyx"))
-    chosen = read_photons(tmp_path / f"a{suffix}", channel=channel)
+    chosen = read_photons(tmp_path / f"a{suffix}", channel="dna")
     assert str(chosen.c.values) == CHANNELS[1]
     for made in (denoise(random_model(), chosen), sample(random_model(), chosen[0], 2, seed=0)):
         write_image(tmp_path / f"b{suffix}", made)

@@ -132,12 +132,6 @@ def test_samples_become_channels_where_they_are_stored(dims, advice, samples):
     assert name_axes(colours, advice, FILE).sizes["c"] == samples
 
 
-def test_samples_beside_channels_get_no_advice_that_cannot_be_followed():
-    with pytest.raises(NotPhotonCountsError) as error:
-        name_axes(image("CYXS", (2, 17, 12, 3)), None, FILE)
-    assert "axes=" not in one_sentence(error)
-
-
 @pytest.mark.parametrize("shape", [(1, 96), (64, 1), (1, 1)])
 def test_a_line_is_asked_about(shape):
     with pytest.raises(AxesError, match='axes="yx"') as error:

@@ -47,8 +47,7 @@ def write_positions(path, dims="tczyx", names=POSITIONS, **options):
             writer.write(counts(dims, seed=number).values, metadata=words, photometric="minisblack", **options)
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("dims", ["yx", "tyx", "tczyx"])
+@pytest.mark.parametrize(("dims", "compression"), [("yx", None), ("tczyx", "zlib")])
 def test_positions_are_series_by_number_or_name(tmp_path, dims, compression):
     path = tmp_path / "a.ome.tif"
     write_positions(path, dims, compression=compression)
@@ -77,12 +76,11 @@ def test_several_images_are_listed_and_none_is_guessed(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_levels_of_a_pyramid(tmp_path, compression):
+def test_levels_of_a_pyramid(tmp_path):
     path = tmp_path / "a.ome.tif"
     values = np.random.default_rng(0).poisson(5, (2, 65, 130)).astype(np.uint16)
     words = {"axes": "CYX", "PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2, "Channel": {"Name": CHANNELS}}
-    options = {"photometric": "minisblack", "compression": compression, "tile": (16, 16)}
+    options = {"photometric": "minisblack", "compression": "zlib", "tile": (16, 16)}
     with tifffile.TiffWriter(path, ome=True) as writer:
         writer.write(values, subifds=2, metadata=words, **options)
         writer.write(values[:, ::2, ::2], subfiletype=1, **options)
@@ -94,20 +92,6 @@ def test_levels_of_a_pyramid(tmp_path, compression):
         assert image.c.values.tolist() == CHANNELS
     with pytest.raises(AxesError, match=r"level 3 .*0 \(2, 65, 130\), 1 \(2, 33, 65\), 2 "):
         read_photons(path, level=3)
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
-@pytest.mark.parametrize("dims", ["tyx", "tczyx"])
-def test_frames_and_channels_are_chosen(tmp_path, dims, suffix):
-    path, image = tmp_path / f"a{suffix}", counts(dims)
-    write_image(path, image)
-    assert_same(read_photons(path, time=1), image.isel(t=1, drop=True))
-    assert_same(read_photons(path, time="-1"), image.isel(t=2, drop=True))
-    assert_same(read_photons(path, time="1:"), image.isel(t=slice(1, None)))
-    assert_same(read_photons(path, time="::2"), image.isel(t=slice(None, None, 2)))
-    if "c" in dims:
-        for channel in (1, "1", "DNA", "dna"):
-            assert_same(read_photons(path, channel=channel, time=0), image.isel(c=1).isel(t=0, drop=True))
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
@@ -172,24 +156,16 @@ def test_samples_are_channels_where_they_are_stored(tmp_path):
     np.testing.assert_array_equal(read_photons(tmp_path / "b.tif", axes="yxc"), MOVIE[:2])
 
 
-@pytest.mark.parametrize("letter", ["R", "M"])
-def test_axes_of_positions_are_series(tmp_path, letter):
-    tifffile.imwrite(tmp_path / "a.tif", CZT[:, :, 0], metadata={"axes": f"T{letter}YX"}, photometric="minisblack")
-    with pytest.raises(UnreadableImageError, match="3 images"):
-        read_photons(tmp_path / "a.tif")
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", series=2), CZT[:, 2, 0])
-
-
 # -- files that lack planes -------------------------------------------------------------------------------------------
 
 
-def write_imagej(path, bigtiff=False):
+def write_imagej(path):
     tifffile.imwrite(path, CZT, imagej=True, metadata={"axes": "TZCYX"})
 
 
-def write_imagej_pages(path, bigtiff=False):
+def write_imagej_pages(path):
     words = "ImageJ=1.53t\nimages=24\nchannels=2\nslices=3\nframes=4\nhyperstack=true\n"
-    pages(path, CZT.reshape(-1, 48, 64), words, bigtiff=bigtiff)
+    pages(path, CZT.reshape(-1, 48, 64), words)
 
 
 @pytest.mark.parametrize("write", [write_imagej, write_imagej_pages])
@@ -208,17 +184,6 @@ def test_cut_hyperstacks_tell_their_whole_frames(tmp_path, write, share):
     for time in (held, "1:4", -1):
         with pytest.raises(UnreadableImageError, match=r"a\.tif"):
             read_photons(path, time=time)
-
-
-@pytest.mark.parametrize("words", ["images=10\nslices=10\n", "images=10\nframes=10\n", "images=10\n"])
-@pytest.mark.parametrize("held", [1, 4])
-def test_a_stack_of_ten_never_reads_as_fewer_planes(tmp_path, words, held):
-    pages(tmp_path / "a.tif", MOVIE[:held], f"ImageJ=1.53t\n{words}loop=false\n")
-    with pytest.raises((UnreadableImageError, AxesError), match="10"):
-        read_photons(tmp_path / "a.tif")
-    with pytest.raises(UnreadableImageError, match="of 10"):
-        read_photons(tmp_path / "a.tif", axes="tyx")
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", axes="tyx", time=f"0:{held}"), MOVIE[:held])
 
 
 def test_planes_behind_the_first_page_are_read(tmp_path):
@@ -243,8 +208,7 @@ def write_cut(path, kind, bigtiff, compression):
         return [max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) for page in tif.pages]
 
 
-@pytest.mark.parametrize("bigtiff", [False, True])
-@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("bigtiff", "compression"), [(False, None), (True, "zlib")])
 @pytest.mark.parametrize("kind", ["pages", "strips", "bare", "shaped", "ome"])
 def test_whole_planes_of_cut_files_are_counted_and_offered(tmp_path, kind, bigtiff, compression):
     path = tmp_path / "a.tif"
@@ -263,11 +227,10 @@ def test_whole_planes_of_cut_files_are_counted_and_offered(tmp_path, kind, bigti
         np.testing.assert_array_equal(read_photons(path, axes="tyx", time=f"0:{whole}"), MOVIE[:whole])
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("kind", ["pages", "shaped", "ome"])
-def test_files_without_a_whole_plane_are_refused(tmp_path, kind, compression):
+def test_files_without_a_whole_plane_are_refused(tmp_path, kind):
     path = tmp_path / "a.tif"
-    ends = write_cut(path, kind, False, compression)
+    ends = write_cut(path, kind, False, None)
     file = path.read_bytes()
     for size in (9, 60, ends[0] - 1):
         path.write_bytes(file[:size])
@@ -276,30 +239,23 @@ def test_files_without_a_whole_plane_are_refused(tmp_path, kind, compression):
         one_sentence(error)
 
 
-def test_a_description_that_was_cut_is_asked_for(tmp_path):
-    tifffile.imwrite(tmp_path / "a.ome.tif", MOVIE, metadata={"axes": "TYX"})
-    cut(tmp_path / "a.ome.tif", 0.99)
-    with pytest.raises(AxesError, match="is cut: the description") as error:
-        read_photons(tmp_path / "a.ome.tif")
-    one_sentence(error)
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif", axes="tyx"), MOVIE)
+PROMISES = [f"ImageJ=1.53t\nimages=10\n{words}" for words in ("", "slices=10\n", "frames=10\n")]
+PROMISES.append('{"shape": [10, 17, 12], "axes": "TYX"}')
+EACH = "".join(f'<TiffData IFD="{n}" FirstT="{n}" PlaneCount="1"/>' for n in range(10))
+for data in ("<TiffData/>", '<TiffData IFD="0" PlaneCount="10"/>', EACH):
+    PROMISES.append(OME.format(uuid="", t=10, c=1, channels="", data=data))
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize(
-    "data",
-    [
-        "<TiffData/>",
-        '<TiffData IFD="0" PlaneCount="10"/>',
-        "".join(f'<TiffData IFD="{n}" FirstT="{n}" PlaneCount="1"/>' for n in range(10)),
-    ],
-)
-def test_ome_that_names_more_pages_than_there_are(tmp_path, data, compression):
-    words = OME.format(uuid="", t=10, c=1, channels="", data=data)
-    pages(tmp_path / "a.ome.tif", MOVIE[:5], words.encode(), compression=compression)
-    with pytest.raises(UnreadableImageError, match='holds 5 of 10 frames; read them with time="0:5"'):
-        read_photons(tmp_path / "a.ome.tif")
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif", time="0:5"), MOVIE[:5])
+@pytest.mark.parametrize("words", PROMISES, ids=range(len(PROMISES)))
+@pytest.mark.parametrize("held", [1, 4])
+def test_files_that_promise_ten_planes_never_read_as_fewer(tmp_path, words, held):
+    path = tmp_path / "a.ome.tif"
+    pages(path, MOVIE[:held], words.encode())
+    with pytest.raises((UnreadableImageError, AxesError), match="10"):
+        read_photons(path)
+    with pytest.raises(UnreadableImageError, match=f'holds {held} of 10 frames; read them with time="0:{held}"'):
+        read_photons(path, axes="tyx")
+    np.testing.assert_array_equal(read_photons(path, axes="tyx", time=f"0:{held}"), MOVIE[:held])
 
 
 def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
@@ -319,7 +275,7 @@ def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
     (tmp_path / "alone").mkdir()
     alone = shutil.copy(tmp_path / "c1.ome.tif", tmp_path / "alone")
     np.testing.assert_array_equal(read_photons(alone, channel="DNA"), MOVIE[5:])
-    with pytest.raises(UnreadableImageError, match="holds 1 of 2 channels; read it with channel=1"):
+    with pytest.raises(UnreadableImageError, match=r"holds 1 of 2 channels; .* channel=1"):
         read_photons(alone)
     with pytest.raises(UnreadableImageError, match="0 of 5 planes"):
         read_photons(alone, channel="actin")
@@ -329,36 +285,6 @@ def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
             read_photons(tmp_path / file)
         np.testing.assert_array_equal(read_photons(tmp_path / file, channel="DNA"), MOVIE[5:])
         np.testing.assert_array_equal(read_photons(tmp_path / file, channel="actin", time="0:2"), MOVIE[:2])
-
-
-def test_images_of_a_set_are_read_from_their_own_files(tmp_path):
-    names = [f"urn:uuid:{uuid.uuid4()}" for _ in range(2)]
-    whole = OME[: OME.index("<Image")]
-    for number in range(2):
-        whole += (
-            OME[OME.index("<Image") : -6]
-            .replace("Image:0", f"Image:{number}")
-            .format(
-                t=1,
-                c=1,
-                channels="",
-                data=f'<TiffData><UUID FileName="p{number}.ome.tif">{names[number]}</UUID></TiffData>',
-            )
-        )
-    for number in range(2):
-        words = (whole + "</OME>").format(uuid=f' UUID="{names[number]}"')
-        pages(tmp_path / f"p{number}.ome.tif", MOVIE[number : number + 1], words.encode())
-    for file in ("p0.ome.tif", "p1.ome.tif"):
-        for series in range(2):
-            np.testing.assert_array_equal(read_photons(tmp_path / file, series=series), MOVIE[series])
-
-
-@pytest.mark.parametrize("held", [1, 4])
-def test_shapes_that_promise_more_than_there_is(tmp_path, held):
-    pages(tmp_path / "a.tif", MOVIE[:held], '{"shape": [10, 17, 12], "axes": "TYX"}')
-    with pytest.raises(UnreadableImageError, match=f'holds {held} of 10 frames; read them with time="0:{held}"'):
-        read_photons(tmp_path / "a.tif")
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.tif", axes="tyx", time=f"0:{held}"), MOVIE[:held])
 
 
 def write_micromanager(path, frames, positions=1, lost=()):

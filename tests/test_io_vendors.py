@@ -60,12 +60,9 @@ def test_czi_every_axis_and_calibration_is_read(tmp_path, dims, tile):
     image = counts(dims).drop_vars("t", errors="ignore")  # the writer has no frame intervals
     write_czi(tmp_path / "a.czi", image, tile=tile)
     assert_same(read_photons(tmp_path / "a.czi"), image)
-    if "t" in dims:
-        assert_same(read_photons(tmp_path / "a.czi", time="::2"), image[::2])
-        assert_same(read_photons(tmp_path / "a.czi", time=1), image[1])
-        assert_same(read_photons(tmp_path / "a.czi", time="1:"), image[1:])
-    if "c" in dims:
-        assert_same(read_photons(tmp_path / "a.czi", channel="DNA"), image.isel(c=1))
+    if dims == "tczyx":
+        chosen = read_photons(tmp_path / "a.czi", time="::2", channel="DNA")
+        assert_same(chosen, image[::2].isel(c=1))
 
 
 def test_scenes_are_series(tmp_path):
@@ -75,10 +72,9 @@ def test_scenes_are_series(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"3 images: 0 .*series=0") as error:
         read_photons(tmp_path / "a.czi")
     one_sentence(error)
-    with pytest.raises(AxesError, match="series 3"):
-        read_photons(tmp_path / "a.czi", series=3)
-    with pytest.raises(AxesError, match="level 1"):
-        read_photons(tmp_path / "a.czi", series=0, level=1)
+    for wrong in ({"series": 3}, {"series": 0, "level": 1}):
+        with pytest.raises(AxesError):
+            read_photons(tmp_path / "a.czi", **wrong)
 
 
 def test_photographs_in_czi_are_refused(tmp_path):
@@ -100,21 +96,6 @@ def test_compressed_files_are_read_or_refused_in_words(tmp_path, compression):
     with pytest.raises(UnreadableImageError, match=r"use Python 3\.12 or later") as error:
         read_photons(tmp_path / "a.czi")
     one_sentence(error)
-
-
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.001])
-def test_truncated_czi_are_noticed(tmp_path, share):
-    write_czi(tmp_path / "a.czi", counts("tczyx"))
-    whole = (tmp_path / "a.czi").read_bytes()
-    (tmp_path / "a.czi").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UnreadableImageError, match=r"a\.czi") as error:
-        read_photons(tmp_path / "a.czi", check=False)
-    one_sentence(error)
-
-
-def test_frame_intervals_and_scenes_names_come_from_the_metadata():
-    xml = "<a><Image><Dimensions><T><Positions><Interval><Increment>2.5</Increment></Interval></Positions></T>"
-    assert vendors._czi_steps(vendors.ElementTree.fromstring(f"{xml}</Dimensions></Image></a>")) == {"t": 2.5}
 
 
 # -- Leica ------------------------------------------------------------------------------------------------------------
@@ -185,14 +166,8 @@ def test_images_of_lif_are_series(tmp_path):
         image = read_photons(tmp_path / "a.lif", series=name)
         assert_same(image, counts("zyx", seed=number).assign_coords(c=CHANNELS[0]))
         assert image.attrs["series"] == name
-    assert_same(read_photons(tmp_path / "a.lif", series=0), read_photons(tmp_path / "a.lif", series="one"))
-    with pytest.raises(UnreadableImageError, match=r"2 images: 0 'one' \(4, 17, 12\), 1 'two'.*series=0") as error:
+    with pytest.raises(UnreadableImageError, match=r"2 images: 0 'one' \(4, 17, 12\), 1 'two'.*series=0"):
         read_photons(tmp_path / "a.lif")
-    one_sentence(error)
-    with pytest.raises(AxesError, match="series three was asked for"):
-        read_photons(tmp_path / "a.lif", series="three")
-    with pytest.raises(AxesError, match="level 1"):
-        read_photons(tmp_path / "a.lif", series=0, level=1)
 
 
 def test_positions_of_a_tile_scan_are_series(tmp_path):
@@ -208,16 +183,6 @@ def test_colour_tables_name_channels_without_dyes(tmp_path):
     write_lif(tmp_path / "a.lif", [("cell", counts("cyx"))], dyes=False)
     assert read_photons(tmp_path / "a.lif").c.values.tolist() == ["Green", "Red"]
     np.testing.assert_array_equal(read_photons(tmp_path / "a.lif", channel="red"), counts("cyx")[1])
-
-
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.05])
-def test_truncated_lif_are_noticed(tmp_path, share):
-    write_lif(tmp_path / "a.lif", [("cell", counts("tczyx"))])
-    whole = (tmp_path / "a.lif").read_bytes()
-    (tmp_path / "a.lif").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UnreadableImageError, match=r"a\.lif cannot be read") as error:
-        read_photons(tmp_path / "a.lif", check=False)
-    one_sentence(error)
 
 
 # -- photon streams ---------------------------------------------------------------------------------------------------
@@ -248,23 +213,6 @@ def test_ptu_frames_and_detectors_hold_every_photon(tmp_path):
     assert float(image.t[1]) > 0
     one = read_photons(tmp_path / "a.ptu", time="1:", channel=1, check=False)
     np.testing.assert_array_equal(one, histogram.sum(axis=-1)[1:, ..., 1])
-
-
-def test_a_ptu_of_one_frame_and_detector_is_a_plane(tmp_path):
-    histogram = photons(1, 1)
-    write_ptu(tmp_path / "a.ptu", histogram)
-    image = read_photons(tmp_path / "a.ptu", check=False)
-    np.testing.assert_array_equal(image, histogram.sum(axis=-1)[0, :, :, 0])
-    with pytest.raises(AxesError, match="series 1"):
-        read_photons(tmp_path / "a.ptu", series=1)
-
-
-def test_damaged_ptu_are_refused(tmp_path):
-    write_ptu(tmp_path / "a.ptu", photons())
-    (tmp_path / "b.ptu").write_bytes((tmp_path / "a.ptu").read_bytes()[:500])
-    with pytest.raises(UnreadableImageError, match=r"b\.ptu cannot be read") as error:
-        read_photons(tmp_path / "b.ptu")
-    one_sentence(error)
 
 
 def write_sdt(path, blocks):
@@ -314,18 +262,37 @@ def test_sdt_blocks_of_other_shapes_are_series(tmp_path):
     np.testing.assert_array_equal(image, block[:9].sum(axis=-1))
 
 
-def test_sdt_decays_and_damaged_files_are_refused(tmp_path):
-    block = photons(1, 1)[0, :, :, 0]
-    write_sdt(tmp_path / "decay.sdt", [block[:1, :1].copy()])
+def write_cut(path, kind):
+    """Write a file of a maker whole."""
+    if kind == "sdt":
+        write_sdt(path, [photons(1, 1)[0, :, :, 0]])
+    elif kind == "ptu":
+        write_ptu(path, photons())
+    elif kind == "lif":
+        write_lif(path, [("cell", counts("tczyx"))])
+    else:
+        write_czi(path, counts("tczyx"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"),
+    [("czi", 0.9), ("czi", 0.1), ("czi", 0.001), ("lif", 0.9), ("lif", 0.05), ("ptu", 0.03), ("sdt", 0.02)],
+)
+def test_cut_files_are_noticed(tmp_path, kind, share):
+    path = tmp_path / f"a.{kind}"
+    write_cut(path, kind)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UnreadableImageError, match=rf"a\.{kind}") as error:
+        read_photons(path, check=False)
+    one_sentence(error)
+
+
+def test_measurements_without_an_image_are_refused(tmp_path):
+    write_sdt(tmp_path / "decay.sdt", [photons(1, 1)[0, :1, :1, 0].copy()])
     with pytest.raises(UnreadableImageError, match="decay curves") as error:
         read_photons(tmp_path / "decay.sdt")
     one_sentence(error)
-    write_sdt(tmp_path / "a.sdt", [block])
-    for size in (20, 150):
-        (tmp_path / "b.sdt").write_bytes((tmp_path / "a.sdt").read_bytes()[:size])
-        with pytest.raises(UnreadableImageError, match="cannot be read") as error:
-            read_photons(tmp_path / "b.sdt")
-        one_sentence(error)
 
 
 # -- bioio ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_images import CHANNELS, DIMS, STEPS, assert_same, counts, one_sentence
 
-from gap_bioimage.errors import AxesError, UnreadableImageError
+from gap_bioimage.errors import UnreadableImageError
 from gap_bioimage.io import pixel_size_um, read_photons
 
 nd2 = pytest.importorskip("nd2")
@@ -121,8 +121,6 @@ def test_positions_are_series(tmp_path):
     assert_same(chosen, expected(image).isel(c=1).isel(t=2, drop=True))
     with pytest.raises(UnreadableImageError, match="2 images: 0 'left'"):
         read_photons(path)
-    with pytest.raises(AxesError):
-        read_photons(path, series=2)
 
 
 def test_pixels_without_calibration_have_no_size(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -106,9 +107,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_unknown_compression_is_refused(tmp_path):
-    with pytest.raises(OutputError, match=r"COMPRESSION.*without compression"):
-        write_image(tmp_path / "a.tif", counts("yx"), compression="nonsense")
+@pytest.mark.parametrize("suffix", [".tif", ".h5"])
+def test_an_unknown_compression_is_refused(tmp_path, suffix):
+    with pytest.raises(OutputError, match="without compression") as error:
+        write_image(tmp_path / f"a{suffix}", counts("yx"), compression="nonsense")
+    one_sentence(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("suffix", "library", "extra"), [(".h5", "h5py", "formats"), (".zarr", "zarr", "zarr")])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, suffix, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(OutputError, match=rf"pip install 'gap-bioimage\[{extra}\]'"):
+        write_image(tmp_path / f"a{suffix}", counts("yx"))
     assert list(tmp_path.iterdir()) == []
 
 

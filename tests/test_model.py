@@ -1,6 +1,5 @@
 import io
 import pickle
-import shutil
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import ORIGINAL_RANGE_DB
-from gap_bioimage.model import History, Model, load_model, table_of
+from gap_bioimage.model import History, load_model, table_of
 from gap_bioimage.network import UNet
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.run_folder import RunFolder
@@ -91,22 +90,6 @@ def test_originals_load_with_their_hyperparameters(shared_data: Path, dim: int, 
     np.testing.assert_allclose(log_rate.numpy(), stored["log_rate"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        NetworkConfig(depth=2, start_filts=2, levels=3, log1p=False, channels=3),
-        NetworkConfig(dim=3, depth=2, start_filts=2, levels=3, log1p=False, up_mode="upsample"),
-        NetworkConfig(dim=3, depth=3, start_filts=2, levels=3, log1p=False, z_conv_stage=1),
-    ],
-    ids=lambda config: f"{config.dim}d-{config.up_mode}-{config.z_conv_stage}",
-)
-def test_variants_of_the_original_load(tmp_path: Path, config: NetworkConfig) -> None:
-    hyper = config.model_dump(exclude={"dim", "log1p"}, exclude_none=True)
-    content = {"state_dict": dict(network_of(config).state_dict()), "hyper_parameters": hyper}
-    torch.save(content, tmp_path / "original.ckpt")
-    assert load_model(str(tmp_path / "original.ckpt")).config == config
-
-
 def test_our_checkpoints_load(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     torch.save(checkpoint_of(), path)
@@ -131,37 +114,26 @@ def test_a_run_folder_gives_its_best(tmp_path: Path, names: tuple[str, ...], see
     assert_network(model.network, network_of(seed=seed))
 
 
-def test_our_zips_load(tmp_path: Path) -> None:
-    path = zip_of(tmp_path / "model.zip", our_rdf(), our_weights())
-    model = load_model(path)
-    assert (model.origin, model.source, model.config) == ("bioimage.io zip", path, NETWORK)
-    assert model.trained_range_db == (-30.0, 4.5)
-    assert_network(model.network, network_of())
-
-
 SAMPLER = {
     "rounded": False, "background": 0.0, "ceiling": 0, "n_samples": 4, "n_steps": 8, "seed": 0, "gain": 100.0,
     "brightest": 2.8, "window_px": [63, 63],
 }  # fmt: skip
 
 
-def test_our_sampling_zips_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
+def test_our_zips_load(tmp_path: Path, kind: str) -> None:
     rdf = our_rdf()
-    rdf["weights"]["pytorch_state_dict"]["architecture"]["kwargs"].update(SAMPLER)
-    model = load_model(zip_of(tmp_path / "model.zip", rdf, our_weights()))
-    assert model.config == NETWORK
-    assert_network(model.network, network_of())
-
-
-def test_zips_that_sample_after_the_graph_load_the_sampler(tmp_path: Path) -> None:
-    rdf = our_rdf()
-    architecture = rdf["weights"]["pytorch_state_dict"]["architecture"]
-    kwargs = {**architecture["kwargs"], **SAMPLER}
-    architecture["kwargs"] = {"copies": 6}
-    rdf["weights"]["pytorch_state_dict"]["source"] = "copies.pt"
-    rdf["config"]["gap_bioimage"]["sampler"] = {"source": "weights.pt", "kwargs": kwargs}
-    model = load_model(zip_of(tmp_path / "model.zip", rdf, our_weights()))
-    assert (model.config, model.trained_range_db) == (NETWORK, (-30.0, 4.5))
+    entry = rdf["weights"]["pytorch_state_dict"]
+    kwargs = {**entry["architecture"]["kwargs"], **SAMPLER}
+    if kind == "sample":
+        entry["architecture"]["kwargs"] = kwargs
+    elif kind == "sample-hook":  # samples after the graph, which only copies
+        entry["architecture"]["kwargs"], entry["source"] = {"copies": 6}, "copies.pt"
+        rdf["config"]["gap_bioimage"]["sampler"] = {"source": "weights.pt", "kwargs": kwargs}
+    path = zip_of(tmp_path / "model.zip", rdf, our_weights())
+    model = load_model(path)
+    assert (model.origin, model.source, model.config) == ("bioimage.io zip", path, NETWORK)
+    assert model.trained_range_db == (-30.0, 4.5)
     assert_network(model.network, network_of())
 
 
@@ -173,24 +145,18 @@ class Bomb:
         return Path.touch, (self.target,)
 
 
-def test_the_bomb_of_these_tests_works(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Bomb(tmp_path / "executed")))
-    assert (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("form", ["pickle", "protocol 0", "torch", "torch legacy", "state_dict", "hyper", "zip"])
+@pytest.mark.parametrize("form", ["pickle", "torch", "torch legacy", "hyper", "zip"])
 def test_code_in_files_is_not_run(tmp_path: Path, form: str) -> None:
     executed, path = tmp_path / "executed", tmp_path / "model.ckpt"
     bomb = Bomb(executed)
-    if form in ("pickle", "protocol 0"):
-        path.write_bytes(pickle.dumps({"state_dict": bomb}, protocol=0 if form == "protocol 0" else None))
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": bomb}))
     elif form == "zip":
         file = io.BytesIO()
         torch.save({"network.conv_final.weight": bomb}, file)
         zip_of(path, our_rdf(), file.getvalue())
     else:
-        content: Any = {"state_dict": original(state_dict={"conv_final.weight": bomb}), "hyper": original(extra=bomb)}
-        content = content.get(form, bomb)
+        content = original(extra=bomb) if form == "hyper" else bomb
         torch.save(content, path, _use_new_zipfile_serialization=form != "torch legacy")
     with pytest.raises(CheckpointError, match="is not a checkpoint that can be read safely"):
         load_model(path)
@@ -202,14 +168,12 @@ def test_code_in_files_is_not_run(tmp_path: Path, form: str) -> None:
     [
         (b"", "not a checkpoint"),
         (b"just some notes\n" * 50, "not a checkpoint"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, "not a checkpoint"),
-        (b"II*\0" + bytes(500), "not a checkpoint"),
         (b"PK\x03\x04" + bytes(200), "not a checkpoint"),
         (b"\x80\x02K\x05.", "not a checkpoint|expected a checkpoint"),
         (pickle.dumps([1, 2]), "not a checkpoint|holds a list"),
         (pickle.dumps({"a": 1}), "not a checkpoint|no GAP network"),
     ],
-    ids=range(8),
+    ids=range(6),
 )
 def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "model.ckpt"
@@ -220,56 +184,46 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes, told: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_truncated_files_are_refused(tmp_path: Path, share: float, zipped: bool) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.ckpt"
     if zipped:
         zip_of(path, our_rdf(), our_weights())
     else:
         torch.save(checkpoint_of(), path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
-        load_model(path)
-
-
-@pytest.mark.parametrize("position", [0.3, 0.5, 0.8])
-def test_zips_with_a_flipped_byte_are_refused(tmp_path: Path, position: float) -> None:
-    path = zip_of(tmp_path / "model.zip", our_rdf(), our_weights())
-    content = bytearray(path.read_bytes())
-    content[int(position * len(content))] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError):
-        load_model(path)
+    for share in (0.01, 0.6, 0.999):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            load_model(path)
+    if zipped:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+        with pytest.raises(CheckpointError):
+            load_model(path)
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (torch.ones(3), "holds a Tensor"),
         ([1, 2], "holds a list"),
         ({}, "no GAP network"),
         ({"state_dict": None}, "no GAP network"),
         ({"state_dict": {"fc.weight": torch.ones(2, 2)}, "hyper_parameters": HYPER}, "no GAP network"),
-        ({"state_dict": {1: torch.ones(2)}, "hyper_parameters": HYPER}, "no GAP network"),
         (dict(network_of().state_dict()), "does not tell its levels"),
         ({"state_dict": {"model.conv_final.weight": torch.ones(1, 2, 1, 1)}, "hyper_parameters": HYPER}, "GAP"),
-        (original(hyper_parameters={}), "does not tell its levels"),
         (original(hyper_parameters=None), "does not tell its levels"),
         (original(hyper_parameters=HYPER | {"levels": 2}), "levels is 2"),
-        (original(hyper_parameters=HYPER | {"start_filts": 4}), "start_filts is 4"),
         (original(hyper_parameters=HYPER | {"depth": 3}), "depth is 3"),
         (original(hyper_parameters=HYPER | {"merge_mode": "add"}), "merge_mode is 'add'"),
         (original(hyper_parameters=HYPER | {"depth": "deep"}), "depth"),
         (original(hyper_parameters=HYPER | {"up_mode": "nearest"}), "up_mode"),
         (original(hyper_parameters=HYPER | {"z_conv_stage": 1}), "z_conv_stage"),
         (original(state_dict={"conv_final.weight": 3}), "do not fit|no GAP network"),
-        (original(state_dict={"conv_final.weight": torch.ones(3)}), "GAP|do not fit"),
         (checkpoint_of() | {"gap_bioimage": {}}, "gap_bioimage"),
         (checkpoint_of() | {"gap_bioimage": 3}, "gap_bioimage"),
     ],
-    ids=range(21),
+    ids=range(16),
 )
 def test_dictionaries_of_something_else_are_refused(tmp_path: Path, content: Any, told: str) -> None:
     path = tmp_path / "model.ckpt"
@@ -298,13 +252,10 @@ def change_of(keys: str, value: Any = None) -> dict[str, Any]:
     [
         "- a list",
         "a: [1",
-        "",
         {"type": "model"},
         change_of("config/gap_bioimage"),
         change_of("config/gap_bioimage/trained_range_db"),
-        change_of("config/gap_bioimage/trained_range_db", 5),
         change_of("config/gap_bioimage/sampler", {"source": "weights.pt"}),
-        change_of("config/gap_bioimage/sampler", {"source": "missing.pt", "kwargs": {}}),
         change_of("config/gap_bioimage/sampler", {"source": "weights.pt", "kwargs": [1]}),
         change_of("config/gap_bioimage", [1]),
         change_of("weights/pytorch_state_dict"),
@@ -313,7 +264,7 @@ def change_of(keys: str, value: Any = None) -> dict[str, Any]:
         change_of("weights/pytorch_state_dict/architecture/kwargs/depth", "deep"),
         change_of("weights/pytorch_state_dict/architecture/kwargs/mystery", 1),
     ],
-    ids=range(16),
+    ids=range(13),
 )
 def test_zips_of_others_are_refused(tmp_path: Path, rdf: Any) -> None:
     path = zip_of(tmp_path / "model.zip", rdf, our_weights())
@@ -341,18 +292,6 @@ def test_missing_models_are_told(tmp_path: Path, folder: bool) -> None:
         load_model(path)
 
 
-def test_files_that_may_not_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.ckpt"
-    torch.save(checkpoint_of(), path)
-
-    def denied(*_: Any, **__: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(torch, "load", denied)
-    with pytest.raises(CheckpointError, match=r"model\.ckpt"):
-        load_model(path)
-
-
 def test_models_that_describe_themselves_are_told_nothing(tmp_path: Path) -> None:
     torch.save(checkpoint_of(), tmp_path / "best.ckpt")
     path = zip_of(tmp_path / "model.zip", our_rdf(), our_weights())
@@ -362,18 +301,6 @@ def test_models_that_describe_themselves_are_told_nothing(tmp_path: Path) -> Non
         assert load_model(own, {}).config == NETWORK
     (tmp_path / "best.yaml").write_text("levels: 5\n")
     assert load_model(tmp_path).config == NETWORK
-
-
-def test_a_copied_run_loads(tmp_path: Path) -> None:
-    torch.save(checkpoint_of(), tmp_path / "best.ckpt")
-    shutil.copytree(tmp_path, tmp_path / "copy with spaces", ignore=lambda *_: ["copy with spaces"])
-    assert load_model(tmp_path / "copy with spaces").config == NETWORK
-
-
-def test_parameter_count_is_the_sum_over_layers() -> None:
-    network = UNet(depth=1, start_filts=4, levels=2)
-    # three blocks of 3 x 3 and a 1 x 1; the encoding has two sines and the logarithm
-    assert Model(network, NETWORK, (0, 1)).parameter_count == (3 * 4 * 9 + 4) + 2 * (4 * 4 * 9 + 4) + (4 + 1)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30), step: int = 1
     return Progress(0, range(1), step, step, step, counts, rate)
 
 
-@pytest.mark.parametrize(("steps", "frames"), [(1, 1 + 18), (40, 40 + 18), (500, 120 + 18)])
+@pytest.mark.parametrize(("steps", "frames"), [(1, 1 + 18), (300, 120 + 18)])
 def test_long_climbs_are_thinned_out_and_the_end_stays(tmp_path: Path, steps: int, frames: int) -> None:
     recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     for step in range(steps):
@@ -57,13 +57,6 @@ def test_channels_are_summed_and_stacks_shown_by_their_middle(tmp_path: Path, sh
     recorder.write(tmp_path / "m.gif")
 
 
-def test_an_empty_canvas_can_be_shown(tmp_path: Path) -> None:
-    recorder = Recorder(Unfinished(tmp_path / "frames", {}))
-    recorder.add(state(0.0))
-    recorder.write(tmp_path / "m.gif")
-    assert (tmp_path / "m.gif").exists()
-
-
 @pytest.mark.parametrize(
     ("name", "message"), [("m.avi", "use .gif or .mp4"), ("no/m.gif", "create"), ("m.mp4", r"gap-bioimage\[video\]")]
 )
@@ -75,7 +68,7 @@ def test_impossible_movies_are_refused(
         check_movie(tmp_path / name)
 
 
-def test_a_damaged_frame_is_shown_as_its_neighbour(tmp_path: Path) -> None:
+def test_damaged_frames_are_left_out(tmp_path: Path) -> None:
     recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     for step in (1, 2, 3):
         recorder.add(state(float(step), step=step))

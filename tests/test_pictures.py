@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from gap_bioimage.errors import OutputError
-from gap_bioimage.pictures import draw_posterior, draw_row, save_figure
+from gap_bioimage.pictures import draw_posterior, draw_row
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -22,15 +20,15 @@ def size_of(path: Path) -> tuple[int, int]:
     return size
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (8, 200), (200, 8), (1, 1)])
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int], count: int) -> None:
-    image = np.random.default_rng(0).poisson(3, shape)
+@pytest.mark.parametrize("dtype", [np.uint16, bool, np.float32])
+@pytest.mark.parametrize("shape", [(40, 40), (8, 200), (1, 1)])
+def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int], dtype: type) -> None:
+    image = np.random.default_rng(0).poisson(3, shape).astype(dtype)
     draw_row(tmp_path / "one.png", {"a": image})
-    draw_row(tmp_path / "row.png", {str(i): image for i in range(count)})
+    draw_row(tmp_path / "row.png", {str(i): image for i in range(3)})
     one, row = size_of(tmp_path / "one.png"), size_of(tmp_path / "row.png")
     assert row[1] == one[1]
-    assert abs(row[0] - count * one[0]) <= count
+    assert abs(row[0] - 3 * one[0]) <= 3
     assert max(row) < 4000
 
 
@@ -48,26 +46,6 @@ def test_the_last_image_sets_the_scale(tmp_path: Path) -> None:
     height, width = drawn.shape[:2]
     left, right = drawn[height // 2, width // 4], drawn[height // 2, 3 * width // 4]
     assert right.sum() > 600 > 200 > left.sum()
-
-
-@pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint16), np.ones((9, 9), bool), np.eye(9, dtype=np.float32)])
-def test_any_counts_can_be_drawn(tmp_path: Path, image: np.ndarray) -> None:
-    draw_row(tmp_path / "a.png", {"counts": image})
-    assert min(size_of(tmp_path / "a.png")) > 100
-
-
-def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.png").write_bytes(b"old")
-
-    def full(self: Figure, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(OutputError, match="no space left"):
-        save_figure(Figure(), tmp_path / "a.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-    assert (tmp_path / "a.png").read_bytes() == b"old"
 
 
 def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path) -> None:

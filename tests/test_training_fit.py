@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError, OutputError
 from gap_bioimage.model import Model, load_model
-from gap_bioimage.training.fit import Progress, train
+from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
 from gap_bioimage.training.run_folder import RunFolder
@@ -165,11 +164,9 @@ def test_a_run_is_not_written_over(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "images", "error", "told"),
     [
-        ({"learning_rate": 1e-4}, None, ConfigError, "other settings than given now"),
         ({"seed": 3}, None, ConfigError, "other settings than given now"),
-        ({"steps": 11}, None, ConfigError, "started for 12 steps, now 11"),
+        ({"steps": 11}, None, ConfigError, "to more than 12"),
         (None, stripes(seed=1), CheckpointError, "other images than given now"),
-        (None, [stripes(), stripes()], CheckpointError, "other images than given now"),
         (None, stripes("cyx"), ConfigError, "2 channels"),
     ],
 )
@@ -185,26 +182,19 @@ def test_resuming_with_something_else_is_refused(
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_resuming_a_finished_run_changes_nothing(finished: Path, given: bool) -> None:
+def test_resuming_a_finished_run_changes_nothing_and_makes_again_what_a_kill_lost(finished: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
-    model = train(stripes(), finished, config_of() if given else None, resume=True, progress=False, device="cpu")
-    after = {path.name: path.read_bytes() for path in finished.iterdir()}
-    assert after == before
+    model = train(stripes(), finished, resume=True, progress=False, device="cpu")
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
     assert_same(dict(model.network.state_dict()), dict(load_model(finished).network.state_dict()))
-
-
-@pytest.mark.parametrize("lost", ["metrics.csv", "loss.png", "preview.png"])
-def test_what_a_kill_after_the_last_step_lost_is_made_again(finished: Path, lost: str) -> None:
-    before = (finished / lost).read_bytes()
-    (finished / lost).unlink()
+    for lost in ("metrics.csv", "loss.png", "preview.png"):
+        (finished / lost).unlink()
     (finished / ".last.tmp-01234567.ckpt").write_bytes(b"half of a checkpoint")
     run(finished, resume=True)
-    assert (finished / lost).read_bytes() == before
-    assert {path.name for path in finished.iterdir()} == FILES
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-@pytest.mark.parametrize("steps", [(12, 13), (12, 23), (3, 17), (10, 20)])
+@pytest.mark.parametrize("steps", [(12, 23), (3, 17)])
 def test_more_steps_use_every_batch_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int]
 ) -> None:
@@ -228,11 +218,6 @@ def test_more_steps_use_every_batch_once(
     assert numbers == [0, 1] * len(metrics(tmp_path / "run"))
 
 
-def test_resuming_where_nothing_is_starts_a_run(tmp_path: Path, finished: Path) -> None:
-    run(tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", finished)
-
-
 @pytest.mark.parametrize(
     ("images", "config", "error", "told"),
     [
@@ -253,10 +238,7 @@ def test_what_cannot_be_trained_on_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("dims", "dim", "channels", "patch"),
-    [("cyx", 2, 2, (16, 16)), ("tczyx", 2, 2, (16, 12)), ("zyx", 3, 1, (4, 16, 16)), ("czyx", 3, 2, (4, 16, 16))],
-)
+@pytest.mark.parametrize(("dims", "dim", "channels", "patch"), [("tczyx", 2, 2, (16, 12)), ("czyx", 3, 2, (4, 16, 16))])
 def test_channels_and_volumes(tmp_path: Path, dims: str, dim: int, channels: int, patch: tuple[int, ...]) -> None:
     config = config_of(dim, steps=4, validate_every=2, patch_px=patch, ema_decay=0.5, total_weight=0.1)
     model = run(tmp_path / "run", stripes(dims), config)
@@ -271,7 +253,8 @@ def test_channels_and_volumes(tmp_path: Path, dims: str, dim: int, channels: int
 
 def test_sections_can_be_given_one_by_one(tmp_path: Path, finished: Path) -> None:
     config = config_of()
-    run(tmp_path / "run", [stripes()], config.train, network=config.network, thinning=config.thinning)
+    sections: dict[str, Any] = {"network": config.network, "thinning": config.thinning}
+    run(tmp_path / "run", [stripes()], config.train, **sections, resume=True)  # where nothing is, a run is started
     assert_same_run(tmp_path / "run", finished)
 
 
@@ -283,50 +266,13 @@ def test_several_images_and_a_progress_bar(tmp_path: Path, capsys: pytest.Captur
     assert "training" in capsys.readouterr().out
 
 
-def test_progress_tells_losses_and_brightness() -> None:
-    module = GapModule(config_of(), (-20.0, 3.0))
-    trainer: Any = SimpleNamespace(global_step=15, is_global_zero=True)
-    progress = Progress(40, shown=False)
-    progress.on_train_start(trainer, module)
-    task = progress.bar.tasks[0]
-    assert (task.completed, task.total) == (15, 40)
-    module.train_losses.append(torch.tensor(4.25))
-    trainer.global_step = 16
-    progress.on_train_batch_end(trainer, module, None, None, 0)
-    assert (task.completed, task.description) == (16, "loss 4.250 | -20..3 dB")
-    module.validation = [torch.tensor([6.0, 2.0]), torch.tensor([1.0, 2.0])]
-    progress.on_validation_end(trainer, module)
-    trainer.global_step = 17
-    progress.on_train_batch_end(trainer, module, None, None, 0)
-    assert task.completed == 16  # shown a moment ago: the loss is not read again
-    progress.shown_at = -math.inf
-    progress.on_train_batch_end(trainer, module, None, None, 0)
-    assert task.description == "loss 4.250 | held out 1.750 | -20..3 dB"
-    module.validation = [torch.zeros(2)]
-    progress.on_validation_end(trainer, module)
-    assert math.isnan(progress.validation_loss)
-    other: Any = Progress(40)
-    trainer.is_global_zero = False  # of other devices nothing is shown
-    other.on_train_start(trainer, module)
-    other.on_train_batch_end(trainer, module, None, None, 0)
-    assert not other.bar.tasks
-
-
-@pytest.mark.parametrize("position", [0, 7])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, finished: Path, position: int) -> None:
-    with interrupted_at(position), pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run")
-    run(tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", finished)
-
-
 def test_repeats_of_a_still_scene_train_and_resume(tmp_path: Path) -> None:
     scene = np.where(np.arange(48) // 4 % 2, 12.0, 0.2)
     movie = np.random.default_rng(0).poisson(scene, (6, 64, 48)).astype(np.uint16)
     options: dict[str, Any] = {"dims": "tyx", "repeats": "t"}
-    for name, purpose in (("whole", "denoise"), ("part", "denoise")):
-        config = config_of(steps=60 if name == "whole" else 20, validate_every=20, learning_rate=1e-2)
-        model = run(tmp_path / name, movie, config, purpose=purpose, **options)
+    for name, steps in (("whole", 60), ("part", 20)):
+        config = config_of(steps=steps, validate_every=20, learning_rate=1e-2)
+        model = run(tmp_path / name, movie, config, purpose="denoise", **options)
     stored = RunConfig.read(tmp_path / "part" / "config.yaml")
     assert (stored.train.purpose, stored.train.repeats) == ("denoise", "t")
     assert model.trained_range_db[1] - model.trained_range_db[0] == pytest.approx(20)
@@ -340,12 +286,10 @@ def test_repeats_of_a_still_scene_train_and_resume(tmp_path: Path) -> None:
     assert longer.config == model.config
 
 
-@pytest.mark.parametrize(
-    ("array", "hint"), [(np.ones((4, 9, 9)), "zyx"), (torch.ones(4, 9, 9), "zyx"), ([np.ones((9, 9))], "yx")]
-)
-def test_arrays_without_axes_are_told_which_to_name(tmp_path: Path, array: Any, hint: str) -> None:
-    with pytest.raises(AxesError, match=f"dims='{hint}'"):
-        run(tmp_path / "run", array)
+def test_arrays_without_axes_are_told_which_to_name(tmp_path: Path) -> None:
+    for array in (np.ones((4, 9, 9)), torch.ones(4, 9, 9), [np.ones((4, 9, 9))]):
+        with pytest.raises(AxesError, match="dims='zyx'"):
+            run(tmp_path / "run", array)
 
 
 def test_tensorboard_rows(tmp_path: Path) -> None:
@@ -367,7 +311,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     result = child(str(Path(__file__).with_name("kill_and_resume.py")), str(whole), str(killed))
     assert result.returncode == 0, result.stderr
     ends = [line.rsplit(" ", 1) for line in result.stdout.splitlines() if line.rsplit(" ", 1)[-1] in ("0", "-9")]
-    assert [status for _, status in ends] == ["0", *["-9"] * 14, "0"], (result.stdout, result.stderr)
+    assert [status for _, status in ends] == ["0", *["-9"] * 9, "0"], (result.stdout, result.stderr)
     assert_same_run(whole, killed)
 
 

@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
@@ -14,7 +12,7 @@ from gap_bioimage.training.loss import photon_loss, total_loss
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import Pairs
 
-SHAPES = [(2, 1, 3, 4), (3, 2, 4, 3), (2, 2, 2, 3, 4), (1, 1, 1, 1)]
+SHAPES = [(3, 2, 4, 3), (2, 2, 2, 3, 4), (1, 1, 1, 1)]
 
 
 def scene(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -57,55 +55,6 @@ def test_loss_is_the_mean_of_minus_log_softmax_over_photons(shape: tuple[int, ..
     np.testing.assert_allclose(loss.numpy(), brute_force(log_rate, target), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradient_is_softmax_minus_the_targets_shares(shape: tuple[int, ...]) -> None:
-    log_rate, target = scene(shape)
-    target[0].flatten()[0] += 1
-    log_rate.requires_grad_()
-    photon_loss(log_rate, target).sum().backward()
-    flat = target.flatten(1)
-    expected = torch.softmax(log_rate.detach().flatten(1), 1) - flat / flat.sum(1, keepdim=True)
-    assert log_rate.grad is not None
-    torch.testing.assert_close(log_rate.grad.flatten(1), expected, rtol=1e-4, atol=1e-6)
-
-
-@settings(max_examples=40, deadline=None)
-@given(shift=st.integers(-512, 512), seed=st.integers(0, 1000))
-def test_a_constant_in_the_log_rate_changes_nothing(shift: int, seed: int) -> None:
-    log_rate, target = scene((2, 2, 4, 5), seed)
-    # multiples of 1/64, so that adding the shift is exact; one float32 step at 512 is 6e-5
-    log_rate = torch.round(64 * log_rate) / 64
-    torch.testing.assert_close(
-        photon_loss(log_rate + shift, target), photon_loss(log_rate, target), rtol=1e-5, atol=2e-4
-    )
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), size=st.floats(0.01, 3))
-def test_the_truth_has_the_entropy_as_loss_and_nothing_is_better(seed: int, size: float) -> None:
-    rng = np.random.default_rng(seed)
-    rate = torch.from_numpy(rng.gamma(2, 2, (1, 2, 4, 5)).astype(np.float32)) + 0.01
-    share = (rate / rate.sum()).double()
-    entropy = -float((share * share.log()).sum())
-    assert float(photon_loss(rate.log(), 100 * rate)) == pytest.approx(entropy, rel=1e-5)
-    other = rate.log() + size * torch.from_numpy(rng.normal(size=rate.shape).astype(np.float32))
-    excess = float((share * (share.log() - torch.log_softmax(other.double().flatten(), 0).reshape(share.shape))).sum())
-    assert excess >= 0
-    assert float(photon_loss(other, 100 * rate)) == pytest.approx(entropy + excess, rel=1e-5)
-
-
-def test_expected_loss_of_poisson_photons_is_the_cross_entropy() -> None:
-    rng = np.random.default_rng(1)
-    rate = rng.gamma(1, 3, (1, 8, 8)) + 0.05
-    share = rate / rate.sum()
-    target = torch.from_numpy(rng.poisson(rate, (4000, 1, 8, 8)).astype(np.float32))
-    for log_rate in (np.log(rate), 0.5 * np.log(rate), rng.normal(size=rate.shape)):
-        log_share = log_rate - np.log(np.exp(log_rate).sum())
-        losses = photon_loss(torch.from_numpy(log_rate).float().expand(target.shape), target).double()
-        error = float(losses.std()) / math.sqrt(len(losses))
-        assert abs(float(losses.mean()) + (share * log_share).sum()) < 4 * error
-
-
 def test_images_without_photons_have_no_loss_and_no_gradient() -> None:
     log_rate, target = scene((2, 1, 4, 4))
     target[0] = 0
@@ -146,6 +95,7 @@ def test_total_and_photon_loss_are_the_poisson_likelihood_of_all_pixels() -> Non
         expected = (likelihood - total + torch.xlogy(total, total)) / total
         found = photon_loss(log_rate, target, w) + total_loss(log_rate, target, exposure, w)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(photon_loss(log_rate, target, torch.ones_like(target)), photon_loss(log_rate, target))
     right = torch.log(target.flatten(1).sum(1) / exposure / log_rate.exp().flatten(1).sum(1)).reshape(3, 1, 1, 1)
     torch.testing.assert_close(total_loss(log_rate + right, target, exposure), torch.zeros(3), rtol=0, atol=1e-5)
     assert torch.isfinite(total_loss(log_rate + 1000, torch.zeros_like(target), exposure)).all()
@@ -155,7 +105,7 @@ def test_total_and_photon_loss_are_the_poisson_likelihood_of_all_pixels() -> Non
 def test_step_averages_over_images_with_targets(anchor: bool, total_weight: float | None, used: float) -> None:
     module = module_of(anchor, total_weight=total_weight, brightness_power=0)
     photons, target = scene((4, 1, 8, 8))[1], scene((4, 1, 8, 8), 1)[1]
-    target[2] = 0
+    target[2] = photons[2] = 0
     loss = float(module.training_step(pairs(photons, target), 0).detach())
     log_rate = module(photons).detach()
     alone = np.mean([x for i, x in enumerate(brute_force(log_rate, target)) if i != 2])
@@ -163,6 +113,9 @@ def test_step_averages_over_images_with_targets(anchor: bool, total_weight: floa
     assert loss == pytest.approx(alone + used * total, rel=1e-5)
     assert module.train_loss() == pytest.approx(alone, rel=1e-5)
     assert module.train_loss() == 0
+    seen = [i for i in range(4) if i != 2]  # of inputs with photons
+    expected = 10 * np.log10(photons.flatten(1).mean(1).numpy()[seen]).mean()
+    assert module.mean_input_db() == pytest.approx(expected, rel=1e-5)
 
 
 def test_bright_images_weigh_more() -> None:
@@ -197,14 +150,6 @@ def test_steps_without_photons_are_no_error() -> None:
     assert math.isnan(module.validation_loss())
 
 
-def test_brightness_is_told_of_inputs_with_photons() -> None:
-    module = module_of()
-    photons = torch.zeros(3, 1, 8, 8)
-    photons[0], photons[1] = 1, 10
-    module.training_step(pairs(photons, photons), 0)
-    assert module.mean_input_db() == pytest.approx(5.0)
-
-
 def test_validation_loss_is_the_mean_over_images_of_all_batches_and_forgets() -> None:
     module = module_of().eval()
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
@@ -218,6 +163,7 @@ def test_validation_loss_is_the_mean_over_images_of_all_batches_and_forgets() ->
 
 
 def test_moving_average_is_used_in_evaluation_only() -> None:
+    assert module_of(ema_decay=0.0).average is None
     module = module_of(ema_decay=0.75)
     assert module.average is not None
     photons = scene((1, 1, 8, 8))[1]
@@ -232,14 +178,6 @@ def test_moving_average_is_used_in_evaluation_only() -> None:
         assert torch.equal(module.train()(photons), module.network(photons))
         assert torch.equal(module.eval()(photons), module.average.module(photons))
     assert not torch.equal(module.network(photons), module.average.module(photons))
-
-
-@pytest.mark.parametrize("decay", [None, 0.0])
-def test_without_decay_there_is_no_average(decay: float | None) -> None:
-    module = module_of(ema_decay=decay).eval()
-    assert module.average is None
-    photons = scene((1, 1, 8, 8))[1]
-    assert torch.equal(module(photons), module.network(photons))
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 20), (5, 20), (30, 20)])
@@ -260,33 +198,6 @@ def test_learning_rate_warms_up_and_decays_to_one_percent(warmup: int, steps: in
         np.testing.assert_allclose(np.add(rates[warmup:], rates[warmup:][::-1]), 0.101)
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-def test_memory_layout_changes_no_result(dim: int) -> None:
-    photons = scene((2, 1, *[6] * dim))[1]
-    results = []
-    for channels_last in (True, False):
-        network = NetworkConfig(dim=dim, depth=2, start_filts=2, levels=2)
-        torch.manual_seed(0)
-        module = GapModule(RunConfig(network=network, train=TrainConfig(channels_last=channels_last)), (0.0, 1.0))
-        torch.nn.init.normal_(module.network.conv_final.weight)
-        results.append(module(photons).detach())
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-
-
-def test_weights_are_chances_of_landing_and_zero_leaves_pixels_out() -> None:
-    log_rate, target = scene((2, 1, 3, 4))
-    weight = torch.from_numpy(np.random.default_rng(1).integers(0, 4, (2, 1, 3, 4)).astype(np.float32))
-    loss = photon_loss(log_rate, target, weight)
-    for i in range(2):
-        chance = weight[i].double() * log_rate[i].double().exp()
-        chance = (chance / chance.sum()).flatten()
-        photons = torch.where(weight[i] > 0, target[i], torch.zeros(())).flatten().double()
-        seen = photons > 0
-        expected = -(photons[seen] * chance[seen].log()).sum() / photons.sum()
-        assert float(loss[i]) == pytest.approx(float(expected), rel=1e-5)
-    assert torch.equal(photon_loss(log_rate, target, torch.ones_like(target)), photon_loss(log_rate, target))
-
-
 def test_pixels_left_out_get_no_gradient() -> None:
     log_rate, target = scene((1, 1, 4, 4))
     log_rate.requires_grad_()
@@ -298,12 +209,3 @@ def test_pixels_left_out_get_no_gradient() -> None:
     assert float(log_rate.grad[0, 0, 1, 2]) == 0
     assert log_rate.grad.isfinite().all()
     assert float(log_rate.grad.sum()) == pytest.approx(0, abs=1e-6)
-
-
-def test_images_without_a_pixel_to_learn_from_have_no_loss() -> None:
-    log_rate, target = scene((2, 1, 3, 3))
-    weight = torch.zeros(2, 1, 3, 3)
-    weight[1] = 1
-    loss = photon_loss(log_rate, target, weight)
-    assert float(loss[0]) == 0
-    assert float(loss[1]) == pytest.approx(brute_force(log_rate, target)[1], rel=1e-5)

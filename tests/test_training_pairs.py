@@ -12,7 +12,7 @@ from scipy.stats import binom, chisquare
 from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.training.pairs import Window, free_slots, pairs_of
 
-FRACTIONS = [0.001, 0.01, 0.3, 0.5, 0.9, 0.99]
+FRACTIONS = [0.001, 0.3, 0.99]
 
 
 def thinned(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -21,7 +21,7 @@ def thinned(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return pairs.photons[0].numpy()
 
 
-@pytest.mark.parametrize("n", [1, 3, 10, 63, 64, 200])
+@pytest.mark.parametrize("n", [1, 10, 200])
 @pytest.mark.parametrize("p", FRACTIONS)
 def test_draws_follow_the_binomial_law(n: int, p: float) -> None:
     drawn = thinned(np.full((1, 400, 500), n), p, 1000 * n + round(1000 * p)).ravel()

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,11 +41,9 @@ def poisson(shape: tuple[int, ...], mean: float = 4.0, seed: int = 0) -> NDArray
 @pytest.mark.parametrize(
     ("shapes", "patch"),
     [
-        ([(1, 9, 12)], (4, 5)),
         ([(2, 9, 12), (2, 6, 7)], (4, 5)),
         ([(2, 5, 9, 12)], (3, 4, 5)),
         ([(1, 9, 12), (1, 3, 40)], (8, 16)),
-        ([(1, 5, 5)], (5, 5)),
         ([(1, 4, 6)], (128, 128)),
     ],
 )
@@ -66,7 +63,7 @@ def test_windows_lie_inside_the_images(shapes: list[tuple[int, ...]], patch: tup
         np.testing.assert_array_equal(window, stack[(slice(None), *where)])
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 5), (2, 4, 4), (1, 4, 6), (2, 7, 3), (1, 3, 5, 5), (2, 4, 4, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 4, 6), (1, 3, 5, 5), (2, 4, 4, 6)], ids=str)
 def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[int, ...]) -> None:
     window = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
     square = shape[-1] == shape[-2]
@@ -88,26 +85,6 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
     assert all(np.array_equal(np.sort(t[0], None), window[0].ravel()) for t in draws[:50])
 
 
-def test_windows_of_a_drawer_come_in_all_orientations() -> None:
-    stack = numbered([(1, 4, 4)])
-    turned = {w.counts.tobytes() for w in WindowDrawer(stack, (4, 4), RANGE).windows(np.random.default_rng(4), 200)}
-    plain = {
-        w.counts.tobytes()
-        for w in WindowDrawer(stack, (4, 4), RANGE, augment=False).windows(np.random.default_rng(4), 9)
-    }
-    assert len(turned) == 8
-    assert plain == {stack[0].values.tobytes()}
-
-
-def test_rejected_share_is_that_of_the_windows_drawn() -> None:
-    dark, bright = np.zeros((1, 16, 16), np.uint8), np.full((1, 48, 64), 9, np.uint8)
-    drawer = WindowDrawer([Stack(dark), Stack(bright)], (8, 8), RANGE, min_photons=1)
-    share = dark.size / (dark.size + bright.size)
-    assert abs(drawer.rejected_share(0, 4000) - share) < 4 * math.sqrt(share * (1 - share) / 4000)
-    assert WindowDrawer([Stack(bright)], (8, 8), RANGE, min_photons=1).rejected_share(0) == 0
-    assert WindowDrawer([Stack(dark)], (8, 8), RANGE, min_photons=1).rejected_share(0) == 1
-
-
 @pytest.mark.parametrize("shape", [(1, 40, 50), (3, 40, 50), (2, 6, 30, 20)], ids=str)
 def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     stack = poisson(shape)
@@ -115,6 +92,8 @@ def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     drawer = WindowDrawer([Stack(stack)], patch, RANGE)
     batch = drawer.batch([1, 2, 3], 5)
     photons, target, db = batch.photons, batch.target, batch.db
+    expected = batch.exposure * photons.flatten(1).sum(1)
+    assert ((target.flatten(1).sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
     assert batch.weight is not None
     assert (batch.weight == 1).all()
     assert photons.shape == target.shape == (5, shape[0], *patch)
@@ -135,15 +114,9 @@ def test_brightness_of_inputs_is_uniform_in_db() -> None:
     assert db.min() > -0.35
     assert db.max() < 15.1
     assert kstest(db, "uniform", (0, 15)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("fraction", [0.5, 0.99])
-def test_dim_windows_give_no_more_than_the_largest_fraction(fraction: float) -> None:
-    stack = np.full((1, 64, 64), 10, np.uint16)
-    drawer = WindowDrawer([Stack(stack)], (64, 64), ThinningConfig(min_db=20, max_db=30, max_fraction=fraction))
-    photons, target, *_ = drawer.batch([0], 50)
-    share = float(photons.sum() / (photons.sum() + target.sum()))
-    assert abs(share - fraction) < 4 * math.sqrt(fraction * (1 - fraction) / (50 * stack.sum()))
+    dim = WindowDrawer([Stack(stack // 10)], (64, 64), ThinningConfig(min_db=20, max_db=30, max_fraction=0.9))
+    photons, target, *_ = dim.batch([0], 20)
+    assert float(photons.sum() / (photons.sum() + target.sum())) == pytest.approx(0.9, abs=0.002)  # no more than that
 
 
 def test_empty_windows_are_no_error() -> None:
@@ -165,17 +138,6 @@ def test_batches_are_functions_of_their_number(seed: int, rank: int, number: int
     for other in (batches[number + 1], PairBatches(drawer, 3, seed + 1, rank)[number]):
         assert not torch.equal(first.photons, other.photons)
     assert not torch.equal(first.photons, PairBatches(drawer, 3, seed, rank + 1)[number].photons)
-
-
-@pytest.mark.parametrize("dtype", ["u1", ">u2", "<i4", "u8", "f4", "bool"])
-def test_types_and_memory_maps_give_the_same_batches(tmp_path: Path, dtype: str) -> None:
-    values = np.minimum(poisson((1, 30, 30)), 1) if dtype == "bool" else poisson((1, 30, 30))
-    np.save(tmp_path / "stack.npy", values.astype(dtype))
-    mapped = np.load(tmp_path / "stack.npy", mmap_mode="r")
-    for a, b in zip(
-        *(WindowDrawer([Stack(s)], (12, 12), RANGE).batch([7], 4)[:3] for s in (values, mapped)), strict=True
-    ):
-        assert torch.equal(a, b)
 
 
 def test_brightest_window() -> None:
@@ -202,14 +164,6 @@ def test_bright_windows_come_more_often_and_dark_ones_are_drawn_anew() -> None:
     assert np.mean([w.photons >= 100 for w in drawer.windows(np.random.default_rng(5), 500)]) > 0.99
 
 
-def test_the_exposure_of_targets_is_what_thinning_left() -> None:
-    stack = Stack(np.full((1, 64, 64), 10, np.uint16))
-    batch = WindowDrawer([stack], (64, 64), ThinningConfig(min_db=0, max_db=9)).batch([0], 20)
-    expected = batch.exposure * batch.photons.flatten(1).sum(1)
-    got = batch.target.flatten(1).sum(1)
-    assert ((got - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
-
-
 def test_saturated_and_hot_pixels_are_no_targets() -> None:
     values = np.rint(100 + 2 * np.random.default_rng(0).poisson(8, (40, 50))).astype(np.uint16)
     values[10:20, 10:20] = 200
@@ -227,18 +181,6 @@ def test_saturated_and_hot_pixels_are_no_targets() -> None:
     assert batch.weight is not None
     assert (batch.weight == 0).sum() == 2
     assert not batch.weight[..., 5, 5].any()
-
-
-def test_one_bit_sums_weigh_targets_by_the_frames_left() -> None:
-    counts = Stack(np.random.default_rng(2).binomial(4, 0.3, (1, 30, 30)).astype(np.uint8))
-    batch = WindowDrawer([counts], (16, 16), ThinningConfig(min_db=-5, max_db=0, ceiling=4)).batch([0], 60)
-    assert batch.weight is not None
-    assert (batch.weight >= batch.target).all()
-    assert (batch.weight + batch.photons <= 4).all()
-    # targets are those that the frames left hold at the rate of the inputs
-    rate = batch.photons.flatten(1).mean(1)
-    expected = float((batch.exposure * rate * batch.weight.flatten(1).sum(1)).sum())
-    assert float(batch.target.sum()) == pytest.approx(expected, rel=0.05)
 
 
 # Images
@@ -284,20 +226,6 @@ def test_axes_become_items_channels_and_space(dims: str, dim: int, count: int, s
         assert stack.values[(0, *[1] * dim)] == image.isel(places)
 
 
-def test_stacks_of_several_images_come_in_order_and_are_views() -> None:
-    images = [xr.DataArray(np.ones(shape, np.uint16), dims=("y", "x")) for shape in ((5, 6), (9, 4))]
-    for image, stack in zip(images, as_stacks(images, 2), strict=True):
-        assert np.shares_memory(stack.values, image.values)
-
-
-@pytest.mark.parametrize(("dim", "count", "shape"), [(2, 6, (1, 40, 50)), (3, 3, (1, 2, 40, 50))])
-def test_channels_may_be_images_of_their_own(dim: int, count: int, shape: tuple[int, ...]) -> None:
-    counts = xr.DataArray(movie(6).values.reshape(3, 2, 40, 50), dims=["c", "z", "y", "x"])
-    stacks = as_stacks([counts], dim, separate_channels=True)
-    assert [stack.shape for stack in stacks] == [shape] * count
-    assert sum(int(stack.values.sum(dtype=int)) for stack in stacks) == int(counts.values.sum(dtype=int))
-
-
 @pytest.mark.parametrize(
     ("dims", "dim"),
     [
@@ -319,12 +247,6 @@ def test_images_of_one_row_or_column_are_refused_by_name(shape: tuple[int, int])
     image = xr.DataArray(np.ones(shape, np.uint8), dims=("y", "x"), attrs={"source": "/data/flim.tif"})
     with pytest.raises(AxesError, match=r"flim\.tif"):
         as_stacks([image], 2)
-
-
-def test_windows_of_no_counts_are_refused_by_name() -> None:
-    for wrong in (0.5, -1.0, math.nan):
-        with pytest.raises(NotPhotonCountsError, match=r"a\.tif"):
-            Stack(np.full((1, 4, 4), wrong, np.float32), "a.tif").window(np.random.default_rng(0))
 
 
 def test_camera_images_keep_their_values_until_they_are_drawn() -> None:
@@ -354,9 +276,7 @@ def test_maps_of_another_camera_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "shapes",
-    [[(1, 40, 30)], [(2, 20, 50), (2, 33, 17)], [(1, 6, 30, 40)], [(1, 20, 30)] * 25, [(2, 3, 20, 30)] * 9],
-    ids=str,
+    "shapes", [[(2, 20, 50), (2, 33, 17)], [(1, 6, 30, 40)], [(1, 20, 30)] * 25, [(2, 3, 20, 30)] * 9], ids=str
 )
 @pytest.mark.parametrize("share", [0.1, 0.49])
 def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], share: float) -> None:
@@ -365,18 +285,15 @@ def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], sha
     pixels = np.concatenate([stack.values.ravel() for part in split for stack in part])
     np.testing.assert_array_equal(np.sort(pixels), np.arange(len(pixels)))  # together every pixel once
     if len(shapes) >= 8:
+        again, other = (
+            [stack.values[0].flat[0] for stack in split_held_out(stacks, share, n).held_out] for n in (3, 4)
+        )
+        assert again == [stack.values[0].flat[0] for stack in split.held_out] != other
         assert len(split.held_out) == max(1, round(share * len(shapes)))
     else:
         for stack, part in zip(stacks, split.held_out, strict=True):
             longest = max(stack.shape[1:])
             assert part.values.size * longest == stack.values.size * max(8, round(share * longest))
-
-
-def test_which_images_are_held_out_depends_on_the_seed_alone() -> None:
-    stacks = numbered([(1, 4, 5)] * 20)
-    chosen = {seed: [id(stack) for stack in split_held_out(stacks, 0.2, seed).held_out] for seed in range(10)}
-    assert chosen[1] == [id(stack) for stack in split_held_out(stacks, 0.2, 1).held_out]
-    assert len({tuple(ids) for ids in chosen.values()}) > 5
 
 
 def test_images_too_small_to_share_are_refused() -> None:
@@ -473,9 +390,6 @@ def test_scenes_that_move_are_told_from_those_that_stand_still(frames: int) -> N
     assert moves(as_stacks([exposures(frames)], 2, repeats="t")[0]) < 0.01
     assert moves(Stack(poisson((frames, 1, 50, 50)), repeated=True)) < 0.01
     assert moves(Stack(np.zeros((frames, 1, 50, 50), np.uint8), repeated=True)) == 0
+    assert moves(as_stacks([movie(max(3, frames))], 2, Detector(CAMERA), repeats="t")[0]) < 0.01  # at any offset
     with pytest.warns(CountsWarning, match="does not stand still"):
         as_stacks([exposures(frames, shift=3)], 2, repeats="t")
-
-
-def test_movies_of_a_camera_stand_still_at_any_offset() -> None:
-    assert moves(as_stacks([movie(12)], 2, Detector(CAMERA), repeats="t")[0]) < 0.01

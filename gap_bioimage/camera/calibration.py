@@ -12,16 +12,14 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, doubts, is_counts
-from gap_bioimage.camera.frames import Dark, Frames, dark_of, frames_of, maps_of
+from gap_bioimage.camera.doubts import CORRELATED, DOUBTS, LEFT_OUT, Measured
+from gap_bioimage.camera.frames import Frames, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
-from gap_bioimage.camera.noise import Correlation, correlation_of
-from gap_bioimage.camera.numbers import Estimate, Known, Numbers, numbers_of
-from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Fit, Goodness, Line, Points, fit_line, points_of
+from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
+from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
-_LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding is no longer noise
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
 _SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
 _SATURATED = 0.01  # share of the times at which a block is saturated
@@ -47,7 +45,7 @@ class Calibration:
     frames, dark_frames
         How many of the same field.
     goodness
-        Chi-square, and the groups of blocks behind it: the points of the photon-transfer curve.
+        The photon-transfer curve: groups of blocks, and the chi-square of a line through them.
     line
         The line through them.
     cloud
@@ -72,7 +70,7 @@ class Calibration:
     frames: int
     dark: str | None
     dark_frames: int
-    goodness: Goodness
+    goodness: Curve
     line: Line
     cloud: Floats
     correlation: tuple[float, float]
@@ -173,42 +171,41 @@ def calibrate(
     _check_given(dark, offset, read_noise, saturation)
     frames = frames_of(images, saturation)
     dark_frames = None if dark is None else dark_of(dark, frames)
-    frames, moments, correlation = _measured(frames)
-    loud = (1 + 2 * correlation.y**2) * (1 + 2 * correlation.x**2) if correlation.found else 1.0
-    fit = fit_line(moments, loud=loud, anchor=_anchor(dark_frames))
+    moments, saturated = _unsaturated(frames)
+    correlation, (between_frames, lost) = correlation_of(moments), frame_correlation(frames.values)
+    _check_raw(frames, correlation, between_frames)
+    fit = fit_line(moments if dark_frames is None else dark_frames.added_to(moments))
     tells = frames.count > 2 and fit.outliers <= LEFT_OUT  # moving objects skew differences, too
-    given = None if offset is None else (offset, 0.0)
     known = Known(
-        given if dark_frames is None else dark_frames.offset,
+        dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
         read_noise,
         # structure of one image has third moments of its own
         multiplying if tells or multiplying is not None else False,
-        imposed=not (correlation.found and abs(correlation.largest) >= CORRELATED),
+        imposed=abs(correlation.largest) < CORRELATED,
     )
-    numbers = numbers_of(fit, known, _third(frames, fit, loud), seed)
-    _check_numbers(frames, fit, numbers, known)
-    if frames.count == 1:  # structure that is taken for noise
-        gain = numbers.gain
-        low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
-        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high))
-    return _result(frames, dark_frames, known, fit, numbers, correlation)
+    numbers = numbers_of(fit, known, _third(frames, fit), seed)
+    _check_numbers(frames.name, moments, numbers, known)
+    numbers = numbers if frames.count > 1 else replace(numbers, gain=_with_structure(numbers.gain))
+    curve = curve_of(fit.kept, numbers.gain.value)
+    if curve is None:
+        raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
+    noise = (correlation, between_frames, lost)
+    return _result(Measured(frames, dark_frames, saturated, *noise, fit, curve, numbers), known)
 
 
 def _check_given(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
-    if dark is not None and (offset is not None or read_noise is not None):
-        raise ConfigError("dark frames were given, and an offset or read noise too; give the dark frames alone")
-    if offset is not None and read_noise is not None:
+    if sum(one is not None for one in (dark, offset, read_noise)) > 1:
         raise ConfigError(
-            "offset and read noise were both given, but the images tell one by the other; give the offset"
+            "more than one of dark frames, offset and read noise was given, but each of them tells the others; give "
+            "the dark frames alone, or the offset"
         )
     for name, value in (("offset", offset), ("read noise", read_noise), ("saturation", saturation)):
         if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
-            least = "" if name == "offset" else " from 0 up"
-            raise ConfigError(f"the {name} is {value}, expected a finite number{least}")
+            raise ConfigError(f"the {name} is {value}, expected a finite number{' from 0 up' * (name != 'offset')}")
 
 
-def _measured(frames: Frames) -> tuple[Frames, Moments, Correlation]:
-    """Moments of blocks that are not saturated, and the correlation of the noise; refuse what tells no camera."""
+def _unsaturated(frames: Frames) -> tuple[Moments, float]:
+    """Measure the noise in blocks, without those that are saturated; return the share of these, too."""
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
@@ -216,69 +213,63 @@ def _measured(frames: Frames) -> tuple[Frames, Moments, Correlation]:
             f"{np.mean(full):.0%} of the image is saturated, expected images below the camera's ceiling; use a shorter "
             "exposure, or give --saturation if the ceiling is higher"
         )
-    # where pixels are saturated noise ends together, too
-    correlation = correlation_of(frames.values) if full.mean() <= LEFT_OUT / 2 else Correlation()
-    most = abs(correlation.largest) if correlation.found else 0.0
-    if max(most, correlation.t) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
-        whose = "neighbouring pixels" if most >= correlation.t else "successive frames"
+    return moments.at(~full), float(full.mean())
+
+
+def _with_structure(gain: Estimate) -> Estimate:
+    """Widen the interval by the structure of one image that is taken for noise."""
+    low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
+    return Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high)
+
+
+def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
+    """Refuse images whose noise is that of a program."""
+    most = abs(correlation.largest)
+    if max(most, between_frames) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
+        whose = "neighbouring pixels" if most >= between_frames else "successive frames"
         raise NotPhotonCountsError(
-            f"the noise of {whose} of {frames.name} is correlated by {max(most, correlation.t):.2f}: the images were "
+            f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "
             "smoothed, averaged or resampled, or the whole field moves, and their noise tells nothing of the camera; "
             "use raw images of a field that stands still"
         )
-    return replace(frames, saturated=float(full.mean())), moments.at(~full), correlation
 
 
-def _anchor(dark: Dark | None) -> Moments | None:
-    """Moments of dark frames, if their noise is more than rounding."""
-    if dark is None or dark.pixel_variance is None or float(dark.pixel_variance.mean()) < _LEAST_VARIANCE:
-        return None
-    return moments_of(dark.frames.values, in_time=True)
+def _third(frames: Frames, fit: Fit) -> Moments | None:
+    """Return blocks whose third moments are known; two frames have them in space only."""
+    if frames.count != 2:
+        return fit.moments
+    planes = frames.values.reshape(-1, 1, *frames.values.shape[2:])
+    moments = moments_of(planes, frames.ceiling, in_time=False)
+    whole = moments.saturated == 0
+    return moments.at(whole) if whole.any() else None
 
 
-def _third(frames: Frames, fit: Fit, loud: float) -> Points | None:
-    """Blocks whose third moments are known; two frames have them in space only."""
-    if frames.count > 2:
-        return fit.points
-    moments = fit.moments
-    if frames.count == 2:
-        planes = frames.values.reshape(-1, 1, *frames.values.shape[2:])
-        moments = moments_of(planes, frames.ceiling, in_time=False)
-        moments = moments.at(moments.saturated == 0)
-    return points_of(moments, fit.line, loud=loud, robust=False) if len(moments.mean) else None
-
-
-def _check_numbers(frames: Frames, fit: Fit, numbers: Numbers, known: Known) -> None:
+def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
     """Refuse images whose noise tells no gain, and offsets, given or of dark frames, that contradict the images."""
-    points, gain, offset = fit.points, numbers.gain, numbers.offset.value
+    gain, offset = numbers.gain, numbers.offset.value
     more = "use images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
-    varies = float(points.mean.var()) > 10 * float(np.mean(points.variance)) / points.samples
-    if varies and not (math.isfinite(gain.value) and gain.value > 0):
-        told = f"the noise of {frames.name} does not grow with brightness, as that of a camera does"
-        raise NotPhotonCountsError(f"{told}; {more}, all of them raw")
     if not math.isfinite(gain.value + gain.high):
-        raise NotPhotonCountsError(f"the brightness of {frames.name} varies too little to find the gain; {more}")
+        varies = float(blocks.mean.var()) > 10 * float(np.mean(blocks.variance / blocks.samples))
+        told = "the noise of {} does not grow with brightness" if varies else "the brightness of {} varies too little"
+        raise NotPhotonCountsError(f"{told.format(name)} to find the gain; {more}, all of them raw")
     if known.offset is None:
         return
-    error = np.sqrt(np.maximum(points.variance, 0) / points.samples)
-    darker = float(np.mean(points.mean + 5 * error < offset - gain.value / 2))
-    variance = numbers.intercept + gain.value * offset
-    if darker <= 0.02 and variance >= -0.2 * float(np.median(points.variance)):
-        return
-    told = "parts of the field are darker than" if darker > 0.02 else "the variance would be negative at"
-    told = f"{frames.name}: {told} the offset of {offset:.4g} ADU"
-    advice = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
-    raise NotPhotonCountsError(f"{told}; {advice}")
+    error = np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
+    darker = float(np.mean(blocks.mean + 5 * error < offset - gain.value / 2)) > 0.02
+    if darker or numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance)):
+        told = "parts of the field are darker than" if darker else "the variance would be negative at"
+        raise NotPhotonCountsError(
+            f"{name}: {told} the offset of {offset:.4g} ADU; give dark frames or an offset of the same camera "
+            "and settings, or leave them out to have it estimated"
+        )
 
 
-def _result(
-    frames: Frames, dark: Dark | None, known: Known, fit: Fit, numbers: Numbers, correlation: Correlation
-) -> Calibration:
+def _result(it: Measured, known: Known) -> Calibration:
+    frames, dark, numbers, kept = it.frames, it.dark, it.numbers, it.fit.kept
     whence = "noise" if known.read_noise is None else "given read noise"
-    points = np.stack([fit.points.mean, fit.points.variance])
-    camera = _camera_of(frames, dark, fit, numbers, correlation)
+    step = max(1, len(kept.mean) // _SHOWN)
     return Calibration(
-        detector=Detector(camera, None if dark is None else maps_of(dark, numbers.gain.value)),
+        detector=Detector(_camera_of(it), None if dark is None else dark.maps(numbers.gain.value)),
         gain=numbers.gain,
         offset=numbers.offset,
         read_noise=numbers.read_noise,
@@ -288,27 +279,40 @@ def _result(
         frames=frames.count,
         dark=None if dark is None else dark.frames.name,
         dark_frames=0 if dark is None else dark.frames.count,
-        goodness=fit.goodness,
+        goodness=it.curve,
         line=Line(numbers.gain.value, numbers.intercept),
-        cloud=points[:, :: max(1, points.shape[1] // _SHOWN)],
-        correlation=(correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
+        cloud=np.stack([kept.mean, kept.variance])[:, ::step],
+        correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(doubts(frames, dark, fit, numbers, correlation)),
-        counts=is_counts(frames, numbers) and not correlation.found,
+        warnings=tuple(filter(None, (doubt(it) for doubt in DOUBTS))),
+        counts=_is_counts(it),
     )
 
 
-def _camera_of(frames: Frames, dark: Dark | None, fit: Fit, numbers: Numbers, correlation: Correlation) -> Camera:
+def _is_counts(it: Measured) -> bool:
+    """Whether images are photon counts: whole numbers with gain 1, no offset and no read noise."""
+    gain, offset = it.numbers.gain, it.numbers.offset
+    return (
+        it.frames.may_be_counts
+        and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
+        and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
+        and it.numbers.read_noise.low < 0.35
+        and not (it.numbers.multiplying or it.correlation.found)
+    )
+
+
+def _camera_of(it: Measured) -> Camera:
     """Return the numbers as a camera, with how they were measured."""
     from gap_bioimage import __version__
 
+    frames, dark, numbers = it.frames, it.dark, it.numbers
     measured: dict[str, Any] = {"method": frames.method, "images": frames.name, "frames": frames.count}
     if dark is not None:
         measured |= {"dark": dark.frames.name, "dark_frames": dark.frames.count}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
-    if correlation.found or correlation.t:
-        measured["correlated"] = [_short(c) for c in (correlation.y, correlation.x, correlation.t)]
-    measured |= {"chi_square": _short(fit.goodness.chi_square), "gap_bioimage": __version__}
+    if it.correlation.found or it.between_frames:
+        measured["correlated"] = [_short(c) for c in (it.correlation.y, it.correlation.x, it.between_frames)]
+    measured |= {"chi_square": _short(it.curve.chi_square), "gap_bioimage": __version__}
     return Camera(
         gain=_short(numbers.gain.value) or numbers.gain.value,
         offset=_short(numbers.offset.value) or 0.0,

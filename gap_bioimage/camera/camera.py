@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from gap_bioimage.camera import shifted_poisson as model
-from gap_bioimage.camera.moments import as_stack, moments_of
-from gap_bioimage.camera.noise import noise_of
+from gap_bioimage.camera.moments import LEAST_PX, as_stack, moments_of
+from gap_bioimage.camera.noise import curve_of
 from gap_bioimage.config import Camera, error_sentence, read_yaml
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
 from gap_bioimage.files import replacing
 
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
 _TOO_NOISY, _TOO_QUIET = 2.0, 0.5  # variance over mean of counts, 1 for photons
+_MOST_SATURATED = 1e-4  # share of pixels
 _MOST_BELOW = 0.5  # share of pixels below the offset: noise alone explains at most half
 
 
@@ -82,7 +84,8 @@ class Detector:
         electrons may share one ADU.
         """
         if self.maps is None:
-            return self._shift()
+            camera = self.camera
+            return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), self._rounded_deviation())
         deviation: NDArray[np.float64] = self._deviation(np.asarray(self.maps.read_noise, np.float64))
         # beyond 1 the shift is a formula, below a smooth curve
         knots = np.linspace(0.0, 1.0, 200)
@@ -92,7 +95,7 @@ class Detector:
 
     def background(self) -> float | NDArray[np.float64]:
         """Return what is to be subtracted from denoised counts, a number or (y, x): the counts of no electrons."""
-        shift = self._shift()
+        shift = float(np.mean(self.scalar.shift()))
         mean = model.mean_of_counts(self.camera.gain, self.camera.offset % 1, self._noise(), shift)
         # rounding differs from pixel to pixel; with maps the average over all must do
         return mean if self.maps is None else self.shift() + (mean - shift)
@@ -119,8 +122,14 @@ class Detector:
             values += rng.random(values.shape) - 0.5
         electrons = (values - self._offset()) / self.camera.gain + self.shift()
         known = np.nan_to_num(np.rint(electrons), nan=0.0)
-        counts = np.clip(known, 0, np.iinfo(np.int32).max).astype(np.int32)
-        return counts if rng is None else self._spread(counts, rng)
+        counts: NDArray[np.int32] = np.clip(known, 0, np.iinfo(np.int32).max).astype(np.int32)
+        if rng is None or not any(chance := model.spread_of_lowest(self._rounded_deviation())):
+            return counts
+        # clipping at zero has taken variance from the lowest counts: move some of them up or down by one
+        low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]
+        drawn = rng.random(counts.shape)
+        moved: NDArray[np.int32] = counts + (drawn < low) - (drawn > 1 - low)
+        return moved
 
     def electrons(self, adu: xr.DataArray) -> xr.DataArray:
         """Return camera values (..., y, x) in electrons, neither rounded nor clipped: for people to look at."""
@@ -156,22 +165,8 @@ class Detector:
     def _rounded_deviation(self) -> float:
         return round(float(self._deviation(self.camera.read_noise)), 4)
 
-    def _shift(self) -> float:
-        camera = self.camera
-        return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), self._rounded_deviation())
-
     def _offset(self) -> float | NDArray[np.float64]:
         return self.camera.offset if self.maps is None else np.asarray(self.maps.offset, np.float64)
-
-    def _spread(self, counts: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
-        """Move some of the lowest counts up or down by one: clipping at zero has taken variance from them."""
-        chance = model.spread_of_lowest(self._rounded_deviation())
-        if not any(chance):
-            return counts
-        low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]
-        drawn = rng.random(counts.shape)
-        moved: NDArray[np.int32] = counts + (drawn < low) - (drawn > 1 - low)
-        return moved
 
 
 def read_camera(path: Path | str) -> Detector:
@@ -238,11 +233,10 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     if image.dtype.kind not in "uif":
         raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected a camera's numbers; save it as 16 bit")
     detector.check_size(image)
-    planes = image.data.reshape(-1, *image.shape[-2:])
+    planes, camera = image.data.reshape(-1, *image.shape[-2:]), detector.camera
     if image.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
         raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
-    sample = np.stack([np.asarray(planes[i]) for i in np.unique(np.linspace(0, len(planes) - 1, 8).astype(int))])
-    camera = detector.camera
+    sample = np.asarray(planes[np.unique(np.linspace(0, len(planes) - 1, 8).astype(int))])
     below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
         raise NotPhotonCountsError(
@@ -250,15 +244,20 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
             f"{np.median(sample):g}), expected raw images of that camera; for images that are photon counts already "
             "leave the camera out (--camera none)"
         )
-    share = float(np.mean(detector.saturated(sample)))
-    if share > 1e-4:
-        _warn(
-            f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there are too "
-            "dark; use a shorter exposure"
+    for told in _doubts(image, sample, detector, name):
+        warnings.warn(told, GapWarning, stacklevel=2)
+
+
+def _doubts(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name: str) -> Iterator[str]:
+    camera, share = detector.camera, float(np.mean(detector.saturated(sample)))
+    if share > _MOST_SATURATED:
+        yield (
+            f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there are "
+            "too dark; use a shorter exposure"
         )
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:
-        _warn(
+        yield (
             f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons: they are "
             "those of another camera or setting, or the image was smoothed or resampled; measure them with "
             "`gap-bioimage calibrate`"
@@ -266,26 +265,23 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     # a percentile, because single pixels of dark images are noise
     signal = max(0.0, (float(np.percentile(sample, 25)) - camera.offset) / camera.gain)
     if camera.read_noise > _QUIET and signal + camera.read_noise**2 < model.MODEL_FROM:
-        _warn(
-            f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}: they are "
-            "clipped at zero, and their counts are only roughly those of photons (signal + read noise^2 should be at "
-            "least 1)"
+        yield (
+            f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}: they "
+            "are clipped at zero, and their counts are only roughly those of photons (signal + read noise^2 should be "
+            "at least 1)"
         )
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, GapWarning, stacklevel=3)
 
 
 def _variance_over_mean(image: xr.DataArray, detector: Detector) -> float:
     """Variance over mean of the counts, in time where there are frames, as in calibrations; 1 where it is not known."""
     time = image.dims.index("t") if "t" in image.dims else None
-    if time is None and detector.camera.measured.get("correlated"):
-        return 1.0  # calibrate has said so; single images then have other noise than differences of frames
-    values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
-    counts = detector.scalar.counts(as_stack(values, time)[:8, :8])
-    noise = noise_of(moments_of(counts, in_time=counts.shape[1] > 1)) if min(counts.shape[2:]) > 2 else None
-    return 1.0 if noise is None else noise.smallest if noise.smallest > _TOO_NOISY else noise.dark
+    # calibrate has said of correlated noise; single images then have other noise than differences of frames
+    known = time is not None or not detector.camera.measured.get("correlated")
+    if not known or min(image.shape[-2:]) < LEAST_PX:
+        return 1.0
+    counts = detector.scalar.counts(as_stack(image.data, time)[:8, :8])
+    curve = curve_of(moments_of(counts, in_time=counts.shape[1] > 1))
+    return 1.0 if curve is None else curve.smallest if curve.smallest > _TOO_NOISY else curve.dark
 
 
 def simulate_camera(
@@ -299,14 +295,12 @@ def simulate_camera(
     saturation: int = 65535,
     seed: int = 0,
 ) -> xr.DataArray:
-    """Simulate frames (t, y, x): ``rint(offset + gain (e + N(0, read_noise^2)))``, clipped to 0 and ``saturation``.
+    """Simulate frames (t, y, x) of a camera, or one that multiplies electrons, ``em``; electrons (y, x) or (t, y, x).
 
-    ``electrons`` are those expected per pixel and frame, (y, x), or (t, y, x) of a scene that changes. ``em`` makes n
-    of them gamma(n, 1), as an EMCCD does: the noise-derived gain is then ``2 gain``, and the read noise
+    An EMCCD makes gamma(n, 1) of n electrons: the noise-derived gain is then ``2 gain``, and the read noise
     ``read_noise / 2`` effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
     """
-    scene = np.asarray(electrons, np.float64)
-    rng = np.random.default_rng((seed, 2))
+    scene, rng = np.asarray(electrons, np.float64), np.random.default_rng((seed, 2))
     collected = rng.poisson(scene, scene.shape if scene.ndim == 3 else (n_frames, *scene.shape)).astype(np.float64)
     if em:
         collected = np.where(collected > 0, rng.gamma(np.maximum(collected, 1)), 0.0)

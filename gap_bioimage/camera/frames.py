@@ -11,11 +11,12 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.camera.camera import PixelMaps
-from gap_bioimage.camera.moments import Floats, Values, as_stack, piled_up, scan
+from gap_bioimage.camera.moments import Floats, Moments, Values, as_stack, moments_of, scan
 from gap_bioimage.camera.shifted_poisson import ROUNDING
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 
 _LEAST_PX = 16
+_LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,8 @@ class Frames:
     values: Values
     name: str
     ceiling: float  # ADU, maybe infinite
-    whole: bool
-    minimum: float
-    repeated: str | None
-    saturated: float = 0.0
+    may_be_counts: bool  # whole numbers from 0 up
+    left_out: str  # frames that tell nothing, in words
 
     @property
     def count(self) -> int:
@@ -50,58 +49,73 @@ class Dark:
     pixel_offset: Floats
     pixel_variance: Floats | None  # ADU^2, of several frames
 
+    def added_to(self, moments: Moments) -> Moments:
+        """Return blocks of images and of the dark frames, if these have noise and not rounding alone."""
+        if self.pixel_variance is None or float(self.pixel_variance.mean()) < _LEAST_VARIANCE:
+            return moments
+        return moments.with_more(moments_of(self.frames.values, in_time=True))
+
+    def maps(self, gain: float) -> PixelMaps | None:
+        """Offset and read noise of each pixel, drawn to their means by the share of scatter that chance explains."""
+        variance, count = self.pixel_variance, self.frames.count
+        if variance is None:
+            return None
+        usual = float(variance.mean())
+        noise = np.sqrt(np.maximum(_drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
+        return PixelMaps(_drawn_in(self.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))
+
+
+def _drawn_in(values: Floats, by_chance: float) -> Floats:
+    mean, scatter = float(values.mean()), float(values.var())
+    share = max(0.0, 1 - by_chance / scatter) if scatter > 0 else 0.0
+    return np.asarray(mean + share * (values - mean), np.float64)
+
 
 def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> Frames:
     """Take images for a calibration, or refuse them."""
-    from gap_bioimage.counts import check_axes
     from gap_bioimage.io import read_photons
+    from gap_bioimage.io.image import as_image
 
-    image = read_photons(images, check=False) if isinstance(images, (str, Path)) else images
-    check_axes(image)
+    image = as_image(read_photons(images, check=False) if isinstance(images, (str, Path)) else images)
     name = Path(str(image.attrs.get("source", image.name or "the image"))).name
     if image.sizes.get("c", 1) > 1:
         raise AxesError(
             f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
             "with --channel (in Python isel(c=0))"
         )
-    image = (image.isel(c=0) if "c" in image.dims else image).transpose(..., "y", "x")
-    rows, columns = image.shape[-2:]
+    image = image.squeeze("c", drop=True) if "c" in image.dims else image
+    values = np.asarray(image.transpose(..., "y", "x").data)
+    rows, columns = values.shape[-2:]
     if min(rows, columns) < _LEAST_PX:
         raise AxesError(f"{name} has {rows} x {columns} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
-    values = image.data if isinstance(image.data, np.ndarray) else np.asarray(image.data)
-    found = scan(values) if values.dtype.kind in "buif" else None
-    if found is None:
+    if values.dtype.kind not in "buif":
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
-    if found.nonfinite:
-        raise NotPhotonCountsError(
-            f"{name} has {found.nonfinite} pixels that are NaN or infinite, expected a camera's numbers; use raw images"
-        )
-    if found.minimum == found.maximum:
-        raise NotPhotonCountsError(f"all pixels of {name} are {found.minimum:g}, expected noise; use raw images")
+    found = scan(values)
+    if found.nonfinite or found.minimum == found.maximum:
+        told = f"{found.nonfinite} pixels that are NaN or infinite" if found.nonfinite else "the same value everywhere"
+        raise NotPhotonCountsError(f"{name} has {told}, expected a camera's numbers and their noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         raise NotPhotonCountsError(
             f"{name} holds two values only, as one-bit frames do; they need no camera: train with --sum-frames"
         )
-    distinct, repeated = _distinct(stack)
-    ceiling = found.maximum if saturation is None and piled_up(values.dtype, found) else saturation
-    ceiling = math.inf if ceiling is None else ceiling
-    return Frames(distinct, name, ceiling, not found.fractional, found.minimum, repeated)
+    if saturation is None:
+        saturation = found.maximum if found.piled_up(values.dtype) else math.inf
+    stack, left_out = _distinct(stack)
+    return Frames(stack, name, saturation, not found.fractional and found.minimum >= 0, left_out)
 
 
-def _distinct(stack: Values) -> tuple[Values, str | None]:
+def _distinct(stack: Values) -> tuple[Values, str]:
     """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
     told = []
     for t in range(stack.shape[1]):
         if stack[:, t].min() == stack[:, t].max():
             told.append(f"frame {t} has no noise, as one that the camera dropped")
-            continue
-        digest = hashlib.blake2b(b"".join(plane.tobytes() for plane in stack[:, t]), digest_size=16).digest()
-        if first.setdefault(digest, t) != t:
-            told.append(f"frames {first[digest]} and {t} are equal")
+        elif (before := first.setdefault(hashlib.blake2b(stack[:, t].tobytes()).digest(), t)) != t:
+            told.append(f"frames {before} and {t} are equal")
     if not told or not first:
-        return stack, None
+        return stack, ""
     more = f", and {len(told) - 1} more are like that" if len(told) > 1 else ""
     text = f"{told[0]}{more}: left out, {len(first)} of {stack.shape[1]} frames remain"
     return stack[:, sorted(first.values())], text
@@ -129,19 +143,3 @@ def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
         )
     squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
     return Dark(found, (float(mean.mean()), error), mean, squares / (count - 1) if count > 1 else None)
-
-
-def maps_of(dark: Dark, gain: float) -> PixelMaps | None:
-    """Offset and read noise of every pixel, drawn towards their means by the share of scatter that chance explains."""
-    variance, count = dark.pixel_variance, dark.frames.count
-    if variance is None:
-        return None
-
-    def drawn_in(values: Floats, by_chance: float) -> Floats:
-        mean, scatter = float(values.mean()), float(values.var())
-        share = max(0.0, 1 - by_chance / scatter) if scatter > 0 else 0.0
-        return np.asarray(mean + share * (values - mean), np.float64)
-
-    usual = float(variance.mean())
-    noise = np.sqrt(np.maximum(drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
-    return PixelMaps(drawn_in(dark.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))

@@ -8,8 +8,9 @@ then the variance of a pixel and ``E r^3 / sum w^3`` its third central moment.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Values = npt.NDArray[Any]
 
-_TRIPLE, _PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # in time; three frames are blind to linear drift
-_RIPPLE = np.array([1.0, -4, 6, -4, 1])  # in space, along y and x; blind to cubic polynomials
-_SMALL_PX = 12  # images below this have the shorter ripple 1, -2, 1
+TRIPLE, PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # in time; three frames are blind to linear drift
+RIPPLE = np.array([1.0, -4, 6, -4, 1])  # in space, along y and x; blind to cubic polynomials
+# along one axis, to see what neighbours along the other share: 90 % above 0.7 of the highest frequency
+_FINEST = np.array([1.0, -8, 28, -56, 70, -56, 28, -8, 1])
+LEAST_PX = 12  # smaller images tell no noise
 BLOCK_PX = 8
-_SHORT_BLOCK_PX, _LONG = 4, 32  # small objects stand out in long films
+_SHORT_BLOCK_PX, _LONG = 4, 34  # small objects stand out in films of so many frames
 _ENOUGH_BLOCKS = 64
 _SIDE_PX = 1024  # of the window that is looked at
 _PLANES = 64
@@ -56,14 +59,21 @@ class Statistics:
         """Photons per pixel."""
         return self.total / max(self.pixels - self.nonfinite, 1)
 
+    def piled_up(self, dtype: np.dtype[Any]) -> bool:
+        """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
+        if self.maximum in _CEILINGS or (dtype.kind in "iu" and self.maximum == np.iinfo(dtype).max):
+            return self.at_maximum >= 5 and self.at_maximum > 2 * self.below_maximum
+        return self.maximum >= 20 and self.at_maximum >= 10 and self.at_maximum > 5 * self.below_maximum
+
 
 def scan(values: Values) -> Statistics:
     """Gather the statistics of an array of real numbers or booleans, of any shape and size, piece by piece."""
     nonfinite = fractional = zeros = lattice = 0
     minimum, maximum, total = math.inf, -math.inf, 0.0
-    top = np.zeros(_LEVELS_BELOW + 1, dtype=np.int64)  # pixels at the maximum, maximum - 1, ...
-    for chunk in _chunks(values):
-        chunk = chunk.astype(np.uint8) if chunk.dtype == bool else chunk
+    near: Counter[float] = Counter()  # pixels at the highest values
+    chunks: Any = np.nditer(values, ["buffered", "external_loop", "zerosize_ok"], buffersize=_CHUNK_PX)
+    for chunk in chunks:
+        chunk = chunk.view(np.uint8) if chunk.dtype == bool else chunk
         if chunk.dtype.kind == "f":
             finite = chunk[np.isfinite(chunk)]
             nonfinite += chunk.size - finite.size
@@ -72,62 +82,43 @@ def scan(values: Values) -> Statistics:
         if not chunk.size:
             continue
         zeros += chunk.size - int(np.count_nonzero(chunk))
-        minimum = min(minimum, float(chunk.min()))
+        minimum, highest = min(minimum, float(chunk.min())), chunk.max().item()
+        maximum = max(maximum, float(highest))
         total += float(chunk.sum(dtype=np.float64))
-        for part in (chunk.ravel()[:4096], chunk):  # nearly always 1, and known from a few pixels
+        near.update({highest - k: int(np.count_nonzero(chunk == highest - k)) for k in range(_LEVELS_BELOW + 1)})
+        for part in (chunk[:4096], chunk):  # nearly always 1, and known from a few pixels
             if lattice != 1 and not fractional:
-                lattice = math.gcd(lattice, int(np.gcd.reduce(np.abs(part.astype(np.int64)), axis=None)))
-        higher = max(maximum, float(chunk.max()))
-        risen = int(min(higher - maximum, len(top)))
-        near = chunk[chunk >= higher - _LEVELS_BELOW].astype(np.float64)
-        top = np.concatenate([np.zeros(risen, np.int64), top[: len(top) - risen]])
-        top += np.bincount((higher - near).astype(np.int64), minlength=len(top))
-        maximum = higher
+                lattice = math.gcd(lattice, int(np.gcd.reduce(np.abs(part.astype(np.int64)))))
     if math.isinf(minimum):
         minimum = maximum = math.nan
-    lattice, below = 1 if fractional else lattice, float(top[1:].mean())
-    return Statistics(values.size, nonfinite, fractional, zeros, minimum, maximum, total, lattice, int(top[0]), below)
-
-
-def _chunks(values: Values) -> Iterator[Values]:
-    """Yield pieces of about 16 million pixels; a reshape would copy a transposed memory map."""
-    if values.size <= _CHUNK_PX or values.ndim == 0:
-        yield np.asarray(values)
-        return
-    rest = values.size // len(values)
-    if rest > _CHUNK_PX:
-        for part in values:
-            yield from _chunks(part)
-        return
-    step = max(1, _CHUNK_PX // rest)
-    for start in range(0, len(values), step):
-        yield np.asarray(values[start : start + step])
-
-
-def piled_up(dtype: np.dtype[Any], found: Statistics) -> bool:
-    """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
-    if found.maximum in _CEILINGS or (dtype.kind in "iu" and found.maximum == np.iinfo(dtype).max):
-        return found.at_maximum >= 5 and found.at_maximum > 2 * found.below_maximum
-    return found.maximum >= 20 and found.at_maximum >= 10 and found.at_maximum > 5 * found.below_maximum
+    below = sum(near[maximum - k] for k in range(1, _LEVELS_BELOW + 1)) / _LEVELS_BELOW
+    lattice = 1 if fractional else lattice
+    return Statistics(values.size, nonfinite, fractional, zeros, minimum, maximum, total, lattice, near[maximum], below)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Noise in square blocks of pixels, averaged over the frames; all arrays are (blocks,)."""
+    """Noise in square blocks of pixels, averaged over the frames; all are (blocks,)."""
 
     mean: Floats  # ADU
     variance: Floats
     third: Floats  # NaN from two frames, which do not tell it
     zeros: Floats  # share of pixels that are zero
     saturated: Floats  # share of frames in which a pixel is saturated
-    samples: int  # pixels times frames in each block
-    alike: float  # sums overlap: their squares scatter as those of 1 / alike as many independent pixels
-    alike_cubes: float  # variance of cubes in units of variance^3
+    samples: Floats  # pixels times frames
+    alike: Floats  # sums overlap: their squares scatter as those of 1 / alike as many independent pixels
+    alike_cubes: Floats  # variance of cubes in units of variance^3
+    alike_pairs: Floats  # as alike, of products of neighbours
+    around: Floats  # mean of a wider surrounding, ADU
+    pairs: Floats  # (4, blocks): products of neighbours along y and x, and the squares that these are held against
 
-    def at(self, blocks: Values) -> Moments:
+    def at(self, blocks: Values | slice) -> Moments:
         """Return some of the blocks."""
-        names = ("mean", "variance", "third", "zeros", "saturated")
-        return replace(self, **{name: getattr(self, name)[blocks] for name in names})
+        return Moments(*(getattr(self, field.name)[..., blocks] for field in fields(self)))
+
+    def with_more(self, more: Moments) -> Moments:
+        """Return the blocks of both."""
+        return Moments(*(np.append(getattr(self, f.name), getattr(more, f.name), axis=-1) for f in fields(self)))
 
     def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
         """Return the variance that ``variance`` has by chance; light adds its own kurtosis, ``gain^2 variance``."""
@@ -164,7 +155,7 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
     """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x), without ``hot`` pixels (y, x)."""
     planes, frames = stack.shape[:2]
     window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
-    weights = np.ones(1) if not in_time else _TRIPLE if frames > 2 else _PAIR
+    weights = np.ones(1) if not in_time else TRIPLE if frames > 2 else PAIR
     length, pixels = len(weights), math.prod(min(n, _SIDE_PX) for n in stack.shape[2:])
     looks, count = max(2, most // (length * pixels)), frames - length + 1
     per_plane = count if planes * count <= looks else max(1, min(count, looks // planes, max(8, count // length)))
@@ -183,8 +174,8 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
     """Return what takes out of differences a constant, and what is like the mean image: bleaching, flicker, drift."""
-    smooth = scipy.ndimage.uniform_filter(field, 5)
-    above = smooth - smooth.min()
+    above = scipy.ndimage.uniform_filter(field, 5)
+    above -= above.min()
     weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
     weights /= weights.sum()
     centred = field - np.sum(weights * field)
@@ -201,53 +192,57 @@ def steadier(field: Floats) -> Callable[[Floats], Floats]:
 def moments_of(
     stack: Values, ceiling: float = math.inf, *, in_time: bool, most: int = _PIXELS, hot: Flags | None = None
 ) -> Moments:
-    """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least 3.
+    """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least ``LEAST_PX``.
 
     ``in_time`` takes differences of frames, at least two, instead of ripples; pixels of ``ceiling`` and more are
     saturated, those of ``hot`` (y, x) are left out; ``most`` pixels are looked at.
     """
-    small = min(stack.shape[2:]) < _SMALL_PX
-    weights = (_TRIPLE if stack.shape[1] > 2 else _PAIR) if in_time else _TRIPLE if small else _RIPPLE
+    frames = stack.shape[1]
+    weights = (TRIPLE if frames > 2 else PAIR) if in_time else RIPPLE
+    finest = TRIPLE if in_time and frames > 2 else _FINEST
     square, cube = np.sum(weights**2), np.sum(weights**3)
+    most_px = _SHORT_BLOCK_PX if in_time and frames >= _LONG else BLOCK_PX
+    side = int(np.clip((math.prod(stack.shape[2:]) / _ENOUGH_BLOCKS) ** 0.5, 2, most_px))
     found: dict[int, list[Floats]] = {}
-    side = 0
     for look in looks_at(stack, most, in_time, hot):
-        if not side:
-            units = stack.shape[1] - 2 if in_time else 1
-            side = _block_side(tuple(n - (0 if in_time else len(weights) - 1) for n in look.mean.shape), units)
-        found.setdefault(look.plane, []).append(_block_of(look, None if in_time else weights, ceiling, side))
+        parts = _parts_of(look, in_time, ceiling, finest)
+        found.setdefault(look.plane, []).append(np.stack([block_means(part, side) for part in parts]))
     looks = len(next(iter(found.values())))
     averages = [_steady_average(np.stack(blocks)) for blocks in found.values()]
-    mean, variance, cubes, shift, zeros, saturated = np.concatenate(averages, axis=1)
+    mean, variance, cubes, shift, zeros, saturated, around, *pairs = np.concatenate(averages, axis=1)
     # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
     third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
     alike, hermite = (overlap(weights, looks if in_time else math.inf, p) ** (1 if in_time else 2) for p in (2, 3))
-    cubes_alike = 6 * hermite / skew**2 if skew else math.inf
-    return Moments(mean, variance, third, zeros, saturated, int(side**2 * looks), alike, cubes_alike)
+    alike_pairs = overlap(finest, math.inf, 2) * (alike if in_time else 1)
+    numbers = (side**2 * looks, alike, 6 * hermite / skew**2 if skew else math.inf, alike_pairs)
+    rest = [np.full_like(mean, number) for number in numbers]
+    return Moments(*[mean, variance, third, zeros, saturated, *rest, around, np.stack(pairs)])
 
 
-def _block_of(look: Look, ripple: Floats | None, ceiling: float, side: int) -> Floats:
-    """Return mean, square, cube and value of the noise, zeros and saturation: (6, blocks)."""
+def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list[Floats]:
+    """Return images of mean, square, cube and value of the noise, zeros, saturation, and of pairs of neighbours."""
     mean, noise, frames = look.mean, look.noise, look.frames
-    full = frames >= ceiling
-    if ripple is not None:
-        margin = len(ripple) // 2
+    full = (frames >= ceiling).mean(0)
+    around, pairs = scipy.ndimage.uniform_filter(mean, 2 * BLOCK_PX), []
+    for axis in (0, 1):
+        fine = scipy.ndimage.correlate1d(noise, finest, axis=1 - axis)
+        pairs += [fine * np.roll(fine, 1, axis), fine**2]
+    inner = (slice(None),) * 2
+    if not in_time:
+        margin = len(RIPPLE) // 2
         inner = (slice(margin, -margin),) * 2
         for axis in (0, 1):  # a photon enters both with the same weight
-            noise = scipy.ndimage.correlate1d(noise, ripple / np.linalg.norm(ripple), axis=axis)
-            mean = scipy.ndimage.correlate1d(mean, ripple**2 / np.sum(ripple**2), axis=axis)
-        full = scipy.ndimage.maximum_filter(full, (1, len(ripple), len(ripple)))[:, *inner]
-        mean, noise, frames = mean[inner], noise[inner], frames[:, *inner]
+            noise = scipy.ndimage.correlate1d(noise, RIPPLE / np.linalg.norm(RIPPLE), axis=axis)
+            mean = scipy.ndimage.correlate1d(mean, RIPPLE**2 / np.sum(RIPPLE**2), axis=axis)
+        full = scipy.ndimage.maximum_filter(full, len(RIPPLE))
     squares = noise**2
-    parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full.mean(0))
-    found = np.stack([block_means(part, side) for part in parts])
-    found[5] = found[5] > 0
-    return found
+    parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full, around, *pairs[::2], *pairs[1::2])
+    return [part[inner] for part in parts]
 
 
 def _steady_average(blocks: Floats) -> Floats:
-    """Average (times, 6, blocks) over time, without times at which something passes."""
+    """Average (times, numbers, blocks) over time, without times at which something passes."""
     variance = blocks[:, 1]
     usual = np.median(variance, axis=0)
     spread = np.median(np.abs(variance - usual), axis=0)
@@ -256,17 +251,10 @@ def _steady_average(blocks: Floats) -> Floats:
     return average
 
 
-def _block_side(shape: tuple[int, ...], units: int) -> int:
-    most = BLOCK_PX if units < _LONG else _SHORT_BLOCK_PX
-    return int(np.clip(int((shape[0] * shape[1] / _ENOUGH_BLOCKS) ** 0.5), min(2, *shape), min(most, *shape)))
-
-
 def block_means(image: Floats, side: int) -> Floats:
     """Return the means of square blocks of ``side`` pixels, flat; what is left over at the far ends is not used."""
-    height, width = (min(side, n) for n in image.shape)
-    rows, columns = image.shape[0] // height, image.shape[1] // width
-    whole = image[: rows * height, : columns * width].reshape(rows, height, columns, width)
-    means: Floats = whole.mean((1, 3)).ravel()
+    rows, columns = image.shape[0] // side, image.shape[1] // side
+    means: Floats = image[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3)).ravel()
     return means
 
 

@@ -1,6 +1,9 @@
-"""The photon-transfer line: variance = gain (mean - offset) + read^2, whatever the structure within a block.
+"""The photon-transfer line, variance = gain (mean - offset) + read^2, and a camera's numbers.
 
-J. R. Janesick, "Photon Transfer", SPIE Press (2007).
+The line gives the gain and ``read^2 - gain offset``. The third central moment, ``gain^2 (mean - offset)`` for Poisson
+light, to which symmetric read noise adds nothing, separates the two; behind electron multiplication it is 1.5 times as
+large. Two bounds hold in any case: read noise is at least that of digitisation, no block is darker than the offset.
+Intervals are from a bootstrap over blocks. J. R. Janesick, "Photon Transfer", SPIE Press (2007).
 """
 
 from __future__ import annotations
@@ -12,15 +15,18 @@ import numpy as np
 import scipy
 
 from gap_bioimage.camera.moments import Flags, Floats, Moments
+from gap_bioimage.camera.shifted_poisson import ROUNDING
 
-COARSE = 0.9  # ADU per electron above which whole numbers of electrons differ by whole ADU
+POISSON, MULTIPLIED = 1.0, 1.5  # slope of the third moment over gain^2
 LEAST_BLOCKS = 12
-_GROUPS = 20
+_COARSE = 0.9  # ADU per electron above which whole numbers of electrons differ by whole ADU
+_ROUNDED = 0.5  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
 _FULL_WEIGHT, _NO_WEIGHT = 3.0, 6.0  # residuals, in standard deviations
 _LEAST_VARIANCE = 5e-3  # ADU^2; counts of few photons have no less
-_ROUNDED = 0.5  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
 _ZEROS, _FEW_ZEROS = 2e-3, (1e-3, 1e-2, 5e-2)  # shares of zeros: where clipping may start, and how many may stay
 _LIKE_COUNTS = 0.15  # relative difference of variance and mean
+_REPLICATES, _MOST_CLUSTERS = 1000, 1024
+_SYSTEMATIC = 0.03  # of the third moment's slope
 
 
 @dataclass(frozen=True)
@@ -36,122 +42,70 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Points:
-    """Blocks as the line is fitted to them: weights are one over the variance by chance, 0 for outliers."""
-
-    mean: Floats
-    variance: Floats
-    third: Floats
-    weight: Floats
-    third_weight: Floats
-    samples: int
-
-    @property
-    def line_sums(self) -> Floats:
-        """What least squares needs of each block, to be added up: (7, blocks)."""
-        w, x, y, n = self.weight, self.mean, self.variance, self.samples
-        return np.stack([w, w * x, w * x * x, w * y, w * x * y, w / n, w * y / n])
-
-    @property
-    def third_sums(self) -> Floats:
-        """The same for the third moment: (5, blocks)."""
-        w, x, k = self.third_weight, self.mean, self.third
-        return np.stack([w, w * x, w * x * x, w * k, w * x * k])
-
-
-@dataclass(frozen=True)
-class Goodness:
-    """How well the line fits groups of blocks of similar brightness, the points of the photon-transfer curve."""
-
-    mean: Floats  # ADU, dark to bright
-    variance: Floats
-    error: Floats
-    chi_square: float  # per degree of freedom
-    freedom: int  # how many of them there are
-    bend: float = 0.0  # by how much a parabola departs from the line at the bright end, relative to it
-    bend_error: float = math.inf
-
-    def bends(self, least: float) -> int:
-        """Whether variance surely rises (1) or falls short (-1) at the bright end by more than a share."""
-        return int(np.sign(self.bend)) if abs(self.bend) > max(least, 5 * self.bend_error) else 0
-
-
-@dataclass(frozen=True)
 class Fit:
-    """The line, what it goes through, and what was left out."""
+    """The line, the blocks that it was fitted to, and what was left out."""
 
     line: Line
     moments: Moments
-    points: Points
-    dark: Points | None  # of dark frames
-    goodness: Goodness
-    outliers: float  # share of the blocks that do not obey the line, since something moves or flickers there
+    weight: Floats  # of the blocks: 0 where something moves or flickers
     clipped: bool = False  # dark pixels are clipped at zero
     coarse: bool = False  # noise is lost in rounding
 
+    @property
+    def kept(self) -> Moments:
+        """The blocks that obey the line."""
+        return self.moments.at(self.weight > 0) if self.weight.any() else self.moments
 
-def points_of(moments: Moments, line: Line, *, loud: float = 1.0, robust: bool = True) -> Points:
-    """Weigh blocks against the line that they about obey; ``robust`` takes weight from outliers.
-
-    Correlated neighbours raise the scatter of variances by ``loud``.
-    """
-    expected = line.at(moments.mean)
-    scatter = loud * moments.variance_of_variance(expected, line.gain)
-    weight = 1 / scatter
-    if robust:
-        away = np.abs(moments.variance - expected) / np.sqrt(scatter)
-        scale = max(1.0, 1.4826 * float(np.median(away)))
-        weight = weight * np.clip((_NO_WEIGHT - away / scale) / (_NO_WEIGHT - _FULL_WEIGHT), 0, 1)
-    third_weight = (weight > 0) / moments.variance_of_third(expected, line.gain)
-    return Points(moments.mean, moments.variance, moments.third, weight, third_weight, moments.samples)
+    @property
+    def outliers(self) -> float:
+        """Share of the blocks that do not obey the line."""
+        return float(np.mean(self.weight == 0))
 
 
-def line_of_sums(sums: Floats, read: float = 0.0, multiplying: float = 1.0) -> tuple[Floats, Floats]:
-    """Return gain and intercept from sums (7, ...) over blocks, free of the bias that noisy means cause.
+def fit_line(moments: Moments) -> Fit:
+    """Fit the line to blocks that obey it, without those that are clipped at zero or rounded coarsely."""
 
-    The mean of a block errs by variance / samples, together with its variance by third moment / samples. With the third
-    moment ``multiplying gain (variance - read)``, ``read`` in ADU^2, both become one term below the fraction.
-    """
-    w, x, xx, y, xy, n, ny = sums
-    spread = xx - x * x / w + (multiplying - 1) * ny - multiplying * read * n
-    gain = (xy - x * y / w) / np.where(np.abs(spread) > 0, spread, np.nan)
-    return gain, (y - gain * x) / w
+    def enough(kept: Flags) -> bool:
+        return bool(np.count_nonzero(kept) >= max(LEAST_BLOCKS, 0.1 * len(kept)))
 
-
-def fit_line(moments: Moments, *, loud: float, anchor: Moments | None = None) -> Fit:
-    """Fit the line to blocks that obey it, without those that are clipped at zero or rounded coarsely.
-
-    The line goes through the moments of dark frames, ``anchor``; ``loud`` as for ``points_of``.
-    """
-
-    def enough(keep: Flags) -> bool:
-        return bool(np.count_nonzero(keep) >= max(LEAST_BLOCKS, 0.1 * len(keep)))
-
-    found, clipped, coarse = _iterated(moments, loud, anchor), False, False
+    found, clipped, coarse = _iterated(moments), False, False
     dim = moments.zeros > _ZEROS
-    bright = next((keep for few in _FEW_ZEROS if enough(keep := moments.zeros < few)), None)
-    if np.any(dim) and bright is not None:
-        rest = _iterated(moments.at(bright), loud, anchor)
-        clipped = _falls_short(moments.at(dim), rest.line, loud)
+    bright = next((kept for few in _FEW_ZEROS if enough(kept := moments.zeros < few)), None)
+    if dim.any() and bright is not None:
+        rest = _iterated(moments.at(bright))
+        clipped = _falls_short(moments.at(dim), rest.line)
         found = rest if clipped else found
-    if found.line.gain < COARSE:
-        fine = found.line.intercept + found.line.gain * found.moments.mean >= _ROUNDED
+    if found.line.gain < _COARSE:
+        fine = found.line.at(found.moments.mean) >= _ROUNDED
         coarse = bool(np.mean(fine) < 0.5)
         if enough(fine) and not fine.all():
-            found = _iterated(found.moments.at(fine), loud, anchor)
+            found = _iterated(found.moments.at(fine))
     return replace(found, clipped=clipped, coarse=coarse)
 
 
-def _iterated(moments: Moments, loud: float, anchor: Moments | None) -> Fit:
+def _falls_short(dim: Moments, line: Line) -> bool:
+    """Whether blocks with zeros have less noise than the line of the others says, and are no counts."""
+    each = line.at(dim.mean)
+    weight = 1 / dim.variance_of_variance(each, line.gain)
+    variance, mean, expected = (float(np.average(of, weights=weight)) for of in (dim.variance, dim.mean, each))
+    least = max(4 / float(weight.sum()) ** 0.5, 0.02 * expected)
+    return expected - variance > least and abs(variance / mean - 1) > _LIKE_COUNTS
+
+
+def _iterated(moments: Moments) -> Fit:
+    """Fit by least squares with weights of one over the variance by chance, less for outliers, repeatedly."""
     line = _first_line(moments)
     for _ in range(30):
-        points = points_of(moments, line, loud=loud)
-        dark = None if anchor is None else points_of(anchor, line, loud=loud)
-        gain, intercept = line_of_sums(points.line_sums.sum(1) + (0 if dark is None else dark.line_sums.sum(1)))
+        expected = line.at(moments.mean)
+        scatter = moments.variance_of_variance(expected, line.gain)
+        away = np.abs(moments.variance - expected) / np.sqrt(scatter)
+        scale = max(1.0, 1.4826 * float(np.median(away)))
+        weight = np.clip((_NO_WEIGHT - away / scale) / (_NO_WEIGHT - _FULL_WEIGHT), 0, 1) / scatter
+        gain, intercept = _line_of(_line_sums(moments, weight).sum(1))
         before, line = line, Line(float(gain), float(intercept))
         if not line.gain > 0 or abs(before.gain - line.gain) < 1e-6 * line.gain:
             break
-    return Fit(line, moments, points, dark, goodness_of(points, line), float(np.mean(points.weight == 0)))
+    return Fit(line, moments, weight)
 
 
 def _first_line(moments: Moments) -> Line:
@@ -164,29 +118,188 @@ def _first_line(moments: Moments) -> Line:
     return Line(gain, float(np.median(y - gain * x)))
 
 
-def _falls_short(dim: Moments, line: Line, loud: float) -> bool:
-    """Whether blocks with zeros have less noise than the line of the others says, and are no counts."""
-    points = points_of(dim, line, loud=loud, robust=False)
-    seen = (points.variance, points.mean, line.at(points.mean))
-    variance, mean, expected = (float(np.average(values, weights=points.weight)) for values in seen)
-    least = max(4 / float(points.weight.sum()) ** 0.5, 0.02 * expected)
-    return expected - variance > least and abs(variance / mean - 1) > _LIKE_COUNTS
+def _line_sums(moments: Moments, w: Floats) -> Floats:
+    """Return what least squares needs of each block, to be added up: (7, blocks)."""
+    x, y, n = moments.mean, moments.variance, moments.samples
+    return np.stack([w, w * x, w * x * x, w * y, w * x * y, w / n, w * y / n])
 
 
-def goodness_of(points: Points, line: Line) -> Goodness:
-    """Compare groups of blocks of similar brightness with the line, and with a parabola."""
-    order = np.argsort(points.mean, kind="stable")
-    order = order[points.weight[order] > 0]
-    groups = np.array_split(order, int(np.clip(len(order) // 6, 1, _GROUPS)))
-    w = np.array([points.weight[g].sum() for g in groups])
-    x, y = (np.array([points.weight[g] @ v[g] for g in groups]) / w for v in (points.mean, points.variance))
-    chi_square = float(np.sum((y - line.intercept - line.gain * x) ** 2 * w)) / max(1, len(groups) - 2)
-    found = Goodness(x, y, 1 / np.sqrt(w), chi_square, max(1, len(groups) - 2))
-    if len(groups) < 4:
-        return found
-    u = (x - x[0]) / max(float(np.ptp(x)), 1e-9)
-    parabola, covariance = np.polyfit(u, y, 2, w=np.sqrt(w), cov="unscaled")
-    departure = float(np.polyval(parabola, 1.0) - np.polyval(np.polyfit(u, y, 1, w=np.sqrt(w)), 1.0))
-    per_curvature = abs(departure / parabola[0]) if parabola[0] else 1.0
-    top = float(line.at(x[-1:])[0])
-    return replace(found, bend=departure / top, bend_error=float(np.sqrt(covariance[0, 0])) * per_curvature / top)
+def _line_of(sums: Floats, read: float = 0.0, multiplying: float = POISSON) -> tuple[Floats, Floats]:
+    """Return gain and intercept from sums (7, ...) over blocks, free of the bias that noisy means cause.
+
+    The mean of a block errs by variance / samples, together with its variance by third moment / samples. With the third
+    moment ``multiplying gain (variance - read)``, ``read`` in ADU^2, both become one term below the fraction.
+    """
+    w, x, xx, y, xy, n, ny = sums
+    spread = xx - x * x / w + (multiplying - 1) * ny - multiplying * read * n
+    gain = (xy - x * y / w) / np.where(np.abs(spread) > 0, spread, np.nan)
+    return gain, (y - gain * x) / w
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Value and interval with as many digits as they are worth."""
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+    def to_list(self) -> list[float | None]:
+        """Value, low, high for JSON; None for what is not bounded."""
+        return [float(f"{x:.6g}") if np.isfinite(x) else None for x in (self.value, self.low, self.high)]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was given."""
+
+    offset: tuple[float, float] | None = None  # ADU, and its standard error
+    read_noise: float | None = None  # electrons
+    multiplying: bool | None = None
+    imposed: bool = True  # the third moment's slope follows from the gain; noise that somebody smoothed has another
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Gain (ADU per electron), offset (ADU), read noise (electrons), and what the third moment says."""
+
+    gain: Estimate
+    offset: Estimate
+    read_noise: Estimate
+    intercept: float
+    third: Estimate | None  # slope over gain^2
+    multiplying: bool
+    undecided: bool  # whether it multiplies
+
+
+def numbers_of(fit: Fit, known: Known, third: Moments | None, seed: int) -> Numbers:
+    """Return a camera's numbers; ``third`` are blocks with third moments, without which the bounds alone are known."""
+    # the same draws for both, because variance and third moment of a block err together
+    sums, cubes = _resampled(_line_sums(fit.moments, fit.weight), seed), None
+    if third is not None:
+        w = 1 / third.variance_of_third(fit.line.at(third.mean), fit.line.gain)
+        w = w * (fit.weight > 0) if third is fit.moments else w
+        x, k = third.mean, np.nan_to_num(third.third)
+        cubes = _resampled(np.stack([w, w * x, w * x * x, w * k, w * x * k]), seed)
+    kept = fit.kept
+    darkest = float(np.min(kept.mean + 3 * np.sqrt(np.maximum(kept.variance, ROUNDING) / kept.samples)))
+    tries = [POISSON, MULTIPLIED] if known.multiplying is None else [MULTIPLIED if known.multiplying else POISSON]
+    solved = [_solve(sums, cubes, known, q, darkest, np.random.default_rng((seed, 5))) for q in tries]
+    ratio = None if cubes is None else _ratio(cubes, solved[0], known)
+    multiplying, undecided = _multiplying(ratio, known)
+    best = solved[-1] if multiplying else solved[0]
+    allowed = solved if undecided else [best]
+    offsets = [each.offset_interval() for each in allowed]
+    return Numbers(
+        gain=_estimate(best.gain[0], *(each.gain[1:] for each in allowed)),
+        offset=Estimate(float(best.offset[0]), min(o.low for o in offsets), max(o.high for o in offsets)),
+        read_noise=_estimate(best.read_noise[0], *(each.read_noise[1:] for each in allowed)),
+        intercept=float(best.intercept[0]),
+        third=ratio,
+        multiplying=multiplying,
+        undecided=undecided,
+    )
+
+
+def _resampled(sums: Floats, seed: int) -> Floats:
+    """Add up sums over blocks: all of them first, then as bootstrap replicates draw clusters of neighbours."""
+    many = min(sums.shape[1], _MOST_CLUSTERS)
+    edges = np.linspace(0, sums.shape[1], many + 1).astype(int)[:-1]
+    draws = np.random.default_rng((seed, 3)).multinomial(many, np.full(many, 1 / many), _REPLICATES)
+    resampled: Floats = np.add.reduceat(sums, edges, axis=1) @ np.concatenate([np.ones((1, many)), draws]).T
+    return resampled
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """The numbers from all resampled sums: (replicates,), the data themselves first."""
+
+    gain: Floats
+    intercept: Floats
+    crossing: Floats  # the offset before its bounds are applied
+    lowest: Floats
+    highest: Floats
+    floor: Floats  # the least variance
+
+    @property
+    def offset(self) -> Floats:
+        return np.clip(self.crossing, self.lowest, self.highest)
+
+    @property
+    def variance(self) -> Floats:
+        """Of the read noise, ADU^2."""
+        return np.maximum(self.intercept + self.gain * self.offset, self.floor)
+
+    @property
+    def read_noise(self) -> Floats:
+        noise: Floats = np.sqrt(self.variance) / self.gain
+        return noise
+
+    def offset_interval(self) -> Estimate:
+        """Bounds err by themselves: a clipped replicate would be taken for a sure one."""
+        value = float(self.offset[0])
+        crossing, lowest, highest = (_estimate(v[0], v[1:]) for v in (self.crossing, self.lowest, self.highest))
+        if not math.isfinite(lowest.value):  # nothing bounds an offset that was given
+            return crossing
+        low = float(np.clip(crossing.low, lowest.low, max(highest.low, lowest.low)))
+        high = float(np.clip(crossing.high, lowest.high, max(highest.high, lowest.high)))
+        return Estimate(value, min(low, value), max(high, value))
+
+
+def _solve(
+    sums: Floats, cubes: Floats | None, known: Known, q: float, darkest: float, rng: np.random.Generator
+) -> _Solution:
+    """Solve for all numbers; the third moment's slope is ``q`` gain^2, and no used block lies below ``darkest``."""
+    read, free = 0.0, known.offset is None and known.read_noise is None
+    for _ in range(4):
+        gain, intercept = _line_of(sums, read, q)
+        gain = np.where(gain > 0, gain, np.nan)
+        floor = np.where(gain < _COARSE, ROUNDING, 0.0)
+        lowest = (floor - intercept) / gain if free else np.full_like(gain, -np.inf)
+        highest = np.maximum(darkest, lowest) if free else np.full_like(gain, np.inf)
+        if known.offset is not None:
+            crossing = known.offset[0] + known.offset[1] * np.append(0, rng.standard_normal(len(gain) - 1))
+        elif known.read_noise is not None:
+            crossing = gain * known.read_noise**2 - intercept / gain
+        elif cubes is not None:
+            w, x, xx, k, xk = cubes
+            slope = q * gain**2 if known.imposed else (xk - x * k / w) / (xx - x * x / w)
+            # a slope that noise has turned negative says nothing
+            crossing = np.where(slope > 0, (x - k / np.where(slope > 0, slope, 1)) / w, -np.inf)
+        else:  # anything between the bounds
+            crossing = lowest + (highest - lowest) * np.append(0, rng.random(len(gain) - 1))
+        found = _Solution(gain, intercept, crossing, lowest, highest, floor)
+        read = float(found.variance[0])
+        if not math.isfinite(read):
+            break
+    return found
+
+
+def _ratio(cubes: Floats, solved: _Solution, known: Known) -> Estimate:
+    """Slope of the third moment over gain^2."""
+    w, x, xx, k, xk = cubes
+    origin = x / w if known.offset is None else solved.offset
+    values = (xk - origin * k) / (xx - 2 * origin * x + origin**2 * w) / solved.gain**2
+    return _estimate(values[0], values[1:])
+
+
+def _multiplying(ratio: Estimate | None, known: Known) -> tuple[bool, bool]:
+    """Whether electrons are multiplied, and whether that is left open."""
+    if known.multiplying is not None:
+        return known.multiplying, False
+    if ratio is None or not known.imposed or not math.isfinite(ratio.low + ratio.high):
+        return False, ratio is None or known.imposed
+    error = max((ratio.high - ratio.low) / 4, _SYSTEMATIC)
+    undecided = max(abs(ratio.value - POISSON), abs(ratio.value - MULTIPLIED)) < 3 * error
+    return ratio.value > (POISSON + MULTIPLIED) / 2 and not undecided, undecided
+
+
+def _estimate(value: float, *replicates: Floats) -> Estimate:
+    """Interval that holds the middle 95 % of each set of replicates."""
+    ends = [np.percentile(np.where(np.isfinite(r), r, np.inf), (2.5, 97.5), method="nearest") for r in replicates]
+    low, high = min(value, *(e[0] for e in ends)), max(value, *(e[1] for e in ends))
+    return Estimate(float(value), float(low), float(high))

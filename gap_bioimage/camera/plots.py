@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,23 +23,31 @@ if TYPE_CHECKING:
 
 _BLUE, _RED, _GREY = "#1f5f99", "#c8442c", "0.72"
 _WIDE = 20.0  # ratio of signals from which on axes are logarithmic
-_LAGS = 3
 _BARS = 400  # more levels than this are drawn as a line over bins
 
 
 def plot_calibration(found: Calibration) -> Figure:
     """Draw variance against signal with the line, the read-noise floor and the residuals."""
-    figure, goodness, away = new_figure(7, 6), found.goodness, found.offset.value
+    figure, curve, offset = new_figure(7, 6), found.goodness, found.offset.value
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]})
-    signal = goodness.mean - away
-    _draw_line(upper, found, signal)
-    expected = found.line.at(goodness.mean)
+    signal, expected = curve.mean - offset, found.line.at(curve.mean)
+    low, high = float(signal.min()), float(signal.max())
+    wide = low > 0 and high > _WIDE * low
+    x = np.geomspace(0.5 * low, high, 400) if wide else np.linspace(min(low, 0), high, 400)
+    upper.plot(found.cloud[0] - offset, found.cloud[1], ".", ms=2, color=_GREY, label="blocks of pixels")
+    upper.plot(x, found.line.at(x + offset), color=_RED, label="line: gain (mean - offset) + floor")
+    _draw_points(upper, signal, curve.variance, 2 * curve.error, "blocks of like brightness (2 standard errors)")
+    floor = (found.line.gain * found.read_noise.value) ** 2
+    upper.axhline(floor, color="0.35", ls=":", label=f"floor, read noise alone: {floor:.3g} ADU$^2$")
+    if wide:
+        upper.set(xscale="log", yscale="log", ylim=(0.5 * float(curve.variance.min()), None))
+    upper.set_ylabel("variance of the noise (ADU$^2$)")
+    upper.legend(loc="upper left", fontsize=8, framealpha=0.9)
     lower.axhline(0, color=_RED, lw=1)
-    _draw_points(lower, signal, 100 * (goodness.variance / expected - 1), 200 * goodness.error / expected)
+    _draw_points(lower, signal, 100 * (curve.variance / expected - 1), 200 * curve.error / expected)
     lower.set_ylim(*np.clip(lower.get_ylim(), -60, 60))
-    lower.set(ylabel="off the line (%)", xlabel="mean - offset (ADU)")
-    told = f"chi-square {goodness.chi_square:.2f} per degree of freedom ({goodness.freedom})"
-    lower.text(0.99, 0.04, told, transform=lower.transAxes, ha="right", fontsize=8)
+    told = f"chi-square {curve.chi_square:.2f} per degree of freedom ({curve.freedom})"
+    lower.set(ylabel="off the line (%)", xlabel=f"mean - offset (ADU); {told}")
     counts = ": photon counts already" if found.counts else ""
     title = [*textwrap.wrap(f"{found.images}, {found.frames} frames{counts}", 80)]
     title += [f"gain {found.gain} ADU per {found.unit}", f"offset {found.offset} ADU (from: {found.offset_from})"]
@@ -49,21 +57,6 @@ def plot_calibration(found: Calibration) -> Figure:
 
 def _draw_points(axes: Axes, x: Floats, y: Floats, error: Floats, label: str = "") -> None:
     axes.errorbar(x, y, error, fmt="o", ms=4, color=_BLUE, capsize=2, zorder=3, label=label)
-
-
-def _draw_line(axes: Axes, found: Calibration, signal: Floats) -> None:
-    goodness, low, high = found.goodness, float(signal.min()), float(signal.max())
-    logarithmic = low > 0 and high > _WIDE * low
-    x = np.geomspace(0.5 * low, high, 400) if logarithmic else np.linspace(min(low, 0), high, 400)
-    axes.plot(found.cloud[0] - found.offset.value, found.cloud[1], ".", ms=2, color=_GREY, label="blocks of pixels")
-    axes.plot(x, found.line.at(x + found.offset.value), color=_RED, label="line: gain (mean - offset) + floor")
-    _draw_points(axes, signal, goodness.variance, 2 * goodness.error, "blocks of like brightness (2 standard errors)")
-    floor = (found.line.gain * found.read_noise.value) ** 2
-    axes.axhline(floor, color="0.35", ls=":", label=f"floor, read noise alone: {floor:.3g} ADU$^2$")
-    if logarithmic:
-        axes.set(xscale="log", yscale="log", ylim=(0.5 * float(goodness.variance.min()), None))
-    axes.set_ylabel("variance of the noise (ADU$^2$)")
-    axes.legend(loc="upper left", fontsize=8, framealpha=0.9)
 
 
 def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
@@ -78,30 +71,18 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
         figure.text(0.1, 0.5, "no values that could be drawn")
         return figure
     panels = figure.subplots(2, 2)
-    values = image.data if isinstance(image.data, np.ndarray) else image.values
-    values = values.astype(np.uint8) if values.dtype == bool else values
+    values = image.values.astype(np.uint8) if image.dtype == bool else image.data
     planes = [np.nan_to_num(look.mean) for look in looks_at(as_stack(values), FEW_PIXELS, False)]
-    stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
-    noise = [np.nan_to_num(look.noise) for look in looks_at(stack, FEW_PIXELS, stack.shape[1] > 1)]
-    brightest = max(planes, key=lambda plane: float(plane.mean()))
-    top = float(np.percentile(brightest, 99.8))
-    _draw_image(panels[0, 0], brightest, f"brightest plane ({image.dtype})", "magma", (float(brightest.min()), top))
+    _draw_image(panels[0, 0], max(planes, key=lambda plane: float(plane.mean())), f"brightest plane ({image.dtype})")
     _draw_histogram(panels[0, 1], np.concatenate([plane.ravel() for plane in planes]), report)
     _draw_curve(panels[1, 0], report)
-    lags = noise_autocorrelation(noise)
-    lags[_LAGS, _LAGS] = np.nan
-    reach = float(np.nanmax([0.1, *np.abs(lags).ravel()]))
-    y, x = report.noise_correlation_y, report.noise_correlation_x
-    told = "too few pixels" if y is None or x is None else f"neighbours {y:.2f} along y, {x:.2f} along x"
-    title = f"noise up to {_LAGS} pixels apart: {told} (expected 0)"
-    _draw_image(panels[1, 1], lags, title, "RdBu_r", (-reach, reach))
+    _draw_correlation(panels[1, 1], report)
     return figure
 
 
-def _draw_image(axes: Axes, image: Floats, title: str, colours: str, limits: tuple[float, float]) -> None:
-    low, high = limits
-    top = high if high > low else low + 1
-    shown = axes.imshow(image, cmap=colours, vmin=low, vmax=top, interpolation="nearest")
+def _draw_image(axes: Axes, image: Floats, title: str) -> None:
+    low, high = float(image.min()), float(np.percentile(image, 99.8))
+    shown = axes.imshow(image, cmap="magma", vmin=low, vmax=high if high > low else low + 1, interpolation="nearest")
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
     axes.figure.colorbar(shown, ax=axes, shrink=0.8)
@@ -114,51 +95,38 @@ def _draw_histogram(axes: Axes, values: Floats, report: Inspection) -> None:
     axes.hist(values, bins=np.arange(low - 0.5 * whole, high + 1.5 * width, width).tolist(), color="0.4")
     axes.set(yscale="log", xlabel="value", ylabel="pixels")
     axes.set_ylim(bottom=0.7)
-    notes = [f"all values are multiples of {report.lattice:g}"] if report.lattice not in (0, 1) else []
-    if report.saturated_share:
-        axes.axvline(high, color="tab:red", linestyle="--")
-        notes.append(f"{report.saturated_share:.2%} of the pixels at the maximum")
-    axes.set_title("histogram: " + ", ".join([*notes, f"{report.zero_share or 0:.1%} zeros"]), fontsize=9)
+    told = f"all multiples of {report.lattice:g}, {report.saturated_share or 0:.2%} saturated"
+    axes.set_title(f"histogram: {report.zero_share or 0:.1%} zeros, {told}", fontsize=9)
 
 
 def _draw_curve(axes: Axes, report: Inspection) -> None:
     """Draw the points, the line of photon counts and, for a camera, its own."""
     axes.set(xlabel="mean", ylabel="variance of the noise")
-    fano = "" if report.fano is None else f", variance/mean {report.fano:.3g} in the dark"
-    axes.set_title(f"variance against mean{fano or ': too few pixels'}", fontsize=9)
-    points, guess = np.array(report.variance_curve).reshape(-1, 3), report.gain_guess
-    if not len(points):
+    fano = ": too few pixels" if report.fano is None else f", variance/mean {report.fano:.3g} in the dark"
+    axes.set_title(f"variance against mean{fano}", fontsize=9)
+    if not report.variance_curve:
         return
-    mean, variance, error = points.T
-    low, high = float(mean.min()), float(mean.max())
+    mean, variance, error = np.array(report.variance_curve).T
+    low, high, guess = float(mean.min()), float(mean.max()), report.gain_guess
     _draw_points(axes, mean, variance, error, "image")
     if guess is not None:
         label = f"gain {guess['gain']:g}, offset {guess['offset']:g}"
         axes.plot(mean, guess["gain"] * (mean - guess["offset"]), "--", color="tab:orange", label=label)
     if low <= 4 * variance.max():  # else a camera: the line of photon counts is far away
         axes.plot(*[[min(0.0, low), high]] * 2, color="0.4", label="photon counts")
-    if low >= 0 and variance.max() > 0 and guess is None and high > _WIDE * max(low, 1e-9):
-        floor = float(max(min(variance[variance > 0].min(), mean[mean > 0].min()), 1e-4))
-        axes.set_xscale("symlog", linthresh=floor)
-        axes.set_yscale("symlog", linthresh=floor)
+    if low > 0 and variance.min() > 0 and guess is None and high > _WIDE * low:
+        axes.set(xscale="log", yscale="log")
     axes.legend(fontsize=8)
 
 
-def noise_autocorrelation(noise: list[Any]) -> Floats:
-    """Return the autocorrelation of noise (y, x) for lags -3 to 3, both axes, from its power spectrum.
-
-    Frequencies below half of the highest hold structure; white noise of the same strength stands in for them.
-    """
-    total = np.zeros((2 * _LAGS + 1, 2 * _LAGS + 1))
-    for residual in noise:
-        rows, columns = residual.shape
-        if min(rows, columns) < 4 * _LAGS:
-            return np.full_like(total, np.nan)
-        taper = np.outer(np.hanning(rows), np.hanning(columns))
-        power = np.abs(np.fft.fft2((residual - residual.mean()) * taper)) ** 2
-        low = np.hypot(*np.meshgrid(np.fft.fftfreq(rows), np.fft.fftfreq(columns), indexing="ij")) < 0.25
-        power[low] = power[~low].mean()
-        spread = np.fft.fftshift(np.fft.ifft2(power).real)
-        middle = spread[rows // 2 - _LAGS :, columns // 2 - _LAGS :][: 2 * _LAGS + 1, : 2 * _LAGS + 1]
-        total += middle / max(float(middle[_LAGS, _LAGS]), 1e-300)
-    return total / len(noise)
+def _draw_correlation(axes: Axes, report: Inspection) -> None:
+    y, x, error = report.noise_correlation_y, report.noise_correlation_x, report.noise_correlation_error
+    axes.set_title(
+        f"correlation of the noise of neighbours ({report.noise_correlation_method}), expected 0", fontsize=9
+    )
+    axes.axhline(0, color="0.4", lw=1)
+    axes.set_ylim(-1, 1)
+    if y is not None and x is not None and error is not None:
+        bars = axes.bar(["along y", "along x"], [y, x], yerr=5 * error, color=_BLUE, width=0.5, capsize=4)
+        axes.bar_label(bars, fmt="%.3f", padding=4)
+        axes.set_ylabel("with 5 standard errors")

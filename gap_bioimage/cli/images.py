@@ -24,7 +24,9 @@ _PLOT = (
 _MULTIPLYING = "Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given."
 _STACK = "Raw frames of the same field (t); one image, or a z-stack, does too."
 _DARK = "Frames without light: offset and read noise, of every pixel too."
-_NOT_PRINTED = ("variance_curve", "channel_names", "noise_correlation_error", "thinning_correlation_error")
+_ERRORS = {f"noise_correlation_{axis}": "noise_correlation_error" for axis in "yx"}
+_ERRORS |= {"thinning_correlation": "thinning_correlation_error"}
+_NOT_PRINTED = ("variance_curve", "channel_names", *_ERRORS.values())
 _WORDS = {"processed": "processed, not usable as counts", "not usable": "not usable as counts"}
 
 
@@ -69,14 +71,11 @@ def inspect(
 def _in_words(report: dict[str, Any]) -> dict[str, Any]:
     """Return what people want to read of a report."""
     shown = {key: value for key, value in report.items() if key not in _NOT_PRINTED and value not in ([], 1.0, 0.0)}
-    if report["hot_pixels"]:
-        shown["hot_pixels"] = report["hot_pixels"]
-    for key in ("noise_correlation_y", "noise_correlation_x", "thinning_correlation"):
-        error = report[key.removesuffix("_y").removesuffix("_x") + "_error"]
-        if report[key] is not None and error is not None:
-            shown[key] = f"{report[key]:.3f} +- {error:.3f}"
-    shown["verdict"] = _WORDS.get(report["verdict"], report["verdict"])
-    return shown | {"message": with_flags(report["message"])}
+    for key, error in _ERRORS.items():
+        if report[key] is not None and report[error] is not None:
+            shown[key] = f"{report[key]:.3f} +- {report[error]:.3f}"
+    verdict = _WORDS.get(report["verdict"], report["verdict"])
+    return shown | {"verdict": verdict, "message": with_flags(report["message"])}
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,10 @@ def calibrate(
     if not found.counts:  # which need none
         found.save(out)
     save_figure(plot_calibration(found), plot)
-    command = _training(stack, None if found.counts else out, 3 if "z" in image.dims else 2, selection)
+    options = {"camera": None if found.counts else out, **asdict(selection)}
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    dim = "3" if "z" in image.dims else "2"
+    command = shlex.join(["gap-bioimage", "train", str(stack), "--dim", dim, "--out", "RUN", *words])
     write_json(json_out, [{**found.to_dict(), "next": command}])
     for warning in found.warnings:
         warnings.warn(warning, GapWarning, stacklevel=1)
@@ -138,11 +140,3 @@ def _summary(found: Calibration) -> str:
     if found.detector.camera.multiplying:
         lines.append("multiplying photons are effective ones: fewer than were detected, with the same noise")
     return "\n".join([*lines, *([found.message] if found.counts else [])])
-
-
-def _training(stack: Path, camera: Path | None, dim: int, selection: Selection) -> str:
-    """Return the command that trains on the calibrated frames."""
-    words = ["gap-bioimage", "train", str(stack), "--dim", str(dim), "--out", "RUN"]
-    for name, value in {"camera": camera, **asdict(selection)}.items():
-        words += [] if value is None else [f"--{name}", str(value)]
-    return shlex.join(words)

@@ -59,23 +59,17 @@ class Movies:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a training begins."""
+class Course:
+    """Where a training begins, and what it runs on."""
 
     init: Annotated[Path | None, Option(help=_INIT)] = None
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out.")] = False
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a training runs on."""
-
     device: options.Device = "auto"
     devices: Annotated[str, Option(help="Number of devices, or auto.")] = "1"
     num_nodes: Annotated[int, Option(min=1, help="Number of machines.")] = 1
     strategy: Annotated[str, Option(help="Lightning strategy, such as ddp.")] = "auto"
 
-    def options(self) -> dict[str, str | int]:
+    def options(self) -> dict[str, Any]:
         """Return these as the library takes them."""
         if self.devices != "auto" and not self.devices.isdecimal():
             raise typer.BadParameter(f"--devices is {self.devices!r}, expected a number or auto")
@@ -88,8 +82,7 @@ def train(
     selection: Selection,
     how: Settings,
     movies: Movies,
-    start: Start,
-    machines: Machines,
+    course: Course,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on photon counts alone."""
@@ -97,7 +90,7 @@ def train(
     from gap_bioimage.config import RunConfig
     from gap_bioimage.io.image import time_as_z
 
-    resumed = start.resume and how.config is None and (out / "config.yaml").exists()
+    resumed = course.resume and how.config is None and (out / "config.yaml").exists()
     shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
     shorthands |= {"train.purpose": how.purpose, "train.repeats": movies.repeats}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
@@ -108,8 +101,7 @@ def train(
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
     if movies.time_as_z:
         counts = [time_as_z(image) for image in counts]
-    given: dict[str, Any] = asdict(start) | machines.options()
-    given |= {"camera": movies.camera, "separate_channels": movies.separate_channels}
+    given = course.options() | {"camera": movies.camera, "separate_channels": movies.separate_channels}
     model = gap.train(counts, out, settings, progress=not quiet, **given)
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")

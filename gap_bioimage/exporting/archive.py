@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
-from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, check_kind, counts_sampler, product_of
+from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, check_kind, product_of
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork, box_of
 from gap_bioimage.model import CameraLike, Model, load_model
@@ -85,99 +84,94 @@ def export(
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
     example, held_out = example_values(model, intake, test_image)
-    tell = on_stage or (lambda stage: None)
-    return _Order(kind, model, card, sampling, own, intake, onnx, example, held_out, tell).carry_out(Path(out), device)
+    model.network.cpu()
+    product = product_of(kind, model, box_of(model.network), sampling, own, intake)
+    order = _Order(model, card, product, onnx, example, held_out, on_stage or (lambda stage: None))
+    return _checked(order, Path(out), device)
 
 
 @dataclass(frozen=True)
 class _Order:
     """What is to be exported."""
 
-    kind: Kind
     model: Model
     card: Card
-    sampling: Sampling
-    own: Operation | None
-    intake: Intake
+    product: Product
     onnx: bool
     example: np.ndarray
     held_out: np.ndarray | None
     tell: Callable[[str], None]
 
-    def carry_out(self, out: Path, device: str) -> Report:
-        """Write the zip if its validation passes."""
-        from gap_bioimage.validation.report import validate
-        from gap_bioimage.validation.run.sandbox import Sandbox
 
-        with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as new:
-            process.start()  # its libraries are imported while the rest is made
-            try:
-                self.fill(Path(name))
-            except OSError as error:
-                raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
-            _zip(Path(name), new)
-            self.tell("validating")
-            report = replace(validate(new, run_code=True, device=device, process=process), model=str(out))
-            if report.status != "passed":
-                bad = [check for check in report.checks if check.status == "failed"]
-                bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
-                problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
-                raise ExportError(f"{out} was not written, because its checks failed: {problems}")
-        return report
+def _checked(order: _Order, out: Path, device: str) -> Report:
+    """Write the zip if its validation passes."""
+    from gap_bioimage.validation.report import validate
+    from gap_bioimage.validation.run.sandbox import Sandbox
 
-    def fill(self, folder: Path) -> None:
-        """Make the files of the zip in a folder."""
-        model, intake, network = self.model, self.intake, self.model.network.cpu()
-        example = intake.counts(self.example)
-        photons = torch.from_numpy(example.astype(np.float32))[None]
-        TiledNetwork(network)(photons)  # raises where values are not finite
-        self.tell("measuring the halo")
-        box_px = box_of(network)
-        denoiser = weights.denoiser_of(model, box_px)
-        halo = measures.measure_halo(denoiser, example)
-        sizes = measures.Sizes.of(network.step_px, halo.halo_px, any_size=not self.onnx)
-        self.tell("making the test tensors")
-        product = product_of(self.kind, model, box_px, self.sampling, self.own, intake)
-        product.write(folder)
-        if self.onnx:
-            weights.write_onnx(folder, denoiser, model.config.channels, sizes)
-        values = brightest_piece(self.example, sizes.min_px)
-        if product.sampling is not None:
-            values = intake.values_of(sparse_counts(intake.counts(values), product.sampling.n_samples, denoiser))
-        test_input = values.astype(np.float32)[None]
-        given = intake.preprocess(test_input)
-        np.save(folder / documents.TEST_INPUT, test_input)
-        np.save(folder / documents.output_file(product.output), product.run(given))
-        with torch.inference_mode():
-            documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy())
-        self.tell("measuring scores")
-        seconds = measures.seconds_per_megapixel(product.sampler or product.module, given)
-        measured = self._measured(product, denoiser, sizes, halo, _speed(seconds, model.config.dim))
-        documents.write_readme(folder / documents.README, model, self.card, product, measured)
-        rdf = documents.describe(folder, model, self.card, product, measured)
-        text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=100)
-        (folder / "rdf.yaml").write_text(text, encoding="utf-8")
-
-    def _measured(
-        self, product: Product, denoiser: PhotonDenoiser, sizes: measures.Sizes, halo: measures.HaloReport, speed: str
-    ) -> measures.Measured:
-        # as in training, so that the two halves of the photons are independent
-        values = self.example if self.held_out is None else self.held_out
-        counts = self.intake.counts(values, np.random.default_rng(0))
-        scores, box_px = measures.score_on_halves(denoiser, counts), denoiser.box_px
-        measured = measures.Measured(sizes, halo, box_px, scores, self.held_out is not None, speed)
-        if product.sampler is None:
-            return measured
-        example = self.intake.counts(self.example)
-        room = measures.check_room(example, product.sampler.brightest, product.sampler.least_gain)
-        sampler = counts_sampler(self.model, box_px, self.sampling)
-        return replace(measured, samples=measures.score_samples(sampler, denoiser, counts), room_db=room)
+    with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as new:
+        process.start()  # its libraries are imported while the rest is made
+        try:
+            _fill(Path(name), order)
+        except OSError as error:
+            raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
+        _zip(Path(name), new)
+        order.tell("validating")
+        report = replace(validate(new, run_code=True, device=device, process=process), model=str(out))
+        if report.status != "passed":
+            bad = [check for check in report.checks if check.status == "failed"]
+            bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
+            problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
+            raise ExportError(f"{out} was not written, because its checks failed: {problems}")
+    return report
 
 
-def _speed(seconds: float, dim: int) -> str:
-    cores = f"{threads} cores" if (threads := torch.get_num_threads()) > 1 else "1 core"
-    what = "megapixel" if dim == 2 else "10^6 voxels"
-    return f"{seconds:.2g} s per {what} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
+def _fill(folder: Path, order: _Order) -> None:
+    """Make the files of the zip in a folder."""
+    model, product, intake = order.model, order.product, order.product.intake
+    example = intake.counts(order.example)
+    photons = torch.from_numpy(example.astype(np.float32))[None]
+    TiledNetwork(model.network)(photons)  # raises where values are not finite
+    order.tell("measuring the halo")
+    denoiser = weights.denoiser_of(model, box_of(model.network))
+    halo = measures.measure_halo(denoiser, example)
+    sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, any_size=not order.onnx)
+    order.tell("making the test tensors")
+    product.write(folder)
+    if order.onnx:
+        weights.write_onnx(folder, denoiser, model.config.channels, sizes.min_px)
+    values = brightest_piece(order.example, sizes.min_px)
+    if product.sampling is not None:
+        values = intake.values_of(sparse_counts(intake.counts(values), product.sampling.n_samples, denoiser))
+    test_input = values.astype(np.float32)[None]
+    given = intake.preprocess(test_input)
+    np.save(folder / documents.TEST_INPUT, test_input)
+    np.save(folder / product.test_output, product.run(given))
+    with torch.inference_mode():
+        documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy())
+    order.tell("measuring scores")
+    measured = _measured(order, denoiser, sizes, halo, measures.speed_of(product.sampler or product.module, given))
+    documents.write_readme(folder / documents.README, model, order.card, product, measured)
+    rdf = documents.describe(folder, model, order.card, product, measured)
+    text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=100)
+    (folder / "rdf.yaml").write_text(text, encoding="utf-8")
+
+
+def _measured(
+    order: _Order, denoiser: PhotonDenoiser, sizes: measures.Sizes, halo: measures.HaloReport, speed: str
+) -> measures.Measured:
+    product, held_out = order.product, order.held_out
+    # as in training, so that the two halves of the photons are independent
+    values = order.example if held_out is None else held_out
+    counts = product.intake.counts(values, np.random.default_rng(0))
+    scores = measures.score_on_halves(denoiser, counts)
+    measured = measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed)
+    if product.sampling is None or product.sampler is None:
+        return measured
+    room = measures.check_room(product.intake.counts(order.example), product.sampler)
+    # what is scored are counts, without further ado
+    arguments = weights.sampler_arguments(order.model, denoiser.box_px, **asdict(product.sampling))
+    samples = measures.score_samples(weights.sampler_of(order.model, arguments), denoiser, counts)
+    return replace(measured, samples=samples, room_db=room)
 
 
 def _zip(folder: Path, target: Path) -> None:

@@ -34,18 +34,14 @@ _LINKS = ["deepimagej/deepimagej", "ilastik/ilastik"]
 """The programs in the zoo that a portable zip runs in."""
 _TILE_PX = {2: 512, 3: 64}
 _PANEL_PX, _LARGEST_PX, _LINE_PX = 400, 256, 2
-_BIASES = (
-    "It knows the structures, densities and exposures of its training images; others are denoised as if they were "
-    "like those."
-)
-_RISKS = (
-    "A denoised image is the mean of all that could have been: what the photons do not support is smooth or absent, "
-    "and what looks sharp may still be wrong."
-)
-_ADVICE = (
-    "Denoise one random half of your photons and compare with the other half; look at samples of the posterior before "
-    "you trust a detail."
-)
+_LIMITS = {
+    "known_biases": "It knows the structures, densities and exposures of its training images; others are denoised as "
+    "if they were like those.",
+    "risks": "A denoised image is the mean of all that could have been: what the photons do not support is smooth or "
+    "absent, and what looks sharp may still be wrong.",
+    "recommendations": "Denoise one random half of your photons and compare with the other half; look at samples of "
+    "the posterior before you trust a detail.",
+}
 
 
 def describe(folder: Path, model: Model, card: Card, product: Product, measured: Measured) -> dict[str, Any]:
@@ -98,11 +94,6 @@ def description_of(card: Card, *, custom: bool) -> str:
     return text
 
 
-def output_file(output: str) -> str:
-    """Return the name of the file that holds the expected output."""
-    return f"test_{output}.npy"
-
-
 def tags_of(model: Model, card: Card, *, sampling: bool = False) -> list[str]:
     """Return the tags that the zoo and its partners search for, and the card's own."""
     tags = [*_TAGS, *(("posterior-sampling", "uncertainty") if sampling else ()), f"{model.config.dim}d"]
@@ -115,7 +106,6 @@ def _model_facts(model: Model, card: Card) -> dict[str, Any]:
     """What ``config.bioimageio`` asks of every model, as far as it is known."""
     network, dim = model.network, model.config.dim
     gigabytes = 32 * network.conv_final.in_channels / 1e3  # eight full-size maps of float32 at once
-    limits = {"known_biases": _BIASES, "risks": _RISKS, "limitations": card.limitations, "recommendations": _ADVICE}
     return {
         "task": "denoising",
         "modality": card.modality,
@@ -127,7 +117,7 @@ def _model_facts(model: Model, card: Card) -> dict[str, Any]:
         "memory_requirements_inference": f"about {gigabytes:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}",
         "out_of_scope_use": card.out_of_scope_use,
         "funded_by": card.funded_by,
-        "bias_risks_limitations": _given(limits),
+        "bias_risks_limitations": _given({**_LIMITS, "limitations": card.limitations}),
         "training": _training(model),
     }
 
@@ -155,49 +145,44 @@ def _training(model: Model) -> dict[str, Any]:
 
 
 def _input(folder: Path, model: Model, sizes: Sizes, product: Product) -> dict[str, Any]:
-    channels, steps = model.config.channels, product.intake.preprocessing
+    channels, scale = model.config.channels, product.intake.scale
     names = ["photons"] if channels == 1 else [f"photons{i}" for i in range(channels)]
-    pairs = zip(_space(sizes), sizes.min_px, sizes.step_px, strict=True)
-    space = [{"type": "space", "id": axis, "size": {"min": low, "step": step}} for axis, low, step in pairs]
+    pairs = zip(sizes.min_px, sizes.step_px, strict=True)
     return {
         "id": "photons",
         "description": product.intake.description,
-        "axes": [*_batch_and_channel(names), *space],
+        "axes": _axes(names, [{"size": {"min": low, "step": step}} for low, step in pairs]),
         "data": {"type": "float32", "range": [0.0, None]},
         "test_tensor": _file(folder, TEST_INPUT),
-        **({"preprocessing": steps} if steps else {}),
+        **({} if scale is None else {"preprocessing": [{"id": "scale_linear", "kwargs": scale}]}),
     }
 
 
 def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
-    space = [
-        {"type": "space", "id": axis, "size": {"tensor_id": "photons", "axis_id": axis, "offset": 0}, "halo": halo}
-        for axis, halo in zip(_space(sizes), sizes.halo_px, strict=True)
-    ]
-    expected = folder / output_file(product.output)
     custom = [
         {"id": "custom", "callable": operation.callable, "kwargs": operation.kwargs}
         | _file(folder, operation.file_name)
         for operation in product.operations
+    ]
+    same = [
+        {"size": {"tensor_id": "photons", "axis_id": axis, "offset": 0}, "halo": halo}
+        for axis, halo in zip("zyx"[-len(sizes.halo_px) :], sizes.halo_px, strict=True)
     ]
     # what the user's own postprocessing returns may be negative, and dark pixels of a camera
     lowest = {"range": [0.0, None]} if product.own is None and product.intake.detector is None else {}
     return {
         "id": product.output,
         "description": product.description + ("" if product.own is None else f"; then {product.own.callable}"),
-        "axes": [*_batch_and_channel(product.channel_names), *space],
-        "data": {"type": str(np.load(expected, mmap_mode="r").dtype.name), **lowest},
-        "test_tensor": _file(folder, expected.name),
+        "axes": _axes(product.channel_names, same),
+        "data": {"type": str(np.load(folder / product.test_output, mmap_mode="r").dtype.name), **lowest},
+        "test_tensor": _file(folder, product.test_output),
         **({"postprocessing": custom} if custom else {}),
     }
 
 
-def _batch_and_channel(names: list[str]) -> list[dict[str, Any]]:
-    return [{"type": "batch"}, {"type": "channel", "id": "channel", "channel_names": names}]
-
-
-def _space(sizes: Sizes) -> str:
-    return "zyx"[-len(sizes.min_px) :]
+def _axes(channels: list[str], space: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sized = [{"type": "space", "id": n, **size} for n, size in zip("zyx"[-len(space) :], space, strict=True)]
+    return [{"type": "batch"}, {"type": "channel", "id": "channel", "channel_names": channels}, *sized]
 
 
 def _weights(folder: Path, product: Product, people: list[dict[str, Any]]) -> dict[str, Any]:
@@ -242,21 +227,17 @@ def write_readme(path: Path, model: Model, card: Card, product: Product, measure
         "told": _told,
         "percents": lambda found: "; ".join(f"{rms:.2%} at {exposure:g}" for exposure, rms in found.items()),
     }
-    sizes, dim, sampling, intake = measured.sizes, model.config.dim, product.sampling, product.intake
-    block = round_up(max(1, _TILE_PX[dim] - min(sizes.min_px)), math.lcm(*sizes.pool_px))
+    sizes, sampling, pool_px = measured.sizes, product.sampling, math.lcm(*measured.sizes.pool_px)
+    block = round_up(max(1, _TILE_PX[model.config.dim] - min(sizes.min_px)), pool_px)
     drawn = "" if sampling is None else f" --samples {sampling.n_samples} --seed {sampling.seed}"
-    steps = ["preprocessing"] * bool(intake.preprocessing) + ["postprocessing"] * bool(product.operations)
+    steps = ["preprocessing"] * (product.intake.scale is not None) + ["postprocessing"] * bool(product.operations)
     text = environment.get_template("readme.md.jinja").render(
-        card=card, cover=COVER, only_core=ONLY_CORE, torchscript=weights.TORCHSCRIPT, product=product,
-        measured=measured, sizes=sizes, scores=measured.scores, sampling=sampling, noun=intake.noun,
-        detector=intake.detector, scale=intake.preprocessing[0]["kwargs"] if intake.preprocessing else None,
-        axes=list("zyx"[-dim:]), channels=model.config.channels, trained_db=model.trained_range_db,
-        low=10 ** (model.trained_range_db[0] / 10), high=10 ** (model.trained_range_db[1] / 10),
-        pool_px=math.lcm(*sizes.pool_px), off_grid=100 * max(measured.halo.off_grid_rms.values(), default=0.0),
+        model=model, card=card, product=product, measured=measured, cover=COVER, only_core=ONLY_CORE,
+        torchscript=weights.TORCHSCRIPT, gain_db=10 * math.log10(GAIN), window_px=WINDOW_PX[model.config.dim],
+        pool_px=pool_px, off_grid=100 * max(measured.halo.off_grid_rms.values(), default=0.0),
         block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
         command=f"{'denoise' if sampling is None else 'sample'} model.zip image.tif out.tif{drawn}",
         inside=f", but for its {' and '.join(steps)}" if steps else ": no pre- or postprocessing is needed",
-        gain_db=10 * math.log10(GAIN), window_px=WINDOW_PX[dim],
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
 

@@ -21,13 +21,7 @@ TORCHSCRIPT = """
 
 
 class PhotonCopies(nn.Module):
-    """The input, ``copies`` times along the channels: an operation must answer in the shape that it is given.
-
-    Parameters
-    ----------
-    copies
-        How often.
-    """
+    """The input, ``copies`` times along the channels: an operation must answer in the shape that it is given."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()
@@ -56,14 +50,8 @@ def load_sampler(device: str = "cpu") -> Any:
 class SamplePosterior:
     """Copies of photon counts in; mean, standard deviation and samples of the clean image out.
 
-    Parameters
-    ----------
-    n_steps
-        Steps in which photons are added to draw a sample; at least 1.
-    seed
-        The noise is a function of the seed and of the counts; at least 0.
-    device
-        Where to sample: "cpu", "cuda", ...
+    Photons are added in ``n_steps`` steps, with noise that is a function of the seed and of the counts, on a device
+    such as "cpu" or "cuda".
     """
 
     def __init__(self, n_steps: int, seed: int, device: str = "cpu") -> None:
@@ -74,13 +62,7 @@ class SamplePosterior:
         self.sampler.n_steps, self.sampler.seed = n_steps, seed
 
     def __call__(self, copies: np.ndarray) -> np.ndarray:
-        """Return mean, standard deviation and samples along the channels, as photons per pixel.
-
-        Parameters
-        ----------
-        copies
-            The counts, 2 + n times along the channels, (b, (2 + n) c, [z,] y, x), to get n samples in that shape.
-        """
+        """Return mean, standard deviation and n samples of counts that come 2 + n times, (b, (2 + n) c, [z,] y, x)."""
         self.sampler.n_samples = copies.shape[1] // CHANNELS - 2
         photons = np.array(copies[:, :CHANNELS], dtype=np.float32)
         with torch.inference_mode():

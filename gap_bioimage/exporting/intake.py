@@ -1,12 +1,10 @@
 """What a zip is given: photon counts, raw images of a camera, or sums of one-bit frames; and examples of them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,13 +31,12 @@ class Intake:
     ceiling: int | None = None
 
     @classmethod
-    def of(cls, model: Model, camera: CameraLike = "model") -> Intake:
+    def of(cls, model: Model, camera: CameraLike = "model") -> Self:
         """What a zip of the model is given: what it was trained on, or images of another camera (`ExportError`)."""
-        ceiling = model.n_frames
         detector = model.camera_for(camera)
-        if ceiling is not None and detector is not None:
+        if model.n_frames is not None and detector is not None:
             raise ExportError("the model was trained on one-bit frames, which need no camera; leave the camera out")
-        return cls(None if detector is None else detector.scalar, ceiling)
+        return cls(None if detector is None else detector.scalar, model.n_frames)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -51,18 +48,25 @@ class Intake:
     @property
     def facts(self) -> dict[str, Any]:
         """For ``config.gap_bioimage``: where the numbers of the preprocessing come from."""
-        if self.detector is not None:
-            camera = self.detector.camera.model_dump(mode="json", exclude={"maps"})
-            return {"camera": {**camera, "shift": self.detector.shift(), "background": self.detector.background()}}
-        return {} if self.ceiling is None else {"ceiling": self.ceiling}
+        if self.detector is None:
+            return self.arguments
+        camera = self.detector.camera.model_dump(mode="json", exclude={"maps"})
+        return {"camera": {**camera, "shift": self.detector.shift(), "background": self.detector.background()}}
 
     @property
-    def preprocessing(self) -> list[dict[str, Any]]:
-        """Preprocessing of the RDF: camera values to electrons, with the variance of the read noise added."""
+    def scale(self) -> dict[str, Any] | None:
+        """Arguments of ``scale_linear``: camera values to electrons, with the variance of the read noise added."""
         if self.detector is None:
-            return []
-        gain, offset = self._scale()
-        return [{"id": "scale_linear", "kwargs": {"gain": gain, "offset": offset}}]
+            return None
+        camera = self.detector.camera
+        return {"gain": 1 / camera.gain, "offset": self.detector.shift() - camera.offset / camera.gain}
+
+    @property
+    def noun(self) -> str:
+        """What the input is, in a few words."""
+        if self.detector is not None:
+            return "raw camera images"
+        return "photon counts" if self.ceiling is None else f"sums of {self.ceiling} one-bit frames"
 
     @property
     def description(self) -> str:
@@ -73,37 +77,20 @@ class Intake:
             return f"sum of {self.ceiling} one-bit frames, 0 to {self.ceiling} per pixel; no normalisation is needed"
         return "photon counts per pixel, as recorded; no normalisation is needed"
 
-    @property
-    def noun(self) -> str:
-        """What the input is, in a few words."""
-        if self.detector is not None:
-            return "raw camera images"
-        return "photon counts" if self.ceiling is None else f"sums of {self.ceiling} one-bit frames"
-
     def counts(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
         """Return the counts of input values; ``rng`` spreads them as in training."""
         return values if self.detector is None else self.detector.counts(values, rng)
 
     def preprocess(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Apply the preprocessing as programs do."""
-        if self.detector is None:
+        if (scale := self.scale) is None:
             return values
-        gain, offset = self._scale()
-        return (values * np.float32(gain) + np.float32(offset)).astype(np.float32)
+        return (values * np.float32(scale["gain"]) + np.float32(scale["offset"])).astype(np.float32)
 
     def values_of(self, counts: NDArray[Any]) -> NDArray[Any]:
         """Return input values that the preprocessing turns into these counts."""
-        if self.detector is None:
-            return counts
-        gain, offset = self._scale()
-        return (counts - offset) / gain
-
-    def _scale(self) -> tuple[float, float]:
-        """Gain and offset of ``scale_linear``."""
-        assert self.detector is not None  # noqa: S101
-        camera, shift = self.detector.camera, self.detector.shift()
-        assert isinstance(shift, float)  # noqa: S101
-        return 1 / camera.gain, shift - camera.offset / camera.gain
+        scale = self.scale
+        return counts if scale is None else (counts - scale["offset"]) / scale["gain"]
 
 
 def example_values(
@@ -133,22 +120,12 @@ def example_values(
 def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str | Path) -> np.ndarray:
     from gap_bioimage.training.patches import as_stacks
 
-    is_counts = intake.detector is None and intake.ceiling is None
+    is_counts = intake == Intake()
     image = read_photons(test_image, check=is_counts) if isinstance(test_image, (str, Path)) else test_image
-    stacks = as_stacks([image], model.config.dim)
-    if stacks[0].shape[0] != model.config.channels:
-        raise ExportError(
-            f"the test image has {stacks[0].shape[0]} channels, the model expects {model.config.channels}"
-        )
-    return np.asarray(max((stack.values for stack in stacks), key=lambda values: float(values.mean())))
-
-
-def mirrored(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Cut or mirror the spatial axes of an image (c, [z,] y, x) to a size."""
-    cut: Any = (..., *(slice(0, wanted) for wanted in size))
-    image = image[cut]
-    missing = [(0, wanted - have) for wanted, have in zip(size, image.shape[1:], strict=True)]
-    return np.pad(image, [(0, 0), *missing], mode="symmetric")
+    stacks = [stack.values for stack in as_stacks([image], model.config.dim)]
+    if len(stacks[0]) != model.config.channels:
+        raise ExportError(f"the test image has {len(stacks[0])} channels, the model expects {model.config.channels}")
+    return np.asarray(max(stacks, key=lambda values: float(values.mean())))
 
 
 def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -156,7 +133,8 @@ def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
     Pieces overlap by half.
     """
-    image = mirrored(image, list(map(max, size, image.shape[1:])))
+    missing = [(0, max(0, want - have)) for want, have in zip(size, image.shape[1:], strict=True)]
+    image = np.pad(image, [(0, 0), *missing], mode="symmetric")
     starts = itertools.product(
         *(range(0, have - want + 1, max(1, want // 2)) for have, want in zip(image.shape[1:], size, strict=True))
     )

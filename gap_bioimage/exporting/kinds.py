@@ -5,19 +5,15 @@ newer call ``op = NAME(**kwargs)`` once and ``op(array)`` for every output or ti
 Nobody else runs them.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.util
 import sys
 import tempfile
-import warnings
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -25,7 +21,7 @@ import torch
 import yaml
 from torch import nn
 
-from gap_bioimage.errors import ExportError, GapWarning
+from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import hook, weights
 from gap_bioimage.exporting.intake import Intake
 from gap_bioimage.model import Model
@@ -67,30 +63,14 @@ class Operation:
         if not (is_plain and all(isinstance(key, str) for key in arguments)):
             raise ExportError(f"the postprocessing's kwargs are {arguments}, expected names and plain values of yaml")
         try:
-            source = Path(file).read_bytes()
+            operation = cls(OWN_FILE, Path(file).read_bytes(), name, arguments)
         except OSError as error:
             raise ExportError(f"the postprocessing file {file} cannot be read: {error.strerror}") from None
-        operation = cls(OWN_FILE, source, name, arguments)
         operation.load()
         return operation
 
-    def load(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Import the source, by itself as bioimageio.core does, and return the operation; raise `ExportError`."""
-        factory = getattr(self._import(), self.callable, None)
-        if not callable(factory):
-            state = "is not there" if factory is None else f"is a {type(factory).__name__}"
-            raise ExportError(f"{self.callable} {state} in the postprocessing file; expected a class or function")
-        try:
-            function = factory(**self.kwargs)
-        except Exception as error:  # whatever somebody's class raises
-            why = f"{_told(error)}; give what it needs with postprocessing_kwargs"
-            raise ExportError(f"the postprocessing {self} cannot be made: {why}") from error
-        if not callable(function):
-            expected = "something to call with an array: a class with __call__, or a function that returns one"
-            raise ExportError(f"the postprocessing {self} is a {type(function).__name__}, expected {expected}")
-        return function  # type: ignore[no-any-return]
-
-    def _import(self) -> ModuleType:
+    def load(self) -> Any:
+        """Make the operation from its source by itself, as bioimageio.core does; raise `ExportError` if that fails."""
         name = f"gap_bioimage_operation_{hashlib.sha256(self.source).hexdigest()}"
         with tempfile.TemporaryDirectory(prefix="gap-bioimage-") as folder:
             path = Path(folder) / self.file_name
@@ -99,50 +79,31 @@ class Operation:
             module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
             try:
                 spec.loader.exec_module(module)
+                return getattr(module, self.callable)(**self.kwargs)
             except Exception as error:  # whatever somebody's file raises
-                why = f"{_told(error)}; it may use what is installed, but no files beside it"
-                raise ExportError(f"the postprocessing file cannot be imported by itself: {why}") from error
-        return module
+                raise ExportError(
+                    f"the postprocessing {self} cannot be made: {_told(error)}; give what it needs with "
+                    "postprocessing_kwargs; it may use what is installed, but no files beside it"
+                ) from error
 
-    def apply_checked(self, array: np.ndarray) -> np.ndarray:
-        """Apply the operation to (b, c, [z,] y, x), and see that a zip may rely on it.
-
-        `ExportError` unless it gives the same numbers in the same shape every time; one that looks beyond each pixel
-        is allowed, with a warning.
-        """
-        function = self.load()
-        result = self._call(function, array)
-        problem = ""
-        if result.shape != array.shape:
-            problem = f"turned an array of shape {array.shape} into {result.shape}; expected the same shape"
-        elif result.dtype.name not in _DTYPES:
-            problem = f"returns {result.dtype.name}, expected one of {', '.join(_DTYPES)}; convert it with .astype"
-        elif broken := int(np.count_nonzero(~np.isfinite(result))):
-            problem = f"returned {broken} values that are not finite; guard its divisions and logarithms"
-        elif not all(np.array_equal(self._call(again, array), result) for again in (function, self.load())):
-            problem = "gives another result for the same array when it is called again; keep no state, and seed it"
-        if problem:
-            raise ExportError(f"the postprocessing {self.callable} {problem}")
-        piece: Any = (..., *(slice(size // 4, size // 4 + max(1, size // 2)) for size in array.shape[2:]))
-        small, expected = self._call(function, array[piece]), result[piece]
-        scale = float(np.abs(expected).max(initial=0))
-        if small.shape != expected.shape or not np.allclose(small, expected, rtol=1e-5, atol=1e-6 * scale):
-            warnings.warn(
-                f"the postprocessing {self.callable} gives a piece of an image another result than the whole: "
-                "programs that run the model in tiles will show seams", GapWarning, stacklevel=3,
-            )  # fmt: skip
-        return result
-
-    def _call(self, function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Return what the operation makes of (b, c, [z,] y, x), if a zip may rely on it (`ExportError`)."""
+        operation = self.load()
         try:
-            result = function(array.copy())
+            result, again = operation(array.copy()), operation(array.copy())
         except Exception as error:  # whatever somebody's function raises
             given = f"an array of shape {array.shape}, {array.dtype}"
-            raise ExportError(f"the postprocessing {self.callable} raised {_told(error)} for {given}") from error
-        if not isinstance(result, np.ndarray):
-            kind = type(result).__name__
-            raise ExportError(f"the postprocessing {self.callable} returned a {kind}, expected a numpy array")
-        return result
+            raise ExportError(f"the postprocessing {self} raised {_told(error)} for {given}") from error
+        if not isinstance(result, np.ndarray) or result.shape != array.shape or result.dtype.name not in _DTYPES:
+            found = f"a {type(result).__name__} of {getattr(result, 'dtype', 'no dtype')}, shape {np.shape(result)}"
+            problem = f"{found}; expected an array of shape {array.shape} and one of {', '.join(_DTYPES)}"
+        elif not np.isfinite(result).all():
+            problem = "values that are not finite; guard its divisions and logarithms"
+        elif not np.array_equal(result, again):
+            problem = "another result for the same array when it is called again; keep no state, and seed it"
+        else:
+            return result
+        raise ExportError(f"the postprocessing {self} returned {problem}")
 
 
 def _told(error: Exception) -> str:
@@ -174,11 +135,6 @@ class Sampling:
                 raise ExportError(f"{name} is {value}, expected {least} or more")
 
     @property
-    def evaluations(self) -> int:
-        """Runs of the network for one image or tile."""
-        return 1 + self.n_samples * self.n_steps
-
-    @property
     def channels(self) -> list[str]:
         """What the channels of the output are, for each image channel, in the order of the graph."""
         return ["mean", "std", *(f"sample{number + 1}" for number in range(self.n_samples))]
@@ -197,15 +153,20 @@ class Product:
     channel_names: list[str]
     facts: dict[str, Any]  # for config.gap_bioimage
     intake: Intake
+    own: Operation | None = None  # the user's postprocessing
     sampling: Sampling | None = None
     sampler: PosteriorSampler | None = None  # draws, where something is drawn
     hook: Operation | None = None  # draws, where the graph does not
-    own: Operation | None = None  # the user's postprocessing
 
     @property
     def operations(self) -> list[Operation]:
         """The custom postprocessing, in order."""
         return [operation for operation in (self.hook, self.own) if operation is not None]
+
+    @property
+    def test_output(self) -> str:
+        """The file of the expected output."""
+        return f"test_{self.output}.npy"
 
     @property
     def attachments(self) -> list[str]:
@@ -221,12 +182,12 @@ class Product:
             weights.write_state(folder / weights.SAMPLER_WEIGHTS, self.sampler)
 
     def run(self, photons: np.ndarray) -> np.ndarray:
-        """Return the output for preprocessed input (b, c, [z,] y, x); the user's postprocessing is checked on it."""
+        """Return the output for preprocessed input (b, c, [z,] y, x)."""
         with torch.inference_mode():
             output: np.ndarray = self.module(torch.from_numpy(photons)).numpy()
         if self.hook is not None:
             output = self.hook.load()(output)
-        return output if self.own is None else self.own.apply_checked(output)
+        return output if self.own is None else self.own.apply(output)
 
 
 def product_of(
@@ -235,6 +196,7 @@ def product_of(
 ) -> Product:  # fmt: skip
     """Return what a zip of this kind holds, with the user's own postprocessing at its end."""
     intake = intake or Intake.of(model)
+    channels = model.config.channels
     facts = {
         "kind": kind,
         # photons are not what is given, where a camera or one-bit frames stand between
@@ -244,57 +206,40 @@ def product_of(
         **intake.facts,
         **({} if own is None else {"requires": REQUIRES}),
     }
-    if kind != "denoise":
-        graph = _sampling_product(model, box_px, sampling, intake, facts)
-        return replace(graph if kind == "sample" else _hooked(graph), own=own)
-    channels = model.config.channels
-    return Product(
-        module=weights.denoiser_of(model, box_px, **intake.arguments),
-        source=weights.architecture_source(), source_file=weights.NETWORK_FILE,
-        arguments={"box_px": list(box_px), **intake.arguments, **model.config.model_dump(mode="json")},
-        output="rate", description="expected photons per pixel (posterior mean)",
-        channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
-        facts=facts, intake=intake, own=own,
-    )  # fmt: skip
-
-
-def counts_sampler(model: Model, box_px: list[int], sampling: Sampling) -> PosteriorSampler:
-    """Return the sampler of a zip whose input are counts without further ado."""
-    arguments = weights.sampler_arguments(model, box_px, sampling.n_samples, sampling.n_steps, sampling.seed)
-    return weights.sampler_of(model, arguments)
-
-
-def _sampling_product(
-    model: Model, box_px: list[int], sampling: Sampling, intake: Intake, facts: dict[str, Any]
-) -> Product:
-    """What a zip holds whose graph samples."""
-    channels, names = model.config.channels, sampling.channels
-    drawn = {"n_samples": sampling.n_samples, "n_steps": sampling.n_steps, "seed": sampling.seed}
+    if kind == "denoise":
+        return Product(
+            module=weights.denoiser_of(model, box_px, **intake.arguments),
+            source=weights.architecture_source(), source_file=weights.NETWORK_FILE,
+            arguments={"box_px": list(box_px), **intake.arguments, **model.config.model_dump(mode="json")},
+            output="rate", description="expected photons per pixel (posterior mean)",
+            channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
+            facts=facts, intake=intake, own=own,
+        )  # fmt: skip
+    drawn, names = asdict(sampling), sampling.channels
     arguments = weights.sampler_arguments(model, box_px, **drawn) | intake.arguments
     sampler = weights.sampler_of(model, arguments)
-    return Product(
+    graph = Product(
         module=sampler, source=weights.architecture_source(sampling=True), source_file=weights.NETWORK_FILE,
         arguments=arguments, output="posterior",
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
         channel_names=names if channels == 1 else [f"{name}_{i}" for name in names for i in range(channels)],
-        facts={**facts, "stochastic": True, **drawn}, intake=intake, sampling=sampling, sampler=sampler,
+        facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampling=sampling, sampler=sampler,
     )  # fmt: skip
+    return graph if kind == "sample" else _hooked(graph, sampler, len(names))
 
 
-def _hooked(graph: Product) -> Product:
+def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
     """The same, sampled by an operation; the network only hands the counts on."""
-    assert graph.sampler is not None and graph.sampling is not None  # noqa: S101
-    copies = len(graph.sampling.channels)
     # of the ways to write bytes as text this is decoded the fastest, and in the zip none is smaller
-    archive = base64.encodebytes(zlib.compress(weights.torchscript_of(graph.sampler))).decode()
+    archive = base64.encodebytes(zlib.compress(weights.torchscript_of(sampler))).decode()
     source = Path(hook.__file__).read_text(encoding="utf-8")
-    source = source.replace("\nCHANNELS = 1\n", f"\nCHANNELS = {graph.sampler.network.channels}\n")
+    source = source.replace("\nCHANNELS = 1\n", f"\nCHANNELS = {sampler.network.channels}\n")
     source = source.replace('\nTORCHSCRIPT = """\n"""\n', f'\nTORCHSCRIPT = """\n{archive}"""\n')
-    kwargs = {"n_steps": graph.sampler.n_steps, "seed": graph.sampler.seed, "device": "cpu"}
-    sampler = {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}
+    kwargs = {"n_steps": sampler.n_steps, "seed": sampler.seed, "device": "cpu"}
+    told = {"requires": REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
     return replace(
         graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), source=source, source_file=HOOK_FILE,
-        arguments={"copies": copies}, facts={**graph.facts, "requires": REQUIRES, "sampler": sampler},
+        arguments={"copies": copies}, facts={**graph.facts, **told},
         hook=Operation(HOOK_FILE, source.encode(), hook.SamplePosterior.__name__, kwargs),
     )  # fmt: skip
 

@@ -1,13 +1,12 @@
 """What is measured on a network while it is exported: the halo that its tiles need, scores, and how fast it is."""
 
-from __future__ import annotations
-
 import math
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.tiling import receptive_field_px, round_up
+from gap_bioimage.inference.trained_range import little_room
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
 from gap_bioimage.validation.run.edges import EdgeProfile, beside
@@ -31,7 +31,7 @@ _LARGEST_PX = {2: 160, 3: 40}  # wider halos are not practical in the consumers'
 _BLOCK_STEPS = {2: 4, 3: 2}
 _SLICE_PX = {"z": 32, "y": 64, "x": 64}  # width of the image along axes that are not cut
 
-SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+_SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
 _PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
 _LEAST_SAMPLES = 4
@@ -52,7 +52,7 @@ class Sizes:
     pool_px: tuple[int, ...]
 
     @classmethod
-    def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Sizes:
+    def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Self:
         """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
 
         A tile of the smallest size then spends at most three quarters of an axis on its halo. With ``any_size`` a step
@@ -100,48 +100,41 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
         profiles, off_grid = {}, {}
         for exposure in EXPOSURES:
             image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
-            inner = image.shape[axis + 2] - 2 * reach
-            whole, cut = (_run(denoiser, image, axis + 2, start, inner, reach) for start in (0, reach))
+            whole, cut = (_middle(denoiser, image, axis + 2, start, reach) for start in (0, reach))
             profiles[exposure] = EdgeProfile.of(whole, cut, axis + 2)
             if axis == dim - 1:
-                moved = _run(denoiser, image, axis + 2, 1, inner, reach)
-                scale = max(float(np.sqrt(np.square(whole).mean())), 1e-30)
-                off_grid[exposure] = float(np.sqrt(np.square(moved - whole).mean())) / scale
+                moved = EdgeProfile.of(whole, _middle(denoiser, image, axis + 2, 1, reach), axis + 2)
+                off_grid[exposure] = moved.seam(0, len(moved.squares))
         needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
         halo.append(max(pool, *(reach if found is None else found for found in needed)))
         measured.append(profiles)
     halo[-2:] = [max(halo[-2:])] * 2  # alike in the plane, so that programs find one tile size for both
-    squares = dict.fromkeys(EXPOSURES, 0.0)
-    for width, profiles in zip(halo, measured, strict=True):
-        for exposure, profile in profiles.items():
-            squares[exposure] += profile.seam(width, beside(width)) ** 2
-    return HaloReport(tuple(halo), {exposure: math.sqrt(value) for exposure, value in squares.items()}, off_grid)
+    axes = list(zip(halo, measured, strict=True))
+    seams = {e: math.sqrt(sum(profiles[e].seam(n, beside(n)) ** 2 for n, profiles in axes)) for e in EXPOSURES}
+    return HaloReport(tuple(halo), seams, off_grid)
 
 
-def _run(denoiser: PhotonDenoiser, image: Tensor, axis: int, start: int, inner: int, reach: int) -> np.ndarray:
-    """Denoise an image from ``start`` on (``reach``: between two cuts), and return the part between the cuts."""
-    stop = reach + inner if start == reach else image.shape[axis]
+def _middle(denoiser: PhotonDenoiser, image: Tensor, axis: int, start: int, reach: int) -> np.ndarray:
+    """Denoise an image from ``start`` on, ``reach`` being cut at its end too, and return what is between both cuts."""
+    size = image.shape[axis]
+    stop = size - reach if start == reach else size
     with torch.inference_mode():
         made: Tensor = denoiser(image.narrow(axis, start, stop - start).contiguous())
-    inside: np.ndarray = made.narrow(axis, reach - start, inner).numpy()
-    return inside
+    middle: np.ndarray = made.narrow(axis, reach - start, size - 2 * reach).numpy()
+    return middle
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A denoised image judged by photons that it has not seen, beside the best Gaussian filter."""
+    """A denoised image judged by photons that it has not seen, beside the best Gaussian filter.
 
-    # log-likelihood of the unseen photons, nats per photon
-    denoised: float
-    gaussian: float
-    flat: float
-    gaussian_sigma_px: float
-    # mean squared errors of model and best filter, and the standard error of their difference, photons^2 per pixel
+    Mean squared errors, and the standard error of their difference, in photons^2 per pixel.
+    """
+
     squared_error: float
     gaussian_error: float
     error_difference: float
     pseudo_psnr_db: float  # brightness of the half that was denoised
-    photons: int  # unseen ones
 
     @property
     def verdict(self) -> str:
@@ -157,22 +150,16 @@ class Scores:
 def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0) -> Scores:
     """Denoise one half of the photons of counts (c, [z,] y, x) and judge it by the other half, which is independent.
 
-    The likelihood is that of the photons' positions: mean over photons of log(rate / sum(rate)). The squared
-    error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the unknown rate: the
-    truth need not be known.
+    The squared error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the
+    unknown rate: the truth need not be known.
     """
     seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
-    filtered = list(gaussian_filters(seen, SIGMAS_PX))
-    gaussian, sigma = max((log_likelihood(image, unseen), -sigma) for sigma, image in filtered)
-    errors = [np.square(unseen - image) - unseen for _, image in filtered]
+    errors = (np.square(unseen - image) - unseen for _, image in gaussian_filters(seen, _SIGMAS_PX))
     closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
-    return Scores(
-        log_likelihood(rate, unseen), gaussian, log_likelihood(np.ones(seen.shape), unseen), -sigma,
-        float(own.mean()), float(closest.mean()), float((own - closest).std() / math.sqrt(own.size)),
-        pseudo_psnr_db(seen), int(unseen.sum()),
-    )  # fmt: skip
+    uncertainty = float((own - closest).std() / math.sqrt(own.size))
+    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen))
 
 
 def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
@@ -183,20 +170,12 @@ def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator
             yield sigma, ndimage.gaussian_filter(counts.astype(float), widths)
 
 
-def log_likelihood(rate: np.ndarray, photons: np.ndarray) -> float:
-    """Return the mean over photons of log(rate / sum(rate)), in nats; rates are kept above 1e-4 of their mean."""
-    rate = np.maximum(rate, 1e-4 * float(rate.mean()) or 1.0)  # no rate at all is a flat one
-    return float((photons * np.log(rate / rate.sum())).sum() / max(1, photons.sum()))
-
-
 @dataclass(frozen=True)
 class SampleScores:
     """Samples of the image, drawn from one half of its photons, against the other half."""
 
     n_samples: int
     room_db: float
-    mean_difference: float  # relative RMS, between the samples' mean and the denoised image
-    expected_difference: float  # that of as many independent samples of the same variance
     variance: float  # mean over the pixels
     squared_error: float  # of the denoised image, as the other half tells it, with its standard error
     standard_error: float
@@ -215,51 +194,39 @@ def score_samples(
     photons = torch.from_numpy(seen.astype(np.float32))[None]
     n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
-        mmse = denoiser(photons)[0].double().numpy()
+        errors = np.square(unseen - denoiser(photons)[0].double().numpy()) - unseen
         samples = sampler.sample(photons, n_samples, sampler.n_steps, sampler.seed)[:, 0].double().numpy()
-    variance = float(samples.var(axis=0, ddof=1).mean())
-    scale = max(float(np.square(mmse).mean()), 1e-30)
-    errors = np.square(unseen - mmse) - unseen
-    return SampleScores(
-        n_samples, room_db(seen, sampler.brightest, sampler.least_gain),
-        float(np.sqrt(np.square(samples.mean(axis=0) - mmse).mean() / scale)),
-        float(np.sqrt(variance / n_samples / scale)), variance,
-        float(errors.mean()), float(errors.std() / np.sqrt(errors.size)),
-    )  # fmt: skip
+    variance, standard_error = float(samples.var(axis=0, ddof=1).mean()), float(errors.std() / np.sqrt(errors.size))
+    return SampleScores(n_samples, room_db(seen, sampler), variance, float(errors.mean()), standard_error)
 
 
-def room_db(counts: np.ndarray, brightest: float, least_gain: float = 1.0) -> float:
-    """Return how far sampling may add photons to counts (c, [z,] y, x), in dB; 0 where it may not.
-
-    Up to ``brightest`` photons per pixel, the top of the trained range, and by ``least_gain`` beyond it.
-    """
-    photons = torch.from_numpy(counts.astype(np.float32))[None]
-    budget = photon_budget(photons, GAIN, brightest, list(WINDOW_PX[counts.ndim - 1]), least_gain)
+def room_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
+    """Return how far a sampler may add photons to counts (c, [z,] y, x), in dB; 0 where it may not."""
+    photons, window = torch.from_numpy(counts.astype(np.float32))[None], list(WINDOW_PX[counts.ndim - 1])
+    budget = photon_budget(photons, GAIN, sampler.brightest, window, sampler.least_gain)
     return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
 
 
-def check_room(example: np.ndarray, brightest: float, least_gain: float = 1.0) -> float:
+def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `room_db` of the example, and warn where that is little."""
-    room = room_db(example, brightest, least_gain)
+    room = room_db(example, sampler)
     if room < _WARN_ROOM_DB:
-        warnings.warn(
-            "samples are drawn by adding photons up to the brightness that the network was trained for, and the "
-            f"example image has {room:.1f} dB of room only: samples of images like it may show as little as "
-            f"{1 - 10 ** (-room / 10):.0%} of the posterior's variance; train on brighter images to have more",
-            GapWarning,
-            stacklevel=4,
-        )
+        text = f"of images like the example {little_room(room)}"
+        warnings.warn(text, GapWarning, stacklevel=4)
     return room
 
 
-def seconds_per_megapixel(run: Callable[[Tensor], Any], photons: np.ndarray) -> float:
-    """Return how long a module takes for 10^6 pixels (voxels) of an input (b, c, [z,] y, x), on this machine's CPU."""
+def speed_of(run: Callable[[Tensor], Any], photons: np.ndarray) -> str:
+    """Say how long a module takes for 10^6 pixels (voxels) of an input (b, c, [z,] y, x), on this machine's CPU."""
     given = torch.from_numpy(photons)
     with torch.inference_mode():
         run(given)  # the first run prepares
         start = time.perf_counter()
         run(given)
-    return 1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:])
+    seconds = 1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:])
+    cores = f"{threads} cores" if (threads := torch.get_num_threads()) > 1 else "1 core"
+    what = "megapixel" if photons.ndim == 4 else "10^6 voxels"
+    return f"{seconds:.2g} s per {what} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
 
 
 @dataclass(frozen=True)

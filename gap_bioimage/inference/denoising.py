@@ -1,29 +1,23 @@
 """Expected photons given the counts (MMSE): per pixel, and of regions with their standard deviations."""
 
-from __future__ import annotations
-
 import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from gap_bioimage.model import CameraLike, Model
 
 _MARGIN = 10**0.1  # windows this much brighter than the brightest of the training are out of range
 _MOST_PARTS = 64
@@ -127,8 +121,8 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
     """Return into how many parts each item is to be split, so that none is brighter than the training."""
     if model.network.anchored:
         return [1] * len(prepared.items)
-    brightest, window = 10 ** (model.trained_range_db[1] / 10), list(WINDOW_PX[model.config.dim])
-    ratios = (float(brightest_mean(prepared.tensor(n), window)) / brightest for n in range(len(prepared.items)))
+    window = list(WINDOW_PX[model.config.dim])
+    ratios = (float(brightest_mean(prepared.tensor(n), window)) / model.brightest for n in range(len(prepared.items)))
     return [math.ceil(ratio) if ratio > _MARGIN else 1 for ratio in ratios]
 
 
@@ -230,14 +224,18 @@ def region_uncertainty(
         return model.network.rate(counts, network(x), [])
 
     rate, found = expect(counts), []
+    background = 0.0 if prepared.camera is None else prepared.camera.background()
     numbers = [int(label) for label in np.unique(labels.values) if label]
     for done, label in enumerate(numbers, 1):
-        mask = torch.from_numpy(labels.values == label).expand(counts.shape[1:])[None]
+        inside = labels.values == label
+        mask = torch.from_numpy(inside).expand(counts.shape[1:])[None]
         variance = region_variance(expect, counts, rate, mask, seed=seed, label=label, passes=passes)
         seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
-        region = Region(label, int(mask[0, 0].sum()), seen, expected, variance**0.5 if variance > 0 else None)
+        region = Region(label, int(inside.sum()), seen, expected, variance**0.5 if variance > 0 else None)
         _warn_if_contradicted(region)
-        found.append(_without_background(region, prepared, mask[0, 0].numpy()))
+        # what the camera's noise adds to the counts
+        added = float(np.broadcast_to(background, inside.shape)[inside].sum())
+        found.append(replace(region, counted=round(seen - added), photons=expected - added))
         if on_region is not None:
             on_region(done, len(numbers))
     return found
@@ -250,25 +248,11 @@ def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
             f"image {' x '.join(map(str, shape))}, expected the same; crop or resize the labels as the image was"
         )
     lowest, highest = float(labels.min()), float(labels.max())
-    if labels.dtype.kind not in "iub" or lowest < 0:
+    if labels.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
         raise AxesError(
             f"the labels are {labels.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside and 1 or "
-            "more in the regions; save the label image as 8 or 16 bit"
+            "more in the regions; save the label image as 8 or 16 bit, or give another"
         )
-    if lowest == highest:
-        none = "hold no region" if not highest else "tell no region from what is outside"
-        raise AxesError(
-            f"the labels {none}: all pixels are {highest:g}, expected 0 outside and 1 or more in the regions; give "
-            "another label image"
-        )
-
-
-def _without_background(region: Region, prepared: Prepared, mask: NDArray[np.bool_]) -> Region:
-    """Subtract what the camera's noise adds to the counts of a region."""
-    if prepared.camera is None:
-        return region
-    background = float(np.broadcast_to(prepared.camera.background(), mask.shape)[mask].sum())
-    return replace(region, counted=round(region.counted - background), photons=region.photons - background)
 
 
 def _warn_if_contradicted(region: Region) -> None:

@@ -1,15 +1,16 @@
 """From files through a model to files: images for it, samples with their statistics and states, movies."""
 
-from __future__ import annotations
-
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning
 from gap_bioimage.inference.denoising import denoise
@@ -17,29 +18,17 @@ from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.sampling import Progress, generate, sample
 from gap_bioimage.inference.trained_range import warn_if_samples_disagree
 from gap_bioimage.io import read_photons, sum_frames, write_image
+from gap_bioimage.model import Model
 from gap_bioimage.pictures import draw_posterior
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-    from gap_bioimage.camera.camera import Detector
-    from gap_bioimage.model import Model
 
 _SHOWN_SAMPLES = 3
 _OF_DENOISE = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device")
 
 
 def read_for_model(
-    model: Model,
-    path: Path,
-    detector: Detector | None,
-    n_frames: int | None = None,
-    *,
-    may_be_empty: bool = False,
+    model: Model, path: Path, detector: Detector | None, n_frames: int | None = None, *, may_be_empty: bool = False,
     **selection: Any,
-) -> xr.DataArray:
+) -> xr.DataArray:  # fmt: skip
     """Read an image for a model; what a camera wrote, or the sum of one-bit frames, is not judged as counts.
 
     From an image without any photons, where it ``may_be_empty``, samples are generated. ``n_frames`` one-bit frames
@@ -55,9 +44,10 @@ def read_for_model(
 
 def check_summed(model: Model, n_frames: int | None) -> None:
     """Refuse to sum another number of one-bit frames than in the training."""
-    if n_frames is not None and n_frames != model.n_frames:
-        trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
-        remedy = "do not sum any" if model.n_frames is None else f"sum {model.n_frames} frames"
+    if n_frames not in (None, model.n_frames):
+        trained, remedy = f"sums of {model.n_frames} one-bit frames", f"sum {model.n_frames} frames"
+        if model.n_frames is None:
+            trained, remedy = "photon counts", "do not sum any"
         raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; {remedy}")
 
 
@@ -75,8 +65,7 @@ def sample_to_files(
 
     ``states`` are the counts after every step, one file per sample. ``how`` are further arguments of ``sample``.
     """
-    seen = "y x".split() if model.config.dim == 2 else "z y x".split()
-    if states and not set(counts.dims) <= {"c", *seen, *("t" if how.get("time_as_z") else "")}:
+    if states and not set(counts.dims) <= {"c", *"zyx"[-model.config.dim :], *("t" if how.get("time_as_z") else "")}:
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
         raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
     # large images take a while to hash
@@ -151,24 +140,29 @@ def beside(out: Path, name: str, suffix: str | None = None) -> Path:
 def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: xr.DataArray) -> list[Path]:
     """Write the stack of samples, and from two on their mean, standard deviation and a figure; return the files.
 
-    Fiji shows the stack as frames; of a movie it is one file per sample, numbered.
+    Fiji shows the stack as frames; of a movie it is one file per sample, numbered. The figure shows the plane with the
+    most photons.
     """
     images = {out: samples}
     if "t" in samples.dims:
         images = {beside(out, f"{n + 1:03d}"): samples.isel(sample=n) for n in range(samples.sizes["sample"])}
-    if samples.sizes["sample"] >= 2:
-        mean, std = mean_and_std(samples)
-        images |= {beside(out, "mean"): mean, beside(out, "std"): std}
+    several = samples.sizes["sample"] >= 2
+    mean, std = mean_and_std(samples)
+    images |= {beside(out, "mean"): mean, beside(out, "std"): std} if several else {}
     for path, image in images.items():
         write_image(path, image)
-    if samples.sizes["sample"] < 2:
+    if not several:
         return list(images)
-    plane = brightest_plane(mmse)
-    shown = {"counts": plane_of(counts, plane), "denoised (MMSE)": plane_of(mmse, plane)}
-    for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1):
-        shown[f"sample {number}"] = plane_of(one, plane)
+    totals = mmse.sum(("y", "x"))
+    brightest = totals.argmax(...) if totals.ndim else {}
+
+    def plane(image: xr.DataArray) -> NDArray[np.floating]:
+        return np.asarray(image.isel(brightest).transpose("y", "x").values, float)
+
+    shown = {"counts": plane(counts), "denoised (MMSE)": plane(mmse)}
+    shown |= {f"sample {number}": plane(one) for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1)}
     figure = beside(out, "figure", ".png")
-    draw_posterior(figure, shown, plane_of(std, plane))
+    draw_posterior(figure, shown, plane(std))
     return [*images, figure]
 
 
@@ -198,14 +192,3 @@ def mean_and_std(samples: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     mean = total / count
     squares = sum(((one - mean) ** 2 for one in samples), 0.0 * mean)
     return mean.astype(np.float32), ((squares / max(1, count - 1)) ** 0.5).astype(np.float32)
-
-
-def brightest_plane(image: xr.DataArray) -> dict[str, int]:
-    """Return the indices of the plane (y, x) with the most photons."""
-    totals = image.sum(("y", "x"))
-    return {str(dim): int(index) for dim, index in totals.argmax(...).items()} if totals.ndim else {}
-
-
-def plane_of(image: xr.DataArray, plane: dict[str, int]) -> NDArray[np.floating]:
-    """Return one plane (y, x)."""
-    return np.asarray(image.isel(plane).transpose("y", "x").values, float)

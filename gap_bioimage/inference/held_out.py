@@ -1,13 +1,13 @@
 """Whether posterior samples vary as much as they err, by photons that were held out."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
@@ -15,15 +15,11 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.preparation import Layout, check_whole, prepare
 from gap_bioimage.inference.sampling import Drawing, Progress
 from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    from gap_bioimage.model import CameraLike, Model
 
 _BLOCKS_PX = (4, 16, 64)
 _CENTRAL = (0.5, 0.9)
@@ -76,7 +72,7 @@ class Coverage:
             f"samples predict\nthe samples' spread, {seen} of the variance in {counts} blocks, is {verdicts}"
         )
 
-    def draw(self) -> Figure:
+    def draw(self) -> "Figure":
         """Return a figure of the rank histograms, flat where samples are calibrated."""
         figure = new_figure(3 * len(self.blocks), 2.4)
         for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
@@ -134,7 +130,7 @@ def coverage(
     if model.n_frames is not None:
         raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
     network = TiledNetwork(model.network, tile_px, halo_px, device)
-    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, None, on_step)
+    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, on_step=on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     seen, rest = thin(prepared.items, fraction, seed)
     both = [n for n in range(len(seen)) if seen[n].any() and rest[n].any()]

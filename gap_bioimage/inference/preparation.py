@@ -4,17 +4,18 @@ Cameras (ADU to counts), one-bit frames, hot pixels, movies as stacks, planes an
 image on the way in and is undone on the way out, here and nowhere else.
 """
 
-from __future__ import annotations
-
 import operator
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gap_bioimage.anchor import hot_pixels, without_hot_pixels
 from gap_bioimage.camera.camera import Detector, check_camera_image
@@ -22,18 +23,11 @@ from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.network import photons_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from gap_bioimage.model import CameraLike, Model
-
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
-_WORDS = {"t": "frame", "z": "plane", "channel": "channel"}
+_WORDS = {"t": "frame", "z": "plane"}
 _NAMED = 5  # hot pixels that a warning lists
 
 
@@ -93,10 +87,9 @@ class Prepared:
         """Return some items in words: the first, and how many more."""
         if len(self.items) == 1:
             return "the image"
-        axes = self.ordered.dims[: self.ordered.dims.index("c")]
-        sizes = [self.ordered.sizes[axis] for axis in axes]
-        index = zip(axes, np.unravel_index(numbers[0], sizes), sizes, strict=True)
-        first = ", ".join(f"{_WORDS.get(str(axis), axis)} {i}" for axis, i, size in index if size > 1)
+        sizes = {axis: self.ordered.sizes[axis] for axis in self.ordered.dims[: self.ordered.dims.index("c")]}
+        place = zip(sizes, np.unravel_index(numbers[0], list(sizes.values())), strict=True)
+        first = ", ".join(f"{_WORDS.get(str(axis), axis)} {index}" for axis, index in place if sizes[axis] > 1)
         more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
         return f"{first}{more} of {len(self.items)} (counted from 0)"
 
@@ -111,16 +104,16 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
     source = as_stack(image) if layout.time_as_z else image
     name = str(image.attrs.get("source", "the image"))
     detector, n_frames = model.camera_for(layout.camera), model.n_frames
-    if detector is not None and n_frames is not None:
+    if detector is None:
+        check_whole_numbers(source, name=name)
+    elif n_frames is None:
+        check_camera_image(source, detector, name=name)
+        source = _counted(source, detector)
+    else:
         raise ConfigError(
             "the model was trained on one-bit frames, which need no camera; give camera=None, or use a model that was "
             "trained with a camera"
         )
-    if detector is not None:
-        check_camera_image(source, detector, name=name)
-        source = _counted(source, detector, name)
-    else:
-        check_whole_numbers(source, name=name)
     if n_frames is not None:
         _check_frames(source, n_frames, name)
     check_dim(source, model.config.dim, plane_by_plane=layout.planes)
@@ -135,16 +128,13 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
     return Prepared(source, _without_hot_pixels(ordered, name), detector, n_frames, layout.time_as_z)
 
 
-def _counted(image: xr.DataArray, detector: Detector, name: str) -> xr.DataArray:
+def _counted(image: xr.DataArray, detector: Detector) -> xr.DataArray:
     """Return the counts of camera values, plane by plane, so that only they are in memory."""
     ordered = image.transpose(..., "y", "x")
-    planes = ordered.data.reshape(-1, *ordered.shape[-2:])
-    counts = np.empty(planes.shape, np.int32)
-    for plane, counted in zip(planes, counts, strict=True):
-        if not np.isfinite(plane).all():
-            raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
-        counted[:] = detector.counts(np.asarray(plane))
-    return ordered.copy(data=counts.reshape(ordered.shape)).transpose(*image.dims)
+    counts = np.empty(ordered.shape, np.int32)
+    for place in np.ndindex(ordered.shape[:-2]):
+        counts[place] = detector.counts(np.asarray(ordered.data[place]))
+    return ordered.copy(data=counts).transpose(*image.dims)
 
 
 def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
@@ -157,48 +147,44 @@ def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
         )
     full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
     if highest == 1 < n_frames:
-        text = f"{name} holds 0 and 1 only, but the model was trained on {trained}; {remedy}"
+        _warn(CountsWarning, f"{name} holds 0 and 1 only, but the model was trained on {trained}; {remedy}")
     elif n_frames > 1 and full > 1e-3:
-        text = (
+        _warn(
+            CountsWarning,
             f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame: how many there were is "
-            "hardly known; use shorter frames"
+            "hardly known; use shorter frames",
         )
-    else:
-        return
-    warnings.warn(text, CountsWarning, stacklevel=4)
 
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
     """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
-    planes = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:])
-    mended: dict[int, NDArray[Any]] = {}
-    found: dict[tuple[int, int], int] = {}
+    planes, mended = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
+    found: dict[tuple[int, int], int] = {}  # the same pixels in every frame
     for number, plane in enumerate(planes):
         if int(plane.max(initial=0)) <= 20:  # no pixel is hot below
             continue
         counts = torch.from_numpy(np.ascontiguousarray(plane).astype(np.float32))
         hot = hot_pixels(counts)
-        if not bool(hot.any()):
-            continue
-        mended[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
-        for y, x in hot[0, 0].nonzero().tolist():
-            found.setdefault((y, x), int(plane[0, 0, y, x]))  # the same pixels in every frame
-    if not mended:
+        if bool(hot.any()):
+            mended = planes.copy() if mended is None else mended
+            mended[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
+            for y, x in hot[0, 0].nonzero().tolist():
+                found.setdefault((y, x), int(plane[0, 0, y, x]))
+    if mended is None:
         return ordered
-    total = len(found)
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
-    more = f" and {total - _NAMED} more" if total > _NAMED else ""
-    warnings.warn(
-        f"{name} has {'1 hot pixel, which holds' if total == 1 else f'{total} hot pixels, which hold'} more than light "
-        f"can bring where the neighbours are so dark: {named}{more}; their photons are left out, and the neighbours' "
-        "mean stands for them",
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    hot_ones = "1 hot pixel, which holds" if len(found) == 1 else f"{len(found)} hot pixels, which hold"
+    _warn(
         HotPixelWarning,
-        stacklevel=4,
+        f"{name} has {hot_ones} more than light can bring where the neighbours are so dark: {named}{more}; their "
+        "photons are left out, and the neighbours' mean stands for them",
     )
-    changed = planes.copy()
-    for number, plane in mended.items():
-        changed[number] = plane
-    return ordered.copy(data=changed.reshape(ordered.shape))
+    return ordered.copy(data=mended.reshape(ordered.shape))
+
+
+def _warn(category: type[Warning], text: str) -> None:
+    warnings.warn(text, category, stacklevel=5)
 
 
 def check_whole(name: str, value: Any, least: int, below: int | None = None) -> None:

@@ -1,24 +1,19 @@
 """A folder for work that takes long: what is finished in it need not be done again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gap_bioimage.files import replacing
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
 
 
 class Unfinished:
@@ -29,11 +24,6 @@ class Unfinished:
 
     def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
         self.folder, self._label = folder, json.dumps(work, sort_keys=True)
-
-    @property
-    def found(self) -> bool:
-        """Whether something of the same work is there."""
-        return self.folder is not None and self._is_ours() and any(self.folder.glob("*.npz"))
 
     def _is_ours(self) -> bool:
         label = None if self.folder is None else self.folder / "work.json"
@@ -54,7 +44,7 @@ class Unfinished:
         if self.folder is None:
             return
         if not self._is_ours():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.remove()
             self.folder.mkdir()
             with replacing(self.folder / "work.json") as temporary:
                 temporary.write_text(self._label)

@@ -3,17 +3,18 @@
 Every step runs the network over all tiles of an image, so that samples of large images have no seams.
 """
 
-from __future__ import annotations
-
-import logging
 import math
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarning
@@ -21,18 +22,8 @@ from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, pr
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_strange
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from gap_bioimage.model import CameraLike, Model
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,11 +51,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Item:
-    """One image to draw: its number, counts (1, c, [z,] y, x), photons to end with (1,), and schedule."""
+    """One image to draw."""
 
     number: int
-    observed: Tensor
-    stop: Tensor
+    observed: Tensor  # counts, (1, c, [z,] y, x)
+    stop: Tensor  # photons to end with, (1,)
     settings: SamplingConfig
 
     @property
@@ -86,20 +77,14 @@ class Drawing:
     settings: SamplingConfig
     n_samples: int
     seed: int
-    batch: int | None
-    unfinished: Path | None
-    on_step: Callable[[Progress], None] | None
+    batch: int | None = None
+    unfinished: Path | None = None
+    on_step: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
         check_whole("n_samples", self.n_samples, 1)
         check_whole("seed", self.seed, 0, 2**63)
-        if self.batch is not None:
-            check_whole("batch", self.batch, 1)
-
-    @property
-    def brightest(self) -> float:
-        """Photons per pixel of the brightest window in the training."""
-        return float(10 ** (self.model.trained_range_db[1] / 10))
+        check_whole("batch", 1 if self.batch is None else self.batch, 1)
 
     @property
     def least_gain(self) -> float:
@@ -115,8 +100,6 @@ class Drawing:
         drawn = np.empty((self.n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
         kept = Unfinished(self.unfinished, self._work(items))
-        if kept.found:
-            log.info("continuing an interrupted run")
         done, total = 0, self.n_samples * sum(item.expected_steps for item in items)
         for item in items:
             batch, first = self.batch or self.network.batch_of(item.observed.shape[2:]), None
@@ -129,30 +112,34 @@ class Drawing:
                     kept.save(name, **finished)
                 drawn[start : numbers.stop, item.number] = finished["rate"]
                 done += len(numbers) * item.expected_steps
-        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.brightest)
+        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.model.brightest)
         kept.remove()
         return drawn
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
         counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-        stops = [photons_to_stop_at(item, self.settings.stop_db, self.brightest, self.least_gain) for item in counts]
+        stops = [
+            photons_to_stop_at(item, self.settings.stop_db, self.model.brightest, self.least_gain) for item in counts
+        ]
         if self.settings.stop_db is None:
-            check_room(counts, stops, self.brightest, prepared.names)
+            check_room(counts, stops, self.model.brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
         generation = self.settings.model_copy(update={"schedule": "geometric"})
-        both = zip(counts, stops, strict=True)
-        return [
-            _Item(n, item, stop, self.settings if item.any() else generation) for n, (item, stop) in enumerate(both)
-        ]
+        settings = (self.settings if item.any() else generation for item in counts)
+        return [_Item(n, *of) for n, of in enumerate(zip(counts, stops, settings, strict=True))]
 
     def _work(self, items: Sequence[_Item]) -> dict[str, str]:
         """Return what the samples depend on."""
-        network, photons = self.model.network.state_dict().values(), (item.observed for item in items)
-        work = {"network": fingerprint(*network), "photons": fingerprint(*photons), "seed": str(self.seed)}
         where = (self.network.tile_px, self.network.halo_px, self.batch, str(self.network.device))
-        settings = self.settings.model_dump_json()
-        return {**work, "n_samples": str(self.n_samples), "settings": settings, "tiles": str(where)}
+        return {
+            "network": fingerprint(*self.model.network.state_dict().values()),
+            "photons": fingerprint(*(item.observed for item in items)),
+            "seed": str(self.seed),
+            "n_samples": str(self.n_samples),
+            "settings": self.settings.model_dump_json(),
+            "tiles": str(where),
+        }
 
     def _sample(self, item: _Item, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
         """Draw samples of one image, given the network's answer to it; ``counted`` is steps before and all steps."""
@@ -172,7 +159,7 @@ class Drawing:
 
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window = list(WINDOW_PX[observed.dim() - 2])
-        sampler = Sampler(answer, self.brightest, window, beta, restored=beta == 0, least_gain=self.least_gain)
+        sampler = Sampler(answer, self.model.brightest, window, beta, restored=beta == 0, least_gain=self.least_gain)
         keys = sample_keys(one, self.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
@@ -249,9 +236,8 @@ def sample(
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     if empty := prepared.empty():
-        text = (
-            f"{prepared.without_photons(empty)}: images are generated instead, as bright as the model was trained for"
-        )
+        told = prepared.without_photons(empty)
+        text = f"{told}: images are generated instead, as bright as the model was trained for"
         warnings.warn(text, EmptyImageWarning, stacklevel=2)
     return drawing.samples_of(prepared)
 

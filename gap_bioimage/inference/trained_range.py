@@ -1,23 +1,17 @@
 """How bright images may become, and whether samples are plausible: networks know only what they were trained on."""
 
-from __future__ import annotations
-
 import math
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.sampler import GAIN, WINDOW_PX, brightest_mean, photon_budget, total_photons
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import xarray as xr
-    from numpy.typing import NDArray
-    from torch import Tensor
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
@@ -38,8 +32,7 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
     if not float(has):
         limit = wanted = torch.full_like(has, brightest * n_pixels)
     else:
-        limit = photon_budget(item, math.inf, brightest, window, least_gain)
-        wanted = photon_budget(item, GAIN, brightest, window, least_gain)
+        limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
     if stop_db is None:
         return wanted
     stop = torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
@@ -79,10 +72,16 @@ def check_room(
             f"{where}: sampling adds photons and has no room; train on images at least 10 dB brighter than those to "
             "sample from (the same sample exposed longer, or frames summed)"
         )
-    least = min(rooms.values())
-    few = f"photons grow by {least:.1f} dB only, and samples may show as little as {1 - 10 ** (-least / 10):.0%}"
-    text = f"{where}: {few} of the posterior's variance; train on brighter images"
+    text = f"{where}: {little_room(min(rooms.values()))}"
     warnings.warn(text, TrainedRangeWarning, stacklevel=5)
+
+
+def little_room(room_db: float) -> str:
+    """Say what little room for photons means."""
+    return (
+        f"photons grow by {room_db:.1f} dB only, and samples may show as little as {1 - 10 ** (-room_db / 10):.0%} of "
+        "the posterior's variance; train on brighter images"
+    )
 
 
 def warn_if_strange(generated: Sequence[NDArray[np.float32]], brightest: float) -> None:
@@ -108,17 +107,14 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
     That is, if they differ by more than 10 % in boxes of 16 px, and by more than three times what the spread of the
     samples explains. Planes without any light tell nothing: their samples were generated.
     """
-    count = samples.sizes["sample"]
-    seen = (mmse > 0).any(("y", "x")).values
+    count, seen = samples.sizes["sample"], (mmse > 0).any(("y", "x"))
     if count < 2 or not seen.any():
         return
-    mmse = mmse.transpose(..., "y", "x")
-    expected = _boxes(mmse)[seen]
-    size = _rms(expected)
+    expected = _boxes(mmse).where(seen)
     # one sample at a time: all of them may not fit into memory twice
-    boxes = np.stack([_boxes(samples.isel(sample=n, drop=True).transpose(*mmse.dims))[seen] for n in range(count)])
-    difference = _rms(boxes.mean(0) - expected) / size
-    explained = _rms(boxes.std(0, ddof=1)) / math.sqrt(count) / size
+    boxes = xr.concat([_boxes(samples.isel(sample=n, drop=True)) for n in range(count)], "sample").where(seen)
+    difference = _rms(boxes.mean("sample") - expected) / _rms(expected)
+    explained = _rms(boxes.std("sample", ddof=1)) / math.sqrt(count) / _rms(expected)
     if difference > max(_LARGE, _SURE * explained):
         warnings.warn(
             f"the mean of the samples differs from the denoised image by {100 * difference:.0f} % (their spread "
@@ -128,17 +124,12 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
         )
 
 
-def _boxes(image: xr.DataArray) -> NDArray[np.float64]:
-    """Return the means of boxes along y and x times the root of their pixels, so that each counts by its size."""
-    sums, pixels = image.values, [np.ones(size) for size in image.shape[-2:]]
-    for axis in (-2, -1):
-        starts = np.arange(0, image.shape[axis], _BOX_PX)
-        sums = np.add.reduceat(sums, starts, axis, dtype=np.float64)
-        pixels[axis] = np.add.reduceat(pixels[axis], starts)  # those at the far borders are smaller
-    return np.asarray(sums / np.sqrt(np.outer(*pixels)))
+def _boxes(image: xr.DataArray) -> xr.DataArray:
+    sides = {axis: min(_BOX_PX, image.sizes[axis]) for axis in "yx"}
+    return image.astype(np.float64).coarsen(sides, boundary="trim").mean()
 
 
-def _rms(values: NDArray[np.float64]) -> float:
+def _rms(values: xr.DataArray) -> float:
     return math.sqrt(float(np.square(values).mean()))
 
 

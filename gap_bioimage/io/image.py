@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from tifffile import TIFF
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
@@ -26,10 +27,8 @@ _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
     **{"time": "t", "frame": "t", "frames": "t", "channel": "c", "channels": "c", "wavelength": "c", "depth": "z"},
-    **{"height": "y", "width": "x", "s": SAMPLES, "sample": SAMPLES, "rgb": SAMPLES},
-    # what files call an axis of which they know nothing
-    **dict.fromkeys(("", "i", "q", "other", "sequence", "unknown"), _UNKNOWN),
-    **{"r": "tile", "h": "lifetime", "m": "mosaic", "e": "lambda", "a": "angle", "p": "phase", "l": "exposure"},
+    **{"height": "y", "width": "x", "sample": SAMPLES, "rgb": SAMPLES},
+    **dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN),
 }
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
@@ -122,16 +121,14 @@ def image_of(
     ``dims`` is what the file calls its axes: letters of tifffile, or words; none where it says nothing. ``held`` tells
     by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
     """
-    names, shape = [str(dim).strip().lower() for dim in dims], tuple(array.shape)
-    if len(names) != len(shape) and names:
-        told = (
-            f"names the axes {' '.join(names)}, but its array has {len(shape)}, shape {shape}, expected a name for each"
-        )
-        example = AXES[-len(shape) :] if 2 <= len(shape) <= len(AXES) else "zyx"
-        names, meta = [""] * len(shape), replace(meta, problem=f'{told}; name them, such as axes="{example}"')
+    shape, names = tuple(array.shape), [_NUMBERED.sub("", str(dim).strip().lower()) for dim in dims]
+    if names and len(names) != len(shape):
+        meta = replace(meta, problem=f"names the axes {' '.join(names)}, but its array has {len(shape)}")
+        names = [""] * len(shape)
     elif not names:
         names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
-    names = [_NAMES.get(name, name) for name in (_NUMBERED.sub("", name) for name in names)]
+    names = [TIFF.AXES_NAMES.get(name.upper(), name) for name in names]
+    names = [_NAMES.get(name, name) for name in names]
     unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
     names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
     mapped = isinstance(array, np.ndarray)
@@ -142,18 +139,13 @@ def image_of(
     image.encoding["mapped"] = mapped
     if held is not None:
         image = image.assign_coords({STORED: (names[: held.ndim], held, {OPEN_ENDED: open_ended})})
-    single = [dim for dim in image.dims if is_foreign(dim) and image.sizes[dim] == 1]
+    single = [dim for dim in names if image.sizes[dim] == 1 and dim not in tuple(AXES) and not is_unknown(dim)]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
 
 
 def is_unknown(dim: Hashable) -> bool:
     """Whether the file says nothing of this axis."""
     return str(dim).startswith(_UNKNOWN)
-
-
-def is_foreign(dim: Hashable) -> bool:
-    """Whether this axis is known, and none of ours."""
-    return not is_unknown(dim) and dim not in tuple(AXES)
 
 
 def with_coordinates(image: xr.DataArray) -> xr.DataArray:
@@ -193,6 +185,7 @@ def _step(coord: xr.DataArray) -> float | None:
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
     """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
+    image: xr.DataArray = array
     if not isinstance(array, xr.DataArray):
         ndim = np.ndim(array)
         if dims is None:
@@ -204,8 +197,6 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         image = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
         image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
-    else:
-        image = array
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
         told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
@@ -243,28 +234,29 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 
 def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> Iterator[Any]:
     """Yield what a network sees one by one, (c, [z,] y, x): arrays, of an image on disk views that read no more."""
-    if not image.encoding.get(ON_DISK):
-        items = items_first(image, dim, separate_channels=separate_channels)
+    on_disk = image.encoding.get(ON_DISK)
+    if on_disk and ("c" not in image.dims or separate_channels):
+        image = _with_channel(image.rename(c="channel") if "c" in image.dims else image)
+    items = items_first(image, dim, separate_channels=separate_channels and not on_disk)
+    if on_disk:
+        yield from (items[place] for place in np.ndindex(items.shape[: -dim - 1]))
+    else:
         yield from items.data.reshape(-1, *items.shape[-dim - 1 :])
-        return
-    axes = ["c", *"zyx"[-dim:]]
-    others = [axis for axis in image.dims if axis not in axes[separate_channels:]]
-    for place in np.ndindex(*(image.sizes[axis] for axis in others)):
-        yield _viewed(image.isel(dict(zip(others, place, strict=True))), axes)
 
 
-def _viewed(image: xr.DataArray, axes: Sequence[str]) -> xr.DataArray:
-    """View an image on disk with other axes in their order; those that it lacks have length 1."""
+def _with_channel(image: xr.DataArray) -> xr.DataArray:
+    """Return an image on disk with an axis c of length 1 in front, which xarray would read for that."""
 
     def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        chosen = dict(zip(axes, index, strict=True))
-        part = image.isel({axis: place for axis, place in chosen.items() if axis in image.dims})
-        values = part.load().expand_dims([axis for axis in axes if axis not in part.dims]).transpose(*axes).values
-        # an axis that was read at one place is not there any more
-        return values[tuple(0 if isinstance(place, int | np.integer) else slice(None) for place in index)]
+        values: npt.NDArray[Any] = image[index[1:]].values[np.newaxis][index[0]]
+        return values
 
-    sizes = (image.sizes.get(axis, 1) for axis in axes)
-    return image_of(Lazy(sizes, image.dtype, read), axes, Metadata())
+    return image_of(Lazy((1, *image.shape), image.dtype, read), ["c", *map(str, image.dims)], Metadata())
+
+
+def natural(name: str) -> list[int | str]:
+    """Return a key that sorts names with numbers as people do: 2 before 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def middle(size: int, length: int) -> slice:

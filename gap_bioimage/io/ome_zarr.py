@@ -6,7 +6,6 @@ the schema; what is read here, axes, scales and names, is much the same in all v
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, steps_of, told_without_unit
+from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, natural, steps_of, told_without_unit
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _VERSION = re.compile(r"0\.[1-6]\b")
@@ -61,7 +60,7 @@ def _images(node: Any, place: str) -> Iterator[Stored]:
         yield Stored(place, {0: image_of(node, names, Metadata())})
     elif "multiscales" in words:
         for entry in words["multiscales"]:
-            yield _multiscale(node, entry, words, place)
+            yield Stored(place or str(entry.get("name") or ""), _levels(node, entry, words))
     else:
         for name in _listed(node, words):
             inner = f"{place}/{name}".strip("/")
@@ -70,14 +69,12 @@ def _images(node: Any, place: str) -> Iterator[Stored]:
 
 def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
     """Return the names of what a group holds."""
-    if "plate" in words:
-        return [str(part["path"]) for part in words["plate"]["wells"]]
-    if "well" in words:
-        return [str(part["path"]) for part in words["well"]["images"]]
+    parts = words.get("plate", {}).get("wells") or words.get("well", {}).get("images")
+    if parts is not None:
+        return [str(part["path"]) for part in parts]
     if "bioformats2raw.layout" in words and "OME" in node and (series := _words(node["OME"]).get("series")):
         return [str(name) for name in series]
-    names = [name for name, _ in node.members() if name not in ("labels", "OME")]
-    return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+    return sorted((name for name, _ in node.members() if name not in ("labels", "OME")), key=natural)
 
 
 def _words(node: Any) -> dict[str, Any]:
@@ -86,23 +83,24 @@ def _words(node: Any) -> dict[str, Any]:
     return dict(words.get("ome", words))
 
 
-def _multiscale(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any], place: str) -> Stored:
+def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> dict[int, xr.DataArray]:
+    """Return the levels of an image that are there."""
     version = str(words.get("version") or entry.get("version") or "0.5")
     if not _VERSION.match(version):
         told = f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6"
         raise UnreadableImageError(f"{told}; write it as 0.5")
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
-    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in _axes(entry)]
-    names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis["name"])) for axis in axes] or list(AXES)
-    channels = words.get("omero", {}).get("channels", [])
-    labels = tuple(str(each["label"]) for each in channels if each.get("label"))
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in _axes(entry) or AXES]
+    names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis["name"])) for axis in axes]
+    labels = [str(each["label"]) for each in words.get("omero", {}).get("channels", []) if each.get("label")]
+    every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
     levels = {}
     for number, dataset in enumerate(entry["datasets"]):
         if (name := str(dataset["path"])) in node:
-            steps, warning = _calibration(entry, dataset, axes, names)
+            steps, warning = _calibration([*every, *_flat(dataset)], axes, names)
             known = len(names) == node[name].ndim
             levels[number] = image_of(node[name], names, Metadata(steps if known else {}, labels, warning=warning))
-    return Stored(place or str(entry.get("name") or ""), levels)
+    return levels
 
 
 def _axes(entry: Mapping[str, Any]) -> list[Any]:
@@ -116,25 +114,25 @@ def _axes(entry: Mapping[str, Any]) -> list[Any]:
 
 
 def _calibration(
-    entry: Mapping[str, Any], dataset: Mapping[str, Any], axes: Sequence[Mapping[str, Any]], names: Sequence[str]
+    transformations: Sequence[Mapping[str, Any]], axes: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[dict[str, float], str]:
-    """Return the steps of a level, its scale times that of all levels, and what of it cannot be believed."""
+    """Return the steps that transformations make together, and what of them cannot be believed."""
     scale = np.ones(len(axes))
-    every = entry if not entry.get("coordinateSystems") else {}  # in 0.6 these lead on to other systems
-    for step in (*(every.get("coordinateTransformations") or []), *_flat(dataset)):
+    for step in transformations:
         kind = step.get("type")
         if kind == "scale" and len(step.get("scale", ())) == len(axes):
             scale = scale * np.asarray(step["scale"], float)
         elif kind not in ("translation", "identity"):
             told = f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale"
             return {}, f"{told} with a number for each; its pixel sizes are left out"
-    measured = {name: (size, axis.get("unit")) for name, size, axis in zip(names, scale, axes, strict=False)}
+    measured = {name: (size, axis.get("unit")) for name, size, axis in zip(names, scale, axes, strict=True)}
     return steps_of(measured), told_without_unit(measured)
 
 
-def _flat(words: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for step in words.get("coordinateTransformations") or words.get("transformations") or []:
-        yield from _flat(step) if step.get("type") == "sequence" else [step]
+def _flat(words: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return transformations one by one, those of sequences too."""
+    steps = words.get("coordinateTransformations") or words.get("transformations") or []
+    return [each for step in steps for each in (_flat(step) if step.get("type") == "sequence" else [step])]
 
 
 @dataclass(frozen=True)
@@ -231,11 +229,10 @@ def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> No
     design = Design(name, {str(axis): size for axis, size in image.sizes.items()}, meta, image.dtype)
     levels = design.create(path, {})
     ranges = np.zeros((image.sizes.get("c", 1), 2))
-    for place in itertools.product(*(range(image.sizes[axis]) for axis in image.dims if axis in ("t", "c"))):
+    for place in np.ndindex(*(image.sizes[axis] for axis in image.dims if axis in ("t", "c"))):
         volume = image[place].reset_coords(drop=True)
-        channel = place[image.dims.index("c")] if "c" in image.dims else 0
-        low, high = ranges[channel]
-        ranges[channel] = min(low, volume.values.min(initial=0)), max(high, volume.values.max(initial=0))
+        shown = ranges[place[image.dims.index("c")] if "c" in image.dims else 0]
+        shown[:] = min(shown[0], volume.values.min(initial=0)), max(shown[1], volume.values.max(initial=0))
         for number, level in enumerate(levels):
             if number:
                 volume = halved(volume, design.factors[number - 1], design.factors[number])

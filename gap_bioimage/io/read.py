@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,12 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, refuse_overflow
+from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, natural, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
 
 READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", ".ozx", *READERS)
-_PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 _SWAP_LIMIT_BYTES = 10**9
 _PIECE = {"z": 32, "y": 512, "x": 512}
 
@@ -132,7 +130,7 @@ def _image_files(path: Path) -> list[Path]:
     files = [f for f in files if is_zarr(f) or not f.is_dir()]
     if not files:
         raise UnreadableImageError(f"the folder {path} holds no images, expected {', '.join(READABLE)} files")
-    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name.lower())])
+    return sorted(files, key=lambda file: natural(file.name))
 
 
 def _read_all(
@@ -145,24 +143,22 @@ def _read_all(
         image = open_image(file, **chosen)
         if stays := on_disk and not image.encoding.get("mapped") and not _fits(image):
             image.encoding[ON_DISK] = True
+            # what is looked at is a piece from its middle
+            seen = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
         images.append(image if stays else loaded(image, file))
-        refuse_overflow(_middle(image) if stays else images[-1], file.name)
+        looked_at = image.isel(seen).load() if stays else images[-1]
+        refuse_overflow(looked_at, file.name)
         if chosen["level"] and file is files[0]:
             told = f"level {chosen['level']} of an image pyramid holds averages in most files"
             told += ", which are less noisy than photon counts; leave level out to work on the counts themselves"
             warnings.warn(told, GapWarning, stacklevel=3)
         if saturation is not None:
-            check_photon_counts(_middle(image) if stays else images[-1], name=file.name, saturation=saturation)
+            check_photon_counts(looked_at, name=file.name, saturation=saturation)
     return images
 
 
 def _fits(image: xr.DataArray) -> bool:
     return bool(image.nbytes <= psutil.virtual_memory().available)
-
-
-def _middle(image: xr.DataArray) -> xr.DataArray:
-    """Return a piece from the middle of an image on disk."""
-    return image.isel({axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}).load()
 
 
 def open_image(
@@ -182,41 +178,37 @@ def open_image(
     image = select.choose_frames(image, time, path.name)
     if warning := image.attrs.pop("metadata").warning:
         warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=5)
-    keep = {"y", "x", *(axes or "").lower()}
-    single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in keep]
+    single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in ("y", "x", *(axes or "").lower())]
     image = image.isel(dict.fromkeys(single, 0)).drop_vars([dim for dim in single if dim != "c"], errors="ignore")
     return image.assign_attrs(source=path.name)
 
 
 def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
-    """Open an image, or a folder of planes as one, without its values."""
-    return _open_planes(path, **chosen) if path.is_dir() and not is_zarr(path) else open_image(path, **chosen)
-
-
-def _open_planes(folder: Path, **chosen: Any) -> xr.DataArray:
-    """Open a folder of planes, a file each in natural order, as one stack, without its values."""
-    files = _image_files(folder)
+    """Open an image, or a folder of planes, a file each in natural order, as one stack, without its values."""
+    if not path.is_dir() or is_zarr(path):
+        return open_image(path, **chosen)
+    files = _image_files(path)
     first = open_image(files[0], **chosen)
     if set(first.dims) != {"y", "x"}:
         axes = " ".join(map(str, first.dims))
         raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")
 
-    def plane(file: Path) -> xr.DataArray:
+    def plane(file: Path, index: tuple[Any, ...]) -> Any:
         opened = open_image(file, **chosen)
         if (opened.shape, opened.dtype) != (first.shape, first.dtype):
             told = f"{file} is {opened.shape} {opened.dtype} and {files[0].name} {first.shape} {first.dtype}"
             raise AxesError(f"{told}, expected planes that are alike; remove what does not belong to the stack")
-        return opened
+        return loaded(opened[index], file).values
 
     def read(index: tuple[Any, ...]) -> Any:
-        numbers, inner = range(len(files))[index[0]], index[1:]
-        if isinstance(numbers, int):
-            return loaded(plane(files[numbers])[inner], files[numbers]).values
-        return np.stack([loaded(plane(files[number])[inner], files[number]).values for number in numbers])
+        number, *inner = index
+        if isinstance(number, slice):
+            return np.stack([plane(file, tuple(inner)) for file in files[number]])
+        return plane(files[number], tuple(inner))
 
     stack = image_of(Lazy((len(files), *first.shape), first.dtype, read), ["z", *map(str, first.dims)], Metadata())
     stack = stack.assign_coords({name: coord for name, coord in first.coords.items() if name in ("y", "x", "c")})
-    stack.attrs = {"source": folder.name}
+    stack.attrs = {"source": path.name}
     return stack
 
 
@@ -238,10 +230,9 @@ def _open(path: Path) -> list[Stored]:
     suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() == ".ozx"
     if not is_zarr(path):
         _check_file(path)
-    if suffix == ".npy":
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-        return [Stored("", {0: image_of(values, (), Metadata())})]
     try:
+        if suffix == ".npy":
+            return [Stored("", {0: image_of(np.load(path, mmap_mode="r", allow_pickle=False), (), Metadata())})]
         if zarr or suffix in READERS:
             return list(open_zarr(path) if zarr else READERS[suffix](path))
         return open_with_bioio(path) or open_tiff(path)
@@ -279,6 +270,5 @@ def _check_file(path: Path) -> None:
         raise UnreadableImageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
-    if kind := next((kind for magic, kind in _PICTURES.items() if head.startswith(magic)), None):
-        told = f"{path.name} is a {kind} picture made for display, expected photon counts"
-        raise NotPhotonCountsError(f"{told}; export TIFF instead")
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):
+        raise NotPhotonCountsError(f"{path.name} is a picture made for display, expected photon counts; export TIFF")

@@ -26,10 +26,8 @@ import xarray as xr
 from gap_bioimage.errors import GapWarning, UnreadableImageError
 from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of, steps_of
 
-_DESCRIPTION = 270  # the tag that holds OME-XML, ImageJ's words or tifffile's shape
 _POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
-_LOST = 'is cut: the description that would name its axes is lost; copy it again, or name them, such as axes="tyx"'
 _PLACES = (273, 279, 324, 325)  # the tags that say where the values of a page are
 _BYTES = {3: 2, 4: 4, 16: 8}  # of a value, by type
 _ALIGNED_BYTES = 16  # a page that follows planes begins so near to their end
@@ -78,9 +76,9 @@ def open_tiff(path: Path) -> list[Stored]:
     with _quiet_tifffile():
         try:
             with tifffile.TiffFile(path) as tif:
-                lost, end = _lost_page(tif), tif.filehandle.size
+                lost = _lost_page(tif)
             # a page of which only a part is there would be an error of the whole file
-            with tifffile.TiffFile(path, size=min(lost, end) if lost else None) as tif:
+            with tifffile.TiffFile(path, size=min(lost, path.stat().st_size) if lost else None) as tif:
                 count = 1 if tif.is_imagej else len(tif.series)
                 return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
         except IndexError:
@@ -96,10 +94,9 @@ def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[
     images = {}
     for level, planes in enumerate(levels):
         # rounded lengths make rounded ratios: a level is half or a third, not 0.498
-        pairs = zip(levels[0].dims, levels[0].shape, planes.shape, strict=True)
-        ratio = {axis.lower(): max(1, round(n / m)) for axis, n, m in pairs}
-        steps = {axis: step * ratio.get(axis, 1) for axis, step in meta.steps.items()}
-        images[level] = planes.image(path, tif, replace(meta, steps=steps))
+        pairs = zip(levels[0].dims.lower(), levels[0].shape, planes.shape, strict=True)
+        steps = {axis: meta.steps[axis] * max(1, round(n / m)) for axis, n, m in pairs if axis in meta.steps}
+        images[level] = planes.image(path, tif, replace(meta, steps={**meta.steps, **steps}))
     # other kinds are named by tifffile itself, after the kind
     stored = Stored(str(series.name or "") if series.kind == "ome" else "", images)
     for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
@@ -123,17 +120,16 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     inner = len(page.shape)
     dims, lengths, open_ended = series.axes, series.shape[:-inner], False
     mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
-    run = _planes_behind(tif, lost) if lost and mappable and page is tif.pages.first else 0
-    pages = pages[:1] if run > 1 else pages
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
     if tif.is_imagej and kind != "ome" and (promised := _imagej_axes(tif, page, series)):
         dims, lengths = promised[0] + page.axes, promised[1]
     elif kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
         return _Planes(outer + page.axes, table, page, series)
-    elif lost and kind in ("uniform", "generic"):  # cut, and nothing says how many planes it had
-        open_ended = run < 2
-        dims, lengths = "I" + page.axes, (len(pages) + 1 if open_ended else run,)
+    elif lost and kind in ("uniform", "generic"):  # nothing says how many planes there were
+        behind = _planes_behind(tif, lost) if mappable and page is tif.pages.first else 0
+        open_ended, pages = behind < 2, pages[:1] if behind > 1 else pages
+        dims, lengths = "I" + page.axes, (len(pages) + 1 if open_ended else behind,)
     elif lost and kind not in ("shaped", "imagej", "ome", "mmstack"):
         raise IndexError
     elif (
@@ -145,8 +141,9 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
-    # one page may describe all planes, which then lie behind one another
-    if len(pages) == 1 < count and mappable and not open_ended:
+    if (
+        len(pages) == 1 < count and mappable and not open_ended
+    ):  # one page may describe all planes, which then lie behind one another
         offset = page.dataoffsets[0]
         there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
         held = [place if place < there else -1 for place in range(count)]
@@ -181,18 +178,16 @@ def _imagej_axes(
         lengths["C"] = 1
     order = _IMAGEJ_ORDERS.get(str(words.get("order", "")).lower(), "TZC")
     dims = "".join(axis for axis in order if lengths[axis] > 1)
-    promised = tuple(int(lengths[axis]) for axis in dims)
-    if not dims:
-        dims, promised = "I", (int(words.get("images", 1)),)
-    found = math.prod(series.shape[: -len(page.shape)])
-    more = math.prod(promised) > found or (series.kind != "imagej" and math.prod(promised) == found > 1)
-    return (dims, promised) if more else None
+    promised = tuple(int(lengths[axis]) for axis in dims) or (int(words.get("images", 1)),)
+    count, found = math.prod(promised), math.prod(series.shape[: -len(page.shape)])
+    more = count > found or (series.kind != "imagej" and count == found > 1)
+    return (dims or "I", promised) if more else None
 
 
 def _scanimage_words(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Return what ScanImage's header says, by key; nothing where it is an old one that does not name channels."""
     words = (tif.scanimage_metadata or {}).get("FrameData") or tifffile.matlabstr2py(tif.pages.first.software)
-    short = {key.removeprefix("SI."): value for key, value in words.items()}
+    short = {key.rpartition("hStackManager.")[2].removeprefix("SI."): value for key, value in words.items()}
     return short if "hChannels.channelSave" in short else {}
 
 
@@ -203,33 +198,29 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
     """
 
     def number(*keys: str) -> int:
-        found = [words[key] for key in keys if isinstance(words.get(key), (int, float))]
-        return int(found[0]) if found and 1 <= found[0] < math.inf else 1
+        found = (words[key] for key in keys if isinstance(words.get(key), (int, float)))
+        return int(first) if 1 <= (first := next(found, 1)) < math.inf else 1
 
-    stack = words.get("hStackManager.enable") is not False
-    wanted = number("hStackManager.actualNumSlices", "hStackManager.numSlices") if stack else 1
-    volumes = number("hStackManager.actualNumVolumes", "hStackManager.numVolumes")
-    frames = max(number("hStackManager.framesPerSlice") // number("hScan2D.logAverageFactor"), 1)
+    slices = number("actualNumSlices", "numSlices") if words.get("enable") is not False else 1
+    volumes, per_slice = number("actualNumVolumes", "numVolumes"), number("framesPerSlice")
+    frames = max(per_slice // number("hScan2D.logAverageFactor"), 1)
     channels = max(np.size(words["hChannels.channelSave"]), 1)
-    flown = max(number("hStackManager.numFramesPerVolumeWithFlyback") // number("hStackManager.framesPerSlice"), wanted)
-    slices, kind, total = wanted, "volumes", volumes
-    if wanted == 1:  # each frame is a volume of its own
-        flown, frames, kind, total = 1, 1, "frames", frames * volumes
-    found = held = pages // (flown * frames * channels)
+    flown, kind = max(number("numFramesPerVolumeWithFlyback") // per_slice, slices), "volumes"
+    if slices == 1:  # each frame is a volume of its own
+        flown, frames, kind, volumes = 1, 1, "frames", frames * volumes
+    held = found = pages // (flown * frames * channels)
     if not held:
-        found = slices = flown = pages // (frames * channels)
-        held, kind, total = 1, "slices", wanted
+        volumes, slices, held, kind = slices, pages // (frames * channels), 1, "slices"
+        found = flown = slices
     used = held * flown * frames * channels
     if not used:
         raise UnreadableImageError(f"{path} holds no complete slice of its recording; record it again")
-    if found < total or pages > used:
-        told = (
-            f"{path.name} holds {found} complete {kind} of {max(found, total)}, and {pages - used} planes more, which"
-        )
-        told += " are left out: the recording stopped early, or goes on in another file"
+    if found < volumes or pages > used:
+        told = f"{path.name} holds {found} complete {kind} of {max(found, volumes)}, and {pages - used} planes more"
+        told += ", which are left out: the recording stopped early, or goes on in another file"
         warnings.warn(told, GapWarning, stacklevel=2)
-    table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices]
-    table = table.transpose(0, 2, 1, 3).reshape(held * frames, slices, channels)
+    table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices].transpose(0, 2, 1, 3)
+    table = table.reshape(held * frames, slices, channels)
     return "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1), table.squeeze()
 
 
@@ -247,7 +238,7 @@ def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
         steps = steps_of({axis: (summary.get(word), word.split("_")[1]) for axis, word in words.items()})
         names = summary.get("ChNames")
         return Metadata(steps, list(map(str, names)) if isinstance(names, list) else ())
-    return Metadata(description=str(tif.pages.first.description), problem=_LOST if _lost_description(tif) else "")
+    return Metadata(description=str(tif.pages.first.description))
 
 
 @lru_cache(maxsize=1)  # a file of many positions has one description of all of them
@@ -262,11 +253,10 @@ def _of_ome(xml: str, series: int) -> Metadata:
     images = _ome_images(xml)
     if series >= len(images):
         return Metadata()
-    pixels = images[series]
     words = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
-    defaults = {"t": "s"}
-    steps = {a: (pixels.get(word), pixels.get(f"{word}Unit", defaults.get(a, "µm"))) for a, word in words.items()}
-    names = [channel.get("Name", "") for channel in pixels.findall("{*}Channel")]
+    said = images[series].attrib
+    steps = {a: (said.get(word), said.get(f"{word}Unit", "s" if a == "t" else "µm")) for a, word in words.items()}
+    names = [channel.get("Name", "") for channel in images[series].findall("{*}Channel")]
     return Metadata(steps_of(steps), names if all(names) else ())
 
 
@@ -277,9 +267,8 @@ def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
         pixels, per = resolution.value if resolution is not None else (0, 1)
         measured[axis] = (per / pixels if pixels else None, words.get(f"{axis}unit", words.get("unit", "")))
     steps = steps_of(measured | {"t": (words.get("finterval"), words.get("tunit", "s"))})
-    labels = words.get("Labels") or []
+    labels, channels = words.get("Labels") or [], int(words.get("channels", 1))
     labels = [labels] if isinstance(labels, str) else labels  # tifffile's way with a single one
-    channels = int(words.get("channels", 1))
     names = list(map(str, labels[:channels]))
     # ImageJ labels planes ("slice 1 of 20", or with a file's header); they are names of channels where they repeat
     one_line = all(name and "\n" not in name for name in names)
@@ -292,34 +281,21 @@ def _lost_page(tif: tifffile.TiffFile) -> int:
 
     tifffile stops there without a word, or with an error that says nothing of the pages before.
     """
-    offset, seen, size = tif.pages.first.offset, set(), tif.filehandle.size
+    layout, handle, offset, seen = tif.tiff, tif.filehandle, tif.pages.first.offset, set()
+    entry = struct.Struct(f"{tif.byteorder}HH{'QQ' if layout.tagsize == 20 else 'II'}")
     while offset and offset not in seen:
         seen.add(offset)
+        handle.seek(offset)
         try:
-            tags, following = _directory(tif, offset)
+            (count,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
+            for code, kind, length, place in entry.iter_unpack(handle.read(entry.size * count)):
+                extent = length * _BYTES.get(kind, 1)
+                if code in _PLACES and layout.offsetsize < extent and place + extent > handle.size:
+                    return int(offset)
+            (offset,) = struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))
         except struct.error:
             return int(offset)
-        for code, kind, count, place in tags:
-            extent = count * _BYTES.get(kind, 1)
-            if code in _PLACES and tif.tiff.offsetsize < extent and place + extent > size:
-                return int(offset)
-        offset = following
     return 0
-
-
-def _lost_description(tif: tifffile.TiffFile) -> bool:
-    first = tif.pages.first
-    return _DESCRIPTION not in first.tags and any(tag[0] == _DESCRIPTION for tag in _directory(tif, first.offset)[0])
-
-
-def _directory(tif: tifffile.TiffFile, offset: int) -> tuple[list[tuple[int, int, int, int]], int]:
-    """Return the tags of a page (code, type, count, value or its place), and the offset of the page after it."""
-    layout, handle = tif.tiff, tif.filehandle
-    handle.seek(offset)
-    (count,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
-    entry = struct.Struct(f"{tif.byteorder}HH{'QQ' if layout.tagsize == 20 else 'II'}")
-    tags = [entry.unpack(handle.read(entry.size)) for _ in range(count)]
-    return tags, struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))[0]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of,
 _NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes of HDF5
 _NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> Lazy:
+    """Return an image that is read from its file, opened anew, where it is indexed."""
+
+    def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
+        with opened() as file:
+            return np.array(read(file)[index])
+
+    return Lazy(image.shape, image.dtype, part)
 
 
 def _stored(name: str, array: Any, dims: Iterable[str], steps: Mapping[str, float], channels: Sequence[str]) -> Stored:
@@ -49,20 +60,16 @@ def _lif(path: Path) -> Iterator[Stored]:
     """Yield the images of a Leica file; each stage position of a tile scan is one."""
     from liffile import LifFile
 
+    def read(file: Any, number: int) -> Any:
+        # mapped, so that only the part is read; colours are put in order, which a map does not allow
+        return file.images[number].asarray(out=None if "S" in file.images[number].dims else "memmap")
+
     with LifFile(str(path)) as file:
         for number, image in enumerate(file.images):
-
-            def read(index: tuple[Any, ...], number: int = number) -> Any:
-                with LifFile(str(path)) as file:
-                    # mapped, so that only the part is read; colours are put in order, which a map does not allow
-                    values = file.images[number].asarray(out=None if "S" in file.images[number].dims else "memmap")
-                    return np.array(values[index])
-
-            array = Lazy(image.shape, image.dtype, read)
+            array = _lazy(image, partial(LifFile, str(path)), partial(read, number=number))
             stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), _dyes(image.xml_element))
-            places = image.sizes.get("M", 0)
-            names = [f"{image.path}/{place}" for place in range(places)]
-            yield from by_position(stored, _foreign("M"), names) if places else [stored]
+            names = [f"{image.path}/{place}" for place in range(image.sizes.get("M", 0))]
+            yield from by_position(stored, _foreign("M"), names) if names else [stored]
 
 
 def _dyes(xml: Any) -> list[str]:
@@ -77,20 +84,16 @@ def _nd2(path: Path) -> Iterator[Stored]:
     """Yield the stage positions of a Nikon file."""
     from nd2 import ND2File
 
-    def read(index: tuple[Any, ...]) -> Any:
-        with ND2File(path) as file:
-            return np.asarray(file.to_dask()[index])
-
     with ND2File(path) as file:
         coords = file.to_xarray(delayed=True, squeeze=False).coords
         steps = _steps(coords, "um", "ms")
         known = [channel.volume.axesCalibrated for channel in file.metadata.channels or []]
         if known and not known[0][0]:  # the library then takes pixels of 1 um
             steps = {axis: step for axis, step in steps.items() if axis in "tz"}
-        channels = [str(name) for name in coords["C"].values] if "C" in coords else []
-        stored = _stored("", Lazy(file.sizes.values(), file.dtype, read), file.sizes, steps, channels)
-        names = [str(name) for name in coords["P"].values] if "P" in file.sizes else []
-        yield from by_position(stored, _foreign("P"), names) if names else [stored]
+        names = {axis: [str(name) for name in coords[axis].values] for axis in "CP" if axis in coords}
+        array = _lazy(file, partial(ND2File, path), lambda file: file.to_dask())
+        stored = _stored("", array, file.sizes, steps, names.get("C", []))
+        yield from by_position(stored, _foreign("P"), names["P"]) if "P" in file.sizes else [stored]
 
 
 def _ptu(path: Path) -> Iterator[Stored]:
@@ -129,34 +132,32 @@ def _sdt(path: Path) -> Iterator[Stored]:
 def _czi(path: Path) -> Iterator[Stored]:
     """Yield the scenes of a Zeiss file.
 
-    czifile was rewritten for Python 3.12 and later; Python 3.11 has its last older release, which is given the tiles
-    of one scene's full resolution, because it draws pyramids over the image otherwise.
+    czifile was rewritten for Python 3.12 and later; Python 3.11 has its last older release.
     """
     from czifile import CziFile
 
+    old = not hasattr(CziFile, "scenes")
     with CziFile(str(path)) as file:
         xml = ElementTree.fromstring(file.metadata() or "<none/>")  # noqa: S314  (expat bounds its expansion)
-        old = not hasattr(file, "scenes")
         scenes = sorted({_scene(tile) for tile in _tiles(file)}) if old else list(file.scenes)
         names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
+        names = names if len(names) == len(scenes) else [""] * len(scenes)
         channels = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
-        for place, scene in enumerate(scenes):
-
-            def read(index: tuple[Any, ...], scene: Any = scene) -> Any:
-                with CziFile(str(path)) as file:
-                    if not old:
-                        return np.asarray(file.scenes[scene].asarray())[index]
-                    try:
-                        return _old_scene(file, scene).asarray(resize=False, max_workers=1)[index]
-                    except KeyError as error:
-                        told = f"{path.name} is compressed in a way (CZI's number {error}) unknown to Python 3.11"
-                        hint = "use Python 3.12 or later, or save it without compression"
-                        raise UnreadableImageError(f"{told}; {hint}") from None
-
+        for name, scene in zip(names, scenes, strict=True):
             image = _old_scene(file, scene) if old else file.scenes[scene]
             dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims
-            name = names[place] if len(names) == len(scenes) else ""
-            yield _stored(name, Lazy(image.shape, image.dtype, read), dims, _czi_steps(xml), channels)
+            array = _lazy(image, partial(CziFile, str(path)), partial(_read_czi, path=path, scene=scene, old=old))
+            yield _stored(name, array, dims, _czi_steps(xml), channels)
+
+
+def _read_czi(file: Any, path: Path, scene: Any, old: bool) -> Any:
+    if not old:
+        return file.scenes[scene].asarray()
+    try:
+        return _old_scene(file, scene).asarray(resize=False, max_workers=1)
+    except KeyError as error:
+        told = f"{path.name} is compressed in a way (CZI's number {error}) unknown to Python 3.11"
+        raise UnreadableImageError(f"{told}; use Python 3.12 or later, or save it without compression") from None
 
 
 def _tiles(file: Any) -> list[Any]:
@@ -168,6 +169,7 @@ def _scene(tile: Any) -> int:
 
 
 def _old_scene(file: Any, scene: int) -> Any:
+    """Return a file with the tiles of one scene's full resolution alone: pyramids would be drawn over the image."""
     for name in ("shape", "start", "axes", "dtype"):  # computed from the tiles once
         file.__dict__.pop(name, None)
     tiles = [tile for tile in _tiles(file) if _scene(tile) == scene]
@@ -184,48 +186,45 @@ def _czi_steps(xml: ElementTree.Element) -> dict[str, float]:
 
 
 def _hdf5(path: Path) -> Iterator[Stored]:
-    """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
-
-    Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
-    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
-    Attributes such as ``voxel_size`` are in micrometres for some and in nanometres for others, and not believed.
-    """
+    """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order."""
     import h5py
 
     found: dict[str, Any] = {}
     h5py.File(path, "r").visititems(lambda name, node: found.update({name: node}))
     for name, data in found.items():
-        if not isinstance(data, h5py.Dataset) or data.ndim < 2 or data.dtype.kind not in "biuf":
-            continue
-        tags = json.loads(data.attrs.get("axistags", "{}")).get("axes", [])
-        labels = [dimension.label for dimension in data.dims]
-        named = list(_text(data.attrs.get("axes", ""))) or (labels if any(labels) else [])
-        axes = [str(tag["key"]) for tag in tags] or named
-        units = json.loads(data.attrs.get("axis_units", "{}"))
-        told = {str(tag["key"]): (tag.get("resolution"), units.get(str(tag["key"]))) for tag in tags}
-        sizes = np.atleast_1d(data.attrs.get("element_size_um", ()))
-        measured = told | {"t": (data.attrs["interval_s"], "s")} if "interval_s" in data.attrs else told
-        if sizes.shape == (3,):  # ilastik's own sizes count where Fiji's are missing
-            measured = measured | {axis: (size, "um") for axis, size in zip("zyx", sizes, strict=True)}
-        steps = steps_of(measured)
-        bare = {axis: size for axis, size in (told | _without_unit(data, axes)).items() if axis not in steps}
-        channels = [_text(name) for name in np.atleast_1d(data.attrs.get("channels", ()))]
-        meta = Metadata(steps, channels, warning=told_without_unit(bare))
-        yield Stored(name, {0: image_of(data, axes, meta)})
+        if isinstance(data, h5py.Dataset) and data.ndim > 1 and data.dtype.kind in "biuf":
+            yield Stored(name, {0: _dataset(data)})
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _dataset(data: Any) -> Any:
+    """Return a dataset as an image.
 
-
-def _without_unit(data: Any, axes: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the sizes of other programs' attributes, by axis."""
+    Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
+    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
+    Attributes such as ``voxel_size`` are in micrometres for some and in nanometres for others, and not believed.
+    """
+    said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
+    tags = {str(tag["key"]): tag for tag in json.loads(said.get("axistags", "{}")).get("axes", [])}
+    labels = [dimension.label for dimension in data.dims]
+    axes = list(tags) or list(str(said.get("axes", ""))) or (labels if any(labels) else [])
+    units = json.loads(said.get("axis_units", "{}"))
+    measured: dict[str, tuple[Any, Any]] = {
+        axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()
+    }
     space = [axis.lower() for axis in axes if axis.lower() in tuple("zyx")]
-    for name in _NO_UNIT:
-        found = np.atleast_1d(data.attrs.get(name, ()))
-        if found.shape == (len(space),):
-            return {axis: (size, None) for axis, size in zip(space, found, strict=True)}
-    return {}
+    sizes = [np.atleast_1d(said.get(name, ())) for name in _NO_UNIT]
+    doubtful = next((found for found in sizes if found.shape == (len(space),)), ())
+    bare = measured | {axis: (size, None) for axis, size in zip(space, doubtful, strict=False)}
+    if "interval_s" in said:
+        measured["t"] = said["interval_s"], "s"
+    if np.shape(fiji := said.get("element_size_um", ())) == (3,):
+        measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
+    steps = steps_of(measured)
+    bare = {axis: size for axis, size in bare.items() if axis not in steps}
+    channels = [
+        name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(said.get("channels", ()))
+    ]
+    return image_of(data, axes, Metadata(steps, channels, warning=told_without_unit(bare)))
 
 
 def open_with_bioio(path: Path) -> list[Stored]:
@@ -255,19 +254,14 @@ def _bioio_scene(reader: Any, number: int, scene: str) -> Stored:
     reader.set_scene(number)
     images = {}
     for level in reader.resolution_levels:
-        image = chosen(level)
+        image, seconds = chosen(level), reader.time_interval
+        seconds = seconds.total_seconds() if hasattr(seconds, "total_seconds") else seconds
+        measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
+        names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
+        names = [] if any(map(_NUMBERED.fullmatch, names)) else names
         array = Lazy(image.shape, image.dtype, lambda index, level=level: chosen(level).data[index])  # type: ignore[misc]
-        images[level] = image_of(array, image.dims, _of_bioio(reader, image))
+        images[level] = image_of(array, image.dims, Metadata(steps_of(measured | {"t": (seconds, "s")}), names))
     return Stored("" if _NUMBERED.fullmatch(scene) else scene, images)
-
-
-def _of_bioio(reader: Any, image: Any) -> Metadata:
-    interval = reader.time_interval
-    seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
-    measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
-    names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
-    numbers = any(_NUMBERED.fullmatch(each) for each in names)
-    return Metadata(steps_of(measured | {"t": (seconds, "s")}), () if numbers else tuple(names))
 
 
 READERS: dict[str, Callable[[Path], Iterator[Stored]]] = {

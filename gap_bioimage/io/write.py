@@ -71,58 +71,48 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, image.values, allow_pickle=False)
         return
+    tiff = suffix in (".tif", ".tiff")
     image = image.rename({old: new for old, new in zip(image.dims, dims, strict=True) if old != new})
-    image = image.transpose(*(axis for axis in ("tzcyx" if suffix in (".tif", ".tiff") else AXES) if axis in dims))
-    image, meta = image.copy(data=_real(path, image)), metadata_of(image)
+    image = image.transpose(*(axis for axis in ("tzcyx" if tiff else AXES) if axis in dims))
+    image, meta = image.copy(data=_storable(path, image.values, tiff)), metadata_of(image)
     with replacing_folder(path) if suffix == ".zarr" else replacing(path) as temporary:
         try:
             if suffix == ".zarr":
                 write_zarr(temporary, image, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
-            elif suffix in (".tif", ".tiff"):
+            elif tiff:
                 _write_tiff(temporary, path, image, meta, compression)
             else:
                 _write_hdf5(temporary, image, meta, compression)
         except ImportError as error:
+            extra = "zarr" if suffix == ".zarr" else "formats"
             told = f"cannot write {path.suffix}: {error.name} is not installed"
-            raise OutputError(
-                f"{told}; type pip install 'gap-bioimage[{'zarr' if suffix == '.zarr' else 'formats'}]'"
-            ) from None
+            raise OutputError(f"{told}; type pip install 'gap-bioimage[{extra}]'") from None
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
 
 
-def _real(path: Path, image: xr.DataArray) -> npt.NDArray[Any]:
-    """Return the values in a type that all formats know."""
-    values = image.values
-    if values.dtype == bool:
-        return values.astype(np.uint8)
-    if values.dtype.kind == "f":
-        return values.astype(np.float32, copy=False)
-    if values.dtype.kind not in "iu":
+def _storable(path: Path, values: npt.NDArray[Any], narrow: bool) -> npt.NDArray[Any]:
+    """Return the values in a type that all formats know; readers of TIFF know no integers of 64 bits."""
+    kind = values.dtype.kind
+    if kind not in "biuf":
         raise OutputError(f"cannot write {path}: images hold real numbers, given {values.dtype}; write .npy instead")
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    if narrow and kind in "iu" and values.dtype.itemsize == 8:
+        for ends in map(np.iinfo, (np.uint32, np.int32)):
+            if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
+                return values.astype(ends.dtype)
+        raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
+    return values.astype({"b": np.uint8, "f": np.float32}.get(kind, values.dtype.newbyteorder("=")), copy=False)
 
 
 def _write_tiff(temporary: Path, path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
-    values, axes = _narrowed(path, image.values), "".join(map(str, image.dims)).upper()
+    values, axes = image.values, "".join(map(str, image.dims)).upper()
     imagej = values.dtype in (np.uint8, np.uint16, np.float32) and values.nbytes < _IMAGEJ_LIMIT_BYTES
     if imagej and not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
         options = {"imagej": True} | _imagej(meta, image)
     else:
         options = {"ome": True, "bigtiff": True, "metadata": _ome(meta, axes)}
     tifffile.imwrite(temporary, values, photometric="minisblack", compression=compression, **options)
-
-
-def _narrowed(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the values in a type that TIFF readers know."""
-    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
-        return values
-    for narrow in (np.uint32, np.int32):
-        ends = np.iinfo(narrow)
-        if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
-            return values.astype(narrow)
-    raise OutputError(f"cannot write {path}: its 64-bit integers do not fit into 32 bits; write .npy instead")
 
 
 def _imagej(meta: Metadata, image: xr.DataArray) -> dict[str, Any]:

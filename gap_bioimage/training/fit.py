@@ -30,8 +30,6 @@ from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, Split, WindowDrawer, as_stacks, split_held_out
 
-log = logging.getLogger(__name__)
-
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
 _REFRESH_S = 0.5
 
@@ -110,7 +108,8 @@ def train(
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
     with _quiet():
         # first, so that a device that is not there leaves no run behind
-        trainer = _trainer(out, config.train, machine, [folder, Progress(config.train.steps, progress), *callbacks])
+        bar = Progress(folder, config.train.steps, progress)
+        trainer = _trainer(out, config.train, machine, [folder, bar, *callbacks])
         run_folder.open_run(out, config, resume, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
@@ -120,13 +119,9 @@ def train(
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
     """Return the settings that were given as a whole, by section, or one by one."""
     if not isinstance(config, RunConfig):
-        given = {name: section for name, section in {**sections, "train": config}.items() if section is not None}
-        config = RunConfig(**given)
-    short = {name: value for name, value in train.items() if value is not None}
-    if not short:
-        return config
-    values = config.model_dump(exclude_unset=True)
-    return RunConfig.from_dict({**values, "train": {**values.get("train", {}), **short}})
+        config = RunConfig(**{name: of for name, of in {**sections, "train": config}.items() if of is not None})
+    short, values = {name: v for name, v in train.items() if v is not None}, config.model_dump(exclude_unset=True)
+    return RunConfig.from_dict({**values, "train": {**values.get("train", {}), **short}}) if short else config
 
 
 def _detector(camera: Any, config: RunConfig, stored: Path | None, images: Sequence[xr.DataArray]) -> Detector | None:
@@ -168,9 +163,6 @@ def _fit(
     trainer: pl.Trainer, config: RunConfig, split: Split, start: run_folder.Start | None, checkpoint: Path | None
 ) -> None:
     data = PairData(split, config)
-    if share := data.drawer.rejected_share(config.train.seed):
-        told = "%.0f %% of random windows hold fewer than train.min_photons=%d photons and are drawn anew"
-        log.info(told, 100 * share, config.train.min_photons)
     pl.seed_everything(config.train.seed, verbose=False)
     assert config.thinning.max_db is not None  # noqa: S101
     module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
@@ -241,10 +233,8 @@ class PairData(pl.LightningDataModule):
 class Progress(pl.Callback):
     """One bar for the whole run, with losses, input brightness and time left."""
 
-    def __init__(self, steps: int, shown: bool = True) -> None:
-        self.steps = steps
-        self.validation_loss = math.nan
-        self.shown_at = -math.inf
+    def __init__(self, folder: run_folder.RunFolder, steps: int, shown: bool = True) -> None:
+        self.folder, self.steps, self.shown_at = folder, steps, -math.inf
         columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
         self.bar = bars.Progress("training", *columns, "{task.description}", disable=not shown)
 
@@ -263,14 +253,9 @@ class Progress(pl.Callback):
             return
         self.shown_at = time.monotonic()
         low, high = pl_module.trained_range_db
-        held_out = "" if math.isnan(self.validation_loss) else f" | held out {self.validation_loss:.3f}"
+        held_out = f" | held out {rows[-1]['validation_loss']:.3f}" if (rows := self.folder.rows) else ""
         text = f"loss {float(pl_module.train_losses[-1]):.3f}{held_out} | {low:.0f}..{high:.0f} dB"
         self.bar.update(self.task, completed=trainer.global_step, description=text)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
-        """Note the validation loss."""
-        total, count = torch.stack(pl_module.validation).sum(0).tolist()
-        self.validation_loss = total / count if count else math.nan
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the bar, also after Ctrl-C."""

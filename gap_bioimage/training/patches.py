@@ -229,11 +229,6 @@ class WindowDrawer:
             windows.append(augmented(chosen, rng) if self.augment else chosen)
         return windows
 
-    def rejected_share(self, seed: int, trials: int = 200) -> float:
-        """Estimate the share of windows that hold fewer photons than asked."""
-        rng = np.random.default_rng([seed, trials])
-        return float(np.mean([self._window(rng).photons < self.min_photons for _ in range(trials)]))
-
     def _bright_enough(self, rng: np.random.Generator) -> Window:
         """Draw a window with enough photons, where ten tries find one."""
         best = self._window(rng)

@@ -122,16 +122,12 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
     merged = RunConfig.from_dict(own)
-    steps, before = merged.train.steps, stored.train.steps
+    before = stored.train.steps
     as_before = merged.model_copy(update={"train": merged.train.model_copy(update={"steps": before})})
-    if as_before.model_dump() != stored.model_dump():
+    if as_before.model_dump() != stored.model_dump() or merged.train.steps < before:
         raise ConfigError(
-            f"the run in {out} was started with other settings than given now; leave them out to resume it "
-            "(only train.steps may change)"
-        )
-    if steps < before:
-        raise ConfigError(
-            f"the run in {out} was started for {before} steps, now {steps} are asked for; only more are possible"
+            f"the run in {out} was started with other settings than given now; leave them out to resume it (only "
+            f"train.steps may change, to more than {before})"
         )
     return merged
 
@@ -319,13 +315,12 @@ def _draw(run: Path, model: Model) -> None:
     axes.legend()
     save_figure(figure, run / "loss.png")
 
-    values, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
-    counts = values if detector is None else detector.counts(values)
+    counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
+    counts = counts if detector is None else detector.counts(counts)
     photons = torch.from_numpy(counts.astype(np.float32))[None]
     rate = model.network.rate(photons, model.network(photons), [])[0].numpy()
-    if detector is not None:
-        counts, rate = (image - detector.background() for image in (counts, rate))
-    planes = [array[0] if array.ndim == 3 else array[0, array.shape[1] // 2] for array in (counts, rate)]
+    background = 0 if detector is None else detector.background()
+    planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts, rate)]
     if planes[0].shape[0] > 1.5 * planes[0].shape[1]:  # slabs read better lying down
         planes = [plane.T for plane in planes]
     shown = "held-out counts" if detector is None else "held-out electrons"

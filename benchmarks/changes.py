@@ -1,0 +1,128 @@
+"""What pays: the recipe of anchored networks with one thing changed at a time, in dB against the recipe itself.
+
+    python benchmarks/changes.py ../shared/data WORK --seeds 2
+
+Every training has the scenes, steps and windows of quality.py, and the learning rate that CPUs learn at; a change and
+the recipe share seeds, so that differences are of pairs. What WORK holds is used as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from quality import Image, Job, denoised, trained
+from report import interval
+from results import write_section
+from scenes import RECIPES, SCENES
+from scores import scores
+
+from gap_bioimage.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gap_bioimage.model import Model
+
+RECIPE, EIGHT = "the recipe", "flips and turns: the mean of eight"
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    RECIPE: {},
+    "learning rate 1e-3 for 2e-3": {"train": {"learning_rate": 1e-3}},
+    "learning rate 4e-3": {"train": {"learning_rate": 4e-3}},
+    "no warm-up": {"train": {"warmup_steps": 0}},
+    "averaged weights, 0.99": {"train": {"ema_decay": 0.99}},
+    "no clipped gradients": {"train": {"gradient_clip": 1e6}},
+    "batch 16 for 8, twice the work": {"train": {"batch_size": 16}},
+    "windows of 96 for 64 px, 2.25 times the work": {"train": {"patch_px": (96, 96)}},
+    "windows without photons too": {"train": {"min_photons": 0}},
+    "photon loss alone": {"train": {"total_weight": 0.0}},
+    "all images weigh the same": {"train": {"brightness_power": 0.0}},
+    "images weigh as their photons": {"train": {"brightness_power": 1.0}},
+    "inputs of at most half of the photons": {"thinning": {"max_fraction": 0.5}},
+    "inputs of up to 95 % of the photons": {"thinning": {"max_fraction": 0.95}},
+    "anchor of version 1": {"network": {"anchor_version": 1}},
+    "joined by concatenation": {"network": {"merge_mode": "concat"}},
+    "upsampling for transposed convolutions": {"network": {"up_mode": "upsample"}},
+}  # fmt: skip
+
+
+def in_eight_ways(model: Model, counts: Image, device: str) -> Image:
+    """Return the mean over all flips and quarter turns of a plane."""
+    total = np.zeros(counts.shape)
+    for turns in range(4):
+        for step in (1, -1):
+            image = denoised(model, np.rot90(counts, turns)[:, ::step].copy(), device)
+            total += np.rot90(image[:, ::step], -turns)
+    return total / 8
+
+
+def run(job: Job, change: str) -> dict[str, Any]:
+    """Train and score the test scenes at all levels, unless that was done."""
+    kept = job.out.with_name(f"{change.replace(' ', '_')}_{job.seed}.json")
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    scene, start = SCENES[job.scene](job.data), time.process_time()
+    model = trained(dataclasses.replace(job, method=RECIPE if change == EIGHT else change), scene)
+    method: Callable[..., Image] = in_eight_ways if change == EIGHT else denoised
+    levels = {}
+    for level in scene.levels:
+        found = []
+        for number, unit in enumerate(scene.tests):
+            counts = scene.test(number, level, job.seed)
+            found.append(scores(method(model, counts, job.device), unit * level, counts, counts)["PSNR"])
+        levels[f"{level:g}"] = float(np.mean(found))
+    row = {"levels": levels, "minutes": (time.process_time() - start) / 60}
+    with replacing(kept) as temporary:
+        temporary.write_text(json.dumps(row))
+    return row
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a table in markdown: the recipe's PSNR, and what each change adds to it."""
+    levels = list(rows[RECIPE][0]["levels"])
+    text = f"| | {' | '.join(levels)} | mean | minutes |\n|{'---|' * (len(levels) + 3)}\n"
+    for change, seeds in rows.items():
+        pairs = list(zip(seeds, rows[RECIPE], strict=False))
+        gains = [[row["levels"][k] - (change != RECIPE) * base["levels"][k] for row, base in pairs] for k in levels]
+        means = [float(np.mean(seed)) for seed in zip(*gains, strict=True)]
+        cells = [f"{np.mean(gain):{'.2f' if change == RECIPE else '+.2f'}}" for gain in gains]
+        minutes = np.mean([row["minutes"] for row in seeds])
+        text += f"| {change} | {' | '.join(cells)} | {interval(means, 2)} | {minutes:.1f} |\n"
+    return text
+
+
+def main() -> None:
+    """Train what is not there yet, and write the section."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--scenes", nargs="+", default=["cells"], choices=list(SCENES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    text = "PSNR in dB by photons per pixel; minutes of processor with one thread.\n"
+    for name in asked.scenes:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for seed in range(asked.seeds):
+            for change in [*CHANGES, EIGHT]:
+                sections = {k: dict(v) for k, v in CHANGES.get(change, {}).items()}
+                RECIPES[change] = {**sections, "train": {"learning_rate": 2e-3, **sections.get("train", {})}}
+                job = Job(asked.data, asked.work, name, change, seed, asked.scale, "cpu", 1)
+                job.out.parent.mkdir(parents=True, exist_ok=True)
+                rows.setdefault(change, []).append(run(job, change))
+                print(name, seed, change, rows[change][-1], flush=True)
+        text += f"\n**{name}**\n\n{table(rows)}"
+    if math.isclose(asked.scale, 1.0):
+        write_section("Quality: what pays", __doc__, text)
+
+
+if __name__ == "__main__":
+    main()
