@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+import zips
 
 import gap_bioimage as gap
 
@@ -62,3 +64,21 @@ def test_notebooks_run(names, tmp_path):
         script.write_text("\n".join(code), encoding="utf-8")
         subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"}, check=True)
         assert not any(cell.get("outputs") for cell in notebook["cells"])
+
+
+@pytest.mark.slow
+def test_the_action_annotates_what_it_finds(tmp_path):
+    (tmp_path / "models").mkdir()
+    rdf = zips.description(zips.model_files())
+    for name, changed in (("good", {}), ("warned", {"tags": []}), ("failed", {"weights": {}})):
+        (tmp_path / "models" / f"{name}.yaml").write_text(yaml.safe_dump(rdf | changed))
+    step = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"][-1]
+    assert set(step["env"]) == {"MODELS", "ARGUMENTS"}
+    given = {"MODELS": "models/*.yaml", "ARGUMENTS": "--description-only --select format,zoo.tags"}
+    given["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]  # as GitHub does
+    ran = subprocess.run(command, cwd=tmp_path, env=os.environ | given, capture_output=True, text=True)
+    assert ran.returncode == 1 and (tmp_path / "gap-bioimage.xml").is_file()
+    assert re.search("^::error file=models/failed.yaml,title=format.valid::", ran.stdout, re.M)
+    assert re.search("^::notice file=models/warned.yaml,title=zoo.tags::", ran.stdout, re.M)
+    assert "models/good.yaml,title=zoo" not in ran.stdout

@@ -23,6 +23,8 @@ def layer_of(data, **settings):
         "axis_labels": [str(n - data.ndim) for n in range(data.ndim)],
         "translate": [0.0] * data.ndim,
         "rgb": False,
+        "multiscale": False,
+        "metadata": {},
     }
     plain |= {"scale": [1.0] * data.ndim, "units": ["pixel"] * data.ndim, "name": "a layer", "ndim": data.ndim}
     return SimpleNamespace(data=data, **{**plain, **settings})
@@ -72,6 +74,45 @@ def test_axes_that_a_layer_does_not_name_are_guessed(ndim, axes):
 def test_layers_that_are_no_such_image_are_refused(layer):
     with pytest.raises(gap.AxesError):
         layers.image_of(layer, "yx")
+
+
+def test_of_pyramids_the_full_resolution_is_taken():
+    layer = layer_of(COUNTS.values, multiscale=True)
+    layer.data = [COUNTS.values, COUNTS.values[::2, ::2]]
+    np.testing.assert_array_equal(layers.image_of(layer, "yx"), COUNTS)
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """The layer of a channel of an image that is taken for a large one."""
+    gap.write_image(tmp_path / "two.ome.zarr", xr.concat([COUNTS + 1, COUNTS], "c").assign_coords(c=["DNA", "actin"]))
+    monkeypatch.setattr(layers, "_LARGE", 10**12)
+    _, (data, settings, _) = layers.read(str(tmp_path / "two.ome.zarr"))
+    return layer_of(data, **settings)
+
+
+def test_large_images_stay_in_their_files(large):
+    assert not isinstance(large.data, np.ndarray) and large.scale == [0.1, 0.1]
+    np.testing.assert_array_equal(large.data, COUNTS)
+    with pytest.raises(gap.AxesError):
+        layers.image_of(large, "xy")
+
+
+def test_large_images_are_denoised_into_files(large, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    image = layers.image_of(large, "yx")
+    assert "photon counts" in done(work.inspect, image=image).result
+    result = done(work.denoise, image=image, model="nuclei", folder=tmp_path / "elsewhere").result
+    data, settings, _ = layers.layer_beside(large, result, "denoised")
+    assert not isinstance(data, np.ndarray) and settings["scale"] == large.scale
+    np.testing.assert_allclose(data, gap.denoise(gap.load_model("nuclei"), COUNTS), rtol=1e-4)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["two_actin_denoised.ome.zarr"]
+
+
+def test_large_images_that_fit_are_read_for_samples(large):
+    image = layers.image_of(large, "yx")
+    drawn, _ = done(work.sample, image=image, model="nuclei", n_samples=2, seed=1).result
+    np.testing.assert_array_equal(drawn, gap.sample(gap.load_model("nuclei"), COUNTS, 2, seed=1))
 
 
 # jobs
@@ -239,4 +280,4 @@ def test_a_model_is_exported_from_the_viewer(window, trained_2d, tmp_path):
     window.card["name"].value, window.zip.value = "Simulated cells", tmp_path / "cells.zip"
     window.export()
     window.wait()
-    assert "passed" in window.message.value and (tmp_path / "cells.zip").is_file()
+    assert "passed" in window.report.value and (tmp_path / "cells.zip").is_file()

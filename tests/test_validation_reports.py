@@ -164,10 +164,17 @@ def test_pictures_travel_inside_with_a_text() -> None:
 
 def test_several_models_have_a_table_with_anchors() -> None:
     found = page(Report("a.zip", CHECKS, VERDICTS, SCORE), Report("b/c.zip", CHECKS[:1]))
-    assert [link["href"] for link in found.named("a")] == ["#model-1", "#model-2"]
+    assert [link["href"] for link in found.named("a")][:2] == ["#model-1", "#model-2"]
     assert [section["id"] for section in found.named("section")] == ["model-1", "model-2"]
     assert "Report on 2 models" in found.text and "not judged" in found.text
-    assert page(Report("a.zip", CHECKS)).named("a") == []
+
+
+def test_findings_lead_to_the_rules_that_they_are_about() -> None:
+    found = page(Report("a.zip", (*CHECKS, Check("zoo.gone", "zoo", "warning", "nobody declares it"))))
+    links = [str(link["href"]) for link in found.named("a")]
+    assert links and {link[1:] for link in links} <= {str(attributes.get("id")) for _, attributes in found.tags}
+    assert {"#model-1-biapy.kwargs", "#model-1-zoo.gone"} <= {*links}
+    assert registry()["biapy.kwargs"].asks in found.text
 
 
 def test_hostile_texts_stay_texts_and_nothing_is_loaded_or_run() -> None:

@@ -1,21 +1,25 @@
 """Layers and images: napari has arrays with scales, the library arrays with named axes in micrometres."""
 
+import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import xarray as xr
 
 import gap_bioimage as gap
-from gap_bioimage.errors import AxesError
-from gap_bioimage.io.image import AXES, metadata_of, step_of
-from gap_bioimage.io.read import READABLE
+from gap_bioimage.errors import AxesError, UnreadableImageError
+from gap_bioimage.io.image import AXES, ON_DISK, metadata_of, middle, step_of
+from gap_bioimage.io.read import READABLE, loaded, open_image
 
 LayerData = tuple[Any, dict[str, Any], str]
 """What napari makes a layer of: an array, its settings, and the kind of layer."""
 _UNITS = {"t": "s", "z": "um", "y": "um", "x": "um"}
+_LARGE = 16  # bytes of memory per pixel that an image and its results take
+_PIECE_PX = {"t": 8, "z": 16, "y": 1024, "x": 1024}  # what is read of large images at once
 
 
 def reader_of(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
@@ -27,7 +31,30 @@ def reader_of(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list
 def read(path: str | Sequence[str]) -> list[LayerData]:
     """Read images with any values: whether they are photon counts is judged where they are used."""
     paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
-    return [layer for p in paths for layer in layers_of(gap.read_photons(p, check=False), p.name.split(".")[0])]
+    return [layer for p in paths for layer in layers_of(opened(p), p.name.split(".")[0])]
+
+
+def opened(path: Path) -> xr.DataArray:
+    """Return an image, with its values unless it is large; a large one has its ``file`` among its attributes."""
+    image = open_image(path)
+    in_order = [axis for axis in AXES if axis in image.dims] == [*image.dims]
+    if image.size * _LARGE <= psutil.virtual_memory().available or not in_order:
+        return loaded(image, path)
+    image.encoding[ON_DISK] = True
+    return image.assign_attrs(file=path)
+
+
+def in_memory(image: xr.DataArray) -> xr.DataArray:
+    """Return an image with its values; of a large one, if they fit."""
+    return loaded(image, image.attrs["file"]) if "file" in image.attrs else image
+
+
+def middle_of(image: xr.DataArray) -> xr.DataArray:
+    """Return a piece from the middle of a large image, any other as it is."""
+    if "file" not in image.attrs:
+        return image
+    piece = {axis: middle(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}
+    return loaded(image.isel(piece), image.attrs["file"])
 
 
 def _simulated(dim: Any, photons: float) -> list[LayerData]:
@@ -44,7 +71,8 @@ def layers_of(image: xr.DataArray, name: str) -> list[LayerData]:
     """Return an image as layers, one per channel."""
     if "c" in image.dims:
         names = metadata_of(image).channels or range(image.sizes["c"])
-        return [layers_of(image.isel(c=n), f"{name} {channel}")[0] for n, channel in enumerate(names)]
+        each = [image.isel(c=n).assign_attrs(channel=n) for n in range(image.sizes["c"])]
+        return [layers_of(one, f"{name} {channel}")[0] for one, channel in zip(each, names, strict=True)]
     dims, steps = [str(dim) for dim in image.dims], metadata_of(image).steps
     units = [_UNITS[dim] if dim in steps else "pixel" for dim in dims]
     return [_layer(image, {"name": name, "scale": [steps.get(dim, 1.0) for dim in dims], "units": units})]
@@ -60,9 +88,16 @@ def layer_beside(layer: Any, image: xr.DataArray, name: str) -> LayerData:
 
 def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
     """Add the names of the axes, and contrast limits that single bright pixels leave alone."""
-    low, top = float(image.min()), float(np.percentile(image.data, 99.8))
-    limits = (min(0.0, low), top if top > low else low + 1)
-    return image.data, {**settings, "axis_labels": [str(dim) for dim in image.dims], "contrast_limits": limits}, "image"
+    seen = middle_of(image).values
+    low, top = float(seen.min()), float(np.percentile(seen, 99.8))
+    settings["contrast_limits"] = (min(0.0, low), top if top > low else low + 1)
+    settings["axis_labels"] = [str(dim) for dim in image.dims]
+    if "file" not in image.attrs:
+        return image.data, settings, "image"
+    chunks = {axis: _PIECE_PX.get(str(axis), 1) for axis in image.dims}
+    # a name, else dask reads all of it to find one; a lock, since not all readers know threads
+    lazy = image.chunk(chunks, token=secrets.token_hex(8), lock=True).data
+    return lazy.astype(lazy.dtype.newbyteorder("=")), {**settings, "metadata": {"image": image}}, "image"
 
 
 def axes_of(layer: Any) -> str:
@@ -80,7 +115,17 @@ def image_of(layer: Any, axes: str) -> xr.DataArray:
     if layer.rgb or len(axes) != layer.ndim or len(set(axes)) != len(axes):
         told = "colours, expected counts of one channel" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
         raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
-    image = xr.DataArray(np.asarray(layer.data), dims=list(axes), attrs={"source": layer.name})
+    large: xr.DataArray | None = layer.metadata.get("image")
+    if large is not None:
+        if large.dims != tuple(axes):
+            named = "".join(map(str, large.dims))
+            raise AxesError(f"{layer.name} has the axes {named} in its file, expected these for a large image")
+        return large.assign_attrs(source=layer.name)
+    data = layer.data[0] if layer.multiscale else layer.data
+    if data.nbytes > psutil.virtual_memory().available and not isinstance(data, np.ndarray):
+        hint = "open it with the reader gap-bioimage, which leaves large images in their files"
+        raise UnreadableImageError(f"{layer.name} takes {data.nbytes / 1e9:.3g} GB, expected less than is free; {hint}")
+    image = xr.DataArray(np.asarray(data), dims=list(axes), attrs={"source": layer.name})
     sizes = zip(axes, layer.scale, layer.units, strict=True)
     steps = {axis: step for axis, size, unit in sizes if (step := step_of(size, unit, axis)) is not None}
     coords = {a: (a, np.arange(image.sizes[a]) * s, {"units": _UNITS[a], "step": s}) for a, s in steps.items()}

@@ -16,12 +16,13 @@ from qtpy.QtWidgets import QFileDialog, QTabWidget, QVBoxLayout, QWidget
 
 import gap_bioimage as gap
 from gap_bioimage.napari import work
-from gap_bioimage.napari.layers import axes_of, image_of, layer_beside
+from gap_bioimage.napari.layers import axes_of, image_of, layer_beside, middle_of
 from gap_bioimage.pictures import new_figure
 
 _LOOK_MS = 200  # between two looks at a job
 _CARD = {"name": "", "description": "", "author": "", "license": "CC-BY-4.0", "training_data": ""}
 _MODEL = "nuclei (comes with gap-bioimage), a run folder, a zip or a checkpoint"
+_LARGE = "folder for results that do not fit into memory; empty for that of the image"
 _ALL = "all purposes"
 
 
@@ -41,11 +42,14 @@ class Window(QWidget):  # type: ignore[misc]
             layout.addWidget(part)
         self._tab("Inspect", _button("Are these photon counts?", self.inspect))
         self._train_tab()
-        self._tab("Denoise", _button("Denoise", self.denoise))
+        self.folder = FileEdit(label="Large results in", mode="d", nullable=True, tooltip=_LARGE)
+        self._tab("Denoise", self.folder, _button("Denoise", self.denoise))
         self._how_sure_tab()
         self.card = {name: LineEdit(label=name.replace("_", " "), value=value) for name, value in _CARD.items()}
         self.zip = FileEdit(label="zip", mode="w", value=Path.home() / "my-denoiser.zip")
-        self._tab("Export", *self.card.values(), self.zip, _button("Check and write the zip", self.export))
+        self.report, write = TextEdit(), _button("Check and write the zip", self.export)
+        self.report.read_only = True
+        self._tab("Export", *self.card.values(), self.zip, write, below=self.report.native)
         self.timer = QTimer(self)
         self.timer.timeout.connect(self._look)
         events = self.viewer.layers.events
@@ -120,7 +124,8 @@ class Window(QWidget):  # type: ignore[misc]
 
     def denoise(self) -> None:
         """Add the denoised layer."""
-        self._start(partial(work.denoise, model=self.model.value), partial(self._add, "denoised"))
+        given = {"model": self.model.value, "folder": self.folder.value}
+        self._start(partial(work.denoise, **given), partial(self._add, "denoised"))
 
     def sample(self) -> None:
         """Add samples and their standard deviation."""
@@ -138,7 +143,7 @@ class Window(QWidget):  # type: ignore[misc]
         card = {name: field.value for name, field in self.card.items() if field.value}
         card["authors"] = [{"name": card.pop("author", "")}]
         given = {"model": self.model.value, "out": self.zip.value, "card": card}
-        self._start(partial(work.export, **given), self.say, needs_layer=False)
+        self._start(partial(work.export, **given), partial(setattr, self.report, "value"), needs_layer=False)
 
     def say(self, text: str) -> None:
         """Show a text."""
@@ -152,7 +157,8 @@ class Window(QWidget):  # type: ignore[misc]
         data, settings, _ = layer_beside(self.source, image, name)
         self.viewer.add_image(data, **settings, **look)
         self.viewer.layers.selection.active = self.source  # to do more with
-        self.say(f"{settings['name']}: {float(image.mean()):.3g} photons per pixel")
+        where = f", in {file}" if (file := image.attrs.get("file")) else ""
+        self.say(f"{settings['name']}: {float(middle_of(image).mean()):.3g} photons per pixel{where}")
 
     def _sampled(self, drawn: tuple[xr.DataArray, xr.DataArray]) -> None:
         self._add("std", drawn[1], colormap="viridis")

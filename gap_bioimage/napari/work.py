@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import xarray as xr
 
 import gap_bioimage as gap
 from gap_bioimage.io.image import middle
+from gap_bioimage.napari.layers import in_memory, middle_of, opened
 
 _CROP_PX = 160
 _NEXT = {
@@ -66,7 +69,7 @@ class Job:
 
 def inspect(job: Job, image: xr.DataArray) -> str:
     """Say what an image is, and what to do next."""
-    report = gap.inspect(image)
+    report = gap.inspect(middle_of(image))
     return f"{report.verdict}: {report.message}\n\n{_NEXT.get(report.verdict, report.next)}"
 
 
@@ -112,22 +115,31 @@ def news_of(run: Path) -> tuple[list[dict[str, float]], Any, Any]:
 def _check(image: xr.DataArray) -> None:
     from gap_bioimage.counts import check_photon_counts
 
-    check_photon_counts(image, name=image.attrs["source"])
+    check_photon_counts(middle_of(image), name=image.attrs["source"])
 
 
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
     """Load a model, and say how it is to see an image: planes and channels that it does not know, one by one."""
+    import torch
+
     job.tell(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:
         _check(image)
-    return loaded, {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
+    how = {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
+    return loaded, {**how, "device": "cuda" if torch.cuda.is_available() else "cpu"}
 
 
-def denoise(job: Job, image: xr.DataArray, model: str) -> xr.DataArray:
-    """Denoise."""
+def denoise(job: Job, image: xr.DataArray, model: str, folder: Path | None = None) -> xr.DataArray:
+    """Denoise; a large image block by block into an OME-Zarr, beside its file or in a folder."""
     loaded, how = _model_for(job, model, image)
-    return gap.denoise(loaded, image, on_tile=job.tell, **how)
+    if (file := image.attrs.get("file")) is None:
+        return gap.denoise(loaded, image, on_tile=job.tell, **how)
+    name = re.sub(r"[^\w-]+", "_", image.attrs["source"])
+    out = (folder or file.parent) / f"{name}_denoised.ome.zarr"
+    chosen = {"channel": image.attrs.get("channel")}
+    gap.denoise_volume(loaded, file, out, selection=chosen, on_block=partial(job.tell, text=f"into {out}"), **how)
+    return opened(out)
 
 
 def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
@@ -135,15 +147,17 @@ def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int)
     from gap_bioimage.inference.files import mean_and_std
 
     loaded, how = _model_for(job, model, image)
-    drawn = gap.sample(loaded, image, n_samples, seed=seed, on_step=lambda p: job.tell(p.done, p.total), **how)
+    drawn = gap.sample(
+        loaded, in_memory(image), n_samples, seed=seed, on_step=lambda p: job.tell(p.done, p.total), **how
+    )
     return drawn, mean_and_std(drawn)[1]
 
 
 def regions(job: Job, image: xr.DataArray, model: str, labels: Any) -> list[gap.Region]:
     """Measure the photons of labelled regions, and how sure they are."""
-    loaded, _ = _model_for(job, model, image)
+    loaded, how = _model_for(job, model, image)
     named = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
-    return gap.region_uncertainty(loaded, image, named, seed=0, on_region=job.tell)
+    return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, device=how["device"], on_region=job.tell)
 
 
 def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def render_html(reports: Sequence[Report]) -> str:
     return render(
         "report.html.j2", pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
         columns=[name for name in programs() if name in judged], consumers=consumers(), parts=PARTS, points=POINTS,
-        highest=HIGHEST, words=_WORDS, version=__version__,
+        highest=HIGHEST, words=_WORDS, version=__version__, registry=registry(),
     )  # fmt: skip
 
 
