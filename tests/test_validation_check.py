@@ -120,8 +120,8 @@ def test_a_decorated_function_is_a_check_and_stays_a_function() -> None:
 
 @pytest.mark.parametrize(("severity", "status"), [(BLOCKS, "failed"), (DEGRADES, "warning"), (STYLE, "warning")])
 def test_only_what_blocks_fails(severity: Severity, status: str) -> None:
-    made = Definition("fiji.x", "rule", severity, lambda model: "found", fix=lambda model: f"Leave {model.version}.")
-    assert (made.judge(MODEL).status, made.judge(MODEL).fix) == (status, "Leave 0.5.9.")
+    made = Definition("fiji.x", "rule", severity, lambda model: "found", fix="Leave it.")
+    assert (made.judge(MODEL).status, made.judge(MODEL).fix) == (status, "Leave it.")
     assert made.check(Outcome("warning", "mild")).status == "warning"
 
 

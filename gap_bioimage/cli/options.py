@@ -67,7 +67,7 @@ class Running:
     """Where a network runs, and on tiles of which size."""
 
     tile: Annotated[str | None, Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None
-    halo: Annotated[str | None, Option(help="Halo; when not given, as far as pixels change the result.")] = None
+    halo: Annotated[str | None, Option(help="Halo; when not given, as far as pixels matter.")] = None
     device: Device = "cpu"
 
     def options(self) -> dict[str, Any]:

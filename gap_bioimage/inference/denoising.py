@@ -83,8 +83,7 @@ def denoise(
     Warns
     -----
     EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
-        If frames, planes or channels hold no photons, are brighter than the images of the training, or have pixels
-        whose photons are left out.
+        If frames, planes or channels hold no photons, are brighter than the training, or have pixels that are left out.
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))

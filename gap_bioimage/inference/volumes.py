@@ -59,8 +59,8 @@ def denoise_volume(
 ) -> VolumeStatus:
     """Denoise an image of any size into an OME-Zarr, block by block; the same call goes on after an interruption.
 
-    Of anchored networks the result is that of ``denoise`` to rounding. Plain ones conserve photons in a box around each
-    pixel, as zips do, not in the whole image. Where a block and its surroundings hold no photons the result is 0.
+    Of anchored networks the result is that of ``denoise``. Plain ones conserve photons in a box around each pixel, as
+    zips do, not in the whole image. Where a block and its surroundings hold no photons the result is 0.
 
     Parameters
     ----------
@@ -91,10 +91,9 @@ def denoise_volume(
     ------
     OutputError, ConfigError
         If the result cannot be written, or was begun with other settings; if the part or the scheduler is impossible.
-        Others, and warnings, at the end and once of each kind, are those of ``denoise`` and ``sample``.
+        Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
     """
-    out = Path(out)
-    _check(image, out, part, n_samples)
+    _check(image, out := Path(out), part, n_samples)
     drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}

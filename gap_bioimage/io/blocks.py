@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from gap_bioimage.errors import GapError, OutputError
-from gap_bioimage.files import replacing
+from gap_bioimage.errors import OutputError
+from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
 
 Index = tuple[int, ...]
 _RECORDS = ".done"  # in the folder of a level, where no reader looks
 _KEY = "gap_bioimage"  # of what the store tells of the work on it
+_HINT = "free some space, or see to its permissions; the same command goes on from what is done"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Blocks:
         if not self.path.exists():
             own = self.path.with_name(f".{self.path.stem}.tmp-{secrets.token_hex(4)}.zarr")
             ranges = [[0.0, 1.0]] * self.design.sizes.get("c", 1)
-            with _told(self.path):
+            with refusals_told(self.path, _HINT):
                 try:
                     self.design.create(own, {**self.design.attributes(ranges, 1), _KEY: told})
                     os.rename(own, self.path)
@@ -91,7 +91,7 @@ class Blocks:
 
         folder = self.path / str(level)
         own = folder / _RECORDS / f".tmp-{secrets.token_hex(4)}"
-        with _told(self.path):
+        with refusals_told(self.path, _HINT):
             try:
                 # an array of the same chunks that holds nothing but the block, so that nothing has to be read first
                 own.mkdir(parents=True)
@@ -149,7 +149,7 @@ class Blocks:
         records = [json.loads((self.path / "0" / _RECORDS / name).read_text()) for name in _recorded(self.path, 0)]
         ranges = np.array([record["range"] for record in records])
         lowest, highest = ranges[..., 0].min(0), ranges[..., 1].max(0)
-        with _told(self.path):
+        with refusals_told(self.path, _HINT):
             words = self.design.attributes(np.stack([lowest, highest], -1).tolist())
             zarr.open_group(str(self.path)).attrs.update(words)
             for left in self.path.glob(f"*/{_RECORDS}/.*tmp-*") if alone else ():
@@ -242,16 +242,3 @@ def _attributes(path: Path) -> dict[str, Any]:
 
     words: dict[str, Any] = zarr.open(str(path), mode="r").attrs.asdict()
     return words
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Say in a sentence what the system refuses, and that nothing is lost."""
-    try:
-        yield
-    except GapError:
-        raise
-    except OSError as error:
-        reason = (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
-        hint = "free some space, or see to its permissions; the same command goes on from what is done"
-        raise OutputError(f"cannot write {path}: {reason}; {hint}") from error

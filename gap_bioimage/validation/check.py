@@ -77,7 +77,7 @@ class Definition:
     source: Source | None = None
     asks: str = ""  # what is asked of a model; the first line of the function's docstring if not given
     breaks: str = ""  # what happens without it
-    fix: str | Callable[[Any], str] = ""  # what the author does about it, which may depend on the check's subject
+    fix: str = ""  # what the author does about it
     # scope: weights in these formats and not in those, images of 2 or 3 dimensions, descriptions whose format begins so
     weights: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
@@ -93,18 +93,13 @@ class Definition:
         """Who needs it: the id up to the dot."""
         return self.id.split(".", 1)[0]
 
-    @property
-    def fix_text(self) -> str:
-        """The fix, where it does not depend on what was found."""
-        return self.fix if isinstance(self.fix, str) else ""
-
     def passed(self, message: str = "kept") -> Check:
         """All is well."""
         return self.check(Outcome("passed", message))
 
     def violated(self, message: str, fix: str = "") -> Check:
         """Something was found: failed or a warning, as the severity says."""
-        return self.check(Outcome("failed", message, fix or self.fix_text))
+        return self.check(Outcome("failed", message, fix or self.fix))
 
     def skipped(self, message: str) -> Check:
         """Nothing was found out."""
@@ -150,10 +145,9 @@ class Definition:
             return Outcome("skipped", one_sentence(reason), reason.fix)
         if found is None:
             return Outcome("passed", "kept")
-        fix = self.fix if isinstance(self.fix, str) else self.fix(subject)
         if isinstance(found, Outcome):
-            return replace(found, fix=fix) if found.status in ("failed", "warning") and not found.fix else found
-        return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found, fix)
+            return replace(found, fix=self.fix) if found.status in ("failed", "warning") and not found.fix else found
+        return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found, self.fix)
 
 
 @dataclass(frozen=True, slots=True)

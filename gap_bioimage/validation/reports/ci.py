@@ -52,7 +52,7 @@ def render_sarif(reports: Sequence[Report]) -> str:
         "rules": [
             {
                 "id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
-                "help": {"text": made.fix_text or made.asks},
+                "help": {"text": made.fix or made.asks},
             }
             for made in rules
         ],

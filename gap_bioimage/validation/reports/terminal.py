@@ -94,8 +94,10 @@ def print_submission(report: Report) -> None:
     asking = [*(name for name, entry in consumers().items() if entry.base), "zoo", "bioengine"]
     checks = [check for check in report.checks if check.id != "zoo.id"]
     groups = [(name, [check for check in checks if check.consumer == name]) for name in asking]
+    # what was skipped for good reason has no fix
+    good = {check.id for check in checks if check.status == "passed" or (check.status == "skipped" and not check.fix)}
     has_id = any(check.id == "zoo.id" and check.status == "warning" for check in report.checks)
-    print(render("submission.txt.j2", report=report, groups=groups, has_id=has_id, consumers=consumers(),
+    print(render("submission.txt.j2", report=report, groups=groups, good=good, has_id=has_id, consumers=consumers(),
                  registry=registry(), summary=_summary, highest=HIGHEST), end="")  # fmt: skip
 
 
@@ -128,4 +130,4 @@ def as_table() -> Table:
 def _texts(made: Definition) -> tuple[str, str, str, str]:
     repaired = " Repaired." if made.repair else ""
     source = str(made.source) if made.source else ""
-    return f"{made.asks} ({made.severity}.)", made.breaks, f"{made.fix_text}{repaired}".strip(), source
+    return f"{made.asks} ({made.severity}.)", made.breaks, f"{made.fix}{repaired}".strip(), source

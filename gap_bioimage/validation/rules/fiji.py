@@ -220,7 +220,7 @@ def onnx(model: Model) -> str | Outcome | None:
     """ONNX weights of opset 18 and IR version 8 at most, in one file; advice where Fiji can take other weights."""
     found = _onnx_problem(model)
     others = set(_READS) & set(model.weights) - {"onnx"}
-    return Outcome("warning", f"{found}, so that Fiji takes {', '.join(others)}") if found and others else found
+    return Outcome("warning", f"{found}, so that Fiji takes {', '.join(sorted(others))}") if found and others else found
 
 
 def _onnx_problem(model: Model) -> str | None:

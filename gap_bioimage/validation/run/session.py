@@ -135,7 +135,7 @@ class Session:
         if made.id in self.job.done:
             return
         if outcome.status == "failed" and not outcome.fix:
-            outcome = replace(outcome, fix=made.fix_text)
+            outcome = replace(outcome, fix=made.fix)
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
