@@ -192,7 +192,7 @@ def _failed(check_id: str, message: Message) -> Check:
         what = "the process that starts models" if ours else "the process that ran the model"
         text = message.get("error") or f"{what} ended {message.get('died') or message['gone']}"
         fix = "Report it with your model." if ours else "See that the model runs in Python by itself."
-    return replace(definition(check_id).skipped(text, fix), status="error" if ours else "failed")
+    return Check(check_id, definition(check_id).consumer, "error" if ours else "failed", text, fix)
 
 
 def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
