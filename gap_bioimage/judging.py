@@ -107,10 +107,11 @@ def _negative(evidence: Evidence) -> Finding | None:
 
 
 def _fractions(evidence: Evidence) -> Finding | None:
-    if evidence.unit is not None:
+    found = evidence.statistics
+    # of counts that somebody multiplied by a fraction, half at least are fractions
+    if not found.fractional or (evidence.unit is not None and 4 * found.fractional > found.pixels - found.zeros):
         return None
-    share = evidence.statistics.fractional / evidence.statistics.pixels
-    text = f"has fractional values ({share:.0%} of the pixels, mean {evidence.statistics.mean:.3g})"
+    text = f"has fractional values ({found.fractional} of {found.pixels} pixels, mean {found.mean:.3g})"
     return processed(text, f"use the raw counts, or for a camera image {_TO_PHOTONS}")
 
 

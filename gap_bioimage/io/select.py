@@ -164,7 +164,7 @@ def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
     """Return the error for an image of which planes are missing, with what there is of it and how to read that."""
     stored = image.coords[STORED]
     least, way = "at least " if stored.attrs[OPEN_ENDED] else "", ""
-    for axis in ("t", "c", stored.dims[0]):
+    for axis in ("t", "c", *stored.dims[:1]):
         whole = stored.all([dim for dim in stored.dims if dim != axis]).values if axis in stored.dims else np.array([])
         if whole.any() and not whole.all() and (axis in ("t", "c") or image.ndim == 3):
             first = int(np.argmax(whole))
