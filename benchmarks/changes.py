@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from quality import Image, Job, denoised, trained
+from quality import Image, Job, denoised, judged, trained
 from report import interval
 from results import write_section
 from scenes import RECIPES, SCENES
-from scores import scores
 
 from gap_bioimage.files import replacing
 
@@ -71,13 +70,8 @@ def run(job: Job, change: str) -> dict[str, Any]:
     scene, start = SCENES[job.scene](job.data), time.process_time()
     model = trained(dataclasses.replace(job, method=RECIPE if change == EIGHT else change), scene)
     method: Callable[..., Image] = in_eight_ways if change == EIGHT else denoised
-    levels = {}
-    for level in scene.levels:
-        found = []
-        for number, unit in enumerate(scene.tests):
-            counts = scene.test(number, level, job.seed)
-            found.append(scores(method(model, counts, job.device), unit * level, counts, counts)["PSNR"])
-        levels[f"{level:g}"] = float(np.mean(found))
+    found = judged(scene, job, lambda counts, truth, level: method(model, counts, job.device))
+    levels = {level: scored["PSNR"] for level, scored in found["levels"].items()}
     row = {"levels": levels, "minutes": (time.process_time() - start) / 60}
     with replacing(kept) as temporary:
         temporary.write_text(json.dumps(row))

@@ -30,7 +30,7 @@ from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import Model
 from gap_bioimage.network import UNet
-from gap_bioimage.training.choices import _SIZES, choose_sizes
+from gap_bioimage.training.choices import SIZES, choose_sizes
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches, WindowDrawer, as_stacks, split_held_out
 
@@ -157,7 +157,7 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
 
 def label_of(dim: int, name: str) -> str:
     """Return the name of a network, with its size where ``train`` knows one."""
-    sizes = [size for size, network in _SIZES[dim].items() if network == NETWORKS[dim][name] and name != ORIGINAL]
+    sizes = [size for size, network in SIZES[dim].items() if network == NETWORKS[dim][name] and name != ORIGINAL]
     return f"{name} (--size {sizes[0]})" if sizes else name
 
 

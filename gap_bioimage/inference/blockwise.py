@@ -242,7 +242,7 @@ class Volume:
         nearby, inside = ([within(cut[a], o[a]) for a in self.seen] for cut, o in ((near, outer), (core, near)))
         whole = all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
         done, rate = 0, torch.zeros(())
-        for part in split_counts(counts, parts) if parts > 1 else [counts]:
+        for part in split_counts(counts, parts):
             log_rate, photons, done = self.network(part, wanted=nearby), part[_at(nearby)], done + 1
             alone = whole or self.model.network.anchored
             rate = rate + (self._rate(photons, log_rate, []) if alone else self._in_boxes(photons, log_rate, inside))
@@ -266,9 +266,7 @@ class Volume:
         drawn = self.job.drawn
         assert drawn is not None  # noqa: S101
         item = xr.DataArray(counts[0].numpy(), dims=["c", *"zyx"[-len(self.seen) :]])
-        drawing = Drawing(
-            self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, drawn.batch, None, None
-        )
+        drawing = Drawing(self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, drawn.batch)
         return drawing.rates_of(Prepared(item, item))[:, 0]
 
     def make(self, level: int, place: Index, part: xr.DataArray) -> Made:

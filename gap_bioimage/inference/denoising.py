@@ -111,11 +111,14 @@ def denoise(
 
 def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
     """Split counts at random into independent parts, alike in brightness; of many parts only the first are given."""
+    if parts == 1:
+        yield counts
+        return
     rest, rng = counts.numpy().astype(np.int64), np.random.default_rng(0)
     for number in range(min(parts, _MOST_PARTS)):
         part = rest if number == parts - 1 else rng.binomial(rest, 1 / (parts - number))
         rest = rest - part
-        yield counts if parts == 1 else torch.from_numpy(part.astype(np.float32))
+        yield torch.from_numpy(part.astype(np.float32))
 
 
 def parts_of(model: Model, prepared: Prepared) -> list[int]:

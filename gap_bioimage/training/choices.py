@@ -33,7 +33,7 @@ _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
 _FASTER = 2e-3  # of anchored networks: 0.1 dB more than 1e-3 in the few steps of a CPU; not tried with larger ones
 # Networks by dimensions; after minutes on a CPU deeper and wider ones than base are no better: benchmarks/networks.py.
-_SIZES: dict[int, dict[str, dict[str, int]]] = {
+SIZES: dict[int, dict[str, dict[str, int]]] = {
     2: {
         "small": {"depth": 3, "start_filts": 24, "stem": 2},
         "base": {"depth": 3, "start_filts": 16},
@@ -75,7 +75,7 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     size, train = config.train.size or ("large" if accelerator else "base"), _BATCHES[config.network.dim, accelerator]
     if not config.network.anchor:
         train = {name: value for name, value in train.items() if name != "learning_rate"}
-    network = _unset(config.network, _SIZES[config.network.dim][size])
+    network = _unset(config.network, SIZES[config.network.dim][size])
     if "depth" in network:
         folded = network.get("stem", config.network.stem)
         network["depth"] = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / folded))))

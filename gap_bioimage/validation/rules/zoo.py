@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import filecmp
 import re
+from collections.abc import Callable
 from typing import Any
 
 from gap_bioimage.validation import rules
@@ -46,13 +47,17 @@ ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
 HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
 
+def _tolerates(name: str, most: float, told: str = "") -> Callable[[Model], str | None]:
+    """Find a tolerance of the test that is larger than it may be."""
+    return lambda model: first(f"{name} is {value:g}{told}" for entry in rules.tolerances(model)
+                               if (value := float(entry.get(name) or 0)) > most)
+
+
 rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
      asks="A tolerance of the test, if one is stated, that is small; bioimageio.spec itself refuses larger ones.",
      breaks="the test proves less than it should, and bioimageio.core 0.9 refuses the model",
      fix="State the smallest tolerance with which the test passes, in config.bioimageio.reproducibility_tolerance.",
-)(lambda model: first(f"mismatched_elements_per_million is {ppm:g}, at most {_MAX_PPM_0_9} are allowed"
-                      for entry in rules.tolerances(model)
-                      if (ppm := float(entry.get("mismatched_elements_per_million") or 0)) > _MAX_PPM_0_9))
+)(_tolerates("mismatched_elements_per_million", _MAX_PPM_0_9, f", at most {_MAX_PPM_0_9} are allowed"))
 
 
 @rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
@@ -146,9 +151,7 @@ rule("zoo.tolerance", DEGRADES, rules.ZOO_TEST,
      asks="A test that needs no tolerance beyond that of the zoo's deepImageJ check.",
      breaks="the zoo's deepImageJ check allows 1.5e-4 + 1e-4 of the value on every pixel, whatever is stated",
      fix="Write test outputs that the weights reproduce more closely, computed on a CPU.",
-)(lambda model: first(f"absolute_tolerance is {atol:g}"
-                      for entry in rules.tolerances(model)
-                      if (atol := float(entry.get("absolute_tolerance") or 0)) > _DEEPIMAGEJ_ATOL))
+)(_tolerates("absolute_tolerance", _DEEPIMAGEJ_ATOL))
 rule("zoo.custom_ops", STYLE, _GUIDE, breaks="the zoo's reviewers read its code first",
      fix="Put the step into the network's graph, or tell users what the model needs.")(rules.custom_processing)
 
