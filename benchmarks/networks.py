@@ -53,7 +53,6 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
         "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
     },
 }
-LEARNING_RATE = 2e-3  # what training on a CPU chooses for anchored networks
 WARM_UP = 100  # steps
 IMAGE = {2: (512, 512), 3: (16, 256, 256)}
 
@@ -63,7 +62,6 @@ def settings_of(scene: Scene, name: str) -> RunConfig:
     recipe = "original's recipe" if name == ORIGINAL else "anchored"
     values = scene.settings_of(recipe, 0, 1.0)
     values["network"] |= NETWORKS[values["network"]["dim"]][name]
-    values["train"] = {"learning_rate": LEARNING_RATE} | values["train"]
     return RunConfig.from_dict(values)
 
 
@@ -81,7 +79,8 @@ def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, A
     start, step, share = time.process_time(), 0, 0.0
     while share < 1:
         warm, decay = min(1.0, (step + 1) / WARM_UP), 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
-        optimizer.param_groups[0]["lr"] = config.train.learning_rate * warm * decay
+        for group in optimizer.param_groups:
+            group["lr"] = config.train.learning_rate * warm * decay
         optimizer.zero_grad()
         module.training_step(batches[step], 0).backward()
         module.on_before_optimizer_step(optimizer)

@@ -122,6 +122,7 @@ def train(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
     for name, chosen in (("the same network", PLAIN), ("default network", {})):
         for kind in KIND:
             settings = {"network": {"dim": dim, **SIZE[dim], **chosen}, "thinning": {"min_db": -10, "max_db": 10}}
+            settings["train"] = {"optimizer": "adam" if chosen else "muon"}
             step = _our_step(RunConfig.from_dict(settings), image, machine.device, kind)
             contest.add(f"{name}, {kind}", step, kind)
     return contest.rows(seconds)

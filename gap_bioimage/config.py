@@ -100,6 +100,7 @@ class TrainConfig(Config):
     min_photons: Annotated[int, Field(ge=0)] = Field(
         50, description="windows with fewer photons are drawn anew, so that background does not dominate"
     )
+    optimizer: Literal["adam", "muon"] = Field("adam", description="muon for anchored networks when not given")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     gradient_clip: Annotated[float, Field(gt=0)] = 0.5

@@ -243,12 +243,18 @@ class UNet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He's initialisation; a zero last layer starts at the uniform distribution."""
+        """He's initialisation; a zero last layer starts at the uniform distribution, or with what an anchor says.
+
+        Blocks of anchored networks start as their first convolution: their residual paths end in zeros.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for block in self.modules():
+            if self.anchored and isinstance(block, ConvBlock):
+                nn.init.zeros_(block.conv3.weight)
         nn.init.zeros_(self.conv_final.weight)
         nn.init.zeros_(self.conv_final.bias)
 

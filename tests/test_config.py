@@ -15,7 +15,8 @@ FULL: dict[str, Any] = {
     },
     "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "ceiling": 16},
     "train": {
-        "steps": 7, "patience": 5, "batch_size": 2, "patch_px": [8, 16, 32], "min_photons": 0, "learning_rate": 2e-4,
+        "steps": 7, "patience": 5, "batch_size": 2, "patch_px": [8, 16, 32], "min_photons": 0,
+        "optimizer": "muon", "learning_rate": 2e-4,
         "warmup_steps": 0, "gradient_clip": 1.5, "total_weight": 0.1, "brightness_power": 0.5,
         "ema_decay": 0.99, "precision": "bf16-mixed",
         "channels_last": False, "validate_every": 3, "validation_share": 0.25, "validation_windows": 5,

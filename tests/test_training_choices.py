@@ -40,6 +40,22 @@ def test_dimensions_are_those_of_the_images_unless_set(images: Any, settings: di
     assert choose_dim(RunConfig.from_dict(settings), images).network.dim == dim
 
 
+@pytest.mark.parametrize(
+    ("settings", "accelerator", "expected"),
+    [
+        ({}, False, ("muon", 4e-3)),
+        ({}, True, ("muon", 2e-3)),
+        ({"train": {"optimizer": "adam"}}, False, ("adam", 2e-3)),
+        ({"train": {"learning_rate": 5e-4}}, False, ("muon", 5e-4)),
+        ({"network": {"anchor": False}}, False, ("adam", 1e-3)),
+    ],
+)
+def test_anchored_networks_learn_by_muon(settings: dict[str, Any], accelerator: bool, expected: Any) -> None:
+    settings = {**settings, "train": {"steps": 5, **settings.get("train", {})}}
+    chosen = choose_sizes(RunConfig.from_dict(settings), split(), accelerator).train
+    assert (chosen.optimizer, chosen.learning_rate) == expected
+
+
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     cpu = choose_sizes(RunConfig(), split(), accelerator=False)

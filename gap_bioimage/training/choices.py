@@ -31,7 +31,8 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
 }
 _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
-_FASTER = 2e-3  # of anchored networks: 0.1 dB more than 1e-3 in the few steps of a CPU; not tried with larger ones
+# Of anchored networks; on CPUs each is the best of three or more, on accelerators, with many steps, half of that
+_RATES = {"muon": 4e-3, "adam": 2e-3}
 # Networks by dimensions; after minutes on a CPU deeper and wider ones than base are no better: benchmarks/networks.py.
 SIZES: dict[int, dict[str, dict[str, int]]] = {
     2: {
@@ -46,9 +47,9 @@ SIZES: dict[int, dict[str, dict[str, int]]] = {
     },
 }
 _BATCHES: dict[tuple[int, bool], dict[str, Any]] = {  # by dimensions, and whether on an accelerator
-    (2, False): {"patch_px": (64, 64), "batch_size": 8, "learning_rate": _FASTER},
+    (2, False): {"patch_px": (64, 64), "batch_size": 8},
     (2, True): {"patch_px": (128, 128), "batch_size": 16},
-    (3, False): {"patch_px": (12, 48, 48), "batch_size": 2, "learning_rate": _FASTER},
+    (3, False): {"patch_px": (12, 48, 48), "batch_size": 2},
     (3, True): {"patch_px": (16, 64, 64), "batch_size": 8},
 }
 
@@ -73,8 +74,9 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     size, train = config.train.size or ("large" if accelerator else "base"), _BATCHES[config.network.dim, accelerator]
-    if not config.network.anchor:
-        train = {name: value for name, value in train.items() if name != "learning_rate"}
+    if config.network.anchor:
+        optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
+        train = {**train, "optimizer": optimizer, "learning_rate": _RATES[optimizer] / (2 if accelerator else 1)}
     network = _unset(config.network, SIZES[config.network.dim][size])
     if "depth" in network:
         folded = network.get("stem", config.network.stem)

@@ -12,6 +12,7 @@ from gap_bioimage.config import RunConfig
 from gap_bioimage.graphs import record_training
 from gap_bioimage.network import UNet
 from gap_bioimage.training.loss import photon_loss, total_loss
+from gap_bioimage.training.muon import Muon
 from gap_bioimage.training.pairs import Pairs
 
 
@@ -113,11 +114,17 @@ class GapModule(pl.LightningModule):
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 
     def configure_optimizers(self) -> Any:
-        """Adam with linear warm-up and cosine decay to one percent."""
+        """Adam or Muon, with linear warm-up and cosine decay to one percent."""
         train = self.config.train
-        # a fused step scales gradients of 16 bits by itself, after they were clipped
-        fused = train.precision != "16-mixed"
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate, fused=fused)
+        if train.optimizer == "muon":
+            kinds: tuple[list[Any], list[Any]] = ([], [])
+            for name, parameter in self.network.named_parameters():
+                kinds[parameter.dim() == 1 or name.startswith("conv_final")].append(parameter)
+            optimizer: torch.optim.Optimizer = Muon(*kinds, lr=train.learning_rate)
+        else:
+            # a fused step scales gradients of 16 bits by itself, after they were clipped
+            fused = train.precision != "16-mixed"
+            optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate, fused=fused)
 
         def factor(step: int) -> float:
             if step < train.warmup_steps:

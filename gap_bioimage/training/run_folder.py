@@ -70,7 +70,8 @@ class Start:
                     f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
                 )
         # set, so that none is chosen that suits new weights only
-        train = config.train.model_copy(update={"learning_rate": config.train.learning_rate})
+        kept = {name: getattr(config.train, name) for name in ("optimizer", "learning_rate")}
+        train = config.train.model_copy(update=kept)
         return config.model_copy(update={"network": own, "train": train})
 
     def write(self, run: Path) -> None:

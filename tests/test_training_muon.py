@@ -1,0 +1,68 @@
+"""Muon evens out what weights learn, and can be resumed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gap_bioimage.training.muon import Muon, evened
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 90), (40, 5)])
+def test_singular_values_become_one_and_their_vectors_stay(shape: tuple[int, int]) -> None:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(drawn, full_matrices=False)
+    values = torch.logspace(2, 0.5, len(values))
+    found = left.mT @ evened(left @ torch.diag(values) @ right) @ right.mT
+    assert ((found.diagonal() > 0.6) & (found.diagonal() < 1.3)).all()
+    torch.testing.assert_close(found - torch.diag(found.diagonal()), torch.zeros_like(found), rtol=0, atol=1e-3)
+
+
+def test_without_a_gradient_nothing_moves() -> None:
+    weight, bias = nn.Parameter(torch.ones(3, 2, 3, 3)), nn.Parameter(torch.ones(3))
+    optimizer = Muon([weight], [bias], 0.1)
+    optimizer.step()
+    weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+    optimizer.step()
+    assert (weight == 1).all()
+    assert (bias == 1).all()
+
+
+def test_steps_of_weights_and_biases_have_the_size_of_the_learning_rate() -> None:
+    weight, bias = nn.Parameter(torch.zeros(16, 4, 3, 3)), nn.Parameter(torch.zeros(16))
+    generator = torch.Generator().manual_seed(0)
+    optimizer = Muon([weight], [bias], 0.01)
+    weight.grad, bias.grad = (1e4 * torch.randn(p.shape, generator=generator) for p in (weight, bias))
+    assert optimizer.step(lambda: 7.0) == 7.0
+    assert float(weight.square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.3)
+    torch.testing.assert_close(bias, -0.01 * bias.grad.sign())
+
+
+def test_a_resumed_optimiser_makes_the_same_steps() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+    images = torch.randn(5, 2, 1, 9, 9)
+
+    def made(network: nn.Module) -> Muon:
+        kinds = [p for p in network.parameters() if p.dim() > 1], [p for p in network.parameters() if p.dim() == 1]
+        return Muon(*kinds, 0.02)
+
+    def run(network: nn.Module, optimizer: Muon, batches: torch.Tensor) -> list[float]:
+        losses = []
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = (network(batch) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        return losses
+
+    optimizer = made(network)
+    run(network, optimizer, images[:2])
+    other, state = copy.deepcopy(network), copy.deepcopy(optimizer.state_dict())
+    resumed = made(other)
+    resumed.load_state_dict(state)
+    assert run(network, optimizer, images[2:]) == run(other, resumed, images[2:])
