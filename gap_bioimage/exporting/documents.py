@@ -138,7 +138,7 @@ def _training(model: Model) -> dict[str, Any]:
         f"at step {settings.get('steps')}",
         "loss_function": "log-likelihood of the target's photons given the input's (arXiv 2307.06607)",
         "loss_function_kwargs": {"total_weight": settings.get("total_weight")},
-        "optimizer": "torch.optim.Adam",
+        "optimizer": "Muon (arXiv 2502.16982)" if settings.get("optimizer") == "muon" else "torch.optim.Adam",
         "optimizer_kwargs": {"lr": settings.get("learning_rate")},
         "regularization": f"gradients clipped at {settings.get('gradient_clip')}{average}",
     })  # fmt: skip
