@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.adam import adam
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor, nn
 
-_BETAS = (0.9, 0.999)  # Adam's
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan's iteration: singular values from 0.7 to 1.2 after five
 
 
@@ -38,39 +38,50 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    way = self._evened if group["evened"] else self._adam
-                    way(parameter, parameter.grad, self.state[parameter], group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._step(parameters, [parameter.grad for parameter in parameters], group)
         return loss
 
-    def _evened(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["mean"] = torch.zeros_like(parameter)
-        state["mean"].lerp_(gradient, 1 - group["momentum"])
-        step = evened(gradient.lerp(state["mean"], group["momentum"]).flatten(1))
-        parameter.sub_(step.reshape(parameter.shape), alpha=group["lr"] * 0.2 * math.sqrt(max(step.shape)))
+    def _step(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                zeros = {name: torch.zeros_like(parameter) for name in ("mean", "square")[: 2 - group["evened"]]}
+                state |= {**zeros, "steps": torch.zeros((), device=parameter.device)}
+        means = [state["mean"] for state in states]
+        if group["evened"]:
+            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+            steps = _evened(torch._foreach_lerp(gradients, means, group["momentum"]))
+            torch._foreach_add_(parameters, steps, alpha=-group["lr"])
+        else:
+            squares, counts = ([state[name] for state in states] for name in ("square", "steps"))
+            adam(
+                parameters, gradients, means, squares, [], counts, fused=True, amsgrad=False,
+                beta1=0.9, beta2=0.999, lr=group["lr"], weight_decay=0.0, eps=1e-8, maximize=False,
+            )  # fmt: skip
 
-    def _adam(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter), "steps": 0}
-        state["steps"] += 1
-        state["mean"].lerp_(gradient, 1 - _BETAS[0])
-        state["square"].lerp_(gradient.square(), 1 - _BETAS[1])
-        seen = [1 - beta ** state["steps"] for beta in _BETAS]
-        size = (state["square"] / seen[1]).sqrt_().add_(1e-8)
-        parameter.addcdiv_(state["mean"], size, value=-group["lr"] / seen[0])
+
+def _evened(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return steps of the size of Adam's, those of one shape together."""
+    steps: dict[int, Tensor] = {}
+    for shape in {gradient.shape for gradient in gradients}:
+        numbers = [number for number, gradient in enumerate(gradients) if gradient.shape == shape]
+        matrices = torch.stack([gradients[number].flatten(1) for number in numbers])
+        scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        steps |= dict(zip(numbers, scale * evened(matrices).reshape(-1, *shape), strict=True))
+    return [steps[number] for number in range(len(gradients))]
 
 
 def evened(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Return a matrix with the same singular vectors, and singular values about 1.
+    """Return matrices (..., row, column) with the same singular vectors, and singular values about 1.
 
     Newton and Schulz iterate polynomials of ``m m'`` times m; here they are multiplied first, and applied to m once.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     matrix = matrix.mT if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
-    square, one = matrix @ matrix.mT, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    matrix = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    square, one = matrix @ matrix.mT, torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
     a, b, c = _QUINTIC
     product = one
     for _ in range(iterations):
