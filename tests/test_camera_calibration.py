@@ -232,6 +232,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
     "both": (camera(), {"offset": 100, "read_noise": 1}, ConfigError),
     "read noise below 0": (camera(), {"read_noise": -1}, ConfigError),
     "infinite": (camera(), {"offset": np.inf}, ConfigError),
+    "the whole field moves": (
+        simulate_camera(np.stack([np.roll(scene().values, 3 * t, 1) for t in range(20)])),
+        {},
+        NotPhotonCountsError,
+    ),
     "all saturated": (camera(), {"saturation": 100}, NotPhotonCountsError),
     "other size": (camera(), {"dark": DARK.isel(x=slice(0, 50))}, AxesError),
     "exchanged": (DARK, {"dark": camera()}, NotPhotonCountsError),

@@ -51,11 +51,11 @@ def light(photons: float, size: int = 192) -> Values:
     return values
 
 
-def sharp_cells(mean: float, seed: int, size: int = 128) -> Values:
+def sharp_cells(mean: float, seed: int, size: int = 128, dark: float = 0.05) -> Values:
     """Discs with sharp edges, as no optics leave them."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
-    scene = np.full((size, size), 0.05)
+    scene = np.full((size, size), dark)
     for _ in range(size // 8):
         (top, left), (tall, wide) = rng.uniform(0, size, 2), rng.uniform(3, 12, 2)
         scene[((y - top) / tall) ** 2 + ((x - left) / wide) ** 2 < 1] += rng.uniform(0.3, 1)
@@ -103,9 +103,10 @@ def test_simulated_cells_are_photon_counts_without_a_warning(dim: Any, log_photo
         check_photon_counts(counts, name="x")
 
 
+@pytest.mark.parametrize("dark", [0.05, 0.0])
 @pytest.mark.parametrize("seed", range(6))
-def test_sharp_structure_is_one_story(seed: int) -> None:
-    found = inspect(image(sharp_cells(4.0 * 4 ** (seed % 3), seed)))
+def test_sharp_structure_is_one_story(seed: int, dark: float) -> None:
+    found = inspect(image(sharp_cells(4.0 * 5 ** (seed % 3), seed, dark=dark)))
     assert found.verdict == "photon counts"
     assert "dead time" not in found.message
     assert not found.thinning.startswith("not valid")  # type: ignore[union-attr]
@@ -127,6 +128,46 @@ def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: 
         assert (found.verdict, found.source_kind) == ("camera image", "camera")
         assert found.next.startswith("gap-bioimage calibrate ")
     assert judged(film[0]).refused == (offset != 0)
+
+
+@pytest.mark.parametrize("gain", [2.2, 10])
+def test_a_camera_that_sees_sharp_structure_is_one(gain: float) -> None:
+    film = simulate_camera(sharp_cells(30, 2, dark=0.0), gain=gain, offset=0, n_frames=1)
+    assert kind(film.values[0])[0] == "camera image"
+
+
+def camera_image(dtype: Any = np.uint16, offset: int = 100) -> Values:
+    adu: Values = simulate_camera(light(20.0, 96), n_frames=1).values[0]
+    return (adu.astype(int) - 100 + offset).astype(dtype)
+
+
+def test_what_is_not_of_the_detector_is_left_out_and_told() -> None:
+    for counts, verdict in ((camera_image(), "camera image"), (cells(300.0, size=96), "photon counts")):
+        plain, padded = inspect(image(counts)), inspect(image(np.pad(counts, ((0, 20), (9, 0)))))
+        assert padded.verdict == plain.verdict == verdict
+        assert padded.variance_curve == plain.variance_curve
+        assert "margin" in padded.message
+    film = np.random.default_rng(0).poisson(light(20.0, 96), (6, 96, 96))
+    once, twice = inspect(image(film, "tyx")), inspect(image(film.repeat(2, 0), "tyx"))
+    assert once.variance_curve == twice.variance_curve
+    assert "frames 0 and 1 are equal" in twice.message
+    assert inspect(image(film[[0, 0, 0]], "tyx")).verdict == "photon counts"
+
+
+def test_numbers_far_below_zero_are_those_of_a_camera() -> None:
+    assert kind(camera_image(np.int16, -32_668))[0] == "camera image"
+    assert "nan" not in judged(camera_image(np.int16, -500)).message
+
+
+def test_a_channel_of_a_camera_among_counts_is_named() -> None:
+    found = inspect(image(np.stack([cells(20, size=96), camera_image()]), "cyx"))
+    assert found.verdict == "camera image"
+    assert found.message.startswith("channel 1 of ")
+    assert inspect(image(np.stack([cells(20), 0 * cells(20)]), "cyx")).verdict == "photon counts"
+
+
+def test_saturated_pixels_of_a_camera_are_told() -> None:
+    assert "% of the pixels are saturated at 180" in judged(camera_image().clip(max=180)).message
 
 
 CHANGES: dict[str, Any] = {
@@ -193,6 +234,8 @@ def spots(radius: int) -> Values:
 MASK = light(1.0) > np.quantile(light(1.0), 0.7)
 MASKS = {
     "true": MASK,
+    "outlines": (MASK ^ ndimage.binary_erosion(MASK)).astype(np.uint8) * 255,
+    "a line": (abs(np.indices((128, 128))[0] - 64 - 40 * np.sin(np.arange(128) / 9)) < 1.2).astype(np.uint8) * 255,
     **{f"0 and {top}": MASK.astype(np.uint8) * top for top in (1, 255, 7)},
     "labels": ndimage.label(MASK)[0],
     "small labels": spots(4),
@@ -246,6 +289,11 @@ def test_multiplied_counts_are_found_with_their_factor(k: int, mean: float, seed
         finding = judged((factor * poisson(mean, seed=seed)).astype(dtype))
         assert finding.verdict == "counts times k"
         assert finding.factor == pytest.approx(factor, rel=1e-6)
+
+
+def test_means_of_three_bright_frames_are_thirds() -> None:
+    finding = judged((np.random.default_rng(7).poisson(3 * light(300.0)) / 3).astype(np.float32))
+    assert (finding.verdict, finding.factor) == ("counts times k", pytest.approx(1 / 3, rel=1e-6))
 
 
 @pytest.mark.parametrize("ceiling", [255, 1023, 4095, 65535, 300])

@@ -258,6 +258,13 @@ def test_files_that_promise_ten_planes_never_read_as_fewer(tmp_path, words, held
     np.testing.assert_array_equal(read_photons(path, axes="tyx", time=f"0:{held}"), MOVIE[:held])
 
 
+def test_planes_that_a_description_does_not_name_are_told(tmp_path):
+    data = '<TiffData IFD="0" FirstT="0" PlaneCount="4"/>'
+    pages(tmp_path / "a.ome.tif", MOVIE, OME.format(uuid="", t=4, c=1, channels="", data=data).encode())
+    with pytest.warns(UserWarning, match="holds 10 planes, of which its description names 4"):
+        np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif"), MOVIE[:4])
+
+
 def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
     names = [f"urn:uuid:{uuid.uuid4()}" for _ in range(2)]
     channels = "".join(f'<Channel ID="Channel:0:{c}" Name="{name}"/>' for c, name in enumerate(CHANNELS))

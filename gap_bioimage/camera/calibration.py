@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.camera.doubts import CORRELATED, DOUBTS, LEFT_OUT, Measured
-from gap_bioimage.camera.frames import Frames, dark_of, frames_of
+from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
@@ -124,14 +123,15 @@ class Calibration:
 
 
 def calibrate(
-    images: xr.DataArray | Path | str,
+    images: Images,
     *,
-    dark: xr.DataArray | Path | str | None = None,
+    dark: Images | None = None,
     offset: float | None = None,
     read_noise: float | None = None,
     saturation: float | None = None,
     multiplying: bool | None = None,
     seed: int = 0,
+    dims: str | None = None,
 ) -> Calibration:
     """Measure gain, offset and read noise of a camera on its own images.
 
@@ -154,6 +154,8 @@ def calibrate(
         Whether the detector multiplies electrons (EMCCD, photomultiplier); told by the third moment when not given.
     seed
         Of the bootstrap behind the intervals.
+    dims
+        The axes of plain arrays, such as "tyx", and of files that do not know them.
 
     Returns
     -------
@@ -169,8 +171,8 @@ def calibrate(
         If a given number is out of range, or given twice.
     """
     _check_given(dark, offset, read_noise, saturation)
-    frames = frames_of(images, saturation)
-    dark_frames = None if dark is None else dark_of(dark, frames)
+    frames = frames_of(images, saturation, dims)
+    dark_frames = None if dark is None else dark_of(dark, frames, dims)
     moments, saturated = _unsaturated(frames)
     correlation, (between_frames, lost) = correlation_of(moments), frame_correlation(frames.values)
     _check_raw(frames, correlation, between_frames)
@@ -225,7 +227,7 @@ def _with_structure(gain: Estimate) -> Estimate:
 def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
     """Refuse images whose noise is that of a program."""
     most = abs(correlation.largest)
-    if max(most, between_frames) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
+    if most + between_frames > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
         whose = "neighbouring pixels" if most >= between_frames else "successive frames"
         raise NotPhotonCountsError(
             f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "

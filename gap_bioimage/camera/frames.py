@@ -6,14 +6,18 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from gap_bioimage.camera.camera import PixelMaps
 from gap_bioimage.camera.moments import Floats, Moments, Values, as_stack, moments_of, scan
 from gap_bioimage.camera.shifted_poisson import ROUNDING
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
+
+Images = xr.DataArray | npt.NDArray[Any] | Path | str
 
 _LEAST_PX = 16
 _LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
@@ -71,12 +75,12 @@ def _drawn_in(values: Floats, by_chance: float) -> Floats:
     return np.asarray(mean + share * (values - mean), np.float64)
 
 
-def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> Frames:
-    """Take images for a calibration, or refuse them."""
+def frames_of(images: Images, saturation: float | None = None, dims: str | None = None) -> Frames:
+    """Take images for a calibration, or refuse them; of plain arrays ``dims`` are the axes."""
     from gap_bioimage.io import read_photons
     from gap_bioimage.io.image import as_image
 
-    image = as_image(read_photons(images, check=False) if isinstance(images, (str, Path)) else images)
+    image = read_photons(images, dims, check=False) if isinstance(images, (str, Path)) else as_image(images, dims)
     name = Path(str(image.attrs.get("source", image.name or "the image"))).name
     if image.sizes.get("c", 1) > 1:
         raise AxesError(
@@ -97,15 +101,16 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         raise NotPhotonCountsError(
-            f"{name} holds two values only, as one-bit frames do; they need no camera: train with --sum-frames"
+            f"{name} holds two values only, as masks and one-bit frames do, which need no camera; of one-bit frames "
+            "train on sums (--sum-frames)"
         )
     if saturation is None:
         saturation = found.maximum if found.piled_up(values.dtype) else math.inf
-    stack, left_out = _distinct(stack)
+    stack, left_out = distinct(stack)
     return Frames(stack, name, saturation, not found.fractional and found.minimum >= 0, left_out)
 
 
-def _distinct(stack: Values) -> tuple[Values, str]:
+def distinct(stack: Values) -> tuple[Values, str]:
     """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
     told = []
@@ -121,9 +126,9 @@ def _distinct(stack: Values) -> tuple[Values, str]:
     return stack[:, sorted(first.values())], text
 
 
-def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
+def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     """Measure dark frames, which are to be as large as the images and darker."""
-    found = frames_of(dark)
+    found = frames_of(dark, dims=dims)
     if len(found.values) > 1:
         raise AxesError(f"{found.name} is a stack along z, expected dark frames one after the other; name it t")
     size, expected = found.values.shape[2:], frames.values.shape[2:]

@@ -90,6 +90,10 @@ def open_tiff(path: Path) -> list[Stored]:
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
     series, meta = tif.series[number], _metadata(tif, number)
+    named = sum(map(len, tif.series))
+    if series.kind == "ome" and named < len(tif.pages) and not lost:
+        told = f"holds {len(tif.pages)} planes, of which its description names {named}: the others are left out"
+        meta = replace(meta, warning=told)
     levels = [_planes(path, tif, level, lost) for level in series.levels]
     images = {}
     for level, planes in enumerate(levels):
