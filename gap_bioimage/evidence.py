@@ -56,32 +56,24 @@ def measure(photons: xr.DataArray) -> Evidence:
     All pixels are read once, piece by piece, for the statistics; the rest is measured on about 4 million of them.
     """
     values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
-    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
-    if values.dtype.kind not in "biuf":
-        return Evidence(values.dtype, size, Statistics(values.size, values.size))
-    found, left_out = m.scan(values), []
-    whole = Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
-    if found.nonfinite or found.minimum == found.maximum or min(size) < 3:
+    whole = _scanned(values)
+    if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3:
+        return whole
+    if whole.statistics.minimum == whole.statistics.maximum:
         return whole
     if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
-        values = values[..., inside[0], inside[1]]
-        found, size = m.scan(values), (values.shape[-2], values.shape[-1])
-        left_out.append("a margin of one value is left out")
-    stack, singles = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None), as_stack(values)
-    shown, repeated = distinct(stack[:, :_FRAMES])
-    stack, left_out = (shown, [*left_out, repeated]) if repeated else (stack, left_out)
-    hot: Flags = np.zeros(size, bool)
-    if whole.unit == 1 and found.minimum >= 0:
-        hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
-        hot &= bool(hot.mean() <= _MOST_HOT)
+        values = values[(..., *inside)]
+        whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
+    found, unit, singles = whole.statistics, whole.unit, as_stack(values)
+    stack = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None)
+    distinct_frames, repeated = distinct(stack[:, :_FRAMES])
+    hot = _hot_places(singles, whole)
     left = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
     parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
-    unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else whole.unit
+    unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else unit
     return replace(
         whole,
-        size=size,
-        left_out=tuple(left_out),
         statistics=replace(
             found,
             pixels=found.pixels - left.size,
@@ -89,11 +81,28 @@ def measure(photons: xr.DataArray) -> Evidence:
             at_maximum=found.at_maximum - int(np.count_nonzero(left == found.maximum)),
         ),
         unit=unit,
-        **_noise(stack, singles, hot, unit or 1.0),
+        **_noise(distinct_frames if repeated else stack, singles, hot, unit or 1.0),
         planes=planes,
         colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
         hot=[(int(y), int(x)) for y, x in np.argwhere(hot)],
+        left_out=(*whole.left_out, *([repeated] if repeated else [])),
     )
+
+
+def _scanned(values: Values) -> Evidence:
+    """Return the statistics alone."""
+    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
+    if values.dtype.kind not in "biuf":
+        return Evidence(values.dtype, size, Statistics(values.size, values.size))
+    found = m.scan(values)
+    return Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
+
+
+def _hot_places(singles: Values, whole: Evidence) -> Flags:
+    if whole.unit != 1 or whole.statistics.minimum < 0:
+        return np.zeros(whole.size, bool)
+    hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
+    return hot & bool(hot.mean() <= _MOST_HOT)
 
 
 def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str, Any]:

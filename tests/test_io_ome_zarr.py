@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import errno
 import itertools
-import os
 import shutil
 import zipfile
 
@@ -11,7 +9,7 @@ import pytest
 import xarray as xr
 from made_images import CHANNELS, DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
 
-from gap_bioimage.errors import AxesError, OutputError, UnreadableImageError
+from gap_bioimage.errors import AxesError, UnreadableImageError
 from gap_bioimage.io import pixel_size_um, read_photons, write_image
 
 zarr = pytest.importorskip("zarr")
@@ -271,35 +269,3 @@ def test_pyramids_halve_what_is_close(tmp_path, z_um, shapes):
         blocks = padded.reshape([n for a in "zyx" for n in (after.sizes[a], 2 if a in halved else 1)])
         np.testing.assert_array_equal(after, np.rint(blocks.mean(axis=(1, 3, 5))))
     assert [float(level.mean()) for level in levels] == pytest.approx([5] * 3, rel=0.01)
-
-
-def test_a_store_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch):
-    path = tmp_path / "a.ome.zarr"
-    write_image(path, counts("zyx"))
-    write_image(path, counts("yx", seed=1))
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match="no space left on device"):
-        patch.setattr(zarr.Array, "__setitem__", full)
-        write_image(path, counts("yx", seed=2))
-    assert_same(read_photons(path), counts("yx", seed=1))
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failed_swap_brings_the_old_store_back(tmp_path, monkeypatch):
-    path = tmp_path / "a.zarr"
-    write_image(path, counts("yx"))
-    rename = os.rename
-
-    def refuse(source, target):
-        if ".tmp-" in str(source):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(OutputError, match="permission denied"):
-        write_image(path, counts("yx", seed=1))
-    assert_same(read_photons(path), counts("yx"))
-    assert list(tmp_path.iterdir()) == [path]
