@@ -22,6 +22,7 @@ _SILENT = 0.35  # and where it is bright, which no dead time brings about
 _FALLING = 0.93  # and where dead time is named
 _OPPOSITE = -0.1  # correlation of neighbours that structure never causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
+_LEAST_GAIN = 0.15  # and the variance over its own that a maximum of a hundred keeps; cameras of 8 bits have less
 _FITS = 3.0  # chi-square of a camera's line
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
@@ -167,6 +168,7 @@ def _offset(evidence: Evidence) -> Finding | None:
     # no camera has so small a gain and offset, but the maximum of many counts does
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
+    projected &= not line or curve.slope[0] > _LEAST_GAIN
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
@@ -183,7 +185,7 @@ def _multiplied(evidence: Evidence) -> Finding | None:
     if k is None or k == 1 or found.pixels - found.zeros < _FEW:
         return None
     text = f"has values that are all multiples of {k:.6g} {_numbers(evidence)}"
-    if curve and curve.smallest / (1 + _SURE * curve.dark_error) > _LOUD * k:
+    if curve and _loud(curve, k):
         return processed(f"{text}, with more noise than counts times {k:.6g}")
     return Finding("counts times k", "counts", f"{text}, expected photon counts; divide by {k:.6g}", factor=k)
 
@@ -211,9 +213,14 @@ def _weak(evidence: Evidence) -> Finding | None:
     return _smoothed(evidence, refused=silent or curve.dark < _QUIET)
 
 
+def _loud(curve: Curve, unit: float = 1.0) -> bool:
+    """Whether the variance is larger than that of photons everywhere."""
+    return curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD * unit
+
+
 def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
-    if curve is None or curve.smallest / (1 + _SURE * curve.dark_error) < _LOUD or typical_of_photons(evidence.planes):
+    if curve is None or not _loud(curve) or typical_of_photons(evidence.planes):
         return None
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
@@ -225,7 +232,7 @@ def _good(evidence: Evidence) -> Finding:
         text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
         if curve.bright < min(_FALLING, 1 - _SURE * curve.bright_error / max(curve.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
-        elif curve.smallest > _LOUD:
+        elif _loud(curve):
             text += " (sharp edges; between them neighbours differ as photons do)"
     if hot:
         named = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")

@@ -115,7 +115,8 @@ def test_sharp_structure_is_one_story(seed: int, dark: float) -> None:
 
 @pytest.mark.parametrize("photons", [2, 100])
 @pytest.mark.parametrize(
-    ("gain", "offset"), [(2.2, 100), (0.5, 500), (12, -40), (2, -100), (1, 20), (30, 500), (4.3, 0), (2.2, -32_668)]
+    ("gain", "offset"),
+    [(2.2, 100), (0.5, 500), (12, -40), (2, -100), (1, 20), (30, 500), (4.3, 0), (2.2, -32_668), (0.1, 12)],
 )
 def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: float) -> None:
     electrons = np.random.default_rng(0).poisson(light(photons, 128), (4, 128, 128))
