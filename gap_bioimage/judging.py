@@ -18,7 +18,6 @@ Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no im
 _SURE = 4.0  # standard errors
 # variance / mean in the dark, 1 for photons: of an offset, of processing, of a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
-_SILENT = 0.35  # and where it is bright, which no dead time brings about
 _FALLING = 0.93  # and where dead time is named
 _OPPOSITE = -0.1  # correlation of neighbours that structure never causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
@@ -205,12 +204,9 @@ def _saturated(evidence: Evidence) -> Finding | None:
 def _weak(evidence: Evidence) -> Finding | None:
     """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
     curve = evidence.curve
-    if curve is None:
+    if curve is None or curve.dark >= _WEAK * _margin(curve):
         return None
-    silent = curve.bright + _SURE * curve.bright_error < _SILENT and not evidence.saturated
-    if not silent and curve.dark >= _WEAK * _margin(curve):
-        return None
-    return _smoothed(evidence, refused=silent or curve.dark < _QUIET)
+    return _smoothed(evidence, refused=curve.dark < _QUIET)
 
 
 def _loud(curve: Curve, unit: float = 1.0) -> bool:

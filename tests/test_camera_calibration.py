@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import gap_bioimage
+from benchmarks.cameras import simulate_camera
 from gap_bioimage.camera.calibration import Calibration, calibrate
-from gap_bioimage.camera.camera import check_camera_image, read_camera, simulate_camera
+from gap_bioimage.camera.camera import check_camera_image, read_camera
 from gap_bioimage.camera.photon_transfer import Estimate
 from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError

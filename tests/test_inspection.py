@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 import gap_bioimage
-from gap_bioimage.camera.camera import simulate_camera
+from benchmarks.cameras import simulate_camera
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError
 from gap_bioimage.evidence import measure
@@ -202,6 +202,7 @@ NATURES: dict[str, tuple[Any, str]] = {
         for p in (2, 100)
         for r in (5, 20)
     },
+    "slots that fill": (lambda: np.random.default_rng(0).binomial(200, 1 - np.exp(-light(0.5))), "photon counts"),
     "mean subtracted": (lambda: cells(20) - cells(20).mean() + 0.123, "processed"),
     **{f"maximum {p}": (lambda p=p: stack(p).max(0), "processed") for p in (2, 10, 50)},
     **{f"mean {p}": (lambda p=p: np.rint(stack(p).mean(0)), "processed") for p in (2, 10, 50)},
