@@ -120,22 +120,25 @@ def test_labels_of_planes_are_no_names_of_channels(tmp_path, labels, name):
     assert (str(again.c.values) if "c" in again.coords else None) == name
 
 
-def test_printer_resolution_is_not_believed(tmp_path):
-    plane = counts("yx").values
-    tifffile.imwrite(tmp_path / "a.tif", plane, resolution=(72, 72), resolutionunit="inch")
-    tifffile.imwrite(tmp_path / "b.tif", plane, imagej=True, resolution=(72, 72), metadata={"unit": "inch"})
-    tifffile.imwrite(tmp_path / "c.tif", counts("zyx").values, imagej=True, metadata={"axes": "ZYX", "spacing": 0.3})
-    for name in "abc":
-        assert pixel_size_um(read_photons(tmp_path / f"{name}.tif")) == {}
+NANOMETRES = {"PhysicalSizeX": 108, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.108, "PhysicalSizeZ": 0.0}
 
 
-def test_units_of_ome(tmp_path):
-    words = {"PhysicalSizeX": 108, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.108, "PhysicalSizeZ": 0.0}
-    words |= {"TimeIncrement": 500, "TimeIncrementUnit": "ms"}
-    tifffile.imwrite(tmp_path / "a.ome.tif", counts("tyx").values, metadata={"axes": "TYX", **words})
-    image = read_photons(tmp_path / "a.ome.tif")
-    assert pixel_size_um(image) == pytest.approx({"x": 0.108, "y": 0.108})
-    assert float(image.t[1]) == 0.5
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"),
+    [
+        ("a.tif", {"resolution": (72, 72), "resolutionunit": "inch"}, {}),
+        ("a.tif", {"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, {}),
+        ("a.tif", {"imagej": True, "metadata": {"spacing": 0.3}}, {}),
+        ("a.ome.tif", {"metadata": {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}}, {}),
+        ("a.ome.tif", {"metadata": NANOMETRES}, {"x": 0.108, "y": 0.108}),
+    ],
+)
+def test_sizes_in_units_of_length_are_believed_and_those_of_printers_are_not(tmp_path, name, options, sizes):
+    words = {"axes": "TYX", **options.pop("metadata", {}), "TimeIncrement": 500, "TimeIncrementUnit": "ms"}
+    tifffile.imwrite(tmp_path / name, counts("tyx").values, metadata=words, photometric="minisblack", **options)
+    image = read_photons(tmp_path / name)
+    assert pixel_size_um(image) == pytest.approx(sizes)
+    assert "ome" not in name or float(image.t[1]) == 0.5
 
 
 def test_swapped_bytes_are_native_after_reading(tmp_path):

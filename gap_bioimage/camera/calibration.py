@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.camera.doubts import CORRELATED, DOUBTS, LEFT_OUT, Measured
+from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, Measured, doubts_of
 from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
@@ -286,7 +286,7 @@ def _result(it: Measured, known: Known) -> Calibration:
         cloud=np.stack([kept.mean, kept.variance])[:, ::step],
         correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(filter(None, (doubt(it) for doubt in DOUBTS))),
+        warnings=tuple(doubts_of(it)),
         counts=_is_counts(it),
     )
 
