@@ -21,7 +21,7 @@ _STILL = 1.2  # variance / mean of differences of frames, above which something 
 _AREA = 0.8  # share of pixels like their neighbour in masks and labels
 _GAPS, _LEAST_GAPS = ((3, 0.7), (16, 0.1)), 3  # levels on either side, the share of theirs in a gap; and of a comb
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
-_FRAMES = 256  # that are looked at for repeated ones
+_FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and their photons
 _LONELY = 20  # pixels without company
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.62  # how many, with so many photons; share of close ones, 0.685 of photons
 _MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
@@ -66,7 +66,9 @@ def measure(photons: xr.DataArray) -> Evidence:
         whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
     found, unit, singles = whole.statistics, whole.unit, as_stack(values)
     stack = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None)
-    distinct_frames, repeated = distinct(stack[:, :_FRAMES])
+    # few photons may be in the same places by chance
+    told = abs(found.mean) * math.prod(whole.size) >= _FRAME_PHOTONS
+    frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
     hot = _hot_places(singles, whole)
     left = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
@@ -81,7 +83,7 @@ def measure(photons: xr.DataArray) -> Evidence:
             at_maximum=found.at_maximum - int(np.count_nonzero(left == found.maximum)),
         ),
         unit=unit,
-        **_noise(distinct_frames if repeated else stack, singles, hot, unit or 1.0),
+        **_noise(frames if repeated else stack, singles, hot, unit or 1.0),
         planes=planes,
         colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
         hot=[(int(y), int(x)) for y, x in np.argwhere(hot)],
@@ -123,13 +125,16 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
 def _within_margins(planes: Values) -> tuple[slice, slice] | None:
     """Return the rows and columns within margins whose value occurs nowhere else, as stitching leaves; None without."""
     some, ends = planes[:: max(1, len(planes) // 8)], []
+    borders = (some[:, 0], some[:, -1], some[..., 0], some[..., -1])
+    if not any(border.min() == border.max() for border in borders):
+        return None
     for across in (2, 1):
         varies = np.flatnonzero(some.min((0, across)) < some.max((0, across)))
         ends.append(slice(int(varies[0]), int(varies[-1]) + 1) if varies.size else slice(0))
     inside: Values = np.zeros(some.shape[1:], bool)
     inside[ends[0], ends[1]] = True
-    sides = [end.stop - (end.start or 0) for end in ends]
-    if inside.all() or min(sides) < m.LEAST_PX or np.isin(some[:, inside], np.unique(some[:, ~inside])).any():
+    large = min(inside.any(0).sum(), inside.any(1).sum()) >= m.LEAST_PX
+    if not large or np.isin(some[:, inside], np.unique(some[:, ~inside])).any():
         return None
     return ends[0], ends[1]
 
