@@ -99,6 +99,14 @@ def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, count:
     assert (found.detector.maps is None) == (count == 1)
 
 
+def test_hot_pixels_of_dark_frames_are_no_offset(plain: xr.DataArray) -> None:
+    hot = DARK.copy(deep=True)
+    hot[:, 5::20, 7::20] = 5000
+    found = calibrate(plain, dark=hot)
+    assert found.offset.value == pytest.approx(100, abs=0.1)
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)
+
+
 def test_maps_follow_pixels_that_differ() -> None:
     rng = np.random.default_rng(0)
     level = np.rint(rng.normal(0, 5, SIZE))
@@ -242,6 +250,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
     "other size": (camera(), {"dark": DARK.isel(x=slice(0, 50))}, AxesError),
     "exchanged": (DARK, {"dark": camera()}, NotPhotonCountsError),
     "dark and offset": (camera(), {"dark": DARK, "offset": 100}, ConfigError),
+    **{f"dark {away}": (camera(), {"dark": DARK + away}, NotPhotonCountsError) for away in (40, -40, -140)},
     "dark planes": (camera(), {"dark": DARK.rename(t="z")}, AxesError),
     **{f"offset {offset}": (camera(), {"offset": offset}, NotPhotonCountsError) for offset in (0, 80, 130)},
 }

@@ -21,6 +21,8 @@ from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
 _SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
+_CONTRADICTED = 0.5  # departure from a line through a known offset that no camera has
+_OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
 _SATURATED = 0.01  # share of the times at which a block is saturated
 _SHOWN = 3000
 
@@ -191,6 +193,11 @@ def calibrate(
     curve = curve_of(fit.kept, numbers.gain.value)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
+    if known.offset is not None and abs(curve.bend) > max(_CONTRADICTED, 5 * curve.bend_error):
+        raise NotPhotonCountsError(
+            f"the noise of {frames.name} departs by {abs(curve.bend):.0%} from a line that begins at the offset of "
+            f"{numbers.offset.value:.4g} ADU; {_OF_THE_SAME}"
+        )
     noise = (correlation, between_frames, lost)
     return _result(Measured(frames, dark_frames, saturated, *noise, fit, curve, numbers), known)
 
@@ -260,10 +267,7 @@ def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -
     darker = float(np.mean(blocks.mean + 5 * error < offset - gain.value / 2)) > 0.02
     if darker or numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance)):
         told = "parts of the field are darker than" if darker else "the variance would be negative at"
-        raise NotPhotonCountsError(
-            f"{name}: {told} the offset of {offset:.4g} ADU; give dark frames or an offset of the same camera "
-            "and settings, or leave them out to have it estimated"
-        )
+        raise NotPhotonCountsError(f"{name}: {told} the offset of {offset:.4g} ADU; {_OF_THE_SAME}")
 
 
 def _result(it: Measured, known: Known) -> Calibration:

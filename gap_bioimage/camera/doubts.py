@@ -53,7 +53,8 @@ def _of_images(it: Measured) -> Iterator[str]:
             "images"
         )
     if (bends := it.curve.bends(_BENT)) < 0:
-        yield f"the variance falls short of the line by {-bend:.0%} in bright parts (saturation, dead time)"
+        dark = "" if it.dark is None else ", dark frames of other settings"
+        yield f"the variance falls short of the line by {-bend:.0%} in bright parts (saturation, dead time{dark})"
     elif bends > 0:
         cause = "light that flickers or objects that move" if it.frames.count > 1 else "structure taken for noise"
         yield f"the variance rises above the line by {bend:.0%} in bright parts: {cause}; the gain may be too high"

@@ -202,14 +202,13 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         raise AxesError(
             f"{what} is the path {array!s}, expected its values; read them with read_photons({str(array)!r})"
         )
+    if dims is not None and len(tuple(dims)) != np.ndim(array):
+        raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {np.ndim(array)}; name each one")
     if not isinstance(array, xr.DataArray):
-        ndim = np.ndim(array)
         if dims is None:
             told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
-            example = AXES[-min(max(ndim, 2), 5) :]
+            example = AXES[-min(max(np.ndim(array), 2), 5) :]
             raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
-        if len(tuple(dims)) != ndim:
-            raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
         image = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
         image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
