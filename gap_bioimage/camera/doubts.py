@@ -52,12 +52,12 @@ def _of_images(it: Measured) -> Iterator[str]:
             f"images, and the gain is too small by a factor of up to {it.lost * it.correlation.factor:.1f}; use raw "
             "images"
         )
+    dark = "" if it.dark is None else ", dark frames of other settings"
     if (bends := it.curve.bends(_BENT)) < 0:
-        dark = "" if it.dark is None else ", dark frames of other settings"
         yield f"the variance falls short of the line by {-bend:.0%} in bright parts (saturation, dead time{dark})"
     elif bends > 0:
         cause = "light that flickers or objects that move" if it.frames.count > 1 else "structure taken for noise"
-        yield f"the variance rises above the line by {bend:.0%} in bright parts: {cause}; the gain may be too high"
+        yield f"the variance rises above the line by {bend:.0%} in bright parts: {cause}{dark}; the gain may be wrong"
     elif it.curve.chi_square > _MISFIT and it.shared < CORRELATED:
         yield f"the line fits worse than chance explains (chi-square {it.curve.chi_square:.3g} per degree)"
     if it.fit.outliers > LEFT_OUT:
