@@ -59,7 +59,7 @@ def measure(photons: xr.DataArray) -> Evidence:
     whole = _scanned(values)
     if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3:
         return whole
-    if whole.statistics.minimum == whole.statistics.maximum:
+    if not whole.statistics.minimum < whole.statistics.maximum:  # nor where there are no pixels
         return whole
     if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
         values = values[(..., *inside)]

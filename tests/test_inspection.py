@@ -323,7 +323,7 @@ def test_real_images(shared_data: Path, file: str, verdict: str, thinning: str) 
     [
         np.full((8, 8), np.nan),
         np.zeros((8, 8)),
-        np.zeros((0, 8)),
+        np.zeros((0, 8, 8)),
         np.zeros((4, 4), complex),
         -poisson(shape=(8, 8)),
         np.full((40, 40), 300, np.uint16),

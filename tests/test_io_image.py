@@ -36,6 +36,7 @@ def test_arrays_become_images_where_their_axes_are_named():
         (np.ones((4, 17, 12)), "yx"),
         (np.ones((17, 12)), "zy"),
         (counts("zyx"), "yx"),
+        (np.ones((4, 17, 12)), "yyx"),
         ("a.tif", None),
         (Path("a.tif"), "yx"),
         (xr.DataArray(np.ones((17, 12))), None),

@@ -202,8 +202,8 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         raise AxesError(
             f"{what} is the path {array!s}, expected its values; read them with read_photons({str(array)!r})"
         )
-    if dims is not None and len(tuple(dims)) != np.ndim(array):
-        raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {np.ndim(array)}; name each one")
+    if dims is not None and not len(set(dims)) == len(tuple(dims)) == np.ndim(array):
+        raise AxesError(f"dims={dims!r} does not fit {what}, which has {np.ndim(array)} axes; name each one once")
     if not isinstance(array, xr.DataArray):
         if dims is None:
             told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"

@@ -103,6 +103,8 @@ def _storable(path: Path, values: npt.NDArray[Any], narrow: bool) -> npt.NDArray
     kind = values.dtype.kind
     if kind not in "biuf":
         raise OutputError(f"cannot write {path}: images hold real numbers, given {values.dtype}; write .npy instead")
+    if not values.size:
+        raise OutputError(f"cannot write {path}: an image of {values.shape} has no pixels; choose another part of it")
     if narrow and kind in "iu" and values.dtype.itemsize == 8:
         for ends in map(np.iinfo, (np.uint32, np.int32)):
             if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
