@@ -61,8 +61,9 @@ def measure(photons: xr.DataArray) -> Evidence:
         return whole
     if not whole.statistics.minimum < whole.statistics.maximum:  # nor where there are no pixels
         return whole
+    top = left = 0
     if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
-        values = values[(..., *inside)]
+        values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
         whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
     found, unit, singles = whole.statistics, whole.unit, as_stack(values)
     stack = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None)
@@ -70,7 +71,7 @@ def measure(photons: xr.DataArray) -> Evidence:
     told = abs(found.mean) * math.prod(whole.size) >= _FRAME_PHOTONS
     frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
     hot = _hot_places(singles, whole)
-    left = np.asarray(values[..., hot], np.float64)
+    apart = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
     parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
     unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else unit
@@ -78,15 +79,15 @@ def measure(photons: xr.DataArray) -> Evidence:
         whole,
         statistics=replace(
             found,
-            pixels=found.pixels - left.size,
-            total=found.total - float(left.sum()),
-            at_maximum=found.at_maximum - int(np.count_nonzero(left == found.maximum)),
+            pixels=found.pixels - apart.size,
+            total=found.total - float(apart.sum()),
+            at_maximum=found.at_maximum - int(np.count_nonzero(apart == found.maximum)),
         ),
         unit=unit,
         **_noise(frames if repeated else stack, singles, hot, unit or 1.0),
         planes=planes,
         colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
-        hot=[(int(y), int(x)) for y, x in np.argwhere(hot)],
+        hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
         left_out=(*whole.left_out, *([repeated] if repeated else [])),
     )
 

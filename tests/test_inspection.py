@@ -123,8 +123,7 @@ def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: 
         film = film.clip(0)
     for values, method in ((film, "repeats"), (film[0], "single image")):
         found = inspect(values, dims="tyx"[-values.ndim :])
-        assert found.noise_correlation_method == method
-        assert (found.verdict, found.source_kind) == ("camera image", "camera")
+        assert (found.verdict, found.source_kind, found.noise_correlation_method) == ("camera image", "camera", method)
         assert found.next.startswith("gap-bioimage calibrate ")
         assert "nan" not in found.message
     assert judged(film[0]).refused == (offset != 0)
@@ -136,10 +135,12 @@ def camera_image(electrons: Values, offset: int = 100, gain: float = 2.2) -> Val
 
 def test_what_is_not_of_the_detector_is_left_out_and_told() -> None:
     for counts, verdict in ((camera_image(light(20.0, 96)), "camera image"), (cells(300.0, size=96), "photon counts")):
-        plain, padded = inspect(image(counts)), inspect(image(np.pad(counts, ((0, 20), (9, 0)))))
-        assert padded.verdict == plain.verdict == verdict
-        assert padded.variance_curve == plain.variance_curve
+        padded = inspect(image(np.pad(counts, ((0, 20), (9, 0)))))
+        assert (padded.verdict, padded.variance_curve) == (verdict, inspect(image(counts)).variance_curve)
         assert "margin" in padded.message
+    hot = np.pad(cells(300.0, size=96), ((8, 0), (9, 0)))
+    hot[20, 30] = 60_000
+    assert "(y 20 x 30)" in judged(hot).message
     film = np.random.default_rng(0).poisson(light(20.0, 96), (6, 96, 96))
     twice = inspect(image(film.repeat(2, 0), "tyx"))
     assert twice.variance_curve == inspect(image(film, "tyx")).variance_curve
@@ -149,8 +150,8 @@ def test_what_is_not_of_the_detector_is_left_out_and_told() -> None:
 
 
 def test_what_a_camera_is_and_what_is_wrong_with_it_is_told() -> None:
-    guess = inspect(simulate_camera(light(30, 96), n_frames=20)).gain_guess
-    assert guess == {"gain": pytest.approx(2.2, rel=0.1), "offset": pytest.approx(100, abs=10)}
+    guess = inspect(simulate_camera(light(30, 96), n_frames=20)).gain_guess or {}
+    assert [guess["gain"], guess["offset"]] == pytest.approx([2.2, 100], rel=0.1)
     assert "% of the pixels are saturated at 180" in judged(camera_image(light(20.0, 96)).clip(max=180)).message
     found = inspect(image(np.stack([cells(20, size=96), camera_image(light(20.0, 96))]), "cyx"))
     assert found.verdict == "camera image"
@@ -305,7 +306,6 @@ def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
         ("pollen_clean_zyx.tif", "processed", "not valid"),
         ("telomeres_camera_tyx.tif", "camera image", "not valid"),
         ("hazelnut_photons_t0_zyx.tif", "photon counts", "valid"),
-        ("hazelnut_photons_t1_zyx.tif", "photon counts", "valid"),
     ],
 )
 def test_real_images(shared_data: Path, file: str, verdict: str, thinning: str) -> None:
