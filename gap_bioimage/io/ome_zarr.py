@@ -161,9 +161,8 @@ class Design:
         factors, steps = [{axis: 1 for axis in "zyx" if axis in self.sizes}], self.meta.steps
         while max(-(-self.sizes[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
             last = factors[-1]
-            near = {"z", "x"} <= set(steps) & set(last) and steps["z"] * last["z"] <= _ISOTROPIC * steps["x"] * last[
-                "x"
-            ]
+            size = {axis: steps[axis] * last[axis] for axis in "zx" if axis in steps and axis in last}
+            near = len(size) == 2 and size["z"] <= _ISOTROPIC * size["x"]
             halved = {axis for axis, f in last.items() if (near or axis != "z") and -(-self.sizes[axis] // f) > 1}
             factors.append({axis: f * 2 if axis in halved else f for axis, f in last.items()})
         return factors

@@ -179,10 +179,7 @@ def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
             kind = {"t": "frames", "c": "channels"}.get(str(axis), "planes")
             way = f"channel={first}" if axis == "c" else f'time="{first}:{last}"'
             way += "" if axis in ("t", "c") else ' and axes="tyx"'
-            told = (
-                f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}; read them with {way}, or copy it again"
-            )
-            return UnreadableImageError(told)
-    return UnreadableImageError(
-        f"{file} holds {int(stored.sum())} of {least}{stored.size} planes; copy or export it again"
-    )
+            told = f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}; read them with {way}"
+            return UnreadableImageError(f"{told}, or copy it again")
+    told = f"{file} holds {int(stored.sum())} of {least}{stored.size} planes"
+    return UnreadableImageError(f"{told}; copy or export it again")

@@ -210,9 +210,7 @@ def _dataset(data: Any) -> Any:
     if len(axes) == 1:  # as one word, "tyx" or "t, y, x"
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
     units = json.loads(said.get("axis_units", "{}"))
-    measured: dict[str, tuple[Any, Any]] = {
-        axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()
-    }
+    measured: dict[str, Any] = {axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()}
     space = [axis.lower() for axis in axes if axis.lower() in tuple("zyx")]
     sizes = [np.atleast_1d(said.get(name, ())) for name in _NO_UNIT]
     doubtful = next((found for found in sizes if found.shape == (len(space),)), ())
