@@ -13,10 +13,10 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+from cameras import simulate_camera
 from results import write_section
 
 from gap_bioimage.camera.calibration import calibrate
-from gap_bioimage.camera.camera import simulate_camera
 from gap_bioimage.simulation import simulate_truth
 
 GAINS = (0.2, 1.0, 2.2, 30.0)  # ADU per electron

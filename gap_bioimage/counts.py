@@ -97,10 +97,9 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
     Whole numbers in floats and booleans are counts too; up to ``saturation`` of the pixels may be at the detector's
     ceiling.
     """
-    from gap_bioimage.evidence import measure
-    from gap_bioimage.judging import judge
+    from gap_bioimage.judging import judge_image
 
-    finding = judge(measure(photons), name, saturation)
+    _, finding = judge_image(photons, name, saturation)
     if finding.refused:
         raise NotPhotonCountsError(finding.message)
     if finding.verdict != "photon counts" or finding.kind == "one-bit frames":

@@ -11,6 +11,7 @@ import scipy
 import xarray as xr
 
 from gap_bioimage.camera import moments as m
+from gap_bioimage.camera.frames import distinct
 from gap_bioimage.camera.moments import FEW_PIXELS, Flags, Floats, Statistics, Values, as_stack
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, hot_pixels
 
@@ -20,6 +21,9 @@ _STILL = 1.2  # variance / mean of differences of frames, above which something 
 _AREA = 0.8  # share of pixels like their neighbour in masks and labels
 _GAPS, _LEAST_GAPS = ((3, 0.7), (16, 0.1)), 3  # levels on either side, the share of theirs in a gap; and of a comb
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
+_FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and their photons
+_LONELY = 20  # pixels without company
+_PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.62  # how many, with so many photons; share of close ones, 0.685 of photons
 _MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
 
 
@@ -37,6 +41,7 @@ class Evidence:
     planes: Planes = field(default_factory=list)  # some (y, x), whole, for what programs leave in them
     colours: float = 0.0  # share of the noise that channels have in common
     hot: list[tuple[int, int]] = field(default_factory=list)  # places (y, x) that no photons explain
+    left_out: tuple[str, ...] = ()  # what else nothing was measured on, in words
 
     @property
     def saturated(self) -> float:
@@ -51,36 +56,56 @@ def measure(photons: xr.DataArray) -> Evidence:
     All pixels are read once, piece by piece, for the statistics; the rest is measured on about 4 million of them.
     """
     values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
-    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
-    if values.dtype.kind not in "biuf":
-        return Evidence(values.dtype, size, Statistics(values.size, values.size))
-    found = m.scan(values)
-    whole = Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
-    if found.nonfinite or found.minimum == found.maximum or min(size) < 3:
+    whole = _scanned(values)
+    if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3:
         return whole
-    stack, singles = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None), as_stack(values)
-    hot: Flags = np.zeros(size, bool)
-    if whole.unit == 1 and found.minimum >= 0:
-        hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
-        hot &= bool(hot.mean() <= _MOST_HOT)
-    left = np.asarray(values[..., hot], np.float64)
+    if not whole.statistics.minimum < whole.statistics.maximum:  # nor where there are no pixels
+        return whole
+    top = left = 0
+    if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
+        values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
+        whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
+    found, unit, singles = whole.statistics, whole.unit, as_stack(values)
+    stack = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None)
+    # few photons may be in the same places by chance
+    told = abs(found.mean) * math.prod(whole.size) >= _FRAME_PHOTONS
+    frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
+    hot = _hot_places(singles, whole)
+    apart = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
     parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
-    unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else whole.unit
+    unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else unit
     return replace(
         whole,
         statistics=replace(
             found,
-            pixels=found.pixels - left.size,
-            total=found.total - float(left.sum()),
-            at_maximum=found.at_maximum - int(np.count_nonzero(left == found.maximum)),
+            pixels=found.pixels - apart.size,
+            total=found.total - float(apart.sum()),
+            at_maximum=found.at_maximum - int(np.count_nonzero(apart == found.maximum)),
         ),
         unit=unit,
-        **_noise(stack, singles, hot, unit or 1.0),
+        **_noise(frames if repeated else stack, singles, hot, unit or 1.0),
         planes=planes,
         colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
-        hot=[(int(y), int(x)) for y, x in np.argwhere(hot)],
+        hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
+        left_out=(*whole.left_out, *([repeated] if repeated else [])),
     )
+
+
+def _scanned(values: Values) -> Evidence:
+    """Return the statistics alone."""
+    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
+    if values.dtype.kind not in "biuf":
+        return Evidence(values.dtype, size, Statistics(values.size, values.size))
+    found = m.scan(values)
+    return Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
+
+
+def _hot_places(singles: Values, whole: Evidence) -> Flags:
+    if whole.unit != 1 or whole.statistics.minimum < 0:
+        return np.zeros(whole.size, bool)
+    hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
+    return hot & bool(hot.mean() <= _MOST_HOT)
 
 
 def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str, Any]:
@@ -96,6 +121,23 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
             curve = in_time
     correlation = correlation_of(moments)
     return {"curve": curve, "correlation": correlation, "repeats": repeats and correlation.blocks > 0}
+
+
+def _within_margins(planes: Values) -> tuple[slice, slice] | None:
+    """Return the rows and columns within margins whose value occurs nowhere else, as stitching leaves; None without."""
+    some, ends = planes[:: max(1, len(planes) // 8)], []
+    borders = (some[:, 0], some[:, -1], some[..., 0], some[..., -1])
+    if not any(border.min() == border.max() for border in borders):
+        return None
+    for across in (2, 1):
+        varies = np.flatnonzero(some.min((0, across)) < some.max((0, across)))
+        ends.append(slice(int(varies[0]), int(varies[-1]) + 1) if varies.size else slice(0))
+    inside: Values = np.zeros(some.shape[1:], bool)
+    inside[ends[0], ends[1]] = True
+    large = min(inside.any(0).sum(), inside.any(1).sum()) >= m.LEAST_PX
+    if not large or np.isin(some[:, inside], np.unique(some[:, ~inside])).any():
+        return None
+    return ends[0], ends[1]
 
 
 def missing_levels(planes: Planes) -> int:
@@ -127,7 +169,7 @@ def common_step(values: Floats) -> float | None:
     gaps = gaps[gaps > precision]
     if len(levels) < 4 or not len(gaps) or len(levels) > len(values) / 4:
         return None
-    step = float(gaps.min())
+    step = float(gaps[gaps < 1.5 * gaps.min()].mean())  # rounded less than a single one
     whole = np.rint(levels / step)
     if np.abs(whole).max() > _MOST_STEPS:
         return None
@@ -148,6 +190,36 @@ def areas(planes: Planes) -> bool:
         for alike, inside in ((plane[:, 1:] == plane[:, :-1], objects[:, 1:]), (plane[1:] == plane[:-1], objects[1:])):
             pairs += [[(alike & inside).sum(), inside.sum()], [(alike & ~inside).sum(), (~inside).sum()]]
     return bool((pairs[:, 0] >= _AREA * np.maximum(pairs[:, 1], 1)).all())
+
+
+def outlines(planes: Planes) -> bool:
+    """Whether pixels of one number keep together as single photons, which are independent, do not."""
+    alone = expected = 0.0
+    for plane in planes:
+        shown = (plane > 0).astype(float)
+        if not np.array_equal(plane, shown * plane.max()):
+            return False
+        beside = scipy.ndimage.uniform_filter(shown, 3) * 9 - shown
+        share = (scipy.ndimage.uniform_filter(shown, 9) * 81 - shown) / 80
+        alone += float(((beside < 0.5) & (shown > 0)).sum())
+        expected += float(((1 - share) ** 8)[shown > 0].sum())
+    return expected > _LONELY and alone < 0.2 * expected
+
+
+def typical_of_photons(planes: Planes) -> bool:
+    """Whether neighbours differ as photon counts do, whatever a share of them do at edges.
+
+    Of those that differ by less than three standard deviations, the root of what they hold together, 68.5 % differ by
+    less than one; 62 % where the variance is 1.3 times as large.
+    """
+    near = far = 0
+    for plane in planes:
+        for one, other in ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])):
+            together, apart = one + other, (one - other) ** 2
+            bright = together >= _PAIR_PHOTONS
+            near += int(np.count_nonzero(bright & (apart < together)))
+            far += int(np.count_nonzero(bright & (apart < 9 * together)))
+    return far >= _PAIRS and near > _NEAR * far
 
 
 def one_bit(planes: Planes) -> bool:

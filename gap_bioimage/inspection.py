@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.evidence import Evidence, measure
+from gap_bioimage.evidence import Evidence
 from gap_bioimage.io.image import as_image, metadata_of
-from gap_bioimage.judging import Finding, judge, processed
+from gap_bioimage.judging import Finding, judge_image, processed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -144,8 +144,7 @@ def inspect(
         else:
             photons, known = as_image(image, dims or axes).transpose(..., "y", "x"), {}
             typed = name = str(photons.attrs.get("source", photons.name or "the image"))
-        evidence = measure(photons)
-        finding = judge(evidence, name)
+        evidence, finding = judge_image(photons, name)
         if path is not None and finding.verdict != "not usable":
             finding = _of_file(Path(path), photons.dtype) or finding
         report = _report(typed, photons, evidence, finding, known)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import xarray as xr
+
 from gap_bioimage.camera.noise import Curve
-from gap_bioimage.evidence import Evidence, areas, missing_levels, one_bit
+from gap_bioimage.evidence import Evidence, areas, measure, missing_levels, one_bit, outlines, typical_of_photons
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no image"]
@@ -16,10 +18,10 @@ Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no im
 _SURE = 4.0  # standard errors
 # variance / mean in the dark, 1 for photons: of an offset, of processing, of a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
-_SILENT = 0.35  # and where it is bright, which no dead time brings about
 _FALLING = 0.93  # and where dead time is named
 _OPPOSITE = -0.1  # correlation of neighbours that structure never causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
+_LEAST_GAIN = 0.15  # and the variance over its own that a maximum of a hundred keeps; cameras of 8 bits have less
 _FITS = 3.0  # chi-square of a camera's line
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
@@ -46,7 +48,23 @@ def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
     """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
     rules = [rule for rule in _RULES if rule is not _saturated or evidence.saturated > saturation]
     finding = next(filter(None, (rule(evidence) for rule in rules)), None) or _good(evidence)
-    return replace(finding, message=f"{name} {finding.message}")
+    notes = list(evidence.left_out)
+    if finding.kind == "camera" and evidence.saturated > saturation:
+        notes.append(f"{evidence.saturated:.2%} of the pixels are saturated at {evidence.statistics.maximum:g}")
+    return replace(finding, message="; ".join([f"{name} {finding.message}", *notes]))
+
+
+def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
+    """Measure and judge an image; of its channels each, too, where all of them together look like counts."""
+    evidence = measure(photons)
+    finding = judge(evidence, name, saturation)
+    count = 0 if finding.refused else photons.sizes.get("c", 1)
+    for channel in range(count if count > 1 else 0):
+        of_it = measure(photons.isel(c=channel))
+        one = judge(of_it, f"channel {channel} of {name}", saturation)
+        if one.refused and one.kind != "no image":
+            return of_it, one
+    return evidence, finding
 
 
 def processed(text: str, advice: str = _AS_SAVED, refused: bool = True) -> Finding:
@@ -66,7 +84,7 @@ def _smoothed(evidence: Evidence, refused: bool = True) -> Finding:
 def _numbers(evidence: Evidence) -> str:
     found, curve, neighbours = evidence.statistics, evidence.curve, evidence.correlation
     told = f"minimum {found.minimum:g}, mean {found.mean:.4g}"
-    if curve is not None:
+    if curve is not None and math.isfinite(curve.dark + curve.bright):
         told += f", variance/mean {curve.dark:.3g} in the dark and {curve.bright:.3g} where it is bright, of counts 1"
     if neighbours.found:
         told += f", noise of neighbours correlated by {neighbours.y:.2f} and {neighbours.x:.2f}, of raw images 0"
@@ -120,7 +138,7 @@ def _drawn(evidence: Evidence) -> Finding | None:
     found = evidence.statistics
     if not evidence.planes:
         return None
-    if areas(evidence.planes):
+    if areas(evidence.planes) or outlines(evidence.planes):
         advice = "name the files that hold images, rather than their folder, to leave the mask out"
         text = f"holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their neighbours"
         return Finding("not usable", "mask", f"{text} as noise never does; {advice}", advice=advice)
@@ -149,6 +167,7 @@ def _offset(evidence: Evidence) -> Finding | None:
     # no camera has so small a gain and offset, but the maximum of many counts does
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
+    projected &= not line or curve.slope[0] > _LEAST_GAIN
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
@@ -165,7 +184,7 @@ def _multiplied(evidence: Evidence) -> Finding | None:
     if k is None or k == 1 or found.pixels - found.zeros < _FEW:
         return None
     text = f"has values that are all multiples of {k:.6g} {_numbers(evidence)}"
-    if curve and curve.smallest / (1 + _SURE * curve.dark_error) > _LOUD * k:
+    if curve and _loud(curve, k):
         return processed(f"{text}, with more noise than counts times {k:.6g}")
     return Finding("counts times k", "counts", f"{text}, expected photon counts; divide by {k:.6g}", factor=k)
 
@@ -185,17 +204,19 @@ def _saturated(evidence: Evidence) -> Finding | None:
 def _weak(evidence: Evidence) -> Finding | None:
     """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
     curve = evidence.curve
-    if curve is None:
+    if curve is None or curve.dark >= _WEAK * _margin(curve):
         return None
-    silent = curve.bright + _SURE * curve.bright_error < _SILENT and not evidence.saturated
-    if not silent and curve.dark >= _WEAK * _margin(curve):
-        return None
-    return _smoothed(evidence, refused=silent or curve.dark < _QUIET)
+    return _smoothed(evidence, refused=curve.dark < _QUIET)
+
+
+def _loud(curve: Curve, unit: float = 1.0) -> bool:
+    """Whether the variance is larger than that of photons everywhere."""
+    return curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD * unit
 
 
 def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
-    if curve is None or curve.smallest / (1 + _SURE * curve.dark_error) < _LOUD:
+    if curve is None or not _loud(curve) or typical_of_photons(evidence.planes):
         return None
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
@@ -207,6 +228,8 @@ def _good(evidence: Evidence) -> Finding:
         text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
         if curve.bright < min(_FALLING, 1 - _SURE * curve.bright_error / max(curve.bright, 1e-9)):
             text += " (the detector's dead time: bright pixels count too few photons)"
+        elif _loud(curve):
+            text += " (sharp edges; between them neighbours differ as photons do)"
     if hot:
         named = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")
         text += f"; left out of these numbers: {len(hot)} hot pixel{'s' * (len(hot) > 1)} ({named}), which hold more "

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import check_place, replacing
-from gap_bioimage.pictures import new_figure
+from gap_bioimage.pictures import brightest, new_figure, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,21 +81,17 @@ def _canvas(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> tuple[Fi
     scale = 4 / max(height, width)
     figure = new_figure(2 * max(2.0, scale * width) + 0.2, scale * height + 0.5)
     FigureCanvasAgg(figure)
-    shown = []
-    for axes, title in zip(figure.subplots(1, 2), ("photons", "denoised"), strict=True):
-        shown.append(axes.imshow(rate, cmap="magma", interpolation="nearest"))
-        axes.set_title(title)
-        axes.set_axis_off()
-    title = shown[0].axes.title
+    left, right = figure.subplots(1, 2)
+    shown = [show(left, "", rate, 1.0), show(right, "denoised", rate, 1.0)]
 
     def draw(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> None:
         # relative to each frame's own brightness, which grows a million times
-        top = float(np.percentile(rate, 99.8)) or 1.0
+        top = brightest(rate)
         for artist, image in zip(shown, (photons, rate), strict=True):
             artist.set_data(image)
         shown[0].set_clim(0, max(1.0, 1.5 * top))
         shown[1].set_clim(0, top)
-        title.set_text(f"{photons.sum():,.0f} photons")
+        left.set_title(f"{photons.sum():,.0f} photons")
 
     return figure, draw
 

@@ -35,17 +35,19 @@ def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> 
     figure = new_figure(len(rows[0]) * max(2.0, scale * width), len(rows) * (scale * height + 0.4))
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, images in zip(grid, rows, strict=True):
-        top = _top(list(images.values())[-1])
+        top = brightest(list(images.values())[-1])
         for axes, (title, image) in zip(row, images.items(), strict=True):
-            _show(axes, title, image, top)
+            show(axes, title, image, top)
     save_figure(figure, path)
 
 
-def _top(image: NDArray[np.generic]) -> float:
+def brightest(image: NDArray[np.generic]) -> float:
+    """Return the value that is shown brightest."""
     return float(np.percentile(image.astype(float), 99.8)) or 1.0
 
 
-def _show(axes: Any, title: str, image: NDArray[np.generic], top: float, **look: Any) -> Any:
+def show(axes: Any, title: str, image: NDArray[np.generic], top: float, **look: Any) -> Any:
+    """Draw an image with a title, without axes."""
     axes.set_title(title)
     axes.set_axis_off()
     return axes.imshow(image, **{"cmap": "magma", "vmin": 0.0, "vmax": top, "interpolation": "nearest", **look})
@@ -57,10 +59,10 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
     scale = 3 / max(height, width)
     figure = new_figure((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25)
     *parts, last = figure.subplots(1, len(photons) + 1)
-    top = _top(list(photons.values())[1])
-    shown = [_show(axes, title, image, top) for axes, (title, image) in zip(parts, photons.items(), strict=True)]
+    top = brightest(list(photons.values())[1])
+    shown = [show(axes, title, image, top) for axes, (title, image) in zip(parts, photons.items(), strict=True)]
     figure.colorbar(shown[-1], ax=parts, location="bottom", shrink=0.4, label="photons per pixel")
-    spread = _show(last, "standard deviation", std, _top(std), cmap="viridis", interpolation=None)
+    spread = show(last, "standard deviation", std, brightest(std), cmap="viridis", interpolation=None)
     figure.colorbar(spread, ax=last, location="bottom", label="photons per pixel")
     save_figure(figure, path)
 

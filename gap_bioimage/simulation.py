@@ -76,8 +76,9 @@ def simulate_truth(
     pixels = tuple(int(n) for n in shape or DEFAULT_SHAPE[dim])
     if len(pixels) != dim or min(pixels) < 1:
         raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
-    rng = np.random.default_rng((seed, 0))
-    structures = (_network if scene == "filaments" else _cells)(pixels, dims, rng)
+    if scene not in _SCENES:
+        raise ConfigError(f"scene is {scene!r}, expected {' or '.join(map(repr, _SCENES))}")
+    structures = _SCENES[scene](pixels, dims, np.random.default_rng((seed, 0)))
     image = _imaged(structures, dims)
     image /= image.mean()
     both = zip(dims, pixels, strict=True)
@@ -104,6 +105,9 @@ def _network(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Gene
     bundles = float(np.prod(size[-2:])) / (24 if len(pixels) == 2 else 8)
     begins = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
     return _filaments(pixels, step, begins, np.full(begins.shape, 2.0), rng)
+
+
+_SCENES = {"cells": _cells, "filaments": _network}
 
 
 def _imaged(scene: Image, dims: tuple[str, ...]) -> Image:

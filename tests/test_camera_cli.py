@@ -10,7 +10,8 @@ import pytest
 import tifffile
 from command_line import one_sentence
 
-from gap_bioimage.camera.camera import read_camera, simulate_camera
+from benchmarks.cameras import simulate_camera
+from gap_bioimage.camera.camera import read_camera
 from gap_bioimage.io import write_image
 from gap_bioimage.simulation import simulate_truth
 

@@ -16,7 +16,6 @@ from scipy import ndimage
 from gap_bioimage import network
 from gap_bioimage.camera.moments import as_stack, moments_of, scan
 from gap_bioimage.camera.noise import Correlation, correlation_of, curve_of, frame_correlation, hot_pixels
-from gap_bioimage.simulation import simulate, simulate_truth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +29,6 @@ def white(shape: tuple[int, ...] = (256, 256), seed: int = 0) -> Values:
 
 def correlated(values: Values, time: int | None = None) -> Correlation:
     return correlation_of(moments_of(as_stack(values, time), in_time=time is not None))
-
-
-def scene(electrons: float, seed: int = 0, size: int = 256) -> Values:
-    values: Values = simulate_truth(2, (size, size), seed).values * electrons
-    return values
 
 
 @settings(max_examples=15, deadline=None)
@@ -60,30 +54,6 @@ def test_variance_of_poisson_on_a_ramp_is_its_mean(mean: float, in_time: bool) -
     assert curve is not None
     assert curve.dark == pytest.approx(1, abs=0.06)
     assert curve.bright == pytest.approx(1, abs=0.1)
-
-
-@settings(max_examples=8, deadline=None)
-@given(log_photons=st.floats(-0.5, 2), seed=st.integers(0, 2**32 - 1))
-def test_the_curve_of_counts_goes_through_the_origin(log_photons: float, seed: int) -> None:
-    counts = np.random.default_rng(seed).poisson(scene(10**log_photons, 3))
-    curve = curve_of(moments_of(as_stack(counts), in_time=False))
-    assert curve is not None
-    assert abs(curve.intercept[0]) < 5 * curve.intercept[1]
-    assert abs(curve.slope[0] - 1) < 5 * curve.slope[1]
-    assert np.median(curve.fano) == pytest.approx(1, abs=0.15)
-
-
-@pytest.mark.parametrize("gain", [0.5, 2.2])
-@pytest.mark.parametrize("in_time", [False, True])
-def test_the_curve_of_a_camera_tells_gain_and_offset(gain: float, in_time: bool) -> None:
-    rng = np.random.default_rng(0)
-    shape = (6, 256, 256)
-    electrons = rng.poisson(np.broadcast_to(20 + scene(200), shape)) + rng.normal(0, 1, shape)
-    curve = curve_of(moments_of(np.rint(100 + gain * electrons)[None], in_time=in_time))
-    assert curve is not None
-    assert curve.intercept[0] < -10 * curve.intercept[1]
-    assert curve.offset == pytest.approx(100, abs=6)
-    assert curve.slope[0] == pytest.approx(gain, rel=0.08)
 
 
 def test_few_pixels_or_photons_tell_nothing_and_two_frames_no_third_moment() -> None:
@@ -149,56 +119,12 @@ def test_wide_smoothing_is_seen_in_the_factor() -> None:
     assert correlated(movie, 0).factor == pytest.approx(4 * math.pi, rel=0.25)
 
 
-@pytest.mark.parametrize(("weights", "along_t"), [((0.5, 0.5), 0.5), ((0.7, 0.3), 0.362)])
-def test_frames_that_were_averaged_share_noise(weights: tuple[float, float], along_t: float) -> None:
-    movie = white((60, 64, 64))
-    first, second = weights
-    shared, lost = frame_correlation((first * movie[1:] + second * movie[:-1])[None])
-    assert shared == pytest.approx(along_t, abs=0.05)
-    kept = (first**2 + second**2) * (1 - 4 / 3 * along_t)  # of second differences
-    assert lost == pytest.approx(1 / kept, rel=0.15)
-    assert frame_correlation(movie[None]) == (0, 1)
-
-
-@pytest.mark.parametrize("photons", [0.5, 20.0])
-def test_what_averages_pixels_correlates_them(photons: float) -> None:
-    counts = simulate(2, (256, 256), photons)[0].values.astype(float)
-    changed = [
-        ndimage.gaussian_filter(counts, 0.8),
-        ndimage.median_filter(counts, 3),
-        ndimage.zoom(counts, 2, order=1),
-        counts.repeat(2, 0).repeat(2, 1),
-        ndimage.rotate(counts, 3, order=1, reshape=False, mode="reflect"),
-    ]
-    for values in changed:
-        found = correlated(values)
-        assert found.found
-        assert min(found.y, found.x) > 0.1
-    assert not correlated(counts).found
-    assert correlated(white() - ndimage.laplace(white())).largest < -0.1
-
-
 def test_structure_that_stands_still_or_bleaches_leaves_no_trace_in_repeats() -> None:
     rng = np.random.default_rng(0)
     sharp = 1000 * rng.random((100, 100))  # not resolved at all
     movie = sharp * np.linspace(1, 0.5, 20)[:, None, None] + rng.normal(0, 1, (20, 100, 100))
     assert not correlated(movie, 0).found
     assert frame_correlation(movie[None])[0] == 0
-
-
-def test_correlation_of_real_images(shared_data: Path) -> None:
-    resampled = correlated(tifffile.imread(shared_data / "telomeres_camera_tyx.tif"), 0)
-    assert (resampled.y, resampled.x) == (pytest.approx(0.46, abs=0.02), pytest.approx(0.13, abs=0.03))
-    assert not correlated(tifffile.imread(shared_data / "hazelnut_photons_t0_zyx.tif")).found
-
-
-@settings(max_examples=20, deadline=None)
-@given(log_mean=st.floats(-2, 3), cells=st.booleans(), shape=st.sampled_from([(64, 64), (3, 3), (2, 40, 30), (1, 9)]))
-def test_counts_have_no_hot_pixels(log_mean: float, cells: bool, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(scene(10**log_mean, 1, 96)) if cells else rng.poisson(10**log_mean, shape)
-    assert hot_pixels(counts).shape == counts.shape
-    assert not hot_pixels(counts).any()
 
 
 @pytest.mark.parametrize("mean", [0.05, 5.0, 300.0])
@@ -213,12 +139,12 @@ def test_hot_pixels_are_found_wherever_they_are(mean: float) -> None:
 
 def test_the_rule_of_hot_pixels_is_that_of_the_network_and_spares_spots_that_optics_resolve(shared_data: Path) -> None:
     rng = np.random.default_rng(0)
-    counts = rng.poisson(rng.choice([0.1, 1, 5, 20], (40, 60, 60)) * rng.choice([1, 1, 1, 1, 30], (40, 60, 60)))
+    counts = rng.poisson(rng.choice([0.1, 1, 5, 20], (15, 60, 60)) * rng.choice([1, 1, 1, 1, 30], (15, 60, 60)))
     counts[rng.random(counts.shape) < 0.001] = 150
     expected = network.hot_pixels(torch.from_numpy(counts.astype(np.float32))).numpy()
-    assert expected.sum() > 50
+    assert expected.sum() > 20
     np.testing.assert_array_equal(hot_pixels(counts), expected)
     y, x = np.mgrid[:65, :65] - 32
     spot = 2000 * np.exp(-(x**2 + y**2) / (2 * 0.64**2)) + 1  # 1.5 pixels full width
-    assert not hot_pixels(rng.poisson(spot, (50, 65, 65))).any()
+    assert not hot_pixels(rng.poisson(spot, (20, 65, 65))).any()
     assert not hot_pixels(tifffile.imread(shared_data / "hazelnut_photons_t0_zyx.tif")).any()

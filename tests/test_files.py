@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gap_bioimage.errors import CardError, OutputError, UnreadableImageError
-from gap_bioimage.files import replacing
+from gap_bioimage.files import replacing, replacing_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,3 +74,27 @@ def test_places_where_no_file_can_be_are_refused_first(tmp_path: Path, place: st
     with pytest.raises(OutputError, match=told), replacing(tmp_path / place):
         pytest.fail("the block must not run")
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(word: str) -> None:
+        with replacing_folder(tmp_path / "store") as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text(word)
+
+    write("older")
+    write("old")
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if ".tmp-" in str(source):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OutputError, match="permission denied"):
+        write("new")
+    assert (tmp_path / "store" / "file").read_text() == "old"
+    assert names(tmp_path) == ["store"]

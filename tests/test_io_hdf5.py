@@ -65,20 +65,22 @@ def test_sizes_without_a_unit_are_left_out_in_words(tmp_path, recwarn, attribute
     )
 
 
-@pytest.mark.parametrize("kind", ["axistags", "axes", "labels"])
-def test_axes_of_other_programs_are_read(tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind", ["axistags", "ZYXT", "z, y, x, t", "depth y x time", list("zyxt"), ["z", "y", "x", "time"], "labels"]
+)
+def test_axes_of_other_programs_are_read_whatever_their_files_are_called(tmp_path, kind):
     image = counts("tzyx", calibrated=False)
-    with h5py.File(tmp_path / "a.h5", "w") as file:
+    with h5py.File(tmp_path / "a.ims", "w") as file:
         data = file.create_dataset("volume/raw", data=image.transpose("z", "y", "x", "t").values)
         if kind == "axistags":
             data.attrs["axistags"] = json.dumps({"axes": [{"key": key} for key in "zyxt"]})
-        elif kind == "axes":
-            data.attrs["axes"] = "ZYXT"
+        elif kind != "labels":
+            data.attrs["axes"] = np.array(kind, "S") if kind == list("zyxt") else kind
         else:
             for dimension, label in zip(data.dims, "zyxt", strict=True):
                 dimension.label = label
         data.attrs["element_size_um"] = [0.3, 0.065, 0.108]
-    again = read_photons(tmp_path / "a.h5")
+    again = read_photons(tmp_path / "a.ims")
     assert again.dims == tuple("tzyx")
     np.testing.assert_array_equal(again, image)
     assert pixel_size_um(again) == {"z": 0.3, "y": 0.065, "x": 0.108}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -33,7 +35,10 @@ def test_arrays_become_images_where_their_axes_are_named():
         (np.ones((17, 12)), None),
         (np.ones((4, 17, 12)), "yx"),
         (np.ones((17, 12)), "zy"),
+        (counts("zyx"), "yx"),
+        (np.ones((4, 17, 12)), "yyx"),
         ("a.tif", None),
+        (Path("a.tif"), "yx"),
         (xr.DataArray(np.ones((17, 12))), None),
         (xr.DataArray(np.ones((2, 17, 12)), dims=["q", "y", "x"]), None),
     ],
@@ -44,14 +49,22 @@ def test_arrays_without_known_axes_are_refused(array, dims):
     one_sentence(error)
 
 
-def test_training_and_inspection_take_arrays_with_named_axes(tmp_path):
-    values = np.random.default_rng(0).poisson(5, (4, 64, 64)).astype(np.uint16)
-    with pytest.raises(AxesError, match="dims='zyx'"):
-        gap_bioimage.train(values, tmp_path / "run")
-    with pytest.raises(AxesError, match="dims='yx'"):
-        gap_bioimage.inspect(values[0])
+def test_all_functions_take_arrays_whose_axes_are_named_and_ask_for_these(tmp_path):
+    values = np.random.default_rng(0).poisson(np.linspace(1, 20, 64), (4, 64, 64)).astype(np.uint16)
+    for function in (
+        lambda array, **how: gap_bioimage.train(array, tmp_path / "run", **how),
+        lambda array, **how: gap_bioimage.sum_frames(array > 4, 2, **how),
+        lambda array, **how: gap_bioimage.write_image(tmp_path / "a.tif", array, **how),
+        gap_bioimage.inspect,
+        gap_bioimage.calibrate,
+    ):
+        with pytest.raises(AxesError, match="dims='zyx'"):
+            function(values)
     assert gap_bioimage.inspect(values, dims="zyx")["planes"] == 4
-    assert gap_bioimage.sum_frames(as_image(values > 4, "tyx"), 2).sizes["t"] == 2
+    assert gap_bioimage.sum_frames(values > 4, 2, dims="tyx").sizes["t"] == 2
+    assert gap_bioimage.calibrate(values, dims="tyx").counts
+    gap_bioimage.write_image(tmp_path / "a.tif", values, dims="tyx")
+    assert gap_bioimage.read_photons(tmp_path / "a.tif").sizes["t"] == 4
 
 
 @pytest.mark.parametrize(

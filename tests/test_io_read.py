@@ -6,7 +6,7 @@ import tifffile
 from made_images import STEPS, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
-from gap_bioimage.io import pixel_size_um, read_images, read_photons, write_image
+from gap_bioimage.io import read_images, read_photons, write_image
 
 
 def bases(array):
@@ -35,18 +35,12 @@ def test_length_one_axes_go_unless_named(tmp_path):
     assert read_photons(tmp_path / "line.tif", axes="yx", check=False).sizes == {"y": 1, "x": 12}
 
 
-def test_unknown_axes_are_asked_for_and_then_used(tmp_path):
+def test_given_axes_are_those_of_the_file_and_images_have_the_usual_order(tmp_path):
     values = counts("zyx").values
     tifffile.imwrite(tmp_path / "stack.tif", values, metadata=None, photometric="minisblack")
-    np.save(tmp_path / "stack.npy", values)
-    for name in ("stack.tif", "stack.npy"):
-        with pytest.raises(AxesError, match=r"what its axes are.*axes=.zyx") as error:
-            read_photons(tmp_path / name)
-        one_sentence(error)
-        assert read_photons(tmp_path / name, axes="zyx").dims == ("z", "y", "x")
-        turned = read_photons(tmp_path / name, axes="xyz")
-        assert turned.dims == ("z", "y", "x")
-        np.testing.assert_array_equal(turned.values, values.T)
+    turned = read_photons(tmp_path / "stack.tif", axes="xyz")
+    assert turned.dims == ("z", "y", "x")
+    np.testing.assert_array_equal(turned.values, values.T)
 
 
 @pytest.mark.parametrize("magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
@@ -63,14 +57,6 @@ def test_files_that_are_no_images_are_refused(tmp_path, content, name):
     with pytest.raises(UnreadableImageError) as error:
         read_photons(tmp_path / name)
     assert name in one_sentence(error)
-
-
-def test_shared_files_know_their_axes(shared_data):
-    movie = read_photons(shared_data / "telomeres_camera_tyx.tif", check=False)
-    assert movie.sizes == {"t": 200, "y": 133, "x": 162}
-    stack = read_photons(shared_data / "hazelnut_photons_t0_zyx.tif")
-    assert stack.sizes == {"z": 11, "y": 256, "x": 256}
-    assert pixel_size_um(stack) == {}
 
 
 def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch):

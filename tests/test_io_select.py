@@ -85,6 +85,8 @@ def test_channels_by_number_or_name():
         (["time", "y", "x"], "tyx"),
         (["wavelength", "height", "width"], "cyx"),
         (["Frames", "depth", "Channel", "Y", "X"], "tzcyx"),
+        (["slice", "row", "column"], "zyx"),
+        (["z (um)", "y [um]", "X (um)"], "zyx"),
     ],
 )
 def test_names_that_files_use_are_known(dims, named):
@@ -101,6 +103,9 @@ def test_names_that_files_use_are_known(dims, named):
         ("TQYX", (2, 3, 17, 12), "tcyx"),
         (["dim_0", "phony_dim_1", "axis_2"], (7, 17, 12), "zyx"),
         (["t", "t", "y", "x"], (6, 5, 17, 12), "tzyx"),
+        (["", "", ""], (17, 12, 3), "yxc"),
+        (["", "", "", ""], (6, 17, 12, 2), "zyxc"),
+        (["", "", "", "", ""], (2, 3, 4, 17, 12), "tczyx"),
     ],
 )
 def test_unknown_axes_are_guessed_around_known_ones(dims, shape, guess):

@@ -120,22 +120,25 @@ def test_labels_of_planes_are_no_names_of_channels(tmp_path, labels, name):
     assert (str(again.c.values) if "c" in again.coords else None) == name
 
 
-def test_printer_resolution_is_not_believed(tmp_path):
-    plane = counts("yx").values
-    tifffile.imwrite(tmp_path / "a.tif", plane, resolution=(72, 72), resolutionunit="inch")
-    tifffile.imwrite(tmp_path / "b.tif", plane, imagej=True, resolution=(72, 72), metadata={"unit": "inch"})
-    tifffile.imwrite(tmp_path / "c.tif", counts("zyx").values, imagej=True, metadata={"axes": "ZYX", "spacing": 0.3})
-    for name in "abc":
-        assert pixel_size_um(read_photons(tmp_path / f"{name}.tif")) == {}
+NANOMETRES = {"PhysicalSizeX": 108, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.108, "PhysicalSizeZ": 0.0}
 
 
-def test_units_of_ome(tmp_path):
-    words = {"PhysicalSizeX": 108, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.108, "PhysicalSizeZ": 0.0}
-    words |= {"TimeIncrement": 500, "TimeIncrementUnit": "ms"}
-    tifffile.imwrite(tmp_path / "a.ome.tif", counts("tyx").values, metadata={"axes": "TYX", **words})
-    image = read_photons(tmp_path / "a.ome.tif")
-    assert pixel_size_um(image) == pytest.approx({"x": 0.108, "y": 0.108})
-    assert float(image.t[1]) == 0.5
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"),
+    [
+        ("a.tif", {"resolution": (72, 72), "resolutionunit": "inch"}, {}),
+        ("a.tif", {"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, {}),
+        ("a.tif", {"imagej": True, "metadata": {"spacing": 0.3}}, {}),
+        ("a.ome.tif", {"metadata": {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}}, {}),
+        ("a.ome.tif", {"metadata": NANOMETRES}, {"x": 0.108, "y": 0.108}),
+    ],
+)
+def test_sizes_in_units_of_length_are_believed_and_those_of_printers_are_not(tmp_path, name, options, sizes):
+    words = {"axes": "TYX", **options.pop("metadata", {}), "TimeIncrement": 500, "TimeIncrementUnit": "ms"}
+    tifffile.imwrite(tmp_path / name, counts("tyx").values, metadata=words, photometric="minisblack", **options)
+    image = read_photons(tmp_path / name)
+    assert pixel_size_um(image) == pytest.approx(sizes)
+    assert "ome" not in name or float(image.t[1]) == 0.5
 
 
 def test_swapped_bytes_are_native_after_reading(tmp_path):
@@ -256,6 +259,13 @@ def test_files_that_promise_ten_planes_never_read_as_fewer(tmp_path, words, held
     with pytest.raises(UnreadableImageError, match=f'holds {held} of 10 frames; read them with time="0:{held}"'):
         read_photons(path, axes="tyx")
     np.testing.assert_array_equal(read_photons(path, axes="tyx", time=f"0:{held}"), MOVIE[:held])
+
+
+def test_planes_that_a_description_does_not_name_are_told(tmp_path):
+    data = '<TiffData IFD="0" FirstT="0" PlaneCount="4"/>'
+    pages(tmp_path / "a.ome.tif", MOVIE, OME.format(uuid="", t=4, c=1, channels="", data=data).encode())
+    with pytest.warns(UserWarning, match="holds 10 planes, of which its description names 4"):
+        np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif"), MOVIE[:4])
 
 
 def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):

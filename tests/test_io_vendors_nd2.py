@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from made_images import CHANNELS, DIMS, STEPS, assert_same, counts, one_sentence
+from made_images import CHANNELS, DIMS, STEPS, assert_same, counts
 
 from gap_bioimage.errors import UnreadableImageError
 from gap_bioimage.io import pixel_size_um, read_photons
@@ -126,11 +126,6 @@ def test_positions_are_series(tmp_path):
 def test_pixels_without_calibration_have_no_size(tmp_path):
     path = write_nd2(tmp_path / "a.nd2", counts("yx"), calibrated=False)
     assert pixel_size_um(read_photons(path)) == {}
-
-
-@pytest.mark.parametrize("content", [b"\xda\xce\xbe\x0a" + bytes(200), b"not an image at all"])
-def test_damaged_files_are_refused(tmp_path, content):
-    (tmp_path / "a.nd2").write_bytes(content)
-    with pytest.raises(UnreadableImageError, match=r"a\.nd2 cannot be read") as error:
-        read_photons(tmp_path / "a.nd2")
-    one_sentence(error)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UnreadableImageError, match=r"a\.nd2 cannot be read"):
+        read_photons(path)

@@ -1,3 +1,5 @@
+"""What is written is found by other programs, and read again: values, types, axes, calibration and names."""
+
 from __future__ import annotations
 
 import errno
@@ -8,17 +10,84 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
-from made_images import counts, one_sentence
+from fixtures_model import random_model
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from made_images import CHANNELS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, OutputError
+from gap_bioimage.inference.denoising import denoise
+from gap_bioimage.inference.sampling import sample
 from gap_bioimage.io import check_output, pixel_size_um, read_photons, write_image
 
+LIBRARIES = {"h5": "h5py", "zarr": "zarr"}
+COMPRESSIONS = {"tif": [None, "zlib"], "tiff": [None, "zlib"], "h5": [None, "gzip"], "zarr": [None]}
+FORMATS = [".tif", ".ome.tif", ".h5", ".zarr"]
+NARROWED = {np.float64: np.float32, bool: np.uint8}
+TYPES = [np.uint8, np.uint16, np.uint32, np.int32, np.int64, np.float32, np.float64, bool]
+NAMES = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=9)
 
-def test_numpy_round_trip(tmp_path):
+
+def kind_of(suffix):
+    """Return the kind of a suffix; the test is skipped where its library is missing."""
+    kind = suffix.lower().split(".")[-1]
+    if kind in LIBRARIES:
+        pytest.importorskip(LIBRARIES[kind])
+    return kind
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.TIFF", ".h5", ".ome.zarr"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations("tczyx"),
+    drop=st.sets(st.sampled_from("tcz")),
+    dtype=st.sampled_from(TYPES),
+    calibrated=st.booleans(),
+    names=st.none() | st.tuples(NAMES, NAMES),
+    data=st.data(),
+)
+@example(order="tczyx", drop=set("tcz"), dtype=np.uint16, calibrated=True, names=("01", "1,5"), data=None)
+@example(order="tczyx", drop=set("tz"), dtype=np.uint32, calibrated=True, names=("01", "1,5"), data=None)
+@example(order="tczyx", drop=set("c"), dtype=np.float32, calibrated=True, names=('a&<b> "c"', "True"), data=None)
+def test_any_order_type_and_names(tmp_path, suffix, order, drop, dtype, calibrated, names, data):
+    dims = [d for d in order if d not in drop]
+    image = counts(dims, dtype, calibrated).drop_vars("c", errors="ignore")
+    if names is not None:
+        image = image.assign_coords(c=list(names) if "c" in dims else names[0])
+    compression = data.draw(st.sampled_from(COMPRESSIONS[kind_of(suffix)])) if data else None
+    write_image(tmp_path / f"a{suffix}", image, compression=compression)
+    again = read_photons(tmp_path / f"a{suffix}", check=False)
+    wide = NARROWED | ({np.int64: np.uint32} if kind_of(suffix).startswith("tif") else {})
+    expected = image.transpose(*again.dims).astype(wide.get(dtype, dtype))
+    assert_same(again, expected)
+    assert again.attrs["source"] == f"a{suffix}"
+    if "c" in dims:
+        for place in (0, 1):
+            chosen = read_photons(tmp_path / f"a{suffix}", channel=place, check=False)
+            assert_same(chosen, expected.isel(c=place))
+
+
+def test_numpy_keeps_values_and_type(tmp_path):
     write_image(tmp_path / "a.npy", counts("zyx", np.float64))
     again = read_photons(tmp_path / "a.npy", axes="zyx")
     np.testing.assert_array_equal(again, counts("zyx"))
     assert again.dtype == np.float64
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_samples_are_frames_and_the_name_of_a_chosen_channel_reaches_what_is_made_of_it(tmp_path, suffix):
+    kind_of(suffix)
+    samples = counts("tzyx", np.float32, calibrated=False).rename(t="sample")
+    write_image(tmp_path / f"s{suffix}", samples)
+    assert_same(read_photons(tmp_path / f"s{suffix}"), samples.rename(sample="t"))
+    write_image(tmp_path / f"a{suffix}", counts("tcyx"))
+    chosen = read_photons(tmp_path / f"a{suffix}", channel="dna")
+    assert str(chosen.c.values) == CHANNELS[1]
+    for made in (denoise(random_model(), chosen), sample(random_model(), chosen[0], 2, seed=0)):
+        write_image(tmp_path / f"b{suffix}", made)
+        again = read_photons(tmp_path / f"b{suffix}", check=False)
+        assert again.dims == ("t", "y", "x")
+        assert str(again.c.values) == CHANNELS[1]
 
 
 def test_fiji_finds_its_axes_and_calibration(tmp_path):
@@ -45,22 +114,16 @@ def test_other_programs_find_the_name_of_a_single_channel(tmp_path):
         assert tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]["Name"] == "DNA"
 
 
-@pytest.mark.parametrize(("dtype", "imagej"), [(np.uint16, True), (np.uint32, False), (np.int32, False)])
-def test_types_that_imagej_lacks_become_ome(tmp_path, dtype, imagej):
+@pytest.mark.parametrize(
+    ("dtype", "limit", "imagej"),
+    [(np.uint16, 10**9, True), (np.uint16, 100, False), (np.uint32, 10**9, False), (np.int32, 10**9, False)],
+)
+def test_what_imagejs_format_cannot_hold_becomes_ome_bigtiff(tmp_path, monkeypatch, dtype, limit, imagej):
+    monkeypatch.setattr("gap_bioimage.io.write._IMAGEJ_LIMIT_BYTES", limit)
     write_image(tmp_path / "a.tif", counts("zyx", dtype))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
-        assert tif.is_imagej is imagej
-        assert tif.is_ome is not imagej
-        assert tif.is_bigtiff is not imagej
+        assert (tif.is_imagej, tif.is_ome, tif.is_bigtiff) == (imagej, not imagej, not imagej)
         assert tif.series[0].dtype == dtype
-
-
-def test_large_images_become_bigtiff(tmp_path, monkeypatch):
-    monkeypatch.setattr("gap_bioimage.io.write._IMAGEJ_LIMIT_BYTES", 100)
-    write_image(tmp_path / "a.tif", counts("zyx"))
-    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
-        assert tif.is_bigtiff
-        assert tif.is_ome
     assert pixel_size_um(read_photons(tmp_path / "a.tif")) == pytest.approx({"z": 0.3, "y": 0.065, "x": 0.108})
 
 
@@ -72,66 +135,57 @@ def test_images_without_known_dims_are_not_written(tmp_path, dims):
 
 
 @pytest.mark.parametrize(
-    ("values", "name", "message"),
+    ("name", "values", "compression", "message"),
     [
-        (np.ones((4, 4), complex), "a.tif", "images hold real numbers"),
-        (np.full((4, 4), 2**40), "a.tif", "do not fit into 32 bits"),
-        (np.ones((4, 4)), "a.png", "unknown suffix"),
-        (np.ones((4, 4)), "no/a.tif", "folder does not exist"),
-        (np.ones((4, 4)), "", "unknown suffix"),
+        ("a.tif", np.ones((4, 4), complex), None, "images hold real numbers"),
+        ("a.tif", np.full((4, 4), 2**40), None, "do not fit into 32 bits"),
+        ("a.png", np.ones((4, 4)), None, "unknown suffix"),
+        ("a.zarr", np.ones((0, 4)), None, "no pixels"),
+        ("no/a.tif", np.ones((4, 4)), None, "folder does not exist"),
+        ("", np.ones((4, 4)), None, "unknown suffix"),
+        ("a.tif", np.ones((4, 4)), "nonsense", "without compression"),
+        ("a.h5", np.ones((4, 4)), "nonsense", "without compression"),
+        ("h5py.h5", np.ones((4, 4)), None, r"pip install 'gap-bioimage\[formats\]'"),
+        ("zarr.zarr", np.ones((4, 4)), None, r"pip install 'gap-bioimage\[zarr\]'"),
     ],
 )
-def test_impossible_outputs_are_refused(tmp_path, values, name, message):
+def test_impossible_outputs_are_refused(tmp_path, monkeypatch, name, values, compression, message):
+    if "pip" in message:
+        monkeypatch.setitem(sys.modules, name.split(".")[0], None)
     with pytest.raises(OutputError, match=message) as error:
-        write_image(tmp_path / name, xr.DataArray(values, dims=["y", "x"]))
+        write_image(tmp_path / name, xr.DataArray(values, dims=["y", "x"]), compression=compression)
     one_sentence(error)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix):
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy", ".ome.zarr"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
+    kind_of(suffix)
     path = tmp_path / f"a{suffix}"
+    write_image(path, counts("zyx"))
     write_image(path, counts("yx"))
-    before = path.read_bytes()
 
     def full(file, *_, **__):
-        (file.write_bytes if hasattr(file, "write_bytes") else file.write)(b"half")
+        if hasattr(file, "write"):
+            file.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tifffile, "imwrite", full)
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OutputError, match="no space left on device") as error:
-        write_image(path, counts("yx", seed=1))
+    with monkeypatch.context() as patch:
+        for place in ("tifffile.imwrite", "numpy.save", *(["zarr.Array.__setitem__"] if "zarr" in suffix else [])):
+            patch.setattr(place, full)
+        with pytest.raises(OutputError, match="no space left on device") as error:
+            write_image(path, counts("yx", seed=1))
     one_sentence(error)
-    assert path.read_bytes() == before
+    np.testing.assert_array_equal(read_photons(path), counts("yx"))
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".h5"])
-def test_an_unknown_compression_is_refused(tmp_path, suffix):
-    with pytest.raises(OutputError, match="without compression") as error:
-        write_image(tmp_path / f"a{suffix}", counts("yx"), compression="nonsense")
-    one_sentence(error)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("suffix", "library", "extra"), [(".h5", "h5py", "formats"), (".zarr", "zarr", "zarr")])
-def test_a_missing_library_is_named(tmp_path, monkeypatch, suffix, library, extra):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(OutputError, match=rf"pip install 'gap-bioimage\[{extra}\]'"):
-        write_image(tmp_path / f"a{suffix}", counts("yx"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_input_is_not_overwritten_under_another_name(tmp_path):
+def test_inputs_and_folders_are_not_overwritten(tmp_path):
     write_image(tmp_path / "a.tif", counts("yx"))
     (tmp_path / "b.tif").symlink_to(tmp_path / "a.tif")
     with pytest.raises(OutputError, match="is the input itself"):
         check_output(tmp_path / "b.tif", tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("suffix", [".h5", ".tif"])
-def test_a_folder_is_not_overwritten_by_a_file(tmp_path, suffix):
-    (tmp_path / f"a{suffix}").mkdir()
-    with pytest.raises(OutputError, match="it is a folder"):
-        write_image(tmp_path / f"a{suffix}", counts("yx"))
+    for name, told in (("a.h5", "it is a folder"), ("c.tif", "it is a folder"), ("a.zarr", "no Zarr store")):
+        (tmp_path / name).mkdir()
+        with pytest.raises(OutputError, match=told):
+            write_image(tmp_path / name, counts("yx"))

@@ -74,6 +74,7 @@ def test_background_is_a_few_percent_of_the_peak(dim):
         ({"dim": 4}, "dim is 4, expected 2 or 3"),
         ({"dim": 2, "shape": (3, 4, 5)}, "does not fit dim 2"),
         ({"shape": (0, 4)}, "positive sizes"),
+        ({"scene": "dogs"}, "'cells' or 'filaments'"),
         ({"photons": 0.0}, "expected a positive number"),
         ({"photons": float("nan")}, "expected a positive number"),
     ],

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.camera.doubts import CORRELATED, DOUBTS, LEFT_OUT, Measured
-from gap_bioimage.camera.frames import Frames, dark_of, frames_of
+from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, Measured, doubts_of
+from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
@@ -22,6 +21,8 @@ from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
 _SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
+_CONTRADICTED = 0.3  # rise above a line through a known offset that no camera has
+_OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
 _SATURATED = 0.01  # share of the times at which a block is saturated
 _SHOWN = 3000
 
@@ -124,14 +125,15 @@ class Calibration:
 
 
 def calibrate(
-    images: xr.DataArray | Path | str,
+    images: Images,
     *,
-    dark: xr.DataArray | Path | str | None = None,
+    dark: Images | None = None,
     offset: float | None = None,
     read_noise: float | None = None,
     saturation: float | None = None,
     multiplying: bool | None = None,
     seed: int = 0,
+    dims: str | None = None,
 ) -> Calibration:
     """Measure gain, offset and read noise of a camera on its own images.
 
@@ -154,6 +156,8 @@ def calibrate(
         Whether the detector multiplies electrons (EMCCD, photomultiplier); told by the third moment when not given.
     seed
         Of the bootstrap behind the intervals.
+    dims
+        The axes of plain arrays, such as "tyx", and of files that do not know them.
 
     Returns
     -------
@@ -169,8 +173,8 @@ def calibrate(
         If a given number is out of range, or given twice.
     """
     _check_given(dark, offset, read_noise, saturation)
-    frames = frames_of(images, saturation)
-    dark_frames = None if dark is None else dark_of(dark, frames)
+    frames = frames_of(images, saturation, dims)
+    dark_frames = None if dark is None else dark_of(dark, frames, dims)
     moments, saturated = _unsaturated(frames)
     correlation, (between_frames, lost) = correlation_of(moments), frame_correlation(frames.values)
     _check_raw(frames, correlation, between_frames)
@@ -189,6 +193,9 @@ def calibrate(
     curve = curve_of(fit.kept, numbers.gain.value)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
+    if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
+        told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
+        raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")
     noise = (correlation, between_frames, lost)
     return _result(Measured(frames, dark_frames, saturated, *noise, fit, curve, numbers), known)
 
@@ -225,7 +232,7 @@ def _with_structure(gain: Estimate) -> Estimate:
 def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
     """Refuse images whose noise is that of a program."""
     most = abs(correlation.largest)
-    if max(most, between_frames) > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
+    if most + between_frames > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
         whose = "neighbouring pixels" if most >= between_frames else "successive frames"
         raise NotPhotonCountsError(
             f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "
@@ -258,10 +265,7 @@ def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -
     darker = float(np.mean(blocks.mean + 5 * error < offset - gain.value / 2)) > 0.02
     if darker or numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance)):
         told = "parts of the field are darker than" if darker else "the variance would be negative at"
-        raise NotPhotonCountsError(
-            f"{name}: {told} the offset of {offset:.4g} ADU; give dark frames or an offset of the same camera "
-            "and settings, or leave them out to have it estimated"
-        )
+        raise NotPhotonCountsError(f"{name}: {told} the offset of {offset:.4g} ADU; {_OF_THE_SAME}")
 
 
 def _result(it: Measured, known: Known) -> Calibration:
@@ -284,7 +288,7 @@ def _result(it: Measured, known: Known) -> Calibration:
         cloud=np.stack([kept.mean, kept.variance])[:, ::step],
         correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(filter(None, (doubt(it) for doubt in DOUBTS))),
+        warnings=tuple(doubts_of(it)),
         counts=_is_counts(it),
     )
 

@@ -282,27 +282,3 @@ def _variance_over_mean(image: xr.DataArray, detector: Detector) -> float:
     counts = detector.scalar.counts(as_stack(image.data, time)[:8, :8])
     curve = curve_of(moments_of(counts, in_time=counts.shape[1] > 1))
     return 1.0 if curve is None else curve.smallest if curve.smallest > _TOO_NOISY else curve.dark
-
-
-def simulate_camera(
-    electrons: xr.DataArray | NDArray[Any],
-    *,
-    gain: float = 2.2,
-    offset: float = 100.0,
-    read_noise: float = 1.6,
-    n_frames: int = 24,
-    em: bool = False,
-    saturation: int = 65535,
-    seed: int = 0,
-) -> xr.DataArray:
-    """Simulate frames (t, y, x) of a camera, or one that multiplies electrons, ``em``; electrons (y, x) or (t, y, x).
-
-    An EMCCD makes gamma(n, 1) of n electrons: the noise-derived gain is then ``2 gain``, and the read noise
-    ``read_noise / 2`` effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
-    """
-    scene, rng = np.asarray(electrons, np.float64), np.random.default_rng((seed, 2))
-    collected = rng.poisson(scene, scene.shape if scene.ndim == 3 else (n_frames, *scene.shape)).astype(np.float64)
-    if em:
-        collected = np.where(collected > 0, rng.gamma(np.maximum(collected, 1)), 0.0)
-    adu = np.rint(offset + gain * (collected + read_noise * rng.standard_normal(collected.shape)))
-    return xr.DataArray(np.clip(adu, 0, saturation).astype(np.uint16), dims=list("tyx"), name="camera")

@@ -1,8 +1,8 @@
-"""What may be wrong with a calibration: one function for each doubt, which returns a sentence or nothing."""
+"""What may be wrong with a calibration, in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gap_bioimage.camera.frames import Dark, Frames
@@ -35,75 +35,57 @@ class Measured:
         return max(abs(self.correlation.largest), self.between_frames)
 
 
-def _left_out(it: Measured) -> str:
-    return it.frames.left_out
+def doubts_of(it: Measured) -> Iterator[str]:
+    """Yield what may be wrong, the gravest first: with the images, then with the numbers."""
+    yield from _of_images(it)
+    yield from _of_numbers(it)
 
 
-def _correlated(it: Measured) -> str:
-    told = f"{it.correlation.y:.2f} along y, {it.correlation.x:.2f} along x, {it.between_frames:.2f} between frames"
-    text = (
-        f"the noise of neighbouring pixels is correlated ({told}): somebody has smoothed or resampled these images, "
-        f"and the gain is too small by a factor of up to {it.lost * it.correlation.factor:.1f}; use raw images"
-    )
-    return text if it.shared >= CORRELATED else ""
-
-
-def _not_straight(it: Measured) -> str:
-    bend, bends = it.curve.bend, it.curve.bends(_BENT)
-    if bends < 0:
-        return f"the variance falls short of the line by {-bend:.0%} in bright parts (saturation, dead time)"
-    if bends > 0:
+def _of_images(it: Measured) -> Iterator[str]:
+    y, x, bend = it.correlation.y, it.correlation.x, it.curve.bend
+    if it.frames.left_out:
+        yield it.frames.left_out
+    if it.shared >= CORRELATED:
+        shared = f"{y:.2f} along y, {x:.2f} along x, {it.between_frames:.2f} between frames"
+        yield (
+            f"the noise of neighbouring pixels is correlated ({shared}): somebody has smoothed or resampled these "
+            f"images, and the gain is too small by a factor of up to {it.lost * it.correlation.factor:.1f}; use raw "
+            "images"
+        )
+    dark = "" if it.dark is None else ", dark frames of other settings"
+    if (bends := it.curve.bends(_BENT)) < 0:
+        yield f"the variance falls short of the line by {-bend:.0%} in bright parts (saturation, dead time{dark})"
+    elif bends > 0:
         cause = "light that flickers or objects that move" if it.frames.count > 1 else "structure taken for noise"
-        return f"the variance rises above the line by {bend:.0%} in bright parts: {cause}; the gain may be too high"
-    text = f"the line fits worse than chance explains (chi-square {it.curve.chi_square:.3g} per degree)"
-    return text if it.curve.chi_square > _MISFIT and it.shared < CORRELATED else ""
+        yield f"the variance rises above the line by {bend:.0%} in bright parts: {cause}{dark}; the gain may be wrong"
+    elif it.curve.chi_square > _MISFIT and it.shared < CORRELATED:
+        yield f"the line fits worse than chance explains (chi-square {it.curve.chi_square:.3g} per degree)"
+    if it.fit.outliers > LEFT_OUT:
+        told = f"{it.fit.outliers:.0%} of the field moves or flickers and was left out"
+        yield f"{told}; if the detector multiplies, say --multiplying"
+    if it.saturated > LEFT_OUT:
+        yield f"{it.saturated:.0%} of the field is saturated and was left out"
+    if it.fit.clipped:
+        yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
 
 
-def _moving(it: Measured) -> str:
-    text = f"{it.fit.outliers:.0%} of the field moves or flickers and was left out"
-    return f"{text}; if the detector multiplies, say --multiplying" if it.fit.outliers > LEFT_OUT else ""
-
-
-def _saturated(it: Measured) -> str:
-    return f"{it.saturated:.0%} of the field is saturated and was left out" if it.saturated > LEFT_OUT else ""
-
-
-def _clipped(it: Measured) -> str:
-    text = "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
-    return text if it.fit.clipped else ""
-
-
-def _coarse(it: Measured) -> str:
-    text = "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "
-    return f"{text}their intervals; use brighter images or a higher camera gain" if it.fit.coarse else ""
-
-
-def _one_image(it: Measured) -> str:
-    text = "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
-    return text if it.frames.count == 1 else ""
-
-
-def _wide(it: Measured) -> str:
+def _of_numbers(it: Measured) -> Iterator[str]:
     gain = it.numbers.gain
-    text = f"the gain is known to {gain.low:.3g} to {gain.high:.3g} only; record more frames of a field with dark and "
-    return "" if gain.high - gain.low <= 0.2 * gain.value else f"{text}bright parts"
-
-
-def _undecided(it: Measured) -> str:
-    text = "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier); the offset's "
-    told = it.numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED
-    return f"{text}interval allows for both; say --multiplying if it does" if told else ""
-
-
-def _few_dark(it: Measured) -> str:
-    if it.dark is None or it.dark.frames.count >= _ENOUGH_DARK:
-        return ""
-    maps = "a single one tells no read noise" if it.dark.pixel_variance is None else "read noise per pixel is rough"
-    return f"{it.dark.frames.count} dark frames: {maps}; record {_ENOUGH_DARK} or more"
-
-
-# the gravest first
-DOUBTS: tuple[Callable[[Measured], str], ...] = (
-    *(_left_out, _correlated, _not_straight, _moving, _saturated, _clipped),
-    *(_coarse, _one_image, _wide, _undecided, _few_dark),
-)
+    if it.fit.coarse:
+        yield (
+            "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "
+            "their intervals; use brighter images or a higher camera gain"
+        )
+    if it.frames.count == 1:
+        yield "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
+    if not gain.high - gain.low <= 0.2 * gain.value:
+        told = f"the gain is known to {gain.low:.3g} to {gain.high:.3g} only"
+        yield f"{told}; record more frames of a field with dark and bright parts"
+    if it.numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED:
+        yield (
+            "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier); the offset's "
+            "interval allows for both; say --multiplying if it does"
+        )
+    if it.dark is not None and it.dark.frames.count < _ENOUGH_DARK:
+        maps = "a single one tells no read noise" if it.dark.pixel_variance is None else "read noise per pixel is rough"
+        yield f"{it.dark.frames.count} dark frames: {maps}; record {_ENOUGH_DARK} or more"

@@ -6,8 +6,10 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from gap_bioimage.camera.camera import PixelMaps
@@ -15,7 +17,10 @@ from gap_bioimage.camera.moments import Floats, Moments, Values, as_stack, momen
 from gap_bioimage.camera.shifted_poisson import ROUNDING
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 
+Images = xr.DataArray | npt.NDArray[Any] | Path | str
+
 _LEAST_PX = 16
+_HOT = 20.0  # median deviations beyond which a dark pixel tells nothing of the others
 _LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
 
 
@@ -71,13 +76,16 @@ def _drawn_in(values: Floats, by_chance: float) -> Floats:
     return np.asarray(mean + share * (values - mean), np.float64)
 
 
-def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None) -> Frames:
-    """Take images for a calibration, or refuse them."""
+def frames_of(
+    images: Images, saturation: float | None = None, dims: str | None = None, what: str = "the image"
+) -> Frames:
+    """Take images for a calibration, or refuse them; of plain arrays ``dims`` are the axes."""
     from gap_bioimage.io import read_photons
     from gap_bioimage.io.image import as_image
 
-    image = as_image(read_photons(images, check=False) if isinstance(images, (str, Path)) else images)
-    name = Path(str(image.attrs.get("source", image.name or "the image"))).name
+    path = images if isinstance(images, (str, Path)) else None
+    image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
+    name = Path(str(image.attrs.get("source", image.name or what))).name
     if image.sizes.get("c", 1) > 1:
         raise AxesError(
             f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
@@ -92,20 +100,21 @@ def frames_of(images: xr.DataArray | Path | str, saturation: float | None = None
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
     found = scan(values)
     if found.nonfinite or found.minimum == found.maximum:
-        told = f"{found.nonfinite} pixels that are NaN or infinite" if found.nonfinite else "the same value everywhere"
-        raise NotPhotonCountsError(f"{name} has {told}, expected a camera's numbers and their noise; use raw images")
+        told = f"{found.nonfinite} pixels are NaN or infinite" if found.nonfinite else "all values are the same"
+        raise NotPhotonCountsError(f"{name}: {told}, expected a camera's numbers and their noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         raise NotPhotonCountsError(
-            f"{name} holds two values only, as one-bit frames do; they need no camera: train with --sum-frames"
+            f"{name} holds two values only, as masks and one-bit frames do, which need no camera; of one-bit frames "
+            "train on sums (--sum-frames)"
         )
     if saturation is None:
         saturation = found.maximum if found.piled_up(values.dtype) else math.inf
-    stack, left_out = _distinct(stack)
+    stack, left_out = distinct(stack)
     return Frames(stack, name, saturation, not found.fractional and found.minimum >= 0, left_out)
 
 
-def _distinct(stack: Values) -> tuple[Values, str]:
+def distinct(stack: Values) -> tuple[Values, str]:
     """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
     told = []
@@ -121,25 +130,27 @@ def _distinct(stack: Values) -> tuple[Values, str]:
     return stack[:, sorted(first.values())], text
 
 
-def dark_of(dark: xr.DataArray | Path | str, frames: Frames) -> Dark:
+def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     """Measure dark frames, which are to be as large as the images and darker."""
-    found = frames_of(dark)
+    found = frames_of(dark, dims=dims, what="the dark stack")
     if len(found.values) > 1:
         raise AxesError(f"{found.name} is a stack along z, expected dark frames one after the other; name it t")
     size, expected = found.values.shape[2:], frames.values.shape[2:]
     if size != expected:
         raise AxesError(
-            f"the dark frames {found.name} have {size} pixels, {frames.name} {expected}; record or crop both alike"
+            f"{found.name} has {size} pixels, {frames.name} {expected}; record dark frames and images alike, or crop"
         )
     film, count = found.values[0], found.count
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
-    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(mean.std() / mean.size**0.5)
+    away = np.abs(mean - np.median(mean))
+    usual = mean[away <= _HOT * max(float(np.median(away)), 1.0)]
+    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(usual.std() / usual.size**0.5)
     light = float(np.mean(frames.values[:, 0], dtype=np.float64))
-    if mean.mean() > light:
+    if usual.mean() > light:
         raise NotPhotonCountsError(
-            f"the dark frames {found.name} (mean {mean.mean():.4g} ADU) are brighter than {frames.name} (mean "
-            f"{light:.4g}), expected frames without light; exchange them, or record new ones with the shutter closed"
+            f"{found.name} (mean {usual.mean():.4g} ADU) is brighter than {frames.name} (mean {light:.4g}), expected "
+            "dark frames; exchange them, or record new ones with the shutter closed"
         )
     squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
-    return Dark(found, (float(mean.mean()), error), mean, squares / (count - 1) if count > 1 else None)
+    return Dark(found, (float(usual.mean()), error), mean, squares / (count - 1) if count > 1 else None)

@@ -166,9 +166,9 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
         steadied = steadier(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
         for start in starts:
             values = np.array(film[start : start + length], np.float64)
-            if hot is not None:
+            if hot is not None and hot.any():
                 values[:, hot[window]] = scipy.ndimage.median_filter(values, (1, 3, 3))[:, hot[window]]
-            noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights)
+            noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights) if in_time else values[0]
             yield Look(int(plane), values.mean(0), noise if steadied is None else steadied(noise), values)
 
 

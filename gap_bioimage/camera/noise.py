@@ -132,9 +132,11 @@ def _typical(group: Moments, unit: float) -> tuple[float, float, float]:
 
 def _polynomial(x: Floats, y: Floats, error: Floats, degree: int) -> tuple[Floats, Floats, float]:
     """Return coefficients, their standard errors, and chi-square per degree of freedom."""
-    best, covariance = np.polyfit(x, y, degree, w=1 / error, cov="unscaled")
-    chi_square = float(np.sum(((np.polyval(best, x) - y) / error) ** 2)) / max(1, len(x) - degree - 1)
-    return best, np.sqrt(np.diag(covariance)), chi_square
+    middle = float(x.mean())  # about which a narrow range far from zero can be fitted
+    best, covariance = np.polyfit(x - middle, y, degree, w=1 / error, cov="unscaled")
+    chi_square = float(np.sum(((np.polyval(best, x - middle) - y) / error) ** 2)) / max(1, len(x) - degree - 1)
+    about_zero = np.array([[1, 0, 0], [-2 * middle, 1, 0], [middle**2, -middle, 1]])[2 - degree :, 2 - degree :]
+    return about_zero @ best, np.sqrt(np.diag(about_zero @ covariance @ about_zero.T)), chi_square
 
 
 def hot_pixels(counts: Values) -> Flags:

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,17 @@ _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
 _NAMES = {
     **{"time": "t", "frame": "t", "frames": "t", "channel": "c", "channels": "c", "wavelength": "c", "depth": "z"},
-    **{"height": "y", "width": "x", "sample": SAMPLES, "rgb": SAMPLES},
+    **{
+        "slice": "z",
+        "slices": "z",
+        "height": "y",
+        "row": "y",
+        "rows": "y",
+        "width": "x",
+        "column": "x",
+        "columns": "x",
+    },
+    **{"sample": SAMPLES, "rgb": SAMPLES},
     **dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN),
 }
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
@@ -121,7 +132,8 @@ def image_of(
     ``dims`` is what the file calls its axes: letters of tifffile, or words; none where it says nothing. ``held`` tells
     by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
     """
-    shape, names = tuple(array.shape), [_NUMBERED.sub("", str(dim).strip().lower()) for dim in dims]
+    words = [re.sub(r"[(\[].*", "", str(dim).lower()).strip() for dim in dims]  # without units, as in "z (um)"
+    shape, names = tuple(array.shape), [_NUMBERED.sub("", word) for word in words]
     if names and len(names) != len(shape):
         meta = replace(meta, problem=f"names the axes {' '.join(names)}, but its array has {len(shape)}")
         names = [""] * len(shape)
@@ -186,14 +198,17 @@ def _step(coord: xr.DataArray) -> float | None:
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
     """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
     image: xr.DataArray = array
+    if isinstance(array, (str, bytes, PathLike)):
+        raise AxesError(
+            f"{what} is the path {array!s}, expected its values; read them with read_photons({str(array)!r})"
+        )
+    if dims is not None and not len(set(dims)) == len(tuple(dims)) == np.ndim(array):
+        raise AxesError(f"dims={dims!r} does not fit {what}, which has {np.ndim(array)} axes; name each one once")
     if not isinstance(array, xr.DataArray):
-        ndim = np.ndim(array)
         if dims is None:
             told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
-            example = AXES[-min(max(ndim, 2), 5) :]
+            example = AXES[-min(max(np.ndim(array), 2), 5) :]
             raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
-        if len(tuple(dims)) != ndim:
-            raise AxesError(f"dims={dims!r} names {len(tuple(dims))} axes but {what} has {ndim}; name each one")
         image = xr.DataArray(np.asarray(array), dims=tuple(dims))
     elif dims is not None and tuple(dims) != array.dims:
         image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
@@ -273,7 +288,9 @@ def time_as_z(image: xr.DataArray) -> xr.DataArray:
     return image.rename(t="z")
 
 
-def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -> xr.DataArray:
+def sum_frames(
+    movie: xr.DataArray | npt.NDArray[Any], n_frames: int, *, name: str = "the movie", dims: str | None = None
+) -> xr.DataArray:
     """Sum every ``n_frames`` successive frames of a one-bit movie; frames left over are dropped.
 
     Parameters
@@ -284,6 +301,8 @@ def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -
         Frames per sum, at least 1; 1 keeps single frames, as numbers.
     name
         What to call the movie in messages.
+    dims
+        The axes of a plain array, such as "tyx".
 
     Returns
     -------
@@ -302,6 +321,7 @@ def sum_frames(movie: xr.DataArray, n_frames: int, *, name: str = "the movie") -
     UserWarning
         If frames are left over.
     """
+    movie = as_image(movie, dims, what=name)
     if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
         told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
         raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected that many t")

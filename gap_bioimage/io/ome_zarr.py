@@ -55,6 +55,8 @@ def _images(node: Any, place: str) -> Iterator[Stored]:
     """
     words = _words(node)
     if hasattr(node, "shape"):
+        if node.ndim < 2 or node.dtype.kind not in "biuf":  # such as the coordinates of an axis
+            return
         named = getattr(node.metadata, "dimension_names", None) or words.get("_ARRAY_DIMENSIONS") or ()
         names = [str(name or "") for name in named] if len(named) == node.ndim else []
         yield Stored(place, {0: image_of(node, names, Metadata())})
@@ -90,9 +92,10 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
         told = f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6"
         raise UnreadableImageError(f"{told}; write it as 0.5")
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
-    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in _axes(entry) or AXES]
+    said = _axes(entry) or (AXES if version < "0.3" else "")
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
     names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis["name"])) for axis in axes]
-    labels = [str(each["label"]) for each in words.get("omero", {}).get("channels", []) if each.get("label")]
+    labels = [str(each["label"]) for each in (words.get("omero") or {}).get("channels", []) if each.get("label")]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
     levels = {}
     for number, dataset in enumerate(entry["datasets"]):
@@ -158,9 +161,8 @@ class Design:
         factors, steps = [{axis: 1 for axis in "zyx" if axis in self.sizes}], self.meta.steps
         while max(-(-self.sizes[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
             last = factors[-1]
-            near = {"z", "x"} <= set(steps) & set(last) and steps["z"] * last["z"] <= _ISOTROPIC * steps["x"] * last[
-                "x"
-            ]
+            size = {axis: steps[axis] * last[axis] for axis in "zx" if axis in steps and axis in last}
+            near = len(size) == 2 and size["z"] <= _ISOTROPIC * size["x"]
             halved = {axis for axis, f in last.items() if (near or axis != "z") and -(-self.sizes[axis] // f) > 1}
             factors.append({axis: f * 2 if axis in halved else f for axis, f in last.items()})
         return factors

@@ -44,9 +44,9 @@ def read_photons(
     Parameters
     ----------
     path
-        A TIFF, ImageJ TIFF, OME-TIFF, ``.npy``, OME-Zarr (the folder, or ``.ozx``), HDF5, CZI, LIF, ND2, PTU or SDT
-        file. Photon streams (PTU, SDT) become counts per pixel, frame and channel, whatever the arrival times within
-        the laser's period.
+        A TIFF, ImageJ TIFF, OME-TIFF, ``.npy``, OME-Zarr (the folder, ``.ozx`` or ``.zip``), HDF5, CZI, LIF, ND2, PTU
+        or SDT file. Photon streams (PTU, SDT) become counts per pixel, frame and channel, whatever the arrival times
+        within the laser's period.
     axes
         The axes of the array as stored, out of ``t c z y x``, for files that do not know them.
     channel
@@ -227,9 +227,9 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 def _open(path: Path) -> list[Stored]:
     """Return the images of a file, by its suffix; other files are tried as TIFF, and with bioio where installed."""
-    suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() == ".ozx"
-    if not is_zarr(path):
-        _check_file(path)
+    suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() in (".ozx", ".zip")
+    if not is_zarr(path) and _check_file(path).startswith(b"\x89HDF"):
+        suffix = ".h5"  # whatever programs call such files
     try:
         if suffix == ".npy":
             return [Stored("", {0: image_of(np.load(path, mmap_mode="r", allow_pickle=False), (), Metadata())})]
@@ -258,7 +258,8 @@ def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     return image.transpose(*(axis for axis in AXES if axis in image.dims))
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> bytes:
+    """Return the first bytes of a file that may be an image."""
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
@@ -272,3 +273,4 @@ def _check_file(path: Path) -> None:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):
         raise NotPhotonCountsError(f"{path.name} is a picture made for display, expected photon counts; export TIFF")
+    return head

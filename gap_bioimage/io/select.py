@@ -13,6 +13,7 @@ from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImage
 from gap_bioimage.io.image import AXES, OPEN_ENDED, SAMPLES, STORED, Stored, is_unknown, with_coordinates
 
 _SHOWN = 8
+_FEW = 4  # channels
 _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
 
 
@@ -97,8 +98,14 @@ def _guess(image: xr.DataArray) -> str:
     fits = 2 <= len(known) <= len(AXES) and set(known) <= {"", *AXES} and known.count("c") < 2
     if not fits or known.count("") < len(missing):
         return ""
+    if known == [""] * len(AXES):
+        return AXES
+    places = [place for place, name in enumerate(known) if not name]
+    few = [place for place in places if image.shape[place] <= _FEW]
+    if len(missing) == 2 and len(places) > 2 and few == places[-1:] and "c" not in known:  # channels lie last
+        known[places.pop()] = "c"
     for axis in missing:
-        known[max(place for place, name in enumerate(known) if not name)] = axis
+        known[places.pop()] = axis
     for place, length in enumerate(image.shape):
         order = "czt" if length <= 3 else "ztc"
         known[place] = known[place] or next(axis for axis in order if axis not in known)
@@ -172,10 +179,7 @@ def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
             kind = {"t": "frames", "c": "channels"}.get(str(axis), "planes")
             way = f"channel={first}" if axis == "c" else f'time="{first}:{last}"'
             way += "" if axis in ("t", "c") else ' and axes="tyx"'
-            told = (
-                f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}; read them with {way}, or copy it again"
-            )
-            return UnreadableImageError(told)
-    return UnreadableImageError(
-        f"{file} holds {int(stored.sum())} of {least}{stored.size} planes; copy or export it again"
-    )
+            told = f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}; read them with {way}"
+            return UnreadableImageError(f"{told}, or copy it again")
+    told = f"{file} holds {int(stored.sum())} of {least}{stored.size} planes"
+    return UnreadableImageError(f"{told}; copy or export it again")

@@ -90,6 +90,10 @@ def open_tiff(path: Path) -> list[Stored]:
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
     series, meta = tif.series[number], _metadata(tif, number)
+    named = sum(map(len, tif.series))
+    if series.kind == "ome" and named < len(tif.pages) and not lost:
+        told = f"holds {len(tif.pages)} planes, of which its description names {named}: the others are left out"
+        meta = replace(meta, warning=told)
     levels = [_planes(path, tif, level, lost) for level in series.levels]
     images = {}
     for level, planes in enumerate(levels):
@@ -141,9 +145,8 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
-    if (
-        len(pages) == 1 < count and mappable and not open_ended
-    ):  # one page may describe all planes, which then lie behind one another
+    # one page may describe all planes, which then lie behind one another
+    if len(pages) == 1 < count and mappable and not open_ended:
         offset = page.dataoffsets[0]
         there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
         held = [place if place < there else -1 for place in range(count)]

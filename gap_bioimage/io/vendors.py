@@ -206,11 +206,11 @@ def _dataset(data: Any) -> Any:
     said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
     tags = {str(tag["key"]): tag for tag in json.loads(said.get("axistags", "{}")).get("axes", [])}
     labels = [dimension.label for dimension in data.dims]
-    axes = list(tags) or list(str(said.get("axes", ""))) or (labels if any(labels) else [])
+    axes = list(tags) or _texts(said.get("axes", ())) or (labels if any(labels) else [])
+    if len(axes) == 1:  # as one word, "tyx" or "t, y, x"
+        axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
     units = json.loads(said.get("axis_units", "{}"))
-    measured: dict[str, tuple[Any, Any]] = {
-        axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()
-    }
+    measured: dict[str, Any] = {axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()}
     space = [axis.lower() for axis in axes if axis.lower() in tuple("zyx")]
     sizes = [np.atleast_1d(said.get(name, ())) for name in _NO_UNIT]
     doubtful = next((found for found in sizes if found.shape == (len(space),)), ())
@@ -221,10 +221,11 @@ def _dataset(data: Any) -> Any:
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
     steps = steps_of(measured)
     bare = {axis: size for axis, size in bare.items() if axis not in steps}
-    channels = [
-        name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(said.get("channels", ()))
-    ]
-    return image_of(data, axes, Metadata(steps, channels, warning=told_without_unit(bare)))
+    return image_of(data, axes, Metadata(steps, _texts(said.get("channels", ())), warning=told_without_unit(bare)))
+
+
+def _texts(words: Any) -> list[str]:
+    return [word.decode() if isinstance(word, bytes) else str(word) for word in np.atleast_1d(words)]
 
 
 def open_with_bioio(path: Path) -> list[Stored]:

@@ -14,7 +14,7 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, OutputError
 from gap_bioimage.files import replacing, replacing_folder
-from gap_bioimage.io.image import AXES, Metadata, metadata_of
+from gap_bioimage.io.image import AXES, Metadata, as_image, metadata_of
 from gap_bioimage.io.ome_zarr import is_zarr, write_zarr
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".h5", ".hdf5")
@@ -34,7 +34,9 @@ def check_output(path: Path, source: Path | None = None) -> None:
         raise OutputError(f"{path} is there already and is no Zarr store, so that it is kept; choose another name")
 
 
-def write_image(path: Path | str, image: xr.DataArray, *, compression: str | None = None) -> None:
+def write_image(
+    path: Path | str, image: xr.DataArray | npt.NDArray[Any], *, compression: str | None = None, dims: str | None = None
+) -> None:
     """Write an image so that Fiji and napari open it with its axes and pixel sizes.
 
     The file appears when it is complete; until then, and on failure, whatever was there stays.
@@ -52,6 +54,8 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     compression
         For TIFF: ``"zlib"`` or another that tifffile knows; compressed files cannot be mapped when read. For HDF5:
         ``"gzip"`` or another of its filters. OME-Zarr is always compressed.
+    dims
+        The axes of a plain array, such as "zyx".
 
     Raises
     ------
@@ -62,8 +66,10 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
     """
     path = Path(path)
     check_output(path)
-    dims = ["t" if dim == "sample" else str(dim) for dim in image.dims]
-    if not {"y", "x"} <= set(dims) <= set(AXES) or len(set(dims)) < len(dims):
+    if not isinstance(image, xr.DataArray):
+        image = as_image(image, dims)
+    named = ["t" if dim == "sample" else str(dim) for dim in image.dims]
+    if not {"y", "x"} <= set(named) <= set(AXES) or len(set(named)) < len(named):
         told = f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
         raise AxesError(f"{told}(or sample), c, z; rename them, or write one sample at a time")
     suffix = path.suffix.lower()
@@ -72,8 +78,8 @@ def write_image(path: Path | str, image: xr.DataArray, *, compression: str | Non
             np.save(file, image.values, allow_pickle=False)
         return
     tiff = suffix in (".tif", ".tiff")
-    image = image.rename({old: new for old, new in zip(image.dims, dims, strict=True) if old != new})
-    image = image.transpose(*(axis for axis in ("tzcyx" if tiff else AXES) if axis in dims))
+    image = image.rename({old: new for old, new in zip(image.dims, named, strict=True) if old != new})
+    image = image.transpose(*(axis for axis in ("tzcyx" if tiff else AXES) if axis in named))
     image, meta = image.copy(data=_storable(path, image.values, tiff)), metadata_of(image)
     with replacing_folder(path) if suffix == ".zarr" else replacing(path) as temporary:
         try:
@@ -97,6 +103,8 @@ def _storable(path: Path, values: npt.NDArray[Any], narrow: bool) -> npt.NDArray
     kind = values.dtype.kind
     if kind not in "biuf":
         raise OutputError(f"cannot write {path}: images hold real numbers, given {values.dtype}; write .npy instead")
+    if not values.size:
+        raise OutputError(f"cannot write {path}: an image of {values.shape} has no pixels; choose another part of it")
     if narrow and kind in "iu" and values.dtype.itemsize == 8:
         for ends in map(np.iinfo, (np.uint32, np.int32)):
             if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
