@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gap_bioimage.filters import blur, enlarged
+
 # sigma of the anchor's filters in px: in the plane, and along z
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
 _VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
@@ -22,76 +24,6 @@ _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
 FIT_POOL = 8
 _MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
 _MATRICES: Dict[Tuple[int, int, int, int, bool, str], Tensor] = {}
-
-
-def hot_pixels(photons: Tensor) -> Tensor:
-    """Find pixels that hold more than photons can bring where the neighbours are so dark.
-
-    Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
-    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels. None is
-    where a side has fewer than three pixels.
-    """
-    height, width = photons.shape[-2], photons.shape[-1]
-    if height < 3 or width < 3:
-        return torch.zeros_like(photons, dtype=torch.bool)
-    padded = torch.constant_pad_nd(photons, [2, 2, 2, 2], 0.0)
-    # the brightest of two rows, of the four around a row, and of all five; then the same with columns
-    above, below = padded.narrow(-2, 0, height + 3), padded.narrow(-2, 1, height + 3)
-    pairs = [torch.maximum(above, below), torch.minimum(above, below), torch.zeros_like(above)]
-    around = _brightest(_cut(pairs, -2, 0, height), _cut(pairs, -2, 3, height))
-    middle = padded.narrow(-2, 2, height)
-    columns = _brightest(around, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
-    pairs = _brightest(_cut(columns, -1, 0, width + 3), _cut(columns, -1, 1, width + 3))
-    sides = _brightest(_cut(pairs, -1, 0, width), _cut(pairs, -1, 3, width))
-    third = _brightest(sides, _cut(around, -1, 2, width))[2]
-    rate = 4.0 * (third + 1.0)
-    # 6.4 standard deviations, and what the tail of few counts is longer
-    return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
-
-
-def _brightest(one: List[Tensor], other: List[Tensor]) -> List[Tensor]:
-    """Merge the three brightest of some pixels, in order, with those of others."""
-    second = torch.maximum(torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1]))
-    third = torch.maximum(torch.minimum(one[0], other[1]), torch.minimum(one[1], other[0]))
-    third = torch.maximum(third, torch.maximum(one[2], other[2]))
-    return [torch.maximum(one[0], other[0]), second, third]
-
-
-def _cut(images: List[Tensor], axis: int, start: int, size: int) -> List[Tensor]:
-    return [image.narrow(axis, start, size) for image in images]
-
-
-def without_hot_pixels(photons: Tensor) -> Tensor:
-    """Return counts in which hot pixels hold the mean of their neighbours, (b, c, [z,] y, x)."""
-    hot = hot_pixels(photons)
-    ones = [1.0, 1.0]
-    cold = 1.0 - hot.to(photons.dtype)
-    seen = blur(blur(photons * cold, ones, -1), ones, -2)
-    return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
-
-
-def blur(x: Tensor, kernel: List[float], axis: int) -> Tensor:
-    """Filter along the last (-1), last but one (-2) or third last axis; what lies outside counts as zero.
-
-    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine. ``kernel`` is the
-    centre and one side of a symmetric filter.
-    """
-    half, size = len(kernel) - 1, x.shape[axis]
-    pad = [0, 0, 0, 0, 0, 0]
-    pad[-2 * axis - 2], pad[-2 * axis - 1] = half, half
-    padded = torch.constant_pad_nd(x, pad[: -2 * axis], 0.0)
-    total = x * kernel[0]
-    for shift in range(1, half + 1):
-        total.add_(padded.narrow(axis, half - shift, size), alpha=kernel[shift])
-        total.add_(padded.narrow(axis, half + shift, size), alpha=kernel[shift])
-    return total
-
-
-def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """Enlarge planes linearly, and cut them to a size."""
-    size = [factor * x.shape[-2], factor * x.shape[-1]]
-    x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
-    return x.narrow(-2, 0, height).narrow(-1, 0, width)
 
 
 class Anchor(nn.Module):
@@ -170,14 +102,14 @@ class Anchor(nn.Module):
         x = self._blurred(self._pooled(x, number), number, height, width)
         return enlarged(x, pool, height, width) if enlarge and pool > 1 else x
 
-    def _smoothed(self, images: List[Tensor], first: int) -> List[Tensor]:
+    def _smoothed(self, images: List[Tensor], first: int, enlarge: bool = True) -> List[Tensor]:
         """Smooth each image with a filter of its own, from the first on."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
-                return list(self._by_matrices(torch.stack(images), first, True).unbind())
+                return list(self._by_matrices(torch.stack(images), first, enlarge).unbind())
         smoothed: List[Tensor] = []
         for number in range(len(images)):
-            smoothed.append(self.smooth(images[number], first + number))
+            smoothed.append(self.smooth(images[number], first + number, enlarge))
         return smoothed
 
     @torch.jit.unused
@@ -264,11 +196,8 @@ class Anchor(nn.Module):
 
     def _for_window(self, maps: Tensor) -> Tensor:
         """Average maps (map, b, c, [z,] y, x) over the windows of the fit, at its resolution."""
-        x, number = maps.flatten(0, -4), 2 * self.n_scales
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if x.is_cuda and max(x.shape[-2:]) <= _MATRIX_PX:
-                return torch.stack(self._by_matrices(x.unsqueeze(0), number, False)[0].chunk(len(maps)))
-        return torch.stack(self.smooth(x, number, False).chunk(len(maps)))
+        averaged = self._smoothed([maps.flatten(0, -4)], 2 * self.n_scales, False)[0]
+        return torch.stack(averaged.chunk(len(maps)))
 
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Return what a network needs to know of counts (b, c, [z,] y, x).

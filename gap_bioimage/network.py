@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gap_bioimage.anchor import FIT_POOL, Anchor, hot_pixels, without_hot_pixels
+from gap_bioimage.anchor import FIT_POOL, Anchor
+from gap_bioimage.filters import hot_pixels, without_hot_pixels
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from gap_bioimage.anchor import without_hot_pixels
+from gap_bioimage.filters import without_hot_pixels
 from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, whole_counts
 
 GAIN = 100.0  # N / n_0 at most: 20 dB leave 1 % of the posterior's variance out

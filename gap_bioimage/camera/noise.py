@@ -150,7 +150,7 @@ def hot_pixels(counts: Values) -> Flags:
         if np.any((middle > 23) & (sum((4 * pixel < middle).astype(int) for pixel in beside) >= 2)):
             import torch
 
-            from gap_bioimage.anchor import hot_pixels as hot
+            from gap_bioimage.filters import hot_pixels as hot
 
             found[index] = hot(torch.from_numpy(middle.copy())).numpy()
     return found

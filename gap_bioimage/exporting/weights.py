@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import gap_bioimage.anchor as anchor_source
+import gap_bioimage.filters as filters_source
 import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
@@ -26,7 +27,7 @@ TORCHSCRIPT, STATE_DICT, ONNX = "weights_torchscript.pt", "weights.pt", "weights
 SAMPLER_WEIGHTS = "sampler_weights.pt"
 """The state_dict of a sampler that is not among the weights."""
 NETWORK_FILE = "network.py"
-"""The architecture of a zip: anchor.py and network.py joined, and sampler.py where it samples."""
+"""The architecture of a zip: filters.py, anchor.py and network.py joined, and sampler.py where it samples."""
 OPSET = 17
 """deepImageJ's engine reads opset 18 and IR version 8 at most."""
 _Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
@@ -61,7 +62,7 @@ def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: 
 
 def architecture_source(*, sampling: bool = False) -> str:
     """Return the source of the architecture in one file: the network, and after it the sampler where that is needed."""
-    modules = [anchor_source, network_source, *([sampler_source] if sampling else [])]
+    modules = [filters_source, anchor_source, network_source, *([sampler_source] if sampling else [])]
     source = "\n\n".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules)
     return re.sub(r"(?m)^from gap_bioimage\.\w+ import (\([^)]*\)|.*)\n", "", source)
 

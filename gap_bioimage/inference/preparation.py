@@ -17,10 +17,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap_bioimage.anchor import hot_pixels, without_hot_pixels
 from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
+from gap_bioimage.filters import hot_pixels, without_hot_pixels
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.model import CameraLike, Model

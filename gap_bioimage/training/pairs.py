@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap_bioimage.anchor import hot_pixels
 from gap_bioimage.errors import NotPhotonCountsError
+from gap_bioimage.filters import hot_pixels
 
 Counts = NDArray[np.int32]
 
