@@ -163,10 +163,11 @@ def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[
     except (OSError, ValueError) as error:
         raise ConfigError(f"no scheduler answers at {scheduler} ({error}); start one, or leave it out") from None
     job = replace(volume.job, halo_px=volume.network.halo_px)  # measured once
-    known = {"job": pickle.dumps(job), "settings": pickle.dumps(volume.settings())}
+    known = pickle.dumps((job, volume.settings()))
     with client:
         try:
-            tasks = client.map(_on_worker, places, pure=False, **known)
+            once = client.submit(bytes, known, pure=False)  # maps of cameras are too large to go with every block
+            tasks = client.map(_on_worker, places, known=once, pure=False)
             for task in as_completed(tasks):  # type: ignore[no-untyped-call]
                 yield task.result()
         except KilledWorker as error:
@@ -174,20 +175,19 @@ def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[
             raise ConfigError(f"{told}; give them more memory, or smaller tiles") from None
 
 
-def _on_worker(place: Index, job: bytes, settings: bytes) -> Index:
+def _on_worker(place: Index, known: bytes) -> Index:
     """Make a block, unless that was done by a worker that died afterwards."""
-    volume = _opened(job, settings)
+    volume = _opened(known)
     if not all(result.is_done(0, place) for result in volume.results):
         volume.write(place, volume.make(place, volume.read_for(place)))
     return place
 
 
 @lru_cache(1)
-def _opened(job: bytes, settings: bytes) -> Volume:
+def _opened(known: bytes) -> Volume:
     """Return a volume with its model, which a process loads once."""
-    volume = Volume(pickle.loads(job))  # noqa: S301  # from the scheduler that started this worker
-    if volume.settings() != pickle.loads(settings):  # noqa: S301
-        raise ConfigError(
-            f"a worker finds another {volume.job.model} or {volume.job.image}; let all see the same files"
-        )
+    job, settings = pickle.loads(known)  # noqa: S301  # from the scheduler that started this worker
+    volume = Volume(job)
+    if volume.settings() != settings:
+        raise ConfigError(f"a worker finds another {job.model} or {job.image}; let all see the same files")
     return volume

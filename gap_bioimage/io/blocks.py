@@ -202,17 +202,17 @@ class Blocks:
         """
         import zarr
 
-        records = [json.loads((self.path / "0" / _RECORDS / name).read_text()) for name in _recorded(self.path, 0)]
-        ranges = np.array([record["range"] for record in records])
-        lowest, highest = ranges[..., 0].min(0), ranges[..., 1].max(0)
+        ranges, told = np.zeros((self.design.sizes.get("c", 1), 2)), dict[str, list[str]]()
+        for name in _recorded(self.path, 0):
+            record = json.loads((self.path / "0" / _RECORDS / name).read_text())
+            low, high = np.transpose(record["range"])
+            ranges = np.stack([np.minimum(ranges[:, 0], low), np.maximum(ranges[:, 1], high)], -1)
+            for kind, text in record["warnings"]:
+                told.setdefault(kind, []).append(text)
         with refusals_told(self.path, _HINT):
-            words = self.design.attributes(np.stack([lowest, highest], -1).tolist())
-            zarr.open_group(str(self.path)).attrs.update(words)
+            zarr.open_group(str(self.path)).attrs.update(self.design.attributes(ranges.tolist()))
             for left in self.path.glob(f"*/{_RECORDS}/.*tmp-*") if alone else ():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        told: dict[str, list[str]] = {}
-        for kind, text in (warned for record in records for warned in record["warnings"]):
-            told.setdefault(kind, []).append(text)
         return [
             (kind, texts[0] + (f" (and the like in {len(texts) - 1} other blocks)" if len(texts) > 1 else ""))
             for kind, texts in told.items()
