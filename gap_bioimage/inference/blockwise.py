@@ -289,7 +289,7 @@ class Volume:
         """
         done = set.intersection(*(result.done(0) for result in self.results))
         number, parts = part
-        places = sorted(self.results[0].places(0), key=self.voxels)[number - 1 :: parts]
+        places = sorted(self.results[0].places(0), key=self.voxels, reverse=True)[number - 1 :: parts]
         return sorted(place for place in places if place not in done)
 
     def voxels(self, place: Index) -> int:

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 Slices = tuple[slice, ...]
 
-_COPIES, _OF_ANCHOR = 8, 100  # full-size maps alive at once, of every filter and for an anchor, measured on the CPU
+# full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
+_OF_FILTER, _OF_ANCHOR = 9, 160
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
 _PIECE_PX = {2: 64, 3: 24}  # side of the piece on which bfloat16 is tried: a few percent of the work
@@ -131,7 +132,8 @@ class TiledNetwork:
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
         self.device = next(network.parameters()).device
-        maps = _COPIES * network.conv_final.in_channels + _OF_ANCHOR * network.anchored
+        in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
+        maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
         self._budget_px = memory_bytes / (4 * maps)
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
