@@ -37,7 +37,7 @@ from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
 
 _BLOCK_PX = {2: {"z": 16, "y": 1024, "x": 1024}, 3: {"z": 64, "y": 512, "x": 512}}
-_MEMORY_BYTES, _OF_GPU_BYTES = 1.2e9, 16e9  # of a tile: a process takes less than 2 GiB; halved where there is less
+_MEMORY_BYTES, _OF_GPU_BYTES = 1e9, 16e9  # of a tile: a process takes less than 2 GiB; halved where there is less
 _JUDGED_PX = {"t": 4, "z": 4, "y": 512, "x": 512}  # of the middle of a volume: enough to tell counts from other things
 _PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
 
@@ -278,9 +278,10 @@ class Volume:
         return Made(values, [(w.category.__name__, str(w.message)) for w in told])
 
     def write(self, place: Index, made: Made) -> None:
-        """Write a block of each result."""
+        """Write a block of each result, and those of smaller levels that were waiting for it."""
         for result, values in zip(self.results, made.values, strict=True):
             result.write(0, place, values, made.warnings)
+            result.average_above(place)
 
     def left(self, part: tuple[int, int]) -> list[Index]:
         """Return the blocks of a part of the volume that are not done.

@@ -100,14 +100,13 @@ class Blocks:
     def _record(self, level: int, place: Index) -> Path:
         return self.path / str(level) / _RECORDS / ".".join(map(str, place))
 
-    def write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
-        """Write a block and its record; and blocks of smaller levels for which no other was missing."""
-        self._write(level, place, values, warned)
-        for above in self._above(level, place):
-            below = self._below(level + 1, above)
+    def average_above(self, place: Index) -> None:
+        """Write the blocks of smaller levels for which no other than this of the full resolution was missing."""
+        for level, above in self._above(0, place):
             # two processes that end in the same moment both average it: to the same bytes
-            if not self.is_done(level + 1, above) and all(self.is_done(level, place) for place in below):
-                self.write(level + 1, above, self._averaged(level + 1, above))
+            if self.is_done(level, above) or not all(self.is_done(level - 1, b) for b in self._below(level, above)):
+                break
+            self.write(level, above, self._averaged(level, above))
 
     def average_left(self) -> None:
         """Write the blocks of smaller levels that can be, which are those that killed processes left."""
@@ -122,12 +121,12 @@ class Blocks:
         before, after = self.design.factors[level - 1 : level + 1]
         return [after.get(axis, 1) // before.get(axis, 1) for axis in self.design.sizes]
 
-    def _above(self, level: int, place: Index) -> Iterator[Index]:
-        """Yield the block of the next level that a block is a part of, if there is a next level."""
-        if level + 1 < len(self._levels):
-            cuts, sizes = self.region(level, place).values(), self._sizes[level + 1][1]
-            along = zip(cuts, self._ratios(level + 1), sizes, strict=True)
-            yield tuple(cut.start // (ratio * size) for cut, ratio, size in along)
+    def _above(self, level: int, place: Index) -> Iterator[tuple[int, Index]]:
+        """Yield the blocks of smaller levels that a block is a part of."""
+        for smaller in self._levels[level + 1 :]:
+            along = zip(place, self._sizes[smaller - 1][1], self._ratios(smaller), self._sizes[smaller][1], strict=True)
+            place = tuple(number * size // (ratio * large) for number, size, ratio, large in along)
+            yield smaller, place
 
     def _below(self, level: int, place: Index) -> Iterator[Index]:
         """Yield the blocks of the level before that a block is averaged from."""
@@ -139,7 +138,8 @@ class Blocks:
             )
         )
 
-    def _write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]]) -> None:
+    def write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
+        """Write a block and its record."""
         import zarr
 
         folder = self.path / str(level)
@@ -169,12 +169,8 @@ class Blocks:
         for level in self._levels:
             for place in self.done(level):
                 if json.loads(self._record(level, place).read_text())["sha256"] != self._hash(level, place):
-                    self._forget(level, place)
-
-    def _forget(self, level: int, place: Index) -> None:
-        self._record(level, place).unlink(missing_ok=True)
-        for above in self._above(level, place):
-            self._forget(level + 1, above)
+                    for part in ((level, place), *self._above(level, place)):
+                        self._record(*part).unlink(missing_ok=True)
 
     def _averaged(self, level: int, place: Index) -> NDArray[Any]:
         """Return the values of a block from the level before, chunk by chunk."""
