@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,21 +28,9 @@ from gap_bioimage.io.blocks import volume_status
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.simulation import simulate
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 zarr = pytest.importorskip("zarr")
 
 BLOCK = (8, 24, 24)
-
-
-@contextmanager
-def dask_patience() -> Iterator[None]:
-    """Let a client give up soon."""
-    dask = pytest.importorskip("dask")
-    pytest.importorskip("distributed")
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        yield
 
 
 def counts(dims: str = "zyx", size: int = 72, seed: int = 0, scale: float = 3.0) -> xr.DataArray:
@@ -59,6 +46,11 @@ def counts(dims: str = "zyx", size: int = 72, seed: int = 0, scale: float = 3.0)
 
 def anchored(dim: int = 3, channels: int = 1) -> Model:
     return random_model(dim=dim, anchor=True, channels=channels, start_filts=2)
+
+
+def exact(model: Model) -> list[int]:
+    """The halo with which blocks are what the whole image is; others are measured, which takes a while."""
+    return tiling.exact_halo_px(model.network)
 
 
 def stored(path: Path) -> dict[str, bytes]:
@@ -88,7 +80,8 @@ def test_blocks_are_what_the_whole_image_is(
 ) -> None:
     image, model = counts(dims, size=40), anchored(dim, channels)
     write_image(tmp_path / "in.zarr", image)
-    status = denoise_volume(model, tmp_path / "in.zarr", tmp_path / "out.zarr", block_px=BLOCK[-dim:], **options)
+    how: dict[str, Any] = {"block_px": BLOCK[-dim:], "halo_px": exact(model), **options}
+    status = denoise_volume(model, tmp_path / "in.zarr", tmp_path / "out.zarr", **how)
     assert status.complete
     assert status.total > 1
     close(read_photons(tmp_path / "out.zarr", check=False), denoise(model, image, **options))
@@ -98,7 +91,7 @@ def test_plain_networks_conserve_photons_in_a_box(tmp_path: Path) -> None:
     image, model = counts(), random_model(dim=3, start_filts=2)
     write_image(tmp_path / "in.zarr", image)
     for name, block in (("blocks", BLOCK), ("other", (6, 48, 32)), ("whole", (10, 72, 64))):
-        denoise_volume(model, tmp_path / "in.zarr", tmp_path / f"{name}.zarr", block_px=block)
+        denoise_volume(model, tmp_path / "in.zarr", tmp_path / f"{name}.zarr", block_px=block, halo_px=exact(model))
     blocks, other, whole = (read_photons(tmp_path / f"{n}.zarr", check=False) for n in ("blocks", "other", "whole"))
     close(whole, denoise(model, image))
     close(blocks, other)  # no seams
@@ -131,7 +124,7 @@ def write_input(path: Path, kind: str, image: xr.DataArray) -> Path:
 def test_all_kinds_of_files_give_the_same_values(tmp_path: Path, kind: str) -> None:
     image, model = counts(size=40), random_model(dim=2, start_filts=2)
     out = tmp_path / "out.zarr"
-    denoise_volume(model, write_input(tmp_path, kind, image), out, block_px=(40, 32), planes=True)
+    denoise_volume(model, write_input(tmp_path, kind, image), out, block_px=(24, 32), planes=True)
     expected = denoise(model, image.drop_vars(list("zyx")) if kind == "planes" else image, planes=True)
     close(read_photons(out, check=False), expected)
 
@@ -146,22 +139,26 @@ def filled(tmp_path: Path, name: str, **options: Any) -> Path:
 
 
 def test_the_order_and_the_number_of_workers_change_no_byte(tmp_path: Path) -> None:
-    whole = filled(tmp_path, "whole.zarr")
+    whole, sizes = filled(tmp_path, "whole.zarr"), []
     parts = tmp_path / "parts" / "whole.zarr"
     parts.parent.mkdir()
     for number in (3, 1, 2):
         assert not parts.exists() or not volume_status(parts).complete
-        filled(tmp_path, "parts/whole.zarr", part=(number, 3))
+        filled(tmp_path, "parts/whole.zarr", part=(number, 3), on_block=lambda done, total: sizes.append(total))
     assert volume_status(parts).complete
     assert stored(parts) == stored(whole)
     assert len(stored(whole)) > 10
+    assert max(sizes) < 1.1 * min(sizes)  # of parts of 2 to 3 blocks, of which some are narrow
 
 
 def test_what_is_done_is_not_done_again_and_other_settings_are_refused(tmp_path: Path) -> None:
-    out, told = filled(tmp_path, "out.zarr"), []
+    out, told = tmp_path / "out.zarr", []
+    for _ in range(2):
+        filled(tmp_path, "out.zarr", on_block=lambda done, total: told.append((volume_status(out), done / total)))
+    assert [status.done for status, _ in told] == list(range(1, 9))
+    assert [status.done_smaller for status, _ in told][-3:] == [1, 1, 2]  # as soon as what they average is done
+    assert told[-1] == (volume_status(out), 1)
     before = stored(out)
-    filled(tmp_path, "out.zarr", on_block=lambda done, total: told.append((done, total)))
-    assert not told
     with pytest.raises(OutputError, match="halo"):
         filled(tmp_path, "out.zarr", halo_px=(8, 8))
     assert stored(out) == before
@@ -207,7 +204,8 @@ def test_bfloat16_and_batches_reach_volumes(tmp_path: Path, run: Any, trained_2d
 @pytest.mark.parametrize("damage", ["cut", "changed", "lost"])
 def test_damaged_blocks_are_found_and_done_again(tmp_path: Path, damage: str) -> None:
     out = filled(tmp_path, "out.zarr")
-    before, shard = stored(out), next(file for file in (out / "0" / "c").rglob("*") if file.is_file())
+    before, records = stored(out), [out / "0/.done/0.0.0", out / "0/.done/0.1.0", out / "1/.done/0.0.0"]
+    shard, times = out / "0/c/0/0/0", [record.stat().st_mtime_ns for record in records]
     content = shard.read_bytes()
     if damage == "lost":
         shard.unlink()
@@ -219,6 +217,17 @@ def test_damaged_blocks_are_found_and_done_again(tmp_path: Path, damage: str) ->
     filled(tmp_path, "out.zarr", verify=True, on_block=lambda done, total: told.append(done))
     assert stored(out) == before
     assert len(told) == 1
+    again = [record.stat().st_mtime_ns > time for record, time in zip(records, times, strict=True)]
+    assert again == [True, False, True]  # and what was averaged from it
+
+
+def test_averages_that_killed_processes_left_are_made_by_any(tmp_path: Path) -> None:
+    out = filled(tmp_path, "out.zarr")
+    before = stored(out)
+    for name in (".done/0.0.0", "c/0/0/0"):
+        (out / "1" / name).unlink()
+    assert not volume_status(out).complete
+    assert stored(filled(tmp_path, "out.zarr", part=(2, 2))) == before
 
 
 def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +255,8 @@ def test_levels_sizes_names_and_ranges_are_those_of_ome_zarr(tmp_path: Path, ver
     image = counts("czyx", size=300).isel(z=slice(3), x=slice(40))
     write_image(tmp_path / "in.zarr", image)
     out, model = tmp_path / "out.ome.zarr", anchored(2)
-    halo = tiling.exact_halo_px(model.network)
-    options: dict[str, Any] = {"planes": True, "separate_channels": True, "block_px": (128, 64), "halo_px": halo}
+    options: dict[str, Any] = {"planes": True, "separate_channels": True, "block_px": (128, 64)}
+    options["halo_px"] = exact(model)
     denoise_volume(model, tmp_path / "in.zarr", out, version=version, **options)
     yaozarrs.validate_zarr_store(str(out))
     close(read_photons(out, check=False), denoise(model, image, planes=True, separate_channels=True))
@@ -272,7 +281,7 @@ def test_cameras_with_maps_are_cropped_to_blocks(tmp_path: Path) -> None:
     adu = np.rint(maps.offset + 2 * (light + rng.normal(0, 1, light.shape) * maps.read_noise)).astype(np.uint16)
     image, model = light.copy(data=adu.values), anchored(2)
     write_image(tmp_path / "in.tif", image)
-    how: dict[str, Any] = {"planes": True, "camera": detector, "halo_px": tiling.exact_halo_px(model.network)}
+    how: dict[str, Any] = {"planes": True, "camera": detector, "halo_px": exact(model)}
     denoise_volume(model, tmp_path / "in.tif", tmp_path / "out.zarr", block_px=(16, 16), **how)
     close(read_photons(tmp_path / "out.zarr", check=False), denoise(model, image, **how))
     with pytest.raises(OutputError, match="camera"):
@@ -328,9 +337,16 @@ def test_samples_give_mean_and_standard_deviation(tmp_path: Path) -> None:
         ({"scheduler": "tcp://127.0.0.1:9"}, ConfigError),
     ],
 )
-def test_what_cannot_be_done_is_refused(tmp_path: Path, options: dict[str, Any], error: type[Exception]) -> None:
+def test_what_cannot_be_done_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], error: type[Exception]
+) -> None:
     write_image(tmp_path / "in.tif", counts(size=80))
-    with dask_patience(), pytest.raises(error):
+    if "scheduler" in options:
+        pytest.importorskip("distributed")
+        monkeypatch.setitem(
+            pytest.importorskip("dask").config.config["distributed"]["comm"]["timeouts"], "connect", 0.1
+        )
+    with pytest.raises(error):
         model = random_model(dim=2, start_filts=2)
         denoise_volume(model, tmp_path / "in.tif", tmp_path / "out.zarr", **{"planes": True, **options})
     assert not list(tmp_path.glob("*.zarr")) or "scheduler" in options
@@ -347,35 +363,16 @@ def test_what_are_no_counts_is_refused_before_anything_is_written(tmp_path: Path
 
 def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any, trained_2d: Trained) -> None:
     write_image(tmp_path / "in.tif", trained_2d.counts)
-    halo = ",".join(map(str, tiling.exact_halo_px(load_model(trained_2d.run).network)))
-    given = (
-        "denoise",
-        trained_2d.run,
-        tmp_path / "in.tif",
-        tmp_path / "out.ome.zarr",
-        "--block",
-        "64,64",
-        "--halo",
-        halo,
-    )
+    halo = ",".join(map(str, exact(load_model(trained_2d.run))))
+    files = (trained_2d.run, tmp_path / "in.tif")
+    given = ("denoise", *files, tmp_path / "out.ome.zarr", "--block", "64,64", "--halo", halo)
     assert run(*given, "--part", "1/2").code == 0
     assert run(*given, "--status").out.startswith("5 of 9 blocks are done")
     assert run(*given).code == 0
     assert volume_status(tmp_path / "out.ome.zarr").complete
     close(read_photons(tmp_path / "out.ome.zarr", check=False), denoise(load_model(trained_2d.run), trained_2d.counts))
-    drawn = (
-        "sample",
-        trained_2d.run,
-        tmp_path / "in.tif",
-        tmp_path / "s.zarr",
-        "--samples",
-        2,
-        "--seed",
-        1,
-        "--steps",
-        1,
-    )
-    assert run(*drawn, "--part", "1/1").code == 0
+    drawn = ("sample", *files, tmp_path / "s.zarr", "--samples", 2, "--seed", 1, "--steps", 1, "--part", "1/1")
+    assert run(*drawn).code == 0
     assert volume_status(tmp_path / "s_std.zarr").complete
     for wrong in (("--part", "2"), ("--ome-zarr", "0.3")):
         one_sentence(run(*given, *wrong))
@@ -386,11 +383,8 @@ def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any
 @pytest.mark.slow
 def test_kills_at_any_moment_change_no_byte(tmp_path: Path) -> None:
     write_image(tmp_path / "in.tif", counts("yx", size=600))
-    script, whole, out = (
-        Path(__file__).with_name("fill_and_kill.py"),
-        tmp_path / "whole" / "a.zarr",
-        tmp_path / "a.zarr",
-    )
+    script = Path(__file__).with_name("fill_and_kill.py")
+    whole, out = tmp_path / "whole" / "a.zarr", tmp_path / "a.zarr"
     whole.parent.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
     command = [sys.executable, script, tmp_path / "in.tif", whole, out]
