@@ -240,12 +240,12 @@ class Volume:
         """Return the expected counts of a block, (1, c, [z,] y, x), of counts that reach as far as they matter."""
         outer, near = self.outer(core), self._grown(core, self.reach)
         nearby, inside = ([within(cut[a], o[a]) for a in self.seen] for cut, o in ((near, outer), (core, near)))
-        whole = all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
+        network = self.model.network
+        alone = network.anchored or all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
         done, rate = 0, torch.zeros(())
         for part in split_counts(counts, parts):
-            log_rate, photons, done = self.network(part, wanted=nearby), part[_at(nearby)], done + 1
-            alone = whole or self.model.network.anchored
-            rate = rate + (self._rate(photons, log_rate, []) if alone else self._in_boxes(photons, log_rate, inside))
+            given, done = (part[_at(nearby)], self.network(part, wanted=nearby)), done + 1
+            rate = rate + (network.rate(*given, []) if alone else self._in_boxes(*given, inside))
         result: NDArray[np.float32] = (rate * (parts / done)).numpy()
         return result
 
@@ -255,11 +255,8 @@ class Volume:
         reach = list(self.reach.values())
         for tile in tiles(log_rate.shape[2:], [_PIECE_PX + 2 * r for r in reach], reach, [1] * len(reach), inside):
             outer, inner, crop = tile.indices()
-            rate[inner] = self._rate(photons[outer], log_rate[outer], self.box_px)[crop]
+            rate[inner] = self.model.network.rate(photons[outer], log_rate[outer], self.box_px)[crop]
         return rate
-
-    def _rate(self, photons: Tensor, log_rate: Tensor, box_px: list[int]) -> Tensor:
-        return self.network.network.rate(photons, log_rate, box_px)
 
     def _samples(self, counts: Tensor) -> NDArray[np.float32]:
         """Return samples of the expected counts of one item, (n_samples, c, [z,] y, x)."""

@@ -182,10 +182,10 @@ class Blocks:
         chunk = self.design.stored(level)[0]
         for start in itertools.product(*map(range, [0] * len(chunk), averages.shape, chunk)):
             part = tuple(slice(n, n + size) for n, size in zip(start, chunk, strict=True))
-            along = zip(cuts, part, averages.shape, self._ratios(level), strict=True)
+            along = zip(cuts, part, self._ratios(level), strict=True)
             read = tuple(
-                slice((cut.start + p.start) * ratio, (cut.start + min(p.stop, length)) * ratio)
-                for cut, p, length, ratio in along
+                slice((cut.start + inner.start) * ratio, min(cut.start + inner.stop, cut.stop) * ratio)
+                for cut, inner, ratio in along
             )
             if (values := np.asarray(source[read])).any():
                 averages[part] = halved(xr.DataArray(values, dims=list(self.design.sizes)), before, after).values
