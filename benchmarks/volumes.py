@@ -191,7 +191,7 @@ def alone(image: Path) -> tuple[float, float]:
 
     network.forward = timed  # type: ignore[method-assign]
     start = time.process_time()
-    for place in volume.results[0].places(0)[:4]:
+    for place in list(volume.results[0].places(0))[:4]:
         core = volume.results[0].region(0, place)
         volume.compute(core, volume.read(volume.outer(core)))
     return time.process_time() - start, spent
