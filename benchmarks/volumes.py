@@ -1,6 +1,7 @@
 """Volumes: memory, time against the bare network, two workers, what blocks change, zarr against TIFF.
 
     python benchmarks/volumes.py SHARED WORK
+    python benchmarks/volumes.py SHARED WORK workers    prints that part only
 
 An 8 GiB volume goes through the command line with a trivial 3D network (sparse: light in one of its 256 blocks), and
 one dense block of such a volume with the 3D network that training chooses on a CPU. A dense volume goes through the
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,28 +132,45 @@ def dense_block(work: Path, volume: Path) -> str:
 
 
 def dense(work: Path) -> list[str]:
-    """Return rows on a dense volume: against the network alone, and two workers against one."""
-    image = work / "dense.zarr"
-    if not image.exists():
-        values = np.stack([gap.simulate(2, DENSE[1:], 3.0, seed)[0].values for seed in range(DENSE[0])])
-        zarr.create_array(image, data=values, chunks=(1, 512, 512), dimension_names=["z", "y", "x"])
-    out = work / "dense_out.zarr"
-    given = ("denoise", "nuclei", image, out, "--planes", "--quiet", "--block", "512,512")
-    costs = []
-    for parts in ([()], [("--part", "1/2"), ("--part", "2/2")]):
-        shutil.rmtree(out, ignore_errors=True)
-        costs.append(run(*((*given, *part) for part in parts)))
-    one, two = costs
-    idle = run(given)  # with nothing left to do
+    """Return the row on a dense volume against the network alone."""
+    image = dense_volume(work)
+    one, idle = filled(work, ()), filled(work, (), again=True)  # with nothing left to do
     blocks, network = (min(column) for column in zip(*(alone(image) for _ in range(2)), strict=True))
     voxels, spent = float(np.prod(DENSE)), one.cpu_s - idle.cpu_s
     return [
         f"- {voxels / 1e6:.1f} Mvoxel through `nuclei` (2D, blocks of 512 px) on one thread: "
         f"{spent / voxels * 1e9 / 3600:.2f} hours of processor per gigavoxel; blocks, read and computed, take "
-        f"{blocks / network:.3f} times what the network takes on the same tiles",
+        f"{blocks / network:.3f} times what the network takes on the same tiles"
+    ]
+
+
+def dense_volume(work: Path) -> Path:
+    """Return the dense volume, which is made once."""
+    image = work / "dense.zarr"
+    if not image.exists():
+        values = np.stack([gap.simulate(2, DENSE[1:], 3.0, seed)[0].values for seed in range(DENSE[0])])
+        zarr.create_array(image, data=values, chunks=(1, 512, 512), dimension_names=["z", "y", "x"])
+    return image
+
+
+def filled(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
+    """Return what it takes to denoise the dense volume with one process for each part."""
+    out = work / "dense_out.zarr"
+    if not again:
+        shutil.rmtree(out, ignore_errors=True)
+    given = ("denoise", "nuclei", dense_volume(work), out, "--planes", "--quiet", "--block", "512,512")
+    return run(*((*given, *part) for part in parts))
+
+
+def workers(work: Path) -> list[str]:
+    """Return the row on two workers against one, each the quicker of two runs that take turns."""
+    load = os.getloadavg()[0]
+    turns = [(filled(work, ()), filled(work, ("--part", "1/2"), ("--part", "2/2"))) for _ in range(2)]
+    one, two = (min(costs, key=lambda cost: cost.wall_s) for costs in zip(*turns, strict=True))
+    return [
         f"- one process {one.wall_s:.1f} s wall, two parts side by side {two.wall_s:.1f} s: "
-        f"{one.wall_s / two.wall_s:.2f}, or {(one.wall_s - idle.wall_s) / (two.wall_s - idle.wall_s):.2f} without "
-        f"imports; with {os.cpu_count()} cores and a load of {os.getloadavg()[0]:.1f}",
+        f"{one.wall_s / two.wall_s:.2f} times as fast; of processor {one.cpu_s:.1f} s, {two.cpu_s:.1f} s together and "
+        f"{two.longest_s:.1f} s in the longer part; with {os.cpu_count()} cores and a load of {load:.1f} before"
     ]
 
 
@@ -172,7 +191,7 @@ def alone(image: Path) -> tuple[float, float]:
 
     network.forward = timed  # type: ignore[method-assign]
     start = time.process_time()
-    for place in volume.results[0].places(0)[:4]:
+    for place in list(volume.results[0].places(0))[:4]:
         core = volume.results[0].region(0, place)
         volume.compute(core, volume.read(volume.outer(core)))
     return time.process_time() - start, spent
@@ -209,12 +228,16 @@ def hazelnut(shared: Path, work: Path) -> list[str]:
     return rows
 
 
-def main(shared: Path, work: Path) -> None:
-    """Measure, and write the section of the results."""
+def main(shared: Path, work: Path, only: str = "") -> None:
+    """Measure, and write the section of the results; print one part of it only, where that is asked for."""
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    write_section("Volumes", __doc__, "\n".join([*memory(work), *dense(work), *hazelnut(shared, work)]))
+    parts = {"memory": memory, "dense": dense, "workers": workers, "hazelnut": partial(hazelnut, shared)}
+    if only:
+        print("\n".join(parts[only](work)))
+        return
+    write_section("Volumes", __doc__, "\n".join(row for part in parts.values() for row in part(work)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

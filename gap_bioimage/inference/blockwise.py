@@ -31,13 +31,14 @@ from gap_bioimage.inference.sampling import Drawing
 from gap_bioimage.inference.tiling import TiledNetwork, box_of, round_up, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index
-from gap_bioimage.io.image import AXES, metadata_of
+from gap_bioimage.io.image import AXES, metadata_of, middle
 from gap_bioimage.io.ome_zarr import CHUNK, Design
 from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
 
 _BLOCK_PX = {2: {"z": 16, "y": 1024, "x": 1024}, 3: {"z": 64, "y": 512, "x": 512}}
-_MEMORY_BYTES, _OF_GPU_BYTES = 1.2e9, 16e9  # of a tile: a process takes less than 2 GiB; halved where there is less
+_MEMORY_BYTES, _OF_GPU_BYTES = 1e9, 16e9  # of a tile: a process takes less than 2 GiB; halved where there is less
+_JUDGED_PX = {"t": 4, "z": 4, "y": 512, "x": 512}  # of the middle of a volume: enough to tell counts from other things
 _PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
 
 Region = dict[str, slice]
@@ -165,14 +166,13 @@ class Volume:
         if (tile := self.job.tile_px) is not None:
             tiles([2 * n for n in tile], tile, self.network.halo_px, self.network.step)  # refuses those without room
         if not all(result.path.exists() for result in self.results):
-            places = self.results[0].places(0)
-            self._judge(places[len(places) // 2])
+            self._judge()
         for result in self.results:
             result.start(self.settings())
 
-    def _judge(self, place: Index) -> None:
+    def _judge(self) -> None:
         """Refuse what are no counts, or no images for this model, before anything is written."""
-        core = self.results[0].region(0, place)
+        core = {axis: middle(size, _JUDGED_PX.get(axis, size)) for axis, size in self.sizes.items()}
         part = self.read(core)
         if self.detector is None and self.model.n_frames is None and part.any():
             check_photon_counts(part, name=self.job.image.name)
@@ -200,9 +200,9 @@ class Volume:
         summed = sum_frames(loaded(self.source.isel({**region, "t": frames}), self.job.image), count)
         return summed if "t" in summed.dims else summed.expand_dims("t")
 
-    def read_for(self, level: int, place: Index) -> xr.DataArray:
-        """Read what a block is made of; nothing for smaller levels."""
-        return self.read(self.outer(self.results[0].region(0, place))) if level == 0 else xr.DataArray()
+    def read_for(self, place: Index) -> xr.DataArray:
+        """Read what a block is made of."""
+        return self.read(self.outer(self.results[0].region(0, place)))
 
     def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
         detector = self._camera(region)
@@ -239,12 +239,12 @@ class Volume:
         """Return the expected counts of a block, (1, c, [z,] y, x), of counts that reach as far as they matter."""
         outer, near = self.outer(core), self._grown(core, self.reach)
         nearby, inside = ([within(cut[a], o[a]) for a in self.seen] for cut, o in ((near, outer), (core, near)))
-        whole = all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
+        network = self.model.network
+        alone = network.anchored or all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
         done, rate = 0, torch.zeros(())
         for part in split_counts(counts, parts):
-            log_rate, photons, done = self.network(part, wanted=nearby), part[_at(nearby)], done + 1
-            alone = whole or self.model.network.anchored
-            rate = rate + (self._rate(photons, log_rate, []) if alone else self._in_boxes(photons, log_rate, inside))
+            given, done = (part[_at(nearby)], self.network(part, wanted=nearby)), done + 1
+            rate = rate + (network.rate(*given, []) if alone else self._in_boxes(*given, inside))
         result: NDArray[np.float32] = (rate * (parts / done)).numpy()
         return result
 
@@ -254,11 +254,8 @@ class Volume:
         reach = list(self.reach.values())
         for tile in tiles(log_rate.shape[2:], [_PIECE_PX + 2 * r for r in reach], reach, [1] * len(reach), inside):
             outer, inner, crop = tile.indices()
-            rate[inner] = self._rate(photons[outer], log_rate[outer], self.box_px)[crop]
+            rate[inner] = self.model.network.rate(photons[outer], log_rate[outer], self.box_px)[crop]
         return rate
-
-    def _rate(self, photons: Tensor, log_rate: Tensor, box_px: list[int]) -> Tensor:
-        return self.network.network.rate(photons, log_rate, box_px)
 
     def _samples(self, counts: Tensor) -> NDArray[np.float32]:
         """Return samples of the expected counts of one item, (n_samples, c, [z,] y, x)."""
@@ -268,26 +265,29 @@ class Volume:
         drawing = Drawing(self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, drawn.batch)
         return drawing.rates_of(Prepared(item, item))[:, 0]
 
-    def make(self, level: int, place: Index, part: xr.DataArray) -> Made:
+    def make(self, place: Index, part: xr.DataArray) -> Made:
         """Return a block of each result and what was warned of, from what ``read_for`` returned."""
-        if level:
-            return Made([result.averaged(level, place) for result in self.results], [])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", GapWarning)
             values = self.compute(self.results[0].region(0, place), part)
         told = [w for w in caught if issubclass(w.category, GapWarning)]
         return Made(values, [(w.category.__name__, str(w.message)) for w in told])
 
-    def write(self, level: int, place: Index, made: Made) -> None:
-        """Write a block of each result."""
+    def write(self, place: Index, made: Made) -> None:
+        """Write a block of each result, and those of smaller levels that were waiting for it."""
         for result, values in zip(self.results, made.values, strict=True):
-            result.write(level, place, values, made.warnings)
+            result.write(0, place, values, made.warnings)
+            result.average_above(place)
 
-    def left(self, level: int, part: tuple[int, int] = (1, 1)) -> list[Index]:
-        """Return the blocks of a level, or of a part of it, that are not done."""
-        done = set.intersection(*(result.done(level) for result in self.results))
+    def left(self, part: tuple[int, int]) -> list[Index]:
+        """Return the blocks of a part of the volume that are not done.
+
+        They are dealt by size, so that all parts end at about the same time.
+        """
+        done = set.intersection(*(result.done(0) for result in self.results))
         number, parts = part
-        return [place for place in self.results[0].places(level)[number - 1 :: parts] if place not in done]
+        places = sorted(self.results[0].places(0), key=self.voxels, reverse=True)[number - 1 :: parts]
+        return sorted(place for place in places if place not in done)
 
     def voxels(self, place: Index) -> int:
         """Return the size of a block."""

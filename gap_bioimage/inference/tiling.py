@@ -5,32 +5,25 @@ every tile is pooled as the whole image is. At the image's own border there is n
 network sees, a measured one as far as what it sees matters.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import logging
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
 from gap_bioimage.graphs import RecordedNetwork
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from torch import Tensor
-
-    from gap_bioimage.network import UNet
+from gap_bioimage.network import UNet
 
 log = logging.getLogger(__name__)
 
-Slices = tuple[slice, ...]
-
-_COPIES, _OF_ANCHOR = 8, 100  # full-size maps alive at once, of every filter and for an anchor, measured on the CPU
+# full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
+_OF_FILTER, _OF_ANCHOR = 9, 160
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
 _TRIED_PX = {2: (128, 128), 3: (16, 64, 64)}  # the images on which bfloat16 is tried
@@ -45,9 +38,9 @@ _CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
 class Tile(NamedTuple):
     """Where a tile is read, where its block is written, and where the block lies in the tile."""
 
-    outer: Slices
-    inner: Slices
-    crop: Slices
+    outer: tuple[slice, ...]
+    inner: tuple[slice, ...]
+    crop: tuple[slice, ...]
 
     def indices(self) -> Any:
         """Return the three for arrays with further axes before."""
@@ -76,13 +69,11 @@ def tiles(
 
 
 def _check_sizes(name: str, sizes: Sequence[int], dim: int, least: int) -> None:
-    axes, given = ", ".join("zyx"[-dim:]), ", ".join(map(str, sizes))
-    if len(sizes) != dim:
+    if len(sizes) != dim or min(sizes) < least:
+        axes, given = ", ".join("zyx"[-dim:]), ",".join(map(str, sizes))
         count = "1 number was" if len(sizes) == 1 else f"{len(sizes)} numbers were"
-        example = ",".join([str(max(sizes, default=64))] * dim)
-        raise ConfigError(f"the {name} is {given} px: {count} given, expected {dim} ({axes}), such as {example}")
-    if min(sizes) < least:
-        raise ConfigError(f"the {name} is {given} px, expected {dim} numbers ({axes}) of at least {least}")
+        expected = f"{dim} ({axes}), such as {','.join(['64'] * dim)}, each at least {least}"
+        raise ConfigError(f"the {name} is {given} px: {count} given, expected {expected}")
 
 
 def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -134,7 +125,8 @@ class TiledNetwork:
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
         self.device, self._ways = next(network.parameters()).device, dict[bool, RecordedNetwork]()
-        maps = _COPIES * network.conv_final.in_channels + _OF_ANCHOR * network.anchored
+        in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
+        maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
         self._budget_px = memory_bytes / (4 * maps)
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
@@ -173,8 +165,7 @@ class TiledNetwork:
         if self.device.type == "cpu":
             return 1
         _check_sizes("tile", self.tile_of(shape), len(shape), 1)
-        tile = [min(t, s) for t, s in zip(self.tile_of(shape), shape, strict=True)]
-        return max(1, int(self._budget_px / math.prod(tile)))
+        return max(1, int(self._budget_px / math.prod(map(min, self.tile_of(shape), shape))))
 
     def choose_precision(self, precision: str) -> str:
         """Run convolutions in bfloat16 where "bf16" is asked for, with "auto" on a GPU if it changes clouds little.
@@ -208,14 +199,12 @@ class TiledNetwork:
                 log_rate = self._run(photons, on_tile, wanted)
                 break
             except (MemoryError, RuntimeError) as error:
-                memory = isinstance(error, MemoryError) or any(
-                    words in str(error).lower() for words in ("out of memory", "allocate memory")
-                )
-                if not memory or not self._halve(photons.shape[2:]):
+                told = f"{type(error).__name__} {error}".lower()
+                full = any(words in told for words in ("memoryerror", "out of memory", "allocate memory"))
+                if not full or not self._halve(photons.shape[2:]):
                     raise
                 log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # nothing without a GPU
         if broken := int((~torch.isfinite(log_rate)).sum()):
             raise BrokenNetworkError(
                 f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
@@ -233,14 +222,13 @@ class TiledNetwork:
         if self.bf16 not in self._ways:
             network = copy.deepcopy(self.network).to(torch.bfloat16) if self.bf16 else self.network
             self._ways[self.bf16] = RecordedNetwork(network)
-        run = self._ways[self.bf16]
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
                 outer, inner, crop = tile.indices()
                 piece = photons[outer].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
-                whole = torch.cat([run(part) for part in pieces])
+                whole = torch.cat([self._ways[self.bf16](part) for part in pieces])
                 log_rate[inner] = whole[crop].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))

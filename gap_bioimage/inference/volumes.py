@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import xarray as xr
 
 from gap_bioimage import errors
 from gap_bioimage.config import SamplingConfig
@@ -77,7 +76,7 @@ def denoise_volume(
     block_px, version
         What is stored at once, per spatial axis; in OME-Zarr 0.5 a shard, in 0.4 some chunks.
     part
-        (i, n): do every n-th block only, from the i-th on, counted from 1; whoever finds all done averages the levels.
+        (i, n): do the i-th of n parts only, counted from 1, which are about as large as each other.
     scheduler
         Address of a dask scheduler, whose workers do the blocks. They must see the same files.
     verify, on_block
@@ -106,7 +105,15 @@ def denoise_volume(
         raise OutputError(f"cannot write {out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
     for result in volume.results if verify else ():
         result.forget_damaged()
-    if _filled(volume, part, scheduler, on_block or (lambda done, total: None)):
+    places = volume.left(part)
+    total, done = sum(map(volume.voxels, places)), 0
+    for place in _here(volume, places) if scheduler is None else _there(scheduler, volume, places):
+        done += volume.voxels(place)
+        if on_block is not None:
+            on_block(done, total)
+    for result in volume.results:
+        result.average_left()
+    if all(volume_status(result.path).complete for result in volume.results):
         warned = [result.finish(alone=part[1] == 1) for result in volume.results]
         for kind, text in warned[0]:
             warnings.warn(text, getattr(errors, kind), stacklevel=2)
@@ -125,45 +132,27 @@ def _check(image: Path | str, out: Path, part: tuple[int, int], n_samples: int |
     check_output(out, Path(image))
 
 
-def _filled(volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None]) -> bool:
-    """Make the blocks of all levels, unless other parts are at work on those that the next level needs."""
-    for level in range(len(volume.results[0].design.factors)):
-        places = volume.left(level, part if level == 0 else (1, 1))
-        total, done = sum(map(volume.voxels, places)), 0
-        for place in _here(volume, level, places) if scheduler is None else _there(scheduler, volume, level, places):
-            done += volume.voxels(place)
-            if level == 0:
-                on_block(done, total)
-        if volume.left(level):
-            return False
-    return True
-
-
 def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
     """Whether so many results of an image, and what it takes to make them, do not fit into memory."""
     return open_volume(image, **selection).size * 4 * (copies + 3) > psutil.virtual_memory().available
 
 
-def _here(volume: Volume, level: int, places: Sequence[Index]) -> Iterator[Index]:
+def _here(volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
     """Make blocks in this process; while one is computed the next is read and the one before is written."""
-
-    def read(place: Index) -> xr.DataArray:
-        return volume.read_for(level, place)
-
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reads = (reader.submit(read, place) for place in places)
+        reads = (reader.submit(volume.read_for, place) for place in places)
         reading, writing = deque(islice(reads, 1)), deque[tuple[Index, Future[None]]]()
         for place in places:
             part = reading.popleft().result()
             reading.extend(islice(reads, 1))
-            writing.append((place, writer.submit(volume.write, level, place, volume.make(level, place, part))))
+            writing.append((place, writer.submit(volume.write, place, volume.make(place, part))))
             while len(writing) > 1 or (writing and place == places[-1]):
                 written, future = writing.popleft()
                 future.result()
                 yield written
 
 
-def _there(scheduler: str, volume: Volume, level: int, places: Sequence[Index]) -> Iterator[Index]:
+def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
     """Make blocks in the workers of a scheduler; what a dying worker had done stays done."""
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -174,10 +163,11 @@ def _there(scheduler: str, volume: Volume, level: int, places: Sequence[Index]) 
     except (OSError, ValueError) as error:
         raise ConfigError(f"no scheduler answers at {scheduler} ({error}); start one, or leave it out") from None
     job = replace(volume.job, halo_px=volume.network.halo_px)  # measured once
-    made = partial(_on_worker, job=pickle.dumps(job), settings=pickle.dumps(volume.settings()), level=level)
+    known = pickle.dumps((job, volume.settings()))
     with client:
         try:
-            tasks = client.map(made, places, pure=False)
+            once = client.submit(bytes, known, pure=False)  # maps of cameras are too large to go with every block
+            tasks = client.map(_on_worker, places, known=once, pure=False)
             for task in as_completed(tasks):  # type: ignore[no-untyped-call]
                 yield task.result()
         except KilledWorker as error:
@@ -185,20 +175,19 @@ def _there(scheduler: str, volume: Volume, level: int, places: Sequence[Index]) 
             raise ConfigError(f"{told}; give them more memory, or smaller tiles") from None
 
 
-def _on_worker(place: Index, job: bytes, settings: bytes, level: int) -> Index:
+def _on_worker(place: Index, known: bytes) -> Index:
     """Make a block, unless that was done by a worker that died afterwards."""
-    volume = _opened(job, settings)
-    if place in volume.left(level):
-        volume.write(level, place, volume.make(level, place, volume.read_for(level, place)))
+    volume = _opened(known)
+    if not all(result.is_done(0, place) for result in volume.results):
+        volume.write(place, volume.make(place, volume.read_for(place)))
     return place
 
 
 @lru_cache(1)
-def _opened(job: bytes, settings: bytes) -> Volume:
+def _opened(known: bytes) -> Volume:
     """Return a volume with its model, which a process loads once."""
-    volume = Volume(pickle.loads(job))  # noqa: S301  # from the scheduler that started this worker
-    if volume.settings() != pickle.loads(settings):  # noqa: S301
-        raise ConfigError(
-            f"a worker finds another {volume.job.model} or {volume.job.image}; let all see the same files"
-        )
+    job, settings = pickle.loads(known)  # noqa: S301  # from the scheduler that started this worker
+    volume = Volume(job)
+    if volume.settings() != settings:
+        raise ConfigError(f"a worker finds another {job.model} or {job.image}; let all see the same files")
     return volume

@@ -7,12 +7,15 @@ rename, then its record beside them, with their hash: what is recorded is done, 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ class Blocks:
 
     def start(self, settings: Mapping[str, Any]) -> None:
         """Create the store where there is none; refuse one that other settings, or somebody else, began."""
-        told = {"settings": dict(settings), "blocks": [len(self.places(n)) for n in range(len(self.design.factors))]}
+        told = {"settings": dict(settings), "blocks": [math.prod(self._grid(n)) for n in self._levels]}
         if not self.path.exists():
             own = self.path.with_name(f".{self.path.stem}.tmp-{secrets.token_hex(4)}.zarr")
             ranges = [[0.0, 1.0]] * self.design.sizes.get("c", 1)
@@ -65,25 +68,75 @@ class Blocks:
         """Return what the store was begun with; nothing where it was not, or is not there."""
         return dict(_attributes(self.path).get(_KEY, {}).get("settings", {})) if is_zarr(self.path) else {}
 
-    def places(self, level: int) -> list[Index]:
-        """Return all blocks of a level."""
-        _, block = self.design.stored(level)
-        return list(np.ndindex(*(-(-n // b) for n, b in zip(self.design.shape(level), block, strict=True))))
+    @property
+    def _levels(self) -> range:
+        return range(len(self.design.factors))
+
+    @cached_property
+    def _sizes(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The pixels of each level and of its blocks."""
+        return [(self.design.shape(level), self.design.stored(level)[1]) for level in self._levels]
+
+    def _grid(self, level: int) -> list[int]:
+        return [-(-length // size) for length, size in zip(*self._sizes[level], strict=True)]
+
+    def places(self, level: int) -> Iterator[Index]:
+        """Yield all blocks of a level."""
+        yield from np.ndindex(*self._grid(level))
 
     def region(self, level: int, place: Index) -> dict[str, slice]:
         """Return the pixels of a block, by axis."""
-        _, block = self.design.stored(level)
-        starts = [number * size for number, size in zip(place, block, strict=True)]
-        return {
-            axis: slice(start, min(start + size, length))
-            for axis, start, size, length in zip(
-                self.design.sizes, starts, block, self.design.shape(level), strict=True
-            )
-        }
+        along = zip(self.design.sizes, place, *self._sizes[level], strict=True)
+        return {axis: slice(n * size, min(n * size + size, length)) for axis, n, length, size in along}
 
     def done(self, level: int) -> set[Index]:
         """Return the blocks of a level that are done."""
         return {tuple(map(int, name.split("."))) for name in _recorded(self.path, level)}
+
+    def is_done(self, level: int, place: Index) -> bool:
+        """Whether a block is done, without a look at the others."""
+        return self._record(level, place).exists()
+
+    def _record(self, level: int, place: Index) -> Path:
+        return self.path / str(level) / _RECORDS / ".".join(map(str, place))
+
+    def average_above(self, place: Index) -> None:
+        """Write the blocks of smaller levels for which no other than this of the full resolution was missing."""
+        for level, above in self._above(0, place):
+            # two processes that end in the same moment both average it: to the same bytes
+            if self.is_done(level, above) or not all(self.is_done(level - 1, b) for b in self._below(level, above)):
+                break
+            self.write(level, above, self._averaged(level, above))
+
+    def average_left(self) -> None:
+        """Write the blocks of smaller levels that can be, which are those that killed processes left."""
+        for level in self._levels[1:]:
+            done, below = self.done(level), self.done(level - 1)
+            for place in self.places(level):
+                if place not in done and below.issuperset(self._below(level, place)):
+                    self.write(level, place, self._averaged(level, place))
+
+    def _ratios(self, level: int) -> list[int]:
+        """Return by how much a level is smaller than the one before."""
+        before, after = self.design.factors[level - 1 : level + 1]
+        return [after.get(axis, 1) // before.get(axis, 1) for axis in self.design.sizes]
+
+    def _above(self, level: int, place: Index) -> Iterator[tuple[int, Index]]:
+        """Yield the blocks of smaller levels that a block is a part of."""
+        for smaller in self._levels[level + 1 :]:
+            along = zip(place, self._sizes[smaller - 1][1], self._ratios(smaller), self._sizes[smaller][1], strict=True)
+            place = tuple(number * size // (ratio * large) for number, size, ratio, large in along)
+            yield smaller, place
+
+    def _below(self, level: int, place: Index) -> Iterator[Index]:
+        """Yield the blocks of the level before that a block is averaged from."""
+        along = zip(self.region(level, place).values(), self._ratios(level), *self._sizes[level - 1], strict=True)
+        yield from itertools.product(
+            *(
+                range(cut.start * ratio // size, -(-min(cut.stop * ratio, length) // size))
+                for cut, ratio, length, size in along
+            )
+        )
 
     def write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
         """Write a block and its record."""
@@ -108,36 +161,35 @@ class Blocks:
             finally:
                 shutil.rmtree(own, ignore_errors=True)
             record = {"sha256": self._hash(level, place), "range": self._range(values), "warnings": warned}
-            with replacing(folder / _RECORDS / ".".join(map(str, place))) as temporary:
+            with replacing(self._record(level, place)) as temporary:
                 temporary.write_text(json.dumps(record))
 
     def forget_damaged(self) -> None:
-        """Forget blocks whose files are not those that were written, so that they are made anew."""
-        for level in range(len(self.design.factors)):
+        """Forget blocks whose files are not what was written, and averages of them, so that all are made anew."""
+        for level in self._levels:
             for place in self.done(level):
-                path = self.path / str(level) / _RECORDS / ".".join(map(str, place))
-                if json.loads(path.read_text())["sha256"] != self._hash(level, place):
-                    path.unlink()
+                if json.loads(self._record(level, place).read_text())["sha256"] != self._hash(level, place):
+                    for part in ((level, place), *self._above(level, place)):
+                        self._record(*part).unlink(missing_ok=True)
 
-    def averaged(self, level: int, place: Index) -> NDArray[Any]:
-        """Return the values of a block from the level before, chunk by chunk along the first axis of space."""
+    def _averaged(self, level: int, place: Index) -> NDArray[Any]:
+        """Return the values of a block from the level before, chunk by chunk."""
         import zarr
 
         before, after = self.design.factors[level - 1 : level + 1]
-        source, region = zarr.open_array(str(self.path / str(level - 1)), mode="r"), self.region(level, place)
-        chunk = dict(zip(self.design.sizes, self.design.stored(level)[0], strict=True))
-        first = next(axis for axis in self.design.sizes if axis in "zyx")
-        parts = []
-        for start in range(region[first].start, region[first].stop, chunk[first]):
-            part = {**region, first: slice(start, min(start + chunk[first], region[first].stop))}
-            ratio = {axis: after.get(axis, 1) // before.get(axis, 1) for axis in part}
-            read = tuple(slice(cut.start * ratio[axis], cut.stop * ratio[axis]) for axis, cut in part.items())
-            values: NDArray[Any] = np.asarray(source[read])
-            if values.any():
-                parts.append(halved(xr.DataArray(values, dims=list(part)), before, after).values)
-            else:
-                parts.append(np.zeros([cut.stop - cut.start for cut in part.values()], values.dtype))
-        return np.concatenate(parts, list(self.design.sizes).index(first))
+        source, cuts = zarr.open_array(str(self.path / str(level - 1)), mode="r"), self.region(level, place).values()
+        averages = np.zeros([cut.stop - cut.start for cut in cuts], source.dtype)
+        chunk = self.design.stored(level)[0]
+        for start in itertools.product(*map(range, [0] * len(chunk), averages.shape, chunk)):
+            part = tuple(slice(n, n + size) for n, size in zip(start, chunk, strict=True))
+            along = zip(cuts, part, self._ratios(level), strict=True)
+            read = tuple(
+                slice((cut.start + inner.start) * ratio, min(cut.start + inner.stop, cut.stop) * ratio)
+                for cut, inner, ratio in along
+            )
+            if (values := np.asarray(source[read])).any():
+                averages[part] = halved(xr.DataArray(values, dims=list(self.design.sizes)), before, after).values
+        return averages
 
     def finish(self, *, alone: bool) -> list[tuple[str, str]]:
         """Name all levels and the range of values; return what was warned of, once for each kind.
@@ -146,17 +198,17 @@ class Blocks:
         """
         import zarr
 
-        records = [json.loads((self.path / "0" / _RECORDS / name).read_text()) for name in _recorded(self.path, 0)]
-        ranges = np.array([record["range"] for record in records])
-        lowest, highest = ranges[..., 0].min(0), ranges[..., 1].max(0)
+        ranges, told = np.zeros((self.design.sizes.get("c", 1), 2)), dict[str, list[str]]()
+        for name in _recorded(self.path, 0):
+            record = json.loads((self.path / "0" / _RECORDS / name).read_text())
+            low, high = np.transpose(record["range"])
+            ranges = np.stack([np.minimum(ranges[:, 0], low), np.maximum(ranges[:, 1], high)], -1)
+            for kind, text in record["warnings"]:
+                told.setdefault(kind, []).append(text)
         with refusals_told(self.path, _HINT):
-            words = self.design.attributes(np.stack([lowest, highest], -1).tolist())
-            zarr.open_group(str(self.path)).attrs.update(words)
+            zarr.open_group(str(self.path)).attrs.update(self.design.attributes(ranges.tolist()))
             for left in self.path.glob(f"*/{_RECORDS}/.*tmp-*") if alone else ():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        told: dict[str, list[str]] = {}
-        for kind, text in (warned for record in records for warned in record["warnings"]):
-            told.setdefault(kind, []).append(text)
         return [
             (kind, texts[0] + (f" (and the like in {len(texts) - 1} other blocks)" if len(texts) > 1 else ""))
             for kind, texts in told.items()
