@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
-Device = Annotated[str, Option(help="cpu, cuda, ...")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, ...")]
 Seed = Annotated[int, Option(min=0, help="Seed of everything random.")]
 Json = Annotated[Path | None, Option("--json", help="Write the report as JSON to this file; - prints it.")]
 Image = Annotated[Path, Argument(help="Photon counts, or a camera image with its camera.")]
@@ -68,7 +68,7 @@ class Running:
 
     tile: Annotated[str | None, Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None
     halo: Annotated[str | None, Option(help="Halo; when not given, as far as pixels matter.")] = None
-    device: Device = "cpu"
+    device: Device = "auto"
 
     def options(self) -> dict[str, Any]:
         """Return these as the library takes them."""

@@ -28,7 +28,7 @@ from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing
-from gap_bioimage.inference.tiling import TiledNetwork, box_of, round_up, tiles, within
+from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, round_up, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index
 from gap_bioimage.io.image import AXES, metadata_of, middle
@@ -67,7 +67,7 @@ class Job:
     drawn: Drawn | None = None
     tile_px: Sequence[int] | None = None
     halo_px: Sequence[int] | None = None
-    device: str = "cpu"
+    device: str = "auto"
     block_px: Sequence[int] | None = None
     version: str = "0.5"
     precision: str = "auto"
@@ -86,7 +86,7 @@ class Volume:
     def __init__(self, job: Job, model: Model | None = None) -> None:
         self.job, self.model = job, load_model(job.model) if model is None else model
         self.detector = self.model.camera_for(job.layout.camera)
-        memory_bytes = _OF_GPU_BYTES if job.device.startswith("cuda") else _MEMORY_BYTES
+        memory_bytes = _OF_GPU_BYTES if best_device(job.device).startswith("cuda") else _MEMORY_BYTES
         self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device, memory_bytes)
         self.precision = self.network.choose_precision(job.precision)
         self.source = open_volume(job.image, **job.selection)

@@ -38,7 +38,7 @@ def denoise(
     separate_channels: bool = False,
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "auto",
     on_tile: Callable[[int, int], None] | None = None,
 ) -> xr.DataArray:
@@ -63,7 +63,7 @@ def denoise(
         Tile with halo, and halo, per spatial axis. The default halo is measured on the network: the result depends on
         the tiles by less than a thousandth (RMS). With the receptive field as halo it does by no more than rounding.
     device
-        "cpu", "cuda", ...
+        "auto", a GPU where torch finds one; "cpu", "cuda", ...
     precision
         "float32", or "bf16" for convolutions in bfloat16: faster on GPUs and some CPUs; what it changes is logged.
         "auto" takes it on a GPU, where it changes less than half a percent (RMS).
@@ -181,7 +181,7 @@ def region_uncertainty(
     camera: CameraLike = "model",
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     on_region: Callable[[int, int], None] | None = None,
 ) -> list[Region]:
     """Return the expected photons of regions with their posterior standard deviations, without any samples.

@@ -98,7 +98,7 @@ def coverage(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     on_step: Callable[[Progress], None] | None = None,
 ) -> Coverage:
     """Check whether posterior samples are calibrated, by photons that the sampler does not see.

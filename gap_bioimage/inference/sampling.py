@@ -182,7 +182,7 @@ def sample(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     unfinished: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
@@ -252,7 +252,7 @@ def generate(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     unfinished: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:

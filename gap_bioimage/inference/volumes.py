@@ -46,7 +46,7 @@ def denoise_volume(
     separate_channels: bool = False,
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "auto",
     batch: int | None = None,
     block_px: Sequence[int] | None = None,

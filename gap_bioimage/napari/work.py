@@ -127,7 +127,7 @@ def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, di
     if loaded.camera is None and loaded.n_frames is None:
         _check(image)
     how = {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
-    return loaded, {**how, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    return loaded, {**how, "device": "auto"}
 
 
 def denoise(job: Job, image: xr.DataArray, model: str, folder: Path | None = None) -> xr.DataArray:
