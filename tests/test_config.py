@@ -154,6 +154,7 @@ def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, t
         {"thinning": {"min_db": 0, "max_db": 0}},
         {"thinning": {"max_db": float("inf")}},
         {"train": {"steps": 0}},
+        {"train": {"seed": 2**32}},
         {"train": {"patch_px": [0, 64]}},
         {"train": {"repeats": "z"}},
         {"train": None},

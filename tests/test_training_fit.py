@@ -228,6 +228,13 @@ def test_more_steps_use_every_batch_once(
         (stripes() + 0.5, config_of(), NotPhotonCountsError, "fractions"),
         (stripes().astype(np.int32) - 1, config_of(), NotPhotonCountsError, "-1"),
         (stripes(), config_of(thinning=ThinningConfig(min_db=15)), ConfigError, "thinning.min_db"),
+        (
+            stripes(),
+            RunConfig(network=NetworkConfig(z_conv_stage=1), train=TrainConfig(**SETTINGS)),
+            ConfigError,
+            "dim 3",
+        ),
+        (stripes(), RunConfig(network=NetworkConfig(channels=2), train=TrainConfig(**SETTINGS)), ConfigError, "is 2"),
     ],
 )
 def test_what_cannot_be_trained_on_leaves_no_folder(
@@ -355,7 +362,8 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_stays_one(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_device_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--device warp"):
-        train(stripes(), tmp_path / "run", config_of(), progress=False, device="warp")
+@pytest.mark.parametrize("device", ["warp", "tpu"])
+def test_a_device_that_is_not_there_leaves_nothing_behind(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {device}"):
+        train(stripes(), tmp_path / "run", config_of(), progress=False, device=device)
     assert not (tmp_path / "run").exists()

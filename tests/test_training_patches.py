@@ -145,6 +145,11 @@ def test_brightest_window() -> None:
     stack[:, :, 32:] = 100
     assert brightest_db([Stack(stack)] * 2, (8, 8), 0) == 20.0
     assert brightest_db([Stack(stack)], (32, 64), 0) == pytest.approx(10 * math.log10(50))
+    hot = stack.copy()
+    hot[0, 5, 5] = 60_000
+    assert brightest_db([Stack(hot)], (32, 64), 0) == brightest_db([Stack(stack)], (32, 64), 0)
+    camera = Detector(Camera(gain=1, offset=0, saturation=1000))
+    assert brightest_db([Stack(np.where(stack, stack, 1000), detector=camera)], (32, 64), 0) < 20
     with pytest.raises(NotPhotonCountsError, match="no photon"):
         brightest_db([Stack(np.zeros_like(stack))], (8, 8), 0)
 

@@ -16,7 +16,7 @@ from original_gap import HYPER, lightning_checkpoint, original_gap
 from test_training_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, interrupted_at, run, stripes
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
+from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.fit import train
@@ -61,6 +61,11 @@ def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
         last.write_bytes(part)
         with pytest.raises(CheckpointError, match=r"last\.ckpt"):
             run(tmp_path, config=config_of(steps=4), resume=True)
+    last.write_bytes(whole)
+    changed = (tmp_path / "config.yaml").read_text().replace("start_filts: 4", "start_filts: 5")
+    (tmp_path / "config.yaml").write_text(changed)
+    with pytest.raises(CheckpointError, match=r"another network than config\.yaml"):
+        run(tmp_path, config=TrainConfig(steps=4), resume=True)
 
 
 def test_fingerprints_tell_images_apart() -> None:
@@ -134,6 +139,8 @@ def test_best_is_saved_when_it_is_and_last_always_after_it(tmp_path: Path, modul
     assert [step for step, name in trainer.saved if name == "best.ckpt"] == [10, 30, 40, 70]
     assert [step for step, name in trainer.saved if name == "last.ckpt"] == [10, 20, 30, 40, 50, 60, 70]
     assert trainer.saved.index((30, "best.ckpt")) < trainer.saved.index((30, "last.ckpt"))
+    with pytest.warns(CountsWarning):  # nothing tells which is the best
+        validate(RunFolder(tmp_path, "x"), trainer, module, [math.nan])
 
 
 def test_runs_that_get_no_better_end(tmp_path: Path, module: GapModule) -> None:

@@ -33,9 +33,15 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
         limit = wanted = torch.full_like(has, brightest * n_pixels)
     else:
         limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
+    stop = wanted if stop_db is None else torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
+    if float(stop) < 1:  # photons that hardly come take endless steps
+        raise TrainedRangeError(
+            f"{'x'.join(map(str, item.shape[2:]))} px are to hold {float(stop):.2g} photons in all, expected one at "
+            "least; give a larger image, or stop_db above "
+            f"{_db(1 / n_pixels):.1f}"
+        )
     if stop_db is None:
-        return wanted
-    stop = torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
+        return stop
     if float(stop) > 1.001 * float(limit):
         raise TrainedRangeError(
             f"stop_db is {stop_db:g}, but this image stays within what the model was trained for up to "
