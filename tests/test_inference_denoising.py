@@ -141,10 +141,11 @@ def test_images_of_a_few_pixels_run(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", ">u2", "float64"])
-def test_the_type_of_the_counts_does_not_matter(dtype: str) -> None:
-    model = random_model()
+def test_neither_the_type_of_the_counts_matters_nor_where_they_are(dtype: str) -> None:
+    model, image = random_model(), counts("yx", dtype=dtype)
     expected = denoise(model, counts("yx"))
-    np.testing.assert_array_equal(denoise(model, counts("yx", dtype=dtype)), expected)
+    for same in (image, image.chunk(y=8)):
+        np.testing.assert_array_equal(denoise(model, same), expected)
 
 
 def test_a_broken_network_gives_an_error_and_no_image() -> None:

@@ -119,7 +119,7 @@ def train(
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
     """Return the settings that were given as a whole, by section, or one by one."""
     if not isinstance(config, RunConfig):
-        config = RunConfig(**{name: of for name, of in {**sections, "train": config}.items() if of is not None})
+        config = RunConfig.from_dict({name: of for name, of in {**sections, "train": config}.items() if of is not None})
     short, values = {name: v for name, v in train.items() if v is not None}, config.model_dump(exclude_unset=True)
     return RunConfig.from_dict({**values, "train": {**values.get("train", {}), **short}}) if short else config
 
@@ -195,7 +195,7 @@ def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks:
             enable_model_summary=False,
             default_root_dir=out,
         )
-    except (MisconfigurationException, ImportError, ValueError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         asked = f"--device {device} --devices {machine['devices']} --strategy {machine['strategy']}"
         raise ConfigError(f"cannot train with {asked} here: {' '.join(str(error).split())}") from None
 
