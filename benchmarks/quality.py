@@ -40,7 +40,6 @@ from gap_bioimage.files import replacing
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.network import UNet, photons_of
 from gap_bioimage.training.fit import train
-from gap_bioimage.training.module import GapModule
 
 Image = peers.Image
 PICTURE = Path(__file__).parents[1] / "docs/images/quality.png"
@@ -93,19 +92,8 @@ def run(job: Job) -> str:
     return f"{job.out.relative_to(job.work)}: {time.monotonic() - start:.0f} s"
 
 
-def record_kernels(module: GapModule) -> None:
-    """Replay a network's thousands of small kernels as one: else trainings beside each other wait for the CPU."""
-    if module.device.type == "cuda":
-        shape = (module.config.train.batch_size, module.network.channels, *module.config.window_px)
-        try:
-            torch.cuda.make_graphed_callables(module.network, (torch.zeros(shape, device=module.device),))
-        except RuntimeError as error:
-            print(f"kernels are not recorded: {error}", flush=True)
-
-
 def trained(job: Job, scene: Scene) -> Model:
     """Return the last weights of a run that had all its steps."""
-    GapModule.on_train_start = record_kernels  # type: ignore[method-assign]
     config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
     if job.method == "untrained":
         network = UNet(**config.network.model_dump()).eval()

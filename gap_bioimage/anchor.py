@@ -5,7 +5,7 @@ Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
 import math
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 _FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
 FIT_POOL = 8
+_MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
+_MATRICES: Dict[Tuple[int, int, int, int, bool, str], Tensor] = {}
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
@@ -162,11 +164,47 @@ class Anchor(nn.Module):
         overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
         return [[float(value) for value in row] for row in overlap]
 
-    def smooth(self, x: Tensor, number: int) -> Tensor:
+    def smooth(self, x: Tensor, number: int, enlarge: bool = True) -> Tensor:
         """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
         pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
         x = self._blurred(self._pooled(x, number), number, height, width)
-        return x if pool == 1 else enlarged(x, pool, height, width)
+        return enlarged(x, pool, height, width) if enlarge and pool > 1 else x
+
+    def _smoothed(self, images: List[Tensor], first: int) -> List[Tensor]:
+        """Smooth each image with a filter of its own, from the first on."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
+                return list(self._by_matrices(torch.stack(images), first, True).unbind())
+        smoothed: List[Tensor] = []
+        for number in range(len(images)):
+            smoothed.append(self.smooth(images[number], first + number))
+        return smoothed
+
+    @torch.jit.unused
+    def _by_matrices(self, x: Tensor, first: int, enlarge: bool) -> Tensor:
+        """Smooth images (filter, b, c or z, y, x), with one product per axis.
+
+        On a GPU hundreds of small sums would each wait for their launch.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x @ self._matrices(first, x, -1, enlarge).unsqueeze(1)
+            x = self._matrices(first, x, -2, enlarge).mT.unsqueeze(1) @ x
+            if self.dim == 3:
+                x = (self._matrices(first, x, -3, enlarge).mT @ x.flatten(-2)).reshape(x.shape)
+        return x
+
+    @torch.jit.unused
+    def _matrices(self, first: int, x: Tensor, axis: int, enlarge: bool) -> Tensor:
+        """Return what filters do along an axis, (filter, 1, before, after); it is the same for all networks."""
+        count, size, along_z = len(x), x.shape[axis], axis == -3
+        key = (self.dim, first, count, size, along_z, str(x.device))
+        if key not in _MATRICES:
+            if len(_MATRICES) >= 32:
+                _MATRICES.clear()
+            points = torch.eye(size).reshape((size, size, 1, 1) if along_z else (size, 1, 1, size))
+            matrices = [self.smooth(points, number, enlarge) for number in range(first, first + count)]
+            _MATRICES[key] = torch.stack(matrices).reshape(count, 1, size, -1).to(x.device)
+        return _MATRICES[key]
 
     def _pooled(self, x: Tensor, number: int) -> Tensor:
         pool = self.pools[number]
@@ -198,50 +236,39 @@ class Anchor(nn.Module):
 
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
-        wide = smoothed[:, self.n_scales - 2]
+        wide, count = smoothed[:, self.n_scales - 2], len(self.fitted_scales) - 1
         start = 0.5 * (smoothed[:, self.base] + torch.sum(weight * smoothed, 1))
         level, missing = wide + self.floor, photons - start
-        parts: List[Tensor] = []
-        averaged = [self._for_window(level), self._for_window(photons / level)]
-        for k in range(len(self.fitted_scales) - 1):
-            parts.append(smoothed[:, self.fitted_scales[k]] - smoothed[:, self.fitted_scales[k + 1]])
-            weighted = parts[k] / level
-            averaged.append(self._for_window(weighted * missing))
-            for j in range(k + 1):
-                averaged.append(self._for_window(weighted * parts[j]))
-        height, width = photons.shape[-2], photons.shape[-1]
-        means = self._blurred(torch.cat(averaged), 2 * self.n_scales, height, width).chunk(len(averaged))
-        gains: List[Tensor] = []
-        rows: List[List[Tensor]] = []
-        for k in range(len(parts)):
-            first = 2 + k * (k + 3) // 2
+        terms = [missing]
+        for k in range(count):
+            terms.append(smoothed[:, self.fitted_scales[k]] - smoothed[:, self.fitted_scales[k + 1]])
+        parts = torch.stack(terms)
+        # of level, photons / level, and for each d_k of its products with r - m and with d_j up to itself
+        means = [self._for_window(torch.stack([level, photons / level]))]
+        for k in range(count):
+            means.append(self._for_window(parts[k + 1] / level * parts[: k + 2]))
+        sparse = torch.square(self.few_photons / means[0][0])
+        rows: List[Tensor] = []
+        for k in range(count):
+            row = [means[max(j, k) + 1][min(j, k) + 1] for j in range(count)]
             own = self.own[self.fitted_scales[k]] - self.own[self.fitted_scales[k + 1]]
-            gains.append(means[first] - own * means[1])
-            rows.append([means[first + 1 + j] for j in range(k + 1)])
-        # Cholesky's factor in place of the matrix, and both triangles solved, pixel by pixel
-        for i in range(len(parts)):
-            own = self.own[self.fitted_scales[i]] - self.own[self.fitted_scales[i + 1]]
-            sparse = self.few_photons * own / means[0]
-            rows[i][i] = 1.001 * rows[i][i] + self.shrinkage * (1.0 + sparse * sparse)
-            for j in range(i + 1):
-                for k in range(j):
-                    rows[i][j] = rows[i][j] - rows[i][k] * rows[j][k]
-                rows[i][j] = torch.sqrt(torch.clamp(rows[i][j], min=1e-12)) if i == j else rows[i][j] / rows[j][j]
-            for k in range(i):
-                gains[i] = gains[i] - rows[i][k] * gains[k]
-            gains[i] = gains[i] / rows[i][i]
-        result = start
-        for step in range(len(parts)):
-            i = len(parts) - 1 - step
-            for k in range(i + 1, len(parts)):
-                gains[i] = gains[i] - rows[k][i] * gains[k]
-            gains[i] = gains[i] / rows[i][i]
-            gain = enlarged(torch.clamp(gains[i], -4.0, 4.0), self.pools[-1], height, width)
-            result = result + gain.reshape(photons.shape) * parts[i]
+            row[k] = 1.001 * row[k] + self.shrinkage * (1.0 + own * own * sparse)
+            row.append(means[k + 1][0] - own * means[0][1])
+            rows.append(torch.stack(row))
+        gains = torch.clamp(solved(torch.stack(rows)), -4.0, 4.0)
+        gains = enlarged(gains.flatten(0, 1), self.pools[-1], photons.shape[-2], photons.shape[-1])
+        result, gains = start.clone(), gains.reshape(parts[1:].shape)
+        for k in range(count):
+            result.addcmul_(gains[k], parts[k + 1])
         return torch.maximum(result, 0.3 * torch.minimum(start, wide))
 
-    def _for_window(self, x: Tensor) -> Tensor:
-        return self._pooled(x if self.dim == 2 else x.flatten(0, 1), 2 * self.n_scales)
+    def _for_window(self, maps: Tensor) -> Tensor:
+        """Average maps (map, b, c, [z,] y, x) over the windows of the fit, at its resolution."""
+        x, number = maps.flatten(0, -4), 2 * self.n_scales
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if x.is_cuda and max(x.shape[-2:]) <= _MATRIX_PX:
+                return torch.stack(self._by_matrices(x.unsqueeze(0), number, False)[0].chunk(len(maps)))
+        return torch.stack(self.smooth(x, number, False).chunk(len(maps)))
 
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Return what a network needs to know of counts (b, c, [z,] y, x).
@@ -250,9 +277,11 @@ class Anchor(nn.Module):
         at each scale, and fitted, (b, scale, c, ...); and the scales' weights, 1 / error^2 of sum 1.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
-        levels: List[Tensor] = []
-        for scale in range(self.n_scales):
-            levels.append(self.smooth(planes, scale))
+        levels = self._smoothed([planes] * self.n_scales, 0)
+        differences: List[Tensor] = []
+        for scale in range(1, self.n_scales):
+            differences.append((levels[scale] - levels[min(scale - 1, 1)]).square_())
+        spreads = self._smoothed(differences, self.n_scales + 1)
         errors: List[Tensor] = []
         bias_of_second = torch.zeros_like(planes)
         for scale in range(self.n_scales):
@@ -261,8 +290,7 @@ class Anchor(nn.Module):
             if scale > 0:
                 finer = min(scale - 1, 1)
                 noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
-                spread = self.smooth((levels[scale] - levels[finer]).square_(), self.n_scales + scale)
-                bias = spread.sub_(levels[3 if scale == 1 else scale], alpha=noise).relu_()
+                bias = spreads[scale - 1].sub_(levels[3 if scale == 1 else scale], alpha=noise).relu_()
                 error.add_(bias)
                 if scale == 1:
                     bias_of_second = bias
@@ -319,6 +347,21 @@ class Anchor(nn.Module):
         rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
+
+
+def solved(system: Tensor) -> Tensor:
+    """Solve positive definite equations pixel by pixel; (row, column, ...), the last column is the right side."""
+    size = len(system)
+    for k in range(size):
+        row = system[k] / torch.clamp(system[k, k], min=1e-12)
+        system = system - system[:, k].unsqueeze(1) * row
+        system[k] = row
+    return system[:, size]
+
+
+def kept_matrices() -> list[Tensor]:
+    """Return the matrices that a recorded network reads, so that they outlive their cache."""
+    return list(_MATRICES.values())
 
 
 def _asinh(x: Tensor) -> Tensor:

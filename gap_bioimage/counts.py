@@ -86,7 +86,7 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
             raise NotPhotonCountsError(
                 f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}; give integers"
             )
-    if counts.size and int(counts.min()) < 0:
+    if counts.dtype.kind != "u" and counts.size and int(counts.min()) < 0:
         raise NotPhotonCountsError(f"expected photon counts, but the smallest value is {int(counts.min())}")
     return counts
 

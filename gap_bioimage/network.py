@@ -275,7 +275,8 @@ class UNet(nn.Module):
         return self.anchor.log_rate(answer, smoothed, weight)
 
     def _answer(self, x: Tensor, photons: Tensor) -> Tensor:
-        """Run the U-Net and cut off what was added to fill its steps."""
+        """Run the U-Net, in the type of its weights, and cut off what was added to fill its steps."""
+        x = x.to(self.conv_final.weight.dtype)
         skips: List[Tensor] = []
         for down, pool in zip(self.down_convs, self.pools, strict=False):
             skips.append(down(x))

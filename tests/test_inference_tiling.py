@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -227,17 +228,15 @@ def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: 
     photons = photons_for(network, (60, 60))[:1]
     tiled = TiledNetwork(network)
     exact = tiled(photons)
-    tiled.choose_precision("float32", photons)
-    assert torch.equal(tiled(photons), exact)
+    for precision in ("float32", "auto"):
+        assert tiled.choose_precision(precision) == "float32"
+        assert torch.equal(tiled(photons), exact)
     with caplog.at_level("INFO", logger="gap_bioimage"):
-        tiled.choose_precision("bf16", photons)
+        assert tiled.choose_precision("bf16") == "bf16"
     rough = tiled(photons)
     change = float((rough.exp() - exact.exp()).square().mean().sqrt() / exact.exp().square().mean().sqrt())
     assert 1e-6 < change < 0.02
-    assert [f"{100 * change:.2g} %" in record.getMessage() for record in caplog.records] == [True]
-    with torch.inference_mode():
-        features = network.anchor(photons)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert all(map(torch.equal, features, network.anchor(photons)))
+    told = float(re.search(r"([\d.]+) %", caplog.records[-1].getMessage())[1]) / 100
+    assert change / 3 < told < 3 * change
     with pytest.raises(ConfigError, match="half"):
-        tiled.choose_precision("half", photons)
+        tiled.choose_precision("half")

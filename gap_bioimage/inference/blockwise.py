@@ -69,7 +69,7 @@ class Job:
     device: str = "cpu"
     block_px: Sequence[int] | None = None
     version: str = "0.5"
-    precision: str = "float32"
+    precision: str = "auto"
 
 
 class Made(NamedTuple):
@@ -87,7 +87,7 @@ class Volume:
         self.detector = self.model.camera_for(job.layout.camera)
         memory_bytes = _OF_GPU_BYTES if job.device.startswith("cuda") else _MEMORY_BYTES
         self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device, memory_bytes)
-        self.network.bf16 = job.precision == "bf16"
+        self.precision = self.network.choose_precision(job.precision)
         self.source = open_volume(job.image, **job.selection)
         dim, step = self.model.config.dim, self.network.step
         self.seen = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
@@ -146,7 +146,7 @@ class Volume:
             "layout": layout,
             "tile": job.tile_px,
             "halo": list(self.network.halo_px),
-            "precision": job.precision,
+            "precision": self.precision,
             "samples": drawn and [drawn.n_samples, drawn.seed, drawn.settings.model_dump(mode="json"), drawn.batch],
             "block": self._block_px(),
             "version": job.version,
@@ -178,8 +178,7 @@ class Volume:
             check_photon_counts(part, name=self.job.image.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GapWarning)  # the blocks will say so
-            prepared = self._prepared(part, core)
-        self.network.choose_precision(self.job.precision, prepared.tensor(0))
+            self._prepared(part, core)
 
     def outer(self, core: Region) -> Region:
         """Return the pixels that a block depends on."""

@@ -7,6 +7,7 @@ network sees, a measured one as far as what it sees matters.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -16,7 +17,7 @@ import psutil
 import torch
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
-from gap_bioimage.io.image import middle
+from gap_bioimage.graphs import RecordedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,8 @@ Slices = tuple[slice, ...]
 _COPIES, _OF_ANCHOR = 8, 100  # full-size maps alive at once, of every filter and for an anchor, measured on the CPU
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
-_PIECE_PX = {2: 64, 3: 24}  # side of the piece on which bfloat16 is tried: a few percent of the work
+_TRIED_PX = {2: (128, 128), 3: (16, 64, 64)}  # the images on which bfloat16 is tried
+_UNSEEN = 5e-3  # RMS, in units of the result's: a hundredth of a dB beside errors of a tenth
 # what a measured halo may leave in the pixels beside it: RMS, in units of the result's; of all pixels it is below 1e-3
 _SEAM, _BESIDE_PX = 3e-3, 8
 _EXPOSURES = (0.03, 0.3, 3.0)  # photons per pixel at which it is measured; in the dark networks look farthest
@@ -120,17 +122,18 @@ class TiledNetwork:
         device: str = "cpu",
         memory_bytes: float = _MEMORY_BYTES,
     ) -> None:
-        # channels last: a fifth to a third less time on CPUs in 2D, no gain in 3D
-        layout: Any = {"memory_format": torch.channels_last} if network.dim == 2 else {}
+        # channels last: a fifth to a third less time, but on CPUs no gain in 3D
+        layout: Any = torch.channels_last if network.dim == 2 else torch.channels_last_3d
+        layout = torch.preserve_format if network.dim == 3 and device == "cpu" else layout
         try:
-            self.network = network.to(device, **layout)
+            self.network: UNet = network.to(device, memory_format=layout)  # type: ignore[call-overload]
         except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
             raise ConfigError(
                 f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"
             ) from None
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
-        self.device = next(network.parameters()).device
+        self.device, self._ways = next(network.parameters()).device, dict[bool, RecordedNetwork]()
         maps = _COPIES * network.conv_final.in_channels + _OF_ANCHOR * network.anchored
         self._budget_px = memory_bytes / (4 * maps)
 
@@ -173,22 +176,25 @@ class TiledNetwork:
         tile = [min(t, s) for t, s in zip(self.tile_of(shape), shape, strict=True)]
         return max(1, int(self._budget_px / math.prod(tile)))
 
-    def choose_precision(self, precision: str, photons: Tensor) -> None:
-        """Run convolutions in bfloat16 where "bf16" is asked for, and log what that changes in a piece of counts.
+    def choose_precision(self, precision: str) -> str:
+        """Run convolutions in bfloat16 where "bf16" is asked for, with "auto" on a GPU if it changes clouds little.
 
-        Never unasked: on a GPU the launches of the anchor's kernels take most of the time, and casts add to them.
+        What it changes is logged; the precision is returned.
         """
-        if precision not in ("float32", "bf16"):
-            raise ConfigError(f"precision is {precision!r}, expected float32 or bf16")
-        if precision == "float32":
-            return
-        inner: Any = (..., *(middle(size, _PIECE_PX[self.network.dim]) for size in photons.shape[2:]))
-        piece = photons[inner]
-        rates = []
+        if precision not in ("auto", "float32", "bf16"):
+            raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
+        if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
+            return "float32"
+        rates, sizes = [], _TRIED_PX[self.network.dim]
+        photons = torch.cat([_clouds(self.network, sizes, exposure) for exposure in _EXPOSURES])
         for self.bf16 in (False, True):
-            rates.append(self.network.rate(piece, self(piece), []).double())
-        error = float((rates[1] - rates[0]).square().mean().sqrt() / rates[0].square().mean().sqrt().clamp(min=1e-30))
-        log.info("convolutions run in bfloat16, which changes the result by %.2g %% (relative RMS)", 100 * error)
+            rate = self.network.rate(photons, self(photons), []).double()
+            rates.append(rate / rate.flatten(1).mean(1).reshape(-1, *[1] * (rate.dim() - 1)))
+        change = math.sqrt(float((rates[1] - rates[0]).square().sum() / rates[0].square().sum()))
+        self.bf16 = precision == "bf16" or change < _UNSEEN
+        kind = "bfloat16" if self.bf16 else "float32"
+        log.info("convolutions run in %s: bfloat16 changes results by %.2g %% (relative RMS)", kind, 100 * change)
+        return "bf16" if self.bf16 else "float32"
 
     def __call__(
         self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None, wanted: Sequence[slice] | None = None
@@ -224,15 +230,17 @@ class TiledNetwork:
         parts = tiles(shape, self.tile_of(shape, wanted), self.halo_px, self.step, wanted)
         sizes = shape if wanted is None else [cut.stop - cut.start for cut in wanted]
         log_rate = torch.empty(*photons.shape[:2], *sizes, dtype=torch.float32, device=photons.device)
-        # anchors have no operator that this would change
-        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-        with torch.inference_mode(), mixed:
+        if self.bf16 not in self._ways:
+            network = copy.deepcopy(self.network).to(torch.bfloat16) if self.bf16 else self.network
+            self._ways[self.bf16] = RecordedNetwork(network)
+        run = self._ways[self.bf16]
+        with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
                 outer, inner, crop = tile.indices()
                 piece = photons[outer].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
-                whole = torch.cat([self.network(part) for part in pieces])
+                whole = torch.cat([run(part) for part in pieces])
                 log_rate[inner] = whole[crop].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
@@ -295,6 +303,17 @@ def measured_halo_px(network: UNet) -> list[int]:
 
 def _squares(network: UNet, sizes: Sequence[int], exposure: float, axis: int, cut: int) -> Tensor:
     """Return how a cut changes the rates of clouds: mean squares by the distance from it, in units of the result's."""
+    photons = _clouds(network, sizes, exposure)
+    with torch.inference_mode():
+        whole, part = (network(p.contiguous()) for p in (photons, photons.narrow(axis, cut, sizes[axis] - cut)))
+    whole = whole.narrow(axis, cut, sizes[axis] - cut)
+    # of plain networks only ratios mean something
+    expected, other = (torch.exp(log_rate - whole.amax()).double() for log_rate in (whole, part))
+    return (other - expected).square().movedim(axis, 0).flatten(1).mean(1).cpu() / float(expected.square().mean())
+
+
+def _clouds(network: UNet, sizes: Sequence[int], exposure: float) -> Tensor:
+    """Return counts of clouds of all sizes, with so many photons per pixel, on the network's device."""
     generator, light = torch.Generator().manual_seed(0), torch.zeros(1, network.channels, *sizes)
     inside: Any = (..., *(slice(size) for size in sizes))
     for cloud in _CLOUDS_PX:
@@ -302,13 +321,7 @@ def _squares(network: UNet, sizes: Sequence[int], exposure: float, axis: int, cu
         mode = "bilinear" if network.dim == 2 else "trilinear"
         light += torch.nn.functional.interpolate(drawn, scale_factor=cloud, mode=mode)[inside]
     light = light.exp()
-    photons = torch.poisson(light * (exposure / light.mean()), generator).to(next(network.parameters()).device)
-    with torch.inference_mode():
-        whole, part = (network(p.contiguous()) for p in (photons, photons.narrow(axis, cut, sizes[axis] - cut)))
-    whole = whole.narrow(axis, cut, sizes[axis] - cut)
-    # of plain networks only ratios mean something
-    expected, other = (torch.exp(log_rate - whole.amax()).double() for log_rate in (whole, part))
-    return (other - expected).square().movedim(axis, 0).flatten(1).mean(1).cpu() / float(expected.square().mean())
+    return torch.poisson(light * (exposure / light.mean()), generator).to(next(network.parameters()).device)
 
 
 def receptive_field_px(network: UNet) -> list[int]:

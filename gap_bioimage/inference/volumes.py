@@ -48,7 +48,7 @@ def denoise_volume(
     tile_px: Sequence[int] | None = None,
     halo_px: Sequence[int] | None = None,
     device: str = "cpu",
-    precision: str = "float32",
+    precision: str = "auto",
     batch: int | None = None,
     block_px: Sequence[int] | None = None,
     version: Literal["0.4", "0.5"] = "0.5",

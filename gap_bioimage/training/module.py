@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gap_bioimage.config import RunConfig
+from gap_bioimage.graphs import record_training
 from gap_bioimage.network import UNet
 from gap_bioimage.training.loss import photon_loss, total_loss
 from gap_bioimage.training.pairs import Pairs
@@ -32,6 +33,7 @@ class GapModule(pl.LightningModule):
         self.train_losses: list[Tensor] = []
         self.validation: list[Tensor] = []
         self.input_db = torch.tensor(math.nan)
+        self.recorded: list[Tensor] | None = None
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return log-rates for counts (b, c, [z,] y, x)."""
@@ -41,6 +43,8 @@ class GapModule(pl.LightningModule):
 
     def training_step(self, batch: Pairs, batch_index: int) -> Tensor:
         """Return the mean loss of a batch: of where photons land, and how many where the network's scale means that."""
+        if self.recorded is None and self.device.type == "cuda" and not torch.distributed.is_initialized():
+            self.recorded = record_training(self.network, batch.photons)
         log_rate = self(batch.photons)
         has_target = batch.target.flatten(1).sum(1) > 0
         losses, images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)

@@ -223,39 +223,50 @@ class WindowDrawer:
         """
         windows = []
         for _ in range(size):
-            candidates = [self._bright_enough(rng) for _ in range(_CANDIDATES)]
-            photons = np.array([max(window.photons, 1e-9) for window in candidates])
-            chosen = candidates[int(rng.choice(_CANDIDATES, p=photons / photons.sum()))]
+            candidates, photons = zip(*(self._bright_enough(rng) for _ in range(_CANDIDATES)), strict=True)
+            chances = np.array([max(number, 1e-9) for number in photons])
+            chosen = candidates[_choice(_bounds(chances), rng)]
             windows.append(augmented(chosen, rng) if self.augment else chosen)
         return windows
 
-    def _bright_enough(self, rng: np.random.Generator) -> Window:
-        """Draw a window with enough photons, where ten tries find one."""
+    def _bright_enough(self, rng: np.random.Generator) -> tuple[Window, float]:
+        """Draw a window with enough photons, where ten tries find one; tell how many."""
         best = self._window(rng)
         for _ in range(_REDRAWS):
-            if best.photons >= self.min_photons:
+            if best[1] >= self.min_photons:
                 break
-            best = max(best, self._window(rng), key=lambda window: window.photons)
+            best = max(best, self._window(rng), key=lambda drawn: drawn[1])
         return best
 
     @cached_property
-    def _chances(self) -> NDArray[np.float64]:
+    def _of_images(self) -> NDArray[np.float64]:
         """Chances of the images: every pixel counts the same."""
-        sizes = np.array([math.prod(stack.shape) for stack in self.stacks], float)
-        chances: NDArray[np.float64] = sizes / sizes.sum()
-        return chances
+        return _bounds(np.array([math.prod(stack.shape) for stack in self.stacks], float))
 
-    def _window(self, rng: np.random.Generator) -> Window:
-        stack = self.stacks[int(rng.choice(len(self._chances), p=self._chances))]
-        starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(stack.shape[1:], self.window_px, strict=True)]
+    def _window(self, rng: np.random.Generator) -> tuple[Window, float]:
+        stack = self.stacks[_choice(self._of_images, rng)]
+        starts = rng.integers(0, [n - w + 1 for n, w in zip(stack.shape[1:], self.window_px, strict=True)]).tolist()
         where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
-        return stack[(slice(None), *where)].window(rng)
+        window = stack[(slice(None), *where)].window(rng)
+        return window, window.photons
 
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
         photons = 10 ** (rng.uniform(self.thinning.min_db, self.thinning.max_db) / 10)
         mean, largest = float(window.counts.mean()), 1.0 if window.n_others else self.thinning.max_fraction
         return min(photons / mean, largest) if mean > 0 else largest
+
+
+def _bounds(chances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where in 0..1 each of several choices ends."""
+    ends = (chances / chances.sum()).cumsum()
+    bounds: NDArray[np.float64] = ends / ends[-1]
+    return bounds
+
+
+def _choice(bounds: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Draw as ``Generator.choice`` does, without its checks, which took a fifth of a batch's time."""
+    return int(bounds.searchsorted(rng.random(), "right"))
 
 
 @dataclass

@@ -1,0 +1,64 @@
+"""What a GPU does otherwise gives what the CPU gives."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fixtures_model import random_network
+
+from gap_bioimage.graphs import RecordedNetwork, record_training
+from gap_bioimage.inference.tiling import TiledNetwork
+
+PHOTONS = torch.poisson(torch.full((1, 1, 40, 56), 2.0), torch.Generator().manual_seed(0))
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_products_with_matrices_smooth_as_sums_do(dim: int) -> None:
+    anchor = random_network(dim=dim, anchor=True, anchor_version=2).anchor
+    photons = torch.poisson(torch.full((2, 5, 53, 38), 3.0), torch.Generator().manual_seed(0))
+    for first, count, enlarge in ((0, anchor.n_scales, True), (2 * anchor.n_scales, 1, False)):
+        found = anchor._by_matrices(torch.stack([photons] * count), first, enlarge)
+        for number, image in enumerate(found):
+            torch.testing.assert_close(image, anchor.smooth(photons, first + number, enlarge), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_gpu_nothing_is_recorded() -> None:
+    network = random_network(anchor=True, anchor_version=2)
+    recorded = RecordedNetwork(network)
+    for _ in range(3):
+        assert torch.equal(recorded(PHOTONS), network(PHOTONS))
+
+
+@on_gpu
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_recorded_network_follows_its_input_and_its_weights(dim: int) -> None:
+    network = random_network(dim=dim, anchor=True, anchor_version=2).cuda().requires_grad_(False)
+    recorded = RecordedNetwork(network)
+    for exposure in (0.1, 1.0, 10.0, 100.0):
+        photons = torch.poisson(torch.full((1, 1, *(24, 40, 48)[-dim:]), exposure, device="cuda"))
+        network.conv_final.bias.add_(0.01)
+        torch.testing.assert_close(recorded(photons), network(photons), rtol=1e-5, atol=1e-5)
+
+
+@on_gpu
+def test_the_gpu_and_the_cpu_agree() -> None:
+    network = random_network(anchor=True, anchor_version=2)
+    expected = TiledNetwork(copy.deepcopy(network))(PHOTONS)
+    found = TiledNetwork(network, device="cuda")
+    for _ in range(3):
+        torch.testing.assert_close(found(PHOTONS), expected, rtol=0, atol=0.02)  # its convolutions have 10 bits
+
+
+@on_gpu
+def test_recorded_training_has_the_gradients_of_plain_one() -> None:
+    networks = [random_network(anchor=True, anchor_version=2).cuda().train() for _ in range(2)]
+    photons = PHOTONS.cuda()
+    kept = record_training(networks[0], photons)
+    for network in networks:
+        network(photons).square().mean().backward()
+    assert kept
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0.02, atol=1e-4)
