@@ -79,13 +79,13 @@ def test_axes_that_do_not_fit_are_refused(dims: str, dim: int, channels: int, me
 @pytest.mark.parametrize("tile", [(30, 30), (34, 64), (200, 200)])
 def test_tiles_do_not_change_the_result_in_2d(tile: tuple[int, int]) -> None:
     model = random_model(seed=4)
-    image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (3, 91, 77)), dims=["t", "y", "x"])
+    image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (2, 61, 57)), dims=["t", "y", "x"])
     steps: list[tuple[int, int]] = []
     tiled = denoise(model, image, tile_px=tile, on_tile=lambda *done: steps.append(done))
     whole = denoise(model, image)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-4 * float(whole.max()))
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
-    assert len(steps) >= 3
+    assert len(steps) >= 2
 
 
 @pytest.mark.parametrize("dim", [2, 3])

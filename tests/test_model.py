@@ -6,7 +6,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,7 +14,6 @@ from fixtures_model import random_model
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.foreign import ORIGINAL_RANGE_DB
 from gap_bioimage.model import History, load_model, table_of
 from gap_bioimage.network import UNet
 from gap_bioimage.training.module import GapModule
@@ -81,22 +79,6 @@ def assert_network(network: UNet, expected: UNet) -> None:
     assert torch.equal(network(photons), expected(photons))
 
 
-@pytest.mark.parametrize(
-    ("dim", "hyper"),
-    [(2, {"up_mode": "upsample", "merge_mode": "concat"}), (3, {"up_mode": "transpose", "merge_mode": "add"})],
-)
-def test_originals_load_with_their_hyperparameters(shared_data: Path, dim: int, hyper: dict[str, Any]) -> None:
-    path = shared_data / f"original_gap_{dim}d.ckpt"
-    model = load_model(path)
-    assert model.config == NetworkConfig(dim=dim, log1p=False, levels=10, channels=1, depth=3, start_filts=8, **hyper)
-    assert (model.origin, model.source) == ("original GAP checkpoint", path)
-    assert model.trained_range_db == ORIGINAL_RANGE_DB == (-40.0, 10.0)
-    stored = np.load(shared_data / f"original_gap_{dim}d.npz")
-    # in float64, since processors round float32 convolutions differently: what is left is the stored value's rounding
-    log_rate = model.network.double()(torch.from_numpy(stored["input"].astype(np.float64)))
-    np.testing.assert_allclose(log_rate.numpy(), stored["log_rate"], rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_our_checkpoints_load_and_of_moving_averages_these(tmp_path: Path, ema_decay: float | None) -> None:
     path = tmp_path / "best.ckpt"
@@ -148,19 +130,14 @@ class Bomb:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("form", ["pickle", "torch", "torch legacy", "hyper", "zip"])
-def test_code_in_files_is_not_run(tmp_path: Path, form: str) -> None:
-    executed, path = tmp_path / "executed", tmp_path / "model.ckpt"
+@pytest.mark.parametrize("zipped", [False, True])
+def test_code_in_files_is_not_run(tmp_path: Path, zipped: bool) -> None:
+    executed, path, file = tmp_path / "executed", tmp_path / "model.ckpt", io.BytesIO()
     bomb = Bomb(executed)
-    if form == "pickle":
-        path.write_bytes(pickle.dumps({"state_dict": bomb}))
-    elif form == "zip":
-        file = io.BytesIO()
-        torch.save({"network.conv_final.weight": bomb}, file)
+    torch.save({"network.conv_final.weight": bomb} if zipped else original(extra=bomb), file)
+    path.write_bytes(file.getvalue())
+    if zipped:
         zip_of(path, our_rdf(), file.getvalue())
-    else:
-        content = original(extra=bomb) if form == "hyper" else bomb
-        torch.save(content, path, _use_new_zipfile_serialization=form != "torch legacy")
     refused(path, "is not a checkpoint that can be read safely")
     assert not executed.exists()
 
@@ -209,17 +186,12 @@ def test_damaged_files_are_refused(tmp_path: Path, zipped: bool) -> None:
         (dict(network_of().state_dict()), "does not tell its levels"),
         ({"state_dict": {"model.conv_final.weight": torch.ones(1, 2, 1, 1)}, "hyper_parameters": HYPER}, "GAP"),
         (original(hyper_parameters=None), "does not tell its levels"),
-        (original(hyper_parameters=HYPER | {"levels": 2}), "levels is 2"),
-        (original(hyper_parameters=HYPER | {"depth": 3}), "depth is 3"),
-        (original(hyper_parameters=HYPER | {"merge_mode": "add"}), "merge_mode is 'add'"),
-        (original(hyper_parameters=HYPER | {"depth": "deep"}), "depth"),
-        (original(hyper_parameters=HYPER | {"up_mode": "nearest"}), "up_mode"),
         (original(hyper_parameters=HYPER | {"z_conv_stage": 1}), "z_conv_stage"),
         (original(state_dict={"conv_final.weight": 3}), "do not fit|no GAP network"),
         (checkpoint_of() | {"gap_bioimage": {}}, "gap_bioimage"),
         (checkpoint_of() | {"gap_bioimage": 3}, "gap_bioimage"),
     ],
-    ids=range(16),
+    ids=range(11),
 )
 def test_dictionaries_of_something_else_are_refused(tmp_path: Path, content: Any, told: str) -> None:
     path = tmp_path / "model.ckpt"

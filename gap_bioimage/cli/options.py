@@ -120,8 +120,8 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
         for own in inspect.signature(groups[name]).parameters.values():
             shown.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=fields[own.name]))
     if hints.get("model") == ModelPath:
-        name = inspect.Parameter("pretrained", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Pretrained)
-        shown.append(name)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown.append(inspect.Parameter("pretrained", kind, default=None, annotation=Pretrained))
 
     @functools.wraps(verb)
     def call(pretrained: str | None = None, **given: Any) -> None:  # which ``Verb`` has made the model
