@@ -134,7 +134,7 @@ class TrainConfig(Config):
         None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
     )
     tensorboard: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="before")
     @classmethod

@@ -42,7 +42,11 @@ def one_sentence(result: Result) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def subprocess_run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False, **options)
+def python(*arguments: object) -> Result:
+    """Run Python on this project, with the tests on its path, in a process of its own."""
+    tests = Path(__file__).parent
+    path = os.pathsep.join(map(str, (tests.parent, tests)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)

@@ -100,10 +100,12 @@ def indexing(x: Tensor):
     return torch.where(mask, x, torch.zeros_like(x)), x[[0, 1]], x[torch.tensor([0])], x[:, 0:1, ...], x[-1]
 
 
-def arithmetic(n: int, f: float, c: complex):
+def numbers(n: int, f: float, c: complex):
     number = abs(n) + round(f) + n // 2 + n % 3 + 2**n + (n << 1) + (n >> 1) + (n & 1) + (n | 1) + (n ^ 1) - n
     truth = not ((n == 3 and f > 2) or n != 3)
-    return number + max(1, 2) + min(f, 2.0) + f // 2 + f % 2 + n / 2, truth, divmod(n, 2), c * 2, abs(c), hex(n)
+    total = math.sqrt(f) + math.pi + math.inf + math.floor(2.5) + math.log(f) + math.exp(f) + math.pow(f, n) + math.nan
+    more = number + max(1, 2) + min(f, 2.0) + f // 2 + f % 2 + n / 2, divmod(n, 2), c * 2, abs(c), hex(n)
+    return truth, more, total + math.gcd(n, 2) + math.ldexp(f, n), math.isnan(f), math.modf(f)
 
 
 def strings(n: int, text: str):
@@ -111,30 +113,16 @@ def strings(n: int, text: str):
     return "{} {}".format(text, parts) + f"{n}:{text}" + "%s-%d" % (text, n), text[0], text == parts  # noqa: UP031, UP032
 
 
-def maths(n: int, f: float):
-    total = math.sqrt(f) + math.pi + math.inf + math.floor(2.5) + math.log(f) + math.exp(f) + math.pow(f, n)
-    return total + math.nan + math.gcd(n, 2) + math.ldexp(f, n), math.isnan(f), math.modf(f)
-
-
-def pooling(x: Tensor):
+def layers(x: Tensor):
     x = F.pad(F.pad(x, [1, 1], mode="reflect"), [1, 1, 1, 1], mode="replicate")
     x = F.max_pool2d(F.avg_pool2d(F.adaptive_avg_pool2d(x, 1), 1), 1)
-    return F.pixel_shuffle(F.unfold(x, 1), 1)
-
-
-def activations(x: Tensor):
+    x = F.pixel_shuffle(F.unfold(x, 1), 1)
     x = F.gelu(F.silu(F.leaky_relu(F.softplus(F.elu(F.hardswish(F.mish(x)))))))
-    return F.log_softmax(F.softmax(F.dropout(x, 0.5), -1), 1)
-
-
-def convolutions(x: Tensor):
+    x = F.log_softmax(F.softmax(F.dropout(x, 0.5), -1), 1)
     same = F.conv2d(x, x, padding="same")
-    return same, F.conv3d(x, x), F.conv_transpose2d(x, x), F.conv_transpose3d(x, x), torch.conv2d(x, x, groups=2)
-
-
-def norms(x: Tensor):
-    x = F.batch_norm(x, x, x)
-    return F.layer_norm(x, [3]), F.group_norm(x, 1), F.instance_norm(x), F.normalize(x)
+    x = F.instance_norm(F.group_norm(F.layer_norm(F.batch_norm(x, x, x), [3]), 1))
+    several = F.conv3d(x, x), F.conv_transpose2d(x, x), F.conv_transpose3d(x, x), torch.conv2d(x, x, groups=2)
+    return same, several, F.normalize(x)
 
 
 def shapes(x: Tensor):
@@ -144,10 +132,6 @@ def shapes(x: Tensor):
     x = torch.cat([torch.stack(parts), c0, c1], 1).permute(0, 2, 1).contiguous().view(-1, 4).flatten().reshape([-1])
     x = torch.einsum("i,i->i", x, x).movedim(0, 1).roll(1, 0).flip(0).expand(3, -1).repeat(2, 1).gather(0, x.long())
     return top, x.sum(dim=0, keepdim=True), x.mean(dim=[0], dtype=torch.float32), x.std(), x.clamp(min=0), x.topk(2)[0]
-
-
-def random(x: Tensor):
-    return torch.poisson(x), torch.rand_like(x), torch.randint(0, 3, [2]), torch.multinomial(x, 1), x.uniform_()
 
 
 def contexts(x: Tensor):
@@ -184,16 +168,11 @@ def early(x: Tensor, n: int) -> int:
     return y
 
 
-def forks(x: Tensor):
-    return torch.jit.wait(torch.jit.fork(anything, x))
-
-
-def devices(x: Tensor):
-    return torch.device("cuda:0"), torch.zeros(2, device=x.device), x.device.type
-
-
-def gradients(x: Tensor):
-    return torch.autograd.grad([x.sum()], [x])
+def oddities(x: Tensor):
+    waited = torch.jit.wait(torch.jit.fork(anything, x))
+    drawn = torch.poisson(x), torch.rand_like(x), torch.randint(0, 3, [2]), torch.multinomial(x, 1), x.uniform_()
+    where = torch.device("cuda:0"), torch.zeros(2, device=x.device), x.device.type
+    return waited, drawn, where, torch.autograd.grad([x.sum()], [x])
 
 
 def rms_norm(x: Tensor):
@@ -225,11 +204,7 @@ class Holder(nn.Module):
         return self.generator(x)
 
 
-# What older engines may lack
-
-
-def interpolation(x: Tensor):
-    return F.interpolate(x, scale_factor=2.0)
+# What older engines may lack: each by itself, so that none hides behind another
 
 
 def attention(x: Tensor):
@@ -238,6 +213,10 @@ def attention(x: Tensor):
 
 def scaled_attention(x: Tensor):
     return F.scaled_dot_product_attention(x, x, x, scale=0.5)
+
+
+def interpolation(x: Tensor):
+    return F.interpolate(x, scale_factor=2.0)
 
 
 def torch_rms_norm(x: Tensor):
@@ -273,10 +252,10 @@ def random_generator(x: Tensor, generator: torch.Generator):
 
 
 FUNCTIONS = [
-    optionals, asserts, dicts, tuples, loops, conversions, lists, indexing, arithmetic, strings, maths, pooling,
-    activations, convolutions, norms, shapes, random, contexts, anything, either, early, forks, devices, gradients,
-    own_rms_norm, direct_upsampling, Holder(), interpolation, attention, scaled_attention, torch_rms_norm, item_size,
-    byte_count, padded_sequences, fourier, squeezed, any_of_axes, random_generator,
+    optionals, asserts, dicts, tuples, loops, conversions, lists, indexing, numbers, strings, layers, shapes, contexts,
+    anything, either, early, oddities, own_rms_norm, direct_upsampling, Holder(), attention, scaled_attention,
+    interpolation, torch_rms_norm, item_size, byte_count, padded_sequences, fourier, squeezed, any_of_axes,
+    random_generator,
 ]  # fmt: skip
 
 

@@ -135,6 +135,7 @@ WRONG = {
     "negative": np.eye(9) - 1,
     "fractions": np.eye(9) / 2,
     "signed": np.eye(9, dtype=np.int8) - 1,
+    "too large": np.full((9, 9), 1e30),
     "no pixels": np.zeros((0, 9), np.uint8),
     "text": np.full((9, 9), "a"),
 }

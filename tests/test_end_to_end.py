@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from command_line import python
 
 SETTINGS = {
     2: {"network": {"depth": 2, "start_filts": 4}, "train": {"patch_px": [32, 32]}},
@@ -24,18 +22,12 @@ SHAPES = {2: (120, 136), 3: (20, 44, 40)}
 @pytest.fixture
 def gap(tmp_path: Path, dim: int, run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Type a command in an empty folder; it must succeed. In 2D each runs in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> str:
-        command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
-        if dim == 3:
-            code, out, err = run(*arguments)
-        else:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
-            code, out, err = done.returncode, done.stdout, done.stderr
-        assert (code, err) == (0, ""), arguments
-        return str(out)
+        result = run(*arguments) if dim == 3 else python("-m", "gap_bioimage", *arguments)
+        assert (result.code, result.err) == (0, ""), arguments
+        return str(result.out)
 
     return call
 

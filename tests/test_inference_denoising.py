@@ -79,13 +79,13 @@ def test_axes_that_do_not_fit_are_refused(dims: str, dim: int, channels: int, me
 @pytest.mark.parametrize("tile", [(30, 30), (34, 64), (200, 200)])
 def test_tiles_do_not_change_the_result_in_2d(tile: tuple[int, int]) -> None:
     model = random_model(seed=4)
-    image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (3, 91, 77)), dims=["t", "y", "x"])
+    image = xr.DataArray(np.random.default_rng(2).poisson(2.0, (2, 61, 57)), dims=["t", "y", "x"])
     steps: list[tuple[int, int]] = []
     tiled = denoise(model, image, tile_px=tile, on_tile=lambda *done: steps.append(done))
     whole = denoise(model, image)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-4 * float(whole.max()))
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
-    assert len(steps) >= 3
+    assert len(steps) >= 2
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -141,10 +141,11 @@ def test_images_of_a_few_pixels_run(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", ">u2", "float64"])
-def test_the_type_of_the_counts_does_not_matter(dtype: str) -> None:
-    model = random_model()
+def test_neither_the_type_of_the_counts_matters_nor_where_they_are(dtype: str) -> None:
+    model, image = random_model(), counts("yx", dtype=dtype)
     expected = denoise(model, counts("yx"))
-    np.testing.assert_array_equal(denoise(model, counts("yx", dtype=dtype)), expected)
+    for same in (image, image.chunk(y=8)):
+        np.testing.assert_array_equal(denoise(model, same), expected)
 
 
 def test_a_broken_network_gives_an_error_and_no_image() -> None:

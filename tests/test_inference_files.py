@@ -112,31 +112,19 @@ def test_states_are_written_of_one_image_only(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_work_finds_what_was_saved(tmp_path: Path) -> None:
+def test_the_same_work_finds_what_was_saved_and_other_work_begins_anew(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3), y=np.ones(2))
-    found = Unfinished(folder, {"seed": 1}).load("a")
-    assert found is not None
-    np.testing.assert_array_equal(found["x"], np.arange(3))
-    np.testing.assert_array_equal(found["y"], np.ones(2))
-    assert Unfinished(folder, {"seed": 1}).load("b") is None
-
-
-def test_other_work_begins_anew(tmp_path: Path) -> None:
-    folder = tmp_path / "work"
-    Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3))
-    other = Unfinished(folder, {"seed": 2})
-    assert (other.load("a"), other.count("a")) == (None, 0)
+    same, other = (Unfinished(folder, {"seed": seed}) for seed in (1, 2))
+    assert {name: len(values) for name, values in (same.load("a") or {}).items()} == {"x": 3, "y": 2}
+    assert (same.load("b"), other.load("a"), other.count("a")) == (None, None, 0)
     other.save("b", x=np.arange(3))
-    assert Unfinished(folder, {"seed": 1}).load("a") is None
+    assert same.load("a") is None
     assert [path.name for path in folder.glob("*.npz")] == ["b.npz"]
-
-
-def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
-    kept = Unfinished(None, {})
-    kept.save("a", x=np.arange(3))
-    assert kept.load("a") is None
-    kept.remove()
+    nothing = Unfinished(None, {})
+    nothing.save("a", x=np.arange(3))
+    assert nothing.load("a") is None
+    nothing.remove()
 
 
 def test_fingerprints_tell_values_apart() -> None:

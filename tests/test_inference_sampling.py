@@ -135,7 +135,7 @@ def test_interrupted_work_continues_to_the_same_end(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(model, image, 3, seed=4, settings=FEW, unfinished=folder, on_step=interrupt)
+        sample(model, image, 3, seed=4, settings=FEW, unfinished=str(folder), on_step=interrupt)
     done: list[Progress] = []
     got = sample(model, image, 3, seed=4, settings=FEW, unfinished=folder, on_step=done.append)
     np.testing.assert_array_equal(got, expected)

@@ -49,6 +49,9 @@ def test_a_wish_is_followed_within_the_range() -> None:
         photons_to_stop_at(flat(1.0), 10.5, 11.0)
     with pytest.raises(TrainedRangeError, match=r"already has 0\.0 dB"):
         photons_to_stop_at(flat(1.0), -1.0, 11.0)
+    for stop_db, brightest in ((-100.0, 8.0), (None, 1e-9)):  # nothing would ever come
+        with pytest.raises(TrainedRangeError, match="63x63 px"):
+            photons_to_stop_at(flat(0.0), stop_db, brightest)
 
 
 def test_room_is_that_of_the_best_and_the_worst_image() -> None:

@@ -2,10 +2,10 @@ import io
 import pickle
 import zipfile
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +14,6 @@ from fixtures_model import random_model
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.foreign import ORIGINAL_RANGE_DB
 from gap_bioimage.model import History, load_model, table_of
 from gap_bioimage.network import UNet
 from gap_bioimage.training.module import GapModule
@@ -47,11 +46,10 @@ def checkpoint_of(seed: int = 0, **train: Any) -> dict[str, Any]:
     return checkpoint
 
 
-def zip_of(path: Path, rdf: Any, weights: bytes | None = None) -> Path:
+def zip_of(path: Path, rdf: Any, weights: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("rdf.yaml", rdf if isinstance(rdf, str) else yaml.safe_dump(rdf))
-        if weights is not None:
-            archive.writestr("weights.pt", weights)
+        archive.writestr("weights.pt", weights)
     return path
 
 
@@ -67,6 +65,13 @@ def our_weights() -> bytes:
     return file.getvalue()
 
 
+def refused(path: Path, told: str = "") -> None:
+    with pytest.raises(CheckpointError, match=told) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def assert_network(network: UNet, expected: UNet) -> None:
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -74,35 +79,15 @@ def assert_network(network: UNet, expected: UNet) -> None:
     assert torch.equal(network(photons), expected(photons))
 
 
-@pytest.mark.parametrize(
-    ("dim", "hyper"),
-    [(2, {"up_mode": "upsample", "merge_mode": "concat"}), (3, {"up_mode": "transpose", "merge_mode": "add"})],
-)
-def test_originals_load_with_their_hyperparameters(shared_data: Path, dim: int, hyper: dict[str, Any]) -> None:
-    path = shared_data / f"original_gap_{dim}d.ckpt"
-    model = load_model(path)
-    assert model.config == NetworkConfig(dim=dim, log1p=False, levels=10, channels=1, depth=3, start_filts=8, **hyper)
-    assert (model.origin, model.source) == ("original GAP checkpoint", path)
-    assert model.trained_range_db == ORIGINAL_RANGE_DB == (-40.0, 10.0)
-    stored = np.load(shared_data / f"original_gap_{dim}d.npz")
-    # in float64, since processors round float32 convolutions differently: what is left is the stored value's rounding
-    log_rate = model.network.double()(torch.from_numpy(stored["input"].astype(np.float64)))
-    np.testing.assert_allclose(log_rate.numpy(), stored["log_rate"], rtol=0, atol=1e-6)
-
-
-def test_our_checkpoints_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_our_checkpoints_load_and_of_moving_averages_these(tmp_path: Path, ema_decay: float | None) -> None:
     path = tmp_path / "best.ckpt"
-    torch.save(checkpoint_of(), path)
+    torch.save(checkpoint_of(ema_decay=ema_decay), path)
     model = load_model(path)
     assert (model.origin, model.source, model.config) == ("checkpoint", path, NETWORK)
     assert model.trained_range_db == (-30.0, 4.5)
     assert (model.camera, model.n_frames, replace(model.history, training=None)) == (None, None, History())
-    assert_network(model.network, network_of())
-
-
-def test_the_moving_average_is_what_loads(tmp_path: Path) -> None:
-    torch.save(checkpoint_of(ema_decay=0.9), tmp_path / "best.ckpt")
-    assert_network(load_model(tmp_path / "best.ckpt").network, network_of(seed=1))
+    assert_network(model.network, network_of(seed=0 if ema_decay is None else 1))
 
 
 @pytest.mark.parametrize(("names", "seed"), [(("best", "last"), 0), (("last",), 5)])
@@ -145,21 +130,15 @@ class Bomb:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("form", ["pickle", "torch", "torch legacy", "hyper", "zip"])
-def test_code_in_files_is_not_run(tmp_path: Path, form: str) -> None:
-    executed, path = tmp_path / "executed", tmp_path / "model.ckpt"
+@pytest.mark.parametrize("zipped", [False, True])
+def test_code_in_files_is_not_run(tmp_path: Path, zipped: bool) -> None:
+    executed, path, file = tmp_path / "executed", tmp_path / "model.ckpt", io.BytesIO()
     bomb = Bomb(executed)
-    if form == "pickle":
-        path.write_bytes(pickle.dumps({"state_dict": bomb}))
-    elif form == "zip":
-        file = io.BytesIO()
-        torch.save({"network.conv_final.weight": bomb}, file)
+    torch.save({"network.conv_final.weight": bomb} if zipped else original(extra=bomb), file)
+    path.write_bytes(file.getvalue())
+    if zipped:
         zip_of(path, our_rdf(), file.getvalue())
-    else:
-        content = original(extra=bomb) if form == "hyper" else bomb
-        torch.save(content, path, _use_new_zipfile_serialization=form != "torch legacy")
-    with pytest.raises(CheckpointError, match="is not a checkpoint that can be read safely"):
-        load_model(path)
+    refused(path, "is not a checkpoint that can be read safely")
     assert not executed.exists()
 
 
@@ -178,10 +157,7 @@ def test_code_in_files_is_not_run(tmp_path: Path, form: str) -> None:
 def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=told) as caught:
-        load_model(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(path, told)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -194,13 +170,10 @@ def test_damaged_files_are_refused(tmp_path: Path, zipped: bool) -> None:
     content = path.read_bytes()
     for share in (0.01, 0.6, 0.999):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(CheckpointError, match="not a checkpoint"):
-            load_model(path)
+        refused(path, "not a checkpoint")
     if zipped:
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
-        with pytest.raises(CheckpointError):
-            load_model(path)
+        path.write_bytes(content[:900] + bytes([content[900] ^ 0xFF]) + content[901:])
+        refused(path)
 
 
 @pytest.mark.parametrize(
@@ -213,46 +186,33 @@ def test_damaged_files_are_refused(tmp_path: Path, zipped: bool) -> None:
         (dict(network_of().state_dict()), "does not tell its levels"),
         ({"state_dict": {"model.conv_final.weight": torch.ones(1, 2, 1, 1)}, "hyper_parameters": HYPER}, "GAP"),
         (original(hyper_parameters=None), "does not tell its levels"),
-        (original(hyper_parameters=HYPER | {"levels": 2}), "levels is 2"),
-        (original(hyper_parameters=HYPER | {"depth": 3}), "depth is 3"),
-        (original(hyper_parameters=HYPER | {"merge_mode": "add"}), "merge_mode is 'add'"),
-        (original(hyper_parameters=HYPER | {"depth": "deep"}), "depth"),
-        (original(hyper_parameters=HYPER | {"up_mode": "nearest"}), "up_mode"),
         (original(hyper_parameters=HYPER | {"z_conv_stage": 1}), "z_conv_stage"),
         (original(state_dict={"conv_final.weight": 3}), "do not fit|no GAP network"),
         (checkpoint_of() | {"gap_bioimage": {}}, "gap_bioimage"),
         (checkpoint_of() | {"gap_bioimage": 3}, "gap_bioimage"),
     ],
-    ids=range(16),
+    ids=range(11),
 )
 def test_dictionaries_of_something_else_are_refused(tmp_path: Path, content: Any, told: str) -> None:
     path = tmp_path / "model.ckpt"
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match=told) as caught:
-        load_model(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(path, told)
 
 
 def change_of(keys: str, value: Any = None) -> dict[str, Any]:
     rdf = our_rdf()
     *sections, last = keys.split("/")
-    inner = rdf
-    for section in sections:
-        inner = inner[section]
+    inner = reduce(dict.__getitem__, sections, rdf)
+    inner[last] = value
     if value is None:
         del inner[last]
-    else:
-        inner[last] = value
     return rdf
 
 
 @pytest.mark.parametrize(
     "rdf",
     [
-        "- a list",
-        "a: [1",
-        {"type": "model"},
+        *("- a list", "a: [1", {"type": "model"}),
         change_of("config/gap_bioimage"),
         change_of("config/gap_bioimage/trained_range_db"),
         change_of("config/gap_bioimage/sampler", {"source": "weights.pt"}),
@@ -268,37 +228,26 @@ def change_of(keys: str, value: Any = None) -> dict[str, Any]:
 )
 def test_zips_of_others_are_refused(tmp_path: Path, rdf: Any) -> None:
     path = zip_of(tmp_path / "model.zip", rdf, our_weights())
-    with pytest.raises(CheckpointError) as caught:
-        load_model(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(path)
 
 
-def test_zips_and_archives_that_are_no_model_are_refused(tmp_path: Path) -> None:
+def test_archives_and_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("photo.jpg", b"\xff\xd8\xff")
     torch.jit.save(torch.jit.script(network_of()), tmp_path / "script.pt")
     for name in ("photos.zip", "script.pt"):
-        with pytest.raises(CheckpointError, match="not a checkpoint"):
-            load_model(tmp_path / name)
-
-
-@pytest.mark.parametrize("folder", [True, False])
-def test_missing_models_are_told(tmp_path: Path, folder: bool) -> None:
-    path = tmp_path if folder else tmp_path / "missing.ckpt"
-    told = "folder without best.ckpt or last.ckpt" if folder else "does not exist; expected a run folder"
-    with pytest.raises(CheckpointError, match=told):
-        load_model(path)
+        refused(tmp_path / name, "not a checkpoint")
+    refused(tmp_path, "folder without best.ckpt or last.ckpt")
+    refused(tmp_path / "missing.ckpt", "does not exist; expected a run folder")
 
 
 def test_models_that_describe_themselves_are_told_nothing(tmp_path: Path) -> None:
     torch.save(checkpoint_of(), tmp_path / "best.ckpt")
     path = zip_of(tmp_path / "model.zip", our_rdf(), our_weights())
     for own in (path, tmp_path, tmp_path / "best.ckpt"):
-        with pytest.raises(CheckpointError, match=r"that do not describe themselves, .* does; leave them out"):
+        with pytest.raises(CheckpointError, match="leave them out"):
             load_model(own, {"levels": 3})
-        assert load_model(own, {}).config == NETWORK
     (tmp_path / "best.yaml").write_text("levels: 5\n")
     assert load_model(tmp_path).config == NETWORK
 
@@ -370,5 +319,4 @@ def test_runs_keep_their_camera_beside_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [{"gain": -1, "offset": 0}, {"offset": 3}, {"gain": "x", "offset": 0}, [1]], ids=str)
 def test_descriptions_of_no_camera_are_refused(tmp_path: Path, told: Any) -> None:
-    with pytest.raises(CheckpointError):
-        load_model(described(tmp_path, config={"network": NETWORK.model_dump(), "camera": told}))
+    refused(described(tmp_path, config={"network": NETWORK.model_dump(), "camera": told}))

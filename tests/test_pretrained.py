@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import one_sentence
 from scipy import ndimage
 
 import gap_bioimage as gap
@@ -33,3 +35,28 @@ def test_files_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         gap.load_model("nothing")
     Path("nuclei").mkdir()
     assert pretrained.find("nuclei") == Path("nuclei")
+
+
+@pytest.mark.parametrize("model", [["--pretrained", "nuclei"], ["--pretrained=nuclei"], ["nuclei"]], ids=" ".join)
+def test_the_command_line_takes_them_as_an_option_and_in_the_place_of_a_model(
+    model: list[str], run: Any, tmp_path: Path
+) -> None:
+    counts, _ = simulate(2, (32, 40), 3.0, 7)
+    np.save(tmp_path / "counts.npy", counts)
+    result = run("denoise", *model, tmp_path / "counts.npy", tmp_path / "out.npy", "--axes", "yx", "--quiet")
+    assert (result.code, result.err) == (0, "")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), gap.denoise(gap.load_model("nuclei"), counts))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("denoise", "--pretrained", "nothing", "counts.npy", "out.npy"), "nuclei"),
+        (("sample", "--pretrained", "nuclei", "a", "b", "c", "--samples", 1, "--seed", 0), "unexpected extra"),
+        (("train", "--pretrained", "nuclei", "counts.npy"), "No such option"),
+    ],
+)
+def test_names_that_are_not_known_and_second_models_are_refused(
+    arguments: tuple[object, ...], told: str, run: Any
+) -> None:
+    assert told in one_sentence(run(*arguments))

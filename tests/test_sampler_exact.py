@@ -179,24 +179,6 @@ def test_chains_have_the_mean_and_variance_of_the_posterior(how: dict[str, Any],
 # The loop
 
 
-@pytest.mark.parametrize("how", [{"steps": 6}, {"beta": 0.3}], ids=str)
-@pytest.mark.parametrize("brightest", [3.0, 50.0])
-def test_a_sample_does_not_depend_on_others(how: dict[str, Any], brightest: float) -> None:
-    bed, counts = dirichlet(per_pixel=1.0)
-    stop = 100 * total_photons(counts)
-
-    def draw(numbers: range, seed: int = 4) -> tuple[Tensor, Tensor]:
-        return draw_samples(bed.predict, counts, numbers, stop, brightest=brightest, seed=seed, **how)[:2]
-
-    together, end = draw(range(8))
-    assert len(torch.unique(total_photons(end))) > 3
-    for number in (0, 3, 7):
-        alone, end_alone = draw(range(number, number + 1))
-        assert torch.equal(end_alone[0], end[number])
-        assert torch.equal(alone[0], together[number])
-    assert not torch.equal(draw(range(8), seed=5)[1], end)
-
-
 def test_photons_are_only_added_and_what_is_known_is_not_asked_again() -> None:
     bed, counts = dirichlet(per_pixel=1.0)
     seen = [counts.expand(20, -1, -1, -1)]

@@ -187,30 +187,6 @@ def test_added_photons_are_poisson_and_fall_where_they_should(n_new: float) -> N
     assert two_sided(chi, 32) > 1e-3
 
 
-def test_batch_mates_change_nothing() -> None:
-    # neither the photons of the others, nor their log-rates, count
-    shape = (8, 1, 12, 12)
-    photons, log_rate = observed(shape), 2 * noise(shape, 1)
-    photons[1] *= 1e5
-    photons[2] = 0
-    log_rate[3] = 1e4 * noise((1, 12, 12), 2)
-    log_rate[4] += 3e4
-    log_rate[5] -= 3e4
-    now = total_photons(photons)
-    stop = 100 * now + 50
-    keys = draw_keys(hash_counts(photons), 0, torch.arange(8), 0)
-    factor = restore_variance(log_rate, noise(shape, 3), doubles([0.2] * 8), now, keys)
-    together = accumulate(photons, log_rate, geometric_step(0.1, stop, now), keys, factor)
-    for item in range(8):
-        one = slice(item, item + 1)
-        n_new = geometric_step(0.1, stop[one], total_photons(photons[one]))
-        alone = accumulate(photons[one], log_rate[one], n_new, keys[one], factor[one])
-        assert torch.equal(together[one], alone)
-        added, wanted = float(total_photons(alone - photons[one])), max(1.0, 0.1 * float(now[item]))
-        # of each image's own photons, and at both ends of the batch alike; twice for the factor's sign
-        assert abs(added - wanted) < 8 * math.sqrt(wanted) + 0.5 * wanted
-
-
 def test_large_images_in_pieces_are_as_in_one() -> None:
     side = 2049
     assert side * side > 1 << 22

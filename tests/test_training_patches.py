@@ -7,12 +7,11 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.stats import chisquare, kstest
 
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, ThinningConfig
-from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
+from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.training.pairs import Window
 from gap_bioimage.training.patches import (
     PairBatches,
@@ -21,7 +20,6 @@ from gap_bioimage.training.patches import (
     as_stacks,
     augmented,
     brightest_db,
-    moves,
     split_held_out,
 )
 
@@ -145,6 +143,11 @@ def test_brightest_window() -> None:
     stack[:, :, 32:] = 100
     assert brightest_db([Stack(stack)] * 2, (8, 8), 0) == 20.0
     assert brightest_db([Stack(stack)], (32, 64), 0) == pytest.approx(10 * math.log10(50))
+    hot = stack.copy()
+    hot[0, 5, 5] = 60_000
+    assert brightest_db([Stack(hot)], (32, 64), 0) == brightest_db([Stack(stack)], (32, 64), 0)
+    camera = Detector(Camera(gain=1, offset=0, saturation=1000))
+    assert brightest_db([Stack(np.where(stack, stack, 1000), detector=camera)], (32, 64), 0) < 20
     with pytest.raises(NotPhotonCountsError, match="no photon"):
         brightest_db([Stack(np.zeros_like(stack))], (8, 8), 0)
 
@@ -299,97 +302,3 @@ def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], sha
 def test_images_too_small_to_share_are_refused() -> None:
     with pytest.raises(AxesError):
         split_held_out([Stack(np.ones((1, 100, 100))), Stack(np.ones((1, 15, 15)))], 0.1, 0)
-
-
-# Repeats of a still scene
-
-
-def exposures(frames: int = 6, shift: int = 0, mean: float = 3.0, seed: int = 0) -> xr.DataArray:
-    """Frames of a scene that moves by so many pixels from each to the next, and bleaches."""
-    rng = np.random.default_rng(seed)
-    scene = mean * 2 * ndimage.gaussian_filter(rng.random((64, 80)) > 0.9, 1.5, mode="wrap", output=float) / 0.1
-    rates = [np.roll(scene, shift * n, 1) * 0.95**n for n in range(frames)]
-    return xr.DataArray(rng.poisson(rates).astype(np.uint16), dims=["t", "y", "x"])
-
-
-@pytest.mark.parametrize(
-    ("dims", "count", "shape"), [("tyx", 1, (1, 6, 7)), ("tzyx", 3, (1, 6, 7)), ("ztcyx", 3, (2, 6, 7))]
-)
-def test_repeats_are_exposures_of_one_item(dims: str, count: int, shape: tuple[int, ...]) -> None:
-    sizes = {"t": 4, "z": 3, "c": 2, "y": 6, "x": 7}
-    image = xr.DataArray(poisson(tuple(sizes[axis] for axis in dims)), dims=list(dims))
-    stacks = as_stacks([image], 2, repeats="t")
-    assert [(stack.shape, len(stack.values)) for stack in stacks] == [(shape, 4)] * count
-    whole = image if "c" in dims else image.expand_dims("c")
-    for z, stack in enumerate(stacks):
-        expected = (whole.isel(z=z) if "z" in dims else whole).transpose("t", "c", "y", "x").values
-        np.testing.assert_array_equal(stack.values, expected)
-        part = stack[(slice(None), slice(1, 3), slice(2, 6))]
-        np.testing.assert_array_equal(part.values, expected[:, :, 1:3, 2:6])
-
-
-def test_images_without_repeats_are_refused_by_name() -> None:
-    image = xr.DataArray(poisson((20, 20)), dims=["y", "x"], attrs={"source": "/data/one.tif"})
-    for wrong in (image, image.expand_dims("t")):
-        with pytest.raises(AxesError, match=r"one\.tif has no frames along t"):
-            as_stacks([wrong], 2, repeats="t")
-
-
-@pytest.mark.parametrize(("frames", "others"), [(2, 1), (6, 5), (30, 8)])
-def test_targets_are_other_frames_and_inputs_of_one_frame_alone(frames: int, others: int) -> None:
-    # every frame is a power of its own, so that sums tell which frames they are of
-    values = (4 ** np.arange(min(frames, 10)))[np.arange(frames) % 10].astype(np.int32)
-    stack = Stack(np.broadcast_to(values[:, None, None, None], (frames, 1, 8, 8)), repeated=True)
-    for seed in range(20):
-        window = stack.window(np.random.default_rng(seed))
-        assert window.n_others == others
-        assert window.others is not None
-        one, rest = int(window.counts[0, 0, 0]), int(window.others[0, 0, 0])
-        assert one in values
-        if frames <= 9:
-            assert one + rest == values.sum()  # no photon twice, none lost
-
-
-def test_inputs_and_targets_of_repeats_are_independent_and_on_one_scale() -> None:
-    image = xr.DataArray(poisson((5, 60, 60), 2.0), dims=["t", "y", "x"])
-    drawer = WindowDrawer(as_stacks([image], 2, repeats="t"), (32, 32), ThinningConfig(min_db=0, max_db=4))
-    batch = drawer.batch([0], 200)
-    photons, target = batch.photons.flatten(1), batch.target.flatten(1)
-    assert batch.weight is not None
-    assert (batch.weight == 1).all()
-    expected = batch.exposure * photons.sum(1)
-    assert ((target.sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
-    # the whole frame may be the input, and the target holds four times its photons
-    assert float(batch.exposure.min()) == 4
-    centred = [part - part.mean(1, keepdim=True) for part in (photons, target)]
-    correlation = float((centred[0] * centred[1]).mean() / torch.sqrt(centred[0].var() * centred[1].var()))
-    # pairs come from five frames of 60 x 60 pixels, again and again
-    assert abs(correlation) < 5 / math.sqrt(5 * 60 * 60)
-
-
-@pytest.mark.filterwarnings("ignore:.*does not stand still")
-def test_repeats_keep_what_cameras_and_one_bit_frames_tell() -> None:
-    values = movie(4).values.copy()
-    values[2, 10:20, 10:20] = 200  # saturated in one frame: no target in any
-    stacks = as_stacks([xr.DataArray(values, dims=["t", "y", "x"])], 2, Detector(CAMERA), repeats="t")
-    batch = WindowDrawer(stacks, (40, 50), ThinningConfig(min_db=0, max_db=5), augment=False).batch([0], 2)
-    assert batch.weight is not None
-    assert not batch.weight[..., 10:20, 10:20].any()
-    assert not batch.target[batch.weight == 0].any()
-    frames = xr.DataArray(np.random.default_rng(2).binomial(4, 0.3, (5, 30, 30)).astype(np.uint8), dims=["t", "y", "x"])
-    limited = ThinningConfig(min_db=-5, max_db=0, ceiling=4)
-    batch = WindowDrawer(as_stacks([frames], 2, repeats="t"), (16, 16), limited).batch([0], 60)
-    assert batch.weight is not None
-    assert (batch.weight == 16).all()
-    expected = float((batch.exposure * batch.photons.flatten(1).mean(1) * batch.weight.flatten(1).sum(1)).sum())
-    assert float(batch.target.sum()) == pytest.approx(expected, rel=0.05)
-
-
-@pytest.mark.parametrize("frames", [2, 3, 40])
-def test_scenes_that_move_are_told_from_those_that_stand_still(frames: int) -> None:
-    assert moves(as_stacks([exposures(frames)], 2, repeats="t")[0]) < 0.01
-    assert moves(Stack(poisson((frames, 1, 50, 50)), repeated=True)) < 0.01
-    assert moves(Stack(np.zeros((frames, 1, 50, 50), np.uint8), repeated=True)) == 0
-    assert moves(as_stacks([movie(max(3, frames))], 2, Detector(CAMERA), repeats="t")[0]) < 0.01  # at any offset
-    with pytest.warns(CountsWarning, match="does not stand still"):
-        as_stacks([exposures(frames, shift=3)], 2, repeats="t")

@@ -11,12 +11,12 @@ import pytest
 import torch
 import xarray as xr
 import yaml
-from fixtures_model import CARD, no_validation, random_model
+from fixtures_model import random_model
 from original_gap import HYPER, lightning_checkpoint, original_gap
 from test_training_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, interrupted_at, run, stripes
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
+from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.fit import train
@@ -61,6 +61,11 @@ def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
         last.write_bytes(part)
         with pytest.raises(CheckpointError, match=r"last\.ckpt"):
             run(tmp_path, config=config_of(steps=4), resume=True)
+    last.write_bytes(whole)
+    changed = (tmp_path / "config.yaml").read_text().replace("start_filts: 4", "start_filts: 5")
+    (tmp_path / "config.yaml").write_text(changed)
+    with pytest.raises(CheckpointError, match=r"another network than config\.yaml"):
+        run(tmp_path, config=TrainConfig(steps=4), resume=True)
 
 
 def test_fingerprints_tell_images_apart() -> None:
@@ -134,6 +139,8 @@ def test_best_is_saved_when_it_is_and_last_always_after_it(tmp_path: Path, modul
     assert [step for step, name in trainer.saved if name == "best.ckpt"] == [10, 30, 40, 70]
     assert [step for step, name in trainer.saved if name == "last.ckpt"] == [10, 20, 30, 40, 50, 60, 70]
     assert trainer.saved.index((30, "best.ckpt")) < trainer.saved.index((30, "last.ckpt"))
+    with pytest.warns(CountsWarning):  # nothing tells which is the best
+        validate(RunFolder(tmp_path, "x"), trainer, module, [math.nan])
 
 
 def test_runs_that_get_no_better_end(tmp_path: Path, module: GapModule) -> None:
@@ -211,26 +218,18 @@ def test_training_starts_from_the_original(
 
 def test_models_in_memory_runs_and_their_checkpoints_start_runs(tmp_path: Path, first_weights: list[Any]) -> None:
     model = random_model(levels=3)
-    first = begin(tmp_path / "first", model)
+    first = begin(tmp_path / "first", model, steps=1)
     assert_same(first_weights.pop(), dict(model.network.state_dict()))
     for number, init in enumerate((str(tmp_path / "first"), tmp_path / "first" / "best.ckpt", first)):
-        second = begin(tmp_path / f"second{number}", init)
+        second = begin(tmp_path / f"second{number}", init, steps=1)
         assert_same(first_weights.pop(), dict(first.network.state_dict()))
         assert second.history.init["name"] == ("best.ckpt" if number == 1 else "first/best.ckpt")
         assert second.history.init["sha256"] == weights_sha256(first.network)
 
 
-def test_training_goes_on_from_zips(tmp_path: Path, first_weights: list[Any]) -> None:
-    from gap_bioimage.exporting.archive import export
-
-    (tmp_path / "card.yaml").write_text(CARD)
-    model = random_model(levels=3, merge_mode="concat", trained_range_db=(-30.0, 30.0))
-    options: dict[str, Any] = {"n_samples": 2, "n_steps": 2, "test_image": stripes()}
-    with no_validation():
-        export(model, tmp_path / "model.zip", tmp_path / "card.yaml", "sample-hook", **options)
-    trained = begin(tmp_path / "run", tmp_path / "model.zip", steps=1)
-    assert_same(first_weights[0], dict(model.network.state_dict()))
-    assert trained.config == model.config
+def test_training_goes_on_from_zips(tmp_path: Path, unchecked_zip_2d: Path, first_weights: list[Any]) -> None:
+    trained = begin(tmp_path / "run", unchecked_zip_2d, steps=1)
+    assert_same(first_weights[0], dict(load_model(unchecked_zip_2d).network.state_dict()))
     assert trained.history.init["origin"] == "bioimage.io zip"
 
 
@@ -254,21 +253,19 @@ def test_settings_of_the_network_that_contradict_are_refused(tmp_path: Path, ori
     assert run(tmp_path / "run", config=agreeing, init=original).config.levels == 3
 
 
-@pytest.mark.parametrize(("position", "again"), [(0, False), (4, True)])
 def test_an_interrupted_run_goes_on_from_the_same_weights(
-    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch, position: int, again: bool
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("test_training_fit.FILES", FILES | {"init.ckpt"})
     options: dict[str, Any] = {"steps": 8, "validate_every": 3}
     begin(tmp_path / "whole", original, **options)
-    with interrupted_at(position), pytest.raises(KeyboardInterrupt):
-        begin(tmp_path / "run", original, **options)
-    if not again:
-        original.unlink()  # the run has its own copy
-    init = original if again else None
-    resumed = train(stripes(), tmp_path / "run", init=init, resume=True, progress=False, device="cpu")
-    monkeypatch.setattr("test_training_fit.FILES", FILES | {"init.ckpt"})
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-    assert resumed.history.init["name"] == "original.ckpt"
+    for position in (4, 0):  # after, and before, the first checkpoint
+        with interrupted_at(position), pytest.raises(KeyboardInterrupt):
+            begin(tmp_path / f"run{position}", original, **options)
+        init = original if position else original.unlink()  # the run has its own copy
+        resumed = train(stripes(), tmp_path / f"run{position}", init=init, resume=True, progress=False, device="cpu")
+        assert_same_run(tmp_path / "whole", tmp_path / f"run{position}")
+        assert resumed.history.init["name"] == "original.ckpt"
 
 
 def test_a_run_is_not_resumed_from_other_weights(tmp_path: Path, original: Path) -> None:

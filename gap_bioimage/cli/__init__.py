@@ -12,7 +12,7 @@ import typer
 
 from gap_bioimage.cli import denoising, images, models, zips
 from gap_bioimage.cli.console import complain, report_error, show_log, show_warning
-from gap_bioimage.cli.options import grouped
+from gap_bioimage.cli.options import Verb, grouped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ _GROUPS = {
 }
 for _group, _verbs in _GROUPS.items():
     for _verb in _verbs:
-        app.command(_verb.__name__.replace("_", "-"), rich_help_panel=_group)(grouped(_verb))
+        app.command(_verb.__name__.replace("_", "-"), cls=Verb, rich_help_panel=_group)(grouped(_verb))
 
 
 def _version(asked: bool) -> None:

@@ -13,6 +13,9 @@ from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand
+
+from gap_bioimage import pretrained
 
 Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, ...")]
@@ -22,6 +25,8 @@ Image = Annotated[Path, Argument(help="Photon counts, or a camera image with its
 Out = Annotated[Path, Argument(help="The image to write (.tif, .ome.tif, .ome.zarr, .h5, .npy).")]
 RunCode = Annotated[bool, Option("--run-code", help="Allow Python code of the model to run.")]
 ModelPath = Annotated[Path, Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")]
+_PRETRAINED = f"A model that comes with the package, in the place of MODEL: {', '.join(pretrained.names())}."
+Pretrained = Annotated[str | None, Option(metavar="NAME", help=_PRETRAINED)]
 _OF_MODEL = "The camera of the images, from calibrate; the model's own when not given, none for counts."
 Camera = Annotated[str | None, Option(metavar="YAML", help=_OF_MODEL)]
 _ONE_BIT = "Sum so many successive frames t of a one-bit (single-photon) camera."
@@ -93,6 +98,15 @@ def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
 
 
+class Verb(TyperCommand):
+    """A command to which ``--pretrained NAME`` is its first argument, the model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the model where the others stand."""
+        name = self.make_parser(ctx).parse_args(list(args))[0].get("pretrained")
+        return super().parse_args(ctx, args if name is None else [str(pretrained.named(name)), *args])
+
+
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """Show the fields of a verb's dataclass parameters as options of their own, in the place of the group."""
     hints = typing.get_type_hints(verb, include_extras=True)
@@ -105,9 +119,12 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
         fields = typing.get_type_hints(groups[name], include_extras=True)
         for own in inspect.signature(groups[name]).parameters.values():
             shown.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=fields[own.name]))
+    if hints.get("model") == ModelPath:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown.append(inspect.Parameter("pretrained", kind, default=None, annotation=Pretrained))
 
     @functools.wraps(verb)
-    def call(**given: Any) -> None:
+    def call(pretrained: str | None = None, **given: Any) -> None:  # which ``Verb`` has made the model
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         verb(**given)

@@ -101,6 +101,7 @@ class Prepared:
 def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
     """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours."""
     image = as_image(image, layout.dims)
+    image = image if image.chunks is None else image.compute()
     source = as_stack(image) if layout.time_as_z else image
     name = str(image.attrs.get("source", "the image"))
     detector, n_frames = model.camera_for(layout.camera), model.n_frames

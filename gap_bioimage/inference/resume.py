@@ -22,8 +22,8 @@ class Unfinished:
     The folder is made when something is saved; None keeps nothing.
     """
 
-    def __init__(self, folder: Path | None, work: dict[str, Any]) -> None:
-        self.folder, self._label = folder, json.dumps(work, sort_keys=True)
+    def __init__(self, folder: str | Path | None, work: dict[str, Any]) -> None:
+        self.folder, self._label = None if folder is None else Path(folder), json.dumps(work, sort_keys=True)
 
     def _is_ours(self) -> bool:
         label = None if self.folder is None else self.folder / "work.json"

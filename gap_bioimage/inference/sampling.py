@@ -78,7 +78,7 @@ class Drawing:
     n_samples: int
     seed: int
     batch: int | None = None
-    unfinished: Path | None = None
+    unfinished: str | Path | None = None
     on_step: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ def sample(
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
     device: str = "auto",
-    unfinished: Path | None = None,
+    unfinished: str | Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
     """Draw clean images from the posterior, given counts.
@@ -253,7 +253,7 @@ def generate(
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
     device: str = "auto",
-    unfinished: Path | None = None,
+    unfinished: str | Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
     """Generate images from nothing: the samples of an image without photons.

@@ -33,18 +33,21 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
         limit = wanted = torch.full_like(has, brightest * n_pixels)
     else:
         limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
-    if stop_db is None:
-        return wanted
-    stop = torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
-    if float(stop) > 1.001 * float(limit):
+    stop = wanted if stop_db is None else torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
+    if stop_db is not None and float(stop) > 1.001 * float(limit):
         raise TrainedRangeError(
             f"stop_db is {stop_db:g}, but this image stays within what the model was trained for up to "
             f"{_db(float(limit) / n_pixels):.1f} dB only; give at most that, or leave it out"
         )
-    if float(stop) <= float(has):
+    if stop_db is not None and float(stop) <= float(has):
         raise TrainedRangeError(
             f"stop_db is {stop_db:g}, but the image already has {_db(float(has) / n_pixels):.1f} dB; give more than "
             "that, or leave it out"
+        )
+    if float(stop) < 1:  # photons that hardly ever come take endless steps
+        raise TrainedRangeError(
+            f"{'x'.join(map(str, item.shape[2:]))} px are to hold {float(stop):.2g} photons in all, expected one at "
+            f"least; give a larger image, or stop_db above {_db(1 / n_pixels):.1f}"
         )
     return stop
 

@@ -120,8 +120,6 @@ def _check(image: xr.DataArray) -> None:
 
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
     """Load a model, and say how it is to see an image: planes and channels that it does not know, one by one."""
-    import torch
-
     job.tell(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:

@@ -64,7 +64,8 @@ def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
     dim = len(patch) if patch is not None else 3 if volumes or config.network.z_conv_stage is not None else 2
     seen = f"the images have {min(planes, default=1)} planes" if max(planes, default=1) > 1 else "the images are planes"
     log.info("network.dim=%d: %s", dim, "as many as train.patch_px" if patch is not None else seen)
-    return _update(config, "network", {"dim": dim})
+    # read anew, since settings may not suit these dimensions
+    return RunConfig.from_dict(_update(config, "network", {"dim": dim}).model_dump(exclude_unset=True))
 
 
 def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:

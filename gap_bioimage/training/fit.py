@@ -119,7 +119,7 @@ def train(
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
     """Return the settings that were given as a whole, by section, or one by one."""
     if not isinstance(config, RunConfig):
-        config = RunConfig(**{name: of for name, of in {**sections, "train": config}.items() if of is not None})
+        config = RunConfig.from_dict({name: of for name, of in {**sections, "train": config}.items() if of is not None})
     short, values = {name: v for name, v in train.items() if v is not None}, config.model_dump(exclude_unset=True)
     return RunConfig.from_dict({**values, "train": {**values.get("train", {}), **short}}) if short else config
 
@@ -137,13 +137,14 @@ def _detector(camera: Any, config: RunConfig, stored: Path | None, images: Seque
 
 
 def _check_channels(channels: int, config: RunConfig, start: run_folder.Start | None, resumed: Path | None) -> None:
-    """Refuse images with other channels than the network has that training goes on with."""
+    """Refuse images with other channels than were set, or than the network has that training goes on with."""
     own = config.network.channels
-    if channels == own or (resumed is None and start is None):
+    if channels == own or (start is None and "channels" not in config.network.model_fields_set):
         return
-    name = f"the run in {resumed}" if start is None else f"the model to start from, {start.record['name']},"
+    has = "network.channels is" if resumed is None else f"the run in {resumed} has"
+    has = has if start is None else f"the model to start from, {start.record['name']}, has"
     advice = f"give images with {own}" + (", or one of their channels" if own == 1 else "")
-    raise ConfigError(f"the images have {channels} channels, but {name} has {own}; {advice}")
+    raise ConfigError(f"the images have {channels} channels, but {has} {own}; {advice}")
 
 
 def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector | None, device: str) -> RunConfig:
@@ -194,7 +195,7 @@ def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks:
             enable_model_summary=False,
             default_root_dir=out,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         asked = f"--device {device} --devices {machine['devices']} --strategy {machine['strategy']}"
         raise ConfigError(f"cannot train with {asked} here: {' '.join(str(error).split())}") from None
 

@@ -28,6 +28,12 @@ class Window(NamedTuple):
         """All photons."""
         return float(self.counts.sum()) - self.background * self.counts.size
 
+    @property
+    def light(self) -> Counts:
+        """The counts of pixels that are neither hot nor saturated, 0 elsewhere."""
+        counts = np.where(hot_pixels(torch.from_numpy(self.counts[None].astype(np.float32)))[0], 0, self.counts)
+        return counts if self.usable is None else np.where(self.usable, counts, 0)
+
 
 class Pairs(NamedTuple):
     """A batch of training pairs."""

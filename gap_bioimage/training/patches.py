@@ -314,9 +314,12 @@ def augmented(window: Window, rng: np.random.Generator) -> Window:
 
 
 def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int) -> float:
-    """Return the pseudo-PSNR of the brightest of 200 random windows."""
+    """Return the pseudo-PSNR of the brightest of 200 random windows, without saturated and hot pixels."""
     drawer = WindowDrawer(stacks, patch_px, ThinningConfig(), augment=False)
-    best = max(pseudo_psnr_db(window.counts) for window in drawer.windows(np.random.default_rng([seed, 1]), 200))
+    best = -math.inf
+    for window in drawer.windows(np.random.default_rng([seed, 1]), 200):
+        if pseudo_psnr_db(window.counts) > best:
+            best = max(best, pseudo_psnr_db(window.light))
     if math.isinf(best):
         raise NotPhotonCountsError("200 random windows hold no photon at all; expected images with photons")
     return best

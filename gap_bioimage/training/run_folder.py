@@ -8,6 +8,7 @@ and cover, held_out.npy for measured numbers.
 import csv
 import hashlib
 import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import NetworkConfig, RunConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, OutputError
+from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
 from gap_bioimage.files import replacing
-from gap_bioimage.foreign import read_weights
+from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.network import UNet
@@ -167,6 +168,11 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
         raise CheckpointError(f"{error}; {advice}") from None
     if CHECKPOINT_KEY not in content or "optimizer_states" not in content:
         raise CheckpointError(f"{last} is not a checkpoint of a training run; {advice}")
+    if (
+        network_config(content[CHECKPOINT_KEY]["config"]["network"], last)
+        != RunConfig.read(out / "config.yaml").network
+    ):
+        raise CheckpointError(f"{last} holds another network than config.yaml tells; restore that, or train anew")
     return last
 
 
@@ -241,6 +247,13 @@ class RunFolder(pl.Callback):
             "mean_input_db": pl_module.mean_input_db(),
             "waiting_share": trainer.train_dataloader.waiting_share,  # type: ignore[union-attr]
         }
+        if math.isnan(row["validation_loss"]) and not self.rows:
+            warnings.warn(
+                "what is held out for validation has no photons: training cannot tell which of its models is the best, "
+                "nor when to end; give more images",
+                CountsWarning,
+                stacklevel=2,
+            )
         earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
         self.rows.append(row)
         if trainer.logger is not None:
