@@ -238,7 +238,7 @@ class TiledNetwork:
 
 def best_device(device: str) -> str:
     """Return a device; "auto" is a GPU where torch finds one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else str(device)
 
 
 def tile_memory(device: str) -> float:
