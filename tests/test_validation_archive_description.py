@@ -94,7 +94,7 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
         (put("license", value="Free"), "license", ("'Free'", "SPDX", "MIT")),
         (put("name", value="x/y?z"), "name", ("'x/y?z'", "restricted to")),
         (put("name", value="x"), "name", ("'x'", "at least 5")),
-        (put("authors", value=["Ada"]), "authors[0]", ("'Ada'", "dictionary")),
+        (put("authors", value=["Ada"]), "authors[0]", ("'Ada'", "mapping")),
         (put("timestamp", value="x"), "timestamp", ("'x'", "2024-05-31T12:00:00")),
         (put("extra", value=3), "extra", ("not a field", "config")),
         (drop("name"), "name", ("is missing",)),

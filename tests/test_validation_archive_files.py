@@ -313,7 +313,6 @@ def test_pickles_of_every_protocol_are_refused(tmp_path: Path, protocol: int) ->
         pytest.param(
             pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1, 2) * 2 + b"cos\nsystem\n.", id="in the fourth"
         ),
-        pytest.param(b"", id="empty"),
         pytest.param(b"plain text", id="text"),
     ],
 )
@@ -335,7 +334,7 @@ def test_all_pickles_of_a_zip_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert "at most 1000" in scanned(tmp_path, saved({f"key {i}": i for i in range(500)})).message
 
 
-@pytest.mark.parametrize("kept", [0, 4, 0.5])
+@pytest.mark.parametrize("kept", [4, 0.5])
 def test_damaged_weights_are_to_be_downloaded_again(tmp_path: Path, kept: float) -> None:
     for name, weights, how in (
         ("torchscript.pt", "torchscript", "torch.jit.save"),

@@ -24,10 +24,10 @@ class Upgraded:
     """Stands for the description that bioimageio.spec would make of a valid one."""
 
 
-def judge(path: Path, upgraded: Any = Upgraded, with_files: bool = True) -> dict[str, Check]:
+def judge(path: Path, upgraded: Any = Upgraded, with_files: bool = True, why_not: str = "") -> dict[str, Check]:
     with open_package(path) as (package, _):
         assert package is not None
-        model = Model(package, upgraded, with_files)
+        model = Model(package, upgraded, with_files, why_not)
         return {made.id: made.judge(model) for made in definitions("rule")}
 
 
@@ -321,5 +321,5 @@ def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status:
 
 
 def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, put("format_version", value="0.4.10"))
-    assert judge(path, upgraded=None)["ilastik.conversion"].status == "failed"
+    path = zips.make_zip(tmp_path, zips.to_format_0_4())
+    assert judge(path, upgraded=None, why_not="a halo")["ilastik.conversion"].status == "failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,7 +98,9 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
 
 
 def one_sentence(text: object, limit: int = 300) -> str:
-    """An error text on one line of at most ``limit`` characters; TorchScript's reason is its last line."""
-    lines = str(text).strip().splitlines()
-    flat = " ".join(str(lines[-1] if "TorchScript interpreter" in str(text) else text).split())
+    """An error text on one line of at most ``limit`` characters; TorchScript's reason stands after the code."""
+    told = str(text)
+    if "TorchScript interpreter" in told and (raised := re.search(r"^[\w.]+(Error|Exception): .*", told, re.MULTILINE)):
+        told = raised[0]
+    flat = " ".join(told.split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."

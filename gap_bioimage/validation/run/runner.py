@@ -37,13 +37,16 @@ def of_the_model() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind, text = type(error).__name__, one_sentence(re.sub(r"\x1b\[[0-9;]*m", "", str(error)), 200).rstrip(": ")
+        while isinstance(error, ExceptionGroup):  # bioimageio.core's, of one device each
+            error = error.exceptions[0]
+        if isinstance(error, ImportError) and isinstance(error.__cause__, Exception):  # why code cannot be imported
+            error = error.__cause__
+        kind, told = type(error).__name__, re.sub(r"\x1b\[[0-9;]*m|(?<=_)[0-9a-f]{64}", "", str(error))
+        text = one_sentence(told, 200).rstrip(": ").removeprefix("RuntimeError: ")  # torch.jit's begin so
         if isinstance(error, KeyError):
             text = f"a processing step refers to {text}, which is not there: name a tensor of the model"
-        elif kind == "Error":  # torch.jit's, which begins with the name of what was raised
-            text = text.removeprefix("RuntimeError: ") or kind
-        else:
-            text = f"{kind}: {text}" if text else kind
+        elif not re.match(r"[\w.]+(Error|Exception)\b", text):
+            text = ": ".join(filter(None, (kind, text)))
         raise ModelError(text) from error
 
 
