@@ -306,8 +306,7 @@ def test_weights_that_are_something_else_are_told_as_such(
 )
 def test_checkpoints_with_code_are_refused_by_name(tmp_path: Path, content: Any, named: str, legacy: bool) -> None:
     outcome = scanned(tmp_path, saved(content, _use_new_zipfile_serialization=not legacy))
-    assert outcome.status == "failed"
-    assert outcome.message.startswith("'w.pt' ") and named in outcome.message
+    assert outcome.status == "failed" and outcome.message.startswith("'w.pt' ") and named in outcome.message
 
 
 @pytest.mark.parametrize(
