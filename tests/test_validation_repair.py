@@ -185,6 +185,8 @@ MENDED: list[tuple[Mutation, Files, str, str, Rdf]] = [
     (CUSTOM, {"op.py": b"class Op: ..."}, "ilastik.format_version", "format_version", {"format_version": "0.5.10"}),
     (newest_fields, {}, "ilastik.plain_strings", "channel_names", {"outputs.0.axes.1.channel_names": ["DAPI_405"]}),
     (put("format_version", value="0.5"), {}, "format.version", "format_version", {"format_version": "0.5.9"}),
+    (both(version_04, put("format_version", value="0.4")), {}, "format.version", "format_version",
+     {"format_version": "0.5.9"}),
     (drop("id"), {}, "fiji.id", "id", {"id": "tiny-blur"}),
     (put("id", value=""), {}, "fiji.id", "id", {"id": "tiny-blur"}),
     (WRONG, {}, "archive.hashes", "hash_wrong", {}),
@@ -390,6 +392,7 @@ def test_outputs_that_would_write_to_the_model_are_refused(tmp_path: Path) -> No
     ("mutate", "options", "sentence"),
     [
         (put("format_version", value="0.3.6"), {}, r"format 0\.3\.6, repair takes 0\.4 and 0\.5"),
+        (drop("format_version"), {}, "states no format_version"),
         (put("type", value="dataset"), {}, "type 'dataset'; repair takes models"),
         (keep, {"files": {"../evil.py": b"x"}}, r"leads out of the package"),
     ],

@@ -23,8 +23,10 @@ _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors
 def convert_04(editor: PackageEditor) -> None:
     """Rewrite a description of format 0.4 by bioimageio.spec's own conversion."""
     before, version, package = editor.rdf, str(editor.rdf.get("format_version")), editor.model.package
-    if not version.startswith("0.4."):
+    if not re.match(r"0\.4(\.|$)", version):
         return
+    if version == "0.4":  # no version at all, strictly
+        before = before | {"format_version": "0.4.10"}
     from bioimageio.spec import dump_description
     from bioimageio.spec.model import v0_5
 
