@@ -99,6 +99,13 @@ def test_a_model_that_does_not_run_is_told_once_with_its_reason(tmp_path: Path, 
         assert told in checks[name].message and "RuntimeError: RuntimeError" not in checks[name].message
 
 
+def test_a_model_of_one_size_that_declares_more_is_told_so_once(tmp_path: Path) -> None:
+    checks = ran(scripted(tmp_path, zips.tiny("assert photons.shape[2] == 32")))
+    found = {id_ for id_, check in checks.items() if check.status in ("failed", "warning", "error")}
+    assert found == {"core.test", "run.sizes"}
+    assert {checks[name].status for name in ("run.tiled", "run.cost", "fiji.below_min")} == {"skipped"}
+
+
 @pytest.mark.parametrize(
     ("mutate", "files", "told"),
     [

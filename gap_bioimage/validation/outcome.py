@@ -15,6 +15,7 @@ Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: th
 # the fix of checks that need Python code of the package
 RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
 _LONGEST_TEXT = 900
+_DECORATION = re.compile(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 
 
@@ -99,7 +100,7 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
 
 def one_sentence(text: object, limit: int = 300) -> str:
     """An error text on one line of at most ``limit`` characters; TorchScript's reason stands after the code."""
-    told = str(text)
+    told = _DECORATION.sub("", str(text))
     if "TorchScript interpreter" in told and (raised := re.search(r"^[\w.]+(Error|Exception): .*", told, re.MULTILINE)):
         told = raised[0]
     flat = " ".join(told.split())

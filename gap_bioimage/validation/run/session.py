@@ -27,6 +27,9 @@ _NEEDS = {
 _SAFE = {"torchscript", "onnx"}
 """The others execute code of the package, or graphs that may read and write files."""
 
+_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}
+"""Checks that run images of other sizes than the test inputs'."""
+
 WEIGHTS = {
     name: declare(
         f"run.{name}", "run", Severity.DEGRADES, asks=f"Weights in the format {name} that can be run here.",
@@ -163,6 +166,8 @@ def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcom
             if made.id == "run.output_kind":  # such a result breaks bioimageio.core
                 return made.outcome_of(runners[name])
         raise NotApplicable("the model does not run on its test input, see run.reproduces") from None
+    if made.id in _OF_SIZES and not runners[name].takes_declared_sizes:
+        raise NotApplicable("declared sizes do not run, see run.sizes")
     if made.compares and broken:
         raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
     return made.outcome_of(runners[name])
