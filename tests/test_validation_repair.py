@@ -167,9 +167,7 @@ def wide(width: int, height: int, kind: str = "PNG") -> bytes:
 
 
 IN, OUT = ("inputs", 0, "axes"), ("outputs", 0, "axes")
-SIZE_Y, SIZE_X = (*IN, 2, "size"), (*IN, 3, "size")
 NET = ("weights", "pytorch_state_dict", "architecture")
-ON_STEP = both(put(*SIZE_Y, value={"min": 18, "step": 4}), put(*SIZE_X, value={"min": 18, "step": 4}))
 NO_IDS = both(drop(*IN, 3, "id"), drop(*OUT, 3, "id"))
 OP = {"id": "custom", "callable": "Op", "source": "op.py", "kwargs": {}}
 CUSTOM = both(objects, put("outputs", 0, "postprocessing", value=[OP]))
@@ -198,8 +196,6 @@ MENDED: list[tuple[Mutation, Files, str, str, Rdf]] = [
      {"outputs.0.axes.1.channel_names": ["channel0"]}),
     (shared, {}, "ilastik.channel_names", "channel_names", {}),
     (pixel_sizes, {}, "fiji.axis_scale", "axis_scale", {"inputs.0.axes.2.description": "pixel size 0.1 micrometer"}),
-    (ON_STEP, {}, "fiji.min_of_step", "min_of_step", {"inputs.0.axes.2.size": {"min": 20, "step": 4}}),
-    (put(*OUT, 3, "halo", value=9), {}, "fiji.min_halo", "min_halo", {"inputs.0.axes.3.size": {"min": 20, "step": 4}}),
     (NO_IDS, {}, "fiji.explicit_axis_ids", "axis_ids", {"inputs.0.axes.3.id": "x", "outputs.0.axes.3.halo": 2}),
     (drop("documentation"), NO_README, "zoo.documentation", "readme", {"documentation": "README.md"}),
     (drop("documentation"), {}, "zoo.documentation", "readme", {"documentation": "README.md"}),
@@ -249,8 +245,6 @@ LEFT: list[tuple[Mutation, Files, str]] = [
     (drop(*NET, "sha256"), {}, zips.sha256(zips.BLUR.encode())),
     (keep, {"cover.png": b"no image"}, "cover.png is not looked at"),
     (two_inputs, {}, "relate the sizes of two inputs"),
-    (put(*SIZE_Y, value={"min": 20, "step": 12}), {}, "the test tensor needs it"),  # 32 = 20 + 12
-    (put(*OUT, 2, "halo", value=16), {}, "the test tensor needs it"),
     (both(version_04, drop("timestamp")), {}, "timestamp: is missing"),
 ]
 

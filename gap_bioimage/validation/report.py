@@ -148,27 +148,17 @@ def validate(
     check_device(device)
     kept = None if keep is None else Path(keep).absolute()
     job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
-    raw, judged, drawn, valid = list[Check](), list[Check](), list[Any](), None
     with nullcontext(process) if process is not None else Sandbox() as runs:
         if not description_only and Path(path).exists():
             runs.start()  # the libraries are imported there while the files are looked at
         with open_package(path) as (package, checks):
-            made: Iterable[Any] = ()
+            valid, made = None, iter(())
             if package is not None and description_only:
-                package = replace(package, rdf=with_infinities(package.rdf))
-                valid, made = _look(package, None)
+                valid, made = _look(replace(package, rdf=with_infinities(package.rdf)), None)
             elif package is not None:
                 shown_in = package.scratch / "pictures" if pictures else None
                 valid, made = _look(package, lambda descr: runs.run(job(package, descr, pictures=shown_in)))
-            for item in chain(checks, made):
-                if not isinstance(item, Check):
-                    drawn.append(item)
-                    continue
-                raw.append(item)
-                if (asked := _as_asked(item, consumers)) is not None:
-                    judged.append(asked)
-                    if on_check is not None:
-                        on_check(asked)
+            raw, judged, drawn = _gathered(chain(checks, made), consumers, on_check)
             shown = read_pictures(drawn) if pictures else ()
     verdicts = verdicts_of(raw, description_only=description_only)
     descr = None if valid is None else valid.as_written
@@ -184,6 +174,23 @@ def _look(package: Package, run: Callable[[Description], Any] | None) -> tuple[D
     model = Model.of(package, valid, with_files=run is not None)
     rules = registry.definitions("rule") if examined.is_model else []
     return valid, chain(examined.checks, ran, (made.judge(model) for made in rules))
+
+
+def _gathered(
+    made: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
+) -> tuple[list[Check], list[Check], list[tuple[str, str, Path]]]:
+    """All checks, those that were asked for, each of which is told of as soon as it is made, and pictures."""
+    raw, judged, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
+    for item in made:
+        if not isinstance(item, Check):
+            drawn.append(item)
+            continue
+        raw.append(item)
+        if (asked := _as_asked(item, consumers)) is not None:
+            judged.append(asked)
+            if on_check is not None:
+                on_check(asked)
+    return raw, judged, drawn
 
 
 def _as_asked(check: Check, consumers: Sequence[str] | None) -> Check | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.archive.entries import PATHS, entry_checks, few, open_zip, shown, unsafe_path
-from gap_bioimage.validation.archive.rdf import FileReference, read_rdf, references
+from gap_bioimage.validation.archive.rdf import FileReference, is_url, read_rdf, references
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, declare, one_sentence
 
 _YAML_NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
@@ -117,6 +117,8 @@ def open_package(path: str | Path) -> Iterator[Opened]:
     the path is missing, is none of the three, or holds no description.
     """
     source = Path(path)
+    if is_url(str(source)):
+        raise UnreadableModelError(f"{source} is an address; nothing is downloaded: download it, and {_WANTED}.")
     if not source.exists():
         raise UnreadableModelError(f"{source} does not exist; {_WANTED}.")
     # Symlinked temp folders (macOS) would make every file look as if it lay outside.

@@ -25,7 +25,6 @@ REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     files.hashes,
     files.remove_leftovers, files.flatten,
     description.axis_ids, description.channel_names, description.axis_scale,
-    description.min_of_step, description.min_halo,
     description.deepimagej_config, files.sample_tensors,
     files.readme, files.covers,
 )  # fmt: skip

@@ -36,7 +36,10 @@ _NO_TENSORS = "the outputs cannot be compared, see run.output_kind"
            fix="Return a tensor, or a tuple of tensors in the order of the outputs.")  # fmt: skip
 def output_kind(runner: Runner) -> Outcome:
     """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
-    outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
+    try:
+        outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
+    except ModelError:
+        raise NotApplicable("the model does not run on its test input, see run.reproduces") from None
     if isinstance(outputs, str):
         return Outcome("failed", f"the model returns a {outputs}, which no program reads")
     if len(outputs) != wanted:

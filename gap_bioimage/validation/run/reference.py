@@ -19,7 +19,7 @@ from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, on
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.rules import tolerances
 from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, Tolerance, mismatched_ppm, not_finite, worst_rms
-from gap_bioimage.validation.run.runner import Arrays, Runner, of_the_model
+from gap_bioimage.validation.run.runner import Arrays, ModelError, Runner, of_the_model
 
 SAME = 1e-3
 """How far outputs may be off, as relative RMS."""
@@ -111,10 +111,18 @@ def _core_tolerance(model: Model, output_id: str) -> Tolerance:
     return Tolerance(float(rtol), float(atol), float(stated.get("mismatched_elements_per_million", 100)))
 
 
+def numbers_or_why_not(runner: Runner) -> str:
+    """Which outputs for the test input are no numbers; `NotApplicable` where the model does not run on it."""
+    try:
+        return not_finite(runner.produced)
+    except ModelError:
+        raise NotApplicable("the model does not run on its test input, see run.reproduces") from None
+
+
 def formats_agree(runners: Sequence[Runner]) -> Outcome:
     """Whether all weights formats compute the same."""
     for runner in runners:
-        if broken := not_finite(runner.produced):
+        if broken := numbers_or_why_not(runner):
             raise NotApplicable(f"nothing can be compared: of what {runner.weights_format} gives {broken}")
     first, *others = runners
     off = {runner.weights_format: worst_rms(runner.produced, first.produced) for runner in others}

@@ -16,7 +16,7 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.outcome import RUN_CODE, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
-from gap_bioimage.validation.run.compare import keep_evidence, not_finite
+from gap_bioimage.validation.run.compare import keep_evidence
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
 _NEEDS = {
@@ -27,6 +27,8 @@ _NEEDS = {
 _SAFE = {"torchscript", "onnx"}
 """The others execute code of the package, or graphs that may read and write files."""
 
+_TELL_WHY = {"run.reproduces", "run.output_kind"}
+"""Checks that are made of models which do not run on their own test input, too."""
 _OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}
 """Checks that run images of other sizes than the test inputs'."""
 
@@ -157,20 +159,15 @@ class Session:
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
-    try:
-        broken = not_finite(runners[name].produced)
-    except ModelError:
-        if made.id == "run.reproduces":
-            raise
-        with suppress(ModelError):
-            if made.id == "run.output_kind":  # such a result breaks bioimageio.core
-                return made.outcome_of(runners[name])
-        raise NotApplicable("the model does not run on its test input, see run.reproduces") from None
-    if made.id in _OF_SIZES and not runners[name].takes_declared_sizes:
+    runner = runners[name]
+    if made.id in _TELL_WHY:
+        return made.outcome_of(runner)
+    broken = reference.numbers_or_why_not(runner)
+    if made.id in _OF_SIZES and not runner.takes_declared_sizes:
         raise NotApplicable("declared sizes do not run, see run.sizes")
     if made.compares and broken:
         raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-    return made.outcome_of(runners[name])
+    return made.outcome_of(runner)
 
 
 def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
