@@ -211,6 +211,16 @@ def test_absent_covers_leave_no_temp_folder(tmp_path: Path, monkeypatch: pytest.
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_libraries_are_silent(tmp_path: Path) -> None:
+    from loguru import logger
+
+    heard: list[str] = []
+    sink = logger.add(heard.append)
+    assert judged(zips.make_zip(tmp_path, put("inputs", 0, "axes", 0, "id", value="b")))[0] is not None
+    logger.remove(sink)
+    assert heard == []
+
+
 @pytest.mark.parametrize("url", ["HTTP://unreachable.invalid/x", "http:/unreachable.invalid/x", "https:x.invalid"])
 def test_urls_in_any_spelling_are_not_requested(tmp_path: Path, no_network: None, url: str) -> None:
     def spelled(rdf: dict[str, Any]) -> None:
