@@ -40,7 +40,7 @@ DARK = "float(photons.sum()) == 0"
 
 @pytest.fixture(scope="module")
 def limited() -> Any:
-    with Sandbox(Limits(seconds=15, memory_gib=2.5)) as process:
+    with Sandbox(Limits(seconds=10, memory_gib=2.5)) as process:
         yield process
 
 
