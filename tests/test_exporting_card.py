@@ -35,44 +35,24 @@ def refused(folder: Path, content: object) -> str:
     return text
 
 
-def test_all_missing_fields_are_listed_at_once(tmp_path: Path) -> None:
+def test_all_missing_and_all_wrong_fields_are_listed_at_once(tmp_path: Path) -> None:
     text = refused(tmp_path, "")
-    for field in GOOD:
-        assert f"{field}: Field required" in text
-    assert "--init-card" in text
-    assert "card.yaml" in text
-
-
-def test_all_wrong_fields_are_listed_at_once(tmp_path: Path) -> None:
+    missing = [f"{field}: Field required" for field in GOOD]
+    assert [part for part in (*missing, "--init-card", "card.yaml") if part not in text] == []
     wrong = {
-        "nam": "x",
-        "name": "four",
-        "description": "d" * 1025,
+        "nam": "x", "name": "four", "description": "d" * 1025, "maintainers": [{"name": "Ada"}], "version": "one",
         "authors": [{"name": "Ada", "orcid": "0000-0002-1825-0098"}, {"affilation": "Somewhere"}],
-        "maintainers": [{"name": "Ada"}],
-        "license": "free for all",
+        "license": "free for all", "id": "Upper Case", "git_repo": "github.com/ada/x",
         "cite": [{"text": "A paper"}, {"text": "B", "doi": "https://doi.org/10.1/x"}],
-        "id": "Upper Case",
-        "git_repo": "github.com/ada/x",
-        "version": "one",
-    }
+    }  # fmt: skip
     text = refused(tmp_path, wrong)
-    for part in (
-        "unknown key 'nam'; did you mean 'name'?",
-        "name: String should have at least 5",
-        "description: String should have at most 1024",
-        "authors.0.orcid:",
-        "authors.1.name:",
-        "unknown key 'authors.1.affilation'; did you mean 'authors.1.affiliation'?",
-        "maintainers.0.github_user:",
-        "license: is not an SPDX licence identifier",
-        "cite.0",
-        "cite.1.doi:",
-        "id:",
-        "git_repo:",
-        "version:",
-    ):
-        assert part in text
+    told = (
+        "unknown key 'nam'; did you mean 'name'?", "name: String should have at least 5",
+        "description: String should have at most 1024", "authors.0.orcid:", "authors.1.name:",
+        "unknown key 'authors.1.affilation'; did you mean 'authors.1.affiliation'?", "maintainers.0.github_user:",
+        "license: is not an SPDX licence identifier", "cite.0", "cite.1.doi:", "id:", "git_repo:", "version:",
+    )  # fmt: skip
+    assert [part for part in told if part not in text] == []
 
 
 def filled_in(template: str) -> str:

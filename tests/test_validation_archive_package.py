@@ -200,6 +200,8 @@ def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UnreadableModelError, match=told), open_package(tmp_path / name):
             pass
+    with pytest.raises(UnreadableModelError, match="download it"), open_package("https://example.invalid/m.zip"):
+        pass
 
 
 @pytest.mark.parametrize("kept", [10, 0.5, -1])

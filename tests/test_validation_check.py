@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,37 +188,24 @@ def test_a_plugin_that_cannot_be_imported_is_told(plugin: Any) -> None:
         registry()
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return {name for name in names if name.split(".")[0] == "gap_bioimage"}
-
-
 def test_the_room_imports_nothing_of_the_others() -> None:
-    allowed = ("gap_bioimage.validation", "gap_bioimage.errors", "gap_bioimage.files")
+    allowed = r"from gap_bioimage(\.validation|\.errors|\.files)[\w.]* import|from gap_bioimage import __version__$"
     for path in ROOM.rglob("*.py"):
-        others = {name for name in imported(path) if name != "gap_bioimage" and not name.startswith(allowed)}
-        assert others == set(), path
-        assert "photons" not in path.stem
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        ours = [line for line in lines if re.match(r"(from|import) gap_bioimage\b", line)]
+        assert [line for line in ours if not re.match(allowed, line)] == [] and "photons" not in path.stem
 
 
 def test_a_check_says_what_it_has_to_on_one_printable_line() -> None:
     for text in ("one\ntwo", "a\x1b[31mred", "x" * 2000):
         check = Check("fiji.id", "fiji", "failed", text, text)
         assert check.message.isprintable() and len(check.message) <= 900 and check.message == check.fix
-
-
-def test_the_worst_of_several_outcomes_is_told_with_all_their_texts() -> None:
     merged = merge_outcomes([("torchscript", Outcome("passed", "fine")), ("onnx", Outcome("failed", "off", "mend"))])
     assert merged == Outcome("failed", "torchscript: fine; onnx: off", "mend")
-    assert one_sentence("The following in the TorchScript interpreter\ncode\nRuntimeError: sizes").startswith("Runtime")
+    script = "The following in the TorchScript interpreter\ncode\nRuntimeError: sizes\nCPU: registered at x.cpp"
+    assert one_sentence(script) == "RuntimeError: sizes"
 
 
 def test_rules_of_core_and_the_zoo_only_advise() -> None:
     """What they need is found by bioimageio.spec and by running the model."""
-    mild = [made for made in definitions("rule") if made.consumer in ("core", "zoo")]
-    assert all(made.severity != BLOCKS for made in mild)
+    assert all(made.severity != BLOCKS for made in definitions("rule") if made.consumer in ("core", "zoo"))

@@ -37,40 +37,34 @@ def model_of(path: Path, rdf: dict[str, Any]) -> Model:
     path.write_text(yaml.safe_dump(rdf))
     with open_package(path) as (package, _):
         assert package is not None
-        description, _ = format_checks(package, with_files=False)
-        known = (None, False, "") if description is None else (description.upgraded, False, description.not_upgraded)
-        return Model(package, *known)
+        return Model.of(package, format_checks(package, with_files=False)[0], with_files=False)
 
 
 def test_an_old_description_is_seen_as_format_05(tmp_path: Path) -> None:
     model = model_of(tmp_path / "rdf.yaml", OLD)
     assert (model.version, model.version_numbers, model.is_valid) == ("0.4.10", (0, 4, 10), True)
-    assert model.inputs[0].axis_ids == ["batch", "channel", "z", "y", "x"]
-    assert model.n_dims == 3
+    assert (model.inputs[0].axis_ids, model.n_dims) == (["batch", "channel", "z", "y", "x"], 3)
     assert model.inputs[0].axes[3].min_step == (32, 16)
     assert "scale_range" in [step["id"] for step in model.steps]
     assert model.halo_of_input == {("raw", "z"): 2.0, ("raw", "y"): 8.0, ("raw", "x"): 8.0}
     assert list(model.weights) == ["pytorch_state_dict"]
     assert model.architecture == {"callable": "UNet", "source": "unet.py", "kwargs": {"depth": 4}}
-
-
-def test_an_old_description_that_cannot_be_upgraded_is_seen_in_the_words_of_format_05(tmp_path: Path) -> None:
+    with pytest.raises(NotApplicable):  # there is the description only
+        model.file_of("README.md")
+    # where it cannot be upgraded, it is told in the same words
     scale = {"name": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0, "axes": "yx"}}
-    upgraded = model_of(tmp_path / "rdf.yaml", OLD)
-    model = model_of(tmp_path / "rdf.yaml", OLD | {"inputs": [OLD["inputs"][0] | {"preprocessing": [scale]}]})
-    assert (model.upgraded, model.is_valid) == (None, True)
+    other = model_of(tmp_path / "rdf.yaml", OLD | {"inputs": [OLD["inputs"][0] | {"preprocessing": [scale]}]})
+    assert (other.upgraded, other.is_valid) == (None, True)
     for key in ("axis_ids", "id", "data_type"):
-        assert [getattr(t, key) for t in model.tensors] == [getattr(t, key) for t in upgraded.tensors]
-    assert [a.min_step for a in model.inputs[0].axes[2:]] == [a.min_step for a in upgraded.inputs[0].axes[2:]]
-    assert [a.halo for a in model.outputs[0].axes] == [0, 0, 2, 8, 8]
-    assert ("scale_linear", scale["kwargs"]) in [(step["id"], step["kwargs"]) for step in model.steps]
-
-
-def test_an_old_description_that_is_invalid_answers_no_question_about_tensors(tmp_path: Path) -> None:
-    model = model_of(tmp_path / "rdf.yaml", OLD | {"outputs": []})
-    assert not model.is_valid
+        assert [getattr(t, key) for t in other.tensors] == [getattr(t, key) for t in model.tensors]
+    assert [a.min_step for a in other.inputs[0].axes[2:]] == [a.min_step for a in model.inputs[0].axes[2:]]
+    assert [a.halo for a in other.outputs[0].axes] == [0, 0, 2, 8, 8]
+    assert ("scale_linear", scale["kwargs"]) in [(step["id"], step["kwargs"]) for step in other.steps]
+    # and invalid, it answers no question about tensors
+    invalid = model_of(tmp_path / "rdf.yaml", OLD | {"outputs": []})
+    assert not invalid.is_valid
     with pytest.raises(NotApplicable, match="format"):
-        _ = model.inputs
+        _ = invalid.inputs
 
 
 def test_what_got_lost_in_json_is_restored(tmp_path: Path) -> None:
@@ -88,28 +82,13 @@ def test_a_new_description_is_seen_as_written(tmp_path: Path) -> None:
         assert model.test_array(model.inputs[0]).shape == (1, 1, 32, 32)
         assert model.file_of({"source": "README.md"}) is not None
         assert model.file_of("../outside") is None
-        assert model.inputs[0].data_type == "float32"
-
-
-def test_without_files_no_question_about_a_file_applies(tmp_path: Path) -> None:
-    model = model_of(tmp_path / "rdf.yaml", OLD)
-    with pytest.raises(NotApplicable):
-        model.file_of("README.md")
-
-
-@pytest.mark.parametrize(
-    ("written", "smallest"),
-    [
-        ({"type": "batch", "size": 4}, 1),
-        ({"type": "channel", "channel_names": ["a", "b"]}, 2),
-        ({"type": "space", "size": 80}, 80),
-        ({"type": "space", "size": {"min": 16, "step": 8}}, 16),
+    for written, smallest in (
+        ({"type": "batch", "size": 4}, 1), ({"type": "channel", "channel_names": ["a", "b"]}, 2),
+        ({"type": "space", "size": 80}, 80), ({"type": "space", "size": {"min": 16, "step": 8}}, 16),
         ({"type": "space", "size": {"tensor_id": "a", "axis_id": "x"}}, 1),
-    ],
-)
-def test_smallest_sizes(written: dict[str, Any], smallest: int) -> None:
-    axis = Axis.of(written)
-    assert (axis.smallest, axis.id) == (smallest, {"space": "x"}.get(axis.kind, axis.kind))
+    ):  # fmt: skip
+        axis = Axis.of(written)
+        assert (axis.smallest, axis.id) == (smallest, {"space": "x"}.get(axis.kind, axis.kind))
 
 
 @pytest.mark.parametrize("version", [None, "banana", 0.5, [1], "0.5.9.9.9", "\u0660.\u0665"])

@@ -24,10 +24,10 @@ class Upgraded:
     """Stands for the description that bioimageio.spec would make of a valid one."""
 
 
-def judge(path: Path, upgraded: Any = Upgraded, with_files: bool = True) -> dict[str, Check]:
+def judge(path: Path, upgraded: Any = Upgraded, with_files: bool = True, why_not: str = "") -> dict[str, Check]:
     with open_package(path) as (package, _):
         assert package is not None
-        model = Model(package, upgraded, with_files)
+        model = Model(package, upgraded, with_files, why_not)
         return {made.id: made.judge(model) for made in definitions("rule")}
 
 
@@ -308,18 +308,22 @@ def test_what_is_advice_beside_others_and_must_hold_alone(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("guard", "status"),
-    [("import careamics", "failed"), ("try:\n    import careamics\nexcept ImportError:\n    pass", "passed")],
-)
+    [("import careamics", "failed"), ("from layers import UNet", "failed"), ("from .layers import UNet", "failed"),
+     ("try:\n    import careamics\nexcept ImportError:\n    pass", "passed")],
+)  # fmt: skip
 def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status: str) -> None:
     def beside(rdf: Rdf) -> None:
         state_dict_only(rdf)
         rdf["weights"]["pytorch_state_dict"]["architecture"]["source"] = "beside.py"
 
     source = f"import os\nimport numpy as np\nfrom torch import nn\n{guard}\n"
-    path = zips.make_zip(tmp_path, beside, files={"beside.py": source.encode()})
+    path = zips.make_zip(tmp_path, beside, files={"beside.py": source.encode(), "layers.py": b"class UNet: ..."})
     assert judge(path)["ilastik.dependencies"].status == status
 
 
 def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, put("format_version", value="0.4.10"))
-    assert judge(path, upgraded=None)["ilastik.conversion"].status == "failed"
+    path = zips.make_zip(tmp_path, zips.to_format_0_4())
+    assert judge(path, upgraded=None, why_not="a halo")["ilastik.conversion"].status == "failed"
+    assert judge(path, upgraded=None)["ilastik.conversion"].status == "skipped"  # it is invalid for everybody
+    remote = put("documentation", value="https://example.invalid/README.md")
+    assert judge(zips.make_zip(tmp_path, remote))["zoo.documentation"].status == "skipped"

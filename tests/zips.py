@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 import linecache
-import struct
 import types
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,41 +51,30 @@ def tiny(body: str = "", init: str = "") -> str:
 
 def png(width: int, height: int) -> bytes:
     """A black image."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = zlib.compress(b"\0" * (width + 1) * height)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _holder(rdf: dict[str, Any], where: tuple[str | int, ...]) -> Any:
+    target: Any = rdf
+    for key in where[:-1]:
+        target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
+    return target
+
+
 def put(*where: str | int, value: Any) -> Mutation:
     """A mutation that sets one field of the description."""
-
-    def mutate(rdf: dict[str, Any]) -> None:
-        target: Any = rdf
-        for key in where[:-1]:
-            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
-        target[where[-1]] = value
-
-    return mutate
+    return lambda rdf: _holder(rdf, where).__setitem__(where[-1], value)
 
 
 def drop(*where: str | int) -> Mutation:
     """A mutation that removes one field of the description."""
-
-    def mutate(rdf: dict[str, Any]) -> None:
-        target: Any = rdf
-        for key in where[:-1]:
-            target = target[key]
-        del target[where[-1]]
-
-    return mutate
+    return lambda rdf: _holder(rdf, where).__delitem__(where[-1])
 
 
 def torchscript_only(rdf: dict[str, Any]) -> None:

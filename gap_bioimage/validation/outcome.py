@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: th
 # the fix of checks that need Python code of the package
 RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
 _LONGEST_TEXT = 900
+_DECORATION = re.compile(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 
 
@@ -97,7 +99,9 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
 
 
 def one_sentence(text: object, limit: int = 300) -> str:
-    """An error text on one line of at most ``limit`` characters; TorchScript's reason is its last line."""
-    lines = str(text).strip().splitlines()
-    flat = " ".join(str(lines[-1] if "TorchScript interpreter" in str(text) else text).split())
+    """An error text on one line of at most ``limit`` characters; TorchScript's reason stands after the code."""
+    told = _DECORATION.sub("", str(text))
+    if "TorchScript interpreter" in told and (raised := re.search(r"^[\w.]+(Error|Exception): .*", told, re.MULTILINE)):
+        told = raised[0]
+    flat = " ".join(told.split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."

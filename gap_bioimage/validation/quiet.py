@@ -14,7 +14,8 @@ def quiet() -> Iterator[None]:
     """Silence bioimageio's loguru logs, tqdm bars (stderr) and warnings inside the block."""
     from loguru import logger
 
-    logger.disable("bioimageio")
+    for name in ("bioimageio", "pydantic"):  # spec's own warnings may come out of pydantic's frames
+        logger.disable(name)
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -24,3 +25,4 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(previous)
         logger.enable("bioimageio")
+        logger.enable("pydantic")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation import check as registry
-from gap_bioimage.validation.archive.examine import Examined, examine
+from gap_bioimage.validation.archive.description import Description
+from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, Picture
 from gap_bioimage.validation.model import Model, with_infinities
@@ -146,64 +148,59 @@ def validate(
     check_device(device)
     kept = None if keep is None else Path(keep).absolute()
     job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
-    found = _Findings(consumers, on_check)
     with nullcontext(process) if process is not None else Sandbox() as runs:
         if not description_only and Path(path).exists():
             runs.start()  # the libraries are imported there while the files are looked at
         with open_package(path) as (package, checks):
-            found.add(checks)
+            valid, made = None, iter(())
             if package is not None and description_only:
-                package = replace(package, rdf=with_infinities(package.rdf))
-                found.look(package, examine(package, description_only=True), with_files=False)
+                valid, made = _look(replace(package, rdf=with_infinities(package.rdf)), None)
             elif package is not None:
-                examined, drawn = examine(package), package.scratch / "pictures" if pictures else None
-                valid, is_run = examined.description, not examined.why_not_run
-                ran = runs.run(job(package, valid, pictures=drawn)) if valid is not None and is_run else ()
-                found.look(package, examined, ran)
-            shown = read_pictures(found.drawn) if pictures else ()
-    verdicts = verdicts_of(found.raw, description_only=description_only)
-    score = score_of(found.raw, *found.metadata)
-    return Report(str(path), tuple(found.judged), verdicts, score, shown, description_only)
+                shown_in = package.scratch / "pictures" if pictures else None
+                valid, made = _look(package, lambda descr: runs.run(job(package, descr, pictures=shown_in)))
+            raw, judged, drawn = _gathered(chain(checks, made), consumers, on_check)
+            shown = read_pictures(drawn) if pictures else ()
+    verdicts = verdicts_of(raw, description_only=description_only)
+    descr = None if valid is None else valid.as_written
+    metadata = () if descr is None else (descr.validation_summary.metadata_completeness or 0.0, empty_fields(descr))
+    return Report(str(path), tuple(judged), verdicts, score_of(raw, *metadata), shown, description_only)
 
 
-@dataclass
-class _Findings:
-    """What was found so far: all checks, those whose consumer was asked for, and pictures."""
+def _look(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
+    """What the files, the model where it is run, and the rules tell, one after the other; first the description."""
+    examined = examine(package, description_only=run is None)
+    valid = examined.description
+    ran = run(valid) if run is not None and valid is not None and not examined.why_not_run else ()
+    model = Model.of(package, valid, with_files=run is not None)
+    rules = registry.definitions("rule") if examined.is_model else []
+    return valid, chain(examined.checks, ran, (made.judge(model) for made in rules))
 
-    asked: Sequence[str] | None
-    on_check: Callable[[Check], None] | None
-    raw: list[Check] = field(default_factory=list)
-    judged: list[Check] = field(default_factory=list)
-    drawn: list[tuple[str, str, Path]] = field(default_factory=list)
-    metadata: tuple[float, Sequence[str]] = (0.0, ())  # their completeness, and fields that are empty
 
-    def look(self, package: Package, examined: Examined, ran: Iterable[Any] = (), *, with_files: bool = True) -> None:
-        """Take what the files and the running model tell, and ask the rules."""
-        valid = examined.description
-        self.add(examined.checks)
-        self.add(ran)
-        if examined.is_model:
-            model = Model.of(package, valid, with_files=with_files)
-            self.add(made.judge(model) for made in registry.definitions("rule"))
-        if valid is not None:
-            completeness = valid.as_written.validation_summary.metadata_completeness or 0.0
-            self.metadata = completeness, empty_fields(valid.as_written)
+def _gathered(
+    made: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
+) -> tuple[list[Check], list[Check], list[tuple[str, str, Path]]]:
+    """All checks, those that were asked for, each of which is told of as soon as it is made, and pictures."""
+    raw, judged, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
+    for item in made:
+        if not isinstance(item, Check):
+            drawn.append(item)
+            continue
+        raw.append(item)
+        if (asked := _as_asked(item, consumers)) is not None:
+            judged.append(asked)
+            if on_check is not None:
+                on_check(asked)
+    return raw, judged, drawn
 
-    def add(self, found: Iterable[Check | tuple[str, str, Path]]) -> None:
-        """Take checks and pictures, and tell of the checks that were asked for."""
-        for item in found:
-            if not isinstance(item, Check):
-                self.drawn.append(item)
-                continue
-            self.raw.append(item)
-            if not registry.consumers()[item.consumer].base:
-                if self.asked is None and item.status == "failed":  # nobody asked for this partner in particular
-                    item = replace(item, status="warning")
-                elif self.asked is not None and item.consumer not in self.asked:
-                    continue
-            self.judged.append(item)
-            if self.on_check is not None:
-                self.on_check(item)
+
+def _as_asked(check: Check, consumers: Sequence[str] | None) -> Check | None:
+    """What a check means to whom asked for these partners, None for all: nothing where it is another partner's."""
+    if registry.consumers()[check.consumer].base or (consumers is not None and check.consumer in consumers):
+        return check
+    if consumers is not None:
+        return None
+    # nobody asked for this partner in particular
+    return replace(check, status="warning") if check.status == "failed" else check
 
 
 def _is_of(check_id: str, names: Sequence[str]) -> bool:

@@ -59,7 +59,7 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     """
     rdf = package.rdf
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
-    problems = _own_statistics(rdf) or problems_of(package, written)
+    problems = _unseen_by_spec(rdf) or problems_of(package, written)
     if not str(rdf["format_version"]).startswith("0.5") and not problems:
         upgraded = load_offline(package, rdf, "latest", with_files=with_files)
         problems = problems_of(package, upgraded, _OF_TENSORS)  # what older formats themselves do not ask
@@ -84,9 +84,13 @@ def _listed(texts: list[str]) -> str:
     return one_sentence(few(list(dict.fromkeys(texts)), _SHOWN), 880)
 
 
-def _own_statistics(rdf: dict[str, Any]) -> list[str]:
-    """Steps that need statistics of an output: bioimageio.core computes those of inputs only, which spec ignores."""
+def _unseen_by_spec(rdf: dict[str, Any]) -> list[str]:
+    """Test tensors that are missing in format 0.4, and steps that need statistics of an output, which core lacks."""
     found = []
+    for key in () if str(rdf.get("format_version")).startswith("0.5") else ("inputs", "outputs"):
+        described, tested = rdf.get(key), rdf.get(f"test_{key}")
+        if isinstance(described, list) and isinstance(tested, list) and 0 < len(tested) < len(described):
+            found.append(f"test_{key}: {len(described)} {key} are described, and {len(tested)} tested")
     for i, output in enumerate(mappings(rdf.get("outputs"))):
         for j, step in enumerate(mappings(output.get("postprocessing"))):
             where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
@@ -202,12 +206,15 @@ _WORDS = [
     # what is found in 'where', a line break and 'kind: message', and what is said instead
     (r"^missing:|Needs to be filled|: missing(\. Please specify|$)", "is missing"),
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
+    (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
     (r"^extra_forbidden:", "is not a field that this format knows here; remove it, or move it into config"),
     (r"^union_tag_not_found:.*'(\w+)'", r"its \1 is missing"),
     (r"Unknown tensor axis reference '(\w+)\.",
      r"the input '\1' has no test_tensor, to which the outputs are compared"),
     (r"output axis with halo and fixed size \(here (\d+)\) not allowed",
      rf"outputs: an axis of fixed size \1 has a halo, which needs {_TO_INPUT}"),
+    (r"Output values are too small",
+     "outputs: a test_tensor holds no value of at least 1e-5, too small to be tested; scale the output up"),
     (r"instance of SizeReference$", f"is <value>, but an axis with a halo needs {_TO_INPUT}"),
     (r"instance of Architecture\w+$", "is <value>, but should be a mapping, such as {source: net.py, callable: Net}"),
     (r"instance of \w*FileDescr$", "is <value>, but should be a file, written as {source: NAME}"),
@@ -261,7 +268,7 @@ def _path(parts: list[int | str]) -> str:
 def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = re.sub(r"source=RelativePath\(('[^']*')\)( sha256=\S+?(?=\.?$|\s))?", r"\1", text)
     text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with halo and without
-    text = _NOISE.sub("", text).strip() or "is not as the format asks"
+    text = _NOISE.sub("", text).replace("valid dictionary", "mapping").strip() or "is not as the format asks"
     if isinstance(value, dict):
         value = value.get("source") if isinstance(value.get("source"), str) else "a mapping"
     shown = "empty" if value is None else "a list" if isinstance(value, list) else one_sentence(repr(value), 60)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
-from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.package import Package, stand_in
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
@@ -56,7 +56,8 @@ def inside(package: Package) -> Outcome | str:
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
-    absent = [f"{r.where} {shown(r.path)} is not there" for r in _local(package) if package.file(r.path) is None]
+    there = ((r, package.file(r.path)) for r in _local(package) if r.path not in package.named)
+    absent = [f"{r.where} {shown(r.path)} {stand_in(r, path) if path else 'is not there'}" for r, path in there]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")
@@ -122,6 +123,7 @@ def tensors(package: Package) -> Outcome:
     for name, path in package.named.items():
         with path.open("rb") as file:
             if file.read(len(_NPY)) != _NPY and path.suffix.lower() != ".npy":
+                problems += [f"{shown(name)} is not an .npy file"] if name in tested else []
                 continue
         n_arrays += 1
         try:
@@ -186,7 +188,7 @@ def scan(path: Path, weights_format: str) -> bool:
         raise _PickleError(f"holds pickles of {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read", _FIX_CODE)
     if weights_format == "torchscript" and not is_script:
         fix = "Describe it under weights.pytorch_state_dict with its architecture, or save it with torch.jit.save."
-        text = "is a checkpoint saved by torch.save (a state_dict), not TorchScript, as which it is described"
+        text = "is a checkpoint saved by torch.save (such as a state_dict), not TorchScript, as which it is described"
         raise _PickleError(text, fix)
     if weights_format == "pytorch_state_dict" and is_script:
         fix = "Describe it under weights.torchscript, or save model.state_dict() with torch.save."

@@ -14,7 +14,7 @@ from typing import Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.archive.entries import PATHS, entry_checks, few, open_zip, shown, unsafe_path
-from gap_bioimage.validation.archive.rdf import FileReference, read_rdf, references
+from gap_bioimage.validation.archive.rdf import FileReference, is_url, read_rdf, references
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, declare, one_sentence
 
 _YAML_NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
@@ -61,7 +61,8 @@ class Package:
     @cached_property
     def named(self) -> dict[str, Path]:
         """The files that the description refers to and that are there, by the paths that it writes."""
-        return {r.path: path for r in self.references if (path := self.file(r.path)) is not None}
+        found = ((r, self.file(r.path)) for r in self.references)
+        return {r.path: path for r, path in found if path is not None and not stand_in(r, path)}
 
     @property
     def files(self) -> list[str]:
@@ -86,6 +87,18 @@ class Package:
             return False
 
 
+def stand_in(reference: FileReference, path: Path) -> str:
+    """What lies where weights or a tensor should: as a download leaves it that went wrong; empty if they may be it."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
+    if not reference.where.startswith(("weights.", "test_", "inputs", "outputs")) or path.suffix == ".py":
+        return ""
+    is_page = head.startswith((b"<!doctype html", b"<html"))
+    return "is empty" if not head else "is a web page, not the file that was to be downloaded" if is_page else ""
+
+
 def _inside(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root.resolve())
@@ -104,6 +117,8 @@ def open_package(path: str | Path) -> Iterator[Opened]:
     the path is missing, is none of the three, or holds no description.
     """
     source = Path(path)
+    if is_url(str(source)):
+        raise UnreadableModelError(f"{source} is an address; nothing is downloaded: download it, and {_WANTED}.")
     if not source.exists():
         raise UnreadableModelError(f"{source} does not exist; {_WANTED}.")
     # Symlinked temp folders (macOS) would make every file look as if it lay outside.

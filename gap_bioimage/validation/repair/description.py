@@ -1,9 +1,7 @@
 """Repairs of the description: its format, its id, fields that consumers stumble over, and axes."""
 
 import keyword
-import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 from gap_bioimage.validation.archive.description import load_offline, problems_of
@@ -23,8 +21,10 @@ _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors
 def convert_04(editor: PackageEditor) -> None:
     """Rewrite a description of format 0.4 by bioimageio.spec's own conversion."""
     before, version, package = editor.rdf, str(editor.rdf.get("format_version")), editor.model.package
-    if not version.startswith("0.4."):
+    if not re.match(r"0\.4(\.|$)", version):
         return
+    if version == "0.4":  # no version at all, strictly
+        before = before | {"format_version": "0.4.10"}
     from bioimageio.spec import dump_description
     from bioimageio.spec.model import v0_5
 
@@ -187,31 +187,3 @@ def axis_scale(editor: PackageEditor) -> None:
 def _referred(axis: Axis) -> tuple[str, str]:
     size = axis.written.get("size")
     return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
-
-
-def min_of_step(editor: PackageEditor) -> None:
-    """Choose min as a multiple of step, where the test tensor agrees that this is the author's slip."""
-    _raise_min(editor, "min_of_step", lambda least, step, halo: step * math.ceil(least / step))
-
-
-def min_halo(editor: PackageEditor) -> None:
-    """Raise min above twice the halo."""
-    _raise_min(editor, "min_halo", lambda least, step, halo: least + step * max(0, (2 * halo - least) // step + 1))
-
-
-def _raise_min(editor: PackageEditor, repair: str, wanted: Callable[[int, int, int], int]) -> None:
-    """Raise the smallest sizes of input axes, unless the test tensor needs the old ones."""
-    model = editor.model
-    for tensor in model.inputs if editor.is_05 else []:
-        array = editor.test_array(tensor)
-        for index, axis in enumerate(tensor.axes):
-            smallest, step = axis.min_step or (0, 0)
-            halo = math.ceil(model.halo_of_input.get((tensor.id, axis.id), 0))
-            if step <= 0 or (new := wanted(smallest, step, halo)) == smallest:
-                continue
-            what, test = f"{tensor.id}, {axis.id}", -1 if array is None else int(array.shape[index])
-            if test >= new and (test - new) % step == 0:
-                axis.written["size"] = {**axis.written["size"], "min": new}
-                editor.changed(repair, f"size of {what}", f"min {smallest}, step {step}", f"min {new}, step {step}")
-            else:
-                editor.notes.append(f"min {smallest} of {what} stays: the test tensor needs it")

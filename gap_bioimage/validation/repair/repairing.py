@@ -25,7 +25,6 @@ REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     files.hashes,
     files.remove_leftovers, files.flatten,
     description.axis_ids, description.channel_names, description.axis_scale,
-    description.min_of_step, description.min_halo,
     description.deepimagej_config, files.sample_tensors,
     files.readme, files.covers,
 )  # fmt: skip
@@ -123,10 +122,10 @@ def apply_repairs(editor: PackageEditor) -> None:
 
 def _files_of(package: Package) -> list[str]:
     """The files that belong to a model of format 0.4 or 0.5; of a yaml's folder those that it names."""
-    version, kind = str(package.rdf.get("format_version")), package.rdf.get("type")
-    if not re.match(r"0\.4\.|0\.5(\.|$)", version):
-        text = f"is written in format {version}, repair takes 0.4 and 0.5; describe it in format 0.5.9."
-        raise UnreadableModelError(f"{package.source} {text}")
+    version, kind = package.rdf.get("format_version"), package.rdf.get("type")
+    if not re.match(r"0\.[45](\.|$)", str(version)):
+        told = "states no format_version" if version is None else f"is written in format {version}"
+        raise UnreadableModelError(f"{package.source} {told}, repair takes 0.4 and 0.5; describe it in format 0.5.9.")
     if kind != "model":
         raise UnreadableModelError(f"{package.source} describes something of type {kind!r}; repair takes models.")
     # what lies in a folder for git or the operating system never belonged to the package, and is not listed

@@ -86,7 +86,8 @@ def tolerances(model: Model) -> list[dict[str, Any]]:
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:
     """What is given where no weights are in one of these formats."""
     given = model.weights.keys()
-    return None if set(formats) & given else f"weights are given as {', '.join(given) or 'nothing'} only"
+    told = f"weights are given as {', '.join(given)} only" if given else "no weights are given"
+    return None if set(formats) & given else told
 
 
 def plain_strings(model: Model) -> str | None:
@@ -129,7 +130,7 @@ def foreign_imports(model: Model, there: Collection[str]) -> str | None:
 
 
 def _imports(path: Path) -> set[str]:
-    """Top-level packages that a Python file imports, without those of Python itself and of its own folder."""
+    """Top-level packages that a file imports, but Python's own; files beside it count, since core copies it alone."""
     try:
         tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
     except (SyntaxError, ValueError, RecursionError):
@@ -140,9 +141,9 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import) and id(node) not in guarded:
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and id(node) not in guarded:
-            names.add(node.module.split(".")[0])
-    return names - sys.stdlib_module_names - {other.stem for other in path.parent.iterdir()}
+        elif isinstance(node, ast.ImportFrom) and id(node) not in guarded:
+            names.add("." * node.level + (node.module or "").split(".")[0])
+    return names - sys.stdlib_module_names
 
 
 def unportable(model: Model) -> str | None:

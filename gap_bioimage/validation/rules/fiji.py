@@ -153,11 +153,11 @@ def _choices(model: Model) -> list[tuple[str, str, int, int, float]]:
     return [(name, axis, *size, model.halo_of_input.get((name, axis), 0.0)) for name, axis, size in every if size]
 
 
-rule("fiji.min_of_step", BLOCKS, JDLL, repair="min_of_step", asks="Smallest sizes that are multiples of step.",
+rule("fiji.min_of_step", BLOCKS, JDLL, asks="Smallest sizes that are multiples of step.",
      breaks="JDLL rounds tiles to multiples of step", fix="Choose min as a multiple of step.",
 )(lambda model: first(f"{name!r} {axis}: min {smallest} is not a multiple of step {step}"
                       for name, axis, smallest, step, _ in _choices(model) if step and smallest % step))
-rule("fiji.min_halo", BLOCKS, JDLL, repair="min_halo", asks="Smallest sizes above twice the halo.",
+rule("fiji.min_halo", BLOCKS, JDLL, asks="Smallest sizes above twice the halo.",
      breaks="a tile would be all halo", fix="Choose min above twice the halo.",
 )(lambda model: first(f"{name!r} {axis}: min {smallest} is not above twice the halo {halo:g}"
                       for name, axis, smallest, _, halo in _choices(model) if smallest <= 2 * halo))

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from gap_bioimage.validation import rules
+from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, Source, consumer, rule
-from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.model import Model, source_of
 from gap_bioimage.validation.rules import first
 
 # fmt: off
@@ -169,7 +170,9 @@ def license_id(model: Model) -> str | None:
       breaks="the zoo wants the sections Description, Intended Use, Validation and Citation")
 def documentation(model: Model) -> str | None:
     """A README with a heading about validation."""
-    path = model.file_of(model.rdf.get("documentation"))
+    path = model.file_of(given := model.rdf.get("documentation"))
+    if is_url(str(source_of(given))):
+        raise NotApplicable("the documentation is on a server")
     if path is None:
         return "there is no documentation file"
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -236,7 +239,7 @@ def test_of_step(model: Model) -> str | None:
         if array is None:
             raise NotApplicable("the test inputs are not npy files in the package")
         if array.ndim != len(tensor.axes):
-            return f"the test input of {tensor.id!r} has {array.ndim} axes, {len(tensor.axes)} are described"
+            raise NotApplicable(f"the test input of {tensor.id!r} has other axes than described, see format.valid")
         for axis, size in zip(tensor.axes, array.shape, strict=True):
             if axis.min_step and axis.min_step[1] and size % axis.min_step[1]:
                 return f"the test input is {size} along {axis.id}, not a multiple of step {axis.min_step[1]}"
@@ -251,7 +254,7 @@ def few_files(model: Model) -> str | None:
     nested = [name for name in names if "/" in name]
     if len(names) > _MAX_FILES:
         return f"the package holds {len(names)} files"
-    return f"{len(nested)} files lie in folders" if nested else None
+    return f"{len(nested)} files lie in folders, such as {nested[0][:80]}" if nested else None
 
 
 rule("bioengine.weights_format", BLOCKS, _RUNTIME, asks="Weights other than tensorflow_js.", fix=rules.ADD_TORCHSCRIPT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -37,13 +37,16 @@ def of_the_model() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind, text = type(error).__name__, one_sentence(re.sub(r"\x1b\[[0-9;]*m", "", str(error)), 200).rstrip(": ")
+        while isinstance(error, ExceptionGroup):  # bioimageio.core's, of one device each
+            error = error.exceptions[0]
+        if isinstance(error, ImportError) and isinstance(error.__cause__, Exception):  # why code cannot be imported
+            error = error.__cause__
+        kind, told = type(error).__name__, re.sub(r"(?<=_)[0-9a-f]{64}", "", str(error))
+        text = one_sentence(told, 200).rstrip(": ").removeprefix("RuntimeError: ")  # torch.jit's begin so
         if isinstance(error, KeyError):
             text = f"a processing step refers to {text}, which is not there: name a tensor of the model"
-        elif kind == "Error":  # torch.jit's, which begins with the name of what was raised
-            text = text.removeprefix("RuntimeError: ") or kind
-        else:
-            text = f"{kind}: {text}" if text else kind
+        elif not re.match(r"[\w.]+(Error|Exception)\b", text):
+            text = ": ".join(filter(None, (kind, text)))
         raise ModelError(text) from error
 
 
@@ -108,21 +111,32 @@ class Runner:
         return self._run_seeded(self.test_inputs)
 
     @cached_property
-    def small_inputs(self) -> Arrays:
-        """The test inputs at the smallest declared size, or as they are where that is fixed."""
-        if not self.steps:
-            return self.test_inputs
+    def _small(self) -> tuple[Arrays, Arrays] | None:
+        """Inputs of the smallest declared size and what comes of them, of one run; None if that size does not run."""
         smallest = self.sizes(0)[0]
         if voxels(smallest) > MAX_VOXELS:
             raise NotApplicable("the smallest declared input is too large to be run here")
-        return self.inputs_of(smallest)
+        inputs = self.inputs_of(smallest)
+        if all(np.array_equal(inputs[name], array) for name, array in self.test_inputs.items()):
+            return inputs, self.produced
+        with suppress(ModelError):
+            return inputs, self._run_seeded(inputs)
+        return None
 
-    @cached_property
+    @property
+    def takes_declared_sizes(self) -> bool:
+        """Whether the smallest declared size runs; ``run.sizes`` tells where it does not."""
+        return not self.steps or self._small is not None
+
+    @property
+    def small_inputs(self) -> Arrays:
+        """The test inputs at the smallest declared size, or as they are where that is fixed, or does not run."""
+        return self._small[0] if self.steps and self._small is not None else self.test_inputs
+
+    @property
     def small_outputs(self) -> Arrays:
         """The outputs for the small inputs, of one run that several checks share."""
-        small = self.small_inputs
-        same = all(np.array_equal(small[name], array) for name, array in self.test_inputs.items())
-        return self.produced if same else self._run_seeded(small)
+        return self._small[1] if self.steps and self._small is not None else self.produced
 
     @cached_property
     def script(self) -> Script:

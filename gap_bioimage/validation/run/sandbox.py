@@ -30,6 +30,7 @@ import psutil
 
 from gap_bioimage.validation.check import Severity, declare, definition
 from gap_bioimage.validation.outcome import Check, one_sentence
+from gap_bioimage.validation.run.reference import CORE_TEST
 from gap_bioimage.validation.run.session import Job, Session
 
 _POLL_S = 0.05
@@ -38,8 +39,6 @@ _START_S = 300.0
 _MAX_DEATHS = 3
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
-_HAS_TOLD = 77
-"""Exit code of a fork that has told its end itself."""
 
 PROCESS = declare(
     "run.process", "run", Severity.BLOCKS, asks="A model that does not bring its process down.",
@@ -97,26 +96,30 @@ class Sandbox:
         """Make all checks of a job: yield checks, and pictures as check id, title and path."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
-            begun = "run.loads"
+            begun, told = "run.loads", Message()
             for message in self._talk(replace(job, done=tuple(done), seconds=self.limits.seconds)):
                 if "begin" in message:
                     begun = str(message["begin"])
-                elif "check" in message:
-                    yield from ((message["check"]["id"], title, Path(path)) for title, path in message["drawn"])
-                    done.append(message["check"]["id"])
+                elif "check" not in message:
+                    told |= message
+                elif (name := message["check"]["id"]) not in done:  # a model that forks has a second one tell it
+                    yield from ((name, title, Path(path)) for title, path in message["drawn"])
+                    done.append(name)
                     yield Check(**message["check"])
-            if "end" in message:
+            if "end" in told:
                 return
-            failed = _failed(begun, message)
+            failed = _failed(begun, told)
             if begun in done:  # it ends where it had passed before
                 break
             done.append(begun)
             yield failed
+            if begun == CORE_TEST.id:  # nothing else would come to an end
+                break
         if failed.status != "error":
             yield PROCESS.violated("the remaining checks were not made, since the model's process did not last")
 
     def _talk(self, job: Job) -> Iterator[Message]:
-        """Send a job; yield its messages, the last of which is ``end``, ``error``, ``died``, ``limit`` or ``gone``."""
+        """Send a job; yield its messages, the last of which is ``ended``, ``limit`` or ``gone``."""
         process, message = self.start(), Message()
         try:
             if "ready" not in self._next(Limits(_START_S)):
@@ -125,11 +128,11 @@ class Sandbox:
                 # bioimageio.spec's paths of files are checked again as they are unpickled, against this folder
                 pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), process.stdin)  # type: ignore[arg-type]
                 process.stdin.flush()  # type: ignore[union-attr]
-            while "begin" in message or "check" in message or not message:
+            while message.keys().isdisjoint({"ended", "limit", "gone"}):
                 message = self._next(self.limits)
                 yield message
         finally:
-            if message.keys().isdisjoint({"end", "error", "died"}):  # it cannot serve any more, or the caller went away
+            if "ended" not in message:  # it cannot serve any more, or the caller went away
                 self._end()
 
     def _next(self, limits: Limits) -> Message:
@@ -190,7 +193,7 @@ def _failed(check_id: str, message: Message) -> Check:
         fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
     else:
         what = "the process that starts models" if ours else "the process that ran the model"
-        text = message.get("error") or f"{what} ended {message.get('died') or message['gone']}"
+        text = message.get("error") or f"{what} ended {message.get('ended') or message['gone']}"
         fix = "Report it with your model." if ours else "See that the model runs in Python by itself."
     return Check(check_id, definition(check_id).consumer, "error" if ours else "failed", text, fix)
 
@@ -219,17 +222,14 @@ def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
 def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
     parent, pid = os.getppid(), os.fork()
     if pid == 0:
-        code = 1
         try:
             os.setsid()
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("1000")  # rather the model than what else runs here
             gc.freeze()  # bioimageio.core collects garbage often, and the libraries are none
             _work(root, pickled, tell)
-            code = _HAS_TOLD
         finally:
-            # no exit handlers: they belong to the parent, and a model may have added some
-            os._exit(code)
+            os._exit(0)  # no exit handlers: they belong to the parent, and a model may have added some
     ended, status = 0, 0
     while not ended and os.getppid() == parent:  # nobody stops a model that hangs once the parent was killed
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -238,8 +238,8 @@ def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
         os.killpg(pid, signal.SIGKILL)  # what the model started itself
     if not ended:
         sys.exit()
-    if (code := os.waitstatus_to_exitcode(status)) != _HAS_TOLD:
-        tell(died=f"by signal {-code}" if code < 0 else f"with exit code {code}")
+    code = os.waitstatus_to_exitcode(status)
+    tell(ended=f"by signal {-code}" if code < 0 else f"with exit code {code}")
 
 
 def main() -> None:
@@ -265,4 +265,5 @@ def main() -> None:
             root, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
             (_in_a_fork if _FORKS else _work)(root, pickled, tell)
             if not _FORKS:
+                tell(ended="")
                 return

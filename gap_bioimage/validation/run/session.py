@@ -16,7 +16,7 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.outcome import RUN_CODE, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
-from gap_bioimage.validation.run.compare import keep_evidence, not_finite
+from gap_bioimage.validation.run.compare import keep_evidence
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
 _NEEDS = {
@@ -26,6 +26,11 @@ _NEEDS = {
 """Formats of weights that a description may give, and what runs them."""
 _SAFE = {"torchscript", "onnx"}
 """The others execute code of the package, or graphs that may read and write files."""
+
+_TELL_WHY = {"run.reproduces", "run.output_kind"}
+"""Checks that are made of models which do not run on their own test input, too."""
+_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}
+"""Checks that run images of other sizes than the test inputs'."""
 
 WEIGHTS = {
     name: declare(
@@ -81,11 +86,22 @@ class Session:
         with ExitStack() as stack:
 
             def load(name: str) -> Outcome:
+                if name in runners:
+                    return Outcome("passed", "loads")
                 made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
                 runners[name] = stack.enter_context(made)
                 return Outcome("passed", "loads")
 
-            self._make(reference.CORE_TEST, lambda name: reference.core_test(descr, name, job.device), list(files))
+            def core_test(name: str) -> Outcome:
+                outcome = reference.core_test(descr, name, job.device)
+                if outcome.status == "failed" and not outcome.fix:  # why weights do not load, loading tells better
+                    try:
+                        load(name)
+                    except ModelError as error:
+                        return Outcome("failed", str(error), LOADS.fix)
+                return outcome
+
+            self._make(reference.CORE_TEST, core_test, list(files))
             self._make(LOADS, load, list(files))
             self._run_all(runners)
         if job.engines:
@@ -143,9 +159,15 @@ class Session:
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
-    if made.compares and (broken := not_finite(runners[name].produced)):
+    runner = runners[name]
+    if made.id in _TELL_WHY:
+        return made.outcome_of(runner)
+    broken = reference.numbers_or_why_not(runner)
+    if made.id in _OF_SIZES and not runner.takes_declared_sizes:
+        raise NotApplicable("declared sizes do not run, see run.sizes")
+    if made.compares and broken:
         raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-    return made.outcome_of(runners[name])
+    return made.outcome_of(runner)
 
 
 def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:

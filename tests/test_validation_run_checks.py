@@ -1,0 +1,330 @@
+"""What running models tells: whether test outputs come out, other images, types, batches, devices, sizes and tiles."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import zips
+from running import judged, ran
+
+from gap_bioimage.validation.check import definition
+from gap_bioimage.validation.run import behaviour, edges
+from gap_bioimage.validation.run.behaviour import as_loaded, below_min, graph_dtypes, other_device, output_kind, sizes
+from gap_bioimage.validation.run.edges import EdgeProfile, tiled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gap_bioimage.validation.outcome import Outcome
+    from gap_bioimage.validation.run.runner import Runner
+
+EXPECTED = np.load(io.BytesIO(zips.model_files()["output.npy"]))
+SQUARE, NARROW = "assert photons.shape[2] == photons.shape[3]", "rate = rate[..., :20, :]"
+
+
+def with_output(folder: Path, output: np.ndarray[Any, Any], body: str = "") -> Path:
+    return zips.make_zip(folder, zips.torchscript_only, source=zips.tiny(body), files={"output.npy": zips.npy(output)})
+
+
+def scripted(folder: Path, source: str, train: bool = False) -> Path:
+    """A zip whose TorchScript alone is that of another source, which need not return a tensor."""
+    file, buffer, namespace = folder / "scripted.py", io.BytesIO(), dict[str, Any](__name__="scripted")
+    file.write_text(f"from typing import Dict, List, Optional, Tuple\n{source}")
+    exec(compile(file.read_text(), str(file), "exec"), namespace)
+    torch.jit.save(torch.jit.script(namespace["Tiny"]().train(train)), buffer)
+    return zips.make_zip(folder, zips.torchscript_only, files={"torchscript.pt": buffer.getvalue()})
+
+
+# Test outputs
+
+
+def test_small_wrong_outputs_fail_on_their_own_scale(tmp_path: Path) -> None:
+    checks = ran(with_output(tmp_path, 1e-5 * EXPECTED[..., ::-1].copy() + 0, "rate = rate * 1e-5"))
+    assert checks["core.test"].status == "passed"  # core's tolerance is absolute
+    assert checks["run.reproduces"].status == "failed"
+    assert checks["run.negative_control"].status == "warning"
+
+
+def test_a_disagreement_fails(tmp_path: Path) -> None:
+    expected = EXPECTED.copy()
+    expected[0, 0, 7, 9] = 1000
+    checks = ran(with_output(tmp_path, expected))
+    assert "1 of 1024 elements disagree" in checks["core.test"].message
+    assert checks["core.test"].status == checks["run.reproduces"].status == "failed"
+    assert checks["zoo.deepimagej"].status == "warning"
+
+
+def test_what_bioimageio_core_runs_in_format_0_5_only_is_to_be_updated(tmp_path: Path) -> None:
+    def mutate(rdf: dict[str, Any]) -> None:
+        zips.to_format_0_4()(rdf)
+        kwargs = {"axes": "yx", "gain": 2.0, "offset": 0.0}
+        rdf["inputs"][0]["preprocessing"] = [{"name": "scale_linear", "kwargs": kwargs}]
+
+    check = ran(zips.make_zip(tmp_path, mutate))["core.test"]
+    assert check.status == "failed" and "repair" in check.fix
+
+
+def test_a_model_that_gives_no_numbers_fails_and_is_not_compared(tmp_path: Path) -> None:
+    script = zips.model_files(zips.tiny("rate = rate * float('nan')"))["torchscript.pt"]
+    checks = ran(zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": script}))
+    for name in ("core.test", "run.reproduces"):
+        assert checks[name].status == "failed"
+        assert "gives for the test input 1024 of 1024 values of 'rate' are NaN or infinite" in checks[name].message
+    compared = ("run.tiled", "run.batch", "run.dtypes", "run.deterministic")
+    assert {checks[name].status for name in compared} == {"skipped"}
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (zips.tiny("raise ValueError('RGB only')"), "ValueError: RGB only"),
+        (zips.BLUR.replace("Conv2d(1, ", "Conv2d(3, "), "to have 3 channels, but got 1"),
+        (zips.tiny("rate = rate + torch.zeros(1, device='cuda:7')"), "Could not run 'aten::"),
+        (zips.BLUR.replace("photons: torch.Tensor)", "photons: torch.Tensor, y: torch.Tensor)"), "value for argument"),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_run_is_told_once_with_its_reason(tmp_path: Path, source: str, told: str) -> None:
+    if "cuda" in source and torch.cuda.is_available():
+        pytest.skip("there is such a device")
+    checks = ran(scripted(tmp_path, source))
+    assert {id_ for id_, check in checks.items() if check.status in ("failed", "warning")} == {
+        "core.test", "run.reproduces",
+    }  # fmt: skip
+    for name in ("core.test", "run.reproduces"):
+        assert told in checks[name].message and "RuntimeError: RuntimeError" not in checks[name].message
+
+
+def test_a_model_of_one_size_that_declares_more_is_told_so_once(tmp_path: Path) -> None:
+    checks = ran(scripted(tmp_path, zips.tiny("assert photons.shape[2] == 32")))
+    found = {id_ for id_, check in checks.items() if check.status in ("failed", "warning", "error")}
+    assert found == {"core.test", "run.sizes"}
+    assert {checks[name].status for name in ("run.tiled", "run.cost", "fiji.below_min")} == {"skipped"}
+
+
+@pytest.mark.parametrize(
+    ("mutate", "files", "told"),
+    [
+        (zips.put("weights", value={"onnx": {"source": "w.onnx", "opset_version": 15}}), {"w.onnx": b"PK\3\4"},
+         "protobuf"),
+        (zips.drop("weights", "torchscript"), {"tiny.py": b"from layers import Tiny\n"}, "No module named 'layers'"),
+        (zips.drop("weights", "torchscript"), {"tiny.py": b"def (\n"}, "SyntaxError"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_load_are_told_with_their_reason(
+    tmp_path: Path, mutate: Any, files: Any, told: str
+) -> None:
+    if "w.onnx" in files:
+        pytest.importorskip("onnxruntime")
+    checks = ran(zips.make_zip(tmp_path, mutate, files={**files, "layers.py": zips.BLUR.encode()}))
+    assert checks["core.test"].message == checks["run.loads"].message and told in checks["run.loads"].message
+    assert {check.status for id_, check in checks.items() if id_ in ("core.test", "run.loads")} == {"failed"}
+
+
+def test_constant_outputs_cannot_be_judged(tmp_path: Path) -> None:
+    path = zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny("rate = rate * 0.0 + 7.0"))
+    check = ran(path)["run.negative_control"]
+    assert check.status == "warning" and "constant" in check.message
+
+
+def test_formats_that_disagree_are_told(tmp_path: Path) -> None:
+    other = zips.model_files(zips.tiny("rate = rate + 1.0"))["torchscript.pt"]
+    checks = ran(zips.make_zip(tmp_path, files={"torchscript.pt": other}))
+    assert (checks["run.formats_agree"].status, checks["core.test"].status) == ("warning", "failed")
+
+
+@pytest.mark.parametrize("batch", ["free", "one"])
+def test_weights_that_take_one_image_at_a_time_run_in_programs_that_hand_over_one(tmp_path: Path, batch: str) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network, content = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False), io.BytesIO()
+    torch.nn.init.constant_(network.weight, 1 / 9)
+    axes = {"photons": {2: "y", 3: "x"}, "rate": {2: "y", 3: "x"}}
+    torch.onnx.export(
+        network, (torch.ones(1, 1, 32, 32),), content, dynamo=False, input_names=["photons"], output_names=["rate"],
+        dynamic_axes=axes,
+    )  # fmt: skip
+
+    def one_image(rdf: dict[str, Any]) -> None:
+        source = {"source": "weights.onnx", "sha256": zips.sha256(content.getvalue())}
+        rdf["weights"] = {"onnx": {**source, "opset_version": 17}}
+        for tensor in (*rdf["inputs"], *rdf["outputs"]) if batch == "one" else ():
+            tensor["axes"][0]["size"] = 1
+
+    checks = ran(zips.make_zip(tmp_path, one_image, files={"weights.onnx": content.getvalue()}))
+    ids = ("core.test", "run.reproduces", "run.sizes", "run.batch")
+    statuses = ["passed"] * 3 + ["skipped"] if batch == "one" else ["warning", "passed", "passed", "warning"]
+    assert [checks[name].status for name in ids] == statuses, checks["core.test"]
+    if batch == "free":
+        assert "single image runs, two at once do not" in checks["core.test"].message
+        assert "batch size of 1" in checks["core.test"].fix
+
+
+# Other images
+
+
+def test_a_model_saved_in_training_mode_fails_where_that_matters(tmp_path: Path) -> None:
+    dropout = zips.tiny("rate = self.other(rate)", "self.other = nn.Dropout(0.5)")
+    outcome = judged(as_loaded, scripted(tmp_path, dropout, train=True))
+    assert (outcome.status, len(outcome.evidence)) == ("failed", 1)
+    assert "in training mode" in outcome.message
+    assert judged(as_loaded, scripted(tmp_path, zips.BLUR, train=True)).status == "passed"
+    assert judged(as_loaded, zips.make_zip(tmp_path)).message.startswith("saved in evaluation mode")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "result", "words"),
+    [
+        ("Dict[str, torch.Tensor]", '{"rate": rate}', "returns a dict"),
+        ("Tuple[torch.Tensor, torch.Tensor]", "(rate, rate)", "returns 2 tensors, 1 are described"),
+        ("List[torch.Tensor]", "[rate]", ""),
+        ("Tuple[torch.Tensor]", "(rate,)", ""),
+        ("Optional[torch.Tensor]", "None", "returns a NoneType"),
+    ],
+)
+def test_the_kind_of_output_is_told(tmp_path: Path, annotation: str, result: str, words: str) -> None:
+    source = zips.BLUR.replace("-> torch.Tensor:", f"-> {annotation}:").replace("return rate", f"return {result}")
+    path = scripted(tmp_path, source)
+    outcome = judged(output_kind, path)
+    assert outcome.status == ("failed" if words else "passed") and words in outcome.message
+    if "Dict" in annotation:  # which breaks bioimageio.core, too
+        assert words in ran(path)["run.output_kind"].message
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "words"),
+    [
+        ("deterministic", "", "passed", "three runs give identical outputs"),
+        ("deterministic", "rate = rate + 0.1 * torch.randn_like(rate)", "failed", "three runs differ by"),
+        ("batch", "", "passed", "in a batch of 3"),
+        ("batch", "rate = rate + photons.amax() * 0.1", "failed", "in a batch of 3"),
+        ("batch", "assert photons.shape[0] == 1", "failed", "takes one image at a time"),
+        ("zero", "", "passed", "finite outputs"),
+        ("zero", "rate = rate / rate.sum()", "failed", "256 of 256 values of 'rate' are NaN"),
+        ("single_photon", "rate = rate / (photons.sum() - 1.0)", "failed", "are NaN or infinite"),
+        ("dtypes", "", "passed", "uint16, int32, float64 give what float32 gives"),
+        ("cost", "", "passed", "s and"),
+        ("tiled", "rate = rate / rate.mean() * 20.0", "failed", "none up to"),
+    ],
+)
+def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str, status: str, words: str) -> None:
+    outcome = judged(definition(f"run.{name}").outcome_of, zips.make_zip(tmp_path, source=zips.tiny(body)))
+    assert outcome.status == status, outcome.message
+    assert words in outcome.message
+    assert name != "tiled" or "statistics of the whole image" in outcome.fix
+
+
+@pytest.mark.parametrize(
+    ("forward", "step", "status", "words"),
+    [
+        ("photons.float()", {}, "passed", "takes uint8, int32, int64, float64"),
+        ("photons", {}, "failed", "in the graph itself, images are refused as"),
+        ("photons.float() + float(photons.dtype == torch.float64)", {}, "failed", "float64 differs by"),
+        ("photons", {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped", "makes float32 of every image"),
+        ("photons", {"id": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0}}, "skipped", "makes float32"),
+        ("photons", {"id": "clip", "kwargs": {"min": 0.0, "max": 9.0}}, "failed", "refused"),
+    ],
+)
+def test_the_graph_itself_is_fed_too(tmp_path: Path, forward: str, step: Any, status: str, words: str) -> None:
+    mutate = zips.put("inputs", 0, "preprocessing", value=[step] if step else [])
+    path = zips.make_zip(tmp_path, mutate, source=zips.BLUR.replace("photons.float()", forward))
+    outcome = judged(graph_dtypes, path)
+    assert outcome.status == status and words in outcome.message, outcome.message
+    assert judged(behaviour.dtypes, path).status == "passed"  # through the declared way they all pass
+
+
+def test_another_device_is_compared(tmp_path: Path) -> None:
+    def shifted(runner: Runner) -> Outcome:
+        runner.produced = {name: array + 1 for name, array in runner.produced.items()}
+        return other_device(runner, "cpu")
+
+    path = zips.make_zip(tmp_path)
+    assert judged(lambda runner: other_device(runner, "cpu"), path).status == "passed"
+    outcome = judged(shifted, path)
+    assert (outcome.status, len(outcome.evidence)) == ("failed", 1)
+    assert judged(behaviour.cuda, path).status == ("passed" if torch.cuda.is_available() else "skipped")
+
+
+@pytest.mark.parametrize(
+    ("judge", "body", "status", "words"),
+    [
+        (sizes, "", "passed", "4 sizes from (16, 16) to (24, 24) run"),
+        (sizes, SQUARE, "failed", "input size (20, 16) raised AssertionError"),
+        (sizes, "rate = rate[..., :32, :]", "passed", ""),
+        (sizes, NARROW, "failed", "20 along y, declared is"),
+        (below_min, "", "passed", "2 sizes below min run, from (4, 4)"),
+        (below_min, "assert photons.shape[3] >= 16", "failed", "below min, raised"),
+    ],
+)
+def test_sizes_are_tried(tmp_path: Path, judge: Any, body: str, status: str, words: str) -> None:
+    script = zips.model_files(zips.tiny(body))["torchscript.pt"]
+    source = zips.tiny("" if body == NARROW else body)
+    outcome = judged(judge, zips.make_zip(tmp_path, source=source, files={"torchscript.pt": script}))
+    assert outcome.status == status and words in outcome.message, outcome.message
+
+
+# Tiles
+
+
+def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16) -> Path:
+    """A zip whose network looks ``times`` pixels far."""
+
+    def declare(rdf: dict[str, Any]) -> None:
+        for given, made in zip(rdf["inputs"][0]["axes"][2:], rdf["outputs"][0]["axes"][2:], strict=True):
+            given["size"]["min"] = min_px
+            made.pop("halo")
+            made |= {} if halo is None else {"halo": halo}
+
+    body = "\n        ".join(["rate = self.blur(rate)"] * (times - 1))
+    return zips.make_zip(folder, declare, source=zips.tiny(body))
+
+
+def test_a_profile_is_the_difference_against_the_distance_from_the_cut() -> None:
+    whole = np.ones((2, 10))
+    cut = whole + np.array([4, 2, 1, 0, 0, 0, 0, 0, 2, 4])
+    profile = EdgeProfile.of(whole, cut, axis=1)
+    assert profile.squares.tolist() == [16, 4, 0.5, 0, 0]
+    assert profile.seam(1, 2) == pytest.approx(math.sqrt(2.25))
+    assert (profile.seam(3, 2), profile.seam(5, 2)) == (0, math.inf)
+    assert (profile.needed_halo(0.1), profile.needed_halo(0.1, step_px=2)) == (3, 4)
+    broken = EdgeProfile.of(whole, np.where(cut == 5, np.nan, cut), axis=1)
+    assert (broken.seam(0, 1), broken.needed_halo(0.1)) == (math.inf, 3)
+
+
+def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
+    outcome = judged(tiled, blurs(6, tmp_path, halo=1, min_px=32))
+    assert outcome.status == "failed"
+    needed = int(outcome.message.split("a halo of ")[1].split(" px")[0])
+    assert 1 < needed <= 6
+    assert f"Declare a halo of {needed} px" in outcome.fix
+    assert {item.expected.shape == item.got.shape for item in outcome.evidence} == {True}
+    least = int(outcome.fix.split("a min of ")[1].split(" px")[0])
+    assert judged(tiled, blurs(6, tmp_path, halo=needed, min_px=-(-least // 4) * 4)).status == "passed"
+    assert "; no halo is declared" in judged(tiled, blurs(2, tmp_path, halo=None)).message
+
+
+def test_what_cannot_be_tiled_here_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fixed(rdf: dict[str, Any]) -> None:
+        for axis in (*rdf["inputs"][0]["axes"][2:], *rdf["outputs"][0]["axes"][2:]):
+            axis["size"] = 32
+            axis.pop("halo", None)
+
+    path = zips.make_zip(tmp_path, fixed)
+    assert {judged(judge, path).status for judge in (tiled, sizes, below_min)} == {"skipped"}
+    path = zips.make_zip(tmp_path, zips.put("config", value={"gap_bioimage": {"stochastic": True}}))
+    assert judged(tiled, path).status == "skipped"
+    monkeypatch.setattr(edges, "MAX_VOXELS", 32 * 32)
+    assert judged(tiled, blurs(6, tmp_path, halo=1, min_px=32)).status == "skipped"
+
+
+def test_outputs_of_another_size_are_measured_in_their_own_pixels(tmp_path: Path) -> None:
+    def twice(rdf: dict[str, Any]) -> None:
+        for axis in rdf["outputs"][0]["axes"][2:]:
+            axis.update(scale=0.5, halo=4)
+
+    body = "rate = self.blur(rate).repeat_interleave(2, 2).repeat_interleave(2, 3)"
+    assert judged(tiled, zips.make_zip(tmp_path, twice, source=zips.tiny(body))).status == "passed"
