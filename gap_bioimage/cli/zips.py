@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
-from gap_bioimage.cli.options import Device, Json, Quiet, RunCode
+from gap_bioimage.cli.options import Json, Quiet, RunCode
 
+_Device = Annotated[str, Option(help="Where models run: cpu, cuda, ...")]
 _SELECT = "Count these checks only, such as fiji or zoo.cover; repeatable."
 _IGNORE = "Leave these checks out; repeatable."
 _CONFIGURED = {"select": "select", "ignore": "ignore", "profile": "consumer", "format": "form",
@@ -129,7 +130,7 @@ class Running:
     ] = None
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0
     memory: Annotated[float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % by default.")] = None
-    device: Device = "cpu"
+    device: _Device = "cpu"
 
 
 def validate(
@@ -237,7 +238,7 @@ def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
 def submit_check(
     model: Annotated[Path, typer.Argument(metavar="ZIP", help="Model zip, folder or yaml file.")],
     run_code: RunCode = False,
-    device: Device = "cpu",
+    device: _Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """List what the zoo asks of a model, with ticks, what to remove before the upload, and the steps after it."""
@@ -256,7 +257,7 @@ def repair(
     model: Annotated[Path, typer.Argument(metavar="ZIP", help="Model zip, folder or yaml file; it stays as it is.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.zip", help="The repaired zip.")],
     run_code: RunCode = False,
-    device: Device = "cpu",
+    device: _Device = "cpu",
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
