@@ -16,7 +16,7 @@ import typer
 from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
 from gap_bioimage.cli.options import Json, Quiet, RunCode
 
-_Device = Annotated[str, Option(help="Where models run: cpu, cuda, ...")]
+_Device = Annotated[str, typer.Option(help="Where models run: cpu, cuda, ...")]
 _SELECT = "Count these checks only, such as fiji or zoo.cover; repeatable."
 _IGNORE = "Leave these checks out; repeatable."
 _CONFIGURED = {"select": "select", "ignore": "ignore", "profile": "consumer", "format": "form",
