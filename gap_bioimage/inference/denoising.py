@@ -65,8 +65,7 @@ def denoise(
     device
         "auto", a GPU where torch finds one; "cpu", "cuda", ...
     precision
-        "float32", or "bf16" for convolutions in bfloat16: faster on GPUs and some CPUs; what it changes is logged.
-        "auto" takes it on a GPU, where it changes less than half a percent (RMS).
+        "float32", "bf16" for convolutions in bfloat16, or "auto", which takes it on a GPU if it changes little.
     on_tile
         Called with (tiles done, all tiles) over the whole image.
 

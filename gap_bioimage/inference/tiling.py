@@ -169,10 +169,7 @@ class TiledNetwork:
         return max(1, int(self._budget_px / math.prod(map(min, self.tile_of(shape), shape))))
 
     def choose_precision(self, precision: str) -> str:
-        """Run convolutions in bfloat16 where "bf16" is asked for, with "auto" on a GPU if it changes clouds little.
-
-        What it changes is logged; the precision is returned.
-        """
+        """Return the precision of convolutions from now on, "auto": bfloat16 on a GPU if it changes clouds little."""
         if precision not in ("auto", "float32", "bf16"):
             raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
         if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
@@ -184,9 +181,9 @@ class TiledNetwork:
             rates.append(rate / rate.flatten(1).mean(1).reshape(-1, *[1] * (rate.dim() - 1)))
         change = math.sqrt(float((rates[1] - rates[0]).square().sum() / rates[0].square().sum()))
         self.bf16 = precision == "bf16" or change < _UNSEEN
-        kind = "bfloat16" if self.bf16 else "float32"
-        log.info("convolutions run in %s: bfloat16 changes results by %.2g %% (relative RMS)", kind, 100 * change)
-        return "bf16" if self.bf16 else "float32"
+        precision = "bf16" if self.bf16 else "float32"
+        log.info("convolutions run in %s; bf16 changes results by %.2g %% (relative RMS)", precision, 100 * change)
+        return precision
 
     def __call__(
         self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None, wanted: Sequence[slice] | None = None

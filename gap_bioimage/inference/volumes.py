@@ -105,6 +105,17 @@ def denoise_volume(
         raise OutputError(f"cannot write {out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
     for result in volume.results if verify else ():
         result.forget_damaged()
+    _fill(volume, part, scheduler, on_block)
+    if all(volume_status(result.path).complete for result in volume.results):
+        warned = [result.finish(alone=part[1] == 1) for result in volume.results]
+        for kind, text in warned[0]:
+            warnings.warn(text, getattr(errors, kind), stacklevel=2)
+    return volume_status(volume.results[0].path)
+
+
+def _fill(
+    volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None] | None
+) -> None:
     places = volume.left(part)
     total, done = sum(map(volume.voxels, places)), 0
     for place in _here(volume, places) if scheduler is None else _there(scheduler, volume, places):
@@ -113,11 +124,6 @@ def denoise_volume(
             on_block(done, total)
     for result in volume.results:
         result.average_left()
-    if all(volume_status(result.path).complete for result in volume.results):
-        warned = [result.finish(alone=part[1] == 1) for result in volume.results]
-        for kind, text in warned[0]:
-            warnings.warn(text, getattr(errors, kind), stacklevel=2)
-    return volume_status(volume.results[0].path)
 
 
 def _check(image: Path | str, out: Path, part: tuple[int, int], n_samples: int | None) -> None:
