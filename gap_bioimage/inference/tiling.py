@@ -240,8 +240,7 @@ def best_device(device: str) -> str:
 
 def tile_memory(device: str) -> float:
     """Return the bytes that a tile may take: half of what is free, as far as more of it would help."""
-    device = best_device(device)
-    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    cuda = (device := best_device(device)).startswith("cuda") and torch.cuda.is_available()
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     return min(free / 2, _MOST_BYTES["cuda" if cuda else "cpu"])
 
