@@ -77,10 +77,21 @@ def test_a_model_that_always_dies_ends_the_validation(tmp_path: Path, limited: S
 
 def test_one_process_serves_several_models_that_do_not_meet(tmp_path: Path, model_process: Sandbox) -> None:
     leave, see = "setattr(torch, 'left_behind', 1)", "assert not hasattr(torch, 'left_behind')"
-    for name, body in (("fork", "os.fork()"), ("leave", leave), ("see", see)):  # a fork goes through all checks, too
+    fork = "os.path.exists('forked') or (open('forked', 'w').close(), os.fork())"  # both go through all checks
+    for name, body in (("fork", fork), ("leave", leave), ("see", see)):
         (tmp_path / name).mkdir()
         report = validate(with_code(tmp_path / name, body), run_code=True, process=model_process)
         assert report.status == "passed" and by_id(report), report.checks
+
+
+def test_a_model_that_starts_processes_without_end_is_ended(
+    tmp_path: Path, limited: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_PROCESSES", 8)
+    body = f"[os.fork() or time.sleep(60) for _ in range(12)] and time.sleep(60) if {DARK} else None"
+    checks = by_id(validate(with_code(tmp_path, body), run_code=True, process=limited))
+    assert "8 processes" in checks["run.zero"].message
+    assert checks["run.single_photon"].status == "passed"
 
 
 def test_nothing_is_left_running(tmp_path: Path, limited: Sandbox) -> None:

@@ -37,6 +37,7 @@ _POLL_S = 0.05
 _START_S = 300.0
 """Importing torch from a slow disk takes minutes."""
 _MAX_DEATHS = 3
+_MOST_PROCESSES = 200
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
@@ -68,6 +69,7 @@ class Sandbox:
         self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[Message] = queue.Queue()
+        self._looked = 0.0
 
     def __enter__(self) -> Sandbox:
         return self
@@ -137,16 +139,25 @@ class Sandbox:
 
     def _next(self, limits: Limits) -> Message:
         """The next message; ``limit`` where time or memory ran out, ``gone`` where the worker is no more."""
-        start, memory = time.monotonic(), limits.memory_bytes
+        start = time.monotonic()
         while True:
+            # before its messages: processes that start others without end would always have some
+            if time.monotonic() - self._looked > _POLL_S and (beyond := self._beyond(limits.memory_bytes)):
+                return {"limit": beyond}
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=_POLL_S)
             if time.monotonic() - start > limits.seconds:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
-            models = self._models()
-            # resident pages that forks share count for each of them; their share of these takes longer to be told
-            if all(sum(_memory(model, kind) for model in models) > memory for kind in ("rss", "pss")):
-                return {"limit": f"took more than {memory / 2**30:.3g} GiB of memory"}
+
+    def _beyond(self, memory: int) -> str:
+        """Say which limit is exceeded, if one is."""
+        self._looked, models = time.monotonic(), self._models()
+        if len(models) > _MOST_PROCESSES:
+            return f"started more than {_MOST_PROCESSES} processes"
+        # resident pages that forks share count for each of them; their share of these takes longer to be told
+        if all(sum(_memory(model, kind) for model in models) > memory for kind in ("rss", "pss")):
+            return f"took more than {memory / 2**30:.3g} GiB of memory"
+        return ""
 
     def _models(self) -> list[psutil.Process]:
         """The processes in which the model runs: the worker's children, or itself where nothing forks."""
@@ -160,6 +171,9 @@ class Sandbox:
         if self._process is None:
             return
         for model in self._models():
+            with contextlib.suppress(OSError):
+                if _FORKS:
+                    os.killpg(model.pid, signal.SIGKILL)  # all at once: else those that are left start others
             with contextlib.suppress(psutil.Error):  # ended in between
                 model.kill()
         process, self._process = self._process, None
