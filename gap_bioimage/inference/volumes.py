@@ -58,8 +58,8 @@ def denoise_volume(
 ) -> VolumeStatus:
     """Denoise an image of any size into an OME-Zarr, block by block; the same call goes on after an interruption.
 
-    Of anchored networks the result is that of ``denoise``. Plain ones conserve photons in a box around each pixel, as
-    zips do, not in the whole image. Where a block and its surroundings hold no photons the result is 0.
+    Of anchored networks the result is that of ``denoise``; plain ones conserve photons in a box around each pixel.
+    Where a block and its surroundings hold no photons the result is 0.
 
     Parameters
     ----------
