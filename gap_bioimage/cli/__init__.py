@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import warnings
@@ -56,21 +55,12 @@ def _options(context: typer.Context, version: _Version = False) -> None:
         context.default_map = {"validate": zips.configured()}
 
 
-def _keep_memory() -> None:
-    """Let the process keep a gigabyte that it freed: fetching it again took a quarter of a network's time (glibc)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(-4, 0)  # M_MMAP_MAX: no array has a mapping of its own, which is returned with it
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors are one sentence and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     # before torch is imported: threads that spin while they wait make a run beside other jobs up to 30 times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _keep_memory()
     warnings.showwarning = show_warning
     show_log("--quiet" in arguments)
     try:

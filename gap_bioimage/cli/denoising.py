@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from gap_bioimage.cli import options
-from gap_bioimage.cli.console import Bar, say, sizes, write_json
+from gap_bioimage.cli.console import Bar, keep_memory, say, sizes, write_json
 from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def denoise(
         given = running.of_volumes() | asdict(layout) | {"camera": camera, "precision": precision}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return
+    keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
     where: dict[str, Any] = {"camera": camera, **running.options()}
     found = []
@@ -208,6 +209,7 @@ def sample(
         given |= {"n_samples": drawing.samples, "seed": drawing.seed, "batch": drawing.batch}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return
+    keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
     given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
     check = given.pop("check_coverage")

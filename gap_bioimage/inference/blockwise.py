@@ -37,7 +37,7 @@ from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
 
 _BLOCK_PX = {2: {"z": 16, "y": 1024, "x": 1024}, 3: {"z": 64, "y": 512, "x": 512}}
-_MEMORY_BYTES, _OF_GPU_BYTES = 7e8, 16e9  # of a tile: a process takes less than 2 GiB; halved where there is less
+_MEMORY_BYTES, _OF_GPU_BYTES = 1e9, 16e9  # of a tile: a process takes less than 2 GiB; halved where there is less
 _JUDGED_PX = {"t": 4, "z": 4, "y": 512, "x": 512}  # of the middle of a volume: enough to tell counts from other things
 _PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
 
