@@ -146,8 +146,9 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(tmp_path:
     out, told = tmp_path / "out.zarr", []
     for _ in range(2):
         filled(tmp_path, "out.zarr", on_block=lambda done, total: told.append((volume_status(out), done / total)))
-    assert [status.done for status, _ in told] == list(range(1, 9))
-    assert [status.done_smaller for status, _ in told][-3:] == [1, 1, 2]  # as soon as what they average is done
+    assert len(told) == 8  # none of them in the second call
+    assert all(status.done >= number for number, (status, _) in enumerate(told, 1))  # the writer may be ahead
+    assert told[-2][0].done_smaller >= 1  # as soon as what it averages is done
     assert told[-1] == (volume_status(out), 1)
     before = stored(out)
     with pytest.raises(OutputError, match="halo"):
