@@ -22,6 +22,7 @@ import math
 import multiprocessing
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class Job:
         """The file of the results; the run and the pictures have the same name."""
         return self.work / self.scene / f"{self.method.replace(' ', '_')}_{self.seed}.json"
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds: of the processor, whatever else runs, where that does the work."""
+        return time.process_time if self.device == "cpu" else time.monotonic
+
     def machine(self) -> str:
         """Say where this runs."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else f"{platform.machine()} CPU, one thread"
@@ -75,14 +81,13 @@ def run(job: Job) -> str:
     """Train if there is something to train, denoise, score, and write the results."""
     torch.set_num_threads(1)
     scene = SCENES[job.scene](job.data)
-    clock = time.process_time if job.device == "cpu" else time.monotonic
-    begun, start = time.monotonic(), clock()
+    begun, start = time.monotonic(), job.clock()
     about: dict[str, Any] = {}
     if job.method in RECIPES:
         model = trained(job, scene)
         if job.method != "untrained":
             about["steps"] = scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"]
-            about["minutes"] = (clock() - start) / 60
+            about["minutes"] = (job.clock() - start) / 60
             about["parameters"] = sum(p.numel() for p in model.network.parameters())
         method: peers.Method = lambda counts, truth, level: denoised(model, counts, job.device)  # noqa: E731
     else:
@@ -120,16 +125,16 @@ def denoised(model: Model, counts: Image, device: str) -> Image:
 def judged(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
     """Denoise the test scenes at all levels; return scores, and the fewest seconds that a megapixel took."""
     found: dict[str, Any] = {}
-    clock, seconds = time.process_time if job.device == "cpu" else time.monotonic, math.inf
+    seconds = math.inf
     for level in scene.levels:
         rows = []
         for number, unit in enumerate(scene.tests):
             truth, counts = unit * level, scene.test(number, level, job.seed)
-            start = clock()
+            start = job.clock()
             image = method(counts, truth, level)
             if image is None:
                 continue
-            seconds = min(seconds, (clock() - start) / counts.size * 1e6)
+            seconds = min(seconds, (job.clock() - start) / counts.size * 1e6)
             if scene.real is not None:
                 rows.append({"nats": nats(image, truth), "residual": residual_ratio(image, counts)})
             else:

@@ -288,7 +288,7 @@ def solved(system: Tensor) -> Tensor:
     return system[:, size]
 
 
-def kept_matrices() -> list[Tensor]:
+def kept_matrices() -> List[Tensor]:
     """Return the matrices that a recorded network reads, so that they outlive their cache."""
     return list(_MATRICES.values())
 

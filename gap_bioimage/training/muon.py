@@ -47,8 +47,9 @@ class Muon(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if not state:
-                zeros = {name: torch.zeros_like(parameter) for name in ("mean", "square")[: 2 - group["evened"]]}
-                state |= {**zeros, "steps": torch.zeros((), device=parameter.device)}
+                state["mean"] = torch.zeros_like(parameter)
+                if not group["evened"]:
+                    state |= {"square": torch.zeros_like(parameter), "steps": torch.zeros((), device=parameter.device)}
         means = [state["mean"] for state in states]
         if group["evened"]:
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
