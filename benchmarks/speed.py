@@ -154,15 +154,14 @@ def _original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any
 def _our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[[], Any]:
     """Return a step of ours, as Lightning makes it."""
     module, (size, window) = GapModule(config, (-10.0, 10.0)).to(device), WINDOW[config.network.dim]
-    batches = PairBatches(WindowDrawer(as_stacks([image], config.network.dim), window, config.thinning), size, 0)
+    drawer = WindowDrawer(as_stacks([image], config.network.dim), window, config.thinning)
+    batches = PairBatches(drawer, size, 0, device=torch.device(device))
     optimizer, numbers = module.configure_optimizers()["optimizer"], iter(range(10**9))
 
     def step() -> None:
-        pairs = batches[next(numbers)]
-        pairs = pairs._replace(**{k: v.to(device) for k, v in pairs._asdict().items() if v is not None})
         optimizer.zero_grad()
         with _mixed(device, kind):
-            loss = module.training_step(pairs, 0)
+            loss = module.training_step(batches[next(numbers)], 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.network.parameters(), config.train.gradient_clip)
         module.on_before_optimizer_step(optimizer)

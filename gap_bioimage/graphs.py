@@ -1,56 +1,62 @@
-"""Networks whose kernels a GPU starts by itself: launching them one by one takes longer than running them."""
+"""Work whose kernels a GPU starts by itself, and fewer of them: launching one by one takes longer than running them."""
 
 from __future__ import annotations
 
 import contextlib
+import types
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from gap_bioimage.anchor import kept_matrices
+from gap_bioimage.network import ConvBlock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from gap_bioimage.network import UNet
 
-_MOST_PX, _MOST_SHAPES = 2**21, 16  # larger images keep a GPU busy anyway
+_MOST_SHAPES = 16
 
 
-class RecordedNetwork:
-    """A network that is recorded as a CUDA graph for each shape of counts that comes a second time.
+class Recorded:
+    """A function of tensors that is recorded as a CUDA graph for shapes that come a second time.
 
-    What it returns holds until the next call.
+    What it returns holds until the next call. Shapes of more than ``most`` elements are not recorded.
     """
 
-    def __init__(self, network: UNet) -> None:
-        self.network = network
-        self._seen: set[torch.Size] = set()
-        self._recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, list[Tensor]]] = {}
+    def __init__(self, function: Callable[..., Any], most: float = float("inf")) -> None:
+        self.function, self.most = function, most
+        self._seen: set[tuple[torch.Size, ...]] = set()
+        self._recorded: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Any, list[Tensor]]] = {}
         self._memory: Any = None
 
-    def __call__(self, photons: Tensor) -> Tensor:
-        """Return log-rates for counts (b, c, [z,] y, x)."""
-        shape = photons.shape
-        if shape not in self._recorded:
-            full = len(self._recorded) >= _MOST_SHAPES
-            if photons.device.type != "cuda" or shape not in self._seen or photons.numel() > _MOST_PX or full:
-                self._seen.add(shape)
-                return self.network(photons)  # type: ignore[no-any-return]
-            self._recorded[shape] = self._record(photons)
-        graph, given, log_rate, _ = self._recorded[shape]
-        given.copy_(photons)
+    def __call__(self, *given: Tensor) -> Any:
+        """Return what the function does."""
+        if not given[0].is_cuda or sum(tensor.numel() for tensor in given) > self.most:
+            return self.function(*given)
+        shapes = tuple(tensor.shape for tensor in given)
+        if shapes not in self._recorded:
+            if shapes not in self._seen or len(self._recorded) >= _MOST_SHAPES:
+                self._seen.add(shapes)
+                return self.function(*given)
+            self._recorded[shapes] = self._record(given)
+        graph, places, result, _ = self._recorded[shapes]
+        torch._foreach_copy_(places, given)
         graph.replay()
-        return log_rate
+        return result
 
-    def _record(self, photons: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, list[Tensor]]:
-        given, graph = photons.clone(), torch.cuda.CUDAGraph()
+    def _record(self, given: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any, list[Tensor]]:
+        places, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
         # other threads may go on with what they do on the device
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            log_rate = self.network(given)
-        return graph, given, log_rate, kept_matrices()
+            result = self.function(*places)
+        return graph, places, result, kept_matrices()
 
 
 def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
@@ -61,3 +67,28 @@ def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
     with uncached if mixed else contextlib.nullcontext():
         torch.cuda.make_graphed_callables(network, (photons.clone(),))
     return kept_matrices()
+
+
+def fused(network: UNet) -> UNet:
+    """Make the blocks of a network run as fewer kernels on a GPU of NVIDIA; others stay as they are."""
+    if torch.version.cuda is not None and torch.backends.cudnn.is_acceptable(network.conv_final.weight):  # type: ignore[no-untyped-call]
+        for block in network.modules():
+            if isinstance(block, ConvBlock):
+                # tensor cores take channels by eights, else the first convolution takes as long as five others
+                missing = -block.conv1.in_channels % 8
+                block.conv1.weight = nn.Parameter(_more_channels(block.conv1.weight, missing), requires_grad=False)
+                block.convolve = types.MethodType(_convolve, block)  # type: ignore[method-assign]
+    return network
+
+
+def _convolve(block: ConvBlock, x: Tensor) -> Tensor:
+    first, second, third = block.conv1, block.conv2, block.conv3
+    shortcut = first(_more_channels(x, first.weight.shape[1] - x.shape[1]))
+    kept = second.stride, second.padding, second.dilation, 1
+    x = torch.cudnn_convolution_relu(shortcut, second.weight, second.bias, *kept)
+    return torch.cudnn_convolution_add_relu(x, third.weight, shortcut, 1.0, third.bias, *kept)
+
+
+def _more_channels(x: Tensor, count: int) -> Tensor:
+    """Add channels of zeros, in the same layout."""
+    return torch.constant_pad_nd(x, [0, 0] * (x.dim() - 2) + [0, count], 0.0) if count else x

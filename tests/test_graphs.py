@@ -8,8 +8,9 @@ import pytest
 import torch
 from fixtures_model import random_network
 
-from gap_bioimage.graphs import RecordedNetwork, record_training
+from gap_bioimage.graphs import Recorded, record_training
 from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.training.muon import Muon
 
 PHOTONS = torch.poisson(torch.full((1, 1, 40, 56), 2.0), torch.Generator().manual_seed(0))
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -27,7 +28,7 @@ def test_products_with_matrices_smooth_as_sums_do(dim: int) -> None:
 
 def test_without_a_gpu_nothing_is_recorded() -> None:
     network = random_network(anchor=True, anchor_version=2)
-    recorded = RecordedNetwork(network)
+    recorded = Recorded(network)
     for _ in range(3):
         assert torch.equal(recorded(PHOTONS), network(PHOTONS))
 
@@ -36,11 +37,25 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_recorded_network_follows_its_input_and_its_weights(dim: int) -> None:
     network = random_network(dim=dim, anchor=True, anchor_version=2).cuda().requires_grad_(False)
-    recorded = RecordedNetwork(network)
+    recorded = Recorded(network)
     for exposure in (0.1, 1.0, 10.0, 100.0):
         photons = torch.poisson(torch.full((1, 1, *(24, 40, 48)[-dim:]), exposure, device="cuda"))
         network.conv_final.bias.add_(0.01)
         torch.testing.assert_close(recorded(photons), network(photons), rtol=1e-5, atol=1e-5)
+
+
+@on_gpu
+def test_recorded_steps_of_muon_are_those_of_the_cpu() -> None:
+    networks = [random_network(anchor=True, anchor_version=2), random_network(anchor=True, anchor_version=2).cuda()]
+    for network in networks:
+        weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
+        optimizer, generator = Muon(weights, [], lr=0.01), torch.Generator().manual_seed(0)
+        for _ in range(4):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator).to(weight.device)
+            optimizer.step()
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=0, atol=1e-4)
 
 
 @on_gpu
@@ -54,7 +69,7 @@ def test_the_gpu_and_the_cpu_agree() -> None:
 
 @on_gpu
 def test_recorded_training_has_the_gradients_of_plain_one() -> None:
-    networks = [random_network(anchor=True, anchor_version=2).cuda().train() for _ in range(2)]
+    networks = [random_network(anchor=True, anchor_version=2).cuda().train().requires_grad_(True) for _ in range(2)]
     photons = PHOTONS.cuda()
     kept = record_training(networks[0], photons)
     for network in networks:

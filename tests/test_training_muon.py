@@ -21,14 +21,28 @@ def test_singular_values_become_one_and_their_vectors_stay(shape: tuple[int, int
     torch.testing.assert_close(found - torch.diag(found.diagonal()), torch.zeros_like(found), rtol=0, atol=1e-3)
 
 
-def test_without_a_gradient_nothing_moves() -> None:
+def test_without_a_gradient_nothing_moves_but_weights_decay() -> None:
     weight, bias = nn.Parameter(torch.ones(3, 2, 3, 3)), nn.Parameter(torch.ones(3))
-    optimizer = Muon([weight], [bias], 0.1)
-    optimizer.step()
-    weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+    optimizer = Muon([weight], [bias], 0.1, weight_decay=0.5)
     optimizer.step()
     assert (weight == 1).all()
+    weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+    optimizer.step()
+    torch.testing.assert_close(weight, torch.full_like(weight, 0.95))
     assert (bias == 1).all()
+
+
+def test_states_of_before_there_was_decay_go_on_without() -> None:
+    weight = nn.Parameter(torch.ones(3, 2, 3, 3))
+    state = Muon([weight], [], 0.1).state_dict()
+    for group in state["param_groups"]:
+        del group["weight_decay"]
+    optimizer = copy.deepcopy(Muon([weight], [], 0.1))
+    optimizer.load_state_dict(state)
+    weight = optimizer.param_groups[0]["params"][0]
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert (weight == 1).all()
 
 
 def test_steps_of_weights_and_biases_have_the_size_of_the_learning_rate() -> None:

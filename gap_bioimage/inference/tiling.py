@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
-from gap_bioimage.graphs import RecordedNetwork
+from gap_bioimage.graphs import Recorded, fused
 from gap_bioimage.network import UNet
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
 _OF_FILTER, _OF_ANCHOR = 9, 160
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
+_RECORDED_PX = 2**21  # larger images keep a GPU busy anyway
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
 _TRIED_PX = {2: (128, 128), 3: (16, 64, 64)}  # the images on which bfloat16 is tried
 _UNSEEN = 5e-3  # RMS, in units of the result's: a hundredth of a dB beside errors of a tenth
@@ -125,7 +126,7 @@ class TiledNetwork:
             ) from None
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
-        self.device, self._ways = next(network.parameters()).device, dict[bool, RecordedNetwork]()
+        self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
         in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
         maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
         self._budget_px = memory_bytes / (4 * maps)
@@ -218,8 +219,10 @@ class TiledNetwork:
         sizes = shape if wanted is None else [cut.stop - cut.start for cut in wanted]
         log_rate = torch.empty(*photons.shape[:2], *sizes, dtype=torch.float32, device=photons.device)
         if self.bf16 not in self._ways:
-            network = copy.deepcopy(self.network).to(torch.bfloat16) if self.bf16 else self.network
-            self._ways[self.bf16] = RecordedNetwork(network)
+            network = self.network
+            if self.bf16 or self.device.type == "cuda":
+                network = fused(copy.deepcopy(network)).to(torch.bfloat16 if self.bf16 else torch.float32)
+            self._ways[self.bf16] = Recorded(network, _RECORDED_PX)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
                 outer, inner, crop = tile.indices()

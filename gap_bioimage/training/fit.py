@@ -288,8 +288,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for text in (".*does not have many workers.*", ".*is not overridden.*", ".*isinstance.treespec.*"):
-                warnings.filterwarnings("ignore", text)
+            for text in ("not have many workers", "is not overridden", "isinstance.treespec", "The AccumulateGrad"):
+                warnings.filterwarnings("ignore", f".*{text}.*")
             yield
     finally:
         logger.setLevel(level)

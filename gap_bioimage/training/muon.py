@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.adam import adam
 
+from gap_bioimage.graphs import Recorded
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
 
@@ -21,14 +23,26 @@ class Muon(torch.optim.Optimizer):
 
     A gradient of a convolution is dominated by a few directions; so the others are learned as fast, and in the few
     hundred steps of a CPU much more is learned. Steps have the size of Adam's, so that one learning rate serves both.
+    Weights shrink by ``weight_decay`` of the learning rate in each step: else steps of equal size let them grow until,
+    after a thousand, a network may answer its bounds everywhere.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the step's size of
     Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982.
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(
+        self, weights: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.5
+    ) -> None:
         groups = [{"params": list(weights), "evened": True}, {"params": list(others), "evened": False}]
-        super().__init__(groups, {"lr": lr, "momentum": 0.95})
+        super().__init__(groups, {"lr": lr, "momentum": 0.95, "weight_decay": weight_decay})
+        self._evened = Recorded(_evened)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a stored state; those of before weights decayed go on without."""
+        super().__setstate__(state)
+        self._evened = Recorded(_evened)
+        for group in self.param_groups:
+            group.setdefault("weight_decay", 0.0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -53,7 +67,8 @@ class Muon(torch.optim.Optimizer):
         means = [state["mean"] for state in states]
         if group["evened"]:
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-            steps = _evened(torch._foreach_lerp(gradients, means, group["momentum"]))
+            steps = self._evened(*torch._foreach_lerp(gradients, means, group["momentum"]))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, steps, alpha=-group["lr"])
         else:
             squares, counts = ([state[name] for state in states] for name in ("square", "steps"))
@@ -63,7 +78,7 @@ class Muon(torch.optim.Optimizer):
             )  # fmt: skip
 
 
-def _evened(gradients: Sequence[Tensor]) -> list[Tensor]:
+def _evened(*gradients: Tensor) -> list[Tensor]:
     """Return steps of the size of Adam's, those of one shape together."""
     steps: dict[int, Tensor] = {}
     for shape in {gradient.shape for gradient in gradients}:
