@@ -1,6 +1,7 @@
 """All settings, as frozen pydantic models that read from and write to yaml."""
 
 import difflib
+import math
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gap_bioimage.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
+_LEAST_PATCH = 64  # pixels
 
 
 class Config(BaseModel):
@@ -128,7 +130,7 @@ class TrainConfig(Config):
         None, description="what the model is for, which decides the range of brightness; all of it when not given"
     )
     size: Literal["small", "base", "large"] | None = Field(
-        None, description="depth, filters and stem of the network; base on CPUs, large on accelerators when not given"
+        None, description="depth, filters and stem of the network; base when not given"
     )
     repeats: Literal["t"] | None = Field(
         None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
@@ -194,6 +196,8 @@ class RunConfig(Config):
         given = "dim" in self.network.model_fields_set
         if patch is not None and (len(patch) != self.network.dim if given else len(patch) not in (2, 3)):
             raise ValueError(f"train.patch_px has {len(patch)} entries, network.dim is {self.network.dim}")
+        if patch is not None and math.prod(patch) < _LEAST_PATCH:
+            raise ValueError(f"train.patch_px is {patch}: where photons land in it is learned, give at least 8 x 8 px")
         return self
 
     @property

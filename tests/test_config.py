@@ -153,6 +153,7 @@ def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, t
         {"train": {"steps": 0}},
         {"train": {"seed": 2**32}},
         {"train": {"patch_px": [0, 64]}},
+        {"train": {"patch_px": [1, 1]}},
         {"train": {"repeats": "z"}},
         {"train": None},
     ],

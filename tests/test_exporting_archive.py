@@ -126,6 +126,7 @@ def test_a_test_image_is_needed_and_must_fit(trained_2d: Trained, tmp_path: Path
         ({"model": "none"}, CheckpointError, "does not exist"),
         ({"card": "none.yaml"}, CardError, r"none\.yaml"),
         ({"out": "none/model.zip"}, OutputError, "create .*none first"),
+        ({"out": "model.tif"}, ExportError, r"ends in \.zip"),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_work(

@@ -76,6 +76,8 @@ def export(
         check fails, the network returns values that are not finite, or the zip cannot be written.
     """
     check_kind(kind)
+    if Path(out).suffix.lower() != ".zip":
+        raise ExportError(f"{out} has another suffix than programs look for, expected one that ends in .zip")
     if onnx:
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)

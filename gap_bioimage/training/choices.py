@@ -31,9 +31,10 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
 }
 _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
-# Of anchored networks; on CPUs each is the best of three or more, on accelerators, with many steps, half of that
+# Of anchored networks: the best of three or more for each
 _RATES = {"muon": 4e-3, "adam": 2e-3}
-# Networks by dimensions; after minutes on a CPU deeper and wider ones than base are no better: benchmarks/networks.py.
+# Networks by dimensions; deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
+# and were not after 4000 steps of an accelerator's batches, on few images.
 SIZES: dict[int, dict[str, dict[str, int]]] = {
     2: {
         "small": {"depth": 3, "start_filts": 24, "stem": 2},
@@ -74,10 +75,10 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     Dimensions and channels hold already; ``accelerator`` means something faster than a CPU.
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
-    size, train = config.train.size or ("large" if accelerator else "base"), _BATCHES[config.network.dim, accelerator]
+    size, train = config.train.size or "base", _BATCHES[config.network.dim, accelerator]
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
-        train = {**train, "optimizer": optimizer, "learning_rate": _RATES[optimizer] / (2 if accelerator else 1)}
+        train = {**train, "optimizer": optimizer, "learning_rate": _RATES[optimizer]}
     network = _unset(config.network, SIZES[config.network.dim][size])
     if "depth" in network:
         folded = network.get("stem", config.network.stem)
