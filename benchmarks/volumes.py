@@ -36,7 +36,7 @@ from gap_bioimage.inference.tiling import measured_halo_px
 GIB = 2**30
 LARGE = (1024, 2048, 2048)  # uint16
 LIT = (24, 192, 192)
-DENSE = (72, 1024, 1024)  # a minute for one worker: with less, imports would be what is measured
+DENSE = (144, 1024, 1024)  # two minutes for one worker: with less, imports would be what is measured
 TRIVIAL: dict[str, Any] = {
     "network": {"dim": 3, "depth": 1, "start_filts": 2, "anchor": False, "levels": 1},
     "train": {"steps": 20, "batch_size": 2, "patch_px": [8, 24, 24], "validate_every": 20, "validation_windows": 2},

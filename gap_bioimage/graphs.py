@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +70,26 @@ def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
     return kept_matrices()
 
 
-def fused(network: UNet) -> UNet:
-    """Make the blocks of a network run as fewer kernels on a GPU of NVIDIA; others stay as they are."""
-    if torch.version.cuda is not None and torch.backends.cudnn.is_acceptable(network.conv_final.weight):  # type: ignore[no-untyped-call]
+def quick(network: UNet, bf16: bool) -> UNet:
+    """Return a network of a precision, on a GPU with as few kernels as cuDNN allows; a copy, but on CPUs in float32."""
+    weight = network.conv_final.weight
+    if not (bf16 or weight.is_cuda):
+        return network
+    network = copy.deepcopy(network)
+    acceptable = torch.version.cuda is not None and torch.backends.cudnn.is_acceptable(weight)  # type: ignore[no-untyped-call]
+    if acceptable and has_bf16(weight.device):
         for block in network.modules():
             if isinstance(block, ConvBlock):
                 # tensor cores take channels by eights, else the first convolution takes as long as five others
                 missing = -block.conv1.in_channels % 8
                 block.conv1.weight = nn.Parameter(_more_channels(block.conv1.weight, missing), requires_grad=False)
                 block.convolve = types.MethodType(_convolve, block)  # type: ignore[method-assign]
-    return network
+    return network.to(torch.bfloat16) if bf16 else network
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a device is a GPU that computes in bfloat16 by itself, Nvidia's since Ampere."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _convolve(block: ConvBlock, x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ every tile is pooled as the whole image is. At the image's own border there is n
 network sees, a measured one as far as what it sees matters.
 """
 
-import copy
 import itertools
 import logging
 import math
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
-from gap_bioimage.graphs import Recorded, fused
+from gap_bioimage.graphs import Recorded, has_bf16, quick
 from gap_bioimage.network import UNet
 
 log = logging.getLogger(__name__)
@@ -173,7 +172,7 @@ class TiledNetwork:
         """Return the precision of convolutions from now on, "auto": bfloat16 on a GPU if it changes clouds little."""
         if precision not in ("auto", "float32", "bf16"):
             raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
-        if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
+        if precision == "float32" or (precision == "auto" and not has_bf16(self.device)):
             return "float32"
         rates, sizes = [], _TRIED_PX[self.network.dim]
         photons = torch.cat([_clouds(self.network, sizes, exposure) for exposure in _EXPOSURES])
@@ -219,10 +218,7 @@ class TiledNetwork:
         sizes = shape if wanted is None else [cut.stop - cut.start for cut in wanted]
         log_rate = torch.empty(*photons.shape[:2], *sizes, dtype=torch.float32, device=photons.device)
         if self.bf16 not in self._ways:
-            network = self.network
-            if self.bf16 or self.device.type == "cuda":
-                network = fused(copy.deepcopy(network)).to(torch.bfloat16 if self.bf16 else torch.float32)
-            self._ways[self.bf16] = Recorded(network, _RECORDED_PX)
+            self._ways[self.bf16] = Recorded(quick(self.network, self.bf16), _RECORDED_PX)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
                 outer, inner, crop = tile.indices()
