@@ -31,6 +31,8 @@ from gap_bioimage.exporting.weights import (
     write_weights,
 )
 
+ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -73,27 +75,28 @@ def test_both_formats_compute_the_same(written: tuple[Path, dict[str, Any]]) -> 
         assert float((got - expected).abs().max()) <= 1e-5 * float(expected.max())
 
 
-def test_flat_convolutions_keep_their_weights_in_the_fast_order(written: tuple[Path, dict[str, Any]]) -> None:
+def test_convolutions_keep_their_weights_in_the_fast_order(written: tuple[Path, dict[str, Any]]) -> None:
     script = dict(torch.jit.load(written[0] / TORCHSCRIPT).named_parameters())
     state = torch.load(written[0] / STATE_DICT, weights_only=True)
     for name, weight in state.items():
         assert weight.is_contiguous()
-        if weight.dim() == 4:  # of a denoiser; samplers are rounded as in the state_dict
-            assert script[name].is_contiguous(memory_format=torch.channels_last)
+        if weight.dim() in ORDERS:  # of a denoiser; samplers are rounded as in the state_dict
+            assert script[name].is_contiguous(memory_format=ORDERS[weight.dim()])
         assert torch.equal(script[name], weight)
 
 
-def test_older_engines_keep_the_order_and_the_result(tmp_path: Path, old_torch: Callable[..., None]) -> None:
-    denoiser = denoiser_of(random_model(), [9, 9])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_older_engines_keep_the_order_and_the_result(tmp_path: Path, old_torch: Callable[..., None], dim: int) -> None:
+    denoiser = denoiser_of(random_model(dim=dim), [9] * dim)
     write_weights(tmp_path, denoiser, architecture_source())
-    photons = torch.poisson(torch.full((1, 1, 33, 40), 2.0), torch.Generator().manual_seed(0))
+    photons = torch.poisson(torch.full((1, 1, *(9, 33, 40)[-dim:]), 2.0), torch.Generator().manual_seed(0))
     np.save(tmp_path / "in.npy", photons.numpy())
     np.save(tmp_path / "out.npy", denoiser(photons).numpy())
     script = (
         "import sys, numpy, torch; model = torch.jit.load(sys.argv[1]); "
         "got = model(torch.from_numpy(numpy.load(sys.argv[2]))).numpy(); expected = numpy.load(sys.argv[3]); "
         "assert abs(got - expected).max() <= 1e-5 * expected.max(); "
-        "assert model.network.down_convs[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)"
+        f"assert model.network.down_convs[0].conv2.weight.is_contiguous(memory_format={ORDERS[dim + 2]})"
     )
     old_torch(script.replace(".down_convs[0]", ".down_convs.__getattr__('0')"), *(
         tmp_path / name for name in (TORCHSCRIPT, "in.npy", "out.npy")

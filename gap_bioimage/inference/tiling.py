@@ -113,10 +113,8 @@ class TiledNetwork:
         device: str = "cpu",
         memory_bytes: float = _MEMORY_BYTES,
     ) -> None:
-        # channels last: a fifth to a third less time, but on CPUs no gain in 3D
-        device = best_device(device)
-        layout: Any = torch.channels_last if network.dim == 2 else torch.channels_last_3d
-        layout = torch.preserve_format if network.dim == 3 and device == "cpu" else layout
+        # channels last: a fifth to a third less time
+        device, layout = best_device(device), torch.channels_last if network.dim == 2 else torch.channels_last_3d
         try:
             self.network: UNet = network.to(device, memory_format=layout)  # type: ignore[call-overload]
         except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
