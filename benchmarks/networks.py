@@ -41,7 +41,6 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
         "depth 5, 32 filters": {"depth": 5, "start_filts": 32},
         "depth 4, 16 filters": {"depth": 4, "start_filts": 16},
         "depth 3, 16 filters": {"depth": 3, "start_filts": 16},
-        "stem 2, depth 4, 24 filters": {"stem": 2, "depth": 4, "start_filts": 24},
         "stem 2, depth 3, 24 filters": {"stem": 2, "depth": 3, "start_filts": 24},
         "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
         "stem 4, depth 3, 32 filters": {"stem": 4, "depth": 3, "start_filts": 32},

@@ -26,7 +26,7 @@ _OF_FILTER, _OF_ANCHOR = 9, 160
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _RECORDED_PX = 2**21  # larger images keep a GPU busy anyway
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
-_TRIED_PX = {2: (128, 128), 3: (16, 64, 64)}  # the images on which bfloat16 is tried
+_TRIED_PX = {2: (64, 64), 3: (8, 48, 48)}  # the images on which bfloat16 is tried
 _UNSEEN = 5e-3  # RMS, in units of the result's: a hundredth of a dB beside errors of a tenth
 # what a measured halo may leave in the pixels beside it: RMS, in units of the result's; of all pixels it is below 1e-3
 _SEAM, _BESIDE_PX = 3e-3, 8

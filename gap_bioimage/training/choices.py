@@ -37,7 +37,7 @@ _RATES = {"muon": 4e-3, "adam": 2e-3}
 # and were not after 4000 steps of an accelerator's batches, on few images.
 SIZES: dict[int, dict[str, dict[str, int]]] = {
     2: {
-        "small": {"depth": 3, "start_filts": 24, "stem": 2},
+        "small": {"depth": 3, "start_filts": 16, "stem": 2},
         "base": {"depth": 3, "start_filts": 16},
         "large": {"depth": 5, "start_filts": 32},
     },
