@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from gap_bioimage.network import UNet
 
+CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
+"""The order of weights and features, by dimensions, in which convolutions take a fifth to a third less time."""
 _MOST_SHAPES = 16
 
 

@@ -19,6 +19,7 @@ import gap_bioimage.filters as filters_source
 import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
+from gap_bioimage.graphs import CHANNELS_LAST
 from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
@@ -90,10 +91,10 @@ def torchscript_of(module: nn.Module) -> bytes:
     Samplers do not: where the last bit differs a photon moves, and what follows is another sample.
     """
     archive, stored = io.BytesIO(), copy.deepcopy(module)
-    orders: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in stored.parameters():
-        if parameter.dim() in orders and not isinstance(module, PosteriorSampler):
-            parameter.data = parameter.data.contiguous(memory_format=orders[parameter.dim()])
+        order = CHANNELS_LAST.get(parameter.dim() - 2)  # none of biases
+        if order is not None and not isinstance(module, PosteriorSampler):
+            parameter.data = parameter.data.contiguous(memory_format=order)
     torch.jit.save(torch.jit.script(stored), archive)
     return without_debug_records(archive.getvalue())
 

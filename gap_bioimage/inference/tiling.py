@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
-from gap_bioimage.graphs import Recorded, has_bf16, quick
+from gap_bioimage.graphs import CHANNELS_LAST, Recorded, has_bf16, quick
 from gap_bioimage.network import UNet
 
 log = logging.getLogger(__name__)
@@ -113,10 +113,9 @@ class TiledNetwork:
         device: str = "cpu",
         memory_bytes: float = _MEMORY_BYTES,
     ) -> None:
-        # channels last: a fifth to a third less time
-        device, layout = best_device(device), torch.channels_last if network.dim == 2 else torch.channels_last_3d
+        device, order = best_device(device), CHANNELS_LAST[network.dim]
         try:
-            self.network: UNet = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+            self.network: UNet = network.to(device, memory_format=order)  # type: ignore[call-overload]
         except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
             raise ConfigError(
                 f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"

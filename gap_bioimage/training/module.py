@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gap_bioimage.config import RunConfig
-from gap_bioimage.graphs import record_training
+from gap_bioimage.graphs import CHANNELS_LAST, record_training
 from gap_bioimage.network import UNet
 from gap_bioimage.training.loss import photon_loss, total_loss
 from gap_bioimage.training.muon import Muon
@@ -26,8 +26,7 @@ class GapModule(pl.LightningModule):
         self.network = UNet(**config.network.model_dump())
         train = config.train
         if train.channels_last:
-            layout: Any = torch.channels_last if config.network.dim == 2 else torch.channels_last_3d
-            self.network.to(memory_format=layout)  # type: ignore[call-overload]
+            self.network.to(memory_format=CHANNELS_LAST[config.network.dim])  # type: ignore[call-overload]
         average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
         # tensors until they are shown or written: reading a number makes the device wait
