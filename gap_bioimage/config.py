@@ -93,7 +93,9 @@ class TrainConfig(Config):
         20_000, description="optimiser steps; when not given as many as a CPU does in minutes, 10 000 on accelerators"
     )
     patience: PositiveInt | None = Field(
-        None, description="validations without a better one after which training ends; never when not given with steps"
+        None,
+        description="validations without a better one, in the second half of the steps, after which training ends; "
+        "never when not given with steps",
     )
     batch_size: PositiveInt = Field(16, description="windows per step and device")
     patch_px: tuple[PositiveInt, ...] | None = Field(
@@ -104,7 +106,9 @@ class TrainConfig(Config):
     )
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon for anchored networks when not given")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        200, description="steps over which the rate rises; in the second half of all steps it falls to 1 %"
+    )
     gradient_clip: Annotated[float, Field(gt=0)] = 0.5
     total_weight: Annotated[float, Field(ge=0)] | None = Field(
         None,

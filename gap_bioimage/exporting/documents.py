@@ -134,7 +134,7 @@ def _training(model: Model) -> dict[str, Any]:
         f"{low:g} to {high:g} dB and an independent target; no normalisation.",
         "training_batch_size": settings.get("batch_size"),
         "initial_learning_rate": settings.get("learning_rate"),
-        "learning_rate_schedule": f"linear warm-up over {settings.get('warmup_steps')} steps, cosine decay to 1 % "
+        "learning_rate_schedule": f"linear warm-up over {settings.get('warmup_steps')} steps, decay to 1 % "
         f"at step {settings.get('steps')}",
         "loss_function": "log-likelihood of the target's photons given the input's (arXiv 2307.06607)",
         "loss_function_kwargs": {"total_weight": settings.get("total_weight")},

@@ -113,7 +113,7 @@ class GapModule(pl.LightningModule):
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 
     def configure_optimizers(self) -> Any:
-        """Adam or Muon, with linear warm-up and cosine decay to one percent."""
+        """Adam or Muon; the rate rises over the warm-up, stays, and falls in the second half to one percent."""
         train = self.config.train
         if train.optimizer == "muon":
             kinds: tuple[list[Any], list[Any]] = ([], [])
@@ -126,10 +126,8 @@ class GapModule(pl.LightningModule):
             optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate, fused=fused)
 
         def factor(step: int) -> float:
-            if step < train.warmup_steps:
-                return (step + 1) / train.warmup_steps
-            done = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            rising = (step + 1) / max(1, train.warmup_steps)
+            return min(1.0, rising, 0.01 + 1.98 * max(0.0, 1 - step / train.steps))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -22,7 +22,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
 from gap_bioimage.files import replacing
 from gap_bioimage.foreign import network_config, read_weights
@@ -235,7 +235,7 @@ class RunFolder(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
         """Do not go on with a run that had ended early."""
-        self._end_early(trainer, pl_module.config.train.patience)
+        self._end_early(trainer, pl_module.config.train)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
         """Add a row of metrics and save."""
@@ -264,7 +264,7 @@ class RunFolder(pl.Callback):
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
             self._write_metrics()
-        self._end_early(trainer, pl_module.config.train.patience)
+        self._end_early(trainer, pl_module.config.train)
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
@@ -295,11 +295,13 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
 
-    def _end_early(self, trainer: pl.Trainer, patience: int | None) -> None:
+    def _end_early(self, trainer: pl.Trainer, train: TrainConfig) -> None:
         losses = [row["validation_loss"] for row in self.rows]
         known = [loss for loss in losses if not math.isnan(loss)]
-        if patience is not None and known:
-            trainer.should_stop = len(losses) - 1 - losses.index(min(known)) >= patience
+        if train.patience is not None and known:
+            first_half = sum(2 * row["step"] <= train.steps for row in self.rows)  # much is learned as the rate falls
+            waited = len(losses) - max(losses.index(min(known)) + 1, first_half)
+            trainer.should_stop = waited >= train.patience
 
     def _write_metrics(self) -> None:
         metrics = self.folder / "metrics.csv"
