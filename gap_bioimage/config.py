@@ -97,7 +97,9 @@ class TrainConfig(Config):
         description="validations without a better one, in the second half of the steps, after which training ends; "
         "never when not given with steps",
     )
-    batch_size: PositiveInt = Field(16, description="windows per step and device")
+    batch_size: PositiveInt = Field(
+        16, description="windows per step and device; when not given the more the smaller they are"
+    )
     patch_px: tuple[PositiveInt, ...] | None = Field(
         None, description="window (y, x) or (z, y, x); 128 x 128 or 16 x 64 x 64 when not given"
     )
