@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from gap_bioimage import pretrained
 from gap_bioimage.camera.camera import Detector, read_camera
 from gap_bioimage.config import Camera, NetworkConfig
-from gap_bioimage.errors import CheckpointError
+from gap_bioimage.errors import CheckpointError, ConfigError
 from gap_bioimage.foreign import describe, network_config, read_safetensors, read_weights
 from gap_bioimage.network import UNet
 
@@ -141,6 +141,13 @@ def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = No
         _refuse(hyper_parameters, path)
         return _from_zip(path)
     return _from_file(path, "checkpoint", hyper_parameters or {})
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is not a model, such as its path."""
+    if not isinstance(model, Model):
+        told = f"the model is of type {type(model).__name__}, expected a Model"
+        raise ConfigError(f"{told}; give what train or load_model({str(model)[:80]!r}) returns")
 
 
 def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> Model:

@@ -120,7 +120,7 @@ def test_an_interrupted_movie_misses_no_frame(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--shape", "32"), "expected 2 positive numbers"),
+        (("--shape", "32"), "expected 2 whole numbers"),
         (("--shape", "a,b"), "--shape is 'a,b', expected pixels"),
         (("--shape", "8,8", "--movie", "m.avi"), "unknown suffix '.avi'; use .gif or .mp4"),
         (("--shape", "8,8", "--movie", "no/m.gif"), "its folder does not exist"),
@@ -202,7 +202,7 @@ def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_cou
     command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--seed", 0, "--samples")
     told = one_sentence(run(*command, 10**9))
     assert re.match(r"not enough memory: .* 8\.00 TiB .*; give", told)
-    assert "1 number was given" in one_sentence(run(*command, 2, "--tile", 64))
+    assert "expected 2 whole numbers" in one_sentence(run(*command, 2, "--tile", 64))
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from fixtures_model import broken_model, random_model
 from torch import Tensor
 
-from gap_bioimage.errors import AxesError, BrokenNetworkError, NotPhotonCountsError, TrainedRangeWarning
+from gap_bioimage.errors import AxesError, BrokenNetworkError, ConfigError, NotPhotonCountsError, TrainedRangeWarning
 from gap_bioimage.inference.denoising import denoise, region_uncertainty, region_variance, split_counts
 from gap_bioimage.inference.sampling import sample
 from gap_bioimage.network import rate_from_log_rate
@@ -261,7 +261,10 @@ def test_regions_of_an_image() -> None:
     ]
     assert done == [(1, 2), (2, 2)]
     assert all(r.photons > 0 and (r.std is None or r.std > 0) for r in found)  # a random network may tell nothing
-    assert found == region_uncertainty(model, counts, labels, seed=0)
+    assert found == region_uncertainty(model, counts, labels, seed=np.uint8(0))
+    assert found == region_uncertainty(model, counts, labels.T, seed=0)  # axes count, and not their order
+    turned = region_uncertainty(model, counts.values.T, labels.values.T, seed=0, dims="xy")
+    assert [(r.label, r.counted) for r in turned] == [(r.label, r.counted) for r in found]
     assert found[0].to_dict() == {
         "label": 2,
         "pixels": 25,
@@ -285,6 +288,8 @@ def test_what_is_no_label_image_is_refused(values: np.ndarray, message: str) -> 
         region_uncertainty(random_model(), counts, xr.DataArray(values, dims=["y", "x"]), seed=0)
     with pytest.raises(AxesError, match="one frame"):
         region_uncertainty(random_model(), counts.expand_dims(t=2), counts, seed=0)
+    with pytest.raises(ConfigError, match="passes"):
+        region_uncertainty(random_model(), counts, counts, seed=0, passes=0)
 
 
 def test_dim_regions_take_more_passes() -> None:

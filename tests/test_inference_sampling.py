@@ -234,21 +234,32 @@ def test_a_bright_spot_limits_the_climb() -> None:
         ({"batch": 0}, ConfigError, "batch is 0, expected"),
         ({"seed": -1}, ConfigError, "seed is -1, expected"),
         ({"seed": 2**63}, ConfigError, "seed is"),
+        ({"settings": {"steps": 8}}, ConfigError, "dict"),
+        ({"camera": {"gain": 2}}, ConfigError, "dict"),
+        ({"model": "run"}, ConfigError, r"str.*load_model\('run'\)"),
         ({"device": "abacus"}, ConfigError, "abacus"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        sample(random_model(), counts(), **{"n_samples": 2, "seed": 0, **arguments})
+        sample(**{"model": random_model(), "photons": counts(), "n_samples": 2, "seed": 0, **arguments})
+
+
+def test_numbers_of_numpy_are_as_good() -> None:
+    model, image, settings = random_model(), counts(), SamplingConfig(steps=2)
+    expected = sample(model, image, 2, seed=3, settings=settings)
+    xr.testing.assert_identical(sample(model, image, np.int64(2), seed=np.uint8(3), settings=settings), expected)
 
 
 def test_axes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(AxesError, match="planes"):
         sample(random_model(), counts("zyx"), 1, seed=0)
-    with pytest.raises(ConfigError, match="expected 2 positive numbers"):
+    with pytest.raises(ConfigError, match="expected 2 whole numbers"):
         generate(random_model(), (8, 8, 8), seed=0)
-    with pytest.raises(ConfigError, match="expected 3 positive numbers"):
+    with pytest.raises(ConfigError, match="expected 3 whole numbers"):
         generate(random_model(dim=3), (8, 0, 8), seed=0)
+    with pytest.raises(ConfigError, match="expected 2 whole numbers"):
+        generate(random_model(), 8, seed=0)  # type: ignore[arg-type]
 
 
 def test_anchored_networks_gain_10_db_wherever_they_were_trained() -> None:

@@ -71,15 +71,21 @@ def test_an_image_that_fits_is_one_tile() -> None:
     ("tile", "halo", "told"),
     [
         ((64, 35), (13, 13), "halo of 16 px.*block of 4 px.* 36 px"),  # rounded up to steps, and the size that has room
-        ((64, 64), (40,), r"halo is 40 px: 1 number was given, expected 2 \(y, x\), such as 64,64"),
-        ((9, 9, 64), (1, 4), "tile is 9,9,64 px: 3 numbers were given, expected 2"),
+        ((64, 64), (40,), r"halo is 40 px, expected 2 .*\(y, x\).* 64,64"),
+        ((9, 9, 64), (1, 4), "tile is 9,9,64 px, expected 2"),
         ((64, 64), (4, -1), "halo is 4,-1 px.* at least 0"),
+        (64, None, "tile is 64 px, expected 2"),
+        (None, 3, "halo is 3 px, expected 2"),
+        ((64, 64), (1.5, 2), "halo is 1.5,2 px.* whole"),
+        ("64,64", None, "tile"),
+        ((64, None), None, "tile"),
     ],
 )
-def test_tiles_and_halos_that_cannot_be_are_refused(tile: tuple[int, ...], halo: tuple[int, ...], told: str) -> None:
-    assert tiles((100, 100), (64, 36), (13, 13), (4, 4))
+def test_tiles_and_halos_that_cannot_be_are_refused(tile: Any, halo: Any, told: str) -> None:
+    network = random_network(dim=2, depth=3)
+    assert TiledNetwork(network, np.array((64, 36)), (13, 13))(torch.ones(1, 1, 100, 100)).shape == (1, 1, 100, 100)
     with pytest.raises(ConfigError, match=told):
-        tiles((100, 100), tile, halo, (4, 4))
+        TiledNetwork(network, tile, halo)(torch.ones(1, 1, 100, 100))
 
 
 def photons_for(network: Any, shape: tuple[int, ...]) -> torch.Tensor:

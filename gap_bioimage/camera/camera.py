@@ -64,6 +64,8 @@ class Detector:
         """Take a camera as numbers, or read its yaml (ConfigError as for ``read_camera``)."""
         if isinstance(camera, Detector):
             return camera
+        if not isinstance(camera, (Camera, str, Path)):
+            raise ConfigError(f"the camera is of type {type(camera).__name__}, expected a Camera or its yaml's path")
         return cls(camera) if isinstance(camera, Camera) else read_camera(camera)
 
     @property

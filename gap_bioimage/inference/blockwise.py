@@ -22,13 +22,13 @@ from torch import Tensor
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import check_photon_counts
-from gap_bioimage.errors import AxesError, ConfigError, GapWarning
+from gap_bioimage.errors import AxesError, GapWarning
 from gap_bioimage.inference.denoising import parts_of, split_counts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing
-from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, round_up, tiles, within
+from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, check_sizes, round_up, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index
 from gap_bioimage.io.image import AXES, metadata_of, middle
@@ -123,8 +123,7 @@ class Volume:
         if self.job.layout.time_as_z:
             block["t"] = block["z"]
         if (given := self.job.block_px) is not None:
-            if len(given) != dim or min(given) < 1:
-                raise ConfigError(f"the block is {given} px, expected {dim} positive numbers ({', '.join(self.seen)})")
+            check_sizes("block", given, dim, 1)
             block |= dict(zip(self.seen, given, strict=True))
         for axis, step in zip(self.seen, self.network.step, strict=True):
             block[axis] = round_up(block[axis], step)

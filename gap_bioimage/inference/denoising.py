@@ -16,7 +16,7 @@ from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, Netwo
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
-from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
 
 _MARGIN = 10**0.1  # windows this much brighter than the brightest of the training are out of range
@@ -213,14 +213,19 @@ def region_uncertainty(
     NetworkWarning
         If a region's expected photons differ from the counted ones by more than both their errors explain.
     """
-    check_whole("seed", seed, 0, 2**63)
+    check_model(model)
+    seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
     if model.n_frames is not None:
         raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
     prepared = prepare(model, photons, Layout(dims, camera=camera))
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     counts, plain = prepared.tensor(0), not isinstance(labels, xr.DataArray) and dims is not None
-    labels = as_image(labels, "zyx"[-model.config.dim :] if plain else None, what="the label image")
+    spatial = "zyx"[-model.config.dim :]
+    labels = as_image(
+        labels, [axis for axis in dims or () if axis in spatial] if plain else None, what="the label image"
+    )
+    labels = labels.transpose(*spatial) if set(labels.dims) == set(spatial) else labels
     _check_labels(labels, counts.shape[2:])
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
 

@@ -15,7 +15,7 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.preparation import Layout, check_whole, prepare
 from gap_bioimage.inference.sampling import Drawing, Progress
 from gap_bioimage.inference.tiling import TiledNetwork
-from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ def coverage(
         As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, no photons are there to hold out,
         or the model was trained on one-bit frames.
     """
-    check_whole("n_samples", n_samples, 2)
+    check_model(model)
+    n_samples = check_whole("n_samples", n_samples, 2)
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
     if model.n_frames is not None:

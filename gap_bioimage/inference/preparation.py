@@ -23,7 +23,7 @@ from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelW
 from gap_bioimage.filters import hot_pixels, without_hot_pixels
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
-from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
@@ -100,6 +100,7 @@ class Prepared:
 
 def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
     """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours."""
+    check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()
     source = as_stack(image) if layout.time_as_z else image
@@ -121,11 +122,11 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
     expected = model.config.channels
     if ordered.sizes["c"] != expected:
-        one = "choose one with channel=, or take each by itself with separate_channels=True"
-        raise AxesError(
-            f"the image has {ordered.sizes['c']} channels, the model expects {expected}; "
-            + (one if expected == 1 else f"give an image with {expected}, all at once")
-        )
+        remedy = "choose one with channel=0, or take each by itself with separate_channels=True"
+        if expected > 1:
+            remedy = f"give an image with {expected}, all at once"
+        given = f"{source.sizes.get('c', 1)} channels{' taken one by one' if layout.separate_channels else ''}"
+        raise AxesError(f"the image has {given}, the model expects {expected}; {remedy}")
     return Prepared(source, _without_hot_pixels(ordered, name), detector, n_frames, layout.time_as_z)
 
 
@@ -188,12 +189,13 @@ def _warn(category: type[Warning], text: str) -> None:
     warnings.warn(text, category, stacklevel=5)
 
 
-def check_whole(name: str, value: Any, least: int, below: int | None = None) -> None:
-    """Refuse what is not a whole number, or out of its range."""
+def check_whole(name: str, value: Any, least: int, below: int | None = None) -> int:
+    """Return a whole number, of whatever type, as Python's own; refuse others, and those out of range."""
     try:
-        number = operator.index(value)
+        number = int(operator.index(value))
     except TypeError:
         number = None
     if number is None or number < least or (below is not None and number >= below):
         upto = "" if below is None else f" and below 2^{below.bit_length() - 1}"
         raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}{upto}")
+    return number

@@ -6,7 +6,7 @@ Every step runs the network over all tiles of an image, so that samples of large
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
-from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
 from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_strange
-from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
 
@@ -82,9 +82,12 @@ class Drawing:
     on_step: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
-        check_whole("n_samples", self.n_samples, 1)
-        check_whole("seed", self.seed, 0, 2**63)
         check_whole("batch", 1 if self.batch is None else self.batch, 1)
+        for name, *limits in (("n_samples", 1), ("seed", 0, 2**63)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), *limits))  # numpy's overflow
+        if not isinstance(self.settings, SamplingConfig):
+            given = type(self.settings).__name__
+            raise ConfigError(f"settings is of type {given}, expected such as SamplingConfig(steps=8)")
 
     @property
     def least_gain(self) -> float:
@@ -232,6 +235,7 @@ def sample(
     EmptyImageWarning, TrainedRangeWarning, HotPixelWarning, NetworkWarning
         If images are generated, there is little room for photons, pixels are left out, or what is generated is strange.
     """
+    check_model(model)
     network = TiledNetwork(model.network, tile_px, halo_px, device)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
@@ -280,14 +284,12 @@ def generate(
     ConfigError, TrainedRangeError, BrokenNetworkError
         As for ``sample``.
     """
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
-    settings = (settings or SamplingConfig()).model_copy(update={"schedule": "geometric"})
-    drawing = Drawing(model, network, settings, n_samples, seed, batch, unfinished, on_step)
+    check_model(model)
     dim, channels = model.config.dim, model.config.channels
-    if len(shape) != dim or min(shape) < 1:
-        example = "64, 256, 256" if dim == 3 else "256, 256"
-        given = f"the shape is {', '.join(map(str, shape))} px"
-        raise ConfigError(f"{given}, expected {dim} positive numbers for a {dim}D model, such as {example}")
+    check_sizes("shape", shape, dim, 1)
+    network = TiledNetwork(model.network, tile_px, halo_px, device)
+    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
+    drawing = replace(drawing, settings=drawing.settings.model_copy(update={"schedule": "geometric"}))
     if model.trained_range_db[0] > -20:
         trained = f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter"
         text = f"{trained}; generation begins without any photons: train with thinning.min_db=-40 for it"

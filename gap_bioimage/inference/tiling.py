@@ -8,7 +8,8 @@ network sees, a measured one as far as what it sees matters.
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import psutil
@@ -58,8 +59,6 @@ def tiles(
 
     Halos are rounded up to steps, and reach over what is wanted.
     """
-    _check_sizes("tile", tile_px, len(shape), 1)
-    _check_sizes("halo", halo_px, len(shape), 0)
     cuts = [slice(0, size) for size in shape] if wanted is None else wanted
     axes = [
         _axis_tiles(size, cut, tile, round_up(halo, step), step)
@@ -68,12 +67,14 @@ def tiles(
     return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
 
 
-def _check_sizes(name: str, sizes: Sequence[int], dim: int, least: int) -> None:
-    if len(sizes) != dim or min(sizes) < least:
-        axes, given = ", ".join("zyx"[-dim:]), ",".join(map(str, sizes))
-        count = "1 number was" if len(sizes) == 1 else f"{len(sizes)} numbers were"
-        expected = f"{dim} ({axes}), such as {','.join(['64'] * dim)}, each at least {least}"
-        raise ConfigError(f"the {name} is {given} px: {count} given, expected {expected}")
+def check_sizes(name: str, sizes: Any, dim: int, least: int) -> None:
+    """Refuse what are not whole numbers of pixels, one per spatial axis."""
+    given = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+    if len(given) != dim or not all(isinstance(size, Integral) and int(size) >= least for size in given):
+        wanted = (
+            f"{dim} whole numbers ({', '.join('zyx'[-dim:])}) of at least {least}, such as {','.join(['64'] * dim)}"
+        )
+        raise ConfigError(f"the {name} is {','.join(map(str, given))} px, expected {wanted}")
 
 
 def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -113,6 +114,9 @@ class TiledNetwork:
         device: str = "cpu",
         memory_bytes: float = _MEMORY_BYTES,
     ) -> None:
+        for name, sizes, least in (("tile", tile_px, 1), ("halo", halo_px, 0)):
+            if sizes is not None:
+                check_sizes(name, sizes, network.dim, least)
         device, order = best_device(device), CHANNELS_LAST[network.dim]
         try:
             self.network: UNet = network.to(device, memory_format=order)  # type: ignore[call-overload]
@@ -162,7 +166,6 @@ class TiledNetwork:
         """Return how many images share a run: one on the CPU, on a GPU as many tiles as fit the memory."""
         if self.device.type == "cpu":
             return 1
-        _check_sizes("tile", self.tile_of(shape), len(shape), 1)
         return max(1, int(self._budget_px / math.prod(map(min, self.tile_of(shape), shape))))
 
     def choose_precision(self, precision: str) -> str:

@@ -27,7 +27,7 @@ from gap_bioimage.inference.preparation import Layout, check_whole
 from gap_bioimage.io import check_output
 from gap_bioimage.io.blocks import Index, VolumeStatus, volume_status
 from gap_bioimage.io.read import open_volume
-from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.model import CameraLike, Model, check_model
 
 
 def denoise_volume(
@@ -92,6 +92,7 @@ def denoise_volume(
         If the result cannot be written, or was begun with other settings; if the part or the scheduler is impossible.
         Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
     """
+    check_model(model)
     _check(image, out := Path(out), part, n_samples)
     drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
