@@ -155,6 +155,14 @@ def test_settings_win_over_the_purpose() -> None:
     assert (thinning.min_db, thinning.max_fraction) == (-9.0, 0.5)
 
 
+@pytest.mark.parametrize(("asked", "stored"), [(40.0, 10 * np.log10(50)), (5.0, 5.0)])
+def test_the_range_ends_where_the_data_end(asked: float, stored: float) -> None:
+    settings = RunConfig.from_dict({"train": {"steps": 1}, "thinning": {"max_db": asked}})
+    thinning = choose_sizes(settings, split(mean=50.0), accelerator=False).thinning
+    assert thinning.max_db == pytest.approx(stored, abs=0.5)
+    assert thinning.min_db == pytest.approx(stored - 40, abs=0.6)
+
+
 def test_a_range_that_begins_above_all_windows_is_refused() -> None:
     settings = RunConfig.from_dict({"train": {"steps": 1}, "thinning": {"min_db": 20}})
     with pytest.raises(ConfigError):

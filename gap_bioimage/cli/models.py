@@ -91,7 +91,9 @@ def train(
     import gap_bioimage as gap
     from gap_bioimage.config import RunConfig
     from gap_bioimage.io.image import time_as_z
+    from gap_bioimage.training.run_folder import check_place
 
+    check_place(out, course.resume)
     resumed = course.resume and how.config is None and (out / "config.yaml").exists()
     shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
     shorthands |= {"train.purpose": how.purpose, "train.size": how.size, "train.repeats": movies.repeats}

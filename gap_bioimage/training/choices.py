@@ -102,10 +102,12 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
 
 
 def _choose_range(config: RunConfig, split: Split) -> RunConfig:
-    thinning, purpose, chosen = config.thinning, config.train.purpose, {}
-    brightest = thinning.max_db
-    if brightest is None:
-        brightest = chosen["max_db"] = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
+    thinning, purpose = config.thinning, config.train.purpose
+    brightest = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
+    if thinning.max_db is not None and thinning.max_db > brightest:
+        log.info("thinning.max_db=%g, not %g: the brightest window has no more", brightest, thinning.max_db)
+    brightest = brightest if thinning.max_db is None else min(brightest, thinning.max_db)
+    chosen: dict[str, float] = {"max_db": brightest}
     if purpose == "sample" and "max_fraction" not in thinning.model_fields_set:
         chosen["max_fraction"] = _SAMPLE_FRACTION
         log.info("thinning.max_fraction=%g: samples begin with all photons of an image", _SAMPLE_FRACTION)

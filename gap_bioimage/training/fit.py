@@ -93,7 +93,7 @@ def train(
     KeyboardInterrupt
         On Ctrl-C; resume continues from the last checkpoint.
     """
-    out = Path(out)
+    run_folder.check_place(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
     given = _given(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
     config = run_folder.stored_settings(out, given) if resumed else given
@@ -103,14 +103,14 @@ def train(
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     _check_channels(stacks[0].shape[0], config, start, out if resumed else None)
-    config = _resolve(config, stacks[0].shape[0], split, detector, device)
+    config = _resolve(config, stacks[0].shape[0], None if resumed else split, detector, device)
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
     with _quiet():
         # first, so that a device that is not there leaves no run behind
         bar = Progress(folder, config.train.steps, progress)
         trainer = _trainer(out, config.train, machine, [folder, bar, *callbacks])
-        run_folder.open_run(out, config, resume, start)
+        run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
     return run_folder.drawn(out)
@@ -147,8 +147,10 @@ def _check_channels(channels: int, config: RunConfig, start: run_folder.Start | 
     raise ConfigError(f"the images have {channels} channels, but {has} {own}; {advice}")
 
 
-def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector | None, device: str) -> RunConfig:
-    """Fill in what data, machine and the model to start from decide."""
+def _resolve(
+    config: RunConfig, channels: int, split: Split | None, detector: Detector | None, device: str
+) -> RunConfig:
+    """Fill in what data, machine and the model to start from decide; no data where that is done."""
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError(
@@ -156,6 +158,8 @@ def _resolve(config: RunConfig, channels: int, split: Split, detector: Detector 
             )
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     config = config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
+    if split is None:
+        return config
     faster = torch.cuda.is_available() or torch.backends.mps.is_available()
     return choose_sizes(config, split, accelerator=faster if device == "auto" else device != "cpu")
 
@@ -260,7 +264,8 @@ class Progress(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the bar, also after Ctrl-C."""
-        self.bar.stop()
+        if self.bar.live.is_started:
+            self.bar.stop()
 
 
 @contextmanager

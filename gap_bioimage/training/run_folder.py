@@ -7,6 +7,7 @@ and cover, held_out.npy for measured numbers.
 
 import csv
 import hashlib
+import logging
 import math
 import warnings
 import zlib
@@ -24,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
-from gap_bioimage.files import replacing
+from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
@@ -35,6 +36,7 @@ from gap_bioimage.training.patches import Split, Stack
 
 COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db", "waiting_share")
 INIT = "init.ckpt"
+log = logging.getLogger(__name__)
 _PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
 
 
@@ -124,30 +126,41 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
     merged = RunConfig.from_dict(own)
-    before = stored.train.steps
-    as_before = merged.model_copy(update={"train": merged.train.model_copy(update={"steps": before})})
-    if as_before.model_dump() != stored.model_dump() or merged.train.steps < before:
+    before, asked = _flat(stored), _flat(merged)
+    others = {key for key in before | asked if before.get(key) != asked.get(key)}
+    if others and (others != {"train.steps"} or merged.train.steps < stored.train.steps):
+        was, now = (", ".join(f"{key}={of.get(key)}" for key in sorted(others)) for of in (before, asked))
         raise ConfigError(
-            f"the run in {out} was started with other settings than given now; leave them out to resume it (only "
-            f"train.steps may change, to more than {before})"
+            f"the run in {out} was started with other settings than given now ({was}, not {now}); leave them out to "
+            f"resume it (only train.steps may change, to more than {stored.train.steps})"
         )
     return merged
 
 
-# Lightning starts the processes of the other devices with the same command: only the first one writes
+def _flat(config: RunConfig) -> dict[str, Any]:
+    return {f"{name}.{key}": v for name, section in config.model_dump().items() for key, v in (section or {}).items()}
+
+
+# Lightning starts the processes of the other devices with the same command: only the first one looks and writes
 @rank_zero_only
-def open_run(out: Path, config: RunConfig, resume: bool, start: Start | None) -> None:
+def check_place(out: Path, resume: bool) -> None:
+    """See that a run can go there, before its images are read."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, expected a folder for the run; give another name")
+    if (out / "config.yaml").exists():
+        if not resume:
+            raise OutputError(f"{out} already holds a training run; give resume=True to continue it, or another folder")
+    elif resume and out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} holds no training run to resume (no config.yaml); start a new one")
+
+
+@rank_zero_only
+def open_run(out: Path, config: RunConfig, start: Start | None) -> None:
     """Make the run folder, or take up the run that it holds."""
     stored = out / "config.yaml"
-    if stored.exists() and not resume:
-        raise OutputError(f"{out} already holds a training run; give resume=True to continue it, or another folder")
     if not stored.exists():
-        if resume and out.exists() and any(out.iterdir()):
-            raise CheckpointError(f"{out} holds no training run to resume (no config.yaml); start a new one")
-        try:
+        with refusals_told(out):
             out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the run folder {out}: {error.strerror}") from None
         if start is not None:
             start.write(out)  # before config.yaml, which makes the folder a run
     for leftover in out.glob(".*.tmp-*"):  # of writers that were killed
@@ -301,7 +314,10 @@ class RunFolder(pl.Callback):
         if train.patience is not None and known:
             first_half = sum(2 * row["step"] <= train.steps for row in self.rows)  # much is learned as the rate falls
             waited = len(losses) - max(losses.index(min(known)) + 1, first_half)
-            trainer.should_stop = waited >= train.patience
+            if waited >= train.patience:
+                trainer.should_stop, best = True, self.rows[losses.index(min(known))]["step"]
+                told = "ended after %d steps: the last %d validations were no better than that of step %d"
+                log.info(told, self.rows[-1]["step"], waited, best)
 
     def _write_metrics(self) -> None:
         metrics = self.folder / "metrics.csv"
