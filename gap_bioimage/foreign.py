@@ -79,7 +79,8 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
         _, names, rest = str(error).partition("GLOBAL ")
         unsafe = rest.split(" ")[0].rstrip(".")
         told = f", but it names {unsafe}, which may run code: save the network's state_dict() alone" if names else ""
-        raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told}") from None
+        expected = "; expected a run folder, a checkpoint or a model zip (the model comes first, then the image)"
+        raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told or expected}") from None
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
         raise CheckpointError(
             f"{name} is not a checkpoint, or its end is missing; expected one written by gap-bioimage or the original "

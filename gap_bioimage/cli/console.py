@@ -109,6 +109,7 @@ class Bar:
 
 def with_flags(message: str) -> str:
     """Return a message of the library, which speaks Python, with the options of the command line."""
+    message = re.sub(r"sum_frames\(movie, (\d+)\)", r"--sum-frames \1", message)
     return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2] or found[3] or ''}".rstrip(), message)
 
 
