@@ -135,7 +135,8 @@ def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[
     `ExportError` if torch cannot make them.
     """
     axes = {0: "b"} | {number + 2: name for number, name in enumerate("zyx"[-len(size) :])}
-    example = torch.poisson(torch.full((1, channels, *size), 2.0), torch.Generator().manual_seed(0))
+    # of one image the graph would keep what torch alone needs (network.paired)
+    example = torch.poisson(torch.full((2, channels, *size), 2.0), torch.Generator().manual_seed(0))
     target, export = io.BytesIO(), cast("Any", torch.onnx.export)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on sizes that become constants: those of multiples of step do not
