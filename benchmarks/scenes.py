@@ -74,7 +74,7 @@ def _settings(steps: int, network: dict[str, Any], train: dict[str, Any], **thin
 
 def _planes(steps: int, **thinning: float) -> Settings:
     network = {"dim": 2, "depth": 4, "start_filts": 16}
-    return _settings(steps, network, {"batch_size": 2, "patch_px": (128, 128)}, **thinning)
+    return _settings(steps, network, {"batch_size": 8, "patch_px": (64, 64)}, **thinning)
 
 
 def _normalised(truth: Image) -> Image:

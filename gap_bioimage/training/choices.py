@@ -47,10 +47,9 @@ SIZES: dict[int, dict[str, dict[str, int]]] = {
         "large": {"depth": 4, "start_filts": 32},
     },
 }
-# Windows and how many of them, by dimensions, and whether on an accelerator. In dark ones of 64 px the widest filters
-# see little but borders: at 0.1 photons per pixel 128 px were worth 0.2 dB.
+# Windows and how many of them, by dimensions, and whether on an accelerator
 _WINDOWS: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {
-    (2, False): ((128, 128), 2),
+    (2, False): ((64, 64), 8),
     (2, True): ((128, 128), 16),
     (3, False): ((12, 48, 48), 2),
     (3, True): ((16, 64, 64), 8),
