@@ -61,20 +61,15 @@ class Runner:
         self, descr: Any, weights_format: str, device: str, file: Path | None = None,
         rdf: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        from bioimageio.core import create_prediction_pipeline
         from bioimageio.core.backends import create_model_adapter
         from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
 
         self.descr, self.weights_format, self.device, self.file = descr, weights_format, device, file
         self.rdf: Mapping[str, Any] = rdf or {}
-        weights = cast("Any", weights_format)
         with quiet(), of_the_model():
-            # The adapter loads the model when it is made; entering the pipeline would load it again.
-            adapter = create_model_adapter(
-                model_description=descr, devices=[device], weight_format_priority_order=[weights]
-            )
-            self._pipeline: Any = create_prediction_pipeline(
-                descr, weight_format=weights, devices=[device], model_adapter=adapter
+            # The adapter loads the model when it is made; entering a pipeline would load it again.
+            self._adapter = create_model_adapter(
+                model_description=descr, devices=[device], weight_format_priority_order=[cast("Any", weights_format)]
             )
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
@@ -91,7 +86,17 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         with quiet():
-            self._pipeline.close()
+            self._adapter.unload()
+
+    @property
+    def _pipeline(self) -> Any:
+        """A new pipeline: one that was used knows statistics of the images that it has seen."""
+        from bioimageio.core import create_prediction_pipeline
+
+        weights = cast("Any", self.weights_format)
+        return create_prediction_pipeline(
+            self.descr, weight_format=weights, devices=[self.device], model_adapter=self._adapter
+        )
 
     @property
     def is_stochastic(self) -> bool:
@@ -187,7 +192,10 @@ class Runner:
                 self._sample(inputs), skip_preprocessing=preprocessed, skip_postprocessing=not postprocess,
                 skip_input_padding=True, skip_output_cropping=True,
             )  # fmt: skip
-        return _arrays(result)
+        made = _arrays(result)
+        if missing := [name for name in self.test_outputs if name not in made]:
+            raise ModelError(f"the model gives {len(made)} outputs, {missing[0]!r} is not among them")
+        return made
 
     def _sample(self, inputs: Arrays) -> Any:
         from bioimageio.core import Sample, Tensor
