@@ -14,6 +14,8 @@ Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: th
 
 # the fix of checks that need Python code of the package
 RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
+# and of those during which the model raised
+RUNS = "See that the model runs in Python by itself, on its test inputs and all sizes that it declares."
 _LONGEST_TEXT = 900
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
