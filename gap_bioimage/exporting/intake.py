@@ -17,6 +17,7 @@ from gap_bioimage.counts import thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.io import read_photons
 from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.validation.archive.files import read_array
 
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
 _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
@@ -109,7 +110,13 @@ def example_values(
             f"{model.source} brings no counts for the test tensors; give an image of real counts with test_image "
             "(--test-image)"
         )
-    example, held_out = np.load(folder / "example.npy"), np.load(folder / "held_out.npy")
+    try:
+        example, held_out = (np.array(read_array(folder / name)) for name in ("example.npy", "held_out.npy"))
+    except (ValueError, OSError) as error:
+        raise ExportError(
+            f"an example that {folder} keeps of its images is damaged ({error}); give another with test_image "
+            "(--test-image)"
+        ) from None
     own = Intake.of(model)
     if own == intake:
         return example, held_out
