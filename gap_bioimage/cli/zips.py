@@ -88,6 +88,12 @@ class Asked:
     consumer: Annotated[list[str] | None, typer.Option("--consumer", "--profile", help=_CONSUMER)] = None
     description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False
 
+    def check(self) -> None:
+        """Look at the names before the work."""
+        from gap_bioimage.validation.check import known
+
+        known(_names(self.consumer), [*_names(self.select), *_names(self.ignore)])
+
     def of(self, report: Report) -> Report:
         """The report with the checks that count."""
         return report.selected(_names(self.select), _names(self.ignore))
@@ -148,7 +154,8 @@ def validate(
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
     pages.check()
-    options = {"consumers": asked.consumer, "description_only": asked.description_only}
+    asked.check()
+    options = {"consumers": _names(asked.consumer) or None, "description_only": asked.description_only}
     options |= {"pictures": pages.has_pictures}
     reports = list(_reports(_kept(zips, keep), running, asked, quiet or not pages.is_table, options))
     if reports:
