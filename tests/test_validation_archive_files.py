@@ -150,12 +150,10 @@ TENSOR = zips.put("inputs", 0, "test_tensor", value={"source": "https://example.
 @pytest.mark.parametrize(
     ("mutate", "why_not_run"),
     [
-        (DOCUMENT, ""),
-        (remote("pytorch_state_dict"), ""),
+        (DOCUMENT, ""), (remote("pytorch_state_dict"), ""), (TENSOR, "inputs[0].test_tensor (https"),
         (remote("pytorch_state_dict", "torchscript"), "weights.torchscript (https"),
-        (TENSOR, "inputs[0].test_tensor (https"),
     ],
-)
+)  # fmt: skip
 def test_what_is_on_a_server_leaves_the_rest_to_run(tmp_path: Path, mutate: Any, why_not_run: str) -> None:
     statuses, found = examined(zips.make_zip(tmp_path, mutate))
     assert (statuses["archive.remote"], statuses["format.valid"]) == ("warning", "passed")
@@ -179,18 +177,12 @@ def objects() -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        header("(10**12,)"),
-        header("(4294967296, 4294967296, 4294967296)"),
-        header("(4,)") + bytes(15),
-        header("(4,)", "'|O'") + bytes(32),
-        objects(),
-        header("__import__('os').getpid()"),
-        header("(" * 3000),
-        header("(4,)", "'<q77'"),
-        b"",
+        header("(10**12,)"), header("(4294967296, 4294967296, 4294967296)"), header("(4,)") + bytes(15), objects(),
+        header("(4,)", "'|O'") + bytes(32), header("__import__('os').getpid()"), header("(" * 3000),
+        header("(4,)", "'<q77'"), b"",
     ],
     ids=lambda content: repr(content[:40]),
-)
+)  # fmt: skip
 def test_arrays_that_are_not_what_they_seem_are_refused(tmp_path: Path, content: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -97,11 +97,7 @@ class Intake:
 def example_values(
     model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return values (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them.
-
-    They are what the zip will be given: counts, or values of the camera. `ExportError` if there are none, or they do
-    not fit the model.
-    """
+    """Values (c, [z,] y, x) for the test tensors, as the zip is given them, and held-out ones; or `ExportError`."""
     if test_image is not None:
         return _largest_stack(model, intake, test_image), None
     folder = model.source.parent
@@ -113,10 +109,8 @@ def example_values(
     try:
         example, held_out = (np.array(read_array(folder / name)) for name in ("example.npy", "held_out.npy"))
     except (ValueError, OSError) as error:
-        raise ExportError(
-            f"an example that {folder} keeps of its images is damaged ({error}); give another with test_image "
-            "(--test-image)"
-        ) from None
+        text = f"the examples in {folder} are damaged: one {error}"
+        raise ExportError(f"{text}; give an image with test_image (--test-image)") from None
     own = Intake.of(model)
     if own == intake:
         return example, held_out
@@ -136,10 +130,7 @@ def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str 
 
 
 def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Return the piece of an image (c, [z,] y, x) with the most photons, mirrored up where the image is too small.
-
-    Pieces overlap by half.
-    """
+    """Return the piece (c, [z,] y, x) with the most photons, pieces overlapping by half; mirrored up if too small."""
     missing = [(0, max(0, want - have)) for want, have in zip(size, image.shape[1:], strict=True)]
     image = np.pad(image, [(0, 0), *missing], mode="symmetric")
     starts = itertools.product(

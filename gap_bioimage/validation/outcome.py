@@ -22,10 +22,7 @@ _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3,
 
 
 class NotApplicable(Exception):
-    """Raised by a check that says nothing about a model; its text says why.
-
-    A ``fix`` says what would let it speak: until then the verdict of the check's consumer is unknown.
-    """
+    """A check says nothing about a model, and why; a ``fix`` would let it speak: the verdict is unknown until then."""
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why)

@@ -38,11 +38,7 @@ class Report:
 
     @property
     def status(self) -> Literal["passed", "failed", "not-run"]:
-        """``failed`` if any check failed, which warnings and skipped checks are not.
-
-        ``not-run`` if none failed and the model was not run either, although it was to be; of a description alone
-        (`description_only`) ``passed`` speaks of the description.
-        """
+        """``failed`` if any check failed, ``not-run`` if none did and the model was to be run and was not."""
         if any(check.status == "failed" for check in self.checks):
             return "failed"
         return "passed" if self.was_run or self.description_only else "not-run"
@@ -53,13 +49,7 @@ class Report:
         return self.ran or any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
 
     def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
-        """The report with some checks only: ids or their beginnings up to a dot; verdicts and score stay as they are.
-
-        Raises
-        ------
-        ConfigError
-            If no check is called so.
-        """
+        """The report with some checks only, by ids or their beginnings up to a dot; verdicts and score stay."""
         registry.known((), (*select, *ignore))
         kept = [c for c in self.checks if (not select or is_of(c.id, select)) and not is_of(c.id, ignore)]
         return replace(self, checks=tuple(kept), ran=self.was_run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -91,37 +91,28 @@ def _unseen_by_spec(rdf: dict[str, Any]) -> list[str]:
         found.append("training_data: should be a mapping, such as {id: NAME}")
     for key in ("inputs", "outputs"):
         described, tested = rdf.get(key), rdf.get(f"test_{key}")
-        for where, axes, shape in (
-            (f"{key}[{i}].axes", t.get("axes"), t.get("shape")) for i, t in _numbered(described)
-        ):
+        for i, tensor in enumerate(mappings(described)):
+            axes, shape, where = tensor.get("axes"), tensor.get("shape"), f"{key}[{i}].axes"
             if isinstance(axes, str if is_05 else list):
                 written = "a text, as in format 0.4" if is_05 else "a list, as in format 0.5"
                 return [f"format_version is {rdf['format_version']}, but {where} is {written}: write one of them"]
             if isinstance(axes, str) and isinstance(shape, list) and len(shape) != len(axes):
                 found.append(f"{where}: is {axes!r}, but the shape has {len(shape)} sizes")
+            for j, step in enumerate(mappings(tensor.get("postprocessing"))):
+                found += _not_in_core(f"{key}[{i}].postprocessing[{j}]", step)
         if not is_05 and isinstance(described, list) and isinstance(tested, list) and 0 < len(tested) < len(described):
             found.append(f"test_{key}: {len(described)} {key} are described, and {len(tested)} tested")
-    steps = [(f"outputs[{i}]", step) for i, output in _numbered(rdf.get("outputs"))
-             for step in _numbered(output.get("postprocessing"))]  # fmt: skip
-    return found + [told for where, (j, step) in steps if (told := _not_in_core(f"{where}.postprocessing[{j}]", step))]
+    return found
 
 
-def _numbered(listed: object) -> list[tuple[int, dict[str, Any]]]:
-    """The mappings in a list, with their places."""
-    found = enumerate(listed if isinstance(listed, list) else [])
-    return [(place, item) for place, item in found if isinstance(item, dict)]
-
-
-def _not_in_core(where: str, step: dict[str, Any]) -> str:
-    """Why bioimageio.core lacks a step of postprocessing; empty if it does not."""
-    name, kwargs = step.get("id") or step.get("name"), step.get("kwargs")
-    kwargs = kwargs if isinstance(kwargs, dict) else {}
-    if name == "scale_range" and not kwargs.get("reference_tensor"):
-        return f"{where}.kwargs.reference_tensor: is missing; scale_range takes percentiles of an input"
+def _not_in_core(where: str, step: dict[str, Any]) -> Iterator[str]:
+    name = step.get("id") or step.get("name")
+    kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
     of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
-    if of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
-        return f"{where}: {name} needs statistics of the output, which bioimageio.core does not compute"
-    return ""
+    if name == "scale_range" and not kwargs.get("reference_tensor"):
+        yield f"{where}.kwargs.reference_tensor: is missing; scale_range takes percentiles of an input"
+    elif of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
+        yield f"{where}: {name} needs statistics of the output, which bioimageio.core does not compute"
 
 
 class _Known(dict[str, Any]):

@@ -64,14 +64,9 @@ def inside(package: Package) -> Outcome | str:
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
     there = ((r, package.file(r.path)) for r in _local(package) if r.path not in package.named)
-    folded = {name.casefold(): name for name in package.names}
-    absent = []
-    for r, path in there:
-        alike = folded.get(r.name.casefold())
-        why = (
-            stand_in(r, path) if path else "is not there" + (f", but {shown(alike)} is: case matters" if alike else "")
-        )
-        absent.append(f"{r.where} {shown(r.path)} {why}")
+    alike = {name.casefold(): f"is not there, but {shown(name)} is: case matters" for name in package.names}
+    why = [(r, stand_in(r, path) if path else alike.get(r.name.casefold(), "is not there")) for r, path in there]
+    absent = [f"{r.where} {shown(r.path)} {told}" for r, told in why]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")

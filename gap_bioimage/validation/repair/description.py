@@ -31,7 +31,8 @@ def convert_04(editor: PackageEditor) -> None:
 
     built = load_offline(package, unshared(before), "latest")
     with_files = load_offline(package, unshared(before), "latest", with_files=True)
-    if not isinstance(built, v0_5.ModelDescr) or (refused := problems_of(package, with_files, _OF_TESTS)):
+    refused = problems_of(package, with_files, _OF_TESTS)
+    if refused or not isinstance(built, v0_5.ModelDescr):
         # what is wrong with it as it stands says more than what became of it
         found = problems_of(package, load_offline(package, unshared(before), "discover"))
         found = found or problems_of(package, built) or refused

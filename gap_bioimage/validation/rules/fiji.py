@@ -79,13 +79,12 @@ rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network wit
                       for norm in rules.torchscript_code(model).norms))
 
 
-@rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
-      breaks="JDLL finds weights at the package's top level only", fix="Put the weights at the top level.")
-def weights_root(model: Model) -> str | None:
-    """TorchScript weights at the top level."""
-    source = str(model.weights["torchscript"].get("source"))
-    is_inside = "/" in source.removeprefix("./") and "://" not in source
-    return f"torchscript weights are {source!r}" if is_inside else None
+rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
+     asks="TorchScript weights at the top level.", fix="Put the weights at the top level.",
+     breaks="JDLL finds weights at the package's top level only",
+)(lambda model: f"torchscript weights are {source!r}"
+  if "/" in (source := str(model.weights["torchscript"].get("source"))).removeprefix("./") and "://" not in source
+  else None)
 
 
 @rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,16 +61,23 @@ class Runner:
         self, descr: Any, weights_format: str, device: str, file: Path | None = None,
         rdf: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        from bioimageio.core import create_prediction_pipeline
         from bioimageio.core.backends import create_model_adapter
         from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
 
         self.descr, self.weights_format, self.device, self.file = descr, weights_format, device, file
         self.rdf: Mapping[str, Any] = rdf or {}
+        weights = cast("Any", weights_format)
         with quiet(), of_the_model():
             # The adapter loads the model when it is made; entering a pipeline would load it again.
-            self._adapter = create_model_adapter(
-                model_description=descr, devices=[device], weight_format_priority_order=[cast("Any", weights_format)]
+            adapter = create_model_adapter(
+                model_description=descr, devices=[device], weight_format_priority_order=[weights]
             )
+            # a new one for each run: one that was used knows statistics of the images that it has seen
+            self._pipeline: Callable[[], Any] = partial(
+                create_prediction_pipeline, descr, weight_format=weights, devices=[device], model_adapter=adapter
+            )
+            self._pipeline()  # steps that it lacks are told now
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
         members = {**self._inputs.members, **outputs.members}
@@ -86,17 +93,7 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         with quiet():
-            self._adapter.unload()
-
-    @property
-    def _pipeline(self) -> Any:
-        """A new pipeline: one that was used knows statistics of the images that it has seen."""
-        from bioimageio.core import create_prediction_pipeline
-
-        weights = cast("Any", self.weights_format)
-        return create_prediction_pipeline(
-            self.descr, weight_format=weights, devices=[self.device], model_adapter=self._adapter
-        )
+            self._pipeline().close()
 
     @property
     def is_stochastic(self) -> bool:
@@ -108,7 +105,7 @@ class Runner:
     @property
     def postprocesses_whole_images(self) -> bool:
         """Whether postprocessing takes statistics of the whole output, so that no tile can be finished alone."""
-        return bool(self._pipeline.has_non_blockwise_postprocessing)
+        return bool(self._pipeline().has_non_blockwise_postprocessing)
 
     @cached_property
     def produced(self) -> Arrays:
@@ -182,13 +179,13 @@ class Runner:
         """Apply the declared preprocessing to whole inputs, axes as declared."""
         sample = self._sample(inputs)
         with quiet(), of_the_model():
-            self._pipeline.apply_preprocessing(sample)
+            self._pipeline().apply_preprocessing(sample)
         return _arrays(sample)
 
     def run(self, inputs: Arrays, *, preprocessed: bool = False, postprocess: bool = True) -> Arrays:
         """Run the model and its processing on whole inputs, which may have been through `preprocess`."""
         with quiet(), of_the_model():
-            result = self._pipeline.predict_sample_without_blocking(
+            result = self._pipeline().predict_sample_without_blocking(
                 self._sample(inputs), skip_preprocessing=preprocessed, skip_postprocessing=not postprocess,
                 skip_input_padding=True, skip_output_cropping=True,
             )  # fmt: skip
