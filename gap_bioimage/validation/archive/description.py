@@ -53,10 +53,7 @@ def people(rdf: dict[str, Any]) -> list[str]:
 
 
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
-    """Validate a model's description against the format that it states (0.3 to 0.5), with its files or without.
-
-    Returns the description, None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
-    """
+    """The description, None if it is invalid in the format that it states, and the checks that say so."""
     rdf = package.rdf
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _unseen_by_spec(rdf) or problems_of(package, written)

@@ -126,10 +126,7 @@ class Session:
             self._make(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
     def _make(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
-        """Make a check, of each of some weights formats where they are given, and tell of it, unless it is done.
-
-        What a model raises is its failure; what the check itself raises leaves the question open.
-        """
+        """Make a check, unless it is done: what a model raises is its failure, what the check raises leaves it open."""
         if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
             return None
         self.begin(made.id)
