@@ -43,9 +43,9 @@ _NAMES = {
 }
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
-# "cm" and "inch" are units of printers, and not believed; ImageJ escapes what Java calls non-ASCII
+# "inch" is a unit of printers, and not believed; ImageJ escapes what Java calls non-ASCII
 _UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in ("m", "meter")}
-_UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
+_UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "cm": 1e4, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
 _S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second")}
 _S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 
