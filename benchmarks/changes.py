@@ -36,7 +36,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "Adam, at its own best rate": {"train": {"optimizer": "adam", "learning_rate": 2e-3}},
     "learning rate 2e-3 for 4e-3": {"train": {"learning_rate": 2e-3}},
     "learning rate 8e-3": {"train": {"learning_rate": 8e-3}},
-    "no warm-up": {"train": {"warmup_steps": 0}},
+    "warm-up over 100 steps for 20": {"train": {"warmup_steps": 100}},
     "averaged weights, 0.99": {"train": {"ema_decay": 0.99}},
     "batch 16 for 8, twice the work": {"train": {"batch_size": 16}},
     "2 windows of 128 px for 8 of 64 px": {"train": {"patch_px": (128, 128), "batch_size": 2}},

@@ -43,16 +43,16 @@ def test_dimensions_are_those_of_the_images_unless_set(images: Any, settings: di
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ("muon", 4e-3)),
-        ({"train": {"optimizer": "adam"}}, ("adam", 2e-3)),
-        ({"train": {"learning_rate": 5e-4}}, ("muon", 5e-4)),
-        ({"network": {"anchor": False}}, ("adam", 1e-3)),
+        ({}, ("muon", 4e-3, 20)),
+        ({"train": {"optimizer": "adam"}}, ("adam", 2e-3, 200)),
+        ({"train": {"learning_rate": 5e-4, "warmup_steps": 7}}, ("muon", 5e-4, 7)),
+        ({"network": {"anchor": False}}, ("adam", 1e-3, 200)),
     ],
 )
 def test_anchored_networks_learn_by_muon(settings: dict[str, Any], expected: Any) -> None:
     settings = {**settings, "train": {"steps": 5, **settings.get("train", {})}}
     chosen = choose_sizes(RunConfig.from_dict(settings), split(), accelerator=False).train
-    assert (chosen.optimizer, chosen.learning_rate) == expected
+    assert (chosen.optimizer, chosen.learning_rate, chosen.warmup_steps) == expected
 
 
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
