@@ -68,7 +68,7 @@ class Scene:
 
 def _settings(steps: int, network: dict[str, Any], train: dict[str, Any], **thinning: float) -> Settings:
     """Return what all networks here have in common."""
-    common = {"steps": steps, "warmup_steps": 100, "validate_every": 250}
+    common = {"steps": steps, "warmup_steps": 20, "validate_every": 250}
     return {"network": network, "thinning": thinning, "train": {**common, **train}}
 
 

@@ -170,6 +170,12 @@ class Camera(Config):
     )
     measured: dict[str, Any] = Field({}, description="how this was measured: method, images, intervals, fit")
 
+    @model_validator(mode="after")
+    def _light_is_seen(self) -> Self:
+        if self.saturation is not None and self.saturation <= self.offset:
+            raise ValueError(f"saturation is {self.saturation:g}, expected more than the offset of {self.offset:g} ADU")
+        return self
+
 
 class SamplingConfig(Config):
     """How photons are added to draw a posterior sample, or to generate."""

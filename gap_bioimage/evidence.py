@@ -25,6 +25,14 @@ _FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and t
 _LONELY = 20  # pixels without company
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.62  # how many, with so many photons; share of close ones, 0.685 of photons
 _MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
+_FEW_DEAD, _RARER = 0.01, 20  # share of pixels; by how much fewer these are than the zeros beside
+_NEAR_PHOTONS = 0.25  # and what variance over mean is off by then
+_FLAT = 0.1  # of the brightness, by which blocks of an evenly lit field differ
+_FLIPS = 20  # pixels beyond the ceiling between two below it, and the other way round
+# what a parabola through 5 x 5 pixels leaves of the one in the middle
+_BESIDE = np.mgrid[-2:3, -2:3].reshape(2, 25)
+_FIT = np.stack([np.ones(25), *_BESIDE, *_BESIDE**2, _BESIDE.prod(0)])
+_LEFT = (np.eye(25) - np.linalg.pinv(_FIT) @ _FIT)[12].reshape(5, 5)
 
 
 @dataclass(frozen=True)
@@ -220,6 +228,50 @@ def typical_of_photons(planes: Planes) -> bool:
             near += int(np.count_nonzero(bright & (apart < together)))
             far += int(np.count_nonzero(bright & (apart < 9 * together)))
     return far >= _PAIRS and near > _NEAR * far
+
+
+def asymmetry(planes: Planes) -> tuple[float, float]:
+    """Return the third moment of the noise over its variance, with its standard error, in the darkest blocks.
+
+    It is 1 for photons, and at most the gain for cameras, whose read noise has none; maxima of several images lean far
+    to the bright side, whatever their gain.
+    """
+    blocks: list[list[Floats]] = []
+    for plane in planes[:: max(1, len(planes) * planes[0].size >> 20)]:
+        noise = scipy.ndimage.correlate(plane, _LEFT)
+        parts = (scipy.ndimage.uniform_filter(plane, 16), noise**2 / np.sum(_LEFT**2), noise**3 / np.sum(_LEFT**3))
+        blocks.append([m.block_means(part, m.BLOCK_PX) for part in parts])
+    mean, variance, third = np.concatenate(blocks, axis=1)
+    if not len(mean):
+        return 0.0, math.inf
+    dark = mean <= max(np.quantile(mean, 1 / 3), mean.min() + _FLAT * abs(mean.min()))
+    dark &= variance <= 2 * np.median(variance[dark])
+    usual = max(float(variance[dark].mean()), 1e-300)
+    return float(third[dark].mean()) / usual, float(third[dark].std() / dark.sum() ** 0.5) / usual
+
+
+def dead_pixels(evidence: Evidence) -> int:
+    """Count pixels that one number below zero marks, as no tail of a camera's noise does; 0 where there is a tail."""
+    values = np.concatenate([[0.0], *(plane.ravel() for plane in evidence.planes)])
+    marked, zeros = int(np.count_nonzero(values < 0)), np.count_nonzero(values == 0)
+    if not 1 < marked <= _FEW_DEAD * values.size or marked > np.count_nonzero(values == values.min()):
+        return 0
+    tail = values.min() >= -1 and zeros / _RARER < marked <= zeros
+    photons = evidence.curve is not None and abs(evidence.curve.dark - 1) < _NEAR_PHOTONS
+    return marked if photons or not tail else 0
+
+
+def wrapped(planes: Planes) -> bool:
+    """Whether counts go on from 0 beyond 255: noise then flips pixels from end to end, and rarely half of the way."""
+    flips = np.zeros(3)
+    for image in (turned for plane in planes for turned in (plane, plane.T)):
+        middle = image[1:-1]
+        before, after = middle - image[:-2], middle - image[2:]
+        inner = (middle > 0) & (middle < 255)  # where hot and dead pixels are
+        for number, (low, high) in enumerate(((-256, -192), (192, 256), (96, 160))):
+            found = inner & (np.minimum(before, after) > low) & (np.maximum(before, after) < high)
+            flips[number] += np.count_nonzero(found)
+    return bool(flips[:2].min() >= _FLIPS and 2 * flips[:2].sum() > flips[2])
 
 
 def one_bit(planes: Planes) -> bool:

@@ -66,8 +66,8 @@ def refusals_told(path: Path, hint: str = "free some space or choose a folder th
     except GapError:
         raise  # some of ours are OSErrors too, and already say what to do
     except OSError as error:
-        # numpy's short writes have no error number; the disk is then full
-        reason = (error.strerror or f"no space left ({' '.join(str(error).split())})").lower()
+        # numpy's short writes have no error number; the disk is then full. HDF5 has a page of text for each number
+        reason = os.strerror(error.errno).lower() if error.errno else f"no space left ({' '.join(str(error).split())})"
         raise OutputError(f"cannot write {path}: {reason}; {hint}") from error
 
 

@@ -10,7 +10,18 @@ from typing import Literal
 import xarray as xr
 
 from gap_bioimage.camera.noise import Curve
-from gap_bioimage.evidence import Evidence, areas, measure, missing_levels, one_bit, outlines, typical_of_photons
+from gap_bioimage.evidence import (
+    Evidence,
+    areas,
+    asymmetry,
+    dead_pixels,
+    measure,
+    missing_levels,
+    one_bit,
+    outlines,
+    typical_of_photons,
+    wrapped,
+)
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no image"]
@@ -22,7 +33,10 @@ _FALLING = 0.93  # and where dead time is named
 _OPPOSITE = -0.1  # correlation of neighbours that structure never causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
 _LEAST_GAIN = 0.15  # and the variance over its own that a maximum of a hundred keeps; cameras of 8 bits have less
-_FITS = 3.0  # chi-square of a camera's line
+_ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
+_LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
+_EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
+_FITS, _STEEP = 3.0, 15.0  # chi-square of a camera's line, or its slope in standard errors
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
@@ -117,9 +131,14 @@ def _negative(evidence: Evidence) -> Finding | None:
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if not minimum < 0:
         return None
+    if count := dead_pixels(evidence):
+        advice = "set them to 0, or to the mean of their neighbours, and inspect it again"
+        told = f"has {count} pixels of {minimum:g} and no other negative ones, as programs mark dead pixels; {advice}"
+        return Finding("not usable", "counts", told, advice=advice)
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
-    if evidence.unit is not None and curve is not None and not evidence.correlation.found and curve.chi_square < _FITS:
+    line = curve is not None and (curve.chi_square < _FITS or curve.slope[0] > _STEEP * curve.slope[1])
+    if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, "use the counts before any background was subtracted")
 
@@ -150,6 +169,10 @@ def _drawn(evidence: Evidence) -> Finding | None:
         return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
     if evidence.colours > _COLOURS:
         return processed(f"has channels that share {evidence.colours:.0%} of their noise, as colours do")
+    if found.maximum in (254, 255) and found.minimum == 0 and wrapped(evidence.planes):
+        advice = "record it again with 16 bits, or with a shorter exposure"
+        text = f"goes on from 0 beyond {found.maximum:g}, as numbers of 8 bits do, so that bright pixels are dark"
+        return Finding("not usable", "counts", f"{text}; {advice}", advice=advice)
     if evidence.unit == 1 and (missing := missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
@@ -168,6 +191,11 @@ def _offset(evidence: Evidence) -> Finding | None:
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
     projected &= not line or curve.slope[0] > _LEAST_GAIN
+    lean, error = asymmetry(evidence.planes)
+    if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
+        return None  # structure, brighter than it is, bends the line
+    leans = lean > _LEANING * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
+    projected |= leans and not evidence.repeats and curve.chi_square < _FITS
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
@@ -206,6 +234,8 @@ def _weak(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None or curve.dark >= _WEAK * _margin(curve):
         return None
+    if curve.dark >= _QUIET and evidence.statistics.minimum > 0 and not evidence.correlation.found:
+        return _camera(f"has less noise than photon counts {_numbers(evidence)}, as beside an offset", refused=False)
     return _smoothed(evidence, refused=curve.dark < _QUIET)
 
 
@@ -216,8 +246,13 @@ def _loud(curve: Curve, unit: float = 1.0) -> bool:
 
 def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
-    if curve is None or not _loud(curve) or typical_of_photons(evidence.planes):
+    if curve is None:
         return None
+    if not _loud(curve) or typical_of_photons(evidence.planes):
+        lean, error = asymmetry(evidence.planes)
+        flat = curve.mean[-1] < _EVEN * curve.mean[0]
+        if not (flat and curve.dark > 1 + _SURE * curve.dark_error and lean > 1 + _POISSON + 2 * error):
+            return None
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
 

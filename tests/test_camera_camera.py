@@ -157,6 +157,7 @@ def test_cameras_are_written_and_read(tmp_path: Path) -> None:
         ("gain: 0\noffset: 1", "greater than 0"),
         ("gain: .nan\noffset: 1", "gain"),
         ("gain: 2\noffset: 1\nread_noise: -1", "read_noise"),
+        ("gain: 2\noffset: 100\nsaturation: 100", "more than the offset"),
         ("gain: 2\noffset: 1\nreadnoise: 1", "did you mean 'read_noise'"),
         ("- 1", "expected a mapping"),
         ("gain: 2\noffset: 1\nmaps: gone.tif", "not beside it"),

@@ -111,6 +111,9 @@ def test_mistakes_are_one_sentence_before_the_work(run: Any, tmp_path: Path) -> 
     assert "--engine" in one_sentence(run("validate", path, "--engine", "/nowhere/python"))
     told = one_sentence(run("validate", path, "--consumer", "imagej"))
     assert "imagej" in told and "fiji" in told
+    assert "no check fijis" in one_sentence(run("validate", path, "--select", "fiji,fijis"))
+    for more in (path, "--consumer", "fiji,ilastik"), (path, path):
+        assert run("validate", *more, "--description-only", "--quiet").code == 0
     path.write_bytes(path.read_bytes()[:1000])
     assert "has no end" in one_sentence(run("validate", path))
 

@@ -181,6 +181,12 @@ def test_what_programs_do_is_recognised(name: str, photons: float) -> None:
     assert found.thinning.startswith("not valid")  # type: ignore[union-attr]
 
 
+def far_apart(count: int, size: int = 256) -> Values:
+    points = np.zeros(size * size)
+    points[np.random.default_rng(1).integers(0, size * size, count)] = 60
+    return np.asarray(ndimage.gaussian_filter(points.reshape(size, size), 1.2)) * 13
+
+
 def jpeg(quality: int) -> Values:
     file = io.BytesIO()
     Image.fromarray(cells(5).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
@@ -212,6 +218,23 @@ NATURES: dict[str, tuple[Any, tuple[float, ...], str]] = {
     "channels": (lambda p: np.stack([cells(p), cells(p, 1), cells(p, 2)]), (5,), "photon counts"),
     "an empty channel": (lambda p: np.stack([cells(p), 0 * cells(p)]), (5,), "photon counts"),
     "sharp cells of a camera": (lambda g: camera_image(sharp_cells(30, 2, dark=0.0), 0, g), (2.2, 10), "camera image"),
+    "maximum of a camera": (
+        lambda p: np.asarray(simulate_camera(p * (0.27 + far_apart(60)), n_frames=10)).max(0),
+        (60,),
+        "processed",
+    ),
+    "an even camera": (lambda p: camera_image(np.full((256, 256), p)), (20.0, 60.0), "camera image"),
+    "bright spots": (
+        lambda p: np.random.default_rng(0).poisson(p * (0.27 + far_apart(60))),
+        (200, 1000),
+        "photon counts",
+    ),
+    "dead pixels": (
+        lambda p: np.where(np.arange(65536).reshape(256, 256) % 509, 1.0 * cells(p), -1),
+        (2, 200),
+        "not usable",
+    ),
+    "beyond 8 bits": (lambda p: cells(p) % 256, (200, 400), "not usable"),
     "one row": (lambda n: poisson(5, (1, n)) + 1, (1, 4000), "not usable"),
     "rows": (lambda n: poisson(5, (n, 1, 40)) + 1, (30,), "not usable"),
 }

@@ -101,6 +101,20 @@ def test_one_of_several_datasets_is_chosen(tmp_path):
         read_photons(tmp_path / "a.h5", series="cells")
 
 
+def test_what_lies_in_another_file_is_read_where_that_is_there(tmp_path):
+    other, virtual = tmp_path / "other.h5", h5py.VirtualLayout((17, 12), np.uint16)
+    virtual[...] = h5py.VirtualSource("other.h5", "data", (17, 12))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["linked"] = h5py.ExternalLink("other.h5", "/data")
+        file.create_virtual_dataset("virtual", virtual)
+    write_image(other, counts("yx"))
+    for name in ("linked", "virtual"):
+        np.testing.assert_array_equal(read_photons(tmp_path / "a.h5", series=name), counts("yx"))
+    other.unlink()
+    with pytest.raises(UnreadableImageError, match="lacks, virtual, linked"):
+        read_photons(tmp_path / "a.h5", series="virtual")
+
+
 def test_files_without_images_and_damaged_ones_are_refused(tmp_path):
     with h5py.File(tmp_path / "none.h5", "w") as file:
         file.create_group("empty")

@@ -120,10 +120,11 @@ def test_old_versions_have_axes_and_no_sizes(tmp_path, version, axes):
     assert_same(read_photons(tmp_path / "a.zarr"), counts("tczyx", calibrated=False))
 
 
-def test_newer_versions_without_axes_are_asked_for_them(tmp_path):
+@pytest.mark.parametrize("axes", [{}, {"axes": [{"type": "space"}] * 5}])
+def test_newer_versions_without_axes_are_asked_for_them(tmp_path, axes):
     root = new_group(tmp_path / "a.zarr", "0.4")
     root.create_array("0", data=counts("tczyx").values)
-    root.attrs.update({"multiscales": [{"version": "0.4", "datasets": [{"path": "0"}]}], "omero": None})
+    root.attrs.update({"multiscales": [{"version": "0.4", "datasets": [{"path": "0"}], **axes}], "omero": None})
     with pytest.raises(AxesError, match='axes="tczyx"'):
         read_photons(tmp_path / "a.zarr")
     assert_same(read_photons(tmp_path / "a.zarr", axes="tczyx"), counts("tczyx", calibrated=False))

@@ -130,6 +130,8 @@ NANOMETRES = {"PhysicalSizeX": 108, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 
         ("a.tif", {"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, {}),
         ("a.tif", {"imagej": True, "metadata": {"spacing": 0.3}}, {}),
         ("a.ome.tif", {"metadata": {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}}, {}),
+        ("a.tif", {"imagej": True, "resolution": (28, 28), "metadata": {"unit": "cm"}}, {}),
+        ("a.ome.tif", {"metadata": {"PhysicalSizeX": 1e-5, "PhysicalSizeXUnit": "cm"}}, {"x": 0.1}),
         ("a.ome.tif", {"metadata": NANOMETRES}, {"x": 0.108, "y": 0.108}),
     ],
 )
@@ -268,6 +270,13 @@ def test_planes_that_a_description_does_not_name_are_told(tmp_path):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif"), MOVIE[:4])
 
 
+def test_files_that_another_one_describes_name_it(tmp_path):
+    words = '<OME xmlns="http://www.openmicroscopy.org/"><BinaryOnly MetadataFile="a.companion.ome"/></OME>'
+    pages(tmp_path / "a.ome.tif", MOVIE, words.encode())
+    with pytest.raises(AxesError, match=r"set that a\.companion\.ome describes"):
+        read_photons(tmp_path / "a.ome.tif")
+
+
 def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
     names = [f"urn:uuid:{uuid.uuid4()}" for _ in range(2)]
     channels = "".join(f'<Channel ID="Channel:0:{c}" Name="{name}"/>' for c, name in enumerate(CHANNELS))
@@ -375,6 +384,12 @@ def recorded(shape, order):
         (40, {"numVolumes": 1, "framesPerSlice": 4, "channelSave": "[1;2]"}, "tcz", recorded((5, 4, 2), (1, 2, 0))),
         (15, {"numVolumes": 3, "framesPerSlice": 4, "logAverageFactor": 4}, "tz", recorded((3, 5), (0, 1))),
         (12, {"numVolumes": 2, "numFramesPerVolumeWithFlyback": 6}, "tz", recorded((2, 6), (0, 1))[:, :5]),
+        (
+            12,
+            {"numVolumes": "[]", "hFastZ.numVolumes": 2, "hFastZ.numFramesPerVolume": 6},
+            "tz",
+            recorded((2, 6), (0, 1))[:, :5],
+        ),
         (5, {"numVolumes": 1}, "z", np.arange(5)),
         (12, {"numVolumes": 1, "actualNumSlices": 1, "framesPerSlice": "Inf"}, "t", np.arange(12)),
         (12, {"numVolumes": 6, "enable": "false", "framesPerSlice": 2}, "t", np.arange(12)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_impossible_outputs_are_refused(tmp_path, monkeypatch, name, values, com
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy", ".ome.zarr"])
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy", ".ome.zarr", ".h5"])
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
     kind_of(suffix)
     path = tmp_path / f"a{suffix}"
@@ -171,6 +172,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
         for place in ("tifffile.imwrite", "numpy.save", *(["zarr.Array.__setitem__"] if "zarr" in suffix else [])):
             patch.setattr(place, full)
         with pytest.raises(OutputError, match="no space left on device") as error:

@@ -24,6 +24,7 @@ from gap_bioimage.network import (
     conserve_photons,
     encode,
     pad_to_multiple,
+    paired,
     rate_from_log_rate,
 )
 
@@ -168,6 +169,29 @@ def test_images_of_a_batch_do_not_meet(variant: dict[str, Any]) -> None:
     together = denoiser(photons)
     for index in range(3):
         torch.testing.assert_close(together[index], denoiser(photons[index : index + 1])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"),
+    [((1, 3, 8, 40, 40), 2), ((1, 64, 8, 40, 40), 2), ((1, 64, 8, 41, 40), 1), ((2, 3, 8, 8, 8), 2), ((1, 3, 8, 8), 1)],
+)
+def test_single_small_volumes_run_in_pairs_as_any_others(shape: tuple[int, ...], images: int) -> None:
+    assert len(paired(torch.zeros(shape), min(shape[1], 64))) == images
+    assert len(paired(torch.zeros(shape, dtype=torch.bfloat16), 1)) == shape[0]
+
+
+@pytest.mark.parametrize("size", [(6, 14, 18), (5, 130, 16)])  # pairs at all levels, and at the lower ones
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v["dim"] == 3], ids=name_of)
+def test_the_gradient_of_one_volume_is_that_of_two_halved(variant: dict[str, Any], size: tuple[int, ...]) -> None:
+    network, photons = network_of(variant, start_filts=32), poisson((1, 1, *size))
+    uneven(network).requires_grad_(True)
+    found = []
+    for batch in (photons, torch.cat([photons, photons])):
+        network(batch).square().mean().backward()  # type: ignore[no-untyped-call]
+        found.append([parameter.grad for parameter in network.parameters()])
+        network.zero_grad()
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5 * float(two.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -43,23 +43,23 @@ def test_dimensions_are_those_of_the_images_unless_set(images: Any, settings: di
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ("muon", 4e-3)),
-        ({"train": {"optimizer": "adam"}}, ("adam", 2e-3)),
-        ({"train": {"learning_rate": 5e-4}}, ("muon", 5e-4)),
-        ({"network": {"anchor": False}}, ("adam", 1e-3)),
+        ({}, ("muon", 4e-3, 20)),
+        ({"train": {"optimizer": "adam"}}, ("adam", 2e-3, 200)),
+        ({"train": {"learning_rate": 5e-4, "warmup_steps": 7}}, ("muon", 5e-4, 7)),
+        ({"network": {"anchor": False}}, ("adam", 1e-3, 200)),
     ],
 )
 def test_anchored_networks_learn_by_muon(settings: dict[str, Any], expected: Any) -> None:
     settings = {**settings, "train": {"steps": 5, **settings.get("train", {})}}
     chosen = choose_sizes(RunConfig.from_dict(settings), split(), accelerator=False).train
-    assert (chosen.optimizer, chosen.learning_rate) == expected
+    assert (chosen.optimizer, chosen.learning_rate, chosen.warmup_steps) == expected
 
 
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     cpu = choose_sizes(RunConfig(), split(), accelerator=False)
     fast = choose_sizes(RunConfig(), split(), accelerator=True)
-    assert (cpu.network.depth, cpu.network.start_filts, cpu.train.batch_size) == (3, 16, 4)
+    assert (cpu.network.depth, cpu.network.start_filts, cpu.train.batch_size) == (3, 16, 8)
     assert cpu.train.steps == 1000  # eight minutes
     assert cpu.train.patience is not None
     assert fast.network == cpu.network
@@ -80,10 +80,10 @@ def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("shape", "patch", "accelerator", "batch"),
     [
-        ((1, 200, 300), None, False, 2),
+        ((1, 200, 300), None, False, 8),
         ((1, 200, 300), None, True, 16),
-        ((1, 200, 64), None, False, 4),  # windows are no larger than the images
-        ((1, 200, 300), (64, 64), False, 8),
+        ((1, 200, 32), None, False, 16),  # windows are no larger than the images
+        ((1, 200, 300), (128, 128), False, 2),
         ((1, 200, 300), (200, 300), False, 1),
         ((1, 16, 16), None, False, 64),
         ((1, 20, 96, 96), None, False, 2),
@@ -133,7 +133,7 @@ def test_a_laptop_trains_less_than_a_quarter_of_an_hour(seconds: float, monkeypa
         ("denoise", 50.0, -2.5),
         ("sample", 50.0, -2.5),
         ("generate", 50.0, -40.0),
-        ("denoise", 0.3, -25.2),
+        ("denoise", 0.3, -24.6),
     ],
 )
 def test_the_range_ends_at_the_brightest_window_and_begins_where_the_purpose_needs(
@@ -177,7 +177,7 @@ def test_what_is_chosen_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: p
         "network.dim=2",
         "network.depth=3",
         "train.size=base",
-        "train.batch_size=4",
+        "train.batch_size=8",
         "thinning.min_db",
         "train.steps=1000",
     ):

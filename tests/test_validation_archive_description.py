@@ -71,6 +71,7 @@ def test_good_description_and_unlisted_people_without_a_network(tmp_path: Path, 
     [
         ("0.5", "failed", ("'0.5', expected", "0.5.9")), ("0.6.0", "failed", ("'0.6.0', expected", "0.5.9")),
         (0.5, "failed", ("is 0.5, expected", "0.5.9")), (None, "failed", ("is absent", "0.5.9")),
+        ("0.5.9a", "failed", ("'0.5.9a', expected",)),
         ("0.5.99", "warning", ("newer",)), ("0.3.2", "warning", ("outdated",)),
     ],
 )  # fmt: skip
@@ -98,6 +99,12 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
         (put("name", value="x/y?z"), "name", ("'x/y?z'", "restricted to")),
         (put("name", value="x"), "name", ("'x'", "at least 5")),
         (put("authors", value=["Ada"]), "authors[0]", ("'Ada'", "mapping")),
+        (put("authors", value={"name": "Ada"}), "authors", ("is a mapping", "a valid list")),
+        (put("authors", value=[{"name": "A/B"}]), "authors[0].name", ("'A/B'", "slash")),
+        (put("training_data", value="cells"), "training_data", ("a mapping",)),
+        (put("documentation", value="It denoises. Well."), "documentation", (".md",)),
+        (put("inputs", 0, "axes", value="bcyx"), "format_version is 0.5.9", ("inputs[0].axes", "format 0.4")),
+        (put("format_version", value="0.4.10"), "format_version is 0.4.10", ("inputs[0].axes", "format 0.5")),
         (put("timestamp", value="x"), "timestamp", ("'x'", "2024-05-31T12:00:00")),
         (put("extra", value=3), "extra", ("not a field", "config")),
         (drop("name"), "name", ("is missing",)),
@@ -127,6 +134,7 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
         # format 0.4
         (old(put("test_inputs", value="input.npy")), "test_inputs", ("'input.npy'", "a valid list")),
         (old(put("outputs", 0, "shape", "reference_tensor", value="nobody")), "'nobody'", ("nothing of that name",)),
+        (old(put("inputs", 0, "axes", value="bczyx")), "inputs[0].axes", ("'bczyx'", "4 sizes")),
         (old(put("outputs", 0, "halo", value=[2, 2])), "outputs[0]", ("[2, 2]", "length")),
         (old(put("outputs", 0, "postprocessing", value=[{"name": "scale_range", "kwargs": {"mode": "per_sample"}}])),
          "outputs[0].postprocessing[0].kwargs.reference_tensor", ("is missing", "an input")),

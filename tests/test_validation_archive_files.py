@@ -75,6 +75,8 @@ def test_missing_and_changed_files_are_told_by_the_archive_only(tmp_path: Path, 
         statuses, found = examined(zips.make_zip(tmp_path, mutate, files=absent))
         assert [key for key, status in statuses.items() if status == "failed"] == [f"archive.{check}"]
         assert found.why_not_run == f"not run, see archive.{check}"
+    _, found = examined(zips.make_zip(tmp_path, zips.put("covers", value=["Cover.PNG"])))
+    assert "'cover.png' is" in message(found, "archive.files")
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64
@@ -95,7 +97,7 @@ def test_what_a_failed_download_leaves_is_not_the_file(tmp_path: Path, name: str
 
 
 def test_references_out_of_the_package_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for source in ("/etc/passwd", "../outside.npy", "C:\\x.npy"):
+    for source in ("/etc/passwd", "../outside.npy", "C:\\x.npy", "file:///etc/passwd", "s3://bucket/x.npy"):
         mutate = zips.put("inputs", 0, "test_tensor", value={"source": source})
         statuses, found = examined(zips.make_zip(tmp_path, mutate))
         assert statuses["archive.references"] == "failed" and "format.valid" not in statuses
@@ -148,12 +150,10 @@ TENSOR = zips.put("inputs", 0, "test_tensor", value={"source": "https://example.
 @pytest.mark.parametrize(
     ("mutate", "why_not_run"),
     [
-        (DOCUMENT, ""),
-        (remote("pytorch_state_dict"), ""),
+        (DOCUMENT, ""), (remote("pytorch_state_dict"), ""), (TENSOR, "inputs[0].test_tensor (https"),
         (remote("pytorch_state_dict", "torchscript"), "weights.torchscript (https"),
-        (TENSOR, "inputs[0].test_tensor (https"),
     ],
-)
+)  # fmt: skip
 def test_what_is_on_a_server_leaves_the_rest_to_run(tmp_path: Path, mutate: Any, why_not_run: str) -> None:
     statuses, found = examined(zips.make_zip(tmp_path, mutate))
     assert (statuses["archive.remote"], statuses["format.valid"]) == ("warning", "passed")
@@ -177,18 +177,12 @@ def objects() -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        header("(10**12,)"),
-        header("(4294967296, 4294967296, 4294967296)"),
-        header("(4,)") + bytes(15),
-        header("(4,)", "'|O'") + bytes(32),
-        objects(),
-        header("__import__('os').getpid()"),
-        header("(" * 3000),
-        header("(4,)", "'<q77'"),
-        b"",
+        header("(10**12,)"), header("(4294967296, 4294967296, 4294967296)"), header("(4,)") + bytes(15), objects(),
+        header("(4,)", "'|O'") + bytes(32), header("__import__('os').getpid()"), header("(" * 3000),
+        header("(4,)", "'<q77'"), b"",
     ],
     ids=lambda content: repr(content[:40]),
-)
+)  # fmt: skip
 def test_arrays_that_are_not_what_they_seem_are_refused(tmp_path: Path, content: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -212,6 +206,9 @@ def test_test_tensors_hold_finite_numbers_of_the_declared_type_in_npy_files(tmp_
     tif = zips.put("inputs", 0, "test_tensor", value={"source": "input.tif"})
     _, found = examined(zips.make_zip(tmp_path, tif, files={"input.tif": b"II*\0" + bytes(50)}))
     assert "'input.tif' is not an .npy file" in message(found, "archive.tensors")
+    for content, told in ((zips.npy(values)[:-9], "cut short"), (zips.npy(values[:0]), "holds no values")):
+        _, found = examined(zips.make_zip(tmp_path, files={"output.npy": content}))
+        assert told in message(found, "archive.tensors")
     mutate = zips.put("inputs", 0, "data", value={"type": "uint8"})
     _, found = examined(zips.make_zip(tmp_path, mutate))
     assert "'float32' does not match" in message(found, "format.valid")
@@ -269,6 +266,7 @@ def test_pickles_pass_where_torch_loads_them(tmp_path: Path, protocol: int, lega
 
 
 CHECKPOINT = saved({"epoch": 3, "model": {"w": torch.zeros(2)}, "best": np.float64(0.5)})
+np.savez(ARRAYS := io.BytesIO(), np.ones(3))
 NO_SCRIPT = ("saved by torch.save", "not TorchScript", "weights.pytorch_state_dict")
 NO_STATE = ("is TorchScript", "not a state_dict", "weights.torchscript")
 
@@ -282,9 +280,10 @@ NO_STATE = ("is TorchScript", "not a state_dict", "weights.torchscript")
         ("pytorch_state_dict", CHECKPOINT, ("NumPy", "checkpoint['model']")),
         ("torchscript", zips.model_files()["torchscript.pt"][:-999], ("is damaged", "Download", "torch.jit.save")),
         ("torchscript", b"PK\3\4", ("is damaged", "Download", "torch.jit.save")),
+        ("torchscript", ARRAYS.getvalue(), ("is damaged", "zip of other files")),
         ("pytorch_state_dict", zips.model_files()["weights.pt"][:999], ("is damaged", "model.state_dict()")),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_weights_that_are_something_else_are_told_as_such(
     tmp_path: Path, weights: str, content: bytes, words: tuple[str, ...]

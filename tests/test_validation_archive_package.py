@@ -190,13 +190,14 @@ def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
     for name in ("folder", "piped"):
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / "piped" / "rdf.yaml")  # nobody waits for it
-    for name, inner in (("nested.zip", "folder/rdf.yaml"), ("hollow.zip", "only/")):
+    zipped = (("nested.zip", "folder/rdf.yaml"), ("hollow.zip", "only/"), ("RDF.zip", "RDF.yaml"), ("zz.zip", "m.zip"))
+    for name, inner in zipped:
         with zipfile.ZipFile(tmp_path / name, "w") as packed:
             packed.writestr(inner, "")
     for name, told in (
         ("text.zip", "not a zip"), ("empty.zip", "is empty"), ("folder", "holds no files"), ("piped", "holds no files"),
         ("piped/rdf.yaml", "plain file"), ("hollow.zip", "holds no files"), ("nested.zip", "top level"),
-        ("missing.zip", "does not exist"),
+        ("missing.zip", "does not exist"), ("RDF.zip", "case matters"), ("zz.zip", "unpack that"),
     ):  # fmt: skip
         with pytest.raises(UnreadableModelError, match=told), open_package(tmp_path / name):
             pass

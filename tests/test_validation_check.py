@@ -16,24 +16,8 @@ from running import ran
 import gap_bioimage.validation
 from gap_bioimage.validation import check as registry_module
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import (
-    BLOCKS,
-    DEGRADES,
-    STYLE,
-    Check,
-    Definition,
-    NotApplicable,
-    Outcome,
-    Severity,
-    consumers,
-    declare,
-    definition,
-    definitions,
-    merge_outcomes,
-    one_sentence,
-    registry,
-    rule,
-)
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, Definition, definition, definitions, registry, rule
+from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.report import validate
 
 ROOM = Path(gap_bioimage.validation.__file__).parent
@@ -96,7 +80,7 @@ def test_every_check_says_what_it_is_about_and_rules_where_they_are_known_from()
         assert callable(made.fix) or not made.fix or made.fix.endswith("."), made.id
         assert made.kind != "rule" or str(made.source).endswith(")"), made.id
     order = list(dict.fromkeys(made.consumer for made in registry().values()))
-    assert order == [name for name in consumers() if name in order]
+    assert order == [name for name in registry_module.consumers() if name in order]
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -115,11 +99,11 @@ def test_a_decorated_function_is_a_check_and_stays_a_function() -> None:
     with pytest.raises(ValueError, match=r"fiji\.size"):
         rule("fiji.size", STYLE)(size)
     with pytest.raises(TypeError):
-        declare("archive.x", "archive", BLOCKS, asks="X.", breaks="y", fix="Z.").outcome_of(None)
+        registry_module.declare("archive.x", "archive", BLOCKS, asks="X.", breaks="y", fix="Z.").outcome_of(None)
 
 
 @pytest.mark.parametrize(("severity", "status"), [(BLOCKS, "failed"), (DEGRADES, "warning"), (STYLE, "warning")])
-def test_only_what_blocks_fails(severity: Severity, status: str) -> None:
+def test_only_what_blocks_fails(severity: registry_module.Severity, status: str) -> None:
     made = Definition("fiji.x", "rule", severity, lambda model: "found", fix="Leave it.")
     assert (made.judge(MODEL).status, made.judge(MODEL).fix) == (status, "Leave it.")
     assert made.check(Outcome("warning", "mild")).status == "warning"

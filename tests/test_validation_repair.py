@@ -246,6 +246,7 @@ LEFT: list[tuple[Mutation, Files, str]] = [
     (keep, {"cover.png": b"no image"}, "cover.png is not looked at"),
     (two_inputs, {}, "relate the sizes of two inputs"),
     (both(version_04, drop("timestamp")), {}, "timestamp: is missing"),
+    (both(version_04, put("inputs", 0, "data_type", value="uint8")), {}, "'float32' does not match"),
 ]
 
 

@@ -66,16 +66,12 @@ def test_json_is_the_contract() -> None:
     report = Report("m.zip", (ran, Check("fiji.id", "fiji", "warning", "id is empty", "Give one.")))
     found = json.loads(json.dumps(report.to_dict()))
     assert found == {
-        "status": "passed",
-        "model": "m.zip",
+        "status": "passed", "model": "m.zip", "verdicts": [], "consumers": [], "score": None,
         "checks": [
             {"id": "core.test", "consumer": "core", "status": "passed", "message": "its test passes", "fix": ""},
             {"id": "fiji.id", "consumer": "fiji", "status": "warning", "message": "id is empty", "fix": "Give one."},
         ],
-        "verdicts": [],
-        "consumers": [],
-        "score": None,
-    }
+    }  # fmt: skip
     assert Report("m.zip", report.checks[1:], description_only=True).to_dict()["description_only"] is True
 
 
@@ -193,12 +189,10 @@ def test_the_schema_names_what_reports_hold(report: Report) -> None:
 @pytest.mark.parametrize(
     ("select", "ignore", "status", "left"),
     [
-        ((), (), "failed", 6),
-        ((), ("archive.files",), "passed", 5),
-        (("fiji", "zoo.cover"), (), "passed", 2),
-        (("zoo",), ("zoo.cover",), "passed", 1),
+        ((), (), "failed", 6), ((), ("archive.files",), "passed", 5),
+        (("fiji", "zoo.cover"), (), "passed", 2), (("zoo",), ("zoo.cover",), "passed", 1),
     ],
-)
+)  # fmt: skip
 def test_checks_that_do_not_count_decide_nothing(select: Any, ignore: Any, status: str, left: int) -> None:
     found = REPORT.selected(select, ignore)
     assert (found.status, len(found.checks), found.verdicts) == (status, left, REPORT.verdicts)

@@ -208,6 +208,8 @@ BREAKS: list[tuple[str, Callable[[Rdf], None], dict[str, Any]]] = [
     ("biapy.preprocessing", put("inputs", 0, "preprocessing", value=[{"id": "sigmoid"}, {"id": "scale_range"}]), {}),
     ("biapy.fixed_shape", old, {}),
     ("biapy.axes", channels_last, {}),
+    ("biapy.axes", drop("inputs", 0, "axes", 3, "id"), {}),
+    ("biapy.preprocessing", preprocess(id="ensure_dtype", kwargs={"dtype": "uint8"}), {}),
     ("biapy.tag", put("tags", value=["2d"]), {}),
     ("qupath.weights_format", state_dict_only, {}),
     ("qupath.axes", third_dimension, {}),
@@ -279,6 +281,7 @@ def test_versions_are_judged_as_the_rule_says(tmp_path: Path, consumer: str, ver
     ("rule_id", "mutate"),
     [
         ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value="1.13")),
+        ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value=1.10)),
         ("fiji.pytorch_version", drop("weights", "torchscript", "pytorch_version")),
         ("fiji.weights_root", put("weights", "torchscript", "source", value="model.torchscript")),
         ("fiji.weights_format", state_dict_only),

@@ -125,6 +125,13 @@ def test_weights_that_do_not_load_are_told_with_their_reason(
     assert {check.status for id_, check in checks.items() if id_ in ("core.test", "run.loads")} == {"failed"}
 
 
+def test_statistics_of_one_image_are_forgotten_before_the_next(tmp_path: Path) -> None:
+    """Steps without axes take those of all images that a pipeline of bioimageio.core has seen."""
+    path = zips.make_zip(tmp_path, zips.put("inputs", 0, "preprocessing", value=[{"id": "scale_range"}]))
+    assert {judged(check, path).status for check in (as_loaded, behaviour.deterministic)} == {"passed"}
+    assert judged(behaviour.batch, path).status == "failed"  # which they do depend on
+
+
 def test_constant_outputs_cannot_be_judged(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny("rate = rate * 0.0 + 7.0"))
     check = ran(path)["run.negative_control"]

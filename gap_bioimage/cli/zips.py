@@ -88,6 +88,12 @@ class Asked:
     consumer: Annotated[list[str] | None, typer.Option("--consumer", "--profile", help=_CONSUMER)] = None
     description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False
 
+    def check(self) -> None:
+        """Look at the names before the work."""
+        from gap_bioimage.validation.check import known
+
+        known(_names(self.consumer), [*_names(self.select), *_names(self.ignore)])
+
     def of(self, report: Report) -> Report:
         """The report with the checks that count."""
         return report.selected(_names(self.select), _names(self.ignore))
@@ -148,23 +154,21 @@ def validate(
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
     pages.check()
-    options = {"consumers": asked.consumer, "description_only": asked.description_only}
+    asked.check()
+    if keep is not None and keep.is_file():
+        raise typer.BadParameter(f"--keep {keep} is a file, expected a folder")
+    options = {"consumers": _names(asked.consumer) or None, "description_only": asked.description_only}
     options |= {"pictures": pages.has_pictures}
-    reports = list(_reports(_kept(zips, keep), running, asked, quiet or not pages.is_table, options))
+    folders = _kept(zips, keep)
+    reports = list(_reports(folders, running, asked, quiet or not pages.is_table, options))
     if reports:
         pages.write(reports)
-    if code := _exit_code(reports, len(zips)):
+    if code := _exit_code(reports, len(folders)):
         raise typer.Exit(code)
 
 
 def configured() -> dict[str, Any]:
-    """Options of ``validate`` that .gap-bioimage.toml, or [tool.gap-bioimage] of pyproject.toml, gives in this folder.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or gives others than those that cannot run or write anything.
-    """
+    """Options from .gap-bioimage.toml or pyproject.toml, here; `ConfigError` for those that could run or write."""
     import tomllib
 
     from gap_bioimage.errors import ConfigError

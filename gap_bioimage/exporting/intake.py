@@ -17,6 +17,7 @@ from gap_bioimage.counts import thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.io import read_photons
 from gap_bioimage.model import CameraLike, Model
+from gap_bioimage.validation.archive.files import read_array
 
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
 _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
@@ -96,11 +97,7 @@ class Intake:
 def example_values(
     model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return values (c, [z,] y, x) for the test tensors, and held-out ones to score if the run kept them.
-
-    They are what the zip will be given: counts, or values of the camera. `ExportError` if there are none, or they do
-    not fit the model.
-    """
+    """Values (c, [z,] y, x) for the test tensors, as the zip is given them, and held-out ones; or `ExportError`."""
     if test_image is not None:
         return _largest_stack(model, intake, test_image), None
     folder = model.source.parent
@@ -109,7 +106,11 @@ def example_values(
             f"{model.source} brings no counts for the test tensors; give an image of real counts with test_image "
             "(--test-image)"
         )
-    example, held_out = np.load(folder / "example.npy"), np.load(folder / "held_out.npy")
+    try:
+        example, held_out = (np.array(read_array(folder / name)) for name in ("example.npy", "held_out.npy"))
+    except (ValueError, OSError) as error:
+        text = f"the examples in {folder} are damaged: one {error}"
+        raise ExportError(f"{text}; give an image with test_image (--test-image)") from None
     own = Intake.of(model)
     if own == intake:
         return example, held_out
@@ -129,10 +130,7 @@ def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str 
 
 
 def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Return the piece of an image (c, [z,] y, x) with the most photons, mirrored up where the image is too small.
-
-    Pieces overlap by half.
-    """
+    """Return the piece (c, [z,] y, x) with the most photons, pieces overlapping by half; mirrored up if too small."""
     missing = [(0, max(0, want - have)) for want, have in zip(size, image.shape[1:], strict=True)]
     image = np.pad(image, [(0, 0), *missing], mode="symmetric")
     starts = itertools.product(

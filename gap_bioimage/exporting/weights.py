@@ -35,10 +35,7 @@ _Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
 
 
 def denoiser_of(model: Model, box_px: list[int], **intake: Any) -> PhotonDenoiser:
-    """Return the module that a denoising zip runs, on the CPU and in evaluation mode.
-
-    ``intake`` are the arguments of ``PhotonDenoiser`` that tell what its input is; without them it is counts.
-    """
+    """Return a denoising zip's module, on the CPU, in evaluation mode; ``intake`` tells its input if not counts."""
     return _filled(PhotonDenoiser(box_px, **intake, **model.config.model_dump()), model)
 
 
@@ -130,12 +127,10 @@ def check_onnx(kind: str) -> None:
 
 
 def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[int]) -> None:
-    """Write ONNX weights, made with an example of this size; whether they compute what torch does the validation tells.
-
-    `ExportError` if torch cannot make them.
-    """
+    """Write ONNX weights, made with an example of this size; `ExportError` if torch cannot make them."""
     axes = {0: "b"} | {number + 2: name for number, name in enumerate("zyx"[-len(size) :])}
-    example = torch.poisson(torch.full((1, channels, *size), 2.0), torch.Generator().manual_seed(0))
+    # of one image the graph would keep what torch alone needs (network.paired)
+    example = torch.poisson(torch.full((2, channels, *size), 2.0), torch.Generator().manual_seed(0))
     target, export = io.BytesIO(), cast("Any", torch.onnx.export)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on sizes that become constants: those of multiples of step do not

@@ -26,26 +26,15 @@ OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
 ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
-_NAMES = {
-    **{"time": "t", "frame": "t", "frames": "t", "channel": "c", "channels": "c", "wavelength": "c", "depth": "z"},
-    **{
-        "slice": "z",
-        "slices": "z",
-        "height": "y",
-        "row": "y",
-        "rows": "y",
-        "width": "x",
-        "column": "x",
-        "columns": "x",
-    },
-    **{"sample": SAMPLES, "rgb": SAMPLES},
-    **dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN),
-}
+_NAMES = dict.fromkeys(("time", "frame", "frames"), "t") | dict.fromkeys(("channel", "channels", "wavelength"), "c")
+_NAMES |= dict.fromkeys(("depth", "slice", "slices"), "z") | dict.fromkeys(("sample", "rgb"), SAMPLES)
+_NAMES |= dict.fromkeys(("height", "row", "rows"), "y") | dict.fromkeys(("width", "column", "columns"), "x")
+_NAMES |= dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN)
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
-# "cm" and "inch" are units of printers, and not believed; ImageJ escapes what Java calls non-ASCII
+# "inch" is a unit of printers, and not believed; ImageJ escapes what Java calls non-ASCII
 _UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in ("m", "meter")}
-_UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
+_UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "cm": 1e4, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
 _S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second")}
 _S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 

@@ -94,11 +94,11 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
     said = _axes(entry) or (AXES if version < "0.3" else "")
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
-    names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis["name"])) for axis in axes]
+    names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", ""))) for axis in axes]
     labels = [str(each["label"]) for each in (words.get("omero") or {}).get("channels", []) if each.get("label")]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
     levels = {}
-    for number, dataset in enumerate(entry["datasets"]):
+    for number, dataset in enumerate(entry.get("datasets") or ()):
         if (name := str(dataset["path"])) in node:
             steps, warning = _calibration([*every, *_flat(dataset)], axes, names)
             known = len(names) == node[name].ndim

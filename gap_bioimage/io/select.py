@@ -30,8 +30,10 @@ def choose_image(path: Path, images: Sequence[Stored], series: int | str | None,
 
 
 def _choose_series(path: Path, whole: Sequence[Stored], listed: Sequence[Stored], series: int | str | None) -> Stored:
+    absent = [image.name for image in listed if image.name and not image.levels]
+    lacks = f" (and lists, but lacks, {', '.join(absent[:_SHOWN])})" if absent else ""
     if not whole:
-        raise UnreadableImageError(f"{path} holds no image, expected at least one; name another file")
+        raise UnreadableImageError(f"{path} holds no image{lacks}, expected at least one; name another file")
     if series is None and len(whole) == 1:
         return whole[0]
     told = ", ".join(
@@ -39,8 +41,7 @@ def _choose_series(path: Path, whole: Sequence[Stored], listed: Sequence[Stored]
         for place, image in enumerate(whole[:_SHOWN])
     )
     told += f", and {len(whole) - _SHOWN} more" if len(whole) > _SHOWN else ""
-    absent = [image.name for image in listed if not image.levels]
-    told += f" (and lists, but lacks, {', '.join(absent[:_SHOWN])})" if absent else ""
+    told += lacks
     if series is None:
         raise UnreadableImageError(f"{path} holds {len(whole)} images: {told}; choose one, such as series=0")
     if str(series).lstrip("-").isdigit():

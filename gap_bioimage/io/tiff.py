@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
@@ -205,10 +206,12 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
         return int(first) if 1 <= (first := next(found, 1)) < math.inf else 1
 
     slices = number("actualNumSlices", "numSlices") if words.get("enable") is not False else 1
-    volumes, per_slice = number("actualNumVolumes", "numVolumes"), number("framesPerSlice")
+    # versions before 2018 have volumes of hFastZ instead
+    volumes, per_slice = number("actualNumVolumes", "numVolumes", "hFastZ.numVolumes"), number("framesPerSlice")
     frames = max(per_slice // number("hScan2D.logAverageFactor"), 1)
     channels = max(np.size(words["hChannels.channelSave"]), 1)
-    flown, kind = max(number("numFramesPerVolumeWithFlyback") // per_slice, slices), "volumes"
+    flown = max(number("numFramesPerVolumeWithFlyback", "hFastZ.numFramesPerVolume") // per_slice, slices)
+    kind = "volumes"
     if slices == 1:  # each frame is a volume of its own
         flown, frames, kind, volumes = 1, 1, "frames", frames * volumes
     held = found = pages // (flown * frames * channels)
@@ -255,7 +258,8 @@ def _ome_images(xml: str) -> list[ElementTree.Element]:
 def _of_ome(xml: str, series: int) -> Metadata:
     images = _ome_images(xml)
     if series >= len(images):
-        return Metadata()
+        set_of = re.search(r'<BinaryOnly[^>]*MetadataFile="([^"]+)"', xml)
+        return Metadata(problem=f"is one of a set that {set_of[1]} describes, which is not read" if set_of else "")
     words = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
     said = images[series].attrib
     steps = {a: (said.get(word), said.get(f"{word}Unit", "s" if a == "t" else "µm")) for a, word in words.items()}
@@ -264,6 +268,7 @@ def _of_ome(xml: str, series: int) -> Metadata:
 
 
 def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
+    words = {key: value for key, value in words.items() if value != "cm"}  # that of printers
     measured = {"z": (words.get("spacing"), words.get("zunit", words.get("unit", "")))}
     for axis in "yx":
         resolution = tif.pages.first.tags.get(f"{axis.upper()}Resolution")

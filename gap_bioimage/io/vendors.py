@@ -186,14 +186,24 @@ def _czi_steps(xml: ElementTree.Element) -> dict[str, float]:
 
 
 def _hdf5(path: Path) -> Iterator[Stored]:
-    """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order."""
+    """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
+
+    Those that lie in other files, of which one is absent, have no levels: HDF5 fills them with zeros.
+    """
     import h5py
 
-    found: dict[str, Any] = {}
-    h5py.File(path, "r").visititems(lambda name, node: found.update({name: node}))
+    file, found = h5py.File(path, "r"), {}
+    file.visititems(lambda name, node: found.update({name: node}))
+    file.visititems_links(
+        lambda name, link: found.update({name: file.get(name)} if isinstance(link, h5py.ExternalLink) else {})
+    )
     for name, data in found.items():
-        if isinstance(data, h5py.Dataset) and data.ndim > 1 and data.dtype.kind in "biuf":
-            yield Stored(name, {0: _dataset(data)})
+        if data is None:
+            yield Stored(name, {})
+        elif isinstance(data, h5py.Dataset) and data.ndim > 1 and data.dtype.kind in "biuf":
+            parts = [source.file_name for source in data.virtual_sources()] if data.is_virtual else []
+            lost = not all("%" in part or (Path(data.file.filename).parent / part).exists() for part in parts)
+            yield Stored(name, {} if lost else {0: _dataset(data)})
 
 
 def _dataset(data: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,8 @@ def _write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: st
     """Write one dataset, ``data`` (ilastik's own name for it), with the attributes that are read again."""
     import h5py
 
+    if shutil.disk_usage(path.parent).free < image.nbytes:  # which HDF5 notices too late, and does not survive
+        raise OSError(errno.ENOSPC, "")
     axes, steps = "".join(map(str, image.dims)), meta.steps
     tags = [{"key": a, "typeFlags": _VIGRA_FLAGS[a], "resolution": steps.get(a, 0), "description": ""} for a in axes]
     units = {axis: "s" if axis == "t" else "um" for axis in axes if axis in steps}

@@ -33,6 +33,7 @@ _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
 # Of anchored networks: the best of three or more for each
 _RATES = {"muon": 4e-3, "adam": 2e-3}
+_WARMUP = {"muon": {"warmup_steps": 20}}
 # Networks by dimensions; deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
 # and were not after 4000 steps of an accelerator's batches, on few images.
 SIZES: dict[int, dict[str, dict[str, int]]] = {
@@ -47,10 +48,9 @@ SIZES: dict[int, dict[str, dict[str, int]]] = {
         "large": {"depth": 4, "start_filts": 32},
     },
 }
-# Windows and how many of them, by dimensions, and whether on an accelerator. In dark ones of 64 px the widest filters
-# see little but borders: at 0.1 photons per pixel 128 px were worth 0.2 dB.
+# Windows and how many of them, by dimensions, and whether on an accelerator
 _WINDOWS: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {
-    (2, False): ((128, 128), 2),
+    (2, False): ((64, 64), 8),
     (2, True): ((128, 128), 16),
     (3, False): ((12, 48, 48), 2),
     (3, True): ((16, 64, 64), 8),
@@ -84,7 +84,7 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     train: dict[str, Any] = {"batch_size": min(max(1, batch), _LARGEST_BATCH)}
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
-        train |= {"optimizer": optimizer, "learning_rate": _RATES[optimizer]}
+        train |= {"optimizer": optimizer, "learning_rate": _RATES[optimizer], **_WARMUP.get(optimizer, {})}
     network = _unset(config.network, SIZES[config.network.dim][size])
     if "depth" in network:
         folded = network.get("stem", config.network.stem)

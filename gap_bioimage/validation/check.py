@@ -33,7 +33,7 @@ from gap_bioimage.validation.outcome import (
 __all__ = [
     "BLOCKS", "DEGRADES", "PLUGINS", "STYLE", "Check", "Consumer", "Definition", "Evidence", "NotApplicable", "Outcome",
     "Picture", "Severity", "Source", "Status", "archive_check", "consumer", "consumers", "declare", "definition",
-    "definitions", "import_checks", "known", "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
+    "definitions", "import_checks", "is_of", "known", "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
 ]  # fmt: skip
 
 Kind = Literal["rule", "archive", "run"]
@@ -204,10 +204,18 @@ def consumers() -> Mapping[str, Consumer]:
     return dict(sorted(_CONSUMERS.items(), key=lambda entry: entry[1].place))
 
 
-def known(names: Iterable[str]) -> None:
-    """Refuse names that are not consumers' with a ConfigError."""
+def known(names: Iterable[str], checks: Iterable[str] = ()) -> None:
+    """Refuse names that are not consumers', or no checks' nor their beginnings, with a ConfigError."""
     if unknown := sorted(set(names) - set(consumers())):
         raise ConfigError(f"There is no consumer {', '.join(unknown)}; give some of {', '.join(consumers())}.")
+    for name in checks:
+        if not any(is_of(check_id, [name]) for check_id in registry()):
+            raise ConfigError(f"There is no check {name}; see gap-bioimage validate --list.")
+
+
+def is_of(check_id: str, names: Iterable[str]) -> bool:
+    """Whether a check is called so, or its id begins so up to a dot."""
+    return any(f"{check_id}.".startswith(f"{name}.") for name in names)
 
 
 def definition(check_id: str) -> Definition:

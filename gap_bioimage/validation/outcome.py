@@ -14,16 +14,15 @@ Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: th
 
 # the fix of checks that need Python code of the package
 RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
+# and of those during which the model raised
+RUNS = "See that the model runs in Python by itself, on its test inputs and all sizes that it declares."
 _LONGEST_TEXT = 900
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 
 
 class NotApplicable(Exception):
-    """Raised by a check that says nothing about a model; its text says why.
-
-    A ``fix`` says what would let it speak: until then the verdict of the check's consumer is unknown.
-    """
+    """A check says nothing about a model, and why; a ``fix`` would let it speak: the verdict is unknown until then."""
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why)

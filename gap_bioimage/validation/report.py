@@ -11,12 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, Picture
+from gap_bioimage.validation.check import Check, Picture, is_of
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
@@ -39,11 +38,7 @@ class Report:
 
     @property
     def status(self) -> Literal["passed", "failed", "not-run"]:
-        """``failed`` if any check failed, which warnings and skipped checks are not.
-
-        ``not-run`` if none failed and the model was not run either, although it was to be; of a description alone
-        (`description_only`) ``passed`` speaks of the description.
-        """
+        """``failed`` if any check failed, ``not-run`` if none did and the model was to be run and was not."""
         if any(check.status == "failed" for check in self.checks):
             return "failed"
         return "passed" if self.was_run or self.description_only else "not-run"
@@ -54,17 +49,9 @@ class Report:
         return self.ran or any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
 
     def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
-        """The report with some checks only: ids or their beginnings up to a dot; verdicts and score stay as they are.
-
-        Raises
-        ------
-        ConfigError
-            If no check is called so.
-        """
-        for name in (*select, *ignore):
-            if not any(_is_of(check_id, [name]) for check_id in registry.registry()):
-                raise ConfigError(f"There is no check {name}; see gap-bioimage validate --list.")
-        kept = [c for c in self.checks if (not select or _is_of(c.id, select)) and not _is_of(c.id, ignore)]
+        """The report with some checks only, by ids or their beginnings up to a dot; verdicts and score stay."""
+        registry.known((), (*select, *ignore))
+        kept = [c for c in self.checks if (not select or is_of(c.id, select)) and not is_of(c.id, ignore)]
         return replace(self, checks=tuple(kept), ran=self.was_run)
 
     @property
@@ -201,7 +188,3 @@ def _as_asked(check: Check, consumers: Sequence[str] | None) -> Check | None:
         return None
     # nobody asked for this partner in particular
     return replace(check, status="warning") if check.status == "failed" else check
-
-
-def _is_of(check_id: str, names: Sequence[str]) -> bool:
-    return any(f"{check_id}.".startswith(f"{name}.") for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +53,7 @@ def people(rdf: dict[str, Any]) -> list[str]:
 
 
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
-    """Validate a model's description against the format that it states (0.3 to 0.5), with its files or without.
-
-    Returns the description, None if it is invalid, and the checks ``format.valid`` and ``format.recommended``.
-    """
+    """The description, None if it is invalid in the format that it states, and the checks that say so."""
     rdf = package.rdf
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _unseen_by_spec(rdf) or problems_of(package, written)
@@ -85,22 +82,34 @@ def _listed(texts: list[str]) -> str:
 
 
 def _unseen_by_spec(rdf: dict[str, Any]) -> list[str]:
-    """Test tensors that are missing in format 0.4, and steps that need statistics of an output, which core lacks."""
-    found = []
-    for key in () if str(rdf.get("format_version")).startswith("0.5") else ("inputs", "outputs"):
+    """What bioimageio.spec does not ask of format 0.4, tells in pieces or stumbles over, and steps that core lacks."""
+    found, is_05 = [], str(rdf["format_version"]) >= "0.5"
+    if isinstance(rdf.get("training_data"), str | list):
+        found.append("training_data: should be a mapping, such as {id: NAME}")
+    for key in ("inputs", "outputs"):
         described, tested = rdf.get(key), rdf.get(f"test_{key}")
-        if isinstance(described, list) and isinstance(tested, list) and 0 < len(tested) < len(described):
+        for i, tensor in enumerate(mappings(described)):
+            axes, shape, where = tensor.get("axes"), tensor.get("shape"), f"{key}[{i}].axes"
+            if isinstance(axes, str if is_05 else list):
+                written = "a text, as in format 0.4" if is_05 else "a list, as in format 0.5"
+                return [f"format_version is {rdf['format_version']}, but {where} is {written}: write one of them"]
+            if isinstance(axes, str) and isinstance(shape, list) and len(shape) != len(axes):
+                found.append(f"{where}: is {axes!r}, but the shape has {len(shape)} sizes")
+            for j, step in enumerate(mappings(tensor.get("postprocessing"))):
+                found += _not_in_core(f"{key}[{i}].postprocessing[{j}]", step)
+        if not is_05 and isinstance(described, list) and isinstance(tested, list) and 0 < len(tested) < len(described):
             found.append(f"test_{key}: {len(described)} {key} are described, and {len(tested)} tested")
-    for i, output in enumerate(mappings(rdf.get("outputs"))):
-        for j, step in enumerate(mappings(output.get("postprocessing"))):
-            where, name = f"outputs[{i}].postprocessing[{j}]", step.get("id") or step.get("name")
-            kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
-            of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
-            if name == "scale_range" and not kwargs.get("reference_tensor"):
-                found.append(f"{where}.kwargs.reference_tensor: is missing; scale_range takes percentiles of an input")
-            elif of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
-                found.append(f"{where}: {name} needs statistics of the output, which bioimageio.core does not compute")
     return found
+
+
+def _not_in_core(where: str, step: dict[str, Any]) -> Iterator[str]:
+    name = step.get("id") or step.get("name")
+    kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
+    of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
+    if name == "scale_range" and not kwargs.get("reference_tensor"):
+        yield f"{where}.kwargs.reference_tensor: is missing; scale_range takes percentiles of an input"
+    elif of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
+        yield f"{where}: {name} needs statistics of the output, which bioimageio.core does not compute"
 
 
 class _Known(dict[str, Any]):
@@ -191,7 +200,7 @@ def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = 
         told += [finding.told for finding in likeliest]
     # outputs refer to inputs: once an input is wrong, so are all references to it
     of_inputs = any(text.startswith("inputs") for text in told)
-    return list(dict.fromkeys(t for t in told if not (of_inputs and "Invalid tensor axis reference" in t)))
+    return list(dict.fromkeys(t for t in told if not (of_inputs and "refers to the axis" in t)))
 
 
 def _warnings(package: Package, loaded: Any) -> list[str]:
@@ -205,6 +214,14 @@ _TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id:
 _WORDS = [
     # what is found in 'where', a line break and 'kind: message', and what is said instead
     (r"^missing:|Needs to be filled|: missing(\. Please specify|$)", "is missing"),
+    (r"'str' instances are not allowed as a Sequence", "is <value>, but should be a valid list"),
+    (r"is not restricted to '(.*)'", r"is <value>, but restricted to the characters \1"),
+    (r"has_no_slash", "is <value>, but should hold no slash"),
+    (r"Input tag '(.*?)' found using '(\w+)' does not match any of the expected tags: ([^.]*)",
+     r"its \2 is '\1', but should be one of \3"),
+    (r"Invalid tensor axis reference at (\S+): tensor_id='(.*?)' axis_id='(.*?)'",
+     r"\1 refers to the axis \3 of '\2', which is not there"),
+    (r"UnicodeDecodeError|codec can't decode", "is no text in utf-8; save it so (`gap-bioimage repair` does this)"),
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
     (r"^extra_forbidden:", "is not a field that this format knows here; remove it, or move it into config"),
@@ -215,6 +232,7 @@ _WORDS = [
      rf"outputs: an axis of fixed size \1 has a halo, which needs {_TO_INPUT}"),
     (r"Output values are too small",
      "outputs: a test_tensor holds no value of at least 1e-5, too small to be tested; scale the output up"),
+    (r"\Adocumentation\n.*(valid URL|not point to|suffix \.md)", "is <value>, but should be the name of a .md file"),
     (r"instance of SizeReference$", f"is <value>, but an axis with a halo needs {_TO_INPUT}"),
     (r"instance of Architecture\w+$", "is <value>, but should be a mapping, such as {source: net.py, callable: Net}"),
     (r"instance of \w*FileDescr$", "is <value>, but should be a file, written as {source: NAME}"),
@@ -226,8 +244,12 @@ _WORDS = [
 ]  # fmt: skip
 _NOISE = re.compile(
     r"^(Value|Assertion) error, |(For further information visit|, see) https?://\S+( for details)?|\[type=.*?\](?=\s|$)"
-    r"| \(with or without (padding|cropping) \w+ halo\)"
+    r"| \(with or without (padding|cropping) \w+ halo\)| or object to extract fields from| after validation"
 )
+_TERMS = {
+    "valid dictionary": "mapping", "an instance of Sequence": "a valid list",
+    "abcdefghijklmnopqrstuvwxyz": "a-z", "ABCDEFGHIJKLMNOPQRSTUVWXYZ": "A-Z", "0123456789": "0-9",
+}  # fmt: skip
 _OTHER_KIND = re.compile(r".*_(type|parsing)|literal_error|url_scheme|path_not_file|is_instance_of|sequence_str")
 
 
@@ -268,10 +290,13 @@ def _path(parts: list[int | str]) -> str:
 def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = re.sub(r"source=RelativePath\(('[^']*')\)( sha256=\S+?(?=\.?$|\s))?", r"\1", text)
     text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with halo and without
-    text = _NOISE.sub("", text).replace("valid dictionary", "mapping").strip() or "is not as the format asks"
-    if isinstance(value, dict):
-        value = value.get("source") if isinstance(value.get("source"), str) else "a mapping"
-    shown = "empty" if value is None else "a list" if isinstance(value, list) else one_sentence(repr(value), 60)
+    for theirs, ours in _TERMS.items():
+        text = text.replace(theirs, ours)
+    text = _NOISE.sub("", text).strip() or "is not as the format asks"
+    if isinstance(value, dict) and isinstance(value.get("source"), str):
+        value = value["source"]
+    kinds = {type(None): "empty", list: "a list", dict: "a mapping"}
+    shown = kinds.get(type(value)) or one_sentence(repr(value), 60)
     for pattern, words in _WORDS:
         if match := re.search(pattern, f"{where}\n{kind}: {text}", re.MULTILINE):
             text = match.expand(words).replace("<value>", shown)

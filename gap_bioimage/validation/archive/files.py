@@ -16,6 +16,11 @@ MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
 _NPY = b"\x93NUMPY"
 
+_DAMAGE = {  # what numpy says of an .npy file, and what that means
+    "mmap length is greater": "it is cut short", "EOF:": "it is cut short", "Python objects": "it holds Python objects",
+    "magic string": "it does not begin as numpy.save writes it",
+}  # fmt: skip
+
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, a number
@@ -39,6 +44,8 @@ def inside(package: Package) -> Outcome | str:
     """References to files inside the package."""
     unsafe = {r.path: r for r in package.references if not r.is_remote and unsafe_path(r.path)}
     dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
+    dangers += [f"{r.told} is no address that programs download from; they know http and https"
+                for r in package.remote if not re.match(r"\s*https?:", r.path, re.IGNORECASE)]  # fmt: skip
     # Other formats' fields may name files too: whatever names one outside is not to be read.
     for text in (text for text in dict.fromkeys(texts(package.rdf)) if 0 < len(text) < 4096 and text not in unsafe):
         # as formats 0.3 and 0.4 write it, too: file.py:Callable, conda:file.yaml
@@ -57,7 +64,9 @@ def inside(package: Package) -> Outcome | str:
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
     there = ((r, package.file(r.path)) for r in _local(package) if r.path not in package.named)
-    absent = [f"{r.where} {shown(r.path)} {stand_in(r, path) if path else 'is not there'}" for r, path in there]
+    alike = {name.casefold(): f"is not there, but {shown(name)} is: case matters" for name in package.names}
+    why = [(r, stand_in(r, path) if path else alike.get(r.name.casefold(), "is not there")) for r, path in there]
+    absent = [f"{r.where} {shown(r.path)} {told}" for r, told in why]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")
@@ -102,7 +111,8 @@ def read_array(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # numpy parses Python literals here, which may fail in any way
-        raise ValueError(f"cannot be read as a plain array: {one_sentence(error, 120)}") from None
+        told = next((words for theirs, words in _DAMAGE.items() if theirs in str(error)), one_sentence(error, 120))
+        raise ValueError(f"cannot be read as a plain array: {told}") from None
     stated = f"states the shape {one_sentence(array.shape, 80)} of {one_sentence(array.dtype, 40)}"
     if array.nbytes > MAX_TENSOR_BYTES:
         raise ValueError(f"{stated}, {array.nbytes / 2**30:.1f} GiB, at most {MAX_TENSOR_BYTES >> 30} are read")
@@ -131,6 +141,8 @@ def tensors(package: Package) -> Outcome:
             # comparisons with these pass whatever a model makes
             if name in tested and array.dtype.kind in "fc" and not np.isfinite(array).all():
                 problems.append(f"{shown(name)} holds values that are not finite numbers")
+            if name in tested and not array.size:
+                problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
         except ValueError as error:
             problems.append(f"{shown(name)} {error}")
     if problems:
@@ -186,6 +198,8 @@ def scan(path: Path, weights_format: str) -> bool:
         raise _damaged(weights_format, one_sentence(error, 120)) from None
     if n_bytes > MAX_PICKLE_BYTES:
         raise _PickleError(f"holds pickles of {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read", _FIX_CODE)
+    if how and not is_script and not contents:
+        raise _damaged(weights_format, "it is a zip of other files")
     if weights_format == "torchscript" and not is_script:
         fix = "Describe it under weights.pytorch_state_dict with its architecture, or save it with torch.jit.save."
         text = "is a checkpoint saved by torch.save (such as a state_dict), not TorchScript, as which it is described"

@@ -156,10 +156,13 @@ def _find_yaml(names: list[str], source: Path) -> str:
         return found[0]
     if all(name.endswith("/") for name in names):
         raise UnreadableModelError(f"{source} holds no files; {_WANTED}.")
-    raise UnreadableModelError(
-        f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level; "
-        "zip the model's files themselves, not the folder that holds them."
-    )
+    told = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level"
+    inner = next((name for name in names if name.lower().endswith(".zip")), "")
+    if inner and not any(name.endswith(_YAML_NAMES) for name in names):
+        raise UnreadableModelError(f"{told}; {shown(inner)} in it may be the model: unpack that, and give it.")
+    if alike := next((name for name in names if name.lower() in _YAML_NAMES), ""):
+        raise UnreadableModelError(f"{told}; case matters: name {shown(alike)} rdf.yaml.")
+    raise UnreadableModelError(f"{told}; zip the model's files themselves, not the folder that holds them.")
 
 
 def _files_in(folder: Path) -> list[str]:

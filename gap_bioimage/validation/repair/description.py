@@ -14,6 +14,7 @@ from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, num
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
+_OF_TESTS = re.compile(r"test_tensor|Dimension mismatch")  # what format 0.4 leaves to programs and 0.5 refuses
 _LONGEST_AXIS_DESCRIPTION = 128
 _FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors", "maintainers", "cite", "license")
 
@@ -29,9 +30,12 @@ def convert_04(editor: PackageEditor) -> None:
     from bioimageio.spec.model import v0_5
 
     built = load_offline(package, unshared(before), "latest")
-    if not isinstance(built, v0_5.ModelDescr):
+    with_files = load_offline(package, unshared(before), "latest", with_files=True)
+    refused = problems_of(package, with_files, _OF_TESTS)
+    if refused or not isinstance(built, v0_5.ModelDescr):
         # what is wrong with it as it stands says more than what became of it
-        found = problems_of(package, load_offline(package, unshared(before), "discover")) or problems_of(package, built)
+        found = problems_of(package, load_offline(package, unshared(before), "discover"))
+        found = found or problems_of(package, built) or refused
         text = one_sentence("; ".join(found[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return

@@ -128,7 +128,8 @@ def _readme_text(editor: PackageEditor, name: str) -> None:
     try:
         text = written.decode("utf-8")
     except UnicodeDecodeError:
-        text = written.decode("latin-1")  # any bytes are valid in it
+        is_16 = written.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = written.decode("utf-16" if is_16 else "latin-1", errors="replace")  # any bytes are valid in the latter
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
         text = f"{text.rstrip()}\n\n{NO_VALIDATION}"

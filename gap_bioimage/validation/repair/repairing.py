@@ -73,15 +73,9 @@ def repair(
 ) -> Repaired:
     """Write a copy of a model with everything mended that needs no judgement, and validate both.
 
-    Weights and test tensors are never changed, and the given model is never written to. What needs its authors is
-    left as it is; the validation names it. The zip is also written where nothing was to be repaired or it still fails.
-
-    Raises
-    ------
-    UnreadableModelError
-        If the path is not a model that can be unpacked safely, or is written in a format older than 0.4.
-    OutputError
-        If ``out`` is the model itself, lies inside its folder, is not named ``.zip``, or cannot be written.
+    Weights, test tensors and the given model are never changed; what needs its authors is left, and the validation
+    names it. The zip is also written where nothing was to be repaired or it still fails. `UnreadableModelError` where
+    it is no model of format 0.4 or later that can be unpacked safely, `OutputError` where ``out`` cannot be written.
     """
     path, out = Path(path), Path(out)
     with open_package(path) as (package, checks):

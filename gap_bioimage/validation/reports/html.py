@@ -22,11 +22,7 @@ _TODO = {
 
 
 def render_html(reports: Sequence[Report]) -> str:
-    """One page that explains the reports: who will run each model, what to do, pictures, score, all checks.
-
-    The page loads nothing and runs nothing: styles and pictures are inside. Texts from models are escaped, and
-    UTF-8 can encode it.
-    """
+    """One page that explains the reports; it loads and runs nothing, and texts from models are escaped."""
     judged = {entry.consumer for report in reports for entry in report.verdicts}
     return render(
         "report.html.j2", pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],

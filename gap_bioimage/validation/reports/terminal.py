@@ -102,11 +102,7 @@ def print_submission(report: Report) -> None:
 
 
 def render_junit(reports: Sequence[Report]) -> str:
-    """One test suite per model, one test case per check, as XML with its declaration.
-
-    Failed checks are failures, checks that raised are errors, skipped ones are skipped; warnings pass, and say what
-    they found in ``system-out``.
-    """
+    """One suite per model, one case per check, as XML; warnings pass and are told in ``system-out``."""
     return render("junit.xml.j2", reports=reports)
 
 

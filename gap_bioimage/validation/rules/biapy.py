@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gap_bioimage.validation import rules
+from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.check import BLOCKS, Source, consumer, rule
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import first
@@ -21,10 +22,6 @@ _TAGS = (
     "superresolution", "self-supervision", "classification", "pix2pix", "image-reconstruction", "image-to-image",
     "image-restoration",
 )
-_OWN_NETWORKS = {
-    "unet", "resunet", "resunet++", "seunet", "attention_unet", "resunet_se", "unetr", "multiresunet", "unext_v1",
-    "unext_v2", "hrnet",
-}
 _CLASSES = ("n_classes", "out_channels", "output_channels", "classes")
 
 rule("biapy.state_dict", BLOCKS, _CHECK, asks="Weights as pytorch_state_dict.", breaks="BiaPy loads nothing else",
@@ -37,10 +34,12 @@ rule("biapy.tag", BLOCKS, _CHECK, weights=(_NEEDS,), fix=f"Tag it with one of {'
      breaks="BiaPy takes the workflow from the tags, and refuses a model with none",
 )(lambda model: None if set(_TAGS) & set(tags := model.texts("tags"))
   else f"no workflow is among the tags {', '.join(tags) or '(none)'}")
-rule("biapy.axes", BLOCKS, _CHECK, asks="Input axes in the order batch, channel, (z,) y, x.",
-     breaks="BiaPy reads bcyx and bczyx", fix="Order the input's axes batch, channel, (z,) y, x.",
-)(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)}"
-                      for tensor in model.inputs[:1] if tensor.axis_ids not in rules.ORDERS))
+rule("biapy.axes", BLOCKS, _CHECK, asks="Input axes in the order batch, channel, (z,) y, x, space axes by their ids.",
+     breaks="BiaPy reads bcyx and bczyx", fix="Order the input's axes batch, channel, (z,) y, x, and write their ids.",
+)(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)}{', one without id' if unnamed else ''}"
+                      for tensor in model.inputs[:1]
+                      if (unnamed := [a for a in tensor.axes if a.kind == "space" and not a.written.get("id")])
+                      or tensor.axis_ids not in rules.ORDERS))
 rule("biapy.fixed_shape", BLOCKS, _CHECK, weights=(_NEEDS,), versions="0.4",
      asks="In format 0.4: an input whose shape is given as min and step.",
      breaks="BiaPy ends with an AttributeError while it reads the description",
@@ -73,7 +72,7 @@ def classes(model: Model) -> str | None:
     if "semantic-segmentation" in tags or ("segmentation" in tags and "instance-segmentation" not in tags):
         found = next((given[name] for name in _CLASSES if name in given), -1)
         found = found[-1] if isinstance(found, list) and found else found
-        if not isinstance(found, int) or (found == -1 and not _is_own_network(model)):
+        if not isinstance(found, int) or found == -1:
             return f"none of {', '.join(_CLASSES)} is a number in the architecture's kwargs"
     elif {"instance-segmentation", "biapy"} <= tags:
         if not isinstance(given.get("out_channels", given.get("output_channels")), list):
@@ -81,18 +80,14 @@ def classes(model: Model) -> str | None:
     return None
 
 
-def _is_own_network(model: Model) -> bool:
-    written = model.weights[_NEEDS].get("architecture")
-    names = [written.get("callable"), written.get("source")] if isinstance(written, dict) else []
-    return any(str(name).lower().replace(".py", "") in _OWN_NETWORKS for name in names)
-
-
 @rule("biapy.preprocessing", BLOCKS, _CHECK, breaks="BiaPy refuses the model",
       fix="Keep one step, and compute the rest inside the network.")
 def preprocessing(model: Model) -> str | None:
-    """At most one step of preprocessing besides ensure_dtype, out of four that BiaPy knows."""
-    names = [str(step.get("id")) for tensor in model.inputs[:1] for step in tensor.steps]
-    names = [name for name in names if name != "ensure_dtype"]
+    """At most one step of preprocessing besides ensure_dtype to a float, out of four that BiaPy knows."""
+    key = "id" if model.version_numbers > (0, 5, 0) else "name"  # in 0.5.0 itself BiaPy so finds none
+    steps = [step for tensor in model.mappings("inputs")[:1] for step in mappings(tensor.get("preprocessing"))]
+    given = [(str(step[key]), str((step.get("kwargs") or {}).get("dtype", "float"))) for step in steps if key in step]
+    names = [name for name, dtype in given if name != "ensure_dtype" or "float" not in dtype]
     if len(names) > 1:
         return f"there are {len(names)} steps of preprocessing: {', '.join(names)}"
     return None if set(names) <= _STEPS else f"BiaPy does not know the preprocessing {names[0]}"

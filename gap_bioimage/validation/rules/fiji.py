@@ -57,7 +57,7 @@ rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes with
      breaks="JDLL takes an input's scale for a change of size and crops the output",
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
 )(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
-                      for tensor in model.inputs for axis in tensor.axes if axis.scale != 1))
+                      for tensor in model.inputs for axis in tensor.axes if axis.scale not in (0, 1)))
 rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
      asks="An id written on every space axis.",
      breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
@@ -79,13 +79,12 @@ rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network wit
                       for norm in rules.torchscript_code(model).norms))
 
 
-@rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
-      breaks="JDLL finds weights at the package's top level only", fix="Put the weights at the top level.")
-def weights_root(model: Model) -> str | None:
-    """TorchScript weights at the top level."""
-    source = str(model.weights["torchscript"].get("source"))
-    is_inside = "/" in source.removeprefix("./") and "://" not in source
-    return f"torchscript weights are {source!r}" if is_inside else None
+rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
+     asks="TorchScript weights at the top level.", fix="Put the weights at the top level.",
+     breaks="JDLL finds weights at the package's top level only",
+)(lambda model: f"torchscript weights are {source!r}"
+  if "/" in (source := str(model.weights["torchscript"].get("source"))).removeprefix("./") and "://" not in source
+  else None)
 
 
 @rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
@@ -117,10 +116,10 @@ def stardist(model: Model) -> str | None:
       breaks="JDLL picks an engine of that major version, and has 1.5 to 2.0",
       fix="State the pytorch_version that the weights were saved with, 1.5 to 2.x; without one 1.13.1 is taken.")
 def pytorch_version(model: Model) -> str | None:
-    """A pytorch_version 1.5 to 2.x, or none."""
+    """A pytorch_version 1.5 to 2.x, or none; 1.10 without quotes is the number 1.1."""
     written = model.weights["torchscript"].get("pytorch_version")
     parts = re.match(r"(\d{1,6})(?:\.(\d{1,6}))?", str(written))
-    if written is None or (parts and (1, 5) <= (int(parts[1]), int(parts[2] or 99)) < (3, 0)):
+    if written in (None, 1.1) or (parts and (1, 5) <= (int(parts[1]), int(parts[2] or 99)) < (3, 0)):
         return None
     return f"pytorch_version is {written}"
 

@@ -52,8 +52,6 @@ def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.upgraded is None:
         return "the conversion to format 0.5 fails"
-    if any(axis.halo and axis.size for tensor in model.outputs for axis in tensor.axes):
-        return "an output axis has a halo and a fixed size"
     for tensor in [*model.mappings("inputs"), *model.mappings("outputs")]:
         for step in [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]:
             if step.get("name") == "scale_linear" and (step.get("kwargs") or {}).get("axes"):

@@ -117,14 +117,10 @@ def name(model: Model) -> str | None:
     return None if re.fullmatch(r"[A-Za-z0-9_+\- ()]*", given) else "the name holds unusual characters"
 
 
-@rule("zoo.description", STYLE, _GUIDE, breaks="the website cuts it",
-      fix=f"Describe the model in at most {_MAX_DESCRIPTION} characters.")
-def description(model: Model) -> str | None:
-    """A description of 1 to 512 characters; 1024 is the limit."""
-    length, limit = len(str(model.rdf.get("description") or "")), _MAX_DESCRIPTION
-    return None if 0 < length <= limit else f"the description has {length} characters, 1 to {limit} are expected"
-
-
+rule("zoo.description", STYLE, _GUIDE, asks="A description of 1 to 512 characters; 1024 is the limit.",
+     breaks="the website cuts it", fix=f"Describe the model in at most {_MAX_DESCRIPTION} characters.",
+)(lambda model: None if 0 < (length := len(str(model.rdf.get("description") or ""))) <= _MAX_DESCRIPTION
+  else f"the description has {length} characters, 1 to {_MAX_DESCRIPTION} are expected")
 rule("zoo.authors", STYLE, _GUIDE, asks="Authors, each with a name.", breaks="nobody knows whom to credit",
      fix="List the authors with their names.",
 )(lambda model: None if (people := model.mappings("authors")) and all(person.get("name") for person in people)
@@ -209,13 +205,11 @@ def has_good_aspect(size: tuple[int, int]) -> bool:
     return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in ASPECTS)
 
 
-@rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes",
-      breaks="nobody can tell whether they were changed", fix="Give every tensor a test_tensor with source and sha256.")
-def test_hashes(model: Model) -> str | None:
-    """A test tensor with its sha256 for every input and output."""
-    entries = [tensor.written.get("test_tensor") for tensor in model.tensors]
-    hashed = [isinstance(entry, dict) and bool(entry.get("sha256")) for entry in entries]
-    return None if hashed and all(hashed) else "a test tensor is missing or has no sha256"
+rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Test tensors with their sha256.",
+     breaks="nobody can tell whether they were changed", fix="State the sha256 of every test_tensor.",
+)(lambda model: first(f"the test tensor of {tensor.id!r} has no sha256" for tensor in model.tensors
+                      if isinstance(test := tensor.written.get("test_tensor"), dict) and not test.get("sha256")
+                      and not is_url(str(test.get("source")))))
 
 
 @rule("zoo.sample_tensor", DEGRADES, rules.ZOO_TEST, repair="sample_tensors",

@@ -82,7 +82,8 @@ def deterministic(runner: Runner) -> Outcome:
 
 
 @run_check("run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
-           fix="Compute statistics per image, never over the batch axis.", compares=True)  # fmt: skip
+           fix="Compute statistics per image, never over the batch axis; steps of processing name their axes for that, "
+               "such as axes: [channel, y, x].", compares=True)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
     """An image's output does not depend on the images that share its batch."""
     batches = [[axis for axis in t.axes if getattr(axis, "type", "") == "batch"] for t in runner.descr.inputs]

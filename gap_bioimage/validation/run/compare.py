@@ -72,10 +72,7 @@ def not_finite(arrays: Mapping[str, NDArray[Any]]) -> str:
 def keep_evidence(
     check_id: str, outcome: Outcome, *, keep: Path | None, pictures: Path | None
 ) -> list[tuple[str, Path]]:
-    """Write arrays and pictures of what failed to ``keep``, and pictures of the rest to ``pictures``, where given.
-
-    Returns titles and paths of the pictures.
-    """
+    """Write arrays and pictures of what failed, and pictures of the rest, where asked for; their titles and paths."""
     failed = outcome.status == "failed" and keep is not None
     folder = keep if failed else pictures
     if folder is None or not outcome.evidence:

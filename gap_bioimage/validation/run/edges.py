@@ -67,10 +67,7 @@ Cuts = dict[Axis, tuple[EdgeProfile, Evidence]]
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
-    """Cut an image on both sides along each axis in turn, and compare its middle with that of the whole.
-
-    The profiles of all outputs that have the axis reach at least ``reach_px`` input pixels.
-    """
+    """Cut an image along each axis in turn, on both sides; profiles reach at least ``reach_px`` input pixels."""
     found: Cuts = {}
     for axis in dict.fromkeys(axis for _, axis in runner.steps):
         found |= _cuts_along(runner, axis, reach_px)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,13 +69,15 @@ class Runner:
         self.rdf: Mapping[str, Any] = rdf or {}
         weights = cast("Any", weights_format)
         with quiet(), of_the_model():
-            # The adapter loads the model when it is made; entering the pipeline would load it again.
+            # The adapter loads the model when it is made; entering a pipeline would load it again.
             adapter = create_model_adapter(
                 model_description=descr, devices=[device], weight_format_priority_order=[weights]
             )
-            self._pipeline: Any = create_prediction_pipeline(
-                descr, weight_format=weights, devices=[device], model_adapter=adapter
+            # a new one for each run: one that was used knows statistics of the images that it has seen
+            self._pipeline: Callable[[], Any] = partial(
+                create_prediction_pipeline, descr, weight_format=weights, devices=[device], model_adapter=adapter
             )
+            self._pipeline()  # steps that it lacks are told now
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
         members = {**self._inputs.members, **outputs.members}
@@ -91,7 +93,7 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         with quiet():
-            self._pipeline.close()
+            self._pipeline().close()
 
     @property
     def is_stochastic(self) -> bool:
@@ -103,7 +105,7 @@ class Runner:
     @property
     def postprocesses_whole_images(self) -> bool:
         """Whether postprocessing takes statistics of the whole output, so that no tile can be finished alone."""
-        return bool(self._pipeline.has_non_blockwise_postprocessing)
+        return bool(self._pipeline().has_non_blockwise_postprocessing)
 
     @cached_property
     def produced(self) -> Arrays:
@@ -177,17 +179,20 @@ class Runner:
         """Apply the declared preprocessing to whole inputs, axes as declared."""
         sample = self._sample(inputs)
         with quiet(), of_the_model():
-            self._pipeline.apply_preprocessing(sample)
+            self._pipeline().apply_preprocessing(sample)
         return _arrays(sample)
 
     def run(self, inputs: Arrays, *, preprocessed: bool = False, postprocess: bool = True) -> Arrays:
         """Run the model and its processing on whole inputs, which may have been through `preprocess`."""
         with quiet(), of_the_model():
-            result = self._pipeline.predict_sample_without_blocking(
+            result = self._pipeline().predict_sample_without_blocking(
                 self._sample(inputs), skip_preprocessing=preprocessed, skip_postprocessing=not postprocess,
                 skip_input_padding=True, skip_output_cropping=True,
             )  # fmt: skip
-        return _arrays(result)
+        made = _arrays(result)
+        if missing := [name for name in self.test_outputs if name not in made]:
+            raise ModelError(f"the model gives {len(made)} outputs, {missing[0]!r} is not among them")
+        return made
 
     def _sample(self, inputs: Arrays) -> Any:
         from bioimageio.core import Sample, Tensor

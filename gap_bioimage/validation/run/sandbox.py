@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 
 from gap_bioimage.validation.check import Severity, declare, definition
-from gap_bioimage.validation.outcome import Check, one_sentence
+from gap_bioimage.validation.outcome import RUNS, Check, one_sentence
 from gap_bioimage.validation.run.reference import CORE_TEST
 from gap_bioimage.validation.run.session import Job, Session
 
@@ -208,7 +208,7 @@ def _failed(check_id: str, message: Message) -> Check:
     else:
         what = "the process that starts models" if ours else "the process that ran the model"
         text = message.get("error") or f"{what} ended {message.get('ended') or message['gone']}"
-        fix = "Report it with your model." if ours else "See that the model runs in Python by itself."
+        fix = "Report it with your model." if ours else RUNS
     return Check(check_id, definition(check_id).consumer, "error" if ours else "failed", text, fix)
 
 
@@ -226,7 +226,7 @@ def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
         tempfile.tempdir = scratch  # and so do those that bioimageio.core leaves
         Session(job, lambda check_id: tell(begin=check_id), found).run()
     except BaseException as error:
-        text = f"raised {type(error).__name__}: {one_sentence(error, 200)}"
+        text = f"raised {type(error).__name__}: {one_sentence(error, 200)}".rstrip(": ")
         ours = isinstance(error, Exception)  # what a model raises ends at its check, but for exit()
         tell(error=f"the validation itself {text}" if ours else text, ours=ours)
     else:

@@ -13,7 +13,7 @@ from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.check import Definition, Severity, declare, definitions, merge_outcomes, one_sentence
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import RUN_CODE, Check, NotApplicable, Outcome, raised
+from gap_bioimage.validation.outcome import RUN_CODE, RUNS, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.compare import keep_evidence
@@ -42,7 +42,8 @@ WEIGHTS = {
 }  # fmt: skip
 LOADS = declare(
     "run.loads", "run", Severity.BLOCKS, asks="Weights that load.", breaks="the model cannot be run",
-    fix="See that the weights load.", order=-2,
+    fix="See that the file is whole and in the format as which it is described, and that a state_dict fits its "
+        "architecture and the arguments of that.", order=-2,
 )  # fmt: skip
 
 
@@ -125,10 +126,7 @@ class Session:
             self._make(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
     def _make(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
-        """Make a check, of each of some weights formats where they are given, and tell of it, unless it is done.
-
-        What a model raises is its failure; what the check itself raises leaves the question open.
-        """
+        """Make a check, unless it is done: what a model raises is its failure, what the check raises leaves it open."""
         if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
             return None
         self.begin(made.id)
@@ -139,7 +137,7 @@ class Session:
             except NotApplicable as reason:
                 outcome = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error)), True
+                outcome, model_raised = Outcome("failed", str(error), made.fix if made is LOADS else RUNS), True
             except Exception as error:
                 outcome = raised(error)
             outcomes.append((name, outcome))
