@@ -110,10 +110,8 @@ def paired(x: Tensor, filters: int) -> Tensor:
 
     Source: ``use_mkldnn`` in aten/src/ATen/native/Convolution.cpp, torch 1.13 to 2.13.
     """
-    if x.dim() == 5 and x.shape[0] == 1 and x.dtype == torch.float32 and x.device.type == "cpu":
-        if filters * x.shape[2] * x.shape[3] <= 20480:
-            return torch.cat([x, x])
-    return x
+    single = x.dim() == 5 and x.shape[0] == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
+    return torch.cat([x, x]) if single and filters * x.shape[2] * x.shape[3] <= 20480 else x
 
 
 class ConvBlock(nn.Module):
@@ -122,8 +120,7 @@ class ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, dim: int, along_z: bool, stem: int = 1) -> None:
         super().__init__()
         conv: Any = nn.Conv2d if dim == 2 else nn.Conv3d
-        kernel = _per_axis(3, 1, dim, along_z)
-        padding = _per_axis(1, 0, dim, along_z)
+        kernel, padding = _per_axis(3, 1, dim, along_z), _per_axis(1, 0, dim, along_z)
         if stem == 1:
             self.conv1 = conv(inputs, outputs, kernel, padding=padding)
         else:
@@ -238,8 +235,7 @@ class UNet(nn.Module):
             for stage, (i, o, along) in enumerate(zip(inputs, filters, self.along_z, strict=False))
         )
         factors = [_per_axis(2, 1, dim, along) for along in self.along_z[:-1]]
-        pool = nn.MaxPool2d if dim == 2 else nn.MaxPool3d
-        self.pools = nn.ModuleList(pool(factor) for factor in factors)
+        self.pools = nn.ModuleList((nn.MaxPool2d if dim == 2 else nn.MaxPool3d)(factor) for factor in factors)
         self.up_convs = nn.ModuleList(
             UpConv(filters[stage + 1], filters[stage], dim, self.along_z[stage], up_mode, merge_mode)
             for stage in reversed(range(depth - 1))

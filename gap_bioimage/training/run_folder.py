@@ -54,13 +54,9 @@ class Start:
     @classmethod
     def of(cls, model: Model) -> Self:
         """Describe a model; of its path only what means something on other machines."""
-        record = {
-            "name": "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:]),
-            "origin": model.origin,
-            "trained_range_db": list(model.trained_range_db),
-            "sha256": weights_sha256(model.network),
-        }
-        return cls(model, record)
+        name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
+        record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
+        return cls(model, {**record, "sha256": weights_sha256(model.network)})
 
     def settings(self, config: RunConfig) -> RunConfig:
         """Return the settings of a run with the network of this model; others must not have been set."""
@@ -79,12 +75,8 @@ class Start:
 
     def write(self, run: Path) -> None:
         """Keep a copy of the weights in the run folder."""
-        section = {
-            "config": {"network": self.model.config.model_dump(mode="json")},
-            "trained_range_db": list(self.model.trained_range_db),
-            "metrics": [],
-            "init": self.record,
-        }
+        section = {"trained_range_db": list(self.model.trained_range_db), "metrics": [], "init": self.record}
+        section |= {"config": {"network": self.model.config.model_dump(mode="json")}}
         weights = {f"network.{name}": value for name, value in self.model.network.state_dict().items()}
         with replacing(run / INIT) as temporary:
             torch.save({"state_dict": weights, CHECKPOINT_KEY: section}, temporary)
@@ -181,10 +173,8 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
         raise CheckpointError(f"{error}; {advice}") from None
     if CHECKPOINT_KEY not in content or "optimizer_states" not in content:
         raise CheckpointError(f"{last} is not a checkpoint of a training run; {advice}")
-    if (
-        network_config(content[CHECKPOINT_KEY]["config"]["network"], last)
-        != RunConfig.read(out / "config.yaml").network
-    ):
+    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last)
+    if own != RunConfig.read(out / "config.yaml").network:
         raise CheckpointError(f"{last} holds another network than config.yaml tells; restore that, or train anew")
     return last
 
