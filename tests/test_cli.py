@@ -179,7 +179,7 @@ def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: P
     ("options", "message"),
     [
         (["--tile", "8,8"], "give tiles of at least"),
-        (["--tile", "64"], "1 number was given, expected 2 (y, x), such as 64,64"),
+        (["--tile", "64"], "expected 2 whole numbers (y, x) of at least 1, such as 64,64"),
         (["--tile", "64;64"], "--tile is '64;64'"),
         (["--halo", "-2,-2"], "at least 0"),
         (["--device", "warp"], "'warp'"),
