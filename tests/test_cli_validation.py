@@ -67,13 +67,15 @@ def test_all_checks_are_listed(run: Any) -> None:
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.torchscript_only, source=HANGS)
     script = (
-        "import signal, threading, time, os; from gap_bioimage.cli import main; "
-        # again and again: on a busy machine the first may fall into the import of a library, which can swallow it
-        "press = lambda: [time.sleep(15) or os.kill(os.getpid(), signal.SIGINT) for _ in range(6)]; "
-        "threading.Thread(target=press, daemon=True).start(); "
+        "import os, psutil, signal, threading, time; from gap_bioimage.cli import main\n"
+        "def press():\n"
+        "    while not any(worker.children() for worker in psutil.Process().children()):\n"
+        "        time.sleep(0.2)\n"  # until the process of the model is there, which hangs
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=press, daemon=True).start()\n"
         f"main(['validate', {str(path)!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", script], timeout=100, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], timeout=500, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (130, False)
 
 
