@@ -89,14 +89,14 @@ def zebrafish(data: Path) -> Scene:
     docs/images/quality.png shows two parts at 1 photon per pixel: bright tissue beside dark ground, and a dark part.
     """
     truth = _normalised(tifffile.imread(data / "zebrafish_clean_yx.tif"))
-    settings = _planes(1500, min_db=-15.0)
+    settings = _planes(1500, min_db=-15.0, max_db=20.4)
     return Scene([truth[:640]], 10, [truth[640:]], (0.1, 1, 10, 100), settings)
 
 
 def cells(data: Path) -> Scene:
     """Simulated cells: 8 images of 2 photons per pixel to train on, 4 others to test on; short runs."""
     scenes = [simulate_truth(2, (192, 192), seed).values.astype(float) for seed in range(12)]
-    return Scene(scenes[:8], 2, scenes[8:], (0.1, 0.5, 2, 20), _planes(300, min_db=-20.0))
+    return Scene(scenes[:8], 2, scenes[8:], (0.1, 0.5, 2, 20), _planes(300, min_db=-20.0, max_db=6.0))
 
 
 def hazelnut(data: Path) -> Scene:
@@ -110,7 +110,7 @@ def pollen(data: Path) -> Scene:
     """A volume: rows 0-160 to train on at 2 photons per voxel, rows 160-256 to test on."""
     truth = _normalised(tifffile.imread(data / "pollen_clean_zyx.tif"))
     train = {"patch_px": (12, 48, 48), "batch_size": 2, "validate_every": 100, "validation_windows": 8}
-    settings = _settings(400, {"dim": 3, "depth": 3, "start_filts": 12}, train, min_db=-15.0)
+    settings = _settings(400, {"dim": 3, "depth": 3, "start_filts": 12}, train, min_db=-15.0, max_db=10.0)
     return Scene([truth[:, :160]], 2, [truth[:, 160:]], (0.1, 0.5, 2, 10), settings)
 
 
