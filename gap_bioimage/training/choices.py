@@ -32,8 +32,10 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
 _SAMPLE_FRACTION = 0.95
 _VALIDATIONS, _PATIENCE = 20, 6
 # Of anchored networks: the best of three or more for each
-_RATES = {"muon": 4e-3, "adam": 2e-3}
-_WARMUP = {"muon": {"warmup_steps": 20}}
+_COURSES: dict[str, dict[str, Any]] = {
+    "muon": {"learning_rate": 4e-3, "warmup_steps": 20},
+    "adam": {"learning_rate": 2e-3},
+}
 # Networks by dimensions; deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
 # and were not after 4000 steps of an accelerator's batches, on few images.
 SIZES: dict[int, dict[str, dict[str, int]]] = {
@@ -84,7 +86,7 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     train: dict[str, Any] = {"batch_size": min(max(1, batch), _LARGEST_BATCH)}
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
-        train |= {"optimizer": optimizer, "learning_rate": _RATES[optimizer], **_WARMUP.get(optimizer, {})}
+        train |= {"optimizer": optimizer, **_COURSES[optimizer]}
     network = _unset(config.network, SIZES[config.network.dim][size])
     if "depth" in network:
         folded = network.get("stem", config.network.stem)

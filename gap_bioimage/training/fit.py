@@ -71,8 +71,7 @@ def train(
     purpose, repeats
         Short for the settings ``train.purpose`` ("denoise", "sample", "generate") and ``train.repeats`` ("t").
     init
-        Start from this model's network and weights, with a new optimizer: a model, or what ``load_model`` takes. The
-        trained range is that of ``images``, whatever the model had seen before.
+        A model, or what ``load_model`` takes, whose network and weights to start from; the trained range is anew.
     camera
         The camera of the images, or its yaml, where they are not counts; each window is turned into counts anew.
     separate_channels
@@ -103,7 +102,8 @@ def train(
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     _check_channels(stacks[0].shape[0], config, start, out if resumed else None)
-    config = _resolve(config, stacks[0].shape[0], None if resumed else split, detector, device)
+    config = _of_images(config, stacks[0].shape[0], detector)
+    config = config if resumed else choose_sizes(config, split, _accelerated(device))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
     with _quiet():
@@ -147,21 +147,20 @@ def _check_channels(channels: int, config: RunConfig, start: run_folder.Start | 
     raise ConfigError(f"the images have {channels} channels, but {has} {own}; {advice}")
 
 
-def _resolve(
-    config: RunConfig, channels: int, split: Split | None, detector: Detector | None, device: str
-) -> RunConfig:
-    """Fill in what data, machine and the model to start from decide; no data where that is done."""
+def _of_images(config: RunConfig, channels: int, detector: Detector | None) -> RunConfig:
+    """Fill in what the images and their camera decide."""
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError(
                 "a camera and thinning.ceiling were both given; one-bit frames need no camera: leave it out"
             )
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
-    config = config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
-    if split is None:
-        return config
+    return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
+
+
+def _accelerated(device: str) -> bool:
     faster = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return choose_sizes(config, split, accelerator=faster if device == "auto" else device != "cpu")
+    return faster if device == "auto" else device != "cpu"
 
 
 def _fit(

@@ -78,6 +78,7 @@ class Runner:
                 create_prediction_pipeline, descr, weight_format=weights, devices=[device], model_adapter=adapter
             )
             self._pipeline()  # steps that it lacks are told now
+            self._unload: Callable[[], None] = adapter.unload
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
         members = {**self._inputs.members, **outputs.members}
@@ -93,7 +94,7 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         with quiet():
-            self._pipeline().close()
+            self._unload()
 
     @property
     def is_stochastic(self) -> bool:
