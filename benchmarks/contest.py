@@ -78,6 +78,15 @@ def _status_kb(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def shares_of(run: Callable[[], Any]) -> str:
+    """Return which four operators take most of the time of a run."""
+    with torch.profiler.profile() as profiler:
+        run()
+    took = {e.key: e.self_device_time_total or e.self_cpu_time_total for e in profiler.key_averages()}
+    largest = sorted(took, key=lambda key: -took[key])[:4]
+    return ", ".join(f"{took[key] / sum(took.values()):.0%} {key.removeprefix('aten::')}" for key in largest)
+
+
 class Contest:
     """Ways of doing the same work, which take turns; the first is the reference."""
 
@@ -100,12 +109,12 @@ class Contest:
         while not first or (time.perf_counter() - start < seconds and len(first) < 50):
             for way, (run, _, _) in self.ways.items():
                 times[way].append(self.machine.time(run))
-        for way, (_, kind, note) in self.ways.items():
+        for way, (run, kind, note) in self.ways.items():
             took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
             found.append({
                 "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
                 "ratio": statistics.median(a / b for a, b in zip(first, times[way], strict=True)),
                 "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
-                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
+                "of peak bytes/s": moved / took / self.machine.bytes, "note": note, "shares": shares_of(run),
             })  # fmt: skip
         return found

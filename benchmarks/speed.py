@@ -4,6 +4,7 @@
 
 Every ratio comes from one process in which the reference and the others take turns; it is the median over rounds.
 Peaks, of which achieved rates are shares, are those of a large matrix product and of a copy in the same process.
+"Its time" are the four operators of torch that take the most of it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 ORIGINAL, PLAIN = "original, eager float32", {"anchor": False, "log1p": False}
 SIZE = {2: {"depth": 5, "start_filts": 32}, 3: {"depth": 4, "start_filts": 32}}
-IMAGE = {2: (512, 512), 3: (32, 256, 256)}
+IMAGE = {"2D": (512, 512), "3D": (32, 256, 256), "small 3D": (16, 64, 64)}
 WINDOW = {2: (16, (128, 128)), 3: (4, (16, 64, 64))}
 SHOWN = {
     "seconds": (1e3, ".4g"), "Mpx/s": (1, ".3g"), "ratio": (1, ".2f"), "peak MB": (1, ".0f"),
@@ -78,19 +79,19 @@ def _named(sizes: tuple[int, ...]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def denoise(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
+def denoise(shape: tuple[int, ...], machine: Machine, seconds: float) -> list[dict[str, Any]]:
     """Forward passes of the networks, and ``denoise`` as users call it."""
-    device = machine.device
-    image, x = _image_and_tensor(dim, IMAGE[dim], 2.0, device)
+    device, dim = machine.device, len(shape)
+    image, x = _image_and_tensor(dim, shape, 2.0, device)
     reference = _original(dim, device).eval()
     same, default = _ours(dim, reference), _ours(dim)
-    contest = Contest(f"denoise {_named(IMAGE[dim])}", machine, x.numel())
+    contest = Contest(f"denoise {_named(shape)}", machine, x.numel())
     with torch.inference_mode():
-        difference = float((TiledNetwork(same.network, IMAGE[dim], device=device)(x) - reference(x)).abs().max())
+        difference = float((TiledNetwork(same.network, shape, device=device)(x) - reference(x)).abs().max())
         contest.add(ORIGINAL, lambda: rate_from_log_rate(reference(x), x))
         for name, model in (("the same network", same), ("default network", default)):
             for kind in KIND:
-                run = TiledNetwork(model.network, IMAGE[dim], device=device)
+                run = TiledNetwork(model.network, shape, device=device)
                 run.bf16 = kind == "bf16"
                 told = f"log-rates differ by {difference:.1g}" if model is same and not run.bf16 else ""
                 contest.add(f"{name}, {kind}", functools.partial(run, x), kind, told)
@@ -222,7 +223,7 @@ def bf16(machine: Machine, _: float) -> list[dict[str, Any]]:
 
 
 PARTS = {
-    **{f"denoise {dim}D": functools.partial(denoise, dim) for dim in (2, 3)},
+    **{f"denoise {name}": functools.partial(denoise, shape) for name, shape in IMAGE.items()},
     **{f"train {dim}D": functools.partial(train, dim) for dim in (2, 3)},
     **{"tiles": tiled, "sample": sample, "bf16": bf16},
 }
@@ -238,10 +239,13 @@ def measure(part: str, device: str, threads: int, seconds: float) -> dict[str, A
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    lines = ["| work | way | ms | Mpx/s | ratio | peak MB | of peak FLOP/s | of peak bytes/s | |", "|---" * 9 + "|"]
+    lines = [
+        "| work | way | ms | Mpx/s | ratio | peak MB | of peak FLOP/s | of peak bytes/s | | its time |",
+        "|---" * 10 + "|",
+    ]
     for row in (row for part in found for row in part["rows"]):
         cells = [f"{row[name] * factor:{form}}" if name in row else "" for name, (factor, form) in SHOWN.items()]
-        lines.append(f"| {' | '.join([row['work'], row['way'], *cells, row['note']])} |")
+        lines.append(f"| {' | '.join([row['work'], row['way'], *cells, row['note'], row.get('shares', '')])} |")
     return "\n".join(lines)
 
 
