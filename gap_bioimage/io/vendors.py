@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of, steps_of, told_without_unit
+from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, told_without_unit
 
 _NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes of HDF5
 _NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
@@ -26,8 +26,6 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> Lazy:
-    """Return an image that is read from its file, opened anew, where it is indexed."""
-
     def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
         with opened() as file:
             return np.array(read(file)[index])
@@ -50,7 +48,6 @@ def _narrow(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _steps(coords: Mapping[Any, Any], length: str, time: str = "s") -> dict[str, float]:
-    """Return the steps of a library's coordinates, in its units of length and time."""
     found = {axis.lower(): np.asarray(coords[axis]) for axis in "TZYX" if axis in coords}
     spans = {axis: abs(c[-1] - c[0]) / (c.size - 1) for axis, c in found.items() if c.size > 1}
     return steps_of({axis: (step, time if axis == "t" else length) for axis, step in spans.items()})
@@ -69,7 +66,7 @@ def _lif(path: Path) -> Iterator[Stored]:
             array = _lazy(image, partial(LifFile, str(path)), partial(read, number=number))
             stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), _dyes(image.xml_element))
             names = [f"{image.path}/{place}" for place in range(image.sizes.get("M", 0))]
-            yield from by_position(stored, _foreign("M"), names) if names else [stored]
+            yield from stored.by_position(_foreign("M"), names) if names else [stored]
 
 
 def _dyes(xml: Any) -> list[str]:
@@ -93,7 +90,7 @@ def _nd2(path: Path) -> Iterator[Stored]:
         names = {axis: [str(name) for name in coords[axis].values] for axis in "CP" if axis in coords}
         array = _lazy(file, partial(ND2File, path), lambda file: file.to_dask())
         stored = _stored("", array, file.sizes, steps, names.get("C", []))
-        yield from by_position(stored, _foreign("P"), names["P"]) if "P" in file.sizes else [stored]
+        yield from stored.by_position(_foreign("P"), names["P"]) if "P" in file.sizes else [stored]
 
 
 def _ptu(path: Path) -> Iterator[Stored]:
@@ -143,11 +140,14 @@ def _czi(path: Path) -> Iterator[Stored]:
         names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
         names = names if len(names) == len(scenes) else [""] * len(scenes)
         channels = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
+        lengths = xml.iterfind(".//Scaling/Items/Distance")
+        measured = {item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in lengths}
+        steps = steps_of({**measured, "t": (xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment"), "s")})
         for name, scene in zip(names, scenes, strict=True):
             image = _old_scene(file, scene) if old else file.scenes[scene]
             dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims
             array = _lazy(image, partial(CziFile, str(path)), partial(_read_czi, path=path, scene=scene, old=old))
-            yield _stored(name, array, dims, _czi_steps(xml), channels)
+            yield _stored(name, array, dims, steps, channels)
 
 
 def _read_czi(file: Any, path: Path, scene: Any, old: bool) -> Any:
@@ -175,14 +175,6 @@ def _old_scene(file: Any, scene: int) -> Any:
     tiles = [tile for tile in _tiles(file) if _scene(tile) == scene]
     file.filtered_subblock_directory = sorted(tiles, key=lambda tile: tile.mosaic_index or 0)
     return file
-
-
-def _czi_steps(xml: ElementTree.Element) -> dict[str, float]:
-    """Return the calibration; CZI keeps metres and seconds."""
-    found = xml.iterfind(".//Scaling/Items/Distance")
-    measured = {item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in found}
-    interval = xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment")
-    return steps_of(measured | {"t": (interval, "s")})
 
 
 def _hdf5(path: Path) -> Iterator[Stored]:
