@@ -12,7 +12,7 @@ from made_images import counts, one_sentence
 import gap_bioimage
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 from gap_bioimage.io import as_image, as_images, pixel_size_um, sum_frames
-from gap_bioimage.io.image import step_of, time_as_z
+from gap_bioimage.io.image import step_of
 
 
 def test_arrays_become_images_where_their_axes_are_named():
@@ -95,13 +95,6 @@ def test_all_functions_take_arrays_whose_axes_are_named_and_ask_for_these(tmp_pa
 )
 def test_units_become_micrometres_and_seconds(value, unit, axis, step):
     assert step_of(value, unit, axis) == step
-
-
-def test_time_as_z():
-    assert time_as_z(counts("tcyx")).dims == ("z", "c", "y", "x")
-    for dims in ("yx", "tzyx"):
-        with pytest.raises(AxesError):
-            time_as_z(counts(dims))
 
 
 # -- sums of one-bit frames ------------------------------------------------------------------------------------------

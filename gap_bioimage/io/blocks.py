@@ -288,4 +288,5 @@ def _told(path: Path) -> dict[str, Any]:
         return {}
     import zarr
 
-    return dict(zarr.open(str(path), mode="r").attrs.get(_KEY, {}))
+    words: dict[str, Any] = zarr.open(str(path), mode="r").attrs.asdict()
+    return dict(words.get(_KEY, {}))

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from gap_bioimage.errors import UnreadableImageError
 from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, told_without_unit
 
-_NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes of HDF5
 _NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -202,8 +201,8 @@ def _dataset(data: Any) -> Any:
     """Return a dataset as an image.
 
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
-    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
-    Attributes such as ``voxel_size`` are in micrometres for some and in nanometres for others, and not believed.
+    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik);
+    not from ``voxel_size`` and the like, which are in micrometres for some programs and in nanometres for others.
     """
     said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
     tags = {str(tag["key"]): tag for tag in json.loads(said.get("axistags", "{}")).get("axes", [])}
@@ -213,17 +212,12 @@ def _dataset(data: Any) -> Any:
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
     units = json.loads(said.get("axis_units", "{}"))
     measured: dict[str, Any] = {axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()}
-    space = [axis.lower() for axis in axes if axis.lower() in tuple("zyx")]
-    sizes = [np.atleast_1d(said.get(name, ())) for name in _NO_UNIT]
-    doubtful = next((found for found in sizes if found.shape == (len(space),)), ())
-    bare = measured | {axis: (size, None) for axis, size in zip(space, doubtful, strict=False)}
     if "interval_s" in said:
         measured["t"] = said["interval_s"], "s"
     if np.shape(fiji := said.get("element_size_um", ())) == (3,):
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
-    steps = steps_of(measured)
-    bare = {axis: size for axis, size in bare.items() if axis not in steps}
-    return image_of(data, axes, Metadata(steps, _texts(said.get("channels", ())), warning=told_without_unit(bare)))
+    channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
+    return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
 
 
 def _texts(words: Any) -> list[str]:
@@ -249,22 +243,18 @@ def open_with_bioio(path: Path) -> list[Stored]:
 
 
 def _bioio_scene(reader: Any, number: int, scene: str) -> Stored:
-    def chosen(level: int) -> Any:
+    def chosen() -> Any:
         reader.set_scene(number)
-        reader.set_resolution_level(level)
         return reader.xarray_dask_data
 
-    reader.set_scene(number)
-    images = {}
-    for level in reader.resolution_levels:
-        image, seconds = chosen(level), reader.time_interval
-        seconds = seconds.total_seconds() if hasattr(seconds, "total_seconds") else seconds
-        measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
-        names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
-        names = [] if any(map(_NUMBERED.fullmatch, names)) else names
-        array = Lazy(image.shape, image.dtype, lambda index, level=level: chosen(level).data[index])  # type: ignore[misc]
-        images[level] = image_of(array, image.dims, Metadata(steps_of(measured | {"t": (seconds, "s")}), names))
-    return Stored("" if _NUMBERED.fullmatch(scene) else scene, images)
+    image, seconds = chosen(), reader.time_interval
+    seconds = seconds.total_seconds() if hasattr(seconds, "total_seconds") else seconds
+    measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
+    names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
+    names = [] if any(map(_NUMBERED.fullmatch, names)) else names
+    array = Lazy(image.shape, image.dtype, lambda index: chosen().data[index])
+    levels = {0: image_of(array, image.dims, Metadata(steps_of(measured | {"t": (seconds, "s")}), names))}
+    return Stored("" if _NUMBERED.fullmatch(scene) else scene, levels)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Stored]]] = {
