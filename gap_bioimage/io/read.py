@@ -266,11 +266,8 @@ def _check_file(path: Path) -> bytes:
         if web := re.match(r"(\w{2,}):/+(.*)", path.as_posix()):  # a path keeps one slash only
             raise UnreadableImageError(f"{web[1]}://{web[2]} is a web address, expected a file; download it first")
         raise UnreadableImageError(f"there is no file {path}, expected an image; check its name and folder")
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise UnreadableImageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    with path.open("rb") as file:
+        head = file.read(8)
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):

@@ -135,18 +135,15 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
 
 def frames_of(time: int | str, count: int, file: str) -> int | slice:
     """Return a frame by its number, or a range such as ``0:50``, ``10:`` or ``::2``, as in Python."""
-    text = str(time).strip()
-    if re.fullmatch(r"-?\d+", text):
-        if -count <= int(text) < count:
-            return range(count)[int(text)]
-        raise AxesError(f"frame {text} was asked for, but {file} has {count} (counted from 0); choose 0 to {count - 1}")
+    text, every = str(time).strip(), range(count)
+    if re.fullmatch(r"-?\d+", text) and -count <= int(text) < count:
+        return every[int(text)]
     match = _RANGE.fullmatch(text)
-    if match is None or match[3] == "0":
-        raise AxesError(f'time="{text}" is no frame and no range of frames, expected such as 3, "0:50", "10:" or "::2"')
-    chosen = range(count)[slice(*(None if part is None else int(part) for part in match.groups()))]
-    if not chosen:
-        raise AxesError(f'time="{text}" holds no frame of {file}, which has {count}; choose from "0:{count}"')
-    return slice(chosen.start, chosen[-1] + 1, chosen.step)
+    cut = match and slice(*(None if part is None else int(part) for part in match.groups()))
+    if cut and cut.step != 0 and (chosen := every[cut]):
+        return slice(chosen.start, chosen[-1] + 1, chosen.step)
+    told = f'time="{text}" is no frame and no range of frames of {file}, which has {count} (counted from 0)'
+    raise AxesError(f'{told}; choose such as 3, "0:50", "10:" or "::2"')
 
 
 def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.DataArray:

@@ -77,7 +77,6 @@ def _dyes(xml: Any) -> list[str]:
 
 
 def _nd2(path: Path) -> Iterator[Stored]:
-    """Yield the stage positions of a Nikon file."""
     from nd2 import ND2File
 
     with ND2File(path) as file:
