@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
-from gap_bioimage.io.image import as_image
 
 Counts = NDArray[np.integer]
 Image = TypeVar("Image", xr.DataArray, Counts)
@@ -62,6 +61,8 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
+    if np.ma.is_masked(photons):
+        raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or cut them off")
     values = np.asarray(photons)
     counts = as_integers(values)
     part = np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction).astype(counts.dtype)
@@ -83,9 +84,8 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
             raise NotPhotonCountsError("expected whole photon counts, but the values have fractions or are not finite")
         exact = 2 ** (np.finfo(values.dtype.name).nmant + 1)
         if (highest := int(counts.max(initial=0))) > exact:
-            raise NotPhotonCountsError(
-                f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}; give integers"
-            )
+            told = f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}"
+            raise NotPhotonCountsError(f"{told}; give integers")
     if counts.dtype.kind != "u" and counts.size and int(counts.min()) < 0:
         raise NotPhotonCountsError(f"expected photon counts, but the smallest value is {int(counts.min())}")
     return counts
@@ -124,22 +124,13 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     raise NotPhotonCountsError(judge(measure(photons), name, 1.0).message)
 
 
-def check_axes(image: Any, *, what: str = "the image") -> None:
-    """Refuse what is no ``xarray.DataArray`` with dims out of ``t c z y x`` with y and x."""
-    as_image(image, what=what)
-
-
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
     """Refuse an image whose axes do not fit a 2D model, which may see a stack plane by plane, or a 3D one."""
     axes = " ".join(str(d) for d in photons.dims)
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
-        raise AxesError(
-            f"the image has axes {axes} but the model is 2D, expected no z; give planes=True to treat the stack plane "
-            "by plane, or use a 3D model"
-        )
+        told = f"the image has axes {axes} but the model is 2D, expected no z"
+        raise AxesError(f"{told}; give planes=True to treat the stack plane by plane, or use a 3D model")
     if dim == 3 and "z" not in photons.dims:
         time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
-        raise AxesError(
-            f"the image has axes {axes} but the model is 3D, expected z; {time}use a 2D model, or name the axes if one "
-            "of them is z"
-        )
+        told = f"the image has axes {axes} but the model is 3D, expected z"
+        raise AxesError(f"{told}; {time}use a 2D model, or name the axes if one of them is z")

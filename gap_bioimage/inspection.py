@@ -187,7 +187,7 @@ def _report(
         dtype=photons.dtype.name,
         pixel_size_um=dict(known.pixel_size_um),
         size_um={axis: float(f"{size * photons.sizes[axis]:.6g}") for axis, size in known.pixel_size_um.items()},
-        interval_s=known.interval_s,
+        interval_s=known.steps.get("t"),
         frames=photons.sizes.get("t", 1),
         planes=photons.sizes.get("z", 1),
         channels=photons.sizes.get("c", 1),

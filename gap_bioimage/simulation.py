@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -11,9 +12,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gap_bioimage.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 Image = NDArray[np.float64]
 Scene = Literal["cells", "filaments"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ def counts(draw: st.DrawFn) -> np.ndarray:
     return draw(hnp.arrays(np.int64, shape, elements=st.integers(0, min(brightest, limit)))).astype(dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(photons=counts(), fraction=st.floats(0, 1), seed=st.integers(0, 2**32), labelled=st.booleans())
 def test_no_photon_is_lost_or_made(photons: np.ndarray, fraction: float, seed: int, labelled: bool) -> None:
     before = photons.copy()
@@ -59,21 +57,13 @@ def test_halves_of_poisson_data_are_independent_poisson(mean: float, fraction: f
         assert abs(part.var() - expected) < 4.5 * math.sqrt((expected + 2 * expected**2) / size)
 
 
-def test_same_seed_same_result_and_another_seed_another() -> None:
-    photons = np.random.default_rng(7).poisson(4, (3, 50, 40)).astype(np.uint16)
+def test_same_seed_same_result_and_another_seed_another_and_labels_stay() -> None:
+    photons = np.random.default_rng(7).poisson(4, (50, 40)).astype(np.uint16)
+    labelled = xr.DataArray(photons, dims=("y", "x"), coords={"y": np.arange(50)}, name="cells", attrs={"a": 1})
     first, _ = thin(photons, 0.5, 8)
-    np.testing.assert_array_equal(first, thin(photons, 0.5, 8)[0])
     np.testing.assert_array_equal(first, thin(photons.astype(np.float64), 0.5, 8)[0])
-    np.testing.assert_array_equal(first, thin(xr.DataArray(photons), 0.5, np.random.default_rng(8))[0])
+    xr.testing.assert_identical(thin(labelled, 0.5, np.random.default_rng(8))[0], labelled.copy(data=first))
     assert not np.array_equal(first, thin(photons, 0.5, 9)[0])
-
-
-def test_labels_stay() -> None:
-    photons = xr.DataArray(
-        np.full((2, 3), 9, np.uint16), dims=("y", "x"), coords={"x": [0.0, 0.1, 0.2]}, name="cells", attrs={"a": 1}
-    )
-    for part in thin(photons, 0.5, 0):
-        xr.testing.assert_identical(part, photons.copy(data=part.values))
 
 
 @pytest.mark.parametrize(
@@ -87,20 +77,18 @@ def test_labels_stay() -> None:
         # these types skip whole numbers from here on
         (np.array([60000.0], np.float16), "60000"),
         (np.array([2.0**26], np.float32), "67108864"),
+        (np.ma.masked_equal([3, 4], 4), "masked"),
     ],
 )
 @pytest.mark.filterwarnings("error")
 def test_what_cannot_be_counts_is_refused(values: np.ndarray, told: str) -> None:
     with pytest.raises(NotPhotonCountsError, match=told):
         thin(values, 0.5, 0)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(NotPhotonCountsError):
         thin(xr.DataArray(values), 0.5, 0)
-
-
-@pytest.mark.parametrize("fraction", [-0.01, 1.01, math.nan, math.inf])
-def test_fractions_outside_zero_to_one_are_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match="expected 0 to 1"):
-        thin(np.ones((2, 2), np.uint8), fraction, 0)
+    for fraction in (-0.01, 1.01, math.nan):
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            thin(values, fraction, 0)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +112,9 @@ def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32"])
+@pytest.mark.filterwarnings("error")
 def test_whole_numbers_of_any_type_are_counts(dtype: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_photon_counts(image(poisson().astype(dtype)), name="cells.tif")
+    check_photon_counts(image(poisson().astype(dtype)), name="cells.tif")
 
 
 WRONG = {
@@ -163,19 +150,12 @@ def test_what_is_doubtful_is_warned_of() -> None:
     rng = np.random.default_rng(0)
     with pytest.warns(CountsWarning):
         check_photon_counts(image(rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))), name="cells.tif")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CountsWarning)
         check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
 
 
-@pytest.mark.parametrize(
-    ("dims", "dim", "planes", "told"),
-    [
-        *[("yx", 2, False, ""), ("zyx", 2, True, ""), ("tzyx", 3, False, "")],
-        *[("zyx", 2, False, "planes=True"), ("tyx", 3, False, "time_as_z=True")],
-    ],
-)
-def test_dimensions_must_fit_the_model(dims: str, dim: int, planes: bool, told: str) -> None:
-    photons = image(np.ones((3,) * len(dims), np.uint8), dims)
-    with pytest.raises(AxesError, match=told) if told else nullcontext():
-        check_dim(photons, dim, plane_by_plane=planes)
+def test_dimensions_must_fit_the_model() -> None:
+    for dims, dim, planes in (("yx", 2, False), ("zyx", 2, True), ("tzyx", 3, False)):
+        check_dim(image(np.ones((3,) * len(dims)), dims), dim, plane_by_plane=planes)
+    for dims, dim, told in (("zyx", 2, "planes=True"), ("tyx", 3, "time_as_z=True")):
+        with pytest.raises(AxesError, match=told):
+            check_dim(image(np.ones((3, 3, 3)), dims), dim, plane_by_plane=False)

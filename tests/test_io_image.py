@@ -11,8 +11,8 @@ from made_images import counts, one_sentence
 
 import gap_bioimage
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
-from gap_bioimage.io import as_image, as_images, sum_frames
-from gap_bioimage.io.image import Lazy, Metadata, image_of, step_of, time_as_z
+from gap_bioimage.io import as_image, as_images, pixel_size_um, sum_frames
+from gap_bioimage.io.image import step_of
 
 
 def test_arrays_become_images_where_their_axes_are_named():
@@ -21,12 +21,15 @@ def test_arrays_become_images_where_their_axes_are_named():
     assert image.dims == ("z", "y", "x")
     assert np.shares_memory(image.values, values)
     assert as_image(image) is image
-    assert as_image(image, "tyx").dims == ("t", "y", "x")
+    named = as_image(counts("tyx").rename(t="frame"), "tyx")
+    assert named.dims == ("t", "y", "x")
+    assert pixel_size_um(named) == {"y": 0.065, "x": 0.108}
     assert as_image(values.tolist(), ("z", "y", "x")).shape == values.shape
     assert [each.dims for each in as_images([values[0], counts("yx")], "yx")] == [("y", "x")] * 2
     assert (len(as_images(values, "zyx")), as_images([])) == (1, [])
-    with pytest.raises(NotPhotonCountsError, match=r"2\*\*63"):
-        as_image(np.full((17, 12), 2**63, np.uint64), "yx")
+    for wrong in (np.full((17, 12), 2**63, np.uint64), np.ma.masked_equal([[1, 2], [0, 3]], 0)):
+        with pytest.raises(NotPhotonCountsError):
+            as_image(wrong, "yx")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,10 @@ def test_arrays_become_images_where_their_axes_are_named():
         (np.ones((4, 17, 12)), "yx"),
         (np.ones((17, 12)), "zy"),
         (counts("zyx"), "yx"),
+        (counts("zyx"), "tyx"),
+        (counts("zyx"), "xyz"),
+        (xr.Dataset({"cells": counts("yx")}), None),
+        (xr.Dataset({"cells": counts("yx")}), "yx"),
         (np.ones((4, 17, 12)), "yyx"),
         ("a.tif", None),
         (Path("a.tif"), "yx"),
@@ -47,6 +54,8 @@ def test_arrays_without_known_axes_are_refused(array, dims):
     with pytest.raises(AxesError) as error:
         as_image(array, dims)
     one_sentence(error)
+    with pytest.raises(AxesError):
+        as_images(array, dims)
 
 
 def test_all_functions_take_arrays_whose_axes_are_named_and_ask_for_these(tmp_path):
@@ -88,26 +97,6 @@ def test_units_become_micrometres_and_seconds(value, unit, axis, step):
     assert step_of(value, unit, axis) == step
 
 
-def test_lazy_images_read_what_is_chosen():
-    read = []
-    values = counts("tczyx").values
-    meta = Metadata({"t": 2.0}, ["a", "b"])
-    image = image_of(Lazy(values.shape, values.dtype, lambda i: read.append(i) or values[i]), "TCZYX", meta)
-    chosen = image.isel(c=1).isel(t=slice(1, 3)).isel(t=1)
-    assert read == []
-    np.testing.assert_array_equal(chosen, values[2, 1])
-    assert read[0][:2] == (2, 1)
-    assert float(chosen.t) == 4.0
-    assert str(chosen.c.values) == "b"
-
-
-def test_time_as_z():
-    assert time_as_z(counts("tcyx")).dims == ("z", "c", "y", "x")
-    for dims in ("yx", "tzyx"):
-        with pytest.raises(AxesError):
-            time_as_z(counts(dims))
-
-
 # -- sums of one-bit frames ------------------------------------------------------------------------------------------
 
 
@@ -147,7 +136,5 @@ def test_too_few_frames_are_refused(image, frames):
 
 
 def test_frames_of_counts_are_refused():
-    with pytest.raises(NotPhotonCountsError, match="other values than 0 and 3"):
+    with pytest.raises(NotPhotonCountsError):
         sum_frames(movie(4).copy(data=np.random.default_rng(0).integers(0, 4, (4, 5, 7))), 2)
-    with pytest.raises(NotPhotonCountsError, match="expected frames of 0 and 1"):
-        sum_frames(movie(4).astype(complex), 2)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import zipfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def store(group, image, version="0.5", levels=1, names=None, steps=None, **array
     every = [{"type": "scale", "scale": [SIZES[name] for name in names]}]
     entry = {"name": "cell", "axes": axes, "datasets": datasets, "coordinateTransformations": every}
     if version >= "0.6":
-        own = [{"type": "sequence", "transformations": [*every, *own], "input": "s0", "output": "own"}]
+        output = "own" if version == "0.6" else {"name": "own"}  # both are in use
+        own = [{"type": "sequence", "transformations": [*every, *own], "input": "s0", "output": output}]
         datasets[0]["coordinateTransformations"] = own
         entry = {"coordinateSystems": [{"name": "world", "axes": []}, {"name": "own", "axes": axes}]}
         entry["datasets"] = datasets
@@ -67,16 +69,6 @@ def test_other_programs_images_are_read(tmp_path, dims, version):
         half = read_photons(tmp_path / "a.zarr", level=1)
         np.testing.assert_array_equal(half, image[..., ::2, ::2])
         assert pixel_size_um(half)["x"] == pytest.approx(2 * STEPS["x"])
-
-
-@pytest.mark.parametrize("name", ["own", {"name": "own"}])
-def test_coordinate_systems_of_0_6_are_named_in_two_ways(tmp_path, name):
-    root = new_group(tmp_path / "a.zarr", "0.6")
-    store(root, counts("zyx"), "0.6")
-    words = root.attrs["ome"]
-    words["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["output"] = name
-    root.attrs["ome"] = words
-    assert_same(read_photons(tmp_path / "a.zarr"), counts("zyx"))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -107,27 +99,29 @@ def test_fields_of_a_plate_are_series_without_what_it_lists_and_lacks(tmp_path, 
     for absent in ("A/2", "A/1/1"):
         with pytest.raises(AxesError, match="A/2"):
             read_photons(tmp_path / "plate.zarr", series=absent)
-    with pytest.raises(AxesError, match="level 2") as error:
+    with pytest.raises(AxesError, match="level 2"):
         read_photons(tmp_path / "plate.zarr", series="B/1/0", level=2)
-    one_sentence(error)
 
 
-@pytest.mark.parametrize(("version", "axes"), [("0.1", None), ("0.2", None), ("0.3", list("tczyx"))])
-def test_old_versions_have_axes_and_no_sizes(tmp_path, version, axes):
+@pytest.mark.parametrize(
+    ("version", "axes", "given"),
+    [
+        ("0.1", {}, None),
+        ("0.2", {}, None),
+        ("0.3", {"axes": list("tczyx")}, None),
+        ("0.4", {}, "tczyx"),
+        ("0.4", {"axes": [{"type": "space"}] * 5}, "tczyx"),
+    ],
+)
+def test_old_versions_have_axes_and_no_sizes_and_newer_ones_without_axes_are_asked_for_them(
+    tmp_path, version, axes, given
+):
     root = new_group(tmp_path / "a.zarr", "0.4")
     root.create_array("0", data=counts("tczyx").values)
-    root.attrs["multiscales"] = [{"version": version, "datasets": [{"path": "0"}]} | ({"axes": axes} if axes else {})]
-    assert_same(read_photons(tmp_path / "a.zarr"), counts("tczyx", calibrated=False))
-
-
-@pytest.mark.parametrize("axes", [{}, {"axes": [{"type": "space"}] * 5}])
-def test_newer_versions_without_axes_are_asked_for_them(tmp_path, axes):
-    root = new_group(tmp_path / "a.zarr", "0.4")
-    root.create_array("0", data=counts("tczyx").values)
-    root.attrs.update({"multiscales": [{"version": "0.4", "datasets": [{"path": "0"}], **axes}], "omero": None})
-    with pytest.raises(AxesError, match='axes="tczyx"'):
+    root.attrs.update({"multiscales": [{"version": version, "datasets": [{"path": "0"}], **axes}], "omero": None})
+    with pytest.raises(AxesError, match='axes="tczyx"') if given else nullcontext():
         read_photons(tmp_path / "a.zarr")
-    assert_same(read_photons(tmp_path / "a.zarr", axes="tczyx"), counts("tczyx", calibrated=False))
+    assert_same(read_photons(tmp_path / "a.zarr", axes=given), counts("tczyx", calibrated=False))
 
 
 @pytest.mark.parametrize(("scale", "told"), [([1.0, 1.0], None), ([0.5, 1.0], "y 0.5"), ([2, 0.25], "y 2, x 0.25")])
@@ -172,19 +166,14 @@ def test_stores_that_cannot_be_read_are_refused(tmp_path, damage):
     path = tmp_path / "a.zarr"
     root = new_group(path, "0.5")
     if damage != "nothing in it":
-        store(root, counts("yx"))
-    described, chunk = path / "zarr.json", path / "s0" / "c/0/0"
-    words = root.attrs.asdict()
+        store(root, counts("yx"), damage.partition("version ")[2] or "0.5")
     if damage == "level":
         shutil.rmtree(path / "s0")
-    elif damage == "json":
-        described.write_text(described.read_text()[:-20])
     elif damage == "words":
-        root.attrs["ome"] = words["ome"] | {"multiscales": [{"axes": 3}]}
-    elif damage == "chunk":
-        chunk.write_bytes(chunk.read_bytes()[:3])
-    elif "version" in damage:
-        root.attrs["ome"] = words["ome"] | {"version": damage.split()[1]}
+        describe(root, {"multiscales": [{"axes": 3}]}, "0.5")
+    elif damage in ("json", "chunk"):
+        file = path / {"json": "zarr.json", "chunk": "s0/c/0/0"}[damage]
+        file.write_bytes(file.read_bytes()[:3])
     with pytest.raises(UnreadableImageError) as error:
         read_photons(path)
     assert "a.zarr" in one_sentence(error)
@@ -204,9 +193,8 @@ def test_sizes_that_are_not_a_scale_for_each_axis_are_left_out_in_words(tmp_path
 @pytest.mark.parametrize("names", ["zyx", "yx", "tzcyx"])
 def test_axes_that_are_not_as_many_as_those_of_the_array(tmp_path, version, names):
     store(new_group(tmp_path / "a.zarr", version), counts("czyx"), version, names=names)
-    with pytest.raises(AxesError, match=rf'a\.zarr .*{" ".join(names)}.*2, 4, 17, 12.*axes="czyx"') as error:
+    with pytest.raises(AxesError, match=rf'a\.zarr .*{" ".join(names)}.*2, 4, 17, 12.*axes="czyx"'):
         read_photons(tmp_path / "a.zarr")
-    one_sentence(error)
     np.testing.assert_array_equal(read_photons(tmp_path / "a.zarr", axes="czyx"), counts("czyx"))
 
 
@@ -242,23 +230,14 @@ def test_what_is_written_is_valid(tmp_path, dims):
 
 
 @pytest.mark.filterwarnings("ignore:level . of an image pyramid")
-@pytest.mark.parametrize(
-    ("z_um", "shapes"),
-    [
-        (None, [(5, 601, 300), (5, 301, 150), (5, 151, 75)]),
-        (0.1, [(5, 601, 300), (3, 301, 150), (2, 151, 75)]),
-        (0.2, [(5, 601, 300), (5, 301, 150), (3, 151, 75)]),
-        (2.0, [(5, 601, 300), (5, 301, 150), (5, 151, 75)]),
-    ],
-)
-def test_pyramids_halve_what_is_close(tmp_path, z_um, shapes):
-    values = np.random.default_rng(0).poisson(5, shapes[0]).astype(np.uint16)
-    image = xr.DataArray(values, dims=list("zyx"), coords={d: np.arange(n) * 0.1 for d, n in (("y", 601), ("x", 300))})
-    if z_um:
-        image = image.assign_coords(z=np.arange(5) * z_um)
-    write_image(tmp_path / "a.zarr", image)
+@pytest.mark.parametrize(("z_um", "planes"), [(None, (5, 5, 5)), (0.1, (5, 3, 2)), (0.2, (5, 5, 3)), (2.0, (5, 5, 5))])
+def test_pyramids_halve_what_is_close(tmp_path, z_um, planes):
+    values = np.random.default_rng(0).poisson(5, (5, 601, 300)).astype(np.uint16)
+    steps = {"z": z_um, "y": 0.1, "x": 0.1}
+    coords = {dim: np.arange(n) * steps[dim] for dim, n in zip("zyx", values.shape, strict=True) if steps[dim]}
+    write_image(tmp_path / "a.zarr", xr.DataArray(values, dims=list("zyx"), coords=coords))
     levels = [read_photons(tmp_path / "a.zarr", level=level, check=False) for level in range(3)]
-    assert [level.shape for level in levels] == shapes
+    assert [level.shape for level in levels] == [*zip(planes, (601, 301, 151), (300, 150, 75), strict=True)]
     with pytest.raises(AxesError, match="level 3"):
         read_photons(tmp_path / "a.zarr", level=3)
     np.testing.assert_array_equal(levels[0], values)

@@ -9,18 +9,12 @@ from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImage
 from gap_bioimage.io import read_images, read_photons, write_image
 
 
-def bases(array):
-    while array is not None:
-        yield array
-        array = getattr(array, "base", None)
-
-
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
 def test_opening_does_not_read(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     write_image(path, counts("tczyx"))
     opened = read_photons(path, axes="tczyx" if suffix == ".npy" else None, check=False)
-    assert any(isinstance(base, np.memmap) for base in bases(opened.data))
+    assert isinstance(opened.data.base, np.memmap)
 
 
 def test_length_one_axes_go_unless_named(tmp_path):
@@ -43,28 +37,24 @@ def test_given_axes_are_those_of_the_file_and_images_have_the_usual_order(tmp_pa
     np.testing.assert_array_equal(turned.values, values.T)
 
 
-@pytest.mark.parametrize("magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
-def test_pictures_are_refused_whatever_their_name(tmp_path, magic):
-    (tmp_path / "a.tif").write_bytes(magic + bytes(50))
-    with pytest.raises(NotPhotonCountsError, match="picture"):
-        read_photons(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image at all, just text", b"II*\x00", b"\x93NUMPY\x01\x00"])
 @pytest.mark.parametrize("name", ["a.tif", "a.npy", "a.czi"])
-def test_files_that_are_no_images_are_refused(tmp_path, content, name):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnreadableImageError) as error:
-        read_photons(tmp_path / name)
-    assert name in one_sentence(error)
+def test_files_that_are_no_images_are_refused(tmp_path, name):
+    for content in (b"", b"not an image at all, just text", b"II*\x00", b"\x93NUMPY\x01\x00"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableImageError) as error:
+            read_photons(tmp_path / name)
+        assert name in one_sentence(error)
+    for magic in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"):
+        (tmp_path / name).write_bytes(magic + bytes(50))
+        with pytest.raises(NotPhotonCountsError):
+            read_photons(tmp_path / name)
 
 
 def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
     write_image(tmp_path / "a.tif", counts("tczyx"), compression="zlib")
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
-    with pytest.raises(UnreadableImageError, match=r"a\.tif takes .* GB .*time=.0:10") as error:
+    with pytest.raises(UnreadableImageError, match=r"a\.tif takes .* GB .*time=.0:10"):
         read_photons(tmp_path / "a.tif")
-    one_sentence(error)
     write_image(tmp_path / "b.tif", counts("tczyx"))
     assert read_photons(tmp_path / "b.tif", check=False).sizes["t"] == 3
 
@@ -72,6 +62,7 @@ def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch)
 def test_missing_files_and_folders_are_refused(tmp_path):
     for read, path, told in (
         (read_photons, tmp_path / "no.tif", "there is no file"),
+        (read_photons, "https://a.org/b.tif", "https://a.org/b.tif is a web address"),
         (read_photons, tmp_path, "is a folder"),
         (read_images, tmp_path, "holds no images"),
         (read_images, [], "no images were given"),

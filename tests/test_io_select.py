@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,21 +36,17 @@ def test_ranges_are_those_of_python(start, stop, step, count):
     assert frames.start >= 0
 
 
-@given(number=st.integers(-12, 12), count=st.integers(1, 10))
-def test_one_frame_by_number(number, count):
+@pytest.mark.parametrize("number", [-5, -4, -1, 0, 3, 4])
+def test_one_frame_by_number(number):
     for given_as in (number, str(number)):
-        if -count <= number < count:
-            assert frames_of(given_as, count, FILE) == range(count)[number]
-        else:
-            with pytest.raises(AxesError, match=rf"frame {number} .* movie\.tif has {count} "):
-                frames_of(given_as, count, FILE)
+        with nullcontext() if -4 <= number < 4 else pytest.raises(AxesError):
+            assert frames_of(given_as, 4, FILE) == range(4)[number]
 
 
 @pytest.mark.parametrize("text", ["", "three", "1.5", "0-5", "1:2:3:4", "::0", "::-1", "0;5"])
 def test_what_is_no_range_is_refused(text):
-    with pytest.raises(AxesError) as error:
+    with pytest.raises(AxesError):
         frames_of(text, 10, FILE)
-    one_sentence(error)
 
 
 def test_frames_keep_their_times():
@@ -67,15 +65,12 @@ def test_channels_by_number_or_name():
         chosen = choose_channel(several, channel, FILE)
         np.testing.assert_array_equal(chosen, several[place])
         assert str(chosen.c.values) == names[place]
-    for wrong in ("Dna", "membrane", "", "-x"):
-        with pytest.raises(AxesError, match="DNA, dna, Actin") as error:
+    for wrong in ("Dna", "membrane", "", "-x", 3, "-1", "10"):
+        with pytest.raises(AxesError, match="DNA, dna, Actin"):
             choose_channel(several, wrong, FILE)
-        one_sentence(error)
-    for wrong in ("DNA", 3, "-1", "10"):
+    for dims, wrong in (("cyx", "DNA"), ("yx", 1)):
         with pytest.raises(AxesError, match=r"movie\.tif"):
-            choose_channel(image("cyx", (3, 4, 5)), wrong, FILE)
-    with pytest.raises(AxesError, match="has 1 "):
-        choose_channel(image("yx"), 1, FILE)
+            choose_channel(image(dims), wrong, FILE)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +104,8 @@ def test_names_that_files_use_are_known(dims, named):
     ],
 )
 def test_unknown_axes_are_guessed_around_known_ones(dims, shape, guess):
-    with pytest.raises(AxesError, match=f'axes="{guess}"') as error:
+    with pytest.raises(AxesError, match=f'axes="{guess}"'):
         name_axes(image(dims, shape), None, FILE)
-    one_sentence(error)
     assert "".join(name_axes(image(dims, shape), guess, FILE).dims) == guess
 
 
@@ -139,19 +133,13 @@ def test_samples_become_channels_where_they_are_stored(dims, advice, samples):
 
 @pytest.mark.parametrize("shape", [(1, 96), (64, 1), (1, 1)])
 def test_a_line_is_asked_about(shape):
-    with pytest.raises(AxesError, match='axes="yx"') as error:
+    with pytest.raises(AxesError, match="is a line") as error:
         name_axes(image("yx", shape), None, FILE)
-    one_sentence(error)
+    assert "axes=" not in one_sentence(error)  # training refuses what is named so
     assert name_axes(image("yx", shape), "yx", FILE).shape == shape
-    with pytest.raises(AxesError):
-        name_axes(image("tyx", (6, *shape)), None, FILE)
-
-
-def test_the_description_of_a_line_tells_its_sizes():
     said = "Acq.linesPerFrame = 12;\nAcq.pixelsPerLine = 8;\r\nversion = 5;"
-    with pytest.raises(AxesError, match=r"linesPerFrame = 12, Acq\.pixelsPerLine = 8") as error:
-        name_axes(image("yx", (1, 96), description=said), None, FILE)
-    assert "version" not in one_sentence(error)
+    with pytest.raises(AxesError, match=r"expected rows and columns; .*linesPerFrame = 12, Acq\.pixelsPerLine = 8;"):
+        name_axes(image("tyx", (6, 1, 96), description=said), None, FILE)
 
 
 def test_renamed_axes_have_the_steps_of_their_new_names():
@@ -161,6 +149,5 @@ def test_renamed_axes_have_the_steps_of_their_new_names():
 
 @pytest.mark.parametrize("axes", ["zy", "zzyx", "qyx", "tzyx", "", "yx"])
 def test_axes_that_do_not_fit_are_refused(axes):
-    with pytest.raises(AxesError) as error:
+    with pytest.raises(AxesError):
         name_axes(image(["", "", ""]), axes, FILE)
-    one_sentence(error)

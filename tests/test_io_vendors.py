@@ -35,10 +35,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, suffix, module):
 def write_czi(path, image, scenes=1, tile=None, **options):
     """Write planes, scene by scene 40 pixels apart, each in tiles of ``tile`` pixels where given."""
     writing = pytest.importorskip("pylibCZIrw.czi")  # Zeiss's own writer
-    full = image
-    for dim in "zct":
-        full = full if dim in full.dims else full.expand_dims(dim)
-    full = full.transpose("t", "c", "z", "y", "x")
+    full = image.expand_dims([dim for dim in "tcz" if dim not in image.dims]).transpose(*"tczyx")
     with writing.create_czi(str(path), **options) as file:
         for scene in range(scenes):
             for (t, c, z), _ in np.ndenumerate(full[..., 0, 0]):
@@ -49,7 +46,7 @@ def write_czi(path, image, scenes=1, tile=None, **options):
                         part = np.ascontiguousarray(plane[y : y + step, x : x + step])[..., None]
                         place = (x + 40 * scene, y)
                         file.write(part, location=place, plane={"T": t, "C": c, "Z": z}, scene=scene)
-        names = dict(enumerate(["actin", "DNA"])) if "c" in image.dims else {}
+        names = dict(enumerate(CHANNELS)) if "c" in image.dims else {}
         scales = {f"scale_{axis}": um * 1e-6 for axis, um in {"z": 0.3, "y": 0.065, "x": 0.108}.items()}
         file.write_metadata(document_name="made", channel_names=names, **scales)
 
@@ -69,12 +66,10 @@ def test_scenes_are_series(tmp_path):
     write_czi(tmp_path / "a.czi", counts("zyx"), scenes=3)
     for scene in range(3):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.czi", series=scene), counts("zyx") + scene)
-    with pytest.raises(UnreadableImageError, match=r"3 images: 0 .*series=0") as error:
+    with pytest.raises(UnreadableImageError, match=r"3 images: 0 .*series=0"):
         read_photons(tmp_path / "a.czi")
-    one_sentence(error)
-    for wrong in ({"series": 3}, {"series": 0, "level": 1}):
-        with pytest.raises(AxesError):
-            read_photons(tmp_path / "a.czi", **wrong)
+    with pytest.raises(AxesError):
+        read_photons(tmp_path / "a.czi", series=0, level=1)
 
 
 def test_photographs_in_czi_are_refused(tmp_path):
@@ -93,9 +88,8 @@ def test_compressed_files_are_read_or_refused_in_words(tmp_path, compression):
     if hasattr(czifile.CziFile, "scenes"):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.czi"), counts("yx"))
         return
-    with pytest.raises(UnreadableImageError, match=r"use Python 3\.12 or later") as error:
+    with pytest.raises(UnreadableImageError, match=r"use Python 3\.12 or later"):
         read_photons(tmp_path / "a.czi")
-    one_sentence(error)
 
 
 # -- Leica ------------------------------------------------------------------------------------------------------------
@@ -111,7 +105,7 @@ def described(name, image, block, dyes=True):
         step *= image.sizes.get(dim, 1)
     channels = ""
     for number in range(image.sizes.get("c", 1)):
-        dye = f"<ChannelProperty><Key>DyeName</Key><Value>{('actin', 'DNA')[number]}</Value></ChannelProperty>"
+        dye = f"<ChannelProperty><Key>DyeName</Key><Value>{CHANNELS[number]}</Value></ChannelProperty>"
         channels += (
             f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="{8 * size}" NameOfMeasuredQuantity="" '
             f'Min="0" Max="255" Unit="" LUTName="{("Green", "Red")[number]}" IsLUTInverted="0" '
@@ -241,7 +235,6 @@ def test_sdt_blocks_of_one_shape_are_channels_and_those_of_others_series(tmp_pat
     image = read_photons(tmp_path / "a.sdt", check=False)
     assert image.dims == ("c", "y", "x")
     np.testing.assert_array_equal(image, np.sum(blocks, axis=-1))
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.sdt", channel=1, check=False), blocks[1].sum(axis=-1))
     assert pixel_size_um(image) == {}
     write_sdt(tmp_path / "b.sdt", [blocks[0], blocks[1][:9].copy()])
     with pytest.raises(UnreadableImageError, match="2 images"):
@@ -253,55 +246,34 @@ def test_sdt_blocks_of_one_shape_are_channels_and_those_of_others_series(tmp_pat
         read_photons(tmp_path / "decay.sdt")
 
 
-def write_cut(path, kind):
-    """Write a file of a maker whole."""
-    if kind == "sdt":
-        write_sdt(path, [photons(1, 1)[0, :, :, 0]])
-    elif kind == "ptu":
-        write_ptu(path, photons())
-    elif kind == "lif":
-        write_lif(path, [("cell", counts("tczyx"))])
-    else:
-        write_czi(path, counts("tczyx"))
-
-
 @pytest.mark.parametrize(
-    ("kind", "share"),
-    [("czi", 0.9), ("czi", 0.1), ("czi", 0.001), ("lif", 0.9), ("lif", 0.05), ("ptu", 0.03), ("sdt", 0.02)],
+    ("name", "write", "shares"),
+    [
+        ("a.czi", lambda path: write_czi(path, counts("tczyx")), (0.9, 0.1, 0.001)),
+        ("a.lif", lambda path: write_lif(path, [("cell", counts("tczyx"))]), (0.9, 0.05)),
+        ("a.ptu", lambda path: write_ptu(path, photons()), (0.03,)),
+        ("a.sdt", lambda path: write_sdt(path, [photons(1, 1)[0, :, :, 0]]), (0.02,)),
+    ],
 )
-def test_cut_files_are_noticed(tmp_path, kind, share):
-    path = tmp_path / f"a.{kind}"
-    write_cut(path, kind)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UnreadableImageError, match=rf"a\.{kind}") as error:
-        read_photons(path, check=False)
-    one_sentence(error)
+def test_cut_files_are_noticed(tmp_path, name, write, shares):
+    write(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for share in shares:
+        (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UnreadableImageError, match=name):
+            read_photons(tmp_path / name, check=False)
 
 
 # -- bioio ------------------------------------------------------------------------------------------------------------
 
 
-def written(path):
+def test_deltavision_files_are_read_and_files_that_nobody_reads_are_named(tmp_path, monkeypatch):
     mrc = pytest.importorskip("mrc")
     pytest.importorskip("bioio")
-    counts = np.random.default_rng(0).poisson(3, (2, 3, 16, 20)).astype(np.uint16)
-    mrc.imsave(path, counts, metadata={"dx": 0.1, "dy": 0.1, "dz": 0.3})
-    return counts
-
-
-def test_deltavision_files_are_read(tmp_path):
-    counts = written(tmp_path / "cells.dv")
-    image = read_photons(tmp_path / "cells.dv")
-    assert image.dims == ("c", "z", "y", "x")
-    np.testing.assert_array_equal(image.values, counts)
-    assert pixel_size_um(image) == pytest.approx({"z": 0.3, "y": 0.1, "x": 0.1})
-    one = read_photons(tmp_path / "cells.dv", channel=1, series=0, level=0)
-    np.testing.assert_array_equal(one.values, counts[1])
-
-
-def test_files_that_nobody_reads_are_named(tmp_path, monkeypatch):
-    written(tmp_path / "cells.dv")
+    image = counts("czyx").drop_vars("c")
+    mrc.imsave(tmp_path / "cells.dv", image.values, metadata={"dx": 0.108, "dy": 0.065, "dz": 0.3})
+    assert_same(read_photons(tmp_path / "cells.dv"), image)
+    assert_same(read_photons(tmp_path / "cells.dv", channel=1, series=0, level=0), image[1])
     (tmp_path / "notes.xyz").write_text("no image")
     (tmp_path / "cut.dv").write_bytes(b"no image at all" * 10)
     for name in ("notes.xyz", "cut.dv", "cells.dv"):

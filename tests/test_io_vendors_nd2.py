@@ -38,25 +38,16 @@ def encoded(words):
 def loop_of(dims, sizes):
     """Return the description of the outer loops, each in the one before."""
     dim, *rest = dims
+    at = {"dPosX": 0.0, "dPosY": 0.0, "dPosZ": 0.0}
     words = {
-        "t": {
-            "uiCount": sizes[dim],
-            "dStart": 0.0,
-            "dPeriod": 1.0,
-            "dDuration": 1.0,
-            "dAvgPeriodDiff": 1e3 * STEPS["t"],
-        },
-        "z": {"uiCount": sizes[dim], "dZLow": 0.0, "dZHigh": 1.0, "dZStep": STEPS["z"], "dZHome": 0.0, "iType": 0},
+        "t": {"dStart": 0.0, "dPeriod": 1.0, "dDuration": 1.0, "dAvgPeriodDiff": 1e3 * STEPS["t"]},
+        "z": {"dZLow": 0.0, "dZHigh": 1.0, "dZStep": STEPS["z"], "dZHome": 0.0, "iType": 0},
         "p": {
-            "uiCount": sizes[dim],
             "bUseZ": False,
-            "Points": {
-                f"i{place:010}": {"dPosX": 0.0, "dPosY": 0.0, "dPosZ": 0.0, "dPosName": name}
-                for place, name in enumerate(POINTS)
-            },
+            "Points": {f"i{place:010}": {**at, "dPosName": name} for place, name in enumerate(POINTS)},
         },
     }
-    loop = {"eType": LOOPS[dim], "uLoopPars": words[dim]}
+    loop = {"eType": LOOPS[dim], "uLoopPars": {"uiCount": sizes[dim], **words[dim]}}
     return loop | ({"ppNextLevelEx": {"i0000000000": loop_of(rest, sizes)}} if rest else {})
 
 
@@ -68,11 +59,8 @@ def write_nd2(path, image, calibrated=True):
     count, samples = image.sizes.get("c", 1), image.sizes.get("s", 1)
     flat = frames.values.reshape(-1, height, width, count * samples)
     names = CHANNELS if "c" in image.dims else ["only"]
-    probe = {"m_sName": "dye"}
-    planes = {
-        f"a{n}": {"sDescription": name, "uiCompCount": samples, "pFluorescentProbe": probe}
-        for n, name in enumerate(names)
-    }
+    told = {"uiCompCount": samples, "pFluorescentProbe": {"m_sName": "dye"}}
+    planes = {f"a{n}": {"sDescription": name, **told} for n, name in enumerate(names)}
     pictures = {"bCalibrated": calibrated, "dCalibration": STEPS["x"] if calibrated else 0.0}
     bits = 8 * image.dtype.itemsize
     attributes = {"uiBpcInMemory": bits, "uiBpcSignificant": bits, "uiComp": count * samples, "uiHeight": height}

@@ -38,7 +38,7 @@ def kind_of(suffix):
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".ome.TIFF", ".h5", ".ome.zarr"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations("tczyx"),
     drop=st.sets(st.sampled_from("tcz")),
@@ -70,9 +70,7 @@ def test_any_order_type_and_names(tmp_path, suffix, order, drop, dtype, calibrat
 
 def test_numpy_keeps_values_and_type(tmp_path):
     write_image(tmp_path / "a.npy", counts("zyx", np.float64))
-    again = read_photons(tmp_path / "a.npy", axes="zyx")
-    np.testing.assert_array_equal(again, counts("zyx"))
-    assert again.dtype == np.float64
+    assert_same(read_photons(tmp_path / "a.npy", axes="zyx"), counts("zyx", np.float64, calibrated=False))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -91,7 +89,7 @@ def test_samples_are_frames_and_the_name_of_a_chosen_channel_reaches_what_is_mad
         assert str(again.c.values) == CHANNELS[1]
 
 
-def test_fiji_finds_its_axes_and_calibration(tmp_path):
+def test_fiji_finds_its_axes_and_calibration_and_the_name_of_a_single_channel(tmp_path):
     write_image(tmp_path / "a.tif", counts("tczyx"))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         words = tif.imagej_metadata
@@ -101,17 +99,11 @@ def test_fiji_finds_its_axes_and_calibration(tmp_path):
         assert words["Labels"][:3] == ["actin", "DNA", "actin"]
         across, per = tif.pages[0].tags["XResolution"].value
         assert across / per == pytest.approx(1 / 0.108)
-
-
-def test_other_programs_find_the_name_of_a_single_channel(tmp_path):
-    chosen = counts("czyx").isel(c=1)
-    write_image(tmp_path / "a.tif", chosen)
-    write_image(tmp_path / "a.ome.tif", chosen)
-    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+    for name in ("b.tif", "b.ome.tif"):
+        write_image(tmp_path / name, counts("czyx").isel(c=1))
+    with tifffile.TiffFile(tmp_path / "b.tif") as tif:
         assert tif.imagej_metadata["Labels"] == ["DNA"] * 4
-        assert tif.series[0].axes == "ZYX"
-    with tifffile.TiffFile(tmp_path / "a.ome.tif") as tif:
-        assert tif.ome_metadata.count("<Channel ") == 1
+    with tifffile.TiffFile(tmp_path / "b.ome.tif") as tif:
         assert tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]["Name"] == "DNA"
 
 
@@ -126,13 +118,6 @@ def test_what_imagejs_format_cannot_hold_becomes_ome_bigtiff(tmp_path, monkeypat
         assert (tif.is_imagej, tif.is_ome, tif.is_bigtiff) == (imagej, not imagej, not imagej)
         assert tif.series[0].dtype == dtype
     assert pixel_size_um(read_photons(tmp_path / "a.tif")) == pytest.approx({"z": 0.3, "y": 0.065, "x": 0.108})
-
-
-@pytest.mark.parametrize("dims", [("y",), ("z", "y"), ("sample", "t", "y", "x"), ("a", "y", "x")])
-def test_images_without_known_dims_are_not_written(tmp_path, dims):
-    with pytest.raises(AxesError, match="cannot write an image with dims"):
-        write_image(tmp_path / "a.tif", xr.DataArray(np.ones([2] * len(dims)), dims=dims))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -156,6 +141,9 @@ def test_impossible_outputs_are_refused(tmp_path, monkeypatch, name, values, com
     with pytest.raises(OutputError, match=message) as error:
         write_image(tmp_path / name, xr.DataArray(values, dims=["y", "x"]), compression=compression)
     one_sentence(error)
+    for dims in (("y",), ("z", "y"), ("sample", "t", "y", "x"), ("a", "y", "x")):
+        with pytest.raises(AxesError):
+            write_image(tmp_path / "a.tif", xr.DataArray(np.ones([2] * len(dims)), dims=dims))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,9 +163,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
         patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
         for place in ("tifffile.imwrite", "numpy.save", *(["zarr.Array.__setitem__"] if "zarr" in suffix else [])):
             patch.setattr(place, full)
-        with pytest.raises(OutputError, match="no space left on device") as error:
+        with pytest.raises(OutputError, match="no space left on device"):
             write_image(path, counts("yx", seed=1))
-    one_sentence(error)
     np.testing.assert_array_equal(read_photons(path), counts("yx"))
     assert list(tmp_path.iterdir()) == [path]
 

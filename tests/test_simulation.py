@@ -14,24 +14,20 @@ def test_defaults_have_named_calibrated_axes(dim, shape):
     counts, truth = simulate(dim)
     assert counts.dims == truth.dims == ("z", "y", "x")[-dim:]
     assert counts.shape == truth.shape == shape
-    assert counts.dtype == np.uint16
-    assert truth.dtype == np.float32
+    assert (counts.dtype, truth.dtype) == (np.uint16, np.float32)
     assert float(counts.x[1] - counts.x[0]) == pytest.approx(0.1)
     if dim == 3:
         assert float(counts.z[1] - counts.z[0]) == pytest.approx(0.3)
 
 
 def test_same_seed_same_image_and_another_seed_another():
-    a, truth_a = simulate(2, (64, 64), 3.0, seed=4)
-    b, truth_b = simulate(2, (64, 64), 3.0, seed=4)
-    c, truth_c = simulate(2, (64, 64), 3.0, seed=5)
-    np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(truth_a, truth_b)
-    assert not np.array_equal(a, c)
-    assert not np.array_equal(truth_a, truth_c)
+    first, again, other = ([*simulate(2, (64, 64), 3.0, seed=seed)] for seed in (4, 4, 5))
+    for one, same, another in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one, same)
+        assert not np.array_equal(one, another)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     dim=st.sampled_from([2, 3]),
     side=st.integers(1, 40),
@@ -60,25 +56,16 @@ def test_bright_counts_do_not_wrap():
     np.testing.assert_allclose(counts, truth, rtol=0.05)
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-def test_background_is_a_few_percent_of_the_peak(dim):
-    for seed in range(5):
-        truth = simulate_truth(dim, seed=seed).values
-        ratio = np.quantile(truth, 0.02) / np.quantile(truth, 0.998)
-        assert 0.015 < ratio < 0.06
+@pytest.mark.parametrize(("dim", "seed"), [(2, 0), (2, 1), (3, 0), (3, 1)])
+def test_background_is_a_few_percent_of_the_peak(dim, seed):
+    low, high = np.quantile(simulate_truth(dim, seed=seed), [0.02, 0.998])
+    assert 0.015 < low / high < 0.06
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dim": 4}, "dim is 4, expected 2 or 3"),
-        ({"dim": 2, "shape": (3, 4, 5)}, "does not fit dim 2"),
-        ({"shape": (0, 4)}, "positive sizes"),
-        ({"scene": "dogs"}, "'cells' or 'filaments'"),
-        ({"photons": 0.0}, "expected a positive number"),
-        ({"photons": float("nan")}, "expected a positive number"),
-    ],
+    "arguments",
+    [{"dim": 4}, {"shape": (3, 4, 5)}, {"shape": (0, 4)}, {"scene": "dogs"}, {"photons": 0.0}, {"photons": np.nan}],
 )
-def test_impossible_arguments_are_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
+def test_impossible_arguments_are_refused(arguments):
+    with pytest.raises(ConfigError):
         simulate(**arguments)

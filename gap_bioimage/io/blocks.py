@@ -59,14 +59,12 @@ class Blocks:
             raise OutputError(f"{self.path} is there already and was not begun so; remove it or choose another name")
         asked = json.loads(json.dumps(settings))
         if others := [name for name in {**before, **asked} if before.get(name) != asked.get(name)]:
-            raise OutputError(
-                f"{self.path} was begun with other settings ({', '.join(others)}); give those of before to go on, or "
-                "choose another name"
-            )
+            begun = f"{self.path} was begun with other settings ({', '.join(others)})"
+            raise OutputError(f"{begun}; give those of before to go on, or choose another name")
 
     def settings(self) -> dict[str, Any]:
         """Return what the store was begun with; nothing where it was not, or is not there."""
-        return dict(_attributes(self.path).get(_KEY, {}).get("settings", {})) if is_zarr(self.path) else {}
+        return dict(_told(self.path).get("settings", {}))
 
     @property
     def _levels(self) -> range:
@@ -81,8 +79,8 @@ class Blocks:
         return [-(-length // size) for length, size in zip(*self._sizes[level], strict=True)]
 
     def places(self, level: int) -> Iterator[Index]:
-        """Yield all blocks of a level."""
-        yield from np.ndindex(*self._grid(level))
+        """Return all blocks of a level."""
+        return np.ndindex(*self._grid(level))
 
     def region(self, level: int, place: Index) -> dict[str, slice]:
         """Return the pixels of a block, by axis."""
@@ -117,7 +115,6 @@ class Blocks:
                     self.write(level, place, self._averaged(level, place))
 
     def _ratios(self, level: int) -> list[int]:
-        """Return by how much a level is smaller than the one before."""
         before, after = self.design.factors[level - 1 : level + 1]
         return [after.get(axis, 1) // before.get(axis, 1) for axis in self.design.sizes]
 
@@ -173,14 +170,13 @@ class Blocks:
                         self._record(*part).unlink(missing_ok=True)
 
     def _averaged(self, level: int, place: Index) -> NDArray[Any]:
-        """Return the values of a block from the level before, chunk by chunk."""
         import zarr
 
         before, after = self.design.factors[level - 1 : level + 1]
         source, cuts = zarr.open_array(str(self.path / str(level - 1)), mode="r"), self.region(level, place).values()
         averages = np.zeros([cut.stop - cut.start for cut in cuts], source.dtype)
         chunk = self.design.stored(level)[0]
-        for start in itertools.product(*map(range, [0] * len(chunk), averages.shape, chunk)):
+        for start in itertools.product(*map(range, [0] * len(chunk), averages.shape, chunk)):  # little in memory
             part = tuple(slice(n, n + size) for n, size in zip(start, chunk, strict=True))
             along = zip(cuts, part, self._ratios(level), strict=True)
             read = tuple(
@@ -238,9 +234,9 @@ class Blocks:
 
     def _range(self, values: NDArray[Any]) -> list[list[float]]:
         """Return the smallest and the largest value of each channel, 0 included."""
-        axis = list(self.design.sizes).index("c") if "c" in self.design.sizes else None
-        channels = [values] if axis is None else np.moveaxis(values, axis, 0)
-        return [[float(each.min(initial=0)), float(each.max(initial=0))] for each in channels]
+        axes = tuple(place for place, axis in enumerate(self.design.sizes) if axis != "c")
+        ends = values.min(axes, initial=0), values.max(axes, initial=0)
+        return np.stack(ends, -1).astype(float).reshape(-1, 2).tolist()
 
 
 @dataclass(frozen=True)
@@ -258,7 +254,6 @@ class VolumeStatus:
         return (self.done, self.done_smaller) == (self.total, self.total_smaller)
 
     def __str__(self) -> str:
-        """Return a phrase."""
         smaller = f", and {self.done_smaller} of {self.total_smaller} of smaller levels" if self.total_smaller else ""
         return f"{self.done} of {self.total} blocks are done{smaller}"
 
@@ -277,8 +272,7 @@ def volume_status(out: Path | str) -> VolumeStatus:
         If it is none of those.
     """
     out = Path(out)
-    blocks = _attributes(out).get(_KEY, {}).get("blocks") if is_zarr(out) else None
-    if blocks is None:
+    if (blocks := _told(out).get("blocks")) is None:
         raise OutputError(f"{out} is no volume that was begun here, expected one; denoise into it first")
     done = [len(_recorded(out, level)) for level in range(len(blocks))]
     return VolumeStatus(done[0], blocks[0], sum(done[1:]), sum(blocks[1:]))
@@ -289,8 +283,10 @@ def _recorded(path: Path, level: int) -> list[str]:
     return [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []
 
 
-def _attributes(path: Path) -> dict[str, Any]:
+def _told(path: Path) -> dict[str, Any]:
+    if not is_zarr(path):
+        return {}
     import zarr
 
     words: dict[str, Any] = zarr.open(str(path), mode="r").attrs.asdict()
-    return words
+    return dict(words.get(_KEY, {}))

@@ -52,13 +52,8 @@ class Metadata:
 
     @property
     def pixel_size_um(self) -> dict[str, float]:
-        """Pixel sizes in micrometres, by axis (``z``, ``y``, ``x``)."""
+        """Those of z, y and x."""
         return {axis: step for axis, step in self.steps.items() if axis != "t"}
-
-    @property
-    def interval_s(self) -> float | None:
-        """Seconds between frames."""
-        return self.steps.get("t")
 
 
 @dataclass(frozen=True)
@@ -68,11 +63,10 @@ class Stored:
     name: str  # empty where the file gives none
     levels: Mapping[int, xr.DataArray]  # of its pyramid, lazy, without those that the file lists and lacks
 
-
-def by_position(stored: Stored, dim: str, names: Sequence[str]) -> Iterator[Stored]:
-    """Yield an image per stage position or tile, which lie along one of the axes of a file."""
-    for place, name in enumerate(names):
-        yield Stored(name, {level: image.isel({dim: place}) for level, image in stored.levels.items()})
+    def by_position(self, dim: str, names: Sequence[str]) -> list[Stored]:
+        """Return an image per stage position or tile, which lie along one of the axes of a file."""
+        levels = self.levels.items()
+        return [Stored(name, {n: image.isel({dim: place}) for n, image in levels}) for place, name in enumerate(names)]
 
 
 def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -118,8 +112,8 @@ def image_of(
 ) -> xr.DataArray:
     """Return an array as an image: mapped where it is NumPy's, else read where it is indexed.
 
-    ``dims`` is what the file calls its axes: letters of tifffile, or words; none where it says nothing. ``held`` tells
-    by the first axes which planes are there, where some are not; ``open_ended`` where even more may be missing.
+    ``dims`` are letters of tifffile, or a file's own words; none where it says nothing. ``held`` tells by the first
+    axes which planes are there, where some are not.
     """
     words = [re.sub(r"[(\[].*", "", str(dim).lower()).strip() for dim in dims]  # without units, as in "z (um)"
     shape, names = tuple(array.shape), [_NUMBERED.sub("", word) for word in words]
@@ -128,8 +122,7 @@ def image_of(
         names = [""] * len(shape)
     elif not names:
         names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
-    names = [TIFF.AXES_NAMES.get(name.upper(), name) for name in names]
-    names = [_NAMES.get(name, name) for name in names]
+    names = [_NAMES.get(name, name) for name in (TIFF.AXES_NAMES.get(name.upper(), name) for name in names)]
     unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
     names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
     mapped = isinstance(array, np.ndarray)
@@ -186,21 +179,28 @@ def _step(coord: xr.DataArray) -> float | None:
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
     """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
-    image: xr.DataArray = array
     if isinstance(array, (str, bytes, PathLike)):
-        raise AxesError(
-            f"{what} is the path {array!s}, expected its values; read them with read_photons({str(array)!r})"
-        )
+        way = f"read_photons({str(array)!r})"
+        raise AxesError(f"{what} is the path {array!s}, expected its values; read them with {way}")
+    if isinstance(array, Mapping):  # as a Dataset is
+        names = ", ".join(map(str, array))
+        raise AxesError(f"{what} is a {type(array).__name__} of {names}, expected one image; choose one by its name")
+    if np.ma.is_masked(array):
+        raise NotPhotonCountsError(f"{what} has masked pixels, expected a count in each; fill them, or cut them off")
     if dims is not None and not len(set(dims)) == len(tuple(dims)) == np.ndim(array):
         raise AxesError(f"dims={dims!r} does not fit {what}, which has {np.ndim(array)} axes; name each one once")
+    image: xr.DataArray = array
     if not isinstance(array, xr.DataArray):
         if dims is None:
             told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
             example = AXES[-min(max(np.ndim(array), 2), 5) :]
             raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
         image = xr.DataArray(np.asarray(array), dims=tuple(dims))
-    elif dims is not None and tuple(dims) != array.dims:
-        image = xr.DataArray(array.data, dims=tuple(dims), name=array.name, attrs=array.attrs)
+    elif new := {old: name for old, name in zip(array.dims, dims or array.dims, strict=True) if old != name}:
+        if set(new) & set(AXES):
+            told = f"dims={dims!r} does not fit {what}, which has axes {' '.join(map(str, array.dims))}"
+            raise AxesError(f"{told}; leave dims out, or give it other ones with its rename or transpose")
+        image = array.swap_dims(new)
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
         told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
@@ -211,7 +211,7 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
 def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.DataArray]:
     """Return one image or several, each as :func:`as_image` takes it."""
     # arrays of other libraries, such as torch's tensors, have dimensions too
-    single = hasattr(images, "ndim") or isinstance(images, (str, bytes)) or not hasattr(images, "__iter__")
+    single = hasattr(images, "ndim") or isinstance(images, (str, bytes, Mapping)) or not hasattr(images, "__iter__")
     return [as_image(image, dims, what="an image") for image in ([images] if single else images)]
 
 
@@ -314,8 +314,6 @@ def sum_frames(
     if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
         told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
         raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected that many t")
-    if movie.dtype.kind not in "biuf":
-        raise NotPhotonCountsError(f"{name} holds {movie.dtype}, expected frames of 0 and 1")
     sums, left = divmod(movie.sizes["t"], n_frames)
     if left:
         told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
@@ -326,8 +324,8 @@ def sum_frames(
     for number in range(sums):  # one sum in memory at a time: such movies are long
         block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
         if not np.isin(block.values, (0, one)).all():
-            told = f"frames of {name} hold other values than 0 and {one}"
-            raise NotPhotonCountsError(f"{told}, expected those of a one-bit camera; sum no frames of counts")
+            told = f"frames of {name} hold several values up to {one}, expected 0 and one other"
+            raise NotPhotonCountsError(f"{told}, as of a one-bit camera; sum no frames of counts")
         summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
     if "t" in summed.coords and "step" in summed.coords["t"].attrs:
         summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames

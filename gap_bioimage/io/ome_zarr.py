@@ -70,7 +70,6 @@ def _images(node: Any, place: str) -> Iterator[Stored]:
 
 
 def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
-    """Return the names of what a group holds."""
     parts = words.get("plate", {}).get("wells") or words.get("well", {}).get("images")
     if parts is not None:
         return [str(part["path"]) for part in parts]
@@ -80,17 +79,14 @@ def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
 
 
 def _words(node: Any) -> dict[str, Any]:
-    """Return OME's metadata, which 0.5 and later keep under a key of their own."""
     words: dict[str, Any] = node.attrs.asdict()
-    return dict(words.get("ome", words))
+    return dict(words.get("ome", words))  # 0.5 and later have a key of their own
 
 
 def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> dict[int, xr.DataArray]:
-    """Return the levels of an image that are there."""
     version = str(words.get("version") or entry.get("version") or "0.5")
     if not _VERSION.match(version):
-        told = f"{node.store} is OME-Zarr {version}, which is not known, expected 0.1 to 0.6"
-        raise UnreadableImageError(f"{told}; write it as 0.5")
+        raise UnreadableImageError(f"{node.store} is OME-Zarr {version}, expected 0.1 to 0.6; write it as 0.5")
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
     said = _axes(entry) or (AXES if version < "0.3" else "")
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
@@ -133,7 +129,6 @@ def _calibration(
 
 
 def _flat(words: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return transformations one by one, those of sequences too."""
     steps = words.get("coordinateTransformations") or words.get("transformations") or []
     return [each for step in steps for each in (_flat(step) if step.get("type") == "sequence" else [step])]
 
@@ -200,10 +195,9 @@ class Design:
 
     def attributes(self, ranges: Sequence[Sequence[float]], levels: int | None = None) -> dict[str, Any]:
         """Return OME's metadata of the first levels, or all; ``ranges`` are smallest and largest value per channel."""
-        axes: list[dict[str, Any]] = []
-        for axis in self.sizes:
-            kind, unit = _KINDS.get(axis, ("space", "micrometer"))
-            axes.append({"name": axis, "type": kind} | ({"unit": unit} if unit and axis in self.meta.steps else {}))
+        kinds = [(axis, *_KINDS.get(axis, ("space", "micrometer"))) for axis in self.sizes]
+        units = {axis: {"unit": unit} for axis, _, unit in kinds if unit and axis in self.meta.steps}
+        axes = [{"name": axis, "type": kind, **units.get(axis, {})} for axis, kind, _ in kinds]
         datasets = []
         for number, factor in enumerate(self.factors[:levels]):
             scale = [float(self.meta.steps.get(axis, 1.0) * factor.get(axis, 1)) for axis in self.sizes]

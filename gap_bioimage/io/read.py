@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,6 @@ def read_images(
 
 
 def _image_files(path: Path) -> list[Path]:
-    """Return the images of a folder in natural order; an image stands for itself."""
     if not path.is_dir() or is_zarr(path):
         return [path]
     files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
@@ -141,19 +141,20 @@ def _read_all(
     images = []
     for file in files:
         image = open_image(file, **chosen)
-        if stays := on_disk and not image.encoding.get("mapped") and not _fits(image):
+        if on_disk and not image.encoding.get("mapped") and not _fits(image):
             image.encoding[ON_DISK] = True
-            # what is looked at is a piece from its middle
-            seen = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
-        images.append(image if stays else loaded(image, file))
-        looked_at = image.isel(seen).load() if stays else images[-1]
+            piece = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
+            looked_at = image.isel(piece).load()
+        else:
+            image = looked_at = loaded(image, file)
         refuse_overflow(looked_at, file.name)
-        if chosen["level"] and file is files[0]:
-            told = f"level {chosen['level']} of an image pyramid holds averages in most files"
-            told += ", which are less noisy than photon counts; leave level out to work on the counts themselves"
-            warnings.warn(told, GapWarning, stacklevel=3)
         if saturation is not None:
             check_photon_counts(looked_at, name=file.name, saturation=saturation)
+        images.append(image)
+    if chosen["level"]:
+        told = f"level {chosen['level']} of an image pyramid holds averages in most files, which are less noisy than"
+        told += " photon counts; leave level out to work on the counts themselves"
+        warnings.warn(told, GapWarning, stacklevel=3)
     return images
 
 
@@ -226,7 +227,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> list[Stored]:
-    """Return the images of a file, by its suffix; other files are tried as TIFF, and with bioio where installed."""
+    """Return the images of a file, by its suffix; others are tried with bioio where installed, and as TIFF."""
     suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() in (".ozx", ".zip")
     if not is_zarr(path) and _check_file(path).startswith(b"\x89HDF"):
         suffix = ".h5"  # whatever programs call such files
@@ -259,16 +260,14 @@ def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
 
 
 def _check_file(path: Path) -> bytes:
-    """Return the first bytes of a file that may be an image."""
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
+        if web := re.match(r"(\w{2,}):/+(.*)", path.as_posix()):  # a path keeps one slash only
+            raise UnreadableImageError(f"{web[1]}://{web[2]} is a web address, expected a file; download it first")
         raise UnreadableImageError(f"there is no file {path}, expected an image; check its name and folder")
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise UnreadableImageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    with path.open("rb") as file:
+        head = file.read(8)
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):

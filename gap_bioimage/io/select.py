@@ -19,35 +19,32 @@ _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
 
 def choose_image(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
     """Return the image and the level that were asked for, the full resolution where none was."""
-    chosen = _choose_series(path, [image for image in images if image.levels], images, series)
+    chosen = _choose_series(path, images, series)
     image = chosen.levels.get(level or 0)
     if image is None:
         known = ", ".join(f"{number} {image.shape}" for number, image in chosen.levels.items())
-        raise AxesError(
-            f"level {level or 0} was asked for, but {path.name} has {known}; choose one, 0 is the full size"
-        )
+        raise AxesError(f"level {level or 0} was asked for, but {path.name} has {known}; choose one of these")
     return image.assign_attrs(series=chosen.name) if chosen.name else image
 
 
-def _choose_series(path: Path, whole: Sequence[Stored], listed: Sequence[Stored], series: int | str | None) -> Stored:
-    absent = [image.name for image in listed if image.name and not image.levels]
-    lacks = f" (and lists, but lacks, {', '.join(absent[:_SHOWN])})" if absent else ""
-    if not whole:
-        raise UnreadableImageError(f"{path} holds no image{lacks}, expected at least one; name another file")
-    if series is None and len(whole) == 1:
-        return whole[0]
+def _choose_series(path: Path, images: Sequence[Stored], series: int | str | None) -> Stored:
+    whole, absent = [each for each in images if each.levels], [each.name for each in images if not each.levels]
+    shapes = [next(iter(image.levels.values())).shape for image in whole[:_SHOWN]]
     told = ", ".join(
-        f"{place}{f' {image.name!r}' if image.name else ''} {next(iter(image.levels.values())).shape}"
-        for place, image in enumerate(whole[:_SHOWN])
+        f"{place} {f'{image.name!r} ' if image.name else ''}{shape}"
+        for place, (image, shape) in enumerate(zip(whole, shapes, strict=False))
     )
     told += f", and {len(whole) - _SHOWN} more" if len(whole) > _SHOWN else ""
-    told += lacks
-    if series is None:
+    told += f" (and lists, but lacks, {', '.join(absent[:_SHOWN])})" if any(absent) else ""
+    if not whole:
+        raise UnreadableImageError(f"{path} holds no image{told}, expected at least one; name another file")
+    if series is None and len(whole) > 1:
         raise UnreadableImageError(f"{path} holds {len(whole)} images: {told}; choose one, such as series=0")
-    if str(series).lstrip("-").isdigit():
-        found = [image for place, image in enumerate(whole) if place == int(series)]
+    wanted = "0" if series is None else str(series)
+    if wanted.isdecimal():
+        found = whole[int(wanted) :][:1]
     else:
-        found = [image for image in whole if image.name.strip("/") == str(series).strip("/")]
+        found = [image for image in whole if image.name.strip("/") == wanted.strip("/")]
     if len(found) != 1:
         kind = f"{len(found)} images named {series!r}: " if found else ""
         raise AxesError(f"series {series} was asked for, but {path.name} holds {kind}{told}; choose one, as series=0")
@@ -69,8 +66,8 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
         raise NotPhotonCountsError(f"{file} {why} ({told}), expected one channel of photon counts; {hint}")
     if known:
         said = _sizes_said(meta.description, image.sizes["y"] * image.sizes["x"])
-        hint = f'{said}; arrange its values as an image and save that, or give axes="{guess}" if it is a line'
-        raise AxesError(f"{file} is a line and no image ({told}), expected rows and columns{hint}")
+        hint = f"expected rows and columns{said}; arrange its values as an image, and save that"
+        raise AxesError(f"{file} is a line and no image ({told}), {hint}")
     if STORED in image.coords:
         raise _incomplete(image, file)
     why = meta.problem or ("does not say what its axes are" if guess else "has axes that are not of an image")
@@ -114,7 +111,6 @@ def _guess(image: xr.DataArray) -> str:
 
 
 def _sizes_said(description: str, size: int) -> str:
-    """Return what a description says of the sizes of an image that is stored as a line."""
     said = re.findall(r"([^\s;]+ *[=: ] *(\d+)) *(?:[;\n\r]|$)", description)
     sizes = [part for part, number in said if 1 < int(number) <= size and size % int(number) == 0]
     return f"; its description says {', '.join(sizes[:6])}" if sizes else ""
@@ -125,8 +121,8 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
     if channel is None:
         return image
     count, names = image.sizes.get("c", 1), [str(name) for name in image.attrs["metadata"].channels]
-    if str(channel).lstrip("-").isdigit():
-        places = [place for place in range(count) if place == int(channel)]
+    if str(channel).isdecimal():
+        places = list(range(count))[int(channel) :][:1]
     else:
         places = [place for place, name in enumerate(names) if name == channel]
         places = places or [place for place, name in enumerate(names) if name.lower() == str(channel).lower()]
@@ -138,19 +134,16 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
 
 
 def frames_of(time: int | str, count: int, file: str) -> int | slice:
-    """Return a frame by its number (from the end below 0), or a range such as ``0:50``, ``10:`` or ``::2``."""
-    text = str(time).strip()
-    if re.fullmatch(r"-?\d+", text):
-        if -count <= int(text) < count:
-            return range(count)[int(text)]
-        raise AxesError(f"frame {text} was asked for, but {file} has {count} (counted from 0); choose 0 to {count - 1}")
+    """Return a frame by its number, or a range such as ``0:50``, ``10:`` or ``::2``, as in Python."""
+    text, every = str(time).strip(), range(count)
+    if re.fullmatch(r"-?\d+", text) and -count <= int(text) < count:
+        return every[int(text)]
     match = _RANGE.fullmatch(text)
-    if match is None or match[3] == "0":
-        raise AxesError(f'time="{text}" is no frame and no range of frames, expected such as 3, "0:50", "10:" or "::2"')
-    chosen = range(count)[slice(*(None if part is None else int(part) for part in match.groups()))]
-    if not chosen:
-        raise AxesError(f'time="{text}" holds no frame of {file}, which has {count}; choose from "0:{count}"')
-    return slice(chosen.start, chosen[-1] + 1, chosen.step)
+    cut = match and slice(*(None if part is None else int(part) for part in match.groups()))
+    if cut and cut.step != 0 and (chosen := every[cut]):
+        return slice(chosen.start, chosen[-1] + 1, chosen.step)
+    told = f'time="{text}" is no frame and no range of frames of {file}, which has {count} (counted from 0)'
+    raise AxesError(f'{told}; choose such as 3, "0:50", "10:" or "::2"')
 
 
 def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.DataArray:

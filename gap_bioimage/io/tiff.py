@@ -25,7 +25,7 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import GapWarning, UnreadableImageError
-from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of, steps_of
+from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of
 
 _POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
@@ -58,7 +58,6 @@ class _Planes:
         return image_of(lazy, self.dims, meta, None if held.all() else held, self.open_ended)
 
     def _read(self, path: Path, tif: tifffile.TiffFile, dtype: Any, index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        """Return part of the image, decoding no other pages."""
         outer = self.table.ndim
         wanted, shape = self.table[index[:outer]], self.page.shape
         keys = None if self.page is self.series else np.ravel(wanted).tolist()
@@ -82,17 +81,14 @@ def open_tiff(path: Path) -> list[Stored]:
             with tifffile.TiffFile(path, size=min(lost, path.stat().st_size) if lost else None) as tif:
                 count = 1 if tif.is_imagej else len(tif.series)
                 return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
-        except IndexError:
-            raise UnreadableImageError(f"{path} is cut, and what is left of it is no image; copy it again") from None
-        except struct.error:
+        except (IndexError, struct.error):
             told = f"{path}, or another file of its set, is cut within a page"
             raise UnreadableImageError(f"{told}; copy that again, or read {path.name} in a folder of its own") from None
 
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
     series, meta = tif.series[number], _metadata(tif, number)
-    named = sum(map(len, tif.series))
-    if series.kind == "ome" and named < len(tif.pages) and not lost:
+    if series.kind == "ome" and (named := sum(map(len, tif.series))) < len(tif.pages) and not lost:
         told = f"holds {len(tif.pages)} planes, of which its description names {named}: the others are left out"
         meta = replace(meta, warning=told)
     levels = [_planes(path, tif, level, lost) for level in series.levels]
@@ -106,7 +102,7 @@ def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[
     stored = Stored(str(series.name or "") if series.kind == "ome" else "", images)
     for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
         if dim in _POSITIONS:
-            return list(by_position(stored, _POSITIONS[dim], _position_names(tif, levels[0].shape[axis])))
+            return stored.by_position(_POSITIONS[dim], _position_names(tif, levels[0].shape[axis]))
     return [stored]
 
 
@@ -135,7 +131,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
         behind = _planes_behind(tif, lost) if mappable and page is tif.pages.first else 0
         open_ended, pages = behind < 2, pages[:1] if behind > 1 else pages
         dims, lengths = "I" + page.axes, (len(pages) + 1 if open_ended else behind,)
-    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack"):
+    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):
         raise IndexError
     elif (
         series.shape[-inner:] != page.shape

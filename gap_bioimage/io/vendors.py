@@ -18,16 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.image import Lazy, Metadata, Stored, by_position, image_of, steps_of, told_without_unit
+from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, told_without_unit
 
-_NO_UNIT = ("element_size", "voxel_size", "pixel_size", "resolution", "spacing")  # other programs' attributes of HDF5
 _NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> Lazy:
-    """Return an image that is read from its file, opened anew, where it is indexed."""
-
     def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
         with opened() as file:
             return np.array(read(file)[index])
@@ -50,7 +47,6 @@ def _narrow(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _steps(coords: Mapping[Any, Any], length: str, time: str = "s") -> dict[str, float]:
-    """Return the steps of a library's coordinates, in its units of length and time."""
     found = {axis.lower(): np.asarray(coords[axis]) for axis in "TZYX" if axis in coords}
     spans = {axis: abs(c[-1] - c[0]) / (c.size - 1) for axis, c in found.items() if c.size > 1}
     return steps_of({axis: (step, time if axis == "t" else length) for axis, step in spans.items()})
@@ -69,7 +65,7 @@ def _lif(path: Path) -> Iterator[Stored]:
             array = _lazy(image, partial(LifFile, str(path)), partial(read, number=number))
             stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), _dyes(image.xml_element))
             names = [f"{image.path}/{place}" for place in range(image.sizes.get("M", 0))]
-            yield from by_position(stored, _foreign("M"), names) if names else [stored]
+            yield from stored.by_position(_foreign("M"), names) if names else [stored]
 
 
 def _dyes(xml: Any) -> list[str]:
@@ -81,7 +77,6 @@ def _dyes(xml: Any) -> list[str]:
 
 
 def _nd2(path: Path) -> Iterator[Stored]:
-    """Yield the stage positions of a Nikon file."""
     from nd2 import ND2File
 
     with ND2File(path) as file:
@@ -93,7 +88,7 @@ def _nd2(path: Path) -> Iterator[Stored]:
         names = {axis: [str(name) for name in coords[axis].values] for axis in "CP" if axis in coords}
         array = _lazy(file, partial(ND2File, path), lambda file: file.to_dask())
         stored = _stored("", array, file.sizes, steps, names.get("C", []))
-        yield from by_position(stored, _foreign("P"), names["P"]) if "P" in file.sizes else [stored]
+        yield from stored.by_position(_foreign("P"), names["P"]) if "P" in file.sizes else [stored]
 
 
 def _ptu(path: Path) -> Iterator[Stored]:
@@ -143,11 +138,14 @@ def _czi(path: Path) -> Iterator[Stored]:
         names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
         names = names if len(names) == len(scenes) else [""] * len(scenes)
         channels = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
+        lengths = xml.iterfind(".//Scaling/Items/Distance")
+        measured = {item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in lengths}
+        steps = steps_of({**measured, "t": (xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment"), "s")})
         for name, scene in zip(names, scenes, strict=True):
             image = _old_scene(file, scene) if old else file.scenes[scene]
             dims = image.axes.replace("S", "B").replace("0", "S") if old else image.dims
             array = _lazy(image, partial(CziFile, str(path)), partial(_read_czi, path=path, scene=scene, old=old))
-            yield _stored(name, array, dims, _czi_steps(xml), channels)
+            yield _stored(name, array, dims, steps, channels)
 
 
 def _read_czi(file: Any, path: Path, scene: Any, old: bool) -> Any:
@@ -177,14 +175,6 @@ def _old_scene(file: Any, scene: int) -> Any:
     return file
 
 
-def _czi_steps(xml: ElementTree.Element) -> dict[str, float]:
-    """Return the calibration; CZI keeps metres and seconds."""
-    found = xml.iterfind(".//Scaling/Items/Distance")
-    measured = {item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in found}
-    interval = xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment")
-    return steps_of(measured | {"t": (interval, "s")})
-
-
 def _hdf5(path: Path) -> Iterator[Stored]:
     """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
 
@@ -210,8 +200,8 @@ def _dataset(data: Any) -> Any:
     """Return a dataset as an image.
 
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
-    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik).
-    Attributes such as ``voxel_size`` are in micrometres for some and in nanometres for others, and not believed.
+    ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik);
+    not from ``voxel_size`` and the like, which are in micrometres for some programs and in nanometres for others.
     """
     said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
     tags = {str(tag["key"]): tag for tag in json.loads(said.get("axistags", "{}")).get("axes", [])}
@@ -221,17 +211,12 @@ def _dataset(data: Any) -> Any:
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
     units = json.loads(said.get("axis_units", "{}"))
     measured: dict[str, Any] = {axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()}
-    space = [axis.lower() for axis in axes if axis.lower() in tuple("zyx")]
-    sizes = [np.atleast_1d(said.get(name, ())) for name in _NO_UNIT]
-    doubtful = next((found for found in sizes if found.shape == (len(space),)), ())
-    bare = measured | {axis: (size, None) for axis, size in zip(space, doubtful, strict=False)}
     if "interval_s" in said:
         measured["t"] = said["interval_s"], "s"
     if np.shape(fiji := said.get("element_size_um", ())) == (3,):
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
-    steps = steps_of(measured)
-    bare = {axis: size for axis, size in bare.items() if axis not in steps}
-    return image_of(data, axes, Metadata(steps, _texts(said.get("channels", ())), warning=told_without_unit(bare)))
+    channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
+    return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
 
 
 def _texts(words: Any) -> list[str]:
@@ -257,22 +242,18 @@ def open_with_bioio(path: Path) -> list[Stored]:
 
 
 def _bioio_scene(reader: Any, number: int, scene: str) -> Stored:
-    def chosen(level: int) -> Any:
+    def chosen() -> Any:
         reader.set_scene(number)
-        reader.set_resolution_level(level)
         return reader.xarray_dask_data
 
-    reader.set_scene(number)
-    images = {}
-    for level in reader.resolution_levels:
-        image, seconds = chosen(level), reader.time_interval
-        seconds = seconds.total_seconds() if hasattr(seconds, "total_seconds") else seconds
-        measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
-        names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
-        names = [] if any(map(_NUMBERED.fullmatch, names)) else names
-        array = Lazy(image.shape, image.dtype, lambda index, level=level: chosen(level).data[index])  # type: ignore[misc]
-        images[level] = image_of(array, image.dims, Metadata(steps_of(measured | {"t": (seconds, "s")}), names))
-    return Stored("" if _NUMBERED.fullmatch(scene) else scene, images)
+    image, seconds = chosen(), reader.time_interval
+    seconds = seconds.total_seconds() if hasattr(seconds, "total_seconds") else seconds
+    measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
+    names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
+    names = [] if any(map(_NUMBERED.fullmatch, names)) else names
+    array = Lazy(image.shape, image.dtype, lambda index: chosen().data[index])
+    levels = {0: image_of(array, image.dims, Metadata(steps_of(measured | {"t": (seconds, "s")}), names))}
+    return Stored("" if _NUMBERED.fullmatch(scene) else scene, levels)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Stored]]] = {

@@ -68,7 +68,7 @@ def write_image(
     """
     path = Path(path)
     check_output(path)
-    if not isinstance(image, xr.DataArray):
+    if dims is not None or not isinstance(image, xr.DataArray):  # whose own names may hold samples
         image = as_image(image, dims)
     named = ["t" if dim == "sample" else str(dim) for dim in image.dims]
     if not {"y", "x"} <= set(named) <= set(AXES) or len(set(named)) < len(named):

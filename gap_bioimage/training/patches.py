@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import as_integers, check_axes, pseudo_psnr_db
+from gap_bioimage.counts import as_integers, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
-from gap_bioimage.io.image import each_item, items_first
+from gap_bioimage.io.image import as_image, each_item, items_first
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
@@ -131,7 +131,7 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
 
 
 def _check_image(image: xr.DataArray, dim: int, name: str) -> None:
-    check_axes(image)
+    as_image(image)
     if dim == 3 and "z" not in image.dims:
         as_z = " or take time as z" if "t" in image.dims else ""
         raise AxesError(
