@@ -43,20 +43,8 @@ def test_numbers_yaml_plot_and_the_next_command(run: Any, stack: Path) -> None:
 def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
     dark = stack.parent / "dark.tif"
     write_image(dark, simulate_camera(np.zeros((64, 64)), n_frames=16, seed=3))
-    options = (
-        "--dark",
-        dark,
-        "--out",
-        "c.yaml",
-        "--plot",
-        "p.png",
-        "--json",
-        "-",
-        "--not-multiplying",
-        "--time",
-        "0:12",
-    )
-    result: Result = run("calibrate", stack, *options)
+    options = "--out c.yaml --plot p.png --json - --not-multiplying --time 0:12".split()
+    result: Result = run("calibrate", stack, "--dark", dark, *options)
     report = json.loads(result.out)
     assert read_camera(stack.parent / "c.yaml").camera.measured["frames"] == 12
     assert report["offset_from"] == "dark frames"
@@ -66,20 +54,14 @@ def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
 
 
 def test_counts_and_warnings(run: Any, stack: Path) -> None:
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(3 * simulate_truth(2, (64, 64)).values, (20, 64, 64)).astype(np.uint16)
+    counts = np.random.default_rng(0).poisson(3 * simulate_truth(2, (64, 64)).values, (20, 64, 64)).astype(np.uint16)
     tifffile.imwrite(stack.parent / "counts.tif", counts, imagej=True, metadata={"axes": "TYX"})
-    result: Result = run("calibrate", stack.parent / "counts.tif")
-    assert "no camera is needed" in result.out
-    assert "--camera" not in result.out
-    one: Result = run("calibrate", stack, "--time", 0)
-    assert "warning: this rests on one image" in one.err
+    assert "--camera" not in run("calibrate", stack.parent / "counts.tif").out
+    assert not (stack.parent / "camera.yaml").exists()
+    assert "warning: this rests on one image" in run("calibrate", stack, "--time", 0).err
 
 
 def test_errors_are_one_sentence(run: Any, stack: Path) -> None:
     assert "does not exist" in one_sentence(run("calibrate", stack, "--out", "nowhere/camera.yaml"))
-    assert "there is no file" in one_sentence(run("calibrate", "missing.tif"))
     assert "give the dark frames alone" in one_sentence(run("calibrate", stack, "--dark", stack, "--offset", 1))
-    tifffile.imwrite(stack.parent / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
-    assert "RGB" in one_sentence(run("calibrate", stack.parent / "rgb.tif"))
     assert not (stack.parent / "camera.yaml").exists()

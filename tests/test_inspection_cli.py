@@ -53,9 +53,6 @@ def test_the_next_command_can_be_typed(run: Any, tmp_path: Path, name: str) -> N
     found = report(run, path)
     assert found["verdict"] == verdict
     assert found["next"] == command.replace("PATH", shlex.quote(str(path)))
-
-
-def test_options_are_part_of_the_next_command(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", poisson(shape=(2, 3, 64, 64)))
     found = report(run, tmp_path / "a.npy", "--axes", "tcyx", "--channel", "1", "--time", "0")
     assert found["next"].endswith("--axes tcyx --channel 1 --time 0")
@@ -83,16 +80,9 @@ def test_a_plot_each(run: Any, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
-def test_any_image_is_reported_printed_and_drawn(run: Any, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", poisson(5, (2, 2, 2, 20, 20)).astype(np.float32) / 4)
-    found = report(run, tmp_path / "a.npy", "--axes", "tczyx", "--plot", tmp_path / "a.png")
-    assert found["message"]
-    assert (tmp_path / "a.png").exists()
+def test_files_that_are_no_images_stay_errors(run: Any, tmp_path: Path) -> None:
     write(tmp_path / "bad.tif", np.full((32, 32), -1, np.int16), photometric="minisblack")
     assert "processed, not usable as counts" in " ".join(run("inspect", tmp_path / "bad.tif").out.split())
-
-
-def test_files_that_are_no_images_stay_errors(run: Any, tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_text("no image")
     assert "a.tif" in one_sentence(run("inspect", tmp_path / "a.tif", "--plot", tmp_path / "a.png"))
     assert not (tmp_path / "a.png").exists()

@@ -15,7 +15,7 @@ from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, Measured, doubts_of
 from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
-from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
+from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
