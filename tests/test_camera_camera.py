@@ -92,16 +92,6 @@ def test_without_noise_rounding_finds_the_electrons() -> None:
     np.testing.assert_array_equal(detector.counts(np.array([100, 110, 150])), [0, 1, 5])
 
 
-@settings(max_examples=15)
-@given(gain=st.floats(0.3, 20), offset=st.integers(0, 400), read=st.floats(0, 3), more=st.integers(1, 300))
-def test_another_offset_changes_nothing(gain: float, offset: int, read: float, more: int) -> None:
-    adu = np.arange(0, 4000, 7)
-    near = Detector(Camera(gain=gain, offset=offset, read_noise=read))
-    far = Detector(Camera(gain=gain, offset=offset + more, read_noise=read))
-    np.testing.assert_array_equal(near.counts(adu), far.counts(adu + more))
-    assert near.background() == pytest.approx(float(far.background()), abs=1e-6)
-
-
 def test_counts_are_functions_of_values_and_seed() -> None:
     detector, adu = Detector(Camera(gain=0.4, offset=10, read_noise=2)), np.arange(500).reshape(20, 25)
     spread = [detector.counts(adu, np.random.default_rng(seed)) for seed in (1, 1, 2)]

@@ -52,15 +52,13 @@ def test_variance_of_poisson_on_a_ramp_is_its_mean(mean: float, in_time: bool) -
     assert curve.bright == pytest.approx(1, abs=0.1)
 
 
-def test_few_pixels_or_photons_tell_nothing_and_two_frames_no_third_moment() -> None:
+def test_the_third_moment_of_poisson_is_its_mean_and_no_photons_tell_nothing() -> None:
     counts = np.random.default_rng(0).poisson(9.0, (1, 3, 64, 64))
     for in_time in (False, True):
         moments = moments_of(counts, in_time=in_time)
         error = math.sqrt(float(np.mean(moments.variance_of_third(np.full(1, 9.0), 1.0))) / len(moments.mean))
         assert moments.third.mean() == pytest.approx(9, abs=5 * error)
-    assert np.isnan(moments_of(counts[:, :2], in_time=True).third).all()
     assert curve_of(moments_of(np.zeros((1, 1, 64, 64)), in_time=False)) is None
-    assert math.isnan(correlated(np.zeros((64, 64))).x)
     assert not correlated(np.zeros((64, 64))).found
 
 
