@@ -154,10 +154,11 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def far_apart(count: int, size: int = 256) -> Values:
+def far_apart(photons: float, size: int = 256) -> Values:
+    """Spots on a background."""
     points = np.zeros(size * size)
-    points[np.random.default_rng(1).integers(0, size * size, count)] = 60
-    return np.asarray(ndimage.gaussian_filter(points.reshape(size, size), 1.2)) * 13
+    points[np.random.default_rng(1).integers(0, size * size, 60)] = 60
+    return photons * (0.27 + 13 * np.asarray(ndimage.gaussian_filter(points.reshape(size, size), 1.2)))
 
 
 def jpeg(quality: int) -> Values:
@@ -171,58 +172,47 @@ def stack(photons: float) -> Values:
 
 
 smooth = ndimage.gaussian_filter
-# made of a number each: photons per pixel, but reach, quality, gain and pixels
-NATURES: dict[str, tuple[Any, tuple[float, ...], str]] = {
-    **{
-        name: (lambda p, change=change: np.rint(change(1.0 * cells(p))), (0.5, 50), "processed")
-        for name, change in CHANGES.items()
+# of each verdict what is made of a number: photons per pixel, but reach, quality, gain and pixels
+NATURES: dict[str, dict[str, tuple[Any, tuple[float, ...]]]] = {
+    "photon counts": {
+        "cells": (cells, (0.03, 1, 3000)),
+        "cells in depth": (stack, (0.03, 1, 3000)),
+        "sum": (lambda p: stack(p).sum(0), (2, 50)),
+        "slots that fill": (lambda p: np.random.default_rng(0).binomial(200, 1 - np.exp(-light(p))), (0.5,)),
+        "channels": (lambda p: np.stack([cells(p), cells(p, 1), cells(p, 2)]), (5,)),
+        "an empty channel": (lambda p: np.stack([cells(p), 0 * cells(p)]), (5,)),
+        "bright spots": (lambda p: np.random.default_rng(0).poisson(far_apart(p)), (200, 1000)),
     },
-    "cells": (cells, (0.03, 1, 3000), "photon counts"),
-    "cells in depth": (stack, (0.03, 1, 3000), "photon counts"),
-    "dim background": (lambda reach: cells(2) - np.rint(smooth(1.0 * cells(2), reach)), (5, 20), "processed"),
-    "bright background": (lambda reach: cells(100) - np.rint(smooth(1.0 * cells(100), reach)), (5, 20), "processed"),
-    "mean subtracted": (lambda p: cells(p) - cells(p).mean() + 0.123, (2, 100), "processed"),
-    "maximum": (lambda p: stack(p).max(0), (2, 10, 50), "processed"),
-    "mean": (lambda p: np.rint(stack(p).mean(0)), (2, 10, 50), "processed"),
-    "sum": (lambda p: stack(p).sum(0), (2, 50), "photon counts"),
-    "slots that fill": (
-        lambda p: np.random.default_rng(0).binomial(200, 1 - np.exp(-light(p))),
-        (0.5,),
-        "photon counts",
-    ),
-    "means of bright frames": (lambda n: np.float32(cells(300 * n) / n), (2, 3, 7), "counts times k"),
-    "jpeg": (jpeg, (50, 75), "processed"),
-    "jpeg that was cut": (lambda quality: jpeg(quality)[3:, 3:], (50, 75), "processed"),
-    "colours": (lambda p: np.stack([cells(p)] * 3), (5,), "processed"),
-    "channels": (lambda p: np.stack([cells(p), cells(p, 1), cells(p, 2)]), (5,), "photon counts"),
-    "an empty channel": (lambda p: np.stack([cells(p), 0 * cells(p)]), (5,), "photon counts"),
-    "sharp cells of a camera": (lambda g: camera_image(sharp_cells(30, 2, dark=0.0), 0, g), (2.2, 10), "camera image"),
-    "maximum of a camera": (
-        lambda p: np.asarray(simulate_camera(p * (0.27 + far_apart(60)), n_frames=10)).max(0),
-        (60,),
-        "processed",
-    ),
-    "an even camera": (lambda p: camera_image(np.full((256, 256), p)), (20.0, 60.0), "camera image"),
-    "bright spots": (
-        lambda p: np.random.default_rng(0).poisson(p * (0.27 + far_apart(60))),
-        (200, 1000),
-        "photon counts",
-    ),
-    "dead pixels": (
-        lambda p: np.where(np.arange(65536).reshape(256, 256) % 509, 1.0 * cells(p), -1),
-        (2, 200),
-        "not usable",
-    ),
-    "beyond 8 bits": (lambda p: cells(p) % 256, (200, 400), "not usable"),
-    "one row": (lambda n: poisson(5, (1, n)) + 1, (1, 4000), "not usable"),
-    "rows": (lambda n: poisson(5, (n, 1, 40)) + 1, (30,), "not usable"),
+    "counts times k": {"means of bright frames": (lambda n: np.float32(cells(300 * n) / n), (2, 3, 7))},
+    "camera image": {
+        "sharp cells of a camera": (lambda g: camera_image(sharp_cells(30, 2, dark=0.0), 0, g), (2.2, 10)),
+        "an even camera": (lambda p: camera_image(np.full((256, 256), p)), (20.0, 60.0)),
+    },
+    "processed": {
+        **{name: (lambda p, of=of: np.rint(of(1.0 * cells(p))), (0.5, 50)) for name, of in CHANGES.items()},
+        "dim background": (lambda reach: cells(2) - np.rint(smooth(1.0 * cells(2), reach)), (5, 20)),
+        "bright background": (lambda reach: cells(100) - np.rint(smooth(1.0 * cells(100), reach)), (5, 20)),
+        "mean subtracted": (lambda p: cells(p) - cells(p).mean() + 0.123, (2, 100)),
+        "maximum": (lambda p: stack(p).max(0), (2, 10, 50)),
+        "mean": (lambda p: np.rint(stack(p).mean(0)), (2, 10, 50)),
+        "jpeg": (jpeg, (50, 75)),
+        "jpeg that was cut": (lambda quality: jpeg(quality)[3:, 3:], (50, 75)),
+        "colours": (lambda p: np.stack([cells(p)] * 3), (5,)),
+        "maximum of a camera": (lambda p: np.asarray(simulate_camera(far_apart(p), n_frames=10)).max(0), (60,)),
+    },
+    "not usable": {
+        "dead pixels": (lambda p: np.where(np.arange(65536).reshape(256, 256) % 509, 1.0 * cells(p), -1), (2, 200)),
+        "beyond 8 bits": (lambda p: cells(p) % 256, (200, 400)),
+        "one row": (lambda n: poisson(5, (1, n)) + 1, (1, 4000)),
+        "rows": (lambda n: poisson(5, (n, 1, 40)) + 1, (30,)),
+    },
 }
+ROWS = [(v, name, number) for v, kinds in NATURES.items() for name, (_, numbers) in kinds.items() for number in numbers]
 
 
-@pytest.mark.parametrize(("name", "number"), [(name, number) for name, row in NATURES.items() for number in row[1]])
-def test_images_of_every_nature(name: str, number: float) -> None:
-    make, _, verdict = NATURES[name]
-    values = make(number)
+@pytest.mark.parametrize(("verdict", "name", "number"), ROWS)
+def test_images_of_every_nature(verdict: str, name: str, number: float) -> None:
+    values = NATURES[verdict][name][0](number)
     found = inspect(image(values, "cyx" if len(values) < 4 and values.ndim > 2 else "tczyx"))
     assert found.verdict == verdict
     if verdict == "processed":
@@ -285,7 +275,6 @@ def test_hot_pixels_are_named_and_in_no_mean_and_no_variance(dims: str, value: i
     assert f"(y {y} x {x}" in found.message
     assert (found.verdict, found.max) == ("photon counts", value)
     assert found.mean == pytest.approx(expected.mean, rel=2e-3)
-    assert found.pseudo_psnr_db == pytest.approx(expected.pseudo_psnr_db, abs=0.01)
     assert found.fano == pytest.approx(expected.fano, rel=0.05)
     assert found.fano_bright == pytest.approx(expected.fano_bright, rel=0.1)
 
@@ -307,17 +296,17 @@ def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
     assert judged(counts, saturation=1.0).verdict != "not usable"
 
 
-@pytest.mark.parametrize(
-    ("file", "verdict", "thinning"),
-    [
-        ("zebrafish_clean_yx.tif", "camera image", "not valid"),
-        ("pollen_clean_zyx.tif", "processed", "not valid"),
-        ("telomeres_camera_tyx.tif", "camera image", "not valid"),
-        ("hazelnut_photons_t0_zyx.tif", "photon counts", "valid"),
-    ],
-)
-def test_real_images(shared_data: Path, file: str, verdict: str, thinning: str) -> None:
-    found = inspect(shared_data / file)
+REAL = {
+    "zebrafish_clean_yx.tif": ("camera image", "not valid"),
+    "pollen_clean_zyx.tif": ("processed", "not valid"),
+    "telomeres_camera_tyx.tif": ("camera image", "not valid"),
+    "hazelnut_photons_t0_zyx.tif": ("photon counts", "valid"),
+}
+
+
+@pytest.mark.parametrize("file", REAL)
+def test_real_images(shared_data: Path, file: str) -> None:
+    found, (verdict, thinning) = inspect(shared_data / file), REAL[file]
     assert found.verdict == verdict
     assert found.thinning.startswith(thinning)  # type: ignore[union-attr]
     if verdict == "photon counts":
@@ -326,19 +315,19 @@ def test_real_images(shared_data: Path, file: str, verdict: str, thinning: str) 
         assert "dead time" in found.message
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.full((8, 8), np.nan),
-        np.zeros((8, 8)),
-        np.zeros((0, 8, 8)),
-        np.zeros((4, 4), complex),
-        -poisson(shape=(8, 8)),
-        np.full((40, 40), 300, np.uint16),
-        poisson(shape=(8, 8)) / 3,
-        np.array([[0, 2**63 + 9], [5, 7]], np.uint64),
-    ],
-)
+ODD = [
+    np.full((8, 8), np.nan),
+    np.zeros((8, 8)),
+    np.zeros((0, 8, 8)),
+    np.zeros((4, 4), complex),
+    -poisson(shape=(8, 8)),
+    np.full((40, 40), 300, np.uint16),
+    poisson(shape=(8, 8)) / 3,
+    np.array([[0, 2**63 + 9], [5, 7]], np.uint64),
+]
+
+
+@pytest.mark.parametrize("values", ODD)
 def test_any_values_are_reported_as_json_and_drawn(values: Values, tmp_path: Path) -> None:
     found = inspect(image(values), plot=tmp_path / "a.png")
     assert found.message
