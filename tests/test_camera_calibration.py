@@ -149,6 +149,10 @@ FILMS: dict[str, Any] = {
     "rolling": (rolling, "moves or flickers"),
     "bleached": (lambda: simulate_camera(scene(40.0).values * np.exp(-np.arange(24) / 60)[:, None, None]), ""),
     "flickering": (lambda: camera() + np.random.default_rng(0).integers(0, 4, (24, 1, 1)).astype(np.uint16), ""),
+    "light that flickers": (
+        lambda: simulate_camera(scene(40.0).values * np.random.default_rng(0).uniform(0.7, 1.2, (24, 1, 1))),
+        "",
+    ),
     "planes with frames": (lambda: xr.concat([camera(30.0, seed, n_frames=6) for seed in range(3)], "z"), ""),
     "two sharp frames": (lambda: simulate_camera(squares(), n_frames=2), ""),
     "planes": (lambda: xr.concat([camera(30.0, seed, n_frames=1).isel(t=0) for seed in range(6)], "z"), "one image"),
