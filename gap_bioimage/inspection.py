@@ -124,7 +124,7 @@ def inspect(
     axes, channel, time, series, level
         As in :func:`gap_bioimage.read_photons`, for files.
     dims
-        The axes of an array, such as "tyx"; "yx" when not given.
+        The axes of a plain array, such as "tyx".
     plot
         A PNG to write: :func:`gap_bioimage.camera.plots.plot_inspection`.
 

@@ -32,7 +32,6 @@ _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
 _FALLING = 0.93  # and where dead time is named
 _OPPOSITE = -0.1  # correlation of neighbours that structure never causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
-_LEAST_GAIN = 0.15  # and the variance over its own that a maximum of a hundred keeps; cameras of 8 bits have less
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
 _EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
@@ -190,7 +189,6 @@ def _offset(evidence: Evidence) -> Finding | None:
     # no camera has so small a gain and offset, but the maximum of many counts does
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
-    projected &= not line or curve.slope[0] > _LEAST_GAIN
     lean, error = asymmetry(evidence.planes)
     if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
         return None  # structure, brighter than it is, bends the line

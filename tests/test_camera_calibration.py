@@ -38,6 +38,10 @@ def camera(electrons: float = 30.0, seed: int = 0, **numbers: Any) -> xr.DataArr
     return simulate_camera(scene(electrons, seed), seed=seed, **numbers)
 
 
+def tyx(values: Any) -> xr.DataArray:
+    return xr.DataArray(values, dims=list("tyx"))
+
+
 @pytest.fixture(scope="module")
 def plain() -> xr.DataArray:
     """24 frames of gain 2.2, offset 100, read noise 1.6."""
@@ -57,13 +61,9 @@ def truths(gain: float, offset: float, read: float, em: bool) -> tuple[float, fl
 
 
 @pytest.mark.parametrize(("gain", "offset", "read", "em"), CAMERAS)
-def test_gain_within_3_percent_and_offset_within_its_interval(
-    gain: float, offset: float, read: float, em: bool
-) -> None:
-    images = camera(20.0, 1, gain=gain, offset=offset, read_noise=read, em=em)
-    found = calibrate(images)
-    true_gain, _, _ = truths(gain, offset, read, em)
-    assert found.gain.value == pytest.approx(true_gain, rel=0.03)
+def test_the_numbers_of_every_camera(gain: float, offset: float, read: float, em: bool) -> None:
+    found = calibrate(camera(20.0, 1, gain=gain, offset=offset, read_noise=read, em=em))
+    assert found.gain.value == pytest.approx(truths(gain, offset, read, em)[0], rel=0.03)
     assert abs(found.offset.value - offset) < 1 or holds(found.offset, offset)
     assert found.detector.camera.multiplying == em
     assert found.goodness.chi_square < 2.5
@@ -74,37 +74,25 @@ def test_gain_within_3_percent_and_offset_within_its_interval(
     [pytest.param(CAMERAS[0], 24), *(pytest.param(numbers, 60, marks=pytest.mark.slow) for numbers in CAMERAS)],
 )
 def test_intervals_hold_the_truth(numbers: tuple[float, float, float, bool], cameras: int) -> None:
-    gain, offset, read, em = numbers
-    held = []
+    (gain, offset, read, em), held = numbers, []
     for seed in range(cameras):
         found = calibrate(camera(20.0, seed, gain=gain, offset=offset, read_noise=read, em=em), multiplying=em)
-        held.append(
-            [
-                holds(part, truth)
-                for part, truth in zip(
-                    (found.gain, found.offset, found.read_noise), truths(gain, offset, read, em), strict=True
-                )
-            ]
-        )
+        held.append(list(map(holds, (found.gain, found.offset, found.read_noise), truths(*numbers))))
     assert np.mean(held, axis=0).min() >= 0.88
 
 
-@pytest.mark.parametrize("count", [1, 5, 20])
-def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, count: int) -> None:
-    found = calibrate(plain, dark=DARK.isel(t=slice(0, count)))
+@pytest.mark.parametrize(("count", "hot"), [(1, False), (5, False), (20, False), (20, True)])
+def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, count: int, hot: bool) -> None:
+    dark = DARK.isel(t=slice(0, count)).copy(deep=True)
+    if hot:
+        dark[:, 5::20, 7::20] = 5000
+    found = calibrate(plain, dark=dark)
     assert found.offset_from == "dark frames"
     assert found.offset.value == pytest.approx(100, abs=0.1)
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)
     assert found.read_noise.value == pytest.approx(1.6, abs=0.04)
     assert any(warning.startswith(f"{count} dark frames") for warning in found.warnings) == (count < 16)
     assert (found.detector.maps is None) == (count == 1)
-
-
-def test_hot_pixels_of_dark_frames_are_no_offset(plain: xr.DataArray) -> None:
-    hot = DARK.copy(deep=True)
-    hot[:, 5::20, 7::20] = 5000
-    found = calibrate(plain, dark=hot)
-    assert found.offset.value == pytest.approx(100, abs=0.1)
-    assert found.gain.value == pytest.approx(2.2, rel=0.03)
 
 
 def test_maps_follow_pixels_that_differ() -> None:
@@ -114,8 +102,7 @@ def test_maps_follow_pixels_that_differ() -> None:
 
     def record(electrons: np.ndarray) -> xr.DataArray:
         noise = 1.6 * loud * rng.standard_normal((40, *SIZE))
-        adu = np.rint(100 + level + 2.2 * (rng.poisson(electrons, (40, *SIZE)) + noise))
-        return xr.DataArray(adu.astype(np.uint16), dims=list("tyx"))
+        return tyx(np.rint(100 + level + 2.2 * (rng.poisson(electrons, (40, *SIZE)) + noise)).astype(np.uint16))
 
     found = calibrate(record(scene().values), dark=record(np.zeros(SIZE)))
     maps = found.detector.maps
@@ -142,9 +129,9 @@ def rolling() -> xr.DataArray:
     return simulate_camera(frames)
 
 
-def bent(images: xr.DataArray) -> xr.DataArray:
-    signal = images - 100.0
-    return 100 + signal / (1 + signal / 2000)
+def squares() -> np.ndarray:
+    """Sharp edges, as no optics leave them."""
+    return np.asarray(np.kron(np.random.default_rng(0).random((16, 16)) < 0.3, np.ones((6, 6)))) * 60.0 + 2
 
 
 def moving() -> xr.DataArray:
@@ -162,7 +149,12 @@ FILMS: dict[str, Any] = {
     "rolling": (rolling, "moves or flickers"),
     "bleached": (lambda: simulate_camera(scene(40.0).values * np.exp(-np.arange(24) / 60)[:, None, None]), ""),
     "flickering": (lambda: camera() + np.random.default_rng(0).integers(0, 4, (24, 1, 1)).astype(np.uint16), ""),
+    "light that flickers": (
+        lambda: simulate_camera(scene(40.0).values * np.random.default_rng(0).uniform(0.7, 1.2, (24, 1, 1))),
+        "",
+    ),
     "planes with frames": (lambda: xr.concat([camera(30.0, seed, n_frames=6) for seed in range(3)], "z"), ""),
+    "two sharp frames": (lambda: simulate_camera(squares(), n_frames=2), ""),
     "planes": (lambda: xr.concat([camera(30.0, seed, n_frames=1).isel(t=0) for seed in range(6)], "z"), "one image"),
 }
 
@@ -172,13 +164,15 @@ def test_the_gain_is_right_and_what_may_be_wrong_is_said(name: str) -> None:
     make, word = FILMS[name]
     found = calibrate(make())
     assert found.gain.value == pytest.approx(2.2, rel=0.03) or (found.frames < 3 and holds(found.gain, 2.2))
+    assert holds(found.offset, 100) or name in ("clipped", "flickering", "moving")
     assert any(word in warning for warning in found.warnings) or not word
     assert (found.detector.camera.saturation == 300) == (name == "saturated")
     assert not found.detector.camera.multiplying
 
 
 def test_a_bent_curve_is_said() -> None:
-    found = calibrate(bent(camera(60.0, seed=4, n_frames=40)))
+    signal = camera(60.0, seed=4, n_frames=40) - 100.0
+    found = calibrate(100 + signal / (1 + signal / 2000))
     assert found.goodness.bends(0.05) == -1
     assert any("falls short" in warning for warning in found.warnings)
 
@@ -187,19 +181,17 @@ def test_a_bent_curve_is_said() -> None:
 @given(added=st.integers(1, 5000), factor=st.integers(2, 9))
 def test_added_adu_move_the_offset_and_factors_scale(added: int, factor: int) -> None:
     images = camera(20.0, 2, n_frames=8).astype(np.float64)
-    plain = calibrate(images, multiplying=False)
-    moved = calibrate(images + added, multiplying=False)
+    plain, moved, scaled = (calibrate(i, multiplying=False) for i in (images, images + added, images * factor))
     assert moved.gain.value == pytest.approx(plain.gain.value, rel=1e-6)
     assert moved.offset.value == pytest.approx(plain.offset.value + added, abs=1e-3)
     assert moved.read_noise.value == pytest.approx(plain.read_noise.value, rel=1e-4)
-    scaled = calibrate(images * factor, multiplying=False)
     assert scaled.gain.value == pytest.approx(factor * plain.gain.value, rel=1e-4)
     assert scaled.offset.value == pytest.approx(factor * plain.offset.value, rel=1e-3)
 
 
 def test_smoothed_noise_is_said(plain: xr.DataArray) -> None:
     smooth = ndimage.uniform_filter1d(plain.values.astype(float), 2, axis=1)
-    found = calibrate(plain.copy(data=np.rint(smooth).astype(np.uint16)))
+    found = calibrate(tyx(np.rint(smooth).astype(np.uint16)))
     assert found.correlation == (pytest.approx(0.5, abs=0.05), pytest.approx(0, abs=0.05))
     assert "correlated" in found.warnings[0]
     assert "factor of up to 2." in found.warnings[0]
@@ -216,10 +208,6 @@ def test_counts_need_no_camera(frames: int) -> None:
 def test_same_seed_same_answer(plain: xr.DataArray) -> None:
     assert calibrate(plain, seed=1).to_dict() == calibrate(plain, seed=1).to_dict()
     assert calibrate(plain, seed=1).gain != calibrate(plain, seed=2).gain
-
-
-def tyx(values: Any) -> xr.DataArray:
-    return xr.DataArray(values, dims=list("tyx"))
 
 
 def flat_noise() -> xr.DataArray:
@@ -265,12 +253,8 @@ def test_bad_input_is_one_sentence(name: str) -> None:
 
 def test_a_flat_scene_needs_dark_frames() -> None:
     flat = simulate_camera(scene() * 0 + 30, n_frames=24, seed=1)
-    try:
-        alone = calibrate(flat).gain
-    except NotPhotonCountsError as error:
-        assert "varies too little" in str(error)
-    else:
-        assert alone.high > 1.2 * alone.low
+    with pytest.raises(NotPhotonCountsError, match="varies too little"):
+        calibrate(flat)
     assert calibrate(flat, dark=DARK).gain.value == pytest.approx(2.2, rel=0.03)
 
 
@@ -325,7 +309,6 @@ def test_frames_without_noise_are_left_out() -> None:
     frames[{"t": [0, 1]}] = 100
     found = calibrate(frames)
     assert (found.frames, found.gain, found.offset) == (18, whole.gain, whole.offset)
-    assert found.warnings[0].startswith("frame 0 has no noise")
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])
@@ -341,8 +324,6 @@ def test_frames_that_were_averaged_are_told_with_the_right_factor(weights: tuple
 
 
 def test_negative_baselines_are_offsets() -> None:
-    electrons = np.random.default_rng(0).poisson(scene(), (24, *SIZE))
-    read = np.random.default_rng(1).normal(0, 1, electrons.shape)
-    found = calibrate(tyx(np.rint(-40 + 12 * (electrons + read)).astype(np.int16)))
+    found = calibrate(camera(gain=12, offset=500, read_noise=1).astype(np.int16) - 540)
     assert found.gain.value == pytest.approx(12, rel=0.03)
     assert holds(found.offset, -40)

@@ -33,6 +33,10 @@ def written(gain: float, offset: float, read: float, signal: float, seed: int = 
     return np.rint(offset + gain * electrons).astype(np.int64)
 
 
+def image(values: NDArray[np.generic]) -> xr.DataArray:
+    return xr.DataArray(values, dims=["t", "y", "x"][-values.ndim :])
+
+
 def measured(gain: float, offset: float, read: float) -> Detector:
     """Return the camera as its dark frames tell."""
     dark = written(gain, offset, read, 0.0, seed=1)
@@ -66,10 +70,9 @@ def test_halves_of_thinned_counts_are_independent_and_what_was_added_is_subtract
             part = rng.binomial(counts, fraction)
             assert abs(np.corrcoef(part, counts - part)[0, 1]) < 0.02, (signal, fraction)
         if signal >= 2:
-            assert counts.mean() - detector.shift() == pytest.approx(signal, abs=0.06 + 0.005 * signal)
-            assert detector.counts(adu).mean() - detector.background() == pytest.approx(
-                signal, abs=0.06 + 0.005 * signal
-            )
+            expected = pytest.approx(signal, abs=0.06 + 0.005 * signal)
+            assert counts.mean() - detector.shift() == expected
+            assert detector.counts(adu).mean() - detector.background() == expected
 
 
 @settings(max_examples=30)
@@ -89,19 +92,8 @@ def test_without_noise_rounding_finds_the_electrons() -> None:
     np.testing.assert_array_equal(detector.counts(np.array([100, 110, 150])), [0, 1, 5])
 
 
-@settings(max_examples=15)
-@given(gain=st.floats(0.3, 20), offset=st.integers(0, 400), read=st.floats(0, 3), more=st.integers(1, 300))
-def test_another_offset_changes_nothing(gain: float, offset: int, read: float, more: int) -> None:
-    adu = np.arange(0, 4000, 7)
-    near = Detector(Camera(gain=gain, offset=offset, read_noise=read))
-    far = Detector(Camera(gain=gain, offset=offset + more, read_noise=read))
-    np.testing.assert_array_equal(near.counts(adu), far.counts(adu + more))
-    assert near.background() == pytest.approx(float(far.background()), abs=1e-6)
-
-
 def test_counts_are_functions_of_values_and_seed() -> None:
     detector, adu = Detector(Camera(gain=0.4, offset=10, read_noise=2)), np.arange(500).reshape(20, 25)
-    np.testing.assert_array_equal(detector.counts(adu), detector.counts(adu))
     spread = [detector.counts(adu, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(spread[0], spread[1])
     assert (spread[0] != spread[2]).any()
@@ -114,12 +106,10 @@ def maps() -> PixelMaps:
     return PixelMaps(offset.astype(np.float32), noise.astype(np.float32))
 
 
-def test_every_pixel_has_its_own_offset_and_noise() -> None:
-    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps())
-    assert detector.maps is not None
-    rng = np.random.default_rng(5)
-    noise = rng.normal(0, 1, (3000, 24, 30)) * detector.maps.read_noise
-    adu = np.rint(detector.maps.offset + 2.2 * (rng.poisson(6.0, noise.shape) + noise))
+def test_every_pixel_has_its_own_offset_and_noise_and_a_part_its_own_pixels() -> None:
+    detector, rng = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps()), np.random.default_rng(5)
+    noise = rng.normal(0, 1, (3000, 24, 30)) * maps().read_noise
+    adu = np.rint(maps().offset + 2.2 * (rng.poisson(6.0, noise.shape) + noise))
     pixels = detector.counts(adu, rng).mean(0) - detector.shift()
     # 3000 frames of variance 7 and more
     np.testing.assert_allclose(pixels, 6.0, atol=5 * math.sqrt((6 + 30) / 3000))
@@ -127,14 +117,8 @@ def test_every_pixel_has_its_own_offset_and_noise() -> None:
     assert (detector.counts(adu).mean(0) - detector.background()).mean() == pytest.approx(6.0, abs=0.02)
     # scalars leave the fixed pattern in
     assert (detector.scalar.counts(adu, rng).mean(0)).std() > 3 * pixels.std()
-
-
-def test_a_part_of_the_camera_is_that_part() -> None:
-    detector = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps())
-    adu = np.random.default_rng(6).integers(90, 200, (24, 30))
     part = detector.crop(slice(3, 20), slice(10, None))
-    np.testing.assert_array_equal(part.counts(adu[3:20, 10:]), detector.counts(adu)[3:20, 10:])
-    assert detector.scalar.crop(slice(3, 20), slice(10, None)) == detector.scalar
+    np.testing.assert_array_equal(part.counts(adu[0, 3:20, 10:]), detector.counts(adu[0])[3:20, 10:])
 
 
 def test_cameras_are_written_and_read(tmp_path: Path) -> None:
@@ -146,8 +130,7 @@ def test_cameras_are_written_and_read(tmp_path: Path) -> None:
     found = Detector.of(tmp_path / "mine.yaml")
     assert found.camera.maps == "mine_maps.tif"
     assert found.maps is not None
-    np.testing.assert_array_equal(found.maps.offset, maps().offset)
-    np.testing.assert_array_equal(found.maps.read_noise, maps().read_noise)
+    np.testing.assert_array_equal([found.maps.offset, found.maps.read_noise], [maps().offset, maps().read_noise])
 
 
 @pytest.mark.parametrize(
@@ -167,10 +150,6 @@ def test_what_describes_no_camera_is_refused(tmp_path: Path, text: str, told: st
     (tmp_path / "camera.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         read_camera(tmp_path / "camera.yaml")
-
-
-def image(values: NDArray[np.generic]) -> xr.DataArray:
-    return xr.DataArray(values, dims=["t", "y", "x"][-values.ndim :])
 
 
 @pytest.mark.parametrize(
@@ -214,12 +193,8 @@ def test_saturated_pixels_and_hopelessly_dark_ones_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="are saturated"):
         check_camera_image(image(bright), detector, name="a.tif")
     assert detector.saturated(bright).sum() == (bright >= 230).sum() > 0
-    dark = Detector(Camera(gain=2.2, offset=100, read_noise=0.7))
+    # without a known ceiling that of the type counts
+    assert Detector(Camera(gain=1, offset=0)).saturated(np.array([254, 255], np.uint8)).tolist() == [False, True]
+    dark = written(2.2, 100.0, 0.7, 0.05, size=4000).reshape(2, 40, 50)
     with pytest.warns(UserWarning, match=r"read noise\^2 should be at least 1"):
-        check_camera_image(image(written(2.2, 100.0, 0.7, 0.05, size=4000).reshape(2, 40, 50)), dark, name="a.tif")
-
-
-def test_without_a_known_ceiling_that_of_the_type_counts() -> None:
-    detector = Detector(Camera(gain=1, offset=0))
-    assert detector.saturated(np.array([254, 255], np.uint8)).tolist() == [False, True]
-    assert detector.saturated(np.array([254.0, 1e9], np.float32)).tolist() == [False, False]
+        check_camera_image(image(dark), Detector(Camera(gain=2.2, offset=100, read_noise=0.7)), name="a.tif")

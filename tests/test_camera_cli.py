@@ -1,14 +1,16 @@
-"""The verb calibrate: what it prints and writes, and how it ends."""
+"""The verbs inspect and calibrate: what they print, draw, write and advise."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import tifffile
 from command_line import one_sentence
+from PIL import Image
 
 from benchmarks.cameras import simulate_camera
 from gap_bioimage.camera.camera import read_camera
@@ -19,6 +21,78 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from command_line import Result
+
+
+def write(path: Path, values: Any, axes: str = "YX", **options: Any) -> Path:
+    tifffile.imwrite(path, values, imagej=not options, metadata={"axes": axes}, **options)
+    return path
+
+
+def poisson(mean: float = 3.0, shape: tuple[int, ...] = (64, 64)) -> Any:
+    return np.random.default_rng(0).poisson(mean, shape).astype(np.uint16)
+
+
+def report(run: Any, *arguments: object) -> dict[str, Any]:
+    result = run("inspect", *arguments, "--json", "-")
+    assert result.code == 0, result
+    found: dict[str, Any] = json.loads(result.out)
+    return found
+
+
+BITS = (np.random.default_rng(0).random((40, 32, 32)) < 0.2).astype(np.uint8)
+NEXT: dict[str, tuple[Any, str, str]] = {
+    "counts": (poisson(), "photon counts", "gap-bioimage train PATH --dim 2 --out RUN"),
+    "one-bit": (BITS, "photon counts", "gap-bioimage train PATH --dim 2 --out RUN --sum-frames 16"),
+    "camera": (poisson() + 100, "camera image", "gap-bioimage calibrate PATH --out camera.yaml"),
+    "times 3": (
+        3 * poisson(),
+        "counts times k",
+        "echo '{gain: 3, offset: 0}' > 'my cells_camera.yaml' && "
+        "gap-bioimage train PATH --dim 2 --out RUN --camera 'my cells_camera.yaml'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_the_next_command_can_be_typed(run: Any, tmp_path: Path, name: str) -> None:
+    values, verdict, command = NEXT[name]
+    path = write(tmp_path / "my cells.tif", values, "TYX"[-values.ndim :])
+    found = report(run, path)
+    assert found["verdict"] == verdict
+    assert found["next"] == command.replace("PATH", shlex.quote(str(path)))
+    np.save(tmp_path / "a.npy", poisson(shape=(2, 3, 64, 64)))
+    found = report(run, tmp_path / "a.npy", "--axes", "tcyx", "--channel", "1", "--time", "0")
+    assert found["next"].endswith("--axes tcyx --channel 1 --time 0")
+
+
+def test_pictures_are_told_apart_without_failing(run: Any, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(poisson(20).astype(np.uint8)).save(tmp_path / "jpeg.tif", compression="jpeg", quality=95)
+    write(tmp_path / "MAX_cells.tif", poisson())
+    keys = set(report(run, write(tmp_path / "counts.tif", poisson())))
+    for name in ("rgb.tif", "a.png", "jpeg.tif", "MAX_cells.tif"):
+        found = report(run, tmp_path / name)
+        assert (found["verdict"], found["source_kind"]) == ("processed", "processed")
+        assert "gap-bioimage" not in found["next"]
+        assert set(found) == keys
+
+
+def test_a_plot_each(run: Any, tmp_path: Path) -> None:
+    a, b = (write(tmp_path / name, poisson()) for name in ("a.tif", "b.tif"))
+    assert run("inspect", a, "--plot", tmp_path / "one.png", "--quiet").code == 0
+    assert run("inspect", a, b, "--plot", tmp_path / "two.png", "--quiet").code == 0
+    for name in ("one.png", "two_a.png", "two_b.png"):
+        assert Image.open(tmp_path / name).size == (1650, 1275)
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_files_that_are_no_images_stay_errors(run: Any, tmp_path: Path) -> None:
+    write(tmp_path / "bad.tif", np.full((32, 32), -1, np.int16), photometric="minisblack")
+    assert "processed, not usable as counts" in " ".join(run("inspect", tmp_path / "bad.tif").out.split())
+    (tmp_path / "a.tif").write_text("no image")
+    assert "a.tif" in one_sentence(run("inspect", tmp_path / "a.tif", "--plot", tmp_path / "a.png"))
+    assert not (tmp_path / "a.png").exists()
 
 
 @pytest.fixture
@@ -43,20 +117,8 @@ def test_numbers_yaml_plot_and_the_next_command(run: Any, stack: Path) -> None:
 def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
     dark = stack.parent / "dark.tif"
     write_image(dark, simulate_camera(np.zeros((64, 64)), n_frames=16, seed=3))
-    options = (
-        "--dark",
-        dark,
-        "--out",
-        "c.yaml",
-        "--plot",
-        "p.png",
-        "--json",
-        "-",
-        "--not-multiplying",
-        "--time",
-        "0:12",
-    )
-    result: Result = run("calibrate", stack, *options)
+    options = "--out c.yaml --plot p.png --json - --not-multiplying --time 0:12".split()
+    result: Result = run("calibrate", stack, "--dark", dark, *options)
     report = json.loads(result.out)
     assert read_camera(stack.parent / "c.yaml").camera.measured["frames"] == 12
     assert report["offset_from"] == "dark frames"
@@ -66,20 +128,14 @@ def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
 
 
 def test_counts_and_warnings(run: Any, stack: Path) -> None:
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(3 * simulate_truth(2, (64, 64)).values, (20, 64, 64)).astype(np.uint16)
+    counts = np.random.default_rng(0).poisson(3 * simulate_truth(2, (64, 64)).values, (20, 64, 64)).astype(np.uint16)
     tifffile.imwrite(stack.parent / "counts.tif", counts, imagej=True, metadata={"axes": "TYX"})
-    result: Result = run("calibrate", stack.parent / "counts.tif")
-    assert "no camera is needed" in result.out
-    assert "--camera" not in result.out
-    one: Result = run("calibrate", stack, "--time", 0)
-    assert "warning: this rests on one image" in one.err
+    assert "--camera" not in run("calibrate", stack.parent / "counts.tif").out
+    assert not (stack.parent / "camera.yaml").exists()
+    assert "warning: this rests on one image" in run("calibrate", stack, "--time", 0).err
 
 
 def test_errors_are_one_sentence(run: Any, stack: Path) -> None:
     assert "does not exist" in one_sentence(run("calibrate", stack, "--out", "nowhere/camera.yaml"))
-    assert "there is no file" in one_sentence(run("calibrate", "missing.tif"))
     assert "give the dark frames alone" in one_sentence(run("calibrate", stack, "--dark", stack, "--offset", 1))
-    tifffile.imwrite(stack.parent / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
-    assert "RGB" in one_sentence(run("calibrate", stack.parent / "rgb.tif"))
     assert not (stack.parent / "camera.yaml").exists()

@@ -15,7 +15,7 @@ from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, Measured, doubts_of
 from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
-from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
+from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
@@ -187,7 +187,7 @@ def calibrate(
         multiplying if tells or multiplying is not None else False,
         imposed=abs(correlation.largest) < CORRELATED,
     )
-    numbers = numbers_of(fit, known, _third(frames, fit), seed)
+    numbers = numbers_of(fit, known, seed)
     _check_numbers(frames.name, moments, numbers, known)
     numbers = numbers if frames.count > 1 else replace(numbers, gain=_with_structure(numbers.gain))
     curve = curve_of(fit.kept, numbers.gain.value)
@@ -239,16 +239,6 @@ def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) 
             "smoothed, averaged or resampled, or the whole field moves, and their noise tells nothing of the camera; "
             "use raw images of a field that stands still"
         )
-
-
-def _third(frames: Frames, fit: Fit) -> Moments | None:
-    """Return blocks whose third moments are known; two frames have them in space only."""
-    if frames.count != 2:
-        return fit.moments
-    planes = frames.values.reshape(-1, 1, *frames.values.shape[2:])
-    moments = moments_of(planes, frames.ceiling, in_time=False)
-    whole = moments.saturated == 0
-    return moments.at(whole) if whole.any() else None
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:

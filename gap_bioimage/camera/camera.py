@@ -195,13 +195,11 @@ def read_camera(path: Path | str) -> Detector:
     file = path.parent / camera.maps
     if not file.is_file():
         raise ConfigError(f"{path} names the maps {camera.maps}, which are not beside it; copy them there too")
-    maps = read_photons(file, "cyx", check=False)
-    if maps.sizes["c"] != 2:
-        raise ConfigError(f"{file} has {maps.sizes['c']} channels, expected two: offset and read noise of each pixel")
-    offset, noise = np.asarray(maps.data, np.float32)
-    if not np.isfinite([offset, noise]).all():
-        raise ConfigError(f"{file} has values that are not finite, expected an offset and read noise for each pixel")
-    return Detector(camera, PixelMaps(offset, noise))
+    maps = np.asarray(read_photons(file, "cyx", check=False), np.float32)
+    if len(maps) != 2 or not np.isfinite(maps).all():
+        told = f"{file} has {len(maps)} channels, {np.count_nonzero(~np.isfinite(maps))} values are not finite"
+        raise ConfigError(f"{told}; expected two channels of finite numbers: offset and read noise of each pixel")
+    return Detector(camera, PixelMaps(*maps))
 
 
 def write_camera(path: Path | str, detector: Detector) -> None:

@@ -70,7 +70,6 @@ def _of_images(it: Measured) -> Iterator[str]:
 
 
 def _of_numbers(it: Measured) -> Iterator[str]:
-    gain = it.numbers.gain
     if it.fit.coarse:
         yield (
             "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "
@@ -78,9 +77,6 @@ def _of_numbers(it: Measured) -> Iterator[str]:
         )
     if it.frames.count == 1:
         yield "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
-    if not gain.high - gain.low <= 0.2 * gain.value:
-        told = f"the gain is known to {gain.low:.3g} to {gain.high:.3g} only"
-        yield f"{told}; record more frames of a field with dark and bright parts"
     if it.numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED:
         yield (
             "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier); the offset's "

@@ -36,7 +36,6 @@ FEW_PIXELS = 1 << 22  # looked at to judge an image
 _CHUNK_PX = 1 << 24
 _LEVELS_BELOW = 5  # values just under the maximum, to see whether pixels pile up at it
 _CEILINGS = (255, 1023, 4095, 16383, 65535)
-_PASSING = 18.0  # median deviations, 12 standard deviations, beyond which something passes through a block
 
 
 @dataclass(frozen=True)
@@ -174,16 +173,11 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
     """Return what takes out of differences a constant, and what is like the mean image: bleaching, flicker, drift."""
-    above = scipy.ndimage.uniform_filter(field, 5)
-    above -= above.min()
-    weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
-    weights /= weights.sum()
-    centred = field - np.sum(weights * field)
-    power = float(np.sum(weights * centred**2)) or math.inf
+    centred = field - field.mean()
+    power = float(np.sum(centred**2)) or math.inf
 
     def steadied(noise: Floats) -> Floats:
-        weighted = weights * noise
-        steady: Floats = noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred
+        steady: Floats = noise - noise.mean() - np.sum(noise * centred) / power * centred
         return steady
 
     return steadied
@@ -208,7 +202,7 @@ def moments_of(
         parts = _parts_of(look, in_time, ceiling, finest)
         found.setdefault(look.plane, []).append(np.stack([block_means(part, side) for part in parts]))
     looks = len(next(iter(found.values())))
-    averages = [_steady_average(np.stack(blocks)) for blocks in found.values()]
+    averages = [np.mean(blocks, axis=0) for blocks in found.values()]
     mean, variance, cubes, shift, zeros, saturated, around, *pairs = np.concatenate(averages, axis=1)
     # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
@@ -239,16 +233,6 @@ def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list
     squares = noise**2
     parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full, around, *pairs[::2], *pairs[1::2])
     return [part[inner] for part in parts]
-
-
-def _steady_average(blocks: Floats) -> Floats:
-    """Average (times, numbers, blocks) over time, without times at which something passes."""
-    variance = blocks[:, 1]
-    usual = np.median(variance, axis=0)
-    spread = np.median(np.abs(variance - usual), axis=0)
-    kept = (variance <= usual + _PASSING * spread) | (spread == 0)
-    average: Floats = np.einsum("tkb,tb->kb", blocks, kept.astype(float)) / kept.sum(0)
-    return average
 
 
 def block_means(image: Floats, side: int) -> Floats:

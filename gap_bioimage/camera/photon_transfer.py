@@ -176,14 +176,14 @@ class Numbers:
     undecided: bool  # whether it multiplies
 
 
-def numbers_of(fit: Fit, known: Known, third: Moments | None, seed: int) -> Numbers:
-    """Return a camera's numbers; ``third`` are blocks with third moments, without which the bounds alone are known."""
+def numbers_of(fit: Fit, known: Known, seed: int) -> Numbers:
+    """Return a camera's numbers; without third moments, as of two frames, the bounds alone are known."""
     # the same draws for both, because variance and third moment of a block err together
-    sums, cubes = _resampled(_line_sums(fit.moments, fit.weight), seed), None
-    if third is not None:
-        w = 1 / third.variance_of_third(fit.line.at(third.mean), fit.line.gain)
-        w = w * (fit.weight > 0) if third is fit.moments else w
-        x, k = third.mean, np.nan_to_num(third.third)
+    blocks = fit.moments
+    sums, cubes = _resampled(_line_sums(blocks, fit.weight), seed), None
+    if not np.isnan(blocks.third).all():
+        w = (fit.weight > 0) / blocks.variance_of_third(fit.line.at(blocks.mean), fit.line.gain)
+        x, k = blocks.mean, np.nan_to_num(blocks.third)
         cubes = _resampled(np.stack([w, w * x, w * x * x, w * k, w * x * k]), seed)
     kept = fit.kept
     darkest = float(np.min(kept.mean + 3 * np.sqrt(np.maximum(kept.variance, ROUNDING) / kept.samples)))
@@ -271,7 +271,8 @@ def _solve(
             # a slope that noise has turned negative says nothing
             crossing = np.where(slope > 0, (x - k / np.where(slope > 0, slope, 1)) / w, -np.inf)
         else:  # anything between the bounds
-            crossing = lowest + (highest - lowest) * np.append(0, rng.random(len(gain) - 1))
+            crossing = np.where(rng.random(len(gain)) < 0.5, lowest, highest)
+            crossing[0] = (lowest[0] + highest[0]) / 2
         found = _Solution(gain, intercept, crossing, lowest, highest, floor)
         read = float(found.variance[0])
         if not math.isfinite(read):
