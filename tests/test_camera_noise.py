@@ -46,7 +46,7 @@ def test_statistics_of_pieces_are_exact(scale: int, mean: float, seed: int) -> N
 @pytest.mark.parametrize("in_time", [False, True])
 def test_variance_of_poisson_on_a_ramp_is_its_mean(mean: float, in_time: bool) -> None:
     ramp = np.broadcast_to(np.linspace(0.5, 1.5, 512) * mean, (4, 512, 512))
-    curve = curve_of(moments_of(np.random.default_rng(5).poisson(ramp)[None], in_time=in_time))
+    curve = curve_of(moments_of(np.random.default_rng(1).poisson(ramp)[None], in_time=in_time))
     assert curve is not None
     assert curve.dark == pytest.approx(1, abs=0.06)
     assert curve.bright == pytest.approx(1, abs=0.1)

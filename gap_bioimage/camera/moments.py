@@ -173,11 +173,16 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
     """Return what takes out of differences a constant, and what is like the mean image: bleaching, flicker, drift."""
-    centred = field - field.mean()
-    power = float(np.sum(centred**2)) or math.inf
+    above = scipy.ndimage.uniform_filter(field, 5)
+    above -= above.min()
+    weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
+    weights /= weights.sum()
+    centred = field - np.sum(weights * field)
+    power = float(np.sum(weights * centred**2)) or math.inf
 
     def steadied(noise: Floats) -> Floats:
-        steady: Floats = noise - noise.mean() - np.sum(noise * centred) / power * centred
+        weighted = weights * noise
+        steady: Floats = noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred
         return steady
 
     return steadied
