@@ -66,17 +66,17 @@ class Pages:
         """Print and write what was asked for."""
         from gap_bioimage.validation.reports import ci, html, terminal
 
-        write_json(Path("-") if self.form == Format.JSON else None, [report.to_dict() for report in reports])
-        write_json(self.json_out, [report.to_dict() for report in reports])
-        for page, render in ((self.html, html.render_html), (self.junit, terminal.render_junit)):
-            if page is not None:
-                write_text(page, render(reports))
-        printers = {
+        for place in (Path("-") if self.form == Format.JSON else None, self.json_out):
+            write_json(place, [report.to_dict() for report in reports])
+        renderers = {
             Format.HTML: html.render_html, Format.JUNIT: terminal.render_junit, Format.SARIF: ci.render_sarif,
             Format.GITHUB: ci.render_github,
         }  # fmt: skip
-        if (printer := printers.get(self.form)) is not None:
-            sys.stdout.write(printer(reports))
+        for page, form in ((self.html, Format.HTML), (self.junit, Format.JUNIT)):
+            if page is not None:
+                write_text(page, renderers[form](reports))
+        if self.form in renderers:
+            sys.stdout.write(renderers[self.form](reports))
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,6 @@ class Asked:
         from gap_bioimage.validation.check import known
 
         known(_names(self.consumer), [*_names(self.select), *_names(self.ignore)])
-
-    def of(self, report: Report) -> Report:
-        """The report with the checks that count."""
-        return report.selected(_names(self.select), _names(self.ignore))
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,8 @@ def _reports(
         for path, keep in folders.items():
             try:
                 with _progress(silent, path.name, f"validating {path.name}") as show:
-                    report = asked.of(check(path, keep=keep, process=process, on_check=show, **options))
+                    found = check(path, keep=keep, process=process, on_check=show, **options)
+                report = found.selected(_names(asked.select), _names(asked.ignore))
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
                 continue
