@@ -78,20 +78,15 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     assert (done.returncode, "Traceback" in done.stderr) == (130, False)
 
 
-def test_what_was_not_run_is_no_success(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, zips.drop("weights", "torchscript"))
-    result = run("validate", path, "--quiet")
+def test_what_was_not_run_or_raised_is_no_success(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("validate", zips.make_zip(tmp_path, zips.drop("weights", "torchscript")), "--quiet")
     assert result.code == 2 and "nothing was run" in one_sentence(result)
-
-
-def test_a_check_that_raised_is_no_success(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gap_bioimage.validation import check
 
     broken = replace(check.definition("ilastik.grid"), function=lambda model: 1 / 0)
     monkeypatch.setitem(check._CHECKS, "ilastik.grid", broken)
     result = run("validate", zips.make_zip(tmp_path), "--description-only", "--quiet")
-    assert result.code == 2
-    assert "ilastik.grid" in result.err and "ZeroDivisionError" in result.err
+    assert result.code == 2 and "ilastik.grid" in result.err and "ZeroDivisionError" in result.err
 
 
 def test_mistakes_are_one_sentence_before_the_work(run: Any, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatte
 
 
 @rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
-      breaks="Fiji's Python environment gives other values, by all of the zoo's tests but those of cubes",
+      breaks="Fiji's Python environment then gives other values, as the zoo's tests show; it is not known why",
       fix="Add torchscript weights, which Fiji runs by itself.")
 def state_dict_values(model: Model) -> str | None:
     """Where a state_dict is all there is: cubic images of one size."""
