@@ -49,22 +49,12 @@ def runs(runner):
 def broken(runner):
     raise IndexError("3")
 '''
-OLD: dict[str, Any] = {
-    "type": "model", "format_version": "0.4.10", "name": "An old model", "description": "Old.", "license": "MIT",
-    "authors": [{"name": "Ada"}], "cite": [{"text": "A paper", "url": "https://example.org"}], "tags": ["2d"],
-    "documentation": "README.md", "timestamp": "2022-01-01T00:00:00",
-    "inputs": [{"name": "raw", "axes": "bczyx", "data_type": "float32", "data_range": [float("-inf"), float("inf")],
-                "shape": {"min": [1, 1, 8, 32, 32], "step": [0, 0, 4, 16, 16]},
-                "preprocessing": [{"name": "scale_range", "kwargs": {
-                    "mode": "per_sample", "axes": "zyx", "min_percentile": 1, "max_percentile": 99}}]}],
-    "outputs": [{"name": "out", "axes": "bczyx", "data_type": "float32", "data_range": [0.0, 1.0],
-                 "halo": [0, 0, 2, 8, 8], "shape": {"reference_tensor": "raw", "scale": [1, 1, 1, 1, 1],
-                                                    "offset": [0, 0, 0, 0, 0]}}],
-    "test_inputs": ["in.npy"], "test_outputs": ["out.npy"],
-    "weights": {"pytorch_state_dict": {"source": "w.pt", "architecture": "unet.py:UNet", "kwargs": {"depth": 4},
-                                       "architecture_sha256": "0" * 64, "sha256": "0" * 64},
-                "onnx": None},
-}  # fmt: skip
+STATE_DICT = {"source": "w.pt", "architecture": "unet.py:UNet", "kwargs": {"depth": 4}, "architecture_sha256": "0" * 64}
+PERCENTILES = {"mode": "per_sample", "axes": "yx", "min_percentile": 1, "max_percentile": 99}
+OLD = zips.description(zips.model_files())
+zips.to_format_0_4("0.4.10", weights={"pytorch_state_dict": STATE_DICT | {"sha256": "0" * 64}, "onnx": None})(OLD)
+OLD["inputs"][0] |= {"shape": {"min": [1, 1, 32, 32], "step": [0, 0, 16, 16]},
+                     "preprocessing": [{"name": "scale_range", "kwargs": PERCENTILES}]}  # fmt: skip
 
 
 @pytest.fixture
@@ -224,10 +214,10 @@ def model_of(path: Path, rdf: dict[str, Any]) -> Model:
 def test_an_old_description_is_seen_as_format_05(tmp_path: Path) -> None:
     model = model_of(tmp_path / "rdf.yaml", OLD)
     assert (model.version, model.version_numbers) == ("0.4.10", (0, 4, 10))
-    assert model.inputs[0].axis_ids == ["batch", "channel", "z", "y", "x"]
-    assert model.inputs[0].axes[3].min_step == (32, 16)
+    assert model.inputs[0].axis_ids == ["batch", "channel", "y", "x"]
+    assert model.inputs[0].axes[2].min_step == (32, 16)
     assert "scale_range" in [step["id"] for step in model.steps]
-    assert model.halo_of_input == {("raw", "z"): 2.0, ("raw", "y"): 8.0, ("raw", "x"): 8.0}
+    assert model.halo_of_input == {("photons", "y"): 2.0, ("photons", "x"): 2.0}
     assert list(model.weights) == ["pytorch_state_dict"]
     assert model.architecture == {"callable": "UNet", "source": "unet.py", "kwargs": {"depth": 4}}
     with pytest.raises(NotApplicable):  # there is the description only
@@ -239,7 +229,7 @@ def test_an_old_description_is_seen_as_format_05(tmp_path: Path) -> None:
     for key in ("axis_ids", "id", "data_type"):
         assert [getattr(t, key) for t in other.tensors] == [getattr(t, key) for t in model.tensors]
     assert [a.min_step for a in other.inputs[0].axes[2:]] == [a.min_step for a in model.inputs[0].axes[2:]]
-    assert [a.halo for a in other.outputs[0].axes] == [0, 0, 2, 8, 8]
+    assert [a.halo for a in other.outputs[0].axes] == [0, 0, 2, 2]
     assert ("scale_linear", scale["kwargs"]) in [(step["id"], step["kwargs"]) for step in other.steps]
     # and invalid, it answers no question about tensors
     invalid = model_of(tmp_path / "rdf.yaml", OLD | {"outputs": []})

@@ -203,6 +203,8 @@ def test_what_is_broken_is_mended(
     assert status(repaired.after, rule) == "passed"
     assert {check.id for check in repaired.after.checks if check.status == "failed"} == set()
     (change, *_) = [change for change in repaired.changes if change.id == fix]
+    made = {change.id for change in repaired.changes} | {change.what for change in repaired.changes}
+    assert not {"plain_strings", "format of the description"} <= made  # what the conversion wrote, nobody changed
     assert ("WRONG HASH" in change.what) == (fix == "hash_wrong")
     for where, value in places.items():
         found = rdf_of(tmp_path)

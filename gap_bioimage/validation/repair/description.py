@@ -134,8 +134,9 @@ def channel_names(editor: PackageEditor) -> None:
             for name in map(str, names or []):
                 renamed.append(_identifier(name, {other.casefold() for other in renamed}))
             if not names:
-                array, stated = editor.test_array(tensor), axis.written.get("size")
-                count = int(array.shape[index]) if array is not None else stated if isinstance(stated, int) else 0
+                array = editor.model.test_array(tensor)
+                is_counted = array is not None and array.ndim == len(tensor.axes)
+                count = int(array.shape[index]) if is_counted else axis.size or 0
                 renamed = [f"channel{i}" for i in range(count)]
                 if not count:
                     editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")

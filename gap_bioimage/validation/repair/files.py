@@ -100,7 +100,8 @@ def readme(editor: PackageEditor) -> None:
             name = "README.md"
             text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n\n{NO_VALIDATION}"
             (editor.folder / name).write_text(text, encoding="utf-8")
-        editor.rdf["documentation"] = editor.reference(name)
+        hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
+        editor.rdf["documentation"] = name if editor.is_plain else hashed
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
         new = editor.free_name(posixpath.splitext(name)[0] + ".md")
