@@ -319,6 +319,18 @@ def test_strange_descriptions_end_no_repair(version: str, tmp_path: Path, monkey
         assert editor.changes == [], (where, value)
 
 
+def test_a_repair_that_stumbles_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(editor: PackageEditor) -> None:
+        editor.rdf["id"] = "new"
+        editor.changed("id", "id", "old", "new")
+        raise KeyError("axes")
+
+    monkeypatch.setattr(module, "REPAIRS", (stumble,))
+    editor = PackageEditor(tmp_path, {"id": "old"}, "rdf.yaml")
+    module.apply_repairs(editor)
+    assert (editor.rdf, editor.changes, len(editor.notes)) == ({"id": "old"}, [], 1)
+
+
 def test_a_folder_and_a_yaml_become_zips(tmp_path: Path, mend: Callable[..., Repaired]) -> None:
     folder = tmp_path / "model"
     with zipfile.ZipFile(zips.make_zip(tmp_path)) as archive:
