@@ -412,6 +412,7 @@ def test_real_models(name: str, version: str, shared_data: Path, tmp_path: Path,
     if not folder.is_dir():
         pytest.skip(f"no model at {folder}")
     repaired = mend(folder)
+    assert {*out(tmp_path)} == {"rdf.yaml", *(file.name for file in folder.iterdir() if file.suffix != ".yaml")}
     assert rdf_of(tmp_path)["format_version"] == version
     assert repaired.before.status == repaired.after.status == "passed"
     for rule in ("fiji.id", "fiji.rdf_name", "zoo.documentation"):

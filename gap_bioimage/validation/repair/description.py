@@ -38,6 +38,8 @@ def convert_04(editor: PackageEditor) -> None:
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
     content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
+    if not before.get("covers"):
+        content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
     editor.rdf = {"format_version": FORMAT, "type": "model"} | _without_nulls(content) | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
     for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen

@@ -77,7 +77,7 @@ class PackageEditor:
     @property
     def model(self) -> Model:
         """What rules see; axes and tensors in it are the description's own mappings (format 0.5)."""
-        return Model(Package(self.folder, self.folder, self.rdf_name, self.rdf, (), self.folder))
+        return Model(Package(self.folder, self.folder, self.rdf_name, self.rdf, (), self.folder.parent))
 
     @property
     def tensors(self) -> list[Tensor]:
