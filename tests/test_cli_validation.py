@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 import zips
 from command_line import one_sentence
 from test_validation_repair import static_validate
@@ -60,7 +59,7 @@ def test_limits_are_options(run: Any, tmp_path: Path) -> None:
 
 def test_all_checks_are_listed(run: Any) -> None:
     listed = " ".join(run("validate", "--list").out.split())
-    assert all(text in listed for text in ("archive.paths", "fiji.id", "run.tiled", "core.test", "22 of 22 reports"))
+    assert all(text in listed for text in ("archive.paths", "fiji.id", "run.tiled", "core.test"))
     assert run("validate", "--list", "--markdown").out.startswith("# ")
 
 
@@ -79,29 +78,15 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     assert (done.returncode, "Traceback" in done.stderr) == (130, False)
 
 
-def test_what_was_not_run_is_no_success(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, zips.drop("weights", "torchscript"))
-    result = run("validate", path, "--quiet")
+def test_what_was_not_run_or_raised_is_no_success(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("validate", zips.make_zip(tmp_path, zips.drop("weights", "torchscript")), "--quiet")
     assert result.code == 2 and "nothing was run" in one_sentence(result)
-
-
-def test_a_description_alone_is_enough(run: Any, tmp_path: Path) -> None:
-    rdf, path = zips.description(zips.model_files()), tmp_path / "rdf.yaml"
-    path.write_text(yaml.safe_dump(rdf))
-    result = run("validate", path, "--description-only", "--json", "-")
-    assert (result.code, json.loads(result.out)["status"]) == (0, "passed")
-    path.write_text(yaml.safe_dump(rdf | {"weights": {}}))
-    assert run("validate", path, "--description-only", "--quiet").code == 1
-
-
-def test_a_check_that_raised_is_no_success(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gap_bioimage.validation import check
 
     broken = replace(check.definition("ilastik.grid"), function=lambda model: 1 / 0)
     monkeypatch.setitem(check._CHECKS, "ilastik.grid", broken)
     result = run("validate", zips.make_zip(tmp_path), "--description-only", "--quiet")
-    assert result.code == 2
-    assert "ilastik.grid" in result.err and "ZeroDivisionError" in result.err
+    assert result.code == 2 and "ilastik.grid" in result.err and "ZeroDivisionError" in result.err
 
 
 def test_mistakes_are_one_sentence_before_the_work(run: Any, tmp_path: Path) -> None:
@@ -120,13 +105,6 @@ def test_mistakes_are_one_sentence_before_the_work(run: Any, tmp_path: Path) -> 
     assert "has no end" in one_sentence(run("validate", path))
 
 
-@pytest.fixture
-def static(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validate without running the models."""
-    monkeypatch.setattr(repairing, "validate", static_validate)
-    monkeypatch.setenv("COLUMNS", "160")
-
-
 def break_it(rdf: dict[str, Any]) -> None:
     rdf["format_version"] = "0.5.12"
     rdf["documentation"] = {"source": "README.md"}
@@ -135,8 +113,11 @@ def break_it(rdf: dict[str, Any]) -> None:
     del rdf["id"]
 
 
-@pytest.mark.usefixtures("static")
-def test_repairs_are_listed(run: Any, tmp_path: Path) -> None:
+def test_repairs_are_listed_and_what_stays_broken_ends_with_1(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repairing, "validate", static_validate)
+    monkeypatch.setenv("COLUMNS", "160")
     path, out = zips.make_zip(tmp_path, break_it), tmp_path / "out.zip"
     result = run("repair", path, out, "--run-code", "--json", tmp_path / "report.json")
     assert result.code == 0, result
@@ -144,24 +125,12 @@ def test_repairs_are_listed(run: Any, tmp_path: Path) -> None:
     for text in ("-> 0.5.9", "tiny-blur", "WRONG HASH", "fiji.id", "warning -> passed", f"{out}: written"):
         assert text in result.out
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["status"] == "passed"
-    assert report["turned"]["fiji.id"] == ["warning", "passed"]
+    assert (report["status"], report["turned"]["fiji.id"]) == ("passed", ["warning", "passed"])
     assert {"id": "id", "what": "id", "before": "none", "after": "tiny-blur"} in report["changes"]
     assert json.loads(run("repair", path, out, "--json", "-").out)["status"] == "passed"
     assert run("repair", path, out, "--quiet").out == ""
     assert "nothing to repair" in run("repair", out, tmp_path / "again.zip", "--run-code").out
-
-
-@pytest.mark.usefixtures("static")
-def test_what_stays_broken_ends_with_1(run: Any, tmp_path: Path) -> None:
-    result = run("repair", zips.make_zip(tmp_path, zips.put("authors", value="x")), tmp_path / "out.zip")
-    assert result.code == 1, result
-    assert "left to its authors" in result.out
-    assert "format.valid" in result.out
-    assert (tmp_path / "out.zip").exists()
-
-
-def test_what_cannot_be_repaired_is_one_sentence(run: Any, tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path)
-    assert "choose another name" in one_sentence(run("repair", path, path))
-    assert "does not exist" in one_sentence(run("repair", tmp_path / "no.zip", tmp_path / "out.zip"))
+    result = run("repair", zips.make_zip(tmp_path, zips.put("authors", value="x")), out)
+    assert result.code == 1 and "left to its authors" in result.out and "format.valid" in result.out
+    assert "choose another name" in one_sentence(run("repair", out, out))
+    assert "does not exist" in one_sentence(run("repair", tmp_path / "no.zip", tmp_path / "new.zip"))

@@ -1,7 +1,8 @@
-"""The registry: what is declared, how it is judged, what others may add; and what a check may say."""
+"""The registry: what is declared, how it is judged, what others may add; what a check may say, and a rule see."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,15 @@ from running import ran
 
 import gap_bioimage.validation
 from gap_bioimage.validation import check as registry_module
+from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, Definition, definition, definitions, registry, rule
+from gap_bioimage.validation.model import Axis, Model, with_infinities
 from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.report import validate
 
 ROOM = Path(gap_bioimage.validation.__file__).parent
-MODEL = SimpleNamespace(weights={"torchscript": {}}, n_dims=2, version="0.5.9", is_valid=True)
+MODEL = SimpleNamespace(weights={"torchscript": {}}, version="0.5.9", valid=True)
 MINE = '''
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, archive_check, consumer, rule, run_check
 
@@ -42,10 +45,16 @@ def runs(runner):
     """An output."""
     return None if runner.produced else "it gives nothing"
 
-@run_check("mine.broken", DEGRADES, asks="A check without faults.", breaks="it is empty")
+@run_check("mine.broken", DEGRADES, asks="X.", breaks="y")
 def broken(runner):
     raise IndexError("3")
 '''
+STATE_DICT = {"source": "w.pt", "architecture": "unet.py:UNet", "kwargs": {"depth": 4}, "architecture_sha256": "0" * 64}
+PERCENTILES = {"mode": "per_sample", "axes": "yx", "min_percentile": 1, "max_percentile": 99}
+OLD = zips.description(zips.model_files())
+zips.to_format_0_4("0.4.10", weights={"pytorch_state_dict": STATE_DICT | {"sha256": "0" * 64}, "onnx": None})(OLD)
+OLD["inputs"][0] |= {"shape": {"min": [1, 1, 32, 32], "step": [0, 0, 16, 16]},
+                     "preprocessing": [{"name": "scale_range", "kwargs": PERCENTILES}]}  # fmt: skip
 
 
 @pytest.fixture
@@ -78,7 +87,7 @@ def test_every_check_says_what_it_is_about_and_rules_where_they_are_known_from()
     for made in registry().values():
         assert made.asks.endswith(".") and made.breaks and not made.breaks.endswith("."), made.id
         assert callable(made.fix) or not made.fix or made.fix.endswith("."), made.id
-        assert made.kind != "rule" or str(made.source).endswith(")"), made.id
+        assert made.kind != "rule" or made.source.endswith(")"), made.id
     order = list(dict.fromkeys(made.consumer for made in registry().values()))
     assert order == [name for name in registry_module.consumers() if name in order]
 
@@ -110,7 +119,7 @@ def test_only_what_blocks_fails(severity: registry_module.Severity, status: str)
 
 
 def test_checks_outside_their_scope_are_skipped() -> None:
-    for scope, word in (({"weights": ("onnx",)}, "onnx"), ({"dims": 3}, "3D"), ({"versions": "0.4"}, "0.4")):
+    for scope, word in (({"weights": ("onnx",)}, "onnx"), ({"versions": "0.4"}, "0.4")):
         found = Definition("fiji.x", "rule", BLOCKS, lambda model: "found", **scope).judge(MODEL)
         assert found.status == "skipped" and word in found.message
 
@@ -120,7 +129,7 @@ def test_what_a_rule_raises_is_never_a_pass() -> None:
     assert (skipped.status, skipped.message, skipped.fix) == ("skipped", "no image", "Give one.")
     broken = Definition("fiji.x", "rule", STYLE, raising(KeyError("y")))
     assert broken.judge(MODEL).status == "error" and "KeyError" in broken.judge(MODEL).message
-    invalid = SimpleNamespace(**{**vars(MODEL), "is_valid": False})
+    invalid = SimpleNamespace(**{**vars(MODEL), "valid": None})
     assert broken.judge(invalid).status == "skipped"  # the format's check tells of it
 
 
@@ -193,3 +202,67 @@ def test_a_check_says_what_it_has_to_on_one_printable_line() -> None:
 def test_rules_of_core_and_the_zoo_only_advise() -> None:
     """What they need is found by bioimageio.spec and by running the model."""
     assert all(made.severity != BLOCKS for made in definitions("rule") if made.consumer in ("core", "zoo"))
+
+
+def model_of(path: Path, rdf: dict[str, Any]) -> Model:
+    path.write_text(yaml.safe_dump(rdf))
+    with open_package(path) as (package, _):
+        assert package is not None
+        return Model(package, format_checks(package, with_files=False)[0], with_files=False)
+
+
+def test_an_old_description_is_seen_as_format_05(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "rdf.yaml", OLD)
+    assert (model.version, model.version_numbers) == ("0.4.10", (0, 4, 10))
+    assert model.inputs[0].axis_ids == ["batch", "channel", "y", "x"]
+    assert model.inputs[0].axes[2].min_step == (32, 16)
+    assert "scale_range" in [step["id"] for step in model.steps]
+    assert model.halo_of_input == {("photons", "y"): 2.0, ("photons", "x"): 2.0}
+    assert list(model.weights) == ["pytorch_state_dict"]
+    assert model.architecture == {"callable": "UNet", "source": "unet.py", "kwargs": {"depth": 4}}
+    with pytest.raises(NotApplicable):  # there is the description only
+        model.file_of("README.md")
+    # where it cannot be upgraded, it is told in the same words
+    scale = {"name": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0, "axes": "yx"}}
+    other = model_of(tmp_path / "rdf.yaml", OLD | {"inputs": [OLD["inputs"][0] | {"preprocessing": [scale]}]})
+    assert other.valid is not None and other.valid.upgraded is None
+    for key in ("axis_ids", "id", "data_type"):
+        assert [getattr(t, key) for t in other.tensors] == [getattr(t, key) for t in model.tensors]
+    assert [a.min_step for a in other.inputs[0].axes[2:]] == [a.min_step for a in model.inputs[0].axes[2:]]
+    assert [a.halo for a in other.outputs[0].axes] == [0, 0, 2, 2]
+    assert ("scale_linear", scale["kwargs"]) in [(step["id"], step["kwargs"]) for step in other.steps]
+    # and invalid, it answers no question about tensors
+    invalid = model_of(tmp_path / "rdf.yaml", OLD | {"outputs": []})
+    assert invalid.valid is None
+    with pytest.raises(NotApplicable, match="format"):
+        _ = invalid.inputs
+
+
+def test_what_got_lost_in_json_is_restored(tmp_path: Path) -> None:
+    copied = json.loads(json.dumps(OLD).replace("-Infinity", "null").replace("Infinity", "null"))
+    assert copied["inputs"][0]["data_range"] == [None, None]
+    assert with_infinities(copied) == OLD
+    assert model_of(tmp_path / "rdf.yaml", with_infinities(copied)).valid is not None
+
+
+def test_a_new_description_is_seen_as_written(tmp_path: Path) -> None:
+    with open_package(zips.make_zip(tmp_path)) as (package, _):
+        assert package is not None
+        model = Model(package)
+        assert model.descr is package.rdf
+        assert model.test_array(model.inputs[0]).shape == (1, 1, 32, 32)
+        assert model.file_of({"source": "README.md"}) is not None
+        assert model.file_of("../outside") is None
+    for written, smallest in (
+        ({"type": "batch", "size": 4}, 1), ({"type": "channel", "channel_names": ["a", "b"]}, 2),
+        ({"type": "space", "size": 80}, 80), ({"type": "space", "size": {"min": 16, "step": 8}}, 16),
+        ({"type": "space", "size": {"tensor_id": "a", "axis_id": "x"}}, 1),
+    ):  # fmt: skip
+        axis = Axis.of(written)
+        assert (axis.smallest, axis.id) == (smallest, {"space": "x"}.get(axis.kind, axis.kind))
+
+
+@pytest.mark.parametrize("version", [None, "banana", 0.5, [1], "0.5.9.9.9", "\u0660.\u0665"])
+def test_strange_versions_are_none_or_numbers(tmp_path: Path, version: Any) -> None:
+    model = model_of(tmp_path / "rdf.yaml", OLD | {"format_version": version})
+    assert model.version_numbers in ((), (0, 5), (0, 5, 9, 9, 9))

@@ -83,7 +83,7 @@ def static_checks(path: Path) -> list[Check]:
             return checks
         examined, alone = examine(package), examine(package, description_only=True)
         rules = [
-            made.judge(Model.of(package, found.description)) for found in (examined, alone)
+            made.judge(Model(package, found.description)) for found in (examined, alone)
             for made in definitions("rule") if found.is_model
         ]  # fmt: skip
         return [*checks, *examined.checks, *alone.checks, *rules]

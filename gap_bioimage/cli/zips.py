@@ -44,16 +44,6 @@ class Pages:
     html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
 
-    @property
-    def is_table(self) -> bool:
-        """Whether people read what is printed."""
-        return self.form == Format.TABLE and str(self.json_out) != "-"
-
-    @property
-    def has_pictures(self) -> bool:
-        """Whether a page shows pictures."""
-        return self.html is not None or self.form == Format.HTML
-
     def check(self) -> None:
         """Look at the places before the work."""
         from gap_bioimage.files import check_place
@@ -66,17 +56,17 @@ class Pages:
         """Print and write what was asked for."""
         from gap_bioimage.validation.reports import ci, html, terminal
 
-        write_json(Path("-") if self.form == Format.JSON else None, [report.to_dict() for report in reports])
-        write_json(self.json_out, [report.to_dict() for report in reports])
-        for page, render in ((self.html, html.render_html), (self.junit, terminal.render_junit)):
-            if page is not None:
-                write_text(page, render(reports))
-        printers = {
+        for place in (Path("-") if self.form == Format.JSON else None, self.json_out):
+            write_json(place, [report.to_dict() for report in reports])
+        renderers = {
             Format.HTML: html.render_html, Format.JUNIT: terminal.render_junit, Format.SARIF: ci.render_sarif,
             Format.GITHUB: ci.render_github,
         }  # fmt: skip
-        if (printer := printers.get(self.form)) is not None:
-            sys.stdout.write(printer(reports))
+        for page, form in ((self.html, Format.HTML), (self.junit, Format.JUNIT)):
+            if page is not None:
+                write_text(page, renderers[form](reports))
+        if self.form in renderers:
+            sys.stdout.write(renderers[self.form](reports))
 
 
 @dataclass(frozen=True)
@@ -87,16 +77,6 @@ class Asked:
     ignore: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_IGNORE)] = None
     consumer: Annotated[list[str] | None, typer.Option("--consumer", "--profile", help=_CONSUMER)] = None
     description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False
-
-    def check(self) -> None:
-        """Look at the names before the work."""
-        from gap_bioimage.validation.check import known
-
-        known(_names(self.consumer), [*_names(self.select), *_names(self.ignore)])
-
-    def of(self, report: Report) -> Report:
-        """The report with the checks that count."""
-        return report.selected(_names(self.select), _names(self.ignore))
 
 
 @dataclass(frozen=True)
@@ -149,18 +129,21 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
+    from gap_bioimage.validation.check import known
+
     if listing.printed():
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
     pages.check()
-    asked.check()
+    known(_names(asked.consumer), [*_names(asked.select), *_names(asked.ignore)])
     if keep is not None and keep.is_file():
         raise typer.BadParameter(f"--keep {keep} is a file, expected a folder")
     options = {"consumers": _names(asked.consumer) or None, "description_only": asked.description_only}
-    options |= {"pictures": pages.has_pictures}
+    options |= {"pictures": pages.html is not None or pages.form == Format.HTML}
     folders = _kept(zips, keep)
-    reports = list(_reports(folders, running, asked, quiet or not pages.is_table, options))
+    is_silent = quiet or pages.form != Format.TABLE or str(pages.json_out) == "-"
+    reports = list(_reports(folders, running, asked, is_silent, options))
     if reports:
         pages.write(reports)
     if code := _exit_code(reports, len(folders)):
@@ -200,7 +183,8 @@ def _reports(
         for path, keep in folders.items():
             try:
                 with _progress(silent, path.name, f"validating {path.name}") as show:
-                    report = asked.of(check(path, keep=keep, process=process, on_check=show, **options))
+                    found = check(path, keep=keep, process=process, on_check=show, **options)
+                report = found.selected(_names(asked.select), _names(asked.ignore))
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
                 continue

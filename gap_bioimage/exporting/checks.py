@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, Source, rule, run_check
+from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, rule, run_check
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.run.runner import Runner
 
 CONSERVED = 0.05
 _KINDS = ("denoise", "sample", "sample-hook")
-_HERE = Source("gap-bioimage", "exporting/documents.py", "", "2026-11")
+_HERE = "gap-bioimage, exporting/documents.py (2026-11)"
 
 
 def own_section(rdf: dict[str, Any]) -> dict[str, Any] | None:

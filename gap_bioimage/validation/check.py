@@ -18,22 +18,12 @@ from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.outcome import (
-    Check,
-    Evidence,
-    NotApplicable,
-    Outcome,
-    Picture,
-    Status,
-    merge_outcomes,
-    one_sentence,
-    raised,
-)
+from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, Status, merge_outcomes, one_sentence, raised
 
 __all__ = [
-    "BLOCKS", "DEGRADES", "PLUGINS", "STYLE", "Check", "Consumer", "Definition", "Evidence", "NotApplicable", "Outcome",
-    "Picture", "Severity", "Source", "Status", "archive_check", "consumer", "consumers", "declare", "definition",
-    "definitions", "import_checks", "is_of", "known", "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
+    "BLOCKS", "DEGRADES", "PLUGINS", "STYLE", "Check", "Consumer", "Definition", "NotApplicable", "Outcome",
+    "Severity", "Status", "archive_check", "consumer", "consumers", "declare", "definition", "definitions",
+    "import_checks", "is_of", "known", "merge_outcomes", "one_sentence", "registry", "rule", "run_check",
 ]  # fmt: skip
 
 Kind = Literal["rule", "archive", "run"]
@@ -53,19 +43,6 @@ class Severity(StrEnum):
 BLOCKS, DEGRADES, STYLE = Severity.BLOCKS, Severity.DEGRADES, Severity.STYLE
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a rule is known from: a project, a file or text in it, its version, and when it was read or run."""
-
-    project: str
-    file: str
-    version: str
-    date: str
-
-    def __str__(self) -> str:
-        return f"{' '.join(filter(None, (self.project, self.version)))}, {self.file} ({self.date})"
-
-
 @dataclass(frozen=True)
 class Definition:
     """A declared check."""
@@ -74,14 +51,13 @@ class Definition:
     kind: Kind  # what the function is of: a `model.Model`, an opened package, or a running model (a ``Runner``)
     severity: Severity
     function: Callable[[Any], Outcome | str | None] | None = None
-    source: Source | None = None
+    source: str = ""  # where a rule is known from: a project with its version, a file or text in it (when it was read)
     asks: str = ""  # what is asked of a model; the first line of the function's docstring if not given
     breaks: str = ""  # what happens without it
     fix: str = ""  # what the author does about it
-    # scope: weights in these formats and not in those, images of 2 or 3 dimensions, descriptions whose format begins so
+    # scope: weights in these formats and not in those, descriptions whose format begins so
     weights: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
-    dims: int | None = None
     versions: str = ""
     repair: str = ""  # the function in ``validation/repair`` that mends it
     once: bool = False  # of a run check that costs much: where the weights formats agree, one stands for all
@@ -109,17 +85,17 @@ class Definition:
         """The line of the report; what does not block is never more than a warning."""
         softened = outcome.status == "failed" and self.severity != BLOCKS
         status: Status = "warning" if softened else outcome.status
-        mended = " `gap-bioimage repair` does this." if self.repair and status in ("failed", "warning") else ""
+        mended = (
+            " `gap-bioimage repair` does this where it can." if self.repair and status in ("failed", "warning") else ""
+        )
         return Check(self.id, self.consumer, status, outcome.message, f"{outcome.fix}{mended}".strip())
 
     def why_not(self, model: Any) -> str:
-        """Why a rule says nothing about a model (its ``weights``, ``n_dims`` and ``version``); empty if it does."""
+        """Why a rule says nothing about a model (its ``weights`` and ``version``); empty if it does."""
         if self.weights and not set(self.weights) & set(model.weights):
             return f"no {' or '.join(self.weights)} weights are given"
         if others := [name for name in self.unless if name in model.weights]:
             return f"there are {' and '.join(others)} weights"
-        if self.dims is not None and model.n_dims != self.dims:
-            return f"is about {self.dims}D images"
         return "" if model.version.startswith(self.versions) else f"is about descriptions of format {self.versions}"
 
     def judge(self, subject: Any) -> Check:
@@ -131,7 +107,7 @@ class Definition:
         except Exception as error:  # anybody's description may hold anything anywhere
             if isinstance(error, OSError) and error.filename is not None:  # the user's file, no fault of the check
                 return self.violated(f"{error.filename} cannot be read: {error.strerror}")
-            if self.kind == "rule" and not subject.is_valid:  # it fails for everybody, and format.valid says why
+            if self.kind == "rule" and subject.valid is None:  # it fails for everybody, and format.valid says why
                 return self.skipped(f"the description could not be understood here: {raised(error).message}")
             return self.check(raised(error))
 
@@ -167,12 +143,12 @@ _CONSUMERS: dict[str, Consumer] = {}
 _Function = TypeVar("_Function", bound=Callable[[Any], Outcome | str | None])
 
 
-def consumer(name: str, title: str, about: str, place: int, *, base: bool = False, reads: tuple[str, ...] = ()) -> None:
+def consumer(name: str, title: str, about: str, place: int, **details: Any) -> None:
     """Declare a `Consumer`."""
-    _CONSUMERS[name] = Consumer(name, title, about, place, base, reads)
+    _CONSUMERS[name] = Consumer(name, title, about, place, **details)
 
 
-def declare(check_id: str, kind: Kind, severity: Severity, source: Source | None = None, **details: Any) -> Definition:
+def declare(check_id: str, kind: Kind, severity: Severity, source: str = "", **details: Any) -> Definition:
     """Declare a check that no single function makes; report through what is returned."""
     made = Definition(check_id, kind, severity, source=source, **details)
     if check_id in _CHECKS:
@@ -182,20 +158,20 @@ def declare(check_id: str, kind: Kind, severity: Severity, source: Source | None
     return _CHECKS.setdefault(check_id, made)
 
 
-def _declares(kind: Kind) -> Callable[..., Callable[[_Function], _Function]]:
-    """A decorator that declares functions as checks of a kind; its arguments are those of `declare`."""
+def _declared(
+    kind: Kind, check_id: str, severity: Severity, source: str = "", **details: Any
+) -> Callable[[_Function], _Function]:
+    """A decorator that declares a function as a check of a kind; its arguments are those of `declare`."""
 
-    def decorator(check_id: str, severity: Severity, source: Source | None = None, **details: Any) -> Any:
-        def register(function: _Function) -> _Function:
-            declare(check_id, kind, severity, source, function=function, **details)
-            return function
+    def register(function: _Function) -> _Function:
+        declare(check_id, kind, severity, source, function=function, **details)
+        return function
 
-        return register
-
-    return decorator
+    return register
 
 
-rule, archive_check, run_check = _declares("rule"), _declares("archive"), _declares("run")
+rule, archive_check = functools.partial(_declared, "rule"), functools.partial(_declared, "archive")
+run_check = functools.partial(_declared, "run")
 
 
 def consumers() -> Mapping[str, Consumer]:

@@ -37,11 +37,10 @@ class Axis:
         """Read an axis of format 0.5."""
         kind, given = str(written.get("type", "")), written.get("size")
         size = given if isinstance(given, int) else None
-        is_choice = isinstance(given, dict) and "min" in given and "step" in given
+        is_choice = isinstance(given, dict) and {"min", "step"} <= given.keys()
         min_step = (int(given["min"]), int(given["step"])) if is_choice and given else None
-        smallest = min_step[0] if min_step else size or 1
-        if kind in ("batch", "channel"):
-            smallest = len(written.get("channel_names") or [""]) if kind == "channel" else 1
+        smallest = {"batch": 1, "channel": len(written.get("channel_names") or [""])}.get(kind)
+        smallest = smallest or (min_step[0] if min_step else size or 1)
         name = str(written.get("id") or ("x" if kind == "space" else kind))
         scale, halo = float(written.get("scale", 1.0)), int(written.get("halo") or 0)
         return cls(written, kind, name, size, min_step, smallest, scale, halo)
@@ -77,20 +76,8 @@ class Model:
     """What a rule may ask."""
 
     package: Package
-    upgraded: Any = None  # bioimageio.spec's description in format 0.5; None if it is invalid or cannot be upgraded
+    valid: Description | None = None  # what bioimageio.spec makes of the description; None if it refuses it
     with_files: bool = True  # without, every question about a file does not apply
-    not_upgraded: str = ""  # why a valid description cannot be upgraded
-
-    @classmethod
-    def of(cls, package: Package, valid: Description | None, *, with_files: bool = True) -> Model:
-        """The model of a package and its description, which is None if it is invalid."""
-        upgraded, why_not = (valid.upgraded, valid.not_upgraded) if valid else (None, "")
-        return cls(package, upgraded, with_files, why_not)
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether bioimageio.spec accepts the description."""
-        return self.upgraded is not None or bool(self.not_upgraded)
 
     @property
     def rdf(self) -> dict[str, Any]:
@@ -114,10 +101,10 @@ class Model:
         """The description in format 0.5; `NotApplicable` if it is written in another and invalid."""
         if self.version_numbers[:2] == (0, 5):  # as written: what is a default is not what the author said
             return self.rdf
-        if self.upgraded is not None:
-            return dict(self.upgraded.model_dump(mode="json"))
-        if not self.not_upgraded:
+        if self.valid is None:
             raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
+        if self.valid.upgraded is not None:
+            return dict(self.valid.upgraded.model_dump(mode="json"))
         tests = {key: self.rdf[f"test_{key}"] for key in ("inputs", "outputs")}
         return self.rdf | {key: list(map(_tensor_of_04, self.rdf[key], test)) for key, test in tests.items()}
 
@@ -137,11 +124,6 @@ class Model:
         return [*self.inputs, *self.outputs]
 
     @property
-    def n_dims(self) -> int:
-        """Number of space axes of the first input."""
-        return sum(axis.kind == "space" for tensor in self.inputs[:1] for axis in tensor.axes)
-
-    @property
     def steps(self) -> list[dict[str, Any]]:
         """All processing steps."""
         return [step for tensor in self.tensors for step in tensor.steps]
@@ -150,8 +132,8 @@ class Model:
     def weights(self) -> dict[str, dict[str, Any]]:
         """The weights that are given, by format."""
         found = self.rdf.get("weights")
-        given = found if isinstance(found, dict) else {}
-        return {key: entry for key, entry in given.items() if isinstance(key, str) and isinstance(entry, dict)}
+        given = found.items() if isinstance(found, dict) else ()
+        return {key: entry for key, entry in given if isinstance(key, str) and isinstance(entry, dict)}
 
     @cached_property
     def architecture(self) -> dict[str, Any]:

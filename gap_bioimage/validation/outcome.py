@@ -68,7 +68,7 @@ class Check:
 
     def to_dict(self) -> dict[str, str]:
         """The check as plain strings, in the order that the JSON report prints them."""
-        return {key: str(value) for key, value in asdict(self).items()}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, Picture, is_of
+from gap_bioimage.validation.check import Check, is_of
 from gap_bioimage.validation.model import Model, with_infinities
+from gap_bioimage.validation.outcome import Picture
 from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.sandbox import Sandbox
@@ -158,7 +159,7 @@ def _look(package: Package, run: Callable[[Description], Any] | None) -> tuple[D
     examined = examine(package, description_only=run is None)
     valid = examined.description
     ran = run(valid) if run is not None and valid is not None and not examined.why_not_run else ()
-    model = Model.of(package, valid, with_files=run is not None)
+    model = Model(package, valid, with_files=run is not None)
     rules = registry.definitions("rule") if examined.is_model else []
     return valid, chain(examined.checks, ran, (made.judge(model) for made in rules))
 
@@ -173,18 +174,10 @@ def _gathered(
             drawn.append(item)
             continue
         raw.append(item)
-        if (asked := _as_asked(item, consumers)) is not None:
-            judged.append(asked)
+        must_hold = registry.consumers()[item.consumer].base or item.consumer in (consumers or ())
+        if must_hold or consumers is None:
+            softened = item.status == "failed" and not must_hold  # nobody asked for this partner in particular
+            judged.append(replace(item, status="warning") if softened else item)
             if on_check is not None:
-                on_check(asked)
+                on_check(judged[-1])
     return raw, judged, drawn
-
-
-def _as_asked(check: Check, consumers: Sequence[str] | None) -> Check | None:
-    """What a check means to whom asked for these partners, None for all: nothing where it is another partner's."""
-    if registry.consumers()[check.consumer].base or (consumers is not None and check.consumer in consumers):
-        return check
-    if consumers is not None:
-        return None
-    # nobody asked for this partner in particular
-    return replace(check, status="warning") if check.status == "failed" else check

@@ -10,13 +10,13 @@ from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis
 from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered, unshared
+from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
 _OF_TESTS = re.compile(r"test_tensor|Dimension mismatch")  # what format 0.4 leaves to programs and 0.5 refuses
 _LONGEST_AXIS_DESCRIPTION = 128
-_FIRST_FIELDS = ("format_version", "type", "id", "name", "description", "authors", "maintainers", "cite", "license")
 
 
 def convert_04(editor: PackageEditor) -> None:
@@ -27,28 +27,26 @@ def convert_04(editor: PackageEditor) -> None:
     if version == "0.4":  # no version at all, strictly
         before = before | {"format_version": "0.4.10"}
     from bioimageio.spec import dump_description
-    from bioimageio.spec.model import v0_5
 
     built = load_offline(package, unshared(before), "latest")
-    with_files = load_offline(package, unshared(before), "latest", with_files=True)
-    refused = problems_of(package, with_files, _OF_TESTS)
-    if refused or not isinstance(built, v0_5.ModelDescr):
-        # what is wrong with it as it stands says more than what became of it
-        found = problems_of(package, load_offline(package, unshared(before), "discover"))
-        found = found or problems_of(package, built) or refused
-        text = one_sentence("; ".join(found[:2]), 160)
+    refused = problems_of(package, built)
+    if not refused:  # other faults of files have repairs of their own
+        with_files = load_offline(package, unshared(before), "latest", with_files=True)
+        refused = problems_of(package, with_files, _OF_TESTS)
+    if refused:
+        text = one_sentence("; ".join(refused[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
     content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
-    first = {key: content[key] for key in _FIRST_FIELDS if key in content}
-    editor.rdf = _without_nulls(first | content) | {"format_version": FORMAT}
+    if not before.get("covers"):
+        content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
+    editor.rdf = {"format_version": FORMAT, "type": "model"} | _without_nulls(content) | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
     for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
         if reference.hash_key and stated.get(reference.name):
             reference.holder.setdefault(reference.hash_key, stated[reference.name])
-    n_changes = len(editor.changes)
     plain_strings(editor)  # the conversion made objects of them
-    del editor.changes[n_changes:]
+    editor.changes = [change for change in editor.changes if change.id != "plain_strings"]
     editor.changed("format_version", "format of the description", version, FORMAT)
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
@@ -68,20 +66,20 @@ def lower_format(editor: PackageEditor) -> None:
     if not editor.is_05 or (editor.is_plain and not is_vague):
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
-    license_file = "a licence in a file of its own" if isinstance(editor.rdf.get("license"), dict) else ""
-    if license_file or state_dict.get("strict") is False:
-        text = license_file or "weights.pytorch_state_dict.strict: false"
-        editor.notes.append(f"format_version stays, since {text} came with 0.5.11 and is needed")
+    needed = "a licence in a file of its own" if isinstance(editor.rdf.get("license"), dict) else ""
+    if state_dict.get("strict") is False:
+        needed = "weights.pytorch_state_dict.strict: false"
+    if needed:
+        editor.notes.append(f"format_version stays, since {needed} came with 0.5.11 and is needed")
         return
     is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
     editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
     editor.changed("format_version", "format_version", written, editor.rdf["format_version"])
-    dropped = [("weights.pytorch_state_dict", state_dict, "strict", "dropped")]
-    for tensor in model.inputs:
-        dropped.append((f"input {tensor.id}", tensor.written, "pad", "dropped; borders are mirrored"))
-        dropped.append((f"input {tensor.id}", tensor.written, "output_of", "dropped"))
-    for where, holder, key, hint in dropped:
+    newer = [("weights.pytorch_state_dict", state_dict, "strict")]
+    newer += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
+    for where, holder, key in newer:
         if key in holder:
+            hint = "dropped; borders are mirrored" if key == "pad" else "dropped"
             editor.changed("format_version", f"{where}: {key}", holder.pop(key), hint)
 
 
@@ -112,14 +110,9 @@ def fill_id(editor: PackageEditor) -> None:
 
 def deepimagej_config(editor: PackageEditor) -> None:
     """Remove a section that keeps deepImageJ from tiling."""
-    config = editor.rdf.get("config")
-    section = config.get("deepimagej") if isinstance(config, dict) else None
-    if section is None or (isinstance(section, dict) and section.get("allow_tiling") is True):
-        return
-    del editor.rdf["config"]["deepimagej"]
-    if not editor.rdf["config"]:
-        del editor.rdf["config"]
-    editor.changed("deepimagej_config", "config.deepimagej", section, "removed")
+    if keeps_from_tiling(editor.model):
+        section = editor.rdf["config"].pop("deepimagej")
+        editor.changed("deepimagej_config", "config.deepimagej", section, "removed")
 
 
 def axis_ids(editor: PackageEditor) -> None:
@@ -141,11 +134,11 @@ def channel_names(editor: PackageEditor) -> None:
                 continue
             renamed: list[str] = []
             for name in map(str, names or []):
-                plain = name.isidentifier() and not keyword.iskeyword(name)
-                renamed.append(name if plain else _identifier(name, {other.casefold() for other in renamed}))
+                renamed.append(_identifier(name, {other.casefold() for other in renamed}))
             if not names:
-                array, stated = editor.test_array(tensor), axis.written.get("size")
-                count = int(array.shape[index]) if array is not None else stated if isinstance(stated, int) else 0
+                array = editor.model.test_array(tensor)
+                is_counted = array is not None and array.ndim == len(tensor.axes)
+                count = int(array.shape[index]) if is_counted else axis.size or 0
                 renamed = [f"channel{i}" for i in range(count)]
                 if not count:
                     editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
@@ -157,6 +150,8 @@ def channel_names(editor: PackageEditor) -> None:
 
 
 def _identifier(name: str, taken: set[str]) -> str:
+    if name.isidentifier() and not keyword.iskeyword(name):
+        return name
     base = re.sub(r"\W+", "_", name).strip("_")
     return numbered(base if base.isidentifier() and not keyword.iskeyword(base) else f"channel_{base}", "", taken)
 
@@ -175,11 +170,9 @@ def axis_scale(editor: PackageEditor) -> None:
         for axis in tensor.axes:
             if (scale := scaled.get(_referred(axis))) is not None:
                 before = f"{axis.scale:g} {axis.written.pop('unit', '')}".strip()
-                ratio = round(axis.scale / scale, 9)
-                axis.written.pop("scale", None)
-                if ratio != 1:
-                    axis.written["scale"] = ratio
-                editor.changed("axis_scale", f"scale of output {tensor.id}, {axis.id}", before, f"{ratio:g}")
+                axis.written["scale"] = round(axis.scale / scale, 9)
+                after = f"{axis.written['scale']:g}"
+                editor.changed("axis_scale", f"scale of output {tensor.id}, {axis.id}", before, after)
     for key in scaled:
         axis = inputs[key]
         before = f"{axis.written.pop('scale')} {axis.written.pop('unit', None) or '(no unit)'}"

@@ -6,19 +6,16 @@ import os
 import posixpath
 import re
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.archive.rdf import FileReference, references
-from gap_bioimage.validation.check import NotApplicable, one_sentence
+from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Model, Tensor
 
 RDF_NAME = "rdf.yaml"
@@ -80,7 +77,7 @@ class PackageEditor:
     @property
     def model(self) -> Model:
         """What rules see; axes and tensors in it are the description's own mappings (format 0.5)."""
-        return Model(Package(self.folder, self.folder, self.rdf_name, self.rdf, (), self.folder))
+        return Model(Package(self.folder, self.folder, self.rdf_name, self.rdf, (), self.folder.parent))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -105,17 +102,6 @@ class PackageEditor:
     def file(self, value: object) -> Path | None:
         """The file behind a path or a ``{source, sha256}`` entry, or None if it is absent or outside."""
         return self.model.file_of(value)
-
-    def reference(self, name: str) -> Any:
-        """What names a file in ``documentation`` or ``covers``, in the description's format."""
-        return name if self.is_plain else {"source": name, "sha256": sha256_of(self.folder / name)}
-
-    def test_array(self, tensor: Tensor) -> NDArray[np.generic] | None:
-        """The test tensor of an input or output, memory-mapped; None unless it is an array with its axes."""
-        array: NDArray[np.generic] | None = None
-        with suppress(NotApplicable):  # left to the validation, which names it
-            array = self.model.test_array(tensor)
-        return array if array is not None and array.ndim == len(tensor.axes) else None
 
     def free_name(self, wanted: str) -> str:
         """A name that no other file has, also not where upper and lower case are one."""

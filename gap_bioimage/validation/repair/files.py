@@ -1,28 +1,23 @@
-"""Repairs of a package's files: hashes, places and names, the README and the covers."""
+"""Repairs of a package's files: hashes, places and names, the README and absent covers."""
 
-import io
 import posixpath
 import re
 from pathlib import PurePosixPath
-
-from PIL import Image, ImageOps
 
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
-from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect
+from gap_bioimage.validation.rules.zoo import HEADING, other_samples
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # files that run: whether theirs is the code that was described is for a person to say
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
 
-README = "README.md"
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 _MAX_README_BYTES = 2**20
-_COVER_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def rename_description(editor: PackageEditor) -> None:
@@ -86,13 +81,9 @@ def flatten(editor: PackageEditor) -> None:
 
 def sample_tensors(editor: PackageEditor) -> None:
     """Leave out sample tensors that are not the test tensors; their files stay."""
-    for tensor in editor.tensors:
-        sample = tensor.written.get("sample_tensor")
-        files = editor.file(sample), editor.file(tensor.written.get("test_tensor"))
-        is_test = files[0] is not None and files[1] is not None and files[0].read_bytes() == files[1].read_bytes()
-        if sample is not None and not is_test:
-            del tensor.written["sample_tensor"]
-            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", source_of(sample), "removed")
+    for tensor in other_samples(editor.model) if editor.is_05 else []:
+        removed = source_of(tensor.written.pop("sample_tensor"))
+        editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", removed, "removed")
 
 
 def readme(editor: PackageEditor) -> None:
@@ -104,27 +95,25 @@ def readme(editor: PackageEditor) -> None:
     name = PurePosixPath(source).as_posix()
     if editor.file(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
-        after = f"{name}, which was there"
+        after = f"{name}, which was there" if name else "README.md, written from name and description"
         if not name:
-            name = editor.free_name(README)
+            name = "README.md"
             text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n\n{NO_VALIDATION}"
             (editor.folder / name).write_text(text, encoding="utf-8")
-            after = f"{name}, written from name and description"
-        editor.rdf["documentation"] = editor.reference(name)
+        hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
+        editor.rdf["documentation"] = name if editor.is_plain else hashed
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
         new = editor.free_name(posixpath.splitext(name)[0] + ".md")
         editor.move(name, new)
         editor.changed("readme", "name of the documentation", name, new)
         name = new
-    _readme_text(editor, name)
+    if (editor.folder / name).stat().st_size <= _MAX_README_BYTES:
+        _rewrite_readme(editor, name)
 
 
-def _readme_text(editor: PackageEditor, name: str) -> None:
-    path = editor.folder / name
-    if path.stat().st_size > _MAX_README_BYTES:
-        return
-    written = path.read_bytes()
+def _rewrite_readme(editor: PackageEditor, name: str) -> None:
+    written = (editor.folder / name).read_bytes()
     try:
         text = written.decode("utf-8")
     except UnicodeDecodeError:
@@ -140,39 +129,10 @@ def _readme_text(editor: PackageEditor, name: str) -> None:
 
 
 def covers(editor: PackageEditor) -> None:
-    """Leave out covers that are not there, and fit those that are too large or of another shape."""
+    """Leave out covers that are not there."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
     there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.file(cover) is not None]
     if len(there) < len(listed):
         editor.rdf["covers"] = there
         editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
-    for name in (PurePosixPath(str(source)).as_posix() for source in map(source_of, there) if not is_url(str(source))):
-        _fit(editor, name)
-
-
-def _fit(editor: PackageEditor, name: str) -> None:
-    """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
-    path, buffer = editor.folder / name, io.BytesIO()
-    kind, n_bytes = _COVER_KINDS.get(path.suffix.lower()), path.stat().st_size
-    try:
-        with Image.open(path) as opened:
-            size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
-    except (OSError, Image.DecompressionBombError):
-        kind = None
-    if kind is None:
-        editor.notes.append(f"the cover {name} is not looked at: it is not a PNG or JPEG that can be read")
-        return
-    if has_good_aspect(size) and n_bytes < MAX_COVER_BYTES:
-        return
-    if not has_good_aspect(size):
-        wanted = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
-        margin = (255, 255, 255, 0)[: len(image.getbands())]
-        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color=margin)
-    image.save(buffer, kind, quality=90, optimize=True)
-    while buffer.tell() >= MAX_COVER_BYTES:
-        image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()
-        image.save(buffer, kind, quality=90, optimize=True)
-    editor.rewrite(name, buffer.getvalue())
-    was = f"{size[0]} x {size[1]}, {n_bytes // 1000} kB"
-    editor.changed("cover", f"cover {name}", was, f"{name}, {buffer.tell() // 1000} kB")

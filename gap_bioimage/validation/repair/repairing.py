@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, one_sentence
+from gap_bioimage.validation.check import Check, NotApplicable, one_sentence
 from gap_bioimage.validation.repair import description, files
 from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
 from gap_bioimage.validation.report import Report, validate
@@ -107,7 +107,7 @@ def apply_repairs(editor: PackageEditor) -> None:
         rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
         try:
             function(editor)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             # anybody's description may hold anything anywhere; the validation says what is wrong with it
             editor.rdf, editor.changes, editor.notes = rdf, changes, notes
             name, text = function.__name__.replace("_", " "), one_sentence(error, 120)

@@ -14,8 +14,6 @@ from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 Level = Literal["error", "warning", "note"]
-SHOWN_BY_GITHUB = 10
-"""Annotations of a level that GitHub keeps of a step."""
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
@@ -37,16 +35,12 @@ def _text(check: Check) -> str:
 
 def render_sarif(reports: Sequence[Report]) -> str:
     """One run of SARIF with all findings, each at the first line of its model."""
-    rules = list(registry().values())
-    places = {made.id: place for place, made in enumerate(rules)}
     results = []
     for report in reports:
         where = {"artifactLocation": {"uri": _uri(report.model)}, "region": {"startLine": 1}}
         for level, check in findings(report):
-            index = {"ruleIndex": places[check.id]} if check.id in places else {}
-            text = {"text": _text(check)}
-            location = [{"physicalLocation": where}]
-            results.append({"ruleId": check.id, **index, "level": level, "message": text, "locations": location})
+            text, location = {"text": _text(check)}, [{"physicalLocation": where}]
+            results.append({"ruleId": check.id, "level": level, "message": text, "locations": location})
     driver = {
         "name": "gap-bioimage", "version": __version__,
         "rules": [
@@ -54,7 +48,7 @@ def render_sarif(reports: Sequence[Report]) -> str:
                 "id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
                 "help": {"text": made.fix or made.asks},
             }
-            for made in rules
+            for made in registry().values()
         ],
     }  # fmt: skip
     runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
@@ -67,17 +61,14 @@ def _uri(model: str) -> str:
 
 
 def render_github(reports: Sequence[Report]) -> str:
-    """Workflow commands that GitHub shows as annotations, no more of a level than it keeps."""
-    lines: dict[str, list[str]] = {"error": [], "warning": [], "notice": []}
+    """Workflow commands that GitHub shows as annotations, the worst first, since it shows the first ten."""
+    lines: dict[str, list[str]] = {"error": [], "warning": [], "note": []}
     for report in reports:
         for level, check in findings(report):
-            command: str = "notice" if level == "note" else level
+            command = "notice" if level == "note" else level
             place = f"file={_property(Path(report.model).as_posix())},title={_property(check.id)}"
-            lines[command].append(f"::{command} {place}::{_data(_text(check))}")
-    for command, found in lines.items():
-        if (more := len(found) - SHOWN_BY_GITHUB) > 0:
-            found[SHOWN_BY_GITHUB - 1 :] = [f"::{command} title=gap-bioimage::{more + 1} more are in the report"]
-    return "".join(f"{line}\n" for found in lines.values() for line in found)
+            lines[level].append(f"::{command} {place}::{_data(_text(check))}\n")
+    return "".join(line for found in lines.values() for line in found)
 
 
 def _data(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gap_bioimage.validation.check import Check, Definition, Status, consumers, registry
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports import render
-from gap_bioimage.validation.verdicts import HIGHEST, PARTS, Score, how_to_run
+from gap_bioimage.validation.verdicts import HIGHEST, PARTS, how_to_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,22 +48,16 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_row(consumers()[entry.consumer].title, f"[{_STYLES[entry.verdict]}]{entry.verdict}[/]", reason)
     console.print(table)
     if report.score is not None and not report.description_only:
-        _print_score(report.score, console)
+        parts = "   ".join(f"{PARTS.get(name, name)} {value:.2f}" for name, value in report.score.parts.items())
+        told = f"{report.score.total:.2f} of {HIGHEST}, as predicted ({escape(parts)})"
+        advice = "".join(f"\n  {escape(text)}" for text in report.score.raise_it[:_ADVICE_SHOWN])
+        console.print(f"\n[bold]score in the zoo[/]  {told}{advice}")
     alone = ", of its description alone" if report.description_only else ""
     word = f"[{_STYLES[report.status]}]{report.status.replace('-', ' ')}[/]"
     console.print(f"\n{word}  {escape(report.model)}  ({_summary(report.checks)}{alone})")
     if report.status == "not-run":
         told = f"Nothing is wrong with its files, but the model was not run. {how_to_run(report.checks)}"
         console.print(escape(told.strip()))
-
-
-def _print_score(score: Score, console: Console) -> None:
-    from rich.markup import escape
-
-    parts = "   ".join(f"{PARTS.get(name, name)} {value:.2f}" for name, value in score.parts.items())
-    console.print(f"\n[bold]score in the zoo[/]  {score.total:.2f} of {HIGHEST}, as predicted ({escape(parts)})")
-    for advice in score.raise_it[:_ADVICE_SHOWN]:
-        console.print(f"  {escape(advice)}")
 
 
 def _table(n_columns: int) -> Table:
@@ -125,5 +119,4 @@ def as_table() -> Table:
 
 def _texts(made: Definition) -> tuple[str, str, str, str]:
     repaired = " Repaired." if made.repair else ""
-    source = str(made.source) if made.source else ""
-    return f"{made.asks} ({made.severity}.)", made.breaks, f"{made.fix}{repaired}".strip(), source
+    return f"{made.asks} ({made.severity}.)", made.breaks, f"{made.fix}{repaired}".strip(), made.source

@@ -12,14 +12,14 @@ from typing import Any
 
 from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
-from gap_bioimage.validation.check import NotApplicable, Source, one_sentence
+from gap_bioimage.validation.check import NotApplicable, one_sentence
 from gap_bioimage.validation.model import Model
 
-JDLL = Source("JDLL", "run with libtorch 1.13.1 and 2.0.1", "0.6.3", "2026-11")
-JDLL_SPEC = Source("JDLL", "bioimageio/description/ModelDescriptorV05.java", "0.6.4-SNAPSHOT", "2026-11")
-TIKTORCH = Source("tiktorch", "run as ilastik's server, with bioimageio.core 0.10.2 and torch 2.7", "26.5", "2026-11")
-ZOO_REPORTS = Source("bioimage.io collection", "its published test reports", "2026-05-20", "2026-11")
-ZOO_TEST = Source("bioimage.io collection", "scripts/check_compatibility_deepimagej.py", "2026-05-20", "2026-11")
+JDLL = "JDLL 0.6.3, run with libtorch 1.13.1 and 2.0.1 (2026-11)"
+JDLL_SPEC = "JDLL 0.6.4-SNAPSHOT, bioimageio/description/ModelDescriptorV05.java (2026-11)"
+TIKTORCH = "tiktorch 26.5, run as ilastik's server, with bioimageio.core 0.10.2 and torch 2.7 (2026-11)"
+ZOO_REPORTS = "bioimage.io collection 2026-05-20, its published test reports (2026-11)"
+ZOO_TEST = "bioimage.io collection 2026-05-20, scripts/check_compatibility_deepimagej.py (2026-11)"
 ONE_OF_EACH = "Use one input and one output; put several results into channels."
 ONE_INPUT = "Put several images into channels of one input."
 OLDER_OPERATORS = "Rewrite it with older operators, e.g. torch._C._nn.upsample_nearest2d or ConvTranspose."
@@ -46,8 +46,8 @@ def first(found: Iterable[str]) -> str | None:
 
 def single_io(model: Model) -> str | None:
     """One input and one output."""
-    counts = len(model.inputs), len(model.outputs)
-    return None if counts == (1, 1) else f"{counts[0]} inputs and {counts[1]} outputs instead of one each"
+    n_in, n_out = len(model.inputs), len(model.outputs)
+    return None if n_in == n_out == 1 else f"{n_in} inputs and {n_out} outputs instead of one each"
 
 
 def single_input(model: Model) -> str | None:
@@ -73,8 +73,7 @@ def channel_names(model: Model) -> str | None:
 
 def custom_processing(model: Model) -> str | None:
     """No processing by Python code of the package."""
-    is_custom = any(step.get("id") == "custom" for step in model.steps)
-    return "a processing step has the id custom" if is_custom else None
+    return first("a processing step has the id custom" for step in model.steps if step.get("id") == "custom")
 
 
 def tolerances(model: Model) -> list[dict[str, Any]]:
@@ -159,12 +158,9 @@ def torchscript_code(model: Model) -> TorchScriptCode:
     if path is None:
         raise NotApplicable("no torchscript weights in the package")
     try:
-        return _read_once(path, path.stat().st_mtime_ns, path.stat().st_size)
+        return _read_once(path, path.stat().st_mtime_ns)
     except ValueError as error:
         raise NotApplicable(str(error)) from error
 
 
-@functools.lru_cache(maxsize=1)
-def _read_once(path: Path, _mtime_ns: int, _n_bytes: int) -> TorchScriptCode:
-    """Read a file for all rules that ask about it; a changed file is another one."""
-    return read_code(path)
+_read_once = functools.lru_cache(maxsize=1)(lambda path, _changed: read_code(path))  # for all rules that ask about it

@@ -6,7 +6,7 @@ from typing import Any
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.archive.rdf import mappings
-from gap_bioimage.validation.check import BLOCKS, Source, consumer, rule
+from gap_bioimage.validation.check import BLOCKS, consumer, rule
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import first
 
@@ -14,7 +14,7 @@ from gap_bioimage.validation.rules import first
 consumer("biapy", "BiaPy",
          "BiaPy trains and runs networks from a form or a notebook. It builds the network from its Python source and "
          "loads the state_dict, with the torch that is installed next to it.", 7, reads=("pytorch_state_dict",))
-_CHECK = Source("BiaPy", "biapy/models/__init__.py, check_bmz_model_compatibility", "3.6.8", "2026-11")
+_CHECK = "BiaPy 3.6.8, biapy/models/__init__.py, check_bmz_model_compatibility (2026-11)"
 _NEEDS = "pytorch_state_dict"
 _STEPS = {"zero_mean_unit_variance", "fixed_zero_mean_unit_variance", "scale_range", "scale_linear"}
 _TAGS = (

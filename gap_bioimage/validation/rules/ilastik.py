@@ -50,7 +50,7 @@ def dependencies(model: Model) -> str | None:
       fix="Write the description in format 0.5; an output of fixed size has no halo, and scale_linear names no axes.")
 def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
-    if model.outputs and model.upgraded is None:
+    if model.outputs and model.valid and model.valid.upgraded is None:
         return "the conversion to format 0.5 fails"
     for tensor in [*model.mappings("inputs"), *model.mappings("outputs")]:
         for step in [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]:

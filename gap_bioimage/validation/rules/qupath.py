@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from gap_bioimage.validation import rules
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Source, consumer, rule
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
 from gap_bioimage.validation.rules import first
 
 # fmt: off
 _READS = ("torchscript", "onnx", "tensorflow_saved_model_bundle")
 _WHOLE_IMAGE = {"scale_range", "scale_mean_variance", "zero_mean_unit_variance"}
-_DJL = Source("qupath-extension-djl", "qupath/ext/djl, its engines and bioimage.io reader", "head", "2026-11")
+_DJL = "qupath-extension-djl head, qupath/ext/djl, its engines and bioimage.io reader (2026-11)"
 consumer("qupath", "QuPath",
          "QuPath analyses large 2D images, often of tissue. It is written in Java, and runs TorchScript, ONNX or "
          "TensorFlow through Deep Java Library.", 8, reads=_READS)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.archive.rdf import is_url
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, Source, consumer, rule
-from gap_bioimage.validation.model import Model, source_of
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, consumer, rule
+from gap_bioimage.validation.model import Model, Tensor, source_of
 from gap_bioimage.validation.rules import first
 
 # fmt: off
@@ -31,20 +31,20 @@ consumer("zoo", "bioimage.io zoo",
 consumer("bioengine", "BioEngine",
          "BioEngine is the server that runs models for web pages, such as the zoo's daily tests: bioimageio.core "
          "0.10.4 with torch 2.5.1, on one core with 12 GiB, 300 s a test.", 9, reads=_READS)
-_SPEC = Source("bioimageio.spec", "model/v0_5.py, ReproducibilityTolerance", "0.5.12", "2026-11")
-_SPEC_TENSORS = Source("bioimageio.spec", "model/v0_5.py, validate_tensors", "0.5.14", "2026-11")
-_CORE = Source("bioimageio.core", "run in several versions", "0.9.6 to 0.11", "2026-11")
-_GUIDE = Source("bioimage.io website", "its guide for authors and its upload form", "2026-08-20", "2026-11")
-_UPLOAD = Source("bioimageio.spec", "upload.py", "0.5.12", "2026-11")
-_RUNTIME = Source("BioEngine", "apps/model-runner", "2026-08-22", "2026-11")
+_SPEC = "bioimageio.spec 0.5.12, model/v0_5.py, ReproducibilityTolerance (2026-11)"
+_SPEC_TENSORS = "bioimageio.spec 0.5.14, model/v0_5.py, validate_tensors (2026-11)"
+_CORE = "bioimageio.core 0.9.6 to 0.11, run in several versions (2026-11)"
+_GUIDE = "bioimage.io website 2026-08-20, its guide for authors and its upload form (2026-11)"
+_UPLOAD = "bioimageio.spec 0.5.12, upload.py (2026-11)"
+_RUNTIME = "BioEngine 2026-08-22, apps/model-runner (2026-11)"
 
 _MAX_PPM_0_9 = 1000
 _DEEPIMAGEJ_ATOL = 1.5e-4
 _MAX_DESCRIPTION = 512
-MAX_COVER_BYTES = 500_000
+_MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
 _MAX_README = 1_000_000
-ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
+_ASPECT_TOLERANCE = 0.02
 HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
 
@@ -188,21 +188,16 @@ def cover(model: Model) -> str | None:
     for path in map(model.file_of, covers):
         if path is None:
             raise NotApplicable("a cover is not in the package")
-        if path.stat().st_size > MAX_COVER_BYTES:
+        if path.stat().st_size > _MAX_COVER_BYTES:
             return f"{path.name} has {path.stat().st_size // 1000} kB, at most 500 are expected"
         try:
             with Image.open(path) as image:  # reads the header only
                 size = image.size
         except (OSError, ValueError, Image.DecompressionBombError):
             return f"{path.name} is no image of a reasonable size"
-        if not has_good_aspect(size):
+        if not any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in (1, 2)):
             return f"{path.name} is {size[0]} x {size[1]}, 2:1 or 1:1 is expected"
     return None
-
-
-def has_good_aspect(size: tuple[int, int]) -> bool:
-    """Whether a cover has a shape that the zoo shows whole."""
-    return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in ASPECTS)
 
 
 rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Test tensors with their sha256.",
@@ -216,12 +211,16 @@ rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Te
       breaks="the zoo's deepImageJ check compares the wrong images", fix="Leave sample_tensor out.")
 def sample_tensor(model: Model) -> str | None:
     """No sample tensors other than the test tensors."""
+    return first(f"the sample_tensor of {tensor.id!r} is not its test_tensor" for tensor in other_samples(model))
+
+
+def other_samples(model: Model) -> Iterator[Tensor]:
+    """The tensors whose sample is not their test."""
     for tensor in model.tensors:
         if (sample := tensor.written.get("sample_tensor")) is not None:
             files = model.file_of(sample), model.file_of(tensor.written.get("test_tensor"))
             if files[0] is None or files[1] is None or not filecmp.cmp(files[0], files[1], shallow=False):
-                return f"the sample_tensor of {tensor.id!r} is not its test_tensor"
-    return None
+                yield tensor
 
 
 @rule("zoo.test_of_step", DEGRADES, rules.ZOO_TEST, fix="Crop the test input to a multiple of step.",

@@ -73,7 +73,7 @@ class Session:
     def run(self) -> None:
         """Make every check that needs the model to run; it may never return, so call it in a process of its own."""
         job, descr = self.job, self.job.description.as_written
-        model = Model.of(job.package, job.description)
+        model = Model(job.package, job.description)
         self._make(reference.CONTROL, lambda _: reference.negative_control(model))
         blocked = {name: why for name in job.description.weights if (why := _why_not(job, model, name))}
         for name, why in blocked.items():
