@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gap_bioimage.validation.outcome import Evidence, Outcome
-from gap_bioimage.validation.run.compare import (
+from gap_bioimage.validation.run.reference import (
     Tolerance,
     draw_evidence,
     keep_evidence,

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
-from gap_bioimage.validation.archive.package import Package, stand_in
+from gap_bioimage.validation.archive.package import Package, few, open_zip, shown, stand_in, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
@@ -15,11 +14,6 @@ MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output
 MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
 _NPY = b"\x93NUMPY"
-
-_DAMAGE = {  # what numpy says of an .npy file, and what that means
-    "mmap length is greater": "it is cut short", "EOF:": "it is cut short", "Python objects": "it holds Python objects",
-    "magic string": "it does not begin as numpy.save writes it",
-}  # fmt: skip
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
@@ -111,13 +105,11 @@ def read_array(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # numpy parses Python literals here, which may fail in any way
-        told = next((words for theirs, words in _DAMAGE.items() if theirs in str(error)), one_sentence(error, 120))
-        raise ValueError(f"cannot be read as a plain array: {told}") from None
-    stated = f"states the shape {one_sentence(array.shape, 80)} of {one_sentence(array.dtype, 40)}"
-    if array.nbytes > MAX_TENSOR_BYTES:
-        raise ValueError(f"{stated}, {array.nbytes / 2**30:.1f} GiB, at most {MAX_TENSOR_BYTES >> 30} are read")
-    if (held := path.stat().st_size - array.offset) != array.nbytes:
-        raise ValueError(f"{stated}, {array.nbytes} bytes, but holds {held}")
+        raise ValueError(f"cannot be read as a plain array: {one_sentence(error, 120)}") from None
+    held = path.stat().st_size - array.offset
+    if held != array.nbytes or held > MAX_TENSOR_BYTES:
+        shape, most = one_sentence(array.shape, 80), MAX_TENSOR_BYTES >> 30
+        raise ValueError(f"has {held} bytes of {array.nbytes} for the shape {shape}; at most {most} GiB are read")
     return array
 
 

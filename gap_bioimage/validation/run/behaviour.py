@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
-from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, not_finite, relative_rms, worst_rms
-from gap_bioimage.validation.run.reference import ONE_IMAGE
+from gap_bioimage.validation.run.reference import (
+    ONE_IMAGE,
+    ZOO_DEEPIMAGEJ,
+    mismatched_ppm,
+    not_finite,
+    relative_rms,
+    worst_rms,
+)
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
 SAME = 1e-4

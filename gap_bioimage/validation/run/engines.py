@@ -16,7 +16,7 @@ from typing import Any
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.check import Severity, declare
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, merge_outcomes, one_sentence
-from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm
+from gap_bioimage.validation.run.reference import ZOO_DEEPIMAGEJ, mismatched_ppm
 from gap_bioimage.validation.run.runner import Arrays, Runner
 
 REPEATS = 3

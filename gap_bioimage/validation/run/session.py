@@ -16,7 +16,6 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.outcome import RUN_CODE, RUNS, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
-from gap_bioimage.validation.run.compare import keep_evidence
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
 _NEEDS = {
@@ -153,7 +152,7 @@ class Session:
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
-        self.found(check, keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
+        self.found(check, reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
