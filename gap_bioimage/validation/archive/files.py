@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.package import Package, few, open_zip, shown, stand_in, unsafe_path
+from gap_bioimage.validation.archive.package import Package, few, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
@@ -57,13 +57,18 @@ def inside(package: Package) -> Outcome | str:
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
-    there = ((r, package.file(r.path)) for r in _local(package) if r.path not in package.named)
-    alike = {name.casefold(): f"is not there, but {shown(name)} is: case matters" for name in package.names}
-    why = [(r, stand_in(r, path) if path else alike.get(r.name.casefold(), "is not there")) for r, path in there]
-    absent = [f"{r.where} {shown(r.path)} {told}" for r, told in why]
+    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := _absence(package.file(r.path)))]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")
+
+
+def _absence(path: Path | None) -> str:
+    if path is None:
+        return "is not there"
+    with path.open("rb") as file:
+        is_pointer = file.read(64).startswith(b"version https://git-lfs")
+    return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull" if is_pointer else ""
 
 
 @archive_check(

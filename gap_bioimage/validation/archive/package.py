@@ -193,8 +193,8 @@ class Package:
     @cached_property
     def named(self) -> dict[str, Path]:
         """The files that the description refers to and that are there, by the paths that it writes."""
-        found = ((r, self.file(r.path)) for r in self.references)
-        return {r.path: path for r, path in found if path is not None and not stand_in(r, path)}
+        found = ((reference.path, self.file(reference.path)) for reference in self.references)
+        return {name: path for name, path in found if path is not None}
 
     @property
     def files(self) -> list[str]:
@@ -217,18 +217,6 @@ class Package:
             return path.is_file() and not _inside(path, self.root)
         except (OSError, ValueError):  # not a path at all, as most texts
             return False
-
-
-def stand_in(reference: FileReference, path: Path) -> str:
-    """What lies where weights or a tensor should: as a download leaves it that went wrong; empty if they may be it."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
-    if not reference.where.startswith(("weights.", "test_", "inputs", "outputs")) or path.suffix == ".py":
-        return ""
-    is_page = head.startswith((b"<!doctype html", b"<html"))
-    return "is empty" if not head else "is a web page, not the file that was to be downloaded" if is_page else ""
 
 
 def _inside(path: Path, root: Path) -> bool:

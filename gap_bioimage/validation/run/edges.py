@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
 from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
-SEAM = 1e-2
-"""Largest difference between tiles and the whole image, as relative RMS."""
+SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS
 _SAFETY = 0.9
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
@@ -68,10 +66,8 @@ Cuts = dict[Axis, tuple[EdgeProfile, Evidence]]
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
     """Cut an image along each axis in turn, on both sides; profiles reach at least ``reach_px`` input pixels."""
-    found: Cuts = {}
-    for axis in dict.fromkeys(axis for _, axis in runner.steps):
-        found |= _cuts_along(runner, axis, reach_px)
-    return found
+    axes = dict.fromkeys(axis for _, axis in runner.steps)
+    return {place: cut for axis in axes for place, cut in _cuts_along(runner, axis, reach_px).items()}
 
 
 def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
@@ -118,15 +114,11 @@ def tiled(runner: Runner) -> Outcome:
     if runner.is_stochastic:
         raise NotApplicable("it is declared stochastic, so each tile holds another sample")
     smallest = runner.sizes(0)[0]
-    largest = max(smallest[tensor][axis] for tensor, axis in runner.steps)
-    cuts = _cuts(runner, math.ceil(largest / 2))
+    cuts = _cuts(runner, math.ceil(max(smallest[tensor][axis] for tensor, axis in runner.steps) / 2))
     worst, tile = _seam(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
-    if _needed(cuts) is None:  # look farther, where such an image can be run here
-        with contextlib.suppress(NotApplicable):
-            cuts = _cuts(runner, 2 * largest)
     none = "" if any(runner.halo.values()) else "; no halo is declared"
     evidence = tuple(item for _, item in cuts.values())
     if (halos := _needed(cuts)) is None:

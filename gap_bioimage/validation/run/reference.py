@@ -29,6 +29,7 @@ SAME = 1e-3
 _EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
 _UPDATE = "Update the description to format 0.5. `gap-bioimage repair` does this."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
+DOES_NOT_RUN = "the model does not run on its test input, see run.reproduces"
 ONE_IMAGE = "Export the weights with a batch axis of any size, or declare a batch size of 1."
 
 CONTROL = declare(
@@ -57,7 +58,6 @@ class Tolerance:
 
 
 ZOO_DEEPIMAGEJ = Tolerance(rtol=1e-4, atol=1.5e-4, ppm=0.0)
-"""The zoo's deepImageJ check wants every pixel this close."""
 
 
 def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -84,8 +84,10 @@ def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], tolerance: Tole
     """Elements per million that differ by more than the tolerance.
 
     As bioimageio.core counts them, except that a number never agrees with what is not finite: its own comparison lets
-    NaN pass for any value.
+    NaN pass for any value. Other shapes differ in every element.
     """
+    if actual.shape != expected.shape:
+        return 1e6
     a, b = actual.astype(np.float32), expected.astype(np.float32)
     close = np.isclose(a, b, tolerance.rtol, tolerance.atol, equal_nan=True)
     return float((~close).mean() * 1e6)
@@ -130,7 +132,6 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
             text = "every single image runs, two at once do not, though any batch is declared: the test fails"
             return Outcome("warning", f"{text}, and so does the zoo's ({one_sentence(first, 120)})", ONE_IMAGE)
         fix = _UPDATE if "updating the model to v0_5" in first else _EXPORT_AGAIN if "disagree" in first else ""
-        first = re.sub(r"(elements disagree with expected values \(.*?\)).*", r"\1", first, flags=re.DOTALL)
         return Outcome("failed", f"bioimageio.core's test: {one_sentence(first, 240)}", fix)
     if broken := not_finite(made):
         text = f"of what the model gives for the test input {broken}"
@@ -148,8 +149,7 @@ def negative_control(model: Model) -> Outcome:
         wrong = np.random.default_rng(0).permutation(expected.ravel()).reshape(expected.shape)
         limit = _core_tolerance(model, tensor.id)
         if mismatched_ppm(wrong, expected, limit) <= limit.ppm:
-            is_constant = expected.size and expected.min() == expected.max()
-            accepted.append(f"{tensor.id!r}, which is constant" if is_constant else f"{tensor.id!r} shuffled")
+            accepted.append(f"{tensor.id!r} shuffled")
     if not accepted:
         return Outcome("passed", "a shuffled expected output fails the test, as it must")
     return Outcome("failed", f"core's test accepts a wrong output ({', '.join(accepted)}), so it proves nothing there")
@@ -168,7 +168,7 @@ def numbers_or_why_not(runner: Runner) -> str:
     try:
         return not_finite(runner.produced)
     except ModelError:
-        raise NotApplicable("the model does not run on its test input, see run.reproduces") from None
+        raise NotApplicable(DOES_NOT_RUN) from None
 
 
 def formats_agree(runners: Sequence[Runner]) -> Outcome:
@@ -215,10 +215,8 @@ def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tup
            weights=("torchscript",))  # fmt: skip
 def every_pixel(runner: Runner) -> Outcome:
     """Every pixel of the test output comes out as closely as the zoo's deepImageJ check wants it."""
-    pairs = [(runner.produced[name], expected) for name, expected in runner.test_outputs.items()]
-    if any(got.shape != expected.shape for got, expected in pairs):
-        raise NotApplicable("the shapes differ, see run.reproduces")
-    worst = max(mismatched_ppm(got, expected, ZOO_DEEPIMAGEJ) for got, expected in pairs)
+    pairs = runner.test_outputs.items()
+    worst = max(mismatched_ppm(runner.produced[name], expected, ZOO_DEEPIMAGEJ) for name, expected in pairs)
     text = f"{worst:.0f} ppm of the test output differ by more than 1.5e-4 + 1e-4 of the value"
     evidence = evidence_of(runner, runner.produced, runner.test_outputs, "every pixel") if worst else ()
     return Outcome("failed" if worst else "passed", text, "", evidence)

@@ -34,8 +34,7 @@ from gap_bioimage.validation.run.reference import CORE_TEST
 from gap_bioimage.validation.run.session import Job, Session
 
 _POLL_S = 0.05
-_START_S = 300.0
-"""Importing torch from a slow disk takes minutes."""
+_START_S = 300.0  # importing torch from a slow disk takes minutes
 _MAX_DEATHS = 3
 _MOST_PROCESSES = 200
 _MOST_DEPTH = 10_000
