@@ -36,11 +36,8 @@ def failed(*made: zipfile.ZipInfo) -> set[str]:
 )  # fmt: skip
 def test_paths_that_lead_out_or_mean_another_file_somewhere_are_named(name: str) -> None:
     assert unsafe_path(name) is not None
-
-
-@pytest.mark.parametrize("name", ["x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/"])
-def test_harmless_paths_pass(name: str) -> None:
-    assert unsafe_path(name) is None
+    harmless = ("x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/")
+    assert [good for good in harmless if unsafe_path(good)] == []
 
 
 def test_links_devices_and_encrypted_entries_are_refused() -> None:
@@ -96,26 +93,15 @@ def patched(path: Path, old: bytes, new: bytes, count: int = -1) -> Path:
 
 def test_good_zip_opens_and_is_cleaned_up(tmp_path: Path) -> None:
     with open_package(zips.make_zip(tmp_path)) as (package, checks):
-        assert package is not None
-        assert package.is_zip
-        assert package.rdf["name"] == "Tiny blur"
-        assert "weights.pt" in package.names
-        assert package.file("input.npy") is not None
-        root = package.root
-    assert {check.status for check in checks} == {"passed"}
-    assert not root.exists()
+        assert package is not None and package.is_zip and package.rdf["name"] == "Tiny blur"
+        assert "weights.pt" in package.names and package.file("input.npy") is not None
+    assert {check.status for check in checks} == {"passed"} and not package.root.exists()
 
 
 def test_entries_outside_are_not_unpacked(tmp_path: Path) -> None:
     for name in ("../evil.txt", "/evil.txt", "C:/evil.txt", "a/../../evil.txt"):
         assert statuses(write(tmp_path / "m.zip", name))["archive.paths"] == "failed"
     assert not list(tmp_path.parent.rglob("evil.txt"))
-
-
-def damaged(path: Path) -> Path:
-    data = zips.make_zip(path.parent).read_bytes()
-    path.write_bytes(data[: len(data) // 2] + bytes(400) + data[len(data) // 2 + 400 :])
-    return path
 
 
 def shared_bytes(path: Path) -> Path:
@@ -131,13 +117,9 @@ def shared_bytes(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("check", "make"),
     [
-        ("intact", damaged),
         ("intact", lambda p: patched(write(p, "a", content=b"right", method=0), b"right", b"wrong")),
         ("intact", lambda p: patched(write(p, "na\u00efve"), "\u00ef".encode(), b"\xff\xfe")),
-        (
-            "intact",
-            lambda p: patched(write(p, "a", content=bytes(123_456)), (123_456).to_bytes(4, "little"), b"\n\0\0\0"),
-        ),
+        ("intact", lambda p: patched(write(p, "a", content=bytes(99_999)), (99_999).to_bytes(4, "little"), bytes(4))),
         ("compression", lambda p: write(p, "a", method=zipfile.ZIP_BZIP2)),
         ("bomb", shared_bytes),
         ("bomb", lambda p: write(p, "zeros", content=bytes(module.RATIO_FREE_BYTES + 1))),
@@ -158,29 +140,18 @@ def test_odd_but_harmless_zips_open(tmp_path: Path) -> None:
     assert statuses(path)["archive.intact"] == "passed"
     inner = write(tmp_path / "inner.zip", "../evil.txt").read_bytes()
     with open_package(write(tmp_path / "m.zip", "inner.zip", content=inner)) as (package, _):
-        assert package is not None
-        assert package.names == ("inner.zip", "rdf.yaml")
+        assert package is not None and package.names == ("inner.zip", "rdf.yaml")
 
 
 def test_a_huge_directory_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._ShortReads, "limit", 200)
-    with open_package(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) as (package, checks):
-        assert package is None
-    assert "directory has" in checks[-1].message
+    assert statuses(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) == {"archive.intact": "failed"}
 
 
 def test_a_second_description_that_differs_is_a_warning(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip", "bioimageio.yaml", content=b"type: model")
-    assert "archive.one_rdf" not in statuses(path)
-    path = write(tmp_path / "m.zip", "bioimageio.yaml", content=b"type: other")
-    assert statuses(path)["archive.one_rdf"] == "warning"
-
-
-def test_folders_and_yaml_paths_open(tmp_path: Path) -> None:
-    (tmp_path / "Dummy.model.yaml").write_text("type: model")
-    for path in (tmp_path, tmp_path / "Dummy.model.yaml"):
-        with open_package(path) as (package, _):
-            assert package is not None and package.rdf == {"type": "model"} and not package.is_zip
+    for content, status in ((b"type: model", None), (b"type: other", "warning")):
+        path = write(tmp_path / "m.zip", "bioimageio.yaml", content=content)
+        assert statuses(path).get("archive.one_rdf") == status
 
 
 def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
@@ -215,8 +186,10 @@ def test_links_that_lead_outside_are_refused(tmp_path: Path) -> None:
     (model / "link.md").symlink_to(tmp_path / "secret.md")
     assert statuses(model) == {"archive.paths": "failed"}
     with open_package(model / "rdf.yaml") as (package, _):
-        assert package is not None
-        assert [package.file(name) for name in ("link.md", "../secret.md", "x" * 300)] == [None] * 3
+        assert (
+            package is not None
+            and [package.file(name) for name in ("link.md", "../secret.md", "x" * 300)] == [None] * 3
+        )
         assert package.names_outside("link.md") and package.names_outside("../secret.md")
         assert not package.names_outside("../absent.md")
     (model / "link.md").unlink()
@@ -226,11 +199,12 @@ def test_links_that_lead_outside_are_refused(tmp_path: Path) -> None:
 
 
 def test_links_inside_a_folder_are_followed_and_circles_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "rdf.yaml").write_text("type: model")
+    (tmp_path / "Dummy.model.yaml").write_text("type: model")
     (tmp_path / "weights.pt").write_text("x")
     (tmp_path / "link.pt").symlink_to(tmp_path / "weights.pt")
-    with open_package(tmp_path) as (package, _):
-        assert package is not None
-        assert package.file("link.pt") is not None
+    for path in (tmp_path, tmp_path / "Dummy.model.yaml"):
+        with open_package(path) as (package, _):
+            assert package is not None and package.rdf == {"type": "model"} and not package.is_zip
+            assert package.file("link.pt") is not None
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert statuses(tmp_path)["archive.paths"] == "failed"

@@ -21,7 +21,6 @@ MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b
         pytest.param(LAUGHS, "is refused: it expands to more than", "without aliases", id="billion laughs"),
         pytest.param(MERGED, "expands to more than", "", id="merge keys"),
         pytest.param("a: &x [*x]", "the alias 'x' contains itself", "without aliases", id="circle"),
-        pytest.param("a: " + "[" * 60 + "]" * 60, "nested", "", id="nested"),
         pytest.param("[" * MAX_RDF_BYTES, "nested", "", id="brackets"),
         pytest.param("- " * (MAX_RDF_BYTES // 2), "nested", "", id="dashes"),
         pytest.param("a: [" + "1," * (MAX_RDF_BYTES // 3) + "]", "expands to more than", "", id="long list"),
@@ -30,18 +29,14 @@ MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b
         pytest.param("a: 1\na: 2", "is not valid yaml: line 2: found duplicate key", "that line", id="duplicate key"),
         pytest.param("a: 1\nb: c: d", "line 2: mapping values are not allowed here", "that line", id="colon"),
         pytest.param("a: [", "line 1: expected the node content, but found the end", "that line", id="no end"),
-        pytest.param("a: 1\n---\nb: 2", "not valid yaml", "", id="two documents"),
         pytest.param("a: b".encode("utf-16"), "not UTF-8", "UTF-8", id="utf-16"),
-        pytest.param("a: " + "9" * 5000, "not valid yaml", "", id="endless integer"),
         pytest.param("a: 0x1" + "0" * 5000, "integer of 20001 bits", "", id="endless hexadecimal"),
         pytest.param('a: "\\e[2J"', "control character", "", id="terminal"),
-        pytest.param('a: "\\0"', "control character", "", id="null"),
         pytest.param('a: {"\\ud800": 1}', "control character", "", id="half a character"),
         pytest.param("a: !!binary aGk=", "of type bytes", "", id="bytes"),
         pytest.param("a: {[1, 2]: 3}", "of type tuple", "", id="list as key"),
         pytest.param("1: x", "has names that are not texts", "lines such as", id="number as key"),
         pytest.param("- a list", "is a list, a description is a mapping", "lines such as", id="list"),
-        pytest.param("", "is empty, a description is a mapping", "lines such as", id="empty"),
     ],
 )
 def test_traps_are_refused_with_what_to_do(tmp_path: Path, text: str | bytes, why: str, fix: str) -> None:
@@ -58,11 +53,9 @@ def test_traps_are_refused_with_what_to_do(tmp_path: Path, text: str | bytes, wh
     ("text", "content"),
     [
         ("\ufeffa: 1", {"a": 1}),
-        ("a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
         ("a: &x {y: 1}\nb:\n  <<: *x", {"a": {"y": 1}, "b": {"y": 1}}),
         ("a: &x 1\nb: &x 2\nc: *x", {"a": 1, "b": 2, "c": 2}),
         ("a: {1: x, null: y}", {"a": {1: "x", None: "y"}}),
-        ("a: .inf", {"a": float("inf")}),
         ("a: yes", {"a": "yes"}),  # YAML 1.2
     ],
 )
@@ -72,12 +65,9 @@ def test_odd_but_harmless_descriptions_are_read(tmp_path: Path, text: str, conte
     assert (rdf, check.status) == (content, "passed")
 
 
-def test_all_files_of_a_description_are_found() -> None:
+def test_all_files_of_a_description_are_found_where_older_formats_name_them_too() -> None:
     files = zips.model_files()
     assert {reference.path for reference in references(zips.description(files))} == set(files)
-
-
-def test_older_formats_name_files_elsewhere() -> None:
     rdf: dict[str, Any] = {
         "covers": ["c.png"], "documentation": "d.md", "icon": "\U0001f52c", "test_inputs": ["i.npy"],
         "attachments": {"files": ["a.txt"]}, "dependencies": "conda:environment.yaml",
@@ -98,20 +88,11 @@ def test_older_formats_name_files_elsewhere() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("key", "written", "renamed"),
-    [
-        ("dependencies", "conda:environment.yaml", "conda:new"),
-        ("architecture", "net.py:Net", "new:Net"),
-        ("source", "./a.npy", "new"),
-    ],
-)
-def test_a_reference_is_pointed_to_another_file(key: str, written: str, renamed: str) -> None:
-    rdf = {"weights": {"onnx": {key: written}}}
-    (reference,) = references(rdf)
-    reference.point_to("new")
-    assert rdf["weights"]["onnx"][key] == renamed
-    assert reference.where == f"weights.onnx.{key}"
+def test_a_reference_is_pointed_to_another_file() -> None:
+    weights = {"dependencies": "conda:environment.yaml", "architecture": "net.py:Net", "source": "./a.npy"}
+    for reference in references({"weights": {"onnx": weights}}):
+        reference.point_to("new")
+    assert weights == {"dependencies": "conda:new", "architecture": "new:Net", "source": "new"}
 
 
 def test_whatever_may_be_taken_for_a_url_is_remote() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -43,16 +43,11 @@ def script(folder: Path, answer: str = "", sleep: int = 0) -> str:
     return str(python)
 
 
-def test_an_older_engine_runs_it(tmp_path: Path, old_python: str) -> None:
-    outcome = in_engine(tmp_path, old_python)
-    assert outcome.status == "passed", outcome
-    assert outcome.message.startswith("torch ")
-
-
-def test_what_an_older_engine_does_not_know_fails(tmp_path: Path, old_python: str) -> None:
-    outcome = in_engine(tmp_path, old_python, "rate = nn.functional.scaled_dot_product_attention(rate, rate, rate)")
-    assert outcome.status == "failed"
-    assert "scaled_dot_product_attention" in outcome.message
+def test_an_older_engine_runs_what_it_knows(tmp_path: Path, old_python: str) -> None:
+    attention = "rate = nn.functional.scaled_dot_product_attention(rate, rate, rate)"
+    for body, status, words in (("", "passed", "torch "), (attention, "failed", "scaled_dot_product_attention")):
+        outcome = in_engine(tmp_path, old_python, body)
+        assert outcome.status == status and words in outcome.message
 
 
 def test_engines_that_compute_something_else_are_told(tmp_path: Path) -> None:
@@ -63,48 +58,33 @@ def test_engines_that_compute_something_else_are_told(tmp_path: Path) -> None:
     assert len(outcome.evidence) == 1
 
 
-def test_an_engine_that_does_not_come_back_is_told(tmp_path: Path) -> None:
+def test_an_engine_that_takes_long_or_does_not_come_back_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = in_engine(tmp_path, script(tmp_path, sleep=30), seconds=2)
-    assert outcome.status == "failed"
-    assert "torch 2.0.1: did not finish within 2 s" in outcome.message
-
-
-def test_a_second_run_that_takes_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = engines._ask
-    slow = {"took": [2.0, 704.0, 2.5]}
+    assert outcome.status == "failed" and "torch 2.0.1: did not finish within 2 s" in outcome.message
+    ask, slow = engines._ask, {"took": [2.0, 704.0, 2.5]}
     monkeypatch.setattr(engines, "_ask", lambda *words, **options: ask(*words, **options) | slow)
     outcome = in_engine(tmp_path, sys.executable)
-    assert outcome.status == "warning"
-    assert "2, 704, 2.5 s" in outcome.message
+    assert outcome.status == "warning" and "2, 704, 2.5 s" in outcome.message
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "words"),
-    [
-        ({"errors": []}, "passed", "bioimageio.core 0.9: its test passes"),
-        ({"errors": ["onnx: no"]}, "failed", "bioimageio.core 0.9: its test fails: onnx: no"),
-    ],
-)
-def test_other_versions_of_core_are_asked(tmp_path: Path, answer: Any, status: str, words: str) -> None:
-    outcome = other_cores(tmp_path / "rdf.yaml", ["onnx"], [script(tmp_path, json.dumps(answer))], 60)
-    assert (outcome.status, outcome.message) == (status, words)
+def test_other_versions_of_core_are_asked(tmp_path: Path) -> None:
+    for errors, status, words in (([], "passed", "test passes"), (["onnx: no"], "failed", "test fails: onnx: no")):
+        python = script(tmp_path, json.dumps({"errors": errors}))
+        outcome = other_cores(tmp_path / "rdf.yaml", ["onnx"], [python], 60)
+        assert (outcome.status, outcome.message) == (status, f"bioimageio.core 0.9: its {words}")
 
 
-@pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false", "/bin/echo"])
-def test_what_is_no_interpreter_is_refused(python: str) -> None:
-    with pytest.raises(ConfigError, match=r"--engine .* does not run as a Python interpreter"):
-        find_engines([python])
-
-
-def test_an_engine_needs_torch(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -I -S "$@"\n')  # -S: no packages
-    python.chmod(0o755)
+def test_an_engine_is_an_interpreter_that_has_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for python in ("/nowhere/python", "/bin/false", "/bin/echo"):
+        with pytest.raises(ConfigError, match=r"--engine .* does not run as a Python interpreter"):
+            find_engines([python])
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -I -S "$@"\n')  # -S: no packages
+    bare.chmod(0o755)
     with pytest.raises(ConfigError, match="has no torch"):
-        find_engines([str(python)])
-
-
-def test_a_relative_path_is_an_interpreter_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        find_engines([str(bare)])
     python = script(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert find_engines(["./python"]) == (python,)

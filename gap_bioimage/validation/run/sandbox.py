@@ -37,7 +37,7 @@ _POLL_S = 0.05
 _START_S = 300.0  # importing torch from a slow disk takes minutes
 _MAX_DEATHS = 3
 _MOST_PROCESSES = 200
-_MOST_DEPTH = 10_000
+_MOST_DEPTH = 3_000
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 

@@ -31,12 +31,8 @@ def test_relative_rms_depends_neither_on_scale_nor_on_offset() -> None:
     assert relative_rms(noisy, RAMP) == pytest.approx(relative_rms(1e-9 * noisy, 1e-9 * RAMP))
     assert relative_rms(noisy, RAMP) == pytest.approx(relative_rms(noisy + 1e3, RAMP + 1e3), rel=1e-6)
     assert relative_rms(np.full(9, 1.1), np.ones(9)) == pytest.approx(0.1)  # of a constant
-
-
-def test_relative_rms_of_what_cannot_be_compared_is_infinite() -> None:
-    assert relative_rms(RAMP[..., :4], RAMP) == np.inf
-    assert relative_rms(np.full_like(RAMP, np.nan), RAMP) == np.inf
-    assert relative_rms(np.ones(3), np.zeros(3)) == np.inf
+    pairs = ((RAMP[..., :4], RAMP), (np.full_like(RAMP, np.nan), RAMP), (np.ones(3), np.zeros(3)))
+    assert {relative_rms(*pair) for pair in pairs} == {np.inf}
     assert relative_rms(np.zeros(3), np.zeros(3)) == 0
 
 
@@ -50,6 +46,7 @@ def test_numbers_agree_with_numbers_only() -> None:
         assert mismatched_ppm(broken, RAMP, Tolerance()) == mismatched_ppm(RAMP, broken, Tolerance()) == one
         assert mismatched_ppm(broken, broken, Tolerance()) == 0
     assert mismatched_ppm(broken, -broken, Tolerance(rtol=3)) == one
+    assert mismatched_ppm(RAMP[..., :4], RAMP, Tolerance()) == 1e6
 
 
 def test_values_that_are_no_numbers_are_counted() -> None:
@@ -80,7 +77,6 @@ def test_what_failed_is_kept_and_what_passed_is_drawn_on_request(tmp_path: Path)
         (np.full((1, 1, 8, 8), np.nan), np.full((1, 1, 8, 8), np.inf)),
         (np.ones((1, 1, 8, 8), np.uint8), np.zeros((1, 1, 9, 7), np.uint8)),
         (np.ones((1, 3, 5, 8, 400)), np.ones((1, 3, 5, 8, 400))),
-        (np.ones((4,)), np.ones((4,))),
         (np.ones(()), np.ones(())),
     ],
 )
