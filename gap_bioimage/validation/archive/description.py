@@ -220,6 +220,7 @@ _WORDS = [
     (r"instance of Architecture\w+$", "is <value>, but should be a mapping, such as {source: net.py, callable: Net}"),
     (r"instance of \w*FileDescr$", "is <value>, but should be a file, written as {source: NAME}"),
     (r"'micrometer'", "is <value>, but should be a unit in full, such as micrometer"),
+    (r"doi\nstring_pattern_mismatch:", "is <value>, but should be a DOI, such as 10.1234/abc"),
     (r"\Alicense\nliteral_error:", "is <value>, but should be an SPDX identifier, such as CC-BY-4.0 or MIT"),
     (r"(?:Input|Value|String|List) should (.*?)( or instance of \w+)?$", r"is <value>, but should \1"),
 ]  # fmt: skip
@@ -232,8 +233,6 @@ _OTHER_KIND = re.compile(r".*_(type|parsing)|literal_error|url_scheme|path_not_f
 
 @dataclass(frozen=True)
 class _Finding:
-    """One error or warning of bioimageio.spec or pydantic."""
-
     field: str  # as one reads it in the description, e.g. inputs[0].axes[2].size, up to where alternatives were tried
     alternative: str  # the one of them that this is about
     is_other: bool  # the value was never meant as this alternative

@@ -142,9 +142,8 @@ def tensors(package: Package) -> Outcome:
                 problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
         except ValueError as error:
             problems.append(f"{shown(name)} {error}")
-    if problems:
-        return Outcome("failed", few(problems))
-    return Outcome("passed", f"{n_arrays} arrays are as large as they say")
+    status: Status = "failed" if problems else "passed"
+    return Outcome(status, few(problems) or f"{n_arrays} arrays are as large as they say")
 
 
 class _PickleError(ValueError):

@@ -257,7 +257,6 @@ def open_package(path: str | Path) -> Iterator[Opened]:
 
 
 def _find_yaml(names: list[str], source: Path) -> str:
-    """The name of the description among a package's files."""
     endings = tuple(f".{name}" for name in _YAML_NAMES)
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))

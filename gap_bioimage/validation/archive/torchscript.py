@@ -75,7 +75,6 @@ def _problem_of(name: str, call: ast.Call) -> str:
 
 
 def _written(name: str) -> str:
-    """An operator's name as TorchScript code writes it."""
     return name.replace("aten::", "torch.").replace("::", ".")
 
 

@@ -19,6 +19,7 @@ from gap_bioimage.validation.run.reference import (
     DOES_NOT_RUN,
     ONE_IMAGE,
     ZOO_DEEPIMAGEJ,
+    evidence_of,
     mismatched_ppm,
     not_finite,
     relative_rms,
@@ -216,8 +217,7 @@ def other_device(runner: Runner, device: str) -> Outcome:
     text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {_DEVICES:.0e})"
     if worst <= _DEVICES:
         return Outcome("passed", text)
-    pairs = runner.produced.items()
-    return Outcome("failed", text, "", tuple(Evidence(f"{n}, {device}", runner.axes(n), a, got[n]) for n, a in pairs))
+    return Outcome("failed", text, "", evidence_of(runner, got, runner.produced, device))
 
 
 @run_check("run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",

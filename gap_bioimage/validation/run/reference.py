@@ -156,7 +156,6 @@ def negative_control(model: Model) -> Outcome:
 
 
 def _core_tolerance(model: Model, output_id: str) -> Tolerance:
-    """The tolerance with which bioimageio.core tests an output."""
     applicable = (entry for entry in tolerances(model) if output_id in (entry.get("output_ids") or [output_id]))
     stated = next(applicable, dict[str, Any]())
     rtol, atol = stated.get("relative_tolerance", 1e-3), stated.get("absolute_tolerance", 1e-3)

@@ -152,7 +152,6 @@ class Sandbox:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
 
     def _beyond(self, memory: int) -> str:
-        """Say which limit is exceeded, if one is."""
         self._looked, models = time.monotonic(), self._models()
         if len(models) > _MOST_PROCESSES:
             return f"started more than {_MOST_PROCESSES} processes"
@@ -162,7 +161,6 @@ class Sandbox:
         return ""
 
     def _models(self) -> list[psutil.Process]:
-        """The process in which the model runs, and what that has started."""
         with contextlib.suppress(psutil.Error):
             if self._model is not None:
                 model = psutil.Process(self._model)
@@ -217,8 +215,6 @@ def _failed(message: Message) -> Check:
 
 
 def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
-    """Make all checks of one model, telling which is begun, what it found, and the end."""
-
     def found(check: Check, drawn: list[tuple[str, Path]]) -> None:
         tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
 

@@ -168,7 +168,6 @@ def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
 
 
 def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
-    """Why weights are not run, None if they are."""
     needed, text = _NEEDS.get(weights_format, ""), ""
     if not needed:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
