@@ -88,7 +88,6 @@ def unsafe_path(name: str) -> str | None:
     devices = [stem for part in parts if (stem := part.split(".")[0].rstrip(" ")).casefold() in _DEVICES]
     problems = (
         (not name or "\0" in name, "is empty or holds a null character"),
-        (windows.drive or name[1:2] == ":", "names a drive"),
         (name.startswith(("/", "\\")), "is absolute"),
         (".." in (*windows.parts, *parts), "leads out of the package with '..'"),
         (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "holds control characters"),
@@ -97,7 +96,7 @@ def unsafe_path(name: str) -> str | None:
         (name.count("/") > _MAX_FOLDERS, f"lies more than {_MAX_FOLDERS} folders deep"),
         (devices, f"names the device {devices[0] if devices else ''!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
-        (":" in name, "holds a colon, which names a hidden stream on Windows"),
+        (":" in name, "holds a colon, which names a drive or a hidden stream on Windows"),
     )
     return next((why for is_so, why in problems if is_so), None)
 
