@@ -20,55 +20,27 @@ class Color(enum.Enum):
     GREEN = 2
 
 
-def optionals(x: Tensor, y: Tensor | None = None, names: list[str] | None = None):
-    if y is not None:
-        x = x + y
-    elif names is not None:
-        for i, name in enumerate(names):
-            print(name, i, len(name), name.upper(), f"{name} {i}")
-    return x
-
-
-def asserts(x: Tensor):
+def language(x: Tensor, y: Tensor | None = None) -> Pair:
     # strings that look like operators, and quotes within them
     assert x.dim() == 4, 'torch.nonsense( is "bad" %d' % x.dim()  # noqa: UP031
     if x.dtype == torch.int32:
         raise ValueError("no \" torch.nonsense(3), ops.prim.nothing('x')")
-    return x
-
-
-def dicts(x: Tensor):
-    d: dict[str, Tensor] = {"a": x}
+    d: dict[str, Tensor] = {"a": x if y is None else y}
     for key, value in d.items():
         x = x + value + d[key]
-    if "b" in d:
-        x = d["b"]
-        del d["b"]
-    d.update({"c": x})
-    squares = {i: i * 2 for i in range(3)}
-    return x, d.get("w", x), len(d), list(d.keys()), squares
-
-
-def tuples(x: Tensor) -> Pair:
-    pair = Pair(x, 1)
-    rows, columns = x.shape
-    return Pair(pair.tensor + (x, 1, "s")[0], rows + columns)
-
-
-def loops(x: Tensor):
+    d.update({"b": x})
     for a, b in zip([1, 2], [3, 4]):  # noqa: B905
-        x = x * a + b
-    for step in range(1, 10, 2):
-        if step == 5:
+        if a == 2:
             continue
-        if step == 9:
-            break
-        x = x - step
+        x = x * a + b
     while bool(x.sum() > 1e9):
         x = x / 2
-    for row in x:
-        x = x + row
-    return x, [i * 2 for i in range(3)]
+    with torch.no_grad():
+        warnings.warn("hey")  # noqa: B028
+    color = Color.RED
+    if color == Color.GREEN:
+        x = x + color.value
+    return Pair(x if torch.jit.is_scripting() else x - 1, len(d) + sum({i: i * 2 for i in range(3)}.values()))
 
 
 def conversions(x: Tensor):
@@ -84,10 +56,8 @@ def lists(x: Tensor):
     q = [1, 2, 3]
     q.append(4)
     q.sort()
-    q.reverse()
     q.extend([3])
     q.insert(0, q.pop())
-    q[0] = 3
     return x + q.index(3) + q.count(2), sorted(q), q[::2], max(q), min(q), sum(q), 3 in q, [0] * 3 + q
 
 
@@ -96,21 +66,15 @@ def indexing(x: Tensor):
     mask = x > 0
     x[mask] = 0
     x[0, :] = 1
-    x[0] += 1
     return torch.where(mask, x, torch.zeros_like(x)), x[[0, 1]], x[torch.tensor([0])], x[:, 0:1, ...], x[-1]
 
 
-def numbers(n: int, f: float, c: complex):
+def numbers(n: int, f: float, text: str):
     number = abs(n) + round(f) + n // 2 + n % 3 + 2**n + (n << 1) + (n >> 1) + (n & 1) + (n | 1) + (n ^ 1) - n
-    truth = not ((n == 3 and f > 2) or n != 3)
     total = math.sqrt(f) + math.pi + math.inf + math.floor(2.5) + math.log(f) + math.exp(f) + math.pow(f, n) + math.nan
-    more = number + max(1, 2) + min(f, 2.0) + f // 2 + f % 2 + n / 2, divmod(n, 2), c * 2, abs(c), hex(n)
-    return truth, more, total + math.gcd(n, 2) + math.ldexp(f, n), math.isnan(f), math.modf(f)
-
-
-def strings(n: int, text: str):
     parts = ",".join("a,b".split(",")).replace("a", "b").strip()
-    return "{} {}".format(text, parts) + f"{n}:{text}" + "%s-%d" % (text, n), text[0], text == parts  # noqa: UP031, UP032
+    words = "{} {}".format(text, parts) + f"{n}:{text}" + "%s-%d" % (text, n)  # noqa: UP031, UP032
+    return number, total + math.gcd(n, 2) + math.ldexp(f, n), divmod(n, 2), hex(n), math.isnan(f), words, text[0]
 
 
 def layers(x: Tensor):
@@ -134,45 +98,18 @@ def shapes(x: Tensor):
     return top, x.sum(dim=0, keepdim=True), x.mean(dim=[0], dtype=torch.float32), x.std(), x.clamp(min=0), x.topk(2)[0]
 
 
-def contexts(x: Tensor):
-    with torch.no_grad():
-        x = x + 1
-    warnings.warn("hey")  # noqa: B028
-    color = Color.RED
-    if color == Color.GREEN:
-        x = x + color.value
-    torch._assert(x.sum() > 0, "torch.nope(")
-    return x if torch.jit.is_scripting() else x - 1
-
-
 def anything(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     return torch.ones(1) if isinstance(x, list) else torch.zeros(1)
 
 
-def either(x: int | Tensor | None) -> Tensor:
-    if isinstance(x, int):
-        return torch.ones(x)
-    return torch.zeros(1) if x is None else x
-
-
-def early(x: Tensor, n: int) -> int:
-    if n > 3:
-        y = 2
-    else:
-        raise RuntimeError("x")
-    for i in range(n):
-        if i > 2:
-            return i
-    return y
-
-
 def oddities(x: Tensor):
     waited = torch.jit.wait(torch.jit.fork(anything, x))
     drawn = torch.poisson(x), torch.rand_like(x), torch.randint(0, 3, [2]), torch.multinomial(x, 1), x.uniform_()
     where = torch.device("cuda:0"), torch.zeros(2, device=x.device), x.device.type
-    return waited, drawn, where, torch.autograd.grad([x.sum()], [x])
+    upsampled = torch._C._nn.upsample_bilinear2d(x, [4, 4], False, None)
+    return waited, drawn, where, torch.autograd.grad([x.sum()], [x]), upsampled
 
 
 def rms_norm(x: Tensor):
@@ -182,10 +119,6 @@ def rms_norm(x: Tensor):
 
 def own_rms_norm(x: Tensor):
     return rms_norm(x)
-
-
-def direct_upsampling(x: Tensor):
-    return torch._C._nn.upsample_nearest2d(x, [4, 4], None), torch._C._nn.upsample_bilinear2d(x, [4, 4], False, None)
 
 
 class Generator(nn.Module):
@@ -211,10 +144,6 @@ def attention(x: Tensor):
     return F.scaled_dot_product_attention(x, x, x)
 
 
-def scaled_attention(x: Tensor):
-    return F.scaled_dot_product_attention(x, x, x, scale=0.5)
-
-
 def interpolation(x: Tensor):
     return F.interpolate(x, scale_factor=2.0)
 
@@ -225,14 +154,6 @@ def torch_rms_norm(x: Tensor):
 
 def item_size(x: Tensor):
     return x.itemsize
-
-
-def byte_count(x: Tensor):
-    return x.nbytes
-
-
-def padded_sequences(x: Tensor):
-    return nn.utils.rnn.pad_sequence([x])
 
 
 def fourier(x: Tensor):
@@ -252,10 +173,8 @@ def random_generator(x: Tensor, generator: torch.Generator):
 
 
 FUNCTIONS = [
-    optionals, asserts, dicts, tuples, loops, conversions, lists, indexing, numbers, strings, layers, shapes, contexts,
-    anything, either, early, oddities, own_rms_norm, direct_upsampling, Holder(), attention, scaled_attention,
-    interpolation, torch_rms_norm, item_size, byte_count, padded_sequences, fourier, squeezed, any_of_axes,
-    random_generator,
+    language, conversions, lists, indexing, numbers, layers, shapes, anything, oddities, own_rms_norm, Holder(),
+    attention, interpolation, torch_rms_norm, item_size, fourier, squeezed, any_of_axes, random_generator,
 ]  # fmt: skip
 
 

@@ -20,7 +20,6 @@ import zips
 from gap_bioimage.validation.archive import files
 from gap_bioimage.validation.archive.examine import Examined, examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import Outcome, definition
 from gap_bioimage.validation.report import validate
 
@@ -63,37 +62,31 @@ def test_files_that_are_not_named_are_told_and_not_judged(tmp_path: Path) -> Non
     assert "'__MACOSX/._weights.pt'" in message(found, "archive.files")
 
 
-@pytest.mark.parametrize("name", ["output.npy", "README.md"])
-def test_missing_and_changed_files_are_told_by_the_archive_only(tmp_path: Path, name: str) -> None:
-    def changed(rdf: dict[str, Any]) -> None:
-        rdf.update(format_version="0.5.12", covers=[{"source": "cover.png"}], documentation={"source": "README.md"})
-        for reference in references(rdf):
-            if reference.path == name:
-                reference.holder["sha256"] = "0" * 64
-
-    for mutate, absent, check in ((None, {name: None}, "files"), (changed, {}, "hashes")):
+def test_missing_and_changed_files_are_told_by_the_archive_only(tmp_path: Path) -> None:
+    changed = zips.put("outputs", 0, "test_tensor", "sha256", value="0" * 64)
+    for mutate, absent, check in ((None, {"output.npy": None}, "files"), (changed, {}, "hashes")):
         statuses, found = examined(zips.make_zip(tmp_path, mutate, files=absent))
         assert [key for key, status in statuses.items() if status == "failed"] == [f"archive.{check}"]
         assert found.why_not_run == f"not run, see archive.{check}"
-    _, found = examined(zips.make_zip(tmp_path, zips.put("covers", value=["Cover.PNG"])))
-    assert "'cover.png' is" in message(found, "archive.files")
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "check", "told"),
     [
-        ("torchscript.pt", LFS, "a pointer of Git LFS"), ("input.npy", LFS, "a pointer of Git LFS"),
-        ("README.md", LFS, "a pointer of Git LFS"), ("weights.pt", b"<!DOCTYPE html><html>", "a web page"),
-        ("output.npy", b"\n<html>", "a web page"), ("torchscript.pt", b"", "is empty"), ("input.npy", b"", "is empty"),
+        ("torchscript.pt", LFS, "files", "a pointer of Git LFS"), ("README.md", LFS, "files", "a pointer of Git LFS"),
+        ("weights.pt", b"<!DOCTYPE html><html>", "pickles", "damaged"), ("weights.pt", b"", "pickles", "damaged"),
+        ("output.npy", b"\n<html>", "tensors", "magic"), ("input.npy", b"", "tensors", "cannot be read"),
     ],
 )  # fmt: skip
-def test_what_a_failed_download_leaves_is_not_the_file(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_what_a_failed_download_leaves_is_not_the_file(
+    tmp_path: Path, name: str, content: bytes, check: str, told: str
+) -> None:
     statuses, found = examined(zips.make_zip(tmp_path, files={name: content}))
-    assert [key for key, status in statuses.items() if status == "failed"] == ["archive.files"]
-    assert repr(name) in message(found, "archive.files") and told in message(found, "archive.files")
+    assert statuses[f"archive.{check}"] == "failed" and found.why_not_run
+    assert repr(name) in message(found, f"archive.{check}") and told in message(found, f"archive.{check}")
 
 
 def test_references_out_of_the_package_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +95,6 @@ def test_references_out_of_the_package_fail(tmp_path: Path, monkeypatch: pytest.
         statuses, found = examined(zips.make_zip(tmp_path, mutate))
         assert statuses["archive.references"] == "failed" and "format.valid" not in statuses
         assert found.why_not_run == "not run, see archive.references"
-    covers = [f"{'x' * 5000}{i}.png" for i in range(9)]  # endless names
-    assert examined(zips.make_zip(tmp_path, zips.put("covers", value=covers)))[0]["archive.references"] == "failed"
     monkeypatch.setattr(files, "_MAX_DOCUMENTATION_BYTES", 10)
     assert examined(zips.make_zip(tmp_path))[0]["archive.references"] == "failed"
 
@@ -124,15 +115,6 @@ def test_files_outside_are_noticed_wherever_they_are_named(tmp_path: Path, key: 
     (tmp_path / "secret.md").unlink()
     status = "failed" if key == "weights" else "passed"
     assert examined(tmp_path / "model" / "rdf.yaml")[0]["archive.references"] == status
-
-
-def test_files_that_cannot_be_read_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path) -> str:
-        raise PermissionError(13, "Denied", path.name)
-
-    monkeypatch.setattr(files, "sha256_of", denied)
-    statuses, found = examined(zips.make_zip(tmp_path))
-    assert statuses["archive.hashes"] == "failed" and "cannot be read: Denied" in message(found, "archive.hashes")
 
 
 def remote(*formats: str) -> zips.Mutation:
@@ -162,24 +144,16 @@ def test_what_is_on_a_server_leaves_the_rest_to_run(tmp_path: Path, mutate: Any,
         assert found.description is not None and list(found.description.weights) == ["torchscript"]
 
 
-def header(shape: str, descr: str = "'<f4'", version: int = 1) -> bytes:
+def header(shape: str, descr: str = "'<f4'") -> bytes:
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
-    length = len(text).to_bytes(2 if version == 1 else 4, "little")
-    return b"\x93NUMPY" + bytes([version, 0]) + length + text
-
-
-def objects() -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{}, []], dtype=object), allow_pickle=True)
-    return buffer.getvalue()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        header("(10**12,)"), header("(4294967296, 4294967296, 4294967296)"), header("(4,)") + bytes(15), objects(),
-        header("(4,)", "'|O'") + bytes(32), header("__import__('os').getpid()"), header("(" * 3000),
-        header("(4,)", "'<q77'"), b"",
+        header("(10**12,)"), header("(4294967296, 4294967296, 4294967296)"), header("(4,)") + bytes(15),
+        header("(4,)", "'|O'") + bytes(32), header("__import__('os').getpid()"), header("(" * 3000), b"",
     ],
     ids=lambda content: repr(content[:40]),
 )  # fmt: skip
@@ -187,12 +161,11 @@ def test_arrays_that_are_not_what_they_seem_are_refused(tmp_path: Path, content:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outcome = judged(tmp_path, "archive.tensors", content, "x.npy")
-    assert outcome.status == "failed"
-    assert outcome.message.startswith("'x.npy' ")
+    assert outcome.status == "failed" and outcome.message.startswith("'x.npy' ")
 
 
 def test_arrays_are_known_by_their_first_bytes_and_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judged(tmp_path, "archive.tensors", objects(), "image.bin").status == "failed"
+    assert judged(tmp_path, "archive.tensors", zips.npy(np.zeros(9))[:-1], "image.bin").status == "failed"
     monkeypatch.setattr(files, "MAX_TENSOR_BYTES", 16)
     for n, status in ((16, "passed"), (17, "failed")):
         assert judged(tmp_path, "archive.tensors", zips.npy(np.zeros(n, np.uint8)), "x.npy").status == status
@@ -206,7 +179,7 @@ def test_test_tensors_hold_finite_numbers_of_the_declared_type_in_npy_files(tmp_
     tif = zips.put("inputs", 0, "test_tensor", value={"source": "input.tif"})
     _, found = examined(zips.make_zip(tmp_path, tif, files={"input.tif": b"II*\0" + bytes(50)}))
     assert "'input.tif' is not an .npy file" in message(found, "archive.tensors")
-    for content, told in ((zips.npy(values)[:-9], "cut short"), (zips.npy(values[:0]), "holds no values")):
+    for content, told in ((zips.npy(values)[:-9], "cannot be read as"), (zips.npy(values[:0]), "holds no values")):
         _, found = examined(zips.make_zip(tmp_path, files={"output.npy": content}))
         assert told in message(found, "archive.tensors")
     mutate = zips.put("inputs", 0, "data", value={"type": "uint8"})
@@ -275,15 +248,13 @@ NO_STATE = ("is TorchScript", "not a state_dict", "weights.torchscript")
     ("weights", "content", "words"),
     [
         ("torchscript", zips.model_files()["weights.pt"], NO_SCRIPT),
-        ("torchscript", saved(Network()), NO_SCRIPT),
         ("pytorch_state_dict", zips.model_files()["torchscript.pt"], NO_STATE),
         ("pytorch_state_dict", CHECKPOINT, ("NumPy", "checkpoint['model']")),
         ("torchscript", zips.model_files()["torchscript.pt"][:-999], ("is damaged", "Download", "torch.jit.save")),
-        ("torchscript", b"PK\3\4", ("is damaged", "Download", "torch.jit.save")),
         ("torchscript", ARRAYS.getvalue(), ("is damaged", "zip of other files")),
         ("pytorch_state_dict", zips.model_files()["weights.pt"][:999], ("is damaged", "model.state_dict()")),
     ],
-    ids=range(8),
+    ids=range(6),
 )
 def test_weights_that_are_something_else_are_told_as_such(
     tmp_path: Path, weights: str, content: bytes, words: tuple[str, ...]
@@ -311,19 +282,14 @@ def test_checkpoints_with_code_are_refused_by_name(tmp_path: Path, content: Any,
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(b"cos\nsystem\n.", id="GLOBAL"),
-        pytest.param(b"(S'id'\nios\nsystem\n.", id="INST"),
-        pytest.param(b"cos\nsystem\n(S'id'\ntR\xff\xff", id="a broken end"),
-        pytest.param(b"I0x10\n0cos\nsystem\n.", id="a number that pickletools does not read"),
-        pytest.param(pickle.dumps([1, 2, 3])[:-1], id="cut off"),
-        pytest.param(pickle.dumps(1) + pickle.dumps(Evil()), id="in the second of two"),
-        pytest.param(
-            pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1, 2) * 2 + b"cos\nsystem\n.", id="in the fourth"
-        ),
-        pytest.param(b"plain text", id="text"),
-        *(pytest.param(pickle.dumps([1, Evil()], protocol), id=f"protocol {protocol}") for protocol in (0, 2, 5)),
+        b"cos\nsystem\n.", b"(S'id'\nios\nsystem\n.", b"cos\nsystem\n(S'id'\ntR\xff\xff",
+        b"I0x10\n0cos\nsystem\n.",  # a number that pickletools does not read
+        pickle.dumps([1, 2, 3])[:-1], pickle.dumps(1) + pickle.dumps(Evil()), b"plain text",
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1, 2) * 2 + b"cos\nsystem\n.",  # in the fourth
+        *(pickle.dumps([1, Evil()], protocol) for protocol in (0, 2, 5)),
     ],
-)
+    ids=range(11),
+)  # fmt: skip
 def test_what_cannot_be_explained_fails(tmp_path: Path, data: bytes) -> None:
     assert scanned(tmp_path, data).status == "failed"
     if b"evil" in data:  # what is only attached is loaded by nobody but people

@@ -1,4 +1,4 @@
-"""Zips that must not be trusted are refused before anything is written, and nothing is left behind."""
+"""Zips and descriptions that must not be trusted are refused before they are unpacked or built."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 import stat
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zips
 
 from gap_bioimage.errors import UnreadableModelError
-from gap_bioimage.validation.archive import entries
-from gap_bioimage.validation.archive.entries import entry_checks, unsafe_path
-from gap_bioimage.validation.archive.package import open_package
+from gap_bioimage.validation.archive import package as module
+from gap_bioimage.validation.archive.package import entry_checks, open_package, unsafe_path
+from gap_bioimage.validation.archive.rdf import MAX_RDF_BYTES, is_url, read_rdf, references
 
 
 def entry(name: str, *, offset: int = 0, size: int = 0, mode: int = 0) -> zipfile.ZipInfo:
@@ -37,11 +39,8 @@ def failed(*made: zipfile.ZipInfo) -> set[str]:
 )  # fmt: skip
 def test_paths_that_lead_out_or_mean_another_file_somewhere_are_named(name: str) -> None:
     assert unsafe_path(name) is not None
-
-
-@pytest.mark.parametrize("name", ["x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/"])
-def test_harmless_paths_pass(name: str) -> None:
-    assert unsafe_path(name) is None
+    harmless = ("x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/")
+    assert [good for good in harmless if unsafe_path(good)] == []
 
 
 def test_links_devices_and_encrypted_entries_are_refused() -> None:
@@ -63,13 +62,13 @@ def test_names_that_collide_are_refused(names: tuple[str, str]) -> None:
 
 
 def test_size_and_number_of_entries_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert failed(entry("a", size=entries.MAX_TOTAL_BYTES)) == set()
-    assert failed(entry("a", size=entries.MAX_TOTAL_BYTES + 1)) == {"archive.bomb"}
+    assert failed(entry("a", size=module.MAX_TOTAL_BYTES)) == set()
+    assert failed(entry("a", size=module.MAX_TOTAL_BYTES + 1)) == {"archive.bomb"}
     assert failed(entry("a", size=100), entry("b", offset=130)) == set()
     assert failed(entry("a", size=100), entry("b", offset=129)) == {"archive.bomb"}  # they share bytes
     many = next(entry_checks([entry(f"../{'x' * 200}{i}", offset=99 * i) for i in range(9)]))
     assert "6 more" in many.message and len(many.message) < 1000
-    monkeypatch.setattr(entries, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(module, "MAX_ENTRIES", 1)
     assert failed(entry("a"), entry("b", offset=99)) == {"archive.bomb"}
 
 
@@ -97,26 +96,15 @@ def patched(path: Path, old: bytes, new: bytes, count: int = -1) -> Path:
 
 def test_good_zip_opens_and_is_cleaned_up(tmp_path: Path) -> None:
     with open_package(zips.make_zip(tmp_path)) as (package, checks):
-        assert package is not None
-        assert package.is_zip
-        assert package.rdf["name"] == "Tiny blur"
-        assert "weights.pt" in package.names
-        assert package.file("input.npy") is not None
-        root = package.root
-    assert {check.status for check in checks} == {"passed"}
-    assert not root.exists()
+        assert package is not None and package.is_zip and package.rdf["name"] == "Tiny blur"
+        assert "weights.pt" in package.names and package.file("input.npy") is not None
+    assert {check.status for check in checks} == {"passed"} and not package.root.exists()
 
 
 def test_entries_outside_are_not_unpacked(tmp_path: Path) -> None:
     for name in ("../evil.txt", "/evil.txt", "C:/evil.txt", "a/../../evil.txt"):
         assert statuses(write(tmp_path / "m.zip", name))["archive.paths"] == "failed"
     assert not list(tmp_path.parent.rglob("evil.txt"))
-
-
-def damaged(path: Path) -> Path:
-    data = zips.make_zip(path.parent).read_bytes()
-    path.write_bytes(data[: len(data) // 2] + bytes(400) + data[len(data) // 2 + 400 :])
-    return path
 
 
 def shared_bytes(path: Path) -> Path:
@@ -132,16 +120,12 @@ def shared_bytes(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("check", "make"),
     [
-        ("intact", damaged),
         ("intact", lambda p: patched(write(p, "a", content=b"right", method=0), b"right", b"wrong")),
         ("intact", lambda p: patched(write(p, "na\u00efve"), "\u00ef".encode(), b"\xff\xfe")),
-        (
-            "intact",
-            lambda p: patched(write(p, "a", content=bytes(123_456)), (123_456).to_bytes(4, "little"), b"\n\0\0\0"),
-        ),
+        ("intact", lambda p: patched(write(p, "a", content=bytes(99_999)), (99_999).to_bytes(4, "little"), bytes(4))),
         ("compression", lambda p: write(p, "a", method=zipfile.ZIP_BZIP2)),
         ("bomb", shared_bytes),
-        ("bomb", lambda p: write(p, "zeros", content=bytes(entries.RATIO_FREE_BYTES + 1))),
+        ("bomb", lambda p: write(p, "zeros", content=bytes(module.RATIO_FREE_BYTES + 1))),
     ],
 )
 def test_broken_and_hostile_zips_are_refused(tmp_path: Path, check: str, make: Callable[[Path], Path]) -> None:
@@ -159,29 +143,18 @@ def test_odd_but_harmless_zips_open(tmp_path: Path) -> None:
     assert statuses(path)["archive.intact"] == "passed"
     inner = write(tmp_path / "inner.zip", "../evil.txt").read_bytes()
     with open_package(write(tmp_path / "m.zip", "inner.zip", content=inner)) as (package, _):
-        assert package is not None
-        assert package.names == ("inner.zip", "rdf.yaml")
+        assert package is not None and package.names == ("inner.zip", "rdf.yaml")
 
 
 def test_a_huge_directory_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries._ShortReads, "limit", 200)
-    with open_package(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) as (package, checks):
-        assert package is None
-    assert "directory has" in checks[-1].message
+    monkeypatch.setattr(module._ShortReads, "limit", 200)
+    assert statuses(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) == {"archive.intact": "failed"}
 
 
 def test_a_second_description_that_differs_is_a_warning(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.zip", "bioimageio.yaml", content=b"type: model")
-    assert "archive.one_rdf" not in statuses(path)
-    path = write(tmp_path / "m.zip", "bioimageio.yaml", content=b"type: other")
-    assert statuses(path)["archive.one_rdf"] == "warning"
-
-
-def test_folders_and_yaml_paths_open(tmp_path: Path) -> None:
-    (tmp_path / "Dummy.model.yaml").write_text("type: model")
-    for path in (tmp_path, tmp_path / "Dummy.model.yaml"):
-        with open_package(path) as (package, _):
-            assert package is not None and package.rdf == {"type": "model"} and not package.is_zip
+    for content, status in ((b"type: model", None), (b"type: other", "warning")):
+        path = write(tmp_path / "m.zip", "bioimageio.yaml", content=content)
+        assert statuses(path).get("archive.one_rdf") == status
 
 
 def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
@@ -190,19 +163,14 @@ def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
     for name in ("folder", "piped"):
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / "piped" / "rdf.yaml")  # nobody waits for it
-    zipped = (("nested.zip", "folder/rdf.yaml"), ("hollow.zip", "only/"), ("RDF.zip", "RDF.yaml"), ("zz.zip", "m.zip"))
-    for name, inner in zipped:
+    for name, inner in (("nested.zip", "folder/rdf.yaml"), ("hollow.zip", "only/"), ("RDF.zip", "RDF.yaml")):
         with zipfile.ZipFile(tmp_path / name, "w") as packed:
             packed.writestr(inner, "")
-    for name, told in (
-        ("text.zip", "not a zip"), ("empty.zip", "is empty"), ("folder", "holds no files"), ("piped", "holds no files"),
-        ("piped/rdf.yaml", "plain file"), ("hollow.zip", "holds no files"), ("nested.zip", "top level"),
-        ("missing.zip", "does not exist"), ("RDF.zip", "case matters"), ("zz.zip", "unpack that"),
-    ):  # fmt: skip
-        with pytest.raises(UnreadableModelError, match=told), open_package(tmp_path / name):
+    zipped = ("folder", "piped", "hollow.zip", "nested.zip", "RDF.zip")
+    told = {"text.zip": "is no zip", "empty.zip": "is no zip", "piped/rdf.yaml": "plain file", "x": "does not exist"}
+    for name, words in {**told, **dict.fromkeys(zipped, "top level"), "https://x.invalid/m.zip": "not exist"}.items():
+        with pytest.raises(UnreadableModelError, match=words), open_package(tmp_path / name):
             pass
-    with pytest.raises(UnreadableModelError, match="download it"), open_package("https://example.invalid/m.zip"):
-        pass
 
 
 @pytest.mark.parametrize("kept", [10, 0.5, -1])
@@ -221,8 +189,10 @@ def test_links_that_lead_outside_are_refused(tmp_path: Path) -> None:
     (model / "link.md").symlink_to(tmp_path / "secret.md")
     assert statuses(model) == {"archive.paths": "failed"}
     with open_package(model / "rdf.yaml") as (package, _):
-        assert package is not None
-        assert [package.file(name) for name in ("link.md", "../secret.md", "x" * 300)] == [None] * 3
+        assert (
+            package is not None
+            and [package.file(name) for name in ("link.md", "../secret.md", "x" * 300)] == [None] * 3
+        )
         assert package.names_outside("link.md") and package.names_outside("../secret.md")
         assert not package.names_outside("../absent.md")
     (model / "link.md").unlink()
@@ -232,11 +202,103 @@ def test_links_that_lead_outside_are_refused(tmp_path: Path) -> None:
 
 
 def test_links_inside_a_folder_are_followed_and_circles_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "rdf.yaml").write_text("type: model")
+    (tmp_path / "Dummy.model.yaml").write_text("type: model")
     (tmp_path / "weights.pt").write_text("x")
     (tmp_path / "link.pt").symlink_to(tmp_path / "weights.pt")
-    with open_package(tmp_path) as (package, _):
-        assert package is not None
-        assert package.file("link.pt") is not None
+    for path in (tmp_path, tmp_path / "Dummy.model.yaml"):
+        with open_package(path) as (package, _):
+            assert package is not None and package.rdf == {"type": "model"} and not package.is_zip
+            assert package.file("link.pt") is not None
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert statuses(tmp_path)["archive.paths"] == "failed"
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstu"))
+MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b in pairwise("abcdefghijklmnopqrstu"))
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "fix"),
+    [
+        pytest.param(LAUGHS, "is refused: it expands to more than", "without aliases", id="billion laughs"),
+        pytest.param(MERGED, "expands to more than", "", id="merge keys"),
+        pytest.param("a: &x [*x]", "the alias 'x' contains itself", "without aliases", id="circle"),
+        pytest.param("[" * MAX_RDF_BYTES, "nested", "", id="brackets"),
+        pytest.param("- " * (MAX_RDF_BYTES // 2), "nested", "", id="dashes"),
+        pytest.param("a: [" + "1," * (MAX_RDF_BYTES // 3) + "]", "expands to more than", "", id="long list"),
+        pytest.param("a" * (MAX_RDF_BYTES + 1), "bytes", "", id="long file"),
+        pytest.param("a: !!python/object/apply:os.system [id]", "not valid yaml", "", id="python tag"),
+        pytest.param("a: 1\na: 2", "is not valid yaml: line 2: found duplicate key", "that line", id="duplicate key"),
+        pytest.param("a: 1\nb: c: d", "line 2: mapping values are not allowed here", "that line", id="colon"),
+        pytest.param("a: [", "line 1: expected the node content, but found the end", "that line", id="no end"),
+        pytest.param("a: b".encode("utf-16"), "not UTF-8", "UTF-8", id="utf-16"),
+        pytest.param("a: 0x1" + "0" * 5000, "integer of 20001 bits", "", id="endless hexadecimal"),
+        pytest.param('a: "\\e[2J"', "control character", "", id="terminal"),
+        pytest.param('a: {"\\ud800": 1}', "control character", "", id="half a character"),
+        pytest.param("a: !!binary aGk=", "of type bytes", "", id="bytes"),
+        pytest.param("a: {[1, 2]: 3}", "of type tuple", "", id="list as key"),
+        pytest.param("1: x", "has names that are not texts", "lines such as", id="number as key"),
+        pytest.param("- a list", "is a list, a description is a mapping", "lines such as", id="list"),
+    ],
+)
+def test_traps_are_refused_with_what_to_do(tmp_path: Path, text: str | bytes, why: str, fix: str) -> None:
+    path = tmp_path / "rdf.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    rdf, check = read_rdf(path)
+    assert (rdf, check.id, check.status) == (None, "archive.rdf", "failed")
+    assert check.message.startswith("rdf.yaml ") and why in check.message
+    assert check.fix and fix in check.fix
+    assert "\n" not in check.message and "<file>" not in check.message and len(check.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("\ufeffa: 1", {"a": 1}),
+        ("a: &x {y: 1}\nb:\n  <<: *x", {"a": {"y": 1}, "b": {"y": 1}}),
+        ("a: &x 1\nb: &x 2\nc: *x", {"a": 1, "b": 2, "c": 2}),
+        ("a: {1: x, null: y}", {"a": {1: "x", None: "y"}}),
+        ("a: yes", {"a": "yes"}),  # YAML 1.2
+    ],
+)
+def test_odd_but_harmless_descriptions_are_read(tmp_path: Path, text: str, content: object) -> None:
+    (tmp_path / "rdf.yaml").write_text(text, encoding="utf-8")
+    rdf, check = read_rdf(tmp_path / "rdf.yaml")
+    assert (rdf, check.status) == (content, "passed")
+
+
+def test_all_files_of_a_description_are_found_where_older_formats_name_them_too() -> None:
+    files = zips.model_files()
+    assert {reference.path for reference in references(zips.description(files))} == set(files)
+    rdf: dict[str, Any] = {
+        "covers": ["c.png"], "documentation": "d.md", "icon": "\U0001f52c", "test_inputs": ["i.npy"],
+        "attachments": {"files": ["a.txt"]}, "dependencies": "conda:environment.yaml",
+        "source": "old.py::Net", "sha256": "3",
+        "weights": {
+            "pytorch_state_dict": {
+                "source": "w.pt", "sha256": "1", "architecture": "u.py:UNet", "architecture_sha256": "2",
+                "dependencies": "pip:requirements.txt", "kwargs": {"source": "not a file"},
+            },
+            "onnx": {"architecture": "module.Net"},
+        },
+        "config": {"other": {"source": "ignored.txt"}},
+    }  # fmt: skip
+    found = {reference.path: reference.sha256 for reference in references(rdf)}
+    assert found == {
+        "c.png": None, "d.md": None, "i.npy": None, "a.txt": None, "w.pt": "1", "u.py": "2", "old.py": "3",
+        "environment.yaml": None, "requirements.txt": None,
+    }  # fmt: skip
+
+
+def test_a_reference_is_pointed_to_another_file() -> None:
+    weights = {"dependencies": "conda:environment.yaml", "architecture": "net.py:Net", "source": "./a.npy"}
+    for reference in references({"weights": {"onnx": weights}}):
+        reference.point_to("new")
+    assert weights == {"dependencies": "conda:new", "architecture": "new:Net", "source": "new"}
+
+
+def test_whatever_may_be_taken_for_a_url_is_remote() -> None:
+    for text in ("http://x.invalid/a", "HTTPS://x.invalid", "http:/x.invalid", "http:x", " ht\ntp://x", "file:///x"):
+        assert is_url(text)
+    for text in ("README.md", "a/b.py:Net", "conda:environment.yaml", "", "the http: protocol"):
+        assert not is_url(text)

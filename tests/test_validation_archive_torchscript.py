@@ -18,7 +18,7 @@ from fixtures_model import CONFIGS, random_network
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import PosteriorSampler
 from gap_bioimage.validation.archive import torchscript
-from gap_bioimage.validation.archive.torchscript import TorchScriptCode, known_operators, read_code
+from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
 from gap_bioimage.validation.outcome import NotApplicable
 
 LISTING = Path(__file__).parents[1] / "benchmarks" / "list_operators.py"
@@ -45,15 +45,13 @@ Path(sys.argv[1], "loads.json").write_text(json.dumps(loads))
         ("_0 = __torch__.torch.nn.functional.rms_norm(x, [3])", []),
         ("(self.torch.conv).forward(x, )", []),
         ('torch.eq(mode, "a \\" torch.nonsense(")', []),
-        ("torch.relu(torch.rms_norm(x))",
-         ["the code uses torch.rms_norm (RMSNorm), which libtorch 1.13 does not have"]),
+        ("torch.relu(torch.rms_norm(x))", ["the code uses torch.rms_norm, which libtorch 1.13 does not have"]),
         ("ops.prim.itemsize(x)", ["the code uses prim.itemsize, which libtorch 1.13 does not have"]),
         ("ops.torchvision.nms(x)", ["the code uses torchvision.nms, which libtorch 1.13 does not have"]),
         ("torch.autograd.nothing(x)", ["the code uses torch.nothing, which libtorch 1.13 does not have"]),
         ("torch.relu(x, 1)", ["the code calls torch.relu with arguments that libtorch 1.13 does not take"]),
         ("torch.relu(x, inplace=True)", ["the code calls torch.relu with arguments that libtorch 1.13 does not take"]),
         ("torch.squeeze(x, 0)", []),
-        ("torch.squeeze(x, [0, 1])", ["the code calls torch.squeeze with arguments that libtorch 1.13 does not take"]),
         ("def f(x: Tensor, g: Optional[Generator]) -> Tensor:\n  return x",
          ["the code takes a random generator, which libtorch 1.13 cannot read"]),
     ],
@@ -70,11 +68,6 @@ def test_code_that_torch_never_writes_is_not_judged(text: str) -> None:
     with pytest.raises(NotApplicable) as told:
         _ = code.unportable
     assert told.value.fix and not code.touches_files
-
-
-def test_the_table_holds_the_old_engines_operators() -> None:
-    assert {"aten::conv2d", "prim::RaiseException", "aten::upsample_nearest2d"} <= set(known_operators())
-    assert "aten::scaled_dot_product_attention" not in known_operators()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +96,7 @@ def test_what_is_said_not_to_load_does_not_and_all_else_does(
     assert len(said) == len(scripted.FUNCTIONS)
     assert {name: problems for name, problems in said.items() if problems and not errors[name]} == {}
     assert {name: error for name, error in errors.items() if error and not said[name]} == {}
-    assert said["attention"] == said["scaled_attention"] == ["torch.scaled_dot_product_attention"]
+    assert said["attention"] == ["torch.scaled_dot_product_attention"]
     assert said["own_rms_norm"] == said["Holder"] == []
 
 
@@ -118,18 +111,10 @@ def test_our_own_modules_are_portable(tmp_path: Path, config: dict[str, object])
         PhotonDenoiser(box_px=box, **small),
         PosteriorSampler(box_px=box, window_px=box, n_samples=2, n_steps=2, seed=0, gain=1.0, brightest=1e6, **small),
     ]
-    for module in modules:
-        torch.jit.save(torch.jit.script(module.eval()), tmp_path / "module.pt")
+    traced = torch.jit.trace(modules[0].eval(), torch.ones(1, channels, *[8] * dim))
+    for script in (*(torch.jit.script(module.eval()) for module in modules), traced):
+        torch.jit.save(script, tmp_path / "module.pt")
         assert read_code(tmp_path / "module.pt").unportable == {}
-    image = torch.ones(1, channels, *[8] * dim)
-    torch.jit.save(torch.jit.trace(modules[0].eval(), image), tmp_path / "module.pt")
-    assert read_code(tmp_path / "module.pt").unportable == {}
-
-
-def code_of(tmp_path: Path, source: str = zips.BLUR, freeze: bool = False, train: bool = False) -> TorchScriptCode:
-    path = tmp_path / "torchscript.pt"
-    path.write_bytes(zips.model_files(source, freeze, train)["torchscript.pt"])
-    return read_code(path)
 
 
 LANCZOS = ["torch._upsample_lanczos2d_aa"] if hasattr(torch._C._nn, "_upsample_lanczos2d_aa") else []
@@ -143,22 +128,18 @@ LANCZOS = ["torch._upsample_lanczos2d_aa"] if hasattr(torch._C._nn, "_upsample_l
         ("rate = rate.to(torch.uint16).to(torch.float32)", "", {"unportable": ["uint16"]}),
         ("rate = rate.to(torch.float64).to(torch.float32) + torch.zeros([27]).sum() + 28", "", {}),  # sizes, not types
         ('rate = rate + torch.zeros(1, device=torch.device("cpu"))', "", {"devices": ["cpu"]}),
-        ("rate = self.other(rate)", "self.other = nn.GroupNorm(1, 1)", {"norms": ["group_norm"]}),
         ("rate = self.other(rate)", "self.other = nn.InstanceNorm2d(1)", {"norms": ["instance_norm"]}),
         ("rate = self.other(rate)", "self.other = nn.LayerNorm(32)", {}),
     ],
 )  # fmt: skip
 def test_networks_are_read(tmp_path: Path, body: str, init: str, expected: dict[str, object]) -> None:
-    code = code_of(tmp_path, zips.tiny(body, init))
+    path = tmp_path / "torchscript.pt"
+    path.write_bytes(zips.model_files(zips.tiny(body, init))["torchscript.pt"])
+    code = read_code(path)
     found = {"unportable": list(code.unportable), "devices": code.devices, "norms": code.norms,
              "saved_on": code.saved_on, "has_parameters": code.has_parameters}  # fmt: skip
     nothing = {"unportable": [], "devices": [], "norms": [], "saved_on": (), "has_parameters": True}
     assert found == nothing | expected
-
-
-def test_freezing_is_seen(tmp_path: Path) -> None:
-    frozen = code_of(tmp_path, freeze=True)
-    assert frozen.n_constants > 0 and not frozen.has_parameters
 
 
 def archive_of(tmp_path: Path, code: str, state: bytes = b"") -> TorchScriptCode:

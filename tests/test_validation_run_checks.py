@@ -34,7 +34,7 @@ def with_output(folder: Path, output: np.ndarray[Any, Any], body: str = "") -> P
 def scripted(folder: Path, source: str, train: bool = False) -> Path:
     """A zip whose TorchScript alone is that of another source, which need not return a tensor."""
     file, buffer, namespace = folder / "scripted.py", io.BytesIO(), dict[str, Any](__name__="scripted")
-    file.write_text(f"from typing import Dict, List, Optional, Tuple\n{source}")
+    file.write_text(f"from typing import Dict, List, Tuple\n{source}")
     exec(compile(file.read_text(), str(file), "exec"), namespace)
     torch.jit.save(torch.jit.script(namespace["Tiny"]().train(train)), buffer)
     return zips.make_zip(folder, zips.torchscript_only, files={"torchscript.pt": buffer.getvalue()})
@@ -45,9 +45,8 @@ def scripted(folder: Path, source: str, train: bool = False) -> Path:
 
 def test_small_wrong_outputs_fail_on_their_own_scale(tmp_path: Path) -> None:
     checks = ran(with_output(tmp_path, 1e-5 * EXPECTED[..., ::-1].copy() + 0, "rate = rate * 1e-5"))
-    assert checks["core.test"].status == "passed"  # core's tolerance is absolute
-    assert checks["run.reproduces"].status == "failed"
-    assert checks["run.negative_control"].status == "warning"
+    found = [checks[name].status for name in ("core.test", "run.reproduces", "run.negative_control")]
+    assert found == ["passed", "failed", "warning"]  # core's tolerance is absolute
 
 
 def test_a_disagreement_fails(tmp_path: Path) -> None:
@@ -55,8 +54,8 @@ def test_a_disagreement_fails(tmp_path: Path) -> None:
     expected[0, 0, 7, 9] = 1000
     checks = ran(with_output(tmp_path, expected))
     assert "1 of 1024 elements disagree" in checks["core.test"].message
-    assert checks["core.test"].status == checks["run.reproduces"].status == "failed"
-    assert checks["zoo.deepimagej"].status == "warning"
+    found = [checks[name].status for name in ("core.test", "run.reproduces", "zoo.deepimagej")]
+    assert found == ["failed", "failed", "warning"]
 
 
 def test_what_bioimageio_core_runs_in_format_0_5_only_is_to_be_updated(tmp_path: Path) -> None:
@@ -92,11 +91,9 @@ def test_a_model_that_does_not_run_is_told_once_with_its_reason(tmp_path: Path, 
     if "cuda" in source and torch.cuda.is_available():
         pytest.skip("there is such a device")
     checks = ran(scripted(tmp_path, source))
-    assert {id_ for id_, check in checks.items() if check.status in ("failed", "warning")} == {
-        "core.test", "run.reproduces",
-    }  # fmt: skip
-    for name in ("core.test", "run.reproduces"):
-        assert told in checks[name].message and "RuntimeError: RuntimeError" not in checks[name].message
+    wrong = {id_: check for id_, check in checks.items() if check.status in ("failed", "warning")}
+    assert wrong.keys() == {"core.test", "run.reproduces"}
+    assert {told in check.message and "RuntimeError: Ru" not in check.message for check in wrong.values()} == {True}
 
 
 def test_a_model_of_one_size_that_declares_more_is_told_so_once(tmp_path: Path) -> None:
@@ -112,7 +109,6 @@ def test_a_model_of_one_size_that_declares_more_is_told_so_once(tmp_path: Path) 
         (zips.put("weights", value={"onnx": {"source": "w.onnx", "opset_version": 15}}), {"w.onnx": b"PK\3\4"},
          "protobuf"),
         (zips.drop("weights", "torchscript"), {"tiny.py": b"from layers import Tiny\n"}, "No module named 'layers'"),
-        (zips.drop("weights", "torchscript"), {"tiny.py": b"def (\n"}, "SyntaxError"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_load_are_told_with_their_reason(
@@ -122,7 +118,7 @@ def test_weights_that_do_not_load_are_told_with_their_reason(
         pytest.importorskip("onnxruntime")
     checks = ran(zips.make_zip(tmp_path, mutate, files={**files, "layers.py": zips.BLUR.encode()}))
     assert checks["core.test"].message == checks["run.loads"].message and told in checks["run.loads"].message
-    assert {check.status for id_, check in checks.items() if id_ in ("core.test", "run.loads")} == {"failed"}
+    assert checks["core.test"].status == checks["run.loads"].status == "failed"
 
 
 def test_statistics_of_one_image_are_forgotten_before_the_next(tmp_path: Path) -> None:
@@ -130,12 +126,6 @@ def test_statistics_of_one_image_are_forgotten_before_the_next(tmp_path: Path) -
     path = zips.make_zip(tmp_path, zips.put("inputs", 0, "preprocessing", value=[{"id": "scale_range"}]))
     assert {judged(check, path).status for check in (as_loaded, behaviour.deterministic)} == {"passed"}
     assert judged(behaviour.batch, path).status == "failed"  # which they do depend on
-
-
-def test_constant_outputs_cannot_be_judged(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny("rate = rate * 0.0 + 7.0"))
-    check = ran(path)["run.negative_control"]
-    assert check.status == "warning" and "constant" in check.message
 
 
 def test_formats_that_disagree_are_told(tmp_path: Path) -> None:
@@ -148,12 +138,11 @@ def test_formats_that_disagree_are_told(tmp_path: Path) -> None:
 def test_weights_that_take_one_image_at_a_time_run_in_programs_that_hand_over_one(tmp_path: Path, batch: str) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    network, content = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False), io.BytesIO()
+    network, content, axes = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False), io.BytesIO(), {2: "y", 3: "x"}
     torch.nn.init.constant_(network.weight, 1 / 9)
-    axes = {"photons": {2: "y", 3: "x"}, "rate": {2: "y", 3: "x"}}
     torch.onnx.export(
         network, (torch.ones(1, 1, 32, 32),), content, dynamo=False, input_names=["photons"], output_names=["rate"],
-        dynamic_axes=axes,
+        dynamic_axes={"photons": axes, "rate": axes},
     )  # fmt: skip
 
     def one_image(rdf: dict[str, Any]) -> None:
@@ -177,8 +166,7 @@ def test_weights_that_take_one_image_at_a_time_run_in_programs_that_hand_over_on
 def test_a_model_saved_in_training_mode_fails_where_that_matters(tmp_path: Path) -> None:
     dropout = zips.tiny("rate = self.other(rate)", "self.other = nn.Dropout(0.5)")
     outcome = judged(as_loaded, scripted(tmp_path, dropout, train=True))
-    assert (outcome.status, len(outcome.evidence)) == ("failed", 1)
-    assert "in training mode" in outcome.message
+    assert (outcome.status, len(outcome.evidence)) == ("failed", 1) and "in training mode" in outcome.message
     assert judged(as_loaded, scripted(tmp_path, zips.BLUR, train=True)).status == "passed"
     assert judged(as_loaded, zips.make_zip(tmp_path)).message.startswith("saved in evaluation mode")
 
@@ -189,8 +177,6 @@ def test_a_model_saved_in_training_mode_fails_where_that_matters(tmp_path: Path)
         ("Dict[str, torch.Tensor]", '{"rate": rate}', "returns a dict"),
         ("Tuple[torch.Tensor, torch.Tensor]", "(rate, rate)", "returns 2 tensors, 1 are described"),
         ("List[torch.Tensor]", "[rate]", ""),
-        ("Tuple[torch.Tensor]", "(rate,)", ""),
-        ("Optional[torch.Tensor]", "None", "returns a NoneType"),
     ],
 )
 def test_the_kind_of_output_is_told(tmp_path: Path, annotation: str, result: str, words: str) -> None:
@@ -220,8 +206,7 @@ def test_the_kind_of_output_is_told(tmp_path: Path, annotation: str, result: str
 )
 def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str, status: str, words: str) -> None:
     outcome = judged(definition(f"run.{name}").outcome_of, zips.make_zip(tmp_path, source=zips.tiny(body)))
-    assert outcome.status == status, outcome.message
-    assert words in outcome.message
+    assert outcome.status == status and words in outcome.message, outcome.message
     assert name != "tiled" or "statistics of the whole image" in outcome.fix
 
 
@@ -232,7 +217,6 @@ def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str
         ("photons", {}, "failed", "in the graph itself, images are refused as"),
         ("photons.float() + float(photons.dtype == torch.float64)", {}, "failed", "float64 differs by"),
         ("photons", {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped", "makes float32 of every image"),
-        ("photons", {"id": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0}}, "skipped", "makes float32"),
         ("photons", {"id": "clip", "kwargs": {"min": 0.0, "max": 9.0}}, "failed", "refused"),
     ],
 )
@@ -245,14 +229,13 @@ def test_the_graph_itself_is_fed_too(tmp_path: Path, forward: str, step: Any, st
 
 
 def test_another_device_is_compared(tmp_path: Path) -> None:
-    def shifted(runner: Runner) -> Outcome:
-        runner.produced = {name: array + 1 for name, array in runner.produced.items()}
+    def shifted(runner: Runner, shift: int) -> Outcome:
+        runner.produced = {name: array + shift for name, array in runner.produced.items()}
         return other_device(runner, "cpu")
 
     path = zips.make_zip(tmp_path)
-    assert judged(lambda runner: other_device(runner, "cpu"), path).status == "passed"
-    outcome = judged(shifted, path)
-    assert (outcome.status, len(outcome.evidence)) == ("failed", 1)
+    found = [judged(lambda runner, shift=shift: shifted(runner, shift), path) for shift in (0, 1)]
+    assert [(outcome.status, len(outcome.evidence)) for outcome in found] == [("passed", 0), ("failed", 1)]
     assert judged(behaviour.cuda, path).status == ("passed" if torch.cuda.is_available() else "skipped")
 
 
@@ -304,10 +287,8 @@ def test_a_profile_is_the_difference_against_the_distance_from_the_cut() -> None
 
 def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
     outcome = judged(tiled, blurs(6, tmp_path, halo=1, min_px=32))
-    assert outcome.status == "failed"
     needed = int(outcome.message.split("a halo of ")[1].split(" px")[0])
-    assert 1 < needed <= 6
-    assert f"Declare a halo of {needed} px" in outcome.fix
+    assert outcome.status == "failed" and 1 < needed <= 6 and f"Declare a halo of {needed} px" in outcome.fix
     assert {item.expected.shape == item.got.shape for item in outcome.evidence} == {True}
     least = int(outcome.fix.split("a min of ")[1].split(" px")[0])
     assert judged(tiled, blurs(6, tmp_path, halo=needed, min_px=-(-least // 4) * 4)).status == "passed"

@@ -18,8 +18,8 @@ from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, is_of
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.outcome import Picture
-from gap_bioimage.validation.run.compare import read_pictures
 from gap_bioimage.validation.run.engines import check_device, find_engines
+from gap_bioimage.validation.run.reference import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.verdicts import Score, Verdict, empty_fields, score_of, verdicts_of

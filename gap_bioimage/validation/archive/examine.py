@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from gap_bioimage.validation.archive.description import Description, format_checks, people
-from gap_bioimage.validation.archive.entries import few
-from gap_bioimage.validation.archive.package import Package
+from gap_bioimage.validation.archive.package import Package, few
 from gap_bioimage.validation.archive.rdf import FileReference
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, archive_check, definition, definitions
 from gap_bioimage.validation.outcome import Check, Outcome, one_sentence
@@ -95,8 +94,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {told}"
     else:
         text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
-        remote = dict.fromkeys(r.where.split(".")[1] for r in package.remote if r.where.startswith("weights."))
-        found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
+        found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in package.remote_weights]
     if found.is_model and found.why_not_run and not description_only and "core.test" not in found.failed:
         found.checks.append(definition("core.test").skipped(found.why_not_run))
     return found
@@ -112,7 +110,6 @@ def _untestable(valid: Description | None) -> list[Check]:
 
 def _needed(package: Package) -> list[FileReference]:
     """Remote files without which nothing can be run: tensors, processing, or all of the weights."""
-    weights = [reference for reference in package.remote if reference.where.startswith("weights.")]
     given = package.rdf.get("weights")
-    is_all = not isinstance(given, dict) or {r.where.split(".")[1] for r in weights} >= set(given)
-    return [r for r in package.remote if r.where.startswith(_TENSORS)] + (weights if is_all else [])
+    is_all = not isinstance(given, dict) or {*package.remote_weights} >= {*given}
+    return [r for r in package.remote if r.where.startswith((*_TENSORS, "weights.") if is_all else _TENSORS)]

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.entries import few, open_zip, shown, unsafe_path
-from gap_bioimage.validation.archive.package import Package, stand_in
+from gap_bioimage.validation.archive.package import Package, few, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
@@ -15,11 +14,6 @@ MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output
 MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
 _NPY = b"\x93NUMPY"
-
-_DAMAGE = {  # what numpy says of an .npy file, and what that means
-    "mmap length is greater": "it is cut short", "EOF:": "it is cut short", "Python objects": "it holds Python objects",
-    "magic string": "it does not begin as numpy.save writes it",
-}  # fmt: skip
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
@@ -63,13 +57,18 @@ def inside(package: Package) -> Outcome | str:
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
-    there = ((r, package.file(r.path)) for r in _local(package) if r.path not in package.named)
-    alike = {name.casefold(): f"is not there, but {shown(name)} is: case matters" for name in package.names}
-    why = [(r, stand_in(r, path) if path else alike.get(r.name.casefold(), "is not there")) for r, path in there]
-    absent = [f"{r.where} {shown(r.path)} {told}" for r, told in why]
+    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := _absence(package.file(r.path)))]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")
+
+
+def _absence(path: Path | None) -> str:
+    if path is None:
+        return "is not there"
+    with path.open("rb") as file:
+        is_pointer = file.read(64).startswith(b"version https://git-lfs")
+    return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull" if is_pointer else ""
 
 
 @archive_check(
@@ -111,13 +110,11 @@ def read_array(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # numpy parses Python literals here, which may fail in any way
-        told = next((words for theirs, words in _DAMAGE.items() if theirs in str(error)), one_sentence(error, 120))
-        raise ValueError(f"cannot be read as a plain array: {told}") from None
-    stated = f"states the shape {one_sentence(array.shape, 80)} of {one_sentence(array.dtype, 40)}"
-    if array.nbytes > MAX_TENSOR_BYTES:
-        raise ValueError(f"{stated}, {array.nbytes / 2**30:.1f} GiB, at most {MAX_TENSOR_BYTES >> 30} are read")
-    if (held := path.stat().st_size - array.offset) != array.nbytes:
-        raise ValueError(f"{stated}, {array.nbytes} bytes, but holds {held}")
+        raise ValueError(f"cannot be read as a plain array: {one_sentence(error, 120)}") from None
+    held = path.stat().st_size - array.offset
+    if held != array.nbytes or held > MAX_TENSOR_BYTES:
+        shape, most = one_sentence(array.shape, 80), MAX_TENSOR_BYTES >> 30
+        raise ValueError(f"has {held} bytes of {array.nbytes} for the shape {shape}; at most {most} GiB are read")
     return array
 
 
@@ -145,9 +142,8 @@ def tensors(package: Package) -> Outcome:
                 problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
         except ValueError as error:
             problems.append(f"{shown(name)} {error}")
-    if problems:
-        return Outcome("failed", few(problems))
-    return Outcome("passed", f"{n_arrays} arrays are as large as they say")
+    status: Status = "failed" if problems else "passed"
+    return Outcome(status, few(problems) or f"{n_arrays} arrays are as large as they say")
 
 
 class _PickleError(ValueError):

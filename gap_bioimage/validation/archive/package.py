@@ -1,30 +1,156 @@
-"""Anybody's model package, opened without trust: nothing is executed, nothing leaves a temp folder."""
+"""Anybody's model package, opened without trust: judged by its directory before a byte is unpacked.
+
+Nothing is executed, nothing leaves a temp folder.
+"""
 
 import errno
 import filecmp
+import io
 import os
+import stat
 import tempfile
+import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
-from gap_bioimage.validation.archive.entries import PATHS, entry_checks, few, open_zip, shown, unsafe_path
-from gap_bioimage.validation.archive.rdf import FileReference, is_url, read_rdf, references
+from gap_bioimage.validation.archive.rdf import FileReference, read_rdf, references
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, declare, one_sentence
+
+MAX_ENTRIES = 10_000
+MAX_TOTAL_BYTES = 16 * 2**30
+MAX_RATIO = 200.0
+RATIO_FREE_BYTES = 64 * 2**20  # below this a high compression ratio is harmless: zeros shrink 1000-fold
+MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten times its size in memory
+_MAX_NAME_BYTES, _MAX_PATH_BYTES, _MAX_FOLDERS = 255, 1024, 32
+_LOCAL_HEADER_BYTES = 30
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
+
+_PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, _BOMB, _INTACT = (
+    declare(f"archive.{name}", "archive", BLOCKS, order=order, asks=asks, breaks=breaks, fix=fix)
+    for order, (name, asks, breaks, fix) in enumerate((
+        ("paths", "Paths that stay inside the package.", "unpacking it would write elsewhere",
+         "Zip plain files, by relative paths."),
+        ("duplicates", "Every name once, also where upper and lower case count as one.",
+         "programs take different files of one name", "Write every file once."),
+        ("encrypted", "No password.", "nobody can read it", "Zip without a password."),
+        ("compression", "Entries that are stored or deflated.", "Java programs such as Fiji cannot unpack it",
+         "Zip with deflate, or without compression."),
+        ("bomb", "A size that can be unpacked.", "it would fill a user's disk",
+         "Keep the package to the files that the model needs."),
+        ("intact", "A whole zip.", "it cannot be unpacked",
+         "Write the zip again; it may have been cut short on its way."),
+    ))
+)  # fmt: skip
+
+
+class _ShortReads(io.FileIO):
+    """A file of which no large piece can be asked for while ``limit`` is set; zipfile asks for a whole directory."""
+
+    limit: int | None = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.limit is not None and size is not None and size > self.limit:
+            raise zipfile.BadZipFile(f"its directory has {size} bytes, at most {self.limit} are read")
+        return super().read(-1 if size is None else size) or b""
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip; `zipfile.BadZipFile` where it is none, or has so large a directory that listing it takes long."""
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        file.limit = None
+        yield archive
+
+
+def shown(name: str) -> str:
+    """A name of the package for a message: quoted, control characters escaped, not too long."""
+    return one_sentence(repr(name) if name.isprintable() else ascii(name), 100)
+
+
+def few(items: list[str], n: int = 3) -> str:
+    """The first of several findings, and how many more there are."""
+    more = f" and {len(items) - n} more" if len(items) > n else ""
+    return "; ".join(one_sentence(item, 250) for item in items[:n]) + more
+
+
+def unsafe_path(name: str) -> str | None:
+    """Why a path inside a package may lead out of it, or mean another file, on some system; None if it is safe."""
+    windows, parts = PureWindowsPath(name), PurePosixPath(name).parts
+    n_bytes = [len(part.encode(errors="surrogatepass")) for part in (name, *name.split("/"))]
+    devices = [stem for part in parts if (stem := part.split(".")[0].rstrip(" ")).casefold() in _DEVICES]
+    problems = (
+        (not name or "\0" in name, "is empty or holds a null character"),
+        (name.startswith(("/", "\\")), "is absolute"),
+        (".." in (*windows.parts, *parts), "leads out of the package with '..'"),
+        (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "holds control characters"),
+        ("\\" in name, "holds a backslash, which Windows takes for a folder"),
+        (n_bytes[0] > _MAX_PATH_BYTES or max(n_bytes[1:]) > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
+        (name.count("/") > _MAX_FOLDERS, f"lies more than {_MAX_FOLDERS} folders deep"),
+        (devices, f"names the device {devices[0] if devices else ''!r} of Windows"),
+        (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
+        (":" in name, "holds a colon, which names a drive or a hidden stream on Windows"),
+    )
+    return next((why for is_so, why in problems if is_so), None)
+
+
+def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
+    """Judge a zip by its directory alone."""
+    if len(entries) > MAX_ENTRIES:  # too many to be looked at one by one
+        yield _BOMB.violated(f"{len(entries)} entries, at most {MAX_ENTRIES} are unpacked")
+        return
+    names = [(shown(entry.filename), entry) for entry in entries]
+    unsafe = [f"{name} {why}" for name, entry in names if (why := unsafe_path(entry.filename))]
+    kinds = [(name, stat.S_IFMT(entry.external_attr >> 16)) for name, entry in names]
+    unsafe += [f"{name} is a link" for name, kind in kinds if kind == stat.S_IFLNK]
+    plain = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+    unsafe += [f"{name} is not a plain file" for name, kind in kinds if kind not in plain]
+    locked = [f"{name} is encrypted" for name, entry in names if entry.flag_bits & 0x1]
+    methods = [(name, entry.compress_type) for name, entry in names]
+    odd = [f"{name} has method {n}" for name, n in methods if n not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
+    total = sum(entry.file_size for entry in entries)
+    for definition, problems, good in (
+        (_PATHS, unsafe, "all paths stay inside"),
+        (_DUPLICATES, _collisions(entries), "every name is there once"),
+        (_ENCRYPTED, locked, "nothing is encrypted"),
+        (_COMPRESSION, odd, "every entry is stored or deflated"),
+        (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
+    ):
+        yield definition.violated(few(problems)) if problems else definition.passed(good)
+
+
+def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
+    """Entries of which one would overwrite the other: on Windows and macOS, README.md and readme.md are one."""
+    # a path also drops '.' and doubled slashes
+    folded = [(PurePosixPath(unicodedata.normalize("NFC", e.filename).casefold()), e.is_dir()) for e in entries]
+    files = Counter(path for path, is_folder in folded if not is_folder)
+    folders = {path for path, is_folder in folded if is_folder} | {parent for path in files for parent in path.parents}
+    twice = [f"{shown(str(path))} is there {count} times" for path, count in files.items() if count > 1]
+    return sorted(twice) + [f"{shown(str(path))} is a file and a folder" for path in sorted(files.keys() & folders)]
+
+
+def _bombs(entries: list[zipfile.ZipInfo], total: int) -> Iterator[str]:
+    ratio = total / max(1, sum(entry.compress_size for entry in entries))
+    if total > MAX_TOTAL_BYTES:
+        yield f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} are"
+    if total > RATIO_FREE_BYTES and ratio > MAX_RATIO:
+        yield f"it grows {ratio:.0f}-fold when unpacked, at most {MAX_RATIO:.0f}-fold is accepted"
+    for entry, following in pairwise(sorted(entries, key=lambda entry: entry.header_offset)):
+        if entry.header_offset + _LOCAL_HEADER_BYTES + entry.compress_size > following.header_offset:
+            yield f"{shown(entry.filename)} and {shown(following.filename)} share bytes of the zip"
+
 
 _YAML_NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
 _WANTED = "give a model zip, its folder or its rdf.yaml"
-_ZIP_START = b"PK\x03\x04"
+_CUT_OFF = "was cut off and has no end"
 
-INTACT = declare(
-    "archive.intact", "archive", BLOCKS, order=5, asks="A whole zip.", breaks="it cannot be unpacked",
-    fix="Write the zip again; it may have been cut short on its way.",
-)  # fmt: skip
 _ONE_RDF = declare(
     "archive.one_rdf", "archive", DEGRADES, order=7, asks="One description.",
     breaks="programs may read another description than the one checked here",
@@ -58,11 +184,16 @@ class Package:
         """References to URLs."""
         return [reference for reference in self.references if reference.is_remote]
 
+    @property
+    def remote_weights(self) -> list[str]:
+        """Formats of weights of which something lies on a server."""
+        return list(dict.fromkeys(r.where.split(".")[1] for r in self.remote if r.where.startswith("weights.")))
+
     @cached_property
     def named(self) -> dict[str, Path]:
         """The files that the description refers to and that are there, by the paths that it writes."""
-        found = ((r, self.file(r.path)) for r in self.references)
-        return {r.path: path for r, path in found if path is not None and not stand_in(r, path)}
+        found = ((reference.path, self.file(reference.path)) for reference in self.references)
+        return {name: path for name, path in found if path is not None}
 
     @property
     def files(self) -> list[str]:
@@ -87,18 +218,6 @@ class Package:
             return False
 
 
-def stand_in(reference: FileReference, path: Path) -> str:
-    """What lies where weights or a tensor should: as a download leaves it that went wrong; empty if they may be it."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
-    if not reference.where.startswith(("weights.", "test_", "inputs", "outputs")) or path.suffix == ".py":
-        return ""
-    is_page = head.startswith((b"<!doctype html", b"<html"))
-    return "is empty" if not head else "is a web page, not the file that was to be downloaded" if is_page else ""
-
-
 def _inside(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root.resolve())
@@ -117,8 +236,6 @@ def open_package(path: str | Path) -> Iterator[Opened]:
     the path is missing, is none of the three, or holds no description.
     """
     source = Path(path)
-    if is_url(str(source)):
-        raise UnreadableModelError(f"{source} is an address; nothing is downloaded: download it, and {_WANTED}.")
     if not source.exists():
         raise UnreadableModelError(f"{source} does not exist; {_WANTED}.")
     # Symlinked temp folders (macOS) would make every file look as if it lay outside.
@@ -132,37 +249,20 @@ def open_package(path: str | Path) -> Iterator[Opened]:
             rdf, check = read_rdf(source)
             root, names = source.parent.resolve(), (source.name,)
             yield None if rdf is None else Package(source, root, source.name, rdf, names, scratch), [check]
-        elif source.stat().st_size == 0:
-            raise UnreadableModelError(f"{source} is empty; download or write it again.")
         elif zipfile.is_zipfile(source):
             yield _open_zip(source, scratch)
         else:
-            _refuse_cut_off(source)
-            raise UnreadableModelError(f"{source} is not a zip, a folder or a yaml; {_WANTED}.")
-
-
-def _refuse_cut_off(source: Path) -> None:
-    with source.open("rb") as file:
-        if file.read(4) == _ZIP_START:
-            raise UnreadableModelError(f"{source} begins like a zip and has no end; download or write it again.")
+            raise UnreadableModelError(f"{source} is no zip, or one that {_CUT_OFF}; {_WANTED}.")
 
 
 def _find_yaml(names: list[str], source: Path) -> str:
-    """The name of the description among a package's files."""
     endings = tuple(f".{name}" for name in _YAML_NAMES)
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))
-    if found:
-        return found[0]
-    if all(name.endswith("/") for name in names):
-        raise UnreadableModelError(f"{source} holds no files; {_WANTED}.")
-    told = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level"
-    inner = next((name for name in names if name.lower().endswith(".zip")), "")
-    if inner and not any(name.endswith(_YAML_NAMES) for name in names):
-        raise UnreadableModelError(f"{told}; {shown(inner)} in it may be the model: unpack that, and give it.")
-    if alike := next((name for name in names if name.lower() in _YAML_NAMES), ""):
-        raise UnreadableModelError(f"{told}; case matters: name {shown(alike)} rdf.yaml.")
-    raise UnreadableModelError(f"{told}; zip the model's files themselves, not the folder that holds them.")
+    if not found:  # what is found in a zip without an end is a zip inside of it, such as weights
+        told = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level, or {_CUT_OFF}"
+        raise UnreadableModelError(f"{told}; zip the model's files themselves, not the folder that holds them.")
+    return found[0]
 
 
 def _files_in(folder: Path) -> list[str]:
@@ -175,8 +275,8 @@ def _open_folder(folder: Path, scratch: Path) -> Opened:
     if outside:
         names = [shown(path.relative_to(folder).as_posix()) for path in outside]
         text = few([f"{name} is a link that leads out of the folder" for name in names])
-        return None, [PATHS.violated(text, "Put the files themselves into the folder.")]
-    return _opened(folder, folder.resolve(), rdf_name, scratch, [PATHS.passed("all paths stay inside")])
+        return None, [_PATHS.violated(text, "Put the files themselves into the folder.")]
+    return _opened(folder, folder.resolve(), rdf_name, scratch, [_PATHS.passed("all paths stay inside")])
 
 
 def _open_zip(source: Path, scratch: Path) -> Opened:
@@ -185,11 +285,7 @@ def _open_zip(source: Path, scratch: Path) -> Opened:
     try:
         with open_zip(source) as archive:
             entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            is_whole = not entries or min(entry.header_offset for entry in entries) == 0
-            if not is_whole and {*_YAML_NAMES}.isdisjoint(names):
-                _refuse_cut_off(source)  # what was listed is a zip inside of it, such as weights
-            rdf_name = _find_yaml(names, source)
+            rdf_name = _find_yaml([entry.filename for entry in entries], source)
             checks += entry_checks(entries)
             if any(check.status == "failed" for check in checks):
                 return None, checks
@@ -199,11 +295,9 @@ def _open_zip(source: Path, scratch: Path) -> Opened:
     except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # not the model's fault
             raise OutputError(f"cannot unpack {source} to {scratch}: no space left; free some space there") from None
-        if isinstance(error, UnicodeDecodeError):
-            return None, [*checks, INTACT.violated("the name of an entry is not UTF-8, though marked as such")]
         damage = one_sentence(str(error).replace(f"{scratch}{os.sep}", "")) or "the zip is broken"
-        return None, [*checks, INTACT.violated(damage)]
-    return _opened(source, root, rdf_name, scratch, [*checks, INTACT.passed(f"all {len(entries)} entries unpack")])
+        return None, [*checks, _INTACT.violated(damage)]
+    return _opened(source, root, rdf_name, scratch, [*checks, _INTACT.passed(f"all {len(entries)} entries unpack")])
 
 
 def _opened(source: Path, root: Path, rdf_name: str, scratch: Path, checks: list[Check]) -> Opened:

@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gap_bioimage.validation.archive.entries import open_zip
+from gap_bioimage.validation.archive.package import open_zip
 from gap_bioimage.validation.outcome import NotApplicable
 
 ENGINE = "libtorch 1.13"  # the oldest engine that consumers still run
 _TABLE = Path(__file__).with_name("operators_1_13.txt")
-_HINTS = {  # what an author wrote, where the operator's name does not say it
-    "aten::_upsample_lanczos2d_aa": "F.interpolate or nn.Upsample, scripted by a recent torch",
-    "aten::rms_norm": "RMSNorm",
-    "aten::scaled_dot_product_attention": "attention",
-}
 # they take one axis in the old engine, and a list of axes in newer ones
 _ONE_AXIS = {"aten::all", "aten::any", "aten::squeeze", "aten::squeeze_"}
 # newer torch.stft passes its last argument by another position than the old one, with as many arguments
@@ -31,9 +26,8 @@ _NEW_DTYPES = {
 }  # fmt: skip
 _TAKES_DTYPE = {"aten::to", "aten::view"}  # as a positional argument
 # norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only
-_NORMS = {"aten::group_norm": "group_norm", "aten::instance_norm": "instance_norm"}
-_MAX_CODE_BYTES = 8 * 2**20
-_MAX_PICKLE_BYTES = 8 * 2**20
+_NORMS = {"aten::group_norm", "aten::instance_norm"}
+_MAX_BYTES = 8 * 2**20  # of code, and of pickles
 _PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
 _GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")  # in annotations: a network may well have such a class
 # any mention, since code that means harm need not be written the way that torch writes it
@@ -70,20 +64,17 @@ def _problem_of(name: str, call: ast.Call) -> str:
     The engine compiles all code when it loads it, dead branches too. Names, numbers of arguments and keywords are
     compared; types are not, so that a rare model still does not load.
     """
-    written = _written(name)
     if name not in known_operators():
-        hint = f" ({_HINTS[name]})" if name in _HINTS else ""
-        return f"the code uses {written}{hint}, which {ENGINE} does not have"
+        return f"the code uses {_written(name)}, which {ENGINE} does not have"
     given = {keyword.arg for keyword in call.keywords}
     lists_axes = name in _ONE_AXIS and any(isinstance(axes, ast.List) for axes in call.args[1:2])
     fits = any(len(call.args) <= most and given <= keywords for most, keywords in known_operators()[name])
     if lists_axes or (name, len(call.args)) == _STFT_IN_PYTHON or not fits:
-        return f"the code calls {written} with arguments that {ENGINE} does not take"
+        return f"the code calls {_written(name)} with arguments that {ENGINE} does not take"
     return ""
 
 
 def _written(name: str) -> str:
-    """An operator's name as TorchScript code writes it."""
     return name.replace("aten::", "torch.").replace("::", ".")
 
 
@@ -132,7 +123,7 @@ class TorchScriptCode:
     @property
     def norms(self) -> list[str]:
         """Operators that normalise over all pixels of what they are given."""
-        return sorted({_NORMS[name] for name, _ in self._calls if name in _NORMS})
+        return sorted({name.removeprefix("aten::") for name, _ in self._calls if name in _NORMS})
 
     @property
     def touches_files(self) -> bool:
@@ -153,11 +144,11 @@ def read_code(path: Path) -> TorchScriptCode:
             code = [entry for entry in entries if "/code/" in entry.filename and entry.filename.endswith(".py")]
             if not code:
                 raise ValueError(f"{path.name} holds no TorchScript code; save it with torch.jit.save.")
-            if sum(entry.file_size for entry in code) > _MAX_CODE_BYTES:
-                raise ValueError(f"{path.name} holds more than {_MAX_CODE_BYTES >> 20} MiB of code.")
+            if sum(entry.file_size for entry in code) > _MAX_BYTES:
+                raise ValueError(f"{path.name} holds more than {_MAX_BYTES >> 20} MiB of code.")
             text = "\n".join(archive.read(entry).decode("utf-8", "replace") for entry in code)
             pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
-            saved = [archive.read(entry) for entry in pickles if entry.file_size <= _MAX_PICKLE_BYTES]
+            saved = [archive.read(entry) for entry in pickles if entry.file_size <= _MAX_BYTES]
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path.name} is not a TorchScript archive; save it with torch.jit.save.") from error
     n_constants = sum(re.search(r"/constants/\d+$", entry.filename) is not None for entry in entries)

@@ -15,17 +15,23 @@ from numpy.typing import NDArray
 
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
-from gap_bioimage.validation.run.compare import ZOO_DEEPIMAGEJ, mismatched_ppm, not_finite, relative_rms, worst_rms
-from gap_bioimage.validation.run.reference import ONE_IMAGE
+from gap_bioimage.validation.run.reference import (
+    DOES_NOT_RUN,
+    ONE_IMAGE,
+    ZOO_DEEPIMAGEJ,
+    evidence_of,
+    mismatched_ppm,
+    not_finite,
+    relative_rms,
+    worst_rms,
+)
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
-SAME = 1e-4
-DEVICES = 1e-3
-COST_VOXELS = 2**18
-"""The cost is measured on an image of about that size, and given per megapixel."""
-DTYPES = ("uint16", "int32", "float64")
-GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")
-"""What programs hand to a graph: engines older than torch 2.3 have no uint16, and make int32 of it."""
+_SAME = 1e-4
+_DEVICES = 1e-3
+_COST_VOXELS = 2**18
+_DTYPES = ("uint16", "int32", "float64")
+_GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")  # engines older than torch 2.3 make int32 of uint16
 _TO_FLOAT = {"scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance", "fixed_zero_mean_unit_variance"}
 _GUARD = "Guard divisions and logarithms in the model with a small constant."
 _FIXED, _TOO_LARGE = "the input size is fixed", "the smallest declared input is too large to be run here"
@@ -39,7 +45,7 @@ def output_kind(runner: Runner) -> Outcome:
     try:
         outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
     except ModelError:
-        raise NotApplicable("the model does not run on its test input, see run.reproduces") from None
+        raise NotApplicable(DOES_NOT_RUN) from None
     if isinstance(outputs, str):
         return Outcome("failed", f"the model returns a {outputs}, which no program reads")
     if len(outputs) != wanted:
@@ -57,8 +63,6 @@ def as_loaded(runner: Runner) -> Outcome:
     if isinstance(got, str) or len(got) != len(expected):
         raise NotApplicable(_NO_TENSORS)
     pairs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
-    if any(array.shape != made.shape for _, array, made in pairs):
-        return Outcome("failed", "the shapes differ from those in evaluation mode")
     worst = max(mismatched_ppm(made, array, ZOO_DEEPIMAGEJ) for _, array, made in pairs)
     training = runner.script.training
     state = f"in training mode ({', '.join(training[:2])}, ...)" if training else "in evaluation mode"
@@ -78,7 +82,7 @@ def deterministic(runner: Runner) -> Outcome:
         torch.manual_seed(SHARED_SEED + run)
         worst = max(worst, worst_rms(runner.run(runner.small_inputs), runner.small_outputs))
     text = f"three runs differ by {worst:.1e} of the scale" if worst else "three runs give identical outputs"
-    return Outcome("passed" if worst <= SAME else "failed", text)
+    return Outcome("passed" if worst <= _SAME else "failed", text)
 
 
 @run_check("run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
@@ -105,8 +109,8 @@ def batch(runner: Runner) -> Outcome:
     except ModelError as error:
         return Outcome("failed", f"takes one image at a time, though any batch is declared: {error}", ONE_IMAGE)
     worst = worst_rms(first(mixed), first(single))
-    text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {SAME:.0e})"
-    return Outcome("passed" if worst <= SAME else "failed", text)
+    text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {_SAME:.0e})"
+    return Outcome("passed" if worst <= _SAME else "failed", text)
 
 
 @run_check("run.dtypes", Severity.DEGRADES, breaks="images as cameras write them give other results, or none",
@@ -115,7 +119,7 @@ def batch(runner: Runner) -> Outcome:
 def dtypes(runner: Runner) -> Outcome:
     """Images of other number types give what the same values as float32 give, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
-    wanted = DTYPES[: 1 if runner.is_stochastic else None]
+    wanted = _DTYPES[: 1 if runner.is_stochastic else None]
     if problem := _other_types(lambda arrays: list(runner.run(arrays).values()), counts, wanted):
         return Outcome("failed", problem)
     through = "through the declared preprocessing, in bioimageio.core"
@@ -134,7 +138,7 @@ def graph_dtypes(runner: Runner) -> Outcome:
     if isinstance(script.as_saved, str):
         raise NotApplicable(_NO_TENSORS)
     counts = {name: np.minimum(as_counts(array), 255) for name, array in runner.small_inputs.items()}
-    wanted = GRAPH_DTYPES[1:2] if runner.is_stochastic else GRAPH_DTYPES
+    wanted = _GRAPH_DTYPES[1:2] if runner.is_stochastic else _GRAPH_DTYPES
     if problem := _other_types(lambda arrays: script.run(list(arrays.values())), counts, wanted):
         return Outcome("failed", f"in the graph itself, {problem}")
     return Outcome("passed", f"the graph itself takes {', '.join(wanted)}, and gives what float32 gives")
@@ -151,7 +155,7 @@ def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[
             refused[dtype] = one_sentence(error, 140)
             continue
         worst = max((relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
-        if worst > SAME:
+        if worst > _SAME:
             wrong.append(f"{dtype} differs by {worst:.1e} of the scale")
     if wrong:
         return f"the same values as {'; '.join(wrong)}"
@@ -210,11 +214,10 @@ def other_device(runner: Runner, device: str) -> Outcome:
     except ModelError as error:
         return Outcome("failed", f"does not run on {device}: {error}")
     worst = worst_rms(got, runner.produced)
-    text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {DEVICES:.0e})"
-    if worst <= DEVICES:
+    text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {_DEVICES:.0e})"
+    if worst <= _DEVICES:
         return Outcome("passed", text)
-    pairs = runner.produced.items()
-    return Outcome("failed", text, "", tuple(Evidence(f"{n}, {device}", runner.axes(n), a, got[n]) for n, a in pairs))
+    return Outcome("failed", text, "", evidence_of(runner, got, runner.produced, device))
 
 
 @run_check("run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",
@@ -224,7 +227,7 @@ def cost(runner: Runner) -> Outcome:
     inputs = runner.small_inputs
     if runner.steps and not runner.is_stochastic:
         smallest, *larger = (runner.sizes(n)[0] for n in (0, *(2**k for k in range(10))))
-        inputs = runner.inputs_of([smallest, *(found for found in larger if voxels(found) <= COST_VOXELS)][-1])
+        inputs = runner.inputs_of([smallest, *(found for found in larger if voxels(found) <= _COST_VOXELS)][-1])
     inputs = runner.preprocess(inputs)
     per_mega = 1e6 / max(array.size for array in inputs.values())
     with contextlib.suppress(OSError):  # Linux alone can forget the peak, and tell it

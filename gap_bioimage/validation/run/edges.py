@@ -15,8 +15,7 @@ from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
 from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
-SEAM = 1e-2
-"""Largest difference between tiles and the whole image, as relative RMS."""
+SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS
 _SAFETY = 0.9
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
@@ -68,10 +67,8 @@ Cuts = dict[Axis, tuple[EdgeProfile, Evidence]]
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
     """Cut an image along each axis in turn, on both sides; profiles reach at least ``reach_px`` input pixels."""
-    found: Cuts = {}
-    for axis in dict.fromkeys(axis for _, axis in runner.steps):
-        found |= _cuts_along(runner, axis, reach_px)
-    return found
+    axes = dict.fromkeys(axis for _, axis in runner.steps)
+    return {place: cut for axis in axes for place, cut in _cuts_along(runner, axis, reach_px).items()}
 
 
 def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
@@ -160,6 +157,5 @@ def _needed(cuts: Cuts) -> dict[str, int] | None:
 
 
 def _told(pixels: Mapping[str, int]) -> str:
-    """Pixels by axis; one number where all axes have the same."""
     by_axis = [f"{axis} {n}" for axis, n in pixels.items()]
     return f"{next(iter(pixels.values()))} px" if len({*pixels.values()}) == 1 else f"{', '.join(by_axis)} px"

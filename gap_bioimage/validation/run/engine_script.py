@@ -1,12 +1,8 @@
 """Run a model in another interpreter: this file is run by that interpreter, and needs torch alone.
 
-    PYTHON engine_script.py versions
-    PYTHON engine_script.py run WEIGHTS FOLDER REPEATS
-    PYTHON engine_script.py core RDF WEIGHTS_FORMAT...
+    PYTHON engine_script.py versions | run WEIGHTS FOLDER REPEATS | core RDF WEIGHTS_FORMAT...
 
-``run`` gives the tensors of ``FOLDER/inputs.pt`` to a TorchScript file ``REPEATS`` times (engines compile a graph while
-it runs for the second time), and leaves the last outputs in ``FOLDER/outputs.pt``. The last line printed is the answer,
-as JSON. Written for Python 3.6 and torch 1.8 on.
+The last line printed is the answer, as JSON. Written for Python 3.6 and torch 1.8 on.
 """
 
 import contextlib
@@ -31,7 +27,7 @@ def versions() -> Any:
 
 
 def run(weights: str, folder: str, repeats: str) -> Any:
-    """Run a TorchScript file on the inputs in a folder, and leave its outputs there."""
+    """Run a TorchScript file on the ``inputs.pt`` of a folder, and leave the last ``outputs.pt`` there."""
     import torch
 
     inputs = torch.load(os.path.join(folder, "inputs.pt"))

@@ -21,10 +21,8 @@ Arrays = dict[str, NDArray[Any]]
 Sizes = dict[str, dict[str, int]]
 Axis = tuple[str, str]  # tensor id, axis id
 
-MAX_VOXELS = 2**22
-"""Larger inputs (channels included) are not made: a U-Net needs some hundred bytes for each."""
-SHARED_SEED = 1
-"""Torch's random state before the runs that several checks look at."""
+MAX_VOXELS = 2**22  # larger inputs (channels included) are not made: a U-Net needs some hundred bytes for each
+SHARED_SEED = 1  # torch's random state before the runs that several checks look at
 
 
 class ModelError(Exception):

@@ -34,10 +34,10 @@ from gap_bioimage.validation.run.reference import CORE_TEST
 from gap_bioimage.validation.run.session import Job, Session
 
 _POLL_S = 0.05
-_START_S = 300.0
-"""Importing torch from a slow disk takes minutes."""
+_START_S = 300.0  # importing torch from a slow disk takes minutes
 _MAX_DEATHS = 3
 _MOST_PROCESSES = 200
+_MOST_DEPTH = 3_000
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
@@ -69,6 +69,7 @@ class Sandbox:
         self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[Message] = queue.Queue()
+        self._model: int | None = None  # the process in which a model runs, as it told itself
         self._looked = 0.0
 
     def __enter__(self) -> Sandbox:
@@ -98,31 +99,29 @@ class Sandbox:
         """Make all checks of a job: yield checks, and pictures as check id, title and path."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
-            begun, told = "run.loads", Message()
+            told = Message()
             for message in self._talk(replace(job, done=tuple(done), seconds=self.limits.seconds)):
-                if "begin" in message:
-                    begun = str(message["begin"])
-                elif "check" not in message:
+                if "check" not in message:
                     told |= message
                 elif (name := message["check"]["id"]) not in done:  # a model that forks has a second one tell it
                     yield from ((name, title, Path(path)) for title, path in message["drawn"])
                     done.append(name)
                     yield Check(**message["check"])
-            if "end" in told:
+            if "end" in told and "gone" not in told:
                 return
-            failed = _failed(begun, told)
-            if begun in done:  # it ends where it had passed before
+            failed = _failed(told)
+            if failed.id in done:  # it ends where it had passed before
                 break
-            done.append(begun)
+            done.append(failed.id)
             yield failed
-            if begun == CORE_TEST.id:  # nothing else would come to an end
+            if failed.id == CORE_TEST.id:  # nothing else would come to an end
                 break
         if failed.status != "error":
             yield PROCESS.violated("the remaining checks were not made, since the model's process did not last")
 
     def _talk(self, job: Job) -> Iterator[Message]:
         """Send a job; yield its messages, the last of which is ``ended``, ``limit`` or ``gone``."""
-        process, message = self.start(), Message()
+        process, message, self._model = self.start(), Message(), None
         try:
             if "ready" not in self._next(Limits(_START_S)):
                 raise RuntimeError("the process for running models does not start; is the installation complete?")
@@ -132,6 +131,7 @@ class Sandbox:
                 process.stdin.flush()  # type: ignore[union-attr]
             while message.keys().isdisjoint({"ended", "limit", "gone"}):
                 message = self._next(self.limits)
+                self._model = message.get("model", self._model)
                 yield message
         finally:
             if "ended" not in message:  # it cannot serve any more, or the caller went away
@@ -146,11 +146,12 @@ class Sandbox:
                 return {"limit": beyond}
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=_POLL_S)
+            if self._process is not None and self._process.poll() is not None:  # the model may go on alone
+                return {"gone": f"with exit code {self._process.returncode}"}
             if time.monotonic() - start > limits.seconds:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
 
     def _beyond(self, memory: int) -> str:
-        """Say which limit is exceeded, if one is."""
         self._looked, models = time.monotonic(), self._models()
         if len(models) > _MOST_PROCESSES:
             return f"started more than {_MOST_PROCESSES} processes"
@@ -160,11 +161,10 @@ class Sandbox:
         return ""
 
     def _models(self) -> list[psutil.Process]:
-        """The processes in which the model runs: the worker's children, or itself where nothing forks."""
         with contextlib.suppress(psutil.Error):
-            if self._process is not None:
-                worker = psutil.Process(self._process.pid)
-                return list(worker.children(recursive=True)) if _FORKS else [worker]
+            if self._model is not None:
+                model = psutil.Process(self._model)
+                return [model, *model.children(recursive=True)]
         return []
 
     def _end(self) -> None:
@@ -176,7 +176,7 @@ class Sandbox:
                     os.killpg(model.pid, signal.SIGKILL)  # all at once: else those that are left start others
             with contextlib.suppress(psutil.Error):  # ended in between
                 model.kill()
-        process, self._process = self._process, None
+        process, self._process, self._model = self._process, None, None
         process.kill()
         process.wait()
         for stream in filter(None, (process.stdin, process.stdout)):
@@ -199,9 +199,11 @@ def _read(process: subprocess.Popen[bytes], answers: queue.Queue[Message]) -> No
     answers.put({"gone": f"with exit code {process.poll()}"})
 
 
-def _failed(check_id: str, message: Message) -> Check:
+def _failed(message: Message) -> Check:
     """The check during which the process ended: it has failed, however mild it is, unless our own part did."""
-    ours = message.get("ours") or ("gone" in message and _FORKS)  # the worker, in which no model runs
+    check_id = message.get("begin", "run.loads")
+    # nothing but a model that has begun ends the worker
+    ours = message.get("ours", "gone" in message and "begin" not in message)
     if limit := message.get("limit"):
         text = f"it {limit} and was ended"
         fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
@@ -213,12 +215,13 @@ def _failed(check_id: str, message: Message) -> Check:
 
 
 def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
-    """Make all checks of one model, telling which is begun, what it found, and the end."""
-
     def found(check: Check, drawn: list[tuple[str, Path]]) -> None:
         tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
 
+    set_limit = sys.setrecursionlimit  # with one that a model sets higher, endless recursion fills stack or memory
+    vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MOST_DEPTH))
     try:
+        tell(model=os.getpid())
         os.chdir(root)
         job: Job = pickle.loads(pickled)  # noqa: S301  (from the process that started this one)
         scratch = str(job.package.scratch)

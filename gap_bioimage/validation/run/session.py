@@ -16,21 +16,15 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.outcome import RUN_CODE, RUNS, Check, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
-from gap_bioimage.validation.run.compare import keep_evidence
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
-_NEEDS = {
+_NEEDS = {  # what runs weights of each format that a description may give
     "pytorch_state_dict": "torch", "torchscript": "torch", "onnx": "onnxruntime", "keras_hdf5": "tensorflow",
     "keras_v3": "keras", "tensorflow_saved_model_bundle": "tensorflow", "tensorflow_js": "",
 }  # fmt: skip
-"""Formats of weights that a description may give, and what runs them."""
-_SAFE = {"torchscript", "onnx"}
-"""The others execute code of the package, or graphs that may read and write files."""
-
-_TELL_WHY = {"run.reproduces", "run.output_kind"}
-"""Checks that are made of models which do not run on their own test input, too."""
-_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}
-"""Checks that run images of other sizes than the test inputs'."""
+_SAFE = {"torchscript", "onnx"}  # the others execute code of the package, or graphs that may read and write files
+_TELL_WHY = {"run.reproduces", "run.output_kind"}  # made of models which do not run on their own test input, too
+_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # run images of other sizes than the test inputs'
 
 WEIGHTS = {
     name: declare(
@@ -87,10 +81,9 @@ class Session:
         with ExitStack() as stack:
 
             def load(name: str) -> Outcome:
-                if name in runners:
-                    return Outcome("passed", "loads")
-                made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
-                runners[name] = stack.enter_context(made)
+                if name not in runners:
+                    made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
+                    runners[name] = stack.enter_context(made)
                 return Outcome("passed", "loads")
 
             def core_test(name: str) -> Outcome:
@@ -153,7 +146,7 @@ class Session:
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
-        self.found(check, keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
+        self.found(check, reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
@@ -175,7 +168,6 @@ def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
 
 
 def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
-    """Why weights are not run, None if they are."""
     needed, text = _NEEDS.get(weights_format, ""), ""
     if not needed:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
