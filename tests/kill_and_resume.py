@@ -18,7 +18,7 @@ CONFIG = {
     "network": {"depth": 2, "start_filts": 4, "levels": 4},
     "train": {
         "steps": 58, "validate_every": 4, "batch_size": 4, "patch_px": [16, 16], "warmup_steps": 10,
-        "validation_windows": 8, "ema_decay": 0.9, "learning_rate": 3e-3,
+        "validation_windows": 8, "ema_decay": 0.9, "learning_rate": 3e-3, "optimizer": "muon",
     },
 }  # fmt: skip
 

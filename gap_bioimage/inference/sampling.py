@@ -86,8 +86,7 @@ class Drawing:
         for name, *limits in (("n_samples", 1), ("seed", 0, 2**63)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), *limits))  # numpy's overflow
         if not isinstance(self.settings, SamplingConfig):
-            given = type(self.settings).__name__
-            raise ConfigError(f"settings is of type {given}, expected such as SamplingConfig(steps=8)")
+            raise ConfigError(f"settings is {self.settings!r}, expected such as SamplingConfig(steps=8)")
 
     @property
     def least_gain(self) -> float:
@@ -122,11 +121,10 @@ class Drawing:
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
         counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-        stops = [
-            photons_to_stop_at(item, self.settings.stop_db, self.model.brightest, self.least_gain) for item in counts
-        ]
-        if self.settings.stop_db is None:
-            check_room(counts, stops, self.model.brightest, prepared.names)
+        stop_db, brightest = self.settings.stop_db, self.model.brightest
+        stops = [photons_to_stop_at(item, stop_db, brightest, self.least_gain) for item in counts]
+        if stop_db is None:
+            check_room(counts, stops, brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
         generation = self.settings.model_copy(update={"schedule": "geometric"})
         settings = (self.settings if item.any() else generation for item in counts)

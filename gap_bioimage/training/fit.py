@@ -1,6 +1,5 @@
 """Train a GAP network on photon counts alone."""
 
-import importlib.util
 import logging
 import math
 import signal
@@ -101,8 +100,7 @@ def train(
     detector = _detector(camera, config, out / CAMERA_FILE if resume else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    _check_channels(stacks[0].shape[0], config, start, out if resumed else None)
-    config = _of_images(config, stacks[0].shape[0], detector)
+    config = _of_images(config, stacks[0].shape[0], start, detector)
     config = config if resumed else choose_sizes(config, split, _accelerated(device))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
@@ -136,19 +134,14 @@ def _detector(camera: Any, config: RunConfig, stored: Path | None, images: Seque
     return detector
 
 
-def _check_channels(channels: int, config: RunConfig, start: run_folder.Start | None, resumed: Path | None) -> None:
-    """Refuse images with other channels than were set, or than the network has that training goes on with."""
+def _of_images(
+    config: RunConfig, channels: int, start: run_folder.Start | None, detector: Detector | None
+) -> RunConfig:
+    """Fill in what the images and their camera decide, unless it was decided already."""
     own = config.network.channels
-    if channels == own or (start is None and "channels" not in config.network.model_fields_set):
-        return
-    has = "network.channels is" if resumed is None else f"the run in {resumed} has"
-    has = has if start is None else f"the model to start from, {start.record['name']}, has"
-    advice = f"give images with {own}" + (", or one of their channels" if own == 1 else "")
-    raise ConfigError(f"the images have {channels} channels, but {has} {own}; {advice}")
-
-
-def _of_images(config: RunConfig, channels: int, detector: Detector | None) -> RunConfig:
-    """Fill in what the images and their camera decide."""
+    if channels != own and (start is not None or "channels" in config.network.model_fields_set):
+        has = "network.channels is" if start is None else f"the model to start from, {start.record['name']}, has"
+        raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError(
@@ -177,10 +170,6 @@ def _fit(
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(
-            "train.tensorboard is on, but tensorboard is not installed; pip install 'gap-bioimage[tensorboard]'"
-        )
     device = machine["accelerator"]
     try:
         return pl.Trainer(
