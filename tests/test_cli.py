@@ -197,16 +197,6 @@ def test_options_that_do_not_fit_are_refused(
     assert snapshot(tmp_path) == before
 
 
-def test_a_stack_needs_planes(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
-    stack = np.random.default_rng(0).poisson(3, (3, 32, 32)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
-    assert "--planes" in one_sentence(run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif"))
-    assert not (tmp_path / "out.tif").exists()
-    result = run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif", "--planes", "--quiet")
-    assert (result.code, result.out) == (0, "")
-    assert tifffile.imread(tmp_path / "out.tif").shape == stack.shape
-
-
 def test_a_warning_is_one_line_too(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
     stuck = np.random.default_rng(0).poisson(3, (32, 32)).astype(np.uint16)
     stuck[5, 7] = 60000
@@ -235,23 +225,12 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == {out.name: b"kept"}
 
 
-def test_json_on_standard_output_is_all_there_is(run: Any, trained_2d: Trained, counts: Path) -> None:
-    for arguments in (("inspect", counts), ("info", trained_2d.run)):
-        result = run(*arguments, "--json", "-")
-        assert result.code == 0
-        assert isinstance(json.loads(result.out), dict)
-        assert result.err == ""
-
-
-def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
-    report = json.loads(run("info", trained_2d.run, "--json", "-").out)
-    assert (report["dim"], report["depth"], report["start_filts"], report["steps"]) == (2, 2, 4, report["steps"])
-    assert report["step_px"] == [8, 8]
-    assert report["receptive_field_px"] == [189, 189]
-    assert report["origin"] == "run"
-    assert report["parameters"] > 1000
-    table = run("info", trained_2d.run)
-    assert "receptive field px" in table.out
+def test_info_tells_what_the_model_is_and_nothing_else(run: Any, trained_2d: Trained) -> None:
+    result = run("info", trained_2d.run, "--json", "-")
+    report = json.loads(result.out)
+    assert (report["dim"], report["depth"], report["start_filts"], report["origin"]) == (2, 2, 4, "run")
+    assert (report["step_px"], report["receptive_field_px"], result.err) == ([8, 8], [189, 189], "")
+    assert "receptive field px" in run("info", trained_2d.run).out
 
 
 def test_a_card_is_written_and_never_replaced(run: Any, tmp_path: Path) -> None:
@@ -262,17 +241,6 @@ def test_a_card_is_written_and_never_replaced(run: Any, tmp_path: Path) -> None:
     card.write_text("mine")
     assert "not overwritten" in one_sentence(run("export", "--init-card", card))
     assert snapshot(tmp_path) == {"card.yaml": b"mine"}
-
-
-def test_a_bad_card_or_kind_writes_nothing(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
-    (tmp_path / "card.yaml").write_text("name: x\n")
-    out = tmp_path / "model.zip"
-    message = one_sentence(run("export", trained_2d.run, out, "--card", tmp_path / "card.yaml"))
-    assert "authors: Field required" in message
-    assert "license: Field required" in message
-    kind = one_sentence(run("export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "magic"))
-    assert "expected 'denoise'" in kind
-    assert not out.exists()
 
 
 # stopping and tracebacks

@@ -197,6 +197,8 @@ def test_more_steps_use_every_batch_once(
     ("images", "config", "error", "told"),
     [
         ([], config_of(), AxesError, "no image"),
+        (np.ones((4, 9, 9)), config_of(), AxesError, "dims='zyx'"),
+        ([torch.ones(4, 9, 9)], config_of(), AxesError, "dims='zyx'"),
         (stripes(), config_of(dim=3, patch_px=(4, 8, 8)), AxesError, "expected z"),
         (stripes()[:12, :12], config_of(), AxesError, "too small"),
         (0 * stripes(), config_of(), NotPhotonCountsError, "no photon"),
@@ -248,27 +250,17 @@ def test_several_images_and_a_progress_bar(tmp_path: Path, capsys: pytest.Captur
 def test_repeats_of_a_still_scene_train_and_resume(tmp_path: Path) -> None:
     scene = np.where(np.arange(48) // 4 % 2, 12.0, 0.2)
     movie = np.random.default_rng(0).poisson(scene, (6, 64, 48)).astype(np.uint16)
-    options: dict[str, Any] = {"dims": "tyx", "repeats": "t"}
-    for name, steps in (("whole", 24), ("part", 8)):
-        config = config_of(steps=steps, validate_every=8, learning_rate=1e-2)
-        model = run(tmp_path / name, movie, config, purpose="denoise", **options)
-    stored = RunConfig.read(tmp_path / "part" / "config.yaml")
+    config = config_of(steps=8, validate_every=8, learning_rate=1e-2)
+    model = run(tmp_path / "run", movie, config, purpose="denoise", dims="tyx", repeats="t")
+    stored = RunConfig.read(tmp_path / "run" / "config.yaml")
     assert (stored.train.purpose, stored.train.repeats) == ("denoise", "t")
     assert model.trained_range_db[1] - model.trained_range_db[0] == pytest.approx(20)
-    longer = run(tmp_path / "part", movie, TrainConfig(steps=24), dims="tyx", resume=True)
-    assert metrics(tmp_path / "part")[-1]["step"] == 24
-    losses = [row["validation_loss"] for row in metrics(tmp_path / "whole")]
-    assert losses[-1] < losses[0]
-    assert np.load(tmp_path / "whole" / "example.npy").shape == (1, 64, 48)
-    with pytest.raises(ConfigError, match="other settings"):
-        run(tmp_path / "part", movie, None, dims="tyx", purpose="generate", resume=True)
-    assert longer.config == model.config
-
-
-def test_arrays_without_axes_are_told_which_to_name(tmp_path: Path) -> None:
-    for array in (np.ones((4, 9, 9)), torch.ones(4, 9, 9), [np.ones((4, 9, 9))]):
-        with pytest.raises(AxesError, match="dims='zyx'"):
-            run(tmp_path / "run", array)
+    run(tmp_path / "run", movie, TrainConfig(steps=24), dims="tyx", resume=True)
+    first, *_, last = metrics(tmp_path / "run")
+    assert last["step"] == 24 and last["validation_loss"] < first["validation_loss"]
+    assert np.load(tmp_path / "run" / "example.npy").shape == (1, 64, 48)
+    with pytest.raises(ConfigError):
+        run(tmp_path / "run", movie, None, dims="tyx", purpose="generate", resume=True)
 
 
 def test_tensorboard_rows(tmp_path: Path) -> None:

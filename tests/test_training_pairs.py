@@ -72,20 +72,6 @@ def test_one_bit_frames_teach_the_true_rates_whatever_the_input(ceiling: int) ->
     assert (wrong[1] < 0.85 * expected).all()
 
 
-def test_halves_of_one_bit_frames_are_independent() -> None:
-    counts = np.random.default_rng(1).binomial(5, 0.6, (1, 400, 1000)).astype(np.int32)
-    pairs = pairs_of([Window(counts)], [0.5], 5, torch.Generator().manual_seed(1))
-    assert pairs.weight is not None
-    part, rest, slots = (of.numpy().ravel() for of in (pairs.photons, pairs.target, pairs.weight))
-    # as counts they are not: a pixel cannot fire more than five times
-    assert np.corrcoef(part, rest)[0, 1] < -0.2
-    # for the same slots they are
-    for left in (1, 2, 3, 4):
-        same = slots == left
-        assert abs(np.corrcoef(part[same], rest[same])[0, 1]) < 0.015
-        assert rest[same].mean() == pytest.approx(0.6 * left, rel=0.02)
-
-
 def test_more_photons_than_frames_are_refused() -> None:
     window = Window(np.array([[[0, 3]]], np.int32))
     with pytest.raises(NotPhotonCountsError, match="2 one-bit frames hold at most 2"):

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare, kstest
 
@@ -91,14 +89,11 @@ def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     assert ((target.flatten(1).sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
     assert batch.weight is not None
     assert (batch.weight == 1).all()
-    assert photons.shape == target.shape == (5, shape[0], *patch)
-    assert photons.dtype == target.dtype == db.dtype == torch.float32
+    assert photons.shape == (5, shape[0], *patch)
     rng = np.random.default_rng([1, 2, 3])
     np.testing.assert_array_equal((photons + target).numpy(), np.stack([w.counts for w in drawer.windows(rng, 5)]))
-    assert photons.min() >= 0
-    assert target.min() >= 0
-    means = photons.double().flatten(1).mean(1)
-    np.testing.assert_allclose(db, 10 * np.log10(means.numpy()), rtol=1e-5)
+    assert min(photons.min(), target.min()) >= 0
+    np.testing.assert_allclose(db, 10 * np.log10(photons.double().flatten(1).mean(1)), rtol=1e-5)
 
 
 def test_brightness_of_inputs_is_uniform_in_db() -> None:
@@ -121,18 +116,12 @@ def test_empty_windows_are_no_error() -> None:
     assert torch.isneginf(db).all()
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32), rank=st.integers(0, 3), number=st.integers(0, 10**6))
-def test_batches_are_functions_of_their_number(seed: int, rank: int, number: int) -> None:
+def test_batches_are_functions_of_seed_rank_and_number() -> None:
     drawer = WindowDrawer([Stack(poisson((1, 30, 30)))], (12, 12), RANGE)
-    batches = PairBatches(drawer, 3, seed, rank)
-    first = batches[number]
-    batches[number + 1]
-    for a, b in zip(first[:3], PairBatches(drawer, 3, seed, rank)[number][:3], strict=True):
-        assert torch.equal(a, b)
-    for other in (batches[number + 1], PairBatches(drawer, 3, seed + 1, rank)[number]):
-        assert not torch.equal(first.photons, other.photons)
-    assert not torch.equal(first.photons, PairBatches(drawer, 3, seed, rank + 1)[number].photons)
+    keys = [(seed, rank, number) for seed in (0, 1, 2**32) for rank in (0, 3) for number in (0, 1, 10**6)]
+    first, again = ([PairBatches(drawer, 3, s, r)[n].photons for s, r, n in order] for order in (keys, keys[::-1]))
+    for number, photons in enumerate(first):
+        assert [torch.equal(photons, other) for other in again[::-1]] == [number == n for n in range(len(keys))]
 
 
 def test_brightest_window() -> None:

@@ -277,21 +277,19 @@ def region_variance(
     seed: int,
     label: int = 1,
     passes: int | None = None,
-    share: float | None = None,
 ) -> float:
     """Return the posterior variance of the photons in a region, a mask of the shape of the counts (1, c, [z,] y, x).
 
-    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn
-    with the rate eps E[s] over the region (eps is ``share``) so change its sum by eps times its variance, on average
-    and to first order in eps. They are whole photons, so that the network sees nothing that it was not trained on.
-    Small shares need more passes, large ones bias a posterior that is not Gaussian. ``expect`` and ``rate`` are in
-    the exposure of the counts.
+    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn with
+    the rate eps E[s] over the region so change its sum by eps times its variance, on average and to first order. They
+    are whole photons, so that the network sees nothing that it was not trained on. Large eps bias a posterior that is
+    not Gaussian. ``expect`` and ``rate`` are in the exposure of the counts.
     """
     inside = torch.where(mask, rate, torch.zeros_like(rate)).flatten(1).double()
     total = float(inside.sum())
     if total <= 0:
         return 0.0
-    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED)) if share is None else share
+    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED))
     passes = passes or int(np.clip(np.ceil(_LEAST_ADDED / (eps * total)), 1, _MOST_PASSES))
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)

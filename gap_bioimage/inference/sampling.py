@@ -21,7 +21,7 @@ from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarn
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
-from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_strange
+from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
@@ -114,7 +114,6 @@ class Drawing:
                     kept.save(name, **finished)
                 drawn[start : numbers.stop, item.number] = finished["rate"]
                 done += len(numbers) * item.expected_steps
-        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.model.brightest)
         kept.remove()
         return drawn
 
@@ -230,8 +229,8 @@ def sample(
 
     Warns
     -----
-    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning, NetworkWarning
-        If images are generated, there is little room for photons, pixels are left out, or what is generated is strange.
+    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
+        If images are generated, there is little room for photons, or pixels are left out.
     """
     check_model(model)
     network = TiledNetwork(model.network, tile_px, halo_px, device)

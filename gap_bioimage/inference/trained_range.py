@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
@@ -15,8 +14,6 @@ from gap_bioimage.sampler import GAIN, WINDOW_PX, brightest_mean, photon_budget,
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
-_STRANGE_WINDOW = 2.0  # times the brightest window of the training: sampling ends there, but for its last step
-_STRANGE_PIXEL = 30.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
 _BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
 _LARGE, _SURE = 0.10, 3.0
 
@@ -75,20 +72,6 @@ def little_room(room_db: float) -> str:
         f"photons grow by {room_db:.1f} dB only, and samples may show as little as {1 - 10 ** (-room_db / 10):.0%} of "
         "the posterior's variance; train on brighter images"
     )
-
-
-def warn_if_strange(generated: Sequence[NDArray[np.float32]], brightest: float) -> None:
-    """Warn of generated images (b, c, [z,] y, x) far outside the training, whose brightest window had ``brightest``."""
-    rates = [torch.from_numpy(image) for images in generated for image in np.split(images, len(images))]
-    windows = np.array([float(brightest_mean(rate, list(WINDOW_PX[rate.dim() - 2]))) for rate in rates])
-    pixels = np.array([float(rate.max()) for rate in rates])
-    strange = int(((windows > _STRANGE_WINDOW * brightest) | (pixels > _STRANGE_PIXEL * brightest)).sum())
-    if strange:
-        told = f"{strange} of {len(rates)} generated images lie far outside what the model was trained on"
-        window = f"{windows.max():.3g} per pixel in the brightest window, which had {brightest:.3g} in the training"
-        advice = "unless such bright spots are expected, train longer, from the dark on (thinning.min_db=-40)"
-        text = f"{told} (up to {pixels.max():.3g} photons in a pixel; {window}): {advice}"
-        warnings.warn(text, NetworkWarning, stacklevel=4)
 
 
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:

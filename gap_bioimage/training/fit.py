@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich import progress as bars
 
@@ -31,6 +32,8 @@ from gap_bioimage.training.patches import PairBatches, Split, WindowDrawer, as_s
 
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
 _REFRESH_S = 0.5
+_SHOWN = ("training", bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+_SHOWN += ("{task.description}",)
 
 
 def train(
@@ -104,10 +107,9 @@ def train(
     config = config if resumed else choose_sizes(config, split, _accelerated(device))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
-    with _quiet():
+    with _quiet(), bars.Progress(*_SHOWN, disable=not progress or rank_zero_only.rank > 0) as bar:
         # first, so that a device that is not there leaves no run behind
-        bar = Progress(folder, config.train.steps, progress)
-        trainer = _trainer(out, config.train, machine, [folder, bar, *callbacks])
+        trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
@@ -226,34 +228,25 @@ class PairData(pl.LightningDataModule):
 class Progress(pl.Callback):
     """One bar for the whole run, with losses, input brightness and time left."""
 
-    def __init__(self, folder: run_folder.RunFolder, steps: int, shown: bool = True) -> None:
-        self.folder, self.steps, self.shown_at = folder, steps, -math.inf
-        columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-        self.bar = bars.Progress("training", *columns, "{task.description}", disable=not shown)
+    def __init__(self, folder: run_folder.RunFolder, bar: bars.Progress) -> None:
+        self.folder, self.bar, self.shown_at = folder, bar, -math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the bar."""
-        if trainer.is_global_zero:
-            self.task = self.bar.add_task("", total=self.steps, completed=trainer.global_step)
-            self.bar.start()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+        """Begin where the run does."""
+        self.task = self.bar.add_task("", total=pl_module.config.train.steps, completed=trainer.global_step)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: GapModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar; the loss is read from the device twice a second only."""
-        finished = trainer.global_step >= self.steps
-        if not trainer.is_global_zero or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
+        finished = trainer.global_step >= pl_module.config.train.steps
+        if self.bar.disable or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
             return
         self.shown_at = time.monotonic()
         low, high = pl_module.trained_range_db
         held_out = f" | held out {rows[-1]['validation_loss']:.3f}" if (rows := self.folder.rows) else ""
         text = f"loss {float(pl_module.train_losses[-1]):.3f}{held_out} | {low:.0f}..{high:.0f} dB"
         self.bar.update(self.task, completed=trainer.global_step, description=text)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove the bar, also after Ctrl-C."""
-        if self.bar.live.is_started:
-            self.bar.stop()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import as_integers, pseudo_psnr_db
+from gap_bioimage.counts import as_integers, check_dim, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import each_item, items_first
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
@@ -128,17 +128,10 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
 
 
 def _check_image(image: xr.DataArray, dim: int, name: str) -> None:
-    if dim == 3 and "z" not in image.dims:
-        as_z = " or take time as z" if "t" in image.dims else ""
-        raise AxesError(
-            f"{name} has axes {''.join(map(str, image.dims))}, expected z for a 3D network; train one with "
-            f"network.dim=2{as_z}"
-        )
+    check_dim(image, dim, plane_by_plane=True)
     if min(image.sizes["y"], image.sizes["x"]) < 2:
-        raise AxesError(
-            f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected an image of several rows "
-            "and columns; is it of one row because its sizes are told elsewhere?"
-        )
+        told = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected several rows and columns"
+        raise AxesError(f"{told}; are its sizes told elsewhere?")
 
 
 def moves(stack: Stack) -> float:

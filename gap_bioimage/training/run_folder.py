@@ -167,11 +167,10 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
         content = read_weights(last, str(last))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {advice}") from None
-    if CHECKPOINT_KEY not in content or "optimizer_states" not in content:
-        raise CheckpointError(f"{last} is not a checkpoint of a training run; {advice}")
-    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last)
+    ours = CHECKPOINT_KEY in content and "optimizer_states" in content
+    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last) if ours else None
     if own != RunConfig.read(out / "config.yaml").network:
-        raise CheckpointError(f"{last} holds another network than config.yaml tells; restore that, or train anew")
+        raise CheckpointError(f"{last} is not a checkpoint of the network that config.yaml tells; {advice}")
     return last
 
 
