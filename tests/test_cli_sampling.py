@@ -204,16 +204,6 @@ def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_cou
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_labels_that_do_not_fit_write_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
-    out, labels = tmp_path / "d.tif", tmp_path / "labels.tif"
-    command = ("denoise", trained_2d.run, dim_counts, out, "--regions", labels)
-    tifffile.imwrite(labels, np.zeros((50, 44), np.uint8))
-    assert "from 0 to 0" in one_sentence(run(*command))
-    tifffile.imwrite(labels, np.eye(25, 22, dtype=np.uint8))
-    assert "25 x 22 pixels (y, x) and the image 50 x 44" in one_sentence(run(*command))
-    assert not out.exists()
-
-
 def test_denoise_tells_how_certain_regions_are(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
     labels = np.zeros((50, 44), np.uint8)
     labels[10:30, 10:30] = 7

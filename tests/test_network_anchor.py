@@ -147,18 +147,6 @@ def test_hot_pixels_are_those_that_cameras_name() -> None:
             assert not hot_pixels(torch.from_numpy(rng.poisson(spot).astype(np.float32))).any()
 
 
-def test_anchors_have_no_parameters_and_overlaps_of_their_filters() -> None:
-    for dim in (2, 3):
-        anchor = Anchor(dim)
-        assert not anchor.state_dict()
-        point = torch.zeros(1, 1, 129, 129) if dim == 2 else torch.zeros(1, 33, 129, 129)
-        point[0, point.shape[1] // 2, 64, 64] = 1
-        for scale in range(anchor.n_scales):
-            seen = anchor.smooth(point, scale)
-            assert float(seen.sum()) == pytest.approx(1, abs=0.01)
-            assert float(seen.square().sum()) == pytest.approx(anchor.overlap[scale][scale], rel=0.1)
-
-
 def blobs(level: float) -> tuple[Tensor, Tensor]:
     """Counts of sharp and smooth spots on a dark ground, and what was expected."""
     y, x = np.mgrid[:128, :128]

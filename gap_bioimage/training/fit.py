@@ -32,8 +32,6 @@ from gap_bioimage.training.patches import PairBatches, Split, WindowDrawer, as_s
 
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
 _REFRESH_S = 0.5
-_SHOWN = ("training", bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-_SHOWN += ("{task.description}",)
 
 
 def train(
@@ -107,7 +105,7 @@ def train(
     config = config if resumed else choose_sizes(config, split, _accelerated(device))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
-    with _quiet(), bars.Progress(*_SHOWN, disable=not progress or rank_zero_only.rank > 0) as bar:
+    with _quiet(), _shown(progress) as bar:
         # first, so that a device that is not there leaves no run behind
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
@@ -223,6 +221,13 @@ class PairData(pl.LightningDataModule):
         """Return the validation batches."""
         count = -(-self.train_config.validation_windows // self.train_config.batch_size)
         return self._batches(self.held_out, _VALIDATION_RANK + self.trainer.global_rank, range(count))
+
+
+def _shown(progress: bool) -> bars.Progress:
+    """Return a bar that is shown if asked; where several devices train, by the first."""
+    columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    return bars.Progress("training", *columns, "{task.description}", disable=not (progress and first))
 
 
 class Progress(pl.Callback):

@@ -147,8 +147,8 @@ def moves(stack: Stack) -> float:
 
     def seen(first: int, count: int) -> NDArray[Any]:
         """Return the photons of successive frames, (y, x)."""
-        frames = (np.asarray(stack.values[(n, *middle, *centre)], float) for n in range(first, first + count))
-        return sum((frame - offset) / gain for frame in frames)  # type: ignore[return-value]
+        frames = [stack.values[(n, *middle, *centre)] for n in range(first, first + count)]
+        return np.asarray((np.sum(frames, axis=0, dtype=float) - count * offset) / gain)
 
     alike, photons = 0.0, float(seen(half, 1).mean())
     for count in _SUMMED:
