@@ -32,8 +32,8 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
         limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
     stop = wanted if stop_db is None else torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
     if stop_db is not None and not float(has) < float(stop) <= 1.001 * float(limit):
-        least, most = (f"{_db(float(n) / n_pixels):.1f}" for n in (has, limit))
-        told = f"stop_db is {stop_db:g}, but the image has {least} dB and the model was trained for up to {most} dB"
+        low, high = (f"{_db(float(n) / n_pixels):.1f}" for n in (has, limit))
+        told = f"stop_db is {stop_db:g}, but the image has {low} dB and the model was trained for up to {high} dB"
         raise TrainedRangeError(f"{told} of such images; give one between, or leave it out")
     if float(stop) < 1:  # photons that hardly ever come take endless steps
         size, least = "x".join(map(str, item.shape[2:])), _db(1 / n_pixels)

@@ -147,7 +147,8 @@ def moves(stack: Stack) -> float:
 
     def seen(first: int, count: int) -> NDArray[Any]:
         """Return the photons of successive frames, (y, x)."""
-        frames = [stack.values[(n, *middle, *centre)] for n in range(first, first + count)]
+        where: Any = [(number, *middle, *centre) for number in range(first, first + count)]
+        frames = [stack.values[one] for one in where]
         return np.asarray((np.sum(frames, axis=0, dtype=float) - count * offset) / gain)
 
     alike, photons = 0.0, float(seen(half, 1).mean())
