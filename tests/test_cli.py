@@ -73,9 +73,6 @@ def test_verbs_take_ten_groups_of_options_at_most_and_tell_of_each(run: Any) -> 
     assert all(option in told for option in ("--axes", "--dim", "--set", "--camera", "--init", "--num-nodes"))
 
 
-# the command line itself
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -104,9 +101,6 @@ def test_wrong_arguments_are_one_sentence(
     assert snapshot(tmp_path) == {}
 
 
-# images that are not photon counts
-
-
 @pytest.mark.parametrize(("kind", "verb"), [("cut", "train"), ("photograph", "denoise"), ("negative", "train")])
 def test_images_that_hold_no_counts_are_refused(
     run: Any, trained_2d: Trained, tmp_path: Path, kind: str, verb: str
@@ -121,9 +115,6 @@ def test_images_that_hold_no_counts_are_refused(
     result = run(verb, *([] if verb == "train" else [trained_2d.run]), image, *where, "--quiet")
     assert "bad.tif" in one_sentence(result)
     assert snapshot(tmp_path) == before
-
-
-# train
 
 
 @pytest.mark.parametrize(
@@ -158,9 +149,6 @@ def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: P
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "seed: 7" in config
     assert "steps: 2" in config
-
-
-# denoise
 
 
 @pytest.mark.parametrize(
@@ -229,9 +217,6 @@ def test_a_card_is_written_and_never_replaced(run: Any, tmp_path: Path) -> None:
     card.write_text("mine")
     assert "not overwritten" in one_sentence(run("export", "--init-card", card))
     assert snapshot(tmp_path) == {"card.yaml": b"mine"}
-
-
-# stopping and tracebacks
 
 
 def test_control_c_is_exit_code_130(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,15 +96,6 @@ def test_an_array_without_names_of_axes_is_refused_with_what_to_type() -> None:
         region_uncertainty(random_model(), counts("yx"), counts("yx").values, seed=0)
 
 
-def test_one_photon_is_spread_not_lost() -> None:
-    image = xr.zeros_like(counts("tyx"))
-    image[1, 5, 6] = 1
-    with pytest.warns(UserWarning, match="frame 0 and 1 more of 3"):
-        rate = denoise(random_model(), image)
-    np.testing.assert_allclose(rate.sum(["y", "x"], dtype=float), [0, 1, 0], rtol=1e-6)
-    assert float(rate[1].min()) > 0
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
 def test_images_of_a_few_pixels_run(shape: tuple[int, int]) -> None:
     image = xr.DataArray(np.full(shape, 7, np.uint8), dims=["y", "x"])
@@ -225,19 +216,6 @@ def test_what_is_no_label_image_is_refused(values: np.ndarray) -> None:
         region_uncertainty(random_model(), counts.expand_dims(t=2), counts, seed=0)
     with pytest.raises(ConfigError, match="passes"):
         region_uncertainty(random_model(), counts, counts, seed=0, passes=0)
-
-
-def test_dim_regions_take_more_passes() -> None:
-    predict, exact = dirichlet(0.5)
-    counts = torch.zeros(1, 1, 20, 20)
-    counts[..., ::3, ::3] = 1
-    mask = torch.zeros(counts.shape, dtype=torch.bool)
-    mask[..., :6, :6] = True
-    expect = expectation(predict, counts)
-    rate = expect(counts)
-    found = [region_variance(expect, counts, rate, mask, seed=seed) for seed in range(30)]
-    assert min(found) > 0
-    assert np.mean(found) == pytest.approx(exact(counts, mask), rel=0.2)
 
 
 def test_a_region_whose_photons_the_network_denies_is_warned_of() -> None:

@@ -176,15 +176,6 @@ def test_damaged_blocks_and_averages_of_them_are_done_again(tmp_path: Path, dama
     assert again == [True, False, True]
 
 
-def test_averages_that_killed_processes_left_are_made_by_any(tmp_path: Path) -> None:
-    out = filled(tmp_path, "out.zarr")
-    before = stored(out)
-    for name in (".done/0.0.0", "c/0/0/0"):
-        (out / "1" / name).unlink()
-    assert not volume_status(out).complete
-    assert stored(filled(tmp_path, "out.zarr", part=(2, 2))) == before
-
-
 def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, calls, replace = filled(tmp_path, "whole.zarr"), 0, os.replace
 

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -62,20 +63,13 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
     square = shape[-1] == shape[-2]
     expected = set()
     for turns in range(4) if square else (0, 2):
-        for mirrored in (False, True):
-            turned = np.rot90(window, turns, (-2, -1))
-            turned = turned[..., ::-1] if mirrored else turned
+        for turned in (np.rot90(window, turns, (-2, -1)), np.rot90(window, turns, (-2, -1))[..., ::-1]):
             expected |= {turned.tobytes()} | ({turned[:, ::-1].tobytes()} if len(shape) == 4 else set())
     assert len(expected) == (8 if square else 4) * (2 if len(shape) == 4 else 1)
     rng = np.random.default_rng(3)
-    draws = [augmented(Window(window, None, 0.0), rng).counts for _ in range(200 * len(expected))]
-    assert {turned.shape for turned in draws} == {shape}
-    found, observed = np.unique([turned.tobytes() for turned in draws], return_counts=True)
-    assert {bytes(f).ljust(window.nbytes, b"\0") for f in found} == expected
-    assert chisquare(observed).pvalue > 1e-3
-    assert all(np.array_equal(np.sort(turned, None), window.ravel()) for turned in draws[:50])
-    # channels are never mixed up
-    assert all(np.array_equal(np.sort(t[0], None), window[0].ravel()) for t in draws[:50])
+    seen = Counter(augmented(Window(window), rng).counts.tobytes() for _ in range(200 * len(expected)))
+    assert set(seen) == expected
+    assert chisquare(list(seen.values())).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 50), (3, 40, 50), (2, 6, 30, 20)], ids=str)
@@ -93,7 +87,7 @@ def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng([1, 2, 3])
     np.testing.assert_array_equal((photons + target).numpy(), np.stack([w.counts for w in drawer.windows(rng, 5)]))
     assert min(photons.min(), target.min()) >= 0
-    np.testing.assert_allclose(db, 10 * np.log10(photons.double().flatten(1).mean(1)), rtol=1e-5)
+    np.testing.assert_allclose(db, 10 * np.log10(photons.double().flatten(1).mean(1).numpy()), rtol=1e-5)
 
 
 def test_brightness_of_inputs_is_uniform_in_db() -> None:
