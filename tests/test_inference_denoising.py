@@ -218,6 +218,19 @@ def test_what_is_no_label_image_is_refused(values: np.ndarray) -> None:
         region_uncertainty(random_model(), counts, counts, seed=0, passes=0)
 
 
+def test_dim_regions_take_more_passes() -> None:
+    predict, exact = dirichlet(0.5)
+    counts = torch.zeros(1, 1, 20, 20)
+    counts[..., ::3, ::3] = 1
+    mask = torch.zeros(counts.shape, dtype=torch.bool)
+    mask[..., :6, :6] = True
+    expect = expectation(predict, counts)
+    rate = expect(counts)
+    found = [region_variance(expect, counts, rate, mask, seed=seed) for seed in range(30)]
+    assert min(found) > 0
+    assert np.mean(found) == pytest.approx(exact(counts, mask), rel=0.2)
+
+
 def test_a_region_whose_photons_the_network_denies_is_warned_of() -> None:
     flat = random_model()
     for parameter in flat.network.parameters():

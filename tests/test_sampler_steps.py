@@ -144,6 +144,17 @@ def test_what_changes_smoothly_is_left_out_and_what_changes_finely_is_bounded() 
     torch.testing.assert_close((inner - 1).abs(), torch.full_like(inner, bound), rtol=0.01, atol=0)
 
 
+def test_without_growth_nothing_is_restored() -> None:
+    log_rate, previous = noise((3, 2, 4, 4), 1), noise((3, 2, 4, 4), 2)
+    growth = doubles([0, 0.5, -0.5])
+    factor = restore_variance(log_rate, previous, growth, doubles([5, 5, 5]), keys_of().expand(3, -1))
+    assert torch.equal(factor[0], torch.ones(32, dtype=torch.float64))
+    assert torch.equal(factor[2], torch.ones(32, dtype=torch.float64))
+    assert not torch.equal(factor[1], torch.ones(32, dtype=torch.float64))
+    same = restore_variance(log_rate, log_rate + 5, doubles([1, 1, 1]), doubles([5, 5, 5]), keys_of().expand(3, -1))
+    torch.testing.assert_close(same, torch.ones(3, 32, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 # One step
 
 
