@@ -196,7 +196,8 @@ class TiledNetwork:
             torch.cuda.empty_cache()  # nothing without a GPU
         if broken := int((~torch.isfinite(log_rate)).sum()):
             told = f"the network returned {broken} log-rates that are not finite, expected numbers"
-            raise BrokenNetworkError(f"{told}; train it again, with a lower train.learning_rate")
+            why = "its training has diverged or its weights are damaged"
+            raise BrokenNetworkError(f"{told}; {why}: train it again, with a lower train.learning_rate")
         return log_rate
 
     def _run(
