@@ -73,17 +73,12 @@ def test_verbs_take_ten_groups_of_options_at_most_and_tell_of_each(run: Any) -> 
     assert all(option in told for option in ("--axes", "--dim", "--set", "--camera", "--init", "--num-nodes"))
 
 
-# the command line itself
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train-all"], "No such command 'train-all'"),
         (["simulate", "x.tif"], "--dim"),
-        (["simulate", "x.tif", "--dim", "4", "--photons", "1", "--seed", "0"], "--dim"),
         (["simulate", "x.tif", "--dim", "2", "--photons", "-1", "--seed", "0"], "positive number"),
-        (["simulate", "x.tif", "--dim", "2", "--photons", "1", "--seed", "-1"], "--seed"),
         (["simulate", "x.tif", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "5"], "shape"),
         (["simulate", "x.tif", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "a,b"], "--shape is 'a,b'"),
         (["simulate", "x.jpg", "--dim", "2", "--photons", "1", "--seed", "0", "--shape", "16,16"], "'.jpg'"),
@@ -106,9 +101,6 @@ def test_wrong_arguments_are_one_sentence(
     assert snapshot(tmp_path) == {}
 
 
-# images that are not photon counts
-
-
 @pytest.mark.parametrize(("kind", "verb"), [("cut", "train"), ("photograph", "denoise"), ("negative", "train")])
 def test_images_that_hold_no_counts_are_refused(
     run: Any, trained_2d: Trained, tmp_path: Path, kind: str, verb: str
@@ -125,17 +117,6 @@ def test_images_that_hold_no_counts_are_refused(
     assert snapshot(tmp_path) == before
 
 
-def test_a_camera_movie_is_refused(run: Any, trained_2d: Trained, shared_data: Path, tmp_path: Path) -> None:
-    command = (trained_2d.run, shared_data / "telomeres_camera_tyx.tif", tmp_path / "out.tif", "--time", "0:4")
-    message = one_sentence(run("denoise", *command))
-    assert "camera" in message
-    assert "subtract the camera offset" in message
-    assert list(tmp_path.iterdir()) == []
-
-
-# train
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -143,8 +124,6 @@ def test_a_camera_movie_is_refused(run: Any, trained_2d: Trained, shared_data: P
         ("--set", "train.steps=many", "train.steps"),
         ("--set", "train.steps", "--set takes section.key=value"),
         ("--set", "train.patch_px=[8,8,8]", "train.patch_px has 3 entries"),
-        ("--devices", "x", "'x'"),
-        ("--strategy", "odd", "odd"),
     ],
 )
 def test_unknown_settings_and_devices_are_refused(
@@ -172,9 +151,6 @@ def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: P
     assert "steps: 2" in config
 
 
-# denoise
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -195,16 +171,6 @@ def test_options_that_do_not_fit_are_refused(
     before = snapshot(tmp_path)
     assert message in one_sentence(run("denoise", trained_2d.run, counts, tmp_path / "out.tif", *options))
     assert snapshot(tmp_path) == before
-
-
-def test_a_stack_needs_planes(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
-    stack = np.random.default_rng(0).poisson(3, (3, 32, 32)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
-    assert "--planes" in one_sentence(run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif"))
-    assert not (tmp_path / "out.tif").exists()
-    result = run("denoise", trained_2d.run, tmp_path / "stack.tif", tmp_path / "out.tif", "--planes", "--quiet")
-    assert (result.code, result.out) == (0, "")
-    assert tifffile.imread(tmp_path / "out.tif").shape == stack.shape
 
 
 def test_a_warning_is_one_line_too(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
@@ -235,23 +201,12 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == {out.name: b"kept"}
 
 
-def test_json_on_standard_output_is_all_there_is(run: Any, trained_2d: Trained, counts: Path) -> None:
-    for arguments in (("inspect", counts), ("info", trained_2d.run)):
-        result = run(*arguments, "--json", "-")
-        assert result.code == 0
-        assert isinstance(json.loads(result.out), dict)
-        assert result.err == ""
-
-
-def test_info_tells_what_the_model_is(run: Any, trained_2d: Trained) -> None:
-    report = json.loads(run("info", trained_2d.run, "--json", "-").out)
-    assert (report["dim"], report["depth"], report["start_filts"], report["steps"]) == (2, 2, 4, report["steps"])
-    assert report["step_px"] == [8, 8]
-    assert report["receptive_field_px"] == [189, 189]
-    assert report["origin"] == "run"
-    assert report["parameters"] > 1000
-    table = run("info", trained_2d.run)
-    assert "receptive field px" in table.out
+def test_info_tells_what_the_model_is_and_nothing_else(run: Any, trained_2d: Trained) -> None:
+    result = run("info", trained_2d.run, "--json", "-")
+    report = json.loads(result.out)
+    assert (report["dim"], report["depth"], report["start_filts"], report["origin"]) == (2, 2, 4, "run")
+    assert (report["step_px"], report["receptive_field_px"], result.err) == ([8, 8], [189, 189], "")
+    assert "receptive field px" in run("info", trained_2d.run).out
 
 
 def test_a_card_is_written_and_never_replaced(run: Any, tmp_path: Path) -> None:
@@ -262,20 +217,6 @@ def test_a_card_is_written_and_never_replaced(run: Any, tmp_path: Path) -> None:
     card.write_text("mine")
     assert "not overwritten" in one_sentence(run("export", "--init-card", card))
     assert snapshot(tmp_path) == {"card.yaml": b"mine"}
-
-
-def test_a_bad_card_or_kind_writes_nothing(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
-    (tmp_path / "card.yaml").write_text("name: x\n")
-    out = tmp_path / "model.zip"
-    message = one_sentence(run("export", trained_2d.run, out, "--card", tmp_path / "card.yaml"))
-    assert "authors: Field required" in message
-    assert "license: Field required" in message
-    kind = one_sentence(run("export", trained_2d.run, out, "--card", trained_2d.card, "--kind", "magic"))
-    assert "expected 'denoise'" in kind
-    assert not out.exists()
-
-
-# stopping and tracebacks
 
 
 def test_control_c_is_exit_code_130(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,8 @@ def test_every_kind_of_image_is_written(tmp_path: Path, dims: str) -> None:
     assert set(stored.dims) == {"t", *dims}
     np.testing.assert_allclose(stored.transpose("t", *dims), samples, rtol=1e-6)
     np.testing.assert_allclose(read_photons(files[2], check=False), samples.std("sample", ddof=1), rtol=1e-5)
+    # those of an earlier run would be taken for those of the one sample
+    assert write_samples(tmp_path / "s.tif", counts, counts, samples[:1]) == [*tmp_path.iterdir()] == files[:1]
 
 
 @pytest.mark.parametrize("dims", ["zyx", "cyx"])
@@ -81,16 +83,11 @@ def test_what_a_camera_wrote_is_not_judged_as_counts(tmp_path: Path) -> None:
     adu = np.rint(100 + 2 * (rng.poisson(5, (48, 48)) + rng.normal(0, 1.5, (48, 48))))
     tifffile.imwrite(tmp_path / "raw.tif", adu.astype(np.uint16), imagej=True)
     assert read_for_model(random_model(), tmp_path / "raw.tif", Detector(CAMERA)).shape == (48, 48)
-    with pytest.raises(NotPhotonCountsError):
-        read_for_model(random_model(), tmp_path / "raw.tif", None)
-
-
-def test_an_image_without_photons_is_read_to_generate_from(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "dark.tif", np.zeros((32, 32), np.uint16), imagej=True)
+    tifffile.imwrite(tmp_path / "dark.tif", np.zeros((32, 32), np.uint16), imagej=True)  # to generate from
     assert not read_for_model(random_model(), tmp_path / "dark.tif", None, may_be_empty=True).any()
-    tifffile.imwrite(tmp_path / "raw.tif", np.full((32, 32), 2.5, np.float32))
-    with pytest.raises(NotPhotonCountsError):
-        read_for_model(random_model(), tmp_path / "raw.tif", None, may_be_empty=True)
+    for name, empty in (("raw.tif", False), ("raw.tif", True), ("dark.tif", False)):
+        with pytest.raises(NotPhotonCountsError):
+            read_for_model(random_model(), tmp_path / name, None, may_be_empty=empty)
 
 
 def test_frames_are_summed_as_in_training(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fixtures_model import InPlaceOf, random_model
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.held_out import Coverage, compare, coverage
+from gap_bioimage.inference.held_out import Blocks, Coverage, compare, coverage
 from gap_bioimage.io import write_image
 
 if TYPE_CHECKING:
@@ -90,17 +90,6 @@ def test_the_sampler_with_an_exact_predictor_covers_what_it_should() -> None:
     assert coverage(flat, counts, 4, seed=2, settings=SamplingConfig(steps=3)).blocks[0].verdict == "too narrow"
 
 
-def test_the_result_is_two_lines_plain_values_and_a_figure() -> None:
-    _, counts, spread = gamma_scenes(1, 20)
-    seen, rest = thin(counts, 0.5, 3)
-    found = compare(exact_samples(seen, spread), rest, 0.5, 0)
-    assert [blocks.size_px for blocks in found.blocks] == [4, 16]
-    assert len(str(found).splitlines()) == 2
-    assert found.blocks[0].count == 25
-    assert len(found.draw().axes) == 2
-    assert compare(exact_samples(seen, spread), rest, 0.5, 0) == found
-
-
 def test_the_command_line_tells_it_beside_the_samples(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
     seen, _ = thin(trained_2d.counts.astype(np.int64)[:40, :40], 0.1, 0)
     write_image(tmp_path / "counts.tif", seen.astype(np.uint16))
@@ -117,15 +106,20 @@ def test_any_image_that_can_be_sampled_can_be_checked(dims: str, dim: int, chann
     model = random_model(dim=dim, channels=channels)
     found = coverage(model, values, 2, seed=0, dims=dims, settings=SamplingConfig(steps=2))
     assert [(blocks.size_px, blocks.count) for blocks in found.blocks] == [(4, 40), (16, 2)]
+    assert (len(str(found).splitlines()), len(found.draw().axes)) == (2, 2)
+
+
+@pytest.mark.parametrize(("count", "seen"), [(4, False), (9, False), (16, True), (400, True)])
+def test_few_blocks_are_not_called_calibrated(count: int, seen: bool) -> None:
+    blocks = Blocks(64, count, (0.5, 0.9), (count,), posterior=0.9)
+    assert blocks.verdict == ("calibrated" if seen else "not seen")
+    assert replace(blocks, posterior=0.1).verdict == "not seen"
+    assert replace(blocks, within=(0.0, 0.0)).verdict == "too narrow"
 
 
 def test_what_cannot_be_checked_is_refused() -> None:
     image = xr.DataArray(np.ones((8, 8), np.uint8), dims=["y", "x"])
-    with pytest.raises(ConfigError, match="fraction is 1"):
-        coverage(random_model(), image, seed=0, fraction=1)
-    with pytest.raises(ConfigError, match="n_samples is 1"):
-        coverage(random_model(), image, 1, seed=0)
-    with pytest.raises(ConfigError, match="one-bit frames"):
-        coverage(replace(random_model(), n_frames=4), image, seed=0)
-    with pytest.raises(ConfigError, match="too few photons"):
-        coverage(random_model(), image * 0, seed=0)
+    model = random_model()
+    for given in ({"fraction": 1}, {"n_samples": 1}, {"model": replace(model, n_frames=4)}, {"photons": image * 0}):
+        with pytest.raises(ConfigError):
+            coverage(**{"model": model, "photons": image, "seed": 0, **given})

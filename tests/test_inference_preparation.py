@@ -90,12 +90,8 @@ def test_a_movie_may_be_a_stack() -> None:
 @pytest.mark.parametrize("dims", ["cyx", "tcyx", "yxc"])
 def test_channels_may_be_denoised_one_by_one(dims: str) -> None:
     sizes = {"t": 2, "c": 3, "y": 12, "x": 16}
-    counts = xr.DataArray(
-        np.random.default_rng(0).poisson(3, [sizes[d] for d in dims]).astype(np.uint16),
-        dims=list(dims),
-        coords={"c": ["red", "green", "blue"]},
-    )
-    model = random_model()
+    values = np.random.default_rng(0).poisson(3, [sizes[d] for d in dims]).astype(np.uint16)
+    counts, model = xr.DataArray(values, dims=list(dims), coords={"c": ["red", "green", "blue"]}), random_model()
     found = denoise(model, counts, separate_channels=True)
     assert found.dims == counts.dims
     assert found.coords["c"].values.tolist() == ["red", "green", "blue"]

@@ -62,30 +62,16 @@ def test_every_pixel_is_written_once_and_every_tile_keeps_its_place(axes: list[A
     np.testing.assert_array_equal(copy, image)
 
 
-def test_an_image_that_fits_is_one_tile() -> None:
-    (part,) = tiles((30, 7), (30, 64), (13, 13), (2, 2))
-    assert part.outer == part.inner == part.crop == (slice(0, 30), slice(0, 7))
-
-
-@pytest.mark.parametrize(
-    ("tile", "halo", "told"),
-    [
-        ((64, 35), (13, 13), "halo of 16 px.*block of 4 px.* 36 px"),  # rounded up to steps, and the size that has room
-        ((64, 64), (40,), r"halo is 40 px, expected 2 .*\(y, x\).* 64,64"),
-        ((9, 9, 64), (1, 4), "tile is 9,9,64 px, expected 2"),
-        ((64, 64), (4, -1), "halo is 4,-1 px.* at least 0"),
-        (64, None, "tile is 64 px, expected 2"),
-        (None, 3, "halo is 3 px, expected 2"),
-        ((64, 64), (1.5, 2), "halo is 1.5,2 px.* whole"),
-        ("64,64", None, "tile"),
-        ((64, None), None, "tile"),
-    ],
-)
-def test_tiles_and_halos_that_cannot_be_are_refused(tile: Any, halo: Any, told: str) -> None:
-    network = random_network(dim=2, depth=3)
-    assert TiledNetwork(network, np.array((64, 36)), (13, 13))(torch.ones(1, 1, 100, 100)).shape == (1, 1, 100, 100)
-    with pytest.raises(ConfigError, match=told):
-        TiledNetwork(network, tile, halo)(torch.ones(1, 1, 100, 100))
+def test_tiles_and_halos_that_cannot_be_are_refused() -> None:
+    network, photons = random_network(dim=2, depth=3), torch.ones(1, 1, 100, 100)
+    assert TiledNetwork(network, np.array((64, 36)), (13, 13))(photons).shape == photons.shape
+    with pytest.raises(ConfigError, match="36 px"):  # halos rounded up to steps, and a block between
+        TiledNetwork(network, (64, 35), (13, 13))(photons)
+    tiles_: list[Any] = [(9, 9, 64), 64, "64,64", (64, None), (0, 64)]
+    halos: list[Any] = [(40,), (4, -1), 3, (1.5, 2)]
+    for tile, halo in [*((tile, None) for tile in tiles_), *(((64, 64), halo) for halo in halos)]:
+        with pytest.raises(ConfigError, match="expected 2 whole numbers"):
+            TiledNetwork(network, tile, halo)
 
 
 def photons_for(network: Any, shape: tuple[int, ...]) -> torch.Tensor:
@@ -111,20 +97,6 @@ def test_tiles_give_what_the_whole_image_gives(config: dict[str, Any], odd: int)
     assert tiled.dtype == torch.float32
     assert float((tiled - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
     assert float(whole.std()) > 0.01 * float(whole.abs().max())
-
-
-def test_a_smaller_halo_is_allowed_and_only_changes_pixels_near_the_cuts() -> None:
-    network = random_network(seed=3, depth=3)
-    photons = photons_for(network, (150, 150))
-    (reach, _), halo, tile = receptive_field_px(network), 4, 120
-    with torch.inference_mode():
-        difference = (TiledNetwork(network, (tile, tile), (halo, halo))(photons) - network(photons)).abs()
-    cut = tile - 2 * halo  # where blocks meet; the tiles reach a halo farther
-    far = torch.ones(150, dtype=torch.bool)
-    far[cut + halo - reach : cut - halo + reach] = False
-    assert int(far.sum()) > 70
-    assert float(difference[..., far, :][..., far].max()) <= 1e-4 * float(network(photons).abs().max())
-    assert float(difference.max()) > 1e-2
 
 
 @functools.cache
@@ -228,17 +200,6 @@ def test_no_tile_is_small_enough_for_no_memory_and_other_errors_are_not_hidden()
             TiledNetwork(tight)(photons)
         assert raised.value is error
         assert (len(tight.sizes) == 1) == isinstance(error, RuntimeError)
-
-
-@pytest.mark.parametrize("config", [NETWORKS[0], NETWORKS[3]], ids=["2D", "3D"])
-def test_more_memory_means_less_work(config: dict[str, Any]) -> None:
-    network, work = wide_network(**config), []
-    shape = (50, 300, 400)[-network.dim :]
-    for memory_bytes in (3e7, 3e8, 3e9):
-        tiled = TiledNetwork(network, memory_bytes=memory_bytes)
-        parts = tiles(shape, tiled.tile_of(shape), tiled.halo_px, tiled.step)
-        work.append(sum(math.prod(side.stop - side.start for side in part.outer) for part in parts))
-    assert work[0] > work[1] >= work[2]
 
 
 def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,12 +11,7 @@ import torch
 import xarray as xr
 
 from gap_bioimage.errors import TrainedRangeError
-from gap_bioimage.inference.trained_range import (
-    check_room,
-    photons_to_stop_at,
-    warn_if_samples_disagree,
-    warn_if_strange,
-)
+from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_samples_disagree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,10 +40,9 @@ def test_generation_may_fill_the_image_to_the_brightest() -> None:
 
 def test_a_wish_is_followed_within_the_range() -> None:
     assert float(photons_to_stop_at(flat(1.0), 10.0, 11.0)) == pytest.approx(10 * 63 * 63)
-    with pytest.raises(TrainedRangeError, match=r"stop_db is 10.5.*up to 10\.4 dB only; give at most that"):
-        photons_to_stop_at(flat(1.0), 10.5, 11.0)
-    with pytest.raises(TrainedRangeError, match=r"already has 0\.0 dB"):
-        photons_to_stop_at(flat(1.0), -1.0, 11.0)
+    for stop_db in (10.5, 0.0, -1.0):
+        with pytest.raises(TrainedRangeError, match=r"has 0\.0 dB .* up to 10\.4 dB"):
+            photons_to_stop_at(flat(1.0), stop_db, 11.0)
     for stop_db, brightest in ((-100.0, 8.0), (None, 1e-9)):  # nothing would ever come
         with pytest.raises(TrainedRangeError, match="63x63 px"):
             photons_to_stop_at(flat(0.0), stop_db, brightest)
@@ -67,21 +61,6 @@ def test_room_is_that_of_the_best_and_the_worst_image() -> None:
         warnings.simplefilter("error")
         check_room([dark, flat(0.0)], [stops[1], stops[1]], 10.0, names)
         check_room([flat(0.0)], [stops[1]], 10.0, names)
-
-
-@pytest.mark.parametrize(("dim", "shape"), [(2, (1, 1, 96, 96)), (3, (1, 1, 16, 64, 64))])
-def test_generated_images_far_outside_are_told(dim: int, shape: tuple[int, ...]) -> None:
-    plausible = torch.ones(shape)
-    plausible[..., 5, 5] = 40.0
-    blob, filled = torch.zeros(shape), torch.full(shape, 4.0)
-    blob[..., 5:7, 5:7] = 1e6
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for rates in ([], [plausible], [torch.zeros(shape)]):
-            warn_if_strange([rate.numpy() for rate in rates], 2.0)
-    for strange in (blob, 1.1 * filled):
-        with pytest.warns(UserWarning, match="1 of 3 generated images lie far outside .* had 2 in the training"):
-            warn_if_strange([torch.cat([plausible, strange]).numpy(), plausible.numpy()], 2.0)
 
 
 def images(dims: str = "yx") -> tuple[xr.DataArray, xr.DataArray]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import python
 from fixtures_model import Trained, random_model
+from kill_and_resume import killed_at
 from test_inference_volumes import counts, stored
 
 from gap_bioimage.inference.volumes import denoise_volume
@@ -20,38 +21,12 @@ from gap_bioimage.model import load_model
 pytest.importorskip("zarr")
 
 
-def killed_at(moment: int, image: Path, out: Path) -> int:
-    """Fork a child that kills itself at its ``moment``-th rename, in odd moments just after it; return its status."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    replace, seen = os.replace, 0
-
-    def dying(source: Any, target: Any) -> None:
-        nonlocal seen
-        seen += 1
-        if seen != moment or moment % 2:
-            replace(source, target)
-        if seen == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.replace = dying  # type: ignore[assignment]
-    try:
-        # 25 blocks of the full resolution, and 13 of smaller levels
-        denoise_volume(random_model(dim=2, start_filts=2), image, out, block_px=(128, 128), halo_px=(16, 16))
-    except BaseException as error:
-        print(type(error).__name__, error, file=sys.stderr, flush=True)
-        os._exit(1)
-    os._exit(0)
-
-
 def main(image: Path, whole: Path, interrupted: Path) -> None:
     """Fill once without and once with kills, and print how every process ended."""
-    print(killed_at(0, image, whole))
-    for number in range(20):
-        # the renames are those of a block and of its record, and of those of smaller levels
-        print(killed_at(number % 5 + 1, image, interrupted))
-    print(killed_at(0, image, interrupted))
+    model, how = random_model(dim=2, start_filts=2), {"block_px": (128, 128), "halo_px": (16, 16)}
+    # 25 blocks and 13 of smaller levels; the renames are those of a block and of its record
+    for moment, out in ((0, whole), *((n % 5 + 1, interrupted) for n in range(20)), (0, interrupted)):
+        print(killed_at(moment, lambda: denoise_volume(model, image, out, **how)))  # type: ignore[arg-type]  # noqa: B023
 
 
 @pytest.mark.slow
@@ -59,10 +34,8 @@ def test_kills_at_any_moment_change_no_byte(tmp_path: Path) -> None:
     write_image(tmp_path / "in.tif", counts("yx", size=600))
     whole, out = tmp_path / "whole" / "a.zarr", tmp_path / "a.zarr"
     whole.parent.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, __file__, tmp_path / "in.tif", whole, out]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.stdout.split() == ["0", *["-9"] * 20, "0"], done.stderr
+    done = python(__file__, tmp_path / "in.tif", whole, out)
+    assert done.out.split() == ["0", *["-9"] * 20, "0"], done.err
     assert stored(out) == stored(whole)
 
 

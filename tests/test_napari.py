@@ -42,6 +42,7 @@ def done(what, **given):
 def test_each_channel_of_a_file_becomes_a_layer_in_micrometres(tmp_path):
     both = xr.concat([COUNTS, COUNTS + 1], "c").assign_coords(c=["DNA", "actin"])
     gap.write_image(tmp_path / "two.ome.tif", both)
+    assert layers.reader_of(["a.tif", "b.docx"]) is None
     read = layers.reader_of(str(tmp_path / "two.ome.tif"))
     (first, settings, kind), (second, others, _) = read([str(tmp_path / "two.ome.tif")])
     assert (settings["name"], others["name"], kind) == ("two DNA", "two actin", "image")
@@ -49,10 +50,6 @@ def test_each_channel_of_a_file_becomes_a_layer_in_micrometres(tmp_path):
         settings["scale"] == [0.1, 0.1] and settings["units"] == ["um", "um"] and settings["axis_labels"] == ["y", "x"]
     )
     np.testing.assert_array_equal(second, first + 1)
-
-
-def test_files_of_other_kinds_are_left_to_other_readers():
-    assert layers.reader_of(["a.tif", "b.docx"]) is None
 
 
 def test_an_image_keeps_its_place_on_the_way_through_a_layer():
@@ -107,10 +104,6 @@ def test_large_images_are_denoised_into_files(large, tmp_path):
     assert not isinstance(data, np.ndarray) and settings["scale"] == large.scale
     np.testing.assert_allclose(data, gap.denoise(gap.load_model("nuclei"), COUNTS), rtol=1e-4)
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["two_actin_denoised.ome.zarr"]
-
-
-def test_large_images_that_fit_are_read_for_samples(large):
-    image = layers.image_of(large, "yx")
     drawn, _ = done(work.sample, image=image, model="nuclei", n_samples=2, seed=1).result
     np.testing.assert_array_equal(drawn, gap.sample(gap.load_model("nuclei"), COUNTS, 2, seed=1))
 
@@ -136,30 +129,25 @@ def test_inspecting_tells_the_verdict(values):
     assert gap.inspect(values).verdict in done(work.inspect, image=values).result
 
 
-def test_values_that_are_no_counts_are_neither_trained_on_nor_denoised(tmp_path):
+def test_what_cannot_be_done_is_told_and_leaves_nothing(tmp_path):
     half = (COUNTS * 0.5).assign_attrs(source="half")
     new = {"camera": None, "purpose": None, "init": None}
     assert done(work.train, image=half, run=tmp_path / "run", steps=20, **new).failure
-    assert not (tmp_path / "run").exists()
     assert done(work.denoise, image=half, model="nuclei").failure
+    assert "authors" in done(work.export, model="nuclei", out=tmp_path / "a.zip", card={"license": "MIT"}).failure
+    assert not [*tmp_path.iterdir()]
 
 
-def test_a_stack_is_denoised_by_a_2d_model_plane_by_plane():
-    stack = xr.concat([COUNTS, COUNTS], "z").assign_attrs(source="stack")
+def test_layers_are_denoised_plane_by_plane_sampled_and_measured():
+    stack, image = xr.concat([COUNTS, COUNTS], "z").assign_attrs(source="a"), COUNTS.assign_attrs(source="a")
     result = done(work.denoise, image=stack, model="nuclei").result
     assert result.dims == ("z", "y", "x")
     np.testing.assert_array_equal(result[0], gap.denoise(gap.load_model("nuclei"), COUNTS))
-
-
-def test_samples_come_with_their_standard_deviation():
-    drawn, std = done(work.sample, image=COUNTS.assign_attrs(source="a"), model="nuclei", n_samples=2, seed=1).result
+    drawn, std = done(work.sample, image=image, model="nuclei", n_samples=2, seed=1).result
     np.testing.assert_allclose(std, drawn.std("sample", ddof=1), atol=1e-6)
-
-
-def test_regions_of_labels_are_measured():
     labels = np.zeros(COUNTS.shape, int)
     labels[8:24, 8:24] = 7
-    (region,) = done(work.regions, image=COUNTS.assign_attrs(source="a"), model="nuclei", labels=labels).result
+    (region,) = done(work.regions, image=image, model="nuclei", labels=labels).result
     assert region.label == 7 and region.pixels == 256 and region.std > 0
 
 
@@ -175,11 +163,6 @@ def test_a_training_shows_itself_stops_and_goes_on(tmp_path):
     job = done(work.train, **asked, steps=None)
     assert job.succeeded and (job.done, job.total) == (40, 40)
     assert [row["step"] for row in job.news[0]] == [20, 40]
-
-
-def test_a_card_without_a_name_is_told(tmp_path):
-    job = done(work.export, model="nuclei", out=tmp_path / "a.zip", card={"license": "MIT"})
-    assert "name" in job.failure and "authors" in job.failure
 
 
 # napari

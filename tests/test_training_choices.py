@@ -1,13 +1,12 @@
 """What training chooses by itself."""
 
-import logging
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from gap_bioimage.config import NetworkConfig, RunConfig
+from gap_bioimage.config import RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.training import choices
 from gap_bioimage.training.choices import choose_dim, choose_sizes
@@ -110,11 +109,7 @@ def test_a_size_is_the_same_network_on_any_machine_and_settings_win(dim: int) ->
     assert [network.stem > 1 for network in seen] == [True, False, False]
     given = RunConfig.from_dict({"network": {"dim": dim, "stem": 1}, "train": {"steps": 1, "size": "small"}})
     assert choose_sizes(given, split(shape), accelerator=False).network == seen[0].model_copy(update={"stem": 1})
-
-
-def test_small_images_get_shallow_networks() -> None:
-    settings = RunConfig.from_dict({"train": {"steps": 1}})
-    assert choose_sizes(settings, split((1, 20, 200)), accelerator=True).network.depth == 2
+    assert choose_sizes(given, split((*shape[:-2], 20, 200)), accelerator=True).network.depth == 2  # of small images
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.4, 1.7, 3.0, 1000.0])
@@ -126,65 +121,29 @@ def test_a_laptop_trains_less_than_a_quarter_of_an_hour(seconds: float, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("purpose", "mean", "low"),
+    ("purpose", "mean", "given", "low", "high", "fraction"),
     [
-        (None, 50.0, -22.5),
-        (None, 0.3, -40.0),
-        ("denoise", 50.0, -2.5),
-        ("sample", 50.0, -2.5),
-        ("generate", 50.0, -40.0),
-        ("denoise", 0.3, -24.6),
+        (None, 50.0, {}, -22.5, 17, None),
+        (None, 0.3, {}, -40.0, -5.2, None),
+        ("denoise", 50.0, {}, -2.5, 17, None),
+        ("sample", 50.0, {}, -2.5, 17, 0.95),
+        ("generate", 50.0, {}, -40.0, 17, None),
+        ("denoise", 0.3, {}, -24.6, -5.2, None),
+        ("sample", 4.0, {"min_db": -9.0, "max_fraction": 0.5}, -9.0, 6.0, 0.5),
+        (None, 50.0, {"max_db": 40.0}, -22.5, 17, None),  # the data end before
+        (None, 50.0, {"max_db": 5.0}, -35, 5.0, None),
     ],
 )
 def test_the_range_ends_at_the_brightest_window_and_begins_where_the_purpose_needs(
-    purpose: Any, mean: float, low: float, caplog: pytest.LogCaptureFixture
+    purpose: Any, mean: float, given: dict[str, float], low: float, high: float, fraction: float | None
 ) -> None:
-    settings = RunConfig.from_dict({"train": {"steps": 1, "purpose": purpose}})
-    with caplog.at_level(logging.INFO, "gap_bioimage"):
-        chosen = choose_sizes(settings, split(mean=mean), accelerator=False)
-    assert chosen.thinning.max_db == pytest.approx(10 * np.log10(mean), abs=0.5)
-    assert chosen.thinning.min_db == pytest.approx(low, abs=0.6)
-    assert (chosen.thinning.max_fraction > 0.9) == (purpose == "sample")
-    assert choices._RANGES_DB[purpose][1] in caplog.text
-    assert chosen.train.purpose == purpose
-
-
-def test_settings_win_over_the_purpose() -> None:
-    given = {"train": {"steps": 1, "purpose": "sample"}, "thinning": {"min_db": -9.0, "max_fraction": 0.5}}
-    thinning = choose_sizes(RunConfig.from_dict(given), split(), accelerator=False).thinning
-    assert (thinning.min_db, thinning.max_fraction) == (-9.0, 0.5)
-
-
-@pytest.mark.parametrize(("asked", "stored"), [(40.0, 10 * np.log10(50)), (5.0, 5.0)])
-def test_the_range_ends_where_the_data_end(asked: float, stored: float) -> None:
-    settings = RunConfig.from_dict({"train": {"steps": 1}, "thinning": {"max_db": asked}})
-    thinning = choose_sizes(settings, split(mean=50.0), accelerator=False).thinning
-    assert thinning.max_db == pytest.approx(stored, abs=0.5)
-    assert thinning.min_db == pytest.approx(stored - 40, abs=0.6)
+    settings = RunConfig.from_dict({"train": {"steps": 1, "purpose": purpose}, "thinning": given})
+    thinning = choose_sizes(settings, split(mean=mean), accelerator=False).thinning
+    assert (thinning.min_db, thinning.max_db) == pytest.approx((low, high), abs=0.6)
+    assert thinning.max_fraction == (RunConfig().thinning.max_fraction if fraction is None else fraction)
 
 
 def test_a_range_that_begins_above_all_windows_is_refused() -> None:
     settings = RunConfig.from_dict({"train": {"steps": 1}, "thinning": {"min_db": 20}})
     with pytest.raises(ConfigError):
         choose_sizes(settings, split(), accelerator=False)
-
-
-def test_what_is_chosen_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
-    with caplog.at_level(logging.INFO, "gap_bioimage"):
-        choose_sizes(choose_dim(RunConfig(), [image(y=40, x=40)]), split(), accelerator=False)
-    for name in (
-        "network.dim=2",
-        "network.depth=3",
-        "train.size=base",
-        "train.batch_size=8",
-        "thinning.min_db",
-        "train.steps=1000",
-    ):
-        assert name in caplog.text
-
-
-def test_a_step_is_timed_on_the_real_network() -> None:
-    small = {"patch_px": (8, 8), "batch_size": 1}
-    config = RunConfig(network=NetworkConfig(depth=1, start_filts=1), thinning={"max_db": 1}, train=small)
-    assert 0 < choices._seconds_per_step(config, split()) < 10

@@ -1,4 +1,3 @@
-import csv
 import math
 import os
 import signal
@@ -12,6 +11,7 @@ import pytest
 import torch
 import xarray as xr
 from command_line import python
+from kill_and_resume import MOMENTS
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils._pytree import tree_flatten
 
@@ -22,6 +22,7 @@ from gap_bioimage.training.fit import train
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import PairBatches
 from gap_bioimage.training.run_folder import RunFolder
+from gap_bioimage.training.run_folder import read_metrics as metrics
 
 FILES = {*("config.yaml", "best.ckpt", "last.ckpt", "metrics.csv"), *("loss.png", "preview.png")}
 FILES |= {"example.npy", "held_out.npy"}
@@ -63,11 +64,6 @@ def interrupted_at(position: int) -> Iterator[None]:
         patch.setattr(PairBatches, "__getitem__", interrupted)
         yield
     signal.signal(signal.SIGINT, handler)
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -145,23 +141,20 @@ def test_loss_falls_to_the_entropy_of_an_easy_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "images", "error", "told"),
+    ("change", "images", "error"),
     [
-        ({"seed": 3}, None, ConfigError, "other settings than given now"),
-        ({"steps": 11}, None, ConfigError, "to more than 12"),
-        (None, stripes(seed=1), CheckpointError, "other images than given now"),
-        (None, stripes("cyx"), ConfigError, "2 channels"),
+        ({"seed": 3}, stripes(), ConfigError),
+        ({"steps": 11}, stripes(), ConfigError),
+        (None, stripes(seed=1), CheckpointError),
+        (None, stripes("cyx"), ConfigError),
     ],
 )
 def test_resuming_with_something_else_is_refused(
-    finished: Path, change: dict[str, Any] | None, images: Any, error: type[Exception], told: str
+    finished: Path, change: dict[str, Any] | None, images: Any, error: type[Exception]
 ) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
-    with pytest.raises(error, match=told) as caught:
-        given = stripes() if images is None else images
-        train(given, finished, config_of(**change) if change else None, resume=True, progress=False, device="cpu")
-    assert str(finished) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(error):
+        train(images, finished, config_of(**change) if change else None, resume=True, progress=False, device="cpu")
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
@@ -205,6 +198,8 @@ def test_more_steps_use_every_batch_once(
     ("images", "config", "error", "told"),
     [
         ([], config_of(), AxesError, "no image"),
+        (np.ones((4, 9, 9)), config_of(), AxesError, "dims='zyx'"),
+        ([torch.ones(4, 9, 9)], config_of(), AxesError, "dims='zyx'"),
         (stripes(), config_of(dim=3, patch_px=(4, 8, 8)), AxesError, "expected z"),
         (stripes()[:12, :12], config_of(), AxesError, "too small"),
         (0 * stripes(), config_of(), NotPhotonCountsError, "no photon"),
@@ -256,27 +251,17 @@ def test_several_images_and_a_progress_bar(tmp_path: Path, capsys: pytest.Captur
 def test_repeats_of_a_still_scene_train_and_resume(tmp_path: Path) -> None:
     scene = np.where(np.arange(48) // 4 % 2, 12.0, 0.2)
     movie = np.random.default_rng(0).poisson(scene, (6, 64, 48)).astype(np.uint16)
-    options: dict[str, Any] = {"dims": "tyx", "repeats": "t"}
-    for name, steps in (("whole", 24), ("part", 8)):
-        config = config_of(steps=steps, validate_every=8, learning_rate=1e-2)
-        model = run(tmp_path / name, movie, config, purpose="denoise", **options)
-    stored = RunConfig.read(tmp_path / "part" / "config.yaml")
+    config = config_of(steps=8, validate_every=8, learning_rate=1e-2)
+    model = run(tmp_path / "run", movie, config, purpose="denoise", dims="tyx", repeats="t")
+    stored = RunConfig.read(tmp_path / "run" / "config.yaml")
     assert (stored.train.purpose, stored.train.repeats) == ("denoise", "t")
     assert model.trained_range_db[1] - model.trained_range_db[0] == pytest.approx(20)
-    longer = run(tmp_path / "part", movie, TrainConfig(steps=24), dims="tyx", resume=True)
-    assert metrics(tmp_path / "part")[-1]["step"] == 24
-    losses = [row["validation_loss"] for row in metrics(tmp_path / "whole")]
-    assert losses[-1] < losses[0]
-    assert np.load(tmp_path / "whole" / "example.npy").shape == (1, 64, 48)
-    with pytest.raises(ConfigError, match="other settings"):
-        run(tmp_path / "part", movie, None, dims="tyx", purpose="generate", resume=True)
-    assert longer.config == model.config
-
-
-def test_arrays_without_axes_are_told_which_to_name(tmp_path: Path) -> None:
-    for array in (np.ones((4, 9, 9)), torch.ones(4, 9, 9), [np.ones((4, 9, 9))]):
-        with pytest.raises(AxesError, match="dims='zyx'"):
-            run(tmp_path / "run", array)
+    run(tmp_path / "run", movie, TrainConfig(steps=24), dims="tyx", resume=True)
+    first, *_, last = metrics(tmp_path / "run")
+    assert last["step"] == 24 and last["validation_loss"] < first["validation_loss"]
+    assert np.load(tmp_path / "run" / "example.npy").shape == (1, 64, 48)
+    with pytest.raises(ConfigError):
+        run(tmp_path / "run", movie, None, dims="tyx", purpose="generate", resume=True)
 
 
 def test_tensorboard_rows(tmp_path: Path) -> None:
@@ -290,8 +275,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = python(Path(__file__).with_name("kill_and_resume.py"), whole, killed)
     assert result.code == 0, result.err
-    ends = [line.rsplit(" ", 1)[-1] for line in result.out.splitlines()]
-    assert [end for end in ends if end in ("0", "-9")] == ["0", *["-9"] * 9, "0"], result
+    ends = [line for line in result.out.splitlines() if line in ("0", "-9")]
+    assert ends == ["0", *["-9"] * len(MOMENTS), "0"], result
     assert_same_run(whole, killed)
 
 

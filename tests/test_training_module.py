@@ -53,33 +53,22 @@ def test_loss_is_the_mean_of_minus_log_softmax_over_photons(shape: tuple[int, ..
     loss = photon_loss(log_rate, target)
     assert loss.shape == (shape[0],)
     np.testing.assert_allclose(loss.numpy(), brute_force(log_rate, target), rtol=1e-5)
+    large = (1000 * log_rate).bfloat16()  # does not overflow
+    np.testing.assert_allclose(photon_loss(large, target).numpy(), brute_force(large, target), rtol=1e-5)
 
 
-def test_images_without_photons_have_no_loss_and_no_gradient() -> None:
+def test_images_without_photons_and_pixels_left_out_have_no_loss_and_no_gradient() -> None:
     log_rate, target = scene((2, 1, 4, 4))
-    target[0] = 0
+    weight = torch.ones(2, 1, 4, 4)
+    target[0], target[1, 0, 1, 2], weight[1, 0, 1, 2] = 0, 1e6, 0
     log_rate.requires_grad_()
-    loss = photon_loss(log_rate, target)
+    loss = photon_loss(log_rate, target, weight)
     assert float(loss[0].detach()) == 0
     loss.sum().backward()
     assert log_rate.grad is not None
     assert not log_rate.grad[0].any()
-    assert log_rate.grad[1].any()
-
-
-@pytest.mark.parametrize("size", [1000.0, 3e4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_log_rates_do_not_overflow(size: float, dtype: torch.dtype) -> None:
-    _, target = scene((2, 1, 4, 4))
-    log_rate = torch.zeros(2, 1, 4, 4, dtype=dtype)
-    log_rate[:, :, 0, 0] = size
-    loss = photon_loss(log_rate, target)
-    top = float(log_rate.max())
-    flat = target.flatten(1)
-    expected = top * (1 - flat[:, 0] / flat.sum(1))
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    assert torch.isfinite(photon_loss(-log_rate, target)).all()
+    assert ((log_rate.grad[1] == 0) == (weight[1] == 0)).all()
+    assert float(log_rate.grad.sum()) == pytest.approx(0, abs=1e-6)
 
 
 def test_total_and_photon_loss_are_the_poisson_likelihood_of_all_pixels() -> None:
@@ -169,8 +158,7 @@ def test_moving_average_is_used_in_evaluation_only() -> None:
     photons = scene((1, 1, 8, 8))[1]
     weight = module.network.conv_final.weight
     values = [torch.full_like(weight, value) for value in (1.0, 2.0, 5.0)]
-    averages = [values[0], 0.75 * values[0] + 0.25 * values[1]]
-    averages.append(0.75 * averages[1] + 0.25 * values[2])
+    averages = [values[0], values[0] * 1.25, values[0] * (0.75 * 1.25 + 0.25 * 5)]
     for value, average in zip(values, averages, strict=True):
         weight.data = value
         module.on_train_batch_end(None, pairs(photons, photons), 0)
@@ -196,16 +184,3 @@ def test_learning_rate_rises_stays_and_falls_to_one_percent_in_the_second_half(w
     if warmup < half:
         np.testing.assert_allclose(np.diff(rates[half + 1 :]), -0.198 / steps)
     assert rates[-1] == pytest.approx(0.001)
-
-
-def test_pixels_left_out_get_no_gradient() -> None:
-    log_rate, target = scene((1, 1, 4, 4))
-    log_rate.requires_grad_()
-    weight = torch.ones(1, 1, 4, 4)
-    weight[..., 1, 2] = 0
-    target[..., 1, 2] = 1e6
-    photon_loss(log_rate, target, weight).sum().backward()  # type: ignore[no-untyped-call]
-    assert log_rate.grad is not None
-    assert float(log_rate.grad[0, 0, 1, 2]) == 0
-    assert log_rate.grad.isfinite().all()
-    assert float(log_rate.grad.sum()) == pytest.approx(0, abs=1e-6)

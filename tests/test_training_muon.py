@@ -53,30 +53,3 @@ def test_steps_of_weights_and_biases_have_the_size_of_the_learning_rate() -> Non
     assert optimizer.step(lambda: 7.0) == 7.0
     assert float(weight.square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.3)
     torch.testing.assert_close(bias, -0.01 * bias.grad.sign())
-
-
-def test_a_resumed_optimiser_makes_the_same_steps() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
-    images = torch.randn(5, 2, 1, 9, 9)
-
-    def made(network: nn.Module) -> Muon:
-        kinds = [p for p in network.parameters() if p.dim() > 1], [p for p in network.parameters() if p.dim() == 1]
-        return Muon(*kinds, 0.02)
-
-    def run(network: nn.Module, optimizer: Muon, batches: torch.Tensor) -> list[float]:
-        losses = []
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = (network(batch) - 1).square().mean()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss))
-        return losses
-
-    optimizer = made(network)
-    run(network, optimizer, images[:2])
-    other, state = copy.deepcopy(network), copy.deepcopy(optimizer.state_dict())
-    resumed = made(other)
-    resumed.load_state_dict(state)
-    assert run(network, optimizer, images[2:]) == run(other, resumed, images[2:])

@@ -1,11 +1,10 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare, kstest
 
@@ -48,10 +47,7 @@ def poisson(shape: tuple[int, ...], mean: float = 4.0, seed: int = 0) -> NDArray
 def test_windows_lie_inside_the_images(shapes: list[tuple[int, ...]], patch: tuple[int, ...]) -> None:
     stacks = numbered(shapes)
     drawer = WindowDrawer(stacks, patch, RANGE, augment=False)
-    size = tuple(
-        min(p, *(shape[axis + 1] for shape in shapes)) if len(shapes) > 1 else min(p, shapes[0][axis + 1])
-        for axis, p in enumerate(patch)
-    )
+    size = tuple(min([p, *(shape[axis + 1] for shape in shapes)]) for axis, p in enumerate(patch))
     assert drawer.window_px == size
     for window in (w.counts for w in drawer.windows(np.random.default_rng(1), 200)):
         arrays = [s.values for s in stacks]
@@ -67,20 +63,13 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
     square = shape[-1] == shape[-2]
     expected = set()
     for turns in range(4) if square else (0, 2):
-        for mirrored in (False, True):
-            turned = np.rot90(window, turns, (-2, -1))
-            turned = turned[..., ::-1] if mirrored else turned
+        for turned in (np.rot90(window, turns, (-2, -1)), np.rot90(window, turns, (-2, -1))[..., ::-1]):
             expected |= {turned.tobytes()} | ({turned[:, ::-1].tobytes()} if len(shape) == 4 else set())
     assert len(expected) == (8 if square else 4) * (2 if len(shape) == 4 else 1)
     rng = np.random.default_rng(3)
-    draws = [augmented(Window(window, None, 0.0), rng).counts for _ in range(200 * len(expected))]
-    assert {turned.shape for turned in draws} == {shape}
-    found, observed = np.unique([turned.tobytes() for turned in draws], return_counts=True)
-    assert {bytes(f).ljust(window.nbytes, b"\0") for f in found} == expected
-    assert chisquare(observed).pvalue > 1e-3
-    assert all(np.array_equal(np.sort(turned, None), window.ravel()) for turned in draws[:50])
-    # channels are never mixed up
-    assert all(np.array_equal(np.sort(t[0], None), window[0].ravel()) for t in draws[:50])
+    seen = Counter(augmented(Window(window), rng).counts.tobytes() for _ in range(200 * len(expected)))
+    assert set(seen) == expected
+    assert chisquare(list(seen.values())).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 50), (3, 40, 50), (2, 6, 30, 20)], ids=str)
@@ -94,14 +83,11 @@ def test_inputs_and_targets_make_up_the_windows(shape: tuple[int, ...]) -> None:
     assert ((target.flatten(1).sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
     assert batch.weight is not None
     assert (batch.weight == 1).all()
-    assert photons.shape == target.shape == (5, shape[0], *patch)
-    assert photons.dtype == target.dtype == db.dtype == torch.float32
+    assert photons.shape == (5, shape[0], *patch)
     rng = np.random.default_rng([1, 2, 3])
     np.testing.assert_array_equal((photons + target).numpy(), np.stack([w.counts for w in drawer.windows(rng, 5)]))
-    assert photons.min() >= 0
-    assert target.min() >= 0
-    means = photons.double().flatten(1).mean(1)
-    np.testing.assert_allclose(db, 10 * np.log10(means.numpy()), rtol=1e-5)
+    assert min(photons.min(), target.min()) >= 0
+    np.testing.assert_allclose(db, 10 * np.log10(photons.double().flatten(1).mean(1).numpy()), rtol=1e-5)
 
 
 def test_brightness_of_inputs_is_uniform_in_db() -> None:
@@ -124,18 +110,12 @@ def test_empty_windows_are_no_error() -> None:
     assert torch.isneginf(db).all()
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32), rank=st.integers(0, 3), number=st.integers(0, 10**6))
-def test_batches_are_functions_of_their_number(seed: int, rank: int, number: int) -> None:
+def test_batches_are_functions_of_seed_rank_and_number() -> None:
     drawer = WindowDrawer([Stack(poisson((1, 30, 30)))], (12, 12), RANGE)
-    batches = PairBatches(drawer, 3, seed, rank)
-    first = batches[number]
-    batches[number + 1]
-    for a, b in zip(first[:3], PairBatches(drawer, 3, seed, rank)[number][:3], strict=True):
-        assert torch.equal(a, b)
-    for other in (batches[number + 1], PairBatches(drawer, 3, seed + 1, rank)[number]):
-        assert not torch.equal(first.photons, other.photons)
-    assert not torch.equal(first.photons, PairBatches(drawer, 3, seed, rank + 1)[number].photons)
+    keys = [(seed, rank, number) for seed in (0, 1, 2**32) for rank in (0, 3) for number in (0, 1, 10**6)]
+    first, again = ([PairBatches(drawer, 3, s, r)[n].photons for s, r, n in order] for order in (keys, keys[::-1]))
+    for number, photons in enumerate(first):
+        assert [torch.equal(photons, other) for other in again[::-1]] == [number == n for n in range(len(keys))]
 
 
 def test_brightest_window() -> None:
@@ -231,13 +211,7 @@ def test_axes_become_items_channels_and_space(dims: str, dim: int, count: int, s
 
 @pytest.mark.parametrize(
     ("dims", "dim"),
-    [
-        ([("y", "x")], 3),
-        ([("z", "y", "x"), ("y", "x")], 3),
-        ([("z", "x")], 2),
-        ([("c", "y", "x"), ("y", "x")], 2),
-        ([], 2),
-    ],
+    [([("y", "x")], 3), ([("z", "y", "x"), ("y", "x")], 3), ([("c", "y", "x"), ("y", "x")], 2), ([], 2)],
 )
 def test_axes_that_do_not_fit_are_refused(dims: list[tuple[str, ...]], dim: int) -> None:
     images = [xr.DataArray(np.ones([3] * len(axes), np.uint8), dims=axes) for axes in dims]
@@ -273,11 +247,6 @@ def test_windows_know_where_on_the_camera_they_lie() -> None:
     np.testing.assert_array_equal(slab, whole[:, :, 40:])
 
 
-def test_maps_of_another_camera_are_refused() -> None:
-    with pytest.raises(AxesError):
-        as_stacks([movie().isel(x=slice(0, 40))], 2, detector())
-
-
 @pytest.mark.parametrize(
     "shapes", [[(2, 20, 50), (2, 33, 17)], [(1, 6, 30, 40)], [(1, 20, 30)] * 25, [(2, 3, 20, 30)] * 9], ids=str
 )
@@ -297,8 +266,3 @@ def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], sha
         for stack, part in zip(stacks, split.held_out, strict=True):
             longest = max(stack.shape[1:])
             assert part.values.size * longest == stack.values.size * max(8, round(share * longest))
-
-
-def test_images_too_small_to_share_are_refused() -> None:
-    with pytest.raises(AxesError):
-        split_held_out([Stack(np.ones((1, 100, 100))), Stack(np.ones((1, 15, 15)))], 0.1, 0)

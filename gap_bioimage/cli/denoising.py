@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -34,7 +34,7 @@ _SCHEDULER = "Do a volume with the workers of this dask scheduler, such as tcp:/
 _STATUS = "Tell how much of a volume is done, and do nothing."
 _VERIFY = "Read what is done of a volume, and do again what is damaged."
 _BLOCK = "What of a volume is done and stored at once, such as 64,512,512; chosen when not given."
-_OME_ZARR = "The version of OME-Zarr of a volume: 0.5, with shards, or 0.4."
+_OME_ZARR = "The version of OME-Zarr of a volume; 0.5 has shards."
 Samples = Annotated[int, Option(min=1, help="How many.")]
 Batch = Annotated[int | None, Option(min=1, help="Samples per run of the network; chosen when not given.")]
 
@@ -91,7 +91,7 @@ class Volumes(Running):
     status: Annotated[bool, Option("--status", help=_STATUS)] = False
     verify: Annotated[bool, Option("--verify", help=_VERIFY)] = False
     block: Annotated[str | None, Option(help=_BLOCK)] = None
-    ome_zarr: Annotated[str, Option(help=_OME_ZARR)] = "0.5"
+    ome_zarr: Annotated[Literal["0.5", "0.4"], Option(help=_OME_ZARR)] = "0.5"
 
     def asked(self, out: Path) -> bool:
         """Whether any of these was given, which is for names that end in .zarr."""
@@ -105,10 +105,8 @@ class Volumes(Running):
         found = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
         if found is None:
             raise typer.BadParameter(f"--part is {self.part!r}, expected one such as 3/16")
-        if self.ome_zarr not in ("0.4", "0.5"):
-            raise typer.BadParameter(f"--ome-zarr is {self.ome_zarr}, expected 0.4 or 0.5")
-        block = options.parse_pixels(self.block, "--block")
         how = {"scheduler": self.scheduler, "verify": self.verify, "version": self.ome_zarr}
+        block = options.parse_pixels(self.block, "--block")
         return {"part": (int(found[1]), int(found[2])), "block_px": block, **how, **self.options()}
 
 

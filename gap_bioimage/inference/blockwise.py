@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ _JUDGED_PX = {"t": 4, "z": 4, "y": 512, "x": 512}  # of the middle of a volume: 
 _PIECE_PX = 128  # in which photons are conserved at once, without what boxes reach over
 
 Region = dict[str, slice]
+Made = tuple[list[NDArray[np.float32]], list[tuple[str, str]]]
+"""A block of each result, and what was warned of: names of categories with texts."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,6 @@ class Job:
     precision: str = "auto"
 
 
-class Made(NamedTuple):
-    """A block of each result, and what was warned of: names of categories with texts."""
-
-    values: list[NDArray[np.float32]]
-    warnings: list[tuple[str, str]]
-
-
 class Volume:
     """A volume and its result, and how a block of one is made from the other."""
 
@@ -94,9 +89,9 @@ class Volume:
         self.seen = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
         self.sizes = {axis: self.source.sizes[axis] for axis in AXES if axis in self.source.dims}
         if job.n_frames is not None:
-            if self.sizes.get("t", 1) < job.n_frames:
-                raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {self.sizes.get('t', 1)}")
-            self.sizes["t"] //= job.n_frames
+            self.sizes["t"] = (frames := self.sizes.get("t", 1)) // job.n_frames
+            if not self.sizes["t"]:
+                raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {frames}")
         if set(self.seen) - set(self.sizes):
             axes, expected = " ".join(self.sizes), f"expected {' '.join(self.seen)} for a {dim}D model"
             raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
@@ -133,16 +128,14 @@ class Volume:
         """Return what the result depends on."""
         job, network, drawn = self.job, self.model.network, self.job.drawn
         maps = None if self.detector is None else self.detector.maps
+        of_maps = maps and fingerprint(*map(torch.tensor, (maps.offset, maps.read_noise)))
         camera = None if self.detector is None else self.detector.camera.model_dump(mode="json", exclude={"measured"})
         layout = asdict(replace(job.layout, camera=None))  # which has a place of its own
         image = {"name": job.image.name, "sizes": self.sizes, "type": str(self.source.dtype), **job.selection}
         return {
             "model": {"network": fingerprint(*network.state_dict().values()), "range": self.model.trained_range_db},
             "image": {**image, "sum_frames": job.n_frames},
-            "camera": {
-                "numbers": camera,
-                "maps": maps and fingerprint(*map(torch.tensor, (maps.offset, maps.read_noise))),
-            },
+            "camera": {"numbers": camera, "maps": of_maps},
             "layout": layout,
             "tile": job.tile_px,
             "halo": list(self.network.halo_px),
@@ -192,8 +185,7 @@ class Volume:
 
     def read(self, region: Region) -> xr.DataArray:
         """Read a part of the volume."""
-        count = self.job.n_frames
-        if count is None:
+        if (count := self.job.n_frames) is None:
             return loaded(self.source.isel(region), self.job.image)
         frames = slice(region["t"].start * count, region["t"].stop * count)
         summed = sum_frames(loaded(self.source.isel({**region, "t": frames}), self.job.image), count)
@@ -218,9 +210,8 @@ class Volume:
         prepared = self._prepared(part, outer)
         inside = [within(core[axis], outer[axis]) for axis in self.seen]
         names = dict(zip("zyx"[-len(inside) :], inside, strict=True))
-        cut = replace(
-            prepared, image=prepared.image.isel(names), ordered=prepared.ordered.isel(names), camera=self._camera(core)
-        )
+        images = {name: getattr(prepared, name).isel(names) for name in ("image", "ordered")}
+        cut = replace(prepared, camera=self._camera(core), **images)
         count = None if self.job.drawn is None else self.job.drawn.n_samples
         rates = np.zeros((count or 1, *cut.items.shape), np.float32)
         parts = parts_of(self.model, prepared)
@@ -231,8 +222,8 @@ class Volume:
                     rates[:, number] = self._expected(counts, core, parts[number])
                 else:
                     rates[:, number] = self._samples(counts)[_at(inside)]
-        images = [cut.photons(rates[0])] if count is None else mean_and_std(cut.photons(rates, count))
-        return [image.transpose(*self.sizes).values for image in images]
+        results = [cut.photons(rates[0])] if count is None else mean_and_std(cut.photons(rates, count))
+        return [result.transpose(*self.sizes).values for result in results]
 
     def _expected(self, counts: Tensor, core: Region, parts: int) -> NDArray[np.float32]:
         """Return the expected counts of a block, (1, c, [z,] y, x), of counts that reach as far as they matter."""
@@ -269,13 +260,12 @@ class Volume:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", GapWarning)
             values = self.compute(self.results[0].region(0, place), part)
-        told = [w for w in caught if issubclass(w.category, GapWarning)]
-        return Made(values, [(w.category.__name__, str(w.message)) for w in told])
+        return values, [(w.category.__name__, str(w.message)) for w in caught if issubclass(w.category, GapWarning)]
 
     def write(self, place: Index, made: Made) -> None:
         """Write a block of each result, and those of smaller levels that were waiting for it."""
-        for result, values in zip(self.results, made.values, strict=True):
-            result.write(0, place, values, made.warnings)
+        for result, values in zip(self.results, made[0], strict=True):
+            result.write(0, place, values, made[1])
             result.average_above(place)
 
     def left(self, part: tuple[int, int]) -> list[Index]:

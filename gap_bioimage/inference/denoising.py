@@ -135,13 +135,11 @@ def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
         text = f"{prepared.without_photons(empty)}: the result is 0 there, which tells nothing of what was there"
         warnings.warn(text, EmptyImageWarning, stacklevel=3)
     if bright := [number for number, count in enumerate(parts) if count > 1]:
-        warnings.warn(
-            f"the brightest part of {prepared.names(bright)} is {10 * math.log10(max(parts)):.0f} dB brighter than the "
-            f"model was trained for ({model.trained_range_db[1]:.1f} dB): its photons are split into {max(parts)} "
-            "parts that are not, and the results added up; a model trained on images as bright does better",
-            TrainedRangeWarning,
-            stacklevel=3,
+        told = (
+            f"the brightest part of {prepared.names(bright)} is {10 * math.log10(max(parts)):.0f} dB brighter than the"
         )
+        text = f"{told} training: its photons are split into {max(parts)} parts that are not, and the results added up"
+        warnings.warn(f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -222,9 +220,8 @@ def region_uncertainty(
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     counts, plain = prepared.tensor(0), not isinstance(labels, xr.DataArray) and dims is not None
     spatial = "zyx"[-model.config.dim :]
-    labels = as_image(
-        labels, [axis for axis in dims or () if axis in spatial] if plain else None, what="the label image"
-    )
+    axes = [axis for axis in dims or () if axis in spatial] if plain else None
+    labels = as_image(labels, axes, what="the label image")
     labels = labels.transpose(*spatial) if set(labels.dims) == set(spatial) else labels
     _check_labels(labels, counts.shape[2:])
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
@@ -258,23 +255,17 @@ def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
         )
     lowest, highest = float(labels.min()), float(labels.max())
     if labels.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
-        raise AxesError(
-            f"the labels are {labels.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside and 1 or "
-            "more in the regions; save the label image as 8 or 16 bit, or give another"
-        )
+        told = f"the labels are {labels.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
+        raise AxesError(f"{told} and 1 or more in the regions; save the label image as 8 or 16 bit, or give another")
 
 
 def _warn_if_contradicted(region: Region) -> None:
     # one photon at least: a region in which none were counted could have held some
     error = math.sqrt(max(region.counted, 1) + (region.std or 0.0) ** 2)
     if abs(region.photons - region.counted) > _SURE * error:
-        warnings.warn(
-            f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were "
-            f"counted, {abs(region.photons - region.counted) / error:.0f} times the error of both: it was trained too "
-            "briefly, or on other images; train longer",
-            NetworkWarning,
-            stacklevel=3,
-        )
+        told = f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were"
+        advice = "it was trained too briefly, or on other images; train longer"
+        warnings.warn(f"{told} counted, far beyond the error of both: {advice}", NetworkWarning, stacklevel=3)
 
 
 def region_variance(
@@ -286,21 +277,19 @@ def region_variance(
     seed: int,
     label: int = 1,
     passes: int | None = None,
-    share: float | None = None,
 ) -> float:
     """Return the posterior variance of the photons in a region, a mask of the shape of the counts (1, c, [z,] y, x).
 
-    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn
-    with the rate eps E[s] over the region (eps is ``share``) so change its sum by eps times its variance, on average
-    and to first order in eps. They are whole photons, so that the network sees nothing that it was not trained on.
-    Small shares need more passes, large ones bias a posterior that is not Gaussian. ``expect`` and ``rate`` are in
-    the exposure of the counts.
+    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn with
+    the rate eps E[s] over the region so change its sum by eps times its variance, on average and to first order. They
+    are whole photons, so that the network sees nothing that it was not trained on. Large eps bias a posterior that is
+    not Gaussian. ``expect`` and ``rate`` are in the exposure of the counts.
     """
     inside = torch.where(mask, rate, torch.zeros_like(rate)).flatten(1).double()
     total = float(inside.sum())
     if total <= 0:
         return 0.0
-    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED)) if share is None else share
+    eps = float(np.clip(_PHOTONS_ADDED / total, *_SHARE_ADDED))
     passes = passes or int(np.clip(np.ceil(_LEAST_ADDED / (eps * total)), 1, _MOST_PASSES))
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)

@@ -1,5 +1,6 @@
 """From files through a model to files: images for it, samples with their statistics and states, movies."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -45,10 +46,8 @@ def read_for_model(
 def check_summed(model: Model, n_frames: int | None) -> None:
     """Refuse to sum another number of one-bit frames than in the training."""
     if n_frames not in (None, model.n_frames):
-        trained, remedy = f"sums of {model.n_frames} one-bit frames", f"sum {model.n_frames} frames"
-        if model.n_frames is None:
-            trained, remedy = "photon counts", "do not sum any"
-        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; {remedy}")
+        trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
+        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; give the same")
 
 
 def sample_to_files(
@@ -141,18 +140,24 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
     """Write the stack of samples, and from two on their mean, standard deviation and a figure; return the files.
 
     Fiji shows the stack as frames; of a movie it is one file per sample, numbered. The figure shows the plane with the
-    most photons.
+    most photons. One sample has none of these: those of an earlier run would be taken for its own, and go.
     """
     images = {out: samples}
     if "t" in samples.dims:
         images = {beside(out, f"{n + 1:03d}"): samples.isel(sample=n) for n in range(samples.sizes["sample"])}
-    several = samples.sizes["sample"] >= 2
+    figure, statistics = beside(out, "figure", ".png"), [beside(out, "mean"), beside(out, "std")]
+    if samples.sizes["sample"] < 2:
+        for path, image in images.items():
+            write_image(path, image)
+        for path in (*statistics, figure):
+            if path.is_dir():  # OME-Zarr
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+        return list(images)
     mean, std = mean_and_std(samples)
-    images |= {beside(out, "mean"): mean, beside(out, "std"): std} if several else {}
+    images |= dict(zip(statistics, (mean, std), strict=True))
     for path, image in images.items():
         write_image(path, image)
-    if not several:
-        return list(images)
     totals = mmse.sum(("y", "x"))
     brightest = totals.argmax(...) if totals.ndim else {}
 
@@ -161,7 +166,6 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
 
     shown = {"counts": plane(counts), "denoised (MMSE)": plane(mmse)}
     shown |= {f"sample {number}": plane(one) for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1)}
-    figure = beside(out, "figure", ".png")
     draw_posterior(figure, shown, plane(std))
     return [*images, figure]
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 _BLOCKS_PX = (4, 16, 64)
 _CENTRAL = (0.5, 0.9)
 _TOLERANCE, _SURE = 0.03, 3.0  # of coverage, and in its standard errors
-_SEEN = 0.2  # part of the variance below which half of the samples' spread would change 90 % by less than 3 %
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Blocks:
             return "too narrow"
         if max(off) > 1:
             return "too wide"
-        return "calibrated" if self.posterior >= _SEEN else "not seen"
+        # with half of the samples' spread so much less would be within 90 %
+        normal, most = NormalDist(), _CENTRAL[-1]
+        bound = normal.inv_cdf((1 + most) / 2) * math.sqrt(1 - 0.75 * self.posterior)
+        return "calibrated" if most - (2 * normal.cdf(bound) - 1) > errors[-1] else "not seen"
 
 
 @dataclass(frozen=True)

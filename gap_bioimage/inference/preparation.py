@@ -112,21 +112,16 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
         check_camera_image(source, detector, name=name)
         source = _counted(source, detector)
     else:
-        raise ConfigError(
-            "the model was trained on one-bit frames, which need no camera; give camera=None, or use a model that was "
-            "trained with a camera"
-        )
+        raise ConfigError("the model was trained on one-bit frames, which need no camera; give camera=None")
     if n_frames is not None:
         _check_frames(source, n_frames, name)
     check_dim(source, model.config.dim, plane_by_plane=layout.planes)
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
     expected = model.config.channels
     if ordered.sizes["c"] != expected:
-        remedy = "choose one with channel=0, or take each by itself with separate_channels=True"
-        if expected > 1:
-            remedy = f"give an image with {expected}, all at once"
-        given = f"{source.sizes.get('c', 1)} channels{' taken one by one' if layout.separate_channels else ''}"
-        raise AxesError(f"the image has {given}, the model expects {expected}; {remedy}")
+        one = "choose one with channel=0, or take each by itself with separate_channels=True"
+        remedy = one if expected == 1 else f"give an image with {expected}, without separate_channels"
+        raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
     return Prepared(source, _without_hot_pixels(ordered, name), detector, n_frames, layout.time_as_z)
 
 
@@ -143,19 +138,14 @@ def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
     highest = float(image.max())
     trained, remedy = f"sums of {n_frames} one-bit frames", f"sum the frames with sum_frames(movie, {n_frames})"
     if highest > n_frames:
-        raise NotPhotonCountsError(
-            f"{name} holds up to {highest:g} photons in a pixel, but the model was trained on {trained}, which hold at "
-            f"most {n_frames}; {remedy}"
-        )
+        told = f"{name} holds up to {highest:g} photons in a pixel, but the model was trained on {trained}"
+        raise NotPhotonCountsError(f"{told}; {remedy}")
     full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
     if highest == 1 < n_frames:
         _warn(CountsWarning, f"{name} holds 0 and 1 only, but the model was trained on {trained}; {remedy}")
     elif n_frames > 1 and full > 1e-3:
-        _warn(
-            CountsWarning,
-            f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame: how many there were is "
-            "hardly known; use shorter frames",
-        )
+        told = f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame"
+        _warn(CountsWarning, f"{told}: how many there were is hardly known; use shorter frames")
 
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
@@ -177,11 +167,8 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     hot_ones = "1 hot pixel, which holds" if len(found) == 1 else f"{len(found)} hot pixels, which hold"
-    _warn(
-        HotPixelWarning,
-        f"{name} has {hot_ones} more than light can bring where the neighbours are so dark: {named}{more}; their "
-        "photons are left out, and the neighbours' mean stands for them",
-    )
+    told = f"{name} has {hot_ones} more than light can bring where the neighbours are so dark: {named}{more}"
+    _warn(HotPixelWarning, f"{told}; the mean of the neighbours stands for what they hold")
     return ordered.copy(data=mended.reshape(ordered.shape))
 
 

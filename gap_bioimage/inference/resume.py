@@ -25,16 +25,18 @@ class Unfinished:
     def __init__(self, folder: str | Path | None, work: dict[str, Any]) -> None:
         self.folder, self._label = None if folder is None else Path(folder), json.dumps(work, sort_keys=True)
 
-    def _is_ours(self) -> bool:
+    def _file(self, name: str) -> Path | None:
+        """Return where something is saved; None where nothing is, or by other work."""
         label = None if self.folder is None else self.folder / "work.json"
-        return label is not None and label.is_file() and label.read_text(errors="replace") == self._label
+        ours = label is not None and label.is_file() and label.read_text(errors="replace") == self._label
+        return None if label is None or not ours else label.with_name(f"{name}.npz")
 
     def load(self, name: str) -> dict[str, NDArray[Any]] | None:
         """Return what was saved under a name, None if nothing was or it cannot be read any more."""
-        if self.folder is None or not self._is_ours():
+        if (file := self._file(name)) is None:
             return None
         try:
-            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
+            with np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None  # what a crash of the machine leaves is made again, and is the same
@@ -43,7 +45,7 @@ class Unfinished:
         """Save arrays under a name, by rename."""
         if self.folder is None:
             return
-        if not self._is_ours():
+        if self._file(name) is None:
             self.remove()
             self.folder.mkdir()
             with replacing(self.folder / "work.json") as temporary:
@@ -54,7 +56,7 @@ class Unfinished:
     def count(self, prefix: str) -> int:
         """Return how many of ``prefix1``, ``prefix2``, ... were saved, up to the first that is missing."""
         number = 0
-        while self.folder is not None and self._is_ours() and (self.folder / f"{prefix}{number + 1}.npz").exists():
+        while (file := self._file(f"{prefix}{number + 1}")) is not None and file.exists():
             number += 1
         return number
 

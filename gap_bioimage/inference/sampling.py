@@ -21,7 +21,7 @@ from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarn
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
-from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_strange
+from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
@@ -86,8 +86,7 @@ class Drawing:
         for name, *limits in (("n_samples", 1), ("seed", 0, 2**63)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), *limits))  # numpy's overflow
         if not isinstance(self.settings, SamplingConfig):
-            given = type(self.settings).__name__
-            raise ConfigError(f"settings is of type {given}, expected such as SamplingConfig(steps=8)")
+            raise ConfigError(f"settings is {self.settings!r}, expected such as SamplingConfig(steps=8)")
 
     @property
     def least_gain(self) -> float:
@@ -115,18 +114,16 @@ class Drawing:
                     kept.save(name, **finished)
                 drawn[start : numbers.stop, item.number] = finished["rate"]
                 done += len(numbers) * item.expected_steps
-        warn_if_strange([drawn[:, item.number] for item in items if not item.observed.any()], self.model.brightest)
         kept.remove()
         return drawn
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
         counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-        stops = [
-            photons_to_stop_at(item, self.settings.stop_db, self.model.brightest, self.least_gain) for item in counts
-        ]
-        if self.settings.stop_db is None:
-            check_room(counts, stops, self.model.brightest, prepared.names)
+        stop_db, brightest = self.settings.stop_db, self.model.brightest
+        stops = [photons_to_stop_at(item, stop_db, brightest, self.least_gain) for item in counts]
+        if stop_db is None:
+            check_room(counts, stops, brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
         generation = self.settings.model_copy(update={"schedule": "geometric"})
         settings = (self.settings if item.any() else generation for item in counts)
@@ -232,8 +229,8 @@ def sample(
 
     Warns
     -----
-    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning, NetworkWarning
-        If images are generated, there is little room for photons, pixels are left out, or what is generated is strange.
+    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
+        If images are generated, there is little room for photons, or pixels are left out.
     """
     check_model(model)
     network = TiledNetwork(model.network, tile_px, halo_px, device)

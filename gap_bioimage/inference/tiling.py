@@ -60,10 +60,7 @@ def tiles(
     Halos are rounded up to steps, and reach over what is wanted.
     """
     cuts = [slice(0, size) for size in shape] if wanted is None else wanted
-    axes = [
-        _axis_tiles(size, cut, tile, round_up(halo, step), step)
-        for size, cut, tile, halo, step in zip(shape, cuts, tile_px, halo_px, step_px, strict=True)
-    ]
+    axes = itertools.starmap(_axis_tiles, zip(shape, cuts, tile_px, halo_px, step_px, strict=True))
     return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
 
 
@@ -71,22 +68,19 @@ def check_sizes(name: str, sizes: Any, dim: int, least: int) -> None:
     """Refuse what are not whole numbers of pixels, one per spatial axis."""
     given = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
     if len(given) != dim or not all(isinstance(size, Integral) and int(size) >= least for size in given):
-        wanted = (
-            f"{dim} whole numbers ({', '.join('zyx'[-dim:])}) of at least {least}, such as {','.join(['64'] * dim)}"
-        )
-        raise ConfigError(f"the {name} is {','.join(map(str, given))} px, expected {wanted}")
+        told = f"the {name} is {','.join(map(str, given))} px, expected {dim} whole numbers ({', '.join('zyx'[-dim:])})"
+        raise ConfigError(f"{told} of at least {least}, such as {','.join(['64'] * dim)}")
 
 
 def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
     if size <= tile:
         yield slice(0, size), slice(0, wanted.stop - wanted.start), wanted
         return
+    halo = round_up(halo, step)
     block = (tile - 2 * halo) // step * step
     if block < step:
-        raise ConfigError(
-            f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px; "
-            f"give tiles of at least {2 * halo + step} px"
-        )
+        told = f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px"
+        raise ConfigError(f"{told}; give tiles of at least {2 * halo + step} px")
     for start in range(wanted.start, wanted.stop, block):
         stop = min(start + block, wanted.stop)
         first, last = max(0, start - halo), min(size, stop + halo)
@@ -121,9 +115,7 @@ class TiledNetwork:
         try:
             self.network: UNet = network.to(device, memory_format=order)  # type: ignore[call-overload]
         except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
-            raise ConfigError(
-                f"device {device!r} cannot be used here; expected cpu, or cuda where torch finds a GPU"
-            ) from None
+            raise ConfigError(f"device {device!r} cannot be used here; expected cpu, or cuda with a GPU") from None
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
         self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
@@ -133,8 +125,7 @@ class TiledNetwork:
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
         """Take a measured halo instead of the exact one, if an image is so large that it needs tiles or blocks."""
-        parts = zip(self.tile_of(shape), block_px or shape, shape, strict=False)
-        if any(min(tile, block) < size for tile, block, size in parts):
+        if any(min(part) < part[-1] for part in zip(self.tile_of(shape), block_px or shape, shape, strict=False)):
             self.halo_px = measured_halo_px(self.network)
 
     def tile_of(self, shape: Sequence[int], wanted: Sequence[slice] | None = None) -> Sequence[int]:
@@ -204,10 +195,9 @@ class TiledNetwork:
                 log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
             torch.cuda.empty_cache()  # nothing without a GPU
         if broken := int((~torch.isfinite(log_rate)).sum()):
-            raise BrokenNetworkError(
-                f"the network returned {broken} log-rates that are not finite, expected numbers; its training has "
-                "diverged or its weights are damaged: train it again, with a lower train.learning_rate"
-            )
+            told = f"the network returned {broken} log-rates that are not finite, expected numbers"
+            why = "its training has diverged or its weights are damaged"
+            raise BrokenNetworkError(f"{told}; {why}: train it again, with a lower train.learning_rate")
         return log_rate
 
     def _run(
@@ -249,14 +239,10 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def default_box_px(denoiser_reach_px: Sequence[int]) -> list[int]:
-    """Return the box in which photons are conserved where the whole image is not seen.
-
-    129 px in the plane in 2D, 33 in 3D where halos are dear; along z in proportion to the network's own reach.
-    """
-    planar = 129 if len(denoiser_reach_px) == 2 else 33
-    widest = max(denoiser_reach_px)
-    return [max(3, int(planar * reach / widest) // 2 * 2 + 1) for reach in denoiser_reach_px]
+def default_box_px(reach_px: Sequence[int]) -> list[int]:
+    """Return the box in which photons are conserved where the whole image is not seen, in proportion to the reach."""
+    planar = 129 if len(reach_px) == 2 else 33  # halos are dear in 3D
+    return [max(3, int(planar * reach / max(reach_px)) // 2 * 2 + 1) for reach in reach_px]
 
 
 def box_of(network: UNet) -> list[int]:

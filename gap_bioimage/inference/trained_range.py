@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
@@ -15,8 +14,6 @@ from gap_bioimage.sampler import GAIN, WINDOW_PX, brightest_mean, photon_budget,
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 _WARN_ROOM_DB = 6.0
-_STRANGE_WINDOW = 2.0  # times the brightest window of the training: sampling ends there, but for its last step
-_STRANGE_PIXEL = 30.0  # the same for single pixels; in microscopy they are 2 to 20 times as bright as their window
 _BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
 _LARGE, _SURE = 0.10, 3.0
 
@@ -34,21 +31,14 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
     else:
         limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
     stop = wanted if stop_db is None else torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
-    if stop_db is not None and float(stop) > 1.001 * float(limit):
-        raise TrainedRangeError(
-            f"stop_db is {stop_db:g}, but this image stays within what the model was trained for up to "
-            f"{_db(float(limit) / n_pixels):.1f} dB only; give at most that, or leave it out"
-        )
-    if stop_db is not None and float(stop) <= float(has):
-        raise TrainedRangeError(
-            f"stop_db is {stop_db:g}, but the image already has {_db(float(has) / n_pixels):.1f} dB; give more than "
-            "that, or leave it out"
-        )
+    if stop_db is not None and not float(has) < float(stop) <= 1.001 * float(limit):
+        low, high = (f"{_db(float(n) / n_pixels):.1f}" for n in (has, limit))
+        told = f"stop_db is {stop_db:g}, but the image has {low} dB and the model was trained for up to {high} dB"
+        raise TrainedRangeError(f"{told} of such images; give one between, or leave it out")
     if float(stop) < 1:  # photons that hardly ever come take endless steps
-        raise TrainedRangeError(
-            f"{'x'.join(map(str, item.shape[2:]))} px are to hold {float(stop):.2g} photons in all, expected one at "
-            f"least; give a larger image, or stop_db above {_db(1 / n_pixels):.1f}"
-        )
+        size, least = "x".join(map(str, item.shape[2:])), _db(1 / n_pixels)
+        told = f"{size} px are to hold {float(stop):.2g} photons in all, expected one at least"
+        raise TrainedRangeError(f"{told}; give a larger image, or stop_db above {least:.1f}")
     return stop
 
 
@@ -71,12 +61,9 @@ def check_room(
         f"trained up to {_db(brightest):.1f} dB"
     )
     if max(rooms.values()) < _LEAST_ROOM_DB:
-        raise TrainedRangeError(
-            f"{where}: sampling adds photons and has no room; train on images at least 10 dB brighter than those to "
-            "sample from (the same sample exposed longer, or frames summed)"
-        )
-    text = f"{where}: {little_room(min(rooms.values()))}"
-    warnings.warn(text, TrainedRangeWarning, stacklevel=5)
+        advice = "train on images 10 dB brighter (exposed longer, or frames summed)"
+        raise TrainedRangeError(f"{where}: sampling adds photons and has no room; {advice}")
+    warnings.warn(f"{where}: {little_room(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
 
 
 def little_room(room_db: float) -> str:
@@ -87,28 +74,10 @@ def little_room(room_db: float) -> str:
     )
 
 
-def warn_if_strange(generated: Sequence[NDArray[np.float32]], brightest: float) -> None:
-    """Warn of generated images (b, c, [z,] y, x) far outside the training, whose brightest window had ``brightest``."""
-    rates = [torch.from_numpy(image) for images in generated for image in np.split(images, len(images))]
-    windows = np.array([float(brightest_mean(rate, list(WINDOW_PX[rate.dim() - 2]))) for rate in rates])
-    pixels = np.array([float(rate.max()) for rate in rates])
-    strange = int(((windows > _STRANGE_WINDOW * brightest) | (pixels > _STRANGE_PIXEL * brightest)).sum())
-    if strange:
-        warnings.warn(
-            f"{strange} of {len(rates)} generated images lie far outside what the model was trained on (up to "
-            f"{pixels.max():.3g} photons in a pixel; {windows.max():.3g} per pixel in the brightest "
-            f"window, which had {brightest:.3g} in the training): unless such bright spots are expected, the network "
-            "was trained too briefly to generate; train longer, from the dark on (thinning.min_db=-40)",
-            NetworkWarning,
-            stacklevel=4,
-        )
-
-
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
-    """Warn when the samples' mean is not the denoised image: then the network contradicts itself.
+    """Warn when the samples' mean is not the denoised image, in boxes of 16 px: then the network contradicts itself.
 
-    That is, if they differ by more than 10 % in boxes of 16 px, and by more than three times what the spread of the
-    samples explains. Planes without any light tell nothing: their samples were generated.
+    Planes without any light tell nothing: their samples were generated.
     """
     count, seen = samples.sizes["sample"], (mmse > 0).any(("y", "x"))
     if count < 2 or not seen.any():
@@ -119,12 +88,9 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
     difference = _rms(boxes.mean("sample") - expected) / _rms(expected)
     explained = _rms(boxes.std("sample", ddof=1)) / math.sqrt(count) / _rms(expected)
     if difference > max(_LARGE, _SURE * explained):
-        warnings.warn(
-            f"the mean of the samples differs from the denoised image by {100 * difference:.0f} % (their spread "
-            f"explains {100 * explained:.0f} %): the network was trained too briefly, or on other images; train longer",
-            NetworkWarning,
-            stacklevel=2,
-        )
+        told = f"the mean of the samples differs from the denoised image by {100 * difference:.0f} %"
+        why = f"their spread explains {100 * explained:.0f} %): the network was trained too briefly, or on other images"
+        warnings.warn(f"{told} ({why}; train longer", NetworkWarning, stacklevel=2)
 
 
 def _boxes(image: xr.DataArray) -> xr.DataArray:

@@ -113,18 +113,17 @@ def image_of(layer: Any, axes: str) -> xr.DataArray:
         raise AxesError("there is no image layer; open one, or File > Open Sample > GAP denoising")
     axes = axes.strip().lower()
     if layer.rgb or len(axes) != layer.ndim or len(set(axes)) != len(axes):
-        told = "colours, expected counts of one channel" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
+        told = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
         raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
     large: xr.DataArray | None = layer.metadata.get("image")
     if large is not None:
         if large.dims != tuple(axes):
-            named = "".join(map(str, large.dims))
-            raise AxesError(f"{layer.name} has the axes {named} in its file, expected these for a large image")
+            raise AxesError(f"{layer.name} has the axes {''.join(map(str, large.dims))} in its file, expected these")
         return large.assign_attrs(source=layer.name)
     data = layer.data[0] if layer.multiscale else layer.data
     if data.nbytes > psutil.virtual_memory().available and not isinstance(data, np.ndarray):
-        hint = "open it with the reader gap-bioimage, which leaves large images in their files"
-        raise UnreadableImageError(f"{layer.name} takes {data.nbytes / 1e9:.3g} GB, expected less than is free; {hint}")
+        told = f"{layer.name} takes {data.nbytes / 1e9:.3g} GB, expected less than is free"
+        raise UnreadableImageError(f"{told}; open it with the reader gap-bioimage, which leaves it in its file")
     image = xr.DataArray(np.asarray(data), dims=list(axes), attrs={"source": layer.name})
     sizes = zip(axes, layer.scale, layer.units, strict=True)
     steps = {axis: step for axis, size, unit in sizes if (step := step_of(size, unit, axis)) is not None}

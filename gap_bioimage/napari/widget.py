@@ -210,15 +210,12 @@ class Window(QWidget):  # type: ignore[misc]
         if counts.shape[0] > counts.shape[1]:  # slabs read better lying down
             counts, denoised = counts.T, denoised.T
         images = {"held-out counts": counts, "denoised": denoised}
-        wide = counts.shape[1] > 2 * counts.shape[0]
-        rows = [[name, name] for name in images] if wide else [list(images)]
-        mosaic: Any = [["loss", "loss"], *rows]
-        grid = figure.subplot_mosaic(mosaic)
-        grid["loss"].plot(*zip(*((row["step"], row["validation_loss"]) for row in losses), strict=True), marker=".")
-        grid["loss"].set(title="loss on held-out photons", xlabel="step")
-        for name, image in images.items():
-            grid[name].imshow(image, cmap="magma", interpolation="nearest")
-            grid[name].set(title=name, xticks=[], yticks=[])
+        first, *others = figure.subplots(3)
+        first.plot([row["step"] for row in losses], [row["validation_loss"] for row in losses], marker=".")
+        first.set(title="loss on held-out photons", xlabel="step")
+        for axes, (name, image) in zip(others, images.items(), strict=True):
+            axes.imshow(image, cmap="magma", interpolation="nearest")
+            axes.set(title=name, xticks=[], yticks=[])
         self.canvas.draw_idle()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import time
 import warnings
@@ -81,27 +80,20 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
     job.tell(0, 0, "choosing the settings")
     every = {} if steps is None or goes_on else {"validate_every": max(20, steps // 20)}
     config = None if steps is None else gap.TrainConfig(steps=steps, **every)
-    given = {} if goes_on else new
-    gap.train(image, run, config, **given, resume=goes_on, progress=False, callbacks=[_watch(job, run)])
-    return run
-
-
-def _watch(job: Job, run: Path) -> Any:
-    """Return what tells each step of a training, and its news after each validation."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    return LambdaCallback(
-        on_train_batch_end=lambda trainer, module, *_: job.tell(
-            trainer.global_step, module.config.train.steps, "training"
-        ),
+    watch = LambdaCallback(
+        on_train_batch_end=lambda trainer, module, *_: job.tell(trainer.global_step, module.config.train.steps),
         on_train_epoch_end=lambda *_: setattr(job, "news", news_of(run)),
     )
+    gap.train(image, run, config, **({} if goes_on else new), resume=goes_on, progress=False, callbacks=[watch])
+    return run
 
 
 def news_of(run: Path) -> tuple[list[dict[str, float]], Any, Any]:
     """Return the losses of a run so far, and a held-out crop (y, x) before and after its best network."""
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        losses = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    from gap_bioimage.training.run_folder import read_metrics
+
     model, piece = gap.load_model(run), np.load(run / "held_out.npy")
     crop = piece[(..., *(middle(n, _CROP_PX) for n in piece.shape[-2:]))]
     camera = None if model.camera is None else model.camera.scalar
@@ -109,7 +101,7 @@ def news_of(run: Path) -> tuple[list[dict[str, float]], Any, Any]:
         warnings.simplefilter("ignore", gap.GapWarning)  # the network is not done yet
         rate = gap.denoise(model, crop, dims="czyx" if crop.ndim == 4 else "cyx", camera=camera).values
     before, after = (image[0] if image.ndim == 3 else image[0, image.shape[1] // 2] for image in (crop, rate))
-    return losses, before, after
+    return read_metrics(run), before, after
 
 
 def _check(image: xr.DataArray) -> None:

@@ -64,12 +64,11 @@ def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
     """Choose a 3D network for volumes, and a 2D one for planes."""
     if "dim" in config.network.model_fields_set:
         return config
-    planes = [int(image.sizes.get("z", 1)) for image in images]
+    planes = min((int(image.sizes.get("z", 1)) for image in images), default=1)
+    volumes = planes >= _PLANES_OF_A_VOLUME or config.network.z_conv_stage is not None
     patch = config.train.patch_px
-    volumes = bool(planes) and min(planes) >= _PLANES_OF_A_VOLUME
-    dim = len(patch) if patch is not None else 3 if volumes or config.network.z_conv_stage is not None else 2
-    seen = f"the images have {min(planes, default=1)} planes" if max(planes, default=1) > 1 else "the images are planes"
-    log.info("network.dim=%d: %s", dim, "as many as train.patch_px" if patch is not None else seen)
+    dim = len(patch) if patch is not None else 3 if volumes else 2
+    log.info("network.dim=%d: the images have %d planes", dim, planes)
     # read anew, since settings may not suit these dimensions
     return RunConfig.from_dict(_update(config, "network", {"dim": dim}).model_dump(exclude_unset=True))
 

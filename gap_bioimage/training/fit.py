@@ -1,6 +1,5 @@
 """Train a GAP network on photon counts alone."""
 
-import importlib.util
 import logging
 import math
 import signal
@@ -17,6 +16,7 @@ import torch
 import xarray as xr
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich import progress as bars
 
@@ -101,15 +101,13 @@ def train(
     detector = _detector(camera, config, out / CAMERA_FILE if resume else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    _check_channels(stacks[0].shape[0], config, start, out if resumed else None)
-    config = _of_images(config, stacks[0].shape[0], detector)
+    config = _of_images(config, stacks[0].shape[0], start, detector)
     config = config if resumed else choose_sizes(config, split, _accelerated(device))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
-    with _quiet():
+    with _quiet(), _shown(progress) as bar:
         # first, so that a device that is not there leaves no run behind
-        bar = Progress(folder, config.train.steps, progress)
-        trainer = _trainer(out, config.train, machine, [folder, bar, *callbacks])
+        trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
@@ -136,19 +134,14 @@ def _detector(camera: Any, config: RunConfig, stored: Path | None, images: Seque
     return detector
 
 
-def _check_channels(channels: int, config: RunConfig, start: run_folder.Start | None, resumed: Path | None) -> None:
-    """Refuse images with other channels than were set, or than the network has that training goes on with."""
+def _of_images(
+    config: RunConfig, channels: int, start: run_folder.Start | None, detector: Detector | None
+) -> RunConfig:
+    """Fill in what the images and their camera decide, unless it was decided already."""
     own = config.network.channels
-    if channels == own or (start is None and "channels" not in config.network.model_fields_set):
-        return
-    has = "network.channels is" if resumed is None else f"the run in {resumed} has"
-    has = has if start is None else f"the model to start from, {start.record['name']}, has"
-    advice = f"give images with {own}" + (", or one of their channels" if own == 1 else "")
-    raise ConfigError(f"the images have {channels} channels, but {has} {own}; {advice}")
-
-
-def _of_images(config: RunConfig, channels: int, detector: Detector | None) -> RunConfig:
-    """Fill in what the images and their camera decide."""
+    if channels != own and (start is not None or "channels" in config.network.model_fields_set):
+        has = "network.channels is" if start is None else f"the model to start from, {start.record['name']}, has"
+        raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError(
@@ -177,10 +170,6 @@ def _fit(
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(
-            "train.tensorboard is on, but tensorboard is not installed; pip install 'gap-bioimage[tensorboard]'"
-        )
     device = machine["accelerator"]
     try:
         return pl.Trainer(
@@ -234,37 +223,35 @@ class PairData(pl.LightningDataModule):
         return self._batches(self.held_out, _VALIDATION_RANK + self.trainer.global_rank, range(count))
 
 
+def _shown(progress: bool) -> bars.Progress:
+    """Return a bar that is shown if asked; where several devices train, by the first."""
+    columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    return bars.Progress("training", *columns, "{task.description}", disable=not (progress and first))
+
+
 class Progress(pl.Callback):
     """One bar for the whole run, with losses, input brightness and time left."""
 
-    def __init__(self, folder: run_folder.RunFolder, steps: int, shown: bool = True) -> None:
-        self.folder, self.steps, self.shown_at = folder, steps, -math.inf
-        columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-        self.bar = bars.Progress("training", *columns, "{task.description}", disable=not shown)
+    def __init__(self, folder: run_folder.RunFolder, bar: bars.Progress) -> None:
+        self.folder, self.bar, self.shown_at = folder, bar, -math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the bar."""
-        if trainer.is_global_zero:
-            self.task = self.bar.add_task("", total=self.steps, completed=trainer.global_step)
-            self.bar.start()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+        """Begin where the run does."""
+        self.task = self.bar.add_task("", total=pl_module.config.train.steps, completed=trainer.global_step)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: GapModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar; the loss is read from the device twice a second only."""
-        finished = trainer.global_step >= self.steps
-        if not trainer.is_global_zero or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
+        finished = trainer.global_step >= pl_module.config.train.steps
+        if self.bar.disable or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
             return
         self.shown_at = time.monotonic()
         low, high = pl_module.trained_range_db
         held_out = f" | held out {rows[-1]['validation_loss']:.3f}" if (rows := self.folder.rows) else ""
         text = f"loss {float(pl_module.train_losses[-1]):.3f}{held_out} | {low:.0f}..{high:.0f} dB"
         self.bar.update(self.task, completed=trainer.global_step, description=text)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove the bar, also after Ctrl-C."""
-        if self.bar.live.is_started:
-            self.bar.stop()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import as_integers, pseudo_psnr_db
+from gap_bioimage.counts import as_integers, check_dim, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.io.image import as_image, each_item, items_first
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
@@ -29,6 +29,7 @@ _REDRAWS = 10
 _CANDIDATES = 4
 _OTHERS = 8  # exposures that make up a target: more of them cost more to read than they tell
 _SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # what is looked at to tell whether a scene stands still
+_SUMMED, _SUMMED_PHOTONS = (1, 8, 64), 16.0  # frames that are seen together, while a pixel holds no more
 _MOVES = 0.01
 
 _CPU = torch.device("cpu")
@@ -121,62 +122,61 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
     items = items.transpose(*(other for other in items.dims[: -dim - 1] if other != axis), axis, ...)
     stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
     if max(moves(stack) for stack in stacks[:: -(-len(stacks) // _SEEN_ITEMS)]) > _MOVES:
-        warnings.warn(
-            f"{name} does not stand still: neighbouring pixels change together from frame to frame, which noise does "
-            "not; what moves will be blurred: train without repeats",
-            CountsWarning,
-            stacklevel=4,
-        )
+        told = f"{name} does not stand still: neighbouring pixels change together, which noise does not"
+        warnings.warn(f"{told}; what moves will be blurred: train without repeats", CountsWarning, stacklevel=4)
     return stacks
 
 
 def _check_image(image: xr.DataArray, dim: int, name: str) -> None:
     as_image(image)
-    if dim == 3 and "z" not in image.dims:
-        as_z = " or take time as z" if "t" in image.dims else ""
-        raise AxesError(
-            f"{name} has axes {''.join(map(str, image.dims))}, expected z for a 3D network; train one with "
-            f"network.dim=2{as_z}"
-        )
+    check_dim(image, dim, plane_by_plane=True)
     if min(image.sizes["y"], image.sizes["x"]) < 2:
-        raise AxesError(
-            f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected an image of several rows "
-            "and columns; is it of one row because its sizes are told elsewhere?"
-        )
+        told = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected several rows and columns"
+        raise AxesError(f"{told}; are its sizes told elsewhere?")
 
 
 def moves(stack: Stack) -> float:
     """Return by how much neighbouring pixels change alike between exposures, 0 to 1, beyond what chance explains.
 
     Noise is independent from pixel to pixel, whatever its size; structure that moves is not. Changes of the whole
-    image's brightness are taken out.
+    image's brightness are taken out. Single frames of dim scenes show little but noise: sums of them are seen, too.
     """
     centre = [slice(max(0, (n - _SEEN_PX) // 2), (n + _SEEN_PX) // 2) for n in stack.shape[-2:]]
     middle = (0, stack.shape[1] // 2)[: len(stack.shape) - 2]
-    half = len(stack.values) // 2
-    products, squares = [], []
-    for first in np.unique(np.linspace(0, half - 1, min(half, _SEEN_PAIRS)).astype(int)):
-        one, other = (stack.values[(n, *middle, *centre)].astype(float) for n in (first, first + half))
-        offset = 0.0 if stack.detector is None else stack.detector.camera.offset
-        one, other = one - offset, other - offset
-        change = one * other.mean() - other * one.mean()
-        products.append((change[:, 1:] * change[:, :-1]).ravel())
-        squares.append(np.square(change).mean())
-    alike, size = np.concatenate(products), float(np.mean(squares))
-    sure = 5 * math.sqrt(np.square(alike).mean() / alike.size)
-    return float(alike.mean() - sure) / size if size else 0.0
+    camera, half = None if stack.detector is None else stack.detector.camera, len(stack.values) // 2
+    offset, gain = (0.0, 1.0) if camera is None else (camera.offset, camera.gain)
+
+    def seen(first: int, count: int) -> NDArray[Any]:
+        """Return the photons of successive frames, (y, x)."""
+        where: Any = [(number, *middle, *centre) for number in range(first, first + count)]
+        frames = [stack.values[one] for one in where]
+        return np.asarray((np.sum(frames, axis=0, dtype=float) - count * offset) / gain)
+
+    alike, photons = 0.0, float(seen(half, 1).mean())
+    for count in _SUMMED:
+        if count > half or (count > 1 and photons * count > _SUMMED_PHOTONS):
+            break
+        products, squares = [], []
+        for first in np.unique(np.linspace(0, half - count, min(half, _SEEN_PAIRS)).astype(int)):
+            one, other = seen(first, count), seen(first + half, count)
+            change = one * other.mean() - other * one.mean()
+            products.append((change[:, 1:] * change[:, :-1]).ravel())
+            squares.append(np.square(change).mean())
+        together, size = np.concatenate(products), float(np.mean(squares))
+        sure = 5 * math.sqrt(np.square(together).mean() / together.size)
+        alike = max(alike, float(together.mean() - sure) / size if size else 0.0)
+    return alike
 
 
 def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
     """Hold out ``share`` of the images, or of the longest axis of each when they are few."""
+    split = Split([], [])
     if len(stacks) >= _HELD_OUT_IMAGES_FROM:
         count = max(1, round(share * len(stacks)))
         chosen = set(np.random.default_rng(seed).choice(len(stacks), count, replace=False).tolist())
-        return Split(
-            [stack for i, stack in enumerate(stacks) if i not in chosen],
-            [stack for i, stack in enumerate(stacks) if i in chosen],
-        )
-    split = Split([], [])
+        for number, stack in enumerate(stacks):
+            split[number in chosen].append(stack)
+        return split
     for stack in stacks:
         axis = int(np.argmax(stack.shape[1:])) + 1
         size = stack.shape[axis]
@@ -265,7 +265,7 @@ def _bounds(chances: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _choice(bounds: NDArray[np.float64], rng: np.random.Generator) -> int:
-    """Draw as ``Generator.choice`` does, without its checks, which took a fifth of a batch's time."""
+    """Draw as ``Generator.choice`` does, without its checks, a fifth of a batch's time."""
     return int(bounds.searchsorted(rng.random(), "right"))
 
 

@@ -42,11 +42,7 @@ _PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that
 
 @dataclass(frozen=True)
 class Start:
-    """The model that a run starts from.
-
-    The run keeps a copy of its weights, so that one that was killed before its first checkpoint starts again from the
-    same, wherever the other model has gone. All checkpoints of the run hold the record.
-    """
+    """The model that a run starts from; the run keeps a copy of its weights, to start again from if it is killed."""
 
     model: Model
     record: dict[str, Any]  # name, origin and trained range of the model, and the sha256 of its weights
@@ -171,11 +167,10 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
         content = read_weights(last, str(last))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {advice}") from None
-    if CHECKPOINT_KEY not in content or "optimizer_states" not in content:
-        raise CheckpointError(f"{last} is not a checkpoint of a training run; {advice}")
-    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last)
+    ours = CHECKPOINT_KEY in content and "optimizer_states" in content
+    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last) if ours else None
     if own != RunConfig.read(out / "config.yaml").network:
-        raise CheckpointError(f"{last} holds another network than config.yaml tells; restore that, or train anew")
+        raise CheckpointError(f"{last} is not a checkpoint of the network that config.yaml tells; {advice}")
     return last
 
 
@@ -188,10 +183,9 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
         if (out / name).exists():
             continue
         stack = max(candidates, key=_brightness)
-        cut = _middle(stack)
-        with replacing(out / name) as temporary, open(temporary, "wb") as file:
-            piece = np.asarray(stack[cut].values)
-            np.save(file, np.ascontiguousarray(piece[0] if stack.repeated else piece))
+        piece = np.asarray(stack[_middle(stack)].values)
+        with replacing(out / name) as temporary:
+            np.save(temporary, np.ascontiguousarray(piece[0] if stack.repeated else piece))
 
 
 def _middle(stack: Stack) -> tuple[slice, ...]:
@@ -200,8 +194,7 @@ def _middle(stack: Stack) -> tuple[slice, ...]:
 
 def _brightness(stack: Stack) -> float:
     """Return the mean of an image; of one on disk, that of its middle."""
-    in_memory = isinstance(stack.values, np.ndarray)
-    return float((stack if in_memory else stack[_middle(stack)]).values.mean())
+    return float((stack if isinstance(stack.values, np.ndarray) else stack[_middle(stack)]).values.mean())
 
 
 def fingerprint(split: Split) -> str:
@@ -227,9 +220,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class RunFolder(pl.Callback):
     """Writes best.ckpt, last.ckpt and metrics.csv after every validation, and ends runs that get no better.
 
-    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is the same as if it had never
-    stopped, but for the share of the time that training waited for windows. ``init`` is the record of the model that
-    the run started from.
+    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is as if it had never stopped.
     """
 
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
@@ -251,12 +242,8 @@ class RunFolder(pl.Callback):
             "waiting_share": trainer.train_dataloader.waiting_share,  # type: ignore[union-attr]
         }
         if math.isnan(row["validation_loss"]) and not self.rows:
-            warnings.warn(
-                "what is held out for validation has no photons: training cannot tell which of its models is the best, "
-                "nor when to end; give more images",
-                CountsWarning,
-                stacklevel=2,
-            )
+            told = "what is held out for validation has no photons: nothing tells which model is the best"
+            warnings.warn(f"{told}; give more images", CountsWarning, stacklevel=2)
         earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
         self.rows.append(row)
         if trainer.logger is not None:
@@ -303,11 +290,12 @@ class RunFolder(pl.Callback):
         known = [loss for loss in losses if not math.isnan(loss)]
         if train.patience is not None and known:
             first_half = sum(2 * row["step"] <= train.steps for row in self.rows)  # much is learned as the rate falls
-            waited = len(losses) - max(losses.index(min(known)) + 1, first_half)
+            best = losses.index(min(known))
+            waited = len(losses) - max(best + 1, first_half)
             if waited >= train.patience:
-                trainer.should_stop, best = True, self.rows[losses.index(min(known))]["step"]
+                trainer.should_stop = True
                 told = "ended after %d steps: the last %d validations were no better than that of step %d"
-                log.info(told, self.rows[-1]["step"], waited, best)
+                log.info(told, self.rows[-1]["step"], waited, self.rows[best]["step"])
 
     def _write_metrics(self) -> None:
         metrics = self.folder / "metrics.csv"
@@ -315,6 +303,12 @@ class RunFolder(pl.Callback):
             writer = csv.DictWriter(file, COLUMNS, restval=math.nan)  # runs of before did not tell all
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.csv."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def drawn(run: Path) -> Model:
@@ -327,12 +321,11 @@ def drawn(run: Path) -> Model:
 @rank_zero_only
 def _draw(run: Path, model: Model) -> None:
     """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(run)
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
     for column, label in (("train_loss", "training"), ("validation_loss", "held out")):
-        axes.plot([float(row["step"]) for row in rows], [float(row[column]) for row in rows], marker=".", label=label)
+        axes.plot([row["step"] for row in rows], [row[column] for row in rows], marker=".", label=label)
     axes.set(xlabel="step", ylabel="photon loss (nats per photon)")
     axes.legend()
     save_figure(figure, run / "loss.png")
