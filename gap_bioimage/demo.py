@@ -75,8 +75,9 @@ def _one_model(
     gaussian = min(filtered, key=lambda image: float(np.square(image - truth.values).mean()))
     peak, wanted = float(truth.max()) ** 2, truth.values.astype(float)
     errors = (np.mean((image.astype(float) - wanted) ** 2) for image in (counts.values, gaussian, rate.values))
-    psnr_db = (float(10 * np.log10(peak / error)) for error in errors)
-    result = DemoResult(name, *psnr_db, report.status, round(time.monotonic() - start, 1))
+    counts_db, gaussian_db, denoised_db = (float(10 * np.log10(peak / error)) for error in errors)
+    seconds = round(time.monotonic() - start, 1)
+    result = DemoResult(name, counts_db, gaussian_db, denoised_db, report.status, seconds)
     images = {"counts": counts, "best Gaussian filter": counts.copy(data=gaussian), "denoised": rate, "truth": truth}
     return result, {title: _plane(image) for title, image in images.items()}
 
