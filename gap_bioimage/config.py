@@ -3,6 +3,8 @@
 import difflib
 import math
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,18 +17,54 @@ PositiveInt = Annotated[int, Field(gt=0)]
 _LEAST_PATCH = 64  # pixels
 
 
+@contextmanager
+def _told(model: type[BaseModel]) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError("; ".join(error_sentence(model, e) for e in error.errors())) from None
+
+
+def error_sentence(model: type[BaseModel], error: Any) -> str:
+    """Say in plain words what one of pydantic's errors means; unknown keys with the nearest known one."""
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location) or "config"
+    if error["type"] != "extra_forbidden":
+        given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"
+        told = "Input should be a list, [a, b]" if error["type"] == "tuple_type" else error["msg"]
+        return f"{name}: {told.removeprefix('Value error, ')}{given}"
+    owner: Any = model
+    for part in error["loc"][:-1]:
+        if isinstance(part, str):
+            owner = owner.model_fields[part].annotation
+            owner = next(iter(typing.get_args(owner)), owner)  # list[Author] -> Author
+    known = getattr(owner, "model_fields", {})
+    section = ".".join(location[:-1])
+    names = {key: f"{section}.{key}" if section else key for key in known}
+    if not section:  # the key may belong into one of the sections
+        for key, field in known.items():
+            names |= {inner: f"{key}.{inner}" for inner in getattr(field.annotation, "model_fields", {})}
+    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.0)
+    return f"unknown key {name!r}" + (f"; did you mean {names[near[0]]!r}?" if near else "")
+
+
 class Config(BaseModel):
     """Base of the sections: immutable; unknown keys and numbers that are not finite are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+    def __init__(self, **values: Any) -> None:
+        with _told(type(self)):
+            super().__init__(**values)
+
+    # what pydantic marks its own with: it makes sections of sections by itself, and tells their errors in one
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain values; ConfigError lists every unknown key, with the nearest known, and wrong value."""
-        try:
+        with _told(cls):
             return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError("; ".join(error_sentence(cls, e) for e in error.errors())) from None
 
 
 class NetworkConfig(Config):
@@ -265,25 +303,3 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: {text!r} is not a yaml value") from None
-
-
-def error_sentence(model: type[BaseModel], error: Any) -> str:
-    """Say in plain words what one of pydantic's errors means; unknown keys with the nearest known one."""
-    location = [str(part) for part in error["loc"]]
-    name = ".".join(location) or "config"
-    if error["type"] != "extra_forbidden":
-        given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"
-        return f"{name}: {error['msg'].removeprefix('Value error, ')}{given}"
-    owner: Any = model
-    for part in error["loc"][:-1]:
-        if isinstance(part, str):
-            owner = owner.model_fields[part].annotation
-            owner = next(iter(typing.get_args(owner)), owner)  # list[Author] -> Author
-    known = getattr(owner, "model_fields", {})
-    section = ".".join(location[:-1])
-    names = {key: f"{section}.{key}" if section else key for key in known}
-    if not section:  # the key may belong into one of the sections
-        for key, field in known.items():
-            names |= {inner: f"{key}.{inner}" for inner in getattr(field.annotation, "model_fields", {})}
-    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.0)
-    return f"unknown key {name!r}" + (f"; did you mean {names[near[0]]!r}?" if near else "")

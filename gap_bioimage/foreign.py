@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
-from gap_bioimage.config import NetworkConfig, error_sentence, read_yaml
+from gap_bioimage.config import NetworkConfig, read_yaml
 from gap_bioimage.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -125,14 +124,14 @@ class Described:
 def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -> Described:
     """Find the one GAP network in a file and settle what it is, from what was told and from its weights.
 
-    What is ``given`` wins over ``.yaml`` beside the file, and this over the file's ``hyper_parameters``; none may
-    contradict the weights.
+    What is ``given`` wins over ``.yaml`` beside the file, and this over the file's ``hyper_parameters``; what
+    contradicts the weights does not fit them when they are loaded.
     """
-    weights, beside = _find(content, path), path.with_suffix(".yaml")
+    weights = _find(content, path)
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
     stored = {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
-    aside = _read_sidecar(beside, path)
+    aside = _read_sidecar(path)
     if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
         network_config(unknown, path)  # which says so
     told: dict[str, tuple[Any, str]] = {}
@@ -142,16 +141,7 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
     limits, range_from = told.pop(RANGE, (None, "assumed"))
     facts, encodings = _facts(weights, path)
-    stages = told.get("z_conv_stage", (None,))[0]
-    if facts["dim"] == 3 and facts["z_conv_stage"] is None and isinstance(stages, int) and stages >= facts["depth"]:
-        facts["z_conv_stage"] = stages  # so many that all are meant
-    for name, fact in facts.items():
-        value, source = told.setdefault(name, (fact, "weights"))
-        if value != fact:
-            raise CheckpointError(
-                f"{path}: {name} is {value!r} according to {_named(source, beside)}, but {fact!r} by its weights; give "
-                f"`{name}: {'null' if fact is None else fact}` as hyper_parameters or in {beside.name} beside it"
-            )
+    told = {name: (fact, "weights") for name, fact in facts.items()} | told
     _settle_encoding(told, encodings, list(weights)[:2] == ["conv_final.weight", "conv_final.bias"], path)
     config = network_config({name: value for name, (value, _) in told.items()}, path)
     found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
@@ -161,10 +151,9 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
 def network_config(values: Any, path: Path) -> NetworkConfig:
     """Return the settings of a network from plain values."""
     try:
-        return NetworkConfig.model_validate(values)
-    except ValidationError as error:
-        wrong = "; ".join(error_sentence(NetworkConfig, e) for e in error.errors())
-        raise CheckpointError(f"{path} does not describe a GAP network: {wrong}") from None
+        return NetworkConfig.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} does not describe a GAP network: {error}") from None
 
 
 def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
@@ -190,8 +179,9 @@ def _no_network(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} holds no GAP network ({why}); expected a GAP checkpoint or state_dict")
 
 
-def _read_sidecar(beside: Path, path: Path) -> dict[str, Any]:
+def _read_sidecar(path: Path) -> dict[str, Any]:
     """Return the settings beside the weights; empty if there are none, or the file is about something else."""
+    beside = path.with_suffix(".yaml")
     if beside == path or not beside.is_file():
         return {}
     try:
@@ -207,44 +197,33 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
     depth = 1
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
-    kernels = [_kernel(weights, f"down_convs.{stage}.conv1.weight", path) for stage in range(depth)]
-    channels, inputs, dim = weights[_LAST].shape[0], kernels[0].shape[1], kernels[0].ndim - 2
-    if inputs % channels:
-        raise _no_network(path, f"its first convolution takes {inputs} inputs, not a multiple of {channels} channels")
-    planar = [stage for stage, kernel in enumerate(kernels) if dim == 3 and kernel.shape[2] == 1]
-    facts: dict[str, Any] = {"dim": dim, "channels": channels, "depth": depth, "start_filts": kernels[0].shape[0]}
-    facts["z_conv_stage"] = planar[0] if planar else None
-    if depth > 1:
-        facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
-        merged = _kernel(weights, "up_convs.0.conv1.weight", path)
-        facts["merge_mode"] = "concat" if merged.shape[1] == 2 * merged.shape[0] else "add"
-    return facts, inputs // channels
-
-
-def _kernel(weights: Mapping[str, torch.Tensor], name: str, path: Path) -> torch.Tensor:
-    kernel = weights.get(name)
-    if kernel is None or kernel.ndim != weights[_LAST].ndim or 0 in kernel.shape or 0 in weights[_LAST].shape:
-        raise _no_network(path, f"{'no' if kernel is None else f'shape {tuple(kernel.shape)} in'} {name}")
-    return kernel
+    try:
+        shapes = [weights[f"down_convs.{stage}.conv1.weight"].shape for stage in range(depth)]
+        (filters, inputs, *kernel), channels = shapes[0], weights[_LAST].shape[0]
+        planar = [stage for stage, shape in enumerate(shapes) if len(kernel) == 3 and shape[2] == 1]
+        facts: dict[str, Any] = {"dim": len(kernel), "channels": channels, "depth": depth, "start_filts": filters}
+        facts["z_conv_stage"] = planar[0] if planar else None
+        if depth > 1:
+            facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
+            outs, ins = weights["up_convs.0.conv1.weight"].shape[:2]
+            facts["merge_mode"] = "concat" if ins == 2 * outs else "add"
+        return facts, inputs // channels
+    except KeyError as missing:
+        raise _no_network(path, f"no {missing.args[0]}") from None
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise _no_network(path, "its convolutions have other shapes") from None
 
 
 def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
     """Fill in ``levels`` and ``log1p``, of which the weights tell the sum only; the original has no logarithm."""
-    beside = path.with_suffix(".yaml")
     if "log1p" not in told and "levels" not in told and not original:
         raise CheckpointError(
             f"{path} does not tell its levels: its {inputs} encodings per channel are {inputs} sines (original GAP) or "
             f"{inputs - 1} sines and a logarithm (gap-bioimage); write `log1p: false` or `log1p: true` into "
-            f"{beside.name} beside it, or give hyper_parameters in Python"
+            f"{path.with_suffix('.yaml').name} beside it, or give hyper_parameters in Python"
         )
     log1p = told.setdefault("log1p", (False, "weights"))[0] is True
-    levels, source = told.setdefault("levels", (inputs - log1p, "weights"))
-    if levels != inputs - log1p:
-        raise CheckpointError(
-            f"{path}: levels is {levels!r}, {'with' if log1p else 'without'} log1p, according to "
-            f"{_named(source, beside)}, but the weights take {inputs} encodings per channel; write `levels: {inputs}` "
-            f"into {beside.name} beside it, or `levels: {inputs - 1}` and `log1p: true` for networks of gap-bioimage"
-        )
+    told.setdefault("levels", (inputs - log1p, "weights"))
 
 
 def _range(limits: Any, path: Path) -> tuple[float, float]:
@@ -257,7 +236,3 @@ def _range(limits: Any, path: Path) -> tuple[float, float]:
     raise CheckpointError(
         f"{RANGE} of {path} is given as {limits!r}, expected the darkest and the brightest input in dB: [-40, 10]"
     )
-
-
-def _named(source: str, beside: Path) -> str:
-    return {"given": "what was given", "sidecar": beside.name}.get(source, f"its {source}")

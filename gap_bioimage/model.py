@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from gap_bioimage import pretrained
 from gap_bioimage.camera.camera import Detector, read_camera
@@ -76,11 +75,6 @@ class Model:
         """Photons per pixel of the brightest window of its training."""
         return float(10 ** (self.trained_range_db[1] / 10))
 
-    @property
-    def parameter_count(self) -> int:
-        """The number of trainable numbers."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
     def describe(self) -> dict[str, Any]:
         """Return what there is to tell, as plain values: kind, network, trained range, camera, history."""
         from gap_bioimage.inference.tiling import receptive_field_px
@@ -92,7 +86,7 @@ class Model:
             "origin": self.origin,
             "kind": self.kind,
             **self.config.model_dump(mode="json"),
-            "parameters": self.parameter_count,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "receptive_field_px": receptive_field_px(self.network),
             "step_px": list(self.network.step_px),
             "trained_range_db": list(self.trained_range_db),
@@ -221,9 +215,8 @@ def _camera(told: Any, path: Path) -> Detector | None:
     if told is None:
         return None
     try:
-        numbers = {name: told[name] for name in Camera.model_fields if name in told and name != "maps"}
-        return Detector(Camera.model_validate(numbers))
-    except (ValidationError, TypeError):
+        return Detector(Camera(**{name: told[name] for name in Camera.model_fields if name in told and name != "maps"}))
+    except (ConfigError, TypeError):
         raise CheckpointError(f"the camera that {path} describes is not one; export or train it again") from None
 
 
@@ -245,13 +238,11 @@ def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet
 
 
 def _is_bioimageio_zip(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name in archive.namelist() for name in ("rdf.yaml", "bioimageio.yaml"))
-    except zipfile.BadZipFile:
-        raise CheckpointError(f"{path} is a damaged zip; copy or download it again") from None
+            return not {"rdf.yaml", "bioimageio.yaml"}.isdisjoint(archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def table_of(history: dict[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,6 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure((width, height), layout="constrained")
 
 
-def draw_row(path: Path, images: Mapping[str, NDArray[np.generic]]) -> None:
-    """Draw images ``(y, x)`` side by side with their titles, on the grey scale of the last one."""
-    draw_grid(path, [images])
-
-
 def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> None:
     """Draw rows of images ``(y, x)`` with their titles; each row has the scale of its last image."""
     height, width = next(iter(rows[0].values())).shape

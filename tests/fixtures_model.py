@@ -1,5 +1,6 @@
 """Tiny models for the tests: random ones, ones trained for seconds, and their zips."""
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import xarray as xr
+import yaml
 
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.model import Model
@@ -111,6 +113,13 @@ def trained_2d(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def trained_3d(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A 3D network after a few steps."""
     return _train(tmp_path_factory.mktemp("trained_3d"), 3, (24, 48, 48), start_filts=2, z_conv_stage=1)
+
+
+def rdf_of(path: Path) -> dict[str, Any]:
+    """The description in a zip."""
+    with zipfile.ZipFile(path) as archive:
+        rdf: dict[str, Any] = yaml.safe_load(archive.read("rdf.yaml"))
+    return rdf
 
 
 @contextmanager

@@ -31,12 +31,12 @@ FULL: dict[str, Any] = {
 
 
 def refused(call: Callable[[], object], *told: str) -> str:
-    """Return what an error says in one line, which holds all that."""
+    """Return what an error says in one line of ours, which holds all that."""
     with pytest.raises(ConfigError) as caught:
         call()
     message = str(caught.value)
     assert all(part in message for part in told), message
-    assert "\n" not in message
+    assert not [part for part in ("\n", "Value error", "valid tuple") if part in message], message
     return message
 
 
@@ -102,9 +102,7 @@ def test_overrides_go_over_the_file_and_the_last_wins(tmp_path: Path, text: str)
     path = tmp_path / "config.yaml"
     path.write_text(text)
     config = RunConfig.read(path, ["train.steps=8", "train.steps=9", "network.depth=2"])
-    assert config.train == TrainConfig(steps=9, seed=4 if "seed" in text else 0)
-    assert config.network.depth == 2
-    assert path.read_text() == text
+    assert (config.train, config.network.depth) == (TrainConfig(steps=9, seed=4 if "seed" in text else 0), 2)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +117,7 @@ def test_overrides_go_over_the_file_and_the_last_wins(tmp_path: Path, text: str)
         ("steps=5", "unknown key 'steps'"),
         ("train.patch_px=[64", "train.patch_px"),
         ("train.patch_px=@", "train.patch_px"),
+        ("train.patch_px=64", "train.patch_px: Input should be a list"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(override: str, told: str) -> None:
@@ -159,9 +158,6 @@ def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, t
     ],
 )
 def test_impossible_values_are_refused_in_one_line(values: dict[str, Any]) -> None:
-    message = refused(lambda: RunConfig.from_dict(values))
-    section, settings_ = next(iter(values.items()))
-    assert section in message or "patch_px" in message
-    assert "Value error" not in message
-    if isinstance(settings_, dict) and len(settings_) == 1 and len(values) == 1:
-        assert next(iter(settings_)) in message
+    section, settings_ = list(values.items())[-1]
+    for make in (lambda: RunConfig.from_dict(values), lambda: RunConfig(**values)):
+        refused(make, list(settings_)[-1] if settings_ else section)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from command_line import one_sentence
 from fixtures_model import CARD
 from original_gap import HYPER, OriginalGap, lightning_checkpoint, original_gap
 
@@ -102,21 +101,6 @@ def test_verbs_take_them(elsewhere: Elsewhere, tmp_path: Path, run: Any) -> None
     options = ["--samples", 2, "--seed", 1, "--steps", 2, *axes, "--quiet"]
     assert run("sample", model, image, tmp_path / "samples.tif", *options).code == 0
     assert np.isfinite(tifffile.imread(tmp_path / "samples_std.tif")).all()
-
-
-def test_training_starts_from_them(elsewhere: Elsewhere, tmp_path: Path, run: Any) -> None:
-    settings = {"steps": 2, "validate_every": 1, "batch_size": 2, "validation_windows": 2, "warmup_steps": 1}
-    settings["patch_px"] = [8, 16] if elsewhere.dim == 2 else [4, 8, 8]  # type: ignore[assignment]
-    command = ["train", elsewhere.image, "--out", tmp_path / "run", "--init", elsewhere.path, *axes_of(elsewhere)]
-    command += [part for name, value in settings.items() for part in ("--set", f"train.{name}={value}")]
-    command += ["--device", "cpu", "--quiet"]
-    other = one_sentence(run(*command, "--set", "network.start_filts=9"))
-    assert "network.start_filts is 9, but the model to start from" in other
-    result = run(*command)
-    assert result.code == 0, result.err
-    info = json.loads(run("info", tmp_path / "run", "--json", "-").out)
-    assert info["init"]["name"] == elsewhere.path.name
-    assert info["kind"] == elsewhere.kind.replace(elsewhere.origin, "training run")
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from fixtures_model import random_model
 
 from gap_bioimage.camera.camera import Detector
@@ -42,13 +41,8 @@ def test_preprocessing_gives_the_counts_of_the_driver(camera: Camera) -> None:
         # a value halfway between two counts may go either way in single precision
         assert np.mean(rounded != counts) < 2e-3
         assert np.abs(rounded - counts).max() <= 1
-
-
-@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: f"gain {camera.gain:g}")
-def test_values_of_counts_become_these_counts(camera: Camera) -> None:
-    intake = Intake(Detector(camera))
-    counts = np.arange(200)
-    np.testing.assert_allclose(intake.preprocess(intake.values_of(counts).astype(np.float32)), counts, atol=2e-3)
+    few = np.arange(200)
+    np.testing.assert_allclose(intake.preprocess(intake.values_of(few).astype(np.float32)), few, atol=2e-3)
 
 
 def test_counts_go_as_they_are() -> None:
@@ -68,17 +62,12 @@ def test_another_camera_may_be_given_and_none() -> None:
 
 
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
-def test_modules_round_subtract_and_compile(kind: str) -> None:
+def test_modules_round_subtract_and_compile(kind: Any) -> None:
     camera = CAMERAS[0]
-    model = model_of(camera=camera.model_dump())
-    sampling = Sampling(2, 2, 0)
-    product, plain = (
-        product_of(kind, m, [9, 9], sampling)  # type: ignore[arg-type]
-        for m in (model, random_model())
-    )
+    models = (model_of(camera=camera.model_dump()), random_model())
+    product, plain = (product_of(kind, model, [9, 9], Sampling(2, 2, 0)) for model in models)
     counts = np.random.default_rng(0).poisson(6, (1, 1, 24, 24)).astype(np.float32)
-    rng = np.random.default_rng(1)
-    near = counts + rng.uniform(-0.4, 0.4, counts.shape).astype(np.float32)
+    near = counts + np.random.default_rng(1).uniform(-0.4, 0.4, counts.shape).astype(np.float32)
     background = float(Detector(camera).background())
     expected = plain.run(counts)
     channels = [0] if kind == "denoise" else [0, 2, 3]  # mean and samples, not the standard deviation
@@ -86,11 +75,3 @@ def test_modules_round_subtract_and_compile(kind: str) -> None:
     np.testing.assert_allclose(product.run(near), expected, rtol=1e-4, atol=1e-4)
     assert torchscript_of(product.module)
     assert product.facts["camera"]["background"] == background
-
-
-def test_modules_of_one_bit_frames_give_photons() -> None:
-    product, plain = (product_of("denoise", m, [9, 9], Sampling()) for m in (model_of(n_frames=4), random_model()))
-    counts = np.random.default_rng(0).binomial(4, 0.4, (1, 1, 24, 24)).astype(np.float32)
-    detections = np.minimum(plain.run(counts) / 4, 0.999)
-    np.testing.assert_allclose(product.run(counts), -4 * np.log1p(-detections), rtol=1e-3, atol=1e-4)
-    assert torch.jit.script(product.module)(torch.from_numpy(counts)).isfinite().all()

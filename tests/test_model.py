@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fixtures_model import random_model
 
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
@@ -97,29 +96,6 @@ def test_a_run_folder_gives_its_best(tmp_path: Path, names: tuple[str, ...], see
     model = load_model(tmp_path)
     assert (model.origin, model.source.name) == ("run", f"{names[0]}.ckpt")
     assert_network(model.network, network_of(seed=seed))
-
-
-SAMPLER = {
-    "rounded": False, "background": 0.0, "ceiling": 0, "n_samples": 4, "n_steps": 8, "seed": 0, "gain": 100.0,
-    "brightest": 2.8, "window_px": [63, 63],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
-def test_our_zips_load(tmp_path: Path, kind: str) -> None:
-    rdf = our_rdf()
-    entry = rdf["weights"]["pytorch_state_dict"]
-    kwargs = {**entry["architecture"]["kwargs"], **SAMPLER}
-    if kind == "sample":
-        entry["architecture"]["kwargs"] = kwargs
-    elif kind == "sample-hook":  # samples after the graph, which only copies
-        entry["architecture"]["kwargs"], entry["source"] = {"copies": 6}, "copies.pt"
-        rdf["config"]["gap_bioimage"]["sampler"] = {"source": "weights.pt", "kwargs": kwargs}
-    path = zip_of(tmp_path / "model.zip", rdf, our_weights())
-    model = load_model(path)
-    assert (model.origin, model.source, model.config) == ("bioimage.io zip", path, NETWORK)
-    assert model.trained_range_db == (-30.0, 4.5)
-    assert_network(model.network, network_of())
 
 
 class Bomb:
@@ -250,20 +226,6 @@ def test_models_that_describe_themselves_are_told_nothing(tmp_path: Path) -> Non
             load_model(own, {"levels": 3})
     (tmp_path / "best.yaml").write_text("levels: 5\n")
     assert load_model(tmp_path).config == NETWORK
-
-
-@pytest.mark.parametrize(
-    ("origin", "config", "words"),
-    [
-        ("run", {}, "training run, 2D"),
-        ("checkpoint", {"dim": 3}, "checkpoint of gap-bioimage, 3D"),
-        ("original GAP checkpoint", {"channels": 3}, "original GAP checkpoint, 2D, RGB"),
-        ("bioimage.io zip", {"dim": 3, "channels": 2, "z_conv_stage": 2}, "bioimage.io zip, 3D, 2 channels"),
-        ("state_dict", {"dim": 3, "z_conv_stage": 1}, "state_dict, 3D anisotropic, z in 1 of 2 levels"),
-    ],
-)
-def test_kinds_have_words(origin: str, config: dict[str, Any], words: str) -> None:
-    assert replace(random_model(**config), origin=origin).kind == words
 
 
 def described(tmp_path: Path, **section: Any) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gap_bioimage.pictures import draw_posterior, draw_row
+from gap_bioimage.pictures import draw_grid, draw_posterior
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -20,38 +20,32 @@ def size_of(path: Path) -> tuple[int, int]:
     return size
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, bool, np.float32])
 @pytest.mark.parametrize("shape", [(40, 40), (8, 200), (1, 1)])
-def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int], dtype: type) -> None:
-    image = np.random.default_rng(0).poisson(3, shape).astype(dtype)
-    draw_row(tmp_path / "one.png", {"a": image})
-    draw_row(tmp_path / "row.png", {str(i): image for i in range(3)})
+def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).poisson(3, shape)
+    for name, count in (("one.png", 1), ("row.png", 3)):
+        draw_grid(tmp_path / name, [{str(i): image for i in range(count)}])
     one, row = size_of(tmp_path / "one.png"), size_of(tmp_path / "row.png")
     assert row[1] == one[1]
     assert abs(row[0] - 3 * one[0]) <= 3
     assert max(row) < 4000
 
 
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
-
-
 def test_the_last_image_sets_the_scale(tmp_path: Path) -> None:
-    dim, bright = np.full((20, 20), 1.0), np.full((20, 20), 10.0)
-    draw_row(tmp_path / "a.png", {"dim": dim, "bright": bright})
-    draw_row(tmp_path / "b.png", {"dim": 10 * dim, "bright": 10 * bright})
-    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
-    drawn = pixels(tmp_path / "a.png")
-    height, width = drawn.shape[:2]
-    left, right = drawn[height // 2, width // 4], drawn[height // 2, 3 * width // 4]
+    drawn = []
+    for name, factor in (("a.png", 1.0), ("b.png", 10.0)):
+        draw_grid(tmp_path / name, [{"dim": np.full((20, 20), factor), "bright": np.full((20, 20), 10 * factor)}])
+        drawn.append(np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int))
+    np.testing.assert_array_equal(*drawn)
+    height, width = drawn[0].shape[:2]
+    left, right = drawn[0][height // 2, width // 4], drawn[0][height // 2, 3 * width // 4]
     assert right.sum() > 600 > 200 > left.sum()
 
 
 def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom gap_bioimage.pictures import draw_row\n"
-        f"draw_row(Path({str(tmp_path / 'a.png')!r}), {{'a': np.eye(9)}})\n"
+        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom gap_bioimage.pictures import draw_grid\n"
+        f"draw_grid(Path({str(tmp_path / 'a.png')!r}), [{{'a': np.eye(9)}}])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "MPLBACKEND": "TkAgg"}

@@ -37,7 +37,7 @@ def test_files_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert pretrained.find("nuclei") == Path("nuclei")
 
 
-@pytest.mark.parametrize("model", [["--pretrained", "nuclei"], ["--pretrained=nuclei"], ["nuclei"]], ids=" ".join)
+@pytest.mark.parametrize("model", [["--pretrained", "nuclei"], ["nuclei"]], ids=" ".join)
 def test_the_command_line_takes_them_as_an_option_and_in_the_place_of_a_model(
     model: list[str], run: Any, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,12 +147,14 @@ def export(
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
     if graph.postprocessing_kwargs is not None and graph.postprocessing is None:
         raise typer.BadParameter("--postprocessing-kwargs needs --postprocessing FILE.py:NAME")
+    import yaml
+
     import gap_bioimage as gap
-    from gap_bioimage.exporting.kinds import parse_kwargs
     from gap_bioimage.validation.reports.terminal import print_report
 
     given: dict[str, Any] = asdict(graph) | {"test_image": test_image, "device": device, "camera": camera_asked(camera)}
-    given["postprocessing_kwargs"] = parse_kwargs(graph.postprocessing_kwargs)
+    with contextlib.suppress(yaml.YAMLError):  # what is no yaml stays a text, and is refused
+        given["postprocessing_kwargs"] = yaml.safe_load(graph.postprocessing_kwargs or "{}")
     report = gap.export(model, out, card, on_stage=lambda stage: say(quiet, f"{stage} ..."), **given)
     if not quiet:
         print_report(report)

@@ -82,7 +82,6 @@ def export(
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
-    documents.description_of(card, custom=kind == "sample-hook" or own is not None)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
     example, held_out = example_values(model, intake, test_image)
@@ -147,7 +146,7 @@ def _fill(folder: Path, order: _Order) -> None:
     test_input = values.astype(np.float32)[None]
     given = intake.preprocess(test_input)
     np.save(folder / documents.TEST_INPUT, test_input)
-    np.save(folder / product.test_output, product.run(given))
+    np.save(folder / f"test_{product.output}.npy", product.run(given))
     with torch.inference_mode():
         documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy())
     order.tell("measuring scores")

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from bioimageio.spec import ValidationContext
 from bioimageio.spec.generic.v0_3 import Author, CiteEntry, LicenseId, Maintainer, Uploader
 from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, ValidationError, field_validator, model_validator
 
-from gap_bioimage.config import Config, error_sentence, read_yaml
-from gap_bioimage.errors import CardError, ConfigError, GapWarning
+from gap_bioimage.config import Config, read_yaml
+from gap_bioimage.errors import CardError, ConfigError
 from gap_bioimage.files import replacing
 
 GAP_PAPER = {
     "text": "Krull et al., Image Denoising and the Generative Accumulation of Photons, WACV 2024",
     "doi": "10.48550/arXiv.2307.06607",
 }
-LONGEST_DESCRIPTION, LONG_DESCRIPTION = 1024, 512
-"""Characters that the format allows, and that the zoo's pages show."""
 TEMPLATE = Path(__file__).with_name("card_template.yaml")
 """A commented card to fill in."""
 _MUST_CHANGE = ("name", "description", "authors", "training_data")
@@ -33,7 +29,7 @@ class Card(Config):
     """The author's part of a model description; names and rules of the fields are those of bioimage.io."""
 
     name: Annotated[str, Field(min_length=5, max_length=128, pattern=r"^[\w ()+-]+$")]
-    description: Annotated[str, Field(min_length=1, max_length=LONGEST_DESCRIPTION)]
+    description: Annotated[str, Field(min_length=1, max_length=1024)]
     authors: Annotated[tuple[Author, ...], Field(min_length=1)]
     license: Text
     maintainers: tuple[Maintainer, ...] = ()
@@ -62,14 +58,6 @@ class Card(Config):
             raise ValueError(f"name {card.name!r} has no Latin letters or digits to make an id from; give an id")
         return card
 
-    @field_validator("description")
-    @classmethod
-    def _short(cls, text: str) -> str:
-        if len(text) > LONG_DESCRIPTION:
-            told = f"the card's description has {len(text)} characters; the zoo shows about {LONG_DESCRIPTION}: say"
-            warnings.warn(f"{told} the rest in training_data and limitations", GapWarning, stacklevel=2)
-        return text
-
     @field_validator("license")
     @classmethod
     def _spdx(cls, identifier: str) -> str:
@@ -97,12 +85,12 @@ class Card(Config):
             values = read_yaml(path)
         except ConfigError as error:
             raise CardError(str(error)) from None
-        template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+        template = read_yaml(TEMPLATE)
         problems = [f"{of}: still the template's text" for of in _MUST_CHANGE if values.get(of) == template[of]]
         try:
-            card = cls.model_validate(values)
-        except ValidationError as error:
-            problems += [error_sentence(cls, e) for e in error.errors()]
+            card = cls.from_dict(values)
+        except ConfigError as error:
+            problems.append(str(error))
         if problems:
             raise CardError(f"{path}: {'; '.join(problems)}; `gap-bioimage export --init-card` writes a template")
         return card

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gap_bioimage.errors import CardError
 from gap_bioimage.exporting import weights
-from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
+from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.kinds import Product
 from gap_bioimage.exporting.measures import Measured, Sizes
 from gap_bioimage.inference.tiling import round_up
@@ -60,7 +59,7 @@ def describe(folder: Path, model: Model, card: Card, product: Product, measured:
         "uploader": card.uploader and card.uploader.model_dump(mode="json", exclude_none=True),
         "cite": card.citations,
         "license": card.license,
-        "tags": tags_of(model, card, sampling=product.sampling is not None),
+        "tags": _tags(model, card, sampling=product.sampling is not None),
         "links": [] if product.operations else _LINKS,
         "version": card.version,
         "version_comment": card.version_comment,
@@ -82,24 +81,17 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def description_of(card: Card, *, custom: bool) -> str:
-    """Return the card's description, and who can run the model where not everybody can; `CardError` if it is long."""
+    """Return the card's description, and who can run the model where not everybody can."""
     said = card.description.rstrip()
     stop = "" if said.endswith((".", "!", "?")) else "."
-    text = f"{said}{stop} {ONLY_CORE}" if custom else card.description
-    if len(text) > LONGEST_DESCRIPTION:
-        raise CardError(
-            f"the card's description has {len(card.description)} characters; with the note on who can run this model "
-            f"it is {len(text)}, at most {LONGEST_DESCRIPTION} are allowed: shorten it"
-        )
-    return text
+    return f"{said}{stop} {ONLY_CORE}" if custom else card.description
 
 
-def tags_of(model: Model, card: Card, *, sampling: bool = False) -> list[str]:
+def _tags(model: Model, card: Card, *, sampling: bool) -> list[str]:
     """Return the tags that the zoo and its partners search for, and the card's own."""
-    tags = [*_TAGS, *(("posterior-sampling", "uncertainty") if sampling else ()), f"{model.config.dim}d"]
-    if "fluorescence" in (card.modality or "").lower():
-        tags.append("fluorescence-light-microscopy")
-    return list(dict.fromkeys([*tags, *card.tags]))
+    drawn = ("posterior-sampling", "uncertainty") if sampling else ()
+    seen = ("fluorescence-light-microscopy",) if "fluorescence" in (card.modality or "").lower() else ()
+    return list(dict.fromkeys([*_TAGS, *drawn, f"{model.config.dim}d", *seen, *card.tags]))
 
 
 def _model_facts(model: Model, card: Card) -> dict[str, Any]:
@@ -174,8 +166,8 @@ def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
         "id": product.output,
         "description": product.description + ("" if product.own is None else f"; then {product.own.callable}"),
         "axes": _axes(product.channel_names, same),
-        "data": {"type": str(np.load(folder / product.test_output, mmap_mode="r").dtype.name), **lowest},
-        "test_tensor": _file(folder, product.test_output),
+        "data": {"type": str(np.load(folder / f"test_{product.output}.npy", mmap_mode="r").dtype.name), **lowest},
+        "test_tensor": _file(folder, f"test_{product.output}.npy"),
         **({"postprocessing": custom} if custom else {}),
     }
 

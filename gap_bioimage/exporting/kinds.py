@@ -28,11 +28,10 @@ from gap_bioimage.model import Model
 from gap_bioimage.sampler import PosteriorSampler
 
 Kind = Literal["denoise", "sample", "sample-hook"]
-REQUIRES = "bioimageio.core>=0.10.3"
+_REQUIRES = {"requires": "bioimageio.core>=0.10.3"}
 """What runs custom postprocessing."""
-HOOK_FILE = "sample_posterior.py"
-OWN_FILE = "postprocessing.py"
-"""The user's file, by whatever name it came."""
+HOOK_FILE, OWN_FILE = "sample_posterior.py", "postprocessing.py"
+"""Ours, and the user's by whatever name it came."""
 _DTYPES = ("float32", "float64", *(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)))
 
 
@@ -55,13 +54,14 @@ class Operation:
         file, _, name = place.rpartition(":")
         if not file.endswith(".py") or not name.isidentifier():
             raise ExportError(f"the postprocessing is {place!r}, expected FILE.py:NAME, such as threshold.py:Threshold")
-        arguments = dict(kwargs or {})
+        arguments = {} if kwargs is None else kwargs
         try:
             is_plain = yaml.safe_load(yaml.safe_dump(arguments)) == arguments
         except yaml.YAMLError:
             is_plain = False
-        if not (is_plain and all(isinstance(key, str) for key in arguments)):
-            raise ExportError(f"the postprocessing's kwargs are {arguments}, expected names and plain values of yaml")
+        if not (is_plain and isinstance(arguments, dict) and all(isinstance(key, str) for key in arguments)):
+            plain = "names and plain values of yaml, such as {threshold: 2.5}"
+            raise ExportError(f"the postprocessing's kwargs are {kwargs!r}, expected {plain}")
         try:
             operation = cls(OWN_FILE, Path(file).read_bytes(), name, arguments)
         except OSError as error:
@@ -110,17 +110,6 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def parse_kwargs(text: str | None) -> dict[str, Any]:
-    """Read the kwargs of an operation, written as yaml or JSON; raise `ExportError` if they are not a mapping."""
-    try:
-        kwargs = {} if text is None else yaml.safe_load(text)
-    except yaml.YAMLError:
-        kwargs = None
-    if not isinstance(kwargs, dict):
-        raise ExportError(f"the postprocessing's kwargs are {text!r}, expected a mapping such as '{{threshold: 2.5}}'")
-    return kwargs
-
-
 @dataclass(frozen=True)
 class Sampling:
     """What a sampling zip draws: samples (at least 1), in so many steps each (at least 1), with a seed (at least 0)."""
@@ -164,11 +153,6 @@ class Product:
         return [operation for operation in (self.hook, self.own) if operation is not None]
 
     @property
-    def test_output(self) -> str:
-        """The file of the expected output."""
-        return f"test_{self.output}.npy"
-
-    @property
     def attachments(self) -> list[str]:
         """Files that only Python users of the zip read."""
         return [weights.SAMPLER_WEIGHTS] if self.hook is not None else []
@@ -204,7 +188,7 @@ def product_of(
         "trained_range_db": list(model.trained_range_db),
         "pooling_px": list(model.network.step_px),
         **intake.facts,
-        **({} if own is None else {"requires": REQUIRES}),
+        **({} if own is None else _REQUIRES),
     }
     if kind == "denoise":
         return Product(
@@ -236,7 +220,7 @@ def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
     source = source.replace("\nCHANNELS = 1\n", f"\nCHANNELS = {sampler.network.channels}\n")
     source = source.replace('\nTORCHSCRIPT = """\n"""\n', f'\nTORCHSCRIPT = """\n{archive}"""\n')
     kwargs = {"n_steps": sampler.n_steps, "seed": sampler.seed, "device": "cpu"}
-    told = {"requires": REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
+    told = {**_REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
     return replace(
         graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), source=source, source_file=HOOK_FILE,
         arguments={"copies": copies}, facts={**graph.facts, **told},
@@ -246,6 +230,5 @@ def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
 
 def check_kind(kind: str) -> None:
     """Raise `ExportError` for other kinds than those there are."""
-    *kinds, last = map(repr, get_args(Kind))
-    if repr(kind) not in (*kinds, last):
-        raise ExportError(f"kind {kind!r} is not one that can be exported; expected {', '.join(kinds)} or {last}")
+    if kind not in (kinds := get_args(Kind)):
+        raise ExportError(f"kind {kind!r} is not one that can be exported; expected one of {', '.join(kinds)}")

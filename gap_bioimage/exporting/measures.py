@@ -156,18 +156,18 @@ def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, se
     seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
-    errors = (np.square(unseen - image) - unseen for _, image in gaussian_filters(seen, _SIGMAS_PX))
+    errors = (np.square(unseen - image) - unseen for image in gaussian_filters(seen, _SIGMAS_PX))
     closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
     uncertainty = float((own - closest).std() / math.sqrt(own.size))
     return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen))
 
 
-def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[np.ndarray]:
     """Filter counts (c, [z,] y, x) with every sigma in the plane and, in 3D, several ratios along z."""
     for sigma in sigmas_px:
         for ratio in _Z_RATIOS if counts.ndim == 4 else (0.0,):
             widths = (*[0.0] * (counts.ndim - 3), ratio * sigma, sigma, sigma)
-            yield sigma, ndimage.gaussian_filter(counts.astype(float), widths)
+            yield ndimage.gaussian_filter(counts.astype(float), widths)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.network import UNet
-from gap_bioimage.pictures import draw_row, new_figure, save_figure
+from gap_bioimage.pictures import draw_grid, new_figure, save_figure
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
@@ -339,4 +339,4 @@ def _draw(run: Path, model: Model) -> None:
     if planes[0].shape[0] > 1.5 * planes[0].shape[1]:  # slabs read better lying down
         planes = [plane.T for plane in planes]
     shown = "held-out counts" if detector is None else "held-out electrons"
-    draw_row(run / "preview.png", {shown: planes[0], "denoised": planes[1]})
+    draw_grid(run / "preview.png", [{shown: planes[0], "denoised": planes[1]}])
