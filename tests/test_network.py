@@ -90,6 +90,16 @@ def test_encoding_is_the_papers_sines_and_the_logarithm(log1p: bool) -> None:
     np.testing.assert_allclose(encoded.numpy(), np.concatenate(parts, 1), atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(shape=st.lists(st.integers(1, 9), min_size=2, max_size=3), data=st.data())
+def test_padding_mirrors_at_the_end(shape: list[int], data: st.DataObject) -> None:
+    step = [data.draw(st.sampled_from([1, 2, 4, 8, 16])) for _ in shape]
+    x = torch.rand(1, 1, *shape)
+    padded = pad_to_multiple(x, step)
+    widths = [(0, 0), (0, 0), *((0, -size % by) for size, by in zip(shape, step, strict=True))]
+    np.testing.assert_array_equal(padded.numpy(), np.pad(x.numpy(), widths, mode="symmetric"))
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_other_sizes_are_those_of_the_mirrored_image_cut(variant: dict[str, Any]) -> None:
     network = uneven(network_of(variant))
@@ -161,9 +171,13 @@ def test_images_of_a_batch_do_not_meet(variant: dict[str, Any]) -> None:
         torch.testing.assert_close(together[index], denoiser(photons[index : index + 1])[0], rtol=1e-5, atol=1e-6)
 
 
-def test_only_single_small_volumes_run_in_pairs() -> None:
-    shapes = [(1, 64, 8, 40, 9), (1, 64, 8, 41, 9), (2, 3, 8, 8, 8), (1, 3, 8, 8)]
-    assert [len(paired(torch.zeros(shape), shape[1])) for shape in shapes] == [2, 1, 2, 1]
+@pytest.mark.parametrize(
+    ("shape", "images"),
+    [((1, 3, 8, 40, 40), 2), ((1, 64, 8, 40, 40), 2), ((1, 64, 8, 41, 40), 1), ((2, 3, 8, 8, 8), 2), ((1, 3, 8, 8), 1)],
+)
+def test_single_small_volumes_run_in_pairs_as_any_others(shape: tuple[int, ...], images: int) -> None:
+    assert len(paired(torch.zeros(shape), min(shape[1], 64))) == images
+    assert len(paired(torch.zeros(shape, dtype=torch.bfloat16), 1)) == shape[0]
 
 
 @pytest.mark.parametrize("size", [(6, 14, 18), (5, 130, 16)])  # pairs at all levels, and at the lower ones
@@ -217,6 +231,21 @@ def test_photons_are_conserved_exactly_where_the_box_covers_the_image(shape: tup
     torch.testing.assert_close(rate.double().flatten(1) / photons.double().sum(dims)[:, None], share, rtol=1e-5, atol=0)
 
 
+def test_photons_are_nearly_conserved_in_smaller_boxes() -> None:
+    truth = 20 * (1.2 + np.sin(np.arange(128) / 20)[:, None] * np.cos(np.arange(128) / 15))
+    photons = torch.from_numpy(np.random.default_rng(0).poisson(truth).astype(np.float32))[None, None]
+    log_rate = torch.from_numpy(np.log(truth).astype(np.float32))[None, None]
+    rate = conserve_photons(photons, log_rate, [15, 15])
+    assert float(rate.sum()) == pytest.approx(float(photons.sum()), rel=2e-3)
+    np.testing.assert_allclose(rate[0, 0].numpy(), truth, rtol=0.15)
+
+
+def test_a_perfect_prediction_returns_itself_in_any_box() -> None:
+    photons = poisson((2, 2, 11, 13), 9.0) + 1
+    rate = conserve_photons(photons, torch.log(photons), [5, 3])
+    torch.testing.assert_close(rate, photons, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("shift", [-1000.0, -3.0, 0.25, 200.0])
 @pytest.mark.parametrize("box_px", [[3, 3], [41, 41]])
 def test_a_constant_in_the_log_rate_changes_nothing(shift: float, box_px: list[int]) -> None:
@@ -241,6 +270,10 @@ def test_extreme_log_rates_do_not_overflow(size: float, mean: float, box_px: lis
     for rate in (conserve_photons(photons, size * signs, box_px), rate_from_log_rate(size * signs, photons)):
         assert torch.isfinite(rate).all()
         assert (rate >= 0).all()
+    # one image's huge log-rates leave its mates alone
+    assert torch.equal(
+        conserve_photons(photons[1:], size * signs[1:], box_px), conserve_photons(photons, size * signs, box_px)[1:]
+    )
     whole = rate_from_log_rate(size * signs, photons).double().flatten(1).sum(1)
     torch.testing.assert_close(whole, photons.double().flatten(1).sum(1), rtol=1e-6, atol=0)
 

@@ -132,12 +132,35 @@ def test_restored_variance_is_more_and_not_too_much(alpha: float, per_pixel: flo
     assert variance_ratio(bed, counts, samples=500, steps=24)[0] < 1.05
 
 
+@pytest.mark.parametrize("gain", [10.0, 100.0])
+@pytest.mark.parametrize("per_pixel", [3.0, 10.0])
+def test_the_papers_variance_costs_half_of_its_evaluations(gain: float, per_pixel: float) -> None:
+    bed, counts = dirichlet(per_pixel=per_pixel)
+    paper, evaluations = variance_ratio(bed, counts, gain=gain, **PAPER)
+    ours, fewer = variance_ratio(bed, counts, gain=gain, steps=evaluations // 2)
+    assert fewer <= evaluations / 2
+    assert ours >= paper
+
+
 # Markov chains: pixels that know of each other
 
 
 def markov() -> tuple[Markov, Tensor]:
     bed = Markov(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), 0.9, 64)
     return bed, draw_counts(bed.draw(3), 64 * 3.0, 4)
+
+
+def test_forward_backward_is_the_sum_over_all_chains() -> None:
+    # the reference itself, against brute force
+    bed = Markov(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), 0.7, 5)
+    counts = draw_counts(bed.draw(0), 15.0, 1)
+    chains = torch.cartesian_prod(*[torch.arange(3)] * 5)
+    levels = bed.levels[chains]
+    log_chance = (counts[0, 0, 0] * torch.log(levels) + counts[0, 1, 0] * torch.log(1 - levels)).sum(1)
+    chance = torch.softmax(log_chance + torch.log(bed.step[chains[:, :-1], chains[:, 1:]]).sum(1), 0)
+    expected = torch.stack([(chance[:, None] * (chains == state)).sum(0) for state in range(3)], 1)
+    torch.testing.assert_close(bed.marginals(counts)[0], expected)
+    assert float(torch.exp(bed.predict(counts)).sum()) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize(

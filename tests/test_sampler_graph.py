@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,7 +40,8 @@ def counts_of(dim: int = 2, channels: int = 1, batch: int = 1, mean: float = 3.0
     return observed((batch, channels, *SIZES[dim]), mean, seed)
 
 
-@pytest.mark.parametrize(("dim", "channels"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("channels", [1, 2])
 def test_scripted_equals_eager(dim: int, channels: int) -> None:
     sampler = sampler_of(dim, channels)
     script = torch.jit.script(sampler)
@@ -50,7 +52,9 @@ def test_scripted_equals_eager(dim: int, channels: int) -> None:
         assert torch.equal(script.sample(photons, 2, 3, 1 << 40), sampler.sample(photons, 2, 3, 1 << 40))
 
 
-@pytest.mark.parametrize(("dim", "channels", "n_samples"), [(2, 1, 1), (2, 2, 3), (3, 1, 3)])
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("n_samples", [1, 3])
 def test_channels_hold_mean_deviation_and_samples(dim: int, channels: int, n_samples: int) -> None:
     sampler, photons = sampler_of(dim, channels, n_samples=n_samples), counts_of(dim, channels, batch=2)
     result = sampler(photons)
@@ -107,6 +111,34 @@ def test_other_samples_steps_and_seeds() -> None:
     assert len({float(sample.sum()) for sample in reference}) == 5
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_an_image_beyond_the_trained_range_is_only_denoised(dim: int) -> None:
+    sampler, photons = sampler_of(dim, brightest=0.5), counts_of(dim)
+    denoiser = PhotonDenoiser([5] * dim, dim=dim, **SMALL)
+    denoiser.network.load_state_dict(sampler.network.state_dict())
+    mean, deviation, samples = sampler(photons).split([1, 1, 3], 1)
+    expected = denoiser.eval()(photons)
+    for number in range(3):
+        assert torch.equal(samples[:, number : number + 1], expected)
+    assert torch.equal(mean, expected)
+    assert (deviation == 0).all()
+
+
+@pytest.mark.parametrize("mean", [0.05, 3.0, 300.0])
+def test_samples_have_the_observed_exposure(mean: float) -> None:
+    # with a box that covers the image the photons are conserved, but for what the restored variance adds
+    sampler = PosteriorSampler(
+        box_px=[127, 127], n_samples=20, n_steps=6, seed=1, gain=100.0, brightest=1e6, window_px=[63, 63], **SMALL
+    )
+    sampler.network.load_state_dict(random_network(1, **SMALL).state_dict())
+    sampler.network.conv_final.weight.data *= 0.3  # without peaks of single pixels, which would count as hot
+    photons = observed((1, 1, 64, 64), mean)
+    totals = sampler.eval().requires_grad_(False).sample(photons, 20, 6, 1).double().flatten(1).sum(1)
+    n = float(photons.sum())
+    assert float(totals.mean()) == pytest.approx(n, abs=4 * math.sqrt(n / 20))
+    assert ((totals - n).abs() < 4 * math.sqrt(n)).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -141,6 +173,18 @@ def test_the_graph_climbs_as_the_driver_does(dim: int, n_steps: int, brightest: 
         rate = sampler.network.rate(x, log_rate, [5] * dim) * factor
         # equal to the last bit only if every photon fell into the same pixel
         assert torch.equal(samples[number], in_exposure(rate, x, photons))
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_hot_pixels_do_not_scale_the_samples(anchor: bool) -> None:
+    sampler = sampler_of(anchor=anchor)
+    photons = counts_of()
+    photons[..., 6, 4] = photons[..., 5:8, 3:6].mean().round()
+    hot = photons.clone()
+    hot[..., 6, 4] = 65535
+    calm, alarmed = sampler(photons)[:, :1], sampler(hot)[:, :1]
+    assert float(alarmed.median()) == pytest.approx(float(calm.median()), rel=0.3)
+    assert float(alarmed.max()) < 3 * float(calm.max())
 
 
 OLD_SCRIPT = """

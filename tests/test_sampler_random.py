@@ -16,7 +16,56 @@ from torch import Tensor
 import gap_bioimage.sampler as source
 from gap_bioimage.sampler import hash_counts, mix, poisson, random_words, restore_variance
 
+RATES = [0.001, 0.01, 0.1, 1.0, 5.0, 11.9, 12.1, 17.9, 18.1, 20.0, 50.0, 100.0, 300.0, 1000.0, 5000.0]
+
+
 # Poisson numbers
+
+
+def bins_of_at_least(expected: np.ndarray, least: float) -> np.ndarray:
+    """Return the bin of every count, so that each bin expects at least that many draws."""
+    bins, seen, number = np.zeros(len(expected), int), 0.0, 0
+    for count, value in enumerate(expected):
+        bins[count] = number
+        seen += value
+        if seen >= least and expected[count + 1 :].sum() >= least:
+            seen, number = 0.0, number + 1
+    return bins
+
+
+def chi_square(counted: np.ndarray, expected: np.ndarray, bins: np.ndarray) -> float:
+    expected = np.bincount(bins, expected)
+    return float((np.square(np.bincount(bins, counted) - expected) / expected).sum())
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_counts_are_poisson(rate: float) -> None:
+    low = max(0, math.floor(rate - 10 * math.sqrt(rate) - 10))
+    values = np.arange(low, math.ceil(rate + 10 * math.sqrt(rate) + 10))
+    chance = stats.poisson.pmf(values, rate)
+    # so many groups that the ratio itself scatters by 0.05 or less, and 2 to 17 million draws in all
+    size = 21_000 if rate < 0.005 else 5_000 if rate < 0.5 else 20_000
+    bins = bins_of_at_least(size * chance, 20)
+    degrees = int(bins.max())
+    groups = max(math.ceil(800 / degrees), 2_000_000 // size)
+    counted = np.zeros(len(values))
+    total = 0.0
+    for seed in range(groups):
+        values_drawn = drawn(rate, size, keys_of(seed)).long().numpy().ravel() - low
+        counted_now = np.bincount(values_drawn, minlength=len(values))
+        assert len(counted_now) == len(values), "a count more than ten standard deviations from the rate"
+        total += chi_square(counted_now, size * chance, bins)
+        counted += counted_now
+    assert 0.8 < total / (groups * degrees) < 1.2
+    # all draws as one sample see smaller deviations
+    bins = bins_of_at_least(groups * size * chance, 20)
+    assert two_sided(chi_square(counted, groups * size * chance, bins), int(bins.max())) > 1e-3
+
+
+def test_tiny_rates_add_up() -> None:
+    rate, size = 1e-6, 10_000_000
+    total = float(drawn(rate, size, keys_of()).sum())
+    assert min(stats.poisson.cdf(total, rate * size), stats.poisson.sf(total - 1, rate * size)) > 1e-3
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-3, 0.5, 3.0, 11.9, 12.1, 17.99])
@@ -52,6 +101,16 @@ def test_high_rates_round_the_inverse_distribution(monkeypatch: pytest.MonkeyPat
         chance = stats.norm.pdf(radius.numpy())
         assert chance[counts != exact].sum() < 1e-3 * chance.sum()
         assert (counts >= 0).all()
+
+
+def test_bad_luck_and_empty_pixels() -> None:
+    # not below zero, and nothing where nothing is expected
+    rate = torch.full((1, 200_000), 18.5, dtype=torch.float64)
+    rate[:, ::2] = 0
+    counts = poisson(rate, keys_of(), torch.arange(200_000))
+    assert (counts >= 0).all()
+    assert not counts[:, ::2].any()
+    assert torch.equal(counts, counts.floor())
 
 
 # Random words and keys
@@ -156,3 +215,18 @@ def test_every_count_matters(counts: list[int], data: st.DataObject) -> None:
     moved[..., other] -= 1
     assert (hash_counts(moved) != keys).all()
     assert (hash_counts(torch.cat([image, torch.zeros(1, 1, 1, 1)], 3)) != keys).all()
+
+
+def test_keys_of_similar_images_do_not_collide() -> None:
+    # one photon anywhere in a dark image, and two in one pixel
+    single = torch.eye(1024).reshape(-1, 1, 32, 32)
+    keys = torch.cat([hash_counts(single), hash_counts(2 * single), hash_counts(single + single.roll(1, 0))])
+    assert len(torch.unique(keys, dim=0)) == len(keys)
+    assert len(torch.unique(keys[:, 0])) >= len(keys) - 1
+    assert abs(correlation(keys[:, 0], keys[:, 1])) < 4
+
+
+def test_the_whole_seed_matters() -> None:
+    seeds = [*range(10), *((1 << bit) + 1 for bit in range(10, 63)), (1 << 63) - 1]
+    keys = torch.cat([keys_of(seed, counts=hash_counts(observed())) for seed in seeds])
+    assert len(torch.unique(keys[:, 0])) == len(torch.unique(keys[:, 1])) == len(seeds)

@@ -132,6 +132,14 @@ def test_spread_is_the_last_change_against_the_neighbours() -> None:
         np.testing.assert_allclose(minus[item].numpy().reshape(4, 6), 1 - expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 30, 26), (3, 2, 5, 9, 12)])
+def test_spread_makes_and_loses_no_light(shape: tuple[int, ...]) -> None:
+    log_rate, previous = 0.5 * noise(shape, 1), 0.5 * noise(shape, 2)
+    plus, _ = both_signs(log_rate, previous, doubles([0.2] * 3), doubles([1e4, 1e5, 1e6]))
+    shares = torch.softmax(log_rate.double().flatten(1), 1)
+    torch.testing.assert_close((shares * plus).sum(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
 def test_what_changes_smoothly_is_left_out_and_what_changes_finely_is_bounded() -> None:
     flat, ramp = torch.zeros(1, 1, 120, 120), torch.linspace(-1, 1, 120).expand(1, 1, 120, 120)
     photons = 25.0 * 120 * 120
