@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import os
 import shutil
 import zipfile
@@ -11,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 import zips
 from bioimageio.spec.utils import read_yaml
+from PIL import Image
 from zips import drop, put
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
@@ -157,6 +160,14 @@ NAIVE = "# Naïve\n\n## Validation\nnone\n"
 HONEST = "# Tiny blur\n\nBlurs photon counts.\n\n# Validation\n\nNo validation was described by the authors.\n"
 WRONG = put("weights", "torchscript", "sha256", value="0" * 64)
 LOOSE = put("weights", "pytorch_state_dict", "strict", value=False)
+
+
+def wide(width: int, height: int, kind: str = "PNG") -> bytes:
+    noise, buffer = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    return buffer.getvalue()
+
+
 SAMPLE = put("inputs", 0, "sample_tensor", value={"source": "output.npy"})
 # what is broken, further files, the check that turns, the repair, and places of the description afterwards
 MENDED: list[tuple[Mutation, Files, str, str, Rdf]] = [
@@ -186,6 +197,8 @@ MENDED: list[tuple[Mutation, Files, str, str, Rdf]] = [
     (put("documentation", value="README.txt"), {**NO_README, "README.txt": b"# Tiny\n"}, "format.valid", "readme",
      {"documentation": "README.md"}),
     (put("covers", value=["gone.png", "cover.png"]), {}, "archive.files", "cover", {"covers": ["cover.png"]}),
+    (keep, {"cover.png": wide(300, 900)}, "zoo.cover", "cover", {}),
+    (put("covers", value=["a.jpg"]), {"a.jpg": wide(1600, 1300, "JPEG")}, "zoo.cover", "cover", {"covers": ["a.jpg"]}),
     (moved, moved_files(), "fiji.weights_root", "flat",
      {"weights.torchscript.source": "torchscript.pt", "documentation": "docs/README.md"}),
     (put("config", "deepimagej", value={"a": 1}), {}, "fiji.no_deepimagej_config", "deepimagej_config", {}),
@@ -224,6 +237,7 @@ def test_scales_of_outputs_become_relative(tmp_path: Path) -> None:
 LEFT: list[tuple[Mutation, Files, str]] = [
     (put(*NET, "sha256", value="0" * 64), {}, "tiny.py is code"),
     (drop(*NET, "sha256"), {}, zips.sha256(zips.BLUR.encode())),
+    (keep, {"cover.png": b"no image"}, "cover.png is not looked at"),
     (both(newest_fields, LOOSE), {}, "strict"),
     (
         both(newest_fields, put("license", value={"source": "LICENSE", "sha256": zips.sha256(b"Ask me.")})),

@@ -1,14 +1,17 @@
-"""Repairs of a package's files: hashes, places and names, the README and absent covers."""
+"""Repairs of a package's files: hashes, places and names, the README and the covers."""
 
+import io
 import posixpath
 import re
 from pathlib import PurePosixPath
+
+from PIL import Image, ImageOps
 
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
-from gap_bioimage.validation.rules.zoo import HEADING, other_samples
+from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect, other_samples
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -18,6 +21,7 @@ _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat
 NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 _MAX_README_BYTES = 2**20
+_COVER_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def rename_description(editor: PackageEditor) -> None:
@@ -129,10 +133,39 @@ def _rewrite_readme(editor: PackageEditor, name: str) -> None:
 
 
 def covers(editor: PackageEditor) -> None:
-    """Leave out covers that are not there."""
+    """Leave out covers that are not there, and fit those that are too large or of another shape."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
     there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.file(cover) is not None]
     if len(there) < len(listed):
         editor.rdf["covers"] = there
         editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
+    for name in (PurePosixPath(str(source)).as_posix() for source in map(source_of, there) if not is_url(str(source))):
+        _fit(editor, name)
+
+
+def _fit(editor: PackageEditor, name: str) -> None:
+    """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
+    path, buffer = editor.folder / name, io.BytesIO()
+    kind, n_bytes = _COVER_KINDS.get(path.suffix.lower()), path.stat().st_size
+    try:
+        with Image.open(path) as opened:
+            size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
+    except (OSError, Image.DecompressionBombError):
+        kind = None
+    if kind is None:
+        editor.notes.append(f"the cover {name} is not looked at: it is not a PNG or JPEG that can be read")
+        return
+    if has_good_aspect(size) and n_bytes < MAX_COVER_BYTES:
+        return
+    if not has_good_aspect(size):
+        wanted = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
+        margin = (255, 255, 255, 0)[: len(image.getbands())]
+        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color=margin)
+    image.save(buffer, kind, quality=90, optimize=True)
+    while buffer.tell() >= MAX_COVER_BYTES:
+        image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()
+        image.save(buffer, kind, quality=90, optimize=True)
+    editor.rewrite(name, buffer.getvalue())
+    was = f"{size[0]} x {size[1]}, {n_bytes // 1000} kB"
+    editor.changed("cover", f"cover {name}", was, f"{name}, {buffer.tell() // 1000} kB")
