@@ -195,6 +195,9 @@ def test_saturated_pixels_and_hopelessly_dark_ones_are_warned_of() -> None:
     assert detector.saturated(bright).sum() == (bright >= 230).sum() > 0
     # without a known ceiling that of the type counts
     assert Detector(Camera(gain=1, offset=0)).saturated(np.array([254, 255], np.uint8)).tolist() == [False, True]
+    shared = Camera(gain=2.2, offset=100, read_noise=1.2, measured={"correlated": [0.02, None, 0.3]})
+    with pytest.warns(UserWarning, match="share noise"):
+        check_camera_image(image(bright), Detector(shared), name="a.tif")
     dark = written(2.2, 100.0, 0.7, 0.05, size=4000).reshape(2, 40, 50)
     with pytest.warns(UserWarning, match=r"read noise\^2 should be at least 1"):
         check_camera_image(image(dark), Detector(Camera(gain=2.2, offset=100, read_noise=0.7)), name="a.tif")

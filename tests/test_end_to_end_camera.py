@@ -113,7 +113,7 @@ def test_from_one_bit_frames_to_a_zip_of_their_sums(run: Any, tmp_path: Path) ->
     training = ("train", bit_file, "--dim", 2, "--out", trained, *SETTINGS)
     assert run(*training, "--sum-frames", 8).code == 0
     assert json.loads(run("info", trained, "--json", "-").out)["one_bit_frames"] == 8
-    assert "sum 8 frames" in one_sentence(run("denoise", trained, bit_file, out, "--sum-frames", 4))
+    assert "sums of 8" in one_sentence(run("denoise", trained, bit_file, out, "--sum-frames", 4))
     assert run("denoise", trained, bit_file, out, "--sum-frames", 8, "--quiet").code == 0
     denoised = tifffile.imread(out)
     assert denoised.shape == (10, 112, 120)

@@ -103,7 +103,7 @@ def test_a_test_image_is_needed_and_must_fit(trained_2d: Trained, tmp_path: Path
     (tmp_path / "model").mkdir()
     shutil.copy(trained_2d.run / "best.ckpt", tmp_path / "model" / "best.ckpt")
     out = tmp_path / "model.zip"
-    for told in ("--test-image", "it is cut short; give an image"):
+    for told in ("--test-image", "damaged"):
         with pytest.raises(ExportError, match=told):
             export(tmp_path / "model" / "best.ckpt", out, trained_2d.card)
         (tmp_path / "model" / "example.npy").write_bytes((trained_2d.run / "example.npy").read_bytes()[:-9])

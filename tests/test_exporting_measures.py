@@ -134,6 +134,8 @@ def test_sizes_hold_two_halos_and_a_block(axes: list[tuple[int, int]]) -> None:
     sizes = Sizes.of(step, halo)
     assert (sizes.pool_px, sizes.halo_px, set(sizes.step_px)) == (step, halo, {1})
     assert Sizes.of(step, halo, any_size=False).step_px == step
+    thin, deep = (Sizes.of(step, halo, depth=sizes.min_px[0] - less) for less in (1, 0))
+    assert deep == sizes and thin.min_px == (step[0], *sizes.min_px[1:]) and thin.halo_px == (0, *halo[1:])
     for low, s, h in zip(sizes.min_px, step, halo, strict=True):
         assert low % s == 0
         assert low > 2 * h
@@ -175,7 +177,14 @@ def test_channels_and_depth_are_not_blurred_into_each_other() -> None:
     [
         (Scores(0.9, 0.6, 0.01, 2.5), "is 50% above that of the best Gaussian filter"),
         (Scores(0.3, 0.6, 0.01, 2.5), "is 50% below that of the best Gaussian filter, 3.0 dB"),
-        (Scores(0.59, 0.6, 0.01, 2.5), "is not measurably different from that of the best Gaussian filter"),
+        (
+            Scores(0.45, 0.6, 0.1, 2.5),
+            "is 25% below that of the best Gaussian filter, with so few photons held out that chance alone makes 33%",
+        ),
+        (
+            Scores(-0.65, 0.1, 0.05, 2.5),
+            "is not known, because neighbouring pixels share noise and so do the halves that it is measured with",
+        ),
         (
             score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64)),
             "is not measurably different from that of the best Gaussian filter",

@@ -158,6 +158,12 @@ def test_resuming_with_something_else_is_refused(
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
+def test_the_settings_of_a_run_resume_it_though_its_images_are_darker_than_asked_for(tmp_path: Path) -> None:
+    config = config_of(thinning=ThinningConfig(max_db=50.0), steps=2)
+    ranges = [run(tmp_path / "run", config=config, resume=resume).trained_range_db for resume in (False, True)]
+    assert ranges[0] == ranges[1] and ranges[0][1] < 10
+
+
 def test_resuming_a_finished_run_changes_nothing_and_makes_again_what_a_kill_lost(finished: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     model = train(stripes(), finished, resume=True, progress=False, device="cpu")

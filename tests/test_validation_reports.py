@@ -148,11 +148,12 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded_or_run() -> None:
 
 def test_junit_has_a_suite_per_model_and_a_case_per_check() -> None:
     checks = (*CHECKS, Check("fiji.id", "fiji", "error", "this check itself raised", "Report it."))
-    root = ET.fromstring(render_junit([Report("a.zip", checks), Report("b.zip", CHECKS[:1])]).encode())
-    assert [suite.get("name") for suite in root] == ["a.zip", "b.zip"]
+    reports = [Report("a.zip", checks), Report("b.zip", CHECKS[:1]), Report("not run.zip", CHECKS[5:6])]
+    root = ET.fromstring(render_junit(reports).encode())
+    assert [suite.get("name") for suite in root] == ["a.zip", "b.zip", "not run.zip"]
     counts = ("tests", "failures", "errors", "skipped")
     assert [[element.get(name) for name in counts] for element in (root, *root)] == [
-        ["10", "1", "1", "4"], ["9", "1", "1", "4"], ["1", "0", "0", "0"],
+        ["11", "1", "2", "4"], ["9", "1", "1", "4"], ["1", "0", "0", "0"], ["1", "0", "1", "0"],
     ]  # fmt: skip
     assert [(case.get("classname"), case.get("name")) for case in root[0]] == [(c.consumer, c.id) for c in checks]
     inside = {str(case.get("name")): [(e.tag, e.text) for e in case] for case in root[0]}

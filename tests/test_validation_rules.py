@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Mutation = Callable[[Rdf], None]
 
 
-VALID = Description("as written", "upgraded")  # stand for what bioimageio.spec makes of it
+VALID = Description("as written", "upgraded", "", ())  # stand for what bioimageio.spec makes of it
 
 
 def judge(path: Path, valid: Description | None = VALID, with_files: bool = True) -> dict[str, Check]:
@@ -287,7 +287,7 @@ def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status:
 
 def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.to_format_0_4())
-    assert judge(path, Description("as written", None, "a halo"))["ilastik.conversion"].status == "failed"
+    assert judge(path, Description("as written", None, "a halo", ()))["ilastik.conversion"].status == "failed"
     assert judge(path, None)["ilastik.conversion"].status == "skipped"  # it is invalid for everybody
     remote = put("documentation", value="https://example.invalid/README.md")
     assert judge(zips.make_zip(tmp_path, remote))["zoo.documentation"].status == "skipped"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.camera.doubts import CORRELATED, LEFT_OUT, Measured, doubts_of
+from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
+from gap_bioimage.camera.doubts import LEFT_OUT, Measured, doubts_of
 from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation

@@ -30,6 +30,7 @@ from gap_bioimage.config import Camera, error_sentence, read_yaml
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
 from gap_bioimage.files import replacing
 
+CORRELATED = 0.1  # noise of neighbours that raw images do not share
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
 _TOO_NOISY, _TOO_QUIET = 2.0, 0.5  # variance over mean of counts, 1 for photons
 _MOST_SATURATED = 1e-4  # share of pixels
@@ -72,6 +73,12 @@ class Detector:
     def scalar(self) -> Detector:
         """The same camera without maps."""
         return Detector(self.camera)
+
+    @property
+    def correlation(self) -> float:
+        """How much noise pixels or frames shared when this was measured."""
+        told = self.camera.measured.get("correlated") or []
+        return max((abs(share) for share in told if isinstance(share, float)), default=0.0)
 
     def crop(self, rows: slice, columns: slice) -> Detector:
         """Return the camera of a part of its images."""
@@ -254,6 +261,11 @@ def _doubts(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name:
         yield (
             f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there are "
             "too dark; use a shorter exposure"
+        )
+    if detector.correlation >= CORRELATED:
+        yield (
+            f"this camera was measured on images whose neighbours share noise ({detector.correlation:.2f}): networks "
+            f"copy some of it, and what is held out of {name} tells nothing of quality; use raw images"
         )
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:

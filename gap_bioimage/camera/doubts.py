@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gap_bioimage.camera.camera import CORRELATED
 from gap_bioimage.camera.frames import Dark, Frames
 from gap_bioimage.camera.noise import Correlation, Curve
 from gap_bioimage.camera.photon_transfer import Fit, Numbers
 
-CORRELATED = 0.1  # noise of neighbours that raw images do not share
 LEFT_OUT = 0.1  # share of the field from which on it is told that it was left out
 _BENT, _MISFIT = 0.05, 2.0  # departure from the line that matters, and chi-square
 _ENOUGH_DARK = 16

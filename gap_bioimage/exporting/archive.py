@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 
+from gap_bioimage.camera.camera import CORRELATED
 from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
@@ -135,7 +136,8 @@ def _fill(folder: Path, order: _Order) -> None:
     order.tell("measuring the halo")
     denoiser = weights.denoiser_of(model, box_of(model.network))
     halo = measures.measure_halo(denoiser, example)
-    sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, any_size=not order.onnx)
+    depth = example.shape[1] if example.ndim == 4 else None
+    sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, depth, any_size=not order.onnx)
     order.tell("making the test tensors")
     product.write(folder)
     if order.onnx:
@@ -164,7 +166,9 @@ def _measured(
     # as in training, so that the two halves of the photons are independent
     values = order.example if held_out is None else held_out
     counts = product.intake.counts(values, np.random.default_rng(0))
-    scores = measures.score_on_halves(denoiser, counts)
+    detector = product.intake.detector
+    correlated = detector is not None and detector.correlation >= CORRELATED
+    scores = replace(measures.score_on_halves(denoiser, counts), correlated=correlated)
     measured = measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed)
     if product.sampling is None or product.sampler is None:
         return measured

@@ -157,7 +157,7 @@ def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
         for operation in product.operations
     ]
     same = [
-        {"size": {"tensor_id": "photons", "axis_id": axis, "offset": 0}, "halo": halo}
+        {"size": {"tensor_id": "photons", "axis_id": axis, "offset": 0}, **({"halo": halo} if halo else {})}
         for axis, halo in zip("zyx"[-len(sizes.halo_px) :], sizes.halo_px, strict=True)
     ]
     # what the user's own postprocessing returns may be negative, and dark pixels of a camera

@@ -52,16 +52,22 @@ class Sizes:
     pool_px: tuple[int, ...]
 
     @classmethod
-    def of(cls, pool_px: Sequence[int], halo_px: Sequence[int], *, any_size: bool = True) -> Self:
+    def of(
+        cls, pool_px: Sequence[int], halo_px: Sequence[int], depth: int | None = None, *, any_size: bool = True
+    ) -> Self:
         """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
 
         A tile of the smallest size then spends at most three quarters of an axis on its halo. With ``any_size`` a step
         of 1 is declared: Fiji then runs an image of any size in one tile, where a larger step makes two per axis, the
-        second off the pooling. ONNX weights take multiples of the pooling only.
+        second off the pooling. ONNX weights take multiples of the pooling only. Stacks of fewer planes than the
+        smallest size (``depth``) run whole along z, without a halo: programs would refuse them otherwise.
         """
         pairs = zip(pool_px, halo_px, strict=True)
-        minimum = tuple(round_up(2 * halo + max(pool, 2 * beside(halo)), pool) for pool, halo in pairs)
-        return cls(minimum, (1,) * len(pool_px) if any_size else tuple(pool_px), tuple(halo_px), tuple(pool_px))
+        minimum = [round_up(2 * halo + max(pool, 2 * beside(halo)), pool) for pool, halo in pairs]
+        halo = list(halo_px)
+        if depth is not None and depth < minimum[0]:
+            minimum[0], halo[0] = pool_px[0], 0
+        return cls(tuple(minimum), (1,) * len(pool_px) if any_size else tuple(pool_px), tuple(halo), tuple(pool_px))
 
 
 @dataclass(frozen=True)
@@ -135,16 +141,21 @@ class Scores:
     gaussian_error: float
     error_difference: float
     pseudo_psnr_db: float  # brightness of the half that was denoised
+    correlated: bool = False  # whether neighbours share noise, so that the halves do
 
     @property
     def verdict(self) -> str:
         """How the model's squared error compares with that of the best Gaussian filter: what follows on "its error"."""
-        ratio = self.squared_error / self.gaussian_error if self.gaussian_error > 0 else 1.0
-        if abs(self.squared_error - self.gaussian_error) <= 2 * self.error_difference or ratio == 1:
+        chance = 2 * self.error_difference
+        if self.correlated or self.squared_error < -chance:
+            return "is not known, because neighbouring pixels share noise and so do the halves that it is measured with"
+        if self.gaussian_error <= 0:
             return "is not measurably different from that of the best Gaussian filter"
-        decibels = f", {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else ""
-        side = "below" if ratio < 1 else "above"
-        return f"is {abs(1 - ratio):.0%} {side} that of the best Gaussian filter{decibels}"
+        ratio, chance = self.squared_error / self.gaussian_error, chance / self.gaussian_error
+        told = f"is {abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'} that of the best Gaussian filter"
+        if abs(1 - ratio) <= chance:
+            return f"{told}, with so few photons held out that chance alone makes {chance:.0%}"
+        return f"{told}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else told
 
 
 def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0) -> Scores:

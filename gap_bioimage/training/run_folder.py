@@ -113,6 +113,9 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     own = stored.model_dump()
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
+    most, wanted = stored.thinning.max_db, own["thinning"]["max_db"]
+    if most is not None and wanted is not None and wanted > most:
+        own["thinning"]["max_db"] = most  # a brightness beyond the images was stored as theirs
     merged = RunConfig.from_dict(own)
     before, asked = _flat(stored), _flat(merged)
     others = {key for key in before | asked if before.get(key) != asked.get(key)}
