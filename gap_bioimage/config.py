@@ -165,7 +165,9 @@ class TrainConfig(Config):
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
-    validate_every: PositiveInt = Field(500, description="steps between validations and checkpoints")
+    validate_every: PositiveInt = Field(
+        500, description="steps between validations and checkpoints; when not given a twentieth of the steps"
+    )
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.1, description="share of the images, or of each image's largest axis, held out"
     )

@@ -71,7 +71,7 @@ def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPat
             assert getattr(getattr(chosen, section), name) == value
     assert chosen.network.start_filts == 16
     assert chosen.train.patience is None
-    assert chosen.train.validate_every == 500
+    assert chosen.train.validate_every == 20
     # all that was chosen counts as set: a resumed run has the same
     assert choose_sizes(RunConfig.from_dict(cpu.model_dump()), split(mean=9.0), accelerator=True) == cpu
 

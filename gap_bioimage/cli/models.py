@@ -15,8 +15,8 @@ from gap_bioimage.cli.console import print_table, say, write_json
 from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selection, camera_asked
 
 _DEMO = "Where to write; must not hold an earlier demo."
-_DIM = "Dimensions of the network, where the images shall not tell."
-_COUNTING = "The camera of the images, from calibrate, if they are no counts."
+_DIM = "Dimensions of the network; by default the images decide."
+_COUNTING = "The camera of the images, from calibrate, if they are not counts."
 _PURPOSE = "denoise, sample or generate: decides the range of brightness."
 _SIZE = "small (fast on laptops and in Fiji), base or large: the network."
 _REPEATS = "t where frames repeat a still scene: others of them become the target."

@@ -21,7 +21,9 @@ _SELECT = "Count these checks only, such as fiji or zoo.cover; repeatable."
 _IGNORE = "Leave these checks out; repeatable."
 _CONFIGURED = {"select": "select", "ignore": "ignore", "profile": "consumer", "format": "form",
                "description-only": "description_only", "timeout": "timeout", "memory": "memory"}  # fmt: skip
-_CONSUMER = "This partner's rules must hold; repeatable."
+_ALONE = "Judge the description alone; run nothing."
+_MEMORY = "GiB that a model may take; by default 80 % of the machine's."
+_CONSUMER = "Rules of this partner must hold (fiji, ilastik, zoo, ...); repeatable."
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.check import Check
@@ -76,7 +78,7 @@ class Asked:
     select: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_SELECT)] = None
     ignore: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_IGNORE)] = None
     consumer: Annotated[list[str] | None, typer.Option("--consumer", "--profile", help=_CONSUMER)] = None
-    description_only: Annotated[bool, typer.Option("--description-only", help="Judge it alone; run nothing.")] = False
+    description_only: Annotated[bool, typer.Option("--description-only", help=_ALONE)] = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Running:
         list[str] | None, typer.Option(metavar="PYTHON", help="Run TorchScript in this one's torch too; repeatable.")
     ] = None
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0
-    memory: Annotated[float | None, typer.Option(min=0.5, help="GiB that a model may take; 80 % by default.")] = None
+    memory: Annotated[float | None, typer.Option(min=0.5, help=_MEMORY)] = None
     device: _Device = "cpu"
 
 

@@ -78,8 +78,7 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
     if not (new["camera"] or (run / "camera.yaml").is_file()):
         _check(image)
     job.tell(0, 0, "choosing the settings")
-    every = {} if steps is None or goes_on else {"validate_every": max(20, steps // 20)}
-    config = None if steps is None else gap.TrainConfig(steps=steps, **every)
+    config = None if steps is None else gap.TrainConfig(steps=steps)
     from lightning.pytorch.callbacks import LambdaCallback
 
     watch = LambdaCallback(

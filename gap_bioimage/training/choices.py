@@ -24,13 +24,13 @@ _DARKEST_DB = -40.0
 # For each purpose the darkest input, dB below the brightest window, and why. Twice as many steps near the data's own
 # brightness are worth about 1 dB there; samples begin there, too, and climb.
 _RANGES_DB: dict[str | None, tuple[float, str]] = {
-    None: (40.0, "for all purposes; train.purpose=denoise learns more in as many steps"),
+    None: (40.0, "for all purposes; train.purpose=denoise (--for denoise) learns more in as many steps"),
     "denoise": (20.0, "images of a hundredth of the photons are denoised too"),
     "sample": (20.0, "samples climb from the image's brightness up, to 10 dB beyond the brightest window"),
     "generate": (math.inf, "generation begins without any photons"),
 }
 _SAMPLE_FRACTION = 0.95
-_VALIDATIONS, _PATIENCE = 20, 6
+_VALIDATIONS, _LEAST_EVERY, _PATIENCE = 20, 20, 6
 # Of anchored networks: the best of three or more for each
 _COURSES: dict[str, dict[str, Any]] = {
     "muon": {"learning_rate": 4e-3, "warmup_steps": 20},
@@ -127,14 +127,15 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
 
 def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
     if "steps" in config.train.model_fields_set:
-        return config
+        every = max(_LEAST_EVERY, config.train.steps // _VALIDATIONS)
+        return _update(config, "train", _unset(config.train, {"validate_every": every}))
     steps, why = _ACCELERATOR_STEPS, "on an accelerator"
     if not accelerator:
         seconds = _seconds_per_step(config, split)
         steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
         steps = max(20, min(steps, int(_CPU_MINUTES_AT_MOST * 60 / seconds)))
         why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
-    every = max(20, steps // _VALIDATIONS)
+    every = max(_LEAST_EVERY, steps // _VALIDATIONS)
     chosen = {"steps": steps, **_unset(config.train, {"validate_every": every, "patience": _PATIENCE})}
     log.info(
         "train.steps=%d: %s; ends earlier after %d validations without a better one, and keeps the best",

@@ -51,7 +51,7 @@ def output_kind(runner: Runner) -> Outcome:
     if len(outputs) != wanted:
         fix = "Describe every tensor that the model returns, in its order, and no other."
         return Outcome("failed", f"the model returns {len(outputs)} tensors, {wanted} are described", fix)
-    return Outcome("passed", f"{len(outputs)} tensors are returned, as described")
+    return Outcome("passed", f"as many tensors are returned as described: {len(outputs)}")
 
 
 @run_check("fiji.as_loaded", Severity.BLOCKS, breaks="Fiji's results differ",
