@@ -39,10 +39,7 @@ _FITS, _STEEP = 3.0, 15.0  # chi-square of a camera's line, or its slope in stan
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
-_TO_PHOTONS = (
-    "subtract the camera offset, divide by the gain and round to get photons first, or measure the camera with "
-    "`gap-bioimage calibrate` and give its yaml with --camera"
-)
+_TO_PHOTONS = "measure the camera with `gap-bioimage calibrate` and give its yaml with --camera"
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,9 @@ def _numbers(evidence: Evidence) -> str:
     found, curve, neighbours = evidence.statistics, evidence.curve, evidence.correlation
     told = f"minimum {found.minimum:g}, mean {found.mean:.4g}"
     if curve is not None and math.isfinite(curve.dark + curve.bright):
-        told += f", variance/mean {curve.dark:.3g} in the dark and {curve.bright:.3g} where it is bright, of counts 1"
+        told += f", variance/mean {curve.dark:.3g} (dark) and {curve.bright:.3g} (bright), which is 1 for counts"
     if neighbours.found:
-        told += f", noise of neighbours correlated by {neighbours.y:.2f} and {neighbours.x:.2f}, of raw images 0"
+        told += f", neighbours share noise ({neighbours.y:.2f} and {neighbours.x:.2f}), which is 0 for raw images"
     return f"({told})"
 
 
