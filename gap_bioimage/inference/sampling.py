@@ -287,9 +287,9 @@ def generate(
     network = TiledNetwork(model.network, tile_px, halo_px, device)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     drawing = replace(drawing, settings=drawing.settings.model_copy(update={"schedule": "geometric"}))
-    if model.trained_range_db[0] > -20:
+    if model.trained_range_db[0] > -30:
         trained = f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter"
-        text = f"{trained}; generation begins without any photons: train with thinning.min_db=-40 for it"
+        text = f'{trained}; generation begins without any photons: train with purpose="generate" (--for generate)'
         warnings.warn(text, TrainedRangeWarning, stacklevel=2)
     empty = xr.DataArray(np.broadcast_to(np.uint16(0), (channels, *shape)), dims=["c", *"zyx"[-dim:]])
     # the maps of a camera say which of its pixels is which, and here is no camera
