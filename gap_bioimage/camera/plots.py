@@ -40,7 +40,8 @@ def plot_calibration(found: Calibration) -> Figure:
     floor = (found.line.gain * found.read_noise.value) ** 2
     upper.axhline(floor, color="0.35", ls=":", label=f"floor, read noise alone: {floor:.3g} ADU$^2$")
     if wide:
-        upper.set(xscale="log", yscale="log", ylim=(0.5 * float(curve.variance.min()), None))
+        _make_logarithmic(upper)
+        upper.set_ylim(0.5 * float(curve.variance.min()), None)
     upper.set_ylabel("variance of the noise (ADU$^2$)")
     upper.legend(loc="upper left", fontsize=8, framealpha=0.9)
     lower.axhline(0, color=_RED, lw=1)
@@ -53,6 +54,16 @@ def plot_calibration(found: Calibration) -> Figure:
     title += [f"gain {found.gain} ADU per {found.unit}", f"offset {found.offset} ADU (from: {found.offset_from})"]
     figure.suptitle("\n".join([*title, f"read noise {found.read_noise} {found.unit}s"]), fontsize=10)
     return figure
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):  # powers of ten alone are too few, and all minor ticks too many
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_points(axes: Axes, x: Floats, y: Floats, error: Floats, label: str = "") -> None:
@@ -115,7 +126,7 @@ def _draw_curve(axes: Axes, report: Inspection) -> None:
     if low <= 4 * variance.max():  # else a camera: the line of photon counts is far away
         axes.plot(*[[min(0.0, low), high]] * 2, color="0.4", label="photon counts")
     if low > 0 and variance.min() > 0 and guess is None and high > _WIDE * low:
-        axes.set(xscale="log", yscale="log")
+        _make_logarithmic(axes)
     axes.legend(fontsize=8)
 
 
