@@ -264,8 +264,9 @@ class Volume:
 
     def write(self, place: Index, made: Made) -> None:
         """Write a block of each result, and those of smaller levels that were waiting for it."""
-        for result, values in zip(self.results, made[0], strict=True):
-            result.write(0, place, values, made[1])
+        of_results, warned = made
+        for result, values in zip(self.results, of_results, strict=True):
+            result.write(0, place, values, warned)
             result.average_above(place)
 
     def left(self, part: tuple[int, int]) -> list[Index]:

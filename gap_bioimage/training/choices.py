@@ -126,22 +126,25 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
 
 
 def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
-    if "steps" in config.train.model_fields_set:
-        every = max(_LEAST_EVERY, config.train.steps // _VALIDATIONS)
-        return _update(config, "train", _unset(config.train, {"validate_every": every}))
+    if "steps" not in config.train.model_fields_set:
+        config = _update(config, "train", _steps_and_patience(config, split, accelerator))
+    every = max(_LEAST_EVERY, config.train.steps // _VALIDATIONS)
+    return _update(config, "train", _unset(config.train, {"validate_every": every}))
+
+
+def _steps_and_patience(config: RunConfig, split: Split, accelerator: bool) -> dict[str, Any]:
     steps, why = _ACCELERATOR_STEPS, "on an accelerator"
     if not accelerator:
         seconds = _seconds_per_step(config, split)
         steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
         steps = max(20, min(steps, int(_CPU_MINUTES_AT_MOST * 60 / seconds)))
         why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
-    every = max(_LEAST_EVERY, steps // _VALIDATIONS)
-    chosen = {"steps": steps, **_unset(config.train, {"validate_every": every, "patience": _PATIENCE})}
+    chosen = {"steps": steps, **_unset(config.train, {"patience": _PATIENCE})}
     log.info(
         "train.steps=%d: %s; ends earlier after %d validations without a better one, and keeps the best",
         *(steps, why, chosen.get("patience") or config.train.patience or 0),
     )
-    return _update(config, "train", chosen)
+    return chosen
 
 
 def _seconds_per_step(config: RunConfig, split: Split) -> float:

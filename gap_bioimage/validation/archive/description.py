@@ -148,12 +148,13 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
 
 def _first_that_works(functions: Iterable[Callable[..., Any]], *given: Any) -> Any:
     """The first result; in bioimageio.spec 0.5 a slip makes 'No functions provided' of every error."""
-    from bioimageio.spec._internal.utils import _try_all
-
-    result, errors = _try_all(functions, True, *given)
-    if errors:
-        raise errors[0]
-    return result
+    errors = []
+    for function in functions:
+        try:
+            return function(*given)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _is_model(loaded: Any) -> bool:
