@@ -89,6 +89,8 @@ def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_p
     result = run(*command, "--samples", 2)
     assert tifffile.imread(out).shape == (2, 32, 40)
     np.testing.assert_array_equal(tifffile.imread(out)[0], image)
+    assert run(*command, "--precision", "bf16").code == 0
+    assert not np.array_equal(tifffile.imread(out), image)
 
 
 def test_an_interrupted_movie_misses_no_frame(
@@ -147,6 +149,7 @@ def test_impossible_samples_are_one_sentence(run: Any, trained_2d: Trained, tmp_
     assert "--beta belongs to --schedule geometric" in one_sentence(run(*command, "--seed", 0, "--beta", 0.1))
     other = run(*command, "--seed", 0, "--schedule", "geometric", "--steps", 3)
     assert "--steps belongs to --schedule sqrt" in one_sentence(other)
+    assert "half" in one_sentence(run(*command, "--seed", 0, "--precision", "half"))
     assert not (tmp_path / "s.tif").exists()
 
 
@@ -216,3 +219,6 @@ def test_denoise_tells_how_certain_regions_are(run: Any, trained_2d: Trained, di
     assert (region["label"], region["pixels"]) == (7, 400)
     assert region["counted"] == read_photons(dim_counts).values[10:30, 10:30].sum()
     assert region["std"] > 0
+    # regions are small differences of rates, which bfloat16 would drown
+    assert run(*command, "--json", tmp_path / "bf16.json", "--precision", "bf16").code == 0
+    assert (tmp_path / "bf16.json").read_text() == (tmp_path / "r.json").read_text()

@@ -49,6 +49,19 @@ def test_samples_keep_photons_axes_and_coordinates(dims: str, dim: int) -> None:
     assert float(samples.std("sample").min()) > 0
 
 
+def test_samples_in_bfloat16_are_about_those_in_float32() -> None:
+    model, image = random_model(anchor=True, anchor_version=2), counts(photons=20.0)
+    exact, rough, again = (sample(model, image, 4, seed=1, precision=kind) for kind in ("auto", "bf16", "bf16"))
+    xr.testing.assert_identical(rough, again)
+    assert not np.array_equal(rough, exact)
+    spread = exact.std("sample", ddof=1)
+    assert float(abs(rough.mean("sample") - exact.mean("sample")).mean()) < 0.5 * float(spread.mean())
+    np.testing.assert_allclose(rough.std("sample", ddof=1).mean(), spread.mean(), rtol=0.1)
+    assert not np.array_equal(*(generate(model, (16, 16), 1, seed=1, precision=kind) for kind in ("float32", "bf16")))
+    with pytest.raises(ConfigError, match="half"):
+        sample(model, image, 1, seed=0, precision="half")
+
+
 @pytest.mark.parametrize("schedule", ["sqrt", "geometric"])
 def test_a_sample_is_a_function_of_seed_number_and_counts(schedule: Any) -> None:
     model, settings = random_model(), SamplingConfig(schedule=schedule, steps=4, beta=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -202,7 +203,9 @@ def test_no_tile_is_small_enough_for_no_memory_and_other_errors_are_not_hidden()
         assert (len(tight.sizes) == 1) == isinstance(error, RuntimeError)
 
 
-def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
+def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = random_network(seed=5, anchor=True, anchor_version=2)
     photons = photons_for(network, (60, 60))[:1]
     tiled = TiledNetwork(network)
@@ -217,5 +220,8 @@ def test_bfloat16_changes_the_result_a_little_and_the_anchor_not_at_all(caplog: 
     assert 1e-6 < change < 0.02
     told = float(re.search(r"([\d.]+) %", caplog.records[-1].getMessage())[1]) / 100
     assert change / 3 < told < 3 * change
+    with monkeypatch.context() as patched:
+        patched.delattr(TiledNetwork, "_change_in_bf16")  # it is known by now
+        assert TiledNetwork(copy.deepcopy(network)).choose_precision("bf16") == "bf16"
     with pytest.raises(ConfigError, match="half"):
         tiled.choose_precision("half")

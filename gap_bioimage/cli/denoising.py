@@ -27,7 +27,6 @@ _SCHEDULE = "sqrt (few steps, the default for samples) or geometric (the paper's
 _BETA = "Growth per step of the geometric schedule; 0.1 when not given."
 _STOP_DB = "Mean photons per pixel to stop at, as 10 log10; by default the training's, at most 20 dB above the image."
 _COVERAGE = "Hold half of the photons out and see whether samples predict them."
-_PRECISION = "float32, bf16 (a thousandth off, faster on GPUs and some CPUs), auto: bf16 on GPUs if it changes little."
 _REGIONS = "Label image: print the photons of each region and their standard deviation."
 _PART = "Do part I of N of a volume only, counted from 1: for job arrays."
 _SCHEDULER = "Do a volume with the workers of this dask scheduler, such as tcp://node:8786."
@@ -95,7 +94,7 @@ class Volumes(Running):
 
     def asked(self, out: Path) -> bool:
         """Whether any of these was given, which is for names that end in .zarr."""
-        given = self != Volumes(self.tile, self.halo, self.device)
+        given = self != Volumes(self.tile, self.halo, self.device, self.precision)
         if given and out.suffix.lower() != ".zarr":
             raise typer.BadParameter(f"options of volumes are for results that end in .zarr, not for {out}")
         return given
@@ -119,7 +118,6 @@ def denoise(
     running: Volumes,
     detector: Detector,
     told: Regions,
-    precision: Annotated[str, Option(help=_PRECISION)] = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Denoise photon counts: the expected photons per pixel (MMSE).
@@ -142,7 +140,7 @@ def denoise(
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
     if out.suffix.lower() == ".zarr" and told.regions is None:
-        given = running.of_volumes() | asdict(layout) | {"camera": camera, "precision": precision}
+        given = running.of_volumes() | asdict(layout) | {"camera": camera}
         _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
         return
     keep_memory()
@@ -152,10 +150,11 @@ def denoise(
     if told.regions is not None:
         axes = selection.axes
         labels = gap.read_photons(told.regions, axes if axes and "c" not in axes else None, check=False)
-        found = gap.region_uncertainty(loaded, counts, labels, seed=told.seed, **where)
+        exact = {name: value for name, value in where.items() if name != "precision"}  # differences are small
+        found = gap.region_uncertainty(loaded, counts, labels, seed=told.seed, **exact)
     with Bar(quiet, "denoising") as (bar, task):
         where["on_tile"] = lambda done, total: bar.update(task, completed=done, total=total)
-        rate = gap.denoise(loaded, counts, precision=precision, **asdict(layout), **where)
+        rate = gap.denoise(loaded, counts, **asdict(layout), **where)
     gap.write_image(out, rate)
     if told.regions is not None:
         write_json(told.json_out, [[region.to_dict() for region in found]])

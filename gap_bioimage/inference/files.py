@@ -23,7 +23,7 @@ from gap_bioimage.model import Model
 from gap_bioimage.pictures import draw_posterior
 
 _SHOWN_SAMPLES = 3
-_OF_DENOISE = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device")
+_OF_DENOISE = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device", "precision")
 
 
 def read_for_model(

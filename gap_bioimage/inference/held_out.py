@@ -102,6 +102,7 @@ def coverage(
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
     device: str = "auto",
+    precision: str = "auto",
     on_step: Callable[[Progress], None] | None = None,
 ) -> Coverage:
     """Check whether posterior samples are calibrated, by photons that the sampler does not see.
@@ -118,7 +119,7 @@ def coverage(
     fraction
         Expected share of the photons that the sampler sees, between 0 and 1. Small ones tell more of the spread,
         at a brightness farther from that of the image.
-    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device, precision
         As for ``denoise``.
 
     Raises
@@ -134,6 +135,7 @@ def coverage(
     if model.n_frames is not None:
         raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
     network = TiledNetwork(model.network, tile_px, halo_px, device)
+    network.choose_precision(precision)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, on_step=on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     seen, rest = thin(prepared.items, fraction, seed)

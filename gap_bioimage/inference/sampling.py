@@ -131,7 +131,7 @@ class Drawing:
 
     def _work(self, items: Sequence[_Item]) -> dict[str, str]:
         """Return what the samples depend on."""
-        where = (self.network.tile_px, self.network.halo_px, self.batch, str(self.network.device))
+        where = (self.network.tile_px, self.network.halo_px, self.batch, str(self.network.device), self.network.bf16)
         return {
             "network": fingerprint(*self.model.network.state_dict().values()),
             "photons": fingerprint(*(item.observed for item in items)),
@@ -183,6 +183,7 @@ def sample(
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
     device: str = "auto",
+    precision: str = "auto",
     unfinished: str | Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
@@ -202,7 +203,7 @@ def sample(
         How many; the seed is not negative.
     settings
         Schedule, steps, where to stop.
-    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device
+    dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device, precision
         As for ``denoise``.
     batch
         Samples that share one run of the network; chosen when None: one on the CPU, as many as fit on a GPU.
@@ -234,6 +235,7 @@ def sample(
     """
     check_model(model)
     network = TiledNetwork(model.network, tile_px, halo_px, device)
+    network.choose_precision(precision)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     if empty := prepared.empty():
@@ -254,6 +256,7 @@ def generate(
     halo_px: Sequence[int] | None = None,
     batch: int | None = None,
     device: str = "auto",
+    precision: str = "auto",
     unfinished: str | Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
@@ -265,7 +268,7 @@ def generate(
         Trained from few photons on (``thinning.min_db`` of -40 or so).
     shape
         Pixels per spatial axis.
-    n_samples, seed, tile_px, halo_px, batch, device, unfinished, on_step
+    n_samples, seed, tile_px, halo_px, batch, device, precision, unfinished, on_step
         As for ``sample``.
     settings
         Where to stop, and the step of the paper's geometric schedule. Images grow until ``stop_db``, or until their
@@ -285,6 +288,7 @@ def generate(
     dim, channels = model.config.dim, model.config.channels
     check_sizes("shape", shape, dim, 1)
     network = TiledNetwork(model.network, tile_px, halo_px, device)
+    network.choose_precision(precision)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     drawing = replace(drawing, settings=drawing.settings.model_copy(update={"schedule": "geometric"}))
     if model.trained_range_db[0] > -30:

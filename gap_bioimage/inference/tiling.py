@@ -34,6 +34,7 @@ _SEAM, _BESIDE_PX = 3e-3, 8
 _EXPOSURES = (0.03, 0.3, 3.0)  # photons per pixel at which it is measured; in the dark networks look farthest
 _ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the images that are cut
 _CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
+_CHANGES: dict[tuple[str, float], float] = {}  # what bfloat16 changes, by device and a sum over the weights
 
 
 class Tile(NamedTuple):
@@ -165,16 +166,24 @@ class TiledNetwork:
             raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
         if precision == "float32" or (precision == "auto" and not has_bf16(self.device)):
             return "float32"
+        norms = torch.stack([weights.detach().double().norm() for weights in self.network.parameters()])
+        known = str(self.device), float(norms.sum())
+        if known not in _CHANGES:
+            _CHANGES[known] = self._change_in_bf16()
+        change = _CHANGES[known]
+        self.bf16 = precision == "bf16" or change < _UNSEEN
+        precision = "bf16" if self.bf16 else "float32"
+        log.info("convolutions run in %s; bf16 changes results by %.2g %% (relative RMS)", precision, 100 * change)
+        return precision
+
+    def _change_in_bf16(self) -> float:
+        """Return how bfloat16 changes the shares of light in clouds, RMS in units of the result's."""
         rates, sizes = [], _TRIED_PX[self.network.dim]
         photons = torch.cat([_clouds(self.network, sizes, exposure) for exposure in _EXPOSURES])
         for self.bf16 in (False, True):
             rate = self.network.rate(photons, self(photons), []).double()
             rates.append(rate / rate.flatten(1).mean(1).reshape(-1, *[1] * (rate.dim() - 1)))
-        change = math.sqrt(float((rates[1] - rates[0]).square().sum() / rates[0].square().sum()))
-        self.bf16 = precision == "bf16" or change < _UNSEEN
-        precision = "bf16" if self.bf16 else "float32"
-        log.info("convolutions run in %s; bf16 changes results by %.2g %% (relative RMS)", precision, 100 * change)
-        return precision
+        return math.sqrt(float((rates[1] - rates[0]).square().sum() / rates[0].square().sum()))
 
     def __call__(
         self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None, wanted: Sequence[slice] | None = None
