@@ -34,8 +34,8 @@ PICTURES = HERE.parent / "docs" / "images"
 PLANES, SAMPLES, SHARE = (5,), 50, 0.1
 METHODS = {
     "geometric, beta 0.1 (the paper's)": gap.SamplingConfig(schedule="geometric", beta=0.1),
-    "sqrt, 16 steps (default)": gap.SamplingConfig(steps=16),
-    "sqrt, 8 steps": gap.SamplingConfig(steps=8),
+    "sqrt, 10 steps (default)": gap.SamplingConfig(steps=10),
+    "sqrt, 16 steps": gap.SamplingConfig(steps=16),
 }
 
 

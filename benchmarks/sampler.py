@@ -37,7 +37,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "geometric, beta 0.8 (0.1 of a batch of 8)": {"beta": 0.8},
     "equal roots, K = 12": {"steps": 12, "restored": False},
     "equal roots, K = 24": {"steps": 24, "restored": False},
-    **{f"sqrt, K = {steps}": {"steps": steps} for steps in (4, 6, 8, 12, 24)},
+    **{f"sqrt, K = {steps}": {"steps": steps} for steps in (4, 6, 8, 10, 16, 24)},
 }
 """Equal roots: the steps of sqrt without restoring the variance that frozen rates lose."""
 
@@ -129,7 +129,7 @@ CONFIG: dict[str, Any] = {
 TRAINING_SCENES, TRAINING_PHOTONS = 32, 30.0
 SCENES, SIZE_PX, PHOTONS, RANKED = 6, 128, 0.3, 19
 HALF, NINETY = slice(5, 15), slice(1, 19)  # ranks 0 to 19 within the central 50 % and 90 %
-TRAINED = [*(f"sqrt, K = {steps}" for steps in (6, 12, 24)), "equal roots, K = 12", *list(SCHEDULES)[1:4:2]]
+TRAINED = [*(f"sqrt, K = {steps}" for steps in (6, 10, 16)), "equal roots, K = 12", *list(SCHEDULES)[1:4:2]]
 VIEWS = {  # block in px, bright ones only
     "All pixels": (1, False),
     "Pixels that denoise to more than the mean": (1, True),

@@ -225,7 +225,7 @@ class SamplingConfig(Config):
         description="sqrt: steps equal in 1/sqrt(photons), with the variance of frozen rates restored; "
         "geometric: the paper's, each step adds beta times the photons",
     )
-    steps: PositiveInt = Field(16, description="network evaluations per sample of the sqrt schedule")
+    steps: PositiveInt = Field(10, description="network evaluations per sample of the sqrt schedule")
     beta: Annotated[float, Field(gt=0)] = Field(0.1, description="growth per step of the geometric schedule")
     stop_db: float | None = Field(
         None,

@@ -23,13 +23,15 @@ from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, whole_coun
 
 GAIN = 100.0  # N / n_0 at most: 20 dB leave 1 % of the posterior's variance out
 LEAST_GAIN = 10.0  # N / n_0 that anchored networks always reach: 10 dB beyond their training they are good, not 20
+CUT = 0.7184  # standard deviation of a standard normal number that is cut at -1 and 1: sqrt(1 - 2 phi(1))
 WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}  # about those of the training: in them brightness is held against it
 
 
 class Sampler(nn.Module):
     """The loop, for a network or any exact predictor: counts x (b, c, [z,] y, x) to log-rates of the same shape.
 
-    ``beta`` 0 makes equal steps in 1 / sqrt(n); ``brightest`` and ``least_gain`` are those of ``photon_budget``.
+    ``beta`` 0 makes equal steps in 1 / sqrt(n); ``brightest`` and ``least_gain`` are those of ``photon_budget``, and
+    ``cut`` is that of ``restore_variance``.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class Sampler(nn.Module):
         beta: float = 0.0,
         restored: bool = True,
         least_gain: float = 1.0,
+        cut: float = CUT,
     ) -> None:
         super().__init__()
         self.network, self.beta, self.restored = network, float(beta), restored
-        self.brightest, self.least_gain = float(brightest), float(least_gain)
+        self.brightest, self.least_gain, self.cut = float(brightest), float(least_gain), float(cut)
         self.window_px: List[int] = list(window_px)
 
     def draw(self, x: Tensor, log_p: Tensor, stop: Tensor, keys: Tensor, n_steps: int) -> Tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +68,7 @@ class Sampler(nn.Module):
             k = k + active.long()
             log_p = self.network(x)
             if self.restored:
-                f = restore_variance(log_p, before, growth, n, step_keys(keys, k))
+                f = restore_variance(log_p, before, growth, n, step_keys(keys, k), self.cut)
             dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
         return x, log_p, f.float().reshape(x.shape)
 
@@ -100,7 +103,7 @@ def accumulate(x: Tensor, log_p: Tensor, dn: Tensor, keys: Tensor, f: Tensor) ->
 
 
 def restore_variance(
-    log_p: Tensor, before: Tensor, growth: Tensor, n: Tensor, keys: Tensor, fine_px: int = 17
+    log_p: Tensor, before: Tensor, growth: Tensor, n: Tensor, keys: Tensor, cut: float = CUT, fine_px: int = 17
 ) -> Tensor:
     """Return f (b, n), one on average, which restores the variance that a frozen rate loses.
 
@@ -108,13 +111,15 @@ def restore_variance(
     photons has the covariance dn diag(p) + dn^2 P; with the rate frozen at p it has dn diag(p) only. By the law of
     total variance Cov(p_(k+1) - p_k | x_k) = P_k - E P_(k+1) = g P_(k+1) where P falls as 1 / n. So the rate's last
     change, times a random sign and 1 / sqrt(g), has the mean 0 and the covariance P_(k+1) that is missing, to first
-    order in g (P falls more slowly where the prior decides, and then less is restored than was lost). The first step
-    has no predecessor: its g is 0, and f is 1.
+    order in g. The first step has no predecessor: its g is 0, and f is 1.
 
     Bound and box are empirical. A network that is not an exact posterior mean also changes for other reasons, smoothly
     over many pixels: a pixel changes by no more than the error that its own photons alone leave, and only against its
-    neighbours, so that the photons of an odd box of ``fine_px`` around it stay. All of this is alike for both signs,
-    so that the mean stays.
+    neighbours, so that the photons of an odd box of ``fine_px`` around it stay. Where a pixel's own photons alone tell
+    its rate, the bound cuts normal changes at one standard deviation, and leaves ``CUT`` of it; where its neighbours
+    tell it, too, P falls more slowly than 1 / n, and about as much is missing. So changes are divided by ``cut``, which
+    is 1 for plain networks: they change too much from pixel to pixel. All of this is alike for both signs, so that the
+    mean stays.
     """
     after, before = log_p.flatten(1).double(), before.flatten(1).double()
     after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
@@ -123,7 +128,7 @@ def restore_variance(
     change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
     p = torch.exp(after)
     bound = torch.rsqrt(1.0 + p * n.unsqueeze(1))
-    change = torch.minimum(torch.maximum(change, -bound), bound)
+    change = torch.clamp(torch.minimum(torch.maximum(change, -bound), bound) / cut, min=-1.0, max=1.0)
     box = odd_within(log_p, [fine_px] * (log_p.dim() - 2))
     moved = box_mean(torch.sum((p * change).reshape(log_p.shape), 1, keepdim=True), box)
     there = box_mean(torch.sum(p.reshape(log_p.shape), 1, keepdim=True), box)
@@ -203,7 +208,7 @@ class PosteriorSampler(Sampler):
         **network,
     ) -> None:
         super().__init__(UNet(**network), brightest, window_px)
-        self.least_gain = LEAST_GAIN if self.network.anchored else 1.0
+        self.least_gain, self.cut = (LEAST_GAIN, CUT) if self.network.anchored else (1.0, 1.0)
         self.box_px: List[int] = odd_box(box_px, self.network.dim)
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError(f"n_samples={n_samples}, n_steps={n_steps}, seed={seed}: expected at least 1, 1 and 0")

@@ -134,11 +134,11 @@ def test_restored_variance_is_more_and_not_too_much(alpha: float, per_pixel: flo
 
 @pytest.mark.parametrize("gain", [10.0, 100.0])
 @pytest.mark.parametrize("per_pixel", [3.0, 10.0])
-def test_the_papers_variance_costs_half_of_its_evaluations(gain: float, per_pixel: float) -> None:
+def test_the_papers_variance_costs_a_fifth_of_its_evaluations(gain: float, per_pixel: float) -> None:
     bed, counts = dirichlet(per_pixel=per_pixel)
     paper, evaluations = variance_ratio(bed, counts, gain=gain, **PAPER)
-    ours, fewer = variance_ratio(bed, counts, gain=gain, steps=evaluations // 2)
-    assert fewer <= evaluations / 2
+    ours, fewer = variance_ratio(bed, counts, gain=gain, steps=evaluations // 5)
+    assert fewer <= evaluations / 5
     assert ours >= paper
 
 
@@ -164,7 +164,7 @@ def test_forward_backward_is_the_sum_over_all_chains() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "bias", "least"), [({"steps": 12}, 0.06, 0.85), ({"steps": 48}, 0.05, 0.92), (PAPER, 0.05, 0.88)], ids=str
+    ("how", "bias", "least"), [({"steps": 12}, 0.05, 0.92), ({"steps": 48}, 0.05, 0.96), (PAPER, 0.05, 0.88)], ids=str
 )
 def test_chains_have_the_mean_and_variance_of_the_posterior(how: dict[str, Any], bias: float, least: float) -> None:
     bed, counts = markov()

@@ -164,7 +164,7 @@ def test_finite_counts_give_finite_results(
 def test_the_graph_climbs_as_the_driver_does(dim: int, n_steps: int, brightest: float) -> None:
     sampler = sampler_of(dim, n_steps=n_steps, brightest=brightest)
     photons = counts_of(dim)
-    driver = Sampler(sampler.network, brightest, [7] * dim)
+    driver = Sampler(sampler.network, brightest, [7] * dim, cut=sampler.cut)
     stop = photon_budget(photons, 100.0, brightest, [7] * dim)
     samples = sampler.sample(photons, 3, n_steps, 7)
     for number in range(3):

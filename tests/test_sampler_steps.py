@@ -10,10 +10,13 @@ import torch
 from draws import NOTHING, doubles, draw_keys, keys_of, noise, observed, two_sided
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from gap_bioimage.sampler import (
+    CUT,
+    PosteriorSampler,
     accumulate,
     brightest_mean,
     equal_root_step,
@@ -121,7 +124,8 @@ def test_spread_is_the_last_change_against_the_neighbours() -> None:
     growth = doubles([0.16, 4.0])
     plus, minus = both_signs(log_rate + 3, previous - 40, growth, doubles([10, 10]))
     after, before = (torch.softmax(x.double().flatten(1), 1) for x in (log_rate, previous))
-    change = (after - before) / after / torch.sqrt(growth)[:, None]
+    # changes that are cut at their deviation keep 0.718 of it
+    change = (after - before) / after / torch.sqrt(growth)[:, None] / math.sqrt(1 - 2 * stats.norm.pdf(1))
     for item in range(2):
         share, moved = after[item].numpy().reshape(4, 6), (after * change)[item].numpy().reshape(4, 6)
         # boxes no larger than the image, in odd numbers
@@ -135,7 +139,7 @@ def test_spread_is_the_last_change_against_the_neighbours() -> None:
 @pytest.mark.parametrize("shape", [(3, 1, 30, 26), (3, 2, 5, 9, 12)])
 def test_spread_makes_and_loses_no_light(shape: tuple[int, ...]) -> None:
     log_rate, previous = 0.5 * noise(shape, 1), 0.5 * noise(shape, 2)
-    plus, _ = both_signs(log_rate, previous, doubles([0.2] * 3), doubles([1e4, 1e5, 1e6]))
+    plus, _ = both_signs(log_rate, previous, doubles([0.2] * 3), doubles([1e5, 1e6, 1e7]))
     shares = torch.softmax(log_rate.double().flatten(1), 1)
     torch.testing.assert_close((shares * plus).sum(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-9)
 
@@ -143,7 +147,7 @@ def test_spread_makes_and_loses_no_light(shape: tuple[int, ...]) -> None:
 def test_what_changes_smoothly_is_left_out_and_what_changes_finely_is_bounded() -> None:
     flat, ramp = torch.zeros(1, 1, 120, 120), torch.linspace(-1, 1, 120).expand(1, 1, 120, 120)
     photons = 25.0 * 120 * 120
-    bound = 1 / math.sqrt(26)
+    bound = 1 / math.sqrt(26) / 0.7184
     smooth, _ = both_signs(flat, flat + 0.05 * ramp, doubles([0.2]), doubles([photons]))
     assert float((smooth.reshape(120, 120)[20:-20, 20:-20] - 1).abs().max()) < 0.02 * bound
     checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(60, 60)[None, None]
@@ -200,3 +204,13 @@ def test_large_images_in_pieces_are_as_in_one() -> None:
     for start in (0, (1 << 22) - 1000, side * side - 2000):
         index = torch.arange(start, start + 2000)
         assert torch.equal(grown[:, index], poisson(rate[:, index], keys, index).float())
+
+
+def test_plain_networks_restore_what_their_bound_leaves() -> None:
+    log_rate, previous = 0.02 * noise((1, 1, 4, 6), 1), 0.02 * noise((1, 1, 4, 6), 2)
+    given = (log_rate, previous, doubles([0.2]), doubles([10]), keys_of())
+    more, less = restore_variance(*given) - 1, restore_variance(*given, 1.0) - 1
+    torch.testing.assert_close(more, less / CUT, rtol=1e-9, atol=1e-12)
+    network = {"depth": 2, "start_filts": 2}
+    for anchor, cut in ((True, CUT), (False, 1.0)):
+        assert PosteriorSampler([1, 1], 2, 3, 0, 100.0, 10.0, [63, 63], anchor=anchor, **network).cut == cut

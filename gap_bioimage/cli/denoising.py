@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gap_bioimage.model import Model
 
 _SAMPLES = "Samples (.tif, .ome.tif, .ome.zarr, .h5, .npy); _mean, _std, _figure.png beside it."
-_STEPS = "Network evaluations per sample of the sqrt schedule; 16 when not given."
+_STEPS = "Network evaluations per sample of the sqrt schedule; 10 when not given."
 _SCHEDULE = "sqrt (few steps, the default for samples) or geometric (the paper's)."
 _BETA = "Growth per step of the geometric schedule; 0.1 when not given."
 _STOP_DB = "Mean photons per pixel to stop at, as 10 log10; by default the training's, at most 20 dB above the image."

@@ -23,7 +23,7 @@ from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
 from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
 from gap_bioimage.model import CameraLike, Model, check_model
-from gap_bioimage.sampler import LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
+from gap_bioimage.sampler import CUT, LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class Drawing:
             return log_rate
 
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
-        window = list(WINDOW_PX[observed.dim() - 2])
-        sampler = Sampler(answer, self.model.brightest, window, beta, restored=beta == 0, least_gain=self.least_gain)
+        window, cut = list(WINDOW_PX[observed.dim() - 2]), CUT if network.anchored else 1.0
+        sampler = Sampler(answer, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
         keys = sample_keys(one, self.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
