@@ -31,13 +31,19 @@ def with_output(folder: Path, output: np.ndarray[Any, Any], body: str = "") -> P
     return zips.make_zip(folder, zips.torchscript_only, source=zips.tiny(body), files={"output.npy": zips.npy(output)})
 
 
-def scripted(folder: Path, source: str, train: bool = False) -> Path:
-    """A zip whose TorchScript alone is that of another source, which need not return a tensor."""
+def scripted(folder: Path, source: str, train: bool = False, mutate: Any = None, **files: np.ndarray[Any, Any]) -> Path:
+    """A zip whose TorchScript alone is that of another source, which need not return a tensor, with more arrays."""
+
+    def both(rdf: dict[str, Any]) -> None:
+        zips.torchscript_only(rdf)
+        (mutate or bool)(rdf)
+
     file, buffer, namespace = folder / "scripted.py", io.BytesIO(), dict[str, Any](__name__="scripted")
     file.write_text(f"from typing import Dict, List, Tuple\n{source}")
     exec(compile(file.read_text(), str(file), "exec"), namespace)
     torch.jit.save(torch.jit.script(namespace["Tiny"]().train(train)), buffer)
-    return zips.make_zip(folder, zips.torchscript_only, files={"torchscript.pt": buffer.getvalue()})
+    more = {f"{name}.npy": zips.npy(array) for name, array in files.items()}
+    return zips.make_zip(folder, both, files={"torchscript.pt": buffer.getvalue(), **more})
 
 
 # Test outputs
@@ -293,6 +299,54 @@ def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
     least = int(outcome.fix.split("a min of ")[1].split(" px")[0])
     assert judged(tiled, blurs(6, tmp_path, halo=needed, min_px=-(-least // 4) * 4)).status == "passed"
     assert "; no halo is declared" in judged(tiled, blurs(2, tmp_path, halo=None)).message
+
+
+GUIDED = """
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blur = nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, photons: torch.Tensor, guide: torch.Tensor):
+        return self.blur(photons) + guide.repeat_interleave(2, 2).repeat_interleave(2, 3)
+"""
+
+
+def test_an_input_whose_size_follows_anothers_is_cut_with_it(tmp_path: Path) -> None:
+    def guided(rdf: dict[str, Any]) -> None:
+        space = [
+            {"type": "space", "id": name, "size": {"tensor_id": "photons", "axis_id": name}, "scale": 2}
+            for name in "yx"
+        ]
+        axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["guide"]}, *space]
+        rdf["inputs"].append({"id": "guide", "axes": axes, "test_tensor": {"source": "guide.npy"}})
+
+    path = scripted(tmp_path, GUIDED, mutate=guided, guide=np.ones((1, 1, 16, 16), np.float32))
+    found = {judge: judged(judge, path) for judge in (tiled, sizes, behaviour.cost, below_min)}
+    assert [outcome.status for outcome in found.values()] == ["passed", "passed", "passed", "skipped"]
+    assert "differ from the whole by 0.00%" in found[tiled].message
+
+
+def test_axes_that_follow_each_other_are_not_cut_alone(tmp_path: Path) -> None:
+    square = {"size": {"tensor_id": "photons", "axis_id": "y"}}
+
+    def follow(rdf: dict[str, Any]) -> None:
+        for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
+            tensor["axes"][3] |= square
+
+    found = [judged(judge, zips.make_zip(tmp_path, follow)).status for judge in (sizes, tiled, below_min)]
+    assert found == ["passed", "skipped", "skipped"]
+
+
+def test_postprocessing_that_takes_statistics_of_the_input_runs_everywhere(tmp_path: Path) -> None:
+    kwargs = {"reference_tensor": "photons", "axes": ["channel", "y", "x"], "max_percentile": 99.0}
+    step = {"id": "scale_range", "kwargs": kwargs}
+    path = zips.make_zip(tmp_path, zips.put("outputs", 0, "postprocessing", value=[step]))
+    assert [judged(judge, path).status for judge in (tiled, behaviour.cost)] == ["passed", "passed"]
 
 
 def test_what_cannot_be_tiled_here_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,8 +284,8 @@ def _size_parameters(runner: Runner) -> Iterator[Mapping[Axis, int]]:
            fix="Make the network accept every multiple of step.", weights=("torchscript",))  # fmt: skip
 def below_min(runner: Runner) -> Outcome:
     """Multiples of step below min run too: deepImageJ's engine does not enforce min."""
-    if not runner.steps:
-        raise NotApplicable(_FIXED)
+    if not runner.steps or runner.follows:
+        raise NotApplicable(_FIXED if not runner.steps else "sizes of inputs refer to others'")
     least, _ = runner.sizes(0)
     fitting = {(t, a): (least[t][a] - 1) // step for (t, a), step in runner.steps.items()}
     highest, tried = max(fitting.values()), []
