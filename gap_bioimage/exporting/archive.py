@@ -82,6 +82,7 @@ def export(
     if onnx:
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
+    documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # may be too long
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
@@ -120,7 +121,7 @@ def _checked(order: _Order, out: Path, device: str) -> Report:
         order.tell("validating")
         report = replace(validate(new, run_code=True, device=device, process=process), model=str(out))
         if report.status != "passed":
-            bad = [check for check in report.checks if check.status == "failed"]
+            bad = [check for check in report.checks if check.status == "failed"] or report.raised
             bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
             problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
             raise ExportError(f"{out} was not written, because its checks failed: {problems}")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gap_bioimage.errors import CardError
 from gap_bioimage.exporting import weights
-from gap_bioimage.exporting.card import Card
+from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
 from gap_bioimage.exporting.kinds import Product
 from gap_bioimage.exporting.measures import Measured, Sizes
 from gap_bioimage.inference.tiling import round_up
@@ -81,10 +82,13 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def description_of(card: Card, *, custom: bool) -> str:
-    """Return the card's description, and who can run the model where not everybody can."""
+    """Return the card's description, and who can run the model where not everybody can (`CardError`: too long)."""
     said = card.description.rstrip()
     stop = "" if said.endswith((".", "!", "?")) else "."
-    return f"{said}{stop} {ONLY_CORE}" if custom else card.description
+    text = f"{said}{stop} {ONLY_CORE}" if custom else card.description
+    if (beyond := len(text) - LONGEST_DESCRIPTION) > 0:
+        raise CardError(f"description: {beyond} characters too long, since the zip's adds {ONLY_CORE!r}; shorten it")
+    return text
 
 
 def _tags(model: Model, card: Card, *, sampling: bool) -> list[str]:
