@@ -24,6 +24,8 @@ from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.verdicts import Score, Verdict, empty_fields, score_of, verdicts_of
 
+Status = Literal["passed", "failed", "not-run", "unknown"]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,11 +40,13 @@ class Report:
     ran: bool = False  # the model was run, though the check that tells so may have been left out
 
     @property
-    def status(self) -> Literal["passed", "failed", "not-run"]:
-        """``failed`` if any check failed, ``not-run`` if none did and the model was to be run and was not."""
+    def status(self) -> Status:
+        """``failed`` if any check failed, ``not-run`` if that was to be and was not, ``unknown`` if one raised."""
         if any(check.status == "failed" for check in self.checks):
             return "failed"
-        return "passed" if self.was_run or self.description_only else "not-run"
+        if not (self.was_run or self.description_only):
+            return "not-run"
+        return "unknown" if self.raised else "passed"
 
     @property
     def was_run(self) -> bool:
