@@ -18,7 +18,6 @@ _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # files that run: whether theirs is the code that was described is for a person to say
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
 
-NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 _MAX_README_BYTES = 2**20
 _COVER_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -91,7 +90,7 @@ def sample_tensors(editor: PackageEditor) -> None:
 
 
 def readme(editor: PackageEditor) -> None:
-    """Give the model a README.md in UTF-8 with a heading about validation."""
+    """Give the model a README.md in UTF-8; how it was validated its authors alone can say."""
     source = str(source_of(editor.rdf.get("documentation")) or "")
     if is_url(source):
         editor.notes.append(f"documentation is on the network and is not looked at: {source}")
@@ -102,7 +101,7 @@ def readme(editor: PackageEditor) -> None:
         after = f"{name}, which was there" if name else "README.md, written from name and description"
         if not name:
             name = "README.md"
-            text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n\n{NO_VALIDATION}"
+            text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n"
             (editor.folder / name).write_text(text, encoding="utf-8")
         hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
         editor.rdf["documentation"] = name if editor.is_plain else hashed
@@ -125,9 +124,7 @@ def _rewrite_readme(editor: PackageEditor, name: str) -> None:
         text = written.decode("utf-16" if is_16 else "latin-1", errors="replace")  # any bytes are valid in the latter
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
-        text = f"{text.rstrip()}\n\n{NO_VALIDATION}"
-        after = "'# Validation', which says that the authors described none"
-        editor.changed("readme", f"heading in {name}", "none about validation", after)
+        editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
     if text.encode("utf-8") != written:
         editor.rewrite(name, text.encode("utf-8"))
 
