@@ -53,6 +53,14 @@ def inside(package: Package) -> Outcome | str:
     return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
 
 
+@archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs find no description", fix="Name it rdf.yaml.",
+               repair="rename_description")  # fmt: skip
+def findable(package: Package) -> str | None:
+    """A description by a name that programs look for in a zip."""
+    is_lost = package.rdf_name.endswith(".yml") and package.source.name != package.rdf_name
+    return f"the description is named {package.rdf_name}" if is_lost else None
+
+
 @archive_check("archive.files", BLOCKS, order=9, breaks="the model cannot be loaded",
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome | str:
