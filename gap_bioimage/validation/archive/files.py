@@ -65,13 +65,14 @@ def findable(package: Package) -> str | None:
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
-    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := _absence(package.file(r.path)))]
+    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := absence(package.file(r.path)))]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")
 
 
-def _absence(path: Path | None) -> str:
+def absence(path: Path | None) -> str:
+    """Why a file is not what its name says; empty if it may be."""
     if path is None:
         return "is not there"
     with path.open("rb") as file:

@@ -69,6 +69,8 @@ def lower_format(editor: PackageEditor) -> None:
     needed = "a licence in a file of its own" if isinstance(editor.rdf.get("license"), dict) else ""
     if state_dict.get("strict") is False:
         needed = "weights.pytorch_state_dict.strict: false"
+    if any(tensor.written.get("output_of") for tensor in model.inputs):
+        needed = "an input that is another model's output"
     if needed:
         editor.notes.append(f"format_version stays, since {needed} came with 0.5.11 and is needed")
         return

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from PIL import Image, ImageOps
 
-from gap_bioimage.validation.archive.files import sha256_of
+from gap_bioimage.validation.archive.files import absence, sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
@@ -49,7 +49,7 @@ def hashes(editor: PackageEditor) -> None:
     """State the sha256 of every data file that the description names; code is left to its authors."""
     for reference in editor.references:
         path = None if not reference.hash_key or reference.is_remote else editor.file(reference.path)
-        if path is None:
+        if path is None or absence(path):  # what a pointer of Git LFS stands for has another hash
             continue
         stated, computed = reference.holder.get(reference.hash_key), sha256_of(path)
         if stated and str(stated).lower() == computed:

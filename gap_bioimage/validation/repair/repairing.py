@@ -15,6 +15,7 @@ from gap_bioimage.validation.repair import description, files
 from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
 from gap_bioimage.validation.report import Report, validate
 
+_MOST_ROUNDS = 3  # a late repair may make an earlier one possible: no format is converted without documentation
 # In the order in which they are made; rules name them. Each changes nothing the second time.
 REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     files.rename_description,
@@ -103,6 +104,14 @@ def repair(
 
 def apply_repairs(editor: PackageEditor) -> None:
     """Make all repairs that a model needs; one that does not understand the description leaves it as it was."""
+    for _ in range(_MOST_ROUNDS):
+        n_changes, editor.notes = len(editor.changes), []
+        _apply_once(editor)
+        if len(editor.changes) == n_changes:
+            break
+
+
+def _apply_once(editor: PackageEditor) -> None:
     for function in REPAIRS:
         rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
         try:
