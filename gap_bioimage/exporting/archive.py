@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
-from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, check_kind, product_of
+from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, product_of
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork, box_of
 from gap_bioimage.model import CameraLike, Model, load_model
@@ -76,7 +76,8 @@ def export(
         If fields of the card are missing or wrong, an option cannot be used, there are no counts to test with or a
         check fails, the network returns values that are not finite, or the zip cannot be written.
     """
-    check_kind(kind)
+    if kind not in (kinds := get_args(Kind)):
+        raise ExportError(f"kind {kind!r} is not one that can be exported; expected one of {', '.join(kinds)}")
     if Path(out).suffix.lower() != ".zip":
         raise ExportError(f"{out} has another suffix than programs look for, expected one that ends in .zip")
     if onnx:

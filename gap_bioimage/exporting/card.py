@@ -20,8 +20,7 @@ GAP_PAPER = {
 }
 TEMPLATE = Path(__file__).with_name("card_template.yaml")
 """A commented card to fill in."""
-LONGEST_DESCRIPTION = 1024
-"""The limit of the format."""
+LONGEST_DESCRIPTION = 1024  # of the format
 _MUST_CHANGE = ("name", "description", "authors", "training_data")
 
 Text = Annotated[str, Field(min_length=1)]

@@ -73,30 +73,18 @@ class Report:
         """The report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
         found = [asdict(verdict) for verdict in self.verdicts]
         report: dict[str, object] = {
-            "status": self.status,
-            "model": self.model,
-            "checks": [check.to_dict() for check in self.checks],
-            "verdicts": found,
-            "consumers": found,
-            "score": None if self.score is None else asdict(self.score),
-        }
+            "status": self.status, "model": self.model, "checks": [check.to_dict() for check in self.checks],
+            "verdicts": found, "consumers": found, "score": None if self.score is None else asdict(self.score),
+        }  # fmt: skip
         more = {"description_only": True} if self.description_only else {}
         return report | more | ({} if self.was_run else {"was_run": False})
 
 
 def validate(
-    path: str | Path,
-    *,
-    consumers: Sequence[str] | None = None,
-    run_code: bool = False,
-    device: str = "cpu",
-    engines: Sequence[str] = (),
-    keep: str | Path | None = None,
-    pictures: bool = False,
-    process: Sandbox | None = None,
-    on_check: Callable[[Check], None] | None = None,
-    description_only: bool = False,
-) -> Report:
+    path: str | Path, *, consumers: Sequence[str] | None = None, run_code: bool = False, device: str = "cpu",
+    engines: Sequence[str] = (), keep: str | Path | None = None, pictures: bool = False,
+    process: Sandbox | None = None, on_check: Callable[[Check], None] | None = None, description_only: bool = False,
+) -> Report:  # fmt: skip
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
     What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) always fails the report.

@@ -95,7 +95,7 @@ def plain_strings(editor: PackageEditor) -> None:
     for holder, key, what in places:
         entry = holder[key] if isinstance(key, int) else holder.get(key)
         if isinstance(entry, dict):
-            path, stated = editor.file(entry), entry.get("sha256")
+            path, stated = editor.model.file_of(entry), entry.get("sha256")
             wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
             editor.changed("plain_strings", what + (WRONG_HASH if wrong else ""), entry, holder[key])

@@ -48,7 +48,7 @@ def is_leftover(name: str) -> bool:
 def hashes(editor: PackageEditor) -> None:
     """State the sha256 of every data file that the description names; code is left to its authors."""
     for reference in editor.references:
-        path = None if not reference.hash_key or reference.is_remote else editor.file(reference.path)
+        path = None if not reference.hash_key or reference.is_remote else editor.model.file_of(reference.path)
         if path is None or absence(path):  # what a pointer of Git LFS stands for has another hash
             continue
         stated, computed = reference.holder.get(reference.hash_key), sha256_of(path)
@@ -67,7 +67,11 @@ def hashes(editor: PackageEditor) -> None:
 def plain_paths(editor: PackageEditor) -> None:
     """Write the names of files without ``./``, which Fiji's engine takes for a folder, and with Unix' slashes."""
     for reference in editor.references:
-        if reference.path != reference.name and not reference.is_remote and editor.file(reference.name) is not None:
+        if (
+            reference.path != reference.name
+            and not reference.is_remote
+            and editor.model.file_of(reference.name) is not None
+        ):
             reference.point_to(reference.name)
             editor.changed("plain_paths", reference.where, reference.path, reference.name)
 
@@ -76,7 +80,7 @@ def flatten(editor: PackageEditor) -> None:
     """Move TorchScript weights to the top, where JDLL looks for them; others of the package may read by their paths."""
     script = editor.model.weights.get("torchscript", {})
     for reference in editor.references:
-        if reference.holder is script and "/" in reference.name and editor.file(reference.name) is not None:
+        if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
             old, new = reference.name, editor.free_name(posixpath.basename(reference.name))
             editor.move(old, new)
             editor.changed("flat", "file", old, new)
@@ -96,7 +100,7 @@ def readme(editor: PackageEditor) -> None:
         editor.notes.append(f"documentation is on the network and is not looked at: {source}")
         return
     name = PurePosixPath(source).as_posix()
-    if editor.file(source) is None:
+    if editor.model.file_of(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
         after = f"{name}, which was there" if name else "README.md, written from name and description"
         if not name:
@@ -133,7 +137,7 @@ def covers(editor: PackageEditor) -> None:
     """Leave out covers that are not there, and fit those that are too large or of another shape."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
-    there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.file(cover) is not None]
+    there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.model.file_of(cover) is not None]
     if len(there) < len(listed):
         editor.rdf["covers"] = there
         editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")

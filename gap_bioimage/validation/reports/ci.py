@@ -39,27 +39,19 @@ def render_sarif(reports: Sequence[Report]) -> str:
     """One run of SARIF with all findings, each at the first line of its model."""
     results = []
     for report in reports:
-        where = {"artifactLocation": {"uri": _uri(report.model)}, "region": {"startLine": 1}}
+        path = Path(report.model)
+        uri = path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
+        where = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
         for level, check in findings(report):
             text, location = {"text": _text(check)}, [{"physicalLocation": where}]
             results.append({"ruleId": check.id, "level": level, "message": text, "locations": location})
-    driver = {
-        "name": "gap-bioimage", "version": __version__,
-        "rules": [
-            {
-                "id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
-                "help": {"text": made.fix or made.asks},
-            }
-            for made in registry().values()
-        ],
-    }  # fmt: skip
+    rules = [
+        {"id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
+         "help": {"text": made.fix or made.asks}} for made in registry().values()
+    ]  # fmt: skip
+    driver = {"name": "gap-bioimage", "version": __version__, "rules": rules}
     runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
     return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": runs}, indent=2) + "\n"
-
-
-def _uri(model: str) -> str:
-    path = Path(model)
-    return path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
 
 
 def render_github(reports: Sequence[Report]) -> str:

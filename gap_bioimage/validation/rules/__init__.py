@@ -130,10 +130,7 @@ def foreign_imports(model: Model, there: Collection[str]) -> str | None:
 
 
 def _imports(path: Path, network: str) -> set[str]:
-    """Top-level packages that must be there for a file's network to be made and run, but Python's own.
-
-    Files beside it count, since core copies it alone. What is imported inside a try, the file knows to do without.
-    """
+    """Packages that a file's network needs, but Python's own; files beside it count, since core copies it alone."""
     called, n_called = {network, "forward"}, 0
     try:
         tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
@@ -143,9 +140,8 @@ def _imports(path: Path, network: str) -> set[str]:
             called |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     except (SyntaxError, ValueError, RecursionError):
         raise NotApplicable(f"{path.name} is not readable as Python") from None
-    guarded = {id(node) for block in nodes if isinstance(block, ast.Try) for node in ast.walk(block)}
     names: set[str] = set()
-    for node in (node for node in nodes if id(node) not in guarded):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -158,6 +154,8 @@ def _running(tree: ast.AST, called: Collection[str]) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and re.search(r"__main__|\bTYPE_CHECKING\b", ast.unparse(node.test)):
             yield from (found for branch in node.orelse for found in (branch, *_running(branch, called)))
+        elif isinstance(node, ast.Try):  # what is imported there, the file knows to do without
+            yield from (found for found in _running(node, called) if not isinstance(found, ast.Import | ast.ImportFrom))
         elif not isinstance(node, ast.FunctionDef) or node.name in called or node.name.startswith("__"):
             yield node
             yield from _running(node, called)

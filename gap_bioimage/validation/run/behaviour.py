@@ -15,16 +15,7 @@ from numpy.typing import NDArray
 
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
-from gap_bioimage.validation.run.reference import (
-    DOES_NOT_RUN,
-    ONE_IMAGE,
-    ZOO_DEEPIMAGEJ,
-    evidence_of,
-    mismatched_ppm,
-    not_finite,
-    relative_rms,
-    worst_rms,
-)
+from gap_bioimage.validation.run import reference
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
 _SAME = 1e-4
@@ -46,7 +37,7 @@ def output_kind(runner: Runner) -> Outcome:
     try:
         outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
     except ModelError:
-        raise NotApplicable(DOES_NOT_RUN) from None
+        raise NotApplicable(reference.DOES_NOT_RUN) from None
     if isinstance(outputs, str):
         return Outcome("failed", f"the model returns a {outputs}, which no program reads")
     if len(outputs) != wanted:  # bioimageio.core leaves out what is too much
@@ -67,7 +58,7 @@ def as_loaded(runner: Runner) -> Outcome:
         text = f"Fiji's engine throws, since the model returns {len(got)} tensors, and {len(expected)} are described"
         return Outcome("failed", text, _DESCRIBE)
     pairs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
-    worst = max(mismatched_ppm(made, array, ZOO_DEEPIMAGEJ) for _, array, made in pairs)
+    worst = max(reference.mismatched_ppm(made, array, reference.ZOO_DEEPIMAGEJ) for _, array, made in pairs)
     training = runner.script.training
     state = f"in training mode ({', '.join(training[:2])}, ...)" if training else "in evaluation mode"
     text = f"saved {state}; as it is loaded {worst:.0f} ppm of the output differ from evaluation mode"
@@ -84,7 +75,7 @@ def deterministic(runner: Runner) -> Outcome:
     worst = 0.0
     for run in (1, 2):  # engines optimise a graph while it runs for the second time
         torch.manual_seed(SHARED_SEED + run)
-        worst = max(worst, worst_rms(runner.run(runner.small_inputs), runner.small_outputs))
+        worst = max(worst, reference.worst_rms(runner.run(runner.small_inputs), runner.small_outputs))
     text = f"three runs differ by {worst:.1e} of the scale" if worst else "three runs give identical outputs"
     return Outcome("passed" if worst <= _SAME else "failed", text)
 
@@ -111,8 +102,9 @@ def batch(runner: Runner) -> Outcome:
     try:
         mixed = runner.run(together)
     except ModelError as error:
-        return Outcome("failed", f"takes one image at a time, though any batch is declared: {error}", ONE_IMAGE)
-    worst = worst_rms(first(mixed), first(single))
+        told = f"takes one image at a time, though any batch is declared: {error}"
+        return Outcome("failed", told, reference.ONE_IMAGE)
+    worst = reference.worst_rms(first(mixed), first(single))
     text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {_SAME:.0e})"
     return Outcome("passed" if worst <= _SAME else "failed", text)
 
@@ -158,7 +150,7 @@ def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[
         except ModelError as error:
             refused[dtype] = one_sentence(error, 140)
             continue
-        worst = max((relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+        worst = max((reference.relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
         if worst > _SAME:
             wrong.append(f"{dtype} differs by {worst:.1e} of the scale")
     if wrong:
@@ -193,7 +185,7 @@ def _finite(runner: Runner, n_photons: int, what: str) -> Outcome:
     inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
     for array in inputs.values():
         array[tuple(size // 2 for size in array.shape)] = n_photons
-    if broken := not_finite(runner.run(inputs)):
+    if broken := reference.not_finite(runner.run(inputs)):
         return Outcome("failed", f"{what} gives outputs of which {broken}")
     return Outcome("passed", f"{what} gives finite outputs")
 
@@ -217,11 +209,11 @@ def other_device(runner: Runner, device: str) -> Outcome:
             got = other.produced
     except ModelError as error:
         return Outcome("failed", f"does not run on {device}: {error}")
-    worst = worst_rms(got, runner.produced)
+    worst = reference.worst_rms(got, runner.produced)
     text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {_DEVICES:.0e})"
     if worst <= _DEVICES:
         return Outcome("passed", text)
-    return Outcome("failed", text, "", evidence_of(runner, got, runner.produced, device))
+    return Outcome("failed", text, "", reference.evidence_of(runner, got, runner.produced, device))
 
 
 @run_check("run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",

@@ -78,10 +78,8 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     n_middle = max(0, math.ceil((2 * reach_px - smallest) / step))
     # whole tiles away, so that both begin where the network pools
     n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
-    small, large = (
-        runner.sizes({**dict.fromkeys(runner.steps, 0), **dict.fromkeys(keys, n)})[0]
-        for n in (n_middle, n_middle + 2 * n_margin)
-    )
+    others, ns = dict.fromkeys(runner.steps, 0), (n_middle, n_middle + 2 * n_margin)
+    small, large = (runner.sizes(others | dict.fromkeys(keys, n))[0] for n in ns)
     if voxels(large) > MAX_VOXELS:
         raise NotApplicable("an image of three tiles is too large to be run here")
     # of every input that grows along the axis: sizes may also follow another input's

@@ -85,8 +85,8 @@ class Runner:
         axes = {(str(t.id), str(a.id)): a for t in (*descr.inputs, *descr.outputs) for a in t.axes} if is_new else {}
         # of inputs whose size is min + n step, and in output pixels
         self.steps: dict[Axis, int] = {key: a.size.step for key, a in axes.items() if hasattr(a.size, "step")}
-        self.follows = any(hasattr(a.size, "tensor_id") for t in descr.inputs for a in t.axes) if is_new else False
-        """Whether sizes of inputs refer to others', so that no axis is free by itself."""
+        # whether sizes of inputs refer to others', so that no axis is free by itself
+        self.follows = is_new and any(hasattr(a.size, "tensor_id") for t in descr.inputs for a in t.axes)
         self.halo: dict[Axis, int] = {key: int(a.halo) for key, a in axes.items() if getattr(a, "halo", 0)}
 
     def __enter__(self) -> Runner:
