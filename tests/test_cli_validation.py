@@ -85,7 +85,8 @@ def test_what_was_not_run_or_raised_is_no_success(run: Any, tmp_path: Path, monk
 
     broken = replace(check.definition("ilastik.grid"), function=lambda model: 1 / 0)
     monkeypatch.setitem(check._CHECKS, "ilastik.grid", broken)
-    result = run("validate", zips.make_zip(tmp_path), "--description-only", "--quiet")
+    result = run("validate", zips.make_zip(tmp_path), "--description-only", "--quiet", "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["status"] == "unknown"
     assert result.code == 2 and "ilastik.grid" in result.err and "ZeroDivisionError" in result.err
 
 

@@ -201,6 +201,12 @@ def test_urls_in_any_spelling_are_not_requested(tmp_path: Path, no_network: None
     assert "a request was made" not in message(zips.make_zip(tmp_path, spelled))
 
 
+def test_an_input_that_another_model_makes_is_not_looked_up(tmp_path: Path, no_network: None) -> None:
+    path = zips.make_zip(tmp_path, put("inputs", 0, "output_of", value="affable-shark"))
+    report = validate(path)
+    assert (report.status, {check.id: check.status for check in report.checks}["format.valid"]) == ("not-run", "passed")
+
+
 def test_files_that_are_not_text_or_picture_do_not_crash(tmp_path: Path) -> None:
     huge = zips.png(64, 32).replace((64).to_bytes(4, "big"), (2**31 - 1).to_bytes(4, "big"), 1)
     assert message(zips.make_zip(tmp_path, files={"cover.png": huge})).startswith("a valid model")

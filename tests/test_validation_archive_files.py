@@ -125,6 +125,15 @@ def remote(*formats: str) -> zips.Mutation:
     return mutate
 
 
+def test_a_description_that_no_program_finds_fails(tmp_path: Path) -> None:
+    for name, status in (("rdf.yml", "failed"), ("bioimageio.yaml", "passed"), ("net.model.yaml", "passed")):
+        path = zips.make_zip(tmp_path, rdf_name=name)
+        assert examined(path)[0]["archive.rdf_name"] == status
+    with zipfile.ZipFile(zips.make_zip(tmp_path, rdf_name="rdf.yml")) as archive:
+        archive.extractall(tmp_path)
+    assert examined(tmp_path / "rdf.yml")[0]["archive.rdf_name"] == "passed"  # named by its user
+
+
 DOCUMENT = zips.put("documentation", value="https://example.invalid/x.md")
 TENSOR = zips.put("inputs", 0, "test_tensor", value={"source": "https://example.invalid/input.npy"})
 

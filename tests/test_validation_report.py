@@ -153,6 +153,10 @@ def test_sarif_has_what_its_schema_requires() -> None:
     results = run["results"]
     assert [result["level"] for result in results] == ["error", "warning", "note", "error", "error"]
     assert results[2]["ruleId"] == "zoo.cover" and results[2]["message"]["text"] == "no cover. To do: Add one."
+    missed = Report("a.zip", (Check("core.test", "core", "skipped", "none of the weights was run", "Allow it."),))
+    (result,) = json.loads(render_sarif([missed]))["runs"][0]["results"]
+    assert (result["ruleId"], result["level"]) == ("core.test", "error")
+    assert render_github([missed]).startswith("::error file=a.zip,title=core.test::none of the weights was run")
     places = [result["locations"][0]["physicalLocation"] for result in results]
     assert {place["artifactLocation"]["uri"] for place in places} == {"models/a%20b.zip", "file:///tmp/b.zip"}
     assert all(place["region"]["startLine"] == 1 for place in places)
@@ -170,7 +174,7 @@ def test_annotations_are_escaped_and_the_worst_come_first() -> None:
 @pytest.mark.parametrize(
     ("select", "ignore", "status", "left"),
     [
-        ((), (), "failed", 6), ((), ("archive.files",), "passed", 5),
+        ((), (), "failed", 6), ((), ("archive.files",), "unknown", 5),
         (("fiji", "zoo.cover"), (), "passed", 2), (("zoo",), ("zoo.cover",), "passed", 1),
     ],
 )  # fmt: skip

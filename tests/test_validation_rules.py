@@ -276,7 +276,16 @@ def test_what_is_advice_beside_others_and_must_hold_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("guard", "status"),
     [("import careamics", "failed"), ("from layers import UNet", "failed"), ("from .layers import UNet", "failed"),
-     ("try:\n    import careamics\nexcept ImportError:\n    pass", "passed")],
+     ("try:\n    import careamics\nexcept ImportError:\n    pass", "passed"),
+     ("if __name__ == '__main__':\n    import careamics", "passed"),
+     ("if TYPE_CHECKING:\n    import careamics\nelse:\n    import os", "passed"),
+     ("if os.name:\n    import careamics", "failed"),
+     ("def train():\n    import careamics", "passed"),
+     ("class Tiny(nn.Module):\n    def forward(self, x):\n        import careamics", "failed"),
+     ("class Tiny(nn.Module):\n    def plot(self):\n        import careamics", "passed"),
+     ("class Tiny(nn.Module):\n    def forward(self, x):\n        return self.norm(x)\n"
+      "    def norm(self, x):\n        return helper(x)\ndef helper(x):\n    import careamics", "failed"),
+     ("def Tiny(size):\n    from careamics import UNet", "failed")],
 )  # fmt: skip
 def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status: str) -> None:
     beside = both(STATE_DICT_ONLY, put(*ARCHITECTURE, "source", value="beside.py"))

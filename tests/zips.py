@@ -215,3 +215,19 @@ def to_format_0_4(version: str = "0.4.9", **fields: Any) -> Mutation:
         rdf.update(fields)
 
     return mutate
+
+
+def scripted(folder: Path, source: str, train: bool = False, mutate: Any = None, **files: np.ndarray[Any, Any]) -> Path:
+    """A zip whose TorchScript alone is that of another source, which need not return a tensor, with more arrays."""
+    import torch
+
+    def both(rdf: dict[str, Any]) -> None:
+        torchscript_only(rdf)
+        (mutate or bool)(rdf)
+
+    file, buffer, namespace = folder / "scripted.py", io.BytesIO(), dict[str, Any](__name__="scripted")
+    file.write_text(f"from typing import Dict, List, Tuple\n{source}")
+    exec(compile(file.read_text(), str(file), "exec"), namespace)
+    torch.jit.save(torch.jit.script(namespace["Tiny"]().train(train)), buffer)
+    more = {f"{name}.npy": npy(array) for name, array in files.items()}
+    return make_zip(folder, both, files={"torchscript.pt": buffer.getvalue(), **more})

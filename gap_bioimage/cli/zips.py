@@ -262,7 +262,7 @@ def repair(
         _print(repaired)
     say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB, {repaired.after.status}")
     if repaired.after.status != "passed":
-        raise typer.Exit(2 if repaired.after.status == "not-run" else 1)
+        raise typer.Exit(1 if repaired.after.status == "failed" else 2)
 
 
 def _print(repaired: Repaired) -> None:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
-from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, check_kind, product_of
+from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, product_of
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork, box_of
 from gap_bioimage.model import CameraLike, Model, load_model
@@ -76,12 +76,14 @@ def export(
         If fields of the card are missing or wrong, an option cannot be used, there are no counts to test with or a
         check fails, the network returns values that are not finite, or the zip cannot be written.
     """
-    check_kind(kind)
+    if kind not in (kinds := get_args(Kind)):
+        raise ExportError(f"kind {kind!r} is not one that can be exported; expected one of {', '.join(kinds)}")
     if Path(out).suffix.lower() != ".zip":
         raise ExportError(f"{out} has another suffix than programs look for, expected one that ends in .zip")
     if onnx:
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
+    documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # may be too long
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
@@ -120,7 +122,7 @@ def _checked(order: _Order, out: Path, device: str) -> Report:
         order.tell("validating")
         report = replace(validate(new, run_code=True, device=device, process=process), model=str(out))
         if report.status != "passed":
-            bad = [check for check in report.checks if check.status == "failed"]
+            bad = [check for check in report.checks if check.status == "failed"] or report.raised
             bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
             problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
             raise ExportError(f"{out} was not written, because its checks failed: {problems}")

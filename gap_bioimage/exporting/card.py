@@ -20,6 +20,7 @@ GAP_PAPER = {
 }
 TEMPLATE = Path(__file__).with_name("card_template.yaml")
 """A commented card to fill in."""
+LONGEST_DESCRIPTION = 1024  # of the format
 _MUST_CHANGE = ("name", "description", "authors", "training_data")
 
 Text = Annotated[str, Field(min_length=1)]
@@ -29,7 +30,7 @@ class Card(Config):
     """The author's part of a model description; names and rules of the fields are those of bioimage.io."""
 
     name: Annotated[str, Field(min_length=5, max_length=128, pattern=r"^[\w ()+-]+$")]
-    description: Annotated[str, Field(min_length=1, max_length=1024)]
+    description: Annotated[str, Field(min_length=1, max_length=LONGEST_DESCRIPTION)]
     authors: Annotated[tuple[Author, ...], Field(min_length=1)]
     license: Text
     maintainers: tuple[Maintainer, ...] = ()

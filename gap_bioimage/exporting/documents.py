@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gap_bioimage.errors import CardError
 from gap_bioimage.exporting import weights
-from gap_bioimage.exporting.card import Card
+from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
 from gap_bioimage.exporting.kinds import Product
 from gap_bioimage.exporting.measures import Measured, Sizes
 from gap_bioimage.inference.tiling import round_up
@@ -32,6 +33,7 @@ _TAGS = ("denoising", "photon-counting", "poisson", "gap", "unet", "pytorch")
 _LINKS = ["deepimagej/deepimagej", "ilastik/ilastik"]
 """The programs in the zoo that a portable zip runs in."""
 _TILE_PX = {2: 512, 3: 64}
+_KEEP_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 _PANEL_PX, _LARGEST_PX, _LINE_PX = 400, 256, 2
 _LIMITS = {
     "known_biases": "It knows the structures, densities and exposures of its training images; others are denoised as "
@@ -81,10 +83,13 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def description_of(card: Card, *, custom: bool) -> str:
-    """Return the card's description, and who can run the model where not everybody can."""
+    """Return the card's description, and who can run the model where not everybody can (`CardError`: too long)."""
     said = card.description.rstrip()
     stop = "" if said.endswith((".", "!", "?")) else "."
-    return f"{said}{stop} {ONLY_CORE}" if custom else card.description
+    text = f"{said}{stop} {ONLY_CORE}" if custom else card.description
+    if (beyond := len(text) - LONGEST_DESCRIPTION) > 0:
+        raise CardError(f"description: {beyond} characters too long, since the zip's adds {ONLY_CORE!r}; shorten it")
+    return text
 
 
 def _tags(model: Model, card: Card, *, sampling: bool) -> list[str]:
@@ -99,19 +104,15 @@ def _model_facts(model: Model, card: Card) -> dict[str, Any]:
     network, dim = model.network, model.config.dim
     gigabytes = 32 * network.conv_final.in_channels / 1e3  # eight full-size maps of float32 at once
     return {
-        "task": "denoising",
-        "modality": card.modality,
-        "target_structure": list(card.target_structure),
+        "task": "denoising", "modality": card.modality, "target_structure": list(card.target_structure),
         "architecture_type": f"{dim}D U-Net",
         "architecture_description": f"Residual {dim}D U-Net of depth {model.config.depth} that predicts where the next "
         "photon lands (Generative Accumulation of Photons, arXiv 2307.06607).",
         "model_parameter_count": sum(parameter.numel() for parameter in network.parameters()),
         "memory_requirements_inference": f"about {gigabytes:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}",
-        "out_of_scope_use": card.out_of_scope_use,
-        "funded_by": card.funded_by,
+        "out_of_scope_use": card.out_of_scope_use, "funded_by": card.funded_by, "training": _training(model),
         "bias_risks_limitations": _given({**_LIMITS, "limitations": card.limitations}),
-        "training": _training(model),
-    }
+    }  # fmt: skip
 
 
 def _training(model: Model) -> dict[str, Any]:
@@ -141,13 +142,11 @@ def _input(folder: Path, model: Model, sizes: Sizes, product: Product) -> dict[s
     names = ["photons"] if channels == 1 else [f"photons{i}" for i in range(channels)]
     pairs = zip(sizes.min_px, sizes.step_px, strict=True)
     return {
-        "id": "photons",
-        "description": product.intake.description,
+        "id": "photons", "description": product.intake.description,
         "axes": _axes(names, [{"size": {"min": low, "step": step}} for low, step in pairs]),
-        "data": {"type": "float32", "range": [0.0, None]},
-        "test_tensor": _file(folder, TEST_INPUT),
+        "data": {"type": "float32", "range": [0.0, None]}, "test_tensor": _file(folder, TEST_INPUT),
         **({} if scale is None else {"preprocessing": [{"id": "scale_linear", "kwargs": scale}]}),
-    }
+    }  # fmt: skip
 
 
 def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
@@ -160,16 +159,14 @@ def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
         {"size": {"tensor_id": "photons", "axis_id": axis, "offset": 0}, **({"halo": halo} if halo else {})}
         for axis, halo in zip("zyx"[-len(sizes.halo_px) :], sizes.halo_px, strict=True)
     ]
+    test, after = f"test_{product.output}.npy", "" if product.own is None else f"; then {product.own.callable}"
     # what the user's own postprocessing returns may be negative, and dark pixels of a camera
     lowest = {"range": [0.0, None]} if product.own is None and product.intake.detector is None else {}
     return {
-        "id": product.output,
-        "description": product.description + ("" if product.own is None else f"; then {product.own.callable}"),
-        "axes": _axes(product.channel_names, same),
-        "data": {"type": str(np.load(folder / f"test_{product.output}.npy", mmap_mode="r").dtype.name), **lowest},
-        "test_tensor": _file(folder, f"test_{product.output}.npy"),
-        **({"postprocessing": custom} if custom else {}),
-    }
+        "id": product.output, "description": product.description + after, "axes": _axes(product.channel_names, same),
+        "data": {"type": str(np.load(folder / test, mmap_mode="r").dtype.name), **lowest},
+        "test_tensor": _file(folder, test), **({"postprocessing": custom} if custom else {}),
+    }  # fmt: skip
 
 
 def _axes(channels: list[str], space: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -210,15 +207,11 @@ def write_readme(path: Path, model: Model, card: Card, product: Product, measure
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {
-        "wrap": lambda text: (
-            textwrap.fill(" ".join(text.split()), 110, break_long_words=False, break_on_hyphens=False) + "\n"
-        ),
-        "px": lambda sizes: f"{' x '.join(map(str, sizes))} px",
-        "third": lambda size: -(-size // 3),
-        "n": lambda number: f"{number:.3g}",
-        "told": _told,
+        "wrap": lambda text: textwrap.fill(" ".join(text.split()), 110, **_KEEP_WORDS) + "\n",
+        "px": lambda sizes: f"{' x '.join(map(str, sizes))} px", "third": lambda size: -(-size // 3),
+        "n": lambda number: f"{number:.3g}", "told": _told,
         "percents": lambda found: "; ".join(f"{rms:.2%} at {exposure:g}" for exposure, rms in found.items()),
-    }
+    }  # fmt: skip
     sizes, sampling, pool_px = measured.sizes, product.sampling, math.lcm(*measured.sizes.pool_px)
     block = round_up(max(1, _TILE_PX[model.config.dim] - min(sizes.min_px)), pool_px)
     drawn = "" if sampling is None else f" --samples {sampling.n_samples} --seed {sampling.seed}"

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -182,14 +182,11 @@ def product_of(
     intake = intake or Intake.of(model)
     channels = model.config.channels
     facts = {
-        "kind": kind,
         # photons are not what is given, where a camera or one-bit frames stand between
-        "conserves_photons": own is None and not intake.arguments,
-        "trained_range_db": list(model.trained_range_db),
-        "pooling_px": list(model.network.step_px),
-        **intake.facts,
-        **({} if own is None else _REQUIRES),
-    }
+        "kind": kind, "conserves_photons": own is None and not intake.arguments,
+        "trained_range_db": list(model.trained_range_db), "pooling_px": list(model.network.step_px),
+        **intake.facts, **({} if own is None else _REQUIRES),
+    }  # fmt: skip
     if kind == "denoise":
         return Product(
             module=weights.denoiser_of(model, box_px, **intake.arguments),
@@ -226,9 +223,3 @@ def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
         arguments={"copies": copies}, facts={**graph.facts, **told},
         hook=Operation(HOOK_FILE, source.encode(), hook.SamplePosterior.__name__, kwargs),
     )  # fmt: skip
-
-
-def check_kind(kind: str) -> None:
-    """Raise `ExportError` for other kinds than those there are."""
-    if kind not in (kinds := get_args(Kind)):
-        raise ExportError(f"kind {kind!r} is not one that can be exported; expected one of {', '.join(kinds)}")

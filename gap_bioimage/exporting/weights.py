@@ -113,17 +113,14 @@ def without_debug_records(archive: bytes) -> bytes:
 def check_onnx(kind: str) -> None:
     """Raise `ExportError` if ONNX weights cannot be made for this kind of zip, or the packages are missing."""
     if kind != "denoise":
-        raise ExportError(
-            f"kind {kind!r} has no ONNX weights, only 'denoise' has: another engine rounds otherwise and then draws "
-            "other samples, which no test could tell from wrong ones; leave onnx out"
-        )
+        why = "another engine rounds otherwise and then draws other samples, which no test could tell from wrong ones"
+        raise ExportError(f"kind {kind!r} has no ONNX weights, only 'denoise' has: {why}; leave onnx out")
     try:
         importlib.import_module("onnx")
         importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise ExportError(
-            f"ONNX weights need the packages onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'"
-        ) from None
+        told = f"ONNX weights need the packages onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'"
+        raise ExportError(told) from None
 
 
 def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[int]) -> None:

@@ -24,6 +24,8 @@ from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.verdicts import Score, Verdict, empty_fields, score_of, verdicts_of
 
+Status = Literal["passed", "failed", "not-run", "unknown"]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,11 +40,13 @@ class Report:
     ran: bool = False  # the model was run, though the check that tells so may have been left out
 
     @property
-    def status(self) -> Literal["passed", "failed", "not-run"]:
-        """``failed`` if any check failed, ``not-run`` if none did and the model was to be run and was not."""
+    def status(self) -> Status:
+        """``failed`` if any check failed, ``not-run`` if that was to be and was not, ``unknown`` if one raised."""
         if any(check.status == "failed" for check in self.checks):
             return "failed"
-        return "passed" if self.was_run or self.description_only else "not-run"
+        if not (self.was_run or self.description_only):
+            return "not-run"
+        return "unknown" if self.raised else "passed"
 
     @property
     def was_run(self) -> bool:
@@ -69,30 +73,18 @@ class Report:
         """The report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
         found = [asdict(verdict) for verdict in self.verdicts]
         report: dict[str, object] = {
-            "status": self.status,
-            "model": self.model,
-            "checks": [check.to_dict() for check in self.checks],
-            "verdicts": found,
-            "consumers": found,
-            "score": None if self.score is None else asdict(self.score),
-        }
+            "status": self.status, "model": self.model, "checks": [check.to_dict() for check in self.checks],
+            "verdicts": found, "consumers": found, "score": None if self.score is None else asdict(self.score),
+        }  # fmt: skip
         more = {"description_only": True} if self.description_only else {}
         return report | more | ({} if self.was_run else {"was_run": False})
 
 
 def validate(
-    path: str | Path,
-    *,
-    consumers: Sequence[str] | None = None,
-    run_code: bool = False,
-    device: str = "cpu",
-    engines: Sequence[str] = (),
-    keep: str | Path | None = None,
-    pictures: bool = False,
-    process: Sandbox | None = None,
-    on_check: Callable[[Check], None] | None = None,
-    description_only: bool = False,
-) -> Report:
+    path: str | Path, *, consumers: Sequence[str] | None = None, run_code: bool = False, device: str = "cpu",
+    engines: Sequence[str] = (), keep: str | Path | None = None, pictures: bool = False,
+    process: Sandbox | None = None, on_check: Callable[[Check], None] | None = None, description_only: bool = False,
+) -> Report:  # fmt: skip
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
     What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) always fails the report.

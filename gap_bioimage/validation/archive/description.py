@@ -128,6 +128,8 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
+    for tensor in mappings(content.get("inputs")):
+        tensor.pop("output_of", None)  # the name of another model, which spec would download
     if with_files and any(map(is_url, texts(content.get("training_data")))):
         del content["training_data"]  # spec would ask for its files there
     context = ValidationContext(

@@ -53,17 +53,26 @@ def inside(package: Package) -> Outcome | str:
     return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
 
 
+@archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs find no description", fix="Name it rdf.yaml.",
+               repair="rename_description")  # fmt: skip
+def findable(package: Package) -> str | None:
+    """A description by a name that programs look for in a zip."""
+    is_lost = package.rdf_name.endswith(".yml") and package.source.name != package.rdf_name
+    return f"the description is named {package.rdf_name}" if is_lost else None
+
+
 @archive_check("archive.files", BLOCKS, order=9, breaks="the model cannot be loaded",
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
-    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := _absence(package.file(r.path)))]
+    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := absence(package.file(r.path)))]
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")
 
 
-def _absence(path: Path | None) -> str:
+def absence(path: Path | None) -> str:
+    """Why a file is not what its name says; empty if it may be."""
     if path is None:
         return "is not there"
     with path.open("rb") as file:

@@ -237,7 +237,7 @@ def open_package(path: str | Path) -> Iterator[Opened]:
     """
     source = Path(path)
     if not source.exists():
-        raise UnreadableModelError(f"{source} does not exist; {_WANTED}.")
+        raise UnreadableModelError(f"{source} does not exist, and nothing is downloaded; {_WANTED}.")
     # Symlinked temp folders (macOS) would make every file look as if it lay outside.
     with tempfile.TemporaryDirectory(prefix="gap-validate-", ignore_cleanup_errors=True) as temp:
         scratch = Path(temp).resolve()

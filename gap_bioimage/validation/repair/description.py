@@ -69,6 +69,8 @@ def lower_format(editor: PackageEditor) -> None:
     needed = "a licence in a file of its own" if isinstance(editor.rdf.get("license"), dict) else ""
     if state_dict.get("strict") is False:
         needed = "weights.pytorch_state_dict.strict: false"
+    if any(tensor.written.get("output_of") for tensor in model.inputs):
+        needed = "an input that is another model's output"
     if needed:
         editor.notes.append(f"format_version stays, since {needed} came with 0.5.11 and is needed")
         return
@@ -93,7 +95,7 @@ def plain_strings(editor: PackageEditor) -> None:
     for holder, key, what in places:
         entry = holder[key] if isinstance(key, int) else holder.get(key)
         if isinstance(entry, dict):
-            path, stated = editor.file(entry), entry.get("sha256")
+            path, stated = editor.model.file_of(entry), entry.get("sha256")
             wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
             editor.changed("plain_strings", what + (WRONG_HASH if wrong else ""), entry, holder[key])

@@ -99,10 +99,6 @@ class PackageEditor:
         """All places of the description that name a file."""
         return references(self.rdf)
 
-    def file(self, value: object) -> Path | None:
-        """The file behind a path or a ``{source, sha256}`` entry, or None if it is absent or outside."""
-        return self.model.file_of(value)
-
     def free_name(self, wanted: str) -> str:
         """A name that no other file has, also not where upper and lower case are one."""
         return numbered(*posixpath.splitext(wanted), {name.casefold() for name in self.names} | {RDF_NAME})

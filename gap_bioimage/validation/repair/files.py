@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from PIL import Image, ImageOps
 
-from gap_bioimage.validation.archive.files import sha256_of
+from gap_bioimage.validation.archive.files import absence, sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
@@ -18,7 +18,6 @@ _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # files that run: whether theirs is the code that was described is for a person to say
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
 
-NO_VALIDATION = "# Validation\n\nNo validation was described by the authors.\n"
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 _MAX_README_BYTES = 2**20
 _COVER_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -49,8 +48,8 @@ def is_leftover(name: str) -> bool:
 def hashes(editor: PackageEditor) -> None:
     """State the sha256 of every data file that the description names; code is left to its authors."""
     for reference in editor.references:
-        path = None if not reference.hash_key or reference.is_remote else editor.file(reference.path)
-        if path is None:
+        path = None if not reference.hash_key or reference.is_remote else editor.model.file_of(reference.path)
+        if path is None or absence(path):  # what a pointer of Git LFS stands for has another hash
             continue
         stated, computed = reference.holder.get(reference.hash_key), sha256_of(path)
         if stated and str(stated).lower() == computed:
@@ -68,7 +67,11 @@ def hashes(editor: PackageEditor) -> None:
 def plain_paths(editor: PackageEditor) -> None:
     """Write the names of files without ``./``, which Fiji's engine takes for a folder, and with Unix' slashes."""
     for reference in editor.references:
-        if reference.path != reference.name and not reference.is_remote and editor.file(reference.name) is not None:
+        if (
+            reference.path != reference.name
+            and not reference.is_remote
+            and editor.model.file_of(reference.name) is not None
+        ):
             reference.point_to(reference.name)
             editor.changed("plain_paths", reference.where, reference.path, reference.name)
 
@@ -77,7 +80,7 @@ def flatten(editor: PackageEditor) -> None:
     """Move TorchScript weights to the top, where JDLL looks for them; others of the package may read by their paths."""
     script = editor.model.weights.get("torchscript", {})
     for reference in editor.references:
-        if reference.holder is script and "/" in reference.name and editor.file(reference.name) is not None:
+        if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
             old, new = reference.name, editor.free_name(posixpath.basename(reference.name))
             editor.move(old, new)
             editor.changed("flat", "file", old, new)
@@ -91,18 +94,18 @@ def sample_tensors(editor: PackageEditor) -> None:
 
 
 def readme(editor: PackageEditor) -> None:
-    """Give the model a README.md in UTF-8 with a heading about validation."""
+    """Give the model a README.md in UTF-8; how it was validated its authors alone can say."""
     source = str(source_of(editor.rdf.get("documentation")) or "")
     if is_url(source):
         editor.notes.append(f"documentation is on the network and is not looked at: {source}")
         return
     name = PurePosixPath(source).as_posix()
-    if editor.file(source) is None:
+    if editor.model.file_of(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
         after = f"{name}, which was there" if name else "README.md, written from name and description"
         if not name:
             name = "README.md"
-            text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n\n{NO_VALIDATION}"
+            text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n"
             (editor.folder / name).write_text(text, encoding="utf-8")
         hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
         editor.rdf["documentation"] = name if editor.is_plain else hashed
@@ -125,9 +128,7 @@ def _rewrite_readme(editor: PackageEditor, name: str) -> None:
         text = written.decode("utf-16" if is_16 else "latin-1", errors="replace")  # any bytes are valid in the latter
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
-        text = f"{text.rstrip()}\n\n{NO_VALIDATION}"
-        after = "'# Validation', which says that the authors described none"
-        editor.changed("readme", f"heading in {name}", "none about validation", after)
+        editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
     if text.encode("utf-8") != written:
         editor.rewrite(name, text.encode("utf-8"))
 
@@ -136,7 +137,7 @@ def covers(editor: PackageEditor) -> None:
     """Leave out covers that are not there, and fit those that are too large or of another shape."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
-    there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.file(cover) is not None]
+    there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.model.file_of(cover) is not None]
     if len(there) < len(listed):
         editor.rdf["covers"] = there
         editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")

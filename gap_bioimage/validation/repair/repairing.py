@@ -54,23 +54,16 @@ class Repaired:
     def to_dict(self) -> dict[str, object]:
         """The report as ``repair --json`` prints it."""
         return {
-            "status": self.after.status,
-            "changes": [asdict(change) for change in self.changes],
-            "turned": {check: list(pair) for check, pair in self.turned.items()},
-            "notes": list(self.notes),
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-        }
+            "status": self.after.status, "changes": [asdict(change) for change in self.changes],
+            "turned": {check: list(pair) for check, pair in self.turned.items()}, "notes": list(self.notes),
+            "before": self.before.to_dict(), "after": self.after.to_dict(),
+        }  # fmt: skip
 
 
 def repair(
-    path: str | Path,
-    out: str | Path,
-    *,
-    run_code: bool = False,
-    device: str = "cpu",
+    path: str | Path, out: str | Path, *, run_code: bool = False, device: str = "cpu",
     on_check: Callable[[Check], None] | None = None,
-) -> Repaired:
+) -> Repaired:  # fmt: skip
     """Write a copy of a model with everything mended that needs no judgement, and validate both.
 
     Weights, test tensors and the given model are never changed; what needs its authors is left, and the validation
@@ -103,7 +96,9 @@ def repair(
 
 def apply_repairs(editor: PackageEditor) -> None:
     """Make all repairs that a model needs; one that does not understand the description leaves it as it was."""
-    for function in REPAIRS:
+    for number, function in enumerate(2 * REPAIRS):
+        if number == len(REPAIRS):
+            editor.notes = []  # a late repair may make an earlier one possible: no format without documentation
         rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
         try:
             function(editor)

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from gap_bioimage import __version__
 from gap_bioimage.validation.check import STYLE, Check, registry
-from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.report import Report, Status
+from gap_bioimage.validation.reports import with_missed_test
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 Level = Literal["error", "warning", "note"]
@@ -19,7 +20,8 @@ _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 def findings(report: Report) -> list[tuple[Level, Check]]:
     """What is to be done about a model, with how bad it is."""
-    return [(_level(check), check) for check in report.checks if check.status in ("failed", "error", "warning")]
+    checks = with_missed_test(report).checks
+    return [(_level(check), check) for check in checks if check.status in ("failed", "error", "warning")]
 
 
 def _level(check: Check) -> Level:
@@ -37,27 +39,19 @@ def render_sarif(reports: Sequence[Report]) -> str:
     """One run of SARIF with all findings, each at the first line of its model."""
     results = []
     for report in reports:
-        where = {"artifactLocation": {"uri": _uri(report.model)}, "region": {"startLine": 1}}
+        path = Path(report.model)
+        uri = path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
+        where = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
         for level, check in findings(report):
             text, location = {"text": _text(check)}, [{"physicalLocation": where}]
             results.append({"ruleId": check.id, "level": level, "message": text, "locations": location})
-    driver = {
-        "name": "gap-bioimage", "version": __version__,
-        "rules": [
-            {
-                "id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
-                "help": {"text": made.fix or made.asks},
-            }
-            for made in registry().values()
-        ],
-    }  # fmt: skip
+    rules = [
+        {"id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
+         "help": {"text": made.fix or made.asks}} for made in registry().values()
+    ]  # fmt: skip
+    driver = {"name": "gap-bioimage", "version": __version__, "rules": rules}
     runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
     return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": runs}, indent=2) + "\n"
-
-
-def _uri(model: str) -> str:
-    path = Path(model)
-    return path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
 
 
 def render_github(reports: Sequence[Report]) -> str:
@@ -85,7 +79,7 @@ def json_schema() -> dict[str, Any]:
 
     optional: dict[str, Any] = {"was_run": (bool, True), "description_only": (bool, False)}
     model = create_model(
-        "Report", status=(Literal["passed", "failed", "not-run"], ...), model=(str, ...), checks=(list[Check], ...),
+        "Report", status=(Status, ...), model=(str, ...), checks=(list[Check], ...),
         verdicts=(list[Verdict], ...), consumers=(list[Verdict], ...), score=(Score | None, ...), **optional,
     )  # fmt: skip
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gap_bioimage.validation.check import Check, Definition, Status, consumers, registry
 from gap_bioimage.validation.report import Report
-from gap_bioimage.validation.reports import render
+from gap_bioimage.validation.reports import render, with_missed_test
 from gap_bioimage.validation.verdicts import HIGHEST, PARTS, how_to_run
 
 if TYPE_CHECKING:
@@ -99,16 +98,9 @@ def print_submission(report: Report) -> None:
 def render_junit(reports: Sequence[Report]) -> str:
     """One suite per model, one case per check, as XML; warnings pass and are told in ``system-out``.
 
-    A model that should have been run and was not is an error of its test, as the exit code says.
+    A model that should have been run and was not is an error of its test.
     """
-    return render("junit.xml.j2", reports=[_with_missed_test(report) for report in reports])
-
-
-def _with_missed_test(report: Report) -> Report:
-    if report.status != "not-run":
-        return report
-    checks = (replace(check, status="error") if check.id == "core.test" else check for check in report.checks)
-    return replace(report, checks=tuple(checks))
+    return render("junit.xml.j2", reports=[with_missed_test(report) for report in reports])
 
 
 def as_markdown() -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,25 +125,40 @@ def foreign_imports(model: Model, there: Collection[str]) -> str | None:
     if isinstance(named, str) and named.split(".")[0] not in there:
         return f"the architecture comes from {one_sentence(named, 60)}"
     path = model.file_of(architecture["source"]) if architecture.get("source") and model.with_files else None
-    foreign = [] if path is None else sorted(_imports(path) - set(there))
+    foreign = [] if path is None else sorted(_imports(path, str(architecture.get("callable"))) - set(there))
     return f"{path.name} imports {', '.join(foreign[:_SHOWN])}" if path is not None and foreign else None
 
 
-def _imports(path: Path) -> set[str]:
-    """Top-level packages that a file imports, but Python's own; files beside it count, since core copies it alone."""
+def _imports(path: Path, network: str) -> set[str]:
+    """Packages that a file's network needs, but Python's own; files beside it count, since core copies it alone."""
+    called, n_called = {network, "forward"}, 0
     try:
         tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
+        while len(called) > n_called:  # until nothing that runs mentions another function
+            n_called, nodes = len(called), list(_running(tree, called))
+            called |= {node.id for node in nodes if isinstance(node, ast.Name)}
+            called |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     except (SyntaxError, ValueError, RecursionError):
         raise NotApplicable(f"{path.name} is not readable as Python") from None
-    # what is imported inside a try, the file knows to do without
-    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import) and id(node) not in guarded:
+    for node in nodes:
+        if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and id(node) not in guarded:
+        elif isinstance(node, ast.ImportFrom):
             names.add("." * node.level + (node.module or "").split(".")[0])
     return names - sys.stdlib_module_names
+
+
+def _running(tree: ast.AST, called: Collection[str]) -> Iterator[ast.AST]:
+    """What runs when a file is imported and these functions are called; not ``__main__``, and not for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and re.search(r"__main__|\bTYPE_CHECKING\b", ast.unparse(node.test)):
+            yield from (found for branch in node.orelse for found in (branch, *_running(branch, called)))
+        elif isinstance(node, ast.Try):  # what is imported there, the file knows to do without
+            yield from (found for found in _running(node, called) if not isinstance(found, ast.Import | ast.ImportFrom))
+        elif not isinstance(node, ast.FunctionDef) or node.name in called or node.name.startswith("__"):
+            yield node
+            yield from _running(node, called)
 
 
 def unportable(model: Model) -> str | None:

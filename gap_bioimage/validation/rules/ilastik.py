@@ -51,7 +51,7 @@ def dependencies(model: Model) -> str | None:
 def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.valid and model.valid.upgraded is None:
-        return "the conversion to format 0.5 fails"
+        return f"the conversion to format 0.5 fails, because {model.valid.not_upgraded}"
     for tensor in [*model.mappings("inputs"), *model.mappings("outputs")]:
         for step in [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]:
             if step.get("name") == "scale_linear" and (step.get("kwargs") or {}).get("axes"):

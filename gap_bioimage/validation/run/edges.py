@@ -78,20 +78,26 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     n_middle = max(0, math.ceil((2 * reach_px - smallest) / step))
     # whole tiles away, so that both begin where the network pools
     n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
-    sizes, _ = runner.sizes({**dict.fromkeys(runner.steps, 0), **dict.fromkeys(keys, n_middle + 2 * n_margin)})
-    if voxels(sizes) > MAX_VOXELS:
+    others, ns = dict.fromkeys(runner.steps, 0), (n_middle, n_middle + 2 * n_margin)
+    small, large = (runner.sizes(others | dict.fromkeys(keys, n))[0] for n in ns)
+    if voxels(large) > MAX_VOXELS:
         raise NotApplicable("an image of three tiles is too large to be run here")
+    # of every input that grows along the axis: sizes may also follow another input's
+    grown = {(name, of): large[name][of] - size for name, sizes in small.items() for of, size in sizes.items()}
+    margins = {name: growth // 2 for (name, of), growth in grown.items() if growth and of == axis}
+    if any(growth and of != axis for (_, of), growth in grown.items()):
+        raise NotApplicable("the size of one axis follows another's, so that no axis can be cut alone")
 
     def part(name: str, array: NDArray[Any], place: slice) -> NDArray[Any]:
         return array[tuple(place if other == axis else slice(None) for other in runner.axes(name))]
 
-    image = runner.inputs_of(sizes)
-    for (name, _), step in keys.items():
+    image = runner.inputs_of(large)
+    for name, margin in margins.items():
         # Far outside the whole is dark: what takes statistics of all pixels differs then at every distance.
-        part(name, image[name], slice(-(n_margin * step // 2), None))[...] = image[name].min(initial=0)
+        part(name, image[name], slice(-(margin // 2), None))[...] = image[name].min(initial=0)
     # Preprocessing may take statistics of the image: apply it once, so that only the cut differs.
     image = runner.preprocess(image)
-    cut = {name: part(name, image[name], slice(n_margin * step, -n_margin * step)) for (name, _), step in keys.items()}
+    cut = {name: part(name, image[name], slice(margin, margin + small[name][axis])) for name, margin in margins.items()}
     whole, middle = runner.run(image, preprocessed=True), runner.run(image | cut, preprocessed=True)
     found: Cuts = {}
     for name, made in middle.items():

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -78,6 +77,7 @@ class Runner:
             self._pipeline()  # steps that it lacks are told now
             self._unload: Callable[[], None] = adapter.unload
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
+        self._seen: Mapping[Any, Any] = {}  # statistics of the inputs that were preprocessed last
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
         members = {**self._inputs.members, **outputs.members}
         self._axes = {str(name): tuple(map(str, tensor.dims)) for name, tensor in members.items()}
@@ -85,6 +85,8 @@ class Runner:
         axes = {(str(t.id), str(a.id)): a for t in (*descr.inputs, *descr.outputs) for a in t.axes} if is_new else {}
         # of inputs whose size is min + n step, and in output pixels
         self.steps: dict[Axis, int] = {key: a.size.step for key, a in axes.items() if hasattr(a.size, "step")}
+        # whether sizes of inputs refer to others', so that no axis is free by itself
+        self.follows = is_new and any(hasattr(a.size, "tensor_id") for t in descr.inputs for a in t.axes)
         self.halo: dict[Axis, int] = {key: int(a.halo) for key, a in axes.items() if getattr(a, "halo", 0)}
 
     def __enter__(self) -> Runner:
@@ -175,31 +177,32 @@ class Runner:
             return {str(name): tensor.resize_to(cast("Any", sizes[str(name)])).to_numpy() for name, tensor in members}
 
     def preprocess(self, inputs: Arrays) -> Arrays:
-        """Apply the declared preprocessing to whole inputs, axes as declared."""
-        sample = self._sample(inputs)
+        """Apply the declared preprocessing to whole inputs, axes as declared; postprocessing may need what it saw."""
+        sample = self._sample(inputs, {})
         with quiet(), of_the_model():
             self._pipeline().apply_preprocessing(sample)
+        self._seen = sample.stat
         return _arrays(sample)
 
     def run(self, inputs: Arrays, *, preprocessed: bool = False, postprocess: bool = True) -> Arrays:
-        """Run the model and its processing on whole inputs, which may have been through `preprocess`."""
+        """Run the model and its processing on whole inputs, or on parts of what went through `preprocess` last."""
         with quiet(), of_the_model():
             result = self._pipeline().predict_sample_without_blocking(
-                self._sample(inputs), skip_preprocessing=preprocessed, skip_postprocessing=not postprocess,
-                skip_input_padding=True, skip_output_cropping=True,
+                self._sample(inputs, self._seen if preprocessed else {}), skip_preprocessing=preprocessed,
+                skip_postprocessing=not postprocess, skip_input_padding=True, skip_output_cropping=True,
             )  # fmt: skip
         made = _arrays(result)
         if missing := [name for name in self.test_outputs if name not in made]:
             raise ModelError(f"the model gives {len(made)} outputs, {missing[0]!r} is not among them")
         return made
 
-    def _sample(self, inputs: Arrays) -> Any:
+    def _sample(self, inputs: Arrays, stat: Mapping[Any, Any]) -> Any:
         from bioimageio.core import Sample, Tensor
 
         given = self._inputs.members.items()
         members = {name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=tensor.dims) for name, tensor in given}
         # A fresh sample each time: processing changes members and statistics in place.
-        return Sample(members=members, stat=deepcopy(self._inputs.stat), id="validation")
+        return Sample(members=members, stat=dict(stat), id="validation")
 
 
 class Script:
