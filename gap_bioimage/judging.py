@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import xarray as xr
 
-from gap_bioimage.camera.noise import Curve
+from gap_bioimage.camera.noise import SMOOTHED, SMOOTHED_IMAGE, Curve
 from gap_bioimage.evidence import (
     Evidence,
     areas,
@@ -36,6 +37,7 @@ _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of phot
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
 _EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
 _FITS, _STEEP = 3.0, 15.0  # chi-square of a camera's line, or its slope in standard errors
+_FITS_FRAMES = 10.0  # of dim frames, whose blocks are sorted by what little light they have
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
@@ -133,7 +135,8 @@ def _negative(evidence: Evidence) -> Finding | None:
         return Finding("not usable", "counts", told, advice=advice)
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
-    line = curve is not None and (curve.chi_square < _FITS or curve.slope[0] > _STEEP * curve.slope[1])
+    fits = _FITS_FRAMES if evidence.repeats else _FITS
+    line = curve is not None and (curve.chi_square < fits or curve.slope[0] > _STEEP * curve.slope[1])
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, "use the counts before any background was subtracted")
@@ -179,8 +182,9 @@ def _offset(evidence: Evidence) -> Finding | None:
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if curve is None:
         return None
+    unit = evidence.unit or 1.0
     line = curve.intercept[0] < -5 * curve.intercept[1]
-    quiet = curve.dark < _QUIET * (evidence.unit or 1.0) * _margin(curve)
+    quiet = curve.dark < _QUIET * unit * _margin(curve.dark_error) or _averaged(curve, unit)
     if not (line or quiet) or minimum <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has so small a gain and offset, but the maximum of many counts does
@@ -193,12 +197,26 @@ def _offset(evidence: Evidence) -> Finding | None:
     projected |= leans and not evidence.repeats and curve.chi_square < _FITS
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
+    if evidence.correlation.largest > (SMOOTHED if evidence.repeats else SMOOTHED_IMAGE):
+        return _smoothed(evidence)  # of which no calibration comes
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
 
 
-def _margin(curve: Curve) -> float:
+def _averaged(curve: Curve, unit: float) -> bool:
+    """Whether noise is far below that of photons where rounding adds little, and too dark for dead time to take it."""
+    mean = curve.mean / unit
+    used = (mean >= 1) & (mean <= mean[-1] / 2)
+    if not used.any():
+        return False
+    found, errors = curve.fano[used], curve.error[used] / curve.mean[used]
+    return float(found.mean()) < _QUIET * unit * _margin(
+        float(np.linalg.norm(errors)) / max(float(found.sum()), 1e-300)
+    )
+
+
+def _margin(error: float) -> float:
     """Return how much below its true value a variance may be found by chance; few pixels miss it by factors."""
-    return math.exp(-_SURE * curve.dark_error)
+    return math.exp(-_SURE * error)
 
 
 def _multiplied(evidence: Evidence) -> Finding | None:
@@ -227,7 +245,7 @@ def _saturated(evidence: Evidence) -> Finding | None:
 def _weak(evidence: Evidence) -> Finding | None:
     """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
     curve = evidence.curve
-    if curve is None or curve.dark >= _WEAK * _margin(curve):
+    if curve is None or curve.dark >= _WEAK * _margin(curve.dark_error):
         return None
     if curve.dark >= _QUIET and evidence.statistics.minimum > 0 and not evidence.correlation.found:
         return _camera(f"has less noise than photon counts {_numbers(evidence)}, as beside an offset", refused=False)

@@ -107,6 +107,13 @@ def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: 
     assert judged(film[0]).refused == (offset != 0)
 
 
+@pytest.mark.parametrize("photons", [0.1, 0.3, 2])
+def test_dim_films_with_a_baseline_below_zero_are_of_cameras(photons: float) -> None:
+    rng, scene = np.random.default_rng(0), photons * far_apart(1.0, 192) / far_apart(1.0, 192).mean()
+    film = -200 + 30 * (rng.poisson(scene, (8, 192, 192)) + rng.normal(0, 1, (8, 192, 192)))
+    assert judged(np.rint(film).astype(np.int16), "tyx").verdict == "camera image"
+
+
 def camera_image(electrons: Values, offset: int = 100, gain: float = 2.2) -> Values:
     return np.asarray(simulate_camera(electrons, n_frames=1, offset=offset, gain=gain))[0]
 
@@ -167,6 +174,11 @@ def jpeg(quality: int) -> Values:
     return np.asarray(Image.open(file))
 
 
+def four_of(rate: Values) -> Values:
+    """Four frames of lines of these rates."""
+    return np.random.default_rng(0).poisson(rate[:, None], (4, len(rate), 96))
+
+
 def stack(photons: float) -> Values:
     return np.asarray(simulate(3, (12, 128, 128), photons, 1)[0])
 
@@ -195,6 +207,10 @@ NATURES: dict[str, dict[str, tuple[Any, tuple[float, ...]]]] = {
         "mean subtracted": (lambda p: cells(p) - cells(p).mean() + 0.123, (2, 100)),
         "maximum": (lambda p: stack(p).max(0), (2, 10, 50)),
         "mean": (lambda p: np.rint(stack(p).mean(0)), (2, 10, 50)),
+        "counts of 8 bits": (lambda p: np.rint(255 / poisson(p).max() * poisson(p)), (0.3, 1)),
+        "roots": (lambda p: np.rint(16 * np.sqrt(poisson(p))), (0.3,)),
+        "mean of a slope": (lambda top: np.rint(four_of(np.geomspace(0.4, top, 96)).mean(0)), (30, 90)),
+        "a smoothed camera": (lambda s: np.rint(smooth(1.0 * camera_image(light(50.0)), s)), (0.7, 1.5)),
         "jpeg": (jpeg, (50, 75)),
         "jpeg that was cut": (lambda quality: jpeg(quality)[3:, 3:], (50, 75)),
         "colours": (lambda p: np.stack([cells(p)] * 3), (5,)),

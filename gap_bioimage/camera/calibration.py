@@ -14,13 +14,20 @@ from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
 from gap_bioimage.camera.doubts import LEFT_OUT, Measured, doubts_of
 from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
-from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
+from gap_bioimage.camera.noise import (
+    SMOOTHED,
+    SMOOTHED_IMAGE,
+    Correlation,
+    Curve,
+    correlation_of,
+    curve_of,
+    frame_correlation,
+)
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
-_SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
 _CONTRADICTED = 0.3  # rise above a line through a known offset that no camera has
 _OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
 _SATURATED = 0.01  # share of the times at which a block is saturated
@@ -232,7 +239,7 @@ def _with_structure(gain: Estimate) -> Estimate:
 def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
     """Refuse images whose noise is that of a program."""
     most = abs(correlation.largest)
-    if most + between_frames > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
+    if most + between_frames > (SMOOTHED if frames.count > 1 else SMOOTHED_IMAGE):
         whose = "neighbouring pixels" if most >= between_frames else "successive frames"
         raise NotPhotonCountsError(
             f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "

@@ -16,6 +16,7 @@ _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds 
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors
 _ALIKE = 0.05  # correlation that structure and detectors may leave
+SMOOTHED, SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which noise tells nothing of a camera: differences, one image
 
 
 @dataclass(frozen=True)
