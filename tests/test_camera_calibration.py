@@ -54,6 +54,29 @@ def holds(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
+@pytest.mark.parametrize("electrons", [1.0, 3.0])
+def test_cameras_whose_offset_was_subtracted_are_warned_of_and_counts_are_not(electrons: float) -> None:
+    film = camera(electrons, n_frames=30)
+    cut = film.copy(data=np.maximum(film.values.astype(int) - 100, 0).astype(np.uint16))
+    assert any("clipped at zero" in told for told in calibrate(cut).warnings)
+    counts = np.random.default_rng(0).poisson(scene(electrons), (30, *SIZE))
+    assert calibrate(tyx(counts)).warnings == ()
+
+
+@pytest.mark.parametrize("electrons", [100.0, 1000.0])
+def test_one_image_of_sharp_structure_tells_no_gain(electrons: float) -> None:
+    y, x = np.mgrid[:192, :192]
+    sharp = np.full((192, 192), 0.2)
+    for top, left, tall, wide, bright in np.random.default_rng(5).uniform(
+        [0, 0, 3, 3, 1], [192, 192, 12, 12, 4], (24, 5)
+    ):
+        sharp[((y - top) / tall) ** 2 + ((x - left) / wide) ** 2 < 1] += bright
+    film = simulate_camera(sharp * electrons, n_frames=20)
+    with pytest.raises(NotPhotonCountsError):
+        calibrate(film.isel(t=0))
+    assert calibrate(film).gain.value == pytest.approx(2.2, rel=0.05)
+
+
 def truths(gain: float, offset: float, read: float, em: bool) -> tuple[float, float, float]:
     factor = 2 if em else 1
     return factor * gain, offset, float(np.sqrt((read / factor) ** 2 + (gain < 0.9) / 12 / (factor * gain) ** 2))

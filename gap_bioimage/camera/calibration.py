@@ -28,6 +28,7 @@ from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
+_NO_LINE = 3.0  # chi-square of one image's line from which on it is that of structure
 _CONTRADICTED = 0.3  # rise above a line through a known offset that no camera has
 _OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
 _SATURATED = 0.01  # share of the times at which a block is saturated
@@ -200,6 +201,11 @@ def calibrate(
     curve = curve_of(fit.kept, numbers.gain.value)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
+    if frames.count == 1 and curve.chi_square > _NO_LINE:
+        told = (
+            f"the finest ripples of {frames.name} are sharp structure and no noise (chi-square {curve.chi_square:.3g})"
+        )
+        raise NotPhotonCountsError(f"{told}; use frames of the same field")
     if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
         told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
         raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")

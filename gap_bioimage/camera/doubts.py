@@ -66,7 +66,10 @@ def _of_images(it: Measured) -> Iterator[str]:
     if it.saturated > LEFT_OUT:
         yield f"{it.saturated:.0%} of the field is saturated and was left out"
     if it.fit.clipped:
-        yield "dark pixels are clipped at zero: the camera's offset is too low for its read noise; raise it"
+        yield (
+            "dark pixels are clipped at zero, and the gain may be too large: somebody has subtracted the offset, or it "
+            "is too low for the read noise; use raw images, or raise it"
+        )
 
 
 def _of_numbers(it: Measured) -> Iterator[str]:
