@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -332,6 +333,7 @@ def test_real_images(shared_data: Path, file: str) -> None:
 
 
 ODD = [
+    np.array([[0, 1e30], [5, 7]]),
     np.full((8, 8), np.nan),
     np.zeros((8, 8)),
     np.zeros((0, 8, 8)),
@@ -345,7 +347,9 @@ ODD = [
 
 @pytest.mark.parametrize("values", ODD)
 def test_any_values_are_reported_as_json_and_drawn(values: Values, tmp_path: Path) -> None:
-    found = inspect(image(values), plot=tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = inspect(image(values), plot=tmp_path / "a.png")
     assert found.message
     json.dumps(found.to_dict(), allow_nan=False)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -85,6 +85,7 @@ def scan(values: Values) -> Statistics:
         maximum = max(maximum, float(highest))
         total += float(chunk.sum(dtype=np.float64))
         near.update({highest - k: int(np.count_nonzero(chunk == highest - k)) for k in range(_LEVELS_BELOW + 1)})
+        lattice = 1 if max(maximum, -minimum) >= 2**63 else lattice  # beyond the integers
         for part in (chunk[:4096], chunk):  # nearly always 1, and known from a few pixels
             if lattice != 1 and not fractional:
                 lattice = math.gcd(lattice, int(np.gcd.reduce(np.abs(part.astype(np.int64)))))

@@ -28,6 +28,7 @@ _ERRORS = {f"noise_correlation_{axis}": "noise_correlation_error" for axis in "y
 _ERRORS |= {"thinning_correlation": "thinning_correlation_error"}
 _NOT_PRINTED = ("variance_curve", "channel_names", *_ERRORS.values())
 _WORDS = {"processed": "processed, not usable as counts", "not usable": "not usable as counts"}
+_NAMES = {"fano": "variance/mean in the dark", "fano_bright": "variance/mean where bright", "lattice": "multiples of"}
 
 
 def simulate(
@@ -75,7 +76,8 @@ def _in_words(report: dict[str, Any]) -> dict[str, Any]:
         if report[key] is not None and report[error] is not None:
             shown[key] = f"{report[key]:.3f} +- {report[error]:.3f}"
     verdict = _WORDS.get(report["verdict"], report["verdict"])
-    return shown | {"verdict": verdict, "message": with_flags(report["message"])}
+    shown |= {"verdict": verdict, "message": with_flags(report["message"])}
+    return {_NAMES.get(key, key): value for key, value in shown.items()}
 
 
 @dataclass(frozen=True)
