@@ -54,6 +54,17 @@ def holds(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
+@pytest.mark.parametrize("share", [0, 2])
+def test_parts_without_light_are_no_misfit_of_the_line(share: int) -> None:
+    light = scene(10.0, size=(192, 192)).values.copy()
+    light[:, : share * 48] = 0
+    film, dark = simulate_camera(light, n_frames=20), simulate_camera(0 * light, n_frames=20, seed=9)
+    found = calibrate(film, dark=None if share else dark)
+    assert found.goodness.chi_square < 2
+    assert len(found.goodness.mean) >= 8
+    assert found.gain.value == pytest.approx(2.2, rel=0.02)
+
+
 @pytest.mark.parametrize("electrons", [1.0, 3.0])
 def test_cameras_whose_offset_was_subtracted_are_warned_of_and_counts_are_not(electrons: float) -> None:
     film = camera(electrons, n_frames=30)

@@ -198,7 +198,8 @@ def calibrate(
     numbers = numbers_of(fit, known, seed)
     _check_numbers(frames.name, moments, numbers, known)
     numbers = numbers if frames.count > 1 else replace(numbers, gain=_with_structure(numbers.gain))
-    curve = curve_of(fit.kept, numbers.gain.value)
+    unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure misleads it
+    curve = curve_of(fit.kept, numbers.gain.value, unlit)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
     if frames.count == 1 and curve.chi_square > _NO_LINE:

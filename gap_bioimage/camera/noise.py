@@ -12,6 +12,7 @@ from gap_bioimage.camera.moments import Flags, Floats, Moments, Values, block_me
 
 _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20
 _GROUPS, _GROUP_PHOTONS = 16, 200
+_UNLIT = 3.0  # standard errors above the offset
 _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds more than noise
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors
@@ -83,8 +84,11 @@ class Curve:
         return int(np.sign(self.bend)) if abs(self.bend) > max(least, _SURE * self.bend_error) else 0
 
 
-def curve_of(moments: Moments, unit: float = 1.0) -> Curve | None:
-    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each."""
+def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> Curve | None:
+    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each.
+
+    Blocks without light, at ``offset``, are one group: sorted by what is noise, they would lie beside any line.
+    """
     order = np.argsort(moments.mean, kind="stable")
     moments = moments.at(order)
     photons = np.append(0, np.cumsum(np.abs(moments.mean) * moments.samples)) / unit
@@ -92,9 +96,11 @@ def curve_of(moments: Moments, unit: float = 1.0) -> Curve | None:
         return None
     # groups of as many blocks, and of so many photons that each variance is known
     count, edges = len(order), [0]
+    error = np.sqrt(np.maximum(moments.variance, 0) / moments.samples)
+    unlit = int(np.count_nonzero(moments.mean < offset + _UNLIT * error))
     while edges[-1] < count:
         enough = int(np.searchsorted(photons, photons[edges[-1]] + _GROUP_PHOTONS))
-        stop = min(count, max(edges[-1] + math.ceil(count / _GROUPS), enough))
+        stop = min(count, max(edges[-1] + math.ceil((count - unlit) / _GROUPS), enough, unlit))
         edges.append(stop if photons[-1] - photons[stop] >= _GROUP_PHOTONS else count)
     groups = (slice(*pair) for pair in itertools.pairwise(edges))
     x, y, error = np.array([_typical(moments.at(group), unit) for group in groups]).T
