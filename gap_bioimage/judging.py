@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from gap_bioimage.camera.noise import SMOOTHED, SMOOTHED_IMAGE, Curve
+from gap_bioimage.camera.noise import SMOOTHED, Curve
 from gap_bioimage.evidence import (
     Evidence,
     areas,
@@ -36,8 +36,7 @@ _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
 _EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
-_FITS, _STEEP = 3.0, 15.0  # chi-square of a camera's line, or its slope in standard errors
-_FITS_FRAMES = 10.0  # of dim frames, whose blocks are sorted by what little light they have
+_FITS, _STEEP = (3.0, 10.0), 15.0  # chi-square of a camera's line (more of dim frames), or its slope in standard errors
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
@@ -135,7 +134,7 @@ def _negative(evidence: Evidence) -> Finding | None:
         return Finding("not usable", "counts", told, advice=advice)
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
-    fits = _FITS_FRAMES if evidence.repeats else _FITS
+    fits = _FITS[evidence.repeats]
     line = curve is not None and (curve.chi_square < fits or curve.slope[0] > _STEEP * curve.slope[1])
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
@@ -194,24 +193,19 @@ def _offset(evidence: Evidence) -> Finding | None:
     if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
         return None  # structure, brighter than it is, bends the line
     leans = lean > _LEANING * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
-    projected |= leans and not evidence.repeats and curve.chi_square < _FITS
+    projected |= leans and not evidence.repeats and curve.chi_square < _FITS[0]
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
-    if evidence.correlation.largest > (SMOOTHED if evidence.repeats else SMOOTHED_IMAGE):
+    if evidence.correlation.largest > SMOOTHED[evidence.repeats]:
         return _smoothed(evidence)  # of which no calibration comes
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
 
 
 def _averaged(curve: Curve, unit: float) -> bool:
     """Whether noise is far below that of photons where rounding adds little, and too dark for dead time to take it."""
-    mean = curve.mean / unit
-    used = (mean >= 1) & (mean <= mean[-1] / 2)
-    if not used.any():
-        return False
-    found, errors = curve.fano[used], curve.error[used] / curve.mean[used]
-    return float(found.mean()) < _QUIET * unit * _margin(
-        float(np.linalg.norm(errors)) / max(float(found.sum()), 1e-300)
-    )
+    used = (curve.mean >= unit) & (curve.mean <= curve.mean[-1] / 2)
+    found, error = float(curve.fano[used].sum()), float(np.linalg.norm(curve.error[used] / curve.mean[used]))
+    return bool(used.any()) and found < used.sum() * _QUIET * unit * _margin(error / max(found, 1e-300))
 
 
 def _margin(error: float) -> float:
@@ -276,7 +270,7 @@ def _good(evidence: Evidence) -> Finding:
     text = f"holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if curve is not None:
         text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
-        if curve.bright < min(_FALLING, 1 - _SURE * curve.bright_error / max(curve.bright, 1e-9)):
+        if curve.bright < min(_FALLING, 1 - _SURE * curve.error[-1] / max(curve.variance[-1], 1e-300)):
             text += " (the detector's dead time: bright pixels count too few photons)"
         elif _loud(curve):
             text += " (sharp edges; between them neighbours differ as photons do)"

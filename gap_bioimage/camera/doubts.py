@@ -35,13 +35,8 @@ class Measured:
         return max(abs(self.correlation.largest), self.between_frames)
 
 
-def doubts_of(it: Measured) -> Iterator[str]:
-    """Yield what may be wrong, the gravest first: with the images, then with the numbers."""
-    yield from _of_images(it)
-    yield from _of_numbers(it)
-
-
-def _of_images(it: Measured) -> Iterator[str]:
+def of_images(it: Measured) -> Iterator[str]:
+    """Yield what may be wrong with the images, the gravest first."""
     y, x, bend = it.correlation.y, it.correlation.x, it.curve.bend
     if it.frames.left_out:
         yield it.frames.left_out
@@ -72,7 +67,8 @@ def _of_images(it: Measured) -> Iterator[str]:
         )
 
 
-def _of_numbers(it: Measured) -> Iterator[str]:
+def of_numbers(it: Measured) -> Iterator[str]:
+    """Yield what may be wrong with the numbers."""
     if it.fit.coarse:
         yield (
             "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond "

@@ -116,10 +116,6 @@ class Moments:
         """Return some of the blocks."""
         return Moments(*(getattr(self, field.name)[..., blocks] for field in fields(self)))
 
-    def with_more(self, more: Moments) -> Moments:
-        """Return the blocks of both."""
-        return Moments(*(np.append(getattr(self, f.name), getattr(more, f.name), axis=-1) for f in fields(self)))
-
     def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
         """Return the variance that ``variance`` has by chance; light adds its own kurtosis, ``gain^2 variance``."""
         return (2 * self.alike * variance**2 + gain**2 * variance) / self.samples

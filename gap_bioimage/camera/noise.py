@@ -17,7 +17,7 @@ _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds 
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors
 _ALIKE = 0.05  # correlation that structure and detectors may leave
-SMOOTHED, SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which noise tells nothing of a camera: differences, one image
+SMOOTHED = {True: 0.6, False: 0.3}  # and beyond which noise of frames, and of one image, tells nothing of a camera
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,6 @@ class Curve:
         return float(self.fano[-1])
 
     @property
-    def bright_error(self) -> float:
-        """Standard error of ``bright``."""
-        return float(self.error[-1] / max(abs(float(self.mean[-1])), 1e-300))
-
-    @property
     def smallest(self) -> float:
         """The smallest variance over mean: a gain makes even this large."""
         return float(np.min(self.fano))
@@ -85,10 +80,7 @@ class Curve:
 
 
 def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> Curve | None:
-    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each.
-
-    Blocks without light, at ``offset``, are one group: sorted by what is noise, they would lie beside any line.
-    """
+    """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each."""
     order = np.argsort(moments.mean, kind="stable")
     moments = moments.at(order)
     photons = np.append(0, np.cumsum(np.abs(moments.mean) * moments.samples)) / unit
@@ -96,7 +88,7 @@ def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> 
         return None
     # groups of as many blocks, and of so many photons that each variance is known
     count, edges = len(order), [0]
-    error = np.sqrt(np.maximum(moments.variance, 0) / moments.samples)
+    error = np.sqrt(np.maximum(moments.variance, 0) / moments.samples)  # noise sorts what has no light
     unlit = int(np.count_nonzero(moments.mean < offset + _UNLIT * error))
     while edges[-1] < count:
         enough = int(np.searchsorted(photons, photons[edges[-1]] + _GROUP_PHOTONS))

@@ -82,19 +82,10 @@ def print_table(report: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key, value in report.items():
         if value not in (None, {}):
-            table.add_row(
-                key.replace("_", " "), escape(_plain(value)), style="bold" if key in ("verdict", "next") else None
-            )
+            value = ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value
+            text = escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+            table.add_row(key.replace("_", " "), text, style="bold" if key in ("verdict", "next") else None)
     Console().print(table)
-
-
-def _plain(value: Any) -> str:
-    """Return a value of a report as people write it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class Bar:
