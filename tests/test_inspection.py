@@ -18,6 +18,7 @@ from scipy import ndimage
 
 import gap_bioimage
 from benchmarks.cameras import simulate_camera
+from gap_bioimage.camera.plots import plot_inspection
 from gap_bioimage.errors import AxesError
 from gap_bioimage.evidence import measure
 from gap_bioimage.inspection import inspect
@@ -311,6 +312,12 @@ def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
     counts = np.random.default_rng(0).poisson(rate).clip(max=ceiling)
     assert judged(counts).verdict == "not usable"
     assert judged(counts, saturation=1.0).verdict != "not usable"
+
+
+def test_small_correlations_are_drawn_large_and_none_beyond_one() -> None:
+    for values, highest in ((cells(20.0), 0.2), (cells(20.0).repeat(3, 0).repeat(3, 1), 1.0)):
+        panel = plot_inspection(image(values), inspect(image(values))).axes[3]
+        assert 0.05 < panel.get_ylim()[1] <= highest
 
 
 REAL = {

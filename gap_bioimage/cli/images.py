@@ -17,10 +17,7 @@ from gap_bioimage.errors import GapWarning
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration
 
-_PLOT = (
-    "Draw the image, its histogram, variance against mean and the correlation of its noise; of several images each "
-    "gets its name added."
-)
+_PLOT = "Draw image, histogram, variance against mean and correlation of the noise; several images add their names."
 _MULTIPLYING = "Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given."
 _STACK = "Raw frames of the same field (t); one image, or a z-stack, does too."
 _DARK = "Frames without light: offset and read noise, of every pixel too."
