@@ -183,7 +183,8 @@ def _offset(evidence: Evidence) -> Finding | None:
         return None
     unit = evidence.unit or 1.0
     line = curve.intercept[0] < -5 * curve.intercept[1]
-    quiet = curve.dark < _QUIET * unit * _margin(curve.dark_error) or _averaged(curve, unit)
+    averaged = not evidence.saturated and _averaged(curve, unit)  # a full detector has little noise, too
+    quiet = averaged or curve.dark < _QUIET * unit * _margin(curve.dark_error)
     if not (line or quiet) or minimum <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has so small a gain and offset, but the maximum of many counts does

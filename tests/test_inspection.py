@@ -221,6 +221,7 @@ NATURES: dict[str, dict[str, tuple[Any, tuple[float, ...]]]] = {
     "not usable": {
         "dead pixels": (lambda p: np.where(np.arange(65536).reshape(256, 256) % 509, 1.0 * cells(p), -1), (2, 200)),
         "beyond 8 bits": (lambda p: cells(p) % 256, (200, 400)),
+        "full slots": (lambda p: np.random.default_rng(0).binomial(64, 1 - np.exp(-far_apart(p) / 64)), (20, 60)),
         "one row": (lambda n: poisson(5, (1, n)) + 1, (1, 4000)),
         "rows": (lambda n: poisson(5, (n, 1, 40)) + 1, (30,)),
     },
