@@ -20,10 +20,11 @@ Planes = list[Floats]
 _STILL = 1.2  # variance / mean of differences of frames, above which something may move
 _AREA = 0.8  # share of pixels like their neighbour in masks and labels
 _GAPS, _LEAST_GAPS = ((3, 0.7), (16, 0.1)), 3  # levels on either side, the share of theirs in a gap; and of a comb
+_PER_LEVEL = 10  # pixels of levels none of which is beside another
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
 _FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and their photons
 _LONELY = 20  # pixels without company
-_PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.62  # how many, with so many photons; share of close ones, 0.685 of photons
+_PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # how many, with so many photons; share of close ones, 0.64 of photons
 _MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
 _FEW_DEAD, _RARER = 0.01, 20  # share of pixels; by how much fewer these are than the zeros beside
 _NEAR_PHOTONS = 0.25  # and what variance over mean is off by then
@@ -152,7 +153,8 @@ def missing_levels(planes: Planes) -> int:
     """Count the gaps of a histogram, levels that rounding after a change of scale has skipped.
 
     A gap has at most 0.7 of the pixels that the fuller of three levels on either side have, by five standard errors;
-    or, after a large factor, next to none of those that 16 levels have.
+    or, after a large factor, next to none of those that 16 levels have. Where no two levels are neighbours,
+    all are gaps.
     """
     lowest = min(float(plane.min()) for plane in planes)
     levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
@@ -166,7 +168,11 @@ def missing_levels(planes: Planes) -> int:
         gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
         # several in a row are one, so that a valley between two peaks does not count for more
         count = max(count, int((gaps & ~np.concatenate([[False], gaps[:-1]])).sum()))
-    return count if count >= _LEAST_GAPS else 0
+    if count >= _LEAST_GAPS:
+        return count
+    taken = np.flatnonzero(histogram)  # of dim counts a few levels remain, each with many pixels and far from the next
+    far_apart = len(taken) > 2 and np.diff(taken).min() > 1 and histogram[taken[1:]].sum() >= _PER_LEVEL * len(taken)
+    return len(taken) - 1 if far_apart else 0
 
 
 def common_step(values: Floats) -> float | None:
@@ -217,14 +223,15 @@ def outlines(planes: Planes) -> bool:
 def typical_of_photons(planes: Planes) -> bool:
     """Whether neighbours differ as photon counts do, whatever a share of them do at edges.
 
-    Of those that differ by less than three standard deviations, the root of what they hold together, 68.5 % differ by
-    less than one; 62 % where the variance is 1.3 times as large.
+    Of those that differ, but by less than three standard deviations, the root of what they hold together, 64 to 68 %
+    differ by less than one; 57 to 62 % where the variance is 1.3 times as large.
     """
     near = far = 0
     for plane in planes:
         for one, other in ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])):
             together, apart = one + other, (one - other) ** 2
             bright = together >= _PAIR_PHOTONS
+            bright &= apart > 0  # few levels far apart are often the same
             near += int(np.count_nonzero(bright & (apart < together)))
             far += int(np.count_nonzero(bright & (apart < 9 * together)))
     return far >= _PAIRS and near > _NEAR * far

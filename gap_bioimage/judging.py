@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import xarray as xr
 
-from gap_bioimage.camera.noise import Curve
+from gap_bioimage.camera.noise import SMOOTHED, Curve
 from gap_bioimage.evidence import (
     Evidence,
     areas,
@@ -35,7 +36,7 @@ _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
 _EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
-_FITS, _STEEP = 3.0, 15.0  # chi-square of a camera's line, or its slope in standard errors
+_FITS, _STEEP = (3.0, 10.0), 15.0  # chi-square of a camera's line (more of dim frames), or its slope in standard errors
 _COLOURS = 0.5  # share of the noise that channels have in common
 _FEW = 20  # pixels that may share a divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
@@ -133,7 +134,8 @@ def _negative(evidence: Evidence) -> Finding | None:
         return Finding("not usable", "counts", told, advice=advice)
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
-    line = curve is not None and (curve.chi_square < _FITS or curve.slope[0] > _STEEP * curve.slope[1])
+    fits = _FITS[evidence.repeats]
+    line = curve is not None and (curve.chi_square < fits or curve.slope[0] > _STEEP * curve.slope[1])
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, "use the counts before any background was subtracted")
@@ -179,8 +181,10 @@ def _offset(evidence: Evidence) -> Finding | None:
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if curve is None:
         return None
+    unit = evidence.unit or 1.0
     line = curve.intercept[0] < -5 * curve.intercept[1]
-    quiet = curve.dark < _QUIET * (evidence.unit or 1.0) * _margin(curve)
+    averaged = not evidence.saturated and _averaged(curve, unit)  # a full detector has little noise, too
+    quiet = averaged or curve.dark < _QUIET * unit * _margin(curve.dark_error)
     if not (line or quiet) or minimum <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has so small a gain and offset, but the maximum of many counts does
@@ -190,15 +194,24 @@ def _offset(evidence: Evidence) -> Finding | None:
     if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
         return None  # structure, brighter than it is, bends the line
     leans = lean > _LEANING * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
-    projected |= leans and not evidence.repeats and curve.chi_square < _FITS
+    projected |= leans and not evidence.repeats and curve.chi_square < _FITS[0]
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
+    if evidence.correlation.largest > SMOOTHED[evidence.repeats]:
+        return _smoothed(evidence)  # of which no calibration comes
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
 
 
-def _margin(curve: Curve) -> float:
+def _averaged(curve: Curve, unit: float) -> bool:
+    """Whether noise is far below that of photons where rounding adds little, and too dark for dead time to take it."""
+    used = (curve.mean >= unit) & (curve.mean <= curve.mean[-1] / 2)
+    found, error = float(curve.fano[used].sum()), float(np.linalg.norm(curve.error[used] / curve.mean[used]))
+    return bool(used.any()) and found < used.sum() * _QUIET * unit * _margin(error / max(found, 1e-300))
+
+
+def _margin(error: float) -> float:
     """Return how much below its true value a variance may be found by chance; few pixels miss it by factors."""
-    return math.exp(-_SURE * curve.dark_error)
+    return math.exp(-_SURE * error)
 
 
 def _multiplied(evidence: Evidence) -> Finding | None:
@@ -227,7 +240,7 @@ def _saturated(evidence: Evidence) -> Finding | None:
 def _weak(evidence: Evidence) -> Finding | None:
     """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
     curve = evidence.curve
-    if curve is None or curve.dark >= _WEAK * _margin(curve):
+    if curve is None or curve.dark >= _WEAK * _margin(curve.dark_error):
         return None
     if curve.dark >= _QUIET and evidence.statistics.minimum > 0 and not evidence.correlation.found:
         return _camera(f"has less noise than photon counts {_numbers(evidence)}, as beside an offset", refused=False)
@@ -258,7 +271,7 @@ def _good(evidence: Evidence) -> Finding:
     text = f"holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if curve is not None:
         text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
-        if curve.bright < min(_FALLING, 1 - _SURE * curve.bright_error / max(curve.bright, 1e-9)):
+        if curve.bright < min(_FALLING, 1 - _SURE * curve.error[-1] / max(curve.variance[-1], 1e-300)):
             text += " (the detector's dead time: bright pixels count too few photons)"
         elif _loud(curve):
             text += " (sharp edges; between them neighbours differ as photons do)"

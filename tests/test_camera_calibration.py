@@ -54,6 +54,40 @@ def holds(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
+@pytest.mark.parametrize("share", [0, 2])
+def test_parts_without_light_are_no_misfit_of_the_line(share: int) -> None:
+    light = scene(10.0, size=(192, 192)).values.copy()
+    light[:, : share * 48] = 0
+    film, dark = simulate_camera(light, n_frames=20), simulate_camera(0 * light, n_frames=20, seed=9)
+    found = calibrate(film, dark=None if share else dark)
+    assert found.goodness.chi_square < 2
+    assert len(found.goodness.mean) >= 8
+    assert found.gain.value == pytest.approx(2.2, rel=0.02)
+
+
+@pytest.mark.parametrize("electrons", [1.0, 3.0])
+def test_cameras_whose_offset_was_subtracted_are_warned_of_and_counts_are_not(electrons: float) -> None:
+    film = camera(electrons, n_frames=30)
+    cut = film.copy(data=np.maximum(film.values.astype(int) - 100, 0).astype(np.uint16))
+    assert any("clipped at zero" in told for told in calibrate(cut).warnings)
+    counts = np.random.default_rng(0).poisson(scene(electrons), (30, *SIZE))
+    assert calibrate(tyx(counts)).warnings == ()
+
+
+@pytest.mark.parametrize("electrons", [100.0, 1000.0])
+def test_one_image_of_sharp_structure_tells_no_gain(electrons: float) -> None:
+    y, x = np.mgrid[:192, :192]
+    sharp = np.full((192, 192), 0.2)
+    for top, left, tall, wide, bright in np.random.default_rng(5).uniform(
+        [0, 0, 3, 3, 1], [192, 192, 12, 12, 4], (24, 5)
+    ):
+        sharp[((y - top) / tall) ** 2 + ((x - left) / wide) ** 2 < 1] += bright
+    film = simulate_camera(sharp * electrons, n_frames=20)
+    with pytest.raises(NotPhotonCountsError):
+        calibrate(film.isel(t=0))
+    assert calibrate(film).gain.value == pytest.approx(2.2, rel=0.05)
+
+
 def truths(gain: float, offset: float, read: float, em: bool) -> tuple[float, float, float]:
     factor = 2 if em else 1
     return factor * gain, offset, float(np.sqrt((read / factor) ** 2 + (gain < 0.9) / 12 / (factor * gain) ** 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import ndimage
 
 import gap_bioimage
 from benchmarks.cameras import simulate_camera
+from gap_bioimage.camera.plots import plot_inspection
 from gap_bioimage.errors import AxesError
 from gap_bioimage.evidence import measure
 from gap_bioimage.inspection import inspect
@@ -107,6 +109,13 @@ def test_cameras_lead_to_their_calibration(photons: float, gain: float, offset: 
     assert judged(film[0]).refused == (offset != 0)
 
 
+@pytest.mark.parametrize("photons", [0.1, 0.3, 2])
+def test_dim_films_with_a_baseline_below_zero_are_of_cameras(photons: float) -> None:
+    rng, scene = np.random.default_rng(0), photons * far_apart(1.0, 192) / far_apart(1.0, 192).mean()
+    film = -200 + 30 * (rng.poisson(scene, (8, 192, 192)) + rng.normal(0, 1, (8, 192, 192)))
+    assert judged(np.rint(film).astype(np.int16), "tyx").verdict == "camera image"
+
+
 def camera_image(electrons: Values, offset: int = 100, gain: float = 2.2) -> Values:
     return np.asarray(simulate_camera(electrons, n_frames=1, offset=offset, gain=gain))[0]
 
@@ -167,6 +176,11 @@ def jpeg(quality: int) -> Values:
     return np.asarray(Image.open(file))
 
 
+def four_of(rate: Values) -> Values:
+    """Four frames of lines of these rates."""
+    return np.random.default_rng(0).poisson(rate[:, None], (4, len(rate), 96))
+
+
 def stack(photons: float) -> Values:
     return np.asarray(simulate(3, (12, 128, 128), photons, 1)[0])
 
@@ -195,6 +209,10 @@ NATURES: dict[str, dict[str, tuple[Any, tuple[float, ...]]]] = {
         "mean subtracted": (lambda p: cells(p) - cells(p).mean() + 0.123, (2, 100)),
         "maximum": (lambda p: stack(p).max(0), (2, 10, 50)),
         "mean": (lambda p: np.rint(stack(p).mean(0)), (2, 10, 50)),
+        "counts of 8 bits": (lambda p: np.rint(255 / poisson(p).max() * poisson(p)), (0.3, 1)),
+        "roots": (lambda p: np.rint(16 * np.sqrt(poisson(p))), (0.3,)),
+        "mean of a slope": (lambda top: np.rint(four_of(np.geomspace(0.4, top, 96)).mean(0)), (30, 90)),
+        "a smoothed camera": (lambda s: np.rint(smooth(1.0 * camera_image(light(50.0)), s)), (0.7, 1.5)),
         "jpeg": (jpeg, (50, 75)),
         "jpeg that was cut": (lambda quality: jpeg(quality)[3:, 3:], (50, 75)),
         "colours": (lambda p: np.stack([cells(p)] * 3), (5,)),
@@ -203,6 +221,7 @@ NATURES: dict[str, dict[str, tuple[Any, tuple[float, ...]]]] = {
     "not usable": {
         "dead pixels": (lambda p: np.where(np.arange(65536).reshape(256, 256) % 509, 1.0 * cells(p), -1), (2, 200)),
         "beyond 8 bits": (lambda p: cells(p) % 256, (200, 400)),
+        "full slots": (lambda p: np.random.default_rng(0).binomial(64, 1 - np.exp(-far_apart(p) / 64)), (20, 60)),
         "one row": (lambda n: poisson(5, (1, n)) + 1, (1, 4000)),
         "rows": (lambda n: poisson(5, (n, 1, 40)) + 1, (30,)),
     },
@@ -296,6 +315,12 @@ def test_saturation_is_found_and_can_be_allowed(ceiling: int) -> None:
     assert judged(counts, saturation=1.0).verdict != "not usable"
 
 
+def test_small_correlations_are_drawn_large_and_none_beyond_one() -> None:
+    for values, highest in ((cells(20.0), 0.2), (cells(20.0).repeat(3, 0).repeat(3, 1), 1.0)):
+        panel = plot_inspection(image(values), inspect(image(values))).axes[3]
+        assert 0.05 < panel.get_ylim()[1] <= highest
+
+
 REAL = {
     "zebrafish_clean_yx.tif": ("camera image", "not valid"),
     "pollen_clean_zyx.tif": ("processed", "not valid"),
@@ -316,6 +341,7 @@ def test_real_images(shared_data: Path, file: str) -> None:
 
 
 ODD = [
+    np.array([[0, 1e30], [5, 7]]),
     np.full((8, 8), np.nan),
     np.zeros((8, 8)),
     np.zeros((0, 8, 8)),
@@ -329,7 +355,9 @@ ODD = [
 
 @pytest.mark.parametrize("values", ODD)
 def test_any_values_are_reported_as_json_and_drawn(values: Values, tmp_path: Path) -> None:
-    found = inspect(image(values), plot=tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = inspect(image(values), plot=tmp_path / "a.png")
     assert found.message
     json.dumps(found.to_dict(), allow_nan=False)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -346,3 +346,13 @@ def test_recordings_that_were_cut_are_read_as_far_as_complete(tmp_path):
     write_scanimage(tmp_path / "b.tif", 7, framesPerSlice=8, channelSave="[1;2]")
     with pytest.raises(UnreadableImageError, match="no complete slice"):
         read_photons(tmp_path / "b.tif")
+
+
+def test_frames_that_were_appended_one_by_one_are_one_image(tmp_path):
+    frames = np.random.default_rng(0).poisson(5, (5, 40, 50)).astype(np.uint16)
+    for frame in frames:
+        tifffile.imwrite(tmp_path / "film.tif", frame, append=True)
+    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx"), frames)
+    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx", time=3), frames[3])
+    tifffile.imwrite(tmp_path / "film.tif", frames[0, :20], append=True)
+    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", series=1), frames[0, :20])

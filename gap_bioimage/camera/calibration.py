@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
-from gap_bioimage.camera.doubts import LEFT_OUT, Measured, doubts_of
+from gap_bioimage.camera.doubts import LEFT_OUT, Measured, of_images, of_numbers
 from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
-from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, frame_correlation
+from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
 _STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
-_SMOOTHED, _SMOOTHED_IMAGE = 0.6, 0.3  # and beyond which nothing can be corrected
+_NO_LINE = 3.0  # chi-square of one image's line from which on it is that of structure
 _CONTRADICTED = 0.3  # rise above a line through a known offset that no camera has
 _OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
 _SATURATED = 0.01  # share of the times at which a block is saturated
@@ -111,9 +111,7 @@ class Calibration:
         groups = zip(self.goodness.mean, self.goodness.variance, self.goodness.error, strict=True)
         return {name: getattr(self, name) for name in same} | {
             "camera": self.detector.camera.model_dump(mode="json", exclude={"measured"}),
-            "gain": self.gain.to_list(),
-            "offset": self.offset.to_list(),
-            "read_noise": self.read_noise.to_list(),
+            **{name: getattr(self, name).to_list() for name in ("gain", "offset", "read_noise")},
             "chi_square": _short(self.goodness.chi_square),
             "degrees_of_freedom": self.goodness.freedom,
             "bend": _short(self.goodness.bend),
@@ -190,9 +188,13 @@ def calibrate(
     numbers = numbers_of(fit, known, seed)
     _check_numbers(frames.name, moments, numbers, known)
     numbers = numbers if frames.count > 1 else replace(numbers, gain=_with_structure(numbers.gain))
-    curve = curve_of(fit.kept, numbers.gain.value)
+    unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure misleads it
+    curve = curve_of(fit.kept, numbers.gain.value, unlit)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
+    if frames.count == 1 and curve.chi_square > _NO_LINE:
+        told = f"{frames.name} holds sharp structure, which passes for noise (chi-square {curve.chi_square:.3g})"
+        raise NotPhotonCountsError(f"{told}; use frames of the same field")
     if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
         told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
         raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")
@@ -232,7 +234,7 @@ def _with_structure(gain: Estimate) -> Estimate:
 def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
     """Refuse images whose noise is that of a program."""
     most = abs(correlation.largest)
-    if most + between_frames > (_SMOOTHED if frames.count > 1 else _SMOOTHED_IMAGE):
+    if most + between_frames > SMOOTHED[frames.count > 1]:
         whose = "neighbouring pixels" if most >= between_frames else "successive frames"
         raise NotPhotonCountsError(
             f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "
@@ -260,14 +262,15 @@ def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -
 
 def _result(it: Measured, known: Known) -> Calibration:
     frames, dark, numbers, kept = it.frames, it.dark, it.numbers, it.fit.kept
+    detector = Detector(_camera_of(it), None if dark is None else dark.maps(numbers.gain.value))
     whence = "noise" if known.read_noise is None else "given read noise"
     step = max(1, len(kept.mean) // _SHOWN)
     return Calibration(
-        detector=Detector(_camera_of(it), None if dark is None else dark.maps(numbers.gain.value)),
+        detector=detector,
         gain=numbers.gain,
         offset=numbers.offset,
         read_noise=numbers.read_noise,
-        method=frames.method,
+        method=detector.camera.measured["method"],
         offset_from="dark frames" if dark is not None else "given" if known.offset is not None else whence,
         images=frames.name,
         frames=frames.count,
@@ -278,7 +281,7 @@ def _result(it: Measured, known: Known) -> Calibration:
         cloud=np.stack([kept.mean, kept.variance])[:, ::step],
         correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(doubts_of(it)),
+        warnings=(*of_images(it), *of_numbers(it)),
         counts=_is_counts(it),
     )
 
@@ -300,7 +303,8 @@ def _camera_of(it: Measured) -> Camera:
     from gap_bioimage import __version__
 
     frames, dark, numbers = it.frames, it.dark, it.numbers
-    measured: dict[str, Any] = {"method": frames.method, "images": frames.name, "frames": frames.count}
+    method = "stack" if frames.count > 1 else "one image"
+    measured: dict[str, Any] = {"method": method, "images": frames.name, "frames": frames.count}
     if dark is not None:
         measured |= {"dark": dark.frames.name, "dark_frames": dark.frames.count}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}

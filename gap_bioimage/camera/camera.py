@@ -258,30 +258,22 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
 def _doubts(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name: str) -> Iterator[str]:
     camera, share = detector.camera, float(np.mean(detector.saturated(sample)))
     if share > _MOST_SATURATED:
-        yield (
-            f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there are "
-            "too dark; use a shorter exposure"
-        )
+        told = f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there"
+        yield f"{told} are too dark; use a shorter exposure"
     if detector.correlation >= CORRELATED:
-        yield (
-            f"this camera was measured on images whose neighbours share noise ({detector.correlation:.2f}): networks "
-            f"copy some of it, and what is held out of {name} tells nothing of quality; use raw images"
-        )
+        told = f"this camera was measured on images whose neighbours share noise ({detector.correlation:.2f}): networks"
+        yield f"{told} copy some of it, and what is held out of {name} tells nothing of quality; use raw images"
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:
-        yield (
-            f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons: they are "
-            "those of another camera or setting, or the image was smoothed or resampled; measure them with "
-            "`gap-bioimage calibrate`"
-        )
+        told = f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons"
+        told += ": they are those of another camera or setting, or the image was smoothed or resampled"
+        yield f"{told}; measure them with `gap-bioimage calibrate`"
     # a percentile, because single pixels of dark images are noise
     signal = max(0.0, (float(np.percentile(sample, 25)) - camera.offset) / camera.gain)
     if camera.read_noise > _QUIET and signal + camera.read_noise**2 < model.MODEL_FROM:
-        yield (
-            f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}: they "
-            "are clipped at zero, and their counts are only roughly those of photons (signal + read noise^2 should be "
-            "at least 1)"
-        )
+        told = f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}"
+        told += ": they are clipped at zero, and their counts are only roughly those of photons"
+        yield f"{told} (signal + read noise^2 should be at least 1)"
 
 
 def _variance_over_mean(image: xr.DataArray, detector: Detector) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,6 @@ class Frames:
         """Frames of the same field."""
         return int(self.values.shape[1])
 
-    @property
-    def method(self) -> str:
-        """What their noise is taken from."""
-        return "stack" if self.count > 1 else "one image"
-
 
 @dataclass(frozen=True)
 class Dark:
@@ -58,7 +53,8 @@ class Dark:
         """Return blocks of images and of the dark frames, if these have noise and not rounding alone."""
         if self.pixel_variance is None or float(self.pixel_variance.mean()) < _LEAST_VARIANCE:
             return moments
-        return moments.with_more(moments_of(self.frames.values, in_time=True))
+        both = moments, moments_of(self.frames.values, in_time=True)
+        return Moments(*(np.concatenate([getattr(m, f.name) for m in both], -1) for f in fields(Moments)))
 
     def maps(self, gain: float) -> PixelMaps | None:
         """Offset and read noise of each pixel, drawn to their means by the share of scatter that chance explains."""

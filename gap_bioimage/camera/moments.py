@@ -85,6 +85,7 @@ def scan(values: Values) -> Statistics:
         maximum = max(maximum, float(highest))
         total += float(chunk.sum(dtype=np.float64))
         near.update({highest - k: int(np.count_nonzero(chunk == highest - k)) for k in range(_LEVELS_BELOW + 1)})
+        lattice = 1 if max(maximum, -minimum) >= 2**63 else lattice  # beyond the integers
         for part in (chunk[:4096], chunk):  # nearly always 1, and known from a few pixels
             if lattice != 1 and not fractional:
                 lattice = math.gcd(lattice, int(np.gcd.reduce(np.abs(part.astype(np.int64)))))
@@ -114,10 +115,6 @@ class Moments:
     def at(self, blocks: Values | slice) -> Moments:
         """Return some of the blocks."""
         return Moments(*(getattr(self, field.name)[..., blocks] for field in fields(self)))
-
-    def with_more(self, more: Moments) -> Moments:
-        """Return the blocks of both."""
-        return Moments(*(np.append(getattr(self, f.name), getattr(more, f.name), axis=-1) for f in fields(self)))
 
     def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
         """Return the variance that ``variance`` has by chance; light adds its own kurtosis, ``gain^2 variance``."""

@@ -12,10 +12,12 @@ from gap_bioimage.camera.moments import Flags, Floats, Moments, Values, block_me
 
 _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20
 _GROUPS, _GROUP_PHOTONS = 16, 200
+_UNLIT = 3.0  # standard errors above the offset
 _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds more than noise
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors
 _ALIKE = 0.05  # correlation that structure and detectors may leave
+SMOOTHED = {True: 0.6, False: 0.3}  # and beyond which noise of frames, and of one image, tells nothing of a camera
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,6 @@ class Curve:
         return float(self.fano[-1])
 
     @property
-    def bright_error(self) -> float:
-        """Standard error of ``bright``."""
-        return float(self.error[-1] / max(abs(float(self.mean[-1])), 1e-300))
-
-    @property
     def smallest(self) -> float:
         """The smallest variance over mean: a gain makes even this large."""
         return float(np.min(self.fano))
@@ -82,7 +79,7 @@ class Curve:
         return int(np.sign(self.bend)) if abs(self.bend) > max(least, _SURE * self.bend_error) else 0
 
 
-def curve_of(moments: Moments, unit: float = 1.0) -> Curve | None:
+def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> Curve | None:
     """Return variance against brightness; None where there are fewer than 36 pixels or 20 photons of ``unit`` each."""
     order = np.argsort(moments.mean, kind="stable")
     moments = moments.at(order)
@@ -91,9 +88,11 @@ def curve_of(moments: Moments, unit: float = 1.0) -> Curve | None:
         return None
     # groups of as many blocks, and of so many photons that each variance is known
     count, edges = len(order), [0]
+    error = np.sqrt(np.maximum(moments.variance, 0) / moments.samples)  # noise sorts what has no light
+    unlit = int(np.count_nonzero(moments.mean < offset + _UNLIT * error))
     while edges[-1] < count:
         enough = int(np.searchsorted(photons, photons[edges[-1]] + _GROUP_PHOTONS))
-        stop = min(count, max(edges[-1] + math.ceil(count / _GROUPS), enough))
+        stop = min(count, max(edges[-1] + math.ceil((count - unlit) / _GROUPS), enough, unlit))
         edges.append(stop if photons[-1] - photons[stop] >= _GROUP_PHOTONS else count)
     groups = (slice(*pair) for pair in itertools.pairwise(edges))
     x, y, error = np.array([_typical(moments.at(group), unit) for group in groups]).T

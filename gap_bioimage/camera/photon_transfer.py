@@ -48,7 +48,7 @@ class Fit:
     line: Line
     moments: Moments
     weight: Floats  # of the blocks: 0 where something moves or flickers
-    clipped: bool = False  # dark pixels are clipped at zero
+    clipped: bool = False  # dark pixels are clipped at zero, or all of them may be
     coarse: bool = False  # noise is lost in rounding
 
     @property
@@ -71,7 +71,9 @@ def fit_line(moments: Moments) -> Fit:
     found, clipped, coarse = _iterated(moments), False, False
     dim = moments.zeros > _ZEROS
     bright = next((kept for few in _FEW_ZEROS if enough(kept := moments.zeros < few)), None)
-    if dim.any() and bright is not None:
+    if dim.any() and bright is None:  # nothing tells the line of the others, but counts have no other
+        clipped = abs(moments.variance.sum() / moments.mean.sum() - 1) > _LIKE_COUNTS
+    elif dim.any() and bright is not None:
         rest = _iterated(moments.at(bright))
         clipped = _falls_short(moments.at(dim), rest.line)
         found = rest if clipped else found

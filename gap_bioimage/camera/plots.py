@@ -132,12 +132,12 @@ def _draw_curve(axes: Axes, report: Inspection) -> None:
 
 def _draw_correlation(axes: Axes, report: Inspection) -> None:
     y, x, error = report.noise_correlation_y, report.noise_correlation_x, report.noise_correlation_error
-    axes.set_title(
-        f"correlation of the noise of neighbours ({report.noise_correlation_method}), expected 0", fontsize=9
-    )
+    method = report.noise_correlation_method
+    axes.set_title(f"correlation of the noise of neighbours ({method}), expected 0", fontsize=9)
     axes.axhline(0, color="0.4", lw=1)
-    axes.set_ylim(-1, 1)
     if y is not None and x is not None and error is not None:
+        high = min(1.0, max(0.1, 1.5 * (max(abs(y), abs(x)) + 5 * error)))
+        axes.set_ylim(-high, high)
         bars = axes.bar(["along y", "along x"], [y, x], yerr=5 * error, color=_BLUE, width=0.5, capsize=4)
         axes.bar_label(bars, fmt="%.3f", padding=4)
         axes.set_ylabel("with 5 standard errors")

@@ -82,6 +82,7 @@ def print_table(report: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key, value in report.items():
         if value not in (None, {}):
+            value = ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value
             text = escape(f"{value:.4g}" if isinstance(value, float) else str(value))
             table.add_row(key.replace("_", " "), text, style="bold" if key in ("verdict", "next") else None)
     Console().print(table)

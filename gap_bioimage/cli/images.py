@@ -17,10 +17,7 @@ from gap_bioimage.errors import GapWarning
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration
 
-_PLOT = (
-    "Draw the image, its histogram, variance against mean and the correlation of its noise; of several images each "
-    "gets its name added."
-)
+_PLOT = "Draw image, histogram, variance against mean and correlation of the noise; several images add their names."
 _MULTIPLYING = "Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given."
 _STACK = "Raw frames of the same field (t); one image, or a z-stack, does too."
 _DARK = "Frames without light: offset and read noise, of every pixel too."
@@ -28,6 +25,7 @@ _ERRORS = {f"noise_correlation_{axis}": "noise_correlation_error" for axis in "y
 _ERRORS |= {"thinning_correlation": "thinning_correlation_error"}
 _NOT_PRINTED = ("variance_curve", "channel_names", *_ERRORS.values())
 _WORDS = {"processed": "processed, not usable as counts", "not usable": "not usable as counts"}
+_NAMES = {"fano": "variance/mean in the dark", "fano_bright": "variance/mean where bright", "lattice": "multiples of"}
 
 
 def simulate(
@@ -75,7 +73,8 @@ def _in_words(report: dict[str, Any]) -> dict[str, Any]:
         if report[key] is not None and report[error] is not None:
             shown[key] = f"{report[key]:.3f} +- {report[error]:.3f}"
     verdict = _WORDS.get(report["verdict"], report["verdict"])
-    return shown | {"verdict": verdict, "message": with_flags(report["message"])}
+    shown |= {"verdict": verdict, "message": with_flags(report["message"])}
+    return {_NAMES.get(key, key): value for key, value in shown.items()}
 
 
 @dataclass(frozen=True)

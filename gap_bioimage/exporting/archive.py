@@ -152,7 +152,8 @@ def _fill(folder: Path, order: _Order) -> None:
     np.save(folder / documents.TEST_INPUT, test_input)
     np.save(folder / f"test_{product.output}.npy", product.run(given))
     with torch.inference_mode():
-        documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy())
+        label = "counts" if intake.detector is None else "camera image"
+        documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy(), label)
     order.tell("measuring scores")
     measured = _measured(order, denoiser, sizes, halo, measures.speed_of(product.sampler or product.module, given))
     documents.write_readme(folder / documents.README, model, order.card, product, measured)

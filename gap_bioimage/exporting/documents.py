@@ -237,8 +237,8 @@ def _told(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
-    """Draw counts (c, [z,] y, x) and denoised image side by side, with labels and a thin line between them.
+def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray, label: str = "counts") -> None:
+    """Draw counts (c, [z,] y, x), or what they are of, and denoised image side by side, with labels and a line between.
 
     At most 256 x 256 px of the middle of both, each pixel a square of whole pixels, on one grey scale.
     """
@@ -250,13 +250,13 @@ def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray) -> None:
     top = float(np.percentile(planes[1], 99.8)) or 1.0
     cover = Image.new("L", (2 * width + _LINE_PX, width), 255)
     font = ImageFont.load_default(size=max(10, width // 22))
-    for number, (plane, label) in enumerate(zip(planes, ("counts", "denoised"), strict=True)):
+    for number, (plane, text) in enumerate(zip(planes, (label, "denoised"), strict=True)):
         y, x = ((size - side) // 2 for size in plane.shape)
         grey = 255 * np.clip(plane[y : y + side, x : x + side] / top, 0, 1)
         panel = Image.fromarray(grey.astype(np.uint8)).resize((width, width), Image.Resampling.NEAREST)
         draw = ImageDraw.Draw(panel)
-        box = draw.textbbox((6, 4), label, font=font)
+        box = draw.textbbox((6, 4), text, font=font)
         draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill=0)
-        draw.text((6, 4), label, fill=255, font=font)
+        draw.text((6, 4), text, fill=255, font=font)
         cover.paste(panel, (number * (width + _LINE_PX), 0))
     cover.save(path, optimize=True)

@@ -81,7 +81,9 @@ class Coverage:
         for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
             axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
             axes.axhline(b.count / len(b.ranks), color="black", linewidth=1)
-            axes.set(title=f"{b.count} blocks of {b.size_px} px", xlabel="samples that predict fewer", ylabel="blocks")
+            axes.set(
+                title=f"{b.count} blocks of {b.size_px} px", xlabel="samples below what was held out", ylabel="blocks"
+            )
         return figure
 
 

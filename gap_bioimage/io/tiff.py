@@ -79,6 +79,8 @@ def open_tiff(path: Path) -> list[Stored]:
                 lost = _lost_page(tif)
             # a page of which only a part is there would be an error of the whole file
             with tifffile.TiffFile(path, size=min(lost, path.stat().st_size) if lost else None) as tif:
+                if tif.is_shaped and len(tif.pages) > 1 and getattr(tif.pages[1], "is_shaped", False):
+                    tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
                 count = 1 if tif.is_imagej else len(tif.series)
                 return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
         except (IndexError, struct.error):
