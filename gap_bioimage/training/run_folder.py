@@ -24,13 +24,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
+from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
+from gap_bioimage.training.choices import SIZES
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
@@ -64,10 +65,13 @@ class Start:
                     f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
                     f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
                 )
-        # set, so that none is chosen that suits new weights only
+        if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
+            told = f"train.size={size} chooses new networks only: that of {self.record['name']} stays as it is"
+            warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
+        # all of it set, so that nothing is chosen that suits new weights only
         kept = {name: getattr(config.train, name) for name in ("optimizer", "learning_rate")}
         train = config.train.model_copy(update=kept)
-        return config.model_copy(update={"network": own, "train": train})
+        return config.model_copy(update={"network": NetworkConfig(**own.model_dump()), "train": train})
 
     def write(self, run: Path) -> None:
         """Keep a copy of the weights in the run folder."""
@@ -229,6 +233,7 @@ class RunFolder(pl.Callback):
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
         self.folder, self.fingerprint, self.init = folder, fingerprint, init
         self.rows: list[dict[str, float]] = []
+        self.resumed_from = 0  # rows that there were before
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
         """Do not go on with a run that had ended early."""
@@ -247,11 +252,10 @@ class RunFolder(pl.Callback):
         if math.isnan(row["validation_loss"]) and not self.rows:
             told = "what is held out for validation has no photons: nothing tells which model is the best"
             warnings.warn(f"{told}; give more images", CountsWarning, stacklevel=2)
-        earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
         self.rows.append(row)
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=trainer.global_step)
-        if not earlier or row["validation_loss"] <= min(earlier):
+        if self._best in (None, len(self.rows) - 1):
             trainer.save_checkpoint(self.folder / "best.ckpt")
         # last, so that a kill between the two repeats this stretch and makes the same best again
         trainer.save_checkpoint(self.folder / "last.ckpt")
@@ -281,6 +285,7 @@ class RunFolder(pl.Callback):
                 f"the run in {self.folder} was trained on other images than given now; resume with the same images"
             )
         self.rows = list(stored["metrics"])
+        self.resumed_from = len(self.rows)
         # with more steps than at first, the last stretch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
         left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
@@ -288,13 +293,22 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+        """Tell that a resumed run has found no better model."""
+        if (best := self._best) is not None and best < self.resumed_from < len(self.rows):
+            told = "no validation since it was resumed is better than that of step %d, so that the model is the same"
+            log.info(told, self.rows[best]["step"])
+
+    @property
+    def _best(self) -> int | None:
+        """The row of the lowest loss, the last where several are alike; None where none is known."""
+        known = [(loss, -n) for n, row in enumerate(self.rows) if not math.isnan(loss := row["validation_loss"])]
+        return -min(known)[1] if known else None
+
     def _end_early(self, trainer: pl.Trainer, train: TrainConfig) -> None:
-        losses = [row["validation_loss"] for row in self.rows]
-        known = [loss for loss in losses if not math.isnan(loss)]
-        if train.patience is not None and known:
+        if train.patience is not None and (best := self._best) is not None:
             first_half = sum(2 * row["step"] <= train.steps for row in self.rows)  # much is learned as the rate falls
-            best = losses.index(min(known))
-            waited = len(losses) - max(best + 1, first_half)
+            waited = len(self.rows) - max(best + 1, first_half)
             if waited >= train.patience:
                 trainer.should_stop = True
                 told = "ended after %d steps: the last %d validations were no better than that of step %d"
