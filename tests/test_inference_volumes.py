@@ -265,6 +265,8 @@ def test_samples_give_mean_and_standard_deviation(tmp_path: Path) -> None:
     [
         ({"part": (3, 2)}, ConfigError),
         ({"part": (0, 2)}, ConfigError),
+        ({"version": "0.3"}, ConfigError),
+        ({"image": counts()}, ConfigError),
         ({"n_samples": 0}, ConfigError),
         ({"n_samples": 1, "batch": 0}, ConfigError),
         ({"block_px": (8, 8, 8)}, ConfigError),
@@ -282,7 +284,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     out = tmp_path / given.pop("out", "out.zarr")
     write_image(tmp_path / "in.tif", counts() * given.pop("scale", 1))
     with pytest.raises(error):
-        denoise_volume(PLAIN, tmp_path / "in.tif", out, **given)
+        denoise_volume(PLAIN, given.pop("image", tmp_path / "in.tif"), out, **given)
     assert [file.name for file in tmp_path.iterdir()] == ["in.tif"] or "batch" in options
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from gap_bioimage.config import differences
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
@@ -30,7 +31,6 @@ from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
 Index = tuple[int, ...]
 _RECORDS = ".done"  # in the folder of a level, where no reader looks
 _KEY = "gap_bioimage"  # of what the store tells of the work on it
-_SHORT = 80  # characters of a setting that a message can tell; hashes are longer
 _HINT = "free some space, or see to its permissions; the same command goes on from what is done"
 
 
@@ -58,8 +58,8 @@ class Blocks:
                     shutil.rmtree(own, ignore_errors=True)
         if not (before := begun_with(self.path)):
             raise OutputError(f"{self.path} is there already and was not begun so; remove it or choose another name")
-        if others := _changed(before, json.loads(json.dumps(settings))):
-            begun = f"{self.path} was begun with other settings ({', '.join(others)})"
+        if others := differences(before, json.loads(json.dumps(settings))):
+            begun = f"{self.path} was begun with other settings ({'; '.join(others.values())})"
             raise OutputError(f"{begun}; give those of before to go on, or choose another name")
 
     @property
@@ -277,15 +277,6 @@ def volume_status(out: Path | str) -> VolumeStatus:
 def begun_with(path: Path) -> dict[str, Any]:
     """Return the settings that a store was begun with; nothing where it was not, or is not there."""
     return dict(_told(path).get("settings", {}))
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ, with both values where these are short."""
-    sections = [{n: of if isinstance(of, dict) else {"": of} for n, of in each.items()} for each in (before, now)]
-    flat = [{f"{n}.{k}".rstrip("."): v for n, of in each.items() for k, v in of.items()} for each in sections]
-    pairs = {name: [each.get(name) for each in flat] for name in {**flat[0], **flat[1]}}
-    told = {name: f"{name}={old}, not {new}" for name, (old, new) in pairs.items() if old != new}
-    return [words if len(words) < _SHORT else name for name, words in told.items()]
 
 
 def _recorded(path: Path, level: int) -> list[str]:

@@ -23,7 +23,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
+from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig, differences
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
@@ -121,19 +121,13 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     if most is not None and wanted is not None and wanted > most:
         own["thinning"]["max_db"] = most  # a brightness beyond the images was stored as theirs
     merged = RunConfig.from_dict(own)
-    before, asked = _flat(stored), _flat(merged)
-    others = {key for key in before | asked if before.get(key) != asked.get(key)}
-    if others and (others != {"train.steps"} or merged.train.steps < stored.train.steps):
-        was, now = (", ".join(f"{key}={of.get(key)}" for key in sorted(others)) for of in (before, asked))
+    others = differences(stored.model_dump(), merged.model_dump())
+    if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
         raise ConfigError(
-            f"the run in {out} was started with other settings than given now ({was}, not {now}); leave them out to "
-            f"resume it (only train.steps may change, to more than {stored.train.steps})"
+            f"the run in {out} was started with other settings than given now ({'; '.join(others.values())}); leave "
+            f"them out to resume it (only train.steps may change, to more than {stored.train.steps})"
         )
     return merged
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    return {f"{name}.{key}": v for name, section in config.model_dump().items() for key, v in (section or {}).items()}
 
 
 # Lightning starts the processes of the other devices with the same command: only the first one looks and writes
@@ -189,7 +183,9 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        stack = max(candidates, key=_brightness)
+        # the mean of an image; of one on disk, that of its middle
+        seen = [one.values if isinstance(one.values, np.ndarray) else one[_middle(one)].values for one in candidates]
+        stack = candidates[int(np.argmax([float(values.mean()) for values in seen]))]
         piece = np.asarray(stack[_middle(stack)].values)
         with replacing(out / name) as temporary:
             np.save(temporary, np.ascontiguousarray(piece[0] if stack.repeated else piece))
@@ -197,11 +193,6 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
 
 def _middle(stack: Stack) -> tuple[slice, ...]:
     return slice(None), *map(middle, stack.shape[1:], _PIECE_PX[len(stack.shape) - 1])
-
-
-def _brightness(stack: Stack) -> float:
-    """Return the mean of an image; of one on disk, that of its middle."""
-    return float((stack if isinstance(stack.values, np.ndarray) else stack[_middle(stack)]).values.mean())
 
 
 def fingerprint(split: Split) -> str:
