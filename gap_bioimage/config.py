@@ -3,7 +3,7 @@
 import difflib
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +15,7 @@ from gap_bioimage.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 _LEAST_PATCH = 64  # pixels
+_SHORT = 80  # characters of a setting that a message tells
 
 
 @contextmanager
@@ -305,3 +306,12 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: {text!r} is not a yaml value") from None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return which settings differ, by section and key, and in words how."""
+    sections = [{n: of if isinstance(of, dict) else {"": of} for n, of in each.items()} for each in (before, now)]
+    flat = [{f"{n}.{k}".rstrip("."): v for n, of in each.items() for k, v in of.items()} for each in sections]
+    pairs = {name: [each.get(name) for each in flat] for name in {**flat[0], **flat[1]}}
+    told = {name: f"{name}={old}, not {new}" for name, (old, new) in pairs.items() if old != new}
+    return {name: words if len(words) < _SHORT else name for name, words in told.items()}  # hashes tell nothing

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -79,13 +78,8 @@ def _one_model(
     seconds = round(time.monotonic() - start, 1)
     result = DemoResult(name, counts_db, gaussian_db, denoised_db, report.status, seconds)
     images = {"counts": counts, "best Gaussian filter": counts.copy(data=gaussian), "denoised": rate, "truth": truth}
-    return result, {title: _plane(image) for title, image in images.items()}
-
-
-def _plane(image: xr.DataArray) -> NDArray[np.floating]:
-    """Return the image, or the middle plane of a stack."""
-    plane = image.isel(z=image.sizes["z"] // 2) if "z" in image.dims else image
-    return np.asarray(plane.values, float)
+    shown = {title: image[len(image) // 2] if image.ndim == 3 else image for title, image in images.items()}
+    return result, {title: np.asarray(plane, float) for title, plane in shown.items()}
 
 
 def _print(console: Console, results: list[DemoResult], folder: Path) -> None:

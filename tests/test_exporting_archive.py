@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import tempfile
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +24,6 @@ from gap_bioimage.validation import report as validation
 from gap_bioimage.validation.outcome import Check
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fixtures_model import Trained
 
     from gap_bioimage.validation.report import Report
@@ -73,6 +73,19 @@ def test_an_exported_zip_is_the_same_model_and_bioimageio_predicts_what_it_says(
     rate = denoise(model, counts).values.astype(float)
     inner = (slice(112, -112),) * 2  # where the mirrored border of bioimageio.core is not seen
     np.testing.assert_allclose(got[inner], rate[inner], rtol=1e-4)
+
+
+def test_the_example_for_bioimageio_gives_what_denoise_gives_borders_included(
+    exported: tuple[Path, Report, list[str]], trained_2d: Trained
+) -> None:
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "predict_with_bioimageio.py"))
+    model = load_model(trained_2d.run)
+    for shape in ((37, 53), (2, 3, 17), (2, 2, 21, 5)):
+        counts = np.random.default_rng(0).poisson(2.0, shape).astype(np.uint16)
+        expected = denoise(model, counts, dims="tzyx"[-len(shape) :], planes=True)
+        np.testing.assert_allclose(example["denoise"](str(exported[0]), counts), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(SystemExit):
+        example["denoise"](str(exported[0]), counts[0, 0, 0])
 
 
 def test_a_zip_that_fails_a_check_is_not_written_and_a_stopped_export_leaves_nothing(

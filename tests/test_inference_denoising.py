@@ -204,6 +204,17 @@ def test_regions_of_an_image() -> None:
     assert [*found[0].to_dict()] == ["label", "pixels", "counted", "photons", "std"]
 
 
+def test_regions_of_images_beyond_the_training_of_a_plain_network_are_warned_of() -> None:
+    counts = xr.DataArray(np.random.default_rng(0).poisson(40.0, (24, 24)), dims=["y", "x"])
+    labels = xr.zeros_like(counts)
+    labels[4:20, 4:20] = 1
+    with pytest.warns(TrainedRangeWarning):
+        region_uncertainty(random_model(trained_range_db=(-40.0, 10.0)), counts, labels, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainedRangeWarning)
+        region_uncertainty(random_model(trained_range_db=(-40.0, 10.0), anchor=True), counts, labels, seed=0)
+
+
 @pytest.mark.parametrize(
     "values", [np.eye(5, 12, dtype=int), np.full((12, 12), 0.5), np.eye(12) - 1, np.zeros((12, 12)), np.ones((12, 12))]
 )

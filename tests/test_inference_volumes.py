@@ -15,7 +15,7 @@ from fixtures_model import Trained, random_model
 
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, SamplingConfig
-from gap_bioimage.errors import AxesError, ConfigError, HotPixelWarning, NotPhotonCountsError, OutputError
+from gap_bioimage.errors import AxesError, ConfigError, GapWarning, HotPixelWarning, NotPhotonCountsError, OutputError
 from gap_bioimage.inference import tiling
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
@@ -265,6 +265,8 @@ def test_samples_give_mean_and_standard_deviation(tmp_path: Path) -> None:
     [
         ({"part": (3, 2)}, ConfigError),
         ({"part": (0, 2)}, ConfigError),
+        ({"version": "0.3"}, ConfigError),
+        ({"image": counts()}, ConfigError),
         ({"n_samples": 0}, ConfigError),
         ({"n_samples": 1, "batch": 0}, ConfigError),
         ({"block_px": (8, 8, 8)}, ConfigError),
@@ -282,7 +284,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     out = tmp_path / given.pop("out", "out.zarr")
     write_image(tmp_path / "in.tif", counts() * given.pop("scale", 1))
     with pytest.raises(error):
-        denoise_volume(PLAIN, tmp_path / "in.tif", out, **given)
+        denoise_volume(PLAIN, given.pop("image", tmp_path / "in.tif"), out, **given)
     assert [file.name for file in tmp_path.iterdir()] == ["in.tif"] or "batch" in options
 
 
@@ -318,3 +320,29 @@ def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any
     one_sentence(run("denoise", *files, tmp_path / "bf16.zarr", "--precision", "float32"))
     one_sentence(run("denoise", *files, tmp_path / "out.tif", "--part", "1/2"))
     one_sentence(run("denoise", *files, tmp_path / "none.zarr", "--status"))
+
+
+def test_who_goes_on_keeps_the_blocks_and_is_told_the_settings_of_before(tmp_path: Path) -> None:
+    model, how = anchored(dim=2), dict[str, Any](planes=True, halo_px=(16, 16))
+    write_image(tmp_path / "in.zarr", counts(size=80))
+
+    def fill(**more: Any) -> Any:
+        return denoise_volume(model, tmp_path / "in.zarr", tmp_path / "out.zarr", **{**how, **more})
+
+    assert not fill(block_px=(32, 40), part=(1, 2)).complete
+    with pytest.raises(OutputError, match=r"block\.y=32, not 48"):
+        fill(block_px=(48, 40))
+    with pytest.raises(OutputError, match=r"halo=\[16, 16\], not \[8, 8\]"):
+        fill(halo_px=(8, 8))
+    with pytest.raises(OutputError, match=r"model\.network[,)]"):
+        denoise_volume(PLAIN, tmp_path / "in.zarr", tmp_path / "out.zarr", **how)
+    assert fill().complete
+    assert zarr.open_array(str(tmp_path / "out.zarr" / "0"), mode="r").shards[-2:] == (32, 40)
+
+
+def test_frames_that_make_no_sum_are_told_of_volumes_too(tmp_path: Path) -> None:
+    model = replace(anchored(dim=2), n_frames=8)
+    movie = xr.DataArray(np.random.default_rng(0).integers(0, 2, (18, 16, 16)).astype(np.uint8), dims=["t", "y", "x"])
+    with pytest.warns(GapWarning, match="last 2 frames"):
+        result = in_blocks(tmp_path, model, movie, sum_frames=8)
+    assert result.sizes["t"] == 2

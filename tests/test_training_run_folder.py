@@ -14,7 +14,7 @@ from original_gap import HYPER, lightning_checkpoint, original_gap
 from test_training_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, interrupted_at, run, stripes
 
 from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
+from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.fit import train
@@ -212,6 +212,28 @@ def test_settings_of_the_network_that_contradict_are_refused(tmp_path: Path, ori
     # those that agree may be given
     agreeing = RunConfig(network=NetworkConfig(dim=2, depth=3), train=TrainConfig(**{**SETTINGS, "steps": 1}))
     assert run(tmp_path / "run", config=agreeing, init=original).config.levels == 3
+
+
+@pytest.mark.parametrize(("size", "told"), [("small", True), ("large", True), (None, False)])
+def test_a_size_does_not_change_the_network_to_start_from(
+    tmp_path: Path, original: Path, recwarn: pytest.WarningsRecorder, size: str | None, told: bool
+) -> None:
+    model = begin(tmp_path / "run", original, steps=1, size=size)  # which is a network of no such size
+    assert model.config == load_model(original).config
+    assert any(warning.category is NetworkWarning for warning in recwarn) == told
+
+
+def test_a_run_that_was_resumed_tells_that_nothing_better_was_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0, 0.5])
+    monkeypatch.setattr(GapModule, "validation_loss", lambda _: next(losses))
+    caplog.set_level("INFO", run_folder.log.name)
+    for steps, best, told in ((2, 2, 0), (4, 2, 1), (5, 5, 1)):  # one validation per step
+        config = config_of(steps=steps, validate_every=1)
+        run(tmp_path / "run", config=config, resume=steps > 2)
+        assert load_model(tmp_path / "run" / "best.ckpt").history.steps == best
+        assert sum("better than that of step 2" in record.message for record in caplog.records) == told
 
 
 def test_an_interrupted_run_goes_on_from_the_same_weights(

@@ -30,8 +30,8 @@ from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing
 from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, check_sizes, round_up, tiles, within
 from gap_bioimage.io import sum_frames
-from gap_bioimage.io.blocks import Blocks, Index
-from gap_bioimage.io.image import AXES, metadata_of, middle
+from gap_bioimage.io.blocks import Blocks, Index, begun_with
+from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
 from gap_bioimage.io.ome_zarr import CHUNK, Design
 from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
@@ -80,6 +80,9 @@ class Volume:
 
     def __init__(self, job: Job, model: Model | None = None) -> None:
         self.job, self.model = job, load_model(job.model) if model is None else model
+        kinds = ("mean", "std")
+        self.outs = {"denoised": job.out} if job.drawn is None else {kind: beside(job.out, kind) for kind in kinds}
+        self.begun = begun_with(next(iter(self.outs.values())))  # which who goes on keeps, where nothing else is asked
         self.detector = self.model.camera_for(job.layout.camera)
         memory_bytes = _OF_GPU_BYTES if best_device(job.device).startswith("cuda") else _MEMORY_BYTES
         self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device, memory_bytes)
@@ -89,9 +92,10 @@ class Volume:
         self.seen = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
         self.sizes = {axis: self.source.sizes[axis] for axis in AXES if axis in self.source.dims}
         if job.n_frames is not None:
-            self.sizes["t"] = (frames := self.sizes.get("t", 1)) // job.n_frames
+            self.sizes["t"], left = divmod(frames := self.sizes.get("t", 1), job.n_frames)
             if not self.sizes["t"]:
                 raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {frames}")
+            warn_of_rest(left, job.n_frames, job.image.name)
         if set(self.seen) - set(self.sizes):
             axes, expected = " ".join(self.sizes), f"expected {' '.join(self.seen)} for a {dim}D model"
             raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
@@ -101,18 +105,19 @@ class Volume:
     @cached_property
     def results(self) -> list[Blocks]:
         """The stores to fill: the denoised volume, or mean and standard deviation of samples."""
-        out = self.job.out
-        kinds, template = ["denoised"] if self.job.drawn is None else ["mean", "std"], metadata_of(self.source)
-        paths = [out] if self.job.drawn is None else [beside(out, kind) for kind in kinds]
+        template = metadata_of(self.source)
         if self.job.n_frames and "t" in template.steps:
             template = replace(template, steps={**template.steps, "t": template.steps["t"] * self.job.n_frames})
-        design = Design("", self.sizes, template, np.dtype(np.float32), self.job.version, self._block_px())
+        design = Design("", self.sizes, template, np.dtype(np.float32), self.job.version, self._block_px)
         # not the name of the result: then its bytes would depend on where it is written
         name = self.job.image.name.partition(".")[0]
-        return [Blocks(path, replace(design, name=f"{name} {kind}")) for path, kind in zip(paths, kinds, strict=True)]
+        return [Blocks(path, replace(design, name=f"{name} {kind}")) for kind, path in self.outs.items()]
 
+    @cached_property
     def _block_px(self) -> dict[str, int]:
-        """Return the pixels of a block: multiples of chunks and of the network's pooling."""
+        """The pixels of a block: multiples of chunks and of the network's pooling."""
+        if self.job.block_px is None and "block" in self.begun:
+            return dict(self.begun["block"])
         dim = self.model.config.dim
         block = {"t": 1, "c": self.sizes.get("c", 1), **_BLOCK_PX[dim]}
         if self.job.layout.time_as_z:
@@ -141,20 +146,16 @@ class Volume:
             "halo": list(self.network.halo_px),
             "precision": self.precision,
             "samples": drawn and [drawn.n_samples, drawn.seed, drawn.settings.model_dump(mode="json"), drawn.batch],
-            "block": self._block_px(),
+            "block": self._block_px,
             "version": job.version,
         }
 
     def start(self) -> None:
-        """Begin, or go on; before the first block the halo is measured and the middle of the volume judged.
-
-        Who goes on takes the halo that the store was begun with.
-        """
-        if begun := self.results[0].settings().get("halo") if self.job.halo_px is None else None:
-            self.network.halo_px = begun
+        """Begin, or go on; before the first block the halo is measured and the middle of the volume judged."""
+        if self.job.halo_px is None and "halo" in self.begun:
+            self.network.halo_px = self.begun["halo"]
         elif self.job.halo_px is None:
-            block = self._block_px()
-            self.network.measure_halo([self.sizes[a] for a in self.seen], [block[a] for a in self.seen])
+            self.network.measure_halo(*([of[a] for a in self.seen] for of in (self.sizes, self._block_px)))
         if (tile := self.job.tile_px) is not None:
             tiles([2 * n for n in tile], tile, self.network.halo_px, self.network.step)  # refuses those without room
         if not all(result.path.exists() for result in self.results):

@@ -146,7 +146,7 @@ def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
 class Region:
     """Photons of one region and their posterior standard deviation, given the photons of the whole image.
 
-    ``std`` is None where the region holds too few photons to tell.
+    ``std`` is None where the network does not tell: of few photons, or beyond the brightness of its training.
     """
 
     label: int
@@ -159,8 +159,7 @@ class Region:
         """Return a sentence."""
         if self.std is not None:
             return f"region {self.label}: {self.photons:.1f} +- {self.std:.1f} photons ({self.counted} counted)"
-        few = "none was counted" if not self.counted else f"{self.counted} counted, too few to tell"
-        return f"region {self.label}: {self.photons:.1f} photons, their error is not known ({few})"
+        return f"region {self.label}: {self.photons:.1f} photons, their error is not known ({self.counted} counted)"
 
     def to_dict(self) -> dict[str, float | None]:
         """Return plain numbers."""
@@ -208,8 +207,8 @@ def region_uncertainty(
 
     Warns
     -----
-    NetworkWarning
-        If a region's expected photons differ from the counted ones by more than both their errors explain.
+    NetworkWarning, TrainedRangeWarning
+        If expected and counted photons differ by more than both errors explain; if a plain network sees brighter ones.
     """
     check_model(model)
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
@@ -218,12 +217,10 @@ def region_uncertainty(
     prepared = prepare(model, photons, Layout(dims, camera=camera))
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
-    counts, plain = prepared.tensor(0), not isinstance(labels, xr.DataArray) and dims is not None
-    spatial = "zyx"[-model.config.dim :]
-    axes = [axis for axis in dims or () if axis in spatial] if plain else None
-    labels = as_image(labels, axes, what="the label image")
-    labels = labels.transpose(*spatial) if set(labels.dims) == set(spatial) else labels
-    _check_labels(labels, counts.shape[2:])
+    labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])
+    if max(parts_of(model, prepared)) > 1:
+        told = "the brightest part of the image is brighter than the training, where networks without an anchor err"
+        warnings.warn(f"{told}: so may the photons of regions and their errors", TrainedRangeWarning, stacklevel=2)
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
 
     def expect(x: Tensor) -> Tensor:
@@ -247,16 +244,22 @@ def region_uncertainty(
     return found
 
 
-def _check_labels(labels: xr.DataArray, shape: tuple[int, ...]) -> None:
-    if labels.shape != shape:
+def _label_image(labels: Any, dims: str | Iterable[str] | None, shape: Sequence[int]) -> xr.DataArray:
+    """Return labels with the axes of counts of a shape ([z,] y, x), if they are some."""
+    spatial, plain = "zyx"[-len(shape) :], not isinstance(labels, xr.DataArray) and dims is not None
+    axes = [axis for axis in dims or () if axis in spatial] if plain else None
+    image = as_image(labels, axes, what="the label image")
+    image = image.transpose(*spatial) if set(image.dims) == set(spatial) else image
+    if image.shape != shape:
         raise AxesError(
-            f"the labels have {' x '.join(map(str, labels.shape))} pixels ({', '.join(map(str, labels.dims))}) and the "
+            f"the labels have {' x '.join(map(str, image.shape))} pixels ({', '.join(map(str, image.dims))}) and the "
             f"image {' x '.join(map(str, shape))}, expected the same; crop or resize the labels as the image was"
         )
-    lowest, highest = float(labels.min()), float(labels.max())
-    if labels.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
-        told = f"the labels are {labels.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
+    lowest, highest = float(image.min()), float(image.max())
+    if image.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
+        told = f"the labels are {image.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
         raise AxesError(f"{told} and 1 or more in the regions; save the label image as 8 or 16 bit, or give another")
+    return image
 
 
 def _warn_if_contradicted(region: Region) -> None:

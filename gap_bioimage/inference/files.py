@@ -146,18 +146,16 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
     if "t" in samples.dims:
         images = {beside(out, f"{n + 1:03d}"): samples.isel(sample=n) for n in range(samples.sizes["sample"])}
     figure, statistics = beside(out, "figure", ".png"), [beside(out, "mean"), beside(out, "std")]
-    if samples.sizes["sample"] < 2:
-        for path, image in images.items():
-            write_image(path, image)
+    if several := samples.sizes["sample"] > 1:
+        images |= dict(zip(statistics, mean_and_std(samples), strict=True))
+    for path, image in images.items():
+        write_image(path, image)
+    if not several:
         for path in (*statistics, figure):
             if path.is_dir():  # OME-Zarr
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
         return list(images)
-    mean, std = mean_and_std(samples)
-    images |= dict(zip(statistics, (mean, std), strict=True))
-    for path, image in images.items():
-        write_image(path, image)
     totals = mmse.sum(("y", "x"))
     brightest = totals.argmax(...) if totals.ndim else {}
 
@@ -166,7 +164,7 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
 
     shown = {"counts": plane(counts), "denoised (MMSE)": plane(mmse)}
     shown |= {f"sample {number}": plane(one) for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1)}
-    draw_posterior(figure, shown, plane(std))
+    draw_posterior(figure, shown, plane(images[statistics[1]]))
     return [*images, figure]
 
 

@@ -1,8 +1,4 @@
-"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many.
-
-A block is a function of the counts in it and around it, so that the result is the same in whatever order, by however
-many processes and after however many interruptions its blocks are made.
-"""
+"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many."""
 
 from __future__ import annotations
 
@@ -93,7 +89,7 @@ def denoise_volume(
         Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
     """
     check_model(model)
-    _check(image, out := Path(out), part, n_samples)
+    _check(image, out := Path(out), part, n_samples, version)
     drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
@@ -131,7 +127,11 @@ def _fill(
         result.average_left()
 
 
-def _check(image: Path | str, out: Path, part: tuple[int, int], n_samples: int | None) -> None:
+def _check(image: Path | str, out: Path, part: tuple[int, int], n_samples: int | None, version: str) -> None:
+    if not isinstance(image, (str, Path)):
+        raise ConfigError(f"the image is of type {type(image).__name__}, expected the name of a file or folder")
+    if version not in ("0.4", "0.5"):
+        raise ConfigError(f"version is {version!r}, expected '0.4' or '0.5' of OME-Zarr")
     number, parts = (check_whole(f"{name} of part (i, n)", value, 1) for name, value in zip("in", part, strict=True))
     check_whole("n_samples", 1 if n_samples is None else n_samples, 1)
     if number > parts:

@@ -23,6 +23,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from gap_bioimage.config import differences
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
@@ -55,16 +56,11 @@ class Blocks:
                         raise
                 finally:
                     shutil.rmtree(own, ignore_errors=True)
-        if not (before := self.settings()):
+        if not (before := begun_with(self.path)):
             raise OutputError(f"{self.path} is there already and was not begun so; remove it or choose another name")
-        asked = json.loads(json.dumps(settings))
-        if others := [name for name in {**before, **asked} if before.get(name) != asked.get(name)]:
-            begun = f"{self.path} was begun with other settings ({', '.join(others)})"
+        if others := differences(before, json.loads(json.dumps(settings))):
+            begun = f"{self.path} was begun with other settings ({'; '.join(others.values())})"
             raise OutputError(f"{begun}; give those of before to go on, or choose another name")
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the store was begun with; nothing where it was not, or is not there."""
-        return dict(_told(self.path).get("settings", {}))
 
     @property
     def _levels(self) -> range:
@@ -276,6 +272,11 @@ def volume_status(out: Path | str) -> VolumeStatus:
         raise OutputError(f"{out} is no volume that was begun here, expected one; denoise into it first")
     done = [len(_recorded(out, level)) for level in range(len(blocks))]
     return VolumeStatus(done[0], blocks[0], sum(done[1:]), sum(blocks[1:]))
+
+
+def begun_with(path: Path) -> dict[str, Any]:
+    """Return the settings that a store was begun with; nothing where it was not, or is not there."""
+    return dict(_told(path).get("settings", {}))
 
 
 def _recorded(path: Path, level: int) -> list[str]:

@@ -315,9 +315,7 @@ def sum_frames(
         told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
         raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected that many t")
     sums, left = divmod(movie.sizes["t"], n_frames)
-    if left:
-        told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
-        warnings.warn(told, GapWarning, stacklevel=2)
+    warn_of_rest(left, n_frames, name)
     one = movie.data.max(initial=0) or 1
     dtype = np.min_scalar_type(n_frames)
     summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
@@ -330,3 +328,10 @@ def sum_frames(
     if "t" in summed.coords and "step" in summed.coords["t"].attrs:
         summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
     return summed.isel(t=0, drop=True) if sums == 1 else summed
+
+
+def warn_of_rest(left: int, n_frames: int, name: str) -> None:
+    """Warn of frames that are too few for a sum."""
+    if left:
+        told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
+        warnings.warn(told, GapWarning, stacklevel=3)

@@ -102,7 +102,9 @@ def train(
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _of_images(config, stacks[0].shape[0], start, detector)
-    config = config if resumed else choose_sizes(config, split, _accelerated(device))
+    faster = torch.cuda.is_available() or torch.backends.mps.is_available()
+    accelerated = faster if device == "auto" else device != "cpu"
+    config = config if resumed else choose_sizes(config, split, accelerated)
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
     with _quiet(), _shown(progress) as bar:
@@ -149,11 +151,6 @@ def _of_images(
             )
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
-
-
-def _accelerated(device: str) -> bool:
-    faster = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return faster if device == "auto" else device != "cpu"
 
 
 def _fit(

@@ -52,10 +52,8 @@ class GapModule(pl.LightningModule):
         self.input_db = batch.db
         importance = self._importance(batch.photons)
         loss = (importance * losses).sum() / images
-        weight = self.config.train.total_weight
-        if weight is None:
-            weight = 1.0 if self.network.anchored else 0.0
-        if weight:
+        given = self.config.train.total_weight
+        if weight := float(self.network.anchored) if given is None else given:
             totals = total_loss(log_rate, batch.target, batch.exposure, batch.weight)
             loss = loss + weight * (importance * totals).mean()
         return loss

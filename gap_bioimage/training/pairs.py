@@ -59,7 +59,11 @@ def pairs_of(
     target = _moved([window.others for window in windows], generator.device).float() if repeated else counts - kept
     weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
     if ceiling is not None:
-        _check_ceiling(windows, ceiling)
+        if (highest := max(int(window.counts.max(initial=0)) for window in windows)) > ceiling:
+            raise NotPhotonCountsError(
+                f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the "
+                "number of frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
+            )
         free = free_slots(counts, kept, fraction, ceiling, generator)
         weight, exposure = ceiling * others * weight if repeated else free, 1 / (ceiling * fraction)
     if windows[0].usable is not None:
@@ -78,15 +82,6 @@ def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, gen
     """
     empty = ceiling - counts
     return ceiling - kept - torch.binomial(empty, fraction.expand_as(empty), generator=generator)
-
-
-def _check_ceiling(windows: Sequence[Window], ceiling: int) -> None:
-    highest = max(int(window.counts.max(initial=0)) for window in windows)
-    if highest > ceiling:
-        raise NotPhotonCountsError(
-            f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the number of "
-            "frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
-        )
 
 
 def _moved(parts: Sequence[NDArray[Any] | None], device: torch.device) -> Tensor:

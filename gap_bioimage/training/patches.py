@@ -1,7 +1,4 @@
-"""Images as they were recorded, and random windows of their counts, batch by batch.
-
-Every batch is a function of the seed and its number alone, so that a resumed run sees the same batches.
-"""
+"""Images as they were recorded, and random windows of their counts, in batches that seed and number decide."""
 
 import math
 import time
@@ -99,7 +96,11 @@ def as_stacks(
     stacks: list[Stack] = []
     for image in images:
         name = Path(str(image.attrs.get("source", "the image"))).name
-        _check_image(image, dim, name)
+        as_image(image)
+        check_dim(image, dim, plane_by_plane=True)
+        if min(image.sizes["y"], image.sizes["x"]) < 2:
+            told = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x)"
+            raise AxesError(f"{told}, expected several rows and columns; are its sizes told elsewhere?")
         if detector is not None:
             detector.check_size(image)
         if repeats is None:
@@ -125,14 +126,6 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
         told = f"{name} does not stand still: neighbouring pixels change together, which noise does not"
         warnings.warn(f"{told}; what moves will be blurred: train without repeats", CountsWarning, stacklevel=4)
     return stacks
-
-
-def _check_image(image: xr.DataArray, dim: int, name: str) -> None:
-    as_image(image)
-    check_dim(image, dim, plane_by_plane=True)
-    if min(image.sizes["y"], image.sizes["x"]) < 2:
-        told = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected several rows and columns"
-        raise AxesError(f"{told}; are its sizes told elsewhere?")
 
 
 def moves(stack: Stack) -> float:

@@ -23,14 +23,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
-from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, OutputError
+from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig, differences
+from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
+from gap_bioimage.training.choices import SIZES
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
@@ -64,10 +65,13 @@ class Start:
                     f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
                     f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
                 )
-        # set, so that none is chosen that suits new weights only
+        if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
+            told = f"train.size={size} chooses new networks only: that of {self.record['name']} stays as it is"
+            warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
+        # all of it set, so that nothing is chosen that suits new weights only
         kept = {name: getattr(config.train, name) for name in ("optimizer", "learning_rate")}
         train = config.train.model_copy(update=kept)
-        return config.model_copy(update={"network": own, "train": train})
+        return config.model_copy(update={"network": NetworkConfig(**own.model_dump()), "train": train})
 
     def write(self, run: Path) -> None:
         """Keep a copy of the weights in the run folder."""
@@ -117,19 +121,13 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     if most is not None and wanted is not None and wanted > most:
         own["thinning"]["max_db"] = most  # a brightness beyond the images was stored as theirs
     merged = RunConfig.from_dict(own)
-    before, asked = _flat(stored), _flat(merged)
-    others = {key for key in before | asked if before.get(key) != asked.get(key)}
-    if others and (others != {"train.steps"} or merged.train.steps < stored.train.steps):
-        was, now = (", ".join(f"{key}={of.get(key)}" for key in sorted(others)) for of in (before, asked))
+    others = differences(stored.model_dump(), merged.model_dump())
+    if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
         raise ConfigError(
-            f"the run in {out} was started with other settings than given now ({was}, not {now}); leave them out to "
-            f"resume it (only train.steps may change, to more than {stored.train.steps})"
+            f"the run in {out} was started with other settings than given now ({'; '.join(others.values())}); leave "
+            f"them out to resume it (only train.steps may change, to more than {stored.train.steps})"
         )
     return merged
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    return {f"{name}.{key}": v for name, section in config.model_dump().items() for key, v in (section or {}).items()}
 
 
 # Lightning starts the processes of the other devices with the same command: only the first one looks and writes
@@ -185,7 +183,9 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        stack = max(candidates, key=_brightness)
+        # the mean of an image; of one on disk, that of its middle
+        seen = [one.values if isinstance(one.values, np.ndarray) else one[_middle(one)].values for one in candidates]
+        stack = candidates[int(np.argmax([float(values.mean()) for values in seen]))]
         piece = np.asarray(stack[_middle(stack)].values)
         with replacing(out / name) as temporary:
             np.save(temporary, np.ascontiguousarray(piece[0] if stack.repeated else piece))
@@ -193,11 +193,6 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
 
 def _middle(stack: Stack) -> tuple[slice, ...]:
     return slice(None), *map(middle, stack.shape[1:], _PIECE_PX[len(stack.shape) - 1])
-
-
-def _brightness(stack: Stack) -> float:
-    """Return the mean of an image; of one on disk, that of its middle."""
-    return float((stack if isinstance(stack.values, np.ndarray) else stack[_middle(stack)]).values.mean())
 
 
 def fingerprint(split: Split) -> str:
@@ -229,6 +224,7 @@ class RunFolder(pl.Callback):
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
         self.folder, self.fingerprint, self.init = folder, fingerprint, init
         self.rows: list[dict[str, float]] = []
+        self.resumed_from = 0  # rows that there were before
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
         """Do not go on with a run that had ended early."""
@@ -247,11 +243,10 @@ class RunFolder(pl.Callback):
         if math.isnan(row["validation_loss"]) and not self.rows:
             told = "what is held out for validation has no photons: nothing tells which model is the best"
             warnings.warn(f"{told}; give more images", CountsWarning, stacklevel=2)
-        earlier = [r["validation_loss"] for r in self.rows if not math.isnan(r["validation_loss"])]
         self.rows.append(row)
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=trainer.global_step)
-        if not earlier or row["validation_loss"] <= min(earlier):
+        if self._best in (None, len(self.rows) - 1):
             trainer.save_checkpoint(self.folder / "best.ckpt")
         # last, so that a kill between the two repeats this stretch and makes the same best again
         trainer.save_checkpoint(self.folder / "last.ckpt")
@@ -281,6 +276,7 @@ class RunFolder(pl.Callback):
                 f"the run in {self.folder} was trained on other images than given now; resume with the same images"
             )
         self.rows = list(stored["metrics"])
+        self.resumed_from = len(self.rows)
         # with more steps than at first, the last stretch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
         left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
@@ -288,13 +284,22 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+        """Tell that a resumed run has found no better model."""
+        if (best := self._best) is not None and best < self.resumed_from < len(self.rows):
+            told = "no validation since it was resumed is better than that of step %d, so that the model is the same"
+            log.info(told, self.rows[best]["step"])
+
+    @property
+    def _best(self) -> int | None:
+        """The row of the lowest loss, the last where several are alike; None where none is known."""
+        known = [(loss, -n) for n, row in enumerate(self.rows) if not math.isnan(loss := row["validation_loss"])]
+        return -min(known)[1] if known else None
+
     def _end_early(self, trainer: pl.Trainer, train: TrainConfig) -> None:
-        losses = [row["validation_loss"] for row in self.rows]
-        known = [loss for loss in losses if not math.isnan(loss)]
-        if train.patience is not None and known:
+        if train.patience is not None and (best := self._best) is not None:
             first_half = sum(2 * row["step"] <= train.steps for row in self.rows)  # much is learned as the rate falls
-            best = losses.index(min(known))
-            waited = len(losses) - max(best + 1, first_half)
+            waited = len(self.rows) - max(best + 1, first_half)
             if waited >= train.patience:
                 trainer.should_stop = True
                 told = "ended after %d steps: the last %d validations were no better than that of step %d"
