@@ -138,11 +138,12 @@ def restore_variance(
 
 
 def equal_root_step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
-    """Return dn (b,) after which there are n_0 / (1 - (k + 1)/K (1 - sqrt(n_0 / N)))^2 photons, float64.
+    """Return dn (b,) after which there are n_0 / (1 - (k + 1/2) / (K - 1/2) (1 - sqrt(n_0 / N)))^2 photons, float64.
 
-    So steps are equal in 1 / sqrt(n), which loses the least of the posterior's variance.
+    So steps are equal in 1 / sqrt(n), which loses the least of the posterior's variance; the first is half as long,
+    since nothing is restored in it.
     """
-    done = (k.double() + 1.0) / n_steps * (1.0 - torch.sqrt(n_0 / torch.clamp(stop, min=1.0)))
+    done = (k.double() + 0.5) / (n_steps - 0.5) * (1.0 - torch.sqrt(n_0 / torch.clamp(stop, min=1.0)))
     return torch.clamp(n_0 / torch.square(torch.clamp(1.0 - done, min=1e-9)) - n, min=0.0)
 
 

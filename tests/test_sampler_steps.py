@@ -41,7 +41,7 @@ def test_equal_steps_in_the_inverse_root(start: float, gain: float, steps: int) 
     now = first
     for step in range(steps):
         now = now + equal_root_step(torch.tensor(step), steps, first, stop, now)
-        expected = start / (1 - (step + 1) / steps * (1 - math.sqrt(1 / gain))) ** 2
+        expected = start / (1 - (step + 0.5) / (steps - 0.5) * (1 - math.sqrt(1 / gain))) ** 2
         assert float(now) == pytest.approx(expected, rel=1e-6)
     assert float(now) == pytest.approx(start * gain, rel=1e-6)
 
