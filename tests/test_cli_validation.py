@@ -67,6 +67,7 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.torchscript_only, source=HANGS)
     script = (
         "import os, psutil, signal, threading, time; from gap_bioimage.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which shells may have turned off
         "def press():\n"
         "    while not any(worker.children() for worker in psutil.Process().children()):\n"
         "        time.sleep(0.2)\n"  # until the process of the model is there, which hangs
