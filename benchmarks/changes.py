@@ -45,6 +45,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "images weigh as their photons": {"train": {"brightness_power": 1.0}},
     "inputs of at most half of the photons": {"thinning": {"max_fraction": 0.5}},
     "inputs of up to 95 % of the photons": {"thinning": {"max_fraction": 0.95}},
+    "a fifth of the windows binned 2 x 2": {"thinning": {"max_db": None, "binned": 0.2}},
     "anchor of version 1": {"network": {"anchor_version": 1}},
     "joined by concatenation": {"network": {"merge_mode": "concat"}},
     "upsampling for transposed convolutions": {"network": {"up_mode": "upsample"}},

@@ -114,6 +114,11 @@ class ThinningConfig(Config):
     max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="largest share of the photons used as input; the rest is the target"
     )
+    binned: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="share of the windows that are seen binned, 2 x 2 pixels in one: of images brighter than any "
+        'there is; when not given 0.2 with purpose="sample"',
+    )
     ceiling: PositiveInt | None = Field(
         None, description="largest possible count: the number of one-bit frames (single-photon cameras) in each image"
     )
@@ -122,6 +127,8 @@ class ThinningConfig(Config):
     def _ordered(self) -> Self:
         if self.max_db is not None and self.max_db <= self.min_db:
             raise ValueError(f"max_db {self.max_db:g} must be above min_db {self.min_db:g}")
+        if self.binned and self.ceiling is not None:
+            raise ValueError("binned is for counts without a ceiling: sums of one-bit pixels have another")
         return self
 
 

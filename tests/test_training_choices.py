@@ -143,6 +143,28 @@ def test_the_range_ends_at_the_brightest_window_and_begins_where_the_purpose_nee
     assert thinning.max_fraction == (RunConfig().thinning.max_fraction if fraction is None else fraction)
 
 
+@pytest.mark.parametrize(
+    ("purpose", "given", "binned", "high"),
+    [
+        ("sample", {}, 0.4, 23.0),
+        ("sample", {"binned": 0.0}, 0.0, 17.0),
+        ("sample", {"ceiling": 200}, 0.0, 17.0),
+        ("sample", {"max_db": 15.0}, 0.4, 15.0),
+        ("denoise", {}, 0.0, 17.0),
+        ("denoise", {"binned": 0.1}, 0.1, 23.0),
+    ],
+)
+def test_samples_are_trained_brighter_than_the_images(
+    purpose: Any, given: dict[str, float], binned: float, high: float
+) -> None:
+    train = {"steps": 1, "purpose": purpose, "patch_px": [16, 16]}
+    settings = RunConfig.from_dict({"train": train, "thinning": given})
+    thinning = choose_sizes(settings, split(mean=50.0), accelerator=False).thinning
+    assert thinning.binned == binned
+    assert thinning.max_db == pytest.approx(high, abs=0.6)
+    assert thinning.min_db == pytest.approx(min(high, 17) - 20, abs=0.6)  # of the images, not of what is binned
+
+
 def test_a_range_that_begins_above_all_windows_is_refused() -> None:
     settings = RunConfig.from_dict({"train": {"steps": 1}, "thinning": {"min_db": 20}})
     with pytest.raises(ConfigError):

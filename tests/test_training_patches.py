@@ -132,6 +132,27 @@ def test_brightest_window() -> None:
         brightest_db([Stack(np.zeros_like(stack))], (8, 8), 0)
 
 
+def test_binned_windows_are_sums_and_come_as_often_as_asked() -> None:
+    values = np.arange(2 * 12 * 16, dtype=np.int32).reshape(2, 12, 16)
+    window = Window(values, values % 5 > 0, 0.5, 3 * values, 4).binned()
+    sums = values.reshape(2, 6, 2, 8, 2).sum((2, 4))
+    np.testing.assert_array_equal(window.counts, sums)
+    np.testing.assert_array_equal(window.others, 3 * sums)
+    np.testing.assert_array_equal(window.usable, (values % 5 > 0).reshape(2, 6, 2, 8, 2).all((2, 4)))
+    assert (window.background, window.n_others, window.counts.dtype) == (2.0, 4, np.int32)
+    assert window.photons == sums.sum() - 2.0 * sums.size
+    even = [Stack(np.full((1, 5, 40, 40), 7, np.uint16)), Stack(np.full((1, 5, 30, 64), 7, np.uint16))]
+    drawer = WindowDrawer(even, (3, 16, 16), ThinningConfig(min_db=0, max_db=14, binned=0.3))
+    drawn = [window.counts for window in drawer.windows(np.random.default_rng(2), 600)]
+    assert {(counts.shape, int(counts.min()), int(counts.max())) for counts in drawn} == {
+        ((1, 3, 16, 16), 7, 7), ((1, 3, 16, 16), 28, 28),
+    }  # fmt: skip
+    # only images of twice the window's size can be binned, 40 x 40 of them
+    share = 0.3 * 40 * 40 / (40 * 40 + 30 * 64)
+    assert np.mean([counts[0, 0, 0, 0] == 28 for counts in drawn]) == pytest.approx(share, abs=0.04)
+    assert brightest_db(even, (3, 16, 16), 0, binned=True) == pytest.approx(10 * math.log10(28))
+
+
 def test_bright_windows_come_more_often_and_dark_ones_are_drawn_anew() -> None:
     stack = np.zeros((1, 8, 16), np.uint8)
     stack[..., :8], stack[..., 8:] = 1, 3

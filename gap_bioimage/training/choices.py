@@ -29,7 +29,7 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
     "sample": (20.0, "samples climb from the image's brightness up, to 10 dB beyond the brightest window"),
     "generate": (math.inf, "generation begins without any photons"),
 }
-_SAMPLE_FRACTION = 0.95
+_SAMPLE_FRACTION, _SAMPLE_BINNED = 0.95, 0.4
 _VALIDATIONS, _LEAST_EVERY, _PATIENCE = 20, 20, 6
 # Of anchored networks: the best of three or more for each
 _COURSES: dict[str, dict[str, Any]] = {
@@ -104,19 +104,25 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
 
 def _choose_range(config: RunConfig, split: Split) -> RunConfig:
     thinning, purpose = config.thinning, config.train.purpose
-    brightest = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
+    own = brightest = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
+    chosen: dict[str, float] = {}
+    if purpose == "sample" and "binned" not in thinning.model_fields_set and thinning.ceiling is None:
+        chosen["binned"] = _SAMPLE_BINNED
+        log.info("thinning.binned=%g: samples become brighter than the images", _SAMPLE_BINNED)
+    if chosen.get("binned", thinning.binned):
+        brightest = max(own, round(brightest_db(split.training, config.window_px, config.train.seed, True), 2))
     if thinning.max_db is not None and thinning.max_db > brightest:
         log.info("thinning.max_db=%g, not %g: the brightest window has no more", brightest, thinning.max_db)
     brightest = brightest if thinning.max_db is None else min(brightest, thinning.max_db)
-    chosen: dict[str, float] = {"max_db": brightest}
+    chosen["max_db"], own = brightest, min(own, brightest)
     if purpose == "sample" and "max_fraction" not in thinning.model_fields_set:
         chosen["max_fraction"] = _SAMPLE_FRACTION
         log.info("thinning.max_fraction=%g: samples begin with all photons of an image", _SAMPLE_FRACTION)
     if "min_db" not in thinning.model_fields_set:
         below, why = _RANGES_DB[purpose]
-        chosen["min_db"] = round(min(max(_DARKEST_DB, brightest - below), brightest - 10), 2)
+        chosen["min_db"] = round(min(max(_DARKEST_DB, own - below), own - 10), 2)
         told = "thinning.min_db=%g: %g dB below the brightest window; %s"
-        log.info(told, chosen["min_db"], brightest - chosen["min_db"], why)
+        log.info(told, chosen["min_db"], own - chosen["min_db"], why)
     elif brightest <= thinning.min_db:
         raise ConfigError(
             f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "

@@ -68,7 +68,7 @@ class GapModule(pl.LightningModule):
             power = 0.7 if self.network.anchored and self.network.anchor.fits else 0.0
         if power == 0:
             return photons.new_ones(len(photons))
-        brightest = 10 ** (self.trained_range_db[1] / 10)
+        brightest = 10 ** (self.trained_range_db[1] / 10) / (4 if self.config.thinning.binned else 1)  # without binning
         return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

@@ -238,10 +238,15 @@ class WindowDrawer:
 
     def _window(self, rng: np.random.Generator) -> tuple[Window, float]:
         stack = self.stacks[_choice(self._of_images, rng)]
-        starts = rng.integers(0, [n - w + 1 for n, w in zip(stack.shape[1:], self.window_px, strict=True)]).tolist()
-        where = tuple(slice(s, s + w) for s, w in zip(starts, self.window_px, strict=True))
+        sizes, fold = list(self.window_px), 1
+        if self.thinning.binned and rng.random() < self.thinning.binned:
+            larger = [*sizes[:-2], 2 * sizes[-2], 2 * sizes[-1]]
+            sizes, fold = (larger, 2) if all(np.less_equal(larger, stack.shape[1:])) else (sizes, 1)
+        starts = rng.integers(0, [n - w + 1 for n, w in zip(stack.shape[1:], sizes, strict=True)]).tolist()
+        where = tuple(slice(s, s + w) for s, w in zip(starts, sizes, strict=True))
         window = stack[(slice(None), *where)].window(rng)
-        return window, window.photons
+        # of binned ones a quarter, so that they are no more often chosen
+        return (window.binned() if fold > 1 else window), window.photons / fold**2
 
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
@@ -306,9 +311,9 @@ def augmented(window: Window, rng: np.random.Generator) -> Window:
     return window._replace(counts=moved(window.counts), usable=usable, others=others)
 
 
-def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int) -> float:
+def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int, binned: bool = False) -> float:
     """Return the pseudo-PSNR of the brightest of 200 random windows, without saturated and hot pixels."""
-    drawer = WindowDrawer(stacks, patch_px, ThinningConfig(), augment=False)
+    drawer = WindowDrawer(stacks, patch_px, ThinningConfig(binned=float(binned)), augment=False)
     best = -math.inf
     for window in drawer.windows(np.random.default_rng([seed, 1]), 200):
         if pseudo_psnr_db(window.counts) > best:
