@@ -162,13 +162,21 @@ def _fits(image: xr.DataArray) -> bool:
     return bool(image.nbytes <= psutil.virtual_memory().available)
 
 
-def open_image(path: Path, axes: str | None = None, **chosen: Any) -> xr.DataArray:
+def open_image(
+    path: Path,
+    *,
+    axes: str | None = None,
+    channel: int | str | None = None,
+    time: int | str | None = None,
+    series: int | str | None = None,
+    level: int | None = None,
+) -> xr.DataArray:
     """Open one image as it is stored, without its values: each step takes what the step before it returned."""
     with _naming_damage(path):
-        image = select.choose_image(path, _open(path), chosen.get("series"), chosen.get("level"))
+        image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
-    image = select.choose_channel(image, chosen.get("channel"), path.name)
-    image = select.choose_frames(image, chosen.get("time"), path.name)
+    image = select.choose_channel(image, channel, path.name)
+    image = select.choose_frames(image, time, path.name)
     if warning := image.attrs.pop("metadata").warning:
         warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=5)
     single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in ("y", "x", *(axes or "").lower())]
