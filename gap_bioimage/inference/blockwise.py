@@ -85,8 +85,8 @@ class Volume:
         self.begun = begun_with(next(iter(self.outs.values())))  # which who goes on keeps, where nothing else is asked
         self.detector = self.model.camera_for(job.layout.camera)
         memory_bytes = _OF_GPU_BYTES if best_device(job.device).startswith("cuda") else _MEMORY_BYTES
-        self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device, memory_bytes)
-        self.precision = self.network.choose_precision(job.precision)
+        where = (job.tile_px, job.halo_px, job.device, memory_bytes)
+        self.network = TiledNetwork(self.model.network, *where, job.precision)
         self.source = open_volume(job.image, **job.selection)
         dim, step = self.model.config.dim, self.network.step
         self.seen = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
@@ -144,7 +144,7 @@ class Volume:
             "layout": layout,
             "tile": job.tile_px,
             "halo": list(self.network.halo_px),
-            "precision": self.precision,
+            "precision": "bf16" if self.network.bf16 else "float32",
             "samples": drawn and [drawn.n_samples, drawn.seed, drawn.settings.model_dump(mode="json"), drawn.batch],
             "block": self._block_px,
             "version": job.version,
@@ -155,7 +155,8 @@ class Volume:
         if self.job.halo_px is None and "halo" in self.begun:
             self.network.halo_px = self.begun["halo"]
         elif self.job.halo_px is None:
-            self.network.measure_halo(*([of[a] for a in self.seen] for of in (self.sizes, self._block_px)))
+            block = [self._block_px[axis] for axis in self.seen]
+            self.network.measure_halo([self.sizes[axis] for axis in self.seen], block)
         if (tile := self.job.tile_px) is not None:
             tiles([2 * n for n in tile], tile, self.network.halo_px, self.network.step)  # refuses those without room
         if not all(result.path.exists() for result in self.results):

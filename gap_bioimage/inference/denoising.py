@@ -86,8 +86,7 @@ def denoise(
         If frames, planes or channels hold no photons, are brighter than the training, or have pixels that are left out.
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
-    network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
-    network.choose_precision(precision)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
     if halo_px is None:
         network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)

@@ -136,8 +136,7 @@ def coverage(
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
     if model.n_frames is not None:
         raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
-    network.choose_precision(precision)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, on_step=on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     seen, rest = thin(prepared.items, fraction, seed)

@@ -234,8 +234,7 @@ def sample(
         If images are generated, there is little room for photons, or pixels are left out.
     """
     check_model(model)
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
-    network.choose_precision(precision)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     if empty := prepared.empty():
@@ -287,8 +286,7 @@ def generate(
     check_model(model)
     dim, channels = model.config.dim, model.config.channels
     check_sizes("shape", shape, dim, 1)
-    network = TiledNetwork(model.network, tile_px, halo_px, device)
-    network.choose_precision(precision)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
     drawing = replace(drawing, settings=drawing.settings.model_copy(update={"schedule": "geometric"}))
     if model.trained_range_db[0] > -30:

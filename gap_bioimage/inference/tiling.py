@@ -108,6 +108,7 @@ class TiledNetwork:
         halo_px: Sequence[int] | None = None,
         device: str = "cpu",
         memory_bytes: float = _MEMORY_BYTES,
+        precision: str = "float32",
     ) -> None:
         for name, sizes, least in (("tile", tile_px, 1), ("halo", halo_px, 0)):
             if sizes is not None:
@@ -123,6 +124,7 @@ class TiledNetwork:
         in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
         maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
         self._budget_px = memory_bytes / (4 * maps)
+        self.choose_precision(precision)
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
         """Take a measured halo instead of the exact one, if an image is so large that it needs tiles or blocks."""

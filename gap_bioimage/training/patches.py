@@ -238,15 +238,15 @@ class WindowDrawer:
 
     def _window(self, rng: np.random.Generator) -> tuple[Window, float]:
         stack = self.stacks[_choice(self._of_images, rng)]
-        sizes, fold = list(self.window_px), 1
-        if self.thinning.binned and rng.random() < self.thinning.binned:
-            larger = [*sizes[:-2], 2 * sizes[-2], 2 * sizes[-1]]
-            sizes, fold = (larger, 2) if all(np.less_equal(larger, stack.shape[1:])) else (sizes, 1)
+        larger = (*self.window_px[:-2], *(2 * size for size in self.window_px[-2:]))
+        asked = self.thinning.binned > 0 and rng.random() < self.thinning.binned
+        binned = asked and all(np.less_equal(larger, stack.shape[1:]))
+        sizes = larger if binned else self.window_px
         starts = rng.integers(0, [n - w + 1 for n, w in zip(stack.shape[1:], sizes, strict=True)]).tolist()
         where = tuple(slice(s, s + w) for s, w in zip(starts, sizes, strict=True))
         window = stack[(slice(None), *where)].window(rng)
         # of binned ones a quarter, so that they are no more often chosen
-        return (window.binned() if fold > 1 else window), window.photons / fold**2
+        return (window.binned(), window.photons / 4) if binned else (window, window.photons)
 
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
