@@ -5,7 +5,7 @@ Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
 import math
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +27,23 @@ _MATRICES: Dict[Tuple[int, int, int, int, bool, str], Tensor] = {}
 
 
 class Anchor(nn.Module):
-    """Counts smoothed at several scales, and how wrong each of them is at each pixel; has no parameters.
+    """Counts smoothed at several scales, and how wrong each of them is at each pixel; nothing in it is trained.
 
     The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
     sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
     Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
+
+    In training it keeps how bright its inputs are at most; ``stored`` puts that into the state_dict.
     """
 
-    def __init__(self, dim: int, version: int = 1) -> None:
+    brightest: Tensor
+
+    def __init__(self, dim: int, version: int = 1, stored: bool = True) -> None:
         super().__init__()
+        # photons per pixel around the brightest one in training, infinite where that is not known
+        self.register_buffer("brightest", torch.tensor(math.inf), persistent=stored)
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # what the squared bias is averaged with
         self.dim, self.n_scales = dim, len(scales)
@@ -259,7 +265,8 @@ class Anchor(nn.Module):
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         # in the layout of the counts: products of other layouts take twice the time
-        answer = torch.nan_to_num(answer.to(smoothed.dtype).contiguous(), 0.0, 0.0, 0.0)
+        answer = self._within_training(answer.to(smoothed.dtype).contiguous(), smoothed)
+        answer = torch.nan_to_num(answer, 0.0, 0.0, 0.0)
         # 3 tanh(. / 3) in a third of its time
         bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0)).mul(6.0).sub_(3.0)
         bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
@@ -276,6 +283,20 @@ class Anchor(nn.Module):
         rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
+
+    def _within_training(self, answer: Tensor, smoothed: Tensor) -> Tensor:
+        """Take the less of an answer the brighter a place is than all in training: the filter then knows better."""
+        brightness = torch.mean(smoothed[:, self.n_scales - 2], 1, keepdim=True)
+        if not self.training:
+            return answer * torch.sqrt(torch.clamp(self.brightest / brightness, max=1.0))
+        self.brightest.copy_(torch.maximum(self.brightest, brightness.max()))
+        return answer
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *more: Any) -> None:
+        """Load what is stored; weights of before do not tell how bright their training was."""
+        if "brightest" not in self._non_persistent_buffers_set:
+            state_dict.setdefault(prefix + "brightest", torch.tensor(math.inf))
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
 
 def solved(system: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ class UNet(nn.Module):
         self.along_z, self.stem = [stage < z_stages for stage in range(depth)], stem
         self.upsampled = up_mode == "upsample"
         filters = [start_filts * 2**stage for stage in range(depth)]
-        self.anchored, self.anchor = anchor, Anchor(dim, anchor_version)
+        self.anchored, self.anchor = anchor, Anchor(dim, anchor_version, anchor)
         features = self.anchor.n_features if anchor else levels + int(log1p)
         inputs = [channels * features, *filters[:-1]]
         self.down_convs = nn.ModuleList(

@@ -100,6 +100,7 @@ def test_whatever_a_network_says_its_rates_stay_near_the_counts(dim: int) -> Non
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_tiles_agree_with_the_whole_image(kind: dict[str, Any]) -> None:
     network = network_of(**kind)
+    network.anchor.brightest.fill_(2.0)
     reach, step = receptive_field_px(network)[-1], network.step_px[-1]
     start = 8 + -(-reach // step) * step
     stop = start + 8
@@ -113,6 +114,7 @@ def test_tiles_agree_with_the_whole_image(kind: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_torchscript_gives_the_same_and_survives_saving(kind: dict[str, Any]) -> None:
     network = network_of(**kind)
+    network.anchor.brightest.fill_(2.0)
     denoiser = PhotonDenoiser([3] * network.dim, **{**SETTINGS, **kind})
     denoiser.network.load_state_dict(network.state_dict())
     buffer = io.BytesIO()
@@ -174,6 +176,39 @@ def test_ten_times_above_the_trained_brightness_nothing_collapses() -> None:
     assert float(rate.sum() / counts.sum()) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_networks_leave_what_is_brighter_than_their_training_to_the_filter(dim: int) -> None:
+    network, untrained = network_of(dim=dim), UNet(**{**SETTINGS, "dim": dim}).eval()
+    counts = counts_of(network, 24, 240, mean=2.0)
+    counts[..., 160:] *= 50
+    own, filtered = network(counts), untrained(counts)
+    network.anchor.brightest.fill_(10.0)
+    bounded = network(counts)
+    assert torch.equal(bounded[..., :100], own[..., :100])  # as bright as in training
+    said, all_said = ((image - filtered)[..., 210:].abs().mean() for image in (bounded, own))
+    assert 0.15 < float(said / all_said) < 0.5  # answers times sqrt(10 / 120)
+    network.anchor.brightest.fill_(0.0)
+    torch.testing.assert_close(network(counts), filtered)
+
+
+def test_how_bright_the_training_was_is_kept_with_the_weights() -> None:
+    network = network_of()
+    assert network.anchor.brightest == torch.inf
+    network.anchor.brightest.zero_()
+    network.train()
+    for level in (3.0, 7.0, 5.0):
+        network(torch.full((1, 1, 32, 32), level))
+    network.eval()(torch.full((1, 1, 32, 32), 99.0))
+    assert float(network.anchor.brightest) == pytest.approx(7.0)
+    state, other = network.state_dict(), network_of()
+    other.load_state_dict(state)
+    assert float(other.anchor.brightest) == pytest.approx(7.0)
+    del state["anchor.brightest"]  # as weights of before
+    other.load_state_dict(state)
+    assert other.anchor.brightest == torch.inf
+    assert "anchor.brightest" not in UNet(depth=1, start_filts=2).state_dict()
+
+
 def test_generation_from_nothing_spreads_and_then_settles() -> None:
     network = UNet(depth=2, start_filts=2, anchor=True, anchor_version=2)
     empty = torch.zeros(1, 1, 48, 48)
@@ -188,7 +223,8 @@ def test_generation_from_nothing_spreads_and_then_settles() -> None:
 def test_anchors_have_no_parameters_and_overlaps_of_their_filters() -> None:
     for dim in (2, 3):
         anchor = Anchor(dim)
-        assert not anchor.state_dict()
+        assert list(anchor.state_dict()) == ["brightest"]
+        assert not list(anchor.parameters())
         point = torch.zeros(1, 1, 129, 129) if dim == 2 else torch.zeros(1, 33, 129, 129)
         point[0, point.shape[1] // 2, 64, 64] = 1
         for scale in range(anchor.n_scales):

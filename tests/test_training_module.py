@@ -168,6 +168,17 @@ def test_moving_average_is_used_in_evaluation_only() -> None:
     assert not torch.equal(module.network(photons), module.average.module(photons))
 
 
+def test_how_bright_the_inputs_are_is_kept_with_the_average_too() -> None:
+    module = module_of(anchor=True, ema_decay=0.75).train()
+    for level in (2.0, 4.0, 3.0):
+        photons = torch.full((1, 1, 16, 16), level)
+        module(photons)
+        module.on_train_batch_end(None, pairs(photons, photons), 0)
+    assert module.average is not None
+    for network in (module.network, module.average.module):
+        assert float(network.anchor.brightest) == pytest.approx(4.0)
+
+
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 20), (5, 20), (30, 20)])
 def test_learning_rate_rises_stays_and_falls_to_one_percent_in_the_second_half(warmup: int, steps: int) -> None:
     module = module_of(learning_rate=0.1, warmup_steps=warmup, steps=steps)

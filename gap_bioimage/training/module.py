@@ -24,6 +24,7 @@ class GapModule(pl.LightningModule):
         self.config = config
         self.trained_range_db = trained_range_db
         self.network = UNet(**config.network.model_dump())
+        self.network.anchor.brightest.zero_()
         train = config.train
         if train.channels_last:
             self.network.to(memory_format=CHANNELS_LAST[config.network.dim])  # type: ignore[call-overload]
