@@ -50,20 +50,19 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     rdf = package.rdf
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _unseen_by_spec(rdf) or problems_of(package, written)
-    if not str(rdf["format_version"]).startswith("0.5") and not problems:
+    if not problems and not str(rdf["format_version"]).startswith("0.5"):
         upgraded = load_offline(package, rdf, "latest", with_files=with_files)
         problems = problems_of(package, upgraded, _OF_TENSORS)  # what older formats themselves do not ask
-        if not problems and not _is_model(upgraded):  # a halo of a fixed size hides what else is wrong
+        if not problems and isinstance(upgraded, Exception):  # a halo of a fixed size hides what else is wrong
             outputs = [{key: output[key] for key in output if key != "halo"} for output in rdf["outputs"]]
             plain = load_offline(package, {**rdf, "outputs": outputs}, "latest", with_files=with_files)
             problems = problems_of(package, plain, _OF_TENSORS)
-    if problems or not _is_model(written):
-        return None, [_VALID.violated(few(problems or ["the description is not a model's"], _SHOWN))]
-    why_not = "" if _is_model(upgraded) else "; ".join(problems_of(package, upgraded))
-    checks, warnings = [_VALID.passed(f"a valid model description of format {rdf['format_version']}")], []
-    if why_not:
-        warnings.append(f"programs that read it as format 0.5 refuse it: {why_not}")
+    if problems:
+        return None, [_VALID.violated(few(problems, _SHOWN))]
+    why_not = "; ".join(problems_of(package, upgraded))
+    warnings = [f"programs that read it as format 0.5 refuse it: {why_not}"] if why_not else []
     warnings += [text for text in _warnings(package, written) if text not in why_not]
+    checks = [_VALID.passed(f"a valid model description of format {rdf['format_version']}")]
     if warnings:
         checks.append(_RECOMMENDED.violated(few(warnings, _SHOWN)))
     here = (name for name, entry in written.weights if entry is not None and name not in package.remote_weights)
@@ -157,12 +156,6 @@ def _first_that_works(functions: Iterable[Callable[..., Any]], *given: Any) -> A
         except ValueError as error:
             errors.append(error)
     raise errors[0]
-
-
-def _is_model(loaded: Any) -> bool:
-    from bioimageio.spec.model import v0_4, v0_5
-
-    return isinstance(loaded, v0_4.ModelDescr | v0_5.ModelDescr)
 
 
 def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = None) -> list[str]:

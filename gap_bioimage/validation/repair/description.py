@@ -9,7 +9,7 @@ from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis
-from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered, unshared
+from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered
 from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
@@ -28,19 +28,16 @@ def convert_04(editor: PackageEditor) -> None:
         before = before | {"format_version": "0.4.10"}
     from bioimageio.spec import dump_description
 
-    built = load_offline(package, unshared(before), "latest")
-    refused = problems_of(package, built)
-    if not refused:  # other faults of files have repairs of their own
-        with_files = load_offline(package, unshared(before), "latest", with_files=True)
-        refused = problems_of(package, with_files, _OF_TESTS)
-    if refused:
+    built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
+    # other faults of files have repairs of their own
+    if refused := problems_of(package, built) or problems_of(package, with_files, _OF_TESTS):
         text = one_sentence("; ".join(refused[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
-    content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
+    content = {key: value for key, value in _without_nulls(dump_description(built)).items() if value not in ([], {})}
     if not before.get("covers"):
         content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
-    editor.rdf = {"format_version": FORMAT, "type": "model"} | _without_nulls(content) | {"format_version": FORMAT}
+    editor.rdf = {"format_version": FORMAT, "type": "model"} | content | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
     for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
         if reference.hash_key and stated.get(reference.name):
