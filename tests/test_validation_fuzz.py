@@ -28,6 +28,9 @@ from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, consumers, definitions
 from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.repair import description as repair_format
+from gap_bioimage.validation.repair.editor import PackageEditor
+from gap_bioimage.validation.repair.repairing import apply_repairs
 
 _COMMON: dict[str, Any] = {
     "deadline": timedelta(seconds=60),  # hang
@@ -250,3 +253,26 @@ def test_no_zip_breaks_the_validation(kind: str, n: int, watch: Watch) -> None:
         verify(data, watch)
 
     holds()
+
+
+STRANGE: tuple[Any, ...] = ("x", 3, None, [], {}, ["x"], {"x": 1}, [[]], -1.5, {"source": 3}, {"source": "input.npy"})
+
+
+@pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("0.4.10", "0.5.4")), "0.5.12"])
+def test_strange_descriptions_end_no_repair(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what spec's own conversion makes of nonsense takes seconds each
+    monkeypatch.setattr(repair_format, "load_offline", lambda *_, **__: ValueError("not converted"))
+    more = {"format_version": version, "config": {"deepimagej": {}}, "attachments": []}
+    for number in range(3 * len(slots(zips.description(fresh_files()) | more))):  # three values each
+        rdf = zips.description(fresh_files()) | copy.deepcopy(more)
+        owner, key = (places := slots(rdf))[number % len(places)]
+        owner[key] = STRANGE[number % len(STRANGE)]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, data in fresh_files().items():
+            (folder / name).write_bytes(data)
+        editor = PackageEditor(folder, rdf, "rdf.yaml")
+        apply_repairs(editor)
+        editor.changes.clear()
+        apply_repairs(editor)
+        assert editor.changes == [], (number, key)

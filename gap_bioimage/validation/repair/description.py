@@ -4,7 +4,7 @@ import keyword
 import re
 from typing import Any
 
-from gap_bioimage.validation.archive.description import load_offline, problems_of
+from gap_bioimage.validation.archive.description import OF_TESTS, load_offline, problems_of
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
@@ -15,7 +15,6 @@ from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
-_OF_TESTS = re.compile(r"test_tensor|Dimension mismatch")  # what format 0.4 leaves to programs and 0.5 refuses
 _LONGEST_AXIS_DESCRIPTION = 128
 
 
@@ -30,7 +29,7 @@ def convert_04(editor: PackageEditor) -> None:
 
     built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
     # other faults of files have repairs of their own
-    if refused := problems_of(package, built) or problems_of(package, with_files, _OF_TESTS):
+    if refused := problems_of(package, built) or problems_of(package, with_files, OF_TESTS):
         text = one_sentence("; ".join(refused[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return

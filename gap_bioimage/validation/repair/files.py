@@ -67,13 +67,10 @@ def hashes(editor: PackageEditor) -> None:
 def plain_paths(editor: PackageEditor) -> None:
     """Write the names of files without ``./``, which Fiji's engine takes for a folder, and with Unix' slashes."""
     for reference in editor.references:
-        if (
-            reference.path != reference.name
-            and not reference.is_remote
-            and editor.model.file_of(reference.name) is not None
-        ):
-            reference.point_to(reference.name)
-            editor.changed("plain_paths", reference.where, reference.path, reference.name)
+        if reference.is_remote or reference.path == reference.name or editor.model.file_of(reference.name) is None:
+            continue
+        reference.point_to(reference.name)
+        editor.changed("plain_paths", reference.where, reference.path, reference.name)
 
 
 def flatten(editor: PackageEditor) -> None:
@@ -81,9 +78,8 @@ def flatten(editor: PackageEditor) -> None:
     script = editor.model.weights.get("torchscript", {})
     for reference in editor.references:
         if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
-            old, new = reference.name, editor.free_name(posixpath.basename(reference.name))
-            editor.move(old, new)
-            editor.changed("flat", "file", old, new)
+            old = reference.name
+            editor.changed("flat", "file", old, editor.move(old, posixpath.basename(old)))
 
 
 def sample_tensors(editor: PackageEditor) -> None:
@@ -111,10 +107,8 @@ def readme(editor: PackageEditor) -> None:
         editor.rdf["documentation"] = name if editor.is_plain else hashed
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
-        new = editor.free_name(posixpath.splitext(name)[0] + ".md")
-        editor.move(name, new)
-        editor.changed("readme", "name of the documentation", name, new)
-        name = new
+        old, name = name, editor.move(name, posixpath.splitext(name)[0] + ".md")
+        editor.changed("readme", "name of the documentation", old, name)
     if (editor.folder / name).stat().st_size <= _MAX_README_BYTES:
         _rewrite_readme(editor, name)
 
@@ -126,11 +120,10 @@ def _rewrite_readme(editor: PackageEditor, name: str) -> None:
     except UnicodeDecodeError:
         is_16 = written.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = written.decode("utf-16" if is_16 else "latin-1", errors="replace")  # any bytes are valid in the latter
+        editor.rewrite(name, text.encode("utf-8"))
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
         editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
-    if text.encode("utf-8") != written:
-        editor.rewrite(name, text.encode("utf-8"))
 
 
 def covers(editor: PackageEditor) -> None:
