@@ -130,9 +130,7 @@ def channel_names(editor: PackageEditor) -> None:
             names = axis.written.get("channel_names")
             if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
                 continue
-            renamed: list[str] = []
-            for name in map(str, names or []):
-                renamed.append(_identifier(name, {other.casefold() for other in renamed}))
+            renamed = _identifiers(list(map(str, names or [])))
             if not names:
                 array = editor.model.test_array(tensor)
                 is_counted = array is not None and array.ndim == len(tensor.axes)
@@ -147,11 +145,18 @@ def channel_names(editor: PackageEditor) -> None:
                 editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
 
 
-def _identifier(name: str, taken: set[str]) -> str:
-    if name.isidentifier() and not keyword.iskeyword(name):
-        return name
-    base = re.sub(r"\W+", "_", name).strip("_")
-    return numbered(base if base.isidentifier() and not keyword.iskeyword(base) else f"channel_{base}", "", taken)
+def _identifiers(names: list[str]) -> list[str]:
+    """Identifiers in the place of names that are none, different from each other and from those that stay."""
+    stays = [name.isidentifier() and not keyword.iskeyword(name) for name in names]
+    taken = {name.casefold() for name, is_one in zip(names, stays, strict=True) if is_one}
+    found = []
+    for name, is_one in zip(names, stays, strict=True):
+        base = re.sub(r"\W+", "_", name).strip("_")
+        if not base.isidentifier() or keyword.iskeyword(base):
+            base = f"channel_{base}".rstrip("_")
+        found.append(name if is_one else numbered(base, "", taken))
+        taken.add(found[-1].casefold())
+    return found
 
 
 def axis_scale(editor: PackageEditor) -> None:

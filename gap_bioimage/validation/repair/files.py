@@ -11,7 +11,7 @@ from gap_bioimage.validation.archive.files import absence, sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
-from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect, other_samples
+from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -83,10 +83,11 @@ def flatten(editor: PackageEditor) -> None:
 
 
 def sample_tensors(editor: PackageEditor) -> None:
-    """Leave out sample tensors that are not the test tensors; their files stay."""
-    for tensor in other_samples(editor.model) if editor.is_05 else []:
-        removed = source_of(tensor.written.pop("sample_tensor"))
-        editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", removed, "removed")
+    """Leave out sample tensors, which are taken for test tensors, or no images that can be read; their files stay."""
+    for tensor in editor.tensors:
+        if tensor.written.get("sample_tensor") is not None:
+            removed = source_of(tensor.written.pop("sample_tensor"))
+            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", removed, "removed")
 
 
 def readme(editor: PackageEditor) -> None:
