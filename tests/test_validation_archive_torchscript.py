@@ -39,25 +39,18 @@ Path(sys.argv[1], "loads.json").write_text(json.dumps(loads))
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ("torch.conv2d(x, w, None, [1, 1])", []),
-        ("torch.format(a, b, c, d, e, f, g, h)", []),
-        ("torch.zeros([2, torch.len(q)], dtype=6, device=ops.prim.device(x))", []),
-        ("_0 = __torch__.torch.nn.functional.rms_norm(x, [3])", []),
-        ("(self.torch.conv).forward(x, )", []),
-        ('torch.eq(mode, "a \\" torch.nonsense(")', []),
-        ("torch.relu(torch.rms_norm(x))", ["the code uses torch.rms_norm, which libtorch 1.13 does not have"]),
-        ("ops.prim.itemsize(x)", ["the code uses prim.itemsize, which libtorch 1.13 does not have"]),
-        ("ops.torchvision.nms(x)", ["the code uses torchvision.nms, which libtorch 1.13 does not have"]),
-        ("torch.autograd.nothing(x)", ["the code uses torch.nothing, which libtorch 1.13 does not have"]),
-        ("torch.relu(x, 1)", ["the code calls torch.relu with arguments that libtorch 1.13 does not take"]),
-        ("torch.relu(x, inplace=True)", ["the code calls torch.relu with arguments that libtorch 1.13 does not take"]),
-        ("torch.squeeze(x, 0)", []),
-        ("def f(x: Tensor, g: Optional[Generator]) -> Tensor:\n  return x",
-         ["the code takes a random generator, which libtorch 1.13 cannot read"]),
+        ("torch.conv2d(x, w, None, [1, 1])", []), ("torch.format(a, b, c, d, e, f, g, h)", []),
+        ("torch.zeros([2, torch.len(q)], dtype=6, device=ops.prim.device(x))", []), ("torch.squeeze(x, 0)", []),
+        ("_0 = __torch__.torch.nn.functional.rms_norm(x, [3])", []), ("(self.torch.conv).forward(x, )", []),
+        ('torch.eq(mode, "a \\" torch.nonsense(")', []), ("torch.relu(torch.rms_norm(x))", ["torch.rms_norm"]),
+        ("ops.prim.itemsize(x)", ["prim.itemsize"]), ("ops.torchvision.nms(x)", ["torchvision.nms"]),
+        ("torch.autograd.nothing(x)", ["torch.nothing"]), ("torch.relu(x, 1)", ["torch.relu"]),
+        ("torch.relu(x, inplace=True)", ["torch.relu"]),
+        ("def f(x: Tensor, g: Optional[Generator]) -> Tensor:\n  return x", ["Generator"]),
     ],
 )  # fmt: skip
 def test_calls_are_compared_with_the_old_engine(text: str, problems: list[str]) -> None:
-    assert list(TorchScriptCode(text, 0).unportable.values()) == problems
+    assert list(TorchScriptCode(text, 0).unportable) == problems
 
 
 @pytest.mark.parametrize(

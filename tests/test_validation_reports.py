@@ -17,7 +17,7 @@ from gap_bioimage.validation.check import Check, consumers, definition, registry
 from gap_bioimage.validation.outcome import RUN_CODE, Picture
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
-from gap_bioimage.validation.reports.terminal import as_markdown, as_table, print_report, render_junit
+from gap_bioimage.validation.reports.terminal import as_markdown, print_report, render_junit
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 PAGE = Path(__file__).parent.parent / "docs" / "checks.md"
@@ -157,11 +157,8 @@ def test_junit_has_a_suite_per_model_and_a_case_per_check() -> None:
     ]  # fmt: skip
     assert [(case.get("classname"), case.get("name")) for case in root[0]] == [(c.consumer, c.id) for c in checks]
     inside = {str(case.get("name")): [(e.tag, e.text) for e in case] for case in root[0]}
-    assert (inside["archive.files"], inside["fiji.id"][0][0], inside["fiji.frozen"]) == (
-        [],
-        "error",
-        [("skipped", None)],
-    )
+    assert (inside["archive.files"], inside["fiji.id"][0][0]) == ([], "error")
+    assert inside["fiji.frozen"] == [("skipped", None)]
     assert inside["run.zero"] == [("failure", 'values are <1> & more\nto do: Guard "divisions".')]
     assert inside["zoo.cover"] == [("system-out", "warning: there is no cover\nto do: Add a cover.")]
 
@@ -181,6 +178,3 @@ def test_the_list_of_checks_is_up_to_date_and_tells_each_in_one_row() -> None:
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(consumers())
     row = next(row for row in rows if row.startswith("| `fiji.id`"))
     assert "(blocks.)" in row and "Repaired." in row and definition("fiji.id").source in row
-    out = io.StringIO()
-    Console(file=out, width=400).print(as_table())
-    assert all(check_id in out.getvalue() for check_id in registry())

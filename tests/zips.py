@@ -77,6 +77,11 @@ def drop(*where: str | int) -> Mutation:
     return lambda rdf: _holder(rdf, where).__delitem__(where[-1])
 
 
+def both(*mutations: Mutation) -> Mutation:
+    """A mutation that makes several, one after the other."""
+    return lambda rdf: [mutate(rdf) for mutate in mutations] and None
+
+
 def torchscript_only(rdf: dict[str, Any]) -> None:
     """A mutation that leaves the TorchScript weights alone."""
     del rdf["weights"]["pytorch_state_dict"]

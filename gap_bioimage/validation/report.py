@@ -81,10 +81,18 @@ class Report:
 
 
 def validate(
-    path: str | Path, *, consumers: Sequence[str] | None = None, run_code: bool = False, device: str = "cpu",
-    engines: Sequence[str] = (), keep: str | Path | None = None, pictures: bool = False,
-    process: Sandbox | None = None, on_check: Callable[[Check], None] | None = None, description_only: bool = False,
-) -> Report:  # fmt: skip
+    path: str | Path,
+    *,
+    consumers: Sequence[str] | None = None,
+    run_code: bool = False,
+    device: str = "cpu",
+    engines: Sequence[str] = (),
+    keep: str | Path | None = None,
+    pictures: bool = False,
+    process: Sandbox | None = None,
+    on_check: Callable[[Check], None] | None = None,
+    description_only: bool = False,
+) -> Report:
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
     What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) always fails the report.

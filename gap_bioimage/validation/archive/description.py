@@ -16,7 +16,9 @@ from gap_bioimage.validation.quiet import quiet
 
 _SHOWN = 5
 _WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
-_OF_TENSORS = re.compile(r"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch")
+# what format 0.4 leaves to programs and 0.5 refuses: of all test tensors, and what the sizes of these contradict
+OF_TESTS = re.compile(r"test_tensor|Dimension mismatch|batch size mismatch")
+_OF_SIZES = re.compile(r"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch")
 
 _VALID = declare(
     "format.valid", "archive", BLOCKS, order=3, asks="A valid description.",
@@ -50,20 +52,19 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     rdf = package.rdf
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _unseen_by_spec(rdf) or problems_of(package, written)
-    if not str(rdf["format_version"]).startswith("0.5") and not problems:
+    if not problems and not str(rdf["format_version"]).startswith("0.5"):
         upgraded = load_offline(package, rdf, "latest", with_files=with_files)
-        problems = problems_of(package, upgraded, _OF_TENSORS)  # what older formats themselves do not ask
-        if not problems and not _is_model(upgraded):  # a halo of a fixed size hides what else is wrong
+        problems = problems_of(package, upgraded, _OF_SIZES)  # what older formats themselves do not ask
+        if not problems and isinstance(upgraded, Exception):  # a halo of a fixed size hides what else is wrong
             outputs = [{key: output[key] for key in output if key != "halo"} for output in rdf["outputs"]]
             plain = load_offline(package, {**rdf, "outputs": outputs}, "latest", with_files=with_files)
-            problems = problems_of(package, plain, _OF_TENSORS)
-    if problems or not _is_model(written):
-        return None, [_VALID.violated(few(problems or ["the description is not a model's"], _SHOWN))]
-    why_not = "" if _is_model(upgraded) else "; ".join(problems_of(package, upgraded))
-    checks, warnings = [_VALID.passed(f"a valid model description of format {rdf['format_version']}")], []
-    if why_not:
-        warnings.append(f"programs that read it as format 0.5 refuse it: {why_not}")
+            problems = problems_of(package, plain, _OF_SIZES)
+    if problems:
+        return None, [_VALID.violated(few(problems, _SHOWN))]
+    why_not = "; ".join(problems_of(package, upgraded))
+    warnings = [f"programs that read it as format 0.5 refuse it: {why_not}"] if why_not else []
     warnings += [text for text in _warnings(package, written) if text not in why_not]
+    checks = [_VALID.passed(f"a valid model description of format {rdf['format_version']}")]
     if warnings:
         checks.append(_RECOMMENDED.violated(few(warnings, _SHOWN)))
     here = (name for name, entry in written.weights if entry is not None and name not in package.remote_weights)
@@ -159,12 +160,6 @@ def _first_that_works(functions: Iterable[Callable[..., Any]], *given: Any) -> A
     raise errors[0]
 
 
-def _is_model(loaded: Any) -> bool:
-    from bioimageio.spec.model import v0_4, v0_5
-
-    return isinstance(loaded, v0_4.ModelDescr | v0_5.ModelDescr)
-
-
 def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = None) -> list[str]:
     """What bioimageio.spec finds wrong in a description that it has loaded or refused, in plain words."""
     from bioimageio.spec._internal.warning_levels import ERROR
@@ -216,6 +211,9 @@ _WORDS = [
      r"the input '\1' has no test_tensor, to which the outputs are compared"),
     (r"output axis with halo and fixed size \(here (\d+)\) not allowed",
      rf"outputs: an axis of fixed size \1 has a halo, which needs {_TO_INPUT}"),
+    (r"Could not find a backend to open",
+     "a sample_tensor is not an image that can be read, such as .tif or .png; leave it out"),
+    (r"Expected None to be a string", "a postprocessing step has no kwargs.axes, such as yx"),
     (r"Output values are too small",
      "outputs: a test_tensor holds no value of at least 1e-5, too small to be tested; scale the output up"),
     (r"\Adocumentation\n.*(valid URL|not point to|suffix \.md)", "is <value>, but should be the name of a .md file"),

@@ -28,11 +28,6 @@ class Examined:
         """Ids of the checks that failed."""
         return [check.id for check in self.checks if check.status == "failed"]
 
-    def make(self, package: Package, *ids: str) -> None:
-        """Make checks of the package; those with nothing to say about the description are left out."""
-        made = [definition(name).judge(package) for name in ids]
-        self.checks += [check for check in made if check.consumer != "format" or check.message != "kept"]
-
 
 @archive_check("format.version", BLOCKS, order=0, breaks="programs cannot read the description",
                fix="State format_version: 0.5.9 and follow it.")  # fmt: skip
@@ -67,9 +62,9 @@ def github_users(package: Package) -> str | None:
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
     """Judge the description and the files that it names, or the description as if no file lay beside it."""
-    found, needed = Examined(), _needed(package)
-    others = [made.id for made in definitions("archive") if made.consumer != "format"]
-    found.make(package, *(["archive.references"] if description_only else others))
+    every = [made for made in definitions("archive") if made.consumer != "format"]
+    asked = [definition("archive.references")] if description_only else every
+    found, needed = Examined([made.judge(package) for made in asked]), _needed(package)
     kind = package.rdf.get("type")
     if kind != "model":
         given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
@@ -78,7 +73,8 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         found.checks.append(definition("format.valid").violated(text, fix))
         found.is_model = False
     elif "archive.references" not in found.failed:
-        found.make(package, "format.version", "format.github_user")
+        of_format = [definition(name).judge(package) for name in ("format.version", "format.github_user")]
+        found.checks += [check for check in of_format if check.message != "kept"]  # nobody is named
         if "format.version" not in found.failed:
             with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)

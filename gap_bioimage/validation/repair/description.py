@@ -4,18 +4,17 @@ import keyword
 import re
 from typing import Any
 
-from gap_bioimage.validation.archive.description import load_offline, problems_of
+from gap_bioimage.validation.archive.description import OF_TESTS, load_offline, problems_of
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis
-from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered, unshared
+from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered
 from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
-_OF_TESTS = re.compile(r"test_tensor|Dimension mismatch")  # what format 0.4 leaves to programs and 0.5 refuses
 _LONGEST_AXIS_DESCRIPTION = 128
 
 
@@ -28,19 +27,16 @@ def convert_04(editor: PackageEditor) -> None:
         before = before | {"format_version": "0.4.10"}
     from bioimageio.spec import dump_description
 
-    built = load_offline(package, unshared(before), "latest")
-    refused = problems_of(package, built)
-    if not refused:  # other faults of files have repairs of their own
-        with_files = load_offline(package, unshared(before), "latest", with_files=True)
-        refused = problems_of(package, with_files, _OF_TESTS)
-    if refused:
+    built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
+    # other faults of files have repairs of their own
+    if refused := problems_of(package, built) or problems_of(package, with_files, OF_TESTS):
         text = one_sentence("; ".join(refused[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
-    content = {key: value for key, value in dump_description(built).items() if value not in (None, [], {})}
+    content = {key: value for key, value in _without_nulls(dump_description(built)).items() if value not in ([], {})}
     if not before.get("covers"):
         content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
-    editor.rdf = {"format_version": FORMAT, "type": "model"} | _without_nulls(content) | {"format_version": FORMAT}
+    editor.rdf = {"format_version": FORMAT, "type": "model"} | content | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
     for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
         if reference.hash_key and stated.get(reference.name):
@@ -134,9 +130,7 @@ def channel_names(editor: PackageEditor) -> None:
             names = axis.written.get("channel_names")
             if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
                 continue
-            renamed: list[str] = []
-            for name in map(str, names or []):
-                renamed.append(_identifier(name, {other.casefold() for other in renamed}))
+            renamed = _identifiers(list(map(str, names or [])))
             if not names:
                 array = editor.model.test_array(tensor)
                 is_counted = array is not None and array.ndim == len(tensor.axes)
@@ -151,11 +145,18 @@ def channel_names(editor: PackageEditor) -> None:
                 editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
 
 
-def _identifier(name: str, taken: set[str]) -> str:
-    if name.isidentifier() and not keyword.iskeyword(name):
-        return name
-    base = re.sub(r"\W+", "_", name).strip("_")
-    return numbered(base if base.isidentifier() and not keyword.iskeyword(base) else f"channel_{base}", "", taken)
+def _identifiers(names: list[str]) -> list[str]:
+    """Identifiers in the place of names that are none, different from each other and from those that stay."""
+    stays = [name.isidentifier() and not keyword.iskeyword(name) for name in names]
+    taken = {name.casefold() for name, is_one in zip(names, stays, strict=True) if is_one}
+    found = []
+    for name, is_one in zip(names, stays, strict=True):
+        base = re.sub(r"\W+", "_", name).strip("_")
+        if not base.isidentifier() or keyword.iskeyword(base):
+            base = f"channel_{base}".rstrip("_")
+        found.append(name if is_one else numbered(base, "", taken))
+        taken.add(found[-1].casefold())
+    return found
 
 
 def axis_scale(editor: PackageEditor) -> None:

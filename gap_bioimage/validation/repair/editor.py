@@ -99,10 +99,6 @@ class PackageEditor:
         """All places of the description that name a file."""
         return references(self.rdf)
 
-    def free_name(self, wanted: str) -> str:
-        """A name that no other file has, also not where upper and lower case are one."""
-        return numbered(*posixpath.splitext(wanted), {name.casefold() for name in self.names} | {RDF_NAME})
-
     def rewrite(self, name: str, content: bytes) -> None:
         """Write a file, and its hash wherever the description states one."""
         (self.folder / name).write_bytes(content)
@@ -110,12 +106,15 @@ class PackageEditor:
             if reference.name == name and reference.sha256:
                 reference.holder[reference.hash_key] = sha256_of(self.folder / name)
 
-    def move(self, old: str, new: str) -> None:
-        """Rename a file, and follow it in the description."""
+    def move(self, old: str, wanted: str) -> str:
+        """Rename a file, follow it in the description, and return the name: one that no other has in any case."""
+        taken = {name.casefold() for name in self.names if name != old} | {RDF_NAME}
+        new = numbered(*posixpath.splitext(wanted), taken)
         os.replace(self.folder / old, self.folder / new)
         for reference in self.references:
             if reference.name == old:
                 reference.point_to(new)
+        return new
 
     def write_zip(self, target: Path, description: bytes) -> None:
         """Zip the description and the files; the same model makes the same bytes."""

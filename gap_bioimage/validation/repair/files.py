@@ -11,7 +11,7 @@ from gap_bioimage.validation.archive.files import absence, sha256_of
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.model import source_of
 from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, shown
-from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect, other_samples
+from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect
 
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -67,13 +67,10 @@ def hashes(editor: PackageEditor) -> None:
 def plain_paths(editor: PackageEditor) -> None:
     """Write the names of files without ``./``, which Fiji's engine takes for a folder, and with Unix' slashes."""
     for reference in editor.references:
-        if (
-            reference.path != reference.name
-            and not reference.is_remote
-            and editor.model.file_of(reference.name) is not None
-        ):
-            reference.point_to(reference.name)
-            editor.changed("plain_paths", reference.where, reference.path, reference.name)
+        if reference.is_remote or reference.path == reference.name or editor.model.file_of(reference.name) is None:
+            continue
+        reference.point_to(reference.name)
+        editor.changed("plain_paths", reference.where, reference.path, reference.name)
 
 
 def flatten(editor: PackageEditor) -> None:
@@ -81,16 +78,16 @@ def flatten(editor: PackageEditor) -> None:
     script = editor.model.weights.get("torchscript", {})
     for reference in editor.references:
         if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
-            old, new = reference.name, editor.free_name(posixpath.basename(reference.name))
-            editor.move(old, new)
-            editor.changed("flat", "file", old, new)
+            old = reference.name
+            editor.changed("flat", "file", old, editor.move(old, posixpath.basename(old)))
 
 
 def sample_tensors(editor: PackageEditor) -> None:
-    """Leave out sample tensors that are not the test tensors; their files stay."""
-    for tensor in other_samples(editor.model) if editor.is_05 else []:
-        removed = source_of(tensor.written.pop("sample_tensor"))
-        editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", removed, "removed")
+    """Leave out sample tensors, which are taken for test tensors, or no images that can be read; their files stay."""
+    for tensor in editor.tensors:
+        if tensor.written.get("sample_tensor") is not None:
+            removed = source_of(tensor.written.pop("sample_tensor"))
+            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", removed, "removed")
 
 
 def readme(editor: PackageEditor) -> None:
@@ -111,10 +108,8 @@ def readme(editor: PackageEditor) -> None:
         editor.rdf["documentation"] = name if editor.is_plain else hashed
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
-        new = editor.free_name(posixpath.splitext(name)[0] + ".md")
-        editor.move(name, new)
-        editor.changed("readme", "name of the documentation", name, new)
-        name = new
+        old, name = name, editor.move(name, posixpath.splitext(name)[0] + ".md")
+        editor.changed("readme", "name of the documentation", old, name)
     if (editor.folder / name).stat().st_size <= _MAX_README_BYTES:
         _rewrite_readme(editor, name)
 
@@ -126,11 +121,10 @@ def _rewrite_readme(editor: PackageEditor, name: str) -> None:
     except UnicodeDecodeError:
         is_16 = written.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = written.decode("utf-16" if is_16 else "latin-1", errors="replace")  # any bytes are valid in the latter
+        editor.rewrite(name, text.encode("utf-8"))
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
         editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
-    if text.encode("utf-8") != written:
-        editor.rewrite(name, text.encode("utf-8"))
 
 
 def covers(editor: PackageEditor) -> None:

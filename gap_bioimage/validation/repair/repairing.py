@@ -15,7 +15,7 @@ from gap_bioimage.validation.repair import description, files
 from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
 from gap_bioimage.validation.report import Report, validate
 
-# In the order in which they are made; rules name them. Each changes nothing the second time.
+# In the order in which they are made; rules name them.
 REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     files.rename_description,
     # The format comes first, since the other repairs write what it wants.
@@ -61,9 +61,13 @@ class Repaired:
 
 
 def repair(
-    path: str | Path, out: str | Path, *, run_code: bool = False, device: str = "cpu",
+    path: str | Path,
+    out: str | Path,
+    *,
+    run_code: bool = False,
+    device: str = "cpu",
     on_check: Callable[[Check], None] | None = None,
-) -> Repaired:  # fmt: skip
+) -> Repaired:
     """Write a copy of a model with everything mended that needs no judgement, and validate both.
 
     Weights, test tensors and the given model are never changed; what needs its authors is left, and the validation
@@ -96,17 +100,17 @@ def repair(
 
 def apply_repairs(editor: PackageEditor) -> None:
     """Make all repairs that a model needs; one that does not understand the description leaves it as it was."""
-    for number, function in enumerate(2 * REPAIRS):
-        if number == len(REPAIRS):
-            editor.notes = []  # a late repair may make an earlier one possible: no format without documentation
-        rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
-        try:
-            function(editor)
-        except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            # anybody's description may hold anything anywhere; the validation says what is wrong with it
-            editor.rdf, editor.changes, editor.notes = rdf, changes, notes
-            name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
-            editor.notes.append(f"{name}: the description could not be understood here: {text}")
+    for _ in range(2):  # a late repair may make an earlier one possible: no format 0.5 without documentation
+        editor.notes = []
+        for function in REPAIRS:
+            rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
+            try:
+                function(editor)
+            except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+                # anybody's description may hold anything anywhere; the validation says what is wrong with it
+                editor.rdf, editor.changes, editor.notes = rdf, changes, notes
+                name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
+                editor.notes.append(f"{name}: the description could not be understood here: {text}")
 
 
 def _files_of(package: Package) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -18,21 +18,15 @@ Level = Literal["error", "warning", "note"]
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def findings(report: Report) -> list[tuple[Level, Check]]:
-    """What is to be done about a model, with how bad it is."""
-    checks = with_missed_test(report).checks
-    return [(_level(check), check) for check in checks if check.status in ("failed", "error", "warning")]
-
-
-def _level(check: Check) -> Level:
-    made = registry().get(check.id)
-    if check.status != "warning":
-        return "error"
-    return "note" if made is not None and made.severity == STYLE else "warning"
-
-
-def _text(check: Check) -> str:
-    return f"{check.message}. To do: {check.fix}" if check.fix else check.message
+def _findings(report: Report) -> Iterator[tuple[Level, str, str]]:
+    """What is to be done about a model: how bad it is, the id of the check, and a text."""
+    for check in with_missed_test(report).checks:
+        text = f"{check.message}. To do: {check.fix}" if check.fix else check.message
+        if check.status in ("failed", "error"):
+            yield "error", check.id, text
+        elif check.status == "warning":
+            made = registry().get(check.id)
+            yield "note" if made is not None and made.severity == STYLE else "warning", check.id, text
 
 
 def render_sarif(reports: Sequence[Report]) -> str:
@@ -42,9 +36,9 @@ def render_sarif(reports: Sequence[Report]) -> str:
         path = Path(report.model)
         uri = path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
         where = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
-        for level, check in findings(report):
-            text, location = {"text": _text(check)}, [{"physicalLocation": where}]
-            results.append({"ruleId": check.id, "level": level, "message": text, "locations": location})
+        for level, check_id, text in _findings(report):
+            location = [{"physicalLocation": where}]
+            results.append({"ruleId": check_id, "level": level, "message": {"text": text}, "locations": location})
     rules = [
         {"id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
          "help": {"text": made.fix or made.asks}} for made in registry().values()
@@ -58,10 +52,10 @@ def render_github(reports: Sequence[Report]) -> str:
     """Workflow commands that GitHub shows as annotations, the worst first, since it shows the first ten."""
     lines: dict[str, list[str]] = {"error": [], "warning": [], "note": []}
     for report in reports:
-        for level, check in findings(report):
+        for level, check_id, text in _findings(report):
             command = "notice" if level == "note" else level
-            place = f"file={_property(Path(report.model).as_posix())},title={_property(check.id)}"
-            lines[level].append(f"::{command} {place}::{_data(_text(check))}\n")
+            place = f"file={_property(Path(report.model).as_posix())},title={_property(check_id)}"
+            lines[level].append(f"::{command} {place}::{_data(text)}\n")
     return "".join(line for found in lines.values() for line in found)
 
 

@@ -74,16 +74,14 @@ def _names(found: Sequence[Verdict]) -> str:
 
 def _todo(report: Report) -> list[tuple[str, str, Check]]:
     """What failed, then what a partner needs, then advice, then what was not checked but can be."""
-    fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"} - {
-        name for name, entry in consumers().items() if entry.base
-    }
+    fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"}
     found: dict[str, list[Check]] = {kind: [] for kind in _TODO}
     for check in report.checks:
-        # a partner's broken rule is reported as a warning where nobody asked for that partner
-        made = registry().get(check.id)
-        needed = check.status == "warning" and check.consumer in fails and (made is None or made.severity == BLOCKS)
-        if check.status != "passed" and not (
-            check.status == "skipped" and check.fix in {"", *(known.fix for known in found["skipped"])}
-        ):
-            found["needed" if needed else check.status].append(check)
+        made, kind = registry().get(check.id), str(check.status)
+        if kind == "warning" and check.consumer in fails and not consumers()[check.consumer].base:
+            # a partner's broken rule is reported as a warning where nobody asked for that partner
+            kind = "needed" if made is None or made.severity == BLOCKS else kind
+        told = kind == "skipped" and check.fix in {"", *(other.fix for other in found["skipped"])}
+        if kind != "passed" and not told:
+            found[kind].append(check)
     return [(*_TODO[kind], check) for kind, checks in found.items() for check in checks]
