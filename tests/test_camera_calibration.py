@@ -340,8 +340,11 @@ def test_frames_without_noise_are_left_out() -> None:
     frames = camera(n_frames=20)
     whole = calibrate(frames.isel(t=slice(2, None)))
     frames[{"t": [0, 1]}] = 100
-    found = calibrate(frames)
-    assert (found.frames, found.gain, found.offset) == (18, whole.gain, whole.offset)
+    for part in (slice(None), slice(20, None)):  # of a frame, that the camera dropped
+        frames[{"t": [0, 1], "y": part}] = 100
+        for found in (calibrate(frames), calibrate(frames.transpose("y", "x", "t"))):
+            assert (found.frames, found.gain, found.offset) == (18, whole.gain, whole.offset)
+        frames[{"t": [0, 1]}] = frames[{"t": [2, 3]}].values + 1
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])

@@ -97,6 +97,8 @@ def test_counts_are_functions_of_values_and_seed() -> None:
     spread = [detector.counts(adu, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(spread[0], spread[1])
     assert (spread[0] != spread[2]).any()
+    noisy = Detector(Camera(gain=2, offset=100, read_noise=300))
+    assert noisy.counts(adu, np.random.default_rng(1)).mean() == pytest.approx(300**2, rel=0.01)
 
 
 def maps() -> PixelMaps:

@@ -140,6 +140,12 @@ def test_repeated_frames_are_left_out_and_told() -> None:
     assert "left out" not in judged(poisson(0.0005, (500, 32, 32)), "tyx").message
 
 
+def test_a_dead_pixel_is_no_baseline() -> None:
+    film = simulate_camera(light(30, 96), n_frames=20)
+    film[:, 40, 50] = 0
+    assert [inspect(film).verdict, inspect(film[0]).verdict] == ["camera image"] * 2
+
+
 def test_what_a_camera_is_and_what_is_wrong_with_it_is_told() -> None:
     guess = inspect(simulate_camera(light(30, 96), n_frames=20)).gain_guess or {}
     assert [guess["gain"], guess["offset"]] == pytest.approx([2.2, 100], rel=0.1)

@@ -240,6 +240,7 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     if image.dtype.kind not in "uif":
         raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected a camera's numbers; save it as 16 bit")
     detector.check_size(image)
+    image = image.transpose(..., "y", "x")
     planes, camera = image.data.reshape(-1, *image.shape[-2:]), detector.camera
     if image.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
         raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")

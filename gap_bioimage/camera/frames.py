@@ -21,6 +21,7 @@ Images = xr.DataArray | npt.NDArray[Any] | Path | str
 
 _LEAST_PX = 16
 _HOT = 20.0  # median deviations beyond which a dark pixel tells nothing of the others
+_LOST = 0.25  # share of the rows, more than usual, that hold one value each where a part of a frame is lost
 _LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
 
 
@@ -87,8 +88,8 @@ def frames_of(
             f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
             "with --channel (in Python isel(c=0))"
         )
-    image = image.squeeze("c", drop=True) if "c" in image.dims else image
-    values = np.asarray(image.transpose(..., "y", "x").data)
+    image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
+    values = np.asarray(image.data)
     rows, columns = values.shape[-2:]
     if min(rows, columns) < _LEAST_PX:
         raise AxesError(f"{name} has {rows} x {columns} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
@@ -111,12 +112,14 @@ def frames_of(
 
 
 def distinct(stack: Values) -> tuple[Values, str]:
-    """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
+    """Leave out frames that repeat an earlier one or lack parts, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
-    told = []
+    told, rows = [], stack.shape[2]
+    bare = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
+    most = float(np.median(bare)) + _LOST * rows  # dim frames and those with margins have such rows, too
     for t in range(stack.shape[1]):
-        if stack[:, t].min() == stack[:, t].max():
-            told.append(f"frame {t} has no noise, as one that the camera dropped")
+        if bare[t] == rows or bare[t] > most:
+            told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
         elif (before := first.setdefault(hashlib.blake2b(stack[:, t].tobytes()).digest(), t)) != t:
             told.append(f"frames {before} and {t} are equal")
     if not told or not first:

@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 ROUNDING = 1 / 12  # variance of rounding to whole numbers
 LOWEST = 6  # counts from 1 to below this are spread near darkness
+_NEVER_DARK = 12.0  # electrons of noise from which on no count is that low, since so much is added
 MODEL_FROM = 1.0  # signal + read^2, electrons, from which on counts are made like those of photons
 _FINDS_ELECTRONS = 0.15  # electrons of noise below which rounding finds their number
 _FINE_STEPS = 8  # ADU per electron from which on the steps of ADU are no matter
@@ -103,6 +104,8 @@ def spread_of_lowest(deviation: float) -> tuple[float, ...]:
     count k by one either way with the chances c_k adds the variance ``sum 2 c_k P(k)``; the c_k are fitted so that
     variance and mean agree for all signals with signal + deviation^2 of at least 1.
     """
+    if deviation > _NEVER_DARK:
+        return (0.0,) * (LOWEST - 1)
     shift = balanced_shift(deviation)
     signals = max(0.0, MODEL_FROM - deviation**2) + np.array([0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])
     highest = int(signals[-1] + shift + 8 * math.sqrt(signals[-1] + shift)) + 2
