@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gap_bioimage.errors import GapError, OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def check_place(path: Path, *, folder: bool = False) -> None:

@@ -36,7 +36,7 @@ _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
 _EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
-_FITS, _STEEP = (3.0, 10.0), 15.0  # chi-square of a camera's line (more of dim frames), or its slope in standard errors
+_FITS = (3.0, 10.0)  # chi-square of a camera's line, of one image and of frames, which may be dim
 _COLOURS = 0.5  # share of the noise that channels have in common
 _DEAD = 1e-3  # share of pixels that may be 0 in a camera's image with an offset
 _FEW = 20  # pixels that may share a divisor by chance
@@ -136,8 +136,7 @@ def _negative(evidence: Evidence) -> Finding | None:
         return Finding("not usable", "counts", told, advice=advice)
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
-    fits = _FITS[evidence.repeats]
-    line = curve is not None and (curve.chi_square < fits or curve.slope[0] > _STEEP * curve.slope[1])
+    line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, "use the counts before any background was subtracted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +12,12 @@ import xarray as xr
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector, PixelMaps, check_camera_image, read_camera, write_camera
 from gap_bioimage.camera.shifted_poisson import balanced_shift
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 N = 400_000
 

@@ -6,7 +6,8 @@ import io
 import json
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,6 @@ from gap_bioimage.evidence import measure
 from gap_bioimage.inspection import inspect
 from gap_bioimage.judging import Finding, judge
 from gap_bioimage.simulation import simulate, simulate_truth
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Values = np.ndarray[Any, Any]
 

@@ -187,7 +187,10 @@ def calibrate(
     )
     numbers = numbers_of(fit, known, seed)
     _check_numbers(frames.name, moments, numbers, known)
-    numbers = numbers if frames.count > 1 else replace(numbers, gain=_with_structure(numbers.gain))
+    if frames.count == 1:  # its structure is taken for noise, too
+        gain = numbers.gain
+        low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
+        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high))
     unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure misleads it
     curve = curve_of(fit.kept, numbers.gain.value, unlit)
     if curve is None:
@@ -223,12 +226,6 @@ def _unsaturated(frames: Frames) -> tuple[Moments, float]:
             "exposure, or give --saturation if the ceiling is higher"
         )
     return moments.at(~full), float(full.mean())
-
-
-def _with_structure(gain: Estimate) -> Estimate:
-    """Widen the interval by the structure of one image that is taken for noise."""
-    low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
-    return Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high)
 
 
 def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:

@@ -56,8 +56,10 @@ def camera_shift(gain: float, phase: float, noise: float, deviation: float) -> f
     adu, electrons, chances = _adu_chances(gain, phase, noise, 24)
 
     def excess(shift: float) -> float:
-        edges = (adu[:, None] + np.array([-0.5, 0.5]) - phase) / gain + shift
-        first, second = (np.diff(integral, axis=1)[:, 0] * gain for integral in _integrals_of_rounding(edges))
+        x = (adu[:, None] + np.array([-0.5, 0.5]) - phase) / gain + shift
+        n = np.rint(x)  # whose integral from 0 and that of its square are taken between the edges of each ADU
+        integrals = n * x - n**2 / 2, (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
+        first, second = (np.diff(integral, axis=1)[:, 0] * gain for integral in integrals)
         mean = first @ chances
         return float(np.mean(second @ chances - mean**2) - np.mean(mean - electrons))
 
@@ -88,12 +90,6 @@ def _adu_chances(gain: float, phase: float, noise: float, n_electrons: int) -> t
     edges = (adu[:, None] + 0.5 - phase) / gain - electrons
     below = scipy.special.ndtr(edges / noise) if noise > 1e-6 else (edges >= 0).astype(float)
     return adu, electrons, np.diff(below, axis=0, prepend=0.0)
-
-
-def _integrals_of_rounding(x: Floats) -> tuple[Floats, Floats]:
-    """Return the integrals of rint(x) and rint(x)^2 from 0, for x of at least -1/2."""
-    n = np.rint(x)
-    return n * x - n**2 / 2, (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
 
 
 @functools.lru_cache(maxsize=64)
