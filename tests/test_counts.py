@@ -11,6 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_images import image, poisson
 
 from gap_bioimage.counts import check_dim, check_photon_counts, check_whole_numbers, pseudo_psnr_db, thin
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
@@ -104,24 +105,10 @@ def test_pseudo_psnr(values: list[int], db: float) -> None:
         pseudo_psnr_db(np.zeros((0, 3)))
 
 
-def image(values: object, dims: str = "tczyx") -> xr.DataArray:
-    array = np.asarray(values)
-    return xr.DataArray(array, dims=list(dims)[-array.ndim :])
-
-
-def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
-    return np.random.default_rng(0).poisson(mean, shape)
-
-
-def clumped() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))
-
-
 # whether they are whole numbers, and whether they are photon counts: None where that is doubtful
 KINDS: dict[str, tuple[np.ndarray, bool, bool | None]] = {
     **{dtype: (poisson().astype(dtype), True, True) for dtype in ("uint8", ">u2", "int64", "float32")},
-    "clumped": (clumped(), True, None),
+    "clumped": (poisson(np.random.default_rng(0).gamma(3.0, 3.0, (128, 128)), (128, 128)), True, None),
     "empty": (np.zeros((64, 64), int), True, False),
     "times three": (3 * poisson(), True, False),
     "offset": (poisson(40) + 500, True, False),
