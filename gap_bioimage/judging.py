@@ -161,10 +161,8 @@ def _drawn(evidence: Evidence) -> Finding | None:
         text = f"holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their neighbours"
         return Finding("not usable", "mask", f"{text} as noise never does; {advice}", advice=advice)
     if one_bit(evidence.planes):
-        text = (
-            f"holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
-            f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
-        )
+        text = f"holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
+        text += f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
         return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
     if evidence.colours > _COLOURS:
         return processed(f"has channels that share {evidence.colours:.0%} of their noise, as colours do")

@@ -83,14 +83,11 @@ def test_a_plot_each(run: Any, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
-def test_people_read_no_dictionaries(run: Any, tmp_path: Path) -> None:
+def test_people_read_no_dictionaries_and_errors_of_files_that_are_no_images(run: Any, tmp_path: Path) -> None:
     write_image(tmp_path / "film.tif", simulate_camera(np.full((64, 64), 20.0) * np.linspace(0.1, 3, 64), n_frames=6))
     printed = run("inspect", tmp_path / "film.tif").out
     assert "gain guess" in printed
     assert not {"{", "fano"} & {*printed, *printed.split()}
-
-
-def test_files_that_are_no_images_stay_errors(run: Any, tmp_path: Path) -> None:
     write(tmp_path / "bad.tif", np.full((32, 32), -1, np.int16), photometric="minisblack")
     assert "processed, not usable as counts" in " ".join(run("inspect", tmp_path / "bad.tif").out.split())
     (tmp_path / "a.tif").write_text("no image")

@@ -132,4 +132,4 @@ def test_what_makes_no_sum_is_refused():
         with pytest.raises(AxesError, match="are to be summed"):
             sum_frames(image, frames)
     with pytest.raises(NotPhotonCountsError):
-        sum_frames(counts("tyx"), 2)
+        sum_frames(counts("tyx"), 3)

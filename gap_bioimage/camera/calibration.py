@@ -207,10 +207,8 @@ def calibrate(
 
 def _check_given(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
     if sum(one is not None for one in (dark, offset, read_noise)) > 1:
-        raise ConfigError(
-            "more than one of dark frames, offset and read noise was given, but each of them tells the others; give "
-            "the dark frames alone, or the offset"
-        )
+        told = "dark frames, offset and read noise tell one another, but several of them were given, expected one"
+        raise ConfigError(f"{told}; give the dark frames alone, or the offset")
     for name, value in (("offset", offset), ("read noise", read_noise), ("saturation", saturation)):
         if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
             raise ConfigError(f"the {name} is {value}, expected a finite number{' from 0 up' * (name != 'offset')}")
@@ -221,10 +219,8 @@ def _unsaturated(frames: Frames) -> tuple[Moments, float]:
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
-        raise NotPhotonCountsError(
-            f"{np.mean(full):.0%} of the image is saturated, expected images below the camera's ceiling; use a shorter "
-            "exposure, or give --saturation if the ceiling is higher"
-        )
+        told = f"{np.mean(full):.0%} of the image is saturated, expected images below the camera's ceiling"
+        raise NotPhotonCountsError(f"{told}; use a shorter exposure, or give --saturation if the ceiling is higher")
     return moments.at(~full), float(full.mean())
 
 
@@ -233,11 +229,9 @@ def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) 
     most = abs(correlation.largest)
     if most + between_frames > SMOOTHED[frames.count > 1]:
         whose = "neighbouring pixels" if most >= between_frames else "successive frames"
-        raise NotPhotonCountsError(
-            f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "
-            "smoothed, averaged or resampled, or the whole field moves, and their noise tells nothing of the camera; "
-            "use raw images of a field that stands still"
-        )
+        told = f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}"
+        cause = "as of images that were smoothed, averaged or resampled, or where the whole field moves"
+        raise NotPhotonCountsError(f"{told}, {cause}; use raw images of a field that stands still")
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:

@@ -215,8 +215,7 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
     """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
-        told = f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63"
-        raise NotPhotonCountsError(f"{told}; look for its original, in which they may be negative")
+        raise NotPhotonCountsError(f"{what} holds {highest:.3g}, expected counts below 2**63; look for its original")
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:
@@ -316,8 +315,7 @@ def sum_frames(
     for number in range(sums):  # one sum in memory at a time: such movies are long
         block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
         if not np.isin(block.values, (0, one)).all():
-            told = f"frames of {name} hold several values up to {one}, expected 0 and one other"
-            raise NotPhotonCountsError(f"{told}, as of a one-bit camera; sum no frames of counts")
+            raise NotPhotonCountsError(f"frames of {name} hold numbers up to {one}, expected two values; sum no counts")
         summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
     if "t" in summed.coords and "step" in summed.coords["t"].attrs:
         summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
@@ -327,5 +325,4 @@ def sum_frames(
 def warn_of_rest(left: int, n_frames: int, name: str) -> None:
     """Warn of frames that are too few for a sum."""
     if left:
-        told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
-        warnings.warn(told, GapWarning, stacklevel=3)
+        warnings.warn(f"the last {left} frames of {name} make no sum of {n_frames}: left out", GapWarning, stacklevel=3)

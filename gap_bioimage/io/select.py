@@ -80,8 +80,7 @@ def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
         missing = {axis: 1 for axis in axes if axis not in image.dims}
         return with_coordinates(image.expand_dims(missing).transpose(*axes))
     if len(axes) != image.ndim:
-        told = f"{image.ndim}, shape {image.shape}"
-        raise AxesError(f'axes="{axes}" names {len(axes)} axes but {file} has {told}; name each one')
+        raise AxesError(f'axes="{axes}" names {len(axes)} axes, {file} has {image.ndim}: {image.shape}; name each one')
     bare = image.drop_vars([name for name in image.coords if name != STORED])
     return with_coordinates(bare.rename(dict(zip(image.dims, axes, strict=True))))
 

@@ -102,8 +102,7 @@ def _ptu(path: Path) -> Iterator[Stored]:
     with PtuFile(str(path)) as file:
         dims = list(file.dims)
         if not {"Y", "X"} < set(dims) or dims[-1] != "H":
-            told = "a point or line measurement, expected an image scan in T3 mode"
-            raise UnreadableImageError(f"{path} holds {told}; name another file")
+            raise UnreadableImageError(f"{path} holds a point or a line, expected an image scan; name another file")
         yield _stored("", Lazy(file.shape[:-1], np.uint32, read), dims[:-1], _steps(file.coords, "m"), ())
 
 
