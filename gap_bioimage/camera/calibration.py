@@ -196,8 +196,7 @@ def calibrate(
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
     if frames.count == 1 and curve.chi_square > _NO_LINE:
-        told = f"{frames.name} holds sharp structure, which passes for noise (chi-square {curve.chi_square:.3g})"
-        raise NotPhotonCountsError(f"{told}; use frames of the same field")
+        raise NotPhotonCountsError(f"{frames.name} has sharp structure like noise; use frames of the same field")
     if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
         told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
         raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")
