@@ -65,7 +65,7 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
         raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or cut them off")
     values = np.asarray(photons)
     counts = as_integers(values)
-    part = np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction).astype(counts.dtype)
+    part = np.asarray(np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction), counts.dtype)
     kept, rest = part.astype(values.dtype, copy=False), (counts - part).astype(values.dtype, copy=False)
     if isinstance(photons, xr.DataArray):
         return photons.copy(data=kept), photons.copy(data=rest)

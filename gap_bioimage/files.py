@@ -5,57 +5,55 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gap_bioimage.errors import GapError, OutputError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-
-def check_place(path: Path) -> None:
-    """See that a file can be written there, before the work that fills it."""
+def check_place(path: Path, *, folder: bool = False) -> None:
+    """See that a file, or a folder, can be written there, before the work that fills it."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
-    if path.is_dir():
+    if path.is_dir() and not folder:
         raise OutputError(f"cannot write {path}: it is a folder, expected the name of a file; add a file name")
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, *, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, of the same suffix, that becomes ``path`` when the block succeeds.
 
-    Whatever stood at ``path`` stays untouched until then, also when the block fails or is killed. What the system
-    refuses (disk full, no permission) is an OutputError.
+    Whatever stood at ``path`` stays untouched until then, also when the block fails or is killed. No system replaces a
+    full ``folder`` in one step: one that stood there is moved aside in the instant before, and back if the new one
+    cannot take its place. What the system refuses (disk full, no permission) is an OutputError.
     """
     path = Path(path)
-    check_place(path)
-    with _written(path) as temporary:
-        yield temporary
-        os.replace(temporary, path)
+    check_place(path, folder=folder)
+    temporary, aside = (
+        path.with_name(f".{path.stem}.{word}-{secrets.token_hex(4)}{path.suffix}") for word in ("tmp", "old")
+    )
+    try:
+        with refusals_told(path):
+            yield temporary
+            if path.is_dir():
+                os.rename(path, aside)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if aside.exists():
+                    os.rename(aside, path)
+                raise
+            _remove(aside)
+    finally:
+        _remove(temporary)
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that becomes the folder ``path`` when the block succeeds.
-
-    No system replaces a full folder in one step. A folder that stood there is moved aside in the instant before, back
-    if the new one cannot take its place, and removed after it; when the block fails or is killed it stays.
-    """
-    with _written(path) as temporary:
-        yield temporary
-        aside = _beside(path, "old")
-        if path.is_dir():
-            os.rename(path, aside)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if aside.exists():
-                os.rename(aside, path)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -69,21 +67,3 @@ def refusals_told(path: Path, hint: str = "free some space or choose a folder th
         # numpy's short writes have no error number; the disk is then full. HDF5 has a page of text for each number
         reason = os.strerror(error.errno).lower() if error.errno else f"no space left ({' '.join(str(error).split())})"
         raise OutputError(f"cannot write {path}: {reason}; {hint}") from error
-
-
-def _beside(path: Path, word: str) -> Path:
-    return path.with_name(f".{path.stem}.{word}-{secrets.token_hex(4)}{path.suffix}")
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, gone afterwards."""
-    temporary = _beside(path, "tmp")
-    try:
-        with refusals_told(path):
-            yield temporary
-    finally:
-        if temporary.is_dir() and not temporary.is_symlink():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)

@@ -7,18 +7,16 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.evidence import Evidence
 from gap_bioimage.io.image import as_image, metadata_of
 from gap_bioimage.judging import Finding, judge_image, processed
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _JPEG_TAGS = (6, 7)
 _SURE = 4.0  # standard errors

@@ -36,8 +36,9 @@ _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
 _EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
-_FITS, _STEEP = (3.0, 10.0), 15.0  # chi-square of a camera's line (more of dim frames), or its slope in standard errors
+_FITS = (3.0, 10.0)  # chi-square of a camera's line, of one image and of frames, which may be dim
 _COLOURS = 0.5  # share of the noise that channels have in common
+_DEAD = 1e-3  # share of pixels that may be 0 in a camera's image with an offset
 _FEW = 20  # pixels that may share a divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
 _TO_PHOTONS = "measure the camera with `gap-bioimage calibrate` and give its yaml with --camera"
@@ -67,6 +68,7 @@ def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
 
 def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
     """Measure and judge an image; of its channels each, too, where all of them together look like counts."""
+    photons = photons.transpose(..., "y", "x")
     evidence = measure(photons)
     finding = judge(evidence, name, saturation)
     count = 0 if finding.refused else photons.sizes.get("c", 1)
@@ -134,8 +136,7 @@ def _negative(evidence: Evidence) -> Finding | None:
         return Finding("not usable", "counts", told, advice=advice)
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
-    fits = _FITS[evidence.repeats]
-    line = curve is not None and (curve.chi_square < fits or curve.slope[0] > _STEEP * curve.slope[1])
+    line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, "use the counts before any background was subtracted")
@@ -160,10 +161,8 @@ def _drawn(evidence: Evidence) -> Finding | None:
         text = f"holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their neighbours"
         return Finding("not usable", "mask", f"{text} as noise never does; {advice}", advice=advice)
     if one_bit(evidence.planes):
-        text = (
-            f"holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
-            f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
-        )
+        text = f"holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
+        text += f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
         return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
     if evidence.colours > _COLOURS:
         return processed(f"has channels that share {evidence.colours:.0%} of their noise, as colours do")
@@ -178,14 +177,14 @@ def _drawn(evidence: Evidence) -> Finding | None:
 
 def _offset(evidence: Evidence) -> Finding | None:
     """Look for a camera: variance that vanishes at an offset, or is far below the mean though nothing is dark."""
-    curve, minimum = evidence.curve, evidence.statistics.minimum
+    curve = evidence.curve
     if curve is None:
         return None
     unit = evidence.unit or 1.0
     line = curve.intercept[0] < -5 * curve.intercept[1]
     averaged = not evidence.saturated and _averaged(curve, unit)  # a full detector has little noise, too
     quiet = averaged or curve.dark < _QUIET * unit * _margin(curve.dark_error)
-    if not (line or quiet) or minimum <= 0:
+    if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has so small a gain and offset, but the maximum of many counts does
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))

@@ -23,17 +23,26 @@ def counts(dims, dtype=np.uint16, calibrated=True, seed=0):
     return xr.DataArray(values, dims=list(dims), coords=coords)
 
 
-def assert_same(again, image):
+def image(values, dims="tczyx"):
+    values = np.asarray(values)
+    return xr.DataArray(values, dims=list(dims)[-values.ndim :])
+
+
+def poisson(mean=5.0, shape=(64, 64), seed=0):
+    return np.random.default_rng(seed).poisson(mean, shape)
+
+
+def assert_same(again, expected):
     """See that values, type, axes and calibration are the same."""
-    assert again.dims == image.dims
-    assert again.dtype == image.dtype
-    np.testing.assert_array_equal(again, image)
-    assert pixel_size_um(again) == pytest.approx(pixel_size_um(image), rel=1e-6)
-    assert set(again.coords) == set(image.coords)
-    for dim in set(image.coords) - {"c"}:
-        np.testing.assert_allclose(again[dim], image[dim], rtol=1e-6)
-    if "c" in image.coords:
-        assert again.c.values.tolist() == image.c.values.tolist()
+    assert again.dims == expected.dims
+    assert again.dtype == expected.dtype
+    np.testing.assert_array_equal(again, expected)
+    assert pixel_size_um(again) == pytest.approx(pixel_size_um(expected), rel=1e-6)
+    assert set(again.coords) == set(expected.coords)
+    for dim in set(expected.coords) - {"c"}:
+        np.testing.assert_allclose(again[dim], expected[dim], rtol=1e-6)
+    if "c" in expected.coords:
+        assert again.c.values.tolist() == expected.c.values.tolist()
 
 
 def one_sentence(error):

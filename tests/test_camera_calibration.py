@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,6 @@ from gap_bioimage.camera.plots import plot_calibration
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
 from gap_bioimage.pictures import save_figure
 from gap_bioimage.simulation import simulate_truth
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = (96, 96)
 CAMERAS = [(2.2, 100.0, 1.6, False), (0.5, 500.0, 3.0, False), (30.0, 500.0, 0.0, False), (10.0, 100.0, 1.0, True)]
@@ -211,7 +209,7 @@ def test_a_bent_curve_is_said() -> None:
 
 
 @settings(max_examples=4, deadline=None)
-@given(added=st.integers(1, 5000), factor=st.integers(2, 9))
+@given(added=st.integers(-500, 5000), factor=st.integers(2, 9))
 def test_added_adu_move_the_offset_and_factors_scale(added: int, factor: int) -> None:
     images = camera(20.0, 2, n_frames=8).astype(np.float64)
     plain, moved, scaled = (calibrate(i, multiplying=False) for i in (images, images + added, images * factor))
@@ -236,11 +234,6 @@ def test_counts_need_no_camera(frames: int) -> None:
     found = calibrate(tyx(np.random.default_rng(0).poisson(scene(3.0).values, (frames, *SIZE)).astype(np.uint16)))
     assert found.counts
     assert "no camera is needed" in found.message
-
-
-def test_same_seed_same_answer(plain: xr.DataArray) -> None:
-    assert calibrate(plain, seed=1).to_dict() == calibrate(plain, seed=1).to_dict()
-    assert calibrate(plain, seed=1).gain != calibrate(plain, seed=2).gain
 
 
 def flat_noise() -> xr.DataArray:
@@ -292,8 +285,10 @@ def test_a_flat_scene_needs_dark_frames() -> None:
 
 
 def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -> None:
-    found: Calibration = gap_bioimage.calibrate(plain)
+    found: Calibration = gap_bioimage.calibrate(plain, seed=1)
     report = json.loads(json.dumps(found.to_dict()))
+    assert report == calibrate(plain, seed=1).to_dict()
+    assert found.gain != calibrate(plain, seed=2).gain
     assert report["gain"][0] == pytest.approx(found.gain.value, rel=1e-5)
     assert len(report["photon_transfer"]) == len(found.goodness.mean)
     for name, drawn in (("wide.png", found), ("bright.png", calibrate(plain + 5000))):
@@ -324,7 +319,7 @@ def test_hazelnut_holds_counts_with_dead_time(shared_data: Path) -> None:
     assert found.goodness.bends(0.05) == -1
 
 
-def test_frames_that_repeat_others_are_left_out() -> None:
+def test_frames_that_repeat_others_or_have_no_noise_are_left_out() -> None:
     frames = camera(n_frames=20)
     twice = calibrate(frames.isel(t=np.repeat(np.arange(20), 2)))
     assert twice.gain == calibrate(frames).gain
@@ -335,13 +330,13 @@ def test_frames_that_repeat_others_are_left_out() -> None:
     same = calibrate(frames.isel(t=[3] * 8))
     assert (same.method, same.frames, holds(same.gain, 2.2)) == ("one image", 1, True)
 
-
-def test_frames_without_noise_are_left_out() -> None:
-    frames = camera(n_frames=20)
     whole = calibrate(frames.isel(t=slice(2, None)))
     frames[{"t": [0, 1]}] = 100
-    found = calibrate(frames)
-    assert (found.frames, found.gain, found.offset) == (18, whole.gain, whole.offset)
+    for part in (slice(None), slice(20, None)):  # of a frame, that the camera dropped
+        frames[{"t": [0, 1], "y": part}] = 100
+        for found in (calibrate(frames), calibrate(frames.transpose("y", "x", "t"))):
+            assert (found.frames, found.gain, found.offset) == (18, whole.gain, whole.offset)
+        frames[{"t": [0, 1]}] = frames[{"t": [2, 3]}].values + 1
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])
@@ -354,9 +349,3 @@ def test_frames_that_were_averaged_are_told_with_the_right_factor(weights: tuple
     assert factor == pytest.approx(20 / found.gain.value, rel=0.2)
     with pytest.raises(NotPhotonCountsError):
         calibrate(tyx(ndimage.uniform_filter1d(values, 5, axis=0)[5:-5]))
-
-
-def test_negative_baselines_are_offsets() -> None:
-    found = calibrate(camera(gain=12, offset=500, read_noise=1).astype(np.int16) - 540)
-    assert found.gain.value == pytest.approx(12, rel=0.03)
-    assert holds(found.offset, -40)

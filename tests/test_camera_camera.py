@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +12,12 @@ import xarray as xr
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector, PixelMaps, check_camera_image, read_camera, write_camera
 from gap_bioimage.camera.shifted_poisson import balanced_shift
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 N = 400_000
 
@@ -97,6 +93,8 @@ def test_counts_are_functions_of_values_and_seed() -> None:
     spread = [detector.counts(adu, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(spread[0], spread[1])
     assert (spread[0] != spread[2]).any()
+    noisy = Detector(Camera(gain=2, offset=100, read_noise=300))
+    assert noisy.counts(adu, np.random.default_rng(1)).mean() == pytest.approx(300**2, rel=0.01)
 
 
 def maps() -> PixelMaps:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from command_line import one_sentence
+from command_line import Result, one_sentence
 from PIL import Image
 
 from benchmarks.cameras import simulate_camera
 from gap_bioimage.camera.camera import read_camera
 from gap_bioimage.io import write_image
 from gap_bioimage.simulation import simulate_truth
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from command_line import Result
 
 
 def write(path: Path, values: Any, axes: str = "YX", **options: Any) -> Path:
@@ -87,14 +83,11 @@ def test_a_plot_each(run: Any, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
-def test_people_read_no_dictionaries(run: Any, tmp_path: Path) -> None:
+def test_people_read_no_dictionaries_and_errors_of_files_that_are_no_images(run: Any, tmp_path: Path) -> None:
     write_image(tmp_path / "film.tif", simulate_camera(np.full((64, 64), 20.0) * np.linspace(0.1, 3, 64), n_frames=6))
     printed = run("inspect", tmp_path / "film.tif").out
     assert "gain guess" in printed
     assert not {"{", "fano"} & {*printed, *printed.split()}
-
-
-def test_files_that_are_no_images_stay_errors(run: Any, tmp_path: Path) -> None:
     write(tmp_path / "bad.tif", np.full((32, 32), -1, np.int16), photometric="minisblack")
     assert "processed, not usable as counts" in " ".join(run("inspect", tmp_path / "bad.tif").out.split())
     (tmp_path / "a.tif").write_text("no image")
@@ -112,9 +105,8 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_numbers_yaml_plot_and_the_next_command(run: Any, stack: Path) -> None:
     result: Result = run("calibrate", stack)
     assert result.code == 0, result
-    for text in ("gain        2.", "offset      ", "read noise  ", "chi-square", "24 frames", "camera.yaml: written"):
-        assert text in result.out
-    assert result.out.splitlines()[-1] == (f"next: gap-bioimage train {stack} --dim 2 --out RUN --camera camera.yaml")
+    assert "gain        2." in result.out
+    assert result.out.splitlines()[-1] == f"next: gap-bioimage train {stack} --dim 2 --out RUN --camera camera.yaml"
     camera = read_camera(stack.parent / "camera.yaml").camera
     assert camera.gain == pytest.approx(2.2, rel=0.03)
     assert camera.measured["images"] == "stack.tif"
@@ -134,15 +126,13 @@ def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
     assert tifffile.imread(stack.parent / "c_maps.tif").shape == (2, 64, 64)
 
 
-def test_counts_and_warnings(run: Any, stack: Path) -> None:
+def test_counts_warnings_and_errors(run: Any, stack: Path) -> None:
     counts = np.random.default_rng(0).poisson(3 * simulate_truth(2, (64, 64)).values, (20, 64, 64)).astype(np.uint16)
     tifffile.imwrite(stack.parent / "counts.tif", counts, imagej=True, metadata={"axes": "TYX"})
     assert "--camera" not in run("calibrate", stack.parent / "counts.tif").out
     assert not (stack.parent / "camera.yaml").exists()
     assert "warning: this rests on one image" in run("calibrate", stack, "--time", 0).err
-
-
-def test_errors_are_one_sentence(run: Any, stack: Path) -> None:
+    (stack.parent / "camera.yaml").unlink()
     assert "does not exist" in one_sentence(run("calibrate", stack, "--out", "nowhere/camera.yaml"))
     assert "give the dark frames alone" in one_sentence(run("calibrate", stack, "--dark", stack, "--offset", 1))
     assert not (stack.parent / "camera.yaml").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_images import image, poisson
 
 from gap_bioimage.counts import check_dim, check_photon_counts, check_whole_numbers, pseudo_psnr_db, thin
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
@@ -64,6 +66,7 @@ def test_same_seed_same_result_and_another_seed_another_and_labels_stay() -> Non
     np.testing.assert_array_equal(first, thin(photons.astype(np.float64), 0.5, 8)[0])
     xr.testing.assert_identical(thin(labelled, 0.5, np.random.default_rng(8))[0], labelled.copy(data=first))
     assert not np.array_equal(first, thin(photons, 0.5, 9)[0])
+    assert sum(map(int, thin(np.array(7, np.uint16), 0.5, 0))) == 7
 
 
 @pytest.mark.parametrize(
@@ -102,55 +105,37 @@ def test_pseudo_psnr(values: list[int], db: float) -> None:
         pseudo_psnr_db(np.zeros((0, 3)))
 
 
-def image(values: object, dims: str = "tczyx") -> xr.DataArray:
-    array = np.asarray(values)
-    return xr.DataArray(array, dims=list(dims)[-array.ndim :])
-
-
-def poisson(mean: float = 5.0, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
-    return np.random.default_rng(0).poisson(mean, shape)
-
-
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32"])
-@pytest.mark.filterwarnings("error")
-def test_whole_numbers_of_any_type_are_counts(dtype: str) -> None:
-    check_photon_counts(image(poisson().astype(dtype)), name="cells.tif")
-
-
-WRONG = {
-    "nan": np.full((9, 9), np.nan),
-    "negative": np.eye(9) - 1,
-    "fractions": np.eye(9) / 2,
-    "signed": np.eye(9, dtype=np.int8) - 1,
-    "too large": np.full((9, 9), 1e30),
-    "no pixels": np.zeros((0, 9), np.uint8),
-    "text": np.full((9, 9), "a"),
+# whether they are whole numbers, and whether they are photon counts: None where that is doubtful
+KINDS: dict[str, tuple[np.ndarray, bool, bool | None]] = {
+    **{dtype: (poisson().astype(dtype), True, True) for dtype in ("uint8", ">u2", "int64", "float32")},
+    "clumped": (poisson(np.random.default_rng(0).gamma(3.0, 3.0, (128, 128)), (128, 128)), True, None),
+    "empty": (np.zeros((64, 64), int), True, False),
+    "times three": (3 * poisson(), True, False),
+    "offset": (poisson(40) + 500, True, False),
+    "saturated": (np.minimum(poisson(), 5), True, False),
+    "nan": (np.full((9, 9), np.nan), False, False),
+    "negative": (np.eye(9) - 1, False, False),
+    "fractions": (np.eye(9) / 2, False, False),
+    "signed": (np.eye(9, dtype=np.int8) - 1, False, False),
+    "too large": (np.full((9, 9), 1e30), False, False),
+    "no pixels": (np.zeros((0, 9), np.uint8), False, False),
+    "text": (np.full((9, 9), "a"), False, False),
 }
 
 
-@pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
-def test_what_no_counter_returns_is_refused(values: np.ndarray) -> None:
-    for check in (check_whole_numbers, check_photon_counts):
-        with pytest.raises(NotPhotonCountsError, match=r"^[^\n]*cells\.tif[^\n]*$"):
-            check(image(values), name="cells.tif")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [np.zeros((64, 64), int), 3 * poisson(), poisson(40) + 500, np.minimum(poisson(), 5)],
-    ids=["empty", "times three", "offset", "saturated"],
-)
-def test_what_photons_do_not_give_is_refused(values: np.ndarray) -> None:
-    with pytest.raises(NotPhotonCountsError):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_count_is_refused_and_what_may_be_none_warned_of(kind: str) -> None:
+    values, whole, counted = KINDS[kind]
+    with nullcontext() if whole else pytest.raises(NotPhotonCountsError, match=r"^[^\n]*cells\.tif[^\n]*$"):
+        check_whole_numbers(image(values), name="cells.tif")
+    told = pytest.warns(CountsWarning) if counted is None else pytest.raises(NotPhotonCountsError, match=r"cells\.tif")
+    with nullcontext() if counted else told:
         check_photon_counts(image(values), name="cells.tif")
-    check_whole_numbers(image(values), name="cells.tif")  # where they come from is not asked
 
 
-def test_what_is_doubtful_is_warned_of() -> None:
-    rng = np.random.default_rng(0)
-    with pytest.warns(CountsWarning):
-        check_photon_counts(image(rng.poisson(rng.gamma(3.0, 3.0, (128, 128)))), name="cells.tif")
-        check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
+def test_saturation_can_be_allowed() -> None:
+    check_photon_counts(image(np.minimum(poisson(), 12)), name="cells.tif", saturation=1.0)
 
 
 def test_dimensions_must_fit_the_model() -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from gap_bioimage.errors import CardError, OutputError, UnreadableImageError
-from gap_bioimage.files import replacing, replacing_folder
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from gap_bioimage.files import replacing
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refused
 
 
 @pytest.mark.parametrize("name", ["image.ome.tif", "no_suffix", "two words.zip"])
@@ -44,17 +49,14 @@ def test_failures_pass_through_and_leave_everything_as_it_was(tmp_path: Path, er
 
 @pytest.mark.parametrize("at", ["writing", "renaming"])
 def test_what_the_system_refuses_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     target = tmp_path / "a.txt"
     target.write_text("old")
     told = f"{target}: no space left"
     with pytest.raises(OutputError, match=told), monkeypatch.context() as patch, replacing(target) as temporary:
         temporary.write_text("half")
         if at == "writing":
-            refuse()
-        patch.setattr("gap_bioimage.files.os.replace", refuse)
+            refuse(errno.ENOSPC)()
+        patch.setattr(os, "replace", refuse(errno.ENOSPC))
     assert target.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -66,25 +68,18 @@ def test_places_where_no_file_can_be_are_refused_first(tmp_path: Path, place: st
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(word: str) -> None:
-        with replacing_folder(tmp_path / "store") as temporary:
+def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(word: str, name: str = "store") -> None:
+        with replacing(tmp_path / name, folder=True) as temporary:
             temporary.mkdir()
             (temporary / "file").write_text(word)
 
     write("older")
     write("old")
-    rename = os.rename
-
-    def refuse(source: Path, target: Path) -> None:
-        if ".tmp-" in str(source):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", refuse)
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    write("linked", "link")
+    monkeypatch.setattr(os, "replace", refuse(errno.EACCES))
     with pytest.raises(OutputError, match="permission denied"):
         write("new")
-    assert (tmp_path / "store" / "file").read_text() == "old"
-    assert names(tmp_path) == ["store"]
+    assert [(tmp_path / name / "file").read_text() for name in ("store", "link")] == ["old", "linked"]
+    assert names(tmp_path) == ["link", "store"]

@@ -46,7 +46,7 @@ def test_ilastiks_own_sizes_are_read(tmp_path):
         ({"axistags": [0.0, 0.5, 1.0]}, "y 0.5"),
         ({"axistags": [0.0, 1.0, 1.0]}, None),
         ({"axistags": [2.0, 0.5, 0.25], "element_size_um": [0.3, 0.1, 0.1]}, None),
-        ({"axes": "zyx", "voxel_size": [40, 4, 4]}, None),
+        ({"axes": "zyx", "voxel_size": [40, 4, 4], "axis_units": "um"}, None),
     ],
 )
 def test_sizes_without_a_unit_are_left_out_in_words(tmp_path, recwarn, attributes, told):

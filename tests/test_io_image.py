@@ -127,14 +127,9 @@ def test_the_interval_grows_and_frames_left_over_are_told_and_dropped():
     assert summed.coords["t"].attrs["step"] == 2.0
 
 
-@pytest.mark.parametrize(
-    ("image", "frames"), [(movie(3), 4), (movie(3).isel(t=0), 1), (movie(3), 0)], ids=["few", "no movie", "none"]
-)
-def test_too_few_frames_are_refused(image, frames):
-    with pytest.raises(AxesError, match="are to be summed"):
-        sum_frames(image, frames)
-
-
-def test_frames_of_counts_are_refused():
+def test_what_makes_no_sum_is_refused():
+    for image, frames in ((movie(3), 4), (movie(3)[0], 1), (movie(3), 0)):
+        with pytest.raises(AxesError, match="are to be summed"):
+            sum_frames(image, frames)
     with pytest.raises(NotPhotonCountsError):
-        sum_frames(movie(4).copy(data=np.random.default_rng(0).integers(0, 4, (4, 5, 7))), 2)
+        sum_frames(counts("tyx"), 3)

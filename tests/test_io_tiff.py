@@ -91,12 +91,10 @@ def test_imagej_hyperstacks_of_other_programs(tmp_path):
     options = {"resolution": (1 / 0.108, 1 / 0.065), "byteorder": ">"}  # as Java writes
     tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, metadata=words, **options)
     assert_same(read_photons(tmp_path / "a.tif"), counts("tczyx"))
-
-
-@pytest.mark.parametrize("labels", [["slice 1", "slice 2", "slice 3", "slice 4"], ["cell.dcm\n0002 Header"] * 4])
-def test_labels_of_planes_are_no_names_of_channels(tmp_path, labels):
-    tifffile.imwrite(tmp_path / "a.tif", counts("zyx").values, imagej=True, metadata={"axes": "ZYX", "Labels": labels})
-    assert "c" not in read_photons(tmp_path / "a.tif").coords
+    for labels in (["slice 1", "slice 2", "slice 3", "slice 4"], ["cell.dcm\n0002 Header"] * 4):  # of planes
+        words = {"axes": "ZYX", "Labels": labels}
+        tifffile.imwrite(tmp_path / "a.tif", counts("zyx").values, imagej=True, metadata=words)
+        assert "c" not in read_photons(tmp_path / "a.tif").coords
 
 
 @pytest.mark.parametrize(
@@ -349,10 +347,9 @@ def test_recordings_that_were_cut_are_read_as_far_as_complete(tmp_path):
 
 
 def test_frames_that_were_appended_one_by_one_are_one_image(tmp_path):
-    frames = np.random.default_rng(0).poisson(5, (5, 40, 50)).astype(np.uint16)
-    for frame in frames:
+    for frame in MOVIE:
         tifffile.imwrite(tmp_path / "film.tif", frame, append=True)
-    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx"), frames)
-    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx", time=3), frames[3])
-    tifffile.imwrite(tmp_path / "film.tif", frames[0, :20], append=True)
-    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", series=1), frames[0, :20])
+    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx"), MOVIE)
+    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx", time=3), MOVIE[3])
+    tifffile.imwrite(tmp_path / "film.tif", MOVIE[0, :9], append=True)
+    np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", series=1), MOVIE[0, :9])

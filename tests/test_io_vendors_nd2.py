@@ -54,17 +54,16 @@ def loop_of(dims, sizes):
 def write_nd2(path, image, calibrated=True):
     """Write frames (all channels of a plane), what describes them, and the map of all chunks."""
     outer = [d for d in image.dims if d in LOOPS]
-    frames = image.transpose(*outer, "y", "x", *(d for d in "cs" if d in image.dims))
-    height, width = image.sizes["y"], image.sizes["x"]
-    count, samples = image.sizes.get("c", 1), image.sizes.get("s", 1)
-    flat = frames.values.reshape(-1, height, width, count * samples)
+    frames = image.transpose(*outer, "y", "x", *(d for d in "c" if d in image.dims))
+    height, width, count = image.sizes["y"], image.sizes["x"], image.sizes.get("c", 1)
+    flat = frames.values.reshape(-1, height, width, count)
     names = CHANNELS if "c" in image.dims else ["only"]
-    told = {"uiCompCount": samples, "pFluorescentProbe": {"m_sName": "dye"}}
+    told = {"uiCompCount": 1, "pFluorescentProbe": {"m_sName": "dye"}}
     planes = {f"a{n}": {"sDescription": name, **told} for n, name in enumerate(names)}
     pictures = {"bCalibrated": calibrated, "dCalibration": STEPS["x"] if calibrated else 0.0}
     bits = 8 * image.dtype.itemsize
-    attributes = {"uiBpcInMemory": bits, "uiBpcSignificant": bits, "uiComp": count * samples, "uiHeight": height}
-    attributes |= {"uiSequenceCount": len(flat), "uiWidthBytes": width * count * samples * bits // 8, "uiWidth": width}
+    attributes = {"uiBpcInMemory": bits, "uiBpcSignificant": bits, "uiComp": count, "uiHeight": height}
+    attributes |= {"uiSequenceCount": len(flat), "uiWidthBytes": width * count * bits // 8, "uiWidth": width}
     chunks = {
         b"ImageAttributesLV!": encoded({"SLxImageAttributes": attributes}),
         b"ImageMetadataSeqLV|0!": encoded(

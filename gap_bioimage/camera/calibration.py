@@ -187,14 +187,16 @@ def calibrate(
     )
     numbers = numbers_of(fit, known, seed)
     _check_numbers(frames.name, moments, numbers, known)
-    numbers = numbers if frames.count > 1 else replace(numbers, gain=_with_structure(numbers.gain))
+    if frames.count == 1:  # its structure is taken for noise, too
+        gain = numbers.gain
+        low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
+        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high))
     unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure misleads it
     curve = curve_of(fit.kept, numbers.gain.value, unlit)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
     if frames.count == 1 and curve.chi_square > _NO_LINE:
-        told = f"{frames.name} holds sharp structure, which passes for noise (chi-square {curve.chi_square:.3g})"
-        raise NotPhotonCountsError(f"{told}; use frames of the same field")
+        raise NotPhotonCountsError(f"{frames.name} has sharp structure like noise; use frames of the same field")
     if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
         told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
         raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")
@@ -204,10 +206,8 @@ def calibrate(
 
 def _check_given(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
     if sum(one is not None for one in (dark, offset, read_noise)) > 1:
-        raise ConfigError(
-            "more than one of dark frames, offset and read noise was given, but each of them tells the others; give "
-            "the dark frames alone, or the offset"
-        )
+        told = "dark frames, offset and read noise tell one another, but several of them were given, expected one"
+        raise ConfigError(f"{told}; give the dark frames alone, or the offset")
     for name, value in (("offset", offset), ("read noise", read_noise), ("saturation", saturation)):
         if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
             raise ConfigError(f"the {name} is {value}, expected a finite number{' from 0 up' * (name != 'offset')}")
@@ -218,17 +218,9 @@ def _unsaturated(frames: Frames) -> tuple[Moments, float]:
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
-        raise NotPhotonCountsError(
-            f"{np.mean(full):.0%} of the image is saturated, expected images below the camera's ceiling; use a shorter "
-            "exposure, or give --saturation if the ceiling is higher"
-        )
+        told = f"{np.mean(full):.0%} of the image is saturated, expected images below the camera's ceiling"
+        raise NotPhotonCountsError(f"{told}; use a shorter exposure, or give --saturation if the ceiling is higher")
     return moments.at(~full), float(full.mean())
-
-
-def _with_structure(gain: Estimate) -> Estimate:
-    """Widen the interval by the structure of one image that is taken for noise."""
-    low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
-    return Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high)
 
 
 def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
@@ -236,11 +228,9 @@ def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) 
     most = abs(correlation.largest)
     if most + between_frames > SMOOTHED[frames.count > 1]:
         whose = "neighbouring pixels" if most >= between_frames else "successive frames"
-        raise NotPhotonCountsError(
-            f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}: the images were "
-            "smoothed, averaged or resampled, or the whole field moves, and their noise tells nothing of the camera; "
-            "use raw images of a field that stands still"
-        )
+        told = f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}"
+        cause = "as of images that were smoothed, averaged or resampled, or where the whole field moves"
+        raise NotPhotonCountsError(f"{told}, {cause}; use raw images of a field that stands still")
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:

@@ -157,10 +157,9 @@ class Detector:
         """See that maps fit an image; AxesError if they have other sizes."""
         size = (image.sizes["y"], image.sizes["x"])
         if self.maps is not None and self.maps.offset.shape != size:
-            raise AxesError(
-                f"the camera's maps have {self.maps.offset.shape} pixels, the image {size}; crop the dark frames as "
-                "the images, or remove 'maps' from the camera's yaml to use one offset for all pixels"
-            )
+            told = f"the camera's maps have {self.maps.offset.shape} pixels, the image {size}"
+            hint = "or remove 'maps' from the camera's yaml to use one offset for all pixels"
+            raise AxesError(f"{told}; crop the dark frames as the images, {hint}")
 
     def _noise(self) -> float:
         """Read noise without digitisation, electrons."""
@@ -193,10 +192,8 @@ def read_camera(path: Path | str) -> Detector:
         camera = Camera.model_validate(read_yaml(path))
     except ValidationError as error:
         told = "; ".join(error_sentence(Camera, e) for e in error.errors())
-        raise ConfigError(
-            f"{path} does not describe a camera: {told}; `gap-bioimage calibrate` writes such a file, or write the "
-            "lines 'gain: 2.2' and 'offset: 100' yourself"
-        ) from None
+        hint = "`gap-bioimage calibrate` writes such a file, or write the lines 'gain: 2.2' and 'offset: 100' yourself"
+        raise ConfigError(f"{path} does not describe a camera: {told}; {hint}") from None
     if camera.maps is None:
         return Detector(camera)
     file = path.parent / camera.maps
@@ -240,17 +237,16 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     if image.dtype.kind not in "uif":
         raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected a camera's numbers; save it as 16 bit")
     detector.check_size(image)
+    image = image.transpose(..., "y", "x")
     planes, camera = image.data.reshape(-1, *image.shape[-2:]), detector.camera
     if image.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
         raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
     sample = np.asarray(planes[np.unique(np.linspace(0, len(planes) - 1, 8).astype(int))])
     below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
-        raise NotPhotonCountsError(
-            f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g} ADU (median "
-            f"{np.median(sample):g}), expected raw images of that camera; for images that are photon counts already "
-            "leave the camera out (--camera none)"
-        )
+        told = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g} (median "
+        told += f"{np.median(sample):g}), expected raw images of that camera"
+        raise NotPhotonCountsError(f"{told}; for images that are photon counts already leave it out (--camera none)")
     for told in _doubts(image, sample, detector, name):
         warnings.warn(told, GapWarning, stacklevel=2)
 

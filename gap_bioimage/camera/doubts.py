@@ -42,9 +42,8 @@ def of_images(it: Measured) -> Iterator[str]:
         yield it.frames.left_out
     if it.shared >= CORRELATED:
         shared = f"{y:.2f} along y, {x:.2f} along x, {it.between_frames:.2f} between frames"
-        told = f"the noise of neighbouring pixels is correlated ({shared}): somebody has smoothed or resampled these"
-        factor = it.lost * it.correlation.factor
-        yield f"{told} images, and the gain is too small by a factor of up to {factor:.1f}; use raw images"
+        told = f"the noise is correlated ({shared}): these images were smoothed or resampled, and the gain is too small"
+        yield f"{told} by a factor of up to {it.lost * it.correlation.factor:.1f}; use raw images"
     dark = "" if it.dark is None else ", dark frames of other settings"
     if (bends := it.curve.bends(_BENT)) < 0:
         yield f"the variance falls short of the line by {-bend:.0%} in bright parts (saturation, dead time{dark})"
@@ -59,22 +58,18 @@ def of_images(it: Measured) -> Iterator[str]:
     if it.saturated > LEFT_OUT:
         yield f"{it.saturated:.0%} of the field is saturated and was left out"
     if it.fit.clipped:
-        told = (
-            "dark pixels are clipped at zero, and the gain may be too large: the offset was subtracted, or is too low"
-        )
-        yield f"{told} for the read noise; use raw images, or raise it"
+        yield "dark pixels are clipped at zero, and the gain may be too large; use raw images, or raise the offset"
 
 
 def of_numbers(it: Measured) -> Iterator[str]:
     """Yield what may be wrong with the numbers."""
     if it.fit.coarse:
-        told = "the noise is hardly more than one ADU, where rounding distorts it: gain and offset may be wrong beyond"
-        yield f"{told} their intervals; use brighter images or a higher camera gain"
+        yield "the noise is hardly more than one ADU, which distorts it; use brighter images or a higher camera gain"
     if it.frames.count == 1:
         yield "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
     if it.numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED:
         told = "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier)"
-        yield f"{told}; the offset's interval allows for both; say --multiplying if it does"
+        yield f"{told}; the offset's interval allows for both (--multiplying)"
     if it.dark is not None and it.dark.frames.count < _ENOUGH_DARK:
         maps = "a single one tells no read noise" if it.dark.pixel_variance is None else "read noise per pixel is rough"
         yield f"{it.dark.frames.count} dark frames: {maps}; record {_ENOUGH_DARK} or more"

@@ -21,6 +21,7 @@ Images = xr.DataArray | npt.NDArray[Any] | Path | str
 
 _LEAST_PX = 16
 _HOT = 20.0  # median deviations beyond which a dark pixel tells nothing of the others
+_LOST = 0.25  # share of the rows, more than usual, that hold one value each where a part of a frame is lost
 _LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
 
 
@@ -83,12 +84,10 @@ def frames_of(
     image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
     name = Path(str(image.attrs.get("source", image.name or what))).name
     if image.sizes.get("c", 1) > 1:
-        raise AxesError(
-            f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera; choose one "
-            "with --channel (in Python isel(c=0))"
-        )
-    image = image.squeeze("c", drop=True) if "c" in image.dims else image
-    values = np.asarray(image.transpose(..., "y", "x").data)
+        told = f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera"
+        raise AxesError(f"{told}; choose one with --channel (in Python isel(c=0))")
+    image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
+    values = np.asarray(image.data)
     rows, columns = values.shape[-2:]
     if min(rows, columns) < _LEAST_PX:
         raise AxesError(f"{name} has {rows} x {columns} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
@@ -100,10 +99,8 @@ def frames_of(
         raise NotPhotonCountsError(f"{name}: {told}, expected a camera's numbers and their noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
-        raise NotPhotonCountsError(
-            f"{name} holds two values only, as masks and one-bit frames do, which need no camera; of one-bit frames "
-            "train on sums (--sum-frames)"
-        )
+        told = f"{name} holds two values only, as masks and one-bit frames do, which need no camera"
+        raise NotPhotonCountsError(f"{told}; of one-bit frames train on sums (--sum-frames)")
     if saturation is None:
         saturation = found.maximum if found.piled_up(values.dtype) else math.inf
     stack, left_out = distinct(stack)
@@ -111,12 +108,14 @@ def frames_of(
 
 
 def distinct(stack: Values) -> tuple[Values, str]:
-    """Leave out frames that repeat an earlier one or have one value, whose noise would be taken for the camera's."""
+    """Leave out frames that repeat an earlier one or lack parts, whose noise would be taken for the camera's."""
     first: dict[bytes, int] = {}
-    told = []
+    told, rows = [], stack.shape[2]
+    bare = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
+    most = float(np.median(bare)) + _LOST * rows  # dim frames and those with margins have such rows, too
     for t in range(stack.shape[1]):
-        if stack[:, t].min() == stack[:, t].max():
-            told.append(f"frame {t} has no noise, as one that the camera dropped")
+        if bare[t] == rows or bare[t] > most:
+            told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
         elif (before := first.setdefault(hashlib.blake2b(stack[:, t].tobytes()).digest(), t)) != t:
             told.append(f"frames {before} and {t} are equal")
     if not told or not first:
@@ -133,9 +132,7 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
         raise AxesError(f"{found.name} is a stack along z, expected dark frames one after the other; name it t")
     size, expected = found.values.shape[2:], frames.values.shape[2:]
     if size != expected:
-        raise AxesError(
-            f"{found.name} has {size} pixels, {frames.name} {expected}; record dark frames and images alike, or crop"
-        )
+        raise AxesError(f"{found.name} has {size} pixels, expected the {expected} of {frames.name}; record both alike")
     film, count = found.values[0], found.count
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
@@ -144,9 +141,7 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(usual.std() / usual.size**0.5)
     light = float(np.mean(frames.values[:, 0], dtype=np.float64))
     if usual.mean() > light:
-        raise NotPhotonCountsError(
-            f"{found.name} (mean {usual.mean():.4g} ADU) is brighter than {frames.name} (mean {light:.4g}), expected "
-            "dark frames; exchange them, or record new ones with the shutter closed"
-        )
+        told = f"{found.name} (mean {usual.mean():.4g} ADU) is brighter than {frames.name} (mean {light:.4g})"
+        raise NotPhotonCountsError(f"{told}, expected dark frames; exchange them, or record with the shutter closed")
     squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
     return Dark(found, (float(usual.mean()), error), mean, squares / (count - 1) if count > 1 else None)

@@ -225,21 +225,8 @@ class _Solution:
     crossing: Floats  # the offset before its bounds are applied
     lowest: Floats
     highest: Floats
-    floor: Floats  # the least variance
-
-    @property
-    def offset(self) -> Floats:
-        return np.clip(self.crossing, self.lowest, self.highest)
-
-    @property
-    def variance(self) -> Floats:
-        """Of the read noise, ADU^2."""
-        return np.maximum(self.intercept + self.gain * self.offset, self.floor)
-
-    @property
-    def read_noise(self) -> Floats:
-        noise: Floats = np.sqrt(self.variance) / self.gain
-        return noise
+    offset: Floats
+    read_noise: Floats
 
     def offset_interval(self) -> Estimate:
         """Bounds err by themselves: a clipped replicate would be taken for a sure one."""
@@ -275,11 +262,12 @@ def _solve(
         else:  # anything between the bounds
             crossing = np.where(rng.random(len(gain)) < 0.5, lowest, highest)
             crossing[0] = (lowest[0] + highest[0]) / 2
-        found = _Solution(gain, intercept, crossing, lowest, highest, floor)
-        read = float(found.variance[0])
+        offset = np.clip(crossing, lowest, highest)
+        variance = np.maximum(intercept + gain * offset, floor)
+        read = float(variance[0])
         if not math.isfinite(read):
             break
-    return found
+    return _Solution(gain, intercept, crossing, lowest, highest, offset, np.sqrt(variance) / gain)
 
 
 def _ratio(cubes: Floats, solved: _Solution, known: Known) -> Estimate:

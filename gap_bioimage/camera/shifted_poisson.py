@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 ROUNDING = 1 / 12  # variance of rounding to whole numbers
 LOWEST = 6  # counts from 1 to below this are spread near darkness
+_NEVER_DARK = 12.0  # electrons of noise from which on no count is that low, since so much is added
 MODEL_FROM = 1.0  # signal + read^2, electrons, from which on counts are made like those of photons
 _FINDS_ELECTRONS = 0.15  # electrons of noise below which rounding finds their number
 _FINE_STEPS = 8  # ADU per electron from which on the steps of ADU are no matter
@@ -55,8 +56,10 @@ def camera_shift(gain: float, phase: float, noise: float, deviation: float) -> f
     adu, electrons, chances = _adu_chances(gain, phase, noise, 24)
 
     def excess(shift: float) -> float:
-        edges = (adu[:, None] + np.array([-0.5, 0.5]) - phase) / gain + shift
-        first, second = (np.diff(integral, axis=1)[:, 0] * gain for integral in _integrals_of_rounding(edges))
+        x = (adu[:, None] + np.array([-0.5, 0.5]) - phase) / gain + shift
+        n = np.rint(x)  # whose integral from 0 and that of its square are taken between the edges of each ADU
+        integrals = n * x - n**2 / 2, (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
+        first, second = (np.diff(integral, axis=1)[:, 0] * gain for integral in integrals)
         mean = first @ chances
         return float(np.mean(second @ chances - mean**2) - np.mean(mean - electrons))
 
@@ -89,12 +92,6 @@ def _adu_chances(gain: float, phase: float, noise: float, n_electrons: int) -> t
     return adu, electrons, np.diff(below, axis=0, prepend=0.0)
 
 
-def _integrals_of_rounding(x: Floats) -> tuple[Floats, Floats]:
-    """Return the integrals of rint(x) and rint(x)^2 from 0, for x of at least -1/2."""
-    n = np.rint(x)
-    return n * x - n**2 / 2, (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
-
-
 @functools.lru_cache(maxsize=64)
 def spread_of_lowest(deviation: float) -> tuple[float, ...]:
     """Return the chances with which counts 1, 2, ... are to be moved up, and as often down, by one.
@@ -103,6 +100,8 @@ def spread_of_lowest(deviation: float) -> tuple[float, ...]:
     count k by one either way with the chances c_k adds the variance ``sum 2 c_k P(k)``; the c_k are fitted so that
     variance and mean agree for all signals with signal + deviation^2 of at least 1.
     """
+    if deviation > _NEVER_DARK:
+        return (0.0,) * (LOWEST - 1)
     shift = balanced_shift(deviation)
     signals = max(0.0, MODEL_FROM - deviation**2) + np.array([0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])
     highest = int(signals[-1] + shift + 8 * math.sqrt(signals[-1] + shift)) + 2

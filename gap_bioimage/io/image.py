@@ -71,8 +71,8 @@ class Stored:
 
 def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     """Return the steps of axes by value and unit, without those that are absent or in a unit not believed."""
-    known = {axis: step_of(value, unit, axis) for axis, (value, unit) in measured.items() if axis in tuple("tzyx")}
-    return {axis: step for axis, step in known.items() if step is not None}
+    known = ((axis, step_of(value, unit, axis)) for axis, (value, unit) in measured.items() if axis in tuple("tzyx"))
+    return {axis: step for axis, step in known if step is not None}
 
 
 def step_of(value: Any, unit: Any, axis: str) -> float | None:
@@ -165,8 +165,8 @@ def metadata_of(image: xr.DataArray) -> Metadata:
     """Return what the coordinates of an image say, and its name in the file that it was read from."""
     named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
     names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
-    steps = {axis: _step(image.coords[axis]) for axis in "tzyx" if axis in image.dims and axis in image.coords}
-    known = {axis: step for axis, step in steps.items() if step is not None}
+    steps = ((axis, _step(image.coords[axis])) for axis in "tzyx" if axis in image.dims and axis in image.coords)
+    known = {axis: step for axis, step in steps if step is not None}
     return Metadata(known, names, str(image.attrs.get("series", "")))
 
 
@@ -179,28 +179,25 @@ def _step(coord: xr.DataArray) -> float | None:
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
     """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
-    if isinstance(array, (str, bytes, PathLike)):
-        way = f"read_photons({str(array)!r})"
-        raise AxesError(f"{what} is the path {array!s}, expected its values; read them with {way}")
-    if isinstance(array, Mapping):  # as a Dataset is
-        names = ", ".join(map(str, array))
-        raise AxesError(f"{what} is a {type(array).__name__} of {names}, expected one image; choose one by its name")
+    if isinstance(array, (str, bytes, PathLike, Mapping)):  # as a Dataset is
+        told = f"{what} is of type {type(array).__name__}, expected the values of one image"
+        raise AxesError(f"{told}; read files with read_photons, and choose one image of several by its name")
     if np.ma.is_masked(array):
         raise NotPhotonCountsError(f"{what} has masked pixels, expected a count in each; fill them, or cut them off")
     if dims is not None and not len(set(dims)) == len(tuple(dims)) == np.ndim(array):
         raise AxesError(f"dims={dims!r} does not fit {what}, which has {np.ndim(array)} axes; name each one once")
-    image: xr.DataArray = array
     if not isinstance(array, xr.DataArray):
         if dims is None:
             told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
             example = AXES[-min(max(np.ndim(array), 2), 5) :]
             raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
-        image = xr.DataArray(np.asarray(array), dims=tuple(dims))
-    elif new := {old: name for old, name in zip(array.dims, dims or array.dims, strict=True) if old != name}:
+        array = xr.DataArray(np.asarray(array), dims=tuple(dims))
+    image: xr.DataArray = array
+    if new := {old: name for old, name in zip(image.dims, dims or image.dims, strict=True) if old != name}:
         if set(new) & set(AXES):
-            told = f"dims={dims!r} does not fit {what}, which has axes {' '.join(map(str, array.dims))}"
+            told = f"dims={dims!r} does not fit {what}, which has axes {' '.join(map(str, image.dims))}"
             raise AxesError(f"{told}; leave dims out, or give it other ones with its rename or transpose")
-        image = array.swap_dims(new)
+        image = image.swap_dims(new)
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
         told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
@@ -218,8 +215,7 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
     """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
-        told = f"{what} holds numbers up to {highest:.3g}, expected photon counts, which are below 2**63"
-        raise NotPhotonCountsError(f"{told}; look for its original, in which they may be negative")
+        raise NotPhotonCountsError(f"{what} holds {highest:.3g}, expected counts below 2**63; look for its original")
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:
@@ -229,23 +225,20 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
     channels, as ``channel``.
     """
     spatial = ["z", "y", "x"] if dim == 3 else ["y", "x"]
+    on_disk = image.encoding.get(ON_DISK)
     if separate_channels and "c" in image.dims:
         image = image.rename(c="channel")
-    full = image if "c" in image.dims else image.expand_dims("c")
-    items = [axis for axis in full.dims if axis not in ("c", *spatial)]
-    return full.transpose(*items, "c", *spatial)
+    if "c" not in image.dims:
+        image = _with_channel(image) if on_disk else image.expand_dims("c")
+    items = [axis for axis in image.dims if axis not in ("c", *spatial)]
+    return image.transpose(*items, "c", *spatial)
 
 
 def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> Iterator[Any]:
     """Yield what a network sees one by one, (c, [z,] y, x): arrays, of an image on disk views that read no more."""
-    on_disk = image.encoding.get(ON_DISK)
-    if on_disk and ("c" not in image.dims or separate_channels):
-        image = _with_channel(image.rename(c="channel") if "c" in image.dims else image)
-    items = items_first(image, dim, separate_channels=separate_channels and not on_disk)
-    if on_disk:
-        yield from (items[place] for place in np.ndindex(items.shape[: -dim - 1]))
-    else:
-        yield from items.data.reshape(-1, *items.shape[-dim - 1 :])
+    items = items_first(image, dim, separate_channels=separate_channels)
+    for place in np.ndindex(items.shape[: -dim - 1]):
+        yield items[place] if image.encoding.get(ON_DISK) else items[place].data
 
 
 def _with_channel(image: xr.DataArray) -> xr.DataArray:
@@ -322,8 +315,7 @@ def sum_frames(
     for number in range(sums):  # one sum in memory at a time: such movies are long
         block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
         if not np.isin(block.values, (0, one)).all():
-            told = f"frames of {name} hold several values up to {one}, expected 0 and one other"
-            raise NotPhotonCountsError(f"{told}, as of a one-bit camera; sum no frames of counts")
+            raise NotPhotonCountsError(f"frames of {name} hold numbers up to {one}, expected two values; sum no counts")
         summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
     if "t" in summed.coords and "step" in summed.coords["t"].attrs:
         summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
@@ -333,5 +325,4 @@ def sum_frames(
 def warn_of_rest(left: int, n_frames: int, name: str) -> None:
     """Warn of frames that are too few for a sum."""
     if left:
-        told = f"the last {left} frames of {name} make no sum of {n_frames} and are left out"
-        warnings.warn(told, GapWarning, stacklevel=3)
+        warnings.warn(f"the last {left} frames of {name} make no sum of {n_frames}: left out", GapWarning, stacklevel=3)

@@ -91,7 +91,8 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
     said = _axes(entry) or (AXES if version < "0.3" else "")
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
     names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", ""))) for axis in axes]
-    labels = [str(each["label"]) for each in (words.get("omero") or {}).get("channels", []) if each.get("label")]
+    channels = (words.get("omero") or {}).get("channels") or []
+    labels = [str(each["label"]) for each in channels if each.get("label")]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
     levels = {}
     for number, dataset in enumerate(entry.get("datasets") or ()):

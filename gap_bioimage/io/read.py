@@ -141,7 +141,7 @@ def _read_all(
     images = []
     for file in files:
         image = open_image(file, **chosen)
-        if on_disk and not image.encoding.get("mapped") and not _fits(image):
+        if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
             piece = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
             looked_at = image.isel(piece).load()
@@ -152,14 +152,9 @@ def _read_all(
             check_photon_counts(looked_at, name=file.name, saturation=saturation)
         images.append(image)
     if chosen["level"]:
-        told = f"level {chosen['level']} of an image pyramid holds averages in most files, which are less noisy than"
-        told += " photon counts; leave level out to work on the counts themselves"
+        told = f"level {chosen['level']} of an image pyramid holds averages in most files; leave it out to have counts"
         warnings.warn(told, GapWarning, stacklevel=3)
     return images
-
-
-def _fits(image: xr.DataArray) -> bool:
-    return bool(image.nbytes <= psutil.virtual_memory().available)
 
 
 def open_image(
@@ -247,8 +242,7 @@ def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     """Return an image, or a part of one, with its values, in the order of its axes and in this machine's byte order."""
     mapped = image.encoding.get("mapped")
     if not mapped:
-        if not _fits(image):
-            free = psutil.virtual_memory().available
+        if image.nbytes > (free := psutil.virtual_memory().available):
             told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
             hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
             raise UnreadableImageError(f"{told}, expected less; {hint}, which need not be read at once")

@@ -29,10 +29,9 @@ def choose_image(path: Path, images: Sequence[Stored], series: int | str | None,
 
 def _choose_series(path: Path, images: Sequence[Stored], series: int | str | None) -> Stored:
     whole, absent = [each for each in images if each.levels], [each.name for each in images if not each.levels]
-    shapes = [next(iter(image.levels.values())).shape for image in whole[:_SHOWN]]
     told = ", ".join(
-        f"{place} {f'{image.name!r} ' if image.name else ''}{shape}"
-        for place, (image, shape) in enumerate(zip(whole, shapes, strict=False))
+        f"{place} {f'{image.name!r} ' if image.name else ''}{next(iter(image.levels.values())).shape}"
+        for place, image in enumerate(whole[:_SHOWN])
     )
     told += f", and {len(whole) - _SHOWN} more" if len(whole) > _SHOWN else ""
     told += f" (and lists, but lacks, {', '.join(absent[:_SHOWN])})" if any(absent) else ""
@@ -41,10 +40,8 @@ def _choose_series(path: Path, images: Sequence[Stored], series: int | str | Non
     if series is None and len(whole) > 1:
         raise UnreadableImageError(f"{path} holds {len(whole)} images: {told}; choose one, such as series=0")
     wanted = "0" if series is None else str(series)
-    if wanted.isdecimal():
-        found = whole[int(wanted) :][:1]
-    else:
-        found = [image for image in whole if image.name.strip("/") == wanted.strip("/")]
+    named = [image for image in whole if image.name.strip("/") == wanted.strip("/")]
+    found = whole[int(wanted) :][:1] if wanted.isdecimal() else named
     if len(found) != 1:
         kind = f"{len(found)} images named {series!r}: " if found else ""
         raise AxesError(f"series {series} was asked for, but {path.name} holds {kind}{told}; choose one, as series=0")
@@ -83,8 +80,7 @@ def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
         missing = {axis: 1 for axis in axes if axis not in image.dims}
         return with_coordinates(image.expand_dims(missing).transpose(*axes))
     if len(axes) != image.ndim:
-        told = f"{image.ndim}, shape {image.shape}"
-        raise AxesError(f'axes="{axes}" names {len(axes)} axes but {file} has {told}; name each one')
+        raise AxesError(f'axes="{axes}" names {len(axes)} axes, {file} has {image.ndim}: {image.shape}; name each one')
     bare = image.drop_vars([name for name in image.coords if name != STORED])
     return with_coordinates(bare.rename(dict(zip(image.dims, axes, strict=True))))
 

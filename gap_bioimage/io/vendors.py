@@ -102,8 +102,7 @@ def _ptu(path: Path) -> Iterator[Stored]:
     with PtuFile(str(path)) as file:
         dims = list(file.dims)
         if not {"Y", "X"} < set(dims) or dims[-1] != "H":
-            told = "a point or line measurement, expected an image scan in T3 mode"
-            raise UnreadableImageError(f"{path} holds {told}; name another file")
+            raise UnreadableImageError(f"{path} holds a point or a line, expected an image scan; name another file")
         yield _stored("", Lazy(file.shape[:-1], np.uint32, read), dims[:-1], _steps(file.coords, "m"), ())
 
 
@@ -204,12 +203,12 @@ def _dataset(data: Any) -> Any:
     not from ``voxel_size`` and the like, which are in micrometres for some programs and in nanometres for others.
     """
     said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
-    tags = {str(tag["key"]): tag for tag in json.loads(said.get("axistags", "{}")).get("axes", [])}
+    tags = {str(tag["key"]): tag for tag in _from_json(said.get("axistags")).get("axes", [])}
     labels = [dimension.label for dimension in data.dims]
     axes = list(tags) or _texts(said.get("axes", ())) or (labels if any(labels) else [])
     if len(axes) == 1:  # as one word, "tyx" or "t, y, x"
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
-    units = json.loads(said.get("axis_units", "{}"))
+    units = _from_json(said.get("axis_units"))
     measured: dict[str, Any] = {axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()}
     if "interval_s" in said:
         measured["t"] = said["interval_s"], "s"
@@ -217,6 +216,15 @@ def _dataset(data: Any) -> Any:
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
     channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
     return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
+
+
+def _from_json(text: Any) -> dict[str, Any]:
+    """Return a dictionary; an empty one of other texts, which are those of other programs."""
+    try:
+        words = json.loads(str(text))
+    except ValueError:
+        return {}
+    return words if isinstance(words, dict) else {}
 
 
 def _texts(words: Any) -> list[str]:

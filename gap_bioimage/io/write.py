@@ -15,7 +15,7 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import AxesError, OutputError
-from gap_bioimage.files import replacing, replacing_folder
+from gap_bioimage.files import check_place, replacing
 from gap_bioimage.io.image import AXES, Metadata, as_image, metadata_of
 from gap_bioimage.io.ome_zarr import is_zarr, write_zarr
 
@@ -28,8 +28,7 @@ def check_output(path: Path, source: Path | None = None) -> None:
     """See that an image can be written to a path, before the work that makes it."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
+    check_place(path, folder=path.suffix.lower() == ".zarr")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path} is the input itself and is not overwritten; give the output another name")
     if path.suffix.lower() == ".zarr" and path.exists() and not is_zarr(path):
@@ -83,7 +82,7 @@ def write_image(
     image = image.rename({old: new for old, new in zip(image.dims, named, strict=True) if old != new})
     image = image.transpose(*(axis for axis in ("tzcyx" if tiff else AXES) if axis in named))
     image, meta = image.copy(data=_storable(path, image.values, tiff)), metadata_of(image)
-    with replacing_folder(path) if suffix == ".zarr" else replacing(path) as temporary:
+    with replacing(path, folder=suffix == ".zarr") as temporary:
         try:
             if suffix == ".zarr":
                 write_zarr(temporary, image, meta, path.name.removesuffix(path.suffix).removesuffix(".ome"))
