@@ -83,12 +83,13 @@ def readme(
 ) -> str:  # fmt: skip
     sizes = Sizes.of((2,) * dim, (10, 12, 14)[:dim])
     halo = HaloReport(sizes.halo_px, {0.03: 0.0081, 3.0: 0.0012}, {0.03: 0.0402, 3.0: 0.0305})
-    model, box = replace(random_model(dim=dim), camera=camera), [33] * dim
-    product = product_of(kind, model, box, Sampling(3, 7, 5), own)
+    product = product_of(kind, replace(random_model(dim=dim), camera=camera), Sampling(3, 7, 5), own)
     samples = None if kind == "denoise" else SampleScores(4, 6.25, 0.0789, 0.0987, 0.0051)
-    measured = Measured(sizes, halo, box, Scores(0.5, 0.7, 0.01, 2.5), True, "0.5 s per megapixel", samples, 12.3)
+    measured = Measured(
+        sizes, halo, [33] * dim, Scores(0.5, 0.7, 0.01, 2.5), True, "0.5 s per megapixel", samples, 12.3
+    )
     path = folder / "README.md"
-    write_readme(path, model, card(**fields), product, measured)
+    write_readme(path, card(**fields), product, measured)
     return path.read_text(encoding="utf-8")
 
 

@@ -65,7 +65,7 @@ def test_another_camera_may_be_given_and_none() -> None:
 def test_modules_round_subtract_and_compile(kind: Any) -> None:
     camera = CAMERAS[0]
     models = (model_of(camera=camera.model_dump()), random_model())
-    product, plain = (product_of(kind, model, [9, 9], Sampling(2, 2, 0)) for model in models)
+    product, plain = (product_of(kind, model, Sampling(2, 2, 0)) for model in models)
     counts = np.random.default_rng(0).poisson(6, (1, 1, 24, 24)).astype(np.float32)
     near = counts + np.random.default_rng(1).uniform(-0.4, 0.4, counts.shape).astype(np.float32)
     background = float(Detector(camera).background())

@@ -24,6 +24,10 @@ _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for eac
 _LEAST_RATE = 0.02  # tests allow differences of 0.001
 
 
+Examples = tuple[NDArray[Any], NDArray[Any] | None]
+"""Values for the test tensors, and held-out ones where there are any, (c, [z,] y, x)."""
+
+
 @dataclass(frozen=True)
 class Intake:
     """How the input of a zip becomes counts: by a camera (without maps), or as sums of ``ceiling`` one-bit frames."""
@@ -94,10 +98,8 @@ class Intake:
         return counts if scale is None else (counts - scale["offset"]) / scale["gain"]
 
 
-def example_values(
-    model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (c, [z,] y, x) for the test tensors, as the zip is given them, and held-out ones; or `ExportError`."""
+def example_values(model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None) -> Examples:
+    """Values as the zip is given them, of an image or else of the model's run folder (`ExportError`)."""
     if test_image is not None:
         return _largest_stack(model, intake, test_image), None
     folder = model.source.parent

@@ -24,6 +24,7 @@ from torch import nn
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import hook, weights
 from gap_bioimage.exporting.intake import Intake
+from gap_bioimage.inference.tiling import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.sampler import PosteriorSampler
 
@@ -123,17 +124,13 @@ class Sampling:
             if (value := getattr(self, name)) < least:
                 raise ExportError(f"{name} is {value}, expected {least} or more")
 
-    @property
-    def channels(self) -> list[str]:
-        """What the channels of the output are, for each image channel, in the order of the graph."""
-        return ["mean", "std", *(f"sample{number + 1}" for number in range(self.n_samples))]
-
 
 @dataclass(frozen=True)
 class Product:
     """What a zip of one kind holds and says."""
 
-    module: nn.Module  # its weights are of this,
+    model: Model
+    module: nn.Module  # the weights are of this,
     source: str  # which this text defines,
     source_file: str
     arguments: dict[str, Any]  # and which is made with these
@@ -143,7 +140,6 @@ class Product:
     facts: dict[str, Any]  # for config.gap_bioimage
     intake: Intake
     own: Operation | None = None  # the user's postprocessing
-    sampling: Sampling | None = None
     sampler: PosteriorSampler | None = None  # draws, where something is drawn
     hook: Operation | None = None  # draws, where the graph does not
 
@@ -151,11 +147,6 @@ class Product:
     def operations(self) -> list[Operation]:
         """The custom postprocessing, in order."""
         return [operation for operation in (self.hook, self.own) if operation is not None]
-
-    @property
-    def attachments(self) -> list[str]:
-        """Files that only Python users of the zip read."""
-        return [weights.SAMPLER_WEIGHTS] if self.hook is not None else []
 
     def write(self, folder: Path) -> None:
         """Write weights and sources into the folder of the zip."""
@@ -175,12 +166,10 @@ class Product:
 
 
 def product_of(
-    kind: Kind, model: Model, box_px: list[int], sampling: Sampling, own: Operation | None = None,
-    intake: Intake | None = None,
-) -> Product:  # fmt: skip
+    kind: Kind, model: Model, sampling: Sampling, own: Operation | None = None, intake: Intake | None = None
+) -> Product:
     """Return what a zip of this kind holds, with the user's own postprocessing at its end."""
-    intake = intake or Intake.of(model)
-    channels = model.config.channels
+    intake, channels = intake or Intake.of(model), model.config.channels
     facts = {
         # photons are not what is given, where a camera or one-bit frames stand between
         "kind": kind, "conserves_photons": own is None and not intake.arguments,
@@ -188,23 +177,24 @@ def product_of(
         **intake.facts, **({} if own is None else _REQUIRES),
     }  # fmt: skip
     if kind == "denoise":
+        box_px = box_of(model.network)
         return Product(
-            module=weights.denoiser_of(model, box_px, **intake.arguments),
+            model, weights.denoiser_of(model, box_px, **intake.arguments),
             source=weights.architecture_source(), source_file=weights.NETWORK_FILE,
-            arguments={"box_px": list(box_px), **intake.arguments, **model.config.model_dump(mode="json")},
+            arguments={"box_px": box_px, **intake.arguments, **model.config.model_dump(mode="json")},
             output="rate", description="expected photons per pixel (posterior mean)",
             channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
             facts=facts, intake=intake, own=own,
         )  # fmt: skip
-    drawn, names = asdict(sampling), sampling.channels
-    arguments = weights.sampler_arguments(model, box_px, **drawn) | intake.arguments
+    drawn, names = asdict(sampling), ["mean", "std", *(f"sample{n + 1}" for n in range(sampling.n_samples))]
+    arguments = weights.sampler_arguments(model, **drawn) | intake.arguments
     sampler = weights.sampler_of(model, arguments)
     graph = Product(
-        module=sampler, source=weights.architecture_source(sampling=True), source_file=weights.NETWORK_FILE,
+        model, sampler, source=weights.architecture_source(sampling=True), source_file=weights.NETWORK_FILE,
         arguments=arguments, output="posterior",
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
         channel_names=names if channels == 1 else [f"{name}_{i}" for name in names for i in range(channels)],
-        facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampling=sampling, sampler=sampler,
+        facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampler=sampler,
     )  # fmt: skip
     return graph if kind == "sample" else _hooked(graph, sampler, len(names))
 

@@ -83,7 +83,7 @@ class HaloReport:
     off_grid_rms: dict[float, float]
 
 
-def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:
+def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray) -> HaloReport:
     """Measure how wide a halo tiles need, axis by axis.
 
     A tile is cut out of a larger image, and the difference between the tile's result and the image's is looked at as a
@@ -95,7 +95,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     reaches = [round_up(min(field + box // 2, _LARGEST_PX[dim]), pool) for field, box, pool in fields]
     with torch.inference_mode():
         scene = denoiser(torch.from_numpy(counts.astype(np.float32))[None])[0].numpy()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     halo: list[int] = []
     measured: list[dict[float, EdgeProfile]] = []
     for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
@@ -158,19 +158,19 @@ class Scores:
         return f"{told}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else told
 
 
-def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0) -> Scores:
+def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, *, correlated: bool = False) -> Scores:
     """Denoise one half of the photons of counts (c, [z,] y, x) and judge it by the other half, which is independent.
 
     The squared error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the
     unknown rate: the truth need not be known.
     """
-    seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
+    seen, unseen = thin(counts.astype(np.int64), 0.5, 0)
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
     errors = (np.square(unseen - image) - unseen for image in gaussian_filters(seen, _SIGMAS_PX))
     closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
     uncertainty = float((own - closest).std() / math.sqrt(own.size))
-    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen))
+    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen), correlated)
 
 
 def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[np.ndarray]:
@@ -192,16 +192,14 @@ class SampleScores:
     standard_error: float
 
 
-def score_samples(
-    sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0
-) -> SampleScores:
+def score_samples(sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray) -> SampleScores:
     """Draw samples from one half of the photons of counts (c, [z,] y, x), and judge their variance by the other half.
 
     Where the posterior is right, its variance is the squared error of its mean, which `score_on_halves` explains.
     """
     sizes = _PIECE_PX[counts.ndim - 1]
     piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
-    seen, unseen = thin(piece.astype(np.int64), 0.5, seed)
+    seen, unseen = thin(piece.astype(np.int64), 0.5, 0)
     photons = torch.from_numpy(seen.astype(np.float32))[None]
     n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
@@ -222,8 +220,7 @@ def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `room_db` of the example, and warn where that is little."""
     room = room_db(example, sampler)
     if room < _WARN_ROOM_DB:
-        text = f"of images like the example {little_room(room)}"
-        warnings.warn(text, GapWarning, stacklevel=4)
+        warnings.warn(f"of images like the example {little_room(room)}", GapWarning, stacklevel=5)
     return room
 
 

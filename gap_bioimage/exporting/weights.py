@@ -20,6 +20,7 @@ import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
 from gap_bioimage.graphs import CHANNELS_LAST
+from gap_bioimage.inference.tiling import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
@@ -49,10 +50,10 @@ def _filled(module: _Module, model: Model) -> _Module:
     return module.eval().requires_grad_(False)
 
 
-def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
+def sampler_arguments(model: Model, n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
     """Return what ``PosteriorSampler`` is made with, in plain values."""
     return {
-        "box_px": list(box_px), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
+        "box_px": box_of(model.network), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
         "brightest": model.brightest, "window_px": list(WINDOW_PX[model.config.dim]),
         **model.config.model_dump(mode="json"),
     }  # fmt: skip
