@@ -76,19 +76,10 @@ def test_a_hook_passes_and_says_who_cannot_run_it(hook: tuple[Path, Report]) -> 
     assert {c.status for c in skipped.checks if c.id == "core.test"} == {"skipped"}  # its code was not allowed
 
 
-def test_the_test_output_holds_mean_deviation_and_samples_that_differ(sampling: tuple[Path, Report]) -> None:
-    photons, posterior = tensors_of(sampling[0])
-    assert posterior.shape == (1, 4, *photons.shape[2:])
-    assert posterior.dtype == np.float32
-    mean, std, *samples = posterior[0]
-    np.testing.assert_allclose(mean, np.mean(samples, 0), rtol=1e-5)
-    np.testing.assert_allclose(std, np.std(samples, 0, ddof=1), rtol=1e-3, atol=1e-5)
-    assert std.mean() > 0.02 * mean.mean()
-    assert posterior.min() >= 0
-
-
 def test_both_weights_are_the_sampler_and_survive_other_roundings(sampling: tuple[Path, Report]) -> None:
     photons, posterior = tensors_of(sampling[0])
+    assert (posterior.shape, posterior.dtype) == ((1, 4, *photons.shape[2:]), np.float32)
+    assert posterior.min() >= 0 and posterior[0, 1].mean() > 0.02 * posterior[0, 0].mean()
     kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
     sampler = sampler_of(load_model(sampling[0]), kwargs)
     with zipfile.ZipFile(sampling[0]) as archive:

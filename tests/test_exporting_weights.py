@@ -19,17 +19,16 @@ from fixtures_model import CONFIGS, random_model, rdf_of
 import gap_bioimage.network
 from gap_bioimage import export
 from gap_bioimage.errors import ExportError
+from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.weights import (
     NETWORK_FILE,
     ONNX,
     STATE_DICT,
     TORCHSCRIPT,
-    architecture_source,
     check_onnx,
     denoiser_of,
     write_onnx,
-    write_weights,
-)
+)  # fmt: skip
 
 ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -48,10 +47,9 @@ def load_source(path: Path) -> ModuleType:
 
 @pytest.fixture(params=range(len(CONFIGS)), ids=lambda i: "-".join(map(str, CONFIGS[i].values())))
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    model = random_model(**CONFIGS[request.param])
-    box = [9, 9] if model.config.dim == 2 else [5, 9, 9]
-    write_weights(tmp_path, denoiser_of(model, box), architecture_source())
-    return tmp_path, {"box_px": box, **model.config.model_dump(mode="json")}
+    product = product_of("denoise", random_model(**CONFIGS[request.param]), Sampling())
+    product.write(tmp_path)
+    return tmp_path, product.arguments
 
 
 def test_both_formats_compute_the_same(written: tuple[Path, dict[str, Any]]) -> None:
@@ -84,11 +82,11 @@ def test_convolutions_keep_their_weights_in_the_fast_order(written: tuple[Path, 
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_older_engines_give_the_same_result(tmp_path: Path, old_torch: Callable[..., None], dim: int) -> None:
-    denoiser = denoiser_of(random_model(dim=dim), [9] * dim)
-    write_weights(tmp_path, denoiser, architecture_source())
+    product = product_of("denoise", random_model(dim=dim), Sampling())
+    product.write(tmp_path)
     photons = torch.poisson(torch.full((1, 1, *(9, 33, 40)[-dim:]), 2.0), torch.Generator().manual_seed(0))
     np.save(tmp_path / "in.npy", photons.numpy())
-    np.save(tmp_path / "out.npy", denoiser(photons).numpy())
+    np.save(tmp_path / "out.npy", product.run(photons.numpy()))
     script = (
         "import sys, numpy, torch; model = torch.jit.load(sys.argv[1]); "
         "got = model(torch.from_numpy(numpy.load(sys.argv[2]))).numpy(); expected = numpy.load(sys.argv[3]); "

@@ -220,8 +220,7 @@ def write_readme(path: Path, card: Card, product: Product, measured: Measured) -
     text = environment.get_template("readme.md.jinja").render(
         model=product.model, card=card, product=product, measured=measured, cover=COVER, only_core=ONLY_CORE,
         weights=weights, gain_db=10 * math.log10(GAIN), window_px=WINDOW_PX[dim],
-        pool_px=pool_px, off_grid=100 * max(measured.halo.off_grid_rms.values(), default=0.0),
-        block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
+        pool_px=pool_px, block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
         command=f"{'denoise' if sampler is None else 'sample'} model.zip image.tif out.tif{drawn}",
         inside=f", but for its {' and '.join(steps)}" if steps else ": no pre- or postprocessing is needed",
     )  # fmt: skip

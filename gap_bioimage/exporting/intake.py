@@ -12,8 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap_bioimage.camera.camera import Detector
-from gap_bioimage.counts import thin
+from gap_bioimage.camera.camera import Detector, check_camera_image
+from gap_bioimage.counts import check_whole_numbers, thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.io import read_photons
 from gap_bioimage.model import CameraLike, Model
@@ -128,7 +128,16 @@ def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str 
     stacks = [stack.values for stack in as_stacks([image], model.config.dim)]
     if len(stacks[0]) != model.config.channels:
         raise ExportError(f"the test image has {len(stacks[0])} channels, the model expects {model.config.channels}")
-    return np.asarray(max(stacks, key=lambda values: float(values.mean())))
+    if intake.detector is None:
+        check_whole_numbers(image, name="the test image")
+    else:
+        check_camera_image(image, intake.detector, name="the test image")
+    largest = np.asarray(max(stacks, key=lambda values: float(values.mean())))
+    if intake.ceiling is not None and (highest := float(image.max())) > intake.ceiling:
+        raise ExportError(f"the test image holds up to {highest:g} photons in a pixel, expected {intake.noun}")
+    if not intake.counts(largest).any():
+        raise ExportError("the test image holds no photons, so that nothing could be tested; give one of a sample")
+    return largest
 
 
 def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:

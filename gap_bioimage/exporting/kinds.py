@@ -121,8 +121,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, least in (("n_samples", 1), ("n_steps", 1), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ExportError(f"{name} is {value}, expected {least} or more")
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value < 2**63:  # as far as TorchScript counts
+                raise ExportError(f"{name} is {value}, expected {least} or more, a whole number below 2**63")
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,7 @@ class Product:
 
     model: Model
     module: nn.Module  # the weights are of this,
-    source: str  # which this text defines,
-    source_file: str
-    arguments: dict[str, Any]  # and which is made with these
+    arguments: dict[str, Any]  # which is made with these
     output: str  # id of the output tensor
     description: str
     channel_names: list[str]
@@ -148,12 +147,21 @@ class Product:
         """The custom postprocessing, in order."""
         return [operation for operation in (self.hook, self.own) if operation is not None]
 
+    @property
+    def source_file(self) -> str:
+        """The file that defines the module."""
+        return weights.NETWORK_FILE if self.hook is None else HOOK_FILE
+
     def write(self, folder: Path) -> None:
         """Write weights and sources into the folder of the zip."""
-        weights.write_weights(folder, self.module, self.source, self.source_file)
+        (folder / weights.TORCHSCRIPT).write_bytes(weights.torchscript_of(self.module))
+        weights.write_state(folder / weights.STATE_DICT, self.module)
         for operation in self.operations:
             (folder / operation.file_name).write_bytes(operation.source)
-        if self.hook is not None and self.sampler is not None:
+        if self.hook is None:
+            source = weights.architecture_source(sampling=self.sampler is not None)
+            (folder / weights.NETWORK_FILE).write_text(source, encoding="utf-8")
+        elif self.sampler is not None:
             weights.write_state(folder / weights.SAMPLER_WEIGHTS, self.sampler)
 
     def run(self, photons: np.ndarray) -> np.ndarray:
@@ -180,8 +188,7 @@ def product_of(
         box_px = box_of(model.network)
         return Product(
             model, weights.denoiser_of(model, box_px, **intake.arguments),
-            source=weights.architecture_source(), source_file=weights.NETWORK_FILE,
-            arguments={"box_px": box_px, **intake.arguments, **model.config.model_dump(mode="json")},
+            {"box_px": box_px, **intake.arguments, **model.config.model_dump(mode="json")},
             output="rate", description="expected photons per pixel (posterior mean)",
             channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
             facts=facts, intake=intake, own=own,
@@ -190,8 +197,7 @@ def product_of(
     arguments = weights.sampler_arguments(model, **drawn) | intake.arguments
     sampler = weights.sampler_of(model, arguments)
     graph = Product(
-        model, sampler, source=weights.architecture_source(sampling=True), source_file=weights.NETWORK_FILE,
-        arguments=arguments, output="posterior",
+        model, sampler, arguments, output="posterior",
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
         channel_names=names if channels == 1 else [f"{name}_{i}" for name in names for i in range(channels)],
         facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampler=sampler,
@@ -209,7 +215,7 @@ def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
     kwargs = {"n_steps": sampler.n_steps, "seed": sampler.seed, "device": "cpu"}
     told = {**_REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
     return replace(
-        graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), source=source, source_file=HOOK_FILE,
-        arguments={"copies": copies}, facts={**graph.facts, **told},
+        graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), arguments={"copies": copies},
+        facts={**graph.facts, **told},
         hook=Operation(HOOK_FILE, source.encode(), hook.SamplePosterior.__name__, kwargs),
     )  # fmt: skip

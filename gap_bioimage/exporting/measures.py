@@ -72,15 +72,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class HaloReport:
-    """A halo in pixels per spatial axis, and by exposure the relative RMS difference that it leaves.
-
-    ``relative_rms`` is that of tiles that start at multiples of the network's pooling, ``off_grid_rms`` what changes
-    far from all borders if tiles start one pixel beside along x: other pixels are pooled.
-    """
+    """A halo in pixels per axis, and by exposure the relative RMS by which tiles on the pooling's grid then differ."""
 
     halo_px: tuple[int, ...]
     relative_rms: dict[float, float]
-    off_grid_rms: dict[float, float]
 
 
 def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray) -> HaloReport:
@@ -103,31 +98,21 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray) -> HaloReport:
         sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
         sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
         slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
-        profiles, off_grid = {}, {}
+        profiles = {}
         for exposure in EXPOSURES:
             image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
-            whole, cut = (_middle(denoiser, image, axis + 2, start, reach) for start in (0, reach))
-            profiles[exposure] = EdgeProfile.of(whole, cut, axis + 2)
-            if axis == dim - 1:
-                moved = EdgeProfile.of(whole, _middle(denoiser, image, axis + 2, 1, reach), axis + 2)
-                off_grid[exposure] = moved.seam(0, len(moved.squares))
+            inner = image.narrow(axis + 2, reach, image.shape[axis + 2] - 2 * reach)
+            with torch.inference_mode():
+                whole = denoiser(image).narrow(axis + 2, reach, inner.shape[axis + 2])
+                cut = denoiser(inner.contiguous())
+            profiles[exposure] = EdgeProfile.of(whole.numpy(), cut.numpy(), axis + 2)
         needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
         halo.append(max(pool, *(reach if found is None else found for found in needed)))
         measured.append(profiles)
     halo[-2:] = [max(halo[-2:])] * 2  # alike in the plane, so that programs find one tile size for both
     axes = list(zip(halo, measured, strict=True))
     seams = {e: math.sqrt(sum(profiles[e].seam(n, beside(n)) ** 2 for n, profiles in axes)) for e in EXPOSURES}
-    return HaloReport(tuple(halo), seams, off_grid)
-
-
-def _middle(denoiser: PhotonDenoiser, image: Tensor, axis: int, start: int, reach: int) -> np.ndarray:
-    """Denoise an image from ``start`` on, ``reach`` being cut at its end too, and return what is between both cuts."""
-    size = image.shape[axis]
-    stop = size - reach if start == reach else size
-    with torch.inference_mode():
-        made: Tensor = denoiser(image.narrow(axis, start, stop - start).contiguous())
-    middle: np.ndarray = made.narrow(axis, reach - start, size - 2 * reach).numpy()
-    return middle
+    return HaloReport(tuple(halo), seams)
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,6 @@ def architecture_source(*, sampling: bool = False) -> str:
     return re.sub(r"(?m)^from gap_bioimage\.\w+ import (\([^)]*\)|.*)\n", "", source)
 
 
-def write_weights(folder: Path, module: nn.Module, source: str, name: str = NETWORK_FILE) -> None:
-    """Write TorchScript, state_dict and the architecture's source into a folder."""
-    (folder / TORCHSCRIPT).write_bytes(torchscript_of(module))
-    write_state(folder / STATE_DICT, module)
-    (folder / name).write_text(source, encoding="utf-8")
-
-
 def write_state(path: Path, module: nn.Module) -> None:
     """Write a state_dict."""
     # by way of memory: torch's own file writer ends the process when the disk is full
