@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import Check, definitions
+from gap_bioimage.validation.check import definitions
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import NotApplicable, Outcome
+from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.run.runner import Runner
 from gap_bioimage.validation.run.session import Job, Session
@@ -43,7 +43,7 @@ def ran(path: Path, **options: Any) -> dict[str, Check]:
         description, checks = format_checks(package)
         assert description is not None, checks
         job = Job(package, description, **{"run_code": True, **options})
-        Session(job, found=lambda check, drawn: found.append(check)).run()
+        Session(job, lambda **told: found.append(Check(**told["check"])) if "check" in told else None).run()
     assert len({check.id for check in found}) == len(found)
     return {check.id: check for check in found}
 

@@ -137,6 +137,7 @@ def test_a_test_image_is_needed_and_must_fit(trained_2d: Trained, tmp_path: Path
         ({"n_samples": 0}, ExportError, "n_samples is 0, expected 1 or more"),
         ({"n_steps": -1}, ExportError, "n_steps is -1, expected 1 or more"),
         ({"seed": -1}, ExportError, "seed is -1, expected 0 or more"),
+        ({"seed": 2**63}, ExportError, "seed is"), ({"n_steps": 1.5}, ExportError, "n_steps is 1.5"),
         ({"postprocessing": "none.py:Mask"}, ExportError, r"none\.py cannot be read"),
         ({"postprocessing": "none.py"}, ExportError, r"expected FILE\.py:NAME"),
         ({"model": "none"}, CheckpointError, "does not exist"), ({"card": "none.yaml"}, CardError, r"none\.yaml"),

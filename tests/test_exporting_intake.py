@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 from fixtures_model import random_model
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera
-from gap_bioimage.errors import ExportError
-from gap_bioimage.exporting.intake import Intake
+from gap_bioimage.errors import ExportError, NotPhotonCountsError
+from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.weights import torchscript_of
 
@@ -61,11 +63,23 @@ def test_another_camera_may_be_given_and_none() -> None:
         Intake.of(model_of(n_frames=4), CAMERAS[0])
 
 
+@pytest.mark.parametrize(
+    ("values", "n_frames", "error"),
+    [(2.5, None, NotPhotonCountsError), (-1, None, NotPhotonCountsError), (0, None, ExportError), (5, 4, ExportError)],
+)
+def test_a_test_image_in_memory_is_looked_at_too(values: float, n_frames: int | None, error: type[Exception]) -> None:
+    model, image = model_of(n_frames=n_frames), xr.DataArray(np.full((32, 32), values), dims=["y", "x"])
+    with pytest.raises(error):
+        example_values(model, Intake.of(model), image)
+    good, held_out = example_values(model, Intake.of(model), image * 0 + 3)
+    assert held_out is None and np.array_equal(good, np.full((1, 32, 32), 3))
+
+
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])
 def test_modules_round_subtract_and_compile(kind: Any) -> None:
     camera = CAMERAS[0]
     models = (model_of(camera=camera.model_dump()), random_model())
-    product, plain = (product_of(kind, model, [9, 9], Sampling(2, 2, 0)) for model in models)
+    product, plain = (product_of(kind, model, Sampling(2, 2, 0)) for model in models)
     counts = np.random.default_rng(0).poisson(6, (1, 1, 24, 24)).astype(np.float32)
     near = counts + np.random.default_rng(1).uniform(-0.4, 0.4, counts.shape).astype(np.float32)
     background = float(Detector(camera).background())
@@ -75,3 +89,30 @@ def test_modules_round_subtract_and_compile(kind: Any) -> None:
     np.testing.assert_allclose(product.run(near), expected, rtol=1e-4, atol=1e-4)
     assert torchscript_of(product.module)
     assert product.facts["camera"]["background"] == background
+
+
+def test_the_brightest_piece_is_mirrored_up_where_the_image_is_too_small() -> None:
+    image = np.zeros((1, 3, 40), int)
+    image[0, 1, 30] = 7
+    piece = brightest_piece(image, (8, 10))
+    assert piece.shape == (1, 8, 10)
+    assert np.argwhere(piece[0])[:, 0].tolist() == [1, 4, 7]  # back and forth
+
+
+@pytest.mark.parametrize(("n_samples", "expected"), [(1, 100), (4, 25), (50, 20)])
+def test_the_test_input_has_few_photons_off_the_middle(n_samples: int, expected: int) -> None:
+    image = np.random.default_rng(0).poisson(5.0, (1, 120, 100))
+    sparse = sparse_counts(image, n_samples, lambda photons: photons)
+    assert sparse.shape == image.shape
+    assert sparse.sum() == pytest.approx(expected, abs=4 * expected**0.5)
+    assert not sparse[:, 60:].any() and not sparse[:, :, 50:].any()
+
+
+def test_the_test_input_has_as_many_photons_as_it_takes_to_see_them() -> None:
+    image = np.random.default_rng(0).poisson(50.0, (1, 120, 100))
+    seen = sparse_counts(image, 4, lambda photons: torch.full_like(photons, float(photons.mean()))).mean()
+    assert 0.02 < seen < 0.05
+    assert sparse_counts(image, 4, lambda photons: 0 * photons).sum() > 50 * 64  # the brightest region
+    volume = np.random.default_rng(0).poisson(5.0, (2, 3, 20, 6))
+    assert sparse_counts(volume, 4, lambda photons: photons).shape == volume.shape
+    assert not sparse_counts(np.zeros((1, 20, 20), np.int64), 4, lambda photons: photons).any()

@@ -76,19 +76,10 @@ def test_a_hook_passes_and_says_who_cannot_run_it(hook: tuple[Path, Report]) -> 
     assert {c.status for c in skipped.checks if c.id == "core.test"} == {"skipped"}  # its code was not allowed
 
 
-def test_the_test_output_holds_mean_deviation_and_samples_that_differ(sampling: tuple[Path, Report]) -> None:
-    photons, posterior = tensors_of(sampling[0])
-    assert posterior.shape == (1, 4, *photons.shape[2:])
-    assert posterior.dtype == np.float32
-    mean, std, *samples = posterior[0]
-    np.testing.assert_allclose(mean, np.mean(samples, 0), rtol=1e-5)
-    np.testing.assert_allclose(std, np.std(samples, 0, ddof=1), rtol=1e-3, atol=1e-5)
-    assert std.mean() > 0.02 * mean.mean()
-    assert posterior.min() >= 0
-
-
 def test_both_weights_are_the_sampler_and_survive_other_roundings(sampling: tuple[Path, Report]) -> None:
     photons, posterior = tensors_of(sampling[0])
+    assert (posterior.shape, posterior.dtype) == ((1, 4, *photons.shape[2:]), np.float32)
+    assert posterior.min() >= 0 and posterior[0, 1].mean() > 0.02 * posterior[0, 0].mean()
     kwargs = rdf_of(sampling[0])["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]
     sampler = sampler_of(load_model(sampling[0]), kwargs)
     with zipfile.ZipFile(sampling[0]) as archive:
@@ -138,14 +129,14 @@ def test_sampling_zips_load_as_their_network_and_the_readmes_snippet_draws_other
     exec(code, variables)
     with torch.inference_mode():
         photons = torch.from_numpy(counts.astype(np.float32))
-        expected = sampler_of(zipped, sampler_arguments(model, [129, 129], 8, 2, 4)).sample(photons, 8, 2, 4).numpy()
+        expected = sampler_of(zipped, sampler_arguments(model, 8, 2, 4)).sample(photons, 8, 2, 4).numpy()
     assert variables["samples"].shape == (8, 1, 1, 40, 36)
     np.testing.assert_array_equal(variables["samples"], expected)
 
 
 def test_channels_come_in_the_order_of_their_names() -> None:
     model = random_model(channels=2)
-    product = product_of("sample", model, [9, 9], Sampling(2, 2, 0))
+    product = product_of("sample", model, Sampling(2, 2, 0))
     photons = np.random.default_rng(0).poisson(1.0, (1, 2, 24, 24)).astype(np.float32)
     named = dict(zip(product.channel_names, product.run(photons)[0], strict=True))
     with torch.inference_mode():
@@ -159,7 +150,7 @@ def test_channels_come_in_the_order_of_their_names() -> None:
 
 @pytest.fixture(scope="module")
 def operation() -> Any:
-    return product_of("sample-hook", random_model(), [9, 9], Sampling(2, 2, 0)).hook
+    return product_of("sample-hook", random_model(), Sampling(2, 2, 0)).hook
 
 
 def test_the_file_of_the_hook_needs_torch_and_numpy_only(operation: Any, tmp_path: Path) -> None:
@@ -177,7 +168,7 @@ def test_the_file_of_the_hook_needs_torch_and_numpy_only(operation: Any, tmp_pat
 
 def test_the_hook_obeys_its_kwargs(operation: Any) -> None:
     copies = np.random.default_rng(0).poisson(1.0, (1, 1, 24, 24)).astype(np.float32).repeat(5, axis=1)
-    sampler = product_of("sample", random_model(), [9, 9], Sampling(3, 1, 7)).sampler
+    sampler = product_of("sample", random_model(), Sampling(3, 1, 7)).sampler
     assert sampler is not None
     other = replace(operation, kwargs={"n_steps": 1, "seed": 7}).load()
     with torch.inference_mode():

@@ -15,18 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gap_bioimage.exporting.intake import brightest_piece, sparse_counts
-from gap_bioimage.exporting.measures import (
-    EXPOSURES,
-    TOLERANCE,
-    HaloReport,
-    Scores,
-    Sizes,
-    check_room,
-    measure_halo,
-    score_on_halves,
-    score_samples,
-)
+from gap_bioimage.exporting import measures
+from gap_bioimage.exporting.measures import EXPOSURES, TOLERANCE, HaloReport, Scores, Sizes, score_on_halves
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.model import load_model
@@ -43,10 +33,7 @@ class Case:
     denoiser: PhotonDenoiser
     counts: np.ndarray
     report: HaloReport
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes.of(self.denoiser.network.step_px, self.report.halo_px)
+    sizes: Sizes
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids="{}d".format)
@@ -55,7 +42,8 @@ def measured(request: pytest.FixtureRequest) -> Case:
     model = load_model(trained.run)
     denoiser = denoiser_of(model, default_box_px(receptive_field_px(model.network)))
     counts = np.load(trained.run / "example.npy")
-    return Case(denoiser, counts, measure_halo(denoiser, counts))
+    report = measures.measure_halo(denoiser, counts)
+    return Case(denoiser, counts, report, Sizes.of(denoiser.network.step_px, report.halo_px))
 
 
 def another_image(case: Case, exposure: float) -> torch.Tensor:
@@ -69,17 +57,13 @@ def seams(denoiser: PhotonDenoiser, photons: torch.Tensor, sizes: Sizes) -> floa
     """Relative RMS difference of tiles of the smallest size, and the whole image away from its border."""
     with torch.inference_mode():
         whole = denoiser(photons)
-        blocks = [low - 2 * halo for low, halo in zip(sizes.min_px, sizes.halo_px, strict=True)]
-        per_axis = [
-            range(0, size - low + 1, block)
-            for size, low, block in zip(photons.shape[2:], sizes.min_px, blocks, strict=True)
-        ]
+        inner = tuple(slice(halo, low - halo) for low, halo in zip(sizes.min_px, sizes.halo_px, strict=True))
+        shapes = zip(photons.shape[2:], sizes.min_px, inner, strict=True)
         error = norm = 0.0
-        for start in itertools.product(*per_axis):
+        for start in itertools.product(*(range(0, size - low + 1, i.stop - i.start) for size, low, i in shapes)):
             outer = tuple(slice(s, s + low) for s, low in zip(start, sizes.min_px, strict=True))
-            crop = tuple(slice(h, h + b) for h, b in zip(sizes.halo_px, blocks, strict=True))
-            expected = whole[(..., *outer)][(..., *crop)]
-            got = denoiser(photons[(..., *outer)].contiguous())[(..., *crop)]
+            expected = whole[(..., *outer)][(..., *inner)]
+            got = denoiser(photons[(..., *outer)].contiguous())[(..., *inner)]
             error += float((got - expected).double().square().sum())
             norm += float(expected.double().square().sum())
     return (error / norm) ** 0.5
@@ -100,29 +84,11 @@ def test_halos_are_multiples_of_the_step_within_reach_and_the_same_every_time(me
         assert 0 < halo < field + box // 2 + step
     if denoiser.network.dim == 2:
         state = torch.get_rng_state()
-        assert measure_halo(denoiser, measured.counts) == report
+        assert measures.measure_halo(denoiser, measured.counts) == report
         assert torch.equal(torch.get_rng_state(), state)
         # the same tiles with a quarter of the halo would not do
         small = Sizes.of(denoiser.network.step_px, [halo // 4 for halo in report.halo_px])
         assert seams(denoiser, another_image(measured, EXPOSURES[0]), small) > TOLERANCE
-
-
-@pytest.mark.parametrize("measured", [2], indirect=True)
-def test_what_an_image_that_is_cut_otherwise_changes_is_told(measured: Case) -> None:
-    denoiser = measured.denoiser
-    reach = max(receptive_field_px(denoiser.network)) + denoiser.box_px[0] // 2
-    rate = simulate_truth(2, [64, 2 * reach + 64], seed=9).values
-    for exposure, told in measured.report.off_grid_rms.items():
-        photons = np.random.default_rng(3).poisson(rate * (exposure / rate.mean())).astype(np.float32)
-        image = torch.from_numpy(photons)[None, None]
-        found = []
-        for start in (1, denoiser.network.step_px[1]):
-            with torch.inference_mode():
-                moved = denoiser(torch.nn.functional.pad(image, [start, 0]))[..., start:][..., reach:-reach]
-                expected = denoiser(image)[..., reach:-reach]
-            found.append(float((moved - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
-        assert told / 3 < found[0] < 3 * told
-        assert found[1] < 1e-4  # a whole step changes nothing
 
 
 AXES = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 12)), min_size=2, max_size=3)
@@ -141,14 +107,6 @@ def test_sizes_hold_two_halos_and_a_block(axes: list[tuple[int, int]]) -> None:
         assert low > 2 * h
         assert 2 * h <= 0.75 * low + 1
         assert low <= 2 * h + max(16, 2 * h // 3) + 2 * s
-
-
-def test_the_brightest_piece_is_mirrored_up_where_the_image_is_too_small() -> None:
-    image = np.zeros((1, 3, 40), int)
-    image[0, 1, 30] = 7
-    piece = brightest_piece(image, (8, 10))
-    assert piece.shape == (1, 8, 10)
-    assert np.argwhere(piece[0])[:, 0].tolist() == [1, 4, 7]  # back and forth
 
 
 def test_the_squared_error_is_that_against_the_truth() -> None:
@@ -173,26 +131,18 @@ def test_channels_and_depth_are_not_blurred_into_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "verdict"),
+    ("scores", "told"),
     [
-        (Scores(0.9, 0.6, 0.01, 2.5), "is 50% above that of the best Gaussian filter"),
+        (Scores(0.9, 0.6, 0.01, 2.5), "is 50% above that of"),
         (Scores(0.3, 0.6, 0.01, 2.5), "is 50% below that of the best Gaussian filter, 3.0 dB"),
-        (
-            Scores(0.45, 0.6, 0.1, 2.5),
-            "is 25% below that of the best Gaussian filter, with so few photons held out that chance alone makes 33%",
-        ),
-        (
-            Scores(-0.65, 0.1, 0.05, 2.5),
-            "is not known, because neighbouring pixels share noise and so do the halves that it is measured with",
-        ),
-        (
-            score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64)),
-            "is not measurably different from that of the best Gaussian filter",
-        ),
+        (Scores(0.45, 0.6, 0.1, 2.5), "with so few photons held out that chance alone makes 33%"),
+        (Scores(-0.65, 0.1, 0.05, 2.5), "is not known"),
+        (Scores(0.3, 0.6, 0.01, 2.5, correlated=True), "is not known"),
+        (score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64)), "is not measurably different"),
     ],
 )
-def test_verdicts_compare_with_the_best_filter(scores: Scores, verdict: str) -> None:
-    assert scores.verdict == verdict
+def test_verdicts_compare_with_the_best_filter(scores: Scores, told: str) -> None:
+    assert told in scores.verdict
 
 
 # Samples
@@ -206,7 +156,7 @@ def sampler_to(brightest: float, **more: Any) -> Any:
 def test_room_is_what_the_trained_range_leaves_and_little_is_warned_about(brightest: float, room: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = check_room(np.full((1, 80, 80), 3), sampler_to(brightest))
+        found = measures.check_room(np.full((1, 80, 80), 3), sampler_to(brightest))
     assert found == pytest.approx(room, abs=0.01)
     assert len(caught) == (room < 6)
 
@@ -221,28 +171,9 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
         return float(photons.mean()) + torch.from_numpy(rng.normal(0, 0.7, (n_samples, *photons.shape)))
 
     sampler = sampler_to(20.0, sample=sample, n_samples=2, n_steps=3, seed=0)
-    scores = score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
+    scores = measures.score_samples(sampler, lambda photons: torch.full_like(photons, float(photons.mean())), counts)
     assert scores.n_samples == 4
     assert scores.variance == pytest.approx(0.7**2, rel=0.02)
     assert scores.squared_error == pytest.approx(1.0, abs=4 * scores.standard_error)  # halves of 6 and 2: 2 +- 1
     assert scores.standard_error < 0.05
     assert scores.room_db == pytest.approx(10.0, abs=0.3)
-
-
-@pytest.mark.parametrize(("n_samples", "expected"), [(1, 100), (4, 25), (50, 20)])
-def test_the_test_input_has_few_photons_off_the_middle(n_samples: int, expected: int) -> None:
-    image = np.random.default_rng(0).poisson(5.0, (1, 120, 100))
-    sparse = sparse_counts(image, n_samples, lambda photons: photons)
-    assert sparse.shape == image.shape
-    assert sparse.sum() == pytest.approx(expected, abs=4 * expected**0.5)
-    assert not sparse[:, 60:].any() and not sparse[:, :, 50:].any()
-
-
-def test_the_test_input_has_as_many_photons_as_it_takes_to_see_them() -> None:
-    image = np.random.default_rng(0).poisson(50.0, (1, 120, 100))
-    seen = sparse_counts(image, 4, lambda photons: torch.full_like(photons, float(photons.mean()))).mean()
-    assert 0.02 < seen < 0.05
-    assert sparse_counts(image, 4, lambda photons: 0 * photons).sum() > 50 * 64  # the brightest region
-    volume = np.random.default_rng(0).poisson(5.0, (2, 3, 20, 6))
-    assert sparse_counts(volume, 4, lambda photons: photons).shape == volume.shape
-    assert not sparse_counts(np.zeros((1, 20, 20), np.int64), 4, lambda photons: photons).any()

@@ -19,17 +19,8 @@ from fixtures_model import CONFIGS, random_model, rdf_of
 import gap_bioimage.network
 from gap_bioimage import export
 from gap_bioimage.errors import ExportError
-from gap_bioimage.exporting.weights import (
-    NETWORK_FILE,
-    ONNX,
-    STATE_DICT,
-    TORCHSCRIPT,
-    architecture_source,
-    check_onnx,
-    denoiser_of,
-    write_onnx,
-    write_weights,
-)
+from gap_bioimage.exporting import weights
+from gap_bioimage.exporting.kinds import Sampling, product_of
 
 ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -48,19 +39,18 @@ def load_source(path: Path) -> ModuleType:
 
 @pytest.fixture(params=range(len(CONFIGS)), ids=lambda i: "-".join(map(str, CONFIGS[i].values())))
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    model = random_model(**CONFIGS[request.param])
-    box = [9, 9] if model.config.dim == 2 else [5, 9, 9]
-    write_weights(tmp_path, denoiser_of(model, box), architecture_source())
-    return tmp_path, {"box_px": box, **model.config.model_dump(mode="json")}
+    product = product_of("denoise", random_model(**CONFIGS[request.param]), Sampling())
+    product.write(tmp_path)
+    return tmp_path, product.arguments
 
 
 def test_both_formats_compute_the_same(written: tuple[Path, dict[str, Any]]) -> None:
     folder, arguments = written
-    assert sorted(path.name for path in folder.iterdir()) == sorted([TORCHSCRIPT, STATE_DICT, NETWORK_FILE])
-    script = torch.jit.load(folder / TORCHSCRIPT)
+    assert {path.name for path in folder.iterdir()} == {weights.TORCHSCRIPT, weights.STATE_DICT, weights.NETWORK_FILE}
+    script = torch.jit.load(folder / weights.TORCHSCRIPT)
     assert not script.training
-    module = load_source(folder / NETWORK_FILE).PhotonDenoiser(**arguments).eval()
-    module.load_state_dict(torch.load(folder / STATE_DICT, weights_only=True))
+    module = load_source(folder / weights.NETWORK_FILE).PhotonDenoiser(**arguments).eval()
+    module.load_state_dict(torch.load(folder / weights.STATE_DICT, weights_only=True))
     assert type(module) is not gap_bioimage.network.PhotonDenoiser
     generator = torch.Generator().manual_seed(0)
     for batch, size in [(1, 4), (2, 7)] if arguments["dim"] == 3 else [(1, 16), (2, 21), (1, 1)]:
@@ -73,8 +63,8 @@ def test_both_formats_compute_the_same(written: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_convolutions_keep_their_weights_in_the_fast_order(written: tuple[Path, dict[str, Any]]) -> None:
-    script = dict(torch.jit.load(written[0] / TORCHSCRIPT).named_parameters())
-    state = torch.load(written[0] / STATE_DICT, weights_only=True)
+    script = dict(torch.jit.load(written[0] / weights.TORCHSCRIPT).named_parameters())
+    state = torch.load(written[0] / weights.STATE_DICT, weights_only=True)
     for name, weight in state.items():
         assert weight.is_contiguous()
         if weight.dim() in ORDERS:  # of a denoiser; samplers are rounded as in the state_dict
@@ -84,17 +74,17 @@ def test_convolutions_keep_their_weights_in_the_fast_order(written: tuple[Path, 
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_older_engines_give_the_same_result(tmp_path: Path, old_torch: Callable[..., None], dim: int) -> None:
-    denoiser = denoiser_of(random_model(dim=dim), [9] * dim)
-    write_weights(tmp_path, denoiser, architecture_source())
+    product = product_of("denoise", random_model(dim=dim), Sampling())
+    product.write(tmp_path)
     photons = torch.poisson(torch.full((1, 1, *(9, 33, 40)[-dim:]), 2.0), torch.Generator().manual_seed(0))
     np.save(tmp_path / "in.npy", photons.numpy())
-    np.save(tmp_path / "out.npy", denoiser(photons).numpy())
+    np.save(tmp_path / "out.npy", product.run(photons.numpy()))
     script = (
         "import sys, numpy, torch; model = torch.jit.load(sys.argv[1]); "
         "got = model(torch.from_numpy(numpy.load(sys.argv[2]))).numpy(); expected = numpy.load(sys.argv[3]); "
         "assert abs(got - expected).max() <= 1e-5 * expected.max()"
     )
-    old_torch(script, *(tmp_path / name for name in (TORCHSCRIPT, "in.npy", "out.npy")))
+    old_torch(script, *(tmp_path / name for name in (weights.TORCHSCRIPT, "in.npy", "out.npy")))
 
 
 def test_no_path_of_this_machine_is_inside(written: tuple[Path, dict[str, Any]]) -> None:
@@ -102,7 +92,7 @@ def test_no_path_of_this_machine_is_inside(written: tuple[Path, dict[str, Any]])
     own = [Path(gap_bioimage.network.__file__).parent, Path.home(), Path(tempfile.gettempdir()), Path.cwd()]
     private = [str(path).encode() for path in own if len(str(path)) > 2]
     absolute = re.compile(rb"(?<![\w.:/])/[A-Za-z][\w.-]*/[\w./-]+")
-    for name in (TORCHSCRIPT, STATE_DICT):
+    for name in (weights.TORCHSCRIPT, weights.STATE_DICT):
         with zipfile.ZipFile(folder / name) as archive:
             for record in archive.namelist():
                 content = archive.read(record)
@@ -117,12 +107,12 @@ def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(tmp_path: Pat
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     model = random_model(**config)
     dim, channels = model.config.dim, model.config.channels
-    denoiser = denoiser_of(model, [33, 33] if dim == 2 else [5, 17, 17])
-    write_onnx(tmp_path, denoiser, channels, [24] * dim)
-    stored = onnx.load(tmp_path / ONNX)
+    denoiser = weights.denoiser_of(model, [33, 33] if dim == 2 else [5, 17, 17])
+    weights.write_onnx(tmp_path, denoiser, channels, [24] * dim)
+    stored = onnx.load(tmp_path / weights.ONNX)
     assert stored.ir_version <= 8
     assert [(entry.domain, entry.version <= 18) for entry in stored.opset_import] == [("", True)]
-    session = onnxruntime.InferenceSession(tmp_path / ONNX, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(tmp_path / weights.ONNX, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     for batch, size in ((1, (8, 16, 30)), (3, (24, 50, 20)), (1, (2, 2, 2))):
         photons = torch.poisson(torch.full((batch, channels, *size[-dim:]), 2.0), generator)
@@ -148,6 +138,6 @@ def test_missing_packages_and_unfit_kinds_are_named(missing: str, monkeypatch: p
     for name in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None if name == missing else ModuleType(name))
     with pytest.raises(ExportError, match=rf"import of {missing} .*gap-bioimage\[onnx\]"):
-        check_onnx("denoise")
+        weights.check_onnx("denoise")
     with pytest.raises(ExportError, match="'sample' has no ONNX"):
-        check_onnx("sample")
+        weights.check_onnx("sample")

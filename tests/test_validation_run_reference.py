@@ -17,7 +17,7 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.outcome import Evidence, Outcome
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.engines import find_engines, other_cores, other_engines
-from gap_bioimage.validation.run.reference import Tolerance, keep_evidence, mismatched_ppm, not_finite, relative_rms
+from gap_bioimage.validation.run.reference import keep_evidence, mismatched_ppm, not_finite, relative_rms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,16 +37,16 @@ def test_relative_rms_depends_neither_on_scale_nor_on_offset() -> None:
 
 
 def test_numbers_agree_with_numbers_only() -> None:
-    assert mismatched_ppm(np.flip(1e-4 * RAMP), 1e-4 * RAMP, Tolerance()) == 0  # core accepts anything small
-    assert mismatched_ppm(np.flip(RAMP), RAMP, Tolerance()) > 5e5
+    assert mismatched_ppm(np.flip(1e-4 * RAMP), 1e-4 * RAMP, 1e-3, 1e-3) == 0  # core accepts anything small
+    assert mismatched_ppm(np.flip(RAMP), RAMP, 1e-3, 1e-3) > 5e5
     broken = RAMP.copy()
     one = pytest.approx(1e6 / RAMP.size)
     for value in (np.nan, np.inf):
         broken.flat[0] = value
-        assert mismatched_ppm(broken, RAMP, Tolerance()) == mismatched_ppm(RAMP, broken, Tolerance()) == one
-        assert mismatched_ppm(broken, broken, Tolerance()) == 0
-    assert mismatched_ppm(broken, -broken, Tolerance(rtol=3)) == one
-    assert mismatched_ppm(RAMP[..., :4], RAMP, Tolerance()) == 1e6
+        assert mismatched_ppm(broken, RAMP, 1e-3, 1e-3) == mismatched_ppm(RAMP, broken, 1e-3, 1e-3) == one
+        assert mismatched_ppm(broken, broken, 1e-3, 1e-3) == 0
+    assert mismatched_ppm(broken, -broken, 3, 1e-3) == one
+    assert mismatched_ppm(RAMP[..., :4], RAMP, 1e-3, 1e-3) == 1e6
 
 
 def test_values_that_are_no_numbers_are_counted() -> None:

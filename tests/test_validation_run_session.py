@@ -88,16 +88,15 @@ def test_volumes_run(tmp_path: Path) -> None:
         rdf["outputs"][0]["axes"][2]["size"] = {"tensor_id": "photons", "axis_id": "z"}
 
     checks = ran(zips.make_zip(tmp_path, volume, source=source))
-    for id_ in ("core.test", "run.sizes", "run.tiled", "run.batch"):
-        assert checks[id_].status == "passed", checks[id_]
+    assert {checks[id_].status for id_ in ("core.test", "run.sizes", "run.tiled", "run.batch")} == {"passed"}
 
 
 def test_format_0_4_runs(tmp_path: Path) -> None:
     shape = {"min": [1, 1, 16, 16], "step": [0, 0, 4, 4]}
     flexible = {"name": "photons", "axes": "bcyx", "data_type": "float32", "data_range": [0, math.inf], "shape": shape}
     checks = ran(zips.make_zip(tmp_path, zips.to_format_0_4("0.4.10", inputs=[flexible])))
-    for id_ in ("core.test", "run.reproduces", "run.sizes", "run.tiled", "run.batch"):
-        assert checks[id_].status == "passed", checks[id_]
+    ids = ("core.test", "run.reproduces", "run.sizes", "run.tiled", "run.batch")
+    assert {checks[id_].status for id_ in ids} == {"passed"}
 
 
 MODELS = {

@@ -43,10 +43,8 @@ class Tiny(nn.Module):
 
 def tiny(body: str = "", init: str = "") -> str:
     """Source of a network that changes the blurred ``rate`` by ``body``, with ``init`` in its constructor."""
-    source = BLUR.replace(
-        "        return rate\n", f"        {body}\n        return rate\n" if body else "        return rate\n"
-    )
-    return source.replace("        self.other = nn.Identity()\n", f"        {init}\n" if init else "")
+    source = BLUR.replace("return rate\n", f"{body}\n        return rate\n") if body else BLUR
+    return source.replace("self.other = nn.Identity()", init) if init else source
 
 
 def png(width: int, height: int) -> bytes:
@@ -132,17 +130,11 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def _axes(of_input: bool) -> list[dict[str, Any]]:
-    spatial = [
-        {"type": "space", "id": name}
-        | (
-            {"size": {"min": 16, "step": 4}}
-            if of_input
-            else {"size": {"tensor_id": "photons", "axis_id": name}, "halo": 2}
-        )
-        for name in ("y", "x")
-    ]
-    names = ["photons" if of_input else "rate"]
-    return [{"type": "batch"}, {"type": "channel", "channel_names": names}, *spatial]
+    sizes: list[dict[str, Any]] = [{"size": {"min": 16, "step": 4}} for _ in "yx"]
+    if not of_input:
+        sizes = [{"size": {"tensor_id": "photons", "axis_id": name}, "halo": 2} for name in "yx"]
+    spatial = [{"type": "space", "id": name, **size} for name, size in zip("yx", sizes, strict=True)]
+    return [{"type": "batch"}, {"type": "channel", "channel_names": ["photons" if of_input else "rate"]}, *spatial]
 
 
 def description(files: dict[str, bytes]) -> dict[str, Any]:
@@ -166,12 +158,8 @@ def description(files: dict[str, bytes]) -> dict[str, Any]:
         "inputs": [{"id": "photons", "axes": _axes(True), "test_tensor": hashed["input.npy"]}],
         "outputs": [{"id": "rate", "axes": _axes(False), "test_tensor": hashed["output.npy"]}],
         "weights": {
-            "pytorch_state_dict": {
-                **hashed["weights.pt"], "architecture": architecture, "pytorch_version": "2.5.0",
-            },
-            "torchscript": {
-                **hashed["torchscript.pt"], "pytorch_version": "2.5.0", "parent": "pytorch_state_dict",
-            },
+            "pytorch_state_dict": {**hashed["weights.pt"], "architecture": architecture, "pytorch_version": "2.5.0"},
+            "torchscript": {**hashed["torchscript.pt"], "pytorch_version": "2.5.0", "parent": "pytorch_state_dict"},
         },
     }  # fmt: skip
 
@@ -185,17 +173,16 @@ def make_zip(
     ``files`` are replaced or added before hashing; None leaves one out of the zip, though it stays hashed. ``freeze``
     the TorchScript weights, or save them in training mode (``train``).
     """
-    contents: dict[str, bytes] = dict(model_files(source, freeze, train))
-    contents.update({name: data for name, data in (files or {}).items() if data is not None})
-    rdf = description(contents)
+    own = model_files(source, freeze, train)
+    contents: dict[str, bytes | None] = {**own, **(files or {})}
+    rdf = description({name: own.get(name, b"") if data is None else data for name, data in contents.items()})
     if mutate is not None:
         mutate(rdf)
-    left_out = {name for name, data in (files or {}).items() if data is None}
     path = folder / "tiny.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(zipfile.ZipInfo(rdf_name), yaml.safe_dump(rdf, sort_keys=False))
         for name, data in contents.items():
-            if name not in left_out:
+            if data is not None:
                 archive.writestr(zipfile.ZipInfo(name), data)
     return path
 

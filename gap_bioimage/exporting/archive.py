@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,17 +17,17 @@ from gap_bioimage.camera.camera import CORRELATED
 from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
-from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
+from gap_bioimage.exporting.intake import Examples, Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, product_of
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.tiling import TiledNetwork, box_of
 from gap_bioimage.model import CameraLike, Model, load_model
 from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.validation import report as validation
+from gap_bioimage.validation.run.sandbox import Sandbox
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from gap_bioimage.validation.report import Report
 
 
 def export(
@@ -36,7 +36,7 @@ def export(
     postprocessing: str | None = None, postprocessing_kwargs: Mapping[str, Any] | None = None,
     camera: CameraLike = "model", onnx: bool = False, test_image: xr.DataArray | str | Path | None = None,
     device: str = "cpu", on_stage: Callable[[str], None] | None = None,
-) -> Report:  # fmt: skip
+) -> validation.Report:  # fmt: skip
     """Export a model as a bioimage.io zip in the portable profile (Fiji, ilastik, the zoo, ...).
 
     Nothing is written unless every check of ``validate`` passes.
@@ -87,66 +87,46 @@ def export(
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
-    example, held_out = example_values(model, intake, test_image)
+    examples = example_values(model, intake, test_image)
     model.network.cpu()
-    product = product_of(kind, model, box_of(model.network), sampling, own, intake)
-    order = _Order(model, card, product, onnx, example, held_out, on_stage or (lambda stage: None))
-    return _checked(order, Path(out), device)
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What is to be exported."""
-
-    model: Model
-    card: Card
-    product: Product
-    onnx: bool
-    example: np.ndarray
-    held_out: np.ndarray | None
-    tell: Callable[[str], None]
-
-
-def _checked(order: _Order, out: Path, device: str) -> Report:
-    """Write the zip if its validation passes."""
-    from gap_bioimage.validation.report import validate
-    from gap_bioimage.validation.run.sandbox import Sandbox
-
-    with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(out) as new:
+    product, tell = product_of(kind, model, sampling, own, intake), on_stage or (lambda stage: None)
+    with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(Path(out)) as new:
         process.start()  # its libraries are imported while the rest is made
         try:
-            _fill(Path(name), order)
+            _fill(Path(name), product, card, examples, tell, onnx=onnx)
         except OSError as error:
             raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
         _zip(Path(name), new)
-        order.tell("validating")
-        report = replace(validate(new, run_code=True, device=device, process=process), model=str(out))
+        tell("validating")
+        report = validation.validate(new, run_code=True, device=device, process=process)
         if report.status != "passed":
             bad = [check for check in report.checks if check.status == "failed"] or report.raised
             bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
             problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
             raise ExportError(f"{out} was not written, because its checks failed: {problems}")
-    return report
+    return replace(report, model=str(out))
 
 
-def _fill(folder: Path, order: _Order) -> None:
+def _fill(
+    folder: Path, product: Product, card: Card, examples: Examples, tell: Callable[[str], None], *, onnx: bool
+) -> None:
     """Make the files of the zip in a folder."""
-    model, product, intake = order.model, order.product, order.product.intake
-    example = intake.counts(order.example)
+    model, intake = product.model, product.intake
+    example = intake.counts(examples[0])
     photons = torch.from_numpy(example.astype(np.float32))[None]
     TiledNetwork(model.network)(photons)  # raises where values are not finite
-    order.tell("measuring the halo")
+    tell("measuring the halo")
     denoiser = weights.denoiser_of(model, box_of(model.network))
     halo = measures.measure_halo(denoiser, example)
     depth = example.shape[1] if example.ndim == 4 else None
-    sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, depth, any_size=not order.onnx)
-    order.tell("making the test tensors")
+    sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, depth, any_size=not onnx)
+    tell("making the test tensors")
     product.write(folder)
-    if order.onnx:
+    if onnx:
         weights.write_onnx(folder, denoiser, model.config.channels, sizes.min_px)
-    values = brightest_piece(order.example, sizes.min_px)
-    if product.sampling is not None:
-        values = intake.values_of(sparse_counts(intake.counts(values), product.sampling.n_samples, denoiser))
+    values = brightest_piece(examples[0], sizes.min_px)
+    if product.sampler is not None:
+        values = intake.values_of(sparse_counts(intake.counts(values), product.sampler.n_samples, denoiser))
     test_input = values.astype(np.float32)[None]
     given = intake.preprocess(test_input)
     np.save(folder / documents.TEST_INPUT, test_input)
@@ -154,32 +134,30 @@ def _fill(folder: Path, order: _Order) -> None:
     with torch.inference_mode():
         label = "counts" if intake.detector is None else "camera image"
         documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy(), label)
-    order.tell("measuring scores")
-    measured = _measured(order, denoiser, sizes, halo, measures.speed_of(product.sampler or product.module, given))
-    documents.write_readme(folder / documents.README, model, order.card, product, measured)
-    rdf = documents.describe(folder, model, order.card, product, measured)
+    tell("measuring scores")
+    speed = measures.speed_of(product.sampler or product.module, given)
+    measured = _measured(product, denoiser, examples, sizes, halo, speed)
+    documents.write_readme(folder / documents.README, card, product, measured)
+    rdf = documents.describe(folder, card, product, measured)
     text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=100)
     (folder / "rdf.yaml").write_text(text, encoding="utf-8")
 
 
 def _measured(
-    order: _Order, denoiser: PhotonDenoiser, sizes: measures.Sizes, halo: measures.HaloReport, speed: str
-) -> measures.Measured:
-    product, held_out = order.product, order.held_out
+    product: Product, denoiser: PhotonDenoiser, examples: Examples, sizes: measures.Sizes, halo: measures.HaloReport,
+    speed: str,
+) -> measures.Measured:  # fmt: skip
+    (example, held_out), detector, sampler = examples, product.intake.detector, product.sampler
     # as in training, so that the two halves of the photons are independent
-    values = order.example if held_out is None else held_out
-    counts = product.intake.counts(values, np.random.default_rng(0))
-    detector = product.intake.detector
+    counts = product.intake.counts(example if held_out is None else held_out, np.random.default_rng(0))
     correlated = detector is not None and detector.correlation >= CORRELATED
-    scores = replace(measures.score_on_halves(denoiser, counts), correlated=correlated)
-    measured = measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed)
-    if product.sampling is None or product.sampler is None:
-        return measured
-    room = measures.check_room(product.intake.counts(order.example), product.sampler)
-    # what is scored are counts, without further ado
-    arguments = weights.sampler_arguments(order.model, denoiser.box_px, **asdict(product.sampling))
-    samples = measures.score_samples(weights.sampler_of(order.model, arguments), denoiser, counts)
-    return replace(measured, samples=samples, room_db=room)
+    scores, samples, room = measures.score_on_halves(denoiser, counts, correlated=correlated), None, 0.0
+    if sampler is not None:
+        room = measures.check_room(product.intake.counts(example), sampler)
+        drawn = weights.sampler_arguments(product.model, sampler.n_samples, sampler.n_steps, sampler.seed)
+        # what is scored are counts, without further ado
+        samples = measures.score_samples(weights.sampler_of(product.model, drawn), denoiser, counts)
+    return measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed, samples, room)
 
 
 def _zip(folder: Path, target: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, rule, run_check
 from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.rules import section
 from gap_bioimage.validation.run.runner import Runner
 
 CONSERVED = 0.05
@@ -15,20 +14,13 @@ _KINDS = ("denoise", "sample", "sample-hook")
 _HERE = "gap-bioimage, exporting/documents.py (2026-11)"
 
 
-def own_section(rdf: dict[str, Any]) -> dict[str, Any] | None:
-    """What a description says in ``config.gap_bioimage``; None where it says nothing."""
-    config = rdf.get("config")
-    found = config.get("gap_bioimage") if isinstance(config, dict) else None
-    return found if isinstance(found, dict) else None
-
-
 @rule("format.gap_bioimage", Severity.DEGRADES, _HERE,
       breaks="gap-bioimage cannot load the network back, to train it further or to sample",
       fix="Export the model again with gap-bioimage, or remove config.gap_bioimage.")  # fmt: skip
 def gap_section(model: Model) -> str | None:
     """A section config.gap_bioimage, if there is one, that gap-bioimage can read."""
-    said = own_section(model.rdf)
-    if said is None:
+    said = section(model.rdf, "gap_bioimage")
+    if not isinstance(said, dict):
         raise NotApplicable("there is no section config.gap_bioimage")
     low_high = said.get("trained_range_db")
     if said.get("kind") not in _KINDS:
@@ -42,7 +34,8 @@ def gap_section(model: Model) -> str | None:
            fix="Renormalise the rate by the local photon sum inside the model.", once=True, compares=True)  # fmt: skip
 def conservation(runner: Runner) -> Outcome:
     """The output of a model that says so sums to as many photons as its input holds."""
-    if (own_section(dict(runner.rdf)) or {}).get("conserves_photons") is not True:
+    said = section(runner.rdf, "gap_bioimage")
+    if not isinstance(said, dict) or said.get("conserves_photons") is not True:
         raise NotApplicable("the description does not say that photons are conserved")
     counts = next(iter(runner.preprocess(runner.test_inputs).values()))
     name, rate = next(iter(runner.produced.items()))

@@ -45,10 +45,10 @@ _LIMITS = {
 }
 
 
-def describe(folder: Path, model: Model, card: Card, product: Product, measured: Measured) -> dict[str, Any]:
-    """Return the RDF of a model whose weights, architecture, test tensors, cover and README lie in ``folder``."""
+def describe(folder: Path, card: Card, product: Product, measured: Measured) -> dict[str, Any]:
+    """Return the RDF of a zip whose weights, architecture, test tensors, cover and README lie in ``folder``."""
     people = [author.model_dump(mode="json", exclude_none=True) for author in card.authors]
-    facts = _model_facts(model, card) | {"inference_time": measured.speed}
+    facts = _model_facts(product.model, card) | {"inference_time": measured.speed}
     return _given({
         "format_version": FORMAT_WITH_CUSTOM if product.operations else FORMAT_VERSION,
         "type": "model",
@@ -61,7 +61,7 @@ def describe(folder: Path, model: Model, card: Card, product: Product, measured:
         "uploader": card.uploader and card.uploader.model_dump(mode="json", exclude_none=True),
         "cite": card.citations,
         "license": card.license,
-        "tags": _tags(model, card, sampling=product.sampling is not None),
+        "tags": _tags(card, product),
         "links": [] if product.operations else _LINKS,
         "version": card.version,
         "version_comment": card.version_comment,
@@ -69,9 +69,9 @@ def describe(folder: Path, model: Model, card: Card, product: Product, measured:
         "timestamp": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "documentation": README,
         "covers": [COVER],
-        "attachments": [_file(folder, name) for name in product.attachments],
+        "attachments": [_file(folder, weights.SAMPLER_WEIGHTS)] if product.hook else [],
         "training_data": card.dataset and {"id": card.dataset},
-        "inputs": [_input(folder, model, measured.sizes, product)],
+        "inputs": [_input(folder, measured.sizes, product)],
         "outputs": [_output(folder, measured.sizes, product)],
         "weights": _weights(folder, product, people),
         "config": {"bioimageio": _given(facts), "gap_bioimage": {**product.facts, "measured": measured.facts}},
@@ -92,11 +92,11 @@ def description_of(card: Card, *, custom: bool) -> str:
     return text
 
 
-def _tags(model: Model, card: Card, *, sampling: bool) -> list[str]:
+def _tags(card: Card, product: Product) -> list[str]:
     """Return the tags that the zoo and its partners search for, and the card's own."""
-    drawn = ("posterior-sampling", "uncertainty") if sampling else ()
+    drawn = ("posterior-sampling", "uncertainty") if product.sampler else ()
     seen = ("fluorescence-light-microscopy",) if "fluorescence" in (card.modality or "").lower() else ()
-    return list(dict.fromkeys([*_TAGS, *drawn, f"{model.config.dim}d", *seen, *card.tags]))
+    return list(dict.fromkeys([*_TAGS, *drawn, f"{product.model.config.dim}d", *seen, *card.tags]))
 
 
 def _model_facts(model: Model, card: Card) -> dict[str, Any]:
@@ -137,8 +137,8 @@ def _training(model: Model) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def _input(folder: Path, model: Model, sizes: Sizes, product: Product) -> dict[str, Any]:
-    channels, scale = model.config.channels, product.intake.scale
+def _input(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
+    channels, scale = product.model.config.channels, product.intake.scale
     names = ["photons"] if channels == 1 else [f"photons{i}" for i in range(channels)]
     pairs = zip(sizes.min_px, sizes.step_px, strict=True)
     return {
@@ -198,7 +198,7 @@ def _file(folder: Path, name: str) -> dict[str, str]:
     return {"source": name, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
 
 
-def write_readme(path: Path, model: Model, card: Card, product: Product, measured: Measured) -> None:
+def write_readme(path: Path, card: Card, product: Product, measured: Measured) -> None:
     """Write the documentation that travels in the zip."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -212,16 +212,16 @@ def write_readme(path: Path, model: Model, card: Card, product: Product, measure
         "n": lambda number: f"{number:.3g}", "told": _told,
         "percents": lambda found: "; ".join(f"{rms:.2%} at {exposure:g}" for exposure, rms in found.items()),
     }  # fmt: skip
-    sizes, sampling, pool_px = measured.sizes, product.sampling, math.lcm(*measured.sizes.pool_px)
-    block = round_up(max(1, _TILE_PX[model.config.dim] - min(sizes.min_px)), pool_px)
-    drawn = "" if sampling is None else f" --samples {sampling.n_samples} --seed {sampling.seed}"
+    sizes, sampler, dim = measured.sizes, product.sampler, product.model.config.dim
+    pool_px = math.lcm(*sizes.pool_px)
+    block = round_up(max(1, _TILE_PX[dim] - min(sizes.min_px)), pool_px)
+    drawn = "" if sampler is None else f" --samples {sampler.n_samples} --seed {sampler.seed}"
     steps = ["preprocessing"] * (product.intake.scale is not None) + ["postprocessing"] * bool(product.operations)
     text = environment.get_template("readme.md.jinja").render(
-        model=model, card=card, product=product, measured=measured, cover=COVER, only_core=ONLY_CORE,
-        torchscript=weights.TORCHSCRIPT, gain_db=10 * math.log10(GAIN), window_px=WINDOW_PX[model.config.dim],
-        pool_px=pool_px, off_grid=100 * max(measured.halo.off_grid_rms.values(), default=0.0),
-        block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
-        command=f"{'denoise' if sampling is None else 'sample'} model.zip image.tif out.tif{drawn}",
+        model=product.model, card=card, product=product, measured=measured, cover=COVER, only_core=ONLY_CORE,
+        weights=weights, gain_db=10 * math.log10(GAIN), window_px=WINDOW_PX[dim],
+        pool_px=pool_px, block=block // max(sizes.step_px), tile_px=[low + block for low in sizes.min_px],
+        command=f"{'denoise' if sampler is None else 'sample'} model.zip image.tif out.tif{drawn}",
         inside=f", but for its {' and '.join(steps)}" if steps else ": no pre- or postprocessing is needed",
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")

@@ -12,8 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap_bioimage.camera.camera import Detector
-from gap_bioimage.counts import thin
+from gap_bioimage.camera.camera import Detector, check_camera_image
+from gap_bioimage.counts import check_whole_numbers, thin
 from gap_bioimage.errors import ExportError
 from gap_bioimage.io import read_photons
 from gap_bioimage.model import CameraLike, Model
@@ -22,6 +22,10 @@ from gap_bioimage.validation.archive.files import read_array
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
 _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
 _LEAST_RATE = 0.02  # tests allow differences of 0.001
+
+
+Examples = tuple[NDArray[Any], NDArray[Any] | None]
+"""Values for the test tensors, and held-out ones where there are any, (c, [z,] y, x)."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,8 @@ class Intake:
         return counts if scale is None else (counts - scale["offset"]) / scale["gain"]
 
 
-def example_values(
-    model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (c, [z,] y, x) for the test tensors, as the zip is given them, and held-out ones; or `ExportError`."""
+def example_values(model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None) -> Examples:
+    """Values as the zip is given them, of an image or else of the model's run folder (`ExportError`)."""
     if test_image is not None:
         return _largest_stack(model, intake, test_image), None
     folder = model.source.parent
@@ -126,7 +128,16 @@ def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str 
     stacks = [stack.values for stack in as_stacks([image], model.config.dim)]
     if len(stacks[0]) != model.config.channels:
         raise ExportError(f"the test image has {len(stacks[0])} channels, the model expects {model.config.channels}")
-    return np.asarray(max(stacks, key=lambda values: float(values.mean())))
+    if intake.detector is None:
+        check_whole_numbers(image, name="the test image")
+    else:
+        check_camera_image(image, intake.detector, name="the test image")
+    largest = np.asarray(max(stacks, key=lambda values: float(values.mean())))
+    if intake.ceiling is not None and (highest := float(image.max())) > intake.ceiling:
+        raise ExportError(f"the test image holds up to {highest:g} photons in a pixel, expected {intake.noun}")
+    if not intake.counts(largest).any():
+        raise ExportError("the test image holds no photons, so that nothing could be tested; give one of a sample")
+    return largest
 
 
 def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -24,6 +24,7 @@ from torch import nn
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import hook, weights
 from gap_bioimage.exporting.intake import Intake
+from gap_bioimage.inference.tiling import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.sampler import PosteriorSampler
 
@@ -120,30 +121,24 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, least in (("n_samples", 1), ("n_steps", 1), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ExportError(f"{name} is {value}, expected {least} or more")
-
-    @property
-    def channels(self) -> list[str]:
-        """What the channels of the output are, for each image channel, in the order of the graph."""
-        return ["mean", "std", *(f"sample{number + 1}" for number in range(self.n_samples))]
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value < 2**63:  # as far as TorchScript counts
+                raise ExportError(f"{name} is {value}, expected {least} or more, a whole number below 2**63")
 
 
 @dataclass(frozen=True)
 class Product:
     """What a zip of one kind holds and says."""
 
-    module: nn.Module  # its weights are of this,
-    source: str  # which this text defines,
-    source_file: str
-    arguments: dict[str, Any]  # and which is made with these
+    model: Model
+    module: nn.Module  # the weights are of this,
+    arguments: dict[str, Any]  # which is made with these
     output: str  # id of the output tensor
     description: str
     channel_names: list[str]
     facts: dict[str, Any]  # for config.gap_bioimage
     intake: Intake
     own: Operation | None = None  # the user's postprocessing
-    sampling: Sampling | None = None
     sampler: PosteriorSampler | None = None  # draws, where something is drawn
     hook: Operation | None = None  # draws, where the graph does not
 
@@ -153,16 +148,20 @@ class Product:
         return [operation for operation in (self.hook, self.own) if operation is not None]
 
     @property
-    def attachments(self) -> list[str]:
-        """Files that only Python users of the zip read."""
-        return [weights.SAMPLER_WEIGHTS] if self.hook is not None else []
+    def source_file(self) -> str:
+        """The file that defines the module."""
+        return weights.NETWORK_FILE if self.hook is None else HOOK_FILE
 
     def write(self, folder: Path) -> None:
         """Write weights and sources into the folder of the zip."""
-        weights.write_weights(folder, self.module, self.source, self.source_file)
+        (folder / weights.TORCHSCRIPT).write_bytes(weights.torchscript_of(self.module))
+        weights.write_state(folder / weights.STATE_DICT, self.module)
         for operation in self.operations:
             (folder / operation.file_name).write_bytes(operation.source)
-        if self.hook is not None and self.sampler is not None:
+        if self.hook is None:
+            source = weights.architecture_source(sampling=self.sampler is not None)
+            (folder / weights.NETWORK_FILE).write_text(source, encoding="utf-8")
+        elif self.sampler is not None:
             weights.write_state(folder / weights.SAMPLER_WEIGHTS, self.sampler)
 
     def run(self, photons: np.ndarray) -> np.ndarray:
@@ -175,12 +174,10 @@ class Product:
 
 
 def product_of(
-    kind: Kind, model: Model, box_px: list[int], sampling: Sampling, own: Operation | None = None,
-    intake: Intake | None = None,
-) -> Product:  # fmt: skip
+    kind: Kind, model: Model, sampling: Sampling, own: Operation | None = None, intake: Intake | None = None
+) -> Product:
     """Return what a zip of this kind holds, with the user's own postprocessing at its end."""
-    intake = intake or Intake.of(model)
-    channels = model.config.channels
+    intake, channels = intake or Intake.of(model), model.config.channels
     facts = {
         # photons are not what is given, where a camera or one-bit frames stand between
         "kind": kind, "conserves_photons": own is None and not intake.arguments,
@@ -188,23 +185,22 @@ def product_of(
         **intake.facts, **({} if own is None else _REQUIRES),
     }  # fmt: skip
     if kind == "denoise":
+        box_px = box_of(model.network)
         return Product(
-            module=weights.denoiser_of(model, box_px, **intake.arguments),
-            source=weights.architecture_source(), source_file=weights.NETWORK_FILE,
-            arguments={"box_px": list(box_px), **intake.arguments, **model.config.model_dump(mode="json")},
+            model, weights.denoiser_of(model, box_px, **intake.arguments),
+            {"box_px": box_px, **intake.arguments, **model.config.model_dump(mode="json")},
             output="rate", description="expected photons per pixel (posterior mean)",
             channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
             facts=facts, intake=intake, own=own,
         )  # fmt: skip
-    drawn, names = asdict(sampling), sampling.channels
-    arguments = weights.sampler_arguments(model, box_px, **drawn) | intake.arguments
+    drawn, names = asdict(sampling), ["mean", "std", *(f"sample{n + 1}" for n in range(sampling.n_samples))]
+    arguments = weights.sampler_arguments(model, **drawn) | intake.arguments
     sampler = weights.sampler_of(model, arguments)
     graph = Product(
-        module=sampler, source=weights.architecture_source(sampling=True), source_file=weights.NETWORK_FILE,
-        arguments=arguments, output="posterior",
+        model, sampler, arguments, output="posterior",
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
         channel_names=names if channels == 1 else [f"{name}_{i}" for name in names for i in range(channels)],
-        facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampling=sampling, sampler=sampler,
+        facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampler=sampler,
     )  # fmt: skip
     return graph if kind == "sample" else _hooked(graph, sampler, len(names))
 
@@ -219,7 +215,7 @@ def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
     kwargs = {"n_steps": sampler.n_steps, "seed": sampler.seed, "device": "cpu"}
     told = {**_REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
     return replace(
-        graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), source=source, source_file=HOOK_FILE,
-        arguments={"copies": copies}, facts={**graph.facts, **told},
+        graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), arguments={"copies": copies},
+        facts={**graph.facts, **told},
         hook=Operation(HOOK_FILE, source.encode(), hook.SamplePosterior.__name__, kwargs),
     )  # fmt: skip

@@ -72,18 +72,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class HaloReport:
-    """A halo in pixels per spatial axis, and by exposure the relative RMS difference that it leaves.
-
-    ``relative_rms`` is that of tiles that start at multiples of the network's pooling, ``off_grid_rms`` what changes
-    far from all borders if tiles start one pixel beside along x: other pixels are pooled.
-    """
+    """A halo in pixels per axis, and by exposure the relative RMS by which tiles on the pooling's grid then differ."""
 
     halo_px: tuple[int, ...]
     relative_rms: dict[float, float]
-    off_grid_rms: dict[float, float]
 
 
-def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) -> HaloReport:
+def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray) -> HaloReport:
     """Measure how wide a halo tiles need, axis by axis.
 
     A tile is cut out of a larger image, and the difference between the tile's result and the image's is looked at as a
@@ -95,7 +90,7 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
     reaches = [round_up(min(field + box // 2, _LARGEST_PX[dim]), pool) for field, box, pool in fields]
     with torch.inference_mode():
         scene = denoiser(torch.from_numpy(counts.astype(np.float32))[None])[0].numpy()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     halo: list[int] = []
     measured: list[dict[float, EdgeProfile]] = []
     for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
@@ -103,31 +98,21 @@ def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray, seed: int = 0) ->
         sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
         sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
         slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
-        profiles, off_grid = {}, {}
+        profiles = {}
         for exposure in EXPOSURES:
             image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
-            whole, cut = (_middle(denoiser, image, axis + 2, start, reach) for start in (0, reach))
-            profiles[exposure] = EdgeProfile.of(whole, cut, axis + 2)
-            if axis == dim - 1:
-                moved = EdgeProfile.of(whole, _middle(denoiser, image, axis + 2, 1, reach), axis + 2)
-                off_grid[exposure] = moved.seam(0, len(moved.squares))
+            inner = image.narrow(axis + 2, reach, image.shape[axis + 2] - 2 * reach)
+            with torch.inference_mode():
+                whole = denoiser(image).narrow(axis + 2, reach, inner.shape[axis + 2])
+                cut = denoiser(inner.contiguous())
+            profiles[exposure] = EdgeProfile.of(whole.numpy(), cut.numpy(), axis + 2)
         needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
         halo.append(max(pool, *(reach if found is None else found for found in needed)))
         measured.append(profiles)
     halo[-2:] = [max(halo[-2:])] * 2  # alike in the plane, so that programs find one tile size for both
     axes = list(zip(halo, measured, strict=True))
     seams = {e: math.sqrt(sum(profiles[e].seam(n, beside(n)) ** 2 for n, profiles in axes)) for e in EXPOSURES}
-    return HaloReport(tuple(halo), seams, off_grid)
-
-
-def _middle(denoiser: PhotonDenoiser, image: Tensor, axis: int, start: int, reach: int) -> np.ndarray:
-    """Denoise an image from ``start`` on, ``reach`` being cut at its end too, and return what is between both cuts."""
-    size = image.shape[axis]
-    stop = size - reach if start == reach else size
-    with torch.inference_mode():
-        made: Tensor = denoiser(image.narrow(axis, start, stop - start).contiguous())
-    middle: np.ndarray = made.narrow(axis, reach - start, size - 2 * reach).numpy()
-    return middle
+    return HaloReport(tuple(halo), seams)
 
 
 @dataclass(frozen=True)
@@ -158,19 +143,19 @@ class Scores:
         return f"{told}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else told
 
 
-def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0) -> Scores:
+def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, *, correlated: bool = False) -> Scores:
     """Denoise one half of the photons of counts (c, [z,] y, x) and judge it by the other half, which is independent.
 
     The squared error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the
     unknown rate: the truth need not be known.
     """
-    seen, unseen = thin(counts.astype(np.int64), 0.5, seed)
+    seen, unseen = thin(counts.astype(np.int64), 0.5, 0)
     with torch.inference_mode():
         rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
     errors = (np.square(unseen - image) - unseen for image in gaussian_filters(seen, _SIGMAS_PX))
     closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
     uncertainty = float((own - closest).std() / math.sqrt(own.size))
-    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen))
+    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen), correlated)
 
 
 def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[np.ndarray]:
@@ -192,16 +177,14 @@ class SampleScores:
     standard_error: float
 
 
-def score_samples(
-    sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, seed: int = 0
-) -> SampleScores:
+def score_samples(sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray) -> SampleScores:
     """Draw samples from one half of the photons of counts (c, [z,] y, x), and judge their variance by the other half.
 
     Where the posterior is right, its variance is the squared error of its mean, which `score_on_halves` explains.
     """
     sizes = _PIECE_PX[counts.ndim - 1]
     piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
-    seen, unseen = thin(piece.astype(np.int64), 0.5, seed)
+    seen, unseen = thin(piece.astype(np.int64), 0.5, 0)
     photons = torch.from_numpy(seen.astype(np.float32))[None]
     n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
@@ -222,8 +205,7 @@ def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `room_db` of the example, and warn where that is little."""
     room = room_db(example, sampler)
     if room < _WARN_ROOM_DB:
-        text = f"of images like the example {little_room(room)}"
-        warnings.warn(text, GapWarning, stacklevel=4)
+        warnings.warn(f"of images like the example {little_room(room)}", GapWarning, stacklevel=5)
     return room
 
 

@@ -20,6 +20,7 @@ import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
 from gap_bioimage.graphs import CHANNELS_LAST
+from gap_bioimage.inference.tiling import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
@@ -49,10 +50,10 @@ def _filled(module: _Module, model: Model) -> _Module:
     return module.eval().requires_grad_(False)
 
 
-def sampler_arguments(model: Model, box_px: list[int], n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
+def sampler_arguments(model: Model, n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
     """Return what ``PosteriorSampler`` is made with, in plain values."""
     return {
-        "box_px": list(box_px), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
+        "box_px": box_of(model.network), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
         "brightest": model.brightest, "window_px": list(WINDOW_PX[model.config.dim]),
         **model.config.model_dump(mode="json"),
     }  # fmt: skip
@@ -63,13 +64,6 @@ def architecture_source(*, sampling: bool = False) -> str:
     modules = [filters_source, anchor_source, network_source, *([sampler_source] if sampling else [])]
     source = "\n\n".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules)
     return re.sub(r"(?m)^from gap_bioimage\.\w+ import (\([^)]*\)|.*)\n", "", source)
-
-
-def write_weights(folder: Path, module: nn.Module, source: str, name: str = NETWORK_FILE) -> None:
-    """Write TorchScript, state_dict and the architecture's source into a folder."""
-    (folder / TORCHSCRIPT).write_bytes(torchscript_of(module))
-    write_state(folder / STATE_DICT, module)
-    (folder / name).write_text(source, encoding="utf-8")
 
 
 def write_state(path: Path, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,16 @@ def custom_processing(model: Model) -> str | None:
     return first("a processing step has the id custom" for step in model.steps if step.get("id") == "custom")
 
 
+def section(rdf: Mapping[str, Any], name: str) -> Any:
+    """What a description says in a section of its ``config``; None where it says nothing."""
+    config = rdf.get("config")
+    return config.get(name) if isinstance(config, dict) else None
+
+
 def tolerances(model: Model) -> list[dict[str, Any]]:
     """The tolerances of the test that are stated, which bioimageio.core tests outputs with."""
-    section = (model.rdf.get("config") or {}).get("bioimageio") or {}
-    return mappings(section.get("reproducibility_tolerance"))
+    said = section(model.rdf, "bioimageio")
+    return mappings(said.get("reproducibility_tolerance")) if isinstance(said, dict) else []
 
 
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:

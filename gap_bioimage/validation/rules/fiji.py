@@ -102,8 +102,7 @@ def state_dict_values(model: Model) -> str | None:
       fix="Keep the test tensors in the package.")
 def stardist(model: Model) -> str | None:
     """The test tensors of a StarDist model beside its description."""
-    has_section = isinstance(model.rdf.get("config"), dict) and model.rdf["config"].get("stardist") is not None
-    if "stardist" not in str(model.rdf.get("name")).lower() or not has_section:
+    if "stardist" not in str(model.rdf.get("name")).lower() or rules.section(model.rdf, "stardist") is None:
         raise NotApplicable("it is no StarDist model")
     if not model.with_files:
         raise NotApplicable("JDLL reads a StarDist model's test tensors with its description", "Validate them too.")
@@ -167,8 +166,10 @@ rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in s
                       for name, axis, _, step, halo in _choices(model) if step > 1 and halo))
 
 
-def _strange_operations(model: Model) -> list[str]:
-    """The steps that JDLL lacks, as people call them."""
+@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations",
+      fix="Compute them inside the network's graph; give clip both a min and a max, and scale_linear a single gain.")
+def processing_ops(model: Model) -> str | None:
+    """Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
     strange = []
     for step in model.steps:
         name, kwargs = str(step.get("id")), step.get("kwargs") or {}
@@ -178,20 +179,14 @@ def _strange_operations(model: Model) -> list[str]:
             strange.append("clip with one bound")
         elif name == "scale_linear" and isinstance(kwargs.get("gain"), list) and len(kwargs["gain"]) > 1:
             strange.append("scale_linear with several gains")
-    return strange
-
-
-rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations",
-     asks="Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation.",
-     fix="Compute them inside the network's graph; give clip both a min and a max, and scale_linear a single gain.",
-)(lambda model: f"processing uses {', '.join(strange)}" if (strange := _strange_operations(model)) else None)
+    return f"processing uses {', '.join(strange)}" if strange else None
 
 
 @rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
       fix="Remove config.deepimagej, or set allow_tiling: true.")
 def keeps_from_tiling(model: Model) -> str | None:
     """No config.deepimagej, or one that allows tiles."""
-    section = (model.rdf.get("config") or {}).get("deepimagej")
+    section = rules.section(model.rdf, "deepimagej")
     allows = section is None or (isinstance(section, dict) and section.get("allow_tiling") is True)
     return None if allows else "config.deepimagej is there without allow_tiling: true"
 
@@ -220,9 +215,8 @@ def tile_voxels(model: Model) -> str | None:
       fix="Export with the legacy exporter: opset 18, IR version 8, one file; or keep torchscript next to it.")
 def onnx(model: Model) -> str | Outcome | None:
     """ONNX weights of opset 18 and IR version 8 at most, in one file; advice where Fiji can take other weights."""
-    found = _onnx_problem(model)
-    others = set(_READS) & set(model.weights) - {"onnx"}
-    return Outcome("warning", f"{found}, so that Fiji takes {', '.join(sorted(others))}") if found and others else found
+    found, others = _onnx_problem(model), sorted(set(_READS) & set(model.weights) - {"onnx"})
+    return Outcome("warning", f"{found}, so that Fiji takes {', '.join(others)}") if found and others else found
 
 
 def _onnx_problem(model: Model) -> str | None:

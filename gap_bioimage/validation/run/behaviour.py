@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def as_loaded(runner: Runner) -> Outcome:
         text = f"Fiji's engine throws, since the model returns {len(got)} tensors, and {len(expected)} are described"
         return Outcome("failed", text, _DESCRIBE)
     pairs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
-    worst = max(reference.mismatched_ppm(made, array, reference.ZOO_DEEPIMAGEJ) for _, array, made in pairs)
+    worst = max(reference.mismatched_ppm(made, array, *reference.ZOO_DEEPIMAGEJ) for _, array, made in pairs)
     training = runner.script.training
     state = f"in training mode ({', '.join(training[:2])}, ...)" if training else "in evaluation mode"
     text = f"saved {state}; as it is loaded {worst:.0f} ppm of the output differ from evaluation mode"
@@ -170,8 +170,7 @@ def as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if low < 0 or high > 1000 or high < 2:
         values = (values - low) * (1000 / (high - low) if high > low else 1)
-    rounded: NDArray[np.float64] = np.round(values)
-    return rounded
+    return np.asarray(np.round(values))
 
 
 run_check("run.zero", Severity.DEGRADES, asks="An empty image gives finite numbers.", fix=_GUARD,
@@ -222,8 +221,9 @@ def cost(runner: Runner) -> Outcome:
     """Time and memory that the model takes for each megapixel (or megavoxel) of input."""
     inputs = runner.small_inputs
     if runner.steps and not runner.is_stochastic:
-        smallest, *larger = (runner.sizes(n)[0] for n in (0, *(2**k for k in range(10))))
-        inputs = runner.inputs_of([smallest, *(found for found in larger if voxels(found) <= _COST_VOXELS)][-1])
+        larger = (runner.sizes(2**k)[0] for k in reversed(range(10)))
+        if fitting := next((found for found in larger if voxels(found) <= _COST_VOXELS), None):
+            inputs = runner.inputs_of(fitting)
     inputs = runner.preprocess(inputs)
     per_mega = 1e6 / max(array.size for array in inputs.values())
     with contextlib.suppress(OSError):  # Linux alone can forget the peak, and tell it
@@ -266,14 +266,12 @@ def sizes(runner: Runner) -> Outcome:
     return Outcome("passed", f"{len(done)} sizes from {min(done)} to {max(done)} run")
 
 
-def _size_parameters(runner: Runner) -> Iterator[Mapping[Axis, int]]:
+def _size_parameters(runner: Runner) -> list[dict[Axis, int]]:
     """Size parameters n: none, one along each axis alone, two along all (equal ones are bioimageio.core's test)."""
-    axes = list(dict.fromkeys(axis for _, axis in runner.steps))
-    yield dict.fromkeys(runner.steps, 0)
-    for longer in axes[: 1 if runner.is_stochastic else None]:
-        yield {key: int(key[1] == longer) for key in runner.steps}
-    if not runner.is_stochastic:
-        yield dict.fromkeys(runner.steps, 2)
+    axes = dict.fromkeys(axis for _, axis in runner.steps)
+    alone = [{key: int(key[1] == longer) for key in runner.steps} for longer in axes]
+    every = [dict.fromkeys(runner.steps, 0), *alone, dict.fromkeys(runner.steps, 2)]
+    return every[:2] if runner.is_stochastic else every
 
 
 @run_check("fiji.below_min", Severity.DEGRADES, breaks="small images fail in Fiji",

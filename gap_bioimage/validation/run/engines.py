@@ -88,7 +88,7 @@ def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -
             return Outcome("failed", one_sentence(why, 240), _COMPILES if "did not" in why else "")
         got = [tensor.numpy() for tensor in torch.load(Path(folder, "outputs.pt"), weights_only=True)]
     pairs = list(zip(expected.items(), got, strict=False))  # ours are those that are described
-    worst = max(mismatched_ppm(made, array, ZOO_DEEPIMAGEJ) for (_, array), made in pairs)
+    worst = max(mismatched_ppm(made, array, *ZOO_DEEPIMAGEJ) for (_, array), made in pairs)
     text = f"{worst:.0f} ppm of the outputs differ from ours by more than 1.5e-4 + 1e-4 of the value"
     took = answer["took"]
     if worst == 0 and max(took[1:]) > max(_SLOW, _SLOW * took[0]):

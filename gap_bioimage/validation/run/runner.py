@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gap_bioimage.validation.outcome import NotApplicable, one_sentence
 from gap_bioimage.validation.quiet import quiet
+from gap_bioimage.validation.rules import section
 
 Arrays = dict[str, NDArray[Any]]
 Sizes = dict[str, dict[str, int]]
@@ -99,9 +100,8 @@ class Runner:
     @property
     def is_stochastic(self) -> bool:
         """Whether ``config.gap_bioimage`` declares that it draws samples, others in each tile, and takes long."""
-        config = self.rdf.get("config")
-        section = config.get("gap_bioimage") if isinstance(config, dict) else None
-        return isinstance(section, dict) and section.get("stochastic") is True
+        said = section(self.rdf, "gap_bioimage")
+        return isinstance(said, dict) and said.get("stochastic") is True
 
     @property
     def postprocesses_whole_images(self) -> bool:

@@ -215,9 +215,6 @@ def _failed(message: Message) -> Check:
 
 
 def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
-    def found(check: Check, drawn: list[tuple[str, Path]]) -> None:
-        tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
-
     set_limit = sys.setrecursionlimit  # with one that a model sets higher, endless recursion fills stack or memory
     vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MOST_DEPTH))
     try:
@@ -227,7 +224,7 @@ def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
         scratch = str(job.package.scratch)
         os.chdir(scratch)  # stray files of a model end where they are removed,
         tempfile.tempdir = scratch  # and so do those that bioimageio.core leaves
-        Session(job, lambda check_id: tell(begin=check_id), found).run()
+        Session(job, tell).run()
     except BaseException as error:
         text = f"raised {type(error).__name__}: {one_sentence(error, 200)}".rstrip(": ")
         ours = isinstance(error, Exception)  # what a model raises ends at its check, but for exit()

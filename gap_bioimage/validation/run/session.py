@@ -13,7 +13,7 @@ from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.check import Definition, Severity, declare, definitions, merge_outcomes, one_sentence
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import RUN_CODE, RUNS, Check, NotApplicable, Outcome, raised
+from gap_bioimage.validation.outcome import RUN_CODE, RUNS, NotApplicable, Outcome, raised
 from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.runner import ModelError, Runner
@@ -58,11 +58,10 @@ class Job:
 
 @dataclass
 class Session:
-    """A job, and who is told which check is begun, and what each found (with titles and paths of pictures)."""
+    """A job, and who is told which check begins (``begin``), and what each found (``check``, pictures ``drawn``)."""
 
     job: Job
-    begin: Callable[[str], None] = lambda check_id: None
-    found: Callable[[Check, list[tuple[str, Path]]], None] = lambda check, drawn: None
+    tell: Callable[..., None]
 
     def run(self) -> None:
         """Make every check that needs the model to run; it may never return, so call it in a process of its own."""
@@ -71,7 +70,7 @@ class Session:
         self._make(reference.CONTROL, lambda _: reference.negative_control(model))
         blocked = {name: why for name in job.description.weights if (why := _why_not(job, model, name))}
         for name, why in blocked.items():
-            self._tell(WEIGHTS[name], why)
+            self._found(WEIGHTS[name], why)
         run = [name for name in job.description.weights if name not in blocked]
         files = {name: model.file_of(model.weights.get(name)) for name in run}
         if not files:
@@ -122,7 +121,7 @@ class Session:
         """Make a check, unless it is done: what a model raises is its failure, what the check raises leaves it open."""
         if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
             return None
-        self.begin(made.id)
+        self.tell(begin=made.id)
         outcomes, model_raised = list[tuple[str, Outcome]](), False
         for name in names or [""]:
             try:
@@ -135,10 +134,10 @@ class Session:
                 outcome = raised(error)
             outcomes.append((name, outcome))
         outcome = merge_outcomes(outcomes) if names else outcome
-        self._tell(made, outcome, model_raised=model_raised)
+        self._found(made, outcome, model_raised=model_raised)
         return outcome
 
-    def _tell(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+    def _found(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
         if made.id in self.job.done:
             return
         if outcome.status == "failed" and not outcome.fix:
@@ -146,7 +145,8 @@ class Session:
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
-        self.found(check, reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures))
+        drawn = reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
+        self.tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
