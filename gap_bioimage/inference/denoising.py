@@ -87,8 +87,7 @@ def denoise(
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
-    if halo_px is None:
-        network.measure_halo(prepared.items.shape[2:])
+    network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
     _warn(model, prepared, parts)
     rates = np.zeros(prepared.items.shape, np.float32)
@@ -130,8 +129,8 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
 
 
 def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
-    if empty := prepared.empty():
-        text = f"{prepared.without_photons(empty)}: the result is 0 there, which tells nothing of what was there"
+    if told := prepared.without_photons():
+        text = f"{told}: the result is 0 there, which tells nothing of what was there"
         warnings.warn(text, EmptyImageWarning, stacklevel=3)
     if bright := [number for number, count in enumerate(parts) if count > 1]:
         told = (

@@ -14,9 +14,9 @@ from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.preparation import Layout, check_whole, prepare
-from gap_bioimage.inference.sampling import Drawing, Progress
+from gap_bioimage.inference.sampling import Drawing, Draws, Progress
 from gap_bioimage.inference.tiling import TiledNetwork
-from gap_bioimage.model import CameraLike, Model, check_model
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
@@ -130,15 +130,14 @@ def coverage(
         As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, no photons are there to hold out,
         or the model was trained on one-bit frames.
     """
-    check_model(model)
-    n_samples = check_whole("n_samples", n_samples, 2)
+    asked = Draws(check_whole("n_samples", n_samples, 2), seed, settings or SamplingConfig(), batch)
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
+    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     if model.n_frames is not None:
         raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, on_step=on_step)
-    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
+    drawing = Drawing(model, network, asked, on_step=on_step)
     seen, rest = thin(prepared.items, fraction, seed)
     both = [n for n in range(len(seen)) if seen[n].any() and rest[n].any()]
     if not both:
