@@ -236,6 +236,8 @@ def sample(
         If the samples do not fit into memory.
     TrainedRangeError
         If the image is so bright that no photons can be added within the trained range, or ``stop_db`` lies beyond it.
+    OutputError
+        If ``unfinished`` is there and holds other things.
 
     Warns
     -----

@@ -1,7 +1,5 @@
 """Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from collections import deque
@@ -19,6 +17,7 @@ from gap_bioimage import errors
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError, OutputError
 from gap_bioimage.inference.blockwise import Job, Volume
+from gap_bioimage.inference.files import check_summed
 from gap_bioimage.inference.preparation import Layout, check_whole
 from gap_bioimage.inference.sampling import Draws
 from gap_bioimage.io import check_output
@@ -90,6 +89,7 @@ def denoise_volume(
         Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
     """
     check_model(model)
+    check_summed(model, sum_frames)
     _check(image, out := Path(out), part, version)
     drawn = None if n_samples is None else Draws(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
