@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.outcome import NotApplicable, Outcome
+from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome
 from gap_bioimage.validation.run.runner import Runner
 from gap_bioimage.validation.run.session import Job, Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from gap_bioimage.validation.outcome import Check
 
 
 def judged(judge: Callable[[Runner], Any], path: Path, weights_format: str = "torchscript") -> Any:

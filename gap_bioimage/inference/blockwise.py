@@ -3,8 +3,6 @@
 Anchored networks know the scale of their answers, plain ones conserve photons in a box: no block needs another.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from torch import Tensor
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
-from gap_bioimage.inference.denoising import parts_of, split_counts
+from gap_bioimage.inference.denoising import parts_of, sum_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.resume import fingerprint
@@ -221,11 +219,12 @@ class Volume:
         nearby, inside = ([within(cut[a], o[a]) for a in self.seen] for cut, o in ((near, outer), (core, near)))
         network = self.model.network
         alone = network.anchored or all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
-        done, rate = 0, torch.zeros(())
-        for part in split_counts(counts, parts):
-            given, done = (part[_at(nearby)], self.network(part, wanted=nearby)), done + 1
-            rate = rate + (network.rate(*given, []) if alone else self._in_boxes(*given, inside))
-        result: NDArray[np.float32] = (rate * (parts / done)).numpy()
+
+        def expect(part: Tensor) -> Tensor:
+            given = part[_at(nearby)], self.network(part, wanted=nearby)
+            return network.rate(*given, []) if alone else self._in_boxes(*given, inside)
+
+        result: NDArray[np.float32] = sum_of_parts(expect, counts, parts).numpy()
         return result
 
     def _in_boxes(self, photons: Tensor, log_rate: Tensor, inside: Sequence[slice]) -> Tensor:

@@ -16,7 +16,7 @@ from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, Netwo
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
-from gap_bioimage.model import CameraLike, Model, check_model
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
 
 _MARGIN = 10**0.1  # windows this much brighter than the brightest of the training are out of range
@@ -97,14 +97,22 @@ def denoise(
         if on_tile is not None:
             on_tile(done * count + number, runs * count)
 
+    def expect(counts: Tensor) -> Tensor:
+        nonlocal done
+        rate, done = network.network.rate(counts, network(counts, report), []), done + 1
+        return rate
+
     for item, count in enumerate(parts):
-        rate = torch.zeros(1, *rates.shape[1:])
-        for part in split_counts(prepared.tensor(item), count):
-            rate += network.network.rate(part, network(part, report), [])
-            done += 1
+        rate = sum_of_parts(expect, prepared.tensor(item), count)
         if prepared.items[item].any():  # without photons the answer is only what the training images were like
-            rates[item] = (rate * (count / min(count, _MOST_PARTS)))[0].numpy()
+            rates[item] = rate[0].numpy()
     return prepared.photons(rates)
+
+
+def sum_of_parts(expect: Callable[[Tensor], Tensor], counts: Tensor, parts: int) -> Tensor:
+    """Return what is expected of counts: the sum of what is expected of parts of them."""
+    total = sum((expect(part) for part in split_counts(counts, parts)), torch.zeros(()))
+    return total * (parts / min(parts, _MOST_PARTS))
 
 
 def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
@@ -208,11 +216,10 @@ def region_uncertainty(
     NetworkWarning, TrainedRangeWarning
         If expected and counted photons differ by more than both errors explain; if a plain network sees brighter ones.
     """
-    check_model(model)
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
+    prepared = prepare(model, photons, Layout(dims, camera=camera))
     if model.n_frames is not None:
         raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
-    prepared = prepare(model, photons, Layout(dims, camera=camera))
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])

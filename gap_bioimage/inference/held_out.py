@@ -150,24 +150,21 @@ def compare(rates: NDArray[np.floating], rest: NDArray[np.integer], fraction: fl
     """Return how samples (n_samples, n, c, [z,] y, x), in any exposure, predict counts (n, c, [z,] y, x)."""
     rng = np.random.default_rng((seed, 1))
     sizes = [size for size in _BLOCKS_PX if size <= min(rest.shape[-2:])] or [1]
-    drawn: dict[int, list[NDArray[Any]]] = {size: [] for size in sizes}
-    expected: dict[int, list[NDArray[Any]]] = {size: [] for size in sizes}
-    totals = rest.reshape(len(rest), -1).sum(1)
+    predicted: dict[int, list[Any]] = {size: [] for size in sizes}  # what each sample draws and expects
+    totals = rest.reshape(len(rest), -1).sum(1, dtype=np.int64)
     for sample in rates:
         shares = sample.reshape(len(rest), -1).astype(float)
         shares /= shares.sum(1, keepdims=True)
-        counts = np.stack([rng.multinomial(n, p) for n, p in zip(totals, shares, strict=True)])
-        for size in sizes:
-            drawn[size].append(_sums(counts.reshape(rest.shape), size))
-            expected[size].append(_sums((totals[:, None] * shares).reshape(rest.shape), size))
-    blocks = [_judge(size, _sums(rest, size), np.stack(drawn[size]), np.stack(expected[size]), rng) for size in sizes]
+        both = [of.reshape(rest.shape) for of in (rng.multinomial(totals, shares), totals[:, None] * shares)]
+        for size, found in predicted.items():
+            found.append([_sums(of, size) for of in both])
+    blocks = (_judge(size, _sums(rest, size), np.stack(found, 1), rng) for size, found in predicted.items())
     return Coverage(fraction, len(rates), tuple(blocks))
 
 
-def _judge(
-    size: int, counted: NDArray[Any], drawn: NDArray[Any], expected: NDArray[Any], rng: np.random.Generator
-) -> Blocks:
-    """Return the ranks of counted sums among those that each sample drew and expected, (n_samples, ...)."""
+def _judge(size: int, counted: NDArray[Any], predicted: NDArray[Any], rng: np.random.Generator) -> Blocks:
+    """Return the ranks of counted sums among those that each sample drew and expected, (2, n_samples, ...)."""
+    drawn, expected = predicted
     fewer, equal = (drawn < counted).sum(0), (drawn == counted).sum(0)
     ranks = (fewer + rng.integers(0, equal + 1)).ravel()
     quantiles = (ranks + rng.random(ranks.size)) / (len(drawn) + 1)  # uniform where samples are exact
