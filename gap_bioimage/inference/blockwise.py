@@ -205,11 +205,12 @@ class Volume:
         parts = parts_of(self.model, prepared)
         for number, item in enumerate(prepared.items):
             if item.any():  # without photons the answer is only what the training images were like
-                counts = prepared.tensor(number)
                 if drawn is None:
-                    rates[:, number] = self._expected(counts, core, parts[number])
+                    rates[:, number] = self._expected(prepared.tensor(number), core, parts[number])
                 else:
-                    rates[:, number] = self._samples(counts, drawn)[_at(inside)]
+                    one = xr.DataArray(item, dims=["c", *names])
+                    samples = Drawing(self.model, self.network, drawn).rates_of(Prepared(one, one))
+                    rates[:, number] = samples[:, 0][_at(inside)]
         results = [cut.photons(rates[0])] if drawn is None else mean_and_std(cut.photons(rates, drawn.n_samples))
         return [result.transpose(*self.sizes).values for result in results]
 
@@ -235,11 +236,6 @@ class Volume:
             outer, inner, crop = tile.indices()
             rate[inner] = self.model.network.rate(photons[outer], log_rate[outer], self.box_px)[crop]
         return rate
-
-    def _samples(self, counts: Tensor, drawn: Draws) -> NDArray[np.float32]:
-        """Return samples of the expected counts of one item, (n_samples, c, [z,] y, x)."""
-        item = xr.DataArray(counts[0].numpy(), dims=["c", *"zyx"[-len(self.seen) :]])
-        return Drawing(self.model, self.network, drawn).rates_of(Prepared(item, item))[:, 0]
 
     def make(self, place: Index, part: xr.DataArray) -> Made:
         """Return a block of each result and what was warned of, from what ``read_for`` returned."""
