@@ -55,10 +55,8 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
 
     Raises
     ------
-    NotPhotonCountsError
-        If a value is negative or fractional, or too large for its float type to tell from its neighbours, or no number.
-    AxesError
-        If ``photons`` are several images, such as a Dataset.
+    NotPhotonCountsError, AxesError
+        If a value is negative, fractional, no number, or too large for its float type; if a Dataset is given.
     ValueError
         If ``fraction`` is outside 0..1.
     """

@@ -91,16 +91,14 @@ def denoise(
     parts = parts_of(model, prepared)
     _warn(model, prepared, parts)
     rates = np.zeros(prepared.items.shape, np.float32)
+    tell = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
-
-    def report(number: int, count: int) -> None:
-        if on_tile is not None:
-            on_tile(done * count + number, runs * count)
 
     def expect(counts: Tensor) -> Tensor:
         nonlocal done
-        rate, done = network.network.rate(counts, network(counts, report), []), done + 1
-        return rate
+        log_rate = network(counts, lambda tile, tiles: tell(done * tiles + tile, runs * tiles))
+        done += 1
+        return network.network.rate(counts, log_rate, [])
 
     for item, count in enumerate(parts):
         rate = sum_of_parts(expect, prepared.tensor(item), count)

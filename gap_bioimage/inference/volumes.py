@@ -96,14 +96,7 @@ def denoise_volume(
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
     how = (tile_px, halo_px, device, block_px, version, precision)
     volume = _begun(Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how), model, verify)
-    places = volume.left(part)
-    total, done = sum(map(volume.voxels, places)), 0
-    for place in _here(volume, places) if scheduler is None else _there(scheduler, volume, places):
-        done += volume.voxels(place)
-        if on_block is not None:
-            on_block(done, total)
-    for result in volume.results:
-        result.average_left()
+    _fill(volume, part, scheduler, on_block)
     if all(volume_status(result.path).complete for result in volume.results):
         warned = [result.finish(alone=part[1] == 1) for result in volume.results]
         for kind, text in warned[0]:
@@ -120,6 +113,19 @@ def _begun(job: Job, model: Model, verify: bool) -> Volume:
     for result in volume.results if verify else ():
         result.forget_damaged()
     return volume
+
+
+def _fill(
+    volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None] | None
+) -> None:
+    places = volume.left(part)
+    total, done = sum(map(volume.voxels, places)), 0
+    for place in _here(volume, places) if scheduler is None else _there(scheduler, volume, places):
+        done += volume.voxels(place)
+        if on_block is not None:
+            on_block(done, total)
+    for result in volume.results:
+        result.average_left()
 
 
 def _check(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
