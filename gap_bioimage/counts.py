@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -54,13 +55,18 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
 
     Raises
     ------
-    NotPhotonCountsError
-        If a value is negative or fractional, or too large for its float type to tell from its neighbours.
+    NotPhotonCountsError, AxesError
+        If a value is negative, fractional, no number, or too large for its float type; if a Dataset is given.
     ValueError
         If ``fraction`` is outside 0..1.
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
+    if isinstance(photons, Mapping):
+        names = ", ".join(map(str, photons))
+        raise AxesError(
+            f"the counts are a {type(photons).__name__} of {names}, expected one image; choose one by its name"
+        )
     if np.ma.is_masked(photons):
         raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or cut them off")
     values = np.asarray(photons)
@@ -77,7 +83,9 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
     counts: Counts = values  # type: ignore[assignment]
     if values.dtype == bool:
         return values.astype(np.uint8)
-    if not np.issubdtype(values.dtype, np.integer):
+    if values.dtype.kind not in "iuf":
+        raise NotPhotonCountsError(f"expected photon counts, but the values are of type {values.dtype}")
+    if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             counts = values.astype(np.int64)
         if not np.array_equal(counts, values):

@@ -1,28 +1,21 @@
 """Movies of photons arriving, beside what the network makes of them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.animation import FFMpegWriter, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import check_place, replacing
+from gap_bioimage.inference.resume import Unfinished
+from gap_bioimage.inference.sampling import Progress
 from gap_bioimage.pictures import brightest, new_figure, show
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import Any
-
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    from gap_bioimage.inference.resume import Unfinished
-    from gap_bioimage.inference.sampling import Progress
 
 _FRAMES_PER_SECOND = 12
 _MOST_FRAMES = 120

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.examine import examine
@@ -14,10 +16,6 @@ from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.run.runner import Runner
 from gap_bioimage.validation.run.session import Job, Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 
 def judged(judge: Callable[[Runner], Any], path: Path, weights_format: str = "torchscript") -> Any:

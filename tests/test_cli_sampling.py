@@ -1,24 +1,20 @@
 """The verbs sample and generate: files, axes, messages, interruption."""
 
-from __future__ import annotations
-
 import json
 import re
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from command_line import one_sentence, python
+from command_line import one_sentence
+from fixtures_model import Trained
 from PIL import Image
 
 from gap_bioimage.counts import thin
+from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.io import read_photons, write_image
-
-if TYPE_CHECKING:
-    from fixtures_model import Trained
 
 
 @pytest.fixture
@@ -57,6 +53,35 @@ def test_sample_writes_a_stack_mean_std_and_figure(
     np.testing.assert_array_equal(states, np.round(states))
     with Image.open(tmp_path / "out_figure.png") as figure:
         assert figure.width > 3 * figure.height
+
+
+def test_steps_are_kept_of_samples_that_were_begun_without_them(
+    run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, out, movie = tmp_path / "counts.tif", tmp_path / "out.tif", tmp_path / "out.gif"
+    drawn = ("sample", trained_2d.run, counts, out, "--samples", 3, "--seed", 1, "--steps", 2)
+    grown = ("generate", trained_2d.run, out, "--samples", 3, "--seed", 1, "--shape", "12,12", "--beta", 1)
+    save = Unfinished.save
+
+    def interrupt(self: Unfinished, name: str, **arrays: Any) -> None:
+        save(self, name, **arrays)
+        if "samples1" in name:
+            raise KeyboardInterrupt
+
+    for command, more in ((drawn, ("--states",)), (grown, ("--movie", movie))):
+        with monkeypatch.context() as patch:
+            patch.setattr(Unfinished, "save", interrupt)
+            assert run(*command).code == 130
+        assert len(list((tmp_path / ".out.tif.unfinished").glob("item0_samples*.npz"))) == 2
+        done = run(*command, *more)
+        assert done.code == 0, done.err
+        assert not list(tmp_path.glob(".out*"))
+        kept = tifffile.imread(out)
+        assert run(*command).code == 0
+        np.testing.assert_array_equal(tifffile.imread(out), kept)
+    assert [len(tifffile.imread(tmp_path / f"out_states_00{n}.tif")) for n in (1, 2, 3)] == [2, 2, 2]
+    with Image.open(movie) as frames:
+        assert frames.n_frames > 3
 
 
 def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
@@ -172,32 +197,6 @@ def test_mp4_with_its_extra(run: Any, trained_2d: Trained, tmp_path: Path) -> No
     assert (tmp_path / "g.mp4").read_bytes()[4:8] == b"ftyp"
 
 
-KILLED = """
-import os, signal, sys
-from gap_bioimage.cli import main
-from gap_bioimage.inference.resume import Unfinished
-save = Unfinished.save
-def dying(self, name, **arrays):
-    save(self, name, **arrays)
-    if "samples2" in name:
-        os.kill(os.getpid(), signal.SIGKILL)
-Unfinished.save = dying
-main(sys.argv[1:])
-"""
-
-
-def test_a_killed_run_is_continued(trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
-    command, options = ("sample", trained_2d.run, dim_counts), ("--samples", 5, "--seed", 2, "--steps", 3, "--quiet")
-    assert python("-c", KILLED, *command, tmp_path / "a.npy", *options).code == -signal.SIGKILL
-    assert not (tmp_path / "a.npy").exists()
-    folder = tmp_path / ".a.npy.unfinished"
-    assert len(list(folder.glob("item0_samples*.npz"))) == 3
-    for name in ("a", "b"):  # with as many threads: others round otherwise
-        assert python("-m", "gap_bioimage", *command, tmp_path / f"{name}.npy", *options).code == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
-    assert not folder.exists()
-
-
 def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--seed", 0, "--samples")
@@ -219,6 +218,11 @@ def test_denoise_tells_how_certain_regions_are(run: Any, trained_2d: Trained, di
     assert (region["label"], region["pixels"]) == (7, 400)
     assert region["counted"] == read_photons(dim_counts).values[10:30, 10:30].sum()
     assert region["std"] > 0
+    for wrong in (["--planes"], ["--time-as-z"], ["--separate-channels"]):  # which estimates of regions do not know
+        assert wrong[0] in one_sentence(run(*command, *wrong))
+    told = ("denoise", trained_2d.run, dim_counts, tmp_path / "none.tif", "--json", tmp_path / "none.json")
+    assert "--regions" in one_sentence(run(*told))
+    assert not list(tmp_path.glob("none*"))
     # regions are small differences of rates, which bfloat16 would drown
     assert run(*command, "--json", tmp_path / "bf16.json", "--precision", "bf16").code == 0
     assert (tmp_path / "bf16.json").read_text() == (tmp_path / "r.json").read_text()

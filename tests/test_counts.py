@@ -81,6 +81,8 @@ def test_same_seed_same_result_and_another_seed_another_and_labels_stay() -> Non
         (np.array([60000.0], np.float16), "60000"),
         (np.array([2.0**26], np.float32), "67108864"),
         (np.ma.masked_equal([3, 4], 4), "masked"),
+        (np.array(["3"]), "type"),
+        (np.array([3 + 1j]), "type"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -89,6 +91,8 @@ def test_what_cannot_be_counts_is_refused(values: np.ndarray, told: str) -> None
         thin(values, 0.5, 0)
     with pytest.raises(NotPhotonCountsError):
         thin(xr.DataArray(values), 0.5, 0)
+    with pytest.raises(AxesError):
+        thin(xr.Dataset({"photons": ("x", values)}), 0.5, 0)  # type: ignore[type-var]
     for fraction in (-0.01, 1.01, math.nan):
         with pytest.raises(ValueError, match="expected 0 to 1"):
             thin(values, fraction, 0)

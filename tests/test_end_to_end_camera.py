@@ -1,10 +1,9 @@
 """From a camera's movie, or one-bit frames, to a zip that takes them raw."""
 
-from __future__ import annotations
-
 import json
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +12,13 @@ import torch
 import yaml
 from command_line import one_sentence
 from fixtures_model import CARD, no_validation
+from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import read_camera
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.simulation import simulate
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 SETTINGS = [
     "--set", "network.depth=2", "--set", "network.start_filts=4", "--set", "train.steps=80", "--set",

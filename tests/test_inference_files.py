@@ -1,7 +1,5 @@
 """Files read for a model and written of samples; what is kept of long work, and for whom."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +11,11 @@ import xarray as xr
 from fixtures_model import random_model
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.config import Camera
-from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError
+from gap_bioimage.config import Camera, SamplingConfig
+from gap_bioimage.errors import AxesError, ConfigError, NotPhotonCountsError, OutputError
 from gap_bioimage.inference.files import beside, read_for_model, sample_to_files, write_samples, write_states
 from gap_bioimage.inference.resume import Unfinished, fingerprint
+from gap_bioimage.inference.sampling import sample
 from gap_bioimage.io import read_photons
 
 SIZES = {"c": 2, "z": 3, "y": 8, "x": 10}
@@ -122,6 +121,22 @@ def test_the_same_work_finds_what_was_saved_and_other_work_begins_anew(tmp_path:
     nothing.save("a", x=np.arange(3))
     assert nothing.load("a") is None
     nothing.remove()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "crashed"])
+def test_what_others_keep_in_a_folder_is_never_removed(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "mine"
+    inside = folder / (".work.tmp-1.json" if kind == "crashed" else "results.csv")
+    (folder if kind == "file" else inside).parent.mkdir(exist_ok=True)
+    (folder if kind == "file" else inside).write_text("kept")
+    given = {"seed": 0, "unfinished": folder, "settings": SamplingConfig(steps=1)}
+    if kind == "crashed":  # before anything was saved
+        sample(random_model(), image("yx").astype(np.uint8) + 1, 1, **given)
+        assert not folder.exists()
+        return
+    with pytest.raises(OutputError):
+        sample(random_model(), image("yx").astype(np.uint8) + 1, 1, **given)
+    assert (folder if kind == "file" else inside).read_text() == "kept"
 
 
 def test_fingerprints_tell_values_apart() -> None:

@@ -1,26 +1,20 @@
 """Coverage by held-out photons: right where samples are exact, and only there."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import InPlaceOf, random_model
+from fixtures_model import InPlaceOf, Trained, random_model
 
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.held_out import Blocks, Coverage, compare, coverage
 from gap_bioimage.io import write_image
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fixtures_model import Trained
 
 ALPHA = 0.5
 

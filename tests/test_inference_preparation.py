@@ -1,10 +1,8 @@
 """What stands between images and counts."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +15,7 @@ from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelW
 from gap_bioimage.inference.denoising import denoise, region_uncertainty
 from gap_bioimage.inference.preparation import Layout, prepare
 from gap_bioimage.inference.sampling import sample
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from gap_bioimage.model import Model
+from gap_bioimage.model import Model
 
 CAMERA = Camera(gain=2.0, offset=100, read_noise=1.5)
 
@@ -124,6 +118,8 @@ def test_sums_of_other_frames_are_told_from_those_of_the_training() -> None:
         prepare(model, image // 5, Layout())
     with pytest.warns(CountsWarning, match="nearly every frame"):
         prepare(model, image - 1, Layout())
+    with pytest.raises(ConfigError, match="need no camera"):
+        prepare(model, raw(16, 16), Layout(camera=CAMERA))
 
 
 def test_regions_leave_the_background_out() -> None:
@@ -149,11 +145,6 @@ def test_a_camera_gives_numbers_in_every_frame() -> None:
     movie[7, 3, 3] = np.nan  # not among the frames that are looked at closely
     with pytest.raises(NotPhotonCountsError, match="not finite"):
         denoise(camera_model(), movie)
-
-
-def test_one_bit_models_take_no_camera() -> None:
-    with pytest.raises(ConfigError, match="need no camera"):
-        prepare(one_bit_model(8), raw(16, 16), Layout(camera=CAMERA))
 
 
 @pytest.mark.parametrize("anchor", [False, True])

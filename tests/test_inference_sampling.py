@@ -1,10 +1,9 @@
 """Samples and generated images: reproducible, independent of batches and tiles, within the trained range."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ from fixtures_model import random_model
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError, TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.inference.sampling import Progress, generate, sample
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LENGTHS = {"t": 2, "c": 2, "z": 5, "y": 21, "x": 18}
 FEW = SamplingConfig(steps=3)

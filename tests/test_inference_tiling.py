@@ -1,7 +1,5 @@
 """Tiles cover an image exactly, and together give what the whole image gives."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import math

@@ -1,7 +1,5 @@
 """Volumes whose processes are killed; run as a script, this file fills one in children that kill themselves."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,9 +1,7 @@
 """Movies: readable files of the right length, or a sentence."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +12,6 @@ from gap_bioimage.errors import OutputError
 from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.inference.sampling import Progress
 from gap_bioimage.movie import Recorder, check_movie
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30), step: int = 1) -> Progress:

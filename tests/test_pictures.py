@@ -1,13 +1,10 @@
 """Pictures of counts: PNG files of a sensible size, without a display."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import python
 from PIL import Image
 
 from gap_bioimage.pictures import draw_grid, draw_posterior
@@ -42,15 +39,15 @@ def test_the_last_image_sets_the_scale(tmp_path: Path) -> None:
     assert right.sum() > 600 > 200 > left.sum()
 
 
-def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path) -> None:
+def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom gap_bioimage.pictures import draw_grid\n"
         f"draw_grid(Path({str(tmp_path / 'a.png')!r}), [{{'a': np.eye(9)}}])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "MPLBACKEND": "TkAgg"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("MPLBACKEND", "TkAgg")
+    done = python("-c", code)
+    assert done.code == 0, done.err
     assert (tmp_path / "a.png").exists()
 
 

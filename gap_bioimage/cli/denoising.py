@@ -23,17 +23,12 @@ if TYPE_CHECKING:
 
 _SAMPLES = "Samples (.tif, .ome.tif, .ome.zarr, .h5, .npy); _mean, _std, _figure.png beside it."
 _STEPS = "Network evaluations per sample of the sqrt schedule; 10 when not given."
-_SCHEDULE = "sqrt (few steps, the default for samples) or geometric (the paper's)."
-_BETA = "Growth per step of the geometric schedule; 0.1 when not given."
 _STOP_DB = "Mean photons per pixel to stop at, as 10 log10; by default the training's, at most 20 dB above the image."
 _COVERAGE = "Hold half of the photons out and see whether samples predict them."
 _REGIONS = "Label image: print the photons of each region and their standard deviation."
 _PART = "Do part I of N of a volume only, counted from 1: for job arrays."
 _SCHEDULER = "Do a volume with the workers of this dask scheduler, such as tcp://node:8786."
-_STATUS = "Tell how much of a volume is done, and do nothing."
-_VERIFY = "Read what is done of a volume, and do again what is damaged."
 _BLOCK = "What of a volume is done and stored at once, such as 64,512,512; chosen when not given."
-_OME_ZARR = "The version of OME-Zarr of a volume; 0.5 has shards."
 Samples = Annotated[int, Option(min=1, help="How many.")]
 Batch = Annotated[int | None, Option(min=1, help="Samples per run of the network; chosen when not given.")]
 
@@ -62,7 +57,7 @@ class Drawing:
 class Growth:
     """How photons are added where there are none."""
 
-    beta: Annotated[float | None, Option(help=_BETA)] = None
+    beta: Annotated[float | None, Option(help="Growth per step of the geometric schedule; 0.1 when not given.")] = None
     stop_db: Annotated[float | None, Option(help=_STOP_DB)] = None
 
     def settings(self, **more: Any) -> SamplingConfig:
@@ -78,7 +73,7 @@ class Steps(Growth):
     """How photons are added to those of an image."""
 
     steps: Annotated[int | None, Option(min=1, help=_STEPS)] = None
-    schedule: Annotated[str | None, Option(help=_SCHEDULE)] = None
+    schedule: Annotated[str | None, Option(help="sqrt (few steps, the default) or geometric (the paper's).")] = None
 
 
 @dataclass(frozen=True)
@@ -87,10 +82,10 @@ class Volumes(Running):
 
     part: Annotated[str | None, Option(metavar="I/N", help=_PART)] = None
     scheduler: Annotated[str | None, Option(metavar="ADDRESS", help=_SCHEDULER)] = None
-    status: Annotated[bool, Option("--status", help=_STATUS)] = False
-    verify: Annotated[bool, Option("--verify", help=_VERIFY)] = False
+    status: Annotated[bool, Option("--status", help="Tell how much of a volume is done, and do nothing.")] = False
+    verify: Annotated[bool, Option("--verify", help="Do again what of a volume is damaged.")] = False
     block: Annotated[str | None, Option(help=_BLOCK)] = None
-    ome_zarr: Annotated[Literal["0.5", "0.4"], Option(help=_OME_ZARR)] = "0.5"
+    ome_zarr: Annotated[Literal["0.5", "0.4"], Option(help="OME-Zarr version of a volume; 0.5 has shards.")] = "0.5"
 
     def asked(self, out: Path) -> bool:
         """Whether any of these was given, which is for names that end in .zarr."""
@@ -130,13 +125,17 @@ def denoise(
 
     if running.asked(out) and told.regions is not None:
         raise typer.BadParameter("--regions takes an image that fits into memory, without options of volumes")
+    if told.json_out is not None and told.regions is None:
+        raise typer.BadParameter("--json is the file for what --regions tells; give both")
     if running.status:
         print(gap.volume_status(out))
         return
 
-    if layout.planes and told.regions is not None:
-        raise typer.BadParameter("--regions takes one image of the model's own dimensions, without --planes")
-    check_output(out, image)
+    if layout != Layout() and told.regions is not None:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name, value in asdict(layout).items() if value)
+        raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, without {flags}")
+    for source in filter(None, (image, told.regions)):
+        check_output(out, source)
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
     if out.suffix.lower() == ".zarr" and told.regions is None:
@@ -146,20 +145,18 @@ def denoise(
     keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
     where: dict[str, Any] = {"camera": camera, **running.options()}
-    found = []
     if told.regions is not None:
         axes = selection.axes
         labels = gap.read_photons(told.regions, axes if axes and "c" not in axes else None, check=False)
         exact = {name: value for name, value in where.items() if name != "precision"}  # differences are small
         found = gap.region_uncertainty(loaded, counts, labels, seed=told.seed, **exact)
+        write_json(told.json_out, [[region.to_dict() for region in found]])
+        for region in found:
+            say(quiet or str(told.json_out) == "-", str(region))
     with Bar(quiet, "denoising") as (bar, task):
         where["on_tile"] = lambda done, total: bar.update(task, completed=done, total=total)
         rate = gap.denoise(loaded, counts, **asdict(layout), **where)
     gap.write_image(out, rate)
-    if told.regions is not None:
-        write_json(told.json_out, [[region.to_dict() for region in found]])
-    for region in found:
-        say(quiet or str(told.json_out) == "-", str(region))
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 
 
@@ -196,7 +193,8 @@ def sample(
     if getattr(how, option) is not None:
         raise typer.BadParameter(f"--{option} belongs to --schedule {other}")
     settings = how.settings()
-    check_output(out, image)
+    for place in (out, beside(out, "mean"), beside(out, "std")):
+        check_output(place, image)
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
     if in_blocks or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
@@ -253,10 +251,8 @@ def _fill(
     model: Model, image: Path, out: Path, n_frames: int | None, selection: Selection, quiet: bool, **given: Any
 ) -> None:
     """Denoise a volume, or sample from it, block by block."""
-    from gap_bioimage.inference.files import check_summed
     from gap_bioimage.inference.volumes import denoise_volume
 
-    check_summed(model, n_frames)
     start = time.monotonic()
     with Bar(quiet, "blocks") as (bar, task):
 

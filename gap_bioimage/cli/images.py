@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _PLOT = "Draw image, histogram, variance against mean and correlation of the noise; several images add their names."
 _MULTIPLYING = "Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given."
-_STACK = "Raw frames of the same field (t); one image, or a z-stack, does too."
-_DARK = "Frames without light: offset and read noise, of every pixel too."
 _ERRORS = {f"noise_correlation_{axis}": "noise_correlation_error" for axis in "yx"}
 _ERRORS |= {"thinning_correlation": "thinning_correlation_error"}
 _NOT_PRINTED = ("variance_curve", "channel_names", *_ERRORS.values())
@@ -88,11 +86,11 @@ class Known:
 
 
 def calibrate(
-    stack: Annotated[Path, Argument(metavar="STACK", help=_STACK)],
+    stack: Annotated[Path, Argument(metavar="STACK", help="Raw frames of one field (t), one image or a z-stack.")],
     selection: Selection,
     known: Known,
     out: Annotated[Path, Option(metavar="YAML", help="The camera file to write.")] = Path("camera.yaml"),
-    dark: Annotated[Path | None, Option(help=_DARK)] = None,
+    dark: Annotated[Path | None, Option(help="Frames without light: offset and read noise of every pixel.")] = None,
     plot: Annotated[Path | None, Option(metavar="PNG", help="The plot; beside the yaml when not given.")] = None,
     seed: Seed = 0,
     json_out: Json = None,

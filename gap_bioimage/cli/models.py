@@ -15,11 +15,7 @@ from gap_bioimage.cli.console import print_table, say, write_json
 from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selection, camera_asked
 
 _DEMO = "Where to write; must not hold an earlier demo."
-_DIM = "Dimensions of the network; by default the images decide."
 _COUNTING = "The camera of the images, from calibrate, if they are not counts."
-_PURPOSE = "denoise, sample or generate: decides the range of brightness."
-_SIZE = "small (fast on laptops and in Fiji), base or large: the network."
-_REPEATS = "t where frames repeat a still scene: others of them become the target."
 _INIT = "Start from the weights of this run, checkpoint (ours, the original's) or zip."
 _KIND = (
     "denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a postprocessing file, for "
@@ -42,12 +38,12 @@ def demo(
 class Settings:
     """What is trained, and how."""
 
-    dim: Annotated[int | None, Option(min=2, max=3, help=_DIM)] = None
+    dim: Annotated[int | None, Option(min=2, max=3, help="Dimensions of the network; else the images decide.")] = None
     config: Annotated[Path | None, Option(help="Settings (yaml).")] = None
     set_: Annotated[list[str] | None, Option("--set", help="A setting, such as train.steps=500.")] = None
     seed: Annotated[int | None, Option(min=0, help="The same as --set train.seed.")] = None
-    purpose: Annotated[str | None, Option("--for", help=_PURPOSE)] = None
-    size: Annotated[str | None, Option(help=_SIZE)] = None
+    purpose: Annotated[str | None, Option("--for", help="denoise, sample or generate: the range of brightness.")] = None
+    size: Annotated[str | None, Option(help="small (fast on laptops and in Fiji), base or large: the network.")] = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Movies:
     sum_frames: options.SumFrames = None
     time_as_z: options.TimeAsZ = False
     separate_channels: options.SeparateChannels = False
-    repeats: Annotated[str | None, Option(help=_REPEATS)] = None
+    repeats: Annotated[str | None, Option(help="t where frames repeat a still scene: others are the target.")] = None
 
 
 @dataclass(frozen=True)

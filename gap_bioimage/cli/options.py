@@ -29,13 +29,9 @@ _PRETRAINED = f"A model that comes with the package, in the place of MODEL: {', 
 Pretrained = Annotated[str | None, Option(metavar="NAME", help=_PRETRAINED)]
 _OF_MODEL = "The camera of the images, from calibrate; the model's own when not given, none for counts."
 Camera = Annotated[str | None, Option(metavar="YAML", help=_OF_MODEL)]
-_ONE_BIT = "Sum so many successive frames t of a one-bit (single-photon) camera."
-SumFrames = Annotated[int | None, Option(min=1, help=_ONE_BIT)]
+SumFrames = Annotated[int | None, Option(min=1, help="Sum so many frames t of a one-bit (single-photon) camera.")]
 TimeAsZ = Annotated[bool, Option("--time-as-z", help="Let a 3D model see a movie as a stack.")]
 _PRECISION = "float32, bf16 (a thousandth off, faster on GPUs and some CPUs), auto: bf16 on GPUs if it changes little."
-_TIME = "Use this frame only, counted from 0, or a range such as 0:50 or ::2."
-_SERIES = "Which image of a file that holds several, counted from 0, or its name."
-_LEVEL = "Level of an image pyramid; 0, the full resolution, when not given."
 _EACH_CHANNEL = "Let a model of one channel see each channel by itself."
 SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHANNEL)]
 
@@ -46,9 +42,9 @@ class Selection:
 
     axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, for files without them.")] = None
     channel: Annotated[str | None, Option(help="Use this channel only, counted from 0, or by its name.")] = None
-    time: Annotated[str | None, Option(help=_TIME)] = None
-    series: Annotated[str | None, Option(help=_SERIES)] = None
-    level: Annotated[int | None, Option(min=0, help=_LEVEL)] = None
+    time: Annotated[str | None, Option(help="This frame only, counted from 0, or a range such as 0:50 or ::2.")] = None
+    series: Annotated[str | None, Option(help="Which image of a file of several, counted from 0, or its name.")] = None
+    level: Annotated[int | None, Option(min=0, help="Level of a pyramid; when not given 0, the full size.")] = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Anchored networks know the scale of their answers, plain ones conserve photons in a box: no block needs another.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,14 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
-from gap_bioimage.inference.denoising import parts_of, split_counts
+from gap_bioimage.inference.denoising import parts_of, sum_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.resume import fingerprint
-from gap_bioimage.inference.sampling import Drawing
+from gap_bioimage.inference.sampling import Drawing, Draws
 from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, check_sizes, round_up, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
@@ -47,16 +44,6 @@ Made = tuple[list[NDArray[np.float32]], list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Which samples are drawn, where mean and standard deviation are wanted."""
-
-    n_samples: int
-    seed: int
-    settings: SamplingConfig
-    batch: int | None = None
-
-
-@dataclass(frozen=True)
 class Job:
     """What is asked, in a form that travels to other machines, which see the same files."""
 
@@ -66,7 +53,7 @@ class Job:
     layout: Layout
     selection: Mapping[str, Any] = field(default_factory=dict)
     n_frames: int | None = None  # to sum
-    drawn: Drawn | None = None
+    drawn: Draws | None = None  # where mean and standard deviation are wanted
     tile_px: Sequence[int] | None = None
     halo_px: Sequence[int] | None = None
     device: str = "auto"
@@ -154,9 +141,8 @@ class Volume:
         """Begin, or go on; before the first block the halo is measured and the middle of the volume judged."""
         if self.job.halo_px is None and "halo" in self.begun:
             self.network.halo_px = self.begun["halo"]
-        elif self.job.halo_px is None:
-            block = [self._block_px[axis] for axis in self.seen]
-            self.network.measure_halo([self.sizes[axis] for axis in self.seen], block)
+        else:
+            self.network.measure_halo(*([of[axis] for axis in self.seen] for of in (self.sizes, self._block_px)))
         if (tile := self.job.tile_px) is not None:
             tiles([2 * n for n in tile], tile, self.network.halo_px, self.network.step)  # refuses those without room
         if not all(result.path.exists() for result in self.results):
@@ -214,17 +200,18 @@ class Volume:
         names = dict(zip("zyx"[-len(inside) :], inside, strict=True))
         images = {name: getattr(prepared, name).isel(names) for name in ("image", "ordered")}
         cut = replace(prepared, camera=self._camera(core), **images)
-        count = None if self.job.drawn is None else self.job.drawn.n_samples
-        rates = np.zeros((count or 1, *cut.items.shape), np.float32)
+        drawn = self.job.drawn
+        rates = np.zeros((1 if drawn is None else drawn.n_samples, *cut.items.shape), np.float32)
         parts = parts_of(self.model, prepared)
         for number, item in enumerate(prepared.items):
             if item.any():  # without photons the answer is only what the training images were like
-                counts = prepared.tensor(number)
-                if count is None:
-                    rates[:, number] = self._expected(counts, core, parts[number])
+                if drawn is None:
+                    rates[:, number] = self._expected(prepared.tensor(number), core, parts[number])
                 else:
-                    rates[:, number] = self._samples(counts)[_at(inside)]
-        results = [cut.photons(rates[0])] if count is None else mean_and_std(cut.photons(rates, count))
+                    one = xr.DataArray(item, dims=["c", *names])
+                    samples = Drawing(self.model, self.network, drawn).rates_of(Prepared(one, one))
+                    rates[:, number] = samples[:, 0][_at(inside)]
+        results = [cut.photons(rates[0])] if drawn is None else mean_and_std(cut.photons(rates, drawn.n_samples))
         return [result.transpose(*self.sizes).values for result in results]
 
     def _expected(self, counts: Tensor, core: Region, parts: int) -> NDArray[np.float32]:
@@ -233,11 +220,12 @@ class Volume:
         nearby, inside = ([within(cut[a], o[a]) for a in self.seen] for cut, o in ((near, outer), (core, near)))
         network = self.model.network
         alone = network.anchored or all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
-        done, rate = 0, torch.zeros(())
-        for part in split_counts(counts, parts):
-            given, done = (part[_at(nearby)], self.network(part, wanted=nearby)), done + 1
-            rate = rate + (network.rate(*given, []) if alone else self._in_boxes(*given, inside))
-        result: NDArray[np.float32] = (rate * (parts / done)).numpy()
+
+        def expect(part: Tensor) -> Tensor:
+            given = part[_at(nearby)], self.network(part, wanted=nearby)
+            return network.rate(*given, []) if alone else self._in_boxes(*given, inside)
+
+        result: NDArray[np.float32] = sum_of_parts(expect, counts, parts).numpy()
         return result
 
     def _in_boxes(self, photons: Tensor, log_rate: Tensor, inside: Sequence[slice]) -> Tensor:
@@ -248,14 +236,6 @@ class Volume:
             outer, inner, crop = tile.indices()
             rate[inner] = self.model.network.rate(photons[outer], log_rate[outer], self.box_px)[crop]
         return rate
-
-    def _samples(self, counts: Tensor) -> NDArray[np.float32]:
-        """Return samples of the expected counts of one item, (n_samples, c, [z,] y, x)."""
-        drawn = self.job.drawn
-        assert drawn is not None  # noqa: S101
-        item = xr.DataArray(counts[0].numpy(), dims=["c", *"zyx"[-len(self.seen) :]])
-        drawing = Drawing(self.model, self.network, drawn.settings, drawn.n_samples, drawn.seed, drawn.batch)
-        return drawing.rates_of(Prepared(item, item))[:, 0]
 
     def make(self, place: Index, part: xr.DataArray) -> Made:
         """Return a block of each result and what was warned of, from what ``read_for`` returned."""

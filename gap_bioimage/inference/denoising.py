@@ -16,7 +16,7 @@ from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, Netwo
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
-from gap_bioimage.model import CameraLike, Model, check_model
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
 
 _MARGIN = 10**0.1  # windows this much brighter than the brightest of the training are out of range
@@ -87,25 +87,30 @@ def denoise(
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
-    if halo_px is None:
-        network.measure_halo(prepared.items.shape[2:])
+    network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
     _warn(model, prepared, parts)
     rates = np.zeros(prepared.items.shape, np.float32)
+    tell = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
 
-    def report(number: int, count: int) -> None:
-        if on_tile is not None:
-            on_tile(done * count + number, runs * count)
+    def expect(counts: Tensor) -> Tensor:
+        nonlocal done
+        log_rate = network(counts, lambda tile, tiles: tell(done * tiles + tile, runs * tiles))
+        done += 1
+        return network.network.rate(counts, log_rate, [])
 
     for item, count in enumerate(parts):
-        rate = torch.zeros(1, *rates.shape[1:])
-        for part in split_counts(prepared.tensor(item), count):
-            rate += network.network.rate(part, network(part, report), [])
-            done += 1
+        rate = sum_of_parts(expect, prepared.tensor(item), count)
         if prepared.items[item].any():  # without photons the answer is only what the training images were like
-            rates[item] = (rate * (count / min(count, _MOST_PARTS)))[0].numpy()
+            rates[item] = rate[0].numpy()
     return prepared.photons(rates)
+
+
+def sum_of_parts(expect: Callable[[Tensor], Tensor], counts: Tensor, parts: int) -> Tensor:
+    """Return what is expected of counts: the sum of what is expected of parts of them."""
+    total = sum((expect(part) for part in split_counts(counts, parts)), torch.zeros(()))
+    return total * (parts / min(parts, _MOST_PARTS))
 
 
 def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
@@ -130,8 +135,8 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
 
 
 def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
-    if empty := prepared.empty():
-        text = f"{prepared.without_photons(empty)}: the result is 0 there, which tells nothing of what was there"
+    if told := prepared.without_photons():
+        text = f"{told}: the result is 0 there, which tells nothing of what was there"
         warnings.warn(text, EmptyImageWarning, stacklevel=3)
     if bright := [number for number, count in enumerate(parts) if count > 1]:
         told = (
@@ -209,11 +214,10 @@ def region_uncertainty(
     NetworkWarning, TrainedRangeWarning
         If expected and counted photons differ by more than both errors explain; if a plain network sees brighter ones.
     """
-    check_model(model)
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
+    prepared = prepare(model, photons, Layout(dims, camera=camera))
     if model.n_frames is not None:
         raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
-    prepared = prepare(model, photons, Layout(dims, camera=camera))
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])

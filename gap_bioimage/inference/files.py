@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,8 @@ def sample_to_files(
     if states and not set(counts.dims) <= {"c", *"zyx"[-model.config.dim :], *("t" if how.get("time_as_z") else "")}:
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
         raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
-    # large images take a while to hash
-    of = (*model.network.state_dict().values(), torch.from_numpy(np.array(counts))) if states else ()
-    kept = _kept(out.with_name(f".{out.name}.states") if states else None, of, {"samples": n_samples, **how})
+    states_folder = out.with_name(f".{out.name}.states") if states else None
+    kept, unfinished = _kept(out, states_folder, model, {"counts": counts, "samples": n_samples, **how})
 
     def report(progress: Progress) -> None:
         on_step(progress)
@@ -77,7 +76,6 @@ def sample_to_files(
             for number, counted in zip(progress.samples, progress.counts.cpu().numpy(), strict=True):
                 kept.save(f"sample{number}_step{progress.step}", counts=counted)
 
-    unfinished = out.with_name(f".{out.name}.unfinished")
     drawn = sample(model, counts, n_samples, unfinished=unfinished, on_step=report, **how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GapWarning)  # sampling has said so
@@ -104,11 +102,10 @@ def generate_to_file(
     """Generate images into a file, and a movie (.gif, .mp4) of the first; the same ones after an interruption."""
     from gap_bioimage.movie import Recorder, check_movie
 
-    frames = _kept(None, (), {})
     if movie is not None:
         check_movie(movie)
-        work = {"shape": tuple(shape), **how}
-        frames = _kept(movie.with_name(f".{movie.name}.frames"), model.network.state_dict().values(), work)
+    frames_folder = movie and movie.with_name(f".{movie.name}.frames")
+    frames, unfinished = _kept(out, frames_folder, model, {"shape": tuple(shape), **how})
     recorder = Recorder(frames)
 
     def report(progress: Progress) -> None:
@@ -116,7 +113,6 @@ def generate_to_file(
         if movie is not None and 0 in progress.samples:
             recorder.add(progress)
 
-    unfinished = out.with_name(f".{out.name}.unfinished")
     images = generate(model, shape, n_samples, unfinished=unfinished, on_step=report, **how)
     write_image(out, images.isel(sample=0) if n_samples == 1 else images)
     if movie is not None:
@@ -125,8 +121,19 @@ def generate_to_file(
     return images
 
 
-def _kept(folder: Path | None, of: Iterable[torch.Tensor], work: dict[str, Any]) -> Unfinished:
-    return Unfinished(folder, {**{name: str(value) for name, value in work.items()}, "from": fingerprint(*of)})
+def _kept(out: Path, folder: Path | None, model: Model, work: dict[str, Any]) -> tuple[Unfinished, Path]:
+    """Return what is kept of each step, if it has a folder, and the folder for finished samples."""
+    alone = out.with_name(f".{out.name}.unfinished")
+    if folder is None:
+        return Unfinished(None, {}), alone
+    tensors = [*model.network.state_dict().values()]
+    if "counts" in work:
+        tensors.append(torch.from_numpy(np.array(work.pop("counts"))))
+    kept = Unfinished(folder, {**{name: str(value) for name, value in work.items()}, "from": fingerprint(*tensors)})
+    if not kept.begun:
+        for samples in (alone, folder):  # whose steps were not kept
+            shutil.rmtree(samples, ignore_errors=True)
+    return kept, folder / "samples"
 
 
 def beside(out: Path, name: str, suffix: str | None = None) -> Path:

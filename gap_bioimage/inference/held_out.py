@@ -14,9 +14,9 @@ from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.preparation import Layout, check_whole, prepare
-from gap_bioimage.inference.sampling import Drawing, Progress
+from gap_bioimage.inference.sampling import Drawing, Draws, Progress
 from gap_bioimage.inference.tiling import TiledNetwork
-from gap_bioimage.model import CameraLike, Model, check_model
+from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.pictures import new_figure
 
 if TYPE_CHECKING:
@@ -130,15 +130,14 @@ def coverage(
         As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, no photons are there to hold out,
         or the model was trained on one-bit frames.
     """
-    check_model(model)
-    n_samples = check_whole("n_samples", n_samples, 2)
+    asked = Draws(check_whole("n_samples", n_samples, 2), seed, settings or SamplingConfig(), batch)
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
+    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     if model.n_frames is not None:
         raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, on_step=on_step)
-    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
+    drawing = Drawing(model, network, asked, on_step=on_step)
     seen, rest = thin(prepared.items, fraction, seed)
     both = [n for n in range(len(seen)) if seen[n].any() and rest[n].any()]
     if not both:
@@ -151,24 +150,21 @@ def compare(rates: NDArray[np.floating], rest: NDArray[np.integer], fraction: fl
     """Return how samples (n_samples, n, c, [z,] y, x), in any exposure, predict counts (n, c, [z,] y, x)."""
     rng = np.random.default_rng((seed, 1))
     sizes = [size for size in _BLOCKS_PX if size <= min(rest.shape[-2:])] or [1]
-    drawn: dict[int, list[NDArray[Any]]] = {size: [] for size in sizes}
-    expected: dict[int, list[NDArray[Any]]] = {size: [] for size in sizes}
-    totals = rest.reshape(len(rest), -1).sum(1)
+    predicted: dict[int, list[Any]] = {size: [] for size in sizes}  # what each sample draws and expects
+    totals = rest.reshape(len(rest), -1).sum(1, dtype=np.int64)
     for sample in rates:
         shares = sample.reshape(len(rest), -1).astype(float)
         shares /= shares.sum(1, keepdims=True)
-        counts = np.stack([rng.multinomial(n, p) for n, p in zip(totals, shares, strict=True)])
-        for size in sizes:
-            drawn[size].append(_sums(counts.reshape(rest.shape), size))
-            expected[size].append(_sums((totals[:, None] * shares).reshape(rest.shape), size))
-    blocks = [_judge(size, _sums(rest, size), np.stack(drawn[size]), np.stack(expected[size]), rng) for size in sizes]
+        both = [of.reshape(rest.shape) for of in (rng.multinomial(totals, shares), totals[:, None] * shares)]
+        for size, found in predicted.items():
+            found.append([_sums(of, size) for of in both])
+    blocks = (_judge(size, _sums(rest, size), np.stack(found, 1), rng) for size, found in predicted.items())
     return Coverage(fraction, len(rates), tuple(blocks))
 
 
-def _judge(
-    size: int, counted: NDArray[Any], drawn: NDArray[Any], expected: NDArray[Any], rng: np.random.Generator
-) -> Blocks:
-    """Return the ranks of counted sums among those that each sample drew and expected, (n_samples, ...)."""
+def _judge(size: int, counted: NDArray[Any], predicted: NDArray[Any], rng: np.random.Generator) -> Blocks:
+    """Return the ranks of counted sums among those that each sample drew and expected, (2, n_samples, ...)."""
+    drawn, expected = predicted
     fewer, equal = (drawn < counted).sum(0), (drawn == counted).sum(0)
     ranks = (fewer + rng.integers(0, equal + 1)).ravel()
     quantiles = (ranks + rng.random(ranks.size)) / (len(drawn) + 1)  # uniform where samples are exact

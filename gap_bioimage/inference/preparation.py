@@ -79,10 +79,6 @@ class Prepared:
             result = result.copy(data=photons_of(torch.from_numpy(result.values), 0.0, self.n_frames).numpy())
         return result.rename(z="t") if self.time_as_z else result
 
-    def empty(self) -> list[int]:
-        """Return the numbers of the items without photons."""
-        return [number for number, item in enumerate(self.items) if not item.any()]
-
     def names(self, numbers: Sequence[int]) -> str:
         """Return some items in words: the first, and how many more."""
         if len(self.items) == 1:
@@ -93,9 +89,10 @@ class Prepared:
         more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
         return f"{first}{more} of {len(self.items)} (counted from 0)"
 
-    def without_photons(self, numbers: Sequence[int]) -> str:
-        """Say in words that items hold no photons."""
-        return f"{self.names(numbers)} {'holds' if len(numbers) == 1 else 'hold'} no photons"
+    def without_photons(self) -> str:
+        """Say in words which items hold no photons, if there are some."""
+        empty = [number for number, item in enumerate(self.items) if not item.any()]
+        return f"{self.names(empty)} {'holds' if len(empty) == 1 else 'hold'} no photons" if empty else ""
 
 
 def prepare(model: Model, image: Any, layout: Layout) -> Prepared:

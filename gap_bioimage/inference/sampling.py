@@ -6,7 +6,7 @@ Every step runs the network over all tiles of an image, so that samples of large
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +69,13 @@ class _Item:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What all images of a call share, and the work on them."""
+class Draws:
+    """Which samples are asked for."""
 
-    model: Model
-    network: TiledNetwork
-    settings: SamplingConfig
     n_samples: int
     seed: int
+    settings: SamplingConfig
     batch: int | None = None
-    unfinished: str | Path | None = None
-    on_step: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
         check_whole("batch", 1 if self.batch is None else self.batch, 1)
@@ -88,6 +84,17 @@ class Drawing:
         if not isinstance(self.settings, SamplingConfig):
             raise ConfigError(f"settings is {self.settings!r}, expected such as SamplingConfig(steps=8)")
 
+
+@dataclass(frozen=True)
+class Drawing:
+    """What all images of a call share, and the work on them."""
+
+    model: Model
+    network: TiledNetwork
+    asked: Draws
+    unfinished: str | Path | None = None
+    on_step: Callable[[Progress], None] | None = None
+
     @property
     def least_gain(self) -> float:
         """Photons at the end per observed photon that are allowed in any case."""
@@ -95,18 +102,19 @@ class Drawing:
 
     def samples_of(self, prepared: Prepared) -> xr.DataArray:
         """Return samples of all items as an image."""
-        return prepared.photons(self.rates_of(prepared), self.n_samples).rename("rate")
+        return prepared.photons(self.rates_of(prepared), self.asked.n_samples).rename("rate")
 
     def rates_of(self, prepared: Prepared) -> NDArray[np.float32]:
         """Return samples of the expected counts, (n_samples, n, c, [z,] y, x); finished ones are kept until all are."""
-        drawn = np.empty((self.n_samples, *prepared.items.shape), np.float32)
+        n_samples = self.asked.n_samples
+        drawn = np.empty((n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
         kept = Unfinished(self.unfinished, self._work(items))
-        done, total = 0, self.n_samples * sum(item.expected_steps for item in items)
+        done, total = 0, n_samples * sum(item.expected_steps for item in items)
         for item in items:
-            batch, first = self.batch or self.network.batch_of(item.observed.shape[2:]), None
-            for start in range(0, self.n_samples, batch):
-                numbers = range(start, min(start + batch, self.n_samples))
+            batch, first = self.asked.batch or self.network.batch_of(item.observed.shape[2:]), None
+            for start in range(0, n_samples, batch):
+                numbers = range(start, min(start + batch, n_samples))
                 name = f"item{item.number}_samples{numbers.start}-{numbers.stop}"
                 if (finished := kept.load(name)) is None:
                     first = self.network(item.observed) if first is None else first
@@ -120,24 +128,25 @@ class Drawing:
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
         counts = [prepared.tensor(number) for number in range(len(prepared.items))]
-        stop_db, brightest = self.settings.stop_db, self.model.brightest
-        stops = [photons_to_stop_at(item, stop_db, brightest, self.least_gain) for item in counts]
-        if stop_db is None:
+        given, brightest = self.asked.settings, self.model.brightest
+        stops = [photons_to_stop_at(item, given.stop_db, brightest, self.least_gain) for item in counts]
+        if given.stop_db is None:
             check_room(counts, stops, brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
-        generation = self.settings.model_copy(update={"schedule": "geometric"})
-        settings = (self.settings if item.any() else generation for item in counts)
+        generation = given.model_copy(update={"schedule": "geometric"})
+        settings = (given if item.any() else generation for item in counts)
         return [_Item(n, *of) for n, of in enumerate(zip(counts, stops, settings, strict=True))]
 
     def _work(self, items: Sequence[_Item]) -> dict[str, str]:
         """Return what the samples depend on."""
-        where = (self.network.tile_px, self.network.halo_px, self.batch, str(self.network.device), self.network.bf16)
+        asked = self.asked
+        where = (self.network.tile_px, self.network.halo_px, asked.batch, str(self.network.device), self.network.bf16)
         return {
             "network": fingerprint(*self.model.network.state_dict().values()),
             "photons": fingerprint(*(item.observed for item in items)),
-            "seed": str(self.seed),
-            "n_samples": str(self.n_samples),
-            "settings": self.settings.model_dump_json(),
+            "seed": str(asked.seed),
+            "n_samples": str(asked.n_samples),
+            "settings": asked.settings.model_dump_json(),
             "tiles": str(where),
         }
 
@@ -160,7 +169,7 @@ class Drawing:
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window, cut = list(WINDOW_PX[observed.dim() - 2]), CUT if network.anchored else 1.0
         sampler = Sampler(answer, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
-        keys = sample_keys(one, self.seed, torch.tensor(list(numbers), device=device))
+        keys = sample_keys(one, self.asked.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
         rate = network.rate(x, log_rate, []) * factor
@@ -227,21 +236,21 @@ def sample(
         If the samples do not fit into memory.
     TrainedRangeError
         If the image is so bright that no photons can be added within the trained range, or ``stop_db`` lies beyond it.
+    OutputError
+        If ``unfinished`` is there and holds other things.
 
     Warns
     -----
     EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
         If images are generated, there is little room for photons, or pixels are left out.
     """
-    check_model(model)
-    network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
+    asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
-    if empty := prepared.empty():
-        told = prepared.without_photons(empty)
+    network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
+    if told := prepared.without_photons():
         text = f"{told}: images are generated instead, as bright as the model was trained for"
         warnings.warn(text, EmptyImageWarning, stacklevel=2)
-    return drawing.samples_of(prepared)
+    return Drawing(model, network, asked, unfinished, on_step).samples_of(prepared)
 
 
 def generate(
@@ -286,9 +295,8 @@ def generate(
     check_model(model)
     dim, channels = model.config.dim, model.config.channels
     check_sizes("shape", shape, dim, 1)
+    asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    drawing = Drawing(model, network, settings or SamplingConfig(), n_samples, seed, batch, unfinished, on_step)
-    drawing = replace(drawing, settings=drawing.settings.model_copy(update={"schedule": "geometric"}))
     if model.trained_range_db[0] > -30:
         trained = f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter"
         text = f'{trained}; generation begins without any photons: train with purpose="generate" (--for generate)'
@@ -296,5 +304,6 @@ def generate(
     empty = xr.DataArray(np.broadcast_to(np.uint16(0), (channels, *shape)), dims=["c", *"zyx"[-dim:]])
     # the maps of a camera say which of its pixels is which, and here is no camera
     camera = None if model.camera is None else model.camera.scalar
+    drawing = Drawing(model, network, asked, unfinished, on_step)
     images = drawing.samples_of(Prepared(empty, empty, camera, model.n_frames))
     return images.squeeze("c") if channels == 1 else images

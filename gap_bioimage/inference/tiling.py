@@ -119,7 +119,7 @@ class TiledNetwork:
         except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises depends on the device
             raise ConfigError(f"device {device!r} cannot be used here; expected cpu, or cuda with a GPU") from None
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
-        self.halo_px = exact_halo_px(network) if halo_px is None else halo_px
+        self.halo_px, self._halo_given = exact_halo_px(network) if halo_px is None else halo_px, halo_px is not None
         self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
         in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
         maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
@@ -127,8 +127,9 @@ class TiledNetwork:
         self.choose_precision(precision)
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
-        """Take a measured halo instead of the exact one, if an image is so large that it needs tiles or blocks."""
-        if any(min(part) < part[-1] for part in zip(self.tile_of(shape), block_px or shape, shape, strict=False)):
+        """Take a measured halo where none was given, if an image is so large that it needs tiles or blocks."""
+        cut = (min(part) < part[-1] for part in zip(self.tile_of(shape), block_px or shape, shape, strict=False))
+        if not self._halo_given and any(cut):
             self.halo_px = measured_halo_px(self.network)
 
     def tile_of(self, shape: Sequence[int], wanted: Sequence[slice] | None = None) -> Sequence[int]:

@@ -1,7 +1,5 @@
 """Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from collections import deque
@@ -18,8 +16,10 @@ import psutil
 from gap_bioimage import errors
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.errors import ConfigError, OutputError
-from gap_bioimage.inference.blockwise import Drawn, Job, Volume
+from gap_bioimage.inference.blockwise import Job, Volume
+from gap_bioimage.inference.files import check_summed
 from gap_bioimage.inference.preparation import Layout, check_whole
+from gap_bioimage.inference.sampling import Draws
 from gap_bioimage.io import check_output
 from gap_bioimage.io.blocks import Index, VolumeStatus, volume_status
 from gap_bioimage.io.read import open_volume
@@ -89,8 +89,9 @@ def denoise_volume(
         Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
     """
     check_model(model)
-    _check(image, out := Path(out), part, n_samples, version)
-    drawn = None if n_samples is None else Drawn(n_samples, seed, settings or SamplingConfig(), batch)
+    check_summed(model, sum_frames)
+    _check(image, out := Path(out), part, version)
+    drawn = None if n_samples is None else Draws(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
     how = (tile_px, halo_px, device, block_px, version, precision)
@@ -127,13 +128,12 @@ def _fill(
         result.average_left()
 
 
-def _check(image: Path | str, out: Path, part: tuple[int, int], n_samples: int | None, version: str) -> None:
+def _check(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
     if not isinstance(image, (str, Path)):
         raise ConfigError(f"the image is of type {type(image).__name__}, expected the name of a file or folder")
     if version not in ("0.4", "0.5"):
         raise ConfigError(f"version is {version!r}, expected '0.4' or '0.5' of OME-Zarr")
     number, parts = (check_whole(f"{name} of part (i, n)", value, 1) for name, value in zip("in", part, strict=True))
-    check_whole("n_samples", 1 if n_samples is None else n_samples, 1)
     if number > parts:
         raise ConfigError(f"part is {number} of {parts}, expected 1 to {parts}")
     if out.suffix.lower() != ".zarr":
