@@ -81,10 +81,8 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
         expected = "; expected a run folder, a checkpoint or a model zip (the model comes first, then the image)"
         raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told or expected}") from None
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
-        raise CheckpointError(
-            f"{name} is not a checkpoint, or its end is missing; expected one written by gap-bioimage or the original "
-            "GAP code: copy it again"
-        ) from None
+        told = f"{name} is not a checkpoint, or its end is missing"
+        raise CheckpointError(f"{told}; expected one of gap-bioimage or the original GAP code: copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, expected a checkpoint's dictionary")
     return content
@@ -131,12 +129,12 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
     stored = {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
+    stored = {name: value for name, value in stored.items() if name in (*_SETTINGS, RANGE)}
     aside = _read_sidecar(path)
     if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
         network_config(unknown, path)  # which says so
-    told: dict[str, tuple[Any, str]] = {}
-    for source, settings in (("hyper_parameters", stored), ("sidecar", aside), ("given", given)):
-        told |= {name: (settings[name], source) for name in (*_SETTINGS, RANGE) if name in settings}
+    sources = {"hyper_parameters": stored, "sidecar": aside, "given": given}
+    told = {name: (value, source) for source, settings in sources.items() for name, value in settings.items()}
     # what a user leaves to the weights, no stored setting decides
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
     limits, range_from = told.pop(RANGE, (None, "assumed"))
@@ -164,10 +162,8 @@ def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
     if not found:
         raise _no_network(path, f"no {_LAST}")
     if len(found) > 1:
-        names = ", ".join(repr(prefix) for _, prefix in found)
-        raise CheckpointError(
-            f"{path} holds {len(found)} networks (under {names}); expected one: save the state_dict() of the one to use"
-        )
+        names = f"{path} holds {len(found)} networks (under {', '.join(repr(prefix) for _, prefix in found)})"
+        raise CheckpointError(f"{names}; expected one: save the state_dict() of the one to use")
     [(group, prefix)] = found
     own = {k.removeprefix(prefix): v for k, v in group.items() if isinstance(k, str) and k.startswith(prefix)}
     if not all(isinstance(value, torch.Tensor) for value in own.values()) or own[_LAST].ndim not in (4, 5):
@@ -233,6 +229,5 @@ def _range(limits: Any, path: Path) -> tuple[float, float]:
             return low, high
     except (TypeError, ValueError):
         pass
-    raise CheckpointError(
-        f"{RANGE} of {path} is given as {limits!r}, expected the darkest and the brightest input in dB: [-40, 10]"
-    )
+    told = f"{RANGE} of {path} is given as {limits!r}"
+    raise CheckpointError(f"{told}, expected the darkest and the brightest input in dB: [-40, 10]")

@@ -111,3 +111,13 @@ def lightning_checkpoint(network: OriginalGap, hyper_parameters: Any, **change: 
         "hparams_name": "kwargs",
         "hyper_parameters": hyper_parameters,
     } | change
+
+
+class Call:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments

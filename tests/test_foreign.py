@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures_model import random_network
-from original_gap import HYPER, OriginalGap, lightning_checkpoint, original_gap
+from original_gap import HYPER, Call, OriginalGap, lightning_checkpoint, original_gap
 
 from gap_bioimage.config import NetworkConfig
 from gap_bioimage.errors import CheckpointError
@@ -293,14 +293,6 @@ def test_settings_become_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(read_weights(file, "stream")["callbacks"].values()) == [{"best_model_score": torch.tensor(0.5)}]
     file = stored({"hyper_parameters": argparse.Namespace(**given)})
     assert vars(read_weights(file, "namespace")["hyper_parameters"]) == {"levels": 10, "depth": 5}
-
-
-class Call:
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -1,6 +1,6 @@
 """Training pairs: windows of counts, split at random into input and target on the device that trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,16 +34,17 @@ class Window(NamedTuple):
         counts = np.where(hot_pixels(torch.from_numpy(self.counts[None].astype(np.float32)))[0], 0, self.counts)
         return counts if self.usable is None else np.where(self.usable, counts, 0)
 
+    def changed(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "Window":
+        """Return the window with the same done to each of its images."""
+        usable, others = (None if image is None else change(image) for image in (self.usable, self.others))
+        return self._replace(counts=change(self.counts), usable=usable, others=others)
+
     def binned(self) -> "Window":
         """Return the window with 2 x 2 pixels of its planes in one, four times as bright; its sizes are even."""
-
-        def summed(image: NDArray[Any]) -> Counts:
-            blocks = image.reshape(*image.shape[:-2], image.shape[-2] // 2, 2, image.shape[-1] // 2, 2)
-            return np.asarray(blocks.sum((-3, -1), np.int32))
-
-        usable = None if self.usable is None else summed(self.usable) == 4
-        others = None if self.others is None else summed(self.others)
-        return self._replace(counts=summed(self.counts), usable=usable, background=4 * self.background, others=others)
+        rows, columns = (size // 2 for size in self.counts.shape[-2:])
+        window = self.changed(lambda a: a.reshape(*a.shape[:-2], rows, 2, columns, 2).sum((-3, -1), np.int32))
+        usable = None if window.usable is None else window.usable == 4
+        return window._replace(usable=usable, background=4 * self.background)
 
 
 class Pairs(NamedTuple):

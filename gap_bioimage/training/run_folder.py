@@ -12,9 +12,9 @@ import math
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -28,7 +28,7 @@ from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, Net
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
-from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
+from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
 from gap_bioimage.training.choices import SIZES
@@ -41,65 +41,61 @@ log = logging.getLogger(__name__)
 _PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
 
 
-@dataclass(frozen=True)
-class Start:
-    """The model that a run starts from; the run keeps a copy of its weights, to start again from if it is killed."""
+def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model | None:
+    """Return the model that a run starts from, or, if it is resumed, has started from; None where that is nothing.
 
-    model: Model
-    record: dict[str, Any]  # name, origin and trained range of the model, and the sha256 of its weights
-
-    @classmethod
-    def of(cls, model: Model) -> Self:
-        """Describe a model; of its path only what means something on other machines."""
-        name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
-        record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
-        return cls(model, {**record, "sha256": weights_sha256(model.network)})
-
-    def settings(self, config: RunConfig) -> RunConfig:
-        """Return the settings of a run with the network of this model; others must not have been set."""
-        own = self.model.config
-        for name in NetworkConfig.model_fields:
-            given, stored = getattr(config.network, name), getattr(own, name)
-            if name in config.network.model_fields_set and given != stored:
-                raise ConfigError(
-                    f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
-                    f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
-                )
-        if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
-            told = f"train.size={size} chooses new networks only: that of {self.record['name']} stays as it is"
-            warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
-        # all of it set, so that nothing is chosen that suits new weights only
-        kept = {name: getattr(config.train, name) for name in ("optimizer", "learning_rate")}
-        train = config.train.model_copy(update=kept)
-        return config.model_copy(update={"network": NetworkConfig(**own.model_dump()), "train": train})
-
-    def write(self, run: Path) -> None:
-        """Keep a copy of the weights in the run folder."""
-        section = {"trained_range_db": list(self.model.trained_range_db), "metrics": [], "init": self.record}
-        section |= {"config": {"network": self.model.config.model_dump(mode="json")}}
-        weights = {f"network.{name}": value for name, value in self.model.network.state_dict().items()}
-        with replacing(run / INIT) as temporary:
-            torch.save({"state_dict": weights, CHECKPOINT_KEY: section}, temporary)
-
-    def load_into(self, module: GapModule) -> None:
-        """Give the weights to a network that is about to be trained, and to its average."""
-        for network in (module.network, *([] if module.average is None else [module.average.module])):
-            network.load_state_dict(self.model.network.state_dict())
-
-
-def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Start | None:
-    """Return the model that a run starts from, or, if it is resumed, has started from; None where that is nothing."""
-    given = None if init is None else Start.of(load_model(init) if isinstance(init, (str, Path)) else init)
+    Its ``history.init`` tells name, origin and trained range, and the sha256 of its weights.
+    """
+    given = None if init is None else _described(load_model(init) if isinstance(init, (str, Path)) else init)
     if not resume or not (run / "config.yaml").exists():
         return given
-    kept = load_model(run / INIT) if (run / INIT).exists() else None
-    start = None if kept is None else Start(kept, kept.history.init or Start.of(kept).record)
-    if given is not None and (start is None or given.record["sha256"] != start.record["sha256"]):
-        started = "no other model" if start is None else f"the weights of {start.record['name']}, which are others"
+    start = load_model(run / INIT) if (run / INIT).exists() else None
+    if given is not None and (start is None or _init(given)["sha256"] != _init(start)["sha256"]):
+        started = "no other model" if start is None else f"the weights of {_init(start)['name']}, which are others"
         raise ConfigError(
-            f"the run in {run} was started from {started}, not from {given.record['name']}; leave out init to resume it"
+            f"the run in {run} was started from {started}, not from {_init(given)['name']}; leave out init to resume it"
         )
     return start
+
+
+def _described(model: Model) -> Model:
+    """Return a model with a record of itself; of its path only what means something on other machines."""
+    name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
+    record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
+    return replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
+
+
+def _init(start: Model) -> dict[str, Any]:
+    return start.history.init or {}
+
+
+def settings_from(start: Model, config: RunConfig) -> RunConfig:
+    """Return the settings of a run with the network of the model that it starts from; others must not have been set."""
+    own, name = start.config, _init(start)["name"]
+    for key, stored in own:
+        given = getattr(config.network, key)
+        if key in config.network.model_fields_set and given != stored:
+            raise ConfigError(
+                f"network.{key} is {given}, but the model to start from, {name}, has {stored}; "
+                f"{'give the same' if key == 'dim' else 'leave it out'}, or start from nothing"
+            )
+    if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
+        told = f"train.size={size} chooses new networks only: that of {name} stays as it is"
+        warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
+    # all of it set, so that nothing is chosen that suits new weights only
+    kept = {key: getattr(config.train, key) for key in ("optimizer", "learning_rate")}
+    train = config.train.model_copy(update=kept)
+    settings = config.model_copy(update={"network": NetworkConfig(**own.model_dump()), "train": train})
+    return RunConfig.from_dict(settings.model_dump(exclude_unset=True))  # windows may not suit its dimensions
+
+
+def _keep(start: Model, run: Path) -> None:
+    """Copy the weights that a run starts from into its folder, to start again from if it is killed."""
+    section = {"trained_range_db": list(start.trained_range_db), "metrics": [], "init": start.history.init}
+    section |= {"config": {"network": start.config.model_dump(mode="json")}}
+    weights = {f"network.{name}": value for name, value in start.network.state_dict().items()}
+    with replacing(run / INIT) as temporary:
+        torch.save({"state_dict": weights, CHECKPOINT_KEY: section}, temporary)
 
 
 def weights_sha256(network: UNet) -> str:
@@ -117,9 +113,11 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     own = stored.model_dump()
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
-    most, wanted = stored.thinning.max_db, own["thinning"]["max_db"]
-    if most is not None and wanted is not None and wanted > most:
-        own["thinning"]["max_db"] = most  # a brightness beyond the images was stored as theirs
+    # what the images decided, where it was left open or more was asked for than they have
+    asked, most = own["thinning"]["max_db"], stored.thinning.max_db
+    if asked is None or (most is not None and asked > most):
+        own["thinning"]["max_db"] = most
+    own["train"]["patch_px"] = own["train"]["patch_px"] or stored.train.patch_px
     merged = RunConfig.from_dict(own)
     others = differences(stored.model_dump(), merged.model_dump())
     if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
@@ -144,14 +142,14 @@ def check_place(out: Path, resume: bool) -> None:
 
 
 @rank_zero_only
-def open_run(out: Path, config: RunConfig, start: Start | None) -> None:
+def open_run(out: Path, config: RunConfig, start: Model | None) -> None:
     """Make the run folder, or take up the run that it holds."""
     stored = out / "config.yaml"
     if not stored.exists():
         with refusals_told(out):
             out.mkdir(parents=True, exist_ok=True)
         if start is not None:
-            start.write(out)  # before config.yaml, which makes the folder a run
+            _keep(start, out)  # before config.yaml, which makes the folder a run
     for leftover in out.glob(".*.tmp-*"):  # of writers that were killed
         leftover.unlink(missing_ok=True)
     with replacing(stored) as temporary:
@@ -319,15 +317,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def drawn(run: Path) -> Model:
-    """Return the model of a finished run, with pictures of it in the folder."""
-    model = load_model(run)
-    _draw(run, model)
-    return model
-
-
 @rank_zero_only
-def _draw(run: Path, model: Model) -> None:
+def draw(run: Path, model: Model) -> None:
     """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
     rows = read_metrics(run)
     figure = new_figure(6, 4)
