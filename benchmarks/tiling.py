@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from results import write_section
+from scores import psnr_db
 from torch import Tensor
 
 from gap_bioimage.config import RunConfig
@@ -69,9 +70,15 @@ def stitched(network: UNet, photons: Tensor, halo: int) -> Tensor:
     return rate_from_log_rate(TiledNetwork(network, [TILE_PX] * 2, [halo] * 2)(photons), photons)
 
 
+def scene_of(exposure: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the truth of a test image, and its counts."""
+    truth = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500 + seed).values)[None, None] * exposure
+    return truth, torch.poisson(truth, torch.Generator().manual_seed(seed))
+
+
 def psnr(rate: Tensor, truth: Tensor) -> float:
     """Return the PSNR in dB."""
-    return float(10 * torch.log10(truth.max() ** 2 / (rate - truth).square().mean()))
+    return psnr_db(rate.numpy(), truth.numpy())
 
 
 def measure(tiled: Denoise, whole: Denoise, network: UNet) -> str:
@@ -80,8 +87,7 @@ def measure(tiled: Denoise, whole: Denoise, network: UNet) -> str:
     for exposure in EXPOSURES:
         rms, cost = [], []
         for seed in range(IMAGES):
-            scene = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500 + seed).values)[None, None] * exposure
-            photons = torch.poisson(scene, torch.Generator().manual_seed(seed))
+            scene, photons = scene_of(exposure, seed)
             one, other = tiled(network, photons), whole(network, photons)
             rms.append(float((one - other).square().mean().sqrt() / other.square().mean().sqrt()))
             cost.append(psnr(one, scene) - psnr(softmax(network, photons), scene))
@@ -93,7 +99,6 @@ def main() -> None:
     """Train, measure, write."""
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)
-    torch.set_grad_enabled(True)
     free, tied = trained(work, 0.0), trained(work, 0.01)
     reach = receptive_field_px(free)[0]
     rows: list[tuple[str, UNet, Denoise, Denoise]] = []
@@ -125,12 +130,8 @@ def main() -> None:
 
 
 def _softmax_psnr(network: UNet) -> str:
-    values = []
-    for exposure in EXPOSURES:
-        scene = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500).values)[None, None] * exposure
-        photons = torch.poisson(scene, torch.Generator().manual_seed(0))
-        values.append(f"{psnr(softmax(network, photons), scene):.2f}")
-    return ", ".join(values) + " dB"
+    scenes = (scene_of(exposure, 0) for exposure in EXPOSURES)
+    return ", ".join(f"{psnr(softmax(network, photons), truth):.2f}" for truth, photons in scenes) + " dB"
 
 
 if __name__ == "__main__":
