@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gap_bioimage.anchor import Anchor
 from gap_bioimage.config import NetworkConfig, read_yaml
 from gap_bioimage.errors import CheckpointError, ConfigError
 
@@ -138,9 +139,13 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     # what a user leaves to the weights, no stored setting decides
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
     limits, range_from = told.pop(RANGE, (None, "assumed"))
-    facts, encodings = _facts(weights, path)
+    facts, inputs = _facts(weights, path)
+    if told.keys().isdisjoint(("levels", "log1p")):
+        facts |= _anchor(facts["dim"], inputs, facts["channels"])
     told = {name: (fact, "weights") for name, fact in facts.items()} | told
-    _settle_encoding(told, encodings, list(weights)[:2] == ["conv_final.weight", "conv_final.bias"], path)
+    if "anchor" not in facts:
+        original = list(weights)[:2] == ["conv_final.weight", "conv_final.bias"]
+        _settle_encoding(told, inputs // facts["channels"], original, path)
     config = network_config({name: value for name, (value, _) in told.items()}, path)
     found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
     return Described(weights, config, found, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), range_from)
@@ -189,13 +194,15 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:
-    """Return the settings that shapes tell, and the number of encodings per channel."""
+    """Return the settings that shapes tell of plain networks, and the number of inputs of the first level."""
     depth = 1
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
     try:
         shapes = [weights[f"down_convs.{stage}.conv1.weight"].shape for stage in range(depth)]
         (filters, inputs, *kernel), channels = shapes[0], weights[_LAST].shape[0]
+        if not channels or len(kernel) not in (2, 3):
+            raise ValueError
         planar = [stage for stage, shape in enumerate(shapes) if len(kernel) == 3 and shape[2] == 1]
         facts: dict[str, Any] = {"dim": len(kernel), "channels": channels, "depth": depth, "start_filts": filters}
         facts["z_conv_stage"] = planar[0] if planar else None
@@ -203,11 +210,21 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
             facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
             outs, ins = weights["up_convs.0.conv1.weight"].shape[:2]
             facts["merge_mode"] = "concat" if ins == 2 * outs else "add"
-        return facts, inputs // channels
+        return facts, inputs
     except KeyError as missing:
         raise _no_network(path, f"no {missing.args[0]}") from None
-    except (IndexError, ValueError, ZeroDivisionError):
+    except (IndexError, ValueError):
         raise _no_network(path, "its convolutions have other shapes") from None
+
+
+def _anchor(dim: int, inputs: int, answers: int) -> dict[str, Any]:
+    """Return the settings of an anchored network of so many inputs and answers; empty if there is no such one."""
+    for version in (1, 2):
+        anchor = Anchor(dim, version)
+        channels = answers // anchor.n_answers
+        if channels and (inputs, answers) == (channels * anchor.n_features, channels * anchor.n_answers):
+            return {"anchor": True, "anchor_version": version, "channels": channels}
+    return {}
 
 
 def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:

@@ -20,6 +20,7 @@ DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
 _PSF_UM = np.array([0.25, 0.1, 0.1])  # (z, y, x); the axial blur is 2.5 times the lateral one
 _BACKGROUND = 0.02  # of the peak
+_MOST_PHOTONS = 1e7  # on average; the brightest pixels are counted in 32 bits
 
 
 def simulate(
@@ -55,8 +56,8 @@ def simulate(
     ConfigError
         If ``photons`` is not positive, or ``dim`` and ``shape`` do not fit.
     """
-    if not (photons > 0 and math.isfinite(photons)):
-        raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel; for example 1.0")
+    if not 0 < photons <= _MOST_PHOTONS:
+        raise ConfigError(f"photons is {photons:g} per pixel, expected a number above 0, and at most {_MOST_PHOTONS:g}")
     truth = simulate_truth(dim, shape, seed, scene) * np.float32(photons)
     drawn = np.random.default_rng((seed, 1)).poisson(truth.values)
     dtype = np.uint16 if drawn.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
@@ -70,7 +71,7 @@ def simulate_truth(
     if dim not in DEFAULT_SHAPE:
         raise ConfigError(f"dim is {dim}, expected 2 or 3")
     dims = ("z", "y", "x")[-dim:]
-    pixels = tuple(int(n) for n in shape or DEFAULT_SHAPE[dim])
+    pixels = tuple(int(n) for n in (DEFAULT_SHAPE[dim] if shape is None else shape))
     if len(pixels) != dim or min(pixels) < 1:
         raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
     if scene not in _SCENES:

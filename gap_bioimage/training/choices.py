@@ -111,10 +111,8 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
         log.info("thinning.max_db=%g, not %g: the brightest window has no more", brightest, thinning.max_db)
     brightest = min(brightest, math.inf if thinning.max_db is None else thinning.max_db)
     if "min_db" in thinning.model_fields_set and brightest <= thinning.min_db:
-        raise ConfigError(
-            f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "
-            f"set thinning.min_db to {brightest - 20:g}"
-        )
+        told = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
+        raise ConfigError(f"{told}; set thinning.min_db to {brightest - 20:g}")
     below, why = _RANGES_DB[purpose]
     own = min(own, brightest)
     darkest = round(min(max(_DARKEST_DB, own - below), own - 10), 2)

@@ -237,13 +237,11 @@ class Progress(pl.Callback):
     def __init__(self, folder: run_folder.RunFolder, bar: bars.Progress) -> None:
         self.folder, self.bar, self.shown_at = folder, bar, -math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin where the run does."""
         self.task = self.bar.add_task("", total=pl_module.config.train.steps, completed=trainer.global_step)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: GapModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the bar; the loss is read from the device twice a second only."""
         finished = trainer.global_step >= pl_module.config.train.steps
         if self.bar.disable or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):

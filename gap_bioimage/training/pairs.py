@@ -72,10 +72,9 @@ def pairs_of(
     weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
     if ceiling is not None:
         if (highest := max(int(window.counts.max(initial=0)) for window in windows)) > ceiling:
-            raise NotPhotonCountsError(
-                f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the "
-                "number of frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
-            )
+            held = f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}"
+            how = "give the number that were summed (thinning.ceiling), or single frames with --sum-frames"
+            raise NotPhotonCountsError(f"{held}; {how}")
         free = free_slots(counts, kept, fraction, ceiling, generator)
         weight, exposure = ceiling * others * weight if repeated else free, 1 / (ceiling * fraction)
     if windows[0].usable is not None:

@@ -28,6 +28,7 @@ _OTHERS = 8  # exposures that make up a target: more of them cost more to read t
 _SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # what is looked at to tell whether a scene stands still
 _SUMMED, _SUMMED_PHOTONS = (1, 8, 64), 16.0  # frames that are seen together, while a pixel holds no more
 _MOVES = 0.01
+_TOO_MANY = 1 << 26  # photons of a pixel: sums of others, and of 2 x 2 pixels, are numbers of 32 bits
 
 _CPU = torch.device("cpu")
 
@@ -68,9 +69,13 @@ class Stack:
         if detector is not None:
             return Window(detector.counts(values, rng), ~detector.saturated(values), float(np.mean(detector.shift())))
         try:
-            return Window(as_integers(values).astype(np.int32))
+            counts = as_integers(values)
         except NotPhotonCountsError as error:
             raise NotPhotonCountsError(f"{self.name}: {error}") from None
+        if (highest := int(counts.max(initial=0))) >= _TOO_MANY:
+            told = f"{self.name}: a pixel holds {highest} photons, expected fewer than {_TOO_MANY}"
+            raise NotPhotonCountsError(f"{told}; are these photons? divide by what one of them was stored as")
+        return Window(counts.astype(np.int32))
 
 
 class Split(NamedTuple):

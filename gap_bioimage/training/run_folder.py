@@ -23,7 +23,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig, differences
+from gap_bioimage.config import RunConfig, TrainConfig, differences
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
@@ -32,7 +32,6 @@ from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, load
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
 from gap_bioimage.training.choices import SIZES
-from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
 COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db", "waiting_share")
@@ -52,9 +51,8 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model 
     start = load_model(run / INIT) if (run / INIT).exists() else None
     if given is not None and (start is None or _init(given)["sha256"] != _init(start)["sha256"]):
         started = "no other model" if start is None else f"the weights of {_init(start)['name']}, which are others"
-        raise ConfigError(
-            f"the run in {run} was started from {started}, not from {_init(given)['name']}; leave out init to resume it"
-        )
+        told = f"the run in {run} was started from {started}, not from {_init(given)['name']}"
+        raise ConfigError(f"{told}; leave out init to resume it")
     return start
 
 
@@ -75,18 +73,16 @@ def settings_from(start: Model, config: RunConfig) -> RunConfig:
     for key, stored in own:
         given = getattr(config.network, key)
         if key in config.network.model_fields_set and given != stored:
-            raise ConfigError(
-                f"network.{key} is {given}, but the model to start from, {name}, has {stored}; "
-                f"{'give the same' if key == 'dim' else 'leave it out'}, or start from nothing"
-            )
+            told = f"network.{key} is {given}, but the model to start from, {name}, has {stored}"
+            raise ConfigError(f"{told}; {'give the same' if key == 'dim' else 'leave it out'}, or start from nothing")
     if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
         told = f"train.size={size} chooses new networks only: that of {name} stays as it is"
         warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
     # all of it set, so that nothing is chosen that suits new weights only
-    kept = {key: getattr(config.train, key) for key in ("optimizer", "learning_rate")}
-    train = config.train.model_copy(update=kept)
-    settings = config.model_copy(update={"network": NetworkConfig(**own.model_dump()), "train": train})
-    return RunConfig.from_dict(settings.model_dump(exclude_unset=True))  # windows may not suit its dimensions
+    values, train = config.model_dump(exclude_unset=True), config.train
+    kept = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
+    values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **kept}}
+    return RunConfig.from_dict(values)
 
 
 def _keep(start: Model, run: Path) -> None:
@@ -121,10 +117,9 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     merged = RunConfig.from_dict(own)
     others = differences(stored.model_dump(), merged.model_dump())
     if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
-        raise ConfigError(
-            f"the run in {out} was started with other settings than given now ({'; '.join(others.values())}); leave "
-            f"them out to resume it (only train.steps may change, to more than {stored.train.steps})"
-        )
+        told = f"the run in {out} was started with other settings than given now ({'; '.join(others.values())})"
+        more = f"only train.steps may change, to more than {stored.train.steps}"
+        raise ConfigError(f"{told}; leave them out to resume it ({more})")
     return merged
 
 
@@ -224,11 +219,11 @@ class RunFolder(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.resumed_from = 0  # rows that there were before
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Do not go on with a run that had ended early."""
         self._end_early(trainer, pl_module.config.train)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add a row of metrics and save."""
         row = {
             "step": trainer.global_step,
@@ -252,9 +247,7 @@ class RunFolder(pl.Callback):
             self._write_metrics()
         self._end_early(trainer, pl_module.config.train)
 
-    def on_save_checkpoint(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add what ``load_model`` and a resumed run need."""
         checkpoint[CHECKPOINT_KEY] = {
             "config": pl_module.config.model_dump(mode="json"),
@@ -264,15 +257,12 @@ class RunFolder(pl.Callback):
             **({} if self.init is None else {"init": self.init}),
         }
 
-    def on_load_checkpoint(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Take the metrics up again, if the images are the same, and count what is left to do."""
         stored = checkpoint[CHECKPOINT_KEY]
         if stored["images"] != self.fingerprint:
-            raise CheckpointError(
-                f"the run in {self.folder} was trained on other images than given now; resume with the same images"
-            )
+            told = f"the run in {self.folder} was trained on other images than given now"
+            raise CheckpointError(f"{told}; resume with the same images")
         self.rows = list(stored["metrics"])
         self.resumed_from = len(self.rows)
         # with more steps than at first, the last stretch may have been shorter than the others
@@ -282,7 +272,7 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Tell that a resumed run has found no better model."""
         if (best := self._best) is not None and best < self.resumed_from < len(self.rows):
             told = "no validation since it was resumed is better than that of step %d, so that the model is the same"
