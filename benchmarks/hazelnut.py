@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from results import write_section
+from results import table, write_section
 from scipy import ndimage
 from scores import FLOOR, nats
 
@@ -92,13 +92,13 @@ def main() -> None:
         )
     plane = seen.shape[0] // 2
     draw_grid(HERE.parent / "docs" / "images" / "hazelnut.png", [{k: v[plane] for k, v in pictures.items()}])
-    table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
+    scored = [(name, f"{value:.4f}") for name, value in rows]
     write_section(
         "Hazelnut: real counts, scored on the next frame",
         __doc__,
         "Mean over the photons x1 of frame t1 of `x1 ln d - d`, in nats per photon, for estimates d made from frame t0 "
         f"alone (kept above {FLOOR:g} photons). The Gaussian filters' sigmas were chosen on t1 itself.\n\n"
-        f"| estimate from t0 | nats per photon |\n|---|---|\n{table}\n\n" + "\n".join(reports) + "\n\n"
+        f"{table(['estimate from t0', 'nats per photon'], scored)}\n\n" + "\n".join(reports) + "\n\n"
         "![counts, best Gaussian filter, 2D and 3D model, middle plane](../docs/images/hazelnut.png)\n\n"
         "Commands, with their time:\n\n```\n" + "\n".join(log) + "\n```",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from results import write_section
+from results import table, write_section
 from scores import psnr_db
 from torch import Tensor
 
@@ -81,7 +81,7 @@ def psnr(rate: Tensor, truth: Tensor) -> float:
     return psnr_db(rate.numpy(), truth.numpy())
 
 
-def measure(tiled: Denoise, whole: Denoise, network: UNet) -> str:
+def measure(tiled: Denoise, whole: Denoise, network: UNet) -> list[str]:
     """Return table cells: relative RMS tiled against whole, and PSNR minus that of the whole-image softmax."""
     cells = []
     for exposure in EXPOSURES:
@@ -92,7 +92,7 @@ def measure(tiled: Denoise, whole: Denoise, network: UNet) -> str:
             rms.append(float((one - other).square().mean().sqrt() / other.square().mean().sqrt()))
             cost.append(psnr(one, scene) - psnr(softmax(network, photons), scene))
         cells.append(f"{100 * np.mean(rms):.2f} % / {np.mean(cost):+.2f} dB")
-    return " | ".join(cells)
+    return cells
 
 
 def main() -> None:
@@ -116,15 +116,15 @@ def main() -> None:
     rows.append(("box of 129 px, total tied in training, halo 64", tied,
                  lambda n, p: in_tiles(box(129), n, p, 64), box(129)))  # fmt: skip
     with torch.inference_mode():
-        lines = [f"| {name} | {measure(tiled, whole, network)} |" for name, network, tiled, whole in rows]
+        lines = [[name, *measure(tiled, whole, network)] for name, network, tiled, whole in rows]
         base = " / ".join(_softmax_psnr(network) for network in (free, tied))
-    header = "| " + " | ".join(["way", *(f"{e:g} photons/px" for e in EXPOSURES)]) + " |\n" + "|---" * 4 + "|\n"
+    head = ["way", *(f"{exposure:g} photons/px" for exposure in EXPOSURES)]
     write_section(
         "Tiles against the whole image",
         __doc__,
         f"2D, depth 4, receptive field {reach} px, tiles of {TILE_PX} px in images of {SIZE_PX} px, {IMAGES} images. "
         "Each cell: relative RMS of tiled minus whole, and the tiled result's PSNR minus that of the whole-image "
-        f"softmax of the same network.\n\n{header}" + "\n".join(lines) + f"\n\nWhole-image softmax, PSNR at the three "
+        f"softmax of the same network.\n\n{table(head, lines)}\n\nWhole-image softmax, PSNR at the three "
         f"exposures, network as usual / with the total tied: {base}.",
     )
 
