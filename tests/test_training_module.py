@@ -42,7 +42,8 @@ def module_of(anchor: bool = False, **train: Any) -> GapModule:
 
 
 def pairs(photons: Tensor, target: Tensor) -> Pairs:
-    return Pairs(photons, target, 10 * torch.log10(photons.flatten(1).mean(1)), torch.ones(len(photons)))
+    db, weight = 10 * torch.log10(photons.flatten(1).mean(1)), torch.ones_like(photons)
+    return Pairs(photons, target, db, torch.ones(len(photons)), weight)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -131,7 +131,7 @@ def test_inputs_and_targets_of_repeats_are_independent_and_on_one_scale() -> Non
     drawer = WindowDrawer(as_stacks([image], 2, repeats="t"), (32, 32), ThinningConfig(min_db=0, max_db=4))
     batch = drawer.batch([0], 200)
     photons, target = batch.photons.flatten(1), batch.target.flatten(1)
-    assert batch.weight is not None and (batch.weight == 1).all()
+    assert (batch.weight == 1).all()
     expected = batch.exposure * photons.sum(1)
     assert ((target.sum(1) - expected).abs() < 6 * torch.sqrt(expected * (1 + batch.exposure))).all()
     # the whole frame may be the input, and the target holds four times its photons
@@ -148,12 +148,12 @@ def test_repeats_keep_what_cameras_and_one_bit_frames_tell() -> None:
     values[2, 10:20, 10:20] = 200  # saturated in one frame: no target in any
     stacks = as_stacks([xr.DataArray(values, dims=["t", "y", "x"])], 2, Detector(CAMERA), repeats="t")
     batch = WindowDrawer(stacks, (40, 50), ThinningConfig(min_db=0, max_db=5), augment=False).batch([0], 2)
-    assert batch.weight is not None and not batch.weight[..., 10:20, 10:20].any()
+    assert not batch.weight[..., 10:20, 10:20].any()
     assert not batch.target[batch.weight == 0].any()
     frames = xr.DataArray(np.random.default_rng(2).binomial(4, 0.3, (5, 30, 30)).astype(np.uint8), dims=["t", "y", "x"])
     limited = ThinningConfig(min_db=-5, max_db=0, ceiling=4)
     batch = WindowDrawer(as_stacks([frames], 2, repeats="t"), (16, 16), limited).batch([0], 60)
-    assert batch.weight is not None and (batch.weight == 16).all()
+    assert (batch.weight == 16).all()
     expected = float((batch.exposure * batch.photons.flatten(1).mean(1) * batch.weight.flatten(1).sum(1)).sum())
     assert float(batch.target.sum()) == pytest.approx(expected, rel=0.05)
 

@@ -55,8 +55,8 @@ class Pairs(NamedTuple):
     db: Tensor  # pseudo-PSNR of the inputs, (b,)
     exposure: Tensor  # expected photons of the target per one of the input and unit of weight, (b,)
     # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
-    # one-bit cameras the frames that are left; else 1. None means 1 everywhere.
-    weight: Tensor | None = None
+    # one-bit cameras the frames that are left; else 1.
+    weight: Tensor
 
 
 def pairs_of(
