@@ -57,7 +57,7 @@ def simulate(
         If ``photons`` is not positive, or ``dim`` and ``shape`` do not fit.
     """
     if not 0 < photons <= _MOST_PHOTONS:
-        raise ConfigError(f"photons is {photons:g} per pixel, expected a number above 0, and at most {_MOST_PHOTONS:g}")
+        raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel, at most {_MOST_PHOTONS:g}")
     truth = simulate_truth(dim, shape, seed, scene) * np.float32(photons)
     drawn = np.random.default_rng((seed, 1)).poisson(truth.values)
     dtype = np.uint16 if drawn.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32

@@ -165,6 +165,8 @@ def test_the_settings_of_a_run_resume_it_though_the_images_decided_some(tmp_path
 
 def test_a_run_is_not_resumed_with_another_camera(tmp_path: Path) -> None:
     config, camera = config_of(steps=1, learning_rate=1e-3), Camera(gain=0.5, offset=0.0)
+    with pytest.raises(ConfigError, match="yaml"):  # numbers alone tell no maps
+        run(tmp_path / "camera", config=config, camera=camera.model_copy(update={"maps": "camera_maps.tif"}))
     run(tmp_path / "camera", config=config, camera=camera)
     assert run(tmp_path / "camera", config=config, camera=camera, resume=True).camera == Detector(camera)
     run(tmp_path / "counts", config=config)

@@ -132,6 +132,9 @@ def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence
     if camera is None and own is None:
         return None
     detector = Detector.of(own if camera is None else camera)
+    if detector.camera.maps is not None and detector.maps is None:
+        told = f"camera.maps is {detector.camera.maps!r}, but maps are read beside a camera's yaml alone"
+        raise ConfigError(f"{told}; give the path of the yaml as the camera, or leave maps out")
     if run is not None and (own is None or _numbers(detector) != _numbers(Detector.of(own))):
         started = "no camera, not the one" if own is None else "another camera than"
         raise ConfigError(f"the run in {run} was started with {started} given now; leave it out to resume it")

@@ -28,7 +28,7 @@ from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, Net
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
-from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, load_model
+from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
 from gap_bioimage.training.choices import SIZES
@@ -58,6 +58,7 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model 
 
 def _described(model: Model) -> Model:
     """Return a model with a record of itself; of its path only what means something on other machines."""
+    check_model(model)
     name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
     record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
     return replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
