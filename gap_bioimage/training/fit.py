@@ -102,9 +102,8 @@ def train(
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _of_images(config, stacks[0].shape[0], start, detector)
-    faster = torch.cuda.is_available() or torch.backends.mps.is_available()
-    accelerated = faster if device == "auto" else device != "cpu"
-    config = config if resumed else choose_sizes(config, split, accelerated)
+    found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.history.init)
     with _quiet(), _shown(progress) as bar:
@@ -113,8 +112,7 @@ def train(
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
-    model = load_model(out)
-    run_folder.draw(out, model)
+    run_folder.draw(out, model := load_model(out))
     return model
 
 
