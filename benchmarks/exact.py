@@ -177,8 +177,3 @@ def draw_samples(
     end, log_rate, factor = sampler.draw(start, predict(counts).expand_as(start), stop, keys, steps)
     exposure = start if bool(counts.any()) else end
     return rate_from_log_rate(log_rate, exposure) * factor, end, evaluations
-
-
-def decibels(ratio: float) -> float:
-    """Return 10 log10."""
-    return 10 * math.log10(ratio)

@@ -16,33 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from results import write_section
+from results import table, write_section
 from scipy import ndimage
+from scores import FLOOR, nats
 
 from gap_bioimage.pictures import draw_grid
 
 HERE = Path(__file__).parent
-FLOOR = 1e-3  # photons; a rate of zero where a photon arrives would score minus infinity
 SIGMAS_PX = np.arange(0.5, 2.01, 0.1)
 Z_RATIOS = (0.0, 0.2, 0.35, 0.5)
 
 
-def score(rate: np.ndarray, photons: np.ndarray) -> float:
-    """Return the mean over photons of x ln d - d, nats per photon (the Poisson log-likelihood but for ln x!)."""
-    rate = np.maximum(rate, FLOOR)
-    return float((photons * np.log(rate) - rate).sum() / photons.sum())
-
-
 def best_gaussian(counts: np.ndarray, photons: np.ndarray, ratios: tuple[float, ...]) -> tuple[float, str, np.ndarray]:
     """Return the best Gaussian filter, chosen on the very frame it is scored on."""
-    best = (-np.inf, "", counts)
-    for ratio in ratios:
-        for sigma in SIGMAS_PX:
-            rate = ndimage.gaussian_filter(counts.astype(float), (ratio * sigma, sigma, sigma))
-            best = max(
-                best, (score(rate, photons), f"sigma {sigma:.1f} px, z {ratio * sigma:.2f}", rate), key=lambda b: b[0]
-            )
-    return best
+    tried = []
+    for z, sigma in ((ratio * sigma, sigma) for ratio in ratios for sigma in SIGMAS_PX):
+        rate = ndimage.gaussian_filter(counts.astype(float), (z, sigma, sigma))
+        tried.append((nats(rate, photons), f"sigma {sigma:.1f} px, z {z:.2f}", rate))
+    return max(tried, key=lambda one: one[0])
 
 
 def run(log: list[str], *arguments: str | Path) -> float:
@@ -80,7 +71,7 @@ def main() -> None:
     log: list[str] = []
     planar, stacked = (best_gaussian(seen, unseen, ratios) for ratios in ((0.0,), Z_RATIOS))
     rows = [
-        ("raw counts", score(seen, unseen)),
+        ("raw counts", nats(seen, unseen)),
         (f"best Gaussian filter in the plane ({planar[1]})", planar[0]),
         (f"best Gaussian filter in 3D ({stacked[1]})", stacked[0]),
     ]
@@ -88,7 +79,7 @@ def main() -> None:
     reports = []
     for dim in (2, 3):
         rates = one_model(dim, data, work, log)
-        rows += [(f"{dim}D model, {name}", score(rate, unseen)) for name, rate in rates.items()]
+        rows += [(f"{dim}D model, {name}", nats(rate, unseen)) for name, rate in rates.items()]
         pictures[f"{dim}D model"] = rates["gap-bioimage denoise"]
         direct, packed = rates.values()
         border = (slice(None), slice(64, -64), slice(64, -64))
@@ -101,13 +92,13 @@ def main() -> None:
         )
     plane = seen.shape[0] // 2
     draw_grid(HERE.parent / "docs" / "images" / "hazelnut.png", [{k: v[plane] for k, v in pictures.items()}])
-    table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
+    scored = [(name, f"{value:.4f}") for name, value in rows]
     write_section(
         "Hazelnut: real counts, scored on the next frame",
         __doc__,
         "Mean over the photons x1 of frame t1 of `x1 ln d - d`, in nats per photon, for estimates d made from frame t0 "
         f"alone (kept above {FLOOR:g} photons). The Gaussian filters' sigmas were chosen on t1 itself.\n\n"
-        f"| estimate from t0 | nats per photon |\n|---|---|\n{table}\n\n" + "\n".join(reports) + "\n\n"
+        f"{table(['estimate from t0', 'nats per photon'], scored)}\n\n" + "\n".join(reports) + "\n\n"
         "![counts, best Gaussian filter, 2D and 3D model, middle plane](../docs/images/hazelnut.png)\n\n"
         "Commands, with their time:\n\n```\n" + "\n".join(log) + "\n```",
     )

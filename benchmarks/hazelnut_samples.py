@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from results import write_section
+from results import table, write_section
 from scipy import stats
 
 import gap_bioimage as gap
@@ -151,7 +151,6 @@ def samples_section(data: Path, work: Path) -> None:
     deciles = [float(part.mean()) for part in np.array_split(np.sort(mmse.values, axis=None), 10)]
     header = ["method", "evaluations per sample", "CPU s per sample", "bias of the mean by decile, %"]
     header += ["spread / error, photons", "50 / 90 % coverage, all", "the same above 1 photon"]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
     write_section(
         "Hazelnut: posterior samples of a tenth of the photons",
         __doc__,
@@ -161,7 +160,7 @@ def samples_section(data: Path, work: Path) -> None:
         "the samples above 1 photon; error: of their mean against t1. Coverage: share of t1's pixels inside the "
         "central intervals of the predictive distribution (samples and t1's own Poisson noise; the discrete "
         "counts' ties broken at random, so that perfect samples give 50 / 90).\n\n"
-        f"{table}\n\n![counts, denoised, samples, standard deviation](../docs/images/samples.png)",
+        f"{table(header, rows)}\n\n![counts, denoised, samples, standard deviation](../docs/images/samples.png)",
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import statistics
 import time
@@ -52,7 +51,6 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
         "stem 2, depth 3, 16 filters": {"stem": 2, "depth": 3, "start_filts": 16},
     },
 }
-WARM_UP = 100  # steps
 IMAGE = {2: (512, 512), 3: (16, 256, 256)}
 
 
@@ -74,12 +72,12 @@ def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, A
     drawer = WindowDrawer(split.training, config.window_px, config.thinning, config.train.min_photons)
     torch.manual_seed(0)
     module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
-    optimizer, batches = module.configure_optimizers()["optimizer"], PairBatches(drawer, config.train.batch_size, 0)
+    configured, batches = module.configure_optimizers(), PairBatches(drawer, config.train.batch_size, 0)
+    optimizer, (factor, *_) = configured["optimizer"], configured["lr_scheduler"]["scheduler"].lr_lambdas
     start, step, share = time.process_time(), 0, 0.0
     while share < 1:
-        warm, decay = min(1.0, (step + 1) / WARM_UP), 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
-            group["lr"] = config.train.learning_rate * warm * decay
+            group["lr"] = config.train.learning_rate * factor(share * config.train.steps)
         optimizer.zero_grad()
         module.training_step(batches[step], 0).backward()
         module.on_before_optimizer_step(optimizer)

@@ -13,7 +13,7 @@ import statistics
 import numpy as np
 import torch
 from exact import Dirichlet, Markov, draw_counts, draw_samples
-from results import write_section
+from results import table, write_section
 from torch import Tensor
 
 from gap_bioimage import sampler
@@ -60,17 +60,16 @@ def main() -> None:
             if found > best:
                 placed, best = tried, found
     beds.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
-    lines, half = [], [(k + 0.5) / (STEPS - 0.5) for k in range(STEPS)]
+    rows, half = [], [(k + 0.5) / (STEPS - 0.5) for k in range(STEPS)]
     for name, shares in (("equal", equal), ("the first half as long (ours)", half), ("placed", placed)):
         cells = []
         for bed in beds:
             ratios = [variance(*bed, shares, JUDGED, seed) for seed in SEEDS]
             cells.append(f"{statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / len(SEEDS) ** 0.5:.3f}")
-        lines.append(f"| {name} | {' '.join(f'{share:.2f}' for share in shares)} | {' | '.join(cells)} |")
-    head = "| steps | after these shares of the way | Dirichlet, 1 photon/px | Dirichlet, 10 photons/px | Markov |"
-    table = "\n".join([head, "|---" * 5 + "|", *lines])
+        rows.append([name, " ".join(f"{share:.2f}" for share in shares), *cells])
+    head = ["steps", "after these shares of the way", "Dirichlet, 1 photon/px", "Dirichlet, 10 photons/px", "Markov"]
     told = f"Variance of {JUDGED} samples over the posterior's, {STEPS} steps, 20 dB; ± over {len(SEEDS)} seeds."
-    write_section("Placement of the sampler's steps", __doc__, f"{told}\n\n{table}")
+    write_section("Placement of the sampler's steps", __doc__, f"{told}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":

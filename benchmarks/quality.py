@@ -87,11 +87,12 @@ def run(job: Job) -> str:
         model = trained(job, scene)
         if job.method != "untrained":
             about["steps"] = scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"]
-            about["minutes"] = (job.clock() - start) / 60
             about["parameters"] = sum(p.numel() for p in model.network.parameters())
         method: peers.Method = lambda counts, truth, level: denoised(model, counts, job.device)  # noqa: E731
     else:
         method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about)
+    if "steps" in about:  # else nothing was trained
+        about["minutes"] = (job.clock() - start) / 60
     results = judged(scene, job, method) | about | {"machine": job.machine()}
     with replacing(job.out) as temporary:
         temporary.write_text(json.dumps(results))

@@ -6,11 +6,21 @@ import datetime
 import platform
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 RESULTS = Path(__file__).parent / "results.md"
 HEADER = "# Results\n\nWritten by the scripts in this folder; ratios and scores come from one run each.\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return "\n".join([first, f"|{'---|' * len(head)}", *others])
 
 
 def write_section(title: str, doc: str | None, body: str, machine: str | None = None) -> None:

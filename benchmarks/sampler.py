@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from exact import Dirichlet, Markov, Templates, draw_counts, draw_samples
-from results import write_section
+from results import table, write_section
 from torch import Tensor
 
 from gap_bioimage.config import RunConfig
@@ -91,15 +91,15 @@ def exact_section() -> None:
     images = [draw_counts(templates.shares[k][None], 40.0, k) for k in range(6)]
     torch.manual_seed(0)
     least = np.mean([floor(templates.weights(counts)[0]) for counts in images])
-    lines = []
+    rows = []
     for gain in (10.0, 100.0):
         for name in SCHEDULES:
             cells, evaluations = zip(*(moments(pixels, name, counts, gain) for counts in dirichlet), strict=True)
             on_line, _ = moments(chain, name, line, gain)
             row = [f"{10 * math.log10(gain):g} dB", name, str(evaluations[-1]), *cells, on_line]
-            lines.append(f"| {' | '.join([*row, distance(templates, name, images, gain)])} |")
-            print(lines[-1], flush=True)
-    head = ["climb", "schedule", "evaluations", *(f"Dirichlet, {p:g} photons/px" for p in PER_PIXEL), "Markov"]
+            rows.append([*row, distance(templates, name, images, gain)])
+            print(rows[-1], flush=True)
+    beds = [*(f"Dirichlet, {p:g} photons/px" for p in PER_PIXEL), "Markov", "templates"]
     write_section(
         "Sampler with exact predictors",
         __doc__,
@@ -110,12 +110,8 @@ def exact_section() -> None:
         "6 images, 40 photons, total variation from the exact posterior, mean of 6 inputs (exact draws: "
         f"{least:.3f}). Equal roots: the steps of sqrt alone, with the rates "
         "frozen during each, as in geometric; without restored variance, a climb of 10 dB over independent pixels ends "
-        "below 0.9. Evaluations: those of the slowest sample.\n\n| "
-        + " | ".join([*head, "templates"])
-        + " |\n"
-        + "|---" * (len(head) + 1)
-        + "|\n"
-        + "\n".join(lines),
+        "below 0.9. Evaluations: those of the slowest sample.\n\n"
+        + table(["climb", "schedule", "evaluations", *beds], rows),
     )
 
 
@@ -178,7 +174,7 @@ def look(drawn: Tensor, truth: Tensor, denoised: Tensor, view: tuple[int, bool],
     return counted / counted.sum(), float(error[keep].double().sum() / variance[keep].double().sum())
 
 
-def row_of(name: str, looks: list[tuple[Tensor, float]]) -> str:
+def row_of(name: str, looks: list[tuple[Tensor, float]]) -> list[str]:
     """Return a table row: coverage, error over variance, histogram; with standard errors over the scenes."""
     counted, ratio = np.array([frequencies.numpy() for frequencies, _ in looks]), [value for _, value in looks]
     cells = []
@@ -187,7 +183,7 @@ def row_of(name: str, looks: list[tuple[Tensor, float]]) -> str:
         cells.append(f"{inside.mean():.0f} ± {inside.std(ddof=1) / SCENES**0.5:.0f} %")
     cells.append(f"{np.mean(ratio):.2f} ± {np.std(ratio, ddof=1) / SCENES**0.5:.2f}")
     histogram = 100 * counted.mean(0).reshape(10, 2).sum(1)
-    return f"| {' | '.join([name, *cells, ' '.join(f'{share:.0f}' for share in histogram)])} |"
+    return [name, *cells, " ".join(f"{share:.0f}" for share in histogram)]
 
 
 def trained_section(work: Path, steps: int) -> None:
@@ -201,21 +197,19 @@ def trained_section(work: Path, steps: int) -> None:
         scenes.append((counts, truth * (counts.sum() / truth.sum())))
     top = model.trained_range_db[1]
     room = [top - 10 * math.log10(float(brightest_mean(counts, list(WINDOW_PX[2])))) for counts, _ in scenes]
-    lines: dict[str, list[str]] = {title: [] for title in VIEWS}
+    rows: dict[str, list[list[str]]] = {title: [] for title in VIEWS}
     with torch.inference_mode():
         denoised = [rate_from_log_rate(model.network(counts), counts) for counts, _ in scenes]
         for name in (*TRAINED, "denoised, Gaussian of shot noise"):
             draw_samples = samples_of if name in SCHEDULES else shot_noise
             drawn = [draw_samples(name, model, counts) for counts, _ in scenes]
             for title, view in VIEWS.items():
-                looks = [
-                    look(drawn[number], truth, denoised[number], view, number)
-                    for number, (_, truth) in enumerate(scenes)
-                ]
-                lines[title].append(row_of(name, looks))
-                print(title, lines[title][-1], flush=True)
-    header = "samples | truth within central 50 % | 90 % | squared error / variance | ranks, per cent in tenths"
-    tables = [f"{title}:\n\n| {header} |\n|---|---|---|---|---|\n" + "\n".join(rows) for title, rows in lines.items()]
+                pairs = enumerate(zip(drawn, denoised, scenes, strict=True))
+                looks = [look(of, truth, mean, view, number) for number, (of, mean, (_, truth)) in pairs]
+                rows[title].append(row_of(name, looks))
+                print(title, rows[title][-1], flush=True)
+    head = ["samples", "truth within central 50 %", "90 %", "squared error / variance", "ranks, per cent in tenths"]
+    tables = [f"{title}:\n\n{table(head, found)}" for title, found in rows.items()]
     write_section(
         "Ranks of the truth among a trained network's samples",
         __doc__,

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 Image = np.ndarray[Any, np.dtype[Any]]
 DECILES = 10
+FLOOR = 1e-3  # photons; a rate of zero where a photon arrives would score minus infinity
 LOW, HIGH = 0.125, 0.25  # cycles per pixel: below is low, above is high
 
 
@@ -27,7 +28,7 @@ def scaled_psnr_db(image: Image, truth: Image) -> float:
 
 def nats(rate: Image, photons: Image) -> float:
     """Return the mean over photons of x ln d - d, nats per photon (the Poisson log-likelihood but for ln x!)."""
-    rate = np.maximum(rate, 1e-3)
+    rate = np.maximum(rate, FLOOR)
     return float((photons * np.log(rate) - rate).sum() / photons.sum())
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from contest import KIND, Contest, Machine
 from exact import Dirichlet, Markov, draw_counts, draw_samples
-from results import write_section
+from results import table, write_section
 from torch import Tensor
 
 import gap_bioimage as gap
@@ -247,14 +247,11 @@ def measure(part: str, device: str, threads: int, seconds: float) -> dict[str, A
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    lines = [
-        "| work | way | ms | Mpx/s | ratio | peak MB | of peak FLOP/s | of peak bytes/s | | its time |",
-        "|---" * 10 + "|",
-    ]
+    rows = []
     for row in (row for part in found for row in part["rows"]):
         cells = [f"{row[name] * factor:{form}}" if name in row else "" for name, (factor, form) in SHOWN.items()]
-        lines.append(f"| {' | '.join([row['work'], row['way'], *cells, row['note'], row.get('shares', '')])} |")
-    return "\n".join(lines)
+        rows.append([row["work"], row["way"], *cells, row["note"], row.get("shares", "")])
+    return table(["work", "way", "ms", *list(SHOWN)[1:], "", "its time"], rows)
 
 
 def main() -> None:

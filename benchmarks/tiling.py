@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from results import write_section
+from results import table, write_section
+from scores import psnr_db
 from torch import Tensor
 
 from gap_bioimage.config import RunConfig
@@ -69,31 +70,35 @@ def stitched(network: UNet, photons: Tensor, halo: int) -> Tensor:
     return rate_from_log_rate(TiledNetwork(network, [TILE_PX] * 2, [halo] * 2)(photons), photons)
 
 
+def scene_of(exposure: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the truth of a test image, and its counts."""
+    truth = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500 + seed).values)[None, None] * exposure
+    return truth, torch.poisson(truth, torch.Generator().manual_seed(seed))
+
+
 def psnr(rate: Tensor, truth: Tensor) -> float:
     """Return the PSNR in dB."""
-    return float(10 * torch.log10(truth.max() ** 2 / (rate - truth).square().mean()))
+    return psnr_db(rate.numpy(), truth.numpy())
 
 
-def measure(tiled: Denoise, whole: Denoise, network: UNet) -> str:
+def measure(tiled: Denoise, whole: Denoise, network: UNet) -> list[str]:
     """Return table cells: relative RMS tiled against whole, and PSNR minus that of the whole-image softmax."""
     cells = []
     for exposure in EXPOSURES:
         rms, cost = [], []
         for seed in range(IMAGES):
-            scene = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500 + seed).values)[None, None] * exposure
-            photons = torch.poisson(scene, torch.Generator().manual_seed(seed))
+            scene, photons = scene_of(exposure, seed)
             one, other = tiled(network, photons), whole(network, photons)
             rms.append(float((one - other).square().mean().sqrt() / other.square().mean().sqrt()))
             cost.append(psnr(one, scene) - psnr(softmax(network, photons), scene))
         cells.append(f"{100 * np.mean(rms):.2f} % / {np.mean(cost):+.2f} dB")
-    return " | ".join(cells)
+    return cells
 
 
 def main() -> None:
     """Train, measure, write."""
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)
-    torch.set_grad_enabled(True)
     free, tied = trained(work, 0.0), trained(work, 0.01)
     reach = receptive_field_px(free)[0]
     rows: list[tuple[str, UNet, Denoise, Denoise]] = []
@@ -111,26 +116,22 @@ def main() -> None:
     rows.append(("box of 129 px, total tied in training, halo 64", tied,
                  lambda n, p: in_tiles(box(129), n, p, 64), box(129)))  # fmt: skip
     with torch.inference_mode():
-        lines = [f"| {name} | {measure(tiled, whole, network)} |" for name, network, tiled, whole in rows]
+        lines = [[name, *measure(tiled, whole, network)] for name, network, tiled, whole in rows]
         base = " / ".join(_softmax_psnr(network) for network in (free, tied))
-    header = "| " + " | ".join(["way", *(f"{e:g} photons/px" for e in EXPOSURES)]) + " |\n" + "|---" * 4 + "|\n"
+    head = ["way", *(f"{exposure:g} photons/px" for exposure in EXPOSURES)]
     write_section(
         "Tiles against the whole image",
         __doc__,
         f"2D, depth 4, receptive field {reach} px, tiles of {TILE_PX} px in images of {SIZE_PX} px, {IMAGES} images. "
         "Each cell: relative RMS of tiled minus whole, and the tiled result's PSNR minus that of the whole-image "
-        f"softmax of the same network.\n\n{header}" + "\n".join(lines) + f"\n\nWhole-image softmax, PSNR at the three "
+        f"softmax of the same network.\n\n{table(head, lines)}\n\nWhole-image softmax, PSNR at the three "
         f"exposures, network as usual / with the total tied: {base}.",
     )
 
 
 def _softmax_psnr(network: UNet) -> str:
-    values = []
-    for exposure in EXPOSURES:
-        scene = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500).values)[None, None] * exposure
-        photons = torch.poisson(scene, torch.Generator().manual_seed(0))
-        values.append(f"{psnr(softmax(network, photons), scene):.2f}")
-    return ", ".join(values) + " dB"
+    scenes = (scene_of(exposure, 0) for exposure in EXPOSURES)
+    return ", ".join(f"{psnr(softmax(network, photons), truth):.2f}" for truth, photons in scenes) + " dB"
 
 
 if __name__ == "__main__":

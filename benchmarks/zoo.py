@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from results import write_section
+from results import table, write_section
 
 from gap_bioimage.validation.report import validate
 
@@ -112,11 +112,11 @@ def matrix(cases: list[Case]) -> str:
         "failed, the model's own": lambda case: case.own,
         "failed, the test machine's": lambda case: case.status == "failed" and not case.own,
     }
-    lines = ["| the zoo's report | we say works | fails | unknown |", "|---|---|---|---|"]
+    rows = []
     for title, is_kind in kinds.items():
         said = Counter(case.said for case in cases if is_kind(case))
-        lines.append(f"| {title} | {said['works']} | {said['fails']} | {said['unknown']} |")
-    return "\n".join(lines)
+        rows.append([title, *(str(said[verdict]) for verdict in ("works", "fails", "unknown"))])
+    return table(["the zoo's report", "we say works", "fails", "unknown"], rows)
 
 
 def disagreements(cases: list[Case]) -> str:

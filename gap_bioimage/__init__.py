@@ -7,10 +7,12 @@ line's ``--help`` do not wait for torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gap_bioimage.errors import *  # noqa: F403
+
 __version__ = "0.1.0"
 
 # fmt: off
-__all__ = [  # noqa: RUF022
+__all__ = [  # noqa: F405, RUF022
     "AxesError", "BrokenNetworkError", "CardError", "CheckpointError", "ConfigError", "CountsWarning",
     "EmptyImageWarning", "ExportError", "GapError", "GapWarning", "HotPixelWarning", "NetworkWarning",
     "NotPhotonCountsError", "OutputError", "TrainedRangeError", "TrainedRangeWarning", "UnreadableImageError",
@@ -23,7 +25,7 @@ __all__ = [  # noqa: RUF022
 ]
 # fmt: on
 
-# Public names by the module that they live in; those that are not here are errors and warnings.
+# Public names by the module that they live in, but for errors and warnings, which are here.
 _HOMES = {
     "io": "read_images read_photons sum_frames write_image",
     "simulation": "simulate",
@@ -48,26 +50,6 @@ if TYPE_CHECKING:
     from gap_bioimage.camera.camera import Detector, read_camera, write_camera
     from gap_bioimage.config import Camera, NetworkConfig, RunConfig, SamplingConfig, ThinningConfig, TrainConfig
     from gap_bioimage.counts import pseudo_psnr_db, thin
-    from gap_bioimage.errors import (
-        AxesError,
-        BrokenNetworkError,
-        CardError,
-        CheckpointError,
-        ConfigError,
-        CountsWarning,
-        EmptyImageWarning,
-        ExportError,
-        GapError,
-        GapWarning,
-        HotPixelWarning,
-        NetworkWarning,
-        NotPhotonCountsError,
-        OutputError,
-        TrainedRangeError,
-        TrainedRangeWarning,
-        UnreadableImageError,
-        UnreadableModelError,
-    )
     from gap_bioimage.exporting.archive import export
     from gap_bioimage.inference.denoising import Region, denoise, region_uncertainty
     from gap_bioimage.inference.held_out import Coverage, coverage
@@ -84,10 +66,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
-    home = next((home for home, names in _HOMES.items() if name in names.split()), "errors")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    for home, names in _HOMES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
 
 
 def __dir__() -> list[str]:

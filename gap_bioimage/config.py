@@ -6,14 +6,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from gap_bioimage.errors import ConfigError
 
-PositiveInt = Annotated[int, Field(gt=0)]
 _LEAST_PATCH = 64  # pixels
 _SHORT = 80  # characters of a setting that a message tells
 
@@ -73,31 +73,27 @@ class NetworkConfig(Config):
 
     dim: Literal[2, 3] = Field(2, description="spatial dimensions; those of the images when not given")
     channels: PositiveInt = Field(1, description="image channels, denoised jointly")
-    anchor: bool = Field(
-        True, description="correct smoothed counts, so that the scale is that of the photons; False: a plain U-Net"
-    )
+    anchor: bool = Field(True, description="correct smoothed counts, on the scale of the photons; False: a plain U-Net")
     anchor_version: Literal[1, 2] = Field(2, description="1: smoothed by errors at each pixel; 2: and by a local fit")
     levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
-    depth: Annotated[int, Field(ge=1, le=8)] = Field(5, description="resolution levels of the U-Net")
+    depth: int = Field(5, ge=1, le=8, description="resolution levels of the U-Net")
     start_filts: PositiveInt = Field(32, description="filters of the first level, doubled at each next one")
     up_mode: Literal["transpose", "upsample"] = "transpose"
     merge_mode: Literal["add", "concat"] = "add"
-    z_conv_stage: PositiveInt | None = Field(
-        None, description="3D only: levels that convolve and pool along z (all of them when not given)"
-    )
+    z_conv_stage: PositiveInt | None = Field(None, description="3D only: levels that convolve along z; all by default")
     stem: Literal[1, 2, 4] = Field(1, description="fold so many pixels in y and x into one: less time at full size")
 
     @model_validator(mode="before")
     @classmethod
     def _encoding_is_of_plain_networks(cls, values: Any) -> Any:
         """Settings that name an encoding, as all did before there were anchors, mean a plain U-Net."""
-        if isinstance(values, dict) and "anchor" not in values and ("levels" in values or "log1p" in values):
-            return {**values, "anchor": False}
-        # as whole sections, which name the levels too, were stored before there was a second version
-        if isinstance(values, dict) and {"anchor", "levels"} <= set(values) and "anchor_version" not in values:
-            return {**values, "anchor_version": 1}
-        return values
+        if not isinstance(values, dict):
+            return values
+        if "anchor" not in values:
+            return {**values, "anchor": False} if "levels" in values or "log1p" in values else values
+        # whole sections, which name the levels too, were stored before there was a second version
+        return {"anchor_version": 1, **values} if "levels" in values else values
 
     @model_validator(mode="after")
     def _z_stage_needs_z(self) -> Self:
@@ -111,17 +107,11 @@ class ThinningConfig(Config):
 
     min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
     max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
-    max_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.8, description="largest share of the photons used as input; the rest is the target"
+    max_fraction: float = Field(0.8, gt=0, lt=1, description="largest share of the photons used as input, not target")
+    binned: float = Field(
+        0.0, ge=0, le=1, description="share of windows with 2 x 2 pixels in one; when not given 0.4 with purpose=sample"
     )
-    binned: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
-        description="share of the windows that are seen binned, 2 x 2 pixels in one: of images brighter than any "
-        'there is; when not given 0.2 with purpose="sample"',
-    )
-    ceiling: PositiveInt | None = Field(
-        None, description="largest possible count: the number of one-bit frames (single-photon cameras) in each image"
-    )
+    ceiling: PositiveInt | None = Field(None, description="largest count: the number of one-bit frames in each image")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -139,58 +129,44 @@ class TrainConfig(Config):
         20_000, description="optimiser steps; when not given as many as a CPU does in minutes, 10 000 on accelerators"
     )
     patience: PositiveInt | None = Field(
-        None,
-        description="validations without a better one, in the second half of the steps, after which training ends; "
-        "never when not given with steps",
+        None, description="validations of the second half without a better one until training ends; chosen with steps"
     )
-    batch_size: PositiveInt = Field(
-        16, description="windows per step and device; when not given the more the smaller they are"
-    )
+    batch_size: PositiveInt = Field(16, description="windows per step and device; chosen by their size when not given")
     patch_px: tuple[PositiveInt, ...] | None = Field(
-        None, description="window (y, x) or (z, y, x); 128 x 128 or 16 x 64 x 64 when not given"
+        None, description="window (y, x) or (z, y, x); chosen by the machine when not given"
     )
-    min_photons: Annotated[int, Field(ge=0)] = Field(
-        50, description="windows with fewer photons are drawn anew, so that background does not dominate"
-    )
+    min_photons: NonNegativeInt = Field(50, description="windows with fewer are drawn anew: background is seen less")
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon for anchored networks when not given")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        200, description="steps over which the rate rises; in the second half of all steps it falls to 1 %"
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: NonNegativeInt = Field(200, description="steps of a rising rate; in the second half it falls to 1 %")
+    gradient_clip: PositiveFloat = 0.5
+    total_weight: NonNegativeFloat | None = Field(
+        None, description="weight of the likelihood of the photons' number; when not given 1, for plain networks 0"
     )
-    gradient_clip: Annotated[float, Field(gt=0)] = 0.5
-    total_weight: Annotated[float, Field(ge=0)] | None = Field(
-        None,
-        description="weight of the likelihood of the number of photons; 0 leaves the scale free. 1 for anchored "
-        "networks and 0 for plain ones when not given",
+    brightness_power: NonNegativeFloat | None = Field(
+        None, description="images weigh as their photons to this power; when not given 0.7, but for old networks 0"
     )
-    brightness_power: Annotated[float, Field(ge=0)] | None = Field(
-        None,
-        description="images weigh as their photons to this power; 0.7 for anchored networks of version 2 and 0 for "
-        "others when not given",
-    )
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="decay of an exponential moving average of the weights, used instead of the last ones"
+    ema_decay: float | None = Field(
+        None, ge=0, lt=1, description="of an exponential moving average of the weights, used instead of the last ones"
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
     validate_every: PositiveInt = Field(
         500, description="steps between validations and checkpoints; when not given a twentieth of the steps"
     )
-    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        0.1, description="share of the images, or of each image's largest axis, held out"
+    validation_share: float = Field(
+        0.1, gt=0, lt=0.5, description="share of the images, or of each image's largest axis, held out"
     )
     validation_windows: PositiveInt = 32
     purpose: Literal["denoise", "sample", "generate"] | None = Field(
         None, description="what the model is for, which decides the range of brightness; all of it when not given"
     )
-    size: Literal["small", "base", "large"] | None = Field(
-        None, description="depth, filters and stem of the network; base when not given"
-    )
+    size: Literal["small", "base", "large"] | None = Field(None, description="of the network; base when not given")
     repeats: Literal["t"] | None = Field(
         None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
     )
     tensorboard: bool = False
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
     @classmethod
@@ -202,17 +178,11 @@ class TrainConfig(Config):
 class Camera(Config):
     """What a camera makes of electrons: ADU = offset + gain (e + N(0, read_noise^2)); ``camera.yaml`` holds it."""
 
-    gain: Annotated[float, Field(gt=0)] = Field(
-        description="ADU per electron; of a detector that multiplies, ADU per effective photon (variance over mean)"
-    )
+    gain: PositiveFloat = Field(description="ADU per electron; where electrons are multiplied, per effective photon")
     offset: float = Field(description="ADU without light")
-    read_noise: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="electrons RMS per pixel, that of digitisation included"
-    )
+    read_noise: NonNegativeFloat = Field(0.0, description="electrons RMS per pixel, that of digitisation included")
     saturation: float | None = Field(None, description="ADU from which on pixels are saturated")
-    multiplying: bool = Field(
-        False, description="EMCCD, photomultiplier: photons are effective ones, fewer than were detected"
-    )
+    multiplying: bool = Field(False, description="EMCCD, photomultiplier: effective photons, fewer than were detected")
     maps: str | None = Field(
         None, description="TIFF beside the yaml with two channels: offset (ADU) and read noise (electrons) per pixel"
     )
@@ -234,11 +204,9 @@ class SamplingConfig(Config):
         "geometric: the paper's, each step adds beta times the photons",
     )
     steps: PositiveInt = Field(10, description="network evaluations per sample of the sqrt schedule")
-    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="growth per step of the geometric schedule")
+    beta: PositiveFloat = Field(0.1, description="growth per step of the geometric schedule")
     stop_db: float | None = Field(
-        None,
-        description="mean photons per pixel to stop at, in dB; when not given 20 dB above the image, and never "
-        "beyond the trained range",
+        None, description="dB to stop at; when not given 20 dB above the image, never beyond the trained range"
     )
 
 
@@ -318,7 +286,6 @@ def _assign(values: dict[str, Any], override: str) -> None:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Return which settings differ, by section and key, and in words how."""
     sections = [{n: of if isinstance(of, dict) else {"": of} for n, of in each.items()} for each in (before, now)]
-    flat = [{f"{n}.{k}".rstrip("."): v for n, of in each.items() for k, v in of.items()} for each in sections]
-    pairs = {name: [each.get(name) for each in flat] for name in {**flat[0], **flat[1]}}
-    told = {name: f"{name}={old}, not {new}" for name, (old, new) in pairs.items() if old != new}
+    old, new = ({f"{n}.{k}".rstrip("."): v for n, of in each.items() for k, v in of.items()} for each in sections)
+    told = {n: f"{n}={old.get(n)}, not {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)}
     return {name: words if len(words) < _SHORT else name for name, words in told.items()}  # hashes tell nothing

@@ -3,8 +3,6 @@
 Every message says what was given, what was expected and what to do.
 """
 
-from __future__ import annotations
-
 
 class GapError(Exception):
     """Base of all errors that a user can mend; the command line prints them as one sentence."""

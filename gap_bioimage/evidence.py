@@ -66,9 +66,8 @@ def measure(photons: xr.DataArray) -> Evidence:
     """
     values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
     whole = _scanned(values)
-    if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3:
-        return whole
-    if not whole.statistics.minimum < whole.statistics.maximum:  # nor where there are no pixels
+    varies = whole.statistics.minimum < whole.statistics.maximum  # nor do no pixels
+    if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3 or not varies:
         return whole
     top = left = 0
     if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
@@ -134,19 +133,17 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
 
 def _within_margins(planes: Values) -> tuple[slice, slice] | None:
     """Return the rows and columns within margins whose value occurs nowhere else, as stitching leaves; None without."""
-    some, ends = planes[:: max(1, len(planes) // 8)], []
+    some = planes[:: max(1, len(planes) // 8)]
     borders = (some[:, 0], some[:, -1], some[..., 0], some[..., -1])
     if not any(border.min() == border.max() for border in borders):
         return None
-    for across in (2, 1):
-        varies = np.flatnonzero(some.min((0, across)) < some.max((0, across)))
-        ends.append(slice(int(varies[0]), int(varies[-1]) + 1) if varies.size else slice(0))
-    inside: Values = np.zeros(some.shape[1:], bool)
-    inside[ends[0], ends[1]] = True
-    large = min(inside.any(0).sum(), inside.any(1).sum()) >= m.LEAST_PX
-    if not large or np.isin(some[:, inside], np.unique(some[:, ~inside])).any():
+    rows, columns = (np.flatnonzero(some.min((0, axis)) < some.max((0, axis))) for axis in (2, 1))
+    if not (rows.size and columns.size) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < m.LEAST_PX:
         return None
-    return ends[0], ends[1]
+    ends = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    inside: Values = np.zeros(some.shape[1:], bool)
+    inside[ends] = True
+    return None if np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
 
 
 def missing_levels(planes: Planes) -> int:
@@ -271,7 +268,7 @@ def dead_pixels(evidence: Evidence) -> int:
 def wrapped(planes: Planes) -> bool:
     """Whether counts go on from 0 beyond 255: noise then flips pixels from end to end, and rarely half of the way."""
     flips = np.zeros(3)
-    for image in (turned for plane in planes for turned in (plane, plane.T)):
+    for image in (*planes, *(plane.T for plane in planes)):
         middle = image[1:-1]
         before, after = middle - image[:-2], middle - image[2:]
         inner = (middle > 0) & (middle < 255)  # where hot and dead pixels are

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gap_bioimage.anchor import Anchor
 from gap_bioimage.config import NetworkConfig, read_yaml
 from gap_bioimage.errors import CheckpointError, ConfigError
 
@@ -81,10 +82,8 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
         expected = "; expected a run folder, a checkpoint or a model zip (the model comes first, then the image)"
         raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told or expected}") from None
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
-        raise CheckpointError(
-            f"{name} is not a checkpoint, or its end is missing; expected one written by gap-bioimage or the original "
-            "GAP code: copy it again"
-        ) from None
+        told = f"{name} is not a checkpoint, or its end is missing"
+        raise CheckpointError(f"{told}; expected one of gap-bioimage or the original GAP code: copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, expected a checkpoint's dictionary")
     return content
@@ -131,18 +130,22 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
     stored = {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
+    stored = {name: value for name, value in stored.items() if name in (*_SETTINGS, RANGE)}
     aside = _read_sidecar(path)
     if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
         network_config(unknown, path)  # which says so
-    told: dict[str, tuple[Any, str]] = {}
-    for source, settings in (("hyper_parameters", stored), ("sidecar", aside), ("given", given)):
-        told |= {name: (settings[name], source) for name in (*_SETTINGS, RANGE) if name in settings}
+    sources = {"hyper_parameters": stored, "sidecar": aside, "given": given}
+    told = {name: (value, source) for source, settings in sources.items() for name, value in settings.items()}
     # what a user leaves to the weights, no stored setting decides
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
     limits, range_from = told.pop(RANGE, (None, "assumed"))
-    facts, encodings = _facts(weights, path)
+    facts, inputs = _facts(weights, path)
+    if told.keys().isdisjoint(("levels", "log1p")):
+        facts |= _anchor(facts["dim"], inputs, facts["channels"])
     told = {name: (fact, "weights") for name, fact in facts.items()} | told
-    _settle_encoding(told, encodings, list(weights)[:2] == ["conv_final.weight", "conv_final.bias"], path)
+    if "anchor" not in facts:
+        original = list(weights)[:2] == ["conv_final.weight", "conv_final.bias"]
+        _settle_encoding(told, inputs // facts["channels"], original, path)
     config = network_config({name: value for name, (value, _) in told.items()}, path)
     found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
     return Described(weights, config, found, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), range_from)
@@ -164,10 +167,8 @@ def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
     if not found:
         raise _no_network(path, f"no {_LAST}")
     if len(found) > 1:
-        names = ", ".join(repr(prefix) for _, prefix in found)
-        raise CheckpointError(
-            f"{path} holds {len(found)} networks (under {names}); expected one: save the state_dict() of the one to use"
-        )
+        names = f"{path} holds {len(found)} networks (under {', '.join(repr(prefix) for _, prefix in found)})"
+        raise CheckpointError(f"{names}; expected one: save the state_dict() of the one to use")
     [(group, prefix)] = found
     own = {k.removeprefix(prefix): v for k, v in group.items() if isinstance(k, str) and k.startswith(prefix)}
     if not all(isinstance(value, torch.Tensor) for value in own.values()) or own[_LAST].ndim not in (4, 5):
@@ -193,13 +194,15 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:
-    """Return the settings that shapes tell, and the number of encodings per channel."""
+    """Return the settings that shapes tell of plain networks, and the number of inputs of the first level."""
     depth = 1
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
     try:
         shapes = [weights[f"down_convs.{stage}.conv1.weight"].shape for stage in range(depth)]
         (filters, inputs, *kernel), channels = shapes[0], weights[_LAST].shape[0]
+        if not channels or len(kernel) not in (2, 3):
+            raise ValueError
         planar = [stage for stage, shape in enumerate(shapes) if len(kernel) == 3 and shape[2] == 1]
         facts: dict[str, Any] = {"dim": len(kernel), "channels": channels, "depth": depth, "start_filts": filters}
         facts["z_conv_stage"] = planar[0] if planar else None
@@ -207,11 +210,21 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
             facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
             outs, ins = weights["up_convs.0.conv1.weight"].shape[:2]
             facts["merge_mode"] = "concat" if ins == 2 * outs else "add"
-        return facts, inputs // channels
+        return facts, inputs
     except KeyError as missing:
         raise _no_network(path, f"no {missing.args[0]}") from None
-    except (IndexError, ValueError, ZeroDivisionError):
+    except (IndexError, ValueError):
         raise _no_network(path, "its convolutions have other shapes") from None
+
+
+def _anchor(dim: int, inputs: int, answers: int) -> dict[str, Any]:
+    """Return the settings of an anchored network of so many inputs and answers; empty if there is no such one."""
+    for version in (1, 2):
+        anchor = Anchor(dim, version)
+        channels = answers // anchor.n_answers
+        if channels and (inputs, answers) == (channels * anchor.n_features, channels * anchor.n_answers):
+            return {"anchor": True, "anchor_version": version, "channels": channels}
+    return {}
 
 
 def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
@@ -233,6 +246,5 @@ def _range(limits: Any, path: Path) -> tuple[float, float]:
             return low, high
     except (TypeError, ValueError):
         pass
-    raise CheckpointError(
-        f"{RANGE} of {path} is given as {limits!r}, expected the darkest and the brightest input in dB: [-40, 10]"
-    )
+    told = f"{RANGE} of {path} is given as {limits!r}"
+    raise CheckpointError(f"{told}, expected the darkest and the brightest input in dB: [-40, 10]")

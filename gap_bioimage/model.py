@@ -61,14 +61,13 @@ class Model:
     def kind(self) -> str:
         """What it is, such as "original GAP checkpoint, 3D anisotropic, z in 1 of 3 levels"."""
         config, stages = self.config, self.config.z_conv_stage
-        anisotropic = stages is not None and stages < config.depth
-        words = [
-            _ORIGINS.get(self.origin, self.origin),
-            f"{config.dim}D anisotropic" if anisotropic else f"{config.dim}D",
-            {1: "", 3: "RGB"}.get(config.channels, f"{config.channels} channels"),
-            f"z in {stages} of {config.depth} levels" if anisotropic else "",
-        ]
-        return ", ".join(filter(None, words))
+        words = [_ORIGINS.get(self.origin, self.origin), f"{config.dim}D"]
+        if config.channels > 1:
+            words.append("RGB" if config.channels == 3 else f"{config.channels} channels")
+        if stages is not None and stages < config.depth:
+            words[1] += " anisotropic"
+            words.append(f"z in {stages} of {config.depth} levels")
+        return ", ".join(words)
 
     @property
     def brightest(self) -> float:
@@ -123,18 +122,19 @@ def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = No
         If the path holds no such model, its settings are not known or contradict its weights, or
         ``hyper_parameters`` were given for a model that describes itself.
     """
-    path = pretrained.find(path)
+    path, origin = pretrained.find(path), "checkpoint"
     if path.is_dir():
-        for name in ("best.ckpt", "last.ckpt"):
-            if (path / name).is_file():
-                return _from_file(path / name, "run", hyper_parameters or {})
-        raise CheckpointError(f"{path} is a folder without best.ckpt or last.ckpt; expected a training run")
+        kept = [file for name in ("best.ckpt", "last.ckpt") if (file := path / name).is_file()]
+        if not kept:
+            raise CheckpointError(f"{path} is a folder without best.ckpt or last.ckpt; expected a training run")
+        path, origin = kept[0], "run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a run folder, a checkpoint or a model zip")
-    if _is_bioimageio_zip(path):
-        _refuse(hyper_parameters, path)
-        return _from_zip(path)
-    return _from_file(path, "checkpoint", hyper_parameters or {})
+    model = _from_zip(path) if _is_bioimageio_zip(path) else _from_file(path, origin, hyper_parameters or {})
+    if hyper_parameters and model.history.settings_from is None:
+        told = f"hyper_parameters are for weights that do not describe themselves, {path} does"
+        raise CheckpointError(f"{told}; leave them out")
+    return model
 
 
 def check_model(model: Any) -> None:
@@ -147,7 +147,6 @@ def check_model(model: Any) -> None:
 def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> Model:
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path, str(path))
     if CHECKPOINT_KEY in content:
-        _refuse(hyper_parameters, path)
         return _from_checkpoint(content, path, origin)
     found = describe(content, path, hyper_parameters)
     epochs, steps = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
@@ -197,10 +196,8 @@ def _from_zip(path: Path) -> Model:
         except (zipfile.BadZipFile, zlib.error, RuntimeError):  # the last is an encrypted zip
             raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
         except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            raise CheckpointError(
-                f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage "
-                "and pytorch_state_dict weights in its rdf.yaml"
-            ) from None
+            told = f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage"
+            raise CheckpointError(f"{told} and pytorch_state_dict weights in its rdf.yaml") from None
     config, camera = network_config(arguments, path), _camera(ours.get("camera"), path)
     network = _network(config, _part(weights, "network."), path)
     return Model(network, config, (low, high), camera, ours.get("ceiling"), source=path, origin="bioimage.io zip")
@@ -218,13 +215,6 @@ def _camera(told: Any, path: Path) -> Detector | None:
         return Detector(Camera(**{name: told[name] for name in Camera.model_fields if name in told and name != "maps"}))
     except (ConfigError, TypeError):
         raise CheckpointError(f"the camera that {path} describes is not one; export or train it again") from None
-
-
-def _refuse(hyper_parameters: Mapping[str, Any] | None, path: Path) -> None:
-    if hyper_parameters:
-        raise CheckpointError(
-            f"hyper_parameters are for weights that do not describe themselves, {path} does; leave them out"
-        )
 
 
 def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet:

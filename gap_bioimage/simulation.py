@@ -18,8 +18,9 @@ Scene = Literal["cells", "filaments"]
 PIXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
 DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
-_PSF_UM = {"z": 0.25, "y": 0.1, "x": 0.1}  # the axial blur is 2.5 times the lateral one
+_PSF_UM = np.array([0.25, 0.1, 0.1])  # (z, y, x); the axial blur is 2.5 times the lateral one
 _BACKGROUND = 0.02  # of the peak
+_MOST_PHOTONS = 1e7  # on average; the brightest pixels are counted in 32 bits
 
 
 def simulate(
@@ -55,13 +56,12 @@ def simulate(
     ConfigError
         If ``photons`` is not positive, or ``dim`` and ``shape`` do not fit.
     """
-    if not (photons > 0 and math.isfinite(photons)):
-        raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel; for example 1.0")
+    if not 0 < photons <= _MOST_PHOTONS:
+        raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel, at most {_MOST_PHOTONS:g}")
     truth = simulate_truth(dim, shape, seed, scene) * np.float32(photons)
     drawn = np.random.default_rng((seed, 1)).poisson(truth.values)
     dtype = np.uint16 if drawn.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
-    counts = truth.copy(data=drawn.astype(dtype)).rename("photons")
-    return counts, truth.rename("rate")
+    return truth.copy(data=drawn.astype(dtype)).rename("photons"), truth
 
 
 def simulate_truth(
@@ -71,22 +71,21 @@ def simulate_truth(
     if dim not in DEFAULT_SHAPE:
         raise ConfigError(f"dim is {dim}, expected 2 or 3")
     dims = ("z", "y", "x")[-dim:]
-    pixels = tuple(int(n) for n in shape or DEFAULT_SHAPE[dim])
+    pixels = tuple(int(n) for n in (DEFAULT_SHAPE[dim] if shape is None else shape))
     if len(pixels) != dim or min(pixels) < 1:
         raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
     if scene not in _SCENES:
         raise ConfigError(f"scene is {scene!r}, expected {' or '.join(map(repr, _SCENES))}")
-    structures = _SCENES[scene](pixels, dims, np.random.default_rng((seed, 0)))
-    image = _imaged(structures, dims)
+    step = np.array([PIXEL_UM[d] for d in dims])
+    image = _imaged(_SCENES[scene](pixels, step, np.random.default_rng((seed, 0))), step)
     image /= image.mean()
     both = zip(dims, pixels, strict=True)
     coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in both}
     return xr.DataArray(image.astype(np.float32), dims=dims, coords=coords, name="rate")
 
 
-def _cells(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
+def _cells(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
     """Put nuclei, the glow of cells, filaments and puncta together."""
-    step = np.array([PIXEL_UM[d] for d in dims])
     centers, radii = _place_nuclei(pixels, step, rng)
     nuclei = _nuclei(pixels, step, centers, radii, rng)
     cytoplasm = _cytoplasm(pixels, step, centers, radii)
@@ -96,9 +95,8 @@ def _cells(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Genera
     return scene
 
 
-def _network(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Generator) -> Image:
+def _network(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
     """Let filaments begin everywhere, in bundles of eight."""
-    step = np.array([PIXEL_UM[d] for d in dims])
     size = np.array(pixels) * step
     bundles = float(np.prod(size[-2:])) / (24 if len(pixels) == 2 else 8)
     begins = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
@@ -108,13 +106,11 @@ def _network(pixels: tuple[int, ...], dims: tuple[str, ...], rng: np.random.Gene
 _SCENES = {"cells": _cells, "filaments": _network}
 
 
-def _imaged(scene: Image, dims: tuple[str, ...]) -> Image:
+def _imaged(scene: Image, step: Image) -> Image:
     """Blur structures with the microscope's point-spread function, and add a background."""
-    step = np.array([PIXEL_UM[d] for d in dims])
-    psf = [_PSF_UM[d] / PIXEL_UM[d] for d in dims]
-    scene = _blur(scene, psf)
+    scene = _blur(scene, _PSF_UM[-len(step) :] / step)
     peak = max(float(np.quantile(scene, 0.998)), 1e-6)
-    haze = _blur(scene, 25 * np.ones(len(dims)) * PIXEL_UM["x"] / step)  # light from out of focus
+    haze = _blur(scene, 25 * PIXEL_UM["x"] / step)  # light from out of focus
     return scene + _BACKGROUND * peak * (0.8 + 0.6 * haze / max(float(haze.max()), 1e-6))
 
 

@@ -17,10 +17,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, ins: int, outs: int, z: bool) -> None:
         super().__init__()
         conv: Any = nn.Conv3d if dim == 3 else nn.Conv2d
-        options: dict[str, Any] = {"kernel_size": 3, "padding": 1}
-        if dim == 3 and not z:
-            options = {"kernel_size": (1, 3, 3), "padding": (0, 1, 1)}
-        self.conv1, self.conv2, self.conv3 = (conv(i, outs, **options) for i in (ins, outs, outs))
+        sizes: Any = ((1, 3, 3), 1, (0, 1, 1)) if dim == 3 and not z else (3, 1, 1)  # kernel, stride, padding
+        self.conv1, self.conv2, self.conv3 = (conv(i, outs, *sizes) for i in (ins, outs, outs))
 
     def convolve(self, x: Tensor) -> Tensor:
         s = self.conv1(x)
@@ -37,12 +35,10 @@ class Up(Block):
         if up_mode == "transpose":
             transposed: Any = nn.ConvTranspose3d if dim == 3 else nn.ConvTranspose2d
             self.upconv: nn.Module = transposed(ins, outs, factor, stride=factor)
-        elif dim == 2:
-            self.upconv = nn.Sequential(nn.Upsample(scale_factor=factor, mode="bilinear"), nn.Conv2d(ins, outs, 1))
         else:
-            self.upconv = nn.Sequential(
-                nn.Upsample(scale_factor=factor, mode="trilinear"), nn.Conv3d(ins, outs, 3, padding=1)
-            )
+            conv = nn.Conv2d(ins, outs, 1) if dim == 2 else nn.Conv3d(ins, outs, 3, padding=1)
+            mode = "bilinear" if dim == 2 else "trilinear"
+            self.upconv = nn.Sequential(nn.Upsample(scale_factor=factor, mode=mode), conv)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.upconv(x)
@@ -52,29 +48,19 @@ class Up(Block):
 class OriginalGap(nn.Module):
     """Counts (b, c, [z,] y, x), in sizes that can be halved, to log-rates."""
 
-    def __init__(
-        self,
-        dim: int,
-        levels: int,
-        channels: int,
-        depth: int,
-        start_filts: int,
-        up_mode: str,
-        merge_mode: str,
-        z_conv_stage: int | None = None,
-    ) -> None:
+    def __init__(self, dim: int, z_conv_stage: int | None = None, **hyper: Any) -> None:
         super().__init__()
-        self.levels = levels
+        self.levels, channels, depth, start_filts, *modes = (hyper[name] for name in HYPER)
         stages = depth if z_conv_stage is None else z_conv_stage
         # the last layer first, as in the original
         self.conv_final = (nn.Conv3d if dim == 3 else nn.Conv2d)(start_filts, channels, 1)
         filters = [start_filts * 2**k for k in range(depth)]
-        inputs = [levels * channels, *filters[:-1]]
+        inputs = [self.levels * channels, *filters[:-1]]
         self.down_convs = nn.ModuleList(
             Block(dim, i, o, k < stages) for k, (i, o) in enumerate(zip(inputs, filters, strict=True))
         )
         self.up_convs = nn.ModuleList(
-            Up(dim, filters[depth - 1 - k], (depth - k - 2) < stages, up_mode, merge_mode) for k in range(depth - 1)
+            Up(dim, filters[depth - 1 - k], (depth - k - 2) < stages, *modes) for k in range(depth - 1)
         )
         pool: Any = nn.MaxPool3d if dim == 3 else nn.MaxPool2d
         self.pools = [pool(2 if dim == 2 or k < stages else (1, 2, 2)) for k in range(depth - 1)]
@@ -111,3 +97,13 @@ def lightning_checkpoint(network: OriginalGap, hyper_parameters: Any, **change: 
         "hparams_name": "kwargs",
         "hyper_parameters": hyper_parameters,
     } | change
+
+
+class Call:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments

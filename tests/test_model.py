@@ -1,5 +1,4 @@
 import io
-import pickle
 import zipfile
 from dataclasses import asdict, replace
 from functools import reduce
@@ -9,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fixtures_model import random_network
+from original_gap import HYPER, Call, lightning_checkpoint, original_gap
 
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
@@ -19,27 +20,22 @@ from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.run_folder import RunFolder
 
 NETWORK = NetworkConfig(depth=2, start_filts=2, levels=3, merge_mode="concat")
-HYPER = {"levels": 3, "channels": 1, "depth": 2, "start_filts": 2, "up_mode": "transpose", "merge_mode": "concat"}
 
 
-def network_of(config: NetworkConfig = NETWORK, seed: int = 0) -> UNet:
-    torch.manual_seed(seed)
-    network = UNet(**config.model_dump())
-    torch.nn.init.normal_(network.conv_final.weight)
-    return network
+def network_of(seed: int = 0) -> UNet:
+    return random_network(seed, **NETWORK.model_dump())
 
 
 def original(**change: Any) -> dict[str, Any]:
-    network = network_of(NETWORK.model_copy(update={"log1p": False}))
-    return {"state_dict": dict(network.state_dict()), "hyper_parameters": dict(HYPER)} | change
+    return {**lightning_checkpoint(original_gap(), HYPER), **change}
 
 
 def checkpoint_of(seed: int = 0, **train: Any) -> dict[str, Any]:
     config = RunConfig.from_dict({"network": NETWORK.model_dump(), "train": train})
     module = GapModule(config, (-30.0, 4.5))
-    module.network.load_state_dict(network_of(seed=seed).state_dict())
+    module.network.load_state_dict(network_of(seed).state_dict())
     if module.average is not None:
-        module.average.module.load_state_dict(network_of(seed=seed + 1).state_dict())
+        module.average.module.load_state_dict(network_of(seed + 1).state_dict())
     checkpoint: dict[str, Any] = {"state_dict": dict(module.state_dict())}
     RunFolder(Path(), "images").on_save_checkpoint(None, module, checkpoint)  # type: ignore[arg-type]
     return checkpoint
@@ -86,7 +82,7 @@ def test_our_checkpoints_load_and_of_moving_averages_these(tmp_path: Path, ema_d
     assert (model.origin, model.source, model.config) == ("checkpoint", path, NETWORK)
     assert model.trained_range_db == (-30.0, 4.5)
     assert (model.camera, model.n_frames, replace(model.history, training=None)) == (None, None, History())
-    assert_network(model.network, network_of(seed=0 if ema_decay is None else 1))
+    assert_network(model.network, network_of(0 if ema_decay is None else 1))
 
 
 @pytest.mark.parametrize(("names", "seed"), [(("best", "last"), 0), (("last",), 5)])
@@ -95,45 +91,24 @@ def test_a_run_folder_gives_its_best(tmp_path: Path, names: tuple[str, ...], see
         torch.save(checkpoint_of(seed=0 if name == "best" else 5), tmp_path / f"{name}.ckpt")
     model = load_model(tmp_path)
     assert (model.origin, model.source.name) == ("run", f"{names[0]}.ckpt")
-    assert_network(model.network, network_of(seed=seed))
-
-
-class Bomb:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
+    assert_network(model.network, network_of(seed))
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_code_in_files_is_not_run(tmp_path: Path, zipped: bool) -> None:
-    executed, path, file = tmp_path / "executed", tmp_path / "model.ckpt", io.BytesIO()
-    bomb = Bomb(executed)
+    bomb, path, file = Call(Path.touch, tmp_path / "executed"), tmp_path / "model.ckpt", io.BytesIO()
     torch.save({"network.conv_final.weight": bomb} if zipped else original(extra=bomb), file)
     path.write_bytes(file.getvalue())
     if zipped:
         zip_of(path, our_rdf(), file.getvalue())
     refused(path, "is not a checkpoint that can be read safely")
-    assert not executed.exists()
+    assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (b"", "not a checkpoint"),
-        (b"just some notes\n" * 50, "not a checkpoint"),
-        (b"PK\x03\x04" + bytes(200), "not a checkpoint"),
-        (b"\x80\x02K\x05.", "not a checkpoint|expected a checkpoint"),
-        (pickle.dumps([1, 2]), "not a checkpoint|holds a list"),
-        (pickle.dumps({"a": 1}), "not a checkpoint|no GAP network"),
-    ],
-    ids=range(6),
-)
-def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes, told: str) -> None:
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(content)
-    refused(path, told)
+@pytest.mark.parametrize("content", [b"", b"just some notes\n" * 50, b"PK\x03\x04" + bytes(200), b"\x80\x02K\x05."])
+def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.ckpt").write_bytes(content)
+    refused(tmp_path / "model.ckpt", "checkpoint")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -159,15 +134,13 @@ def test_damaged_files_are_refused(tmp_path: Path, zipped: bool) -> None:
         ({}, "no GAP network"),
         ({"state_dict": None}, "no GAP network"),
         ({"state_dict": {"fc.weight": torch.ones(2, 2)}, "hyper_parameters": HYPER}, "no GAP network"),
-        (dict(network_of().state_dict()), "does not tell its levels"),
         ({"state_dict": {"model.conv_final.weight": torch.ones(1, 2, 1, 1)}, "hyper_parameters": HYPER}, "GAP"),
-        (original(hyper_parameters=None), "does not tell its levels"),
         (original(hyper_parameters=HYPER | {"z_conv_stage": 1}), "z_conv_stage"),
         (original(state_dict={"conv_final.weight": 3}), "do not fit|no GAP network"),
         (checkpoint_of() | {"gap_bioimage": {}}, "gap_bioimage"),
         (checkpoint_of() | {"gap_bioimage": 3}, "gap_bioimage"),
     ],
-    ids=range(11),
+    ids=range(9),
 )
 def test_dictionaries_of_something_else_are_refused(tmp_path: Path, content: Any, told: str) -> None:
     path = tmp_path / "model.ckpt"
@@ -176,8 +149,7 @@ def test_dictionaries_of_something_else_are_refused(tmp_path: Path, content: Any
 
 
 def change_of(keys: str, value: Any = None) -> dict[str, Any]:
-    rdf = our_rdf()
-    *sections, last = keys.split("/")
+    rdf, (*sections, last) = our_rdf(), keys.split("/")
     inner = reduce(dict.__getitem__, sections, rdf)
     inner[last] = value
     if value is None:
@@ -203,8 +175,7 @@ def change_of(keys: str, value: Any = None) -> dict[str, Any]:
     ids=range(13),
 )
 def test_zips_of_others_are_refused(tmp_path: Path, rdf: Any) -> None:
-    path = zip_of(tmp_path / "model.zip", rdf, our_weights())
-    refused(path)
+    refused(zip_of(tmp_path / "model.zip", rdf, our_weights()))
 
 
 def test_archives_and_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:

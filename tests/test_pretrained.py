@@ -48,15 +48,7 @@ def test_the_command_line_takes_them_as_an_option_and_in_the_place_of_a_model(
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), gap.denoise(gap.load_model("nuclei"), counts))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("denoise", "--pretrained", "nothing", "counts.npy", "out.npy"), "nuclei"),
-        (("sample", "--pretrained", "nuclei", "a", "b", "c", "--samples", 1, "--seed", 0), "unexpected extra"),
-        (("train", "--pretrained", "nuclei", "counts.npy"), "No such option"),
-    ],
-)
-def test_names_that_are_not_known_and_second_models_are_refused(
-    arguments: tuple[object, ...], told: str, run: Any
-) -> None:
-    assert told in one_sentence(run(*arguments))
+def test_names_that_are_not_known_and_second_models_are_refused(run: Any) -> None:
+    assert "nuclei" in one_sentence(run("denoise", "--pretrained", "nothing", "counts.npy", "out.npy"))
+    second = ("sample", "--pretrained", "nuclei", "a", "b", "c", "--samples", 1, "--seed", 0)
+    assert "unexpected extra" in one_sentence(run(*second))

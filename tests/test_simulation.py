@@ -21,7 +21,7 @@ def test_defaults_have_named_calibrated_axes(dim, shape):
 
 
 def test_same_seed_same_image_and_another_seed_another():
-    first, again, other = ([*simulate(2, (64, 64), 3.0, seed=seed)] for seed in (4, 4, 5))
+    first, again, other = ([*simulate(2, np.array([64, 64]), 3.0, seed=seed)] for seed in (4, 4, 5))
     for one, same, another in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(one, same)
         assert not np.array_equal(one, another)
@@ -64,7 +64,15 @@ def test_background_is_a_few_percent_of_the_peak(dim, seed):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"dim": 4}, {"shape": (3, 4, 5)}, {"shape": (0, 4)}, {"scene": "dogs"}, {"photons": 0.0}, {"photons": np.nan}],
+    [
+        {"dim": 4},
+        {"shape": (3, 4, 5)},
+        {"shape": (0, 4)},
+        {"scene": "dogs"},
+        {"photons": 0.0},
+        {"photons": np.nan},
+        {"photons": 1e12},
+    ],
 )
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(ConfigError):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_images import counts
 
-from gap_bioimage.config import RunConfig, ThinningConfig
+from gap_bioimage.config import NetworkConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.io import read_images, write_image
 from gap_bioimage.training.fit import train
@@ -53,13 +53,10 @@ def test_training_reads_windows_and_no_more(tmp_path: Path, monkeypatch: pytest.
         return whole(array, index)
 
     monkeypatch.setattr(zarr.Array, "__getitem__", reading)
-    settings = {
-        "network": {"dim": 3, "depth": 2, "start_filts": 2},
-        "thinning": {"max_db": 3.0},
-        "train": {"steps": 2, "batch_size": 1, "patch_px": [4, 16, 16], "validate_every": 2, "validation_windows": 1},
-    }
+    sections: Any = {"network": NetworkConfig(dim=3, depth=2, start_filts=2), "thinning": ThinningConfig(max_db=3.0)}
+    settings = TrainConfig(steps=2, batch_size=1, patch_px=(4, 16, 16), validation_windows=1)
     images = read_images(tmp_path / "a.zarr", on_disk=True)
-    model = train(images, tmp_path / "run", RunConfig.from_dict(settings), progress=False, device="cpu")
+    model = train(images, tmp_path / "run", settings, **sections, progress=False, device="cpu")
     assert model.trained_range_db[1] == pytest.approx(3.0)
     assert (tmp_path / "run" / "example.npy").exists()
     # but for the piece that is judged, and the examples

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
-from pydantic import BaseModel
 
 from gap_bioimage.config import RunConfig
 from gap_bioimage.errors import ConfigError
@@ -29,7 +28,10 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
     "sample": (20.0, "samples climb from the image's brightness up, to 10 dB beyond the brightest window"),
     "generate": (math.inf, "generation begins without any photons"),
 }
-_SAMPLE_FRACTION, _SAMPLE_BINNED = 0.95, 0.4
+_OF_SAMPLES = {
+    "binned": (0.4, "samples become brighter than the images"),
+    "max_fraction": (0.95, "samples begin with all photons of an image"),
+}
 _VALIDATIONS, _LEAST_EVERY, _PATIENCE = 20, 20, 6
 # Of anchored networks: the best of three or more for each
 _COURSES: dict[str, dict[str, Any]] = {
@@ -68,9 +70,9 @@ def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
     volumes = planes >= _PLANES_OF_A_VOLUME or config.network.z_conv_stage is not None
     patch = config.train.patch_px
     dim = len(patch) if patch is not None else 3 if volumes else 2
-    log.info("network.dim=%d: the images have %d planes", dim, planes)
+    config = _choose(config, "network", {"dim": dim}, f"the images have {planes} planes")
     # read anew, since settings may not suit these dimensions
-    return RunConfig.from_dict(_update(config, "network", {"dim": dim}).model_dump(exclude_unset=True))
+    return RunConfig.from_dict(config.model_dump(exclude_unset=True))
 
 
 def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
@@ -80,77 +82,59 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     size, (patch, count) = config.train.size or "base", _WINDOWS[config.network.dim, accelerator]
-    window = WindowDrawer(split.training, config.train.patch_px or patch, config.thinning).window_px
+    why = f"train.size={size}, for {'an accelerator' if accelerator else 'a CPU'}"
+    network = SIZES[config.network.dim][size]
+    folded = config.network.stem if "stem" in config.network.model_fields_set else network.get("stem", 1)
+    depth = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / folded))))
+    config = _choose(config, "network", {**network, "depth": depth}, why)
+    config = _choose(config, "train", {"patch_px": patch}, why)
+    window = WindowDrawer(split.training, config.window_px, config.thinning).window_px
     batch = round(count * math.prod(patch) / math.prod(window))  # of smaller ones more
     train: dict[str, Any] = {"batch_size": min(max(1, batch), _LARGEST_BATCH)}
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
         train |= {"optimizer": optimizer, **_COURSES[optimizer]}
-    network = _unset(config.network, SIZES[config.network.dim][size])
-    if "depth" in network:
-        folded = network.get("stem", config.network.stem)
-        network["depth"] = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / folded))))
-    sizes = _unset(config.train, train)
-    if config.train.patch_px is None:
-        sizes["patch_px"] = patch
-    config = _update(_update(config, "network", network), "train", sizes)
-    chosen = {**{f"network.{k}": v for k, v in network.items()}, **{f"train.{k}": v for k, v in sizes.items()}}
-    if chosen:
-        words = ", ".join(f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in chosen.items())
-        log.info("%s: train.size=%s, for %s", words, size, "an accelerator" if accelerator else "a CPU")
-    config = _choose_range(config, split)
-    return _choose_steps(config, split, accelerator)
+    config = _choose(config, "train", train, why)
+    return _choose_steps(_choose_range(config, split), split, accelerator)
 
 
 def _choose_range(config: RunConfig, split: Split) -> RunConfig:
-    thinning, purpose = config.thinning, config.train.purpose
-    own = brightest = round(brightest_db(split.training, config.window_px, config.train.seed), 2)
-    chosen: dict[str, float] = {}
-    if purpose == "sample" and "binned" not in thinning.model_fields_set and thinning.ceiling is None:
-        chosen["binned"] = _SAMPLE_BINNED
-        log.info("thinning.binned=%g: samples become brighter than the images", _SAMPLE_BINNED)
-    if chosen.get("binned", thinning.binned):
-        brightest = max(own, round(brightest_db(split.training, config.window_px, config.train.seed, True), 2))
+    purpose, seed = config.train.purpose, config.train.seed
+    for name, (value, why) in _OF_SAMPLES.items() if purpose == "sample" else ():
+        if name != "binned" or config.thinning.ceiling is None:
+            config = _choose(config, "thinning", {name: value}, why)
+    thinning = config.thinning
+    own = brightest = round(brightest_db(split.training, config.window_px, seed), 2)
+    if thinning.binned:
+        brightest = max(own, round(brightest_db(split.training, config.window_px, seed, True), 2))
     if thinning.max_db is not None and thinning.max_db > brightest:
         log.info("thinning.max_db=%g, not %g: the brightest window has no more", brightest, thinning.max_db)
-    brightest = brightest if thinning.max_db is None else min(brightest, thinning.max_db)
-    chosen["max_db"], own = brightest, min(own, brightest)
-    if purpose == "sample" and "max_fraction" not in thinning.model_fields_set:
-        chosen["max_fraction"] = _SAMPLE_FRACTION
-        log.info("thinning.max_fraction=%g: samples begin with all photons of an image", _SAMPLE_FRACTION)
-    if "min_db" not in thinning.model_fields_set:
-        below, why = _RANGES_DB[purpose]
-        chosen["min_db"] = round(min(max(_DARKEST_DB, own - below), own - 10), 2)
-        told = "thinning.min_db=%g: %g dB below the brightest window; %s"
-        log.info(told, chosen["min_db"], own - chosen["min_db"], why)
-    elif brightest <= thinning.min_db:
-        raise ConfigError(
-            f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB; "
-            f"set thinning.min_db to {brightest - 20:g}"
-        )
-    return _update(config, "thinning", chosen)
+    brightest = min(brightest, math.inf if thinning.max_db is None else thinning.max_db)
+    if "min_db" in thinning.model_fields_set and brightest <= thinning.min_db:
+        told = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
+        raise ConfigError(f"{told}; set thinning.min_db to {brightest - 20:g}")
+    below, why = _RANGES_DB[purpose]
+    own = min(own, brightest)
+    darkest = round(min(max(_DARKEST_DB, own - below), own - 10), 2)
+    why = f"{own - darkest:g} dB below the brightest window; {why}"
+    return _choose(_update(config, "thinning", {"max_db": brightest}), "thinning", {"min_db": darkest}, why)
 
 
 def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
     if "steps" not in config.train.model_fields_set:
-        config = _update(config, "train", _steps_and_patience(config, split, accelerator))
+        steps, why = _ACCELERATOR_STEPS, "on an accelerator"
+        if not accelerator:
+            seconds = _seconds_per_step(config, split)
+            steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
+            steps = max(20, min(steps, int(_CPU_MINUTES_AT_MOST * 60 / seconds)))
+            why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
+        chosen = {"steps": steps}
+        if "patience" not in config.train.model_fields_set:
+            chosen["patience"] = _PATIENCE
+            why += f"; ends earlier after {_PATIENCE} validations without a better one, and keeps the best"
+        config = _choose(config, "train", chosen, why)
     every = max(_LEAST_EVERY, config.train.steps // _VALIDATIONS)
-    return _update(config, "train", _unset(config.train, {"validate_every": every}))
-
-
-def _steps_and_patience(config: RunConfig, split: Split, accelerator: bool) -> dict[str, Any]:
-    steps, why = _ACCELERATOR_STEPS, "on an accelerator"
-    if not accelerator:
-        seconds = _seconds_per_step(config, split)
-        steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
-        steps = max(20, min(steps, int(_CPU_MINUTES_AT_MOST * 60 / seconds)))
-        why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
-    chosen = {"steps": steps, **_unset(config.train, {"patience": _PATIENCE})}
-    log.info(
-        "train.steps=%d: %s; ends earlier after %d validations without a better one, and keeps the best",
-        *(steps, why, chosen.get("patience") or config.train.patience or 0),
-    )
-    return chosen
+    return _choose(config, "train", {"validate_every": every}, f"of {config.train.steps} steps")
 
 
 def _seconds_per_step(config: RunConfig, split: Split) -> float:
@@ -165,8 +149,14 @@ def _seconds_per_step(config: RunConfig, split: Split) -> float:
     return max(min(times[1:]), 1e-4)
 
 
-def _unset(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in section.model_fields_set}
+def _choose(config: RunConfig, section: str, values: dict[str, Any], why: str) -> RunConfig:
+    """Return settings with those of a section that were not set, or left open, and log what was chosen."""
+    own = getattr(config, section)
+    open_ = {k: v for k, v in values.items() if k not in own.model_fields_set or getattr(own, k) is None}
+    words = [f"{section}.{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in open_.items()]
+    if words:
+        log.info("%s: %s", ", ".join(words), why)
+    return _update(config, section, open_)
 
 
 def _update(config: RunConfig, section: str, values: dict[str, Any]) -> RunConfig:

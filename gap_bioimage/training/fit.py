@@ -24,7 +24,7 @@ from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.io import as_images
-from gap_bioimage.model import CAMERA_FILE, Model
+from gap_bioimage.model import CAMERA_FILE, Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
@@ -97,23 +97,23 @@ def train(
     given = _given(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
     config = run_folder.stored_settings(out, given) if resumed else given
     images = as_images(images, dims)
-    config = choose_dim(config if start is None else start.settings(config), images)
-    detector = _detector(camera, config, out / CAMERA_FILE if resume else None, images)
+    config = choose_dim(config if start is None else run_folder.settings_from(start, config), images)
+    detector = _detector(camera, config, out if resumed else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _of_images(config, stacks[0].shape[0], start, detector)
-    faster = torch.cuda.is_available() or torch.backends.mps.is_available()
-    accelerated = faster if device == "auto" else device != "cpu"
-    config = config if resumed else choose_sizes(config, split, accelerated)
+    found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
-    folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.record)
+    folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.history.init)
     with _quiet(), _shown(progress) as bar:
         # first, so that a device that is not there leaves no run behind
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
         _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
-    return run_folder.drawn(out)
+    run_folder.draw(out, model := load_model(out))
+    return model
 
 
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
@@ -124,44 +124,49 @@ def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], tra
     return RunConfig.from_dict({**values, "train": {**values.get("train", {}), **short}}) if short else config
 
 
-def _detector(camera: Any, config: RunConfig, stored: Path | None, images: Sequence[xr.DataArray]) -> Detector | None:
-    """Return the camera that was given, or that of the run to resume or of the settings, if it fits the images."""
-    if camera is None:
-        camera = stored if stored is not None and stored.exists() else config.camera
-    if camera is None:
+def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence[xr.DataArray]) -> Detector | None:
+    """Return the camera that was given, or that of the settings or of the run to resume, if it fits the images."""
+    own: Any = config.camera if run is None or not (run / CAMERA_FILE).exists() else run / CAMERA_FILE
+    if camera is None and own is None:
         return None
-    detector = Detector.of(camera)
+    detector = Detector.of(own if camera is None else camera)
+    if detector.camera.maps is not None and detector.maps is None:
+        told = f"camera.maps is {detector.camera.maps!r}, but maps are read beside a camera's yaml alone"
+        raise ConfigError(f"{told}; give the path of the yaml as the camera, or leave maps out")
+    if run is not None and (own is None or _numbers(detector) != _numbers(Detector.of(own))):
+        started = "no camera, not the one" if own is None else "another camera than"
+        raise ConfigError(f"the run in {run} was started with {started} given now; leave it out to resume it")
     for image in images:
         check_camera_image(image, detector, name=str(image.attrs.get("source", "the image")))
     return detector
 
 
-def _of_images(
-    config: RunConfig, channels: int, start: run_folder.Start | None, detector: Detector | None
-) -> RunConfig:
+def _numbers(detector: Detector) -> dict[str, Any]:
+    return detector.camera.model_dump(exclude={"maps", "measured"})
+
+
+def _of_images(config: RunConfig, channels: int, start: Model | None, detector: Detector | None) -> RunConfig:
     """Fill in what the images and their camera decide, unless it was decided already."""
     own = config.network.channels
     if channels != own and (start is not None or "channels" in config.network.model_fields_set):
-        has = "network.channels is" if start is None else f"the model to start from, {start.record['name']}, has"
+        init = None if start is None else start.history.init
+        has = f"the model to start from, {init['name']}, has" if init else "network.channels is"
         raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
-            raise ConfigError(
-                "a camera and thinning.ceiling were both given; one-bit frames need no camera: leave it out"
-            )
+            raise ConfigError("a camera and thinning.ceiling were given; one-bit frames need no camera: leave it out")
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
 
 
-def _fit(
-    trainer: pl.Trainer, config: RunConfig, split: Split, start: run_folder.Start | None, checkpoint: Path | None
-) -> None:
+def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | None, checkpoint: Path | None) -> None:
     data = PairData(split, config)
     pl.seed_everything(config.train.seed, verbose=False)
     assert config.thinning.max_db is not None  # noqa: S101
     module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
-    if start is not None:
-        start.load_into(module)
+    for network in (module.network, *([] if module.average is None else [module.average.module])):
+        if start is not None:
+            network.load_state_dict(start.network.state_dict())
     with _interruptible():
         trainer.fit(module, data, ckpt_path=checkpoint)
 
@@ -233,13 +238,11 @@ class Progress(pl.Callback):
     def __init__(self, folder: run_folder.RunFolder, bar: bars.Progress) -> None:
         self.folder, self.bar, self.shown_at = folder, bar, -math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin where the run does."""
         self.task = self.bar.add_task("", total=pl_module.config.train.steps, completed=trainer.global_step)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: GapModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the bar; the loss is read from the device twice a second only."""
         finished = trainer.global_step >= pl_module.config.train.steps
         if self.bar.disable or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):

@@ -38,7 +38,7 @@ class GapModule(pl.LightningModule):
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return log-rates for counts (b, c, [z,] y, x)."""
-        network = self.average.module if self.average is not None and not self.training else self.network
+        network = self.network if self.average is None or self.training else self.average.module
         log_rate: Tensor = network(photons)
         return log_rate
 
@@ -67,8 +67,6 @@ class GapModule(pl.LightningModule):
         power = self.config.train.brightness_power
         if power is None:
             power = 0.7 if self.network.anchored and self.network.anchor.fits else 0.0
-        if power == 0:
-            return photons.new_ones(len(photons))
         brightest = 10 ** (self.trained_range_db[1] / 10) / (4 if self.config.thinning.binned else 1)  # without binning
         return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
 
@@ -106,8 +104,7 @@ class GapModule(pl.LightningModule):
         sums = torch.stack(self.validation).sum(0) if self.validation else torch.zeros(2, dtype=torch.float64)
         self.validation.clear()
         if self.trainer.world_size > 1:
-            gathered = self.all_gather(sums.to(self.device, torch.float32))
-            assert isinstance(gathered, Tensor)  # noqa: S101
+            gathered: Any = self.all_gather(sums.to(self.device, torch.float32))
             sums = gathered.sum(0)
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 

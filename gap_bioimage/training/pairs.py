@@ -1,6 +1,6 @@
 """Training pairs: windows of counts, split at random into input and target on the device that trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,16 +34,17 @@ class Window(NamedTuple):
         counts = np.where(hot_pixels(torch.from_numpy(self.counts[None].astype(np.float32)))[0], 0, self.counts)
         return counts if self.usable is None else np.where(self.usable, counts, 0)
 
+    def changed(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "Window":
+        """Return the window with the same done to each of its images."""
+        usable, others = (None if image is None else change(image) for image in (self.usable, self.others))
+        return self._replace(counts=change(self.counts), usable=usable, others=others)
+
     def binned(self) -> "Window":
         """Return the window with 2 x 2 pixels of its planes in one, four times as bright; its sizes are even."""
-
-        def summed(image: NDArray[Any]) -> Counts:
-            blocks = image.reshape(*image.shape[:-2], image.shape[-2] // 2, 2, image.shape[-1] // 2, 2)
-            return np.asarray(blocks.sum((-3, -1), np.int32))
-
-        usable = None if self.usable is None else summed(self.usable) == 4
-        others = None if self.others is None else summed(self.others)
-        return self._replace(counts=summed(self.counts), usable=usable, background=4 * self.background, others=others)
+        rows, columns = (size // 2 for size in self.counts.shape[-2:])
+        window = self.changed(lambda a: a.reshape(*a.shape[:-2], rows, 2, columns, 2).sum((-3, -1), np.int32))
+        usable = None if window.usable is None else window.usable == 4
+        return window._replace(usable=usable, background=4 * self.background)
 
 
 class Pairs(NamedTuple):
@@ -54,8 +55,8 @@ class Pairs(NamedTuple):
     db: Tensor  # pseudo-PSNR of the inputs, (b,)
     exposure: Tensor  # expected photons of the target per one of the input and unit of weight, (b,)
     # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
-    # one-bit cameras the frames that are left; else 1. None means 1 everywhere.
-    weight: Tensor | None = None
+    # one-bit cameras the frames that are left; else 1.
+    weight: Tensor
 
 
 def pairs_of(
@@ -71,10 +72,9 @@ def pairs_of(
     weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
     if ceiling is not None:
         if (highest := max(int(window.counts.max(initial=0)) for window in windows)) > ceiling:
-            raise NotPhotonCountsError(
-                f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; give the "
-                "number of frames that were summed (thinning.ceiling, or --sum-frames for the frames themselves)"
-            )
+            held = f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}"
+            how = "give the number that were summed (thinning.ceiling), or single frames with --sum-frames"
+            raise NotPhotonCountsError(f"{held}; {how}")
         free = free_slots(counts, kept, fraction, ceiling, generator)
         weight, exposure = ceiling * others * weight if repeated else free, 1 / (ceiling * fraction)
     if windows[0].usable is not None:

@@ -18,7 +18,7 @@ from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.counts import as_integers, check_dim, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
-from gap_bioimage.io.image import as_image, each_item, items_first
+from gap_bioimage.io.image import as_image, each_item, items_first, middle
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
@@ -28,6 +28,7 @@ _OTHERS = 8  # exposures that make up a target: more of them cost more to read t
 _SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # what is looked at to tell whether a scene stands still
 _SUMMED, _SUMMED_PHOTONS = (1, 8, 64), 16.0  # frames that are seen together, while a pixel holds no more
 _MOVES = 0.01
+_TOO_MANY = 1 << 26  # photons of a pixel: sums of others, and of 2 x 2 pixels, are numbers of 32 bits
 
 _CPU = torch.device("cpu")
 
@@ -68,9 +69,13 @@ class Stack:
         if detector is not None:
             return Window(detector.counts(values, rng), ~detector.saturated(values), float(np.mean(detector.shift())))
         try:
-            return Window(as_integers(values).astype(np.int32))
+            counts = as_integers(values)
         except NotPhotonCountsError as error:
             raise NotPhotonCountsError(f"{self.name}: {error}") from None
+        if (highest := int(counts.max(initial=0))) >= _TOO_MANY:
+            told = f"{self.name}: a pixel holds {highest} photons, expected fewer than {_TOO_MANY}"
+            raise NotPhotonCountsError(f"{told}; are these photons? divide by what one of them was stored as")
+        return Window(counts.astype(np.int32))
 
 
 class Split(NamedTuple):
@@ -105,12 +110,11 @@ def as_stacks(
             detector.check_size(image)
         if repeats is None:
             items = each_item(image, dim, separate_channels=separate_channels)
-            stacks.extend(Stack(item, name, detector) for item in items)
+            stacks += [Stack(item, name, detector) for item in items]
         else:
             items = items_first(image, dim, separate_channels=separate_channels)
-            stacks.extend(_exposures(items, dim, repeats, name, detector))
-    channels = {stack.shape[0]: stack.name for stack in stacks}
-    if len(channels) > 1:
+            stacks += _exposures(items, dim, repeats, name, detector)
+    if len(channels := {stack.shape[0]: stack.name for stack in stacks}) > 1:
         told = ", ".join(f"{count} in {name}" for count, name in sorted(channels.items()))
         raise AxesError(f"the images have different numbers of channels ({told}), expected the same number in all")
     return stacks
@@ -134,15 +138,14 @@ def moves(stack: Stack) -> float:
     Noise is independent from pixel to pixel, whatever its size; structure that moves is not. Changes of the whole
     image's brightness are taken out. Single frames of dim scenes show little but noise: sums of them are seen, too.
     """
-    centre = [slice(max(0, (n - _SEEN_PX) // 2), (n + _SEEN_PX) // 2) for n in stack.shape[-2:]]
-    middle = (0, stack.shape[1] // 2)[: len(stack.shape) - 2]
+    plane: Any = (0, stack.shape[1] // 2)[: len(stack.shape) - 2]
+    plane += tuple(middle(size, _SEEN_PX) for size in stack.shape[-2:])
     camera, half = None if stack.detector is None else stack.detector.camera, len(stack.values) // 2
     offset, gain = (0.0, 1.0) if camera is None else (camera.offset, camera.gain)
 
     def seen(first: int, count: int) -> NDArray[Any]:
         """Return the photons of successive frames, (y, x)."""
-        where: Any = [(number, *middle, *centre) for number in range(first, first + count)]
-        frames = [stack.values[one] for one in where]
+        frames = [stack.values[(number, *plane)] for number in range(first, first + count)]
         return np.asarray((np.sum(frames, axis=0, dtype=float) - count * offset) / gain)
 
     alike, photons = 0.0, float(seen(half, 1).mean())
@@ -166,7 +169,7 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
     split = Split([], [])
     if len(stacks) >= _HELD_OUT_IMAGES_FROM:
         count = max(1, round(share * len(stacks)))
-        chosen = set(np.random.default_rng(seed).choice(len(stacks), count, replace=False).tolist())
+        chosen = np.random.default_rng(seed).choice(len(stacks), count, replace=False)
         for number, stack in enumerate(stacks):
             split[number in chosen].append(stack)
         return split
@@ -175,13 +178,10 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
         size = stack.shape[axis]
         slab = max(8, round(share * size))
         if size < 2 * slab:
-            raise AxesError(
-                f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation; "
-                "give larger or at least 8 images"
-            )
-        others = (slice(None),) * axis
-        split.training.append(stack[(*others, slice(0, size - slab))])
-        split.held_out.append(stack[(*others, slice(size - slab, size))])
+            told = f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation"
+            raise AxesError(f"{told}; give larger or at least 8 images")
+        for part, where in zip(split, (slice(0, size - slab), slice(size - slab, size)), strict=True):
+            part.append(stack[(*[slice(None)] * axis, where)])
     return split
 
 
@@ -217,8 +217,7 @@ class WindowDrawer:
         windows = []
         for _ in range(size):
             candidates, photons = zip(*(self._bright_enough(rng) for _ in range(_CANDIDATES)), strict=True)
-            chances = np.array([max(number, 1e-9) for number in photons])
-            chosen = candidates[_choice(_bounds(chances), rng)]
+            chosen = candidates[_choice(_bounds(np.maximum(photons, 1e-9)), rng)]
             windows.append(augmented(chosen, rng) if self.augment else chosen)
         return windows
 
@@ -242,7 +241,7 @@ class WindowDrawer:
         asked = self.thinning.binned > 0 and rng.random() < self.thinning.binned
         binned = asked and all(np.less_equal(larger, stack.shape[1:]))
         sizes = larger if binned else self.window_px
-        starts = rng.integers(0, [n - w + 1 for n, w in zip(stack.shape[1:], sizes, strict=True)]).tolist()
+        starts = rng.integers(0, np.subtract(stack.shape[1:], sizes) + 1).tolist()
         where = tuple(slice(s, s + w) for s, w in zip(starts, sizes, strict=True))
         window = stack[(slice(None), *where)].window(rng)
         # of binned ones a quarter, so that they are no more often chosen
@@ -299,16 +298,12 @@ class PairBatches:
 
 def augmented(window: Window, rng: np.random.Generator) -> Window:
     """Turn and mirror a window in its plane (8-fold if square), and flip z in 3D."""
-    flip_y, flip_x, turn, flip_z = (bool(drawn) for drawn in rng.integers(0, 2, 4))
-
-    def moved(image: NDArray[Any]) -> NDArray[Any]:
-        image = image[..., ::-1, :] if flip_y else image
-        image = image[..., ::-1] if flip_x else image
-        image = image.swapaxes(-1, -2) if turn and image.shape[-1] == image.shape[-2] else image
-        return image[:, ::-1] if flip_z and image.ndim == 4 else image
-
-    usable, others = (None if image is None else moved(image) for image in (window.usable, window.others))
-    return window._replace(counts=moved(window.counts), usable=usable, others=others)
+    flip_y, flip_x, turn, flip_z = rng.integers(0, 2, 4)
+    flips = {-2: flip_y, -1: flip_x, -3: flip_z and window.counts.ndim == 4}
+    axes = tuple(axis for axis, flip in flips.items() if flip)
+    window = window.changed(lambda image: np.flip(image, axes))
+    square = window.counts.shape[-1] == window.counts.shape[-2]
+    return window.changed(lambda image: image.swapaxes(-1, -2)) if turn and square else window
 
 
 def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int, binned: bool = False) -> float:
@@ -316,7 +311,7 @@ def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int, 
     drawer = WindowDrawer(stacks, patch_px, ThinningConfig(binned=float(binned)), augment=False)
     best = -math.inf
     for window in drawer.windows(np.random.default_rng([seed, 1]), 200):
-        if pseudo_psnr_db(window.counts) > best:
+        if pseudo_psnr_db(window.counts) > best:  # light is no more, and slower to find
             best = max(best, pseudo_psnr_db(window.light))
     if math.isinf(best):
         raise NotPhotonCountsError("200 random windows hold no photon at all; expected images with photons")

@@ -12,9 +12,9 @@ import math
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,16 +23,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from gap_bioimage.camera.camera import Detector, write_camera
-from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig, differences
+from gap_bioimage.config import RunConfig, TrainConfig, differences
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
-from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, Model, load_model
+from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
 from gap_bioimage.training.choices import SIZES
-from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.patches import Split, Stack
 
 COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db", "waiting_share")
@@ -41,65 +40,59 @@ log = logging.getLogger(__name__)
 _PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
 
 
-@dataclass(frozen=True)
-class Start:
-    """The model that a run starts from; the run keeps a copy of its weights, to start again from if it is killed."""
+def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model | None:
+    """Return the model that a run starts from, or, if it is resumed, has started from; None where that is nothing.
 
-    model: Model
-    record: dict[str, Any]  # name, origin and trained range of the model, and the sha256 of its weights
-
-    @classmethod
-    def of(cls, model: Model) -> Self:
-        """Describe a model; of its path only what means something on other machines."""
-        name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
-        record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
-        return cls(model, {**record, "sha256": weights_sha256(model.network)})
-
-    def settings(self, config: RunConfig) -> RunConfig:
-        """Return the settings of a run with the network of this model; others must not have been set."""
-        own = self.model.config
-        for name in NetworkConfig.model_fields:
-            given, stored = getattr(config.network, name), getattr(own, name)
-            if name in config.network.model_fields_set and given != stored:
-                raise ConfigError(
-                    f"network.{name} is {given}, but the model to start from, {self.record['name']}, has {stored}; "
-                    f"{'give the same' if name == 'dim' else 'leave it out'}, or start from nothing"
-                )
-        if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
-            told = f"train.size={size} chooses new networks only: that of {self.record['name']} stays as it is"
-            warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
-        # all of it set, so that nothing is chosen that suits new weights only
-        kept = {name: getattr(config.train, name) for name in ("optimizer", "learning_rate")}
-        train = config.train.model_copy(update=kept)
-        return config.model_copy(update={"network": NetworkConfig(**own.model_dump()), "train": train})
-
-    def write(self, run: Path) -> None:
-        """Keep a copy of the weights in the run folder."""
-        section = {"trained_range_db": list(self.model.trained_range_db), "metrics": [], "init": self.record}
-        section |= {"config": {"network": self.model.config.model_dump(mode="json")}}
-        weights = {f"network.{name}": value for name, value in self.model.network.state_dict().items()}
-        with replacing(run / INIT) as temporary:
-            torch.save({"state_dict": weights, CHECKPOINT_KEY: section}, temporary)
-
-    def load_into(self, module: GapModule) -> None:
-        """Give the weights to a network that is about to be trained, and to its average."""
-        for network in (module.network, *([] if module.average is None else [module.average.module])):
-            network.load_state_dict(self.model.network.state_dict())
-
-
-def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Start | None:
-    """Return the model that a run starts from, or, if it is resumed, has started from; None where that is nothing."""
-    given = None if init is None else Start.of(load_model(init) if isinstance(init, (str, Path)) else init)
+    Its ``history.init`` tells name, origin and trained range, and the sha256 of its weights.
+    """
+    given = None if init is None else _described(load_model(init) if isinstance(init, (str, Path)) else init)
     if not resume or not (run / "config.yaml").exists():
         return given
-    kept = load_model(run / INIT) if (run / INIT).exists() else None
-    start = None if kept is None else Start(kept, kept.history.init or Start.of(kept).record)
-    if given is not None and (start is None or given.record["sha256"] != start.record["sha256"]):
-        started = "no other model" if start is None else f"the weights of {start.record['name']}, which are others"
-        raise ConfigError(
-            f"the run in {run} was started from {started}, not from {given.record['name']}; leave out init to resume it"
-        )
+    start = load_model(run / INIT) if (run / INIT).exists() else None
+    if given is not None and (start is None or _init(given)["sha256"] != _init(start)["sha256"]):
+        started = "no other model" if start is None else f"the weights of {_init(start)['name']}, which are others"
+        told = f"the run in {run} was started from {started}, not from {_init(given)['name']}"
+        raise ConfigError(f"{told}; leave out init to resume it")
     return start
+
+
+def _described(model: Model) -> Model:
+    """Return a model with a record of itself; of its path only what means something on other machines."""
+    check_model(model)
+    name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
+    record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
+    return replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
+
+
+def _init(start: Model) -> dict[str, Any]:
+    return start.history.init or {}
+
+
+def settings_from(start: Model, config: RunConfig) -> RunConfig:
+    """Return the settings of a run with the network of the model that it starts from; others must not have been set."""
+    own, name = start.config, _init(start)["name"]
+    for key, stored in own:
+        given = getattr(config.network, key)
+        if key in config.network.model_fields_set and given != stored:
+            told = f"network.{key} is {given}, but the model to start from, {name}, has {stored}"
+            raise ConfigError(f"{told}; {'give the same' if key == 'dim' else 'leave it out'}, or start from nothing")
+    if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
+        told = f"train.size={size} chooses new networks only: that of {name} stays as it is"
+        warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
+    # all of it set, so that nothing is chosen that suits new weights only
+    values, train = config.model_dump(exclude_unset=True), config.train
+    kept = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
+    values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **kept}}
+    return RunConfig.from_dict(values)
+
+
+def _keep(start: Model, run: Path) -> None:
+    """Copy the weights that a run starts from into its folder, to start again from if it is killed."""
+    section = {"trained_range_db": list(start.trained_range_db), "metrics": [], "init": start.history.init}
+    section |= {"config": {"network": start.config.model_dump(mode="json")}}
+    weights = {f"network.{name}": value for name, value in start.network.state_dict().items()}
+    with replacing(run / INIT) as temporary:
+        torch.save({"state_dict": weights, CHECKPOINT_KEY: section}, temporary)
 
 
 def weights_sha256(network: UNet) -> str:
@@ -117,16 +110,17 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     own = stored.model_dump()
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
-    most, wanted = stored.thinning.max_db, own["thinning"]["max_db"]
-    if most is not None and wanted is not None and wanted > most:
-        own["thinning"]["max_db"] = most  # a brightness beyond the images was stored as theirs
+    # what the images decided, where it was left open or more was asked for than they have
+    asked, most = own["thinning"]["max_db"], stored.thinning.max_db
+    if asked is None or (most is not None and asked > most):
+        own["thinning"]["max_db"] = most
+    own["train"]["patch_px"] = own["train"]["patch_px"] or stored.train.patch_px
     merged = RunConfig.from_dict(own)
     others = differences(stored.model_dump(), merged.model_dump())
     if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
-        raise ConfigError(
-            f"the run in {out} was started with other settings than given now ({'; '.join(others.values())}); leave "
-            f"them out to resume it (only train.steps may change, to more than {stored.train.steps})"
-        )
+        told = f"the run in {out} was started with other settings than given now ({'; '.join(others.values())})"
+        more = f"only train.steps may change, to more than {stored.train.steps}"
+        raise ConfigError(f"{told}; leave them out to resume it ({more})")
     return merged
 
 
@@ -144,14 +138,14 @@ def check_place(out: Path, resume: bool) -> None:
 
 
 @rank_zero_only
-def open_run(out: Path, config: RunConfig, start: Start | None) -> None:
+def open_run(out: Path, config: RunConfig, start: Model | None) -> None:
     """Make the run folder, or take up the run that it holds."""
     stored = out / "config.yaml"
     if not stored.exists():
         with refusals_told(out):
             out.mkdir(parents=True, exist_ok=True)
         if start is not None:
-            start.write(out)  # before config.yaml, which makes the folder a run
+            _keep(start, out)  # before config.yaml, which makes the folder a run
     for leftover in out.glob(".*.tmp-*"):  # of writers that were killed
         leftover.unlink(missing_ok=True)
     with replacing(stored) as temporary:
@@ -226,11 +220,11 @@ class RunFolder(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.resumed_from = 0  # rows that there were before
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Do not go on with a run that had ended early."""
         self._end_early(trainer, pl_module.config.train)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add a row of metrics and save."""
         row = {
             "step": trainer.global_step,
@@ -254,9 +248,7 @@ class RunFolder(pl.Callback):
             self._write_metrics()
         self._end_early(trainer, pl_module.config.train)
 
-    def on_save_checkpoint(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add what ``load_model`` and a resumed run need."""
         checkpoint[CHECKPOINT_KEY] = {
             "config": pl_module.config.model_dump(mode="json"),
@@ -266,15 +258,12 @@ class RunFolder(pl.Callback):
             **({} if self.init is None else {"init": self.init}),
         }
 
-    def on_load_checkpoint(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: GapModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Take the metrics up again, if the images are the same, and count what is left to do."""
         stored = checkpoint[CHECKPOINT_KEY]
         if stored["images"] != self.fingerprint:
-            raise CheckpointError(
-                f"the run in {self.folder} was trained on other images than given now; resume with the same images"
-            )
+            told = f"the run in {self.folder} was trained on other images than given now"
+            raise CheckpointError(f"{told}; resume with the same images")
         self.rows = list(stored["metrics"])
         self.resumed_from = len(self.rows)
         # with more steps than at first, the last stretch may have been shorter than the others
@@ -284,7 +273,7 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: GapModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Tell that a resumed run has found no better model."""
         if (best := self._best) is not None and best < self.resumed_from < len(self.rows):
             told = "no validation since it was resumed is better than that of step %d, so that the model is the same"
@@ -319,15 +308,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def drawn(run: Path) -> Model:
-    """Return the model of a finished run, with pictures of it in the folder."""
-    model = load_model(run)
-    _draw(run, model)
-    return model
-
-
 @rank_zero_only
-def _draw(run: Path, model: Model) -> None:
+def draw(run: Path, model: Model) -> None:
     """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
     rows = read_metrics(run)
     figure = new_figure(6, 4)
