@@ -73,11 +73,8 @@ def measure(photons: xr.DataArray) -> Evidence:
     if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
         whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
+    values, stack, whole = _without_repeats(values, photons.dims, whole)
     found, unit, singles = whole.statistics, whole.unit, as_stack(values)
-    stack = as_stack(values, photons.dims.index("t") if "t" in photons.dims else None)
-    # few photons may be in the same places by chance
-    told = abs(found.mean) * math.prod(whole.size) >= _FRAME_PHOTONS
-    frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
     hot = _hot_places(singles, whole)
     apart = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
@@ -92,12 +89,26 @@ def measure(photons: xr.DataArray) -> Evidence:
             at_maximum=found.at_maximum - int(np.count_nonzero(apart == found.maximum)),
         ),
         unit=unit,
-        **_noise(frames if repeated else stack, singles, hot, unit or 1.0),
+        **_noise(stack, singles, hot, unit or 1.0),
         planes=planes,
         colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
         hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
-        left_out=(*whole.left_out, *([repeated] if repeated else [])),
     )
+
+
+def _without_repeats(values: Values, dims: tuple[Any, ...], whole: Evidence) -> tuple[Values, Values, Evidence]:
+    """Return an image, its frames (z, t, y, x) without those that repeat others or were dropped, and what is told."""
+    stack = as_stack(values, dims.index("t") if "t" in dims else None)
+    # few photons may be in the same places by chance
+    told = abs(whole.statistics.mean) * math.prod(whole.size) >= _FRAME_PHOTONS
+    frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
+    if not repeated:
+        return values, stack, whole
+    left_out = (*whole.left_out, repeated)
+    if dims == ("t", "y", "x") and len(values) <= _FRAMES:
+        values = frames[0]
+        whole = _scanned(values)
+    return values, frames, replace(whole, left_out=left_out)
 
 
 def _scanned(values: Values) -> Evidence:
