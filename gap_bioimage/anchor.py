@@ -265,10 +265,9 @@ class Anchor(nn.Module):
         """
         # a network whose numbers have run away answers nothing, and the filter is left
         # in the layout of the counts: products of other layouts take twice the time
-        answer = self._within_training(answer.to(smoothed.dtype).contiguous(), smoothed)
-        answer = torch.nan_to_num(answer, 0.0, 0.0, 0.0)
+        answer = torch.nan_to_num(answer.to(smoothed.dtype).contiguous(), 0.0, 0.0, 0.0)
         # 3 tanh(. / 3) in a third of its time
-        bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0)).mul(6.0).sub_(3.0)
+        bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0 * self._trust(smoothed))).mul(6.0).sub_(3.0)
         bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
         scales = smoothed[:, : self.n_scales]
         changed = weight * torch.exp(bounded[:, 1 : self.n_scales + 1])
@@ -284,13 +283,13 @@ class Anchor(nn.Module):
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
 
-    def _within_training(self, answer: Tensor, smoothed: Tensor) -> Tensor:
-        """Take the less of an answer the brighter a place is than all in training: the filter then knows better."""
+    def _trust(self, smoothed: Tensor) -> Tensor:
+        """Return the share of an answer to take: less than 1 where it is brighter than all of the training."""
         brightness = torch.mean(smoothed[:, self.n_scales - 2], 1, keepdim=True)
-        if not self.training:
-            return answer * torch.sqrt(torch.clamp(self.brightest / brightness, max=1.0))
-        self.brightest.copy_(torch.maximum(self.brightest, brightness.max()))
-        return answer
+        if self.training:
+            self.brightest.copy_(torch.maximum(self.brightest, brightness.max()))
+            return torch.ones_like(brightness)
+        return torch.sqrt(torch.clamp(self.brightest / brightness, max=1.0))
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *more: Any) -> None:
         """Load what is stored; weights of before do not tell how bright their training was."""
