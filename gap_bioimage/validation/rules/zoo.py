@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.archive.rdf import is_url
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, consumer, rule
-from gap_bioimage.validation.model import Model, Tensor, source_of
+from gap_bioimage.validation.model import Model, source_of
 from gap_bioimage.validation.rules import first
 
 # fmt: off
@@ -216,16 +216,12 @@ rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Te
       breaks="the zoo's deepImageJ check compares the wrong images", fix="Leave sample_tensor out.")
 def sample_tensor(model: Model) -> str | None:
     """No sample tensors other than the test tensors."""
-    return first(f"the sample_tensor of {tensor.id!r} is not its test_tensor" for tensor in other_samples(model))
-
-
-def other_samples(model: Model) -> Iterator[Tensor]:
-    """The tensors whose sample is not their test."""
     for tensor in model.tensors:
         if (sample := tensor.written.get("sample_tensor")) is not None:
             files = model.file_of(sample), model.file_of(tensor.written.get("test_tensor"))
             if files[0] is None or files[1] is None or not filecmp.cmp(files[0], files[1], shallow=False):
-                yield tensor
+                return f"the sample_tensor of {tensor.id!r} is not its test_tensor"
+    return None
 
 
 @rule("zoo.test_of_step", DEGRADES, rules.ZOO_TEST, fix="Crop the test input to a multiple of step.",
