@@ -175,7 +175,8 @@ class Anchor(nn.Module):
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
         wide, count = smoothed[:, self.n_scales - 2], len(self.fitted_scales) - 1
-        start = 0.5 * (smoothed[:, self.base] + torch.sum(weight * smoothed, 1))
+        mixture = torch.sum(weight * smoothed, 1)
+        start = 0.5 * (smoothed[:, self.base] + mixture)
         level, missing = wide + self.floor, photons - start
         terms = [missing]
         for k in range(count):
@@ -198,7 +199,8 @@ class Anchor(nn.Module):
         result, gains = start.clone(), gains.reshape(parts[1:].shape)
         for k in range(count):
             result.addcmul_(gains[k], parts[k + 1])
-        return torch.maximum(result, 0.3 * torch.minimum(start, wide))
+        # what is smooth may be far brighter than a dark gap: the mixture knows how dark that is
+        return torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture))
 
     def _for_window(self, maps: Tensor) -> Tensor:
         """Average maps (map, b, c, [z,] y, x) over the windows of the fit, at its resolution."""

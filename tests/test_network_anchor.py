@@ -269,6 +269,18 @@ def test_single_photons_leave_no_specks(level: float) -> None:
     assert abs(float(above[counts.numpy() > 0].mean())) < 0.08 * level
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("width", [10, 14, 20])
+def test_gaps_between_what_is_bright_stay_dark(dim: int, width: int) -> None:
+    rate = np.full((9, 96, 96)[3 - dim :], 800.0)
+    gap = slice(48 - width // 2, 48 - width // 2 + width)
+    rate[..., gap] = 10.0
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(rate)[None, None].astype(np.float32))
+    network = UNet(dim=dim, depth=1, start_filts=1, anchor=True, anchor_version=2).eval()
+    inside = network(counts).detach().exp()[..., 20:76, gap.start + 3 : gap.stop - 3]
+    assert float(inside.mean()) == pytest.approx(10, rel=0.2)
+
+
 def test_filters_average_what_is_there_at_borders() -> None:
     anchor = Anchor(3)
     for size in ((1, 1, 1), (3, 5, 7), (9, 18, 31)):
