@@ -295,7 +295,7 @@ class Anchor(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *more: Any) -> None:
         """Load what is stored; weights of before do not tell how bright their training was."""
-        if "brightest" not in self._non_persistent_buffers_set:
+        if self.state_dict():  # not of plain networks
             state_dict.setdefault(prefix + "brightest", torch.tensor(math.inf))
         super()._load_from_state_dict(state_dict, prefix, *more)
 

@@ -163,10 +163,8 @@ def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | No
     data = PairData(split, config)
     pl.seed_everything(config.train.seed, verbose=False)
     assert config.thinning.max_db is not None  # noqa: S101
-    module = GapModule(config, (config.thinning.min_db, config.thinning.max_db))
-    for network in (module.network, *([] if module.average is None else [module.average.module])):
-        if start is not None:
-            network.load_state_dict(start.network.state_dict())
+    limits = config.thinning.min_db, config.thinning.max_db
+    module = GapModule(config, limits, None if start is None else start.network)
     with _interruptible():
         trainer.fit(module, data, ckpt_path=checkpoint)
 

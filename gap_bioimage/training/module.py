@@ -17,14 +17,16 @@ from gap_bioimage.training.pairs import Pairs
 
 
 class GapModule(pl.LightningModule):
-    """A GAP U-Net in training; the range of brightness of its inputs is stored with the weights."""
+    """A GAP U-Net in training, from the weights of ``start``; the range of its inputs is stored with the weights."""
 
-    def __init__(self, config: RunConfig, trained_range_db: tuple[float, float]) -> None:
+    def __init__(self, config: RunConfig, trained_range_db: tuple[float, float], start: UNet | None = None) -> None:
         super().__init__()
         self.config = config
         self.trained_range_db = trained_range_db
         self.network = UNet(**config.network.model_dump())
         self.network.anchor.brightest.zero_()
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
         train = config.train
         if train.channels_last:
             self.network.to(memory_format=CHANNELS_LAST[config.network.dim])  # type: ignore[call-overload]
