@@ -11,16 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gap_bioimage.filters import blur, enlarged
+from gap_bioimage.filters import blur, curvatures, enlarged, slopes
 
 # sigma of the anchor's filters in px: in the plane, and along z
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
 _VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
 _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
-# anchors of version 2: scales whose differences are fitted, the smoothest of them is half of what they are added to;
+# anchors from version 2 on: scales whose differences are fitted, and the one that is half of what they are added to;
 # and sigma of the window of the fit in px, in the plane and along z
-_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
+_FITTED = {2: ([0, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
+# version 3: scales that show edges, with what noise alone shows there (times its level); sigma of the window in which
+# edges have one direction; and the scales that are smoothed along the edges, with the edges that they follow
+_EDGES = {2: ([2, 4], [4.0e-5, 9.7e-8]), 3: ([3, 7], [3.6e-6, 7.2e-9])}
+_EDGE_WINDOW = {2: (4.0, 0.0), 3: (4.0, 1.0)}
+_STEERED = {2: [(1, 0), (2, 0), (3, 1)], 3: [(1, 0), (3, 0), (5, 1)]}
 FIT_POOL = 8
 _MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
 _MATRICES: Dict[Tuple[int, int, int, int, bool, str], Tensor] = {}
@@ -33,7 +38,8 @@ class Anchor(nn.Module):
     sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
-    Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors.
+    Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors; in
+    version 3 the fit smooths along edges otherwise than across them (see ``steered``).
 
     In training it keeps how bright its inputs are at most; ``stored`` puts that into the state_dict.
     """
@@ -60,14 +66,19 @@ class Anchor(nn.Module):
             self.z_kernels.append(_gaussian(along_z))
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
-        self.fits = version > 1
-        self.n_features = 2 * self.n_scales + 3 + int(self.fits)
+        self.fits, self.steers = version > 1, version > 2
+        self.n_features = 2 * self.n_scales + 3 + int(self.fits) + int(self.steers)
         self.n_answers = self.n_scales + 2  # both per channel
         self.fitted_scales, self.base = _FITTED[dim]
-        planar, along_z = _FIT_WINDOW[dim]
-        self.pools.append(FIT_POOL)
-        self.kernels.append(_gaussian(math.sqrt(planar**2 - (FIT_POOL**2 - 1) / 4) / FIT_POOL))
-        self.z_kernels.append(_gaussian(along_z))
+        if dim == 2 and version == 2:
+            self.fitted_scales = [1, *self.fitted_scales[1:]]
+        self.edges, self.edge_noise = _EDGES[dim]
+        self.steered_scales = _STEERED[dim]
+        self.steps = [math.ceil(1.4 * scales[scale][0]) for scale, _ in self.steered_scales]
+        for (planar, along_z), pool in ((_EDGE_WINDOW[dim], 2), (_FIT_WINDOW[dim], FIT_POOL)):
+            self.pools.append(pool)
+            self.kernels.append(_gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
+            self.z_kernels.append(_gaussian(along_z))
         self.few_photons = 5.0  # a filter that holds fewer would show single photons: the fit holds its gain near 0
         # what shrinks the fit: the variance of a gain, 0.2^2, and the number of voxels of a window
         self.shrinkage = 25.0 / (4.0 * math.pi * planar**2 * max(1.0, 2.0 * math.sqrt(math.pi) * along_z))
@@ -163,49 +174,118 @@ class Anchor(nn.Module):
             x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
         return x
 
-    def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tensor:
+    def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
         """Return the counts that add differences of scales with the gains of the least squared error nearby.
 
-        ``m + sum_k g_k d_k``: m is half the mixture by errors and half a smooth scale, d_k are differences of scales.
-        The error against the unknown rate r needs only averages of d_j d_k and of ``(r - m) d_k``, over a window
-        around each pixel. For Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is what
-        x itself adds to d_k; and as all is weighted with 1 / rate, the variance of the noise is 1. Gains are expected
-        near 0, the nearer the fewer photons the filter of d_k holds (rate / o_k): else single photons show as specks.
+        ``m + sum_k g_k d_k``: m is half the mixture by errors and half a smooth scale, d_k are differences of scales
+        (and of directions). The error against the unknown rate r needs only averages of d_j d_k and of ``(r - m) d_k``,
+        over a window around each pixel. For Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where
+        o_k is what x itself adds to d_k; and as all is weighted with 1 / rate, the variance of the noise is 1. Gains
+        are expected near 0, the nearer the fewer photons the filter of d_k holds (rate / its weight of one photon):
+        else single photons show as specks. Beside them, how sure edges have a direction there.
 
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
-        wide, count = smoothed[:, self.n_scales - 2], len(self.fitted_scales) - 1
+        wide = smoothed[:, self.n_scales - 2]
         mixture = torch.sum(weight * smoothed, 1)
         start = 0.5 * (smoothed[:, self.base] + mixture)
-        level, missing = wide + self.floor, photons - start
-        terms = [missing]
+        level = wide + self.floor
+        terms = [photons - start]
+        own: List[float] = []
+        one_photon: List[float] = []
+        for k in range(len(self.fitted_scales) - 1):
+            finer, coarser = self.fitted_scales[k], self.fitted_scales[k + 1]
+            terms.append(smoothed[:, finer] - smoothed[:, coarser])
+            own.append(self.own[finer] - self.own[coarser])
+            one_photon.append(own[-1])
+        sure = torch.zeros_like(level)
+        if self.steers:
+            directions, sure = self.steered(smoothed, level)
+            for k in range(len(directions)):
+                terms.append(directions[k])
+                own.append(0.0)
+                one_photon.append(self.own[self.steered_scales[k][0]])
+        parts, count = torch.stack(terms), len(terms) - 1
+        products = self._products(parts * torch.rsqrt(level))
+        mean_level, share = self._smoothed(
+            [torch.cat([level, photons / level]).flatten(0, -4)], len(self.pools) - 1, False
+        )[0].chunk(2)
+        sparse = torch.square(self.few_photons / mean_level)
+        system = torch.cat([products[1:, 1:], products[1:, :1]], 1)
         for k in range(count):
-            terms.append(smoothed[:, self.fitted_scales[k]] - smoothed[:, self.fitted_scales[k + 1]])
-        parts = torch.stack(terms)
-        # of level, photons / level, and for each d_k of its products with r - m and with d_j up to itself
-        means = [self._for_window(torch.stack([level, photons / level]))]
-        for k in range(count):
-            means.append(self._for_window(parts[k + 1] / level * parts[: k + 2]))
-        sparse = torch.square(self.few_photons / means[0][0])
-        rows: List[Tensor] = []
-        for k in range(count):
-            row = [means[max(j, k) + 1][min(j, k) + 1] for j in range(count)]
-            own = self.own[self.fitted_scales[k]] - self.own[self.fitted_scales[k + 1]]
-            row[k] = 1.001 * row[k] + self.shrinkage * (1.0 + own * own * sparse)
-            row.append(means[k + 1][0] - own * means[0][1])
-            rows.append(torch.stack(row))
-        gains = torch.clamp(solved(torch.stack(rows)), -4.0, 4.0)
-        gains = enlarged(gains.flatten(0, 1), self.pools[-1], photons.shape[-2], photons.shape[-1])
+            hold = self.shrinkage * (1.0 + one_photon[k] * one_photon[k] * sparse)
+            system[k, k] = 1.001 * system[k, k] + hold.reshape(system.shape[2:])
+            system[k, count] -= (own[k] * share).reshape(system.shape[2:])
+        gains = torch.clamp(solved(system), -4.0, 4.0)
+        gains = enlarged(gains.flatten(0, -4), self.pools[-1], photons.shape[-2], photons.shape[-1])
         result, gains = start.clone(), gains.reshape(parts[1:].shape)
         for k in range(count):
             result.addcmul_(gains[k], parts[k + 1])
         # what is smooth may be far brighter than a dark gap: the mixture knows how dark that is
-        return torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture))
+        return torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture)), sure
 
-    def _for_window(self, maps: Tensor) -> Tensor:
-        """Average maps (map, b, c, [z,] y, x) over the windows of the fit, at its resolution."""
-        averaged = self._smoothed([maps.flatten(0, -4)], 2 * self.n_scales, False)[0]
-        return torch.stack(averaged.chunk(len(maps)))
+    def steered(self, smoothed: Tensor, level: Tensor) -> Tuple[List[Tensor], Tensor]:
+        """Return curvatures across edges less those along them, and how sure their direction is, 0 to 1.
+
+        Edges are what the structure tensor J shows, averages of products of slopes g: for the angle t across an edge,
+        ``cos 2t = (J_xx - J_yy) / (J_xx + J_yy)`` and ``sin 2t = 2 J_xy / (J_xx + J_yy)`` if all slopes are parallel,
+        both near 0 if they are not. ``cos 2t (s_xx - s_yy) + sin 2t 2 s_xy`` of a scale s is then the curvature across
+        less that along: a gain of it moves the filter's width from one direction to the other. A photon adds nothing
+        to it at its own place. Directions that noise might have made are none.
+
+        Source: Weickert, "Anisotropic Diffusion in Image Processing" (1998), of the structure tensor.
+        """
+        window, rate = 2 * self.n_scales, level.flatten(0, -4)
+        maps: List[Tensor] = []
+        sure = rate
+        for edge in range(len(self.edges)):
+            x, y = slopes(smoothed[:, self.edges[edge]].flatten(0, -4))
+            over_rate = x / rate
+            products = torch.cat([over_rate * x, torch.square(y) / rate, over_rate * y])
+            xx, yy, xy = self._smoothed([products], window, False)[0].chunk(3)
+            straight, diagonal = xx - yy, 2.0 * xy
+            found = torch.square(straight) + torch.square(diagonal) + 1e-12
+            share = torch.relu(1.0 - 12.0 * self.edge_noise[edge] / found) / (xx + yy + 1e-9)
+            maps.append(share * straight)
+            maps.append(share * diagonal)
+            if edge == 0:
+                sure = share * torch.sqrt(found)
+        maps.append(sure)
+        directions = enlarged(torch.cat(maps), self.pools[window], level.shape[-2], level.shape[-1]).chunk(len(maps))
+        terms: List[Tensor] = []
+        for k in range(len(self.steps)):
+            scale, edge = self.steered_scales[k]
+            straight, diagonal = curvatures(smoothed[:, scale].flatten(0, -4), self.steps[k])
+            straight.mul_(directions[2 * edge]).addcmul_(diagonal, directions[2 * edge + 1])
+            terms.append(straight.reshape(level.shape))
+        return terms, directions[-1].reshape(level.shape)
+
+    def _products(self, maps: Tensor) -> Tensor:
+        """Average products of any two maps (map, b, c, [z,] y, x) over the windows of the fit, at its resolution.
+
+        Return (map, map, b, c, [z,] y, x).
+        """
+        count, height, width, pool = len(maps), maps.shape[-2], maps.shape[-1], self.pools[-1]
+        maps = torch.constant_pad_nd(maps, [0, (pool - width % pool) % pool, 0, (pool - height % pool) % pool], 0.0)
+        rows, columns = maps.shape[-2] // pool, maps.shape[-1] // pool
+        shape = list(maps.shape)
+        shape[-2], shape[-1] = rows, columns
+        shape.insert(0, count)
+        blocks = maps.reshape(count, -1, rows, pool, columns, pool).permute(1, 2, 4, 0, 3, 5)
+        pooled = self._times_themselves(blocks.reshape(-1, count, pool * pool)).div_(pool * pool)
+        pooled = pooled.reshape(-1, rows, columns, count * count).permute(3, 0, 1, 2).contiguous().reshape(shape)
+        return self._blurred(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
+
+    def _times_themselves(self, blocks: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.bmm(blocks, blocks.transpose(1, 2))
+        return self._exactly(blocks)
+
+    @torch.jit.unused
+    def _exactly(self, blocks: Tensor) -> Tensor:
+        """Multiply in float32 where convolutions are not, too."""
+        with torch.autocast(blocks.device.type, enabled=False):
+            return torch.bmm(blocks, blocks.transpose(1, 2))
 
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Return what a network needs to know of counts (b, c, [z,] y, x).
@@ -250,8 +330,10 @@ class Anchor(nn.Module):
         ]
         weight = torch.softmax(log_weight, 1)
         if self.fits:
-            fitted = self.fitted(photons, smoothed, weight)
+            fitted, sure = self.fitted(photons, smoothed, weight)
             features.append(torch.log(fitted + self.floor) - log_wide)
+            if self.steers:
+                features.append(sure)
             smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
         return torch.cat(features, 1), smoothed, weight
 
@@ -261,7 +343,7 @@ class Anchor(nn.Module):
         ``log(sum_k w_k s_k + floor e) + r / 2``. The weights are those of the errors times the exponential of what the
         network says, with sum 1; a small rate is added everywhere, so that also an empty image has one. All that a
         network says is bounded by 3, as ``3 tanh(. / 3)``: it stays near the filter where it knows nothing, such as far
-        above its trained brightness. In version 2 the fitted counts, plus the change of the mixture by the network,
+        above its trained brightness. From version 2 on the fitted counts, plus the network's change of the mixture,
         take the place of the mixture, and r / 2 is at most r times the filter's own relative standard error. The answer
         holds r, one number per scale, and the logarithm of e, (b, n_answers c, ...).
         """

@@ -5,6 +5,7 @@ Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -69,6 +70,28 @@ def blur(x: Tensor, kernel: list[float], axis: int) -> Tensor:
         total.add_(padded.narrow(axis, half - shift, size), alpha=kernel[shift])
         total.add_(padded.narrow(axis, half + shift, size), alpha=kernel[shift])
     return total
+
+
+def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return half the differences of neighbours along x and along y; a border's pixels are repeated beyond it."""
+    height, width = x.shape[-2], x.shape[-1]
+    padded = F.pad(x, [1, 1, 1, 1], "replicate")
+    row, column = padded.narrow(-2, 1, height), padded.narrow(-1, 1, width)
+    along_x = row.narrow(-1, 2, width) - row.narrow(-1, 0, width)
+    return 0.5 * along_x, 0.5 * (column.narrow(-2, 2, height) - column.narrow(-2, 0, height))
+
+
+def curvatures(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Return ``x_xx - x_yy`` and ``2 x_xy``, second differences of pixels so many steps apart."""
+    height, width = x.shape[-2], x.shape[-1]
+    padded = F.pad(x, [step, step, step, step], "replicate")
+    above, below = padded.narrow(-2, 0, height), padded.narrow(-2, 2 * step, height)
+    row = padded.narrow(-2, step, height)
+    straight = row.narrow(-1, 0, width) + row.narrow(-1, 2 * step, width)
+    straight.sub_(above.narrow(-1, step, width)).sub_(below.narrow(-1, step, width))
+    diagonal = above.narrow(-1, 0, width) + below.narrow(-1, 2 * step, width)
+    diagonal.sub_(above.narrow(-1, 2 * step, width)).sub_(below.narrow(-1, 0, width))
+    return straight, diagonal.mul_(0.5)
 
 
 def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
