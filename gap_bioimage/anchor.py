@@ -8,10 +8,9 @@ import math
 from typing import Any, Dict, List, Tuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gap_bioimage.filters import blur, curvatures, enlarged, slopes
+from gap_bioimage.filters import Filters, curvatures, enlarged, slopes, solved
 
 # sigma of the anchor's filters in px: in the plane, and along z
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
@@ -27,11 +26,9 @@ _EDGES = {2: ([2, 4], [4.0e-5, 9.7e-8]), 3: ([3, 7], [3.6e-6, 7.2e-9])}
 _EDGE_WINDOW = {2: (4.0, 0.0), 3: (4.0, 1.0)}
 _STEERED = {2: [(1, 0), (2, 0), (3, 1)], 3: [(1, 0), (3, 0), (5, 1)]}
 FIT_POOL = 8
-_MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
-_MATRICES: Dict[Tuple[int, int, int, int, bool, str], Tensor] = {}
 
 
-class Anchor(nn.Module):
+class Anchor(Filters):
     """Counts smoothed at several scales, and how wrong each of them is at each pixel; nothing in it is trained.
 
     The squared error of a smoothed image s_k has two parts. Its variance is that of Poisson counts: the rate times the
@@ -47,23 +44,16 @@ class Anchor(nn.Module):
     brightest: Tensor
 
     def __init__(self, dim: int, version: int = 1, stored: bool = True) -> None:
-        super().__init__()
+        super().__init__(dim)
         # photons per pixel around the brightest one in training, infinite where that is not known
         self.register_buffer("brightest", torch.tensor(math.inf), persistent=stored)
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # what the squared bias is averaged with
-        self.dim, self.n_scales = dim, len(scales)
+        self.n_scales = len(scales)
         # an image this many scales on tells the variance: where a fine one is 0 by chance, its own rate would tell 0
         self.wider = 2 if dim == 2 else 3
-        self.pools: List[int] = []
-        self.kernels: List[List[float]] = []
-        self.z_kernels: List[List[float]] = []
         for planar, along_z in scales + windows:
-            pool = 1 if planar < 2.4 else 2 if planar < 7 else 4
-            # pooling and linear interpolation blur by themselves
-            self.pools.append(pool)
-            self.kernels.append(_gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
-            self.z_kernels.append(_gaussian(along_z))
+            self.add(planar, along_z, 1 if planar < 2.4 else 2 if planar < 7 else 4)
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
         self.fits, self.steers = version > 1, version > 2
@@ -75,10 +65,9 @@ class Anchor(nn.Module):
         self.edges, self.edge_noise = _EDGES[dim]
         self.steered_scales = _STEERED[dim]
         self.steps = [math.ceil(1.4 * scales[scale][0]) for scale, _ in self.steered_scales]
-        for (planar, along_z), pool in ((_EDGE_WINDOW[dim], 2), (_FIT_WINDOW[dim], FIT_POOL)):
-            self.pools.append(pool)
-            self.kernels.append(_gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
-            self.z_kernels.append(_gaussian(along_z))
+        planar, along_z = _FIT_WINDOW[dim]
+        self.add(*_EDGE_WINDOW[dim], 2)
+        self.add(planar, along_z, FIT_POOL)
         self.few_photons = 5.0  # a filter that holds fewer would show single photons: the fit holds its gain near 0
         # what shrinks the fit: the variance of a gain, 0.2^2, and the number of voxels of a window
         self.shrinkage = 25.0 / (4.0 * math.pi * planar**2 * max(1.0, 2.0 * math.sqrt(math.pi) * along_z))
@@ -87,14 +76,10 @@ class Anchor(nn.Module):
         """Return how far along each spatial axis the features look."""
         planar, along_z = 0, 0
         for scale in range(self.n_scales):
-            reach = 0
-            for number in (scale, self.n_scales + scale):
-                pool, half = self.pools[number], len(self.kernels[number]) - 1
-                reach += half if pool == 1 else (half + 2) * pool - 1
-            planar = max(planar, reach)
+            planar = max(planar, self.filter_reach_px(scale) + self.filter_reach_px(self.n_scales + scale))
             along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
         if self.fits:
-            planar += (len(self.kernels[-1]) + 1) * FIT_POOL - 1
+            planar += self.filter_reach_px(-1)
             along_z += len(self.z_kernels[-1]) - 1
         # hot pixels are replaced by neighbours (1 px), which are told from hot ones by theirs (2 px)
         return [planar + 3, planar + 3] if self.dim == 2 else [along_z, planar + 3, planar + 3]
@@ -112,67 +97,6 @@ class Anchor(nn.Module):
         self.own: List[float] = (torch.square(middle) * along_z[:, 32]).tolist()
         overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
         return [[float(value) for value in row] for row in overlap]
-
-    def smooth(self, x: Tensor, number: int, enlarge: bool = True) -> Tensor:
-        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
-        pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
-        x = self._blurred(self._pooled(x, number), number, height, width)
-        return enlarged(x, pool, height, width) if enlarge and pool > 1 else x
-
-    def _smoothed(self, images: List[Tensor], first: int, enlarge: bool = True) -> List[Tensor]:
-        """Smooth each image with a filter of its own, from the first on."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
-                return list(self._by_matrices(torch.stack(images), first, enlarge).unbind())
-        smoothed: List[Tensor] = []
-        for number in range(len(images)):
-            smoothed.append(self.smooth(images[number], first + number, enlarge))
-        return smoothed
-
-    @torch.jit.unused
-    def _by_matrices(self, x: Tensor, first: int, enlarge: bool) -> Tensor:
-        """Smooth images (filter, b, c or z, y, x), with one product per axis.
-
-        On a GPU hundreds of small sums would each wait for their launch.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            x = x @ self._matrices(first, x, -1, enlarge).unsqueeze(1)
-            x = self._matrices(first, x, -2, enlarge).mT.unsqueeze(1) @ x
-            if self.dim == 3:
-                x = (self._matrices(first, x, -3, enlarge).mT @ x.flatten(-2)).reshape(x.shape)
-        return x
-
-    @torch.jit.unused
-    def _matrices(self, first: int, x: Tensor, axis: int, enlarge: bool) -> Tensor:
-        """Return what filters do along an axis, (filter, 1, before, after); it is the same for all networks."""
-        count, size, along_z = len(x), x.shape[axis], axis == -3
-        key = (self.dim, first, count, size, along_z, str(x.device))
-        if key not in _MATRICES:
-            if len(_MATRICES) >= 32:
-                _MATRICES.clear()
-            points = torch.eye(size).reshape((size, size, 1, 1) if along_z else (size, 1, 1, size))
-            matrices = [self.smooth(points, number, enlarge) for number in range(first, first + count)]
-            _MATRICES[key] = torch.stack(matrices).reshape(count, 1, size, -1).to(x.device)
-        return _MATRICES[key]
-
-    def _pooled(self, x: Tensor, number: int) -> Tensor:
-        pool = self.pools[number]
-        if pool == 1:
-            return x
-        below, right = (pool - x.shape[-2] % pool) % pool, (pool - x.shape[-1] % pool) % pool
-        if below + right > 0:
-            x = torch.constant_pad_nd(x, [0, right, 0, below], 0.0)
-        return F.avg_pool2d(x, [pool, pool])
-
-    def _blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
-        """Smooth what was pooled from planes of this size, and leave it at that."""
-        pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
-        rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
-        columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
-        x = blur(blur(x, kernel, -1), kernel, -2).div_(blur(rows, kernel, -2) * blur(columns, kernel, -1))
-        if len(z_kernel) > 1:
-            x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
-        return x
 
     def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
         """Return the counts that add differences of scales with the gains of the least squared error nearby.
@@ -207,7 +131,7 @@ class Anchor(nn.Module):
                 one_photon.append(self.own[self.steered_scales[k][0]])
         parts, count = torch.stack(terms), len(terms) - 1
         products = self._products(parts * torch.rsqrt(level))
-        mean_level, share = self._smoothed(
+        mean_level, share = self.smoothed(
             [torch.cat([level, photons / level]).flatten(0, -4)], len(self.pools) - 1, False
         )[0].chunk(2)
         sparse = torch.square(self.few_photons / mean_level)
@@ -242,7 +166,7 @@ class Anchor(nn.Module):
             x, y = slopes(smoothed[:, self.edges[edge]].flatten(0, -4))
             over_rate = x / rate
             products = torch.cat([over_rate * x, torch.square(y) / rate, over_rate * y])
-            xx, yy, xy = self._smoothed([products], window, False)[0].chunk(3)
+            xx, yy, xy = self.smoothed([products], window, False)[0].chunk(3)
             straight, diagonal = xx - yy, 2.0 * xy
             found = torch.square(straight) + torch.square(diagonal) + 1e-12
             share = torch.relu(1.0 - 12.0 * self.edge_noise[edge] / found) / (xx + yy + 1e-9)
@@ -274,7 +198,7 @@ class Anchor(nn.Module):
         blocks = maps.reshape(count, -1, rows, pool, columns, pool).permute(1, 2, 4, 0, 3, 5)
         pooled = self._times_themselves(blocks.reshape(-1, count, pool * pool)).div_(pool * pool)
         pooled = pooled.reshape(-1, rows, columns, count * count).permute(3, 0, 1, 2).contiguous().reshape(shape)
-        return self._blurred(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
+        return self.blurred(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
 
     def _times_themselves(self, blocks: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -294,11 +218,11 @@ class Anchor(nn.Module):
         at each scale, and fitted, (b, scale, c, ...); and the scales' weights, 1 / error^2 of sum 1.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
-        levels = self._smoothed([planes] * self.n_scales, 0)
+        levels = self.smoothed([planes] * self.n_scales, 0)
         differences: List[Tensor] = []
         for scale in range(1, self.n_scales):
             differences.append((levels[scale] - levels[min(scale - 1, 1)]).square_())
-        spreads = self._smoothed(differences, self.n_scales + 1)
+        spreads = self.smoothed(differences, self.n_scales + 1)
         errors: List[Tensor] = []
         bias_of_second = torch.zeros_like(planes)
         for scale in range(self.n_scales):
@@ -382,30 +306,7 @@ class Anchor(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *more)
 
 
-def solved(system: Tensor) -> Tensor:
-    """Solve positive definite equations pixel by pixel; (row, column, ...), the last column is the right side."""
-    size = len(system)
-    for k in range(size):
-        row = system[k] / torch.clamp(system[k, k], min=1e-12)
-        system = system - system[:, k].unsqueeze(1) * row
-        system[k] = row
-    return system[:, size]
-
-
-def kept_matrices() -> List[Tensor]:
-    """Return the matrices that a recorded network reads, so that they outlive their cache."""
-    return list(_MATRICES.values())
-
-
 def _asinh(x: Tensor) -> Tensor:
     """Return the inverse hyperbolic sine, for which ONNX of opset 17 has no operator that torch exports."""
     size = torch.abs(x)
     return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))
-
-
-def _gaussian(sigma: float) -> List[float]:
-    """Return the centre and one side of a Gaussian filter with sum 1, cut at 2.5 sigma."""
-    if sigma <= 0:
-        return [1.0]
-    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(math.ceil(2.5 * sigma) + 1)]
-    return [value / (2.0 * sum(side) - side[0]) for value in side]

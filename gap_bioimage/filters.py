@@ -1,12 +1,17 @@
-"""Filters of counts that know where an image ends, and pixels that hold more than photons can bring.
+"""Filters of counts that know where an image ends, their slopes, and pixels that hold more than photons can bring.
 
 Only torch is imported, and everything compiles with ``torch.jit.script``: the source is part of every exported model.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+_MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
+_MATRICES: dict[tuple[int, int, int, int, bool, str], Tensor] = {}
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
@@ -99,3 +104,111 @@ def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     size = [factor * x.shape[-2], factor * x.shape[-1]]
     x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
     return x.narrow(-2, 0, height).narrow(-1, 0, width)
+
+
+def solved(system: Tensor) -> Tensor:
+    """Solve positive definite equations pixel by pixel; (row, column, ...), the last column is the right side."""
+    size = len(system)
+    for k in range(size):
+        row = system[k] / torch.clamp(system[k, k], min=1e-12)
+        system = system - system[:, k].unsqueeze(1) * row
+        system[k] = row
+    return system[:, size]
+
+
+class Filters(nn.Module):
+    """Gaussian filters that are known by their numbers, in the order in which they are added."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.pools: list[int] = []
+        self.kernels: list[list[float]] = []
+        self.z_kernels: list[list[float]] = []
+
+    def add(self, planar: float, along_z: float, pool: int) -> None:
+        """Add a filter of so many pixels sigma, that works on planes pooled by a factor."""
+        self.pools.append(pool)
+        # pooling and linear interpolation blur by themselves
+        self.kernels.append(gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
+        self.z_kernels.append(gaussian(along_z))
+
+    @torch.jit.unused
+    def filter_reach_px(self, number: int) -> int:
+        """Return how far a filter looks in the plane."""
+        pool, half = self.pools[number], len(self.kernels[number]) - 1
+        return half if pool == 1 else (half + 2) * pool - 1
+
+    def smooth(self, x: Tensor, number: int, enlarge: bool = True) -> Tensor:
+        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
+        pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
+        x = self.blurred(self._pooled(x, number), number, height, width)
+        return enlarged(x, pool, height, width) if enlarge and pool > 1 else x
+
+    def smoothed(self, images: list[Tensor], first: int, enlarge: bool = True) -> list[Tensor]:
+        """Smooth each image with a filter of its own, from the first on."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
+                return list(self._by_matrices(torch.stack(images), first, enlarge).unbind())
+        smoothed: list[Tensor] = []
+        for number in range(len(images)):
+            smoothed.append(self.smooth(images[number], first + number, enlarge))
+        return smoothed
+
+    @torch.jit.unused
+    def _by_matrices(self, x: Tensor, first: int, enlarge: bool) -> Tensor:
+        """Smooth images (filter, b, c or z, y, x), with one product per axis.
+
+        On a GPU hundreds of small sums would each wait for their launch.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x @ self._matrices(first, x, -1, enlarge).unsqueeze(1)
+            x = self._matrices(first, x, -2, enlarge).mT.unsqueeze(1) @ x
+            if self.dim == 3:
+                x = (self._matrices(first, x, -3, enlarge).mT @ x.flatten(-2)).reshape(x.shape)
+        return x
+
+    @torch.jit.unused
+    def _matrices(self, first: int, x: Tensor, axis: int, enlarge: bool) -> Tensor:
+        """Return what filters do along an axis, (filter, 1, before, after); it is the same for all networks."""
+        count, size, along_z = len(x), x.shape[axis], axis == -3
+        key = (self.dim, first, count, size, along_z, str(x.device))
+        if key not in _MATRICES:
+            if len(_MATRICES) >= 32:
+                _MATRICES.clear()
+            points = torch.eye(size).reshape((size, size, 1, 1) if along_z else (size, 1, 1, size))
+            matrices = [self.smooth(points, number, enlarge) for number in range(first, first + count)]
+            _MATRICES[key] = torch.stack(matrices).reshape(count, 1, size, -1).to(x.device)
+        return _MATRICES[key]
+
+    def _pooled(self, x: Tensor, number: int) -> Tensor:
+        pool = self.pools[number]
+        if pool == 1:
+            return x
+        below, right = (pool - x.shape[-2] % pool) % pool, (pool - x.shape[-1] % pool) % pool
+        if below + right > 0:
+            x = torch.constant_pad_nd(x, [0, right, 0, below], 0.0)
+        return F.avg_pool2d(x, [pool, pool])
+
+    def blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
+        """Smooth what was pooled from planes of this size, and leave it at that."""
+        pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
+        rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
+        columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
+        x = blur(blur(x, kernel, -1), kernel, -2).div_(blur(rows, kernel, -2) * blur(columns, kernel, -1))
+        if len(z_kernel) > 1:
+            x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
+        return x
+
+
+def kept_matrices() -> list[Tensor]:
+    """Return the matrices that a recorded network reads, so that they outlive their cache."""
+    return list(_MATRICES.values())
+
+
+def gaussian(sigma: float) -> list[float]:
+    """Return the centre and one side of a Gaussian filter with sum 1, cut at 2.5 sigma."""
+    if sigma <= 0:
+        return [1.0]
+    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(math.ceil(2.5 * sigma) + 1)]
+    return [value / (2.0 * sum(side) - side[0]) for value in side]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gap_bioimage.anchor import kept_matrices
+from gap_bioimage.filters import kept_matrices
 from gap_bioimage.network import ConvBlock
 
 if TYPE_CHECKING:
