@@ -14,7 +14,7 @@ from fixtures_model import Trained, random_model
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, SamplingConfig
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, HotPixelWarning, NotPhotonCountsError, OutputError
-from gap_bioimage.inference import tiling
+from gap_bioimage.inference import reach, tiling
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
 from gap_bioimage.inference.volumes import denoise_volume
@@ -45,7 +45,7 @@ def anchored(dim: int = 3, channels: int = 1) -> Model:
 def in_blocks(folder: Path, model: Model, image: xr.DataArray, name: str = "out.zarr", **how: Any) -> xr.DataArray:
     """Denoise an image as a volume, with the halo that changes nothing; others are measured, which takes a while."""
     write_image(folder / "in.zarr", image)
-    given = {"halo_px": tiling.exact_halo_px(model.network), **how}
+    given = {"halo_px": reach.exact_halo_px(model.network), **how}
     assert denoise_volume(model, folder / "in.zarr", folder / name, **given).complete
     return read_photons(folder / name, check=False)
 
@@ -156,7 +156,7 @@ def test_a_halo_is_measured_once_and_kept_and_names_do_not_depend_on_the_place(
     how: dict[str, Any] = {"block_px": (96, 96)}
     in_blocks(tmp_path, model, image, "whole.zarr", halo_px=None, **how)
     assert denoise_volume(model, tmp_path / "in.zarr", tmp_path / "two.zarr", part=(1, 2), **how).done == 2
-    monkeypatch.setattr(tiling, "measured_halo_px", None)
+    monkeypatch.setattr(tiling, "measured_halo", None)
     result = in_blocks(tmp_path, model, image, "two.zarr", halo_px=None, part=(2, 2), **how)
     assert stored(tmp_path / "two.zarr") == stored(tmp_path / "whole.zarr")
     expected = denoise(model, image)
@@ -307,7 +307,7 @@ def test_a_scheduler_that_does_not_answer_is_told(tmp_path: Path) -> None:
 def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any, trained_2d: Trained) -> None:
     model, files = load_model(trained_2d.run), (trained_2d.run, tmp_path / "in.tif")
     write_image(tmp_path / "in.tif", trained_2d.counts)
-    halo = ",".join(map(str, tiling.exact_halo_px(model.network)))
+    halo = ",".join(map(str, reach.exact_halo_px(model.network)))
     given = ("denoise", *files, tmp_path / "out.ome.zarr", "--block", "64,64", "--halo", halo)
     assert run(*given, "--part", "1/2").code == 0
     assert run(*given, "--status").out.startswith("5 of 9 blocks are done")

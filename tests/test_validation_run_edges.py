@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from running import judged
 
 from gap_bioimage.validation.run import behaviour, edges
 from gap_bioimage.validation.run.behaviour import below_min, sizes
-from gap_bioimage.validation.run.edges import EdgeProfile, tiled
+from gap_bioimage.validation.run.edges import tiled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,18 +28,6 @@ def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16) -> P
 
     body = "\n        ".join(["rate = self.blur(rate)"] * (times - 1))
     return zips.make_zip(folder, declare, source=zips.tiny(body))
-
-
-def test_a_profile_is_the_difference_against_the_distance_from_the_cut() -> None:
-    whole = np.ones((2, 10))
-    cut = whole + np.array([4, 2, 1, 0, 0, 0, 0, 0, 2, 4])
-    profile = EdgeProfile.of(whole, cut, axis=1)
-    assert profile.squares.tolist() == [16, 4, 0.5, 0, 0]
-    assert profile.seam(1, 2) == pytest.approx(math.sqrt(2.25))
-    assert (profile.seam(3, 2), profile.seam(5, 2)) == (0, math.inf)
-    assert (profile.needed_halo(0.1), profile.needed_halo(0.1, step_px=2)) == (3, 4)
-    broken = EdgeProfile.of(whole, np.where(cut == 5, np.nan, cut), axis=1)
-    assert (broken.seam(0, 1), broken.needed_halo(0.1)) == (math.inf, 3)
 
 
 def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
 from gap_bioimage.exporting.kinds import Product
 from gap_bioimage.exporting.measures import Measured, Sizes
-from gap_bioimage.inference.tiling import round_up
+from gap_bioimage.inference.reach import round_up
 from gap_bioimage.model import Model
 from gap_bioimage.sampler import GAIN, WINDOW_PX
 

@@ -24,7 +24,7 @@ from torch import nn
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import hook, weights
 from gap_bioimage.exporting.intake import Intake
-from gap_bioimage.inference.tiling import box_of
+from gap_bioimage.inference.reach import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.sampler import PosteriorSampler
 

@@ -20,7 +20,7 @@ import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
 from gap_bioimage.graphs import CHANNELS_LAST
-from gap_bioimage.inference.tiling import box_of
+from gap_bioimage.inference.reach import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler

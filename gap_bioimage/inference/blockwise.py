@@ -23,9 +23,10 @@ from gap_bioimage.errors import AxesError, GapWarning
 from gap_bioimage.inference.denoising import parts_of, sum_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
+from gap_bioimage.inference.reach import box_of, round_up
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing, Draws
-from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, check_sizes, round_up, tiles, within
+from gap_bioimage.inference.tiling import TiledNetwork, best_device, check_sizes, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
 from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
