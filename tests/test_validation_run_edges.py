@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16) -> Path:
+def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16, step_px: int = 4) -> Path:
     """A zip whose network looks ``times`` pixels far."""
 
     def declare(rdf: dict[str, Any]) -> None:
         for given, made in zip(rdf["inputs"][0]["axes"][2:], rdf["outputs"][0]["axes"][2:], strict=True):
-            given["size"]["min"] = min_px
+            given["size"] = {"min": min_px, "step": step_px}
             made.pop("halo")
             made |= {} if halo is None else {"halo": halo}
 
@@ -38,6 +38,8 @@ def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
     least = int(outcome.fix.split("a min of ")[1].split(" px")[0])
     assert judged(tiled, blurs(6, tmp_path, halo=needed, min_px=-(-least // 4) * 4)).status == "passed"
     assert "; no halo is declared" in judged(tiled, blurs(2, tmp_path, halo=None)).message
+    tiny = judged(tiled, blurs(6, tmp_path, halo=None, min_px=1, step_px=1))  # farther than the smallest tile reaches
+    assert f"Declare a halo of {needed} px" in tiny.fix
 
 
 GUIDED = """
@@ -109,3 +111,21 @@ def test_outputs_of_another_size_are_measured_in_their_own_pixels(tmp_path: Path
 
     body = "rate = self.blur(rate).repeat_interleave(2, 2).repeat_interleave(2, 3)"
     assert judged(tiled, zips.make_zip(tmp_path, twice, source=zips.tiny(body))).status == "passed"
+
+    def half(rdf: dict[str, Any]) -> None:
+        for axis in rdf["outputs"][0]["axes"][2:]:
+            del axis["halo"]
+            axis["scale"] = 2
+
+    path = zips.make_zip(tmp_path, half, source=zips.tiny("rate = self.blur(rate)[:, :, ::2, ::2]"))
+    assert "Declare a halo of 1 px on the outputs' axes, and a min of 36 px" in judged(tiled, path).fix
+
+
+def test_an_output_that_does_not_grow_with_the_image_is_not_tiled(tmp_path: Path) -> None:
+    def one(rdf: dict[str, Any]) -> None:
+        axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["mean"]}]
+        rdf["outputs"][0] |= {"axes": axes, "test_tensor": {"source": "one.npy"}}
+
+    source = zips.BLUR.replace("return rate", "return rate.mean((2, 3))")
+    path = zips.scripted(tmp_path, source, mutate=one, one=np.ones((1, 1), np.float32))
+    assert judged(tiled, path).status == "skipped"

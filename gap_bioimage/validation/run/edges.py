@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -16,10 +16,19 @@ from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
 SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS
 _SAFETY = 0.9
+_FAR_PX = 64  # halos are looked for as far, where tiles are smaller
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
 
-Cuts = dict[Axis, tuple[EdgeProfile, Evidence]]
+class Cut(NamedTuple):
+    """What a cut changes in an output, and how many pixels of the input that is cut are one of it."""
+
+    profile: EdgeProfile
+    evidence: Evidence
+    input_px: float
+
+
+Cuts = dict[Axis, Cut]
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
@@ -63,7 +72,7 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
         expected = part(name, whole[name], slice(margin, margin + made.shape[place]))
         if place >= 0 and margin > 0 and expected.shape == made.shape:
             evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, made)
-            found[name, axis] = EdgeProfile.of(expected, made, place), evidence
+            found[name, axis] = Cut(EdgeProfile.of(expected, made, place), evidence, margins[first[0]] / margin)
     return found
 
 
@@ -79,44 +88,46 @@ def tiled(runner: Runner) -> Outcome:
         raise NotApplicable("it is declared stochastic, so each tile holds another sample")
     smallest = runner.sizes(0)[0]
     largest = max(smallest[tensor][axis] for tensor, axis in runner.steps)
-    cuts = _cuts(runner, math.ceil(largest / 2))
+    if not (cuts := _cuts(runner, math.ceil(largest / 2))):
+        raise NotApplicable("no output grows with the image, so tiles cannot be put together")
     worst, tile = _seam(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
     if _needed(cuts) is None:  # look farther, where such an image can be run here
         with contextlib.suppress(NotApplicable):
-            cuts = _cuts(runner, 2 * largest)
+            cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
     none = "" if any(runner.halo.values()) else "; no halo is declared"
-    evidence = tuple(item for _, item in cuts.values())
-    if (halos := _needed(cuts)) is None:
-        tried = min((len(profile.squares) for profile, _ in cuts.values()), default=0)
+    evidence = tuple(cut.evidence for cut in cuts.values())
+    if (needed := _needed(cuts)) is None:
+        tried = min(len(cut.profile.squares) for cut in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
         return Outcome("failed", f"{text}; none up to {tried} px would do{none}", fix, evidence)
-    least = {axis: 2 * halo + 2 * beside(halo) for axis, halo in halos.items()}
-    fix = f"Declare a halo of {_told(halos)} on the outputs' axes, and a min of {_told(least)}."
-    return Outcome("failed", f"{text}; a halo of {_told(halos)} would do{none}", fix, evidence)
+    halo, least = map(_told, needed)
+    fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {least}."
+    return Outcome("failed", f"{text}; a halo of {halo} would do{none}", fix, evidence)
 
 
 def _seam(runner: Runner, cuts: Cuts) -> float:
     """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
     outputs, squares = runner.sizes(0)[1], dict[str, float]()
-    for (name, axis), (profile, _) in cuts.items():
+    for (name, axis), cut in cuts.items():
         size, halo = outputs[name][axis], runner.halo.get((name, axis), 0)
         width = max(1, size // 2 - halo) if isinstance(size, int) else 1
-        squares[name] = squares.get(name, 0.0) + profile.seam(halo, width) ** 2
+        squares[name] = squares.get(name, 0.0) + cut.profile.seam(halo, width) ** 2
     return math.sqrt(max(squares.values(), default=0.0))
 
 
-def _needed(cuts: Cuts) -> dict[str, int] | None:
-    """The halo along each axis that would do for all outputs, as far as the cuts reach."""
-    halos: dict[str, int] = {}
-    for (name, axis), (profile, _) in cuts.items():
-        halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
+def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
+    """The halo along each axis that would do for all outputs, as far as the cuts reach, and the min that holds it."""
+    halos, least = dict[str, int](), dict[str, int]()
+    for (name, axis), cut in cuts.items():
+        halo = cut.profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
         if halo is None:
             return None
         halos[axis] = max(halo, halos.get(axis, 0))
-    return halos
+        least[axis] = max(math.ceil(cut.input_px * 2 * (halo + beside(halo))), least.get(axis, 0))
+    return halos, least
 
 
 def _told(pixels: Mapping[str, int]) -> str:
