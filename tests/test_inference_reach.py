@@ -36,7 +36,7 @@ class Case:
 
 
 def measure(denoiser: PhotonDenoiser) -> HaloReport:
-    return measured_halo(denoiser.network, denoiser, denoiser.box_px, MOST_HALO_PX[denoiser.network.dim])
+    return measured_halo(denoiser.network, denoiser, MOST_HALO_PX[denoiser.network.dim])
 
 
 @pytest.fixture(scope="module", params=[2, 3, "plain"])

@@ -118,7 +118,7 @@ def _fill(
     TiledNetwork(model.network)(photons)  # raises where values are not finite
     tell("measuring the halo")
     denoiser = weights.denoiser_of(model, box_of(model.network))
-    halo = measured_halo(model.network, denoiser, denoiser.box_px, measures.MOST_HALO_PX[model.config.dim])
+    halo = measured_halo(model.network, denoiser, measures.MOST_HALO_PX[model.config.dim])
     depth = example.shape[1] if example.ndim == 4 else None
     sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, depth, any_size=not onnx)
     tell("making the test tensors")

@@ -17,7 +17,7 @@ from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.reach import HaloReport, round_up
-from gap_bioimage.inference.trained_range import little_room
+from gap_bioimage.inference.trained_range import WARN_ROOM_DB, little_room
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
 from gap_bioimage.seams import beside
 
@@ -27,7 +27,6 @@ _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
 _PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
 _LEAST_SAMPLES = 4
-_WARN_ROOM_DB = 6.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def room_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
 def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `room_db` of the example, and warn where that is little."""
     room = room_db(example, sampler)
-    if room < _WARN_ROOM_DB:
+    if room < WARN_ROOM_DB:
         warnings.warn(f"of images like the example {little_room(room)}", GapWarning, stacklevel=5)
     return room
 

@@ -26,7 +26,7 @@ from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.reach import box_of, round_up
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing, Draws
-from gap_bioimage.inference.tiling import TiledNetwork, best_device, check_sizes, tiles, within
+from gap_bioimage.inference.tiling import TiledNetwork, at, best_device, check_sizes, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
 from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
@@ -211,7 +211,7 @@ class Volume:
                 else:
                     one = xr.DataArray(item, dims=["c", *names])
                     samples = Drawing(self.model, self.network, drawn).rates_of(Prepared(one, one))
-                    rates[:, number] = samples[:, 0][_at(inside)]
+                    rates[:, number] = samples[:, 0][at(inside)]
         results = [cut.photons(rates[0])] if drawn is None else mean_and_std(cut.photons(rates, drawn.n_samples))
         return [result.transpose(*self.sizes).values for result in results]
 
@@ -223,7 +223,7 @@ class Volume:
         alone = network.anchored or all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
 
         def expect(part: Tensor) -> Tensor:
-            given = part[_at(nearby)], self.network(part, wanted=nearby)
+            given = part[at(nearby)], self.network(part, wanted=nearby)
             return network.rate(*given, []) if alone else self._in_boxes(*given, inside)
 
         result: NDArray[np.float32] = sum_of_parts(expect, counts, parts).numpy()
@@ -234,8 +234,8 @@ class Volume:
         rate = torch.empty(*photons.shape[:2], *(cut.stop - cut.start for cut in inside))
         reach = list(self.reach.values())
         for tile in tiles(log_rate.shape[2:], [_PIECE_PX + 2 * r for r in reach], reach, [1] * len(reach), inside):
-            outer, inner, crop = tile.indices()
-            rate[inner] = self.model.network.rate(photons[outer], log_rate[outer], self.box_px)[crop]
+            given = photons[at(tile.outer)], log_rate[at(tile.outer)]
+            rate[at(tile.inner)] = self.model.network.rate(*given, self.box_px)[at(tile.crop)]
         return rate
 
     def make(self, place: Index, part: xr.DataArray) -> Made:
@@ -265,8 +265,3 @@ class Volume:
     def voxels(self, place: Index) -> int:
         """Return the size of a block."""
         return math.prod(cut.stop - cut.start for cut in self.results[0].region(0, place).values())
-
-
-def _at(cuts: Sequence[slice]) -> Any:
-    """Return the index of a part along the last axes."""
-    return (..., *cuts)

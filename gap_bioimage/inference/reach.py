@@ -1,4 +1,4 @@
-"""How far a network looks: what its layers could see, and the halo around tiles beyond which little of that is used."""
+"""How far a network looks: what its layers could see, and the halo beyond which little of that is used; its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gap_bioimage.network import UNet
+from gap_bioimage.network import PhotonDenoiser, UNet
 from gap_bioimage.seams import EdgeProfile, beside
 
 EXPOSURES = (0.03, 0.3, 3.0)
@@ -18,6 +18,8 @@ EXPOSURES = (0.03, 0.3, 3.0)
 _SEAM = 3e-3  # what a measured halo may leave beside it, as relative RMS; of all pixels it is below 1e-3
 _ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the images that are cut
 _CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
+# full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
+_OF_FILTER, _OF_ANCHOR = 9, 160
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class HaloReport:
 def round_up(value: int, step: int) -> int:
     """Return the smallest multiple of ``step`` that is at least ``value``."""
     return -(-value // step) * step
+
+
+def bytes_per_px(network: UNet) -> float:
+    """Return the memory that a network takes for each pixel of an image."""
+    filters: int = network.conv_final.in_channels
+    return 4 * max(_OF_FILTER * filters / network.stem**2, _OF_ANCHOR * network.channels * network.anchored)
 
 
 def box_of(network: UNet) -> list[int]:
@@ -53,26 +61,22 @@ def exact_halo_px(network: UNet) -> list[int]:
     return [reach - half for reach, half in zip(receptive_field_px(network), faint, strict=True)]
 
 
-def measured_halo(
-    network: UNet,
-    answer: Callable[[Tensor], Tensor] | None = None,
-    box_px: Sequence[int] | None = None,
-    most_px: int | None = None,
-) -> HaloReport:
+def measured_halo(network: UNet, denoiser: PhotonDenoiser | None = None, most_px: int | None = None) -> HaloReport:
     """Measure the halo beside which a cut changes less than 3e-3: RMS, in units of the result's.
 
     A function of the network alone, measured along all axes on clouds of all sizes at three brightnesses, alike in the
-    plane. It is looked for up to half of the exact halo, in the network's steps; else it is the exact one. ``answer``
-    makes photons of counts (b, c, [z,] y, x), with boxes; by default the network does, up to a factor. ``most_px``
-    bounds the halo.
+    plane. It is looked for up to half of the exact halo, in the network's steps; else it is the exact one. Tiles are
+    those of the network, whose log-rates tell photons up to a factor, or of a denoiser around it, with its boxes;
+    ``most_px`` bounds the halo.
     """
-    answer = answer or (lambda photons: torch.exp(network(photons).double()))
-    exact_px, box_px, halo = exact_halo_px(network), box_px or [1] * network.dim, list[int]()
+    answer = denoiser or (lambda photons: torch.exp(network(photons).double()))
+    box_px = [1] * network.dim if denoiser is None else denoiser.box_px
+    exact_px, halo = exact_halo_px(network), list[int]()
     squares = dict.fromkeys(EXPOSURES, 0.0)
     for axes in ([-3], [-2, -1])[3 - network.dim :]:
         exact, box, step = (of[axes[0]] for of in (exact_px, box_px, network.step_px))
-        half, whole = (min(reach + box // 2, most_px or reach + box) for reach in (-(-exact // 2), exact))
-        margin = round_up(half, step)
+        reaches = (-(-exact // 2) + box // 2, exact + box // 2)
+        margin, whole = (round_up(min(reach, most_px or reach), step) for reach in reaches)
         profiles = {exposure: _cut(network, answer, axes, margin, exposure) for exposure in EXPOSURES}
         needed = [profile.needed_halo(_SEAM, step) for profile in profiles.values()]
         px = max(whole if found is None else max(found, step) for found in needed)
@@ -101,7 +105,7 @@ def _cut(
 def clouds(network: UNet, sizes: Sequence[int], exposure: float) -> Tensor:
     """Return counts of clouds of all sizes, with so many photons per pixel, on the network's device."""
     generator, light = torch.Generator().manual_seed(0), torch.zeros(1, network.channels, *sizes)
-    inside: Any = (..., *(slice(size) for size in sizes))
+    inside: Any = (..., *map(slice, sizes))
     for cloud in _CLOUDS_PX:
         drawn = torch.randn(1, network.channels, *(-(-size // cloud) + 1 for size in sizes), generator=generator)
         mode = "bilinear" if network.dim == 2 else "trilinear"

@@ -18,13 +18,11 @@ from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
 from gap_bioimage.graphs import CHANNELS_LAST, Recorded, has_bf16, quick
-from gap_bioimage.inference.reach import EXPOSURES, clouds, exact_halo_px, measured_halo, round_up
+from gap_bioimage.inference.reach import EXPOSURES, bytes_per_px, clouds, exact_halo_px, measured_halo, round_up
 from gap_bioimage.network import UNet
 
 log = logging.getLogger(__name__)
 
-# full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
-_OF_FILTER, _OF_ANCHOR = 9, 160
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _RECORDED_PX = 2**21  # larger images keep a GPU busy anyway
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
@@ -39,10 +37,6 @@ class Tile(NamedTuple):
     outer: tuple[slice, ...]
     inner: tuple[slice, ...]
     crop: tuple[slice, ...]
-
-    def indices(self) -> Any:
-        """Return the three for arrays with further axes before."""
-        return [(..., *part) for part in self]
 
 
 def tiles(
@@ -84,6 +78,11 @@ def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> It
         yield slice(first, last), within(slice(start, stop), wanted), slice(start - first, stop - first)
 
 
+def at(cuts: Iterable[slice]) -> Any:
+    """Return the index of a part along the last axes."""
+    return (..., *cuts)
+
+
 def within(cut: slice, outer: slice) -> slice:
     """Return where a part lies in a larger one."""
     return slice(cut.start - outer.start, cut.stop - outer.start)
@@ -117,9 +116,7 @@ class TiledNetwork:
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px, self._halo_given = exact_halo_px(network) if halo_px is None else halo_px, halo_px is not None
         self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
-        in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
-        maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
-        self._budget_px = memory_bytes / (4 * maps)
+        self._budget_px = memory_bytes / bytes_per_px(network)
         self.choose_precision(precision)
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
@@ -219,12 +216,11 @@ class TiledNetwork:
             self._ways[self.bf16] = Recorded(quick(self.network, self.bf16), _RECORDED_PX)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
-                outer, inner, crop = tile.indices()
-                piece = photons[outer].to(self.device, torch.float32)
+                piece = photons[at(tile.outer)].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
                 whole = torch.cat([self._ways[self.bf16](part) for part in pieces])
-                log_rate[inner] = whole[crop].to(photons.device, torch.float32)
+                log_rate[at(tile.inner)] = whole[at(tile.crop)].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
         return log_rate
