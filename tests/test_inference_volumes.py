@@ -13,7 +13,15 @@ from fixtures_model import Trained, random_model
 
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, SamplingConfig
-from gap_bioimage.errors import AxesError, ConfigError, GapWarning, HotPixelWarning, NotPhotonCountsError, OutputError
+from gap_bioimage.errors import (
+    AxesError,
+    ConfigError,
+    GapWarning,
+    HotPixelWarning,
+    NotPhotonCountsError,
+    OutputError,
+    TrainedRangeWarning,
+)
 from gap_bioimage.inference import reach, tiling
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
@@ -248,12 +256,17 @@ def test_one_bit_frames_are_summed_block_by_block(tmp_path: Path) -> None:
 
 def test_hot_pixels_are_told_once_and_dark_blocks_are_dark(tmp_path: Path) -> None:
     image = counts("tyx")
-    image[0], image[1, 20, 20] = 0, 5000
-    with pytest.warns(HotPixelWarning, match="1 hot pixel.* other blocks"):
-        result = in_blocks(tmp_path, PLAIN, image, block_px=(24, 24))
+    image[0], image[1, 33, 30] = 0, 5000
+    with pytest.warns(HotPixelWarning, match=r"1 hot pixel.* 5000 at \(y 33, x 30\).* other blocks"):
+        result = in_blocks(tmp_path, PLAIN, image, block_px=(8, 8))
     assert not result[0].any()
     assert result[1].min() > 0
     assert result.max() < 100
+
+
+def test_a_volume_that_is_brighter_than_the_training_of_a_plain_network_is_told(tmp_path: Path) -> None:
+    with pytest.warns(TrainedRangeWarning, match=r"in\.zarr is"):
+        in_blocks(tmp_path, random_model(trained_range_db=(-40.0, -10.0)), counts("yx"), block_px=(24, 24))
 
 
 def test_samples_give_mean_and_standard_deviation(tmp_path: Path) -> None:

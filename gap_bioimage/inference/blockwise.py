@@ -20,7 +20,7 @@ from torch import Tensor
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
-from gap_bioimage.inference.denoising import parts_of, sum_of_parts
+from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare
 from gap_bioimage.inference.reach import box_of, round_up
@@ -186,7 +186,8 @@ class Volume:
 
     def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
         detector = self._camera(region)
-        return prepare(self.model, part, replace(self.job.layout, dims=None, camera=detector))
+        layout, origin = replace(self.job.layout, dims=None, camera=detector), (region["y"].start, region["x"].start)
+        return prepare(self.model, part, layout, origin)
 
     def _camera(self, region: Region) -> Detector | None:
         return None if self.detector is None else self.detector.crop(region["y"], region["x"])
@@ -204,6 +205,8 @@ class Volume:
         drawn = self.job.drawn
         rates = np.zeros((1 if drawn is None else drawn.n_samples, *cut.items.shape), np.float32)
         parts = parts_of(self.model, prepared)
+        if drawn is None and max(parts) > 1:
+            warn_of_parts(self.job.image.name, max(parts))
         for number, item in enumerate(prepared.items):
             if item.any():  # without photons the answer is only what the training images were like
                 if drawn is None:

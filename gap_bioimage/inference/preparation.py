@@ -95,8 +95,11 @@ class Prepared:
         return f"{self.names(empty)} {'holds' if len(empty) == 1 else 'hold'} no photons" if empty else ""
 
 
-def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
-    """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours."""
+def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] = (0, 0)) -> Prepared:
+    """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours.
+
+    They are named by their place (y, x) in the image of which this one is a part, from ``origin`` on.
+    """
     check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()
@@ -119,7 +122,7 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
         one = "choose one with channel=0, or take each by itself with separate_channels=True"
         remedy = one if expected == 1 else f"give an image with {expected}, without separate_channels"
         raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
-    return Prepared(source, _without_hot_pixels(ordered, name), detector, n_frames, layout.time_as_z)
+    return Prepared(source, _without_hot_pixels(ordered, name, origin), detector, n_frames, layout.time_as_z)
 
 
 def _counted(image: xr.DataArray, detector: Detector) -> xr.DataArray:
@@ -145,7 +148,7 @@ def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
         _warn(CountsWarning, f"{told}: how many there were is hardly known; use shorter frames")
 
 
-def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
+def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:
     """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
     planes, mended = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
     found: dict[tuple[int, int], int] = {}  # the same pixels in every frame
@@ -158,7 +161,7 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
             mended = planes.copy() if mended is None else mended
             mended[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
             for y, x in hot[0, 0].nonzero().tolist():
-                found.setdefault((y, x), int(plane[0, 0, y, x]))
+                found.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
     if mended is None:
         return ordered
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
