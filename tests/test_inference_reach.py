@@ -13,7 +13,6 @@ from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.inference.reach import (
     EXPOSURES,
     HaloReport,
-    box_of,
     exact_halo_px,
     measured_halo,
     receptive_field_px,
@@ -45,8 +44,7 @@ def measured(request: pytest.FixtureRequest) -> Case:
         denoiser = PhotonDenoiser([33, 33], depth=2, start_filts=4).eval().requires_grad_(False)
         denoiser.network.load_state_dict(random_network(seed=3).state_dict())
     else:
-        model = load_model(request.getfixturevalue(f"trained_{request.param}d").run)
-        denoiser = denoiser_of(model, box_of(model.network))
+        denoiser = denoiser_of(load_model(request.getfixturevalue(f"trained_{request.param}d").run))
     report = measure(denoiser)
     return Case(denoiser, report, Sizes.of(denoiser.network.step_px, report.halo_px))
 

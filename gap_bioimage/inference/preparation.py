@@ -96,10 +96,7 @@ class Prepared:
 
 
 def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] = (0, 0)) -> Prepared:
-    """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours.
-
-    They are named by their place (y, x) in the image of which this one is a part, from ``origin`` on.
-    """
+    """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in."""
     check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()

@@ -42,10 +42,7 @@ def bytes_per_px(network: UNet) -> float:
 
 
 def box_of(network: UNet) -> list[int]:
-    """Return the box in which photons are conserved where the whole image is not seen, in proportion to the reach.
-
-    It is a pixel where log-rates are those of the photons themselves.
-    """
+    """Return the box in which tiles conserve photons, in proportion to the reach; a pixel for anchored networks."""
     if network.anchored:
         return [1] * network.dim
     planar, reach_px = 129 if network.dim == 2 else 33, receptive_field_px(network)  # halos are dear in 3D
