@@ -1,5 +1,6 @@
 import errno
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gap_bioimage.config import Camera, SamplingConfig
 from gap_bioimage.errors import (
     AxesError,
     ConfigError,
+    CountsWarning,
     GapWarning,
     HotPixelWarning,
     NotPhotonCountsError,
@@ -252,6 +254,17 @@ def test_one_bit_frames_are_summed_block_by_block(tmp_path: Path) -> None:
         result = in_blocks(tmp_path, model, movie, sum_frames=8, block_px=(24, 24))
     close(result, denoise(model, sum_frames(movie[:24], 8)))
     np.testing.assert_allclose(result.t, [0, 4, 8])
+
+
+def test_dark_blocks_of_summed_frames_are_not_taken_for_single_ones(tmp_path: Path) -> None:
+    image, model = np.minimum(counts("yx"), 6), replace(anchored(2), n_frames=8)
+    image[20:] = np.minimum(image[20:], 1)
+    how: dict[str, Any] = {"block_px": (8, 8), "halo_px": (0, 0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CountsWarning)
+        in_blocks(tmp_path, model, image, **how)
+    with pytest.warns(CountsWarning):
+        in_blocks(tmp_path, model, np.minimum(image, 1), "single.zarr", **how)
 
 
 def test_hot_pixels_are_told_once_and_dark_blocks_are_dark(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
 from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
-from gap_bioimage.inference.preparation import Layout, Prepared, prepare
+from gap_bioimage.inference.preparation import Layout, Prepared, prepare, warn_of_single_frames
 from gap_bioimage.inference.reach import box_of, round_up
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing, Draws
@@ -157,6 +157,8 @@ class Volume:
         part = self.read(core)
         if self.detector is None and self.model.n_frames is None and part.any():
             check_photon_counts(part, name=self.job.image.name)
+        if self.model.n_frames is not None:
+            warn_of_single_frames(part, self.model.n_frames, self.job.image.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GapWarning)  # the blocks will say so
             self._prepared(part, core)
