@@ -10,14 +10,8 @@ from fixtures_model import random_network
 
 from gap_bioimage.exporting.measures import MOST_HALO_PX, Sizes
 from gap_bioimage.exporting.weights import denoiser_of
-from gap_bioimage.inference.reach import (
-    EXPOSURES,
-    HaloReport,
-    exact_halo_px,
-    measured_halo,
-    receptive_field_px,
-    round_up,
-)
+from gap_bioimage.inference import reach
+from gap_bioimage.inference.reach import EXPOSURES, HaloReport, exact_halo_px, measured_halo
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import load_model
 from gap_bioimage.network import PhotonDenoiser
@@ -81,8 +75,8 @@ def test_halos_are_multiples_of_the_step_within_reach_and_the_same_every_time(me
     denoiser, report = measured.denoiser, measured.report
     assert set(report.relative_rms) == set(EXPOSURES)
     assert all(0 <= rms < SEAM for rms in report.relative_rms.values())
-    reach = receptive_field_px(denoiser.network)
-    for halo, step, field, box in zip(report.halo_px, denoiser.network.step_px, reach, denoiser.box_px, strict=True):
+    fields = reach.receptive_field_px(denoiser.network)
+    for halo, step, field, box in zip(report.halo_px, denoiser.network.step_px, fields, denoiser.box_px, strict=True):
         assert halo % step == 0
         assert 0 < halo < field + box // 2 + step
     if denoiser.network.dim == 2:
@@ -113,7 +107,7 @@ def test_a_measured_halo_leaves_less_than_a_thousandth_of_the_result() -> None:
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_a_measured_halo_does_along_both_axes_of_the_plane(axis: int) -> None:
     network = random_network(anchor=True, anchor_version=2)
-    halo, far, squares = measured_halo(network).halo_px[axis], round_up(exact_halo_px(network)[axis], 8), []
+    halo, far, squares = measured_halo(network).halo_px[axis], reach.round_up(exact_halo_px(network)[axis], 8), []
     for seed in range(3):
         counts = np.swapaxes(simulate(2, (64, 2 * far + 8), 0.03, seed=seed)[0].values, -1, axis).astype(np.float32)
         photons = torch.from_numpy(counts.copy())[None, None]

@@ -119,13 +119,3 @@ def test_outputs_of_another_size_are_measured_in_their_own_pixels(tmp_path: Path
 
     path = zips.make_zip(tmp_path, half, source=zips.tiny("rate = self.blur(rate)[:, :, ::2, ::2]"))
     assert "Declare a halo of 1 px on the outputs' axes, and a min of 36 px" in judged(tiled, path).fix
-
-
-def test_an_output_that_does_not_grow_with_the_image_is_not_tiled(tmp_path: Path) -> None:
-    def one(rdf: dict[str, Any]) -> None:
-        axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["mean"]}]
-        rdf["outputs"][0] |= {"axes": axes, "test_tensor": {"source": "one.npy"}}
-
-    source = zips.BLUR.replace("return rate", "return rate.mean((2, 3))")
-    path = zips.scripted(tmp_path, source, mutate=one, one=np.ones((1, 1), np.float32))
-    assert judged(tiled, path).status == "skipped"

@@ -13,8 +13,7 @@ from torch import Tensor
 from gap_bioimage.network import PhotonDenoiser, UNet
 from gap_bioimage.seams import EdgeProfile, beside
 
-EXPOSURES = (0.03, 0.3, 3.0)
-"""Photons per pixel at which networks are tried; in the dark they look farthest."""
+EXPOSURES = (0.03, 0.3, 3.0)  # photons per pixel at which networks are tried; in the dark they look farthest
 _SEAM = 3e-3  # what a measured halo may leave beside it, as relative RMS; of all pixels it is below 1e-3
 _ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the images that are cut
 _CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
@@ -61,11 +60,10 @@ def exact_halo_px(network: UNet) -> list[int]:
 def measured_halo(network: UNet, denoiser: PhotonDenoiser | None = None, most_px: int | None = None) -> HaloReport:
     """Measure the halo beside which a cut changes less than 3e-3: RMS, in units of the result's.
 
-    A function of the network alone, measured along all axes on clouds of all sizes at three brightnesses, alike in the
-    plane. It is looked for up to half of the exact halo, in the network's steps; else it is the exact one. Tiles are
-    those of the network, whose log-rates tell photons up to a factor, or of a denoiser around it, with its boxes;
-    ``most_px`` bounds the halo.
+    A function of the network, or of the denoiser around it, alone: along all axes, on clouds of all sizes at three
+    brightnesses. It is looked for up to half of the exact halo and ``most_px``; else it is the exact one, or that.
     """
+    # of log-rates only differences mean something
     answer = denoiser or (lambda photons: torch.exp(network(photons).double()))
     box_px = [1] * network.dim if denoiser is None else denoiser.box_px
     exact_px, halo = exact_halo_px(network), list[int]()

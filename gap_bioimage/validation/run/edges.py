@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -20,15 +20,7 @@ _FAR_PX = 64  # halos are looked for as far, where tiles are smaller
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
 
-class Cut(NamedTuple):
-    """What a cut changes in an output, and how many pixels of the input that is cut are one of it."""
-
-    profile: EdgeProfile
-    evidence: Evidence
-    input_px: float
-
-
-Cuts = dict[Axis, Cut]
+Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the last: pixels of the input that are one of the output
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
@@ -72,7 +64,7 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
         expected = part(name, whole[name], slice(margin, margin + made.shape[place]))
         if place >= 0 and margin > 0 and expected.shape == made.shape:
             evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, made)
-            found[name, axis] = Cut(EdgeProfile.of(expected, made, place), evidence, margins[first[0]] / margin)
+            found[name, axis] = EdgeProfile.of(expected, made, place), evidence, margins[first[0]] / margin
     return found
 
 
@@ -98,9 +90,9 @@ def tiled(runner: Runner) -> Outcome:
         with contextlib.suppress(NotApplicable):
             cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
     none = "" if any(runner.halo.values()) else "; no halo is declared"
-    evidence = tuple(cut.evidence for cut in cuts.values())
+    evidence = tuple(item for _, item, _ in cuts.values())
     if (needed := _needed(cuts)) is None:
-        tried = min(len(cut.profile.squares) for cut in cuts.values())
+        tried = min(len(profile.squares) for profile, *_ in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
         return Outcome("failed", f"{text}; none up to {tried} px would do{none}", fix, evidence)
     halo, least = map(_told, needed)
@@ -111,22 +103,22 @@ def tiled(runner: Runner) -> Outcome:
 def _seam(runner: Runner, cuts: Cuts) -> float:
     """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
     outputs, squares = runner.sizes(0)[1], dict[str, float]()
-    for (name, axis), cut in cuts.items():
+    for (name, axis), (profile, *_) in cuts.items():
         size, halo = outputs[name][axis], runner.halo.get((name, axis), 0)
         width = max(1, size // 2 - halo) if isinstance(size, int) else 1
-        squares[name] = squares.get(name, 0.0) + cut.profile.seam(halo, width) ** 2
+        squares[name] = squares.get(name, 0.0) + profile.seam(halo, width) ** 2
     return math.sqrt(max(squares.values(), default=0.0))
 
 
 def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
     """The halo along each axis that would do for all outputs, as far as the cuts reach, and the min that holds it."""
     halos, least = dict[str, int](), dict[str, int]()
-    for (name, axis), cut in cuts.items():
-        halo = cut.profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
+    for (name, axis), (profile, _, input_px) in cuts.items():
+        halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
         if halo is None:
             return None
         halos[axis] = max(halo, halos.get(axis, 0))
-        least[axis] = max(math.ceil(cut.input_px * 2 * (halo + beside(halo))), least.get(axis, 0))
+        least[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), least.get(axis, 0))
     return halos, least
 
 
