@@ -19,7 +19,8 @@ from scores import psnr_db
 from torch import Tensor
 
 from gap_bioimage.config import RunConfig
-from gap_bioimage.inference.tiling import TiledNetwork, receptive_field_px, tiles
+from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.inference.tiling import TiledNetwork, tiles
 from gap_bioimage.network import UNet, conserve_photons, rate_from_log_rate
 from gap_bioimage.simulation import simulate, simulate_truth
 from gap_bioimage.training.fit import train

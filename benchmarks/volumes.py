@@ -31,7 +31,7 @@ import gap_bioimage as gap
 from gap_bioimage.config import RunConfig
 from gap_bioimage.inference.blockwise import Job, Volume
 from gap_bioimage.inference.preparation import Layout
-from gap_bioimage.inference.tiling import measured_halo_px
+from gap_bioimage.inference.reach import measured_halo
 
 GIB = 2**30
 LARGE = (1024, 2048, 2048)  # uint16
@@ -178,7 +178,7 @@ def alone(image: Path) -> tuple[float, float]:
     """Return seconds of processor of some blocks of a volume, and of the network alone on the same tiles."""
     job = Job(Path("nuclei"), image, Path("none.zarr"), Layout(planes=True), block_px=(512, 512))
     volume, spent = Volume(job), 0.0
-    volume.network.halo_px = measured_halo_px(volume.network.network)
+    volume.network.halo_px = measured_halo(volume.network.network).halo_px
     network = volume.network.network
     forward = network.forward
 

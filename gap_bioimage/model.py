@@ -76,7 +76,7 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """Return what there is to tell, as plain values: kind, network, trained range, camera, history."""
-        from gap_bioimage.inference.tiling import receptive_field_px
+        from gap_bioimage.inference.reach import receptive_field_px
 
         camera, history = self.camera, asdict(self.history)
         del history["training"]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import read_camera
 from gap_bioimage.exporting.weights import denoiser_of
-from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.model import load_model
 from gap_bioimage.simulation import simulate
 
@@ -89,11 +88,10 @@ def test_from_raw_camera_frames_to_a_zip_that_takes_them(run: Any, tmp_path: Pat
 
     in_core = run_in_core(zip_path, movie[0][:104, :104])
     detector = read_camera(camera)
-    box = default_box_px(receptive_field_px(again.network))
     # bioimageio.core mirrors the image by the halo and cuts it off again
     halo = yaml.safe_load(zipfile.ZipFile(zip_path).read("rdf.yaml"))["outputs"][0]["axes"][-1]["halo"]
     mirrored = np.pad(detector.counts(movie[0][:104, :104]), halo, mode="symmetric").astype(np.float32)
-    expected = denoiser_of(again, box)(torch.from_numpy(mirrored)[None, None])[0, 0].numpy() - detector.background()
+    expected = denoiser_of(again)(torch.from_numpy(mirrored)[None, None])[0, 0].numpy() - detector.background()
     np.testing.assert_allclose(in_core, expected[halo:-halo, halo:-halo], rtol=1e-4, atol=1e-4)
     assert np.corrcoef(in_core.ravel(), denoised[0][:104, :104].ravel())[0, 1] > 0.98
 

@@ -19,7 +19,6 @@ from gap_bioimage import denoise, export, load_model, simulate
 from gap_bioimage.errors import BrokenNetworkError, CardError, CheckpointError, ExportError, OutputError
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.weights import denoiser_of
-from gap_bioimage.inference.tiling import default_box_px, receptive_field_px
 from gap_bioimage.validation import report as validation
 from gap_bioimage.validation.outcome import Check
 
@@ -173,9 +172,8 @@ def test_a_model_in_memory_and_a_card_object_do(trained_2d: Trained, tmp_path: P
     with zipfile.ZipFile(tmp_path / "model.zip") as zipped:
         photons, rate = (np.load(zipped.open(f"test_{name}.npy")) for name in ("photons", "rate"))
     np.testing.assert_array_equal(photons[0, :, :64, :64], counts[:, 1])
-    box = default_box_px(receptive_field_px(model.network))
     with torch.inference_mode():
-        expected = denoiser_of(model, box)(torch.from_numpy(photons)).numpy()
+        expected = denoiser_of(model)(torch.from_numpy(photons)).numpy()
     np.testing.assert_allclose(rate, expected, rtol=1e-5)
 
 

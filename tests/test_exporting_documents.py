@@ -58,6 +58,8 @@ def test_a_filled_card_makes_complete_metadata(trained_2d: Trained, tmp_path: Pa
     facts = rdf_of(tmp_path / "model.zip")["config"]["bioimageio"]
     parameters = sum(p.numel() for p in load_model(trained_2d.run).network.parameters())
     assert (facts["model_parameter_count"], facts["training"]["training_batch_size"]) == (parameters, 8)
+    # the network has four filters; its anchor takes most of the memory, 0.5 GB measured
+    assert facts["memory_requirements_inference"] == "about 0.6 GB per 10^6 pixels"
 
 
 @pytest.mark.parametrize("shape", [(1, 1024, 1024), (1, 40, 300), (1, 12, 64, 48)])

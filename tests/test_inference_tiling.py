@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.tiling import TiledNetwork, exact_halo_px, measured_halo_px, receptive_field_px, tiles
-from gap_bioimage.model import load_model
-from gap_bioimage.simulation import simulate
+from gap_bioimage.inference.reach import receptive_field_px
+from gap_bioimage.inference.tiling import TiledNetwork, tiles
 
 AXIS = st.tuples(
     st.integers(1, 90),  # size
@@ -114,23 +113,6 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
     assert math.prod(tile) * 32 * 4 * 8 <= 2e9 or list(tile) == smallest
     per_axis = zip(shape, tile, reach, step, strict=True)
     assert all(tiles([size], [t], [r], [s]) for size, t, r, s in per_axis)
-
-
-def test_a_measured_halo_leaves_less_than_a_thousandth_of_the_result() -> None:
-    network = load_model("nuclei").network
-    halo, exact = measured_halo_px(network), exact_halo_px(network)
-    assert halo == measured_halo_px(network)
-    assert all(0 < h <= e / 2 and h % step == 0 for h, e, step in zip(halo, exact, network.step_px, strict=True))
-    photons = torch.from_numpy(simulate(2, (64, 400), 0.3, seed=1)[0].values.astype(np.float32))[None, None]
-    whole, changes = TiledNetwork(network)(photons).exp(), []
-    for width in (halo, exact):
-        change = TiledNetwork(network, [64, 336], width)(photons).exp() - whole
-        changes.append(float(change.square().mean().sqrt() / whole.square().mean().sqrt()))
-    assert changes[1] < 1e-5 < changes[0] < 1e-3
-    large, small = TiledNetwork(network, [64, 336]), TiledNetwork(network)
-    for tiled in (large, small):
-        tiled.measure_halo((64, 400))
-    assert (large.halo_px, small.halo_px) == (halo, exact)
 
 
 def test_parts_of_an_image_are_what_they_are_in_the_whole() -> None:

@@ -1,5 +1,6 @@
 import errno
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fixtures_model import Trained, random_model
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, SamplingConfig
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, HotPixelWarning, NotPhotonCountsError, OutputError
-from gap_bioimage.inference import tiling
+from gap_bioimage.inference import reach, tiling
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
 from gap_bioimage.inference.volumes import denoise_volume
@@ -45,7 +46,7 @@ def anchored(dim: int = 3, channels: int = 1) -> Model:
 def in_blocks(folder: Path, model: Model, image: xr.DataArray, name: str = "out.zarr", **how: Any) -> xr.DataArray:
     """Denoise an image as a volume, with the halo that changes nothing; others are measured, which takes a while."""
     write_image(folder / "in.zarr", image)
-    given = {"halo_px": tiling.exact_halo_px(model.network), **how}
+    given = {"halo_px": reach.exact_halo_px(model.network), **how}
     assert denoise_volume(model, folder / "in.zarr", folder / name, **given).complete
     return read_photons(folder / name, check=False)
 
@@ -156,7 +157,7 @@ def test_a_halo_is_measured_once_and_kept_and_names_do_not_depend_on_the_place(
     how: dict[str, Any] = {"block_px": (96, 96)}
     in_blocks(tmp_path, model, image, "whole.zarr", halo_px=None, **how)
     assert denoise_volume(model, tmp_path / "in.zarr", tmp_path / "two.zarr", part=(1, 2), **how).done == 2
-    monkeypatch.setattr(tiling, "measured_halo_px", None)
+    monkeypatch.setattr(tiling, "measured_halo", None)
     result = in_blocks(tmp_path, model, image, "two.zarr", halo_px=None, part=(2, 2), **how)
     assert stored(tmp_path / "two.zarr") == stored(tmp_path / "whole.zarr")
     expected = denoise(model, image)
@@ -246,14 +247,30 @@ def test_one_bit_frames_are_summed_block_by_block(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.t, [0, 4, 8])
 
 
+def test_dark_blocks_of_summed_frames_are_not_taken_for_single_ones(tmp_path: Path) -> None:
+    image, model = np.minimum(counts("yx"), 6), replace(anchored(2), n_frames=8)
+    image[20:] = np.minimum(image[20:], 1)
+    how: dict[str, Any] = {"block_px": (8, 8), "halo_px": (0, 0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GapWarning)
+        in_blocks(tmp_path, model, image, **how)
+    with pytest.warns(GapWarning, match="0 and 1 only"):
+        in_blocks(tmp_path, model, np.minimum(image, 1), "single.zarr", **how)
+
+
 def test_hot_pixels_are_told_once_and_dark_blocks_are_dark(tmp_path: Path) -> None:
     image = counts("tyx")
-    image[0], image[1, 20, 20] = 0, 5000
-    with pytest.warns(HotPixelWarning, match="1 hot pixel.* other blocks"):
-        result = in_blocks(tmp_path, PLAIN, image, block_px=(24, 24))
+    image[0], image[1, 33, 30] = 0, 5000
+    with pytest.warns(HotPixelWarning, match=r"1 hot pixel.* 5000 at \(y 33, x 30\).* other blocks"):
+        result = in_blocks(tmp_path, PLAIN, image, block_px=(8, 8))
     assert not result[0].any()
     assert result[1].min() > 0
     assert result.max() < 100
+
+
+def test_a_volume_that_is_brighter_than_the_training_of_a_plain_network_is_told(tmp_path: Path) -> None:
+    with pytest.warns(GapWarning, match=r"in\.zarr is .* brighter"):
+        in_blocks(tmp_path, random_model(trained_range_db=(-40.0, -10.0)), counts("yx"), block_px=(24, 24))
 
 
 def test_samples_give_mean_and_standard_deviation(tmp_path: Path) -> None:
@@ -307,7 +324,7 @@ def test_a_scheduler_that_does_not_answer_is_told(tmp_path: Path) -> None:
 def test_the_verbs_fill_zarrs_and_tell_how_far_they_are(tmp_path: Path, run: Any, trained_2d: Trained) -> None:
     model, files = load_model(trained_2d.run), (trained_2d.run, tmp_path / "in.tif")
     write_image(tmp_path / "in.tif", trained_2d.counts)
-    halo = ",".join(map(str, tiling.exact_halo_px(model.network)))
+    halo = ",".join(map(str, reach.exact_halo_px(model.network)))
     given = ("denoise", *files, tmp_path / "out.ome.zarr", "--block", "64,64", "--halo", halo)
     assert run(*given, "--part", "1/2").code == 0
     assert run(*given, "--status").out.startswith("5 of 9 blocks are done")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import gap_bioimage.network as source
 from gap_bioimage.exporting.weights import architecture_source, without_debug_records
-from gap_bioimage.inference.tiling import receptive_field_px
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.network import (
     PhotonDenoiser,
     UNet,

@@ -15,7 +15,7 @@ from gap_bioimage.anchor import Anchor
 from gap_bioimage.camera.noise import hot_pixels as hot_pixels_of_cameras
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.filters import blur, curvatures, hot_pixels, slopes, without_hot_pixels
-from gap_bioimage.inference.tiling import receptive_field_px
+from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.network import PhotonDenoiser, UNet
 
 KINDS: list[dict[str, Any]] = [

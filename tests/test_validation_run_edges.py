@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,35 +11,23 @@ from running import judged
 
 from gap_bioimage.validation.run import behaviour, edges
 from gap_bioimage.validation.run.behaviour import below_min, sizes
-from gap_bioimage.validation.run.edges import EdgeProfile, tiled
+from gap_bioimage.validation.run.edges import tiled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16) -> Path:
+def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16, step_px: int = 4) -> Path:
     """A zip whose network looks ``times`` pixels far."""
 
     def declare(rdf: dict[str, Any]) -> None:
         for given, made in zip(rdf["inputs"][0]["axes"][2:], rdf["outputs"][0]["axes"][2:], strict=True):
-            given["size"]["min"] = min_px
+            given["size"] = {"min": min_px, "step": step_px}
             made.pop("halo")
             made |= {} if halo is None else {"halo": halo}
 
     body = "\n        ".join(["rate = self.blur(rate)"] * (times - 1))
     return zips.make_zip(folder, declare, source=zips.tiny(body))
-
-
-def test_a_profile_is_the_difference_against_the_distance_from_the_cut() -> None:
-    whole = np.ones((2, 10))
-    cut = whole + np.array([4, 2, 1, 0, 0, 0, 0, 0, 2, 4])
-    profile = EdgeProfile.of(whole, cut, axis=1)
-    assert profile.squares.tolist() == [16, 4, 0.5, 0, 0]
-    assert profile.seam(1, 2) == pytest.approx(math.sqrt(2.25))
-    assert (profile.seam(3, 2), profile.seam(5, 2)) == (0, math.inf)
-    assert (profile.needed_halo(0.1), profile.needed_halo(0.1, step_px=2)) == (3, 4)
-    broken = EdgeProfile.of(whole, np.where(cut == 5, np.nan, cut), axis=1)
-    assert (broken.seam(0, 1), broken.needed_halo(0.1)) == (math.inf, 3)
 
 
 def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
@@ -51,6 +38,8 @@ def test_the_halo_that_would_do_is_named_and_does(tmp_path: Path) -> None:
     least = int(outcome.fix.split("a min of ")[1].split(" px")[0])
     assert judged(tiled, blurs(6, tmp_path, halo=needed, min_px=-(-least // 4) * 4)).status == "passed"
     assert "; no halo is declared" in judged(tiled, blurs(2, tmp_path, halo=None)).message
+    tiny = judged(tiled, blurs(6, tmp_path, halo=None, min_px=1, step_px=1))  # farther than the smallest tile reaches
+    assert f"Declare a halo of {needed} px" in tiny.fix
 
 
 GUIDED = """
@@ -122,3 +111,11 @@ def test_outputs_of_another_size_are_measured_in_their_own_pixels(tmp_path: Path
 
     body = "rate = self.blur(rate).repeat_interleave(2, 2).repeat_interleave(2, 3)"
     assert judged(tiled, zips.make_zip(tmp_path, twice, source=zips.tiny(body))).status == "passed"
+
+    def half(rdf: dict[str, Any]) -> None:
+        for axis in rdf["outputs"][0]["axes"][2:]:
+            del axis["halo"]
+            axis["scale"] = 2
+
+    path = zips.make_zip(tmp_path, half, source=zips.tiny("rate = self.blur(rate)[:, :, ::2, ::2]"))
+    assert "Declare a halo of 1 px on the outputs' axes, and a min of 36 px" in judged(tiled, path).fix

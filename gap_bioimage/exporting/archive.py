@@ -20,7 +20,8 @@ from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Examples, Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, product_of
 from gap_bioimage.files import replacing
-from gap_bioimage.inference.tiling import TiledNetwork, box_of
+from gap_bioimage.inference.reach import HaloReport, measured_halo
+from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import CameraLike, Model, load_model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.validation import report as validation
@@ -116,8 +117,8 @@ def _fill(
     photons = torch.from_numpy(example.astype(np.float32))[None]
     TiledNetwork(model.network)(photons)  # raises where values are not finite
     tell("measuring the halo")
-    denoiser = weights.denoiser_of(model, box_of(model.network))
-    halo = measures.measure_halo(denoiser, example)
+    denoiser = weights.denoiser_of(model)
+    halo = measured_halo(model.network, denoiser, measures.MOST_HALO_PX[model.config.dim])
     depth = example.shape[1] if example.ndim == 4 else None
     sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, depth, any_size=not onnx)
     tell("making the test tensors")
@@ -144,7 +145,7 @@ def _fill(
 
 
 def _measured(
-    product: Product, denoiser: PhotonDenoiser, examples: Examples, sizes: measures.Sizes, halo: measures.HaloReport,
+    product: Product, denoiser: PhotonDenoiser, examples: Examples, sizes: measures.Sizes, halo: HaloReport,
     speed: str,
 ) -> measures.Measured:  # fmt: skip
     (example, held_out), detector, sampler = examples, product.intake.detector, product.sampler

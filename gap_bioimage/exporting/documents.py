@@ -21,7 +21,7 @@ from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
 from gap_bioimage.exporting.kinds import Product
 from gap_bioimage.exporting.measures import Measured, Sizes
-from gap_bioimage.inference.tiling import round_up
+from gap_bioimage.inference.reach import bytes_per_px, round_up
 from gap_bioimage.model import Model
 from gap_bioimage.sampler import GAIN, WINDOW_PX
 
@@ -102,14 +102,14 @@ def _tags(card: Card, product: Product) -> list[str]:
 def _model_facts(model: Model, card: Card) -> dict[str, Any]:
     """What ``config.bioimageio`` asks of every model, as far as it is known."""
     network, dim = model.network, model.config.dim
-    gigabytes = 32 * network.conv_final.in_channels / 1e3  # eight full-size maps of float32 at once
+    memory = f"about {bytes_per_px(network) / 1e3:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}"
     return {
         "task": "denoising", "modality": card.modality, "target_structure": list(card.target_structure),
         "architecture_type": f"{dim}D U-Net",
         "architecture_description": f"Residual {dim}D U-Net of depth {model.config.depth} that predicts where the next "
         "photon lands (Generative Accumulation of Photons, arXiv 2307.06607).",
         "model_parameter_count": sum(parameter.numel() for parameter in network.parameters()),
-        "memory_requirements_inference": f"about {gigabytes:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}",
+        "memory_requirements_inference": memory,
         "out_of_scope_use": card.out_of_scope_use, "funded_by": card.funded_by, "training": _training(model),
         "bias_risks_limitations": _given({**_LIMITS, "limitations": card.limitations}),
     }  # fmt: skip

@@ -24,7 +24,6 @@ from torch import nn
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import hook, weights
 from gap_bioimage.exporting.intake import Intake
-from gap_bioimage.inference.tiling import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.sampler import PosteriorSampler
 
@@ -185,10 +184,9 @@ def product_of(
         **intake.facts, **({} if own is None else _REQUIRES),
     }  # fmt: skip
     if kind == "denoise":
-        box_px = box_of(model.network)
+        denoiser = weights.denoiser_of(model, **intake.arguments)
         return Product(
-            model, weights.denoiser_of(model, box_px, **intake.arguments),
-            {"box_px": box_px, **intake.arguments, **model.config.model_dump(mode="json")},
+            model, denoiser, {"box_px": denoiser.box_px, **intake.arguments, **model.config.model_dump(mode="json")},
             output="rate", description="expected photons per pixel (posterior mean)",
             channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
             facts=facts, intake=intake, own=own,

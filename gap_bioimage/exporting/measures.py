@@ -1,4 +1,4 @@
-"""What is measured on a network while it is exported: the halo that its tiles need, scores, and how fast it is."""
+"""What is measured on a network while it is exported: sizes of its tiles, scores, and how fast it is."""
 
 import math
 import platform
@@ -16,26 +16,17 @@ from torch import Tensor
 from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
-from gap_bioimage.inference.tiling import receptive_field_px, round_up
-from gap_bioimage.inference.trained_range import little_room
-from gap_bioimage.network import PhotonDenoiser
+from gap_bioimage.inference.reach import HaloReport, round_up
+from gap_bioimage.inference.trained_range import WARN_ROOM_DB, little_room
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
-from gap_bioimage.validation.run.edges import EdgeProfile, beside
+from gap_bioimage.seams import beside
 
-EXPOSURES = (0.03, 0.3, 3.0)
-"""Mean photons per pixel at which tiles are compared with the whole image."""
-TOLERANCE = 0.01
-"""Largest relative RMS difference between tiled and whole."""
-_AIM = TOLERANCE / 2  # other images than the measured one have other seams, up to twice as strong
-_LARGEST_PX = {2: 160, 3: 40}  # wider halos are not practical in the consumers' tiles
-_BLOCK_STEPS = {2: 4, 3: 2}
-_SLICE_PX = {"z": 32, "y": 64, "x": 64}  # width of the image along axes that are not cut
-
+MOST_HALO_PX = {2: 160, 3: 40}
+"""Wider halos are not practical in the consumers' tiles."""
 _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
 _PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
 _LEAST_SAMPLES = 4
-_WARN_ROOM_DB = 6.0
 
 
 @dataclass(frozen=True)
@@ -68,51 +59,6 @@ class Sizes:
         if depth is not None and depth < minimum[0]:
             minimum[0], halo[0] = pool_px[0], 0
         return cls(tuple(minimum), (1,) * len(pool_px) if any_size else tuple(pool_px), tuple(halo), tuple(pool_px))
-
-
-@dataclass(frozen=True)
-class HaloReport:
-    """A halo in pixels per axis, and by exposure the relative RMS by which tiles on the pooling's grid then differ."""
-
-    halo_px: tuple[int, ...]
-    relative_rms: dict[float, float]
-
-
-def measure_halo(denoiser: PhotonDenoiser, counts: np.ndarray) -> HaloReport:
-    """Measure how wide a halo tiles need, axis by axis.
-
-    A tile is cut out of a larger image, and the difference between the tile's result and the image's is looked at as a
-    function of the distance to the cut: one pair of runs judges every halo. The images are Poisson counts of the
-    network's own denoised version of real counts (c, [z,] y, x), at three exposures.
-    """
-    dim, pools = denoiser.network.dim, denoiser.network.step_px
-    fields = zip(receptive_field_px(denoiser.network), denoiser.box_px, pools, strict=True)
-    reaches = [round_up(min(field + box // 2, _LARGEST_PX[dim]), pool) for field, box, pool in fields]
-    with torch.inference_mode():
-        scene = denoiser(torch.from_numpy(counts.astype(np.float32))[None])[0].numpy()
-    generator = torch.Generator().manual_seed(0)
-    halo: list[int] = []
-    measured: list[dict[float, EdgeProfile]] = []
-    for axis, (reach, pool) in enumerate(zip(reaches, pools, strict=True)):
-        # a slice is enough along the other axes: a whole cube of a large 3D network would not fit into memory
-        sizes = [round_up(_SLICE_PX[name], other) for name, other in zip("zyx"[-dim:], pools, strict=True)]
-        sizes[axis] = 4 * reach + _BLOCK_STEPS[dim] * pool
-        slab = torch.from_numpy(brightest_piece(scene, sizes))[None]
-        profiles = {}
-        for exposure in EXPOSURES:
-            image = torch.poisson(slab * (exposure / float(slab.mean().clamp(min=1e-30))), generator)
-            inner = image.narrow(axis + 2, reach, image.shape[axis + 2] - 2 * reach)
-            with torch.inference_mode():
-                whole = denoiser(image).narrow(axis + 2, reach, inner.shape[axis + 2])
-                cut = denoiser(inner.contiguous())
-            profiles[exposure] = EdgeProfile.of(whole.numpy(), cut.numpy(), axis + 2)
-        needed = [profile.needed_halo(_AIM / math.sqrt(dim), pool) for profile in profiles.values()]
-        halo.append(max(pool, *(reach if found is None else found for found in needed)))
-        measured.append(profiles)
-    halo[-2:] = [max(halo[-2:])] * 2  # alike in the plane, so that programs find one tile size for both
-    axes = list(zip(halo, measured, strict=True))
-    seams = {e: math.sqrt(sum(profiles[e].seam(n, beside(n)) ** 2 for n, profiles in axes)) for e in EXPOSURES}
-    return HaloReport(tuple(halo), seams)
 
 
 @dataclass(frozen=True)
@@ -204,7 +150,7 @@ def room_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
 def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `room_db` of the example, and warn where that is little."""
     room = room_db(example, sampler)
-    if room < _WARN_ROOM_DB:
+    if room < WARN_ROOM_DB:
         warnings.warn(f"of images like the example {little_room(room)}", GapWarning, stacklevel=5)
     return room
 

@@ -20,7 +20,7 @@ import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
 from gap_bioimage.graphs import CHANNELS_LAST
-from gap_bioimage.inference.tiling import box_of
+from gap_bioimage.inference.reach import box_of
 from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
@@ -35,9 +35,9 @@ OPSET = 17
 _Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
 
 
-def denoiser_of(model: Model, box_px: list[int], **intake: Any) -> PhotonDenoiser:
+def denoiser_of(model: Model, **intake: Any) -> PhotonDenoiser:
     """Return a denoising zip's module, on the CPU, in evaluation mode; ``intake`` tells its input if not counts."""
-    return _filled(PhotonDenoiser(box_px, **intake, **model.config.model_dump()), model)
+    return _filled(PhotonDenoiser(box_of(model.network), **intake, **model.config.model_dump()), model)
 
 
 def sampler_of(model: Model, arguments: dict[str, Any]) -> PosteriorSampler:

@@ -20,12 +20,13 @@ from torch import Tensor
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
-from gap_bioimage.inference.denoising import parts_of, sum_of_parts
+from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
-from gap_bioimage.inference.preparation import Layout, Prepared, prepare
+from gap_bioimage.inference.preparation import Layout, Prepared, prepare, warn_of_single_frames
+from gap_bioimage.inference.reach import box_of, round_up
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing, Draws
-from gap_bioimage.inference.tiling import TiledNetwork, best_device, box_of, check_sizes, round_up, tiles, within
+from gap_bioimage.inference.tiling import TiledNetwork, at, best_device, check_sizes, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
 from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
@@ -156,6 +157,8 @@ class Volume:
         part = self.read(core)
         if self.detector is None and self.model.n_frames is None and part.any():
             check_photon_counts(part, name=self.job.image.name)
+        if self.model.n_frames is not None:
+            warn_of_single_frames(part, self.model.n_frames, self.job.image.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GapWarning)  # the blocks will say so
             self._prepared(part, core)
@@ -185,7 +188,8 @@ class Volume:
 
     def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
         detector = self._camera(region)
-        return prepare(self.model, part, replace(self.job.layout, dims=None, camera=detector))
+        layout, origin = replace(self.job.layout, dims=None, camera=detector), (region["y"].start, region["x"].start)
+        return prepare(self.model, part, layout, origin)
 
     def _camera(self, region: Region) -> Detector | None:
         return None if self.detector is None else self.detector.crop(region["y"], region["x"])
@@ -203,6 +207,8 @@ class Volume:
         drawn = self.job.drawn
         rates = np.zeros((1 if drawn is None else drawn.n_samples, *cut.items.shape), np.float32)
         parts = parts_of(self.model, prepared)
+        if drawn is None and max(parts) > 1:
+            warn_of_parts(self.job.image.name, max(parts))
         for number, item in enumerate(prepared.items):
             if item.any():  # without photons the answer is only what the training images were like
                 if drawn is None:
@@ -210,7 +216,7 @@ class Volume:
                 else:
                     one = xr.DataArray(item, dims=["c", *names])
                     samples = Drawing(self.model, self.network, drawn).rates_of(Prepared(one, one))
-                    rates[:, number] = samples[:, 0][_at(inside)]
+                    rates[:, number] = samples[:, 0][at(inside)]
         results = [cut.photons(rates[0])] if drawn is None else mean_and_std(cut.photons(rates, drawn.n_samples))
         return [result.transpose(*self.sizes).values for result in results]
 
@@ -222,7 +228,7 @@ class Volume:
         alone = network.anchored or all(core[axis] == slice(0, self.sizes[axis]) for axis in self.seen)
 
         def expect(part: Tensor) -> Tensor:
-            given = part[_at(nearby)], self.network(part, wanted=nearby)
+            given = part[at(nearby)], self.network(part, wanted=nearby)
             return network.rate(*given, []) if alone else self._in_boxes(*given, inside)
 
         result: NDArray[np.float32] = sum_of_parts(expect, counts, parts).numpy()
@@ -233,8 +239,8 @@ class Volume:
         rate = torch.empty(*photons.shape[:2], *(cut.stop - cut.start for cut in inside))
         reach = list(self.reach.values())
         for tile in tiles(log_rate.shape[2:], [_PIECE_PX + 2 * r for r in reach], reach, [1] * len(reach), inside):
-            outer, inner, crop = tile.indices()
-            rate[inner] = self.model.network.rate(photons[outer], log_rate[outer], self.box_px)[crop]
+            given = photons[at(tile.outer)], log_rate[at(tile.outer)]
+            rate[at(tile.inner)] = self.model.network.rate(*given, self.box_px)[at(tile.crop)]
         return rate
 
     def make(self, place: Index, part: xr.DataArray) -> Made:
@@ -264,8 +270,3 @@ class Volume:
     def voxels(self, place: Index) -> int:
         """Return the size of a block."""
         return math.prod(cut.stop - cut.start for cut in self.results[0].region(0, place).values())
-
-
-def _at(cuts: Sequence[slice]) -> Any:
-    """Return the index of a part along the last axes."""
-    return (..., *cuts)

@@ -89,7 +89,11 @@ def denoise(
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
     network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
-    _warn(model, prepared, parts)
+    if told := prepared.without_photons():
+        text = f"{told}: the result is 0 there, which tells nothing of what was there"
+        warnings.warn(text, EmptyImageWarning, stacklevel=2)
+    if bright := [number for number, count in enumerate(parts) if count > 1]:
+        warn_of_parts(prepared.names(bright), max(parts))
     rates = np.zeros(prepared.items.shape, np.float32)
     tell = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
@@ -134,16 +138,11 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
     return [math.ceil(ratio) if ratio > _MARGIN else 1 for ratio in ratios]
 
 
-def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
-    if told := prepared.without_photons():
-        text = f"{told}: the result is 0 there, which tells nothing of what was there"
-        warnings.warn(text, EmptyImageWarning, stacklevel=3)
-    if bright := [number for number, count in enumerate(parts) if count > 1]:
-        told = (
-            f"the brightest part of {prepared.names(bright)} is {10 * math.log10(max(parts)):.0f} dB brighter than the"
-        )
-        text = f"{told} training: its photons are split into {max(parts)} parts that are not, and the results added up"
-        warnings.warn(f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=3)
+def warn_of_parts(name: str, parts: int) -> None:
+    """Warn of images, by their name, that are split into so many parts."""
+    told = f"the brightest part of {name} is {10 * math.log10(parts):.0f} dB brighter than the"
+    text = f"{told} training: its photons are split into {parts} parts that are not, and the results added up"
+    warnings.warn(f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)

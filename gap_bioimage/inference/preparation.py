@@ -95,8 +95,8 @@ class Prepared:
         return f"{self.names(empty)} {'holds' if len(empty) == 1 else 'hold'} no photons" if empty else ""
 
 
-def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
-    """Turn an image into the counts that a model expects; hot pixels get the mean of their neighbours."""
+def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] | None = None) -> Prepared:
+    """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in."""
     check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()
@@ -112,6 +112,8 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
         raise ConfigError("the model was trained on one-bit frames, which need no camera; give camera=None")
     if n_frames is not None:
         _check_frames(source, n_frames, name)
+        if origin is None:  # dark parts of an image say nothing of it
+            warn_of_single_frames(source, n_frames, name)
     check_dim(source, model.config.dim, plane_by_plane=layout.planes)
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
     expected = model.config.channels
@@ -119,7 +121,7 @@ def prepare(model: Model, image: Any, layout: Layout) -> Prepared:
         one = "choose one with channel=0, or take each by itself with separate_channels=True"
         remedy = one if expected == 1 else f"give an image with {expected}, without separate_channels"
         raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
-    return Prepared(source, _without_hot_pixels(ordered, name), detector, n_frames, layout.time_as_z)
+    return Prepared(source, _without_hot_pixels(ordered, name, origin or (0, 0)), detector, n_frames, layout.time_as_z)
 
 
 def _counted(image: xr.DataArray, detector: Detector) -> xr.DataArray:
@@ -132,20 +134,26 @@ def _counted(image: xr.DataArray, detector: Detector) -> xr.DataArray:
 
 
 def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
-    highest = float(image.max())
-    trained, remedy = f"sums of {n_frames} one-bit frames", f"sum the frames with sum_frames(movie, {n_frames})"
-    if highest > n_frames:
-        told = f"{name} holds up to {highest:g} photons in a pixel, but the model was trained on {trained}"
-        raise NotPhotonCountsError(f"{told}; {remedy}")
+    if (highest := float(image.max())) > n_frames:
+        raise NotPhotonCountsError(f"{name} holds up to {highest:g} photons in a pixel, but {_trained_on(n_frames)}")
     full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
-    if highest == 1 < n_frames:
-        _warn(CountsWarning, f"{name} holds 0 and 1 only, but the model was trained on {trained}; {remedy}")
-    elif n_frames > 1 and full > 1e-3:
+    if n_frames > 1 and full > 1e-3:
         told = f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame"
         _warn(CountsWarning, f"{told}: how many there were is hardly known; use shorter frames")
 
 
-def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
+def warn_of_single_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
+    """Warn of one-bit frames that are not summed."""
+    if float(image.max()) == 1 < n_frames:
+        _warn(CountsWarning, f"{name} holds 0 and 1 only, but {_trained_on(n_frames)}")
+
+
+def _trained_on(n_frames: int) -> str:
+    frames = f"sums of {n_frames} one-bit frames; sum the frames with sum_frames(movie, {n_frames})"
+    return f"the model was trained on {frames}"
+
+
+def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:
     """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
     planes, mended = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
     found: dict[tuple[int, int], int] = {}  # the same pixels in every frame
@@ -158,7 +166,7 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str) -> xr.DataArray:
             mended = planes.copy() if mended is None else mended
             mended[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
             for y, x in hot[0, 0].nonzero().tolist():
-                found.setdefault((y, x), int(plane[0, 0, y, x]))
+                found.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
     if mended is None:
         return ordered
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])

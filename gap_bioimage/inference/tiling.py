@@ -18,22 +18,16 @@ from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
 from gap_bioimage.graphs import CHANNELS_LAST, Recorded, has_bf16, quick
+from gap_bioimage.inference.reach import EXPOSURES, bytes_per_px, clouds, exact_halo_px, measured_halo, round_up
 from gap_bioimage.network import UNet
 
 log = logging.getLogger(__name__)
 
-# full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
-_OF_FILTER, _OF_ANCHOR = 9, 160
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _RECORDED_PX = 2**21  # larger images keep a GPU busy anyway
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
 _TRIED_PX = {2: (64, 64), 3: (8, 48, 48)}  # the images on which bfloat16 is tried
 _UNSEEN = 5e-3  # RMS, in units of the result's: a hundredth of a dB beside errors of a tenth
-# what a measured halo may leave in the pixels beside it: RMS, in units of the result's; of all pixels it is below 1e-3
-_SEAM, _BESIDE_PX = 3e-3, 8
-_EXPOSURES = (0.03, 0.3, 3.0)  # photons per pixel at which it is measured; in the dark networks look farthest
-_ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the images that are cut
-_CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
 _CHANGES: dict[tuple[str, float], float] = {}  # what bfloat16 changes, by device and a sum over the weights
 
 
@@ -43,10 +37,6 @@ class Tile(NamedTuple):
     outer: tuple[slice, ...]
     inner: tuple[slice, ...]
     crop: tuple[slice, ...]
-
-    def indices(self) -> Any:
-        """Return the three for arrays with further axes before."""
-        return [(..., *part) for part in self]
 
 
 def tiles(
@@ -88,6 +78,11 @@ def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> It
         yield slice(first, last), within(slice(start, stop), wanted), slice(start - first, stop - first)
 
 
+def at(cuts: Iterable[slice]) -> Any:
+    """Return the index of a part along the last axes."""
+    return (..., *cuts)
+
+
 def within(cut: slice, outer: slice) -> slice:
     """Return where a part lies in a larger one."""
     return slice(cut.start - outer.start, cut.stop - outer.start)
@@ -121,16 +116,14 @@ class TiledNetwork:
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px, self._halo_given = exact_halo_px(network) if halo_px is None else halo_px, halo_px is not None
         self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
-        in_unet = _OF_FILTER * network.conv_final.in_channels / network.stem**2
-        maps = max(in_unet, _OF_ANCHOR * network.channels * network.anchored)
-        self._budget_px = memory_bytes / (4 * maps)
+        self._budget_px = memory_bytes / bytes_per_px(network)
         self.choose_precision(precision)
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
         """Take a measured halo where none was given, if an image is so large that it needs tiles or blocks."""
         cut = (min(part) < part[-1] for part in zip(self.tile_of(shape), block_px or shape, shape, strict=False))
         if not self._halo_given and any(cut):
-            self.halo_px = measured_halo_px(self.network)
+            self.halo_px = measured_halo(self.network).halo_px
 
     def tile_of(self, shape: Sequence[int], wanted: Sequence[slice] | None = None) -> Sequence[int]:
         """Return the tile for an image or a part of it: what was given, or the largest that fits the memory."""
@@ -182,7 +175,7 @@ class TiledNetwork:
     def _change_in_bf16(self) -> float:
         """Return how bfloat16 changes the shares of light in clouds, RMS in units of the result's."""
         rates, sizes = [], _TRIED_PX[self.network.dim]
-        photons = torch.cat([_clouds(self.network, sizes, exposure) for exposure in _EXPOSURES])
+        photons = torch.cat([clouds(self.network, sizes, exposure) for exposure in EXPOSURES])
         for self.bf16 in (False, True):
             rate = self.network.rate(photons, self(photons), []).double()
             rates.append(rate / rate.flatten(1).mean(1).reshape(-1, *[1] * (rate.dim() - 1)))
@@ -223,12 +216,11 @@ class TiledNetwork:
             self._ways[self.bf16] = Recorded(quick(self.network, self.bf16), _RECORDED_PX)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
-                outer, inner, crop = tile.indices()
-                piece = photons[outer].to(self.device, torch.float32)
+                piece = photons[at(tile.outer)].to(self.device, torch.float32)
                 # on the CPU image by image, since convolutions of a batch round otherwise there
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
                 whole = torch.cat([self._ways[self.bf16](part) for part in pieces])
-                log_rate[inner] = whole[crop].to(photons.device, torch.float32)
+                log_rate[at(tile.inner)] = whole[at(tile.crop)].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
         return log_rate
@@ -244,104 +236,3 @@ def tile_memory(device: str) -> float:
     cuda = (device := best_device(device)).startswith("cuda") and torch.cuda.is_available()
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     return min(free / 2, _MOST_BYTES["cuda" if cuda else "cpu"])
-
-
-def round_up(value: int, step: int) -> int:
-    """Return the smallest multiple of ``step`` that is at least ``value``."""
-    return -(-value // step) * step
-
-
-def default_box_px(reach_px: Sequence[int]) -> list[int]:
-    """Return the box in which photons are conserved where the whole image is not seen, in proportion to the reach."""
-    planar = 129 if len(reach_px) == 2 else 33  # halos are dear in 3D
-    return [max(3, int(planar * reach / max(reach_px)) // 2 * 2 + 1) for reach in reach_px]
-
-
-def box_of(network: UNet) -> list[int]:
-    """Return that box of a network; a pixel where its log-rates are those of the photons themselves."""
-    return [1] * network.dim if network.anchored else default_box_px(receptive_field_px(network))
-
-
-def exact_halo_px(network: UNet) -> list[int]:
-    """Return a halo that leaves rounding alone: the receptive field, without the outer half of an anchor's.
-
-    An anchor's filters are Gaussians of Gaussians; that half changes a log-rate by less than 2e-6, measured.
-    """
-    faint = [reach // 2 for reach in network.anchor.reach_px()] if network.anchored else [0] * network.dim
-    return [reach - half for reach, half in zip(receptive_field_px(network), faint, strict=True)]
-
-
-def measured_halo_px(network: UNet) -> list[int]:
-    """Return a halo beside which a cut changes less than 3e-3: RMS, in units of the result's.
-
-    A function of the network alone, measured along x and z on clouds of all sizes at three brightnesses.
-    It is looked for up to half of the exact halo, in the network's steps; else it is the exact one.
-    """
-    halo = exact_halo_px(network)
-    for axis in range(-1, -network.dim - 1, -2):  # y is like x
-        step, across = network.step_px[axis], zip(_ACROSS_PX[network.dim], network.step_px, strict=True)
-        most, sizes = round_up(-(-halo[axis] // 2), step), [round_up(size, other) for size, other in across]
-        sizes[axis] = 3 * most + step
-        squares = torch.stack([_squares(network, sizes, exposure, axis, most) for exposure in _EXPOSURES]).amax(0)
-        halos = range(0, most + 1, step)
-        halo[axis] = next((h for h in halos if float(squares[h : h + _BESIDE_PX].mean()) < _SEAM**2), halo[axis])
-    halo[-2] = halo[-1]
-    return halo
-
-
-def _squares(network: UNet, sizes: Sequence[int], exposure: float, axis: int, cut: int) -> Tensor:
-    """Return how a cut changes the rates of clouds: mean squares by the distance from it, in units of the result's."""
-    photons = _clouds(network, sizes, exposure)
-    with torch.inference_mode():
-        whole, part = (network(p.contiguous()) for p in (photons, photons.narrow(axis, cut, sizes[axis] - cut)))
-    whole = whole.narrow(axis, cut, sizes[axis] - cut)
-    # of plain networks only ratios mean something
-    expected, other = (torch.exp(log_rate - whole.amax()).double() for log_rate in (whole, part))
-    return (other - expected).square().movedim(axis, 0).flatten(1).mean(1).cpu() / float(expected.square().mean())
-
-
-def _clouds(network: UNet, sizes: Sequence[int], exposure: float) -> Tensor:
-    """Return counts of clouds of all sizes, with so many photons per pixel, on the network's device."""
-    generator, light = torch.Generator().manual_seed(0), torch.zeros(1, network.channels, *sizes)
-    inside: Any = (..., *(slice(size) for size in sizes))
-    for cloud in _CLOUDS_PX:
-        drawn = torch.randn(1, network.channels, *(-(-size // cloud) + 1 for size in sizes), generator=generator)
-        mode = "bilinear" if network.dim == 2 else "trilinear"
-        light += torch.nn.functional.interpolate(drawn, scale_factor=cloud, mode=mode)[inside]
-    light = light.exp()
-    return torch.poisson(light * (exposure / light.mean()), generator).to(next(network.parameters()).device)
-
-
-def receptive_field_px(network: UNet) -> list[int]:
-    """Return how far, per spatial axis, the farthest input pixel lies that changes an output pixel."""
-    reaches = []
-    for axis in range(network.dim):
-        reach = _reach_px(network, [axis > 0 or network.dim == 2 or z for z in network.along_z])
-        fold = network.stem if axis >= network.dim - 2 else 1
-        # a convolution that folds sees no neighbours, and then a pixel is all that was folded
-        reaches.append(reach * fold - 1 if network.stem > 1 else reach)
-    anchors = network.anchor.reach_px() if network.anchored else [0] * network.dim
-    return [reach + own for reach, own in zip(reaches, anchors, strict=True)]
-
-
-def _reach_px(network: UNet, along: list[bool]) -> int:
-    """Return that of the U-Net along an axis, which some levels convolve and pool."""
-    step = 2 ** sum(along[:-1])
-    low = high = torch.arange(64 * step)  # first and last input pixel behind each pixel; of a line, far from its ends
-    skips = []
-    for level, pooled in enumerate(along):
-        low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
-        if level < len(along) - 1:
-            skips.append((low, high))
-            low, high = (low[::2], high[1::2]) if pooled else (low, high)
-    for (skip_low, skip_high), pooled in zip(reversed(skips), reversed(along[:-1]), strict=True):
-        if pooled:
-            low, high = low.repeat_interleave(2), high.repeat_interleave(2)
-            if network.upsampled:  # linearly between two pixels
-                low, high = low.roll(1), high.roll(-1)
-        if network.upsampled and network.dim == 3:  # and then convolved
-            low, high = low.roll(1), high.roll(-1)
-        low, high = torch.minimum(low, skip_low), torch.maximum(high, skip_high)
-        low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
-    place = torch.arange(32 * step, 33 * step)
-    return int(torch.maximum(place - low[place], high[place] - place).max())

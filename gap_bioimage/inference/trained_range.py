@@ -13,7 +13,7 @@ from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeW
 from gap_bioimage.sampler import GAIN, WINDOW_PX, brightest_mean, photon_budget, total_photons
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
-_WARN_ROOM_DB = 6.0
+WARN_ROOM_DB = 6.0
 _BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
 _LARGE, _SURE = 0.10, 3.0
 
@@ -51,7 +51,7 @@ def check_room(
     """
     totals = [float(total_photons(item)) for item in counts]
     rooms = {n: _db(float(stop) / has) for n, (has, stop) in enumerate(zip(totals, stops, strict=True)) if has}
-    tight = [n for n, room in rooms.items() if room < _WARN_ROOM_DB]
+    tight = [n for n, room in rooms.items() if room < WARN_ROOM_DB]
     if not tight:
         return
     window = list(WINDOW_PX[counts[0].dim() - 2])

@@ -5,64 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from gap_bioimage.seams import EdgeProfile, beside
 from gap_bioimage.validation.check import Severity, run_check
 from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
 from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
 SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS
 _SAFETY = 0.9
+_FAR_PX = 64  # halos are looked for as far, where tiles are smaller
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
 
-@dataclass(frozen=True)
-class EdgeProfile:
-    """How much of a result changes where its image is cut, against the distance from the cut along one axis.
-
-    One measurement judges every halo: what lies nearer to the cut than the halo is thrown away.
-    """
-
-    squares: NDArray[np.float64]  # mean squared difference at 0, 1, 2, ... px from the cut
-    scale: float  # mean square of the uncut result
-
-    @classmethod
-    def of(cls, whole: NDArray[Any], cut: NDArray[Any], axis: int) -> EdgeProfile:
-        """Compare the result of an image that was cut at both ends of an axis with the same place of the whole."""
-        with np.errstate(invalid="ignore"):
-            squares = np.square(cut.astype(np.float64) - whole)
-        line = np.moveaxis(np.where(np.isfinite(squares), squares, np.inf), axis, 0).reshape(whole.shape[axis], -1)
-        means = line.mean(axis=1)
-        half = len(means) // 2
-        return cls((means[:half] + means[::-1][:half]) / 2, float(np.mean(np.square(whole.astype(np.float64)))))
-
-    def seam(self, halo_px: int, width_px: int) -> float:
-        """Relative RMS difference in the ``width_px`` beside the halo; infinite where nothing was measured there."""
-        near = self.squares[halo_px : halo_px + max(1, width_px)]
-        if not near.size:
-            return math.inf
-        mean = float(near.mean())
-        return math.sqrt(mean / self.scale) if self.scale > 0 else (math.inf if mean > 0 else 0.0)
-
-    def needed_halo(self, allowed: float, step_px: int = 1) -> int | None:
-        """The smallest halo, a multiple of ``step_px``, that leaves less than the allowed seam; None if none does.
-
-        The seam is that of the smallest sensible tile, which is as wide as its two halos and two thirds of one more.
-        """
-        halos = range(0, len(self.squares), step_px)
-        return next((halo for halo in halos if self.seam(halo, beside(halo)) < allowed), None)
-
-
-def beside(halo_px: int) -> int:
-    """How many pixels beside a halo count: half of what the smallest sensible tile keeps."""
-    return max(8, halo_px // 3)
-
-
-Cuts = dict[Axis, tuple[EdgeProfile, Evidence]]
+Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the last: pixels of the input that are one of the output
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
@@ -106,7 +64,7 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
         expected = part(name, whole[name], slice(margin, margin + made.shape[place]))
         if place >= 0 and margin > 0 and expected.shape == made.shape:
             evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, made)
-            found[name, axis] = EdgeProfile.of(expected, made, place), evidence
+            found[name, axis] = EdgeProfile.of(expected, made, place), evidence, margins[first[0]] / margin
     return found
 
 
@@ -122,44 +80,46 @@ def tiled(runner: Runner) -> Outcome:
         raise NotApplicable("it is declared stochastic, so each tile holds another sample")
     smallest = runner.sizes(0)[0]
     largest = max(smallest[tensor][axis] for tensor, axis in runner.steps)
-    cuts = _cuts(runner, math.ceil(largest / 2))
+    if not (cuts := _cuts(runner, math.ceil(largest / 2))):
+        raise NotApplicable("no output grows with the image, so tiles cannot be put together")
     worst, tile = _seam(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
     if _needed(cuts) is None:  # look farther, where such an image can be run here
         with contextlib.suppress(NotApplicable):
-            cuts = _cuts(runner, 2 * largest)
+            cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
     none = "" if any(runner.halo.values()) else "; no halo is declared"
-    evidence = tuple(item for _, item in cuts.values())
-    if (halos := _needed(cuts)) is None:
-        tried = min((len(profile.squares) for profile, _ in cuts.values()), default=0)
+    evidence = tuple(item for _, item, _ in cuts.values())
+    if (needed := _needed(cuts)) is None:
+        tried = min(len(profile.squares) for profile, *_ in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
         return Outcome("failed", f"{text}; none up to {tried} px would do{none}", fix, evidence)
-    least = {axis: 2 * halo + 2 * beside(halo) for axis, halo in halos.items()}
-    fix = f"Declare a halo of {_told(halos)} on the outputs' axes, and a min of {_told(least)}."
-    return Outcome("failed", f"{text}; a halo of {_told(halos)} would do{none}", fix, evidence)
+    halo, least = map(_told, needed)
+    fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {least}."
+    return Outcome("failed", f"{text}; a halo of {halo} would do{none}", fix, evidence)
 
 
 def _seam(runner: Runner, cuts: Cuts) -> float:
     """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
     outputs, squares = runner.sizes(0)[1], dict[str, float]()
-    for (name, axis), (profile, _) in cuts.items():
+    for (name, axis), (profile, *_) in cuts.items():
         size, halo = outputs[name][axis], runner.halo.get((name, axis), 0)
         width = max(1, size // 2 - halo) if isinstance(size, int) else 1
         squares[name] = squares.get(name, 0.0) + profile.seam(halo, width) ** 2
     return math.sqrt(max(squares.values(), default=0.0))
 
 
-def _needed(cuts: Cuts) -> dict[str, int] | None:
-    """The halo along each axis that would do for all outputs, as far as the cuts reach."""
-    halos: dict[str, int] = {}
-    for (name, axis), (profile, _) in cuts.items():
+def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
+    """The halo along each axis that would do for all outputs, as far as the cuts reach, and the min that holds it."""
+    halos, least = dict[str, int](), dict[str, int]()
+    for (name, axis), (profile, _, input_px) in cuts.items():
         halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
         if halo is None:
             return None
         halos[axis] = max(halo, halos.get(axis, 0))
-    return halos
+        least[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), least.get(axis, 0))
+    return halos, least
 
 
 def _told(pixels: Mapping[str, int]) -> str:
