@@ -136,6 +136,17 @@ def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, told):
     assert [f"({told})" in str(each.message) for each in recwarn] == ([] if told is None else [True])
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_axes_may_be_capitals_and_sizes_are_not_made_up(tmp_path, given):
+    root, known = new_group(tmp_path / "a.zarr", "0.5"), {axis: STEPS[axis] for axis in "zyx"} if given else {}
+    root.create_array("0", data=counts("zyx").values)
+    steps = [{"type": "scale", "scale": list(known.values())}] if given else []
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "ZYX"]
+    entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+    describe(root, {"multiscales": [entry]}, "0.5")
+    assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == known
+
+
 def test_bare_arrays_are_read(tmp_path):
     values = counts("zyx").values
     zarr.create_array(tmp_path / "named.zarr", data=values, dimension_names=["z", "y", "x"])
@@ -199,12 +210,12 @@ def test_axes_that_are_not_as_many_as_those_of_the_array(tmp_path, version, name
     np.testing.assert_array_equal(read_photons(tmp_path / "a.zarr", axes="czyx"), counts("czyx"))
 
 
-@pytest.mark.parametrize("name", ["a.ozx", "a.zarr.zip"])
-def test_zipped_stores_are_read(tmp_path, name):
+@pytest.mark.parametrize(("name", "within"), [("a.ozx", "a.zarr"), ("a.zarr.zip", "a.zarr"), ("a.zip", "")])
+def test_zipped_stores_are_read(tmp_path, name, within):
     write_image(tmp_path / "a.zarr", counts("tczyx"))
     with zipfile.ZipFile(tmp_path / name, "w") as packed:
         for file in (tmp_path / "a.zarr").rglob("*"):
-            packed.write(file, file.relative_to(tmp_path / "a.zarr"))
+            packed.write(file, file.relative_to(tmp_path / within))
         packed.comment = b'{"ome": {"version": "0.5"}}'
     assert_same(read_photons(tmp_path / name), counts("tczyx"))
     (tmp_path / f"b{name}").write_bytes((tmp_path / name).read_bytes()[:300])

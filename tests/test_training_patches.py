@@ -226,6 +226,8 @@ def test_axes_that_do_not_fit_are_refused(dims: list[tuple[str, ...]], dim: int)
     images = [xr.DataArray(np.ones([3] * len(axes), np.uint8), dims=axes) for axes in dims]
     with pytest.raises(AxesError):
         as_stacks(images, dim)
+    with pytest.raises(AxesError):
+        as_stacks([movie().isel(t=slice(0))], dim)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (48, 1), (1, 1)])

@@ -33,9 +33,10 @@ _NAMES |= dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN)
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
 # "inch" is a unit of printers, and not believed; ImageJ escapes what Java calls non-ASCII
-_UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in ("m", "meter")}
+_METRE = ("m", "meter", "meters", "metre", "metres")
+_UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in _METRE}
 _UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "cm": 1e4, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
-_S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second")}
+_S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second", "seconds")}
 _S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 
 
@@ -75,12 +76,12 @@ def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     return {axis: step for axis, step in known if step is not None}
 
 
-def step_of(value: Any, unit: Any, axis: str) -> float | None:
+def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
     """Return a step in micrometres, or in seconds along t."""
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
         # TIFF stores a ratio of 32-bit integers; the rounding hides its own
-        size = float(f"{float(value) * (factor or 0):.7g}")
+        size = float(f"{float(value) * (factor or 0):.{digits}g}")
     except (TypeError, ValueError):
         return None
     return size if math.isfinite(size) and size > 0 else None
@@ -165,16 +166,16 @@ def metadata_of(image: xr.DataArray) -> Metadata:
     """Return what the coordinates of an image say, and its name in the file that it was read from."""
     named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
     names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
-    steps = ((axis, _step(image.coords[axis])) for axis in "tzyx" if axis in image.dims and axis in image.coords)
+    steps = ((axis, _step(image.coords[axis], axis)) for axis in "tzyx" if axis in image.dims and axis in image.coords)
     known = {axis: step for axis, step in steps if step is not None}
     return Metadata(known, names, str(image.attrs.get("series", "")))
 
 
-def _step(coord: xr.DataArray) -> float | None:
-    if coord.size < 2 or coord.dtype.kind not in "fiu":
-        return coord.attrs.get("step")
-    step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
-    return float(f"{step:.9g}") if step > 0 else None
+def _step(coord: xr.DataArray, axis: str) -> float | None:
+    step = coord.attrs.get("step")
+    if coord.size > 1 and coord.dtype.kind in "fiu":
+        step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
+    return step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
