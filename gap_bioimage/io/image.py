@@ -23,6 +23,7 @@ AXES = "tczyx"
 SAMPLES = "samples"
 STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
 OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
+FILES = "files"  # in the encoding of an image: those that hold it together
 ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing

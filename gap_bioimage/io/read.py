@@ -15,7 +15,18 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, natural, refuse_overflow
+from gap_bioimage.io.image import (
+    AXES,
+    FILES,
+    ON_DISK,
+    Lazy,
+    Metadata,
+    Stored,
+    image_of,
+    middle,
+    natural,
+    refuse_overflow,
+)
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -138,9 +149,14 @@ def _read_all(
 ) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
-    images = []
+    images: list[xr.DataArray] = []
+    read: set[str] = set()
     for file in files:
-        image = open_image(file, **chosen)
+        image, own = open_image(file, **chosen), {str(file.resolve())}
+        held = image.encoding.get(FILES, own)
+        if (held - own) & read:  # one of a set, which is an image already: once is enough
+            continue
+        read |= held | own
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
             piece = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
