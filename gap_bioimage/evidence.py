@@ -146,16 +146,13 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
 def _within_margins(planes: Values) -> tuple[slice, slice] | None:
     """Return the rows and columns within margins whose value occurs nowhere else, as stitching leaves; None without."""
     some = planes[:: max(1, len(planes) // 8)]
-    borders = (some[:, 0], some[:, -1], some[..., 0], some[..., -1])
-    if not any(border.min() == border.max() for border in borders):
-        return None
     rows, columns = (np.flatnonzero(some.min((0, axis)) < some.max((0, axis))) for axis in (2, 1))
     if not (rows.size and columns.size) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < m.LEAST_PX:
         return None
     ends = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     inside: Values = np.zeros(some.shape[1:], bool)
     inside[ends] = True
-    return None if np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
+    return None if inside.all() or np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
 
 
 def missing_levels(planes: Planes) -> int:

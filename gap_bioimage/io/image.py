@@ -97,14 +97,18 @@ def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 class Lazy(BackendArray):
-    """An array on disk, read where it is indexed by numbers and slices, one per axis, with steps above 0."""
+    """An array on disk, read where it is indexed by numbers and slices with ends, one per axis, with steps above 0."""
 
     def __init__(self, shape: Iterable[int], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
         self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
+        def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
+            along = zip(index, self.shape, strict=True)
+            return np.asarray(self._read(tuple(slice(*n.indices(m)) if isinstance(n, slice) else n for n, m in along)))
+
         read: npt.NDArray[Any] = indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, lambda index: np.asarray(self._read(index))
+            key, self.shape, indexing.IndexingSupport.BASIC, part
         )
         return read
 
@@ -245,12 +249,8 @@ def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False)
 
 def _with_channel(image: xr.DataArray) -> xr.DataArray:
     """Return an image on disk with an axis c of length 1 in front, which xarray would read for that."""
-
-    def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        values: npt.NDArray[Any] = image[index[1:]].values[np.newaxis][index[0]]
-        return values
-
-    return image_of(Lazy((1, *image.shape), image.dtype, read), ["c", *map(str, image.dims)], Metadata())
+    lazy = Lazy((1, *image.shape), image.dtype, lambda index: image[index[1:]].values[np.newaxis][index[0]])
+    return image_of(lazy, ["c", *map(str, image.dims)], Metadata())
 
 
 def natural(name: str) -> list[int | str]:

@@ -217,18 +217,9 @@ def _dataset(data: Any) -> Any:
     channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
     sizes = [int("".join(_texts(data.parent.attrs.get(f"ImageSize{axis}", "0")))) for axis in "ZYX"]
     if data.ndim == len(sizes) and all(sizes):
-        axes, data = list("zyx"), _cut(np.minimum(sizes, data.shape).tolist(), data)
+        # Imaris fills its last chunks with zeros
+        axes, data = list("zyx"), Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
     return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
-
-
-def _cut(shape: Sequence[int], data: Any) -> Lazy:
-    """Return the image in a dataset of Imaris, which fills its last chunks with zeros."""
-
-    def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        along = zip(index, shape, strict=True)
-        return np.asarray(data[tuple(slice(*n.indices(size)) if isinstance(n, slice) else n for n, size in along)])
-
-    return Lazy(shape, data.dtype, part)
 
 
 def _from_json(text: Any) -> dict[str, Any]:
