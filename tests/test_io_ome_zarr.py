@@ -125,26 +125,26 @@ def test_old_versions_have_axes_and_no_sizes_and_newer_ones_without_axes_are_ask
     assert_same(read_photons(tmp_path / "a.zarr", axes=given), counts("tczyx", calibrated=False))
 
 
-@pytest.mark.parametrize(("scale", "told"), [([1.0, 1.0], None), ([0.5, 1.0], "y 0.5"), ([2, 0.25], "y 2, x 0.25")])
-def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, told):
+@pytest.mark.parametrize(
+    ("scale", "unit", "told"),
+    [
+        ([1.0, 1.0], {}, None),
+        ([0.5, 1.0], {}, "y 0.5"),
+        ([2, 0.25], {}, "y 2, x 0.25"),
+        ([2, 0.25], {"unit": "micrometer"}, None),
+        (None, {"unit": "micrometer"}, None),
+    ],
+)
+def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, unit, told):
     root = new_group(tmp_path / "a.zarr", "0.5")
     root.create_array("0", data=counts("yx").values)
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
-    axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-    describe(root, {"multiscales": [{"axes": axes, "datasets": datasets}]}, "0.5")
-    assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == {}
-    assert [f"({told})" in str(each.message) for each in recwarn] == ([] if told is None else [True])
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_axes_may_be_capitals_and_sizes_are_not_made_up(tmp_path, given):
-    root, known = new_group(tmp_path / "a.zarr", "0.5"), {axis: STEPS[axis] for axis in "zyx"} if given else {}
-    root.create_array("0", data=counts("zyx").values)
-    steps = [{"type": "scale", "scale": list(known.values())}] if given else []
-    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "ZYX"]
+    steps = [{"type": "scale", "scale": scale}] if scale else []
+    axes = [{"name": name, "type": "space", **unit} for name in "YX"]
     entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
     describe(root, {"multiscales": [entry]}, "0.5")
+    known = dict(zip("yx", scale, strict=True)) if scale and unit else {}
     assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == known
+    assert [f"({told})" in str(each.message) for each in recwarn] == ([] if told is None else [True])
 
 
 def test_bare_arrays_are_read(tmp_path):

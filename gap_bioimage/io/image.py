@@ -23,7 +23,6 @@ AXES = "tczyx"
 SAMPLES = "samples"
 STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
 OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
-FILES = "files"  # in the encoding of an image: those that hold it together
 ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
@@ -107,10 +106,7 @@ class Lazy(BackendArray):
             along = zip(index, self.shape, strict=True)
             return np.asarray(self._read(tuple(slice(*n.indices(m)) if isinstance(n, slice) else n for n, m in along)))
 
-        read: npt.NDArray[Any] = indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, part
-        )
-        return read
+        return np.asarray(indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, part))
 
 
 def image_of(

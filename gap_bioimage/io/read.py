@@ -15,18 +15,7 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import (
-    AXES,
-    FILES,
-    ON_DISK,
-    Lazy,
-    Metadata,
-    Stored,
-    image_of,
-    middle,
-    natural,
-    refuse_overflow,
-)
+from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, natural, refuse_overflow
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -153,7 +142,7 @@ def _read_all(
     read: set[str] = set()
     for file in files:
         image, own = open_image(file, **chosen), {str(file.resolve())}
-        held = image.encoding.get(FILES, own)
+        held = image.encoding.get("files", own)
         if (held - own) & read:  # one of a set, which is an image already: once is enough
             continue
         read |= held | own

@@ -25,7 +25,7 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import GapWarning, UnreadableImageError
-from gap_bioimage.io.image import FILES, Lazy, Metadata, Stored, image_of, steps_of
+from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of
 
 _POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
@@ -101,7 +101,7 @@ def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[
         pairs = zip(levels[0].dims.lower(), levels[0].shape, planes.shape, strict=True)
         steps = {axis: meta.steps[axis] * max(1, round(n / m)) for axis, n, m in pairs if axis in meta.steps}
         images[level] = planes.image(path, tif, replace(meta, steps={**meta.steps, **steps}))
-        images[level].encoding[FILES] = planes.files
+        images[level].encoding["files"] = planes.files  # that hold it together
     # other kinds are named by tifffile itself, after the kind
     stored = Stored(str(series.name or "") if series.kind == "ome" else "", images)
     for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
