@@ -327,6 +327,9 @@ def test_frames_that_repeat_others_or_have_no_noise_are_left_out() -> None:
     assert twice.gain == calibrate(frames).gain
     assert twice.frames == 20
     assert twice.warnings[0].startswith("frames 0 and 1 are equal")
+    stamped = frames.isel(t=np.repeat(np.arange(20), 2))
+    stamped[:, 0, :14] = np.arange(40)[:, None]  # with its number, as some cameras do
+    assert calibrate(stamped).frames == 20
     half = calibrate(frames.isel(t=[*[0] * 10, *range(10, 20)]))
     assert (half.frames, half.gain.value) == (11, pytest.approx(2.2, rel=0.05))
     same = calibrate(frames.isel(t=[3] * 8))

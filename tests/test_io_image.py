@@ -92,7 +92,7 @@ def test_all_functions_take_arrays_whose_axes_are_named_and_ask_for_these(tmp_pa
         (None, None, "x", None),
         (500, "ms", "t", 0.5),
         (2, "hour", "t", 7200.0),
-        (3, "micrometres", "x", 3.0),
+        (-3, "micrometres", "x", 3.0),
         (2, "um", "t", None),
     ],
 )

@@ -80,8 +80,8 @@ def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
     """Return a step in micrometres, or in seconds along t."""
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
-        # TIFF stores a ratio of 32-bit integers; the rounding hides its own
-        size = float(f"{float(value) * (factor or 0):.{digits}g}")
+        # TIFF stores a ratio of 32-bit integers; the rounding hides its own. Stages that go down have steps below zero
+        size = abs(float(f"{float(value) * (factor or 0):.{digits}g}"))
     except (TypeError, ValueError):
         return None
     return size if math.isfinite(size) and size > 0 else None
@@ -230,8 +230,12 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
     on_disk = image.encoding.get(ON_DISK)
     if separate_channels and "c" in image.dims:
         image = image.rename(c="channel")
-    if "c" not in image.dims:
-        image = _with_channel(image) if on_disk else image.expand_dims("c")
+    if "c" not in image.dims and on_disk:  # which xarray would read for that
+        whole = image
+        lazy = Lazy((1, *whole.shape), whole.dtype, lambda index: whole[index[1:]].values[np.newaxis][index[0]])
+        image = image_of(lazy, ["c", *map(str, whole.dims)], Metadata())
+    elif "c" not in image.dims:
+        image = image.expand_dims("c")
     items = [axis for axis in image.dims if axis not in ("c", *spatial)]
     return image.transpose(*items, "c", *spatial)
 
@@ -241,12 +245,6 @@ def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False)
     items = items_first(image, dim, separate_channels=separate_channels)
     for place in np.ndindex(items.shape[: -dim - 1]):
         yield items[place] if image.encoding.get(ON_DISK) else items[place].data
-
-
-def _with_channel(image: xr.DataArray) -> xr.DataArray:
-    """Return an image on disk with an axis c of length 1 in front, which xarray would read for that."""
-    lazy = Lazy((1, *image.shape), image.dtype, lambda index: image[index[1:]].values[np.newaxis][index[0]])
-    return image_of(lazy, ["c", *map(str, image.dims)], Metadata())
 
 
 def natural(name: str) -> list[int | str]:

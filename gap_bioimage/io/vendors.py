@@ -216,8 +216,7 @@ def _dataset(data: Any) -> Any:
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
     channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
     sizes = [int("".join(_texts(data.parent.attrs.get(f"ImageSize{axis}", "0")))) for axis in "ZYX"]
-    if data.ndim == len(sizes) and all(sizes):
-        # Imaris fills its last chunks with zeros
+    if data.ndim == len(sizes) and all(sizes):  # of Imaris, which fills its last chunks with zeros
         axes, data = list("zyx"), Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
     return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
 
