@@ -75,14 +75,11 @@ def test_axes_of_other_programs_are_read_whatever_their_files_are_called(tmp_pat
             data.attrs["axistags"] = json.dumps({"axes": [{"key": key} for key in "zyxt"]})
         elif kind not in ("labels", "scales"):
             data.attrs["axes"] = np.array(kind, "S") if kind == list("zyxt") else kind
-        else:
-            for dimension, label in zip(data.dims, "zyxt", strict=True):
-                if kind == "labels":
-                    dimension.label = label
-                else:
-                    file[label] = np.arange(image.sizes[label])
-                    file[label].make_scale()
-                    dimension.attach_scale(file[label])
+        for dimension, label in zip(data.dims, "zyxt", strict=True):
+            if kind == "labels":
+                dimension.label = label
+            elif kind == "scales":
+                dimension.attach_scale(file.create_dataset(label, data=np.arange(image.sizes[label])))
         data.attrs["element_size_um"] = [0.3, 0.065, 0.108]
     again = read_photons(tmp_path / "a.ims")
     assert again.dims == tuple("tzyx")

@@ -61,9 +61,7 @@ def _make_logarithmic(axes: Axes) -> None:
 
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):  # powers of ten alone are too few, and all minor ticks too many
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
 
 
 def _draw_points(axes: Axes, x: Floats, y: Floats, error: Floats, label: str = "") -> None:
@@ -132,7 +130,6 @@ def _draw_correlation(axes: Axes, report: Inspection) -> None:
     axes.axhline(0, color="0.4", lw=1)
     if y is not None and x is not None and error is not None:
         high = min(1.0, max(0.1, 1.5 * (max(abs(y), abs(x)) + 5 * error)))
-        axes.set_ylim(-high, high)
+        axes.set(ylim=(-high, high), ylabel="with 5 standard errors")
         bars = axes.bar(["along y", "along x"], [y, x], yerr=5 * error, color=_BLUE, width=0.5, capsize=4)
         axes.bar_label(bars, fmt="%.3f", padding=4)
-        axes.set_ylabel("with 5 standard errors")
