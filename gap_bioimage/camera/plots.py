@@ -86,6 +86,7 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
     low, high = float(plane.min()), float(np.percentile(plane, 99.8))
     top = high if high > low else low + 1
     figure.colorbar(show(panels[0, 0], f"brightest plane ({image.dtype})", plane, top, vmin=low), shrink=0.8)
+    panels[0, 0].title.set_fontsize(9)
     _draw_histogram(panels[0, 1], np.concatenate([plane.ravel() for plane in planes]), report)
     _draw_curve(panels[1, 0], report)
     _draw_correlation(panels[1, 1], report)
