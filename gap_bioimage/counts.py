@@ -63,10 +63,7 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"the fraction of photons to keep is {fraction}, expected 0 to 1")
     if isinstance(photons, Mapping):
-        names = ", ".join(map(str, photons))
-        raise AxesError(
-            f"the counts are a {type(photons).__name__} of {names}, expected one image; choose one by its name"
-        )
+        raise AxesError(f"the counts are a {type(photons).__name__}, expected one image; choose one by its name")
     if np.ma.is_masked(photons):
         raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or cut them off")
     values = np.asarray(photons)

@@ -20,6 +20,7 @@ Planes = list[Floats]
 _STILL = 1.2  # variance / mean of differences of frames, above which something may move
 _AREA = 0.8  # share of pixels like their neighbour in masks and labels
 _GAPS, _LEAST_GAPS = ((3, 0.7), (16, 0.1)), 3  # levels on either side, the share of theirs in a gap; and of a comb
+_BESIDE_GAP = 0.9  # share of the fullest of these levels that one beside a gap has
 _PER_LEVEL = 10  # pixels of levels none of which is beside another
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
 _FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and their photons
@@ -145,24 +146,22 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
 def _within_margins(planes: Values) -> tuple[slice, slice] | None:
     """Return the rows and columns within margins whose value occurs nowhere else, as stitching leaves; None without."""
     some = planes[:: max(1, len(planes) // 8)]
-    borders = (some[:, 0], some[:, -1], some[..., 0], some[..., -1])
-    if not any(border.min() == border.max() for border in borders):
-        return None
     rows, columns = (np.flatnonzero(some.min((0, axis)) < some.max((0, axis))) for axis in (2, 1))
     if not (rows.size and columns.size) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < m.LEAST_PX:
         return None
     ends = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     inside: Values = np.zeros(some.shape[1:], bool)
     inside[ends] = True
-    return None if np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
+    return None if inside.all() or np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
 
 
 def missing_levels(planes: Planes) -> int:
     """Count the gaps of a histogram, levels that rounding after a change of scale has skipped.
 
-    A gap has at most 0.7 of the pixels that the fuller of three levels on either side have, by five standard errors;
-    or, after a large factor, next to none of those that 16 levels have. Where no two levels are neighbours,
-    all are gaps.
+    A gap has at most 0.7 of the pixels that the fullest of three levels on either side have, by five standard errors;
+    or, after a large factor, next to none of those that 16 levels have; and it is sudden, unlike the valley between the
+    values of n electrons and of n + 1 that cameras of little read noise show. Where no two levels are neighbours, all
+    are gaps.
     """
     lowest = min(float(plane.min()) for plane in planes)
     levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
@@ -172,10 +171,14 @@ def missing_levels(planes: Planes) -> int:
         if len(histogram) < 2 * side:
             continue
         fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, side), side).max(1)
-        expected = share * np.minimum(fullest[: len(histogram)], fullest[side + 1 :])
+        before, after = fullest[: len(histogram)], fullest[side + 1 :]
+        expected = share * np.minimum(before, after)
         gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
         # several in a row are one, so that a valley between two peaks does not count for more
-        count = max(count, int((gaps & ~np.concatenate([[False], gaps[:-1]])).sum()))
+        first, behind = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
+        beside = np.array([[histogram[first - 1], before[first]], [histogram[behind], after[behind - 1]]])
+        sudden = beside[:, 0] >= _BESIDE_GAP * beside[:, 1] - 3 * np.sqrt(beside[:, 1])
+        count = max(count, int((sudden.any(0) | (histogram[first] == 0)).sum()))
     if count >= _LEAST_GAPS:
         return count
     taken = np.flatnonzero(histogram)  # of dim counts a few levels remain, each with many pixels and far from the next

@@ -10,19 +10,9 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from gap_bioimage import evidence as traces
 from gap_bioimage.camera.noise import SMOOTHED, Curve
-from gap_bioimage.evidence import (
-    Evidence,
-    areas,
-    asymmetry,
-    dead_pixels,
-    measure,
-    missing_levels,
-    one_bit,
-    outlines,
-    typical_of_photons,
-    wrapped,
-)
+from gap_bioimage.evidence import Evidence, measure
 
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no image"]
@@ -130,7 +120,7 @@ def _negative(evidence: Evidence) -> Finding | None:
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if not minimum < 0:
         return None
-    if count := dead_pixels(evidence):
+    if count := traces.dead_pixels(evidence):
         advice = "set them to 0, or to the mean of their neighbours, and inspect it again"
         told = f"has {count} pixels of {minimum:g} and no other negative ones, as programs mark dead pixels; {advice}"
         return Finding("not usable", "counts", told, advice=advice)
@@ -156,21 +146,21 @@ def _drawn(evidence: Evidence) -> Finding | None:
     found = evidence.statistics
     if not evidence.planes:
         return None
-    if areas(evidence.planes) or outlines(evidence.planes):
+    if traces.areas(evidence.planes) or traces.outlines(evidence.planes):
         advice = "name the files that hold images, rather than their folder, to leave the mask out"
         text = f"holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their neighbours"
         return Finding("not usable", "mask", f"{text} as noise never does; {advice}", advice=advice)
-    if one_bit(evidence.planes):
+    if traces.one_bit(evidence.planes):
         text = f"holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
         text += f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
         return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
     if evidence.colours > _COLOURS:
         return processed(f"has channels that share {evidence.colours:.0%} of their noise, as colours do")
-    if found.maximum in (254, 255) and found.minimum == 0 and wrapped(evidence.planes):
+    if found.maximum in (254, 255) and found.minimum == 0 and traces.wrapped(evidence.planes):
         advice = "record it again with 16 bits, or with a shorter exposure"
         text = f"goes on from 0 beyond {found.maximum:g}, as numbers of 8 bits do, so that bright pixels are dark"
         return Finding("not usable", "counts", f"{text}; {advice}", advice=advice)
-    if evidence.unit == 1 and (missing := missing_levels(evidence.planes)):
+    if evidence.unit == 1 and (missing := traces.missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
 
@@ -189,7 +179,7 @@ def _offset(evidence: Evidence) -> Finding | None:
     # no camera has so small a gain and offset, but the maximum of many counts does
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
-    lean, error = asymmetry(evidence.planes)
+    lean, error = traces.asymmetry(evidence.planes)
     if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
         return None  # structure, brighter than it is, bends the line
     leans = lean > _LEANING * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
@@ -255,11 +245,11 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    if not _loud(curve) or typical_of_photons(evidence.planes):
+    if not _loud(curve) or traces.typical_of_photons(evidence.planes):
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
-        lean, error = asymmetry(evidence.planes)  # which takes a while, and few images come here
+        lean, error = traces.asymmetry(evidence.planes)  # which takes a while, and few images come here
         if lean <= 1 + _POISSON + 2 * error:
             return None
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)

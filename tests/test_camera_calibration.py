@@ -114,7 +114,7 @@ def test_intervals_hold_the_truth(numbers: tuple[float, float, float, bool], cam
 
 @pytest.mark.parametrize(("count", "hot"), [(1, False), (5, False), (20, False), (20, True)])
 def test_dark_frames_give_offset_read_noise_and_maps(plain: xr.DataArray, count: int, hot: bool) -> None:
-    dark = DARK.isel(t=slice(0, count)).copy(deep=True)
+    dark = DARK.isel(t=slice(0, count)).copy(deep=True).rename(t="z" if hot else "t")  # in the dark planes are frames
     if hot:
         dark[:, 5::20, 7::20] = 5000
     found = calibrate(plain, dark=dark)
@@ -147,6 +147,8 @@ def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     offset = calibrate(plain, offset=100)
     assert offset.offset == Estimate(100, 100, 100)
     assert offset.read_noise.value == pytest.approx(1.6, abs=0.1)
+    low = calibrate(plain, offset=90)
+    assert (low.read_noise.high, len(low.warnings), offset.warnings) == (0, 1, ())
     noise = calibrate(plain, read_noise=1.6)
     assert noise.read_noise.value == pytest.approx(1.6)
     assert holds(noise.offset, 100)
@@ -264,7 +266,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
         f"dark {away}": (camera(), {"dark": DARK.astype(int) + away}, NotPhotonCountsError)
         for away in (40, -10, -40, -140)
     },
-    "dark planes": (camera(), {"dark": DARK.rename(t="z")}, AxesError),
+    "no frames": (camera().isel(t=slice(0)), {}, AxesError),
     **{f"offset {offset}": (camera(), {"offset": offset}, NotPhotonCountsError) for offset in (0, 80, 130)},
 }
 
@@ -325,6 +327,9 @@ def test_frames_that_repeat_others_or_have_no_noise_are_left_out() -> None:
     assert twice.gain == calibrate(frames).gain
     assert twice.frames == 20
     assert twice.warnings[0].startswith("frames 0 and 1 are equal")
+    stamped = frames.isel(t=np.repeat(np.arange(20), 2))
+    stamped[:, 0, :14] = np.arange(40)[:, None]  # with its number, as some cameras do
+    assert calibrate(stamped).frames == 20
     half = calibrate(frames.isel(t=[*[0] * 10, *range(10, 20)]))
     assert (half.frames, half.gain.value) == (11, pytest.approx(2.2, rel=0.05))
     same = calibrate(frames.isel(t=[3] * 8))

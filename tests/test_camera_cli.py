@@ -114,14 +114,14 @@ def test_numbers_yaml_plot_and_the_next_command(run: Any, stack: Path) -> None:
 
 
 def test_dark_frames_maps_json_and_other_names(run: Any, stack: Path) -> None:
-    dark = stack.parent / "dark.tif"
+    dark = stack.parent / "dark.npy"  # whose axes are those of the frames
     write_image(dark, simulate_camera(np.zeros((64, 64)), n_frames=16, seed=3))
-    options = "--out c.yaml --plot p.png --json - --not-multiplying --time 0:12".split()
+    options = "--out c.yaml --plot p.png --json - --not-multiplying --axes tyx --time 0:12".split()
     result: Result = run("calibrate", stack, "--dark", dark, *options)
     report = json.loads(result.out)
     assert read_camera(stack.parent / "c.yaml").camera.measured["frames"] == 12
     assert report["offset_from"] == "dark frames"
-    assert report["next"].endswith("--camera c.yaml --time 0:12")
+    assert report["next"].endswith("--camera c.yaml --axes tyx --time 0:12")
     assert (stack.parent / "p.png").exists()
     assert tifffile.imread(stack.parent / "c_maps.tif").shape == (2, 64, 64)
 

@@ -190,6 +190,7 @@ NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
     "counts times k": {"means of bright frames": (lambda n: np.float32(cells(300 * n) / n), (2, 3, 7))},
     "camera image": {
         "sharp cells of a camera": (lambda g: camera_image(sharp_cells(30, 2, dark=0.0), 0, g), (2.2, 10)),
+        "single electrons": (lambda p: simulate_camera(light(p), gain=9.35, read_noise=0.27), (0.5, 3, 40)),
         "an even camera": (lambda p: camera_image(np.full((256, 256), p)), (20.0, 60.0)),
     },
     "processed": {

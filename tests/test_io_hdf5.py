@@ -64,7 +64,8 @@ def test_sizes_without_a_unit_are_left_out_in_words(tmp_path, recwarn, attribute
 
 
 @pytest.mark.parametrize(
-    "kind", ["axistags", "ZYXT", "z, y, x, t", "depth y x time", list("zyxt"), ["z", "y", "x", "time"], "labels"]
+    "kind",
+    ["axistags", "ZYXT", "z, y, x, t", "depth y x time", list("zyxt"), ["z", "y", "x", "time"], "labels", "scales"],
 )
 def test_axes_of_other_programs_are_read_whatever_their_files_are_called(tmp_path, kind):
     image = counts("tzyx", calibrated=False)
@@ -72,16 +73,29 @@ def test_axes_of_other_programs_are_read_whatever_their_files_are_called(tmp_pat
         data = file.create_dataset("volume/raw", data=image.transpose("z", "y", "x", "t").values)
         if kind == "axistags":
             data.attrs["axistags"] = json.dumps({"axes": [{"key": key} for key in "zyxt"]})
-        elif kind != "labels":
+        elif kind not in ("labels", "scales"):
             data.attrs["axes"] = np.array(kind, "S") if kind == list("zyxt") else kind
-        else:
-            for dimension, label in zip(data.dims, "zyxt", strict=True):
+        for dimension, label in zip(data.dims, "zyxt", strict=True):
+            if kind == "labels":
                 dimension.label = label
+            elif kind == "scales":
+                dimension.attach_scale(file.create_dataset(label, data=np.arange(image.sizes[label])))
         data.attrs["element_size_um"] = [0.3, 0.065, 0.108]
     again = read_photons(tmp_path / "a.ims")
     assert again.dims == tuple("tzyx")
     np.testing.assert_array_equal(again, image)
     assert pixel_size_um(again) == {"z": 0.3, "y": 0.065, "x": 0.108}
+
+
+def test_zeros_with_which_imaris_fills_its_chunks_are_left_out(tmp_path):
+    image = counts("zyx", calibrated=False)
+    with h5py.File(tmp_path / "a.ims", "w") as file:
+        channel = file.create_group("DataSet/ResolutionLevel 0/TimePoint 0/Channel 0")
+        channel["Data"] = np.pad(image.values, ((0, 4), (0, 15), (0, 20)))
+        channel.attrs.update(
+            {f"ImageSize{axis.upper()}": np.array(list(str(image.sizes[axis])), "S1") for axis in "zyx"}
+        )
+    assert_same(read_photons(tmp_path / "a.ims"), image)
 
 
 def test_one_of_several_datasets_is_chosen(tmp_path):

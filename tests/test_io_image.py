@@ -24,6 +24,8 @@ def test_arrays_become_images_where_their_axes_are_named():
     named = as_image(counts("tyx").rename(t="frame"), "tyx")
     assert named.dims == ("t", "y", "x")
     assert pixel_size_um(named) == {"y": 0.065, "x": 0.108}
+    named.coords["x"].attrs["units"], named.coords["y"].attrs["units"] = "mm", "pixel"
+    assert pixel_size_um(named) == {"x": 108.0}
     assert as_image(values.tolist(), ("z", "y", "x")).shape == values.shape
     assert [each.dims for each in as_images([values[0], counts("yx")], "yx")] == [("y", "x")] * 2
     assert (len(as_images(values, "zyx")), as_images([])) == (1, [])
@@ -90,6 +92,7 @@ def test_all_functions_take_arrays_whose_axes_are_named_and_ask_for_these(tmp_pa
         (None, None, "x", None),
         (500, "ms", "t", 0.5),
         (2, "hour", "t", 7200.0),
+        (-3, "micrometres", "x", 3.0),
         (2, "um", "t", None),
     ],
 )

@@ -125,14 +125,25 @@ def test_old_versions_have_axes_and_no_sizes_and_newer_ones_without_axes_are_ask
     assert_same(read_photons(tmp_path / "a.zarr", axes=given), counts("tczyx", calibrated=False))
 
 
-@pytest.mark.parametrize(("scale", "told"), [([1.0, 1.0], None), ([0.5, 1.0], "y 0.5"), ([2, 0.25], "y 2, x 0.25")])
-def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, told):
+@pytest.mark.parametrize(
+    ("scale", "unit", "told"),
+    [
+        ([1.0, 1.0], {}, None),
+        ([0.5, 1.0], {}, "y 0.5"),
+        ([2, 0.25], {}, "y 2, x 0.25"),
+        ([2, 0.25], {"unit": "micrometer"}, None),
+        (None, {"unit": "micrometer"}, None),
+    ],
+)
+def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, unit, told):
     root = new_group(tmp_path / "a.zarr", "0.5")
     root.create_array("0", data=counts("yx").values)
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
-    axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-    describe(root, {"multiscales": [{"axes": axes, "datasets": datasets}]}, "0.5")
-    assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == {}
+    steps = [{"type": "scale", "scale": scale}] if scale else []
+    axes = [{"name": name, "type": "space", **unit} for name in "YX"]
+    entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+    describe(root, {"multiscales": [entry]}, "0.5")
+    known = dict(zip("yx", scale, strict=True)) if scale and unit else {}
+    assert pixel_size_um(read_photons(tmp_path / "a.zarr")) == known
     assert [f"({told})" in str(each.message) for each in recwarn] == ([] if told is None else [True])
 
 
@@ -159,7 +170,7 @@ def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr.Array, "__getitem__", lambda array, index: read.append(index) or whole(array, index))
     chosen = read_photons(tmp_path / "a.zarr", channel="dna", time=2)
     assert_same(chosen, image.isel(c=1).isel(t=2, drop=True))
-    assert read == [(2, 1, slice(None), slice(None), slice(None))]
+    assert read == [(2, 1, slice(0, 4, 1), slice(0, 17, 1), slice(0, 12, 1))]
 
 
 @pytest.mark.parametrize("damage", ["version 0.7", "version 0.10", "nothing in it", "level", "json", "words", "chunk"])
@@ -199,12 +210,12 @@ def test_axes_that_are_not_as_many_as_those_of_the_array(tmp_path, version, name
     np.testing.assert_array_equal(read_photons(tmp_path / "a.zarr", axes="czyx"), counts("czyx"))
 
 
-@pytest.mark.parametrize("name", ["a.ozx", "a.zarr.zip"])
-def test_zipped_stores_are_read(tmp_path, name):
+@pytest.mark.parametrize(("name", "within"), [("a.ozx", "a.zarr"), ("a.zarr.zip", "a.zarr"), ("a.zip", "")])
+def test_zipped_stores_are_read(tmp_path, name, within):
     write_image(tmp_path / "a.zarr", counts("tczyx"))
     with zipfile.ZipFile(tmp_path / name, "w") as packed:
         for file in (tmp_path / "a.zarr").rglob("*"):
-            packed.write(file, file.relative_to(tmp_path / "a.zarr"))
+            packed.write(file, file.relative_to(tmp_path / within))
         packed.comment = b'{"ome": {"version": "0.5"}}'
     assert_same(read_photons(tmp_path / name), counts("tczyx"))
     (tmp_path / f"b{name}").write_bytes((tmp_path / name).read_bytes()[:300])

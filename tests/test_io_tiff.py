@@ -11,7 +11,7 @@ import tifffile
 from made_images import CHANNELS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
-from gap_bioimage.io import pixel_size_um, read_photons, write_image
+from gap_bioimage.io import pixel_size_um, read_images, read_photons, write_image
 
 POSITIONS = ["left", "right", "same", "same"]
 MOVIE = np.random.default_rng(0).poisson(5, (10, 17, 12)).astype(np.uint16)
@@ -215,7 +215,7 @@ def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
         data += f'<UUID FileName="c{c}.ome.tif">{names[c]}</UUID></TiffData>'
     for c in range(2):
         pages(tmp_path / f"c{c}.ome.tif", MOVIE[5 * c : 5 * c + 5], OME.format(data, 5, 2, names[c]).encode())
-    whole = read_photons(tmp_path / "c0.ome.tif")
+    (whole,) = read_images(tmp_path)  # once, whatever the number of its files
     np.testing.assert_array_equal(whole.transpose("c", "t", "y", "x"), MOVIE.reshape(2, 5, 17, 12))
     (tmp_path / "alone").mkdir()
     alone = shutil.copy(tmp_path / "c1.ome.tif", tmp_path / "alone")

@@ -11,16 +11,9 @@ from scipy.stats import chisquare, kstest
 from gap_bioimage.camera.camera import Detector, PixelMaps
 from gap_bioimage.config import Camera, ThinningConfig
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.training import patches
 from gap_bioimage.training.pairs import Window
-from gap_bioimage.training.patches import (
-    PairBatches,
-    Stack,
-    WindowDrawer,
-    as_stacks,
-    augmented,
-    brightest_db,
-    split_held_out,
-)
+from gap_bioimage.training.patches import PairBatches, Stack, WindowDrawer, as_stacks
 
 RANGE = ThinningConfig(min_db=-10, max_db=5)
 
@@ -65,7 +58,7 @@ def test_orientations_are_all_of_the_symmetric_ones_equally_often(shape: tuple[i
             expected |= {turned.tobytes()} | ({turned[:, ::-1].tobytes()} if len(shape) == 4 else set())
     assert len(expected) == (8 if square else 4) * (2 if len(shape) == 4 else 1)
     rng = np.random.default_rng(3)
-    seen = Counter(augmented(Window(window), rng).counts.tobytes() for _ in range(200 * len(expected)))
+    seen = Counter(patches.augmented(Window(window), rng).counts.tobytes() for _ in range(200 * len(expected)))
     assert set(seen) == expected
     assert chisquare(list(seen.values())).pvalue > 1e-3
 
@@ -116,18 +109,18 @@ def test_batches_are_functions_of_seed_rank_and_number() -> None:
 def test_brightest_window() -> None:
     stack = np.zeros((1, 32, 64), np.uint16)
     stack[:, :, 32:] = 100
-    assert brightest_db([Stack(stack)] * 2, (8, 8), 0) == 20.0
-    assert brightest_db([Stack(stack)], (32, 64), 0) == pytest.approx(10 * math.log10(50))
+    assert patches.brightest_db([Stack(stack)] * 2, (8, 8), 0) == 20.0
+    assert patches.brightest_db([Stack(stack)], (32, 64), 0) == pytest.approx(10 * math.log10(50))
     hot = stack.copy()
     hot[0, 5, 5] = 60_000
-    assert brightest_db([Stack(hot)], (32, 64), 0) == brightest_db([Stack(stack)], (32, 64), 0)
+    assert patches.brightest_db([Stack(hot)], (32, 64), 0) == patches.brightest_db([Stack(stack)], (32, 64), 0)
     camera = Detector(Camera(gain=1, offset=0, saturation=1000))
-    assert brightest_db([Stack(np.where(stack, stack, 1000), detector=camera)], (32, 64), 0) < 20
+    assert patches.brightest_db([Stack(np.where(stack, stack, 1000), detector=camera)], (32, 64), 0) < 20
     with pytest.raises(NotPhotonCountsError, match="no photon"):
-        brightest_db([Stack(np.zeros_like(stack))], (8, 8), 0)
+        patches.brightest_db([Stack(np.zeros_like(stack))], (8, 8), 0)
     for number in (2**26, 2**31 + 5, 2**40):  # which 32 bits would not tell from fewer
         with pytest.raises(NotPhotonCountsError, match=str(number)):
-            brightest_db([Stack(np.full((1, 9, 9), number))], (8, 8), 0)
+            patches.brightest_db([Stack(np.full((1, 9, 9), number))], (8, 8), 0)
 
 
 def test_binned_windows_are_sums_and_come_as_often_as_asked() -> None:
@@ -146,7 +139,7 @@ def test_binned_windows_are_sums_and_come_as_often_as_asked() -> None:
     # only images of twice the window's size can be binned, 40 x 40 of them
     share = 0.3 * 40 * 40 / (40 * 40 + 30 * 64)
     assert np.mean([counts[0, 0, 0, 0] == 28 for counts in drawn]) == pytest.approx(share, abs=0.04)
-    assert brightest_db(even, (3, 16, 16), 0, binned=True) == pytest.approx(10 * math.log10(28))
+    assert patches.brightest_db(even, (3, 16, 16), 0, binned=True) == pytest.approx(10 * math.log10(28))
 
 
 def test_bright_windows_come_more_often_and_dark_ones_are_drawn_anew() -> None:
@@ -226,6 +219,8 @@ def test_axes_that_do_not_fit_are_refused(dims: list[tuple[str, ...]], dim: int)
     images = [xr.DataArray(np.ones([3] * len(axes), np.uint8), dims=axes) for axes in dims]
     with pytest.raises(AxesError):
         as_stacks(images, dim)
+    with pytest.raises(AxesError):
+        as_stacks([movie().isel(t=slice(0))], dim)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (48, 1), (1, 1)])
@@ -252,7 +247,7 @@ def test_windows_know_where_on_the_camera_they_lie() -> None:
     maps = PixelMaps(offset, np.full((40, 50), 1.5, np.float32))
     stack = as_stacks([movie(1).isel(t=0)], 2, Detector(CAMERA, maps))[0]
     part = stack[(slice(None), slice(5, 21), slice(30, 46))]
-    held_out = split_held_out([stack], 0.2, 0).held_out[0]
+    held_out = patches.split_held_out([stack], 0.2, 0).held_out[0]
     whole, cut, slab = (s.detector.counts(s.values) for s in (stack, part, held_out))  # type: ignore[union-attr]
     np.testing.assert_array_equal(cut, whole[:, 5:21, 30:46])
     np.testing.assert_array_equal(slab, whole[:, :, 40:])
@@ -264,11 +259,11 @@ def test_windows_know_where_on_the_camera_they_lie() -> None:
 @pytest.mark.parametrize("share", [0.1, 0.49])
 def test_held_out_pixels_are_never_trained_on(shapes: list[tuple[int, ...]], share: float) -> None:
     stacks = numbered(shapes)
-    split = split_held_out(stacks, share, 3)
+    split = patches.split_held_out(stacks, share, 3)
     pixels = np.concatenate([stack.values.ravel() for part in split for stack in part])
     np.testing.assert_array_equal(np.sort(pixels), np.arange(len(pixels)))  # together every pixel once
     if len(shapes) >= 8:
-        parts = [split, *(split_held_out(stacks, share, seed) for seed in (3, 4))]
+        parts = [split, *(patches.split_held_out(stacks, share, seed) for seed in (3, 4))]
         first, again, other = ([stack.values.flat[0] for stack in part.held_out] for part in parts)
         assert first == again != other
         assert len(split.held_out) == max(1, round(share * len(shapes)))

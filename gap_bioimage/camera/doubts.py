@@ -67,6 +67,9 @@ def of_numbers(it: Measured) -> Iterator[str]:
         yield "the noise is hardly more than one ADU, which distorts it; use brighter images or a higher camera gain"
     if it.frames.count == 1:
         yield "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
+    offset = it.numbers.offset
+    if offset.low == offset.high and it.numbers.read_noise.high == 0:
+        yield f"the variance would be negative at the offset of {offset.value:g} ADU, which may be too low"
     if it.numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED:
         told = "the noise does not tell whether the detector multiplies electrons (EMCCD, photomultiplier)"
         yield f"{told}; the offset's interval allows for both (--multiplying)"

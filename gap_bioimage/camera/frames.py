@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,9 @@ def frames_of(
     image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
     values = np.asarray(image.data)
     rows, columns = values.shape[-2:]
-    if min(rows, columns) < _LEAST_PX:
-        raise AxesError(f"{name} has {rows} x {columns} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
+    if min(rows, columns) < _LEAST_PX or not values.size:
+        told = " x ".join(map(str, values.shape))
+        raise AxesError(f"{name} has {told} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
     if values.dtype.kind not in "buif":
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
     found = scan(values)
@@ -116,7 +117,8 @@ def distinct(stack: Values) -> tuple[Values, str]:
     for t in range(stack.shape[1]):
         if bare[t] == rows or bare[t] > most:
             told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
-        elif (before := first.setdefault(hashlib.blake2b(stack[:, t].tobytes()).digest(), t)) != t:
+        # in the first row some cameras write the time
+        elif (before := first.setdefault(hashlib.blake2b(stack[:, t, 1:].tobytes()).digest(), t)) != t:
             told.append(f"frames {before} and {t} are equal")
     if not told or not first:
         return stack, ""
@@ -128,9 +130,8 @@ def distinct(stack: Values) -> tuple[Values, str]:
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     """Measure dark frames, which are to be as large as the images and darker."""
     found = frames_of(dark, dims=dims, what="the dark stack")
-    if len(found.values) > 1:
-        raise AxesError(f"{found.name} is a stack along z, expected dark frames one after the other; name it t")
     size, expected = found.values.shape[2:], frames.values.shape[2:]
+    found = replace(found, values=found.values.reshape(1, -1, *size))  # without light planes are frames, too
     if size != expected:
         raise AxesError(f"{found.name} has {size} pixels, expected the {expected} of {frames.name}; record both alike")
     film, count = found.values[0], found.count

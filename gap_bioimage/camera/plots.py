@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gap_bioimage.camera.moments import FEW_PIXELS, as_stack, looks_at
-from gap_bioimage.pictures import new_figure
+from gap_bioimage.pictures import new_figure, show
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,9 +61,7 @@ def _make_logarithmic(axes: Axes) -> None:
 
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):  # powers of ten alone are too few, and all minor ticks too many
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
 
 
 def _draw_points(axes: Axes, x: Floats, y: Floats, error: Floats, label: str = "") -> None:
@@ -84,19 +82,15 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
     panels = figure.subplots(2, 2)
     values = image.values.astype(np.uint8) if image.dtype == bool else image.data
     planes = [np.nan_to_num(look.mean) for look in looks_at(as_stack(values), FEW_PIXELS, False)]
-    _draw_image(panels[0, 0], max(planes, key=lambda plane: float(plane.mean())), f"brightest plane ({image.dtype})")
+    plane = max(planes, key=lambda each: float(each.mean()))
+    low, high = float(plane.min()), float(np.percentile(plane, 99.8))
+    top = high if high > low else low + 1
+    figure.colorbar(show(panels[0, 0], f"brightest plane ({image.dtype})", plane, top, vmin=low), shrink=0.8)
+    panels[0, 0].title.set_fontsize(9)
     _draw_histogram(panels[0, 1], np.concatenate([plane.ravel() for plane in planes]), report)
     _draw_curve(panels[1, 0], report)
     _draw_correlation(panels[1, 1], report)
     return figure
-
-
-def _draw_image(axes: Axes, image: Floats, title: str) -> None:
-    low, high = float(image.min()), float(np.percentile(image, 99.8))
-    shown = axes.imshow(image, cmap="magma", vmin=low, vmax=high if high > low else low + 1, interpolation="nearest")
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
-    axes.figure.colorbar(shown, ax=axes, shrink=0.8)
 
 
 def _draw_histogram(axes: Axes, values: Floats, report: Inspection) -> None:
@@ -137,7 +131,6 @@ def _draw_correlation(axes: Axes, report: Inspection) -> None:
     axes.axhline(0, color="0.4", lw=1)
     if y is not None and x is not None and error is not None:
         high = min(1.0, max(0.1, 1.5 * (max(abs(y), abs(x)) + 5 * error)))
-        axes.set_ylim(-high, high)
+        axes.set(ylim=(-high, high), ylabel="with 5 standard errors")
         bars = axes.bar(["along y", "along x"], [y, x], yerr=5 * error, color=_BLUE, width=0.5, capsize=4)
         axes.bar_label(bars, fmt="%.3f", padding=4)
-        axes.set_ylabel("with 5 standard errors")

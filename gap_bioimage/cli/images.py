@@ -107,8 +107,11 @@ def calibrate(
         check_place(place)
     image = gap.read_photons(stack, check=False, **asdict(selection))
     quiet = quiet or str(json_out) == "-"
+    unlit = None if dark is None else gap.read_photons(dark, selection.axes, check=False)
+    if dark is not None and unlit is not None and unlit.sizes.get("c", 1) > 1:
+        unlit = gap.read_photons(dark, selection.axes, channel=selection.channel, check=False)
     with Bar(quiet, f"calibrating on {stack.name}"):
-        found = gap.calibrate(image, dark=dark, seed=seed, **asdict(known))
+        found = gap.calibrate(image, dark=unlit, seed=seed, **asdict(known))
     if not found.counts:  # which need none
         found.save(out)
     save_figure(plot_calibration(found), plot)

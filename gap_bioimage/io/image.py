@@ -33,9 +33,10 @@ _NAMES |= dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN)
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
 # "inch" is a unit of printers, and not believed; ImageJ escapes what Java calls non-ASCII
-_UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in ("m", "meter")}
+_METRE = ("m", "meter", "meters", "metre", "metres")
+_UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in _METRE}
 _UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "cm": 1e4, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
-_S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second")}
+_S = {f"{p}{name}": value for p, value in _PREFIXES.items() for name in ("s", "sec", "second", "seconds")}
 _S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 
 
@@ -75,12 +76,12 @@ def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     return {axis: step for axis, step in known if step is not None}
 
 
-def step_of(value: Any, unit: Any, axis: str) -> float | None:
+def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
     """Return a step in micrometres, or in seconds along t."""
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
-        # TIFF stores a ratio of 32-bit integers; the rounding hides its own
-        size = float(f"{float(value) * (factor or 0):.7g}")
+        # TIFF stores a ratio of 32-bit integers; the rounding hides its own. Stages that go down have steps below zero
+        size = abs(float(f"{float(value) * (factor or 0):.{digits}g}"))
     except (TypeError, ValueError):
         return None
     return size if math.isfinite(size) and size > 0 else None
@@ -95,16 +96,17 @@ def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 class Lazy(BackendArray):
-    """An array on disk, read where it is indexed by numbers and slices, one per axis, with steps above 0."""
+    """An array on disk, read where it is indexed by numbers and slices with ends, one per axis, with steps above 0."""
 
     def __init__(self, shape: Iterable[int], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
         self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
-        read: npt.NDArray[Any] = indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, lambda index: np.asarray(self._read(index))
-        )
-        return read
+        def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
+            along = zip(index, self.shape, strict=True)
+            return np.asarray(self._read(tuple(slice(*n.indices(m)) if isinstance(n, slice) else n for n, m in along)))
+
+        return np.asarray(indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, part))
 
 
 def image_of(
@@ -165,16 +167,16 @@ def metadata_of(image: xr.DataArray) -> Metadata:
     """Return what the coordinates of an image say, and its name in the file that it was read from."""
     named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
     names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
-    steps = ((axis, _step(image.coords[axis])) for axis in "tzyx" if axis in image.dims and axis in image.coords)
+    steps = ((axis, _step(image.coords[axis], axis)) for axis in "tzyx" if axis in image.dims and axis in image.coords)
     known = {axis: step for axis, step in steps if step is not None}
     return Metadata(known, names, str(image.attrs.get("series", "")))
 
 
-def _step(coord: xr.DataArray) -> float | None:
-    if coord.size < 2 or coord.dtype.kind not in "fiu":
-        return coord.attrs.get("step")
-    step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
-    return float(f"{step:.9g}") if step > 0 else None
+def _step(coord: xr.DataArray, axis: str) -> float | None:
+    step = coord.attrs.get("step")
+    if coord.size > 1 and coord.dtype.kind in "fiu":
+        step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
+    return step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
@@ -228,8 +230,12 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
     on_disk = image.encoding.get(ON_DISK)
     if separate_channels and "c" in image.dims:
         image = image.rename(c="channel")
-    if "c" not in image.dims:
-        image = _with_channel(image) if on_disk else image.expand_dims("c")
+    if "c" not in image.dims and on_disk:  # which xarray would read for that
+        whole = image
+        lazy = Lazy((1, *whole.shape), whole.dtype, lambda index: whole[index[1:]].values[np.newaxis][index[0]])
+        image = image_of(lazy, ["c", *map(str, whole.dims)], Metadata())
+    elif "c" not in image.dims:
+        image = image.expand_dims("c")
     items = [axis for axis in image.dims if axis not in ("c", *spatial)]
     return image.transpose(*items, "c", *spatial)
 
@@ -239,16 +245,6 @@ def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False)
     items = items_first(image, dim, separate_channels=separate_channels)
     for place in np.ndindex(items.shape[: -dim - 1]):
         yield items[place] if image.encoding.get(ON_DISK) else items[place].data
-
-
-def _with_channel(image: xr.DataArray) -> xr.DataArray:
-    """Return an image on disk with an axis c of length 1 in front, which xarray would read for that."""
-
-    def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        values: npt.NDArray[Any] = image[index[1:]].values[np.newaxis][index[0]]
-        return values
-
-    return image_of(Lazy((1, *image.shape), image.dtype, read), ["c", *map(str, image.dims)], Metadata())
 
 
 def natural(name: str) -> list[int | str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import xarray as xr
@@ -44,8 +45,13 @@ def open_zarr(path: Path) -> Iterator[Stored]:
     """
     import zarr
 
-    store = str(path) if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
-    yield from _images(zarr.open(store, mode="r"), "")
+    if path.is_dir():
+        yield from _images(zarr.open(str(path), mode="r"), "")
+        return
+    with ZipFile(path) as file:  # which file managers pack with the folder
+        tops = {name.partition("/")[0] for name in file.namelist()} - {"__MACOSX"}
+    folder = tops.pop() if len(tops) == 1 and tops.isdisjoint(_MARKS) else ""
+    yield from _images(zarr.open(zarr.storage.ZipStore(path, mode="r"), mode="r", path=folder), "")
 
 
 def _images(node: Any, place: str) -> Iterator[Stored]:
@@ -90,7 +96,8 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
     said = _axes(entry) or (AXES if version < "0.3" else "")
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
-    names = [{"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", ""))) for axis in axes]
+    kinds = {"time": "t", "channel": "c"}
+    names = [kinds.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes]
     channels = (words.get("omero") or {}).get("channels") or []
     labels = [str(each["label"]) for each in channels if each.get("label")]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
@@ -125,7 +132,8 @@ def _calibration(
         elif kind not in ("translation", "identity"):
             told = f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale"
             return {}, f"{told} with a number for each; its pixel sizes are left out"
-    measured = {name: (size, axis.get("unit")) for name, size, axis in zip(names, scale, axes, strict=True)}
+    along = zip(names, scale, axes, strict=True) if transformations else ()  # of which none makes no pixel of size 1
+    measured = {name: (size, axis.get("unit")) for name, size, axis in along}
     return steps_of(measured), told_without_unit(measured)
 
 

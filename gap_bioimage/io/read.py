@@ -138,9 +138,14 @@ def _read_all(
 ) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
-    images = []
+    images: list[xr.DataArray] = []
+    read: set[str] = set()
     for file in files:
-        image = open_image(file, **chosen)
+        image, own = open_image(file, **chosen), {str(file.resolve())}
+        held = image.encoding.get("files", own)
+        if (held - own) & read:  # one of a set, which is an image already: once is enough
+            continue
+        read |= held | own
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
             piece = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}

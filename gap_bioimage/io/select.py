@@ -19,15 +19,6 @@ _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
 
 def choose_image(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
     """Return the image and the level that were asked for, the full resolution where none was."""
-    chosen = _choose_series(path, images, series)
-    image = chosen.levels.get(level or 0)
-    if image is None:
-        known = ", ".join(f"{number} {image.shape}" for number, image in chosen.levels.items())
-        raise AxesError(f"level {level or 0} was asked for, but {path.name} has {known}; choose one of these")
-    return image.assign_attrs(series=chosen.name) if chosen.name else image
-
-
-def _choose_series(path: Path, images: Sequence[Stored], series: int | str | None) -> Stored:
     whole, absent = [each for each in images if each.levels], [each.name for each in images if not each.levels]
     told = ", ".join(
         f"{place} {f'{image.name!r} ' if image.name else ''}{next(iter(image.levels.values())).shape}"
@@ -45,7 +36,11 @@ def _choose_series(path: Path, images: Sequence[Stored], series: int | str | Non
     if len(found) != 1:
         kind = f"{len(found)} images named {series!r}: " if found else ""
         raise AxesError(f"series {series} was asked for, but {path.name} holds {kind}{told}; choose one, as series=0")
-    return found[0]
+    name, levels = found[0].name, found[0].levels
+    if (level or 0) not in levels:
+        known = ", ".join(f"{number} {image.shape}" for number, image in levels.items())
+        raise AxesError(f"level {level or 0} was asked for, but {path.name} has {known}; choose one of these")
+    return levels[level or 0].assign_attrs({"series": name} if name else {})
 
 
 def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:

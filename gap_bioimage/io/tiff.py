@@ -42,6 +42,7 @@ class _Planes:
     table: npt.NDArray[np.intp]
     page: Any
     series: Any
+    files: frozenset[str]
     offset: int | None = None
     open_ended: bool = False  # how many planes the file had is not known; one that is missing stands for them
 
@@ -100,6 +101,7 @@ def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[
         pairs = zip(levels[0].dims.lower(), levels[0].shape, planes.shape, strict=True)
         steps = {axis: meta.steps[axis] * max(1, round(n / m)) for axis, n, m in pairs if axis in meta.steps}
         images[level] = planes.image(path, tif, replace(meta, steps={**meta.steps, **steps}))
+        images[level].encoding["files"] = planes.files  # that hold it together
     # other kinds are named by tifffile itself, after the kind
     stored = Stored(str(series.name or "") if series.kind == "ome" else "", images)
     for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
@@ -120,7 +122,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     pages: list[Any] = []
     with suppress(IndexError):  # a description that names more pages than there are
         pages.extend(series.pages)
-    inner = len(page.shape)
+    inner, files = len(page.shape), frozenset(each.parent.filehandle.path for each in pages if each is not None)
     dims, lengths, open_ended = series.axes, series.shape[:-inner], False
     mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
@@ -128,7 +130,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
         dims, lengths = promised[0] + page.axes, promised[1]
     elif kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
-        return _Planes(outer + page.axes, table, page, series)
+        return _Planes(outer + page.axes, table, page, series, files)
     elif lost and kind in ("uniform", "generic"):  # nothing says how many planes there were
         behind = _planes_behind(tif, lost) if mappable and page is tif.pages.first else 0
         open_ended, pages = behind < 2, pages[:1] if behind > 1 else pages
@@ -140,7 +142,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
         or series.transform is not None
         or (len(pages) == 1 < math.prod(lengths) and not mappable and not lost)
     ):
-        return _Planes(dims, np.asarray(min(held, default=-1)), series, series)
+        return _Planes(dims, np.asarray(min(held, default=-1)), series, series, files)
     elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
@@ -151,7 +153,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
         held = [place if place < there else -1 for place in range(count)]
     elif -1 in held or len(held) < count:
         held, offset = held + [-1] * (count - len(held)), None
-    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, offset, open_ended)
+    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, files, offset, open_ended)
 
 
 def _planes_behind(tif: tifffile.TiffFile, lost: int) -> int:

@@ -204,7 +204,7 @@ def _dataset(data: Any) -> Any:
     """
     said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
     tags = {str(tag["key"]): tag for tag in _from_json(said.get("axistags")).get("axes", [])}
-    labels = [dimension.label for dimension in data.dims]
+    labels = [dim.label or (dim[0].name.rpartition("/")[2] if len(dim) else "") for dim in data.dims]  # else of a scale
     axes = list(tags) or _texts(said.get("axes", ())) or (labels if any(labels) else [])
     if len(axes) == 1:  # as one word, "tyx" or "t, y, x"
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
@@ -215,6 +215,9 @@ def _dataset(data: Any) -> Any:
     if np.shape(fiji := said.get("element_size_um", ())) == (3,):
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
     channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
+    sizes = [int("".join(_texts(data.parent.attrs.get(f"ImageSize{axis}", "0")))) for axis in "ZYX"]
+    if data.ndim == len(sizes) and all(sizes):  # of Imaris, which fills its last chunks with zeros
+        axes, data = list("zyx"), Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
     return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
 
 

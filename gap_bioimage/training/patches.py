@@ -96,8 +96,6 @@ def as_stacks(
 
     The frames along ``repeats`` stay together, as exposures of one item.
     """
-    if not images:
-        raise AxesError("no image was given; expected at least one")
     stacks: list[Stack] = []
     for image in images:
         name = Path(str(image.attrs.get("source", "the image"))).name
@@ -114,6 +112,8 @@ def as_stacks(
         else:
             items = items_first(image, dim, separate_channels=separate_channels)
             stacks += _exposures(items, dim, repeats, name, detector)
+    if not stacks:
+        raise AxesError("no image was given; expected at least one")
     if len(channels := {stack.shape[0]: stack.name for stack in stacks}) > 1:
         told = ", ".join(f"{count} in {name}" for count, name in sorted(channels.items()))
         raise AxesError(f"the images have different numbers of channels ({told}), expected the same number in all")
