@@ -139,10 +139,9 @@ def _warn(model: Model, prepared: Prepared, parts: list[int]) -> None:
         text = f"{told}: the result is 0 there, which tells nothing of what was there"
         warnings.warn(text, EmptyImageWarning, stacklevel=3)
     if bright := [number for number, count in enumerate(parts) if count > 1]:
-        told = (
-            f"the brightest part of {prepared.names(bright)} is {10 * math.log10(max(parts)):.0f} dB brighter than the"
-        )
-        text = f"{told} training: its photons are split into {max(parts)} parts that are not, and the results added up"
+        where, more = prepared.names(bright), 10 * math.log10(max(parts))
+        told = f"the brightest part of {where} is {more:.0f} dB brighter than the training"
+        text = f"{told}: its photons are split into {max(parts)} parts that are not, and the results added up"
         warnings.warn(f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=3)
 
 
