@@ -42,11 +42,8 @@ def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> list[DemoRes
         raise OutputError(f"{folder} exists and is not empty; give the demo another folder")
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(quiet=not progress)
-    results, pictures = [], []
-    for name in ("demo_2d", "demo_3d"):
-        result, images = _one_model(folder, name, seed, console, progress)
-        results.append(result)
-        pictures.append(images)
+    made = [_one_model(folder, name, seed, console, progress) for name in ("demo_2d", "demo_3d")]
+    results, pictures = [result for result, _ in made], [images for _, images in made]
     draw_grid(folder / "demo.png", pictures)
     with replacing(folder / "demo.json") as temporary:
         temporary.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")

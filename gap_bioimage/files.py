@@ -16,8 +16,9 @@ def check_place(path: Path, *, folder: bool = False) -> None:
     """See that a file, or a folder, can be written there, before the work that fills it."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
-    if path.is_dir() and not folder:
-        raise OutputError(f"cannot write {path}: it is a folder, expected the name of a file; add a file name")
+    if path.exists() and not path.is_file() and not (folder and path.is_dir()):  # a rename would replace /dev/null, too
+        told = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OutputError(f"cannot write {path}: it is {told}, expected the name of a file; add a file name")
 
 
 @contextmanager
@@ -30,9 +31,8 @@ def replacing(path: Path | str, *, folder: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     check_place(path, folder=folder)
-    temporary, aside = (
-        path.with_name(f".{path.stem}.{word}-{secrets.token_hex(4)}{path.suffix}") for word in ("tmp", "old")
-    )
+    token = secrets.token_hex(4)
+    temporary, aside = (path.with_name(f".{path.stem}.{word}-{token}{path.suffix}") for word in ("tmp", "old"))
     try:
         with refusals_told(path):
             yield temporary
@@ -44,12 +44,13 @@ def replacing(path: Path | str, *, folder: bool = False) -> Iterator[Path]:
                 if aside.exists():
                     os.rename(aside, path)
                 raise
-            _remove(aside)
+            remove(aside)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; of a link the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -129,8 +129,7 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     weights = _find(content, path)
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
-    stored = {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
-    stored = {name: value for name, value in stored.items() if name in (*_SETTINGS, RANGE)}
+    stored = {n: v.item() if isinstance(v, np.generic) else v for n, v in stored.items() if n in (*_SETTINGS, RANGE)}
     aside = _read_sidecar(path)
     if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
         network_config(unknown, path)  # which says so
@@ -199,13 +198,15 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
     try:
-        shapes = [weights[f"down_convs.{stage}.conv1.weight"].shape for stage in range(depth)]
-        (filters, inputs, *kernel), channels = shapes[0], weights[_LAST].shape[0]
+        (filters, inputs, *kernel), last = weights["down_convs.0.conv1.weight"].shape, weights[_LAST].shape
+        channels = last[0 if last[-1] == 1 else 1]  # what unfolds the pixels of a stem has its inputs first
         if not channels or len(kernel) not in (2, 3):
             raise ValueError
+        # the second convolutions tell of z: the first of all may be a stem
+        shapes = [weights[f"down_convs.{stage}.conv2.weight"].shape for stage in range(depth)]
         planar = [stage for stage, shape in enumerate(shapes) if len(kernel) == 3 and shape[2] == 1]
         facts: dict[str, Any] = {"dim": len(kernel), "channels": channels, "depth": depth, "start_filts": filters}
-        facts["z_conv_stage"] = planar[0] if planar else None
+        facts |= {"z_conv_stage": planar[0] if planar else None, "stem": last[-1]}
         if depth > 1:
             facts["up_mode"] = "transpose" if "up_convs.0.upconv.weight" in weights else "upsample"
             outs, ins = weights["up_convs.0.conv1.weight"].shape[:2]

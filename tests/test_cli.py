@@ -255,10 +255,16 @@ def test_a_bug_is_one_line_that_asks_for_a_report(run: Any, counts: Path, monkey
 
 def test_an_image_is_never_replaced_by_its_result(run: Any, counts: Path) -> None:
     mean = counts.rename(counts.with_name("s_mean.tif"))
-    before = snapshot(counts.parent)
     drawn = ("sample", "model", mean, mean.with_name("s.tif"), "--samples", 2, "--seed", 0)
+    first = counts.with_name("s_001.tif")
+    first.hardlink_to(mean)
     labelled = ("denoise", "model", mean.with_name("other.tif"), mean, "--regions", mean)
-    for command in (("denoise", "model", mean, mean), drawn, labelled):
+    new, before = counts.with_name("new.tif"), snapshot(counts.parent)
+    twice = ("simulate", new, "--dim", 2, "--photons", 1, "--seed", 0, "--shape", "8,8", "--truth", new)
+    plots = [("inspect", mean, option, first) for option in ("--plot", "--json")]
+    plots += [("calibrate", mean, "--out", first), ("calibrate", mean, "--out", mean.with_name("camera.png"))]
+    folder = ("train", counts.parent, "--out", counts.parent)
+    for command in (("denoise", "model", mean, mean), drawn, labelled, twice, *plots, folder):
         assert "is the input itself" in one_sentence(run(*command))
     assert snapshot(counts.parent) == before
 

@@ -97,6 +97,8 @@ def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_co
     assert not out.exists()
     result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--states")
     assert "of one image" in one_sentence(result)
+    named = (tmp_path / "movie.tif").rename(tmp_path / "s_001.tif")
+    assert "is the input itself" in one_sentence(run("sample", trained_2d.run, named, out, "--samples", 2, "--seed", 0))
 
 
 def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_what_the_system_refuses_is_an_error_of_ours(tmp_path: Path, monkeypatch
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize(("place", "told"), [("none/a.txt", "create .*none first"), (".", "it is a folder")])
+@pytest.mark.parametrize(
+    ("place", "told"), [("none/a.txt", "create .*none first"), (".", "it is a folder"), (os.devnull, "it is a device")]
+)
 def test_places_where_no_file_can_be_are_refused_first(tmp_path: Path, place: str, told: str) -> None:
     with pytest.raises(OutputError, match=told), replacing(tmp_path / place):
         pytest.fail("the block must not run")

@@ -110,7 +110,7 @@ def test_every_depth_is_found(tmp_path: Path, depth: int, found: dict[str, Any])
     assert found_in(model)["up_mode"] == ("weights" if found else "default")
 
 
-OURS: dict[str, Any] = {"dim": 3, "levels": 4, "z_conv_stage": 1, "merge_mode": "concat"}
+OURS: dict[str, Any] = {"dim": 3, "levels": 4, "z_conv_stage": 1, "merge_mode": "concat", "stem": 2}
 
 
 @pytest.mark.parametrize("order", ["ours", "sorted"])
@@ -134,10 +134,10 @@ def test_the_encoding_of_other_weights_must_be_told(tmp_path: Path, order: str) 
     assert torch.equal(model.network(photons), network(photons))
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize(("version", "stem"), [(1, 1), (2, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize(("dim", "channels"), [(2, 1), (3, 2)])
-def test_anchored_weights_describe_themselves(tmp_path: Path, dim: int, channels: int, version: int) -> None:
-    config = NetworkConfig(dim=dim, channels=channels, depth=2, start_filts=4, anchor_version=version)
+def test_anchored_weights_describe_themselves(tmp_path: Path, dim: int, channels: int, version: int, stem: Any) -> None:
+    config = NetworkConfig(dim=dim, channels=channels, depth=2, start_filts=4, anchor_version=version, stem=stem)
     network = random_network(**config.model_dump())
     model = load_model(save(tmp_path / "weights.pt", network.state_dict()))
     assert model.config == config

@@ -134,8 +134,7 @@ def denoise(
     if layout != Layout() and told.regions is not None:
         flags = " ".join(f"--{name.replace('_', '-')}" for name, value in asdict(layout).items() if value)
         raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, without {flags}")
-    for source in filter(None, (image, told.regions)):
-        check_output(out, source)
+    check_output(out)
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
     if out.suffix.lower() == ".zarr" and told.regions is None:
@@ -206,6 +205,8 @@ def sample(
         return
     keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
+    if "t" in counts.dims and (number := re.search(r"_(\d{3,})\.", image.name)) and int(number[1]) <= drawing.samples:
+        check_output(beside(out, number[1]), image)
     given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
     check = given.pop("check_coverage")
     with Bar(quiet, "sampling") as bar:
@@ -260,9 +261,8 @@ def _fill(
             speed = f"{done / 1e6 / max(time.monotonic() - start, 1e-9):.3g} Mvoxel/s"
             bar.update(task, completed=done, total=total, description=speed)
 
-        status = denoise_volume(
-            model, image, out, selection=asdict(selection), sum_frames=n_frames, on_block=report, **given
-        )
+        given |= {"selection": asdict(selection), "sum_frames": n_frames, "on_block": report}
+        status = denoise_volume(model, image, out, **given)
     say(quiet, f"{out}: {status}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from gap_bioimage.cli.console import Bar, print_table, say, sizes, with_flags, write_json
-from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, parse_pixels
+from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, check_places, parse_pixels
 from gap_bioimage.errors import GapWarning
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def calibrate(
     from gap_bioimage.pictures import save_figure
 
     plot = plot or out.with_suffix(".png")
-    for place in (out, plot):
-        check_place(place)
+    check_place(out)
+    check_places({"stack": stack, "out": out, "plot": plot})
     image = gap.read_photons(stack, check=False, **asdict(selection))
     quiet = quiet or str(json_out) == "-"
     unlit = None if dark is None else gap.read_photons(dark, selection.axes, check=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from gap_bioimage import pretrained
+from gap_bioimage.errors import OutputError
+from gap_bioimage.files import check_place
 
 Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, ...")]
@@ -32,6 +35,7 @@ Camera = Annotated[str | None, Option(metavar="YAML", help=_OF_MODEL)]
 SumFrames = Annotated[int | None, Option(min=1, help="Sum so many frames t of a one-bit (single-photon) camera.")]
 TimeAsZ = Annotated[bool, Option("--time-as-z", help="Let a 3D model see a movie as a stack.")]
 _PRECISION = "float32, bf16 (a thousandth off, faster on GPUs and some CPUs), auto: bf16 on GPUs if it changes little."
+_BESIDES = ("json_out", "plot", "truth", "movie", "html", "junit")  # files that verbs write besides ``out``
 _EACH_CHANNEL = "Let a model of one channel see each channel by itself."
 SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHANNEL)]
 
@@ -96,6 +100,19 @@ def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
 
 
+def check_places(given: Mapping[str, Any]) -> None:
+    """See, before the work, that results can be written, and take no input's place nor each other's."""
+    named = [(name, path) for name, of in given.items() for path in (of if isinstance(of, list) else [of])]
+    paths = [(name, path) for name, path in named if isinstance(path, Path) and str(path) != "-"]
+    for name, path in paths:
+        if name in _BESIDES:
+            check_place(path, folder=path.suffix.lower() == ".zarr")
+    for (name, path), (other, there) in itertools.combinations(paths, 2):
+        same = path.samefile(there) if path.exists() and there.exists() else path.absolute() == there.absolute()
+        if same and not {name, other}.isdisjoint(("out", *_BESIDES)):
+            raise OutputError(f"{path} is the input itself, or another output, and is kept; choose another name")
+
+
 class Verb(TyperCommand):
     """A command to which ``--pretrained NAME`` is its first argument, the model."""
 
@@ -123,6 +140,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def call(pretrained: str | None = None, **given: Any) -> None:  # which ``Verb`` has made the model
+        check_places(given)
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         verb(**given)

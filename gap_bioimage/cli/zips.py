@@ -46,14 +46,6 @@ class Pages:
     html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
 
-    def check(self) -> None:
-        """Look at the places before the work."""
-        from gap_bioimage.files import check_place
-
-        for page in (self.json_out, self.html, self.junit):
-            if page is not None and str(page) != "-":
-                check_place(page)
-
     def write(self, reports: list[Report]) -> None:
         """Print and write what was asked for."""
         from gap_bioimage.validation.reports import ci, html, terminal
@@ -137,7 +129,6 @@ def validate(
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
-    pages.check()
     known(_names(asked.consumer), [*_names(asked.select), *_names(asked.ignore)])
     if keep is not None and keep.is_file():
         raise typer.BadParameter(f"--keep {keep} is a file, expected a folder")

@@ -89,11 +89,7 @@ def denoise(
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
     network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
-    if told := prepared.without_photons():
-        text = f"{told}: the result is 0 there, which tells nothing of what was there"
-        warnings.warn(text, EmptyImageWarning, stacklevel=2)
-    if bright := [number for number, count in enumerate(parts) if count > 1]:
-        warn_of_parts(prepared.names(bright), max(parts))
+    _warn(prepared, parts)
     rates = np.zeros(prepared.items.shape, np.float32)
     tell = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
@@ -138,11 +134,21 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
     return [math.ceil(ratio) if ratio > _MARGIN else 1 for ratio in ratios]
 
 
-def warn_of_parts(name: str, parts: int) -> None:
+def _warn(prepared: Prepared, parts: list[int]) -> None:
+    if told := prepared.without_photons():
+        text = f"{told}: the result is 0 there, which tells nothing of what was there"
+        warnings.warn(text, EmptyImageWarning, stacklevel=3)
+    if bright := [number for number, count in enumerate(parts) if count > 1]:
+        warn_of_parts(prepared.names(bright), max(parts), stacklevel=4)
+
+
+def warn_of_parts(name: str, parts: int, stacklevel: int = 3) -> None:
     """Warn of images, by their name, that are split into so many parts."""
     told = f"the brightest part of {name} is {10 * math.log10(parts):.0f} dB brighter than the"
     text = f"{told} training: its photons are split into {parts} parts that are not, and the results added up"
-    warnings.warn(f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=3)
+    warnings.warn(
+        f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=stacklevel
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """From files through a model to files: images for it, samples with their statistics and states, movies."""
 
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning
+from gap_bioimage.files import remove
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.sampling import Progress, generate, sample
@@ -132,7 +132,7 @@ def _kept(out: Path, folder: Path | None, model: Model, work: dict[str, Any]) ->
     kept = Unfinished(folder, {**{name: str(value) for name, value in work.items()}, "from": fingerprint(*tensors)})
     if not kept.begun:
         for samples in (alone, folder):  # whose steps were not kept
-            shutil.rmtree(samples, ignore_errors=True)
+            remove(samples)
     return kept, folder / "samples"
 
 
@@ -159,9 +159,7 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
         write_image(path, image)
     if not several:
         for path in (*statistics, figure):
-            if path.is_dir():  # OME-Zarr
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+            remove(path)
         return list(images)
     totals = mmse.sum(("y", "x"))
     brightest = totals.argmax(...) if totals.ndim else {}

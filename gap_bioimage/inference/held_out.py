@@ -66,9 +66,7 @@ class Coverage:
 
     def __str__(self) -> str:
         """Return two lines."""
-        rows = [
-            (b.size_px, *(f"{w:.0%}" for w in b.within), f"{b.posterior:.0%}", b.count, b.verdict) for b in self.blocks
-        ]
+        rows = [(b.size_px, *map("{:.0%}".format, (*b.within, b.posterior)), b.count, b.verdict) for b in self.blocks]
         sizes, half, most, seen, counts, verdicts = (" / ".join(map(str, column)) for column in zip(*rows, strict=True))
         return (
             f"held-out photons in blocks of {sizes} px: {half} within the central 50%, {most} within 90% of what "
@@ -81,9 +79,8 @@ class Coverage:
         for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
             axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
             axes.axhline(b.count / len(b.ranks), color="black", linewidth=1)
-            axes.set(
-                title=f"{b.count} blocks of {b.size_px} px", xlabel="samples below what was held out", ylabel="blocks"
-            )
+            axes.set_title(f"{b.count} blocks of {b.size_px} px")
+            axes.set(xlabel="samples below what was held out", ylabel="blocks")
         return figure
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.files import replacing
+from gap_bioimage.files import remove, replacing
 
 _LABEL = "work.json"
 
@@ -77,7 +76,7 @@ class Unfinished:
     def remove(self) -> None:
         """Remove the folder, because all is done."""
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove(self.folder)
 
 
 def fingerprint(*tensors: Tensor) -> str:

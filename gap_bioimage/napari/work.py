@@ -136,9 +136,8 @@ def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int)
     from gap_bioimage.inference.files import mean_and_std
 
     loaded, how = _model_for(job, model, image)
-    drawn = gap.sample(
-        loaded, in_memory(image), n_samples, seed=seed, on_step=lambda p: job.tell(p.done, p.total), **how
-    )
+    how |= {"seed": seed, "on_step": lambda p: job.tell(p.done, p.total)}
+    drawn = gap.sample(loaded, in_memory(image), n_samples, **how)
     return drawn, mean_and_std(drawn)[1]
 
 
