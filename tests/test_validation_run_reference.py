@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from typing import TYPE_CHECKING
+import zipfile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -53,6 +55,21 @@ def test_values_that_are_no_numbers_are_counted() -> None:
     array = np.array([0.0, np.nan, np.inf, -np.inf])
     assert not_finite({"a": array[:1], "n": np.arange(3)}) == ""
     assert not_finite({"a": array, "b": array[:2]}) == "3 of 4 values of 'a', 1 of 2 values of 'b' are NaN or infinite"
+
+
+@pytest.mark.parametrize(
+    ("stated", "status"),
+    [({}, "failed"), ({"relative_tolerance": 1e-2}, "warning"), ({"relative_tolerance": 4e-3}, "failed"),
+     ({"relative_tolerance": 1e-2, "weights_formats": ["onnx"]}, "failed"),
+     ({"relative_tolerance": 1e-2, "output_ids": ["rate"], "weights_formats": ["torchscript"]}, "warning")],
+)  # fmt: skip
+def test_a_stated_tolerance_holds_for_what_it_is_stated_of(tmp_path: Path, stated: Any, status: str) -> None:
+    path = zips.make_zip(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        off = np.load(io.BytesIO(archive.read("output.npy"))) * np.float32(1.005)
+    tolerate = zips.put("config", "bioimageio", "reproducibility_tolerance", value=[stated] if stated else [])
+    path = zips.make_zip(tmp_path, zips.both(zips.torchscript_only, tolerate), files={"output.npy": zips.npy(off)})
+    assert judged(reference.reproduces, path).status == status
 
 
 def test_what_failed_is_kept_and_what_passed_is_drawn_on_request(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.package import Package, few, open_zip, shown, unsafe_path
+from gap_bioimage.validation.archive.package import Package, few, fold, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
@@ -66,6 +66,9 @@ def findable(package: Package) -> str | None:
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
     absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := absence(package.file(r.path)))]
+    twins = {fold(name): name for name in package.names}
+    absent += [f"{twin!a} is there, whose letters are not quite those of {r.path!a}" for r in _local(package)
+               if package.file(r.path) is None and (twin := twins.get(fold(r.name)))]  # fmt: skip
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from gap_bioimage.validation import rules
+from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS
+from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
 # fmt: off
 _READS = ("torchscript", "pytorch_state_dict")
+# what bioimageio.core does not run in format 0.4, and what its conversion to 0.5 loses
+_LOST = {"scale_linear": "axes", "scale_range": "reference_tensor"}
 _THERE = rules.ALWAYS_THERE | {"torchvision", "skimage"}
 consumer("ilastik", "ilastik",
          "ilastik runs models as one step of a workflow, on a server (tiktorch) that holds bioimageio.core 0.10.2 and "
@@ -28,21 +31,17 @@ rule("ilastik.axis_ids", BLOCKS, TIKTORCH, fix=rules.NAMED_AXES,
 rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names", fix="Add a channel axis with channel_names.",
      breaks="ilastik needs a channel axis on both sides")(rules.channel_names)
 rule("ilastik.custom_ops", BLOCKS, TIKTORCH, fix=rules.INTO_GRAPH,
-     breaks="bioimageio.core before 0.10.3 refuses the whole model")(rules.custom_processing)
+     breaks="ilastik's bioimageio.core 0.10.2 knows no custom step, and has neither StarDist nor Cellpose",
+)(rules.python_processing)
 rule("ilastik.grid", DEGRADES, TIKTORCH, fix="Choose min and step so that n agrees.",
      breaks="ilastik uses the smallest n for all axes, so its tiles shrink and overlap")(rules.uneven_grid)
 rule("ilastik.archive_ops", DEGRADES, TIKTORCH, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="ilastik's torch 2.7 may not load it")(rules.unportable)
-
-
-@rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
-      breaks="ilastik installs nothing for a model, so that its architecture cannot be imported",
-      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
-def dependencies(model: Model) -> str | None:
-    """Where a state_dict is all there is: an architecture without dependencies of its own."""
-    if model.weights["pytorch_state_dict"].get("dependencies"):
-        return "the weights have dependencies of their own"
-    return rules.foreign_imports(model, _THERE)
+rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
+     breaks="ilastik installs nothing for a model, so that its architecture cannot be imported",
+     fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
+     asks="Where a state_dict is all there is: an architecture without dependencies of its own.",
+)(lambda model: rules.own_dependencies(model, _THERE))
 
 
 @rule("ilastik.conversion", BLOCKS, TIKTORCH, versions="0.4",
@@ -52,8 +51,7 @@ def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.valid and model.valid.upgraded is None:
         return f"the conversion to format 0.5 fails, because {model.valid.not_upgraded}"
-    for tensor in [*model.mappings("inputs"), *model.mappings("outputs")]:
-        for step in [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]:
-            if step.get("name") == "scale_linear" and (step.get("kwargs") or {}).get("axes"):
-                return "scale_linear names axes"
-    return None
+    tensors = [*model.mappings("inputs"), *model.mappings("outputs")]
+    steps = [step for t in tensors for key in ("preprocessing", "postprocessing") for step in mappings(t.get(key))]
+    lost = [(step, _LOST[step["name"]]) for step in steps if step.get("name") in _LOST]
+    return first(f"{step['name']} names {field}" for step, field in lost if (step.get("kwargs") or {}).get(field))

@@ -50,7 +50,7 @@ HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
 def _tolerates(name: str, most: float, told: str = "") -> Callable[[Model], str | None]:
     """Find a tolerance of the test that is larger than it may be."""
-    return lambda model: first(f"{name} is {value:g}{told}" for entry in rules.tolerances(model)
+    return lambda model: first(f"{name} is {value:g}{told}" for entry in rules.tolerances(model.rdf)
                                if (value := float(entry.get(name) or 0)) > most)
 
 
@@ -79,17 +79,12 @@ rule("core.output_channel", DEGRADES, _CORE, asks="An axis with the id channel o
                       for tensor in model.outputs if "channel" not in tensor.axis_ids))
 rule("core.custom_ops", DEGRADES, _CORE, breaks="bioimageio.core before 0.10.3 refuses the whole model",
      fix="Put the step into the network's graph, or tell users which version they need.")(rules.custom_processing)
-
-
-@rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
-      unless=("torchscript", "onnx", *_TENSORFLOW),
-      breaks="it runs only where these are installed",
-      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
-def dependencies(model: Model) -> str | None:
-    """Where a state_dict is all there is: an architecture without dependencies of its own."""
-    has_own = model.weights["pytorch_state_dict"].get("dependencies")
-    found = "the weights have dependencies of their own" if has_own else None
-    return _by_running(model, found or rules.foreign_imports(model, rules.ALWAYS_THERE))
+rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
+     unless=("torchscript", "onnx", *_TENSORFLOW),
+     asks="Where a state_dict is all there is: an architecture without dependencies of its own.",
+     breaks="it runs only where these are installed",
+     fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
+)(lambda model: _by_running(model, rules.own_dependencies(model, rules.ALWAYS_THERE)))
 
 
 @rule("core.tensorflow", DEGRADES, rules.ZOO_REPORTS, fix="Add onnx weights.",
@@ -241,7 +236,7 @@ def test_of_step(model: Model) -> str | None:
 
 
 @rule("zoo.few_files", STYLE, _GUIDE, breaks="the zoo recommends 5 to 9 files, side by side",
-      fix="Flatten the package.")
+      fix="Leave out what the model does not need, and put the rest side by side.")
 def few_files(model: Model) -> str | None:
     """At most 20 files, none of them in folders."""
     names = model.need_files().names
