@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import keyword
 import math
 import re
 import sys
@@ -74,15 +75,26 @@ def channel_names(model: Model) -> str | None:
     return None
 
 
-def custom_processing(model: Model) -> str | None:
+def identifiers(model: Model) -> str | None:
+    """Names of channels that are identifiers, as Python has them."""
+    axes = [axis.written for tensor in model.tensors for axis in tensor.axes]
+    names = [str(name) for axis in axes for name in axis.get("channel_names") or []]
+    return first(f"the channel name {name!r} is no identifier" for name in names if not is_identifier(name))
+
+
+def is_identifier(name: str) -> bool:
+    """Whether Python takes a name for one; formats before 0.5.11 want that of channels."""
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
+def custom_processing(model: Model, ids: Collection[str] = ("custom",)) -> str | None:
     """No processing by Python code of the package."""
-    return first("a processing step has the id custom" for step in model.steps if step.get("id") == "custom")
+    return first(f"a processing step has the id {step['id']}" for step in model.steps if step.get("id") in ids)
 
 
 def python_processing(model: Model) -> str | None:
     """No processing by Python code of the package, nor by StarDist's or Cellpose's."""
-    found = (name for step in model.steps if (name := step.get("id")) in IN_PYTHON)
-    return first(f"a processing step has the id {name}" for name in found)
+    return custom_processing(model, IN_PYTHON)
 
 
 def section(rdf: Mapping[str, Any], name: str) -> Any:
@@ -95,6 +107,12 @@ def tolerances(rdf: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tolerances of the test that are stated, which bioimageio.core tests outputs with."""
     said = section(rdf, "bioimageio")
     return mappings(said.get("reproducibility_tolerance")) if isinstance(said, dict) else []
+
+
+def tolerates(model: Model, name: str, most: float) -> str | None:
+    """What tolerance of the test is stated that is larger than it may be."""
+    stated = (float(entry.get(name) or 0) for entry in tolerances(model.rdf))
+    return first(f"{name} is {value:g}, at most {most:g} is allowed" for value in stated if value > most)
 
 
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:

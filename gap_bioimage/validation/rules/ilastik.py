@@ -28,8 +28,11 @@ rule("ilastik.single_io", BLOCKS, ZOO_REPORTS, fix=rules.ONE_OF_EACH,
      breaks="ilastik takes one image and shows one")(rules.single_io)
 rule("ilastik.axis_ids", BLOCKS, TIKTORCH, fix=rules.NAMED_AXES,
      breaks="ilastik knows no other axes")(rules.axis_ids)
-rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names", fix="Add a channel axis with channel_names.",
-     breaks="ilastik needs a channel axis on both sides")(rules.channel_names)
+rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names",
+     asks="A channel axis on every input and output, with channel_names that are identifiers.",
+     fix="Add a channel axis with channel_names, identifiers such as channel0.",
+     breaks="ilastik needs a channel axis on both sides, and its bioimageio.core 0.10.2 refuses other names",
+)(lambda model: rules.channel_names(model) or rules.identifiers(model))
 rule("ilastik.custom_ops", BLOCKS, TIKTORCH, fix=rules.INTO_GRAPH,
      breaks="ilastik's bioimageio.core 0.10.2 knows no custom step, and has neither StarDist nor Cellpose",
 )(rules.python_processing)
@@ -55,3 +58,12 @@ def conversion(model: Model) -> str | None:
     steps = [step for t in tensors for key in ("preprocessing", "postprocessing") for step in mappings(t.get(key))]
     lost = [(step, _LOST[step["name"]]) for step in steps if step.get("name") in _LOST]
     return first(f"{step['name']} names {field}" for step, field in lost if (step.get("kwargs") or {}).get(field))
+
+
+@rule("ilastik.newer_fields", BLOCKS, TIKTORCH, breaks="ilastik's bioimageio.core 0.10.2 refuses it",
+      fix="Leave strict out, and state at most 1000 mismatched elements per million.")
+def newer_fields(model: Model) -> str | None:
+    """No fields, or values of them, that came after format 0.5.9."""
+    if "strict" in model.weights.get("pytorch_state_dict", {}):
+        return "weights.pytorch_state_dict.strict is given"
+    return rules.tolerates(model, "mismatched_elements_per_million", 1000)

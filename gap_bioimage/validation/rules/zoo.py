@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Callable
 from typing import Any
 
 from gap_bioimage.validation import rules
@@ -38,8 +37,6 @@ _GUIDE = "bioimage.io website 2026-08-20, its guide for authors and its upload f
 _UPLOAD = "bioimageio.spec 0.5.12, upload.py (2026-11)"
 _RUNTIME = "BioEngine 2026-08-22, apps/model-runner (2026-11)"
 
-_MAX_PPM_0_9 = 1000
-_DEEPIMAGEJ_ATOL = 1.5e-4
 _MAX_DESCRIPTION = 512
 MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
@@ -47,18 +44,11 @@ _MAX_README = 1_000_000
 ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
 HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
-
-def _tolerates(name: str, most: float, told: str = "") -> Callable[[Model], str | None]:
-    """Find a tolerance of the test that is larger than it may be."""
-    return lambda model: first(f"{name} is {value:g}{told}" for entry in rules.tolerances(model.rdf)
-                               if (value := float(entry.get(name) or 0)) > most)
-
-
 rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
      asks="A tolerance of the test, if one is stated, that is small; bioimageio.spec itself refuses larger ones.",
      breaks="the test proves less than it should, and bioimageio.core 0.9 refuses the model",
      fix="State the smallest tolerance with which the test passes, in config.bioimageio.reproducibility_tolerance.",
-)(_tolerates("mismatched_elements_per_million", _MAX_PPM_0_9, f", at most {_MAX_PPM_0_9} are allowed"))
+)(lambda model: rules.tolerates(model, "mismatched_elements_per_million", 1000))
 
 
 @rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
@@ -143,7 +133,7 @@ rule("zoo.tolerance", DEGRADES, rules.ZOO_TEST,
      asks="A test that needs no tolerance beyond that of the zoo's deepImageJ check.",
      breaks="the zoo's deepImageJ check allows 1.5e-4 + 1e-4 of the value on every pixel, whatever is stated",
      fix="Write test outputs that the weights reproduce more closely, computed on a CPU.",
-)(_tolerates("absolute_tolerance", _DEEPIMAGEJ_ATOL))
+)(lambda model: rules.tolerates(model, "absolute_tolerance", 1.5e-4))
 rule("zoo.custom_ops", STYLE, _GUIDE, breaks="the zoo's reviewers read its code first",
      fix="Put the step into the network's graph, or tell users what the model needs.")(rules.custom_processing)
 
@@ -253,6 +243,9 @@ rule("bioengine.format_version", BLOCKS, _RUNTIME, repair="lower_format", fix=ru
      breaks="BioEngine's bioimageio.spec 0.5.10.2 does not read it")(rules.format_version)
 rule("bioengine.plain_strings", BLOCKS, _RUNTIME, repair="plain_strings", fix=rules.PLAIN_STRINGS,
      breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.plain_strings)
+rule("bioengine.channel_names", BLOCKS, _RUNTIME, repair="channel_names",
+     fix="Name channels by identifiers, such as channel0.",
+     breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.identifiers)
 rule("bioengine.imports", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
      asks="Architecture code that imports only what BioEngine has.",
      breaks="BioEngine has torch, torchvision, timm, careamics, cellpose, stardist, TensorFlow, and tests all weights",
