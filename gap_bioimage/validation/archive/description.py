@@ -74,8 +74,6 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
 def _unseen_by_spec(rdf: dict[str, Any]) -> list[str]:
     """What bioimageio.spec does not ask of format 0.4, tells in pieces or stumbles over, and steps that core lacks."""
     found, is_05 = [], str(rdf["format_version"]) >= "0.5"
-    if isinstance(rdf.get("training_data"), str | list):
-        found.append("training_data: should be a mapping, such as {id: NAME}")
     for key in ("inputs", "outputs"):
         described, tested = rdf.get(key), rdf.get(f"test_{key}")
         for i, tensor in enumerate(mappings(described)):
@@ -218,6 +216,7 @@ _WORDS = [
      r"\1 refers to the axis \3 of '\2', which is not there or refers to another itself"),
     (r"Assertion failed,$", "a channel axis grows in steps, or scale_linear has several gains and no axis for them"),
     (r"\w+: (.*) is not restricted to '(.*)'", r"is \1, but may hold these characters only: \2"),
+    (r"'(?:str|list)' object has no attribute 'get'", "training_data: should be a mapping, such as {id: NAME}"),
     (r"_has_no_slash", "is <value>, but should hold no slash"),
     (r"^sequence_str:", "is <value>, but should be a list"),
     (r"\Aicon\n", "is <value>, but should be an emoji or the name of an image"),
