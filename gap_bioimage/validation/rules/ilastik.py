@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from gap_bioimage.validation import rules
-from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
-from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.model import Model, Tensor
 from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
 # fmt: off
@@ -54,8 +53,8 @@ def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.valid and model.valid.upgraded is None:
         return f"the conversion to format 0.5 fails, because {model.valid.not_upgraded}"
-    tensors = [*model.mappings("inputs"), *model.mappings("outputs")]
-    steps = [step for t in tensors for key in ("preprocessing", "postprocessing") for step in mappings(t.get(key))]
+    written = [*model.mappings("inputs"), *model.mappings("outputs")]
+    steps = [step for tensor in written for step in Tensor.of(tensor).steps]
     lost = [(step, _LOST[step["name"]]) for step in steps if step.get("name") in _LOST]
     return first(f"{step['name']} names {field}" for step, field in lost if (step.get("kwargs") or {}).get(field))
 

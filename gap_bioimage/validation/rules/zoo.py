@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import filecmp
 import re
-from typing import Any
+from datetime import date
 
 from gap_bioimage.validation import rules
-from gap_bioimage.validation.archive.rdf import is_url
+from gap_bioimage.validation.archive.rdf import is_url, walked
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, consumer, rule
 from gap_bioimage.validation.model import Model, source_of
 from gap_bioimage.validation.rules import first
@@ -215,10 +215,8 @@ def test_of_step(model: Model) -> str | None:
     """A test input whose sizes are multiples of step."""
     for tensor in model.inputs:
         array = model.test_array(tensor)
-        if array is None:
-            raise NotApplicable("the test inputs are not npy files in the package")
-        if array.ndim != len(tensor.axes):
-            raise NotApplicable(f"the test input of {tensor.id!r} has other axes than described, see format.valid")
+        if array is None or array.ndim != len(tensor.axes):
+            raise NotApplicable(f"the test input of {tensor.id!r} is no npy file of the package with its axes")
         for axis, size in zip(tensor.axes, array.shape, strict=True):
             if axis.min_step and axis.min_step[1] and size % axis.min_step[1]:
                 return f"the test input is {size} along {axis.id}, not a multiple of step {axis.min_step[1]}"
@@ -265,11 +263,6 @@ rule("bioengine.custom_ops", STYLE, _RUNTIME,
 def arguments(model: Model) -> str | None:
     """Keyword arguments of the architecture that are plain values."""
     given = model.architecture.get("kwargs")
-    odd = [name for name, value in given.items() if not _is_plain(value)] if isinstance(given, dict) else []
-    return f"the argument {odd[0]!r} of the architecture is not plain" if odd else None
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    pairs = given.items() if isinstance(given, dict) else ()
+    odd = (name for name, value in pairs if any(isinstance(inner, dict | date) for inner in walked(value)))
+    return first(f"the argument {name!r} of the architecture is not plain" for name in odd)
