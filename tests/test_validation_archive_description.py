@@ -125,6 +125,7 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
         # format 0.4
         (old(put("outputs", 0, "postprocessing", value=[{"name": "scale_linear", "kwargs": {"gain": 2, "offset": 0}}])),
          "outputs[0]", ("no kwargs.axes",)),
+        (old(put("inputs", 0, "shape", value=[1, 10**12, 32, 32])), "the shape of 'photons'", ("1000000",)),
         (old(put("test_inputs", value="input.npy")), "test_inputs", ("'input.npy'", "a valid list")),
         (old(put("outputs", 0, "shape", "reference_tensor", value="nobody")), "'nobody'", ("nothing of that name",)),
         (old(put("inputs", 0, "axes", value="bczyx")), "inputs[0].axes", ("'bczyx'", "4 sizes")),

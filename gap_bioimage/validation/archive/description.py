@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gap_bioimage.validation.archive.package import Package, few
-from gap_bioimage.validation.archive.rdf import is_url, mappings, references, texts
+from gap_bioimage.validation.archive.rdf import is_url, mappings, references, texts, walked
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
 _SHOWN = 5
+_MOST_PX = 1_000_000
 _WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
 # what format 0.4 leaves to programs and 0.5 refuses: of all test tensors, and what the sizes of these contradict
 OF_TESTS = re.compile(r"test_tensor|Dimension mismatch|batch size mismatch")
@@ -113,6 +114,10 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
     from bioimageio.spec.model import v0_5
 
+    for tensor in (*mappings(rdf.get("inputs")), *mappings(rdf.get("outputs"))):
+        # spec's conversion of 0.4 names every channel, which would fill the memory
+        if any(isinstance(size, int | float) and abs(size) > _MOST_PX for size in walked(tensor.get("shape"))):
+            return ValueError(f"the shape of {one_sentence(tensor.get('name'), 60)!r} holds a size beyond {_MOST_PX}")
     content = deepcopy(rdf)
     if with_files and any(map(is_url, texts(rdf.get("training_data")))):  # spec would ask for its files there
         if isinstance(judged := load_offline(package, rdf, version), Exception):
