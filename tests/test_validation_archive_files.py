@@ -6,6 +6,7 @@ import argparse
 import collections
 import io
 import pickle
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -53,6 +54,8 @@ def test_dependencies_of_format_0_4_0_are_files_behind_a_manager(tmp_path: Path)
         statuses, found = examined(zips.make_zip(tmp_path, mutate, files={"environment.yaml": b"name: x\n"}))
         assert "failed" not in statuses.values() and found.why_not_run == ""
         assert examined(zips.make_zip(tmp_path, mutate))[0]["archive.files"] == "failed"
+    remote = zips.to_format_0_4("0.4.0", dependencies="conda:https://example.invalid/environment.yaml")
+    assert examined(zips.make_zip(tmp_path, remote))[0]["archive.references"] == "passed"
 
 
 def test_files_that_are_not_named_are_told_and_not_judged(tmp_path: Path) -> None:
@@ -60,6 +63,15 @@ def test_files_that_are_not_named_are_told_and_not_judged(tmp_path: Path) -> Non
     statuses, found = examined(zips.make_zip(tmp_path, files={**more, "mask.npy": zips.npy(np.full(2, np.nan))}))
     assert {*statuses.values()} == {"passed"} and found.why_not_run == ""
     assert "'__MACOSX/._weights.pt'" in message(found, "archive.files")
+
+
+@pytest.mark.parametrize("name", ["Cells.npy", "e\u0301ingabe.npy"])
+def test_a_name_that_differs_in_case_or_in_how_an_accent_is_written_is_told(tmp_path: Path, name: str) -> None:
+    written = unicodedata.normalize("NFC", name.casefold())
+    mutate = zips.put("inputs", 0, "test_tensor", value={"source": written})
+    statuses, found = examined(zips.make_zip(tmp_path, mutate, files={name: b""}))
+    assert statuses["archive.files"] == "failed"
+    assert [text for text in (name, written) if ascii(text) not in message(found, "archive.files")] == []
 
 
 def test_missing_and_changed_files_are_told_by_the_archive_only(tmp_path: Path) -> None:

@@ -245,6 +245,16 @@ def test_a_good_zip_is_copied(tmp_path: Path, mend: Mend) -> None:
     assert out(tmp_path) == contents(path) and next(iter(out(tmp_path))) == "rdf.yaml"
 
 
+def test_an_old_step_keeps_the_input_that_it_refers_to(tmp_path: Path, mend: Mend) -> None:
+    kwargs = {"mode": "per_sample", "axes": "xy", "reference_tensor": "photons"}
+    ranges = put("outputs", 0, "postprocessing", value=[{"name": "scale_range", "kwargs": kwargs}])
+    repaired = mend(zips.make_zip(tmp_path, both(zips.to_format_0_4(), ranges)))
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        steps = yaml.safe_load(archive.read("rdf.yaml"))["outputs"][0]["postprocessing"]
+    assert [step["kwargs"]["reference_tensor"] for step in steps if step["id"] == "scale_range"] == ["photons"]
+    assert status(repaired.after, "format.valid") == "passed"
+
+
 def test_the_hash_of_a_pointer_to_a_file_is_not_stated(tmp_path: Path, mend: Mend) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     path = zips.make_zip(tmp_path, drop("weights", "torchscript", "sha256"), files={"torchscript.pt": pointer})

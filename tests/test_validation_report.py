@@ -208,3 +208,6 @@ def test_what_the_zoo_asks_for_is_a_list_with_ticks(capsys: pytest.CaptureFixtur
     assert "- [x] zoo.tags: Tags." in text and "- [ ] zoo.cover: no cover. To do: Add one." in text
     assert "- [ ] archive.files: 100 %: a, b. To do: Add it." in text and "- [x] bioimageio.core: 1 passed" in text
     assert "zoo.id" not in text and "remove the line `id`" in text and "7.00 of 8" in text
+    print_submission(Report("m.zip", (Check("core.test", "core", "skipped", "not run, see archive.files"),)))
+    text = capsys.readouterr().out
+    assert "- [ ] core.test: not run, see archive.files\n" in text and "- [ ] running the model: nothing" in text

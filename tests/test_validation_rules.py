@@ -12,6 +12,7 @@ from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, Severity, definition, definitions
 from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.verdicts import verdicts_of
 
 if TYPE_CHECKING:
@@ -101,10 +102,12 @@ BREAKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("zoo.sample_tensor", put("inputs", 0, "sample_tensor", value={"source": "output.npy"}), {}),
     ("zoo.test_of_step", put(*SIZE_Y, value={"min": 18, "step": 9}), {}),
     ("zoo.few_files", None, {"files": {"extra/notes.txt": b"x"}}),
-    ("core.reproducibility_tolerance", tolerate(mismatched_elements_per_million=2000), {}),
+    ("core.reproducibility_tolerance ilastik.newer_fields", tolerate(mismatched_elements_per_million=2000), {}),
+    ("ilastik.newer_fields", put("weights", "pytorch_state_dict", "strict", value=False), {}),
+    ("ilastik.channel_names bioengine.channel_names", put("outputs", 0, "axes", 1, "channel_names", value=["a b"]), {}),
     ("format.dtypes", put("inputs", 0, "data", value={"type": "float64"}), {}),
     ("core.output_channel", drop("outputs", 0, "axes", 1), {}),
-    ("core.dependencies", depends({"source": "environment.yaml"}), {}),
+    ("core.dependencies", IMPORTED, {}),
     ("core.tensorflow fiji.weights_format", put("weights", value={"keras_hdf5": {"source": "x"}}), {}),
     ("core.custom_ops zoo.custom_ops ilastik.custom_ops qupath.custom_ops bioengine.custom_ops fiji.processing_ops",
      preprocess(id="custom", source="op.py", callable="Op"), {}),
@@ -144,7 +147,7 @@ BREAKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("fiji.onnx", onnx(), {"files": {"model.onnx": NEW_IR}}),
     ("fiji.onnx", onnx(external_data={"source": "model.data"}), {"files": {"model.onnx": OLD_IR}}),
     ("ilastik.weights_format bioengine.weights_format", put("weights", value={"tensorflow_js": {"source": "x"}}), {}),
-    ("ilastik.dependencies", depends("conda:environment.yaml"), {}),
+    ("ilastik.custom_ops qupath.custom_ops", preprocess(id="stardist_postprocessing"), {}),
     ("ilastik.single_io qupath.single_io", again("outputs"), {}),
     ("ilastik.axis_ids", put("inputs", 0, "axes", 2, "id", value="row"), {}),
     ("ilastik.channel_names", drop("inputs", 0, "axes", 1), {}),
@@ -223,6 +226,8 @@ def test_versions_are_judged_as_the_rule_says(tmp_path: Path, consumer: str, ver
         ("fiji.weights_format", STATE_DICT_ONLY),
         ("fiji.state_dict_values", both(STATE_DICT_ONLY, space(has_z=True, size=80))),
         ("fiji.processing_ops", preprocess(id="clip", kwargs={"min": 0, "max": 1})),
+        ("ilastik.dependencies", depends("conda:environment.yaml")),  # what the code imports is there
+        ("core.dependencies", depends({"source": "environment.yaml"})),
         ("biapy.kwargs", put(*ARCHITECTURE, "kwargs", value={})),
         ("biapy.preprocessing", put("inputs", 0, "preprocessing", value=[
             {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, {"id": "scale_range"}, {"id": "ensure_dtype"}])),
@@ -270,5 +275,9 @@ def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: 
     path = zips.make_zip(tmp_path, zips.to_format_0_4())
     assert judge(path, Description("as written", None, "a halo", ()))["ilastik.conversion"].status == "failed"
     assert judge(path, None)["ilastik.conversion"].status == "skipped"  # it is invalid for everybody
+    lost = {"name": "scale_range", "kwargs": {"mode": "per_sample", "axes": "xy", "reference_tensor": "photons"}}
+    zips.make_zip(tmp_path, both(zips.to_format_0_4(), put("outputs", 0, "postprocessing", value=[lost])))
+    checks = {check.id: check.status for check in validate(path, description_only=True).checks}
+    assert (checks["format.valid"], checks["ilastik.conversion"]) == ("passed", "warning")
     remote = put("documentation", value="https://example.invalid/README.md")
     assert judge(zips.make_zip(tmp_path, remote))["zoo.documentation"].status == "skipped"

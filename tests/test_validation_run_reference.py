@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from typing import TYPE_CHECKING
+import zipfile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 import zips
 from PIL import Image
-from running import judged
+from running import judged, ran
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.outcome import Evidence, Outcome
@@ -53,6 +55,16 @@ def test_values_that_are_no_numbers_are_counted() -> None:
     array = np.array([0.0, np.nan, np.inf, -np.inf])
     assert not_finite({"a": array[:1], "n": np.arange(3)}) == ""
     assert not_finite({"a": array, "b": array[:2]}) == "3 of 4 values of 'a', 1 of 2 values of 'b' are NaN or infinite"
+
+
+@pytest.mark.parametrize(("stated", "status"), [([], "failed"), ([{"relative_tolerance": 1e-2}], "warning")])
+def test_where_a_tolerance_is_stated_the_test_of_core_decides(tmp_path: Path, stated: Any, status: str) -> None:
+    with zipfile.ZipFile(zips.make_zip(tmp_path)) as archive:
+        off = np.load(io.BytesIO(archive.read("output.npy"))) * np.float32(1.005)
+    tolerate = zips.put("config", "bioimageio", "reproducibility_tolerance", value=stated)
+    path = zips.make_zip(tmp_path, zips.both(zips.torchscript_only, tolerate), files={"output.npy": zips.npy(off)})
+    checks = ran(path)
+    assert (checks["run.reproduces"].status, checks["core.test"].status) == (status, "passed" if stated else "failed")
 
 
 def test_what_failed_is_kept_and_what_passed_is_drawn_on_request(tmp_path: Path) -> None:

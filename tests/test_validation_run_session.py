@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,24 @@ def test_custom_processing_and_torchscript_that_writes_files_are_code_too(tmp_pa
         assert checks["core.test"].status == "skipped"
         assert words in checks["run.torchscript"].message
     assert not target.exists()
+
+
+def test_libraries_that_are_not_installed_here_leave_it_open_whether_a_model_runs(tmp_path: Path) -> None:
+    stardist = {
+        "id": "stardist_postprocessing",
+        "kwargs": {"prob_threshold": 0.5, "nms_threshold": 0.4, "grid": [1, 1], "n_rays": 8, "b": 0},
+    }
+    imports = {"tiny.py": b"import no_such_library\n" + zips.BLUR.encode()}
+    only, imported = zips.drop("weights", "torchscript"), {"import_from": "no_library.unet", "callable": "UNet"}
+    for mutate, files, name in (
+        (zips.both(zips.torchscript_only, zips.put("outputs", 0, "postprocessing", value=[stardist])), {}, "stardist"),
+        (only, imports, "no_such_library"),
+        (zips.both(only, zips.put("weights", "pytorch_state_dict", "architecture", value=imported)), {}, "no_library"),
+    ):  # fmt: skip
+        if importlib.util.find_spec(name) is None:
+            checks = ran(zips.make_zip(tmp_path, mutate, files=files))
+            found = next(check for id_, check in checks.items() if id_ in ("run.torchscript", "run.pytorch_state_dict"))
+            assert (found.status, found.fix, checks["core.test"].status) == ("skipped", f"Install {name}.", "skipped")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import zips
 
 from gap_bioimage.validation.check import Check, Status
+from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.verdicts import empty_fields, how_to_run, programs, score_of, verdicts_of
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +144,8 @@ def test_the_fields_that_are_empty_are_named(tmp_path: Path) -> None:
     found = empty_fields(descr)
     assert {"version", "config.bioimageio.task"} <= {*found}
     assert {"git_repo", "config.bioimageio.modality"}.isdisjoint(found)
+    odd = zips.make_zip(tmp_path, zips.both(zips.to_format_0_4(), zips.put("config", value={"bioimageio": True})))
+    assert validate(odd, description_only=True).status == "passed"
 
 
 @pytest.fixture(scope="module")

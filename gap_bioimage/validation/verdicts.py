@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,9 +121,10 @@ def empty_fields(descr: Any) -> list[str]:
     written = descr.model_dump(mode="json", exclude_unset=True)
 
     def is_given(name: str) -> bool:
-        *sections, field = name.split(".")
-        holder = functools.reduce(lambda found, section: found.get(section) or {}, sections, written)
-        return bool(holder.get(field))
+        found = written
+        for part in name.split("."):  # a config of format 0.4 may hold anything
+            found = found.get(part) if isinstance(found, dict) else None
+        return bool(found)
 
     return [name for name in _FIELDS if not is_given(name)]
 

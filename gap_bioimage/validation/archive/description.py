@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gap_bioimage.validation.archive.package import Package, few
-from gap_bioimage.validation.archive.rdf import is_url, mappings, references, texts
+from gap_bioimage.validation.archive.rdf import is_url, mappings, references, texts, walked
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
 from gap_bioimage.validation.quiet import quiet
 
 _SHOWN = 5
+_MOST_PX = 1_000_000
 _WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
 # what format 0.4 leaves to programs and 0.5 refuses: of all test tensors, and what the sizes of these contradict
 OF_TESTS = re.compile(r"test_tensor|Dimension mismatch|batch size mismatch")
@@ -74,8 +75,6 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
 def _unseen_by_spec(rdf: dict[str, Any]) -> list[str]:
     """What bioimageio.spec does not ask of format 0.4, tells in pieces or stumbles over, and steps that core lacks."""
     found, is_05 = [], str(rdf["format_version"]) >= "0.5"
-    if isinstance(rdf.get("training_data"), str | list):
-        found.append("training_data: should be a mapping, such as {id: NAME}")
     for key in ("inputs", "outputs"):
         described, tested = rdf.get(key), rdf.get(f"test_{key}")
         for i, tensor in enumerate(mappings(described)):
@@ -115,7 +114,15 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
     from bioimageio.spec.model import v0_5
 
+    for tensor in (*mappings(rdf.get("inputs")), *mappings(rdf.get("outputs"))):
+        # spec's conversion of 0.4 names every channel, which would fill the memory
+        if any(isinstance(size, int | float) and abs(size) > _MOST_PX for size in walked(tensor.get("shape"))):
+            return ValueError(f"the shape of {one_sentence(tensor.get('name'), 60)!r} holds a size beyond {_MOST_PX}")
     content = deepcopy(rdf)
+    if with_files and any(map(is_url, texts(rdf.get("training_data")))):  # spec would ask for its files there
+        if isinstance(judged := load_offline(package, rdf, version), Exception):
+            return judged
+        del content["training_data"]
     for reference in references(content) if with_files else ():
         if reference.is_remote:  # a file of that kind stands for it
             suffix = re.search(r"\.\w{1,10}$", reference.path)
@@ -124,15 +131,13 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
             reference.point_to(str(stand_in))
             if reference.hash_key:
                 reference.holder.pop(reference.hash_key, None)
-    if not content.get("covers") and str(content.get("format_version", "")) >= "0.4":
+    if content.get("covers", []) == [] and str(content.get("format_version", "")) >= "0.4":
         # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
     for tensor in mappings(content.get("inputs")):
         tensor.pop("output_of", None)  # the name of another model, which spec would download
-    if with_files and any(map(is_url, texts(content.get("training_data")))):
-        del content["training_data"]  # spec would ask for its files there
     context = ValidationContext(
         root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=_Known(),
         log_warnings=False, progressbar=False, raise_errors=True,
@@ -142,11 +147,22 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     vars(v0_5)["try_all_raise_last"] = _first_that_works
     try:
         with quiet():
-            return build_description(content, context=context, format_version=version)
+            return _with_references(rdf, build_description(content, context=context, format_version=version))
     except Exception as error:  # spec raises whatever its validators stumble over
         return error
     finally:
         KNOWN_GITHUB_USERS.difference_update(users)
+
+
+def _with_references(rdf: dict[str, Any], built: Any) -> Any:
+    """The description with the reference tensors of scale_range, which bioimageio.spec's conversion of 0.4 loses."""
+    for tensors, steps in (("inputs", "preprocessing"), ("outputs", "postprocessing")):
+        for written, tensor in zip(rdf[tensors], getattr(built, tensors), strict=True):
+            kwargs = [step["kwargs"] for step in mappings(written.get(steps)) if step.get("name") == "scale_range"]
+            made = (step for step in getattr(tensor, steps) if getattr(step, "id", "") == "scale_range")
+            for before, step in zip(kwargs, made, strict=False):
+                step.kwargs.reference_tensor = before.get("reference_tensor")
+    return built
 
 
 def _first_that_works(functions: Iterable[Callable[..., Any]], *given: Any) -> Any:
@@ -165,17 +181,17 @@ def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = 
     from bioimageio.spec._internal.warning_levels import ERROR
     from pydantic import ValidationError
 
-    found: list[tuple[Sequence[int | str], str, str]] = []
+    found: list[tuple[Sequence[int | str], str, str, Any]] = []
     if isinstance(loaded, ValidationError):
         entries = [e for e in loaded.errors() if e.get("ctx", {}).get("severity", ERROR) >= ERROR]  # not its warnings
-        found = [(entry["loc"], entry["type"], entry["msg"]) for entry in entries]
+        found = [(entry["loc"], entry["type"], entry["msg"], entry["input"]) for entry in entries]
     elif isinstance(loaded, Exception):
-        found = [((), type(loaded).__name__, one_sentence(loaded))]
+        found = [((), type(loaded).__name__, one_sentence(loaded), None)]
     # of a field that matched none of several alternatives, what is wrong with the likeliest counts
     by_field: dict[str, dict[str, list[_Finding]]] = {}
-    for loc, kind, text in found:
+    for loc, kind, text, given in found:
         if wanted is None or wanted.search(text):
-            finding = _Finding.of(package, loc, kind, text)
+            finding = _Finding.of(package, loc, kind, text, given)
             by_field.setdefault(finding.field, {}).setdefault(finding.alternative, []).append(finding)
     told: list[str] = []
     for alternatives in by_field.values():
@@ -184,7 +200,7 @@ def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = 
         told += [finding.told for group in [always, *groups[:1]] for finding in group]
     # outputs refer to inputs: once an input is wrong, so are all references to it
     of_inputs = any(text.startswith("inputs") for text in told)
-    return list(dict.fromkeys(t for t in told if not (of_inputs and "refers to the axis" in t)))
+    return list(dict.fromkeys(t for t in told if not (of_inputs and re.match("outputs.* refers to the axis", t))))
 
 
 def _warnings(package: Package, loaded: Any) -> list[str]:
@@ -197,11 +213,18 @@ def _warnings(package: Package, loaded: Any) -> list[str]:
 _TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id: y}"
 _WORDS = [
     # what is found in 'where', a line break and 'kind: message', and what is said instead
+    (r"\bsize\.tensor_id\nmissing:", f"is missing: an output has a fixed size, or {_TO_INPUT}"),
     (r"^missing:|Needs to be filled|: missing(\. Please specify|$)", "is missing"),
     (r"Input tag '(.*?)' found using '(\w+)' does not match any of the expected tags: ([^.]*)",
      r"its \2 is '\1', but should be one of \3"),
     (r"Invalid tensor axis reference at (\S+): tensor_id='(.*?)' axis_id='(.*?)'",
-     r"\1 refers to the axis \3 of '\2', which is not there"),
+     r"\1 refers to the axis \3 of '\2', which is not there or refers to another itself"),
+    (r"Assertion failed,$", "a channel axis grows in steps, or scale_linear has several gains and no axis for them"),
+    (r"\w+: (.*) is not restricted to '(.*)'", r"is \1, but may hold these characters only: \2"),
+    (r"'(?:str|list)' object has no attribute 'get'", "training_data: should be a mapping, such as {id: NAME}"),
+    (r"_has_no_slash", "is <value>, but should hold no slash"),
+    (r"^sequence_str:", "is <value>, but should be a list"),
+    (r"\Aicon\n", "is <value>, but should be an emoji or the name of an image"),
     (r"UnicodeDecodeError|codec can't decode", "is no text in utf-8; save it so (`gap-bioimage repair` does this)"),
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
@@ -219,8 +242,10 @@ _WORDS = [
     (r"\Adocumentation\n.*(valid URL|not point to|suffix \.md)", "is <value>, but should be the name of a .md file"),
     (r"instance of SizeReference$", f"is <value>, but an axis with a halo needs {_TO_INPUT}"),
     (r"instance of Architecture\w+$", "is <value>, but should be a mapping, such as {source: net.py, callable: Net}"),
+    (r"\A(documentation|covers\[\d+\])\n.*FileDescr$",
+     "is <value>, a plain name: write format_version 0.5.9, which most programs read, or {source: NAME}"),
     (r"instance of \w*FileDescr$", "is <value>, but should be a file, written as {source: NAME}"),
-    (r"'micrometer'", "is <value>, but should be a unit in full, such as micrometer"),
+    (r"unit\nliteral_error:", "is <value>, but should be a unit in full, such as micrometer"),
     (r"doi\nstring_pattern_mismatch:", "is <value>, but should be a DOI, such as 10.1234/abc"),
     (r"\Alicense\nliteral_error:", "is <value>, but should be an SPDX identifier, such as CC-BY-4.0 or MIT"),
     (r"(?:Input|Value|String|List) should (.*?)( or instance of \w+)?$", r"is <value>, but should \1"),
@@ -240,8 +265,8 @@ class _Finding:
     told: str  # where: what, in plain words; what is not known here in the library's own
 
     @classmethod
-    def of(cls, package: Package, loc: Sequence[int | str], kind: str, text: str) -> _Finding:
-        """Locate an error in the description as it was written."""
+    def of(cls, package: Package, loc: Sequence[int | str], kind: str, text: str, given: Any = None) -> _Finding:
+        """Locate an error in the description as it was written; ``given`` is what was wrong where it is not there."""
         parts: list[int | str] = []
         value: Any = package.rdf
         alternative, n_field = "", 0
@@ -252,7 +277,7 @@ class _Finding:
                 value = value[part]
             elif is_absent and re.fullmatch(r"[a-z]\w*", str(part)):  # and wanted
                 parts.append(part)
-                value = None
+                value = given
             elif not alternative and not (isinstance(value, dict) and part in value.values()):
                 alternative, n_field = str(part), len(parts)  # such as 'ParameterizedSize' or 'function-after[...]'
         where, field = _path(parts), _path(parts[:n_field] if alternative else parts)
@@ -269,6 +294,7 @@ def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with halo and without
     text = _NOISE.sub("", text).strip().replace("valid dictionary", "mapping")
     text = text.replace("an instance of Sequence", "a valid list") or "is not as the format asks"
+    text = text.replace(" items, not", " characters, not") if isinstance(value, str) else text
     if isinstance(value, dict) and isinstance(value.get("source"), str):
         value = value["source"]
     kinds = {type(None): "empty", list: "a list", dict: "a mapping"}

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.package import Package, few, open_zip, shown, unsafe_path
+from gap_bioimage.validation.archive.package import Package, few, fold, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
+from gap_bioimage.validation.model import source_of
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -46,8 +47,7 @@ def inside(package: Package) -> Outcome | str:
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):
             dangers.append(f"{shown(text)} is a file outside the package")
-    written = package.rdf.get("documentation")
-    path = package.file(written.get("source") if isinstance(written, dict) else written)
+    path = package.file(source_of(package.rdf.get("documentation")))
     if path is not None and (size := path.stat().st_size) > _MAX_DOCUMENTATION_BYTES:
         dangers.append(f"the documentation has {size} bytes, at most {_MAX_DOCUMENTATION_BYTES} are read")
     return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
@@ -66,6 +66,9 @@ def findable(package: Package) -> str | None:
 def present(package: Package) -> Outcome | str:
     """Every file that the description names."""
     absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := absence(package.file(r.path)))]
+    twins = {fold(name): name for name in package.names}
+    absent += [f"{twin!a} is there, whose letters are not quite those of {r.path!a}" for r in _local(package)
+               if package.file(r.path) is None and (twin := twins.get(fold(r.name)))]  # fmt: skip
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
     return few(absent) or Outcome("passed", f"every referenced file is there{others}")

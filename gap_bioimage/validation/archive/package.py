@@ -129,11 +129,16 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
 def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
     """Entries of which one would overwrite the other: on Windows and macOS, README.md and readme.md are one."""
     # a path also drops '.' and doubled slashes
-    folded = [(PurePosixPath(unicodedata.normalize("NFC", e.filename).casefold()), e.is_dir()) for e in entries]
+    folded = [(PurePosixPath(fold(entry.filename)), entry.is_dir()) for entry in entries]
     files = Counter(path for path, is_folder in folded if not is_folder)
     folders = {path for path, is_folder in folded if is_folder} | {parent for path in files for parent in path.parents}
     twice = [f"{shown(str(path))} is there {count} times" for path, count in files.items() if count > 1]
     return sorted(twice) + [f"{shown(str(path))} is a file and a folder" for path in sorted(files.keys() & folders)]
+
+
+def fold(name: str) -> str:
+    """A name as systems see it to which upper and lower case, and the ways to write an accent, are one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _bombs(entries: list[zipfile.ZipInfo], total: int) -> Iterator[str]:

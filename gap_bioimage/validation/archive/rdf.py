@@ -203,7 +203,7 @@ def _references(holder: Any, key: Any, where: str) -> Iterator[FileReference]:
         elif key == "architecture" and called:
             yield FileReference(where, holder, key, called["path"], "architecture_sha256")
         elif key == "dependencies":  # format 0.4: conda:environment.yaml
-            yield FileReference(where, holder, key, value if is_url(value) else re.sub(r"^\w{2,}:", "", value))
+            yield FileReference(where, holder, key, re.sub(r"^\w{2,}:(?!//)", "", value))
         # an icon may be an emoji; documentation may have been written in full by mistake
         elif where in ("documentation", "icon") and len(value) < 1000 and re.search(r"\.\w+$|://", value):
             yield FileReference(where, holder, key, value)

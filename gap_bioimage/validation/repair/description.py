@@ -1,6 +1,5 @@
 """Repairs of the description: its format, its id, fields that consumers stumble over, and axes."""
 
-import keyword
 import re
 from typing import Any
 
@@ -10,6 +9,7 @@ from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis
 from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered
+from gap_bioimage.validation.rules import is_identifier
 from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
@@ -147,12 +147,12 @@ def channel_names(editor: PackageEditor) -> None:
 
 def _identifiers(names: list[str]) -> list[str]:
     """Identifiers in the place of names that are none, different from each other and from those that stay."""
-    stays = [name.isidentifier() and not keyword.iskeyword(name) for name in names]
+    stays = list(map(is_identifier, names))
     taken = {name.casefold() for name, is_one in zip(names, stays, strict=True) if is_one}
     found = []
     for name, is_one in zip(names, stays, strict=True):
         base = re.sub(r"\W+", "_", name).strip("_")
-        if not base.isidentifier() or keyword.iskeyword(base):
+        if not is_identifier(base):
             base = f"channel_{base}".rstrip("_")
         found.append(name if is_one else numbered(base, "", taken))
         taken.add(found[-1].casefold())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import keyword
 import math
 import re
 import sys
@@ -32,6 +33,8 @@ ADD_TORCHSCRIPT = "Add torchscript weights."
 
 # what bioimageio.core and torch bring with them
 ALWAYS_THERE = frozenset({"torch", "numpy", "bioimageio", "xarray", "typing_extensions", "pydantic", "scipy", "tqdm"})
+# steps of processing that Python alone can run, and the packages that these need
+IN_PYTHON = {"custom": "", "stardist_postprocessing": "stardist", "cellpose_flow_dynamics": "cellpose"}
 ORDERS = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 
 _NEWEST_READ = (0, 5, 10)
@@ -72,9 +75,26 @@ def channel_names(model: Model) -> str | None:
     return None
 
 
-def custom_processing(model: Model) -> str | None:
+def identifiers(model: Model) -> str | None:
+    """Names of channels that are identifiers, as Python has them."""
+    axes = [axis.written for tensor in model.tensors for axis in tensor.axes]
+    names = [str(name) for axis in axes for name in axis.get("channel_names") or []]
+    return first(f"the channel name {name!r} is no identifier" for name in names if not is_identifier(name))
+
+
+def is_identifier(name: str) -> bool:
+    """Whether Python takes a name for one; formats before 0.5.11 want that of channels."""
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
+def custom_processing(model: Model, ids: Collection[str] = ("custom",)) -> str | None:
     """No processing by Python code of the package."""
-    return first("a processing step has the id custom" for step in model.steps if step.get("id") == "custom")
+    return first(f"a processing step has the id {step['id']}" for step in model.steps if step.get("id") in ids)
+
+
+def python_processing(model: Model) -> str | None:
+    """No processing by Python code of the package, nor by StarDist's or Cellpose's."""
+    return custom_processing(model, IN_PYTHON)
 
 
 def section(rdf: Mapping[str, Any], name: str) -> Any:
@@ -83,10 +103,16 @@ def section(rdf: Mapping[str, Any], name: str) -> Any:
     return config.get(name) if isinstance(config, dict) else None
 
 
-def tolerances(model: Model) -> list[dict[str, Any]]:
+def tolerances(rdf: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tolerances of the test that are stated, which bioimageio.core tests outputs with."""
-    said = section(model.rdf, "bioimageio")
+    said = section(rdf, "bioimageio")
     return mappings(said.get("reproducibility_tolerance")) if isinstance(said, dict) else []
+
+
+def tolerates(model: Model, name: str, most: float) -> str | None:
+    """What tolerance of the test is stated that is larger than it may be."""
+    stated = (float(entry.get(name) or 0) for entry in tolerances(model.rdf))
+    return first(f"{name} is {value:g}, at most {most:g} is allowed" for value in stated if value > most)
 
 
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:
@@ -124,15 +150,25 @@ def uneven_grid(model: Model) -> str | None:
     return None
 
 
+def imported(model: Model) -> set[str] | None:
+    """Packages that the architecture needs, but Python's own; None where its source is not there to be looked at."""
+    architecture = model.architecture
+    if isinstance(named := architecture.get("import_from"), str):
+        return {named.split(".")[0]}
+    path = model.file_of(architecture["source"]) if architecture.get("source") and model.with_files else None
+    return None if path is None else _imports(path, str(architecture.get("callable")))
+
+
 def foreign_imports(model: Model, there: Collection[str]) -> str | None:
     """Architecture code that imports only what is installed."""
-    architecture = model.architecture
-    named = architecture.get("import_from")
-    if isinstance(named, str) and named.split(".")[0] not in there:
-        return f"the architecture comes from {one_sentence(named, 60)}"
-    path = model.file_of(architecture["source"]) if architecture.get("source") and model.with_files else None
-    foreign = [] if path is None else sorted(_imports(path, str(architecture.get("callable"))) - set(there))
-    return f"{path.name} imports {', '.join(foreign[:_SHOWN])}" if path is not None and foreign else None
+    foreign = sorted((imported(model) or set()) - set(there))
+    return f"the architecture imports {one_sentence(', '.join(foreign[:_SHOWN]), 80)}" if foreign else None
+
+
+def own_dependencies(model: Model, there: Collection[str]) -> str | None:
+    """Where a state_dict is all there is: an architecture that imports only what is installed."""
+    listed = imported(model) is None and model.weights["pytorch_state_dict"].get("dependencies")
+    return "the weights have dependencies of their own" if listed else foreign_imports(model, there)
 
 
 def _imports(path: Path, network: str) -> set[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
-from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS
+from gap_bioimage.validation.model import Model, Tensor
+from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
 # fmt: off
 _READS = ("torchscript", "pytorch_state_dict")
+# what bioimageio.core does not run in format 0.4, and what its conversion to 0.5 loses
+_LOST = {"scale_linear": "axes", "scale_range": "reference_tensor"}
 _THERE = rules.ALWAYS_THERE | {"torchvision", "skimage"}
 consumer("ilastik", "ilastik",
          "ilastik runs models as one step of a workflow, on a server (tiktorch) that holds bioimageio.core 0.10.2 and "
@@ -25,24 +27,23 @@ rule("ilastik.single_io", BLOCKS, ZOO_REPORTS, fix=rules.ONE_OF_EACH,
      breaks="ilastik takes one image and shows one")(rules.single_io)
 rule("ilastik.axis_ids", BLOCKS, TIKTORCH, fix=rules.NAMED_AXES,
      breaks="ilastik knows no other axes")(rules.axis_ids)
-rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names", fix="Add a channel axis with channel_names.",
-     breaks="ilastik needs a channel axis on both sides")(rules.channel_names)
+rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names",
+     asks="A channel axis on every input and output, with channel_names that are identifiers.",
+     fix="Add a channel axis with channel_names, identifiers such as channel0.",
+     breaks="ilastik needs a channel axis on both sides, and its bioimageio.core 0.10.2 refuses other names",
+)(lambda model: rules.channel_names(model) or rules.identifiers(model))
 rule("ilastik.custom_ops", BLOCKS, TIKTORCH, fix=rules.INTO_GRAPH,
-     breaks="bioimageio.core before 0.10.3 refuses the whole model")(rules.custom_processing)
+     breaks="ilastik's bioimageio.core 0.10.2 knows no custom step, and has neither StarDist nor Cellpose",
+)(rules.python_processing)
 rule("ilastik.grid", DEGRADES, TIKTORCH, fix="Choose min and step so that n agrees.",
      breaks="ilastik uses the smallest n for all axes, so its tiles shrink and overlap")(rules.uneven_grid)
 rule("ilastik.archive_ops", DEGRADES, TIKTORCH, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="ilastik's torch 2.7 may not load it")(rules.unportable)
-
-
-@rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
-      breaks="ilastik installs nothing for a model, so that its architecture cannot be imported",
-      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
-def dependencies(model: Model) -> str | None:
-    """Where a state_dict is all there is: an architecture without dependencies of its own."""
-    if model.weights["pytorch_state_dict"].get("dependencies"):
-        return "the weights have dependencies of their own"
-    return rules.foreign_imports(model, _THERE)
+rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
+     breaks="ilastik installs nothing for a model, so that its architecture cannot be imported",
+     fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
+     asks="Where a state_dict is all there is: an architecture without dependencies of its own.",
+)(lambda model: rules.own_dependencies(model, _THERE))
 
 
 @rule("ilastik.conversion", BLOCKS, TIKTORCH, versions="0.4",
@@ -52,8 +53,16 @@ def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.valid and model.valid.upgraded is None:
         return f"the conversion to format 0.5 fails, because {model.valid.not_upgraded}"
-    for tensor in [*model.mappings("inputs"), *model.mappings("outputs")]:
-        for step in [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]:
-            if step.get("name") == "scale_linear" and (step.get("kwargs") or {}).get("axes"):
-                return "scale_linear names axes"
-    return None
+    written = [*model.mappings("inputs"), *model.mappings("outputs")]
+    steps = [step for tensor in written for step in Tensor.of(tensor).steps]
+    lost = [(step, _LOST[step["name"]]) for step in steps if step.get("name") in _LOST]
+    return first(f"{step['name']} names {field}" for step, field in lost if (step.get("kwargs") or {}).get(field))
+
+
+@rule("ilastik.newer_fields", BLOCKS, TIKTORCH, breaks="ilastik's bioimageio.core 0.10.2 refuses it",
+      fix="Leave strict out, and state at most 1000 mismatched elements per million.")
+def newer_fields(model: Model) -> str | None:
+    """No fields, or values of them, that came after format 0.5.9."""
+    if "strict" in model.weights.get("pytorch_state_dict", {}):
+        return "weights.pytorch_state_dict.strict is given"
+    return rules.tolerates(model, "mismatched_elements_per_million", 1000)

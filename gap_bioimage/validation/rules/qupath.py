@@ -20,7 +20,7 @@ rule("qupath.weights_format", BLOCKS, _DJL, asks="Weights as torchscript, onnx o
 rule("qupath.single_io", BLOCKS, _DJL, fix=rules.ONE_OF_EACH,
      breaks="QuPath takes one image and shows one")(rules.single_io)
 rule("qupath.custom_ops", BLOCKS, _DJL, fix=rules.INTO_GRAPH,
-     breaks="QuPath runs no Python code")(rules.custom_processing)
+     breaks="QuPath runs no Python code")(rules.python_processing)
 rule("qupath.axes", BLOCKS, _DJL, asks="Axes batch, channel, y, x only.", breaks="QuPath's images are 2D",
      fix="Offer a 2D model for QuPath.",
 )(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)} instead of batch, channel, y, x"

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Callable
-from typing import Any
+from datetime import date
 
 from gap_bioimage.validation import rules
-from gap_bioimage.validation.archive.rdf import is_url
+from gap_bioimage.validation.archive.rdf import is_url, walked
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, consumer, rule
 from gap_bioimage.validation.model import Model, source_of
 from gap_bioimage.validation.rules import first
@@ -38,8 +37,6 @@ _GUIDE = "bioimage.io website 2026-08-20, its guide for authors and its upload f
 _UPLOAD = "bioimageio.spec 0.5.12, upload.py (2026-11)"
 _RUNTIME = "BioEngine 2026-08-22, apps/model-runner (2026-11)"
 
-_MAX_PPM_0_9 = 1000
-_DEEPIMAGEJ_ATOL = 1.5e-4
 _MAX_DESCRIPTION = 512
 MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
@@ -47,18 +44,11 @@ _MAX_README = 1_000_000
 ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
 HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
-
-def _tolerates(name: str, most: float, told: str = "") -> Callable[[Model], str | None]:
-    """Find a tolerance of the test that is larger than it may be."""
-    return lambda model: first(f"{name} is {value:g}{told}" for entry in rules.tolerances(model)
-                               if (value := float(entry.get(name) or 0)) > most)
-
-
 rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
      asks="A tolerance of the test, if one is stated, that is small; bioimageio.spec itself refuses larger ones.",
      breaks="the test proves less than it should, and bioimageio.core 0.9 refuses the model",
      fix="State the smallest tolerance with which the test passes, in config.bioimageio.reproducibility_tolerance.",
-)(_tolerates("mismatched_elements_per_million", _MAX_PPM_0_9, f", at most {_MAX_PPM_0_9} are allowed"))
+)(lambda model: rules.tolerates(model, "mismatched_elements_per_million", 1000))
 
 
 @rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
@@ -79,17 +69,12 @@ rule("core.output_channel", DEGRADES, _CORE, asks="An axis with the id channel o
                       for tensor in model.outputs if "channel" not in tensor.axis_ids))
 rule("core.custom_ops", DEGRADES, _CORE, breaks="bioimageio.core before 0.10.3 refuses the whole model",
      fix="Put the step into the network's graph, or tell users which version they need.")(rules.custom_processing)
-
-
-@rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
-      unless=("torchscript", "onnx", *_TENSORFLOW),
-      breaks="it runs only where these are installed",
-      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.")
-def dependencies(model: Model) -> str | None:
-    """Where a state_dict is all there is: an architecture without dependencies of its own."""
-    has_own = model.weights["pytorch_state_dict"].get("dependencies")
-    found = "the weights have dependencies of their own" if has_own else None
-    return _by_running(model, found or rules.foreign_imports(model, rules.ALWAYS_THERE))
+rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
+     unless=("torchscript", "onnx", *_TENSORFLOW),
+     asks="Where a state_dict is all there is: an architecture without dependencies of its own.",
+     breaks="it runs only where these are installed",
+     fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
+)(lambda model: _by_running(model, rules.own_dependencies(model, rules.ALWAYS_THERE)))
 
 
 @rule("core.tensorflow", DEGRADES, rules.ZOO_REPORTS, fix="Add onnx weights.",
@@ -148,7 +133,7 @@ rule("zoo.tolerance", DEGRADES, rules.ZOO_TEST,
      asks="A test that needs no tolerance beyond that of the zoo's deepImageJ check.",
      breaks="the zoo's deepImageJ check allows 1.5e-4 + 1e-4 of the value on every pixel, whatever is stated",
      fix="Write test outputs that the weights reproduce more closely, computed on a CPU.",
-)(_tolerates("absolute_tolerance", _DEEPIMAGEJ_ATOL))
+)(lambda model: rules.tolerates(model, "absolute_tolerance", 1.5e-4))
 rule("zoo.custom_ops", STYLE, _GUIDE, breaks="the zoo's reviewers read its code first",
      fix="Put the step into the network's graph, or tell users what the model needs.")(rules.custom_processing)
 
@@ -230,10 +215,8 @@ def test_of_step(model: Model) -> str | None:
     """A test input whose sizes are multiples of step."""
     for tensor in model.inputs:
         array = model.test_array(tensor)
-        if array is None:
-            raise NotApplicable("the test inputs are not npy files in the package")
-        if array.ndim != len(tensor.axes):
-            raise NotApplicable(f"the test input of {tensor.id!r} has other axes than described, see format.valid")
+        if array is None or array.ndim != len(tensor.axes):
+            raise NotApplicable(f"the test input of {tensor.id!r} is no npy file of the package with its axes")
         for axis, size in zip(tensor.axes, array.shape, strict=True):
             if axis.min_step and axis.min_step[1] and size % axis.min_step[1]:
                 return f"the test input is {size} along {axis.id}, not a multiple of step {axis.min_step[1]}"
@@ -241,7 +224,7 @@ def test_of_step(model: Model) -> str | None:
 
 
 @rule("zoo.few_files", STYLE, _GUIDE, breaks="the zoo recommends 5 to 9 files, side by side",
-      fix="Flatten the package.")
+      fix="Leave out what the model does not need, and put the rest side by side.")
 def few_files(model: Model) -> str | None:
     """At most 20 files, none of them in folders."""
     names = model.need_files().names
@@ -258,6 +241,9 @@ rule("bioengine.format_version", BLOCKS, _RUNTIME, repair="lower_format", fix=ru
      breaks="BioEngine's bioimageio.spec 0.5.10.2 does not read it")(rules.format_version)
 rule("bioengine.plain_strings", BLOCKS, _RUNTIME, repair="plain_strings", fix=rules.PLAIN_STRINGS,
      breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.plain_strings)
+rule("bioengine.channel_names", BLOCKS, _RUNTIME, repair="channel_names",
+     fix="Name channels by identifiers, such as channel0.",
+     breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.identifiers)
 rule("bioengine.imports", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
      asks="Architecture code that imports only what BioEngine has.",
      breaks="BioEngine has torch, torchvision, timm, careamics, cellpose, stardist, TensorFlow, and tests all weights",
@@ -277,11 +263,6 @@ rule("bioengine.custom_ops", STYLE, _RUNTIME,
 def arguments(model: Model) -> str | None:
     """Keyword arguments of the architecture that are plain values."""
     given = model.architecture.get("kwargs")
-    odd = [name for name, value in given.items() if not _is_plain(value)] if isinstance(given, dict) else []
-    return f"the argument {odd[0]!r} of the architecture is not plain" if odd else None
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    pairs = given.items() if isinstance(given, dict) else ()
+    odd = (name for name, value in pairs if any(isinstance(inner, dict | date) for inner in walked(value)))
+    return first(f"the argument {name!r} of the architecture is not plain" for name in odd)

@@ -30,8 +30,8 @@ class ModelError(Exception):
 
 
 @contextmanager
-def of_the_model() -> Iterator[None]:
-    """Take whatever is raised inside the block for the model's failure, told in one plain sentence."""
+def of_the_model(part: str = "") -> Iterator[None]:
+    """Take whatever is raised inside the block for the failure of the model, or a part, told in one plain sentence."""
     try:
         yield
     except Exception as error:
@@ -45,7 +45,8 @@ def of_the_model() -> Iterator[None]:
             text = f"a processing step refers to {text}, which is not there: name a tensor of the model"
         elif not re.match(r"[\w.]+(Error|Exception)\b", text):
             text = ": ".join(filter(None, (kind, text)))
-        raise ModelError(text) from error
+        text = re.sub(r" does not map to axes \[.*", " is none of the sizes that are described", text)
+        raise ModelError(f"{part}: {text}" if part else text) from error
 
 
 class Runner:
@@ -75,8 +76,10 @@ class Runner:
             self._pipeline: Callable[[], Any] = partial(
                 create_prediction_pipeline, descr, weight_format=weights, devices=[device], model_adapter=adapter
             )
-            self._pipeline()  # steps that it lacks are told now
             self._unload: Callable[[], None] = adapter.unload
+        with quiet(), of_the_model("the processing"):
+            self._pipeline()  # steps that it lacks are told now
+        with quiet(), of_the_model("the test tensors"):
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
         self._seen: Mapping[Any, Any] = {}  # statistics of the inputs that were preprocessed last
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)

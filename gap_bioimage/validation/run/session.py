@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from gap_bioimage.validation import rules
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.check import Definition, Severity, declare, definitions, merge_outcomes, one_sentence
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.outcome import RUN_CODE, RUNS, NotApplicable, Outcome, raised
-from gap_bioimage.validation.rules import torchscript_code
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
@@ -36,8 +36,8 @@ WEIGHTS = {
 }  # fmt: skip
 LOADS = declare(
     "run.loads", "run", Severity.BLOCKS, asks="Weights that load.", breaks="the model cannot be run",
-    fix="See that the file is whole and in the format as which it is described, and that a state_dict fits its "
-        "architecture and the arguments of that.", order=-2,
+    fix="See that the file is whole and in the format as which it is described, that a state_dict fits its "
+        "architecture and the arguments of that, and that processing and test tensors are as described.", order=-2,
 )  # fmt: skip
 
 
@@ -177,11 +177,17 @@ def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
         text = "a processing step with id 'custom' runs code from the package"
     elif weights_format == "torchscript":
         with suppress(NotApplicable):  # no TorchScript at all: loading it will say so
-            text = "the TorchScript code reads or writes files" if torchscript_code(model).touches_files else ""
+            text = "the TorchScript code reads or writes files" if rules.torchscript_code(model).touches_files else ""
     if text and not job.run_code:
         return Outcome("skipped", f"{text}, which was not allowed", RUN_CODE)
     if any(tensor.written.get("output_of") for tensor in model.inputs):
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
-    if importlib.util.find_spec(needed) is None:
-        return Outcome("skipped", f"{weights_format} needs {needed}, which is not installed", f"Install {needed}.")
+    libraries = {needed, *(rules.IN_PYTHON.get(str(step.get("id"))) or needed for step in model.steps)}
+    if weights_format == "pytorch_state_dict":
+        with suppress(NotApplicable):  # no Python: loading it will say so
+            libraries |= rules.imported(model) or set()
+    own = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}  # loading tells of these
+    for name in sorted(name for name in libraries - own if name.isidentifier()):
+        if importlib.util.find_spec(name) is None:
+            return Outcome("skipped", f"{weights_format} needs {name}, which is not installed", f"Install {name}.")
     return None
