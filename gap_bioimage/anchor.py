@@ -18,7 +18,7 @@ _VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1
 _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 # anchors from version 2 on: scales whose differences are fitted, and the one that is half of what they are added to;
 # and sigma of the window of the fit in px, in the plane and along z
-_FITTED = {2: ([0, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
+_FITTED = {2: ([0, 1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
 # version 3: scales that show edges, with what noise alone shows there (times its level); sigma of the window in which
 # edges have one direction; and the scales that are smoothed along the edges, with the edges that they follow
@@ -61,7 +61,7 @@ class Anchor(Filters):
         self.n_answers = self.n_scales + 2  # both per channel
         self.fitted_scales, self.base = _FITTED[dim]
         if dim == 2 and version == 2:
-            self.fitted_scales = [1, *self.fitted_scales[1:]]
+            self.fitted_scales = self.fitted_scales[1:]
         self.edges, self.edge_noise = _EDGES[dim]
         self.steered_scales = _STEERED[dim]
         self.steps = [math.ceil(1.4 * scales[scale][0]) for scale, _ in self.steered_scales]
