@@ -18,13 +18,13 @@ _VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1
 _VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
 # anchors from version 2 on: scales whose differences are fitted, and the one that is half of what they are added to;
 # and sigma of the window of the fit in px, in the plane and along z
-_FITTED = {2: ([0, 1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
+_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
 _FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
-# version 3: scales that show edges, with what noise alone shows there (times its level); sigma of the window in which
-# edges have one direction; and the scales that are smoothed along the edges, with the edges that they follow
-_EDGES = {2: ([2, 4], [4.0e-5, 9.7e-8]), 3: ([3, 7], [3.6e-6, 7.2e-9])}
-_EDGE_WINDOW = {2: (4.0, 0.0), 3: (4.0, 1.0)}
-_STEERED = {2: [(1, 0), (2, 0), (3, 1)], 3: [(1, 0), (3, 0), (5, 1)]}
+# volumes of version 3: scales that show edges, with what noise alone shows there (times its level); sigma of the window
+# in which edges have one direction; and the scales that are smoothed along the edges, with the edges that they follow
+_EDGES, _EDGE_NOISE = [3, 7], [3.6e-6, 7.2e-9]
+_EDGE_WINDOW = (4.0, 1.0)
+_STEERED = [(1, 0), (3, 0), (5, 1)]
 FIT_POOL = 8
 
 
@@ -35,8 +35,9 @@ class Anchor(Filters):
     sum of the squared filter. Its squared bias is what ``(s_k - s_1)^2``, averaged around the pixel, holds above the
     noise of that difference, and that of s_1 itself against the finest scale s_0. Weights ``1 / error^2`` make a filter
     that is about as good as the best Gaussian at any brightness; a network then has to learn only what is better.
-    Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors; in
-    version 3 the fit smooths along edges otherwise than across them (see ``steered``).
+    Version 2 adds what a local fit finds (see ``fitted``), and what a network says counts in its standard errors. Of
+    volumes, version 3 smooths along edges in the plane otherwise than across them (see ``steered``); planes learn that
+    as well by themselves.
 
     In training it keeps how bright its inputs are at most; ``stored`` puts that into the state_dict.
     """
@@ -56,17 +57,15 @@ class Anchor(Filters):
             self.add(planar, along_z, 1 if planar < 2.4 else 2 if planar < 7 else 4)
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none is near: a third of one in all
-        self.fits, self.steers = version > 1, version > 2
+        self.fits, self.steers = version > 1, version > 2 and dim == 3
         self.n_features = 2 * self.n_scales + 3 + int(self.fits) + int(self.steers)
         self.n_answers = self.n_scales + 2  # both per channel
         self.fitted_scales, self.base = _FITTED[dim]
-        if dim == 2 and version == 2:
-            self.fitted_scales = self.fitted_scales[1:]
-        self.edges, self.edge_noise = _EDGES[dim]
-        self.steered_scales = _STEERED[dim]
+        self.edges, self.edge_noise, self.steered_scales = _EDGES, _EDGE_NOISE, _STEERED
         self.steps = [math.ceil(1.4 * scales[scale][0]) for scale, _ in self.steered_scales]
         planar, along_z = _FIT_WINDOW[dim]
-        self.add(*_EDGE_WINDOW[dim], 2)
+        if dim == 3:
+            self.add(*_EDGE_WINDOW, 2)
         self.add(planar, along_z, FIT_POOL)
         self.few_photons = 5.0  # a filter that holds fewer would show single photons: the fit holds its gain near 0
         # what shrinks the fit: the variance of a gain, 0.2^2, and the number of voxels of a window

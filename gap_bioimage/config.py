@@ -74,7 +74,9 @@ class NetworkConfig(Config):
     dim: Literal[2, 3] = Field(2, description="spatial dimensions; those of the images when not given")
     channels: PositiveInt = Field(1, description="image channels, denoised jointly")
     anchor: bool = Field(True, description="correct smoothed counts, on the scale of the photons; False: a plain U-Net")
-    anchor_version: Literal[1, 2, 3] = Field(3, description="smoothed by errors: 1; by a fit: 2; along edges: 3")
+    anchor_version: Literal[1, 2, 3] = Field(
+        3, description="1: smoothed by errors; 2: by a fit; 3: volumes along edges"
+    )
     levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original's have none")
     depth: int = Field(5, ge=1, le=8, description="resolution levels of the U-Net")

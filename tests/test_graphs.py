@@ -20,7 +20,11 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_products_with_matrices_smooth_as_sums_do(dim: int) -> None:
     anchor = random_network(dim=dim, anchor=True, anchor_version=3).anchor
     photons = torch.poisson(torch.full((2, 5, 53, 38), 3.0), torch.Generator().manual_seed(0))
-    for first, count, enlarge in ((0, anchor.n_scales, True), (2 * anchor.n_scales, 1, False)):
+    for first, count, enlarge in (
+        (0, anchor.n_scales, True),
+        (2 * anchor.n_scales, 1, False),
+        (len(anchor.pools) - 1, 1, False),
+    ):
         found = anchor._by_matrices(torch.stack([photons] * count), first, enlarge)
         for number, image in enumerate(found):
             torch.testing.assert_close(image, anchor.smooth(photons, first + number, enlarge), rtol=1e-5, atol=1e-5)

@@ -26,7 +26,6 @@ KINDS: list[dict[str, Any]] = [
     {"dim": 3, "stem": 2},
     {"dim": 2, "anchor_version": 1},
     {"dim": 3, "anchor_version": 1},
-    {"dim": 2, "anchor_version": 2, "channels": 2},
     {"dim": 3, "anchor_version": 2},
 ]
 SETTINGS: dict[str, Any] = {"depth": 2, "start_filts": 3, "anchor": True, "anchor_version": 3}
@@ -255,28 +254,27 @@ def test_the_local_fit_beats_the_best_gaussian_and_the_weights_by_errors(level: 
     assert max(errors[1:]) < errors[0]
 
 
-@pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize(("level", "share"), [(2.0, 0.75), (20.0, 0.9)])
-def test_edges_are_smoothed_along_their_direction(dim: int, level: float, share: float) -> None:
+def test_volumes_are_smoothed_along_their_edges(level: float, share: float) -> None:
     y, x = np.mgrid[:96, :96]
-    truth = (
-        level
-        * (0.3 + 2 * (np.sin((0.8 * x + 0.6 * y) / 2.2) > 0.6) * np.ones((9, 1, 1)))[[0] if dim == 2 else slice(9)]
-    )
-    truth = ndimage.gaussian_filter(truth, (0, 1, 1))
-    counts = torch.from_numpy(np.random.default_rng(2).poisson(truth).astype(np.float32)).reshape(
-        1, 1, *truth.shape[3 - dim :]
-    )
-    errors = [np.mean((Anchor(dim, v)(counts)[1][0, -1, 0].numpy().reshape(truth.shape) - truth) ** 2) for v in (2, 3)]
+    stripes = np.sin((0.8 * x + 0.6 * y) / 2.2) > 0.6
+    truth = ndimage.gaussian_filter(level * (0.3 + 2 * stripes * np.ones((9, 1, 1))), (0, 1, 1))
+    counts = torch.from_numpy(np.random.default_rng(2).poisson(truth).astype(np.float32))[None, None]
+    errors = [np.mean((Anchor(3, version)(counts)[1][0, -1, 0].numpy() - truth) ** 2) for version in (2, 3)]
     assert errors[1] < share * errors[0]
 
 
-def test_noise_alone_has_no_directions() -> None:
-    for dim, shape in ((2, (1, 1, 256, 256)), (3, (1, 1, 9, 128, 128))):
-        for level in (0.1, 1.0, 30.0):
-            flat = torch.from_numpy(np.random.default_rng(0).poisson(level, shape).astype(np.float32))
-            features = Anchor(dim, 3)(flat)[0]
-            assert float((features[:, -1] > 0).float().mean()) < 0.03
+@pytest.mark.parametrize("level", [0.1, 1.0, 30.0])
+def test_noise_alone_has_no_directions(level: float) -> None:
+    flat = torch.from_numpy(np.random.default_rng(0).poisson(level, (1, 1, 9, 128, 128)).astype(np.float32))
+    features = Anchor(3, 3)(flat)[0]
+    assert float((features[:, -1] > 0).float().mean()) < 0.03
+
+
+def test_planes_of_the_third_version_are_those_of_the_second() -> None:
+    counts, _ = blobs(3.0)
+    for second, third in zip(Anchor(2, 2)(counts), Anchor(2, 3)(counts), strict=True):
+        assert torch.equal(second, third)
 
 
 def test_slopes_and_curvatures_are_those_of_polynomials() -> None:
