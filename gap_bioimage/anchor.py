@@ -189,7 +189,9 @@ class Anchor(Filters):
         Return (map, map, b, c, [z,] y, x).
         """
         count, height, width, pool = len(maps), maps.shape[-2], maps.shape[-1], self.pools[-1]
-        maps = torch.constant_pad_nd(maps, [0, (pool - width % pool) % pool, 0, (pool - height % pool) % pool], 0.0)
+        below, right = (pool - height % pool) % pool, (pool - width % pool) % pool
+        if below + right > 0:
+            maps = torch.constant_pad_nd(maps, [0, right, 0, below], 0.0)
         rows, columns = maps.shape[-2] // pool, maps.shape[-1] // pool
         shape = list(maps.shape)
         shape[-2], shape[-1] = rows, columns

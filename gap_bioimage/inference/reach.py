@@ -18,7 +18,7 @@ _SEAM = 3e-3  # what a measured halo may leave beside it, as relative RMS; of al
 _ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the images that are cut
 _CLOUDS_PX = (2, 6, 18, 54)  # sizes of what they show
 # full-size maps alive at once, measured on the CPU: per filter in the U-Net, and per channel before it in an anchor
-_OF_FILTER, _OF_ANCHOR = 9, 160
+_OF_FILTER, _OF_ANCHOR = 9, {2: 160, 3: 200}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ def round_up(value: int, step: int) -> int:
 def bytes_per_px(network: UNet) -> float:
     """Return the memory that a network takes for each pixel of an image."""
     filters: int = network.conv_final.in_channels
-    return 4 * max(_OF_FILTER * filters / network.stem**2, _OF_ANCHOR * network.channels * network.anchored)
+    return 4 * max(
+        _OF_FILTER * filters / network.stem**2, _OF_ANCHOR[network.dim] * network.channels * network.anchored
+    )
 
 
 def box_of(network: UNet) -> list[int]:
