@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from gap_bioimage.filters import Filters, curvatures, enlarged, slopes, solved
+from gap_bioimage.filters import Filters, curvatures, enlarged, padded, slopes, solved
 
 # sigma of the anchor's filters in px: in the plane, and along z
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
@@ -189,9 +189,7 @@ class Anchor(Filters):
         Return (map, map, b, c, [z,] y, x).
         """
         count, height, width, pool = len(maps), maps.shape[-2], maps.shape[-1], self.pools[-1]
-        below, right = (pool - height % pool) % pool, (pool - width % pool) % pool
-        if below + right > 0:
-            maps = torch.constant_pad_nd(maps, [0, right, 0, below], 0.0)
+        maps = padded(maps, pool)
         rows, columns = maps.shape[-2] // pool, maps.shape[-1] // pool
         shape = list(maps.shape)
         shape[-2], shape[-1] = rows, columns

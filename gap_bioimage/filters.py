@@ -99,6 +99,12 @@ def curvatures(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
     return straight, diagonal.mul_(0.5)
 
 
+def padded(x: Tensor, factor: int) -> Tensor:
+    """Add zeros below and on the right of planes, up to whole multiples of a factor."""
+    below, right = (factor - x.shape[-2] % factor) % factor, (factor - x.shape[-1] % factor) % factor
+    return torch.constant_pad_nd(x, [0, right, 0, below], 0.0) if below + right > 0 else x
+
+
 def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     """Enlarge planes linearly, and cut them to a size."""
     size = [factor * x.shape[-2], factor * x.shape[-1]]
@@ -133,7 +139,6 @@ class Filters(nn.Module):
         self.kernels.append(gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
         self.z_kernels.append(gaussian(along_z))
 
-    @torch.jit.unused
     def filter_reach_px(self, number: int) -> int:
         """Return how far a filter looks in the plane."""
         pool, half = self.pools[number], len(self.kernels[number]) - 1
@@ -185,10 +190,7 @@ class Filters(nn.Module):
         pool = self.pools[number]
         if pool == 1:
             return x
-        below, right = (pool - x.shape[-2] % pool) % pool, (pool - x.shape[-1] % pool) % pool
-        if below + right > 0:
-            x = torch.constant_pad_nd(x, [0, right, 0, below], 0.0)
-        return F.avg_pool2d(x, [pool, pool])
+        return F.avg_pool2d(padded(x, pool), [pool, pool])
 
     def blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
         """Smooth what was pooled from planes of this size, and leave it at that."""
