@@ -22,7 +22,6 @@ from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError
 AXES = "tczyx"
 SAMPLES = "samples"
 STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
-OPEN_ENDED = "open ended"  # its attribute: more may be missing than are listed
 ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
@@ -110,7 +109,7 @@ class Lazy(BackendArray):
 
 
 def image_of(
-    array: Any, dims: Iterable[str], meta: Metadata, held: npt.NDArray[np.bool_] | None = None, open_ended: bool = False
+    array: Any, dims: Iterable[str], meta: Metadata, held: npt.NDArray[np.bool_] | None = None
 ) -> xr.DataArray:
     """Return an array as an image: mapped where it is NumPy's, else read where it is indexed.
 
@@ -134,7 +133,7 @@ def image_of(
     image = xr.DataArray(xr.Variable(names, array), name="photons", attrs={"metadata": meta})
     image.encoding["mapped"] = mapped
     if held is not None:
-        image = image.assign_coords({STORED: (names[: held.ndim], held, {OPEN_ENDED: open_ended})})
+        image = image.assign_coords({STORED: (names[: held.ndim], held)})
     single = [dim for dim in names if image.sizes[dim] == 1 and dim not in tuple(AXES) and not is_unknown(dim)]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
-from gap_bioimage.io.image import AXES, OPEN_ENDED, SAMPLES, STORED, Stored, is_unknown, with_coordinates
+from gap_bioimage.io.image import AXES, SAMPLES, STORED, Stored, is_unknown, with_coordinates
 
 _SHOWN = 8
 _FEW = 4  # channels
@@ -155,7 +155,6 @@ def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.
 def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
     """Return the error for an image of which planes are missing, with what there is of it and how to read that."""
     stored = image.coords[STORED]
-    least, way = "at least " if stored.attrs[OPEN_ENDED] else "", ""
     for axis in ("t", "c", *stored.dims[:1]):
         whole = stored.all([dim for dim in stored.dims if dim != axis]).values if axis in stored.dims else np.array([])
         if whole.any() and not whole.all() and (axis in ("t", "c") or image.ndim == 3):
@@ -164,7 +163,7 @@ def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
             kind = {"t": "frames", "c": "channels"}.get(str(axis), "planes")
             way = f"channel={first}" if axis == "c" else f'time="{first}:{last}"'
             way += "" if axis in ("t", "c") else ' and axes="tyx"'
-            told = f"{file} holds {int(whole.sum())} of {least}{whole.size} {kind}; read them with {way}"
+            told = f"{file} holds {int(whole.sum())} of {whole.size} {kind}; read them with {way}"
             return UnreadableImageError(f"{told}, or copy it again")
-    told = f"{file} holds {int(stored.sum())} of {least}{stored.size} planes"
+    told = f"{file} holds {int(stored.sum())} of {stored.size} planes"
     return UnreadableImageError(f"{told}; copy or export it again")

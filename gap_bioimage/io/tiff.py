@@ -31,7 +31,6 @@ _POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are image
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
 _PLACES = (273, 279, 324, 325)  # the tags that say where the values of a page are
 _BYTES = {3: 2, 4: 4, 16: 8}  # of a value, by type
-_ALIGNED_BYTES = 16  # a page that follows planes begins so near to their end
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class _Planes:
     series: Any
     files: frozenset[str]
     offset: int | None = None
-    open_ended: bool = False  # how many planes the file had is not known; one that is missing stands for them
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,7 +54,7 @@ class _Planes:
         if held.all() and self.offset is not None:
             return image_of(np.memmap(path, dtype, "r", self.offset, self.shape), self.dims, meta)
         lazy = Lazy(self.shape, dtype, partial(self._read, path, tif, dtype))
-        return image_of(lazy, self.dims, meta, None if held.all() else held, self.open_ended)
+        return image_of(lazy, self.dims, meta, None if held.all() else held)
 
     def _read(self, path: Path, tif: tifffile.TiffFile, dtype: Any, index: tuple[Any, ...]) -> npt.NDArray[Any]:
         outer = self.table.ndim
@@ -82,11 +80,11 @@ def open_tiff(path: Path) -> list[Stored]:
             with tifffile.TiffFile(path, size=min(lost, path.stat().st_size) if lost else None) as tif:
                 if tif.is_shaped and len(tif.pages) > 1 and getattr(tif.pages[1], "is_shaped", False):
                     tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
-                count = 1 if tif.is_imagej else len(tif.series)
+                count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # of Zeiss the others are thumbnails
                 return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
         except (IndexError, struct.error):
-            told = f"{path}, or another file of its set, is cut within a page"
-            raise UnreadableImageError(f"{told}; copy that again, or read {path.name} in a folder of its own") from None
+            told = f"{path}, or another file of its set, is cut within a page; copy that again"
+            raise UnreadableImageError(f"{told}, or read {path.name} in a folder of its own") from None
 
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
@@ -123,7 +121,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     with suppress(IndexError):  # a description that names more pages than there are
         pages.extend(series.pages)
     inner, files = len(page.shape), frozenset(each.parent.filehandle.path for each in pages if each is not None)
-    dims, lengths, open_ended = series.axes, series.shape[:-inner], False
+    dims, lengths = series.axes, series.shape[:-inner]
     mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
     if tif.is_imagej and kind != "ome" and (promised := _imagej_axes(tif, page, series)):
@@ -131,11 +129,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
     elif kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
         return _Planes(outer + page.axes, table, page, series, files)
-    elif lost and kind in ("uniform", "generic"):  # nothing says how many planes there were
-        behind = _planes_behind(tif, lost) if mappable and page is tif.pages.first else 0
-        open_ended, pages = behind < 2, pages[:1] if behind > 1 else pages
-        dims, lengths = "I" + page.axes, (len(pages) + 1 if open_ended else behind,)
-    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):
+    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):  # the others say how many there were
         raise IndexError
     elif (
         series.shape[-inner:] != page.shape
@@ -147,21 +141,13 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
     # one page may describe all planes, which then lie behind one another
-    if len(pages) == 1 < count and mappable and not open_ended:
+    if len(pages) == 1 < count and mappable:
         offset = page.dataoffsets[0]
         there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
         held = [place if place < there else -1 for place in range(count)]
     elif -1 in held or len(held) < count:
         held, offset = held + [-1] * (count - len(held)), None
-    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, files, offset, open_ended)
-
-
-def _planes_behind(tif: tifffile.TiffFile, lost: int) -> int:
-    """Return how many planes lie between the first one and the page that follows, where nothing else does."""
-    first = tif.pages.first
-    following = tif.pages[1].offset if len(tif.pages) > 1 else lost
-    count, rest = divmod(following - first.dataoffsets[0], max(first.nbytes, 1))
-    return int(count) if rest < _ALIGNED_BYTES else 0
+    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, files, offset)
 
 
 def _is_held(page: Any) -> bool:
@@ -239,11 +225,17 @@ def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
         return _of_ome(tif.ome_metadata, series)
     if tif.is_imagej and tif.imagej_metadata:
         return _of_imagej(tif, tif.imagej_metadata)
-    if tif.is_micromanager and (summary := (tif.micromanager_metadata or {}).get("Summary")):
-        words = {"z": "z-step_um", "y": "PixelSize_um", "x": "PixelSize_um", "t": "Interval_ms"}
-        steps = steps_of({axis: (summary.get(word), word.split("_")[1]) for axis, word in words.items()})
-        names = summary.get("ChNames")
-        return Metadata(steps, list(map(str, names)) if isinstance(names, list) else ())
+    if tif.is_micromanager and (words := (tif.micromanager_metadata or {}).get("Summary")):
+        keys = {"z": "z-step_um", "y": "PixelSize_um", "x": "PixelSize_um", "t": "Interval_ms"}
+        steps = {axis: (words.get(key), key.split("_")[1]) for axis, key in keys.items()}
+        names = words.get("ChNames")
+        return Metadata(steps_of(steps), list(map(str, names)) if isinstance(names, list) else ())
+    if tif.is_lsm and (words := tif.lsm_metadata):
+        steps = {axis: (words.get(f"VoxelSize{axis.upper()}"), "m") for axis in "zyx"}
+        return Metadata(steps_of(steps | {"t": (words.get("TimeIntervall"), "s")}))
+    if tif.is_stk and (words := tif.stk_metadata):
+        steps = {axis: (words.get(f"{axis.upper()}Calibration"), words.get("CalibrationUnits")) for axis in "yx"}
+        return Metadata(steps_of(steps | {"z": (np.median(words["ZDistance"]), "um")}))
     return Metadata(description=str(tif.pages.first.description))
 
 
