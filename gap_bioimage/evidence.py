@@ -19,7 +19,7 @@ Planes = list[Floats]
 
 _STILL = 1.2  # variance / mean of differences of frames, above which something may move
 _AREA = 0.8  # share of pixels like their neighbour in masks and labels
-_GAPS, _LEAST_GAPS = ((3, 0.7), (16, 0.1)), 3  # levels on either side, the share of theirs in a gap; and of a comb
+_SIDE, _GAP, _LEAST_GAPS = 3, 0.7, 3  # levels on either side of a gap, the share of theirs in it; gaps of a comb
 _BESIDE_GAP = 0.9  # share of the fullest of these levels that one beside a gap has
 _PER_LEVEL = 10  # pixels of levels none of which is beside another
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
@@ -159,27 +159,21 @@ def missing_levels(planes: Planes) -> int:
     """Count the gaps of a histogram, levels that rounding after a change of scale has skipped.
 
     A gap has at most 0.7 of the pixels that the fullest of three levels on either side have, by five standard errors;
-    or, after a large factor, next to none of those that 16 levels have; and it is sudden, unlike the valley between the
-    values of n electrons and of n + 1 that cameras of little read noise show. Where no two levels are neighbours, all
-    are gaps.
+    and it is sudden, unlike the valley between the values of n electrons and of n + 1 that cameras of little read noise
+    show. Where no two levels are neighbours, all are gaps.
     """
     lowest = min(float(plane.min()) for plane in planes)
     levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
     histogram = np.bincount(levels).astype(float)
-    count = 0
-    for side, share in _GAPS:
-        if len(histogram) < 2 * side:
-            continue
-        fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, side), side).max(1)
-        before, after = fullest[: len(histogram)], fullest[side + 1 :]
-        expected = share * np.minimum(before, after)
-        gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
-        # several in a row are one, so that a valley between two peaks does not count for more
-        first, behind = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
-        beside = np.array([[histogram[first - 1], before[first]], [histogram[behind], after[behind - 1]]])
-        sudden = beside[:, 0] >= _BESIDE_GAP * beside[:, 1] - 3 * np.sqrt(beside[:, 1])
-        count = max(count, int((sudden.any(0) | (histogram[first] == 0)).sum()))
-    if count >= _LEAST_GAPS:
+    fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, _SIDE), _SIDE).max(1)
+    before, after = fullest[: len(histogram)], fullest[_SIDE + 1 :]
+    expected = _GAP * np.minimum(before, after)
+    gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
+    # several in a row are one, so that a valley between two peaks does not count for more
+    first, behind = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
+    beside = np.array([[histogram[first - 1], before[first]], [histogram[behind], after[behind - 1]]])
+    sudden = beside[:, 0] >= _BESIDE_GAP * beside[:, 1] - 3 * np.sqrt(beside[:, 1])
+    if (count := int((sudden.any(0) | (histogram[first] == 0)).sum())) >= _LEAST_GAPS:
         return count
     taken = np.flatnonzero(histogram)  # of dim counts a few levels remain, each with many pixels and far from the next
     far_apart = len(taken) > 2 and np.diff(taken).min() > 1 and histogram[taken[1:]].sum() >= _PER_LEVEL * len(taken)

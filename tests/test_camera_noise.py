@@ -91,7 +91,7 @@ def test_structure_that_stands_still_or_bleaches_leaves_no_trace_in_repeats(fram
     noisy = rng.poisson(sharp * np.linspace(1, bleached, frames)[:, None, None]).astype(float)
     assert abs(correlated(noisy).largest) > 0.2
     assert abs(correlated(noisy, 0).largest) < 0.05
-    assert frame_correlation(noisy[None])[0] == 0
+    assert frame_correlation(noisy[None]) == 0
 
 
 @pytest.mark.parametrize("shift", [(0.5, 0.0), (0.3, 0.2)])
@@ -102,10 +102,6 @@ def test_a_shift_by_part_of_a_pixel_leaves_its_own_correlation(shift: tuple[floa
     found = correlated(moved, time)
     assert [found.y, found.x] == pytest.approx(expected, abs=5 * found.error)
     assert found.found
-    # the variance that interpolation takes is known
-    assert found.factor == pytest.approx(1 / math.prod(f**2 + (1 - f) ** 2 for f in shift), rel=0.1)
-    wide = ndimage.gaussian_filter(white((20, 128, 128)), (0, 1.0, 1.0))
-    assert correlated(wide, 0).factor == pytest.approx(4 * math.pi, rel=0.25)
 
 
 @pytest.mark.parametrize("mean", [0.05, 5.0, 300.0])

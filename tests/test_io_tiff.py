@@ -187,7 +187,7 @@ def test_cut_files_offer_the_whole_ones_of_planes_that_they_promise(tmp_path, ki
         if (start := tif.series[0].dataoffset) is not None:
             ends = [start + MOVIE[0].nbytes * (number + 1) for number in range(len(MOVIE))]
     file = path.read_bytes()
-    # within the first, in the middle of a plane, before its last byte, behind it, and within what describes the next one
+    # within the first, in the middle of a plane, before its last byte, behind it, and within what describes the next
     for size in (9, 60, ends[0] - 1, len(file) // 2, ends[4] - 1, ends[4], ends[4] + 7, ends[6] + 99):
         path.write_bytes(file[:size])
         whole = sum(end <= size for end in ends)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
-from gap_bioimage.camera.doubts import LEFT_OUT, Measured, of_images, of_numbers
-from gap_bioimage.camera.frames import Frames, Images, dark_of, frames_of
+from gap_bioimage.camera.doubts import LEFT_OUT, Measured, doubts_of
+from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
-from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
+from gap_bioimage.camera.noise import SMOOTHED, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
@@ -87,13 +87,10 @@ class Calibration:
     @property
     def message(self) -> str:
         """The result in words, without the warnings."""
+        told = f"gain {self.gain} ADU per {self.unit}, offset {self.offset} ADU, read noise {self.read_noise}"
         if self.counts:
-            numbers = f"gain {self.gain.value:.3g}, offset {self.offset.value:.3g}"
-            return f"{self.images} holds photon counts already: {numbers}; no camera is needed"
-        return (
-            f"{self.images}: gain {self.gain} ADU per {self.unit}, offset {self.offset} ADU, read noise "
-            f"{self.read_noise} {self.unit}s (95 % intervals)"
-        )
+            return f"{self.images} holds photon counts already, no camera is needed: {told}"
+        return f"{self.images}: {told} {self.unit}s (95 % intervals)"
 
     def save(self, path: Path | str) -> None:
         """Write the camera as yaml, with its maps as TIFF beside it.
@@ -170,29 +167,30 @@ def calibrate(
     ConfigError
         If a given number is out of range, or given twice.
     """
-    _check_given(dark, offset, read_noise, saturation)
+    if sum(one is not None for one in (dark, offset, read_noise)) > 1:
+        raise ConfigError("of dark frames, offset and read noise several were given; give the dark frames alone")
+    for name, value in {"offset": offset, "read noise": read_noise, "saturation": saturation}.items():
+        if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
+            raise ConfigError(f"the {name} is {value}, expected a finite number, and from 0 up but for the offset")
     frames = frames_of(images, saturation, dims)
     dark_frames = None if dark is None else dark_of(dark, frames, dims)
-    moments, saturated = _unsaturated(frames)
-    correlation, (between_frames, lost) = correlation_of(moments), frame_correlation(frames.values)
-    _check_raw(frames, correlation, between_frames)
-    fit = fit_line(moments if dark_frames is None else dark_frames.added_to(moments))
-    tells = frames.count > 2 and fit.outliers <= LEFT_OUT  # moving objects skew differences, too
+    it = _measured(frames, dark_frames)
+    tells = frames.count > 2 and it.fit.outliers <= LEFT_OUT  # moving objects skew differences, too
     known = Known(
         dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
         read_noise,
         # structure of one image has third moments of its own
         multiplying if tells or multiplying is not None else False,
-        imposed=abs(correlation.largest) < CORRELATED,
+        imposed=abs(it.correlation.largest) < CORRELATED,
     )
-    numbers = numbers_of(fit, known, seed)
-    _check_numbers(frames.name, moments, numbers, known)
+    numbers = numbers_of(it.fit, known, seed)
+    _check_numbers(frames.name, it.moments, numbers, known)
     if frames.count == 1:  # its structure is taken for noise, too
         gain = numbers.gain
-        low, high = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
-        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - low, 0.0), gain.value + high))
+        below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
+        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - below, 0.0), gain.value + above))
     unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure misleads it
-    curve = curve_of(fit.kept, numbers.gain.value, unlit)
+    curve = curve_of(it.fit.kept, numbers.gain.value, unlit)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
     if frames.count == 1 and curve.chi_square > _NO_LINE:
@@ -200,37 +198,25 @@ def calibrate(
     if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
         told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
         raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")
-    noise = (correlation, between_frames, lost)
-    return _result(Measured(frames, dark_frames, saturated, *noise, fit, curve, numbers), known)
+    return _result(it, numbers, curve, known)
 
 
-def _check_given(dark: object, offset: float | None, read_noise: float | None, saturation: float | None) -> None:
-    if sum(one is not None for one in (dark, offset, read_noise)) > 1:
-        told = "dark frames, offset and read noise tell one another, but several of them were given, expected one"
-        raise ConfigError(f"{told}; give the dark frames alone, or the offset")
-    for name, value in (("offset", offset), ("read noise", read_noise), ("saturation", saturation)):
-        if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
-            raise ConfigError(f"the {name} is {value}, expected a finite number{' from 0 up' * (name != 'offset')}")
-
-
-def _unsaturated(frames: Frames) -> tuple[Moments, float]:
-    """Measure the noise in blocks, without those that are saturated; return the share of these, too."""
+def _measured(frames: Frames, dark: Dark | None) -> Measured:
+    """Measure the noise in blocks that are not saturated; refuse images whose noise is that of a program."""
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
-        told = f"{np.mean(full):.0%} of the image is saturated, expected images below the camera's ceiling"
-        raise NotPhotonCountsError(f"{told}; use a shorter exposure, or give --saturation if the ceiling is higher")
-    return moments.at(~full), float(full.mean())
-
-
-def _check_raw(frames: Frames, correlation: Correlation, between_frames: float) -> None:
-    """Refuse images whose noise is that of a program."""
-    most = abs(correlation.largest)
-    if most + between_frames > SMOOTHED[frames.count > 1]:
-        whose = "neighbouring pixels" if most >= between_frames else "successive frames"
-        told = f"the noise of {whose} of {frames.name} is correlated by {max(most, between_frames):.2f}"
-        cause = "as of images that were smoothed, averaged or resampled, or where the whole field moves"
+        hint = "use a shorter exposure, or give --saturation if the camera's ceiling is higher"
+        raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated, expected less; {hint}")
+    moments = moments.at(~full)
+    fit = fit_line(moments if dark is None else dark.added_to(moments))
+    noise = (correlation_of(moments), frame_correlation(frames.values))
+    it = Measured(frames, dark, moments, float(full.mean()), *noise, fit)
+    if abs(it.correlation.largest) + it.between_frames > SMOOTHED[frames.count > 1]:
+        told = f"neighbouring pixels or frames of {frames.name} share noise ({it.shared:.2f})"
+        cause = "as where images were smoothed, averaged or resampled, or the whole field moves"
         raise NotPhotonCountsError(f"{told}, {cause}; use raw images of a field that stands still")
+    return it
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
@@ -238,9 +224,8 @@ def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -
     gain, offset = numbers.gain, numbers.offset.value
     more = "use images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
     if not math.isfinite(gain.value + gain.high):
-        varies = float(blocks.mean.var()) > 10 * float(np.mean(blocks.variance / blocks.samples))
-        told = "the noise of {} does not grow with brightness" if varies else "the brightness of {} varies too little"
-        raise NotPhotonCountsError(f"{told.format(name)} to find the gain; {more}, all of them raw")
+        told = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
+        raise NotPhotonCountsError(f"{told}; {more}, all of them raw")
     if known.offset is None:
         return
     error = np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
@@ -250,64 +235,46 @@ def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -
         raise NotPhotonCountsError(f"{name}: {told} the offset of {offset:.4g} ADU; {_OF_THE_SAME}")
 
 
-def _result(it: Measured, known: Known) -> Calibration:
-    frames, dark, numbers, kept = it.frames, it.dark, it.numbers, it.fit.kept
-    detector = Detector(_camera_of(it), None if dark is None else dark.maps(numbers.gain.value))
-    whence = "noise" if known.read_noise is None else "given read noise"
-    step = max(1, len(kept.mean) // _SHOWN)
-    return Calibration(
-        detector=detector,
-        gain=numbers.gain,
-        offset=numbers.offset,
-        read_noise=numbers.read_noise,
-        method=detector.camera.measured["method"],
-        offset_from="dark frames" if dark is not None else "given" if known.offset is not None else whence,
-        images=frames.name,
-        frames=frames.count,
-        dark=None if dark is None else dark.frames.name,
-        dark_frames=0 if dark is None else dark.frames.count,
-        goodness=it.curve,
-        line=Line(numbers.gain.value, numbers.intercept),
-        cloud=np.stack([kept.mean, kept.variance])[:, ::step],
-        correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
-        third=numbers.third,
-        warnings=(*of_images(it), *of_numbers(it)),
-        counts=_is_counts(it),
-    )
-
-
-def _is_counts(it: Measured) -> bool:
-    """Whether images are photon counts: whole numbers with gain 1, no offset and no read noise."""
-    gain, offset = it.numbers.gain, it.numbers.offset
-    return (
-        it.frames.may_be_counts
-        and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
-        and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
-        and it.numbers.read_noise.low < 0.35
-        and not (it.numbers.multiplying or it.correlation.found)
-    )
-
-
-def _camera_of(it: Measured) -> Camera:
-    """Return the numbers as a camera, with how they were measured."""
+def _result(it: Measured, numbers: Numbers, curve: Curve, known: Known) -> Calibration:
     from gap_bioimage import __version__
 
-    frames, dark, numbers = it.frames, it.dark, it.numbers
-    method = "stack" if frames.count > 1 else "one image"
-    measured: dict[str, Any] = {"method": method, "images": frames.name, "frames": frames.count}
-    if dark is not None:
-        measured |= {"dark": dark.frames.name, "dark_frames": dark.frames.count}
+    frames, dark, gain, offset, kept = it.frames, it.dark, numbers.gain, numbers.offset, it.fit.kept
+    given = "noise" if known.read_noise is None else "given read noise"
+    told: dict[str, Any] = {"method": "stack" if frames.count > 1 else "one image", "images": frames.name}
+    told |= {"frames": frames.count, "dark": None if dark is None else dark.frames.name}
+    told |= {"dark_frames": 0 if dark is None else dark.frames.count}
+    measured = {name: value for name, value in told.items() if value}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
     if it.correlation.found or it.between_frames:
         measured["correlated"] = [_short(c) for c in (it.correlation.y, it.correlation.x, it.between_frames)]
-    measured |= {"chi_square": _short(it.curve.chi_square), "gap_bioimage": __version__}
-    return Camera(
-        gain=_short(numbers.gain.value) or numbers.gain.value,
-        offset=_short(numbers.offset.value) or 0.0,
+    measured |= {"chi_square": _short(curve.chi_square), "gap_bioimage": __version__}
+    camera = Camera(
+        gain=_short(gain.value) or gain.value,
+        offset=_short(offset.value) or 0.0,
         read_noise=_short(numbers.read_noise.value) or 0.0,
         saturation=frames.ceiling if math.isfinite(frames.ceiling) else None,
         multiplying=numbers.multiplying,
         measured={**measured, "date": datetime.datetime.now(datetime.UTC).date().isoformat()},
+    )
+    return Calibration(
+        detector=Detector(camera, None if dark is None else dark.maps(gain.value)),
+        gain=gain,
+        offset=offset,
+        read_noise=numbers.read_noise,
+        offset_from=given if known.offset is None else "given" if dark is None else "dark frames",
+        goodness=curve,
+        line=Line(gain.value, numbers.intercept),
+        cloud=np.stack([kept.mean, kept.variance])[:, :: max(1, len(kept.mean) // _SHOWN)],
+        correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
+        third=numbers.third,
+        warnings=tuple(doubts_of(it, numbers, curve)),
+        # whole numbers with gain 1, no offset and no read noise
+        counts=frames.may_be_counts
+        and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
+        and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
+        and numbers.read_noise.low < 0.35
+        and not (numbers.multiplying or it.correlation.found),
+        **told,
     )
 
 

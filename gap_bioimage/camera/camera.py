@@ -95,12 +95,11 @@ class Detector:
         if self.maps is None:
             camera = self.camera
             return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), self._rounded_deviation())
-        deviation: NDArray[np.float64] = self._deviation(np.asarray(self.maps.read_noise, np.float64))
+        deviation = self._deviation(np.asarray(self.maps.read_noise, np.float64))
         # beyond 1 the shift is a formula, below a smooth curve
         knots = np.linspace(0.0, 1.0, 200)
         curve = np.interp(deviation, knots, [model.balanced_shift(float(knot)) for knot in knots])
-        shift: NDArray[np.float64] = np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve)
-        return shift
+        return np.asarray(np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve))
 
     def background(self) -> float | NDArray[np.float64]:
         """Return what is to be subtracted from denoised counts, a number or (y, x): the counts of no electrons."""
@@ -130,15 +129,13 @@ class Detector:
         if rng is not None:
             values += rng.random(values.shape) - 0.5
         electrons = (values - self._offset()) / self.camera.gain + self.shift()
-        known = np.nan_to_num(np.rint(electrons), nan=0.0)
-        counts: NDArray[np.int32] = np.clip(known, 0, np.iinfo(np.int32).max).astype(np.int32)
-        if rng is None or not any(chance := model.spread_of_lowest(self._rounded_deviation())):
-            return counts
-        # clipping at zero has taken variance from the lowest counts: move some of them up or down by one
-        low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]
-        drawn = rng.random(counts.shape)
-        moved: NDArray[np.int32] = counts + (drawn < low) - (drawn > 1 - low)
-        return moved
+        counts = np.clip(np.nan_to_num(np.rint(electrons)), 0, np.iinfo(np.int32).max).astype(np.int32)
+        if rng is not None and any(chance := model.spread_of_lowest(self._rounded_deviation())):
+            # clipping at zero has taken variance from the lowest counts: move some of them up or down by one
+            low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]
+            drawn = rng.random(counts.shape)
+            counts = counts + (drawn < low) - (drawn > 1 - low)
+        return np.asarray(counts, np.int32)
 
     def electrons(self, adu: xr.DataArray) -> xr.DataArray:
         """Return camera values (..., y, x) in electrons, neither rounded nor clipped: for people to look at."""
@@ -150,16 +147,14 @@ class Detector:
         ceiling = self.camera.saturation
         if ceiling is None:
             ceiling = np.iinfo(adu.dtype).max if adu.dtype.kind in "iu" else math.inf
-        reached: NDArray[np.bool_] = adu >= ceiling
-        return reached
+        return np.asarray(adu >= ceiling)
 
     def check_size(self, image: xr.DataArray) -> None:
         """See that maps fit an image; AxesError if they have other sizes."""
         size = (image.sizes["y"], image.sizes["x"])
         if self.maps is not None and self.maps.offset.shape != size:
             told = f"the camera's maps have {self.maps.offset.shape} pixels, the image {size}"
-            hint = "or remove 'maps' from the camera's yaml to use one offset for all pixels"
-            raise AxesError(f"{told}; crop the dark frames as the images, {hint}")
+            raise AxesError(f"{told}; crop the dark frames as the images, or remove 'maps' from the camera's yaml")
 
     def _noise(self) -> float:
         """Read noise without digitisation, electrons."""
@@ -192,7 +187,7 @@ def read_camera(path: Path | str) -> Detector:
         camera = Camera.model_validate(read_yaml(path))
     except ValidationError as error:
         told = "; ".join(error_sentence(Camera, e) for e in error.errors())
-        hint = "`gap-bioimage calibrate` writes such a file, or write the lines 'gain: 2.2' and 'offset: 100' yourself"
+        hint = "expected lines such as 'gain: 2.2' and 'offset: 100'; `gap-bioimage calibrate` writes them"
         raise ConfigError(f"{path} does not describe a camera: {told}; {hint}") from None
     if camera.maps is None:
         return Detector(camera)
@@ -201,8 +196,8 @@ def read_camera(path: Path | str) -> Detector:
         raise ConfigError(f"{path} names the maps {camera.maps}, which are not beside it; copy them there too")
     maps = np.asarray(read_photons(file, "cyx", check=False), np.float32)
     if len(maps) != 2 or not np.isfinite(maps).all():
-        told = f"{file} has {len(maps)} channels, {np.count_nonzero(~np.isfinite(maps))} values are not finite"
-        raise ConfigError(f"{told}; expected two channels of finite numbers: offset and read noise of each pixel")
+        told = f"{file} has other than two channels, offset and read noise of each pixel, or values that are not finite"
+        raise ConfigError(f"{told}; write it again with `gap-bioimage calibrate`")
     return Detector(camera, PixelMaps(*maps))
 
 
@@ -244,9 +239,8 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     sample = np.asarray(planes[np.unique(np.linspace(0, len(planes) - 1, 8).astype(int))])
     below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
-        told = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g} (median "
-        told += f"{np.median(sample):g}), expected raw images of that camera"
-        raise NotPhotonCountsError(f"{told}; for images that are photon counts already leave it out (--camera none)")
+        told = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g}"
+        raise NotPhotonCountsError(f"{told}, expected its raw images; for photon counts leave it out (--camera none)")
     for told in _doubts(image, sample, detector, name):
         warnings.warn(told, GapWarning, stacklevel=2)
 
@@ -254,22 +248,21 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
 def _doubts(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name: str) -> Iterator[str]:
     camera, share = detector.camera, float(np.mean(detector.saturated(sample)))
     if share > _MOST_SATURATED:
-        told = f"{share:.2%} of the pixels of {name} are saturated: training leaves them out, and results there"
-        yield f"{told} are too dark; use a shorter exposure"
+        yield f"{share:.2%} of the pixels of {name} are saturated, and results there too dark; use a shorter exposure"
     if detector.correlation >= CORRELATED:
         told = f"this camera was measured on images whose neighbours share noise ({detector.correlation:.2f}): networks"
         yield f"{told} copy some of it, and what is held out of {name} tells nothing of quality; use raw images"
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:
-        told = f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons"
-        told += ": they are those of another camera or setting, or the image was smoothed or resampled"
-        yield f"{told}; measure them with `gap-bioimage calibrate`"
+        told = f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons, as with"
+        yield f"{told} another camera or setting, or after smoothing; measure them with `gap-bioimage calibrate`"
     # a percentile, because single pixels of dark images are noise
     signal = max(0.0, (float(np.percentile(sample, 25)) - camera.offset) / camera.gain)
     if camera.read_noise > _QUIET and signal + camera.read_noise**2 < model.MODEL_FROM:
-        told = f"dark pixels of {name} have {signal:.2g} electrons with a read noise of {camera.read_noise:.2g}"
-        told += ": they are clipped at zero, and their counts are only roughly those of photons"
-        yield f"{told} (signal + read noise^2 should be at least 1)"
+        told = (
+            f"dark pixels of {name} have {signal:.2g} electrons: clipped at zero, their counts are only roughly those"
+        )
+        yield f"{told} of photons (signal + read noise^2 should be at least 1)"
 
 
 def _variance_over_mean(image: xr.DataArray, detector: Detector) -> float:

@@ -88,19 +88,18 @@ def frames_of(
         raise AxesError(f"{told}; choose one with --channel (in Python isel(c=0))")
     image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
     values = np.asarray(image.data)
-    rows, columns = values.shape[-2:]
-    if min(rows, columns) < _LEAST_PX or not values.size:
+    if min(values.shape[-2:]) < _LEAST_PX or not values.size:
         told = " x ".join(map(str, values.shape))
         raise AxesError(f"{name} has {told} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
     if values.dtype.kind not in "buif":
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
     found = scan(values)
     if found.nonfinite or found.minimum == found.maximum:
-        told = f"{found.nonfinite} pixels are NaN or infinite" if found.nonfinite else "all values are the same"
-        raise NotPhotonCountsError(f"{name}: {told}, expected a camera's numbers and their noise; use raw images")
+        told = f"{name} has {found.nonfinite} pixels that are NaN or infinite, or the same value everywhere"
+        raise NotPhotonCountsError(f"{told}, expected a camera's numbers and their noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
-        told = f"{name} holds two values only, as masks and one-bit frames do, which need no camera"
+        told = f"{name} holds two values only, as masks and one-bit frames, which need no camera"
         raise NotPhotonCountsError(f"{told}; of one-bit frames train on sums (--sum-frames)")
     if saturation is None:
         saturation = found.maximum if found.piled_up(values.dtype) else math.inf
@@ -113,17 +112,16 @@ def distinct(stack: Values) -> tuple[Values, str]:
     first: dict[bytes, int] = {}
     told, rows = [], stack.shape[2]
     bare = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
-    most = float(np.median(bare)) + _LOST * rows  # dim frames and those with margins have such rows, too
+    most = min(float(np.median(bare)) + _LOST * rows, rows - 1)  # dim frames and those with margins have such rows, too
     for t in range(stack.shape[1]):
-        if bare[t] == rows or bare[t] > most:
+        if bare[t] > most:
             told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
         # in the first row some cameras write the time
         elif (before := first.setdefault(hashlib.blake2b(stack[:, t, 1:].tobytes()).digest(), t)) != t:
             told.append(f"frames {before} and {t} are equal")
     if not told or not first:
         return stack, ""
-    more = f", and {len(told) - 1} more are like that" if len(told) > 1 else ""
-    text = f"{told[0]}{more}: left out, {len(first)} of {stack.shape[1]} frames remain"
+    text = f"{told[0]} and the like: left out, {len(first)} of {stack.shape[1]} frames remain"
     return stack[:, sorted(first.values())], text
 
 
@@ -131,10 +129,10 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     """Measure dark frames, which are to be as large as the images and darker."""
     found = frames_of(dark, dims=dims, what="the dark stack")
     size, expected = found.values.shape[2:], frames.values.shape[2:]
-    found = replace(found, values=found.values.reshape(1, -1, *size))  # without light planes are frames, too
     if size != expected:
         raise AxesError(f"{found.name} has {size} pixels, expected the {expected} of {frames.name}; record both alike")
-    film, count = found.values[0], found.count
+    film = found.values.reshape(-1, *size)  # without light planes are frames, too
+    found, count = replace(found, values=film[np.newaxis]), len(film)
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
     away = np.abs(mean - np.median(mean))
@@ -142,7 +140,7 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(usual.std() / usual.size**0.5)
     light = float(np.mean(frames.values[:, 0], dtype=np.float64))
     if usual.mean() > light:
-        told = f"{found.name} (mean {usual.mean():.4g} ADU) is brighter than {frames.name} (mean {light:.4g})"
-        raise NotPhotonCountsError(f"{told}, expected dark frames; exchange them, or record with the shutter closed")
+        told = f"{found.name} is brighter than {frames.name}, expected dark frames"
+        raise NotPhotonCountsError(f"{told}; exchange them, or record with the shutter closed")
     squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
     return Dark(found, (float(usual.mean()), error), mean, squares / (count - 1) if count > 1 else None)

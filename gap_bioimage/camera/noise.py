@@ -166,21 +166,13 @@ class Correlation:
 
     @property
     def found(self) -> bool:
-        """Whether neighbours' noise is correlated by more than chance: 0.05 and five standard errors, more of few."""
-        # the spread of few blocks is hardly known itself, and they were chosen for being dark
-        sure = _SURE * (1 + 30 / max(self.blocks, 1))
-        return max(abs(self.y), abs(self.x)) > max(_ALIKE, sure * self.error)
+        """Whether neighbours' noise is correlated by more than chance: 0.05 and five standard errors."""
+        return max(abs(self.y), abs(self.x)) > max(_ALIKE, _SURE * self.error)
 
     @property
     def largest(self) -> float:
         """The one of y and x that is further from zero; 0 where it is not more than chance."""
         return max(self.y, self.x, key=abs) if self.found else 0.0
-
-    @property
-    def factor(self) -> float:
-        """Photons' variance over that of the noise, if its correlation falls off as that of smoothed noise does."""
-        along = [max(c, 0.0) for c in (self.y, self.x)] if self.found else []
-        return math.prod(1 + 2 * (c + c**4 + c**9) for c in along)
 
 
 def correlation_of(moments: Moments) -> Correlation:
@@ -205,14 +197,14 @@ def correlation_of(moments: Moments) -> Correlation:
     return Correlation(float(value[0]), float(value[1]), max(float(spread.max()), least), used)
 
 
-def frame_correlation(stack: Values) -> tuple[float, float]:
-    """Return the correlation of successive frames' noise, and raw variance over that which second differences show.
+def frame_correlation(stack: Values) -> float:
+    """Return the correlation of successive frames' noise, 0 where it is small.
 
     The variance of differences grows with their distance in time until the noise has nothing in common.
     """
     frames = stack.shape[1]
     if frames < 6:
-        return 0.0, 1.0
+        return 0.0
     lags = np.arange(1, min(8, frames // 2) + 1)
     starts = np.unique(np.linspace(0, frames - 1 - lags[-1], 24).astype(int))
     window = tuple(slice(max(0, (n - 256) // 2), (n + 256) // 2) for n in stack.shape[2:])
@@ -221,8 +213,5 @@ def frame_correlation(stack: Values) -> tuple[float, float]:
     away = (np.mean([steadied(film[s + lag] - film[s].astype(float)) ** 2 for s in starts], axis=0) for lag in lags)
     found = np.array([np.median(block_means(squares, 4)) for squares in away])
     tail = found[len(found) // 2 :].mean()
-    shared = 1 - found / tail if tail > 0 else np.zeros_like(found)
-    if shared[0] < 2 * _ALIKE:
-        return 0.0, 1.0
-    second = 1 - 4 / 3 * shared[0] + shared[1] / 3
-    return float(shared[0]), (1 + 2 * float(np.maximum(shared, 0).sum())) / max(float(second), 0.05)
+    shared = float(1 - found[0] / tail) if tail > 0 else 0.0
+    return shared if shared >= 2 * _ALIKE else 0.0

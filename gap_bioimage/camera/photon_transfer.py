@@ -23,7 +23,7 @@ _COARSE = 0.9  # ADU per electron above which whole numbers of electrons differ 
 _ROUNDED = 0.5  # ADU^2 below which rounding is no longer noise of 1/12 ADU^2
 _FULL_WEIGHT, _NO_WEIGHT = 3.0, 6.0  # residuals, in standard deviations
 _LEAST_VARIANCE = 5e-3  # ADU^2; counts of few photons have no less
-_ZEROS, _FEW_ZEROS = 2e-3, (1e-3, 1e-2, 5e-2)  # shares of zeros: where clipping may start, and how many may stay
+_ZEROS, _FEW_ZEROS = 2e-3, 1e-2  # shares of zeros: where clipping may start, and how many may stay
 _LIKE_COUNTS = 0.15  # relative difference of variance and mean
 _REPLICATES, _MOST_CLUSTERS = 1000, 1024
 _SYSTEMATIC = 0.03  # of the third moment's slope
@@ -69,11 +69,10 @@ def fit_line(moments: Moments) -> Fit:
         return bool(np.count_nonzero(kept) >= max(LEAST_BLOCKS, 0.1 * len(kept)))
 
     found, clipped, coarse = _iterated(moments), False, False
-    dim = moments.zeros > _ZEROS
-    bright = next((kept for few in _FEW_ZEROS if enough(kept := moments.zeros < few)), None)
-    if dim.any() and bright is None:  # nothing tells the line of the others, but counts have no other
+    dim, bright = moments.zeros > _ZEROS, moments.zeros < _FEW_ZEROS
+    if dim.any() and not enough(bright):  # nothing tells the line of the others, but counts have no other
         clipped = abs(moments.variance.sum() / moments.mean.sum() - 1) > _LIKE_COUNTS
-    elif dim.any() and bright is not None:
+    elif dim.any():
         rest = _iterated(moments.at(bright))
         clipped = _falls_short(moments.at(dim), rest.line)
         found = rest if clipped else found
@@ -285,7 +284,7 @@ def _multiplying(ratio: Estimate | None, known: Known) -> tuple[bool, bool]:
     if ratio is None or not known.imposed or not math.isfinite(ratio.low + ratio.high):
         return False, ratio is None or known.imposed
     error = max((ratio.high - ratio.low) / 4, _SYSTEMATIC)
-    undecided = max(abs(ratio.value - POISSON), abs(ratio.value - MULTIPLIED)) < 3 * error
+    undecided = max(ratio.value - POISSON, MULTIPLIED - ratio.value) < 3 * error
     return ratio.value > (POISSON + MULTIPLIED) / 2 and not undecided, undecided
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BLUE, _RED, _GREY = "#1f5f99", "#c8442c", "0.72"
 _WIDE = 20.0  # ratio of signals from which on axes are logarithmic
-_BARS = 400  # more levels than this are drawn as a line over bins
+_BARS = 400  # of a histogram
 
 
 def plot_calibration(found: Calibration) -> Figure:
@@ -32,7 +32,7 @@ def plot_calibration(found: Calibration) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]})
     signal, expected = curve.mean - offset, found.line.at(curve.mean)
     low, high = float(signal.min()), float(signal.max())
-    wide = low > 0 and high > _WIDE * low
+    wide = 0 < _WIDE * low < high
     x = np.geomspace(0.5 * low, high, 400) if wide else np.linspace(min(low, 0), high, 400)
     upper.plot(found.cloud[0] - offset, found.cloud[1], ".", ms=2, color=_GREY, label="blocks of pixels")
     upper.plot(x, found.line.at(x + offset), color=_RED, label="line: gain (mean - offset) + floor")
@@ -84,31 +84,29 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
     planes = [np.nan_to_num(look.mean) for look in looks_at(as_stack(values), FEW_PIXELS, False)]
     plane = max(planes, key=lambda each: float(each.mean()))
     low, high = float(plane.min()), float(np.percentile(plane, 99.8))
-    top = high if high > low else low + 1
-    figure.colorbar(show(panels[0, 0], f"brightest plane ({image.dtype})", plane, top, vmin=low), shrink=0.8)
-    panels[0, 0].title.set_fontsize(9)
+    drawn = show(panels[0, 0], f"brightest plane ({image.dtype})", plane, max(high, low + 1e-6), vmin=low)
+    figure.colorbar(drawn, shrink=0.8)
     _draw_histogram(panels[0, 1], np.concatenate([plane.ravel() for plane in planes]), report)
     _draw_curve(panels[1, 0], report)
     _draw_correlation(panels[1, 1], report)
+    for axes in panels.flat:
+        axes.title.set_fontsize(9)
     return figure
 
 
 def _draw_histogram(axes: Axes, values: Floats, report: Inspection) -> None:
     low, high = float(values.min()), float(values.max())
-    whole = bool((values == np.rint(values)).all())
+    whole = bool((values == np.rint(values)).all())  # whose levels have a bar each, or some of them together
     width = math.ceil((high - low + 1) / _BARS) if whole else max(high - low, 1e-12) / _BARS
     axes.hist(values, bins=np.arange(low - 0.5 * whole, high + 1.5 * width, width).tolist(), color="0.4")
-    axes.set(yscale="log", xlabel="value", ylabel="pixels")
-    axes.set_ylim(bottom=0.7)
-    told = f"all multiples of {report.lattice:g}, {report.saturated_share or 0:.2%} saturated"
-    axes.set_title(f"histogram: {report.zero_share or 0:.1%} zeros, {told}", fontsize=9)
+    told = f"histogram: {report.zero_share or 0:.1%} zeros, {report.saturated_share or 0:.2%} saturated"
+    axes.set(yscale="log", xlabel="value", ylabel="pixels", title=told)
 
 
 def _draw_curve(axes: Axes, report: Inspection) -> None:
     """Draw the points, the line of photon counts and, for a camera, its own."""
-    axes.set(xlabel="mean", ylabel="variance of the noise")
     fano = ": too few pixels" if report.fano is None else f", variance/mean {report.fano:.3g} in the dark"
-    axes.set_title(f"variance against mean{fano}", fontsize=9)
+    axes.set(xlabel="mean", ylabel="variance of the noise", title=f"variance against mean{fano}")
     if not report.variance_curve:
         return
     mean, variance, error = np.array(report.variance_curve).T
@@ -119,18 +117,17 @@ def _draw_curve(axes: Axes, report: Inspection) -> None:
         axes.plot(mean, guess["gain"] * (mean - guess["offset"]), "--", color="tab:orange", label=label)
     if low <= 4 * variance.max():  # else a camera: the line of photon counts is far away
         axes.plot(*[[min(0.0, low), high]] * 2, color="0.4", label="photon counts")
-    if low > 0 and variance.min() > 0 and guess is None and high > _WIDE * low:
+    if 0 < _WIDE * low < high and variance.min() > 0 and guess is None:
         _make_logarithmic(axes)
     axes.legend(fontsize=8)
 
 
 def _draw_correlation(axes: Axes, report: Inspection) -> None:
     y, x, error = report.noise_correlation_y, report.noise_correlation_x, report.noise_correlation_error
-    method = report.noise_correlation_method
-    axes.set_title(f"correlation of the noise of neighbours ({method}), expected 0", fontsize=9)
+    told = f"correlation of the noise of neighbours ({report.noise_correlation_method}), expected 0"
+    axes.set(title=told, ylabel="with 5 standard errors")
     axes.axhline(0, color="0.4", lw=1)
     if y is not None and x is not None and error is not None:
-        high = min(1.0, max(0.1, 1.5 * (max(abs(y), abs(x)) + 5 * error)))
-        axes.set(ylim=(-high, high), ylabel="with 5 standard errors")
         bars = axes.bar(["along y", "along x"], [y, x], yerr=5 * error, color=_BLUE, width=0.5, capsize=4)
         axes.bar_label(bars, fmt="%.3f", padding=4)
+        axes.margins(0.3)

@@ -34,8 +34,7 @@ def choose_image(path: Path, images: Sequence[Stored], series: int | str | None,
     named = [image for image in whole if image.name.strip("/") == wanted.strip("/")]
     found = whole[int(wanted) :][:1] if wanted.isdecimal() else named
     if len(found) != 1:
-        kind = f"{len(found)} images named {series!r}: " if found else ""
-        raise AxesError(f"series {series} was asked for, but {path.name} holds {kind}{told}; choose one, as series=0")
+        raise AxesError(f"series {series} was asked for, but {path.name} holds {told}; choose one, as series=0")
     name, levels = found[0].name, found[0].levels
     if (level or 0) not in levels:
         known = ", ".join(f"{number} {image.shape}" for number, image in levels.items())
@@ -52,19 +51,16 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
         return image
     samples, guess = image.sizes.get(SAMPLES, 0), _guess(image)
     told = ", ".join(f"{'' if is_unknown(dim) else f'{dim} '}{length}" for dim, length in image.sizes.items())
+    hint = f'if they are {guess}, give axes="{guess}"' if guess else "save the part of it that is an image"
     if samples:
-        why = "is an RGB photograph" if samples == 3 else f"holds {samples} samples per pixel, as colour pictures do"
-        hint = f'if its colours are detector channels, give axes="{guess}"' if guess else "save one of its colours"
-        raise NotPhotonCountsError(f"{file} {why} ({told}), expected one channel of photon counts; {hint}")
+        why = f"is {'an RGB' if samples == 3 else 'a colour'} photograph, with {samples} samples per pixel"
+        raise NotPhotonCountsError(f"{file} {why} ({told}), expected photon counts; {hint}")
     if known:
         said = _sizes_said(meta.description, image.sizes["y"] * image.sizes["x"])
-        hint = f"expected rows and columns{said}; arrange its values as an image, and save that"
-        raise AxesError(f"{file} is a line and no image ({told}), {hint}")
+        raise AxesError(f"{file} is a line ({told}), expected rows and columns{said}; arrange it as an image")
     if STORED in image.coords:
         raise _incomplete(image, file)
-    why = meta.problem or ("does not say what its axes are" if guess else "has axes that are not of an image")
-    hint = "save the part of it that is an image, or name all of its axes by what they stand for"
-    hint = f'if they are {guess}, give axes="{guess}"' if guess else hint
+    why = meta.problem or "does not say what its axes are"
     raise AxesError(f"{file} {why} ({told}), expected axes out of t, c, z, y, x; {hint}")
 
 
@@ -118,9 +114,8 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
         places = [place for place, name in enumerate(names) if name == channel]
         places = places or [place for place, name in enumerate(names) if name.lower() == str(channel).lower()]
     if len(places) != 1:
-        known = f", named {', '.join(names)}" if names else ""
-        told = f"channel {channel} was asked for, but {file} has {count} (counted from 0){known}"
-        raise AxesError(f"{told}; choose by number, such as channel=0")
+        told = f"channel {channel} was asked for, but {file} has {count} ({', '.join(names) or 'without names'})"
+        raise AxesError(f"{told}; choose by number from 0 up, such as channel=0")
     return image.isel(c=places[0]) if "c" in image.dims else image
 
 
@@ -165,5 +160,4 @@ def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
             way += "" if axis in ("t", "c") else ' and axes="tyx"'
             told = f"{file} holds {int(whole.sum())} of {whole.size} {kind}; read them with {way}"
             return UnreadableImageError(f"{told}, or copy it again")
-    told = f"{file} holds {int(stored.sum())} of {stored.size} planes"
-    return UnreadableImageError(f"{told}; copy or export it again")
+    return UnreadableImageError(f"{file} holds {int(stored.sum())} of {stored.size} planes; copy or export it again")
