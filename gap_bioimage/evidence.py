@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ _BESIDE_GAP = 0.9  # share of the fullest of these levels that one beside a gap 
 _PER_LEVEL = 10  # pixels of levels none of which is beside another
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
 _FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and their photons
-_LONELY = 20  # pixels without company
+_FEW_CLASSES, _LONELY = 4, 20  # numbers in a map of classes, and pixels without company
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # how many, with so many photons; share of close ones, 0.64 of photons
 _MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
 _FEW_DEAD, _RARER = 0.01, 20  # share of pixels; by how much fewer these are than the zeros beside
@@ -105,11 +106,9 @@ def _without_repeats(values: Values, dims: tuple[Any, ...], whole: Evidence) -> 
     frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
     if not repeated:
         return values, stack, whole
-    left_out = (*whole.left_out, repeated)
     if dims == ("t", "y", "x") and len(values) <= _FRAMES:
         values = frames[0]
-        whole = _scanned(values)
-    return values, frames, replace(whole, left_out=left_out)
+    return values, frames, replace(_scanned(values), left_out=(*whole.left_out, repeated))
 
 
 def _scanned(values: Values) -> Evidence:
@@ -212,16 +211,17 @@ def areas(planes: Planes) -> bool:
 
 
 def outlines(planes: Planes) -> bool:
-    """Whether pixels of one number keep together as single photons, which are independent, do not."""
+    """Whether pixels of few numbers keep together as photons, which are independent, do not."""
     alone = expected = 0.0
     for plane in planes:
-        shown = (plane > 0).astype(float)
-        if not np.array_equal(plane, shown * plane.max()):
+        if len(numbers := np.unique(plane)) > _FEW_CLASSES:
             return False
-        beside = scipy.ndimage.uniform_filter(shown, 3) * 9 - shown
-        share = (scipy.ndimage.uniform_filter(shown, 9) * 81 - shown) / 80
-        alone += float(((beside < 0.5) & (shown > 0)).sum())
-        expected += float(((1 - share) ** 8)[shown > 0].sum())
+        for number in numbers:
+            shown = (plane == number).astype(float)
+            beside = scipy.ndimage.uniform_filter(shown, 3) * 9 - shown
+            share = (scipy.ndimage.uniform_filter(shown, 9) * 81 - shown) / 80
+            alone += float(((beside < 0.5) & (shown > 0)).sum())
+            expected += float(((1 - share) ** 8)[shown > 0].sum())
     return expected > _LONELY and alone < 0.2 * expected
 
 
@@ -301,5 +301,4 @@ def shared_noise(channels: list[Planes]) -> float:
         return 0.0
     ripple = np.outer(m.RIPPLE, m.RIPPLE)
     noise = [np.concatenate([scipy.ndimage.correlate(p, ripple).ravel() for p in planes]) for planes in channels]
-    pairs = zip(noise[1:], noise[:-1], strict=True)
-    return min(float(a @ b) / max(math.sqrt(float(a @ a) * float(b @ b)), 1e-300) for a, b in pairs)
+    return min(float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300) for a, b in pairwise(noise))

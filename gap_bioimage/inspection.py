@@ -135,20 +135,20 @@ def inspect(
 
     given: dict[str, Any] = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     known = {key: value for key, value in given.items() if value is not None}
-    photons, path = None, image if isinstance(image, (str, Path)) else None
+    photons, path = None, Path(image) if isinstance(image, (str, Path)) else None
+    typed = "the image" if path is None else str(path)
     try:
         if path is not None:
-            photons, typed, name = read_photons(path, check=False, **given), str(path), Path(path).name
+            photons, name = read_photons(path, check=False, **given), path.name
         else:
             photons, known = as_image(image, dims or axes).transpose(..., "y", "x"), {}
-            typed = name = str(photons.attrs.get("source", photons.name or "the image"))
+            typed = name = str(photons.attrs.get("source", photons.name or typed))
         evidence, finding = judge_image(photons, name)
         if path is not None and finding.verdict != "not usable":
-            finding = _of_file(Path(path), photons.dtype) or finding
+            finding = _of_file(path, photons.dtype) or finding
         report = _report(typed, photons, evidence, finding, known)
-    except NotPhotonCountsError as error:
-        name = "the image" if path is None else str(path)  # a picture, by its own kind of error
-        report = Inspection(image=name, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
+    except NotPhotonCountsError as error:  # a picture, by its own kind of error
+        report = Inspection(image=typed, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
     if plot is not None:
         from gap_bioimage.camera.plots import plot_inspection
         from gap_bioimage.pictures import save_figure
@@ -222,7 +222,7 @@ def _gain(evidence: Evidence) -> dict[str, float] | None:
     curve = evidence.curve
     if curve is None or not curve.slope[0] >= _SURE * curve.slope[1]:
         return None
-    if not curve.intercept[0] < -_SURE * curve.intercept[1] and evidence.statistics.minimum >= 0:
+    if curve.intercept[0] >= -_SURE * curve.intercept[1] and evidence.statistics.minimum >= 0:
         return None
     return {"gain": float(f"{curve.slope[0]:.3g}"), "offset": float(f"{curve.offset:.4g}")}
 
@@ -244,10 +244,8 @@ def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float
         words = "valid: the halves are independent" if counts else "not valid: these are no photon counts"
     elif counts:
         words = "not tested: fine structure hides the noise"
-    elif value > 0:
-        words = "not valid: the halves share noise, which the network would copy"
     else:
-        words = "not valid: there is less noise than photons have, and the halves exclude one another"
+        words = f"not valid: there is {'more' if value > 0 else 'less'} noise than photons have, which the halves share"
     return value, error, words
 
 

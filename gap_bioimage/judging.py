@@ -20,6 +20,7 @@ Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no im
 _SURE = 4.0  # standard errors
 # variance / mean in the dark, 1 for photons: of an offset, of processing, of a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
+_FLOOR = 0.3  # variance without light that structure does not explain
 _FALLING = 0.93  # and where dead time is named
 _OPPOSITE = -0.1  # correlation of neighbours that structure never causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
@@ -75,6 +76,10 @@ def processed(text: str, advice: str = _AS_SAVED, refused: bool = True) -> Findi
     return Finding("processed", "processed", f"{text}, expected photon counts; {advice}", refused)
 
 
+def _unfit(kind: Kind, text: str, advice: str) -> Finding:
+    return Finding("not usable", kind, f"{text}; {advice}", advice=advice)
+
+
 def _camera(text: str, refused: bool = True) -> Finding:
     return Finding("camera image", "camera", f"{text}, expected photon counts; {_TO_PHOTONS}", refused)
 
@@ -98,21 +103,20 @@ def _unusable(evidence: Evidence) -> Finding | None:
     """Look for what no detector returns."""
     found, (rows, columns) = evidence.statistics, evidence.size
     flat = found.minimum == found.maximum and (found.maximum == 0 or found.pixels >= _FEW)
-    advice = None
+    line = False
     if evidence.dtype.kind not in "biuf":
-        text = f"holds {evidence.dtype}, expected whole numbers of photons; save it as integers"
-    elif not found.pixels:
-        text = "has no pixels, expected photon counts; export it again"
+        text = f"holds {evidence.dtype}"
     elif found.nonfinite:
-        text = f"has {found.nonfinite} pixels that are NaN or infinite, expected photon counts; use the raw ones"
-    elif flat and found.minimum >= 0:
-        text = f"has the value {found.minimum:g} everywhere, expected photon counts, which vary; choose another image"
-    elif min(rows, columns) < 2 and found.minimum >= 0:
-        advice = "save the values as an image with rows and columns"
-        text = f"has {rows} x {columns} pixels, a single row or column, expected an image; {advice}"
+        text = f"has {found.nonfinite} pixels that are NaN or infinite"
+    elif not found.pixels or (flat and found.minimum >= 0):
+        text = f"has the value {found.minimum:g} everywhere" if found.pixels else "has no pixels"
+    elif line := min(rows, columns) < 2 and found.minimum >= 0:
+        text = f"has {rows} x {columns} pixels, a single row or column"
     else:
         return None
-    return Finding("not usable", "no image", text, refused=advice is None, advice=advice)
+    advice = "save the values as an image with rows and columns" if line else _AS_SAVED
+    text = f"{text}, expected an image of photon counts; {advice}"
+    return Finding("not usable", "no image", text, refused=not line, advice=advice if line else None)
 
 
 def _negative(evidence: Evidence) -> Finding | None:
@@ -121,9 +125,8 @@ def _negative(evidence: Evidence) -> Finding | None:
     if not minimum < 0:
         return None
     if count := traces.dead_pixels(evidence):
-        advice = "set them to 0, or to the mean of their neighbours, and inspect it again"
-        told = f"has {count} pixels of {minimum:g} and no other negative ones, as programs mark dead pixels; {advice}"
-        return Finding("not usable", "counts", told, advice=advice)
+        told = f"has {count} pixels of {minimum:g} and no other negative ones, as programs mark dead pixels"
+        return _unfit("counts", told, "set them to 0, or to the mean of their neighbours, and inspect it again")
     text = f"has negative values (minimum {minimum:g})"
     # light that was subtracted left its noise, so that no line fits
     line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
@@ -147,19 +150,16 @@ def _drawn(evidence: Evidence) -> Finding | None:
     if not evidence.planes:
         return None
     if traces.areas(evidence.planes) or traces.outlines(evidence.planes):
-        advice = "name the files that hold images, rather than their folder, to leave the mask out"
         text = f"holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their neighbours"
-        return Finding("not usable", "mask", f"{text} as noise never does; {advice}", advice=advice)
+        return _unfit("mask", text, "name the files that hold images, rather than their folder, to leave the mask out")
     if traces.one_bit(evidence.planes):
-        text = f"holds one-bit frames, 0 and {found.maximum:g}: no pixel has more than one photon, although "
-        text += f"{found.mean / found.maximum:.3g} per pixel would give some more; sum frames with --sum-frames"
+        text = f"holds one-bit frames, 0 and {found.maximum:g}, at most a photon in each pixel; sum them (--sum-frames)"
         return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
     if evidence.colours > _COLOURS:
         return processed(f"has channels that share {evidence.colours:.0%} of their noise, as colours do")
     if found.maximum in (254, 255) and found.minimum == 0 and traces.wrapped(evidence.planes):
-        advice = "record it again with 16 bits, or with a shorter exposure"
         text = f"goes on from 0 beyond {found.maximum:g}, as numbers of 8 bits do, so that bright pixels are dark"
-        return Finding("not usable", "counts", f"{text}; {advice}", advice=advice)
+        return _unfit("counts", text, "record it again with 16 bits, or with a shorter exposure")
     if evidence.unit == 1 and (missing := traces.missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
@@ -221,9 +221,8 @@ def _sharpened(evidence: Evidence) -> Finding | None:
 
 
 def _saturated(evidence: Evidence) -> Finding | None:
-    advice = "record it again with a shorter exposure, or crop the bright part away"
     text = f"is saturated: {evidence.saturated:.2%} of the pixels are at the maximum {evidence.statistics.maximum:g}"
-    return Finding("not usable", "counts", f"{text}, expected counts below the ceiling; {advice}", advice=advice)
+    return _unfit("counts", text, "record it again with a shorter exposure, or crop the bright part away")
 
 
 def _weak(evidence: Evidence) -> Finding | None:
@@ -255,6 +254,18 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
 
+def _subtracted(evidence: Evidence) -> Finding | None:
+    """Look for noise of light that is no longer there, where a background was subtracted and the rest cut at zero."""
+    curve = evidence.curve
+    if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
+        return None
+    floor = curve.intercept[0] > max(_FLOOR, 5 * curve.intercept[1])
+    if not floor or traces.typical_of_photons(evidence.planes):
+        return None
+    text = f"has too much noise in the dark {_numbers(evidence)}, as where a background was subtracted and cut at zero"
+    return processed(text, "use the counts before any background was subtracted", refused=False)
+
+
 def _good(evidence: Evidence) -> Finding:
     curve, hot = evidence.curve, evidence.hot
     text = f"holds photon counts, {evidence.statistics.mean:.3g} per pixel"
@@ -262,16 +273,13 @@ def _good(evidence: Evidence) -> Finding:
         text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
         if curve.bright < min(_FALLING, 1 - _SURE * curve.error[-1] / max(curve.variance[-1], 1e-300)):
             text += " (the detector's dead time: bright pixels count too few photons)"
-        elif _loud(curve):
-            text += " (sharp edges; between them neighbours differ as photons do)"
     if hot:
         named = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")
-        text += f"; left out of these numbers: {len(hot)} hot pixel{'s' * (len(hot) > 1)} ({named}), which hold more "
-        text += "than photons can bring beside such dark neighbours"
+        text += f"; left out are hot pixels, more than photons can be beside dark neighbours: {len(hot)} ({named})"
     return Finding("photon counts", "counts", text, refused=False)
 
 
 _RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     *(_unusable, _negative, _fractions, _drawn, _offset, _multiplied),
-    *(_sharpened, _saturated, _weak, _too_noisy),
+    *(_sharpened, _saturated, _weak, _too_noisy, _subtracted),
 )

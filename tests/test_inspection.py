@@ -198,6 +198,7 @@ NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
         "dim background": (lambda reach: cells(2) - np.rint(smooth(1.0 * cells(2), reach)), (5, 20)),
         "bright background": (lambda reach: cells(100) - np.rint(smooth(1.0 * cells(100), reach)), (5, 20)),
         "mean subtracted": (lambda p: cells(p) - cells(p).mean() + 0.123, (2, 100)),
+        "cut at zero": (lambda b: (poisson(light(20.0) + b, None) - b).clip(0), (5, 20)),
         "maximum": (lambda p: stack(p).max(0), (2, 10, 50)),
         "mean": (lambda p: np.rint(stack(p).mean(0)), (2, 10, 50)),
         "counts of 8 bits": (lambda p: np.rint(255 / poisson(p).max() * poisson(p)), (0.3, 1)),
@@ -242,10 +243,10 @@ def regions(count: int, size: int = 128) -> Values:
     return np.asarray(np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in seeds], axis=0))
 
 
-def spots() -> Values:
+def spots(reach: int = 3, count: int = 20) -> Values:
     labels = np.zeros((64, 64), np.int32)
-    for number, (y, x) in enumerate(np.random.default_rng(2).integers(5, 59, (20, 2))):
-        labels[y - 3 : y + 4, x - 3 : x + 4] = number + 1
+    for number, (y, x) in enumerate(np.random.default_rng(2).integers(5, 59, (count, 2))):
+        labels[y - reach : y + reach + 1, x - reach : x + reach + 1] = number + 1
     return labels
 
 
@@ -258,6 +259,7 @@ MASKS = {
     "labels": ndimage.label(MASK)[0],
     "small labels": spots(),
     "labels far apart": 1000 * spots(),
+    "small classes": 1 + spots(1, 60) % 3,
     "no background": 7 * (regions(12) + 1),
     **{f"{classes} classes": regions(40) % classes + 1 for classes in (2, 3, 5)},
 }

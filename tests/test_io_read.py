@@ -69,7 +69,6 @@ def test_compressed_images_larger_than_memory_are_refused(tmp_path, monkeypatch)
 def test_missing_files_and_folders_are_refused(tmp_path):
     for read, path, told in (
         (read_photons, tmp_path / "no.tif", "there is no file"),
-        (read_photons, "https://a.org/b.tif", "https://a.org/b.tif is a web address"),
         (read_photons, tmp_path, "is a folder"),
         (read_images, tmp_path, "holds no images"),
         (read_images, [], "no images were given"),

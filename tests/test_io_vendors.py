@@ -95,7 +95,7 @@ def test_compressed_files_are_read_or_refused_in_words(tmp_path, compression):
 # -- Leica ------------------------------------------------------------------------------------------------------------
 
 
-def described(name, image, block, dyes=True):
+def described(name, image, block):
     """Return the XML of an image as LAS X writes it, channels between the planes and what varies slower."""
     order = [d for d in image.dims if d != "c"]
     size = image.dtype.itemsize
@@ -108,8 +108,8 @@ def described(name, image, block, dyes=True):
         dye = f"<ChannelProperty><Key>DyeName</Key><Value>{CHANNELS[number]}</Value></ChannelProperty>"
         channels += (
             f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="{8 * size}" NameOfMeasuredQuantity="" '
-            f'Min="0" Max="255" Unit="" LUTName="{("Green", "Red")[number]}" IsLUTInverted="0" '
-            f'BytesInc="{number * increments["c"]}" BitInc="0">{dye if dyes else ""}</ChannelDescription>'
+            f'Min="0" Max="255" Unit="" LUTName="Green" IsLUTInverted="0" '
+            f'BytesInc="{number * increments["c"]}" BitInc="0">{dye}</ChannelDescription>'
         )
     dimensions = ""
     for dim in reversed(order):
@@ -126,12 +126,10 @@ def described(name, image, block, dyes=True):
     )
 
 
-def write_lif(path, images, **options):
+def write_lif(path, images):
     """Write a LIF file: a header in XML, and a block of memory per image."""
     pytest.importorskip("liffile")
-    elements = "".join(
-        described(name, image, f"Block{number}", **options) for number, (name, image) in enumerate(images)
-    )
+    elements = "".join(described(name, image, f"Block{number}") for number, (name, image) in enumerate(images))
     xml = f'<LMSDataContainerHeader Version="2"><Element Name="p"><Children>{elements}</Children></Element>'
     text = f"{xml}</LMSDataContainerHeader>".encode("utf-16-le")
     parts = [struct.pack("<IIBI", 0x70, len(text) + 5, 0x2A, len(text) // 2), text]
@@ -164,12 +162,6 @@ def test_images_of_lif_and_positions_of_a_tile_scan_are_series(tmp_path):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.lif", series=f"scan/{place}"), scan[place])
     with pytest.raises(UnreadableImageError, match=r"4 images: 0 'one' \(4, 17, 12\), 1 'scan/0'.*series=0"):
         read_photons(tmp_path / "a.lif")
-
-
-def test_colour_tables_name_channels_without_dyes(tmp_path):
-    write_lif(tmp_path / "a.lif", [("cell", counts("cyx"))], dyes=False)
-    assert read_photons(tmp_path / "a.lif").c.values.tolist() == ["Green", "Red"]
-    np.testing.assert_array_equal(read_photons(tmp_path / "a.lif", channel="red"), counts("cyx")[1])
 
 
 # -- photon streams ---------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_what_imagejs_format_cannot_hold_becomes_ome_bigtiff(tmp_path, monkeypat
         ("a.tif", np.ones((4, 4), complex), None, "images hold real numbers"),
         ("a.tif", np.full((4, 4), 2**40), None, "do not fit into 32 bits"),
         ("a.png", np.ones((4, 4)), None, "unknown suffix"),
-        ("a.zarr", np.ones((0, 4)), None, "no pixels"),
+        ("a.zarr", np.ones((0, 4)), None, "in some pixels"),
         ("no/a.tif", np.ones((4, 4)), None, "folder does not exist"),
         ("", np.ones((4, 4)), None, "unknown suffix"),
         ("a.tif", np.ones((4, 4)), "nonsense", "without compression"),

@@ -166,16 +166,15 @@ def metadata_of(image: xr.DataArray) -> Metadata:
     """Return what the coordinates of an image say, and its name in the file that it was read from."""
     named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
     names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
-    steps = ((axis, _step(image.coords[axis], axis)) for axis in "tzyx" if axis in image.dims and axis in image.coords)
-    known = {axis: step for axis, step in steps if step is not None}
-    return Metadata(known, names, str(image.attrs.get("series", "")))
-
-
-def _step(coord: xr.DataArray, axis: str) -> float | None:
-    step = coord.attrs.get("step")
-    if coord.size > 1 and coord.dtype.kind in "fiu":
-        step = abs(float(coord[-1]) - float(coord[0])) / (coord.size - 1)
-    return step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)
+    steps = {}
+    for axis in [axis for axis in "tzyx" if axis in image.dims and axis in image.coords]:
+        coord = image.coords[axis]
+        step = coord.attrs.get("step")
+        if coord.size > 1 and coord.dtype.kind in "fiu":
+            step = (float(coord[-1]) - float(coord[0])) / (coord.size - 1)
+        if (known := step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)) is not None:
+            steps[axis] = known
+    return Metadata(steps, names, str(image.attrs.get("series", "")))
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
@@ -189,20 +188,17 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
         raise AxesError(f"dims={dims!r} does not fit {what}, which has {np.ndim(array)} axes; name each one once")
     if not isinstance(array, xr.DataArray):
         if dims is None:
-            told = f"{what} is of type {type(array).__name__}, expected an xarray.DataArray with dims out of t c z y x"
             example = AXES[-min(max(np.ndim(array), 2), 5) :]
-            raise AxesError(f"{told}; name its axes, such as dims={example!r}, or wrap it with xarray.DataArray")
+            raise AxesError(f"{what} has no names for its axes, expected some of t c z y x; give dims={example!r}")
         array = xr.DataArray(np.asarray(array), dims=tuple(dims))
     image: xr.DataArray = array
-    if new := {old: name for old, name in zip(image.dims, dims or image.dims, strict=True) if old != name}:
-        if set(new) & set(AXES):
-            told = f"dims={dims!r} does not fit {what}, which has axes {' '.join(map(str, image.dims))}"
-            raise AxesError(f"{told}; leave dims out, or give it other ones with its rename or transpose")
-        image = image.swap_dims(new)
+    new = {old: name for old, name in zip(image.dims, dims or image.dims, strict=True) if old != name}
+    if set(new) & set(AXES):
+        raise AxesError(f"dims={dims!r} does not fit {what} with axes {image.dims}; leave dims out, or rename them")
+    image = image.swap_dims(new) if new else image
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
-        told = f"{what} has axes {' '.join(map(str, image.dims))}, expected y and x, and others out of t c z"
-        raise AxesError(f"{told}; name them with xarray.DataArray(a, dims=['y', 'x'])")
+        raise AxesError(f"{what} has axes {image.dims}, expected y and x, and others out of t c z; give their dims")
     return image
 
 
@@ -312,8 +308,8 @@ def sum_frames(
         if not np.isin(block.values, (0, one)).all():
             raise NotPhotonCountsError(f"frames of {name} hold numbers up to {one}, expected two values; sum no counts")
         summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
-    if "t" in summed.coords and "step" in summed.coords["t"].attrs:
-        summed.coords["t"].attrs["step"] = float(movie.coords["t"].attrs["step"]) * n_frames
+    if "t" in summed.coords and "step" in summed.t.attrs:
+        summed.t.attrs["step"] *= n_frames
     return summed.isel(t=0, drop=True) if sums == 1 else summed
 
 

@@ -64,8 +64,7 @@ def _images(node: Any, place: str) -> Iterator[Stored]:
         if node.ndim < 2 or node.dtype.kind not in "biuf":  # such as the coordinates of an axis
             return
         named = getattr(node.metadata, "dimension_names", None) or words.get("_ARRAY_DIMENSIONS") or ()
-        names = [str(name or "") for name in named] if len(named) == node.ndim else []
-        yield Stored(place, {0: image_of(node, names, Metadata())})
+        yield Stored(place, {0: image_of(node, [str(name or "") for name in named], Metadata())})
     elif "multiscales" in words:
         for entry in words["multiscales"]:
             yield Stored(place or str(entry.get("name") or ""), _levels(node, entry, words))
@@ -76,12 +75,10 @@ def _images(node: Any, place: str) -> Iterator[Stored]:
 
 
 def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
-    parts = words.get("plate", {}).get("wells") or words.get("well", {}).get("images")
-    if parts is not None:
-        return [str(part["path"]) for part in parts]
-    if "bioformats2raw.layout" in words and "OME" in node and (series := _words(node["OME"]).get("series")):
-        return [str(name) for name in series]
-    return sorted((name for name, _ in node.members() if name not in ("labels", "OME")), key=natural)
+    parts = words.get("plate", {}).get("wells") or words.get("well", {}).get("images") or []
+    series = _words(node["OME"]).get("series") if "bioformats2raw.layout" in words and "OME" in node else None
+    listed = [part["path"] for part in parts] or series
+    return listed or sorted((name for name, _ in node.members() if name not in ("labels", "OME")), key=natural)
 
 
 def _words(node: Any) -> dict[str, Any]:
@@ -96,8 +93,9 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
     # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
     said = _axes(entry) or (AXES if version < "0.3" else "")
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
-    kinds = {"time": "t", "channel": "c"}
-    names = [kinds.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes]
+    names = [
+        {"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes
+    ]
     channels = (words.get("omero") or {}).get("channels") or []
     labels = [str(each["label"]) for each in channels if each.get("label")]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems

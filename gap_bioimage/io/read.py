@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,6 +189,8 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
         return open_image(path, **chosen)
     files = _image_files(path)
     first = open_image(files[0], **chosen)
+    if len(files) > 1 and {str(file.resolve()) for file in files} <= first.encoding.get("files", set()):
+        return first  # which these hold together
     if set(first.dims) != {"y", "x"}:
         axes = " ".join(map(str, first.dims))
         raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")
@@ -197,8 +198,7 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
     def plane(file: Path, index: tuple[Any, ...]) -> Any:
         opened = open_image(file, **chosen)
         if (opened.shape, opened.dtype) != (first.shape, first.dtype):
-            told = f"{file} is {opened.shape} {opened.dtype} and {files[0].name} {first.shape} {first.dtype}"
-            raise AxesError(f"{told}, expected planes that are alike; remove what does not belong to the stack")
+            raise AxesError(f"{file} is not like {files[0].name}; remove what does not belong to the stack")
         return loaded(opened[index], file).values
 
     def read(index: tuple[Any, ...]) -> Any:
@@ -238,9 +238,8 @@ def _open(path: Path) -> list[Stored]:
             return list(open_zarr(path) if zarr else READERS[suffix](path))
         return open_with_bioio(path) or open_tiff(path)
     except ImportError:
-        told = f"{path.name} needs a library that is not installed"
         hint = f"pip install 'gap-bioimage[{'zarr' if zarr else 'formats'}]'"
-        raise UnreadableImageError(f"{told}; type {hint}") from None
+        raise UnreadableImageError(f"{path.name} needs a library that is not installed; type {hint}") from None
 
 
 def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
@@ -250,7 +249,7 @@ def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
         if image.nbytes > (free := psutil.virtual_memory().available):
             told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
             hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
-            raise UnreadableImageError(f"{told}, expected less; {hint}, which need not be read at once")
+            raise UnreadableImageError(f"{told}; {hint}")
         with _naming_damage(path):
             image.load()
     if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not mapped):
@@ -262,9 +261,8 @@ def _check_file(path: Path) -> bytes:
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
-        if web := re.match(r"(\w{2,}):/+(.*)", path.as_posix()):  # a path keeps one slash only
-            raise UnreadableImageError(f"{web[1]}://{web[2]} is a web address, expected a file; download it first")
-        raise UnreadableImageError(f"there is no file {path}, expected an image; check its name and folder")
+        told = f"there is no file {path}, expected an image; check its name and folder, and download what is in the web"
+        raise UnreadableImageError(told)
     with path.open("rb") as file:
         head = file.read(8)
     if not head:

@@ -54,7 +54,7 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
     hint = f'if they are {guess}, give axes="{guess}"' if guess else "save the part of it that is an image"
     if samples:
         why = f"is {'an RGB' if samples == 3 else 'a colour'} photograph, with {samples} samples per pixel"
-        raise NotPhotonCountsError(f"{file} {why} ({told}), expected photon counts; {hint}")
+        raise NotPhotonCountsError(f"{file} {why} ({told}), expected detector channels with counts; {hint}")
     if known:
         said = _sizes_said(meta.description, image.sizes["y"] * image.sizes["x"])
         raise AxesError(f"{file} is a line ({told}), expected rows and columns{said}; arrange it as an image")

@@ -227,15 +227,15 @@ def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
         return _of_imagej(tif, tif.imagej_metadata)
     if tif.is_micromanager and (words := (tif.micromanager_metadata or {}).get("Summary")):
         keys = {"z": "z-step_um", "y": "PixelSize_um", "x": "PixelSize_um", "t": "Interval_ms"}
-        steps = {axis: (words.get(key), key.split("_")[1]) for axis, key in keys.items()}
         names = words.get("ChNames")
-        return Metadata(steps_of(steps), list(map(str, names)) if isinstance(names, list) else ())
+        steps = steps_of({axis: (words.get(key), key.split("_")[1]) for axis, key in keys.items()})
+        return Metadata(steps, list(map(str, names)) if isinstance(names, list) else ())
     if tif.is_lsm and (words := tif.lsm_metadata):
-        steps = {axis: (words.get(f"VoxelSize{axis.upper()}"), "m") for axis in "zyx"}
-        return Metadata(steps_of(steps | {"t": (words.get("TimeIntervall"), "s")}))
+        voxel = {axis: (words.get(f"VoxelSize{axis.upper()}"), "m") for axis in "zyx"}
+        return Metadata(steps_of(voxel | {"t": (words.get("TimeIntervall"), "s")}))
     if tif.is_stk and (words := tif.stk_metadata):
-        steps = {axis: (words.get(f"{axis.upper()}Calibration"), words.get("CalibrationUnits")) for axis in "yx"}
-        return Metadata(steps_of(steps | {"z": (np.median(words["ZDistance"]), "um")}))
+        pixel = {axis: (words.get(f"{axis.upper()}Calibration"), words.get("CalibrationUnits")) for axis in "yx"}
+        return Metadata(steps_of({**pixel, "z": (np.median(words["ZDistance"]), "um")}))
     return Metadata(description=str(tif.pages.first.description))
 
 

@@ -63,17 +63,11 @@ def _lif(path: Path) -> Iterator[Stored]:
     with LifFile(str(path)) as file:
         for number, image in enumerate(file.images):
             array = _lazy(image, partial(LifFile, str(path)), partial(read, number=number))
-            stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), _dyes(image.xml_element))
+            channels = image.xml_element.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
+            dyes = [item.findtext("ChannelProperty[Key='DyeName']/Value") or "" for item in channels]
+            stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), dyes)
             names = [f"{image.path}/{place}" for place in range(image.sizes.get("M", 0))]
             yield from stored.by_position(_foreign("M"), names) if names else [stored]
-
-
-def _dyes(xml: Any) -> list[str]:
-    """Return the names of the dyes, else those of the colour tables where they differ."""
-    channels = xml.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
-    dyes = [item.findtext("ChannelProperty[Key='DyeName']/Value") or "" for item in channels]
-    tables = [item.get("LUTName", "") for item in channels]
-    return next((names for names in (dyes, tables) if all(names) and len(set(names)) == len(names)), [])
 
 
 def _nd2(path: Path) -> Iterator[Stored]:
@@ -133,7 +127,7 @@ def _czi(path: Path) -> Iterator[Stored]:
     old = not hasattr(CziFile, "scenes")
     with CziFile(str(path)) as file:
         xml = ElementTree.fromstring(file.metadata() or "<none/>")  # noqa: S314  (expat bounds its expansion)
-        scenes = sorted({_scene(tile) for tile in _tiles(file)}) if old else list(file.scenes)
+        scenes = sorted(_tiles(file)) if old else list(file.scenes)
         names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
         names = names if len(names) == len(scenes) else [""] * len(scenes)
         channels = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
@@ -157,20 +151,20 @@ def _read_czi(file: Any, path: Path, scene: Any, old: bool) -> Any:
         raise UnreadableImageError(f"{told}; use Python 3.12 or later, or save it without compression") from None
 
 
-def _tiles(file: Any) -> list[Any]:
-    return [tile for tile in file.subblock_directory if tile.pyramid_type == 0 and tile.shape == tile.stored_shape]
-
-
-def _scene(tile: Any) -> int:
-    return int(tile.start[tile.axes.index("S")]) if "S" in tile.axes else 0
+def _tiles(file: Any) -> dict[int, list[Any]]:
+    """Return the tiles of the full resolution by scene."""
+    scenes: dict[int, list[Any]] = {}
+    for tile in file.subblock_directory:
+        if tile.pyramid_type == 0 and tile.shape == tile.stored_shape:
+            scenes.setdefault(int(tile.start[tile.axes.index("S")]) if "S" in tile.axes else 0, []).append(tile)
+    return scenes
 
 
 def _old_scene(file: Any, scene: int) -> Any:
     """Return a file with the tiles of one scene's full resolution alone: pyramids would be drawn over the image."""
     for name in ("shape", "start", "axes", "dtype"):  # computed from the tiles once
         file.__dict__.pop(name, None)
-    tiles = [tile for tile in _tiles(file) if _scene(tile) == scene]
-    file.filtered_subblock_directory = sorted(tiles, key=lambda tile: tile.mosaic_index or 0)
+    file.filtered_subblock_directory = sorted(_tiles(file)[scene], key=lambda tile: tile.mosaic_index or 0)
     return file
 
 

@@ -71,8 +71,8 @@ def write_image(
         image = as_image(image, dims)
     named = ["t" if dim == "sample" else str(dim) for dim in image.dims]
     if not {"y", "x"} <= set(named) <= set(AXES) or len(set(named)) < len(named):
-        told = f"cannot write an image with dims {' '.join(map(str, image.dims))}, expected y, x and some of t "
-        raise AxesError(f"{told}(or sample), c, z; rename them, or write one sample at a time")
+        told = f"cannot write an image with dims {image.dims}, expected y, x and some of t (or sample), c, z"
+        raise AxesError(f"{told}; rename them, or write one sample at a time")
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -91,9 +91,8 @@ def write_image(
             else:
                 _write_hdf5(temporary, image, meta, compression)
         except ImportError as error:
-            extra = "zarr" if suffix == ".zarr" else "formats"
-            told = f"cannot write {path.suffix}: {error.name} is not installed"
-            raise OutputError(f"{told}; type pip install 'gap-bioimage[{extra}]'") from None
+            hint = f"type pip install 'gap-bioimage[{'zarr' if suffix == '.zarr' else 'formats'}]'"
+            raise OutputError(f"cannot write {path.suffix}: {error.name} is not installed; {hint}") from None
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise OutputError(f"cannot write {path} ({reason}); try it without compression, or as .npy") from error
@@ -102,10 +101,9 @@ def write_image(
 def _storable(path: Path, values: npt.NDArray[Any], narrow: bool) -> npt.NDArray[Any]:
     """Return the values in a type that all formats know; readers of TIFF know no integers of 64 bits."""
     kind = values.dtype.kind
-    if kind not in "biuf":
-        raise OutputError(f"cannot write {path}: images hold real numbers, given {values.dtype}; write .npy instead")
-    if not values.size:
-        raise OutputError(f"cannot write {path}: an image of {values.shape} has no pixels; choose another part of it")
+    if kind not in "biuf" or not values.size:
+        told = f"images hold real numbers in some pixels, given {values.dtype} and {values.shape}"
+        raise OutputError(f"cannot write {path}: {told}; write .npy instead")
     if narrow and kind in "iu" and values.dtype.itemsize == 8:
         for ends in map(np.iinfo, (np.uint32, np.int32)):
             if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
