@@ -77,7 +77,10 @@ def measure(photons: xr.DataArray) -> Evidence:
         whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
     found, unit, singles = whole.statistics, whole.unit, as_stack(values)
-    hot = _hot_places(singles, whole)
+    hot = np.zeros(whole.size, bool)
+    if unit == 1 and found.minimum >= 0:
+        hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
+        hot &= bool(hot.mean() <= _MOST_HOT)
     apart = np.asarray(values[..., hot], np.float64)
     planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
     parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
@@ -113,18 +116,11 @@ def _without_repeats(values: Values, dims: tuple[Any, ...], whole: Evidence) -> 
 
 def _scanned(values: Values) -> Evidence:
     """Return the statistics alone."""
-    size = (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (1, values.size)
+    size = (values.shape[-2], values.shape[-1])
     if values.dtype.kind not in "biuf":
         return Evidence(values.dtype, size, Statistics(values.size, values.size))
     found = m.scan(values)
     return Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
-
-
-def _hot_places(singles: Values, whole: Evidence) -> Flags:
-    if whole.unit != 1 or whole.statistics.minimum < 0:
-        return np.zeros(whole.size, bool)
-    hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
-    return hot & bool(hot.mean() <= _MOST_HOT)
 
 
 def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str, Any]:

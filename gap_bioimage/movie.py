@@ -95,6 +95,6 @@ def _ffmpeg(path: Path) -> str:
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
     except ImportError:
-        told = f"cannot write {path}: .mp4 needs the video extra"
-        raise OutputError(f"{told}; pip install 'gap-bioimage[video]', or write .gif") from None
+        hint = "pip install 'gap-bioimage[video]', or write .gif"
+        raise OutputError(f"cannot write {path}: .mp4 needs the video extra; {hint}") from None
     return str(get_ffmpeg_exe())

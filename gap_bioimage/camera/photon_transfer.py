@@ -180,13 +180,12 @@ class Numbers:
 def numbers_of(fit: Fit, known: Known, seed: int) -> Numbers:
     """Return a camera's numbers; without third moments, as of two frames, the bounds alone are known."""
     # the same draws for both, because variance and third moment of a block err together
-    blocks = fit.moments
+    blocks, kept = fit.moments, fit.kept
     sums, cubes = _resampled(_line_sums(blocks, fit.weight), seed), None
     if not np.isnan(blocks.third).all():
         w = (fit.weight > 0) / blocks.variance_of_third(fit.line.at(blocks.mean), fit.line.gain)
         x, k = blocks.mean, np.nan_to_num(blocks.third)
         cubes = _resampled(np.stack([w, w * x, w * x * x, w * k, w * x * k]), seed)
-    kept = fit.kept
     darkest = float(np.min(kept.mean + 3 * np.sqrt(np.maximum(kept.variance, ROUNDING) / kept.samples)))
     tries = [POISSON, MULTIPLIED] if known.multiplying is None else [MULTIPLIED if known.multiplying else POISSON]
     solved = [_solve(sums, cubes, known, q, darkest, np.random.default_rng((seed, 5))) for q in tries]
@@ -194,10 +193,10 @@ def numbers_of(fit: Fit, known: Known, seed: int) -> Numbers:
     multiplying, undecided = _multiplying(ratio, known)
     best = solved[-1] if multiplying else solved[0]
     allowed = solved if undecided else [best]
-    offsets = [each.offset_interval() for each in allowed]
+    low, high = min(each.low for each in allowed), max(each.high for each in allowed)
     return Numbers(
         gain=_estimate(best.gain[0], *(each.gain[1:] for each in allowed)),
-        offset=Estimate(float(best.offset[0]), min(o.low for o in offsets), max(o.high for o in offsets)),
+        offset=Estimate(float(best.offset[0]), low, high),
         read_noise=_estimate(best.read_noise[0], *(each.read_noise[1:] for each in allowed)),
         intercept=float(best.intercept[0]),
         third=ratio,
@@ -221,21 +220,10 @@ class _Solution:
 
     gain: Floats
     intercept: Floats
-    crossing: Floats  # the offset before its bounds are applied
-    lowest: Floats
-    highest: Floats
     offset: Floats
     read_noise: Floats
-
-    def offset_interval(self) -> Estimate:
-        """Bounds err by themselves: a clipped replicate would be taken for a sure one."""
-        value = float(self.offset[0])
-        crossing, lowest, highest = (_estimate(v[0], v[1:]) for v in (self.crossing, self.lowest, self.highest))
-        if not math.isfinite(lowest.value):  # nothing bounds an offset that was given
-            return crossing
-        low = float(np.clip(crossing.low, lowest.low, max(highest.low, lowest.low)))
-        high = float(np.clip(crossing.high, lowest.high, max(highest.high, lowest.high)))
-        return Estimate(value, min(low, value), max(high, value))
+    low: float  # of the offset's interval
+    high: float
 
 
 def _solve(
@@ -266,7 +254,13 @@ def _solve(
         read = float(variance[0])
         if not math.isfinite(read):
             break
-    return _Solution(gain, intercept, crossing, lowest, highest, offset, np.sqrt(variance) / gain)
+    # bounds err by themselves: a clipped replicate would be taken for a sure one
+    alone, least, most = (_estimate(each[0], each[1:]) for each in (crossing, lowest, highest))
+    low, high = alone.low, alone.high
+    if free:
+        low = min(max(low, least.low), max(most.low, least.low), float(offset[0]))
+        high = max(min(max(high, least.high), max(most.high, least.high)), float(offset[0]))
+    return _Solution(gain, intercept, offset, np.sqrt(variance) / gain, low, high)
 
 
 def _ratio(cubes: Floats, solved: _Solution, known: Known) -> Estimate:
