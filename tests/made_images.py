@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 import xarray as xr
 
 from gap_bioimage.io import pixel_size_um
@@ -11,6 +12,7 @@ from gap_bioimage.io import pixel_size_um
 LENGTHS = {"t": 3, "c": 2, "z": 4, "y": 17, "x": 12}
 STEPS = {"z": 0.3, "y": 0.065, "x": 0.108, "t": 2.5}
 CHANNELS = ["actin", "DNA"]
+MOVIE = np.random.default_rng(0).poisson(5, (10, 17, 12)).astype(np.uint16)
 DIMS = ["yx", "zyx", "tyx", "cyx", "czyx", "tzyx", "tcyx", "tczyx"]
 
 
@@ -50,3 +52,16 @@ def one_sentence(error):
     assert "\n" not in text
     assert len(text) > 30
     return text
+
+
+def pages(path, planes, description=None, bigtiff=False, **options):
+    """Write a page per plane, as most microscopes do."""
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
+        for plane in planes:
+            writer.write(plane, contiguous=False, metadata=None, description=description, **options)
+            description = None
+
+
+def cut(path, share):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])

@@ -7,7 +7,6 @@ from made_images import STEPS, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import read_images, read_photons, write_image
-from gap_bioimage.io.read import open_volume
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".npy"])
@@ -16,12 +15,6 @@ def test_opening_does_not_read(tmp_path, suffix):
     write_image(path, counts("tczyx"))
     opened = read_photons(path, axes="tczyx" if suffix == ".npy" else None, check=False)
     assert isinstance(opened.data.base, np.memmap)
-
-
-def test_a_selection_that_there_is_not_is_not_passed_over(tmp_path):
-    write_image(tmp_path / "a.tif", counts("yx"))
-    with pytest.raises(TypeError, match="serie"):
-        open_volume(tmp_path / "a.tif", serie=1)
 
 
 def test_length_one_axes_go_unless_named(tmp_path):

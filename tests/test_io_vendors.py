@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from made_images import CHANNELS, DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.errors import AxesError, UnreadableImageError
 from gap_bioimage.io import pixel_size_um, read_photons, vendors
 
 IDS = {"x": 1, "y": 2, "z": 3, "t": 4, "m": 10}
@@ -70,14 +70,6 @@ def test_scenes_are_series(tmp_path):
         read_photons(tmp_path / "a.czi")
     with pytest.raises(AxesError):
         read_photons(tmp_path / "a.czi", series=0, level=1)
-
-
-def test_photographs_in_czi_are_refused(tmp_path):
-    writing = pytest.importorskip("pylibCZIrw.czi")
-    with writing.create_czi(str(tmp_path / "a.czi")) as file:
-        file.write(np.random.default_rng(0).poisson(5, (17, 12, 3)).astype(np.uint8))
-    with pytest.raises(NotPhotonCountsError, match="RGB photograph"):
-        read_photons(tmp_path / "a.czi")
 
 
 @pytest.mark.parametrize("compression", ["zstd0:ExplicitLevel=1", "zstd1:ExplicitLevel=1;PreProcess=HiLoByteUnpack"])

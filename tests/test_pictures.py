@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import python
 from PIL import Image
 
 from gap_bioimage.pictures import draw_grid, draw_posterior
@@ -37,18 +36,6 @@ def test_the_last_image_sets_the_scale(tmp_path: Path) -> None:
     height, width = drawn[0].shape[:2]
     left, right = drawn[0][height // 2, width // 4], drawn[0][height // 2, 3 * width // 4]
     assert right.sum() > 600 > 200 > left.sum()
-
-
-def test_no_display_is_needed_and_no_global_state_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom gap_bioimage.pictures import draw_grid\n"
-        f"draw_grid(Path({str(tmp_path / 'a.png')!r}), [{{'a': np.eye(9)}}])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    monkeypatch.setenv("MPLBACKEND", "TkAgg")
-    done = python("-c", code)
-    assert done.code == 0, done.err
-    assert (tmp_path / "a.png").exists()
 
 
 def test_a_posterior_has_counts_samples_and_their_deviation(tmp_path: Path) -> None:
