@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
-from gap_bioimage.camera.doubts import LEFT_OUT, Measured, doubts_of
 from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import Floats, Moments, moments_of
-from gap_bioimage.camera.noise import SMOOTHED, Curve, correlation_of, curve_of, frame_correlation
-from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Known, Line, Numbers, fit_line, numbers_of
+from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
+from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
@@ -25,6 +25,9 @@ _CONTRADICTED = 0.3  # rise above a line through a known offset that no camera h
 _OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
 _SATURATED = 0.01  # share of the times at which a block is saturated
 _SHOWN = 3000
+_LEFT_OUT = 0.1  # share of the field from which on it is told that it was left out
+_BENT, _MISFIT = 0.05, 2.0  # departure from the line that matters, and chi-square
+_ENOUGH_DARK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,7 @@ def calibrate(
     frames = frames_of(images, saturation, dims)
     dark_frames = None if dark is None else dark_of(dark, frames, dims)
     it = _measured(frames, dark_frames)
-    tells = frames.count > 2 and it.fit.outliers <= LEFT_OUT  # moving objects skew differences, too
+    tells = frames.count > 2 and it.fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
     known = Known(
         dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
         read_noise,
@@ -201,7 +204,25 @@ def calibrate(
     return _result(it, numbers, curve, known)
 
 
-def _measured(frames: Frames, dark: Dark | None) -> Measured:
+@dataclass(frozen=True)
+class _Measured:
+    """All that a calibration rests on."""
+
+    frames: Frames
+    dark: Dark | None
+    moments: Moments  # of what is not saturated
+    saturated: float  # share of the field
+    correlation: Correlation  # of neighbours
+    between_frames: float  # correlation
+    fit: Fit
+
+    @property
+    def shared(self) -> float:
+        """The largest correlation of the noise, of neighbours or of frames."""
+        return max(abs(self.correlation.largest), self.between_frames)
+
+
+def _measured(frames: Frames, dark: Dark | None) -> _Measured:
     """Measure the noise in blocks that are not saturated; refuse images whose noise is that of a program."""
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
     full = moments.saturated > _SATURATED
@@ -211,7 +232,7 @@ def _measured(frames: Frames, dark: Dark | None) -> Measured:
     moments = moments.at(~full)
     fit = fit_line(moments if dark is None else dark.added_to(moments))
     noise = (correlation_of(moments), frame_correlation(frames.values))
-    it = Measured(frames, dark, moments, float(full.mean()), *noise, fit)
+    it = _Measured(frames, dark, moments, float(full.mean()), *noise, fit)
     if abs(it.correlation.largest) + it.between_frames > SMOOTHED[frames.count > 1]:
         told = f"neighbouring pixels or frames of {frames.name} share noise ({it.shared:.2f})"
         cause = "as where images were smoothed, averaged or resampled, or the whole field moves"
@@ -235,7 +256,7 @@ def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -
         raise NotPhotonCountsError(f"{name}: {told} the offset of {offset:.4g} ADU; {_OF_THE_SAME}")
 
 
-def _result(it: Measured, numbers: Numbers, curve: Curve, known: Known) -> Calibration:
+def _result(it: _Measured, numbers: Numbers, curve: Curve, known: Known) -> Calibration:
     from gap_bioimage import __version__
 
     frames, dark, gain, offset, kept = it.frames, it.dark, numbers.gain, numbers.offset, it.fit.kept
@@ -267,7 +288,7 @@ def _result(it: Measured, numbers: Numbers, curve: Curve, known: Known) -> Calib
         cloud=np.stack([kept.mean, kept.variance])[:, :: max(1, len(kept.mean) // _SHOWN)],
         correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(doubts_of(it, numbers, curve)),
+        warnings=tuple(_doubts(it, numbers, curve)),
         # whole numbers with gain 1, no offset and no read noise
         counts=frames.may_be_counts
         and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
@@ -280,3 +301,36 @@ def _result(it: Measured, numbers: Numbers, curve: Curve, known: Known) -> Calib
 
 def _short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _doubts(it: _Measured, numbers: Numbers, curve: Curve) -> Iterator[str]:
+    """Yield what may be wrong, of the images first, the gravest before others."""
+    if it.frames.left_out:
+        yield it.frames.left_out
+    if it.shared >= CORRELATED:
+        shared = f"{it.correlation.y:.2f} along y, {it.correlation.x:.2f} along x, {it.between_frames:.2f} in time"
+        yield f"the noise is correlated ({shared}): smoothed or resampled, and the gain is too small; use raw images"
+    if bends := curve.bends(_BENT):
+        told = "rises above" if bends > 0 else "falls short of"
+        cause = "flicker, motion or sharp structure" if bends > 0 else "saturation or dead time"
+        cause += " or dark frames of other settings" if it.dark is not None else ""
+        yield f"the variance {told} the line by {abs(curve.bend):.0%} in bright parts ({cause}), and the gain is off"
+    elif curve.chi_square > _MISFIT and it.shared < CORRELATED:
+        yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree)"
+    if it.fit.outliers > _LEFT_OUT:
+        yield f"{it.fit.outliers:.0%} of the field moves or flickers and was left out (or say --multiplying)"
+    if it.saturated > _LEFT_OUT:
+        yield f"{it.saturated:.0%} of the field is saturated and was left out"
+    if it.fit.clipped:
+        yield "dark pixels are clipped at zero, and the gain may be too large; use raw images, or raise the offset"
+    if it.fit.coarse:
+        yield "the noise is hardly more than one ADU, which distorts it; use brighter images or a higher camera gain"
+    if it.frames.count == 1:
+        yield "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
+    offset = numbers.offset
+    if offset.low == offset.high and numbers.read_noise.high == 0:
+        yield f"the variance would be negative at the offset of {offset.value:g} ADU, which may be too low"
+    if numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED:
+        yield "the noise does not tell whether electrons are multiplied; the offset's interval allows for both"
+    if it.dark is not None and it.dark.frames.count < _ENOUGH_DARK:
+        yield f"{it.dark.frames.count} dark frames tell read noise roughly or not at all; record {_ENOUGH_DARK} or more"

@@ -95,7 +95,7 @@ def frames_of(
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
     found = scan(values)
     if found.nonfinite or found.minimum == found.maximum:
-        told = f"{name} has {found.nonfinite} pixels that are NaN or infinite, or the same value everywhere"
+        told = f"{name} has pixels that are NaN or infinite, or the same value everywhere"
         raise NotPhotonCountsError(f"{told}, expected a camera's numbers and their noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:

@@ -87,10 +87,6 @@ class Blocks:
         """Return the blocks of a level that are done."""
         return {tuple(map(int, name.split("."))) for name in _recorded(self.path, level)}
 
-    def is_done(self, level: int, place: Index) -> bool:
-        """Whether a block is done, without a look at the others."""
-        return self._record(level, place).exists()
-
     def _record(self, level: int, place: Index) -> Path:
         return self.path / str(level) / _RECORDS / ".".join(map(str, place))
 
@@ -98,7 +94,8 @@ class Blocks:
         """Write the blocks of smaller levels for which no other than this of the full resolution was missing."""
         for level, above in self._above(0, place):
             # two processes that end in the same moment both average it: to the same bytes
-            if self.is_done(level, above) or not all(self.is_done(level - 1, b) for b in self._below(level, above)):
+            below = self._below(level, above)
+            if self._record(level, above).exists() or not all(self._record(level - 1, b).exists() for b in below):
                 break
             self.write(level, above, self._averaged(level, above))
 
@@ -124,12 +121,10 @@ class Blocks:
     def _below(self, level: int, place: Index) -> Iterator[Index]:
         """Yield the blocks of the level before that a block is averaged from."""
         along = zip(self.region(level, place).values(), self._ratios(level), *self._sizes[level - 1], strict=True)
-        yield from itertools.product(
-            *(
-                range(cut.start * ratio // size, -(-min(cut.stop * ratio, length) // size))
-                for cut, ratio, length, size in along
-            )
+        starts_and_stops = (
+            (cut.start * ratio // size, -(-min(cut.stop * ratio, length) // size)) for cut, ratio, length, size in along
         )
+        yield from itertools.product(*itertools.starmap(range, starts_and_stops))
 
     def write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
         """Write a block and its record."""
@@ -224,8 +219,8 @@ class Blocks:
         digest = hashlib.sha256()
         for _, name in self._files(level, place):
             path = self.path / str(level) / name
-            digest.update(f"{name} {path.stat().st_size if path.exists() else None}\n".encode())
-            digest.update(path.read_bytes() if path.exists() else b"")
+            held = path.read_bytes() if path.exists() else b""
+            digest.update(f"{name} {len(held) if path.exists() else None}\n".encode() + held)
         return digest.hexdigest()
 
     def _range(self, values: NDArray[Any]) -> list[list[float]]:
