@@ -87,6 +87,10 @@ class Blocks:
         """Return the blocks of a level that are done."""
         return {tuple(map(int, name.split("."))) for name in _recorded(self.path, level)}
 
+    def is_done(self, level: int, place: Index) -> bool:
+        """Whether a block is done, without a look at the others."""
+        return self._record(level, place).exists()
+
     def _record(self, level: int, place: Index) -> Path:
         return self.path / str(level) / _RECORDS / ".".join(map(str, place))
 
@@ -94,8 +98,7 @@ class Blocks:
         """Write the blocks of smaller levels for which no other than this of the full resolution was missing."""
         for level, above in self._above(0, place):
             # two processes that end in the same moment both average it: to the same bytes
-            below = self._below(level, above)
-            if self._record(level, above).exists() or not all(self._record(level - 1, b).exists() for b in below):
+            if self.is_done(level, above) or not all(self.is_done(level - 1, b) for b in self._below(level, above)):
                 break
             self.write(level, above, self._averaged(level, above))
 
