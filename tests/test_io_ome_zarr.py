@@ -162,17 +162,6 @@ def test_bare_arrays_are_read(tmp_path):
     np.testing.assert_array_equal(read_photons(tmp_path / "two.zarr", axes="zyx", series="second"), values + 1)
 
 
-def test_only_what_was_chosen_is_read(tmp_path, monkeypatch):
-    image = counts("tczyx")
-    store(new_group(tmp_path / "a.zarr", "0.5"), image, chunks=(1, 2, 2, 17, 12), shards=(3, 2, 4, 17, 12))
-    read = []
-    whole = zarr.Array.__getitem__
-    monkeypatch.setattr(zarr.Array, "__getitem__", lambda array, index: read.append(index) or whole(array, index))
-    chosen = read_photons(tmp_path / "a.zarr", channel="dna", time=2)
-    assert_same(chosen, image.isel(c=1).isel(t=2, drop=True))
-    assert read == [(2, 1, slice(0, 4, 1), slice(0, 17, 1), slice(0, 12, 1))]
-
-
 @pytest.mark.parametrize("damage", ["version 0.7", "version 0.10", "nothing in it", "level", "json", "words", "chunk"])
 def test_stores_that_cannot_be_read_are_refused(tmp_path, damage):
     path = tmp_path / "a.zarr"

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import tifffile
 from made_images import CHANNELS, DIMS, LENGTHS, STEPS, assert_same, counts, one_sentence
 
 from gap_bioimage.errors import AxesError, UnreadableImageError
@@ -265,10 +264,3 @@ def test_deltavision_files_are_read_and_files_that_nobody_reads_are_named(tmp_pa
             monkeypatch.setattr(vendors, "find_spec", lambda name: None)  # as if bioio was not there
         with pytest.raises(UnreadableImageError, match=f"{name} cannot be read as an image"):
             read_photons(tmp_path / name)
-
-
-def test_tiffs_do_not_wait_for_bioio(tmp_path):
-    tifffile.imwrite(tmp_path / "counts.dat", np.random.default_rng(0).poisson(3, (32, 32)).astype(np.uint16))
-    before = set(sys.modules)
-    assert read_photons(tmp_path / "counts.dat").shape == (32, 32)
-    assert not {name for name in set(sys.modules) - before if name.startswith("bioio.")}
