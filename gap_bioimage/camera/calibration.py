@@ -230,14 +230,13 @@ def _measured(frames: Frames, dark: Dark | None) -> _Measured:
         hint = "use a shorter exposure, or give --saturation if the camera's ceiling is higher"
         raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated, expected less; {hint}")
     moments = moments.at(~full)
-    fit = fit_line(moments if dark is None else dark.added_to(moments))
-    noise = (correlation_of(moments), frame_correlation(frames.values))
-    it = _Measured(frames, dark, moments, float(full.mean()), *noise, fit)
-    if abs(it.correlation.largest) + it.between_frames > SMOOTHED[frames.count > 1]:
-        told = f"neighbouring pixels or frames of {frames.name} share noise ({it.shared:.2f})"
+    correlation, between_frames = correlation_of(moments), frame_correlation(frames.values)
+    if (shared := abs(correlation.largest) + between_frames) > SMOOTHED[frames.count > 1]:
+        told = f"neighbouring pixels or successive frames of {frames.name} share noise ({shared:.2f})"
         cause = "as where images were smoothed, averaged or resampled, or the whole field moves"
         raise NotPhotonCountsError(f"{told}, {cause}; use raw images of a field that stands still")
-    return it
+    fit = fit_line(moments if dark is None else dark.added_to(moments))
+    return _Measured(frames, dark, moments, float(full.mean()), correlation, between_frames, fit)
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
