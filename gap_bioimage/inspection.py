@@ -178,6 +178,10 @@ def _report(
     correlation = evidence.correlation
     halves, halves_error, words = _thinning(evidence, finding)
     points = [] if curve is None else np.stack([curve.mean, curve.variance, curve.error], 1).tolist()
+    numbers = {"min": found.minimum, "max": found.maximum, "mean": found.mean, "total": found.total}
+    numbers |= {f"noise_correlation_{name}": getattr(correlation, name) for name in ("y", "x", "error")}
+    numbers |= {} if curve is None else {"fano": curve.dark, "fano_bright": curve.bright}
+    numbers |= {"pseudo_psnr_db": 10 * math.log10(found.mean)} if found.total > 0 else {}
     return Inspection(
         image=name,
         axes="".join(map(str, photons.dims)),
@@ -190,20 +194,10 @@ def _report(
         planes=photons.sizes.get("z", 1),
         channels=photons.sizes.get("c", 1),
         channel_names=list(known.channels),
-        min=_number(found.minimum),
-        max=_number(found.maximum),
-        mean=_number(found.mean),
-        total=_number(found.total),
         zero_share=found.zeros / max(found.pixels, 1),
-        pseudo_psnr_db=_number(10 * math.log10(found.mean)) if found.total > 0 else None,
         lattice=0 if found.lattice == 0 else float(f"{evidence.unit or 1:.6g}"),
         saturated_share=evidence.saturated,
         hot_pixels=len(evidence.hot) if finding.verdict == "photon counts" else 0,
-        fano=None if curve is None else _number(curve.dark),
-        fano_bright=None if curve is None else _number(curve.bright),
-        noise_correlation_y=_number(correlation.y),
-        noise_correlation_x=_number(correlation.x),
-        noise_correlation_error=_number(correlation.error),
         noise_correlation_method="repeats" if evidence.repeats else "single image" if correlation.blocks else "none",
         variance_curve=[[float(f"{value:.6g}") for value in point] for point in points],
         gain_guess=_gain(evidence),
@@ -214,6 +208,7 @@ def _report(
         verdict=finding.verdict,
         message=finding.message,
         next=_next(finding, name, given, photons),
+        **{key: _number(value) for key, value in numbers.items()},
     )
 
 
