@@ -240,7 +240,7 @@ def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float
     elif counts:
         words = "not tested: fine structure hides the noise"
     else:
-        words = f"not valid: there is {'more' if value > 0 else 'less'} noise than photons have, which the halves share"
+        words = f"not valid: with {'more' if value > 0 else 'less'} noise than photons the halves depend on one another"
     return value, error, words
 
 
