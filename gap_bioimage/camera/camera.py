@@ -116,9 +116,9 @@ class Detector:
         adu
             Values (..., y, x) as recorded.
         rng
-            For training: spreads values within their ADU and the lowest counts a little, so that the variance of
-            the counts is their mean also where one ADU is several electrons, or near darkness. Without it every
-            value gives the same count.
+            For training: spreads values within their ADU, since one ADU may be several electrons, and moves them so
+            that their noise is that of photons not in its variance alone (``like_photons``). Without it every value
+            gives the same count.
 
         Returns
         -------
@@ -128,13 +128,11 @@ class Detector:
         values = np.asarray(adu).astype(np.float64)
         if rng is not None:
             values += rng.random(values.shape) - 0.5
-        electrons = (values - self._offset()) / self.camera.gain + self.shift()
-        counts = np.clip(np.nan_to_num(np.rint(electrons)), 0, np.iinfo(np.int32).max).astype(np.int32)
-        if rng is not None and any(chance := model.spread_of_lowest(self._rounded_deviation())):
-            # clipping at zero has taken variance from the lowest counts: move some of them up or down by one
-            low = np.array([0.0, *chance, 0.0])[np.minimum(counts, model.LOWEST)]
-            drawn = rng.random(counts.shape)
-            counts = counts + (drawn < low) - (drawn > 1 - low)
+        shift = self.shift()
+        photons = (values - self._offset()) / self.camera.gain + shift
+        if rng is not None and not self.camera.multiplying:
+            photons = model.like_photons(photons, shift)
+        counts = np.clip(np.nan_to_num(np.rint(photons)), 0, np.iinfo(np.int32).max)
         return np.asarray(counts, np.int32)
 
     def electrons(self, adu: xr.DataArray) -> xr.DataArray:

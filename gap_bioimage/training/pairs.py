@@ -19,14 +19,8 @@ class Window(NamedTuple):
 
     counts: Counts
     usable: NDArray[np.bool_] | None = None  # pixels that are not saturated, where a camera tells
-    background: float = 0.0  # counts per pixel that are there without light
     others: Counts | None = None  # the sum of so many other exposures of the same scene
     n_others: int = 0
-
-    @property
-    def photons(self) -> float:
-        """All photons."""
-        return float(self.counts.sum()) - self.background * self.counts.size
 
     @property
     def light(self) -> Counts:
@@ -44,7 +38,7 @@ class Window(NamedTuple):
         rows, columns = (size // 2 for size in self.counts.shape[-2:])
         window = self.changed(lambda a: a.reshape(*a.shape[:-2], rows, 2, columns, 2).sum((-3, -1), np.int32))
         usable = None if window.usable is None else window.usable == 4
-        return window._replace(usable=usable, background=4 * self.background)
+        return window._replace(usable=usable)
 
 
 class Pairs(NamedTuple):

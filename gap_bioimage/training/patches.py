@@ -53,6 +53,14 @@ class Stack:
         detector = None if self.detector is None else self.detector.crop(rows, columns)
         return replace(self, values=self.values[(slice(None), *cut) if self.repeated else cut], detector=detector)
 
+    @property
+    def photons(self) -> float:
+        """About how many photons all pixels hold; of exposures, those of the first."""
+        values = np.asarray(self.values[0] if self.repeated else self.values)
+        total = float(np.nansum(values, dtype=np.float64))
+        camera = None if self.detector is None else self.detector.camera
+        return total if camera is None else (total - camera.offset * values.size) / camera.gain
+
     def window(self, rng: np.random.Generator) -> Window:
         """Return the counts of the whole stack, of exposures those of one and of the sum of up to eight others."""
         if not self.repeated:
@@ -67,7 +75,7 @@ class Stack:
         """Return counts; camera values are spread within their ADU at random."""
         values, detector = np.asarray(values), self.detector
         if detector is not None:
-            return Window(detector.counts(values, rng), ~detector.saturated(values), float(np.mean(detector.shift())))
+            return Window(detector.counts(values, rng), ~detector.saturated(values))
         try:
             counts = as_integers(values)
         except NotPhotonCountsError as error:
@@ -76,6 +84,14 @@ class Stack:
             told = f"{self.name}: a pixel holds {highest} photons, expected fewer than {_TOO_MANY}"
             raise NotPhotonCountsError(f"{told}; are these photons? divide by what one of them was stored as")
         return Window(counts.astype(np.int32))
+
+
+class _Candidate(NamedTuple):
+    """A place that may become a window."""
+
+    stack: Stack
+    binned: bool
+    photons: float
 
 
 class Split(NamedTuple):
@@ -216,18 +232,21 @@ class WindowDrawer:
         """
         windows = []
         for _ in range(size):
-            candidates, photons = zip(*(self._bright_enough(rng) for _ in range(_CANDIDATES)), strict=True)
+            candidates = [self._bright_enough(rng) for _ in range(_CANDIDATES)]
+            photons = np.array([candidate.photons for candidate in candidates])
             chosen = candidates[_choice(_bounds(np.maximum(photons, 1e-9)), rng)]
-            windows.append(augmented(chosen, rng) if self.augment else chosen)
+            window = chosen.stack.window(rng)
+            window = window.binned() if chosen.binned else window
+            windows.append(augmented(window, rng) if self.augment else window)
         return windows
 
-    def _bright_enough(self, rng: np.random.Generator) -> tuple[Window, float]:
-        """Draw a window with enough photons, where ten tries find one; tell how many."""
-        best = self._window(rng)
+    def _bright_enough(self, rng: np.random.Generator) -> _Candidate:
+        """Draw a place with enough photons, where ten tries find one."""
+        best = self._candidate(rng)
         for _ in range(_REDRAWS):
-            if best[1] >= self.min_photons:
+            if best.photons >= self.min_photons:
                 break
-            best = max(best, self._window(rng), key=lambda drawn: drawn[1])
+            best = max(best, self._candidate(rng), key=lambda candidate: candidate.photons)
         return best
 
     @cached_property
@@ -235,7 +254,7 @@ class WindowDrawer:
         """Chances of the images: every pixel counts the same."""
         return _bounds(np.array([math.prod(stack.shape) for stack in self.stacks], float))
 
-    def _window(self, rng: np.random.Generator) -> tuple[Window, float]:
+    def _candidate(self, rng: np.random.Generator) -> _Candidate:
         stack = self.stacks[_choice(self._of_images, rng)]
         larger = (*self.window_px[:-2], *(2 * size for size in self.window_px[-2:]))
         asked = self.thinning.binned > 0 and rng.random() < self.thinning.binned
@@ -243,9 +262,9 @@ class WindowDrawer:
         sizes = larger if binned else self.window_px
         starts = rng.integers(0, np.subtract(stack.shape[1:], sizes) + 1).tolist()
         where = tuple(slice(s, s + w) for s, w in zip(starts, sizes, strict=True))
-        window = stack[(slice(None), *where)].window(rng)
+        place = stack[(slice(None), *where)]
         # of binned ones a quarter, so that they are no more often chosen
-        return (window.binned(), window.photons / 4) if binned else (window, window.photons)
+        return _Candidate(place, binned, place.photons / 4 if binned else place.photons)
 
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
