@@ -38,6 +38,7 @@ from scores import nats, residual_ratio, scores
 
 from gap_bioimage.config import RunConfig
 from gap_bioimage.files import replacing
+from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.network import UNet, photons_of
 from gap_bioimage.training.fit import train
@@ -88,7 +89,7 @@ def run(job: Job) -> str:
         if job.method != "untrained":
             about["steps"] = scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"]
             about["parameters"] = sum(p.numel() for p in model.network.parameters())
-        method: peers.Method = lambda counts, truth, level: denoised(model, counts, job.device)  # noqa: E731
+        method: peers.Method = lambda counts, truth, level: denoised(model, scene, counts, job.device)  # noqa: E731
     else:
         method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about)
     if "steps" in about:  # else nothing was trained
@@ -105,15 +106,18 @@ def trained(job: Job, scene: Scene) -> Model:
     if job.method == "untrained":
         network = UNet(**config.network.model_dump()).eval()
         return Model(network, config.network, (-math.inf, math.inf), n_frames=config.thinning.ceiling)
-    counts = scene.training(job.method, job.seed)
+    counts = [scene.recorded(image) for image in scene.training(job.method, job.seed)]
     images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
     run = job.out.with_suffix("")
-    train(images, run, config, resume=(run / "config.yaml").exists(), progress=False, device=job.device)
+    resume = (run / "config.yaml").exists()
+    train(images, run, config, camera=scene.camera, resume=resume, progress=False, device=job.device)
     return load_model(run)
 
 
-def denoised(model: Model, counts: Image, device: str) -> Image:
+def denoised(model: Model, scene: Scene, counts: Image, device: str) -> Image:
     """Return the expected photons per pixel; 2D networks see a stack plane by plane."""
+    if scene.camera is not None:
+        return denoise(model, scene.recorded(counts), dims="yx", device=device).values
     network, photons = model.network.to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
     planes = model.config.dim == 2 and counts.ndim == 3
     photons = photons[:, None] if planes else photons[None, None]

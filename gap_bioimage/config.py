@@ -151,7 +151,9 @@ class TrainConfig(Config):
     ema_decay: float | None = Field(
         None, ge=0, lt=1, description="of an exponential moving average of the weights, used instead of the last ones"
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="bf16-mixed for anchored networks on CPUs that have it when not given"
+    )
     channels_last: bool = True
     validate_every: PositiveInt = Field(
         500, description="steps between validations and checkpoints; when not given a twentieth of the steps"

@@ -54,6 +54,24 @@ def test_anchored_networks_learn_by_muon(settings: dict[str, Any], expected: Any
     assert (chosen.optimizer, chosen.learning_rate, chosen.warmup_steps) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "bf16", "accelerator", "precision"),
+    [
+        ({}, True, False, "bf16-mixed"),
+        ({}, False, False, "32-true"),
+        ({}, True, True, "32-true"),
+        ({"train": {"precision": "32-true"}}, True, False, "32-true"),
+        ({"network": {"anchor": False}}, True, False, "32-true"),
+    ],
+)
+def test_anchored_networks_learn_in_bfloat16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], bf16: bool, accelerator: bool, precision: str
+) -> None:
+    monkeypatch.setattr(choices, "_has_bf16", lambda: bf16)
+    settings = {**settings, "train": {"steps": 5, **settings.get("train", {})}}
+    assert choose_sizes(RunConfig.from_dict(settings), split(), accelerator).train.precision == precision
+
+
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     cpu, fast = (choose_sizes(RunConfig(), split(), accelerator) for accelerator in (False, True))
