@@ -216,8 +216,8 @@ def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str
     ("forward", "step", "status", "words"),
     [
         ("photons.float()", {}, "passed", "takes uint8, int32, int64, float64"),
-        ("photons", {}, "failed", "in the graph itself, images are refused as"),
-        ("photons.float() + float(photons.dtype == torch.float64)", {}, "failed", "float64 differs by"),
+        ("photons", {}, "failed", "in the graph itself, images are refused, such as uint8"),
+        ("photons.float() + float(photons.dtype == torch.float64)", {}, "failed", "float64 differ by"),
         ("photons", {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped", "makes float32 of every image"),
         ("photons", {"id": "clip", "kwargs": {"min": 0.0, "max": 9.0}}, "failed", "refused"),
     ],

@@ -29,7 +29,7 @@ __all__ = [
 Kind = Literal["rule", "archive", "run"]
 
 PLUGINS = ["gap_bioimage.exporting.checks"]
-"""Names of modules outside this package that declare checks; a module that is not installed is left out."""
+"""Names of modules outside this package that declare checks."""
 
 
 class Severity(StrEnum):
@@ -75,7 +75,7 @@ class Definition:
 
     def violated(self, message: str, fix: str = "") -> Check:
         """Something was found: failed or a warning, as the severity says."""
-        return self.check(Outcome("failed", message, fix or self.fix))
+        return self.check(Outcome("failed", message, fix))
 
     def skipped(self, message: str) -> Check:
         """Nothing was found out."""
@@ -84,11 +84,11 @@ class Definition:
     def check(self, outcome: Outcome) -> Check:
         """The line of the report; what does not block is never more than a warning."""
         softened = outcome.status == "failed" and self.severity != BLOCKS
-        status: Status = "warning" if softened else outcome.status
-        mended = (
-            " `gap-bioimage repair` does this where it can." if self.repair and status in ("failed", "warning") else ""
-        )
-        return Check(self.id, self.consumer, status, outcome.message, f"{outcome.fix}{mended}".strip())
+        status, fix = "warning" if softened else outcome.status, outcome.fix
+        if status in ("failed", "warning"):
+            mended = " `gap-bioimage repair` does this where it can." if self.repair else ""
+            fix = f"{fix or self.fix}{mended}".strip()
+        return Check(self.id, self.consumer, status, outcome.message, fix)
 
     def why_not(self, model: Any) -> str:
         """Why a rule says nothing about a model (its ``weights`` and ``version``); empty if it does."""
@@ -119,11 +119,9 @@ class Definition:
             found = self.function(subject)
         except NotApplicable as reason:
             return Outcome("skipped", one_sentence(reason), reason.fix)
-        if found is None:
-            return Outcome("passed", "kept")
-        if isinstance(found, Outcome):
-            return replace(found, fix=self.fix) if found.status in ("failed", "warning") and not found.fix else found
-        return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found, self.fix)
+        if isinstance(found, str):
+            return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found)
+        return found or Outcome("passed", "kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +222,7 @@ def import_checks() -> None:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{root}.{name}.{module.name}")
     for name in PLUGINS:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:  # a module that lacks a library of its own is told of
-            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-                raise
+        importlib.import_module(name)
 
 
 # fmt: off

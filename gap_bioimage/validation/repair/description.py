@@ -7,8 +7,9 @@ from gap_bioimage.validation.archive.description import OF_TESTS, load_offline, 
 from gap_bioimage.validation.archive.files import sha256_of
 from gap_bioimage.validation.archive.rdf import references
 from gap_bioimage.validation.check import one_sentence
-from gap_bioimage.validation.model import Axis
-from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered
+from gap_bioimage.validation.model import Axis, source_of
+from gap_bioimage.validation.repair.editor import WRONG_HASH, PackageEditor, numbered, unshared
+from gap_bioimage.validation.repair.files import readme
 from gap_bioimage.validation.rules import is_identifier
 from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 
@@ -20,13 +21,18 @@ _LONGEST_AXIS_DESCRIPTION = 128
 
 def convert_04(editor: PackageEditor) -> None:
     """Rewrite a description of format 0.4 by bioimageio.spec's own conversion."""
-    before, version, package = editor.rdf, str(editor.rdf.get("format_version")), editor.model.package
+    version, package = str(editor.rdf.get("format_version")), editor.model.package
     if not re.match(r"0\.4(\.|$)", version):
         return
-    if version == "0.4":  # no version at all, strictly
-        before = before | {"format_version": "0.4.10"}
     from bioimageio.spec import dump_description
 
+    readme(editor)  # format 0.5 wants one
+    before = unshared(editor.rdf)
+    if version == "0.4":  # no version at all, strictly
+        before["format_version"] = "0.4.10"
+    for reference in references(before):
+        if reference.key == "dependencies":  # the conversion knows one manager alone
+            reference.holder[reference.key] = f"conda:{reference.path}"
     built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
     # other faults of files have repairs of their own
     if refused := problems_of(package, built) or problems_of(package, with_files, OF_TESTS):
@@ -36,13 +42,14 @@ def convert_04(editor: PackageEditor) -> None:
     content = {key: value for key, value in _without_nulls(dump_description(built)).items() if value not in ([], {})}
     if not before.get("covers"):
         content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
+    for key in ("documentation", "icon", "covers"):  # the conversion made objects of them
+        if key in content:
+            content[key] = list(map(source_of, content[key])) if key == "covers" else source_of(content[key])
     editor.rdf = {"format_version": FORMAT, "type": "model"} | content | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
     for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
         if reference.hash_key and stated.get(reference.name):
             reference.holder.setdefault(reference.hash_key, stated[reference.name])
-    plain_strings(editor)  # the conversion made objects of them
-    editor.changes = [change for change in editor.changes if change.id != "plain_strings"]
     editor.changed("format_version", "format of the description", version, FORMAT)
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
@@ -58,17 +65,16 @@ def _without_nulls(value: Any, key: str = "") -> Any:
 def lower_format(editor: PackageEditor) -> None:
     """Write the newest format that every consumer reads, without the fields that it does not know."""
     model, written = editor.model, str(editor.rdf.get("format_version"))
-    is_vague = written == "0.5"  # no version at all, strictly
-    if not editor.is_05 or (editor.is_plain and not is_vague):
+    if not editor.is_05 or (editor.is_plain and written != "0.5"):  # which is no version at all, strictly
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
-    needed = "a licence in a file of its own" if isinstance(editor.rdf.get("license"), dict) else ""
-    if state_dict.get("strict") is False:
-        needed = "weights.pytorch_state_dict.strict: false"
-    if any(tensor.written.get("output_of") for tensor in model.inputs):
-        needed = "an input that is another model's output"
-    if needed:
-        editor.notes.append(f"format_version stays, since {needed} came with 0.5.11 and is needed")
+    needed = {
+        "a licence in a file of its own": isinstance(editor.rdf.get("license"), dict),
+        "weights.pytorch_state_dict.strict: false": state_dict.get("strict") is False,
+        "an input that is another model's output": any(tensor.written.get("output_of") for tensor in model.inputs),
+    }
+    if found := [what for what, is_there in needed.items() if is_there]:
+        editor.notes.append(f"format_version stays, since {found[0]} came with 0.5.11 and is needed")
         return
     is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
     editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
@@ -77,8 +83,7 @@ def lower_format(editor: PackageEditor) -> None:
     newer += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
     for where, holder, key in newer:
         if key in holder:
-            hint = "dropped; borders are mirrored" if key == "pad" else "dropped"
-            editor.changed("format_version", f"{where}: {key}", holder.pop(key), hint)
+            editor.changed("format_version", f"{where}: {key}", holder.pop(key), "dropped; borders are mirrored")
 
 
 def plain_strings(editor: PackageEditor) -> None:
@@ -125,38 +130,34 @@ def axis_ids(editor: PackageEditor) -> None:
 
 def channel_names(editor: PackageEditor) -> None:
     """Name channels channel0, channel1, ... where they have no names; make identifiers of others before 0.5.11."""
-    for tensor in editor.tensors:
-        for index, axis in enumerate(tensor.axes):
-            names = axis.written.get("channel_names")
-            if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
+    for tensor, index, axis in ((t, i, axis) for t in editor.tensors for i, axis in enumerate(t.axes)):
+        names = axis.written.get("channel_names")
+        if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
+            continue
+        if names:
+            renamed = _identifiers(list(map(str, names)))
+        else:
+            array = editor.model.test_array(tensor)
+            is_counted = array is not None and array.ndim == len(tensor.axes)
+            renamed = [f"channel{i}" for i in range(array.shape[index] if is_counted else axis.size or 0)]
+            if not renamed:
+                editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
                 continue
-            renamed = _identifiers(list(map(str, names or [])))
-            if not names:
-                array = editor.model.test_array(tensor)
-                is_counted = array is not None and array.ndim == len(tensor.axes)
-                count = int(array.shape[index]) if is_counted else axis.size or 0
-                renamed = [f"channel{i}" for i in range(count)]
-                if not count:
-                    editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
-                    continue
-                axis.written.pop("size", None)  # it follows from the names, and the format forbids it
-            if renamed != names:
-                axis.written["channel_names"] = renamed
-                editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
+            axis.written.pop("size", None)  # it follows from the names, and the format forbids it
+        if renamed != names:
+            axis.written["channel_names"] = renamed
+            editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
 
 
 def _identifiers(names: list[str]) -> list[str]:
     """Identifiers in the place of names that are none, different from each other and from those that stay."""
-    stays = list(map(is_identifier, names))
-    taken = {name.casefold() for name, is_one in zip(names, stays, strict=True) if is_one}
-    found = []
-    for name, is_one in zip(names, stays, strict=True):
-        base = re.sub(r"\W+", "_", name).strip("_")
-        if not is_identifier(base):
-            base = f"channel_{base}".rstrip("_")
-        found.append(name if is_one else numbered(base, "", taken))
-        taken.add(found[-1].casefold())
-    return found
+    taken = {name.casefold() for name in names if is_identifier(name)}
+    for place, name in enumerate(names):
+        if not is_identifier(name):
+            base = re.sub(r"\W+", "_", name).strip("_")
+            names[place] = numbered(base if is_identifier(base) else f"channel_{base}".rstrip("_"), "", taken)
+            taken.add(names[place].casefold())
+    return names
 
 
 def axis_scale(editor: PackageEditor) -> None:

@@ -19,7 +19,6 @@ _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
 
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
-_MAX_README_BYTES = 2**20
 _COVER_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -110,11 +109,6 @@ def readme(editor: PackageEditor) -> None:
     if not name.endswith(".md"):
         old, name = name, editor.move(name, posixpath.splitext(name)[0] + ".md")
         editor.changed("readme", "name of the documentation", old, name)
-    if (editor.folder / name).stat().st_size <= _MAX_README_BYTES:
-        _rewrite_readme(editor, name)
-
-
-def _rewrite_readme(editor: PackageEditor, name: str) -> None:
     written = (editor.folder / name).read_bytes()
     try:
         text = written.decode("utf-8")
@@ -136,21 +130,18 @@ def covers(editor: PackageEditor) -> None:
         editor.rdf["covers"] = there
         editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
     for name in (PurePosixPath(str(source)).as_posix() for source in map(source_of, there) if not is_url(str(source))):
-        _fit(editor, name)
+        try:
+            _fit(editor, name)
+        except (OSError, KeyError, Image.DecompressionBombError):
+            editor.notes.append(f"the cover {name} is not looked at: it is not a PNG or JPEG that can be read")
 
 
 def _fit(editor: PackageEditor, name: str) -> None:
     """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
     path, buffer = editor.folder / name, io.BytesIO()
-    kind, n_bytes = _COVER_KINDS.get(path.suffix.lower()), path.stat().st_size
-    try:
-        with Image.open(path) as opened:
-            size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
-    except (OSError, Image.DecompressionBombError):
-        kind = None
-    if kind is None:
-        editor.notes.append(f"the cover {name} is not looked at: it is not a PNG or JPEG that can be read")
-        return
+    kind, n_bytes = _COVER_KINDS[path.suffix.lower()], path.stat().st_size
+    with Image.open(path) as opened:
+        size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
     if has_good_aspect(size) and n_bytes < MAX_COVER_BYTES:
         return
     if not has_good_aspect(size):

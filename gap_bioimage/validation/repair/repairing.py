@@ -100,17 +100,16 @@ def repair(
 
 def apply_repairs(editor: PackageEditor) -> None:
     """Make all repairs that a model needs; one that does not understand the description leaves it as it was."""
-    for _ in range(2):  # a late repair may make an earlier one possible: no format 0.5 without documentation
-        editor.notes = []
-        for function in REPAIRS:
-            rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
-            try:
-                function(editor)
-            except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-                # anybody's description may hold anything anywhere; the validation says what is wrong with it
-                editor.rdf, editor.changes, editor.notes = rdf, changes, notes
-                name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
-                editor.notes.append(f"{name}: the description could not be understood here: {text}")
+    for function in REPAIRS:
+        rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
+        try:
+            function(editor)
+        except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            # anybody's description may hold anything anywhere; the validation says what is wrong with it
+            name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
+            told = f"{name}: the description could not be understood here: {text}"
+            editor.rdf, editor.changes, editor.notes = rdf, changes, [*notes, told]
+    editor.notes = list(dict.fromkeys(editor.notes))
 
 
 def _files_of(package: Package) -> list[str]:

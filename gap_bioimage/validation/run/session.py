@@ -129,7 +129,7 @@ class Session:
             except NotApplicable as reason:
                 outcome = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error), made.fix if made is LOADS else RUNS), True
+                outcome, model_raised = Outcome("failed", str(error), "" if made is LOADS else RUNS), True
             except Exception as error:
                 outcome = raised(error)
             outcomes.append((name, outcome))
@@ -140,8 +140,6 @@ class Session:
     def _found(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
         if made.id in self.job.done:
             return
-        if outcome.status == "failed" and not outcome.fix:
-            outcome = replace(outcome, fix=made.fix)
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)
