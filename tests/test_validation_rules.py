@@ -204,7 +204,6 @@ def test_every_rule_has_a_model_that_breaks_it() -> None:
 def test_what_only_a_run_can_tell_is_left_open_where_there_is_the_description_alone(tmp_path: Path) -> None:
     mutations = {
         "core.dependencies": depends("conda:environment.yaml"),
-        "core.scale_linear": AXES_04,
         "core.tensorflow": put("weights", value={"tensorflow_saved_model_bundle": {"source": "x.zip"}}),
         "fiji.stardist": STARDIST,
     }
