@@ -1,7 +1,6 @@
 """Functions in TorchScript's dialect, which between them use most of what serialised code may hold."""
 
 import enum
-import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -43,38 +42,12 @@ def language(x: Tensor, y: Tensor | None = None) -> Pair:
     return Pair(x if torch.jit.is_scripting() else x - 1, len(d) + sum({i: i * 2 for i in range(3)}.values()))
 
 
-def conversions(x: Tensor):
-    number = int(x.sum().item())
-    like = torch.tensor([1.0, 2.0], dtype=torch.float64, device=x.device)
-    x = x.to(torch.float64).to(x.dtype).to(x.device).to(like).float().double().half().int().long()
-    if x.is_cuda or x.requires_grad or x.is_floating_point():
-        x = x.cpu().to("cpu")
-    return x.type_as(like), float(number), bool(number), str(number), int("3"), complex(1.0, 2.0), x.layout, x.ndim
-
-
-def lists(x: Tensor):
-    q = [1, 2, 3]
-    q.append(4)
-    q.sort()
-    q.extend([3])
-    q.insert(0, q.pop())
-    return x + q.index(3) + q.count(2), sorted(q), q[::2], max(q), min(q), sum(q), 3 in q, [0] * 3 + q
-
-
 def indexing(x: Tensor):
     x = x[..., 1:, None, 0].unsqueeze(1)
     mask = x > 0
     x[mask] = 0
     x[0, :] = 1
     return torch.where(mask, x, torch.zeros_like(x)), x[[0, 1]], x[torch.tensor([0])], x[:, 0:1, ...], x[-1]
-
-
-def numbers(n: int, f: float, text: str):
-    number = abs(n) + round(f) + n // 2 + n % 3 + 2**n + (n << 1) + (n >> 1) + (n & 1) + (n | 1) + (n ^ 1) - n
-    total = math.sqrt(f) + math.pi + math.inf + math.floor(2.5) + math.log(f) + math.exp(f) + math.pow(f, n) + math.nan
-    parts = ",".join("a,b".split(",")).replace("a", "b").strip()
-    words = "{} {}".format(text, parts) + f"{n}:{text}" + "%s-%d" % (text, n)  # noqa: UP031, UP032
-    return number, total + math.gcd(n, 2) + math.ldexp(f, n), divmod(n, 2), hex(n), math.isnan(f), words, text[0]
 
 
 def layers(x: Tensor):
@@ -173,7 +146,7 @@ def random_generator(x: Tensor, generator: torch.Generator):
 
 
 FUNCTIONS = [
-    language, conversions, lists, indexing, numbers, layers, shapes, anything, oddities, own_rms_norm, Holder(),
+    language, indexing, layers, shapes, anything, oddities, own_rms_norm, Holder(),
     attention, interpolation, torch_rms_norm, item_size, fourier, squeezed, any_of_axes, random_generator,
 ]  # fmt: skip
 

@@ -59,16 +59,6 @@ def test_a_disagreement_fails(tmp_path: Path) -> None:
     assert found == ["failed", "failed", "warning"]
 
 
-def test_what_bioimageio_core_runs_in_format_0_5_only_is_to_be_updated(tmp_path: Path) -> None:
-    def mutate(rdf: dict[str, Any]) -> None:
-        zips.to_format_0_4()(rdf)
-        kwargs = {"axes": "yx", "gain": 2.0, "offset": 0.0}
-        rdf["inputs"][0]["preprocessing"] = [{"name": "scale_linear", "kwargs": kwargs}]
-
-    check = ran(zips.make_zip(tmp_path, mutate))["core.test"]
-    assert check.status == "failed" and "repair" in check.fix
-
-
 def test_a_model_that_gives_no_numbers_fails_and_is_not_compared(tmp_path: Path) -> None:
     script = zips.model_files(zips.tiny("rate = rate * float('nan')"))["torchscript.pt"]
     checks = ran(zips.make_zip(tmp_path, zips.torchscript_only, files={"torchscript.pt": script}))

@@ -38,10 +38,10 @@ _UPLOAD = "bioimageio.spec 0.5.12, upload.py (2026-11)"
 _RUNTIME = "BioEngine 2026-08-22, apps/model-runner (2026-11)"
 
 _MAX_DESCRIPTION = 512
-MAX_COVER_BYTES = 500_000
+_MAX_COVER_BYTES = 500_000
 _MAX_FILES = 20
 _MAX_README = 1_000_000
-ASPECTS, _ASPECT_TOLERANCE = (1.0, 2.0), 0.02
+_ASPECT_TOLERANCE = 0.02
 HEADING = re.compile(r"^#+.*validation", re.MULTILINE | re.IGNORECASE)
 
 rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
@@ -177,21 +177,16 @@ def cover(model: Model) -> str | None:
     for path in map(model.file_of, covers):
         if path is None:
             raise NotApplicable("a cover is not in the package")
-        if path.stat().st_size > MAX_COVER_BYTES:
+        if path.stat().st_size > _MAX_COVER_BYTES:
             return f"{path.name} has {path.stat().st_size // 1000} kB, at most 500 are expected"
         try:
             with Image.open(path) as image:  # reads the header only
                 size = image.size
         except (OSError, ValueError, Image.DecompressionBombError):
             return f"{path.name} is no image of a reasonable size"
-        if not has_good_aspect(size):
+        if not any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in (1, 2)):
             return f"{path.name} is {size[0]} x {size[1]}, 2:1 or 1:1 is expected"
     return None
-
-
-def has_good_aspect(size: tuple[int, int]) -> bool:
-    """Whether a cover has a shape that the zoo shows whole."""
-    return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in ASPECTS)
 
 
 rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Test tensors with their sha256.",
