@@ -124,11 +124,30 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
         # spec's conversion of 0.4 names every channel, which would fill the memory
         if any(isinstance(size, int | float) and abs(size) > _MOST_PX for size in walked(tensor.get("shape"))):
             return ValueError(f"the shape of {one_sentence(tensor.get('name'), 60)!r} holds a size beyond {_MOST_PX}")
-    content = deepcopy(rdf)
     if with_files and any(map(is_url, texts(rdf.get("training_data")))):  # spec would ask for its files there
         if isinstance(judged := load_offline(package, rdf, version), Exception):
             return judged
-        del content["training_data"]
+        rdf = {key: value for key, value in rdf.items() if key != "training_data"}
+    content = _without_urls(package, rdf, with_files=with_files)
+    context = ValidationContext(
+        root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=_Known(),
+        log_warnings=False, progressbar=False, raise_errors=True,
+    )  # fmt: skip
+    users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # offline they would be invalid
+    KNOWN_GITHUB_USERS.update(users)
+    vars(v0_5)["try_all_raise_last"] = _first_that_works
+    try:
+        with quiet():
+            return _with_references(rdf, build_description(content, context=context, format_version=version))
+    except Exception as error:  # spec raises whatever its validators stumble over
+        return error
+    finally:
+        KNOWN_GITHUB_USERS.difference_update(users)
+
+
+def _without_urls(package: Package, rdf: dict[str, Any], *, with_files: bool) -> dict[str, Any]:
+    """A copy of the description that bioimageio.spec can load without a network, and without what is not needed."""
+    content = deepcopy(rdf)
     for reference in references(content) if with_files else ():
         if reference.is_remote:  # a file of that kind stands for it
             suffix = re.search(r"\.\w{1,10}$", reference.path)
@@ -146,20 +165,7 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
         content["covers"] = [str(cover)]
     for tensor in mappings(content.get("inputs")):
         tensor.pop("output_of", None)  # the name of another model, which spec would download
-    context = ValidationContext(
-        root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=_Known(),
-        log_warnings=False, progressbar=False, raise_errors=True,
-    )  # fmt: skip
-    users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # offline they would be invalid
-    KNOWN_GITHUB_USERS.update(users)
-    vars(v0_5)["try_all_raise_last"] = _first_that_works
-    try:
-        with quiet():
-            return _with_references(rdf, build_description(content, context=context, format_version=version))
-    except Exception as error:  # spec raises whatever its validators stumble over
-        return error
-    finally:
-        KNOWN_GITHUB_USERS.difference_update(users)
+    return content
 
 
 def _with_references(rdf: dict[str, Any], built: Any) -> Any:
