@@ -19,7 +19,7 @@ from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import PosteriorSampler
 from gap_bioimage.validation.archive import torchscript
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
-from gap_bioimage.validation.outcome import NotApplicable
+from gap_bioimage.validation.check import NotApplicable
 
 LISTING = Path(__file__).parents[1] / "benchmarks" / "list_operators.py"
 LOADS = """

@@ -18,9 +18,21 @@ import gap_bioimage.validation
 from gap_bioimage.validation import check as registry_module
 from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, Definition, definition, registry, rule
+from gap_bioimage.validation.check import (
+    BLOCKS,
+    DEGRADES,
+    STYLE,
+    Check,
+    Definition,
+    NotApplicable,
+    Outcome,
+    definition,
+    merge_outcomes,
+    one_sentence,
+    registry,
+    rule,
+)
 from gap_bioimage.validation.model import Axis, Model, with_infinities
-from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome, merge_outcomes, one_sentence
 from gap_bioimage.validation.report import validate
 
 ROOM = Path(gap_bioimage.validation.__file__).parent

@@ -25,7 +25,7 @@ from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, consumers, definitions
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.repair import description as repair_format
+from gap_bioimage.validation.repair import repairs
 from gap_bioimage.validation.repair.editor import PackageEditor
 from gap_bioimage.validation.repair.repairing import apply_repairs
 
@@ -239,7 +239,7 @@ STRANGE: tuple[Any, ...] = ("x", 3, None, [], {}, ["x"], {"x": 1}, [[]], -1.5, {
 @pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("0.4.10", "0.5.4")), "0.5.12"])
 def test_strange_descriptions_end_no_repair(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # what spec's own conversion makes of nonsense takes seconds each
-    monkeypatch.setattr(repair_format, "load_offline", lambda *_, **__: ValueError("not converted"))
+    monkeypatch.setattr(repairs, "load_offline", lambda *_, **__: ValueError("not converted"))
     more = {"format_version": version, "config": {"deepimagej": {}}, "attachments": []}
     for number in range(3 * len(slots(zips.description(zips.model_files()) | more))):  # three values each
         rdf = zips.description(zips.model_files()) | copy.deepcopy(more)

@@ -18,7 +18,7 @@ from gap_bioimage.validation.run.behaviour import as_loaded, below_min, graph_dt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.outcome import Outcome
+    from gap_bioimage.validation.check import Outcome
     from gap_bioimage.validation.run.runner import Runner
 
 EXPECTED = np.load(io.BytesIO(zips.model_files()["output.npy"]))

@@ -16,7 +16,7 @@ from PIL import Image
 from running import judged, ran
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.outcome import Evidence, Outcome
+from gap_bioimage.validation.check import Evidence, Outcome
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.engines import find_engines, other_cores, other_engines
 from gap_bioimage.validation.run.reference import keep_evidence, mismatched_ppm, not_finite, relative_rms

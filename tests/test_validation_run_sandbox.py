@@ -19,7 +19,7 @@ from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.outcome import Check
+    from gap_bioimage.validation.check import Check
 
 
 def run(path: Path, process: Sandbox) -> dict[str, Check]:

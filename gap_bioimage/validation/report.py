@@ -15,9 +15,8 @@ from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, is_of
+from gap_bioimage.validation.check import Check, Picture, is_of
 from gap_bioimage.validation.model import Model, with_infinities
-from gap_bioimage.validation.outcome import Picture
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass, field
 
+from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description, format_checks, people
 from gap_bioimage.validation.archive.package import Package, few
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, archive_check, definition, definitions
-from gap_bioimage.validation.outcome import Check, Outcome, one_sentence
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, archive_check, one_sentence
 
 # after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
@@ -61,20 +61,20 @@ def github_users(package: Package) -> str | None:
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
     """Judge the description and the files that it names, or the description as if no file lay beside it."""
-    every = [made for made in definitions("archive") if made.consumer != "format"]
-    asked = [definition("archive.references")] if description_only else every
+    every = [made for made in registry.definitions("archive") if made.consumer != "format"]
+    asked = [registry.definition("archive.references")] if description_only else every
     found, needed, kind = Examined([made.judge(package) for made in asked]), _needed(package), package.rdf.get("type")
     if kind != "model":
         given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
         fix = "State type: model if it is one; a collection's other resources are not validated here."
         text = f"the description is not a model's: {given}, expected is model"
-        found.checks.append(definition("format.valid").violated(text, fix))
+        found.checks.append(registry.definition("format.valid").violated(text, fix))
         found.is_model = False
     elif "archive.references" not in found.failed:
-        of_format = [definition(name).judge(package) for name in ("format.version", "format.github_user")]
+        of_format = [registry.definition(name).judge(package) for name in ("format.version", "format.github_user")]
         found.checks += [check for check in of_format if check.message != "kept"]  # nobody is named
         if "format.version" in found.failed:
-            found.checks.append(definition("format.valid").skipped("not judged in an unknown format"))
+            found.checks.append(registry.definition("format.valid").skipped("not judged in an unknown format"))
         else:
             with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)
@@ -85,7 +85,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {needed}"
     if found.is_model and not description_only and "core.test" not in found.failed:
         if found.why_not_run:
-            found.checks.append(definition("core.test").skipped(found.why_not_run))
+            found.checks.append(registry.definition("core.test").skipped(found.why_not_run))
         text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
         remote = () if found.why_not_run else package.remote_weights
         found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
@@ -97,7 +97,7 @@ def _untestable(valid: Description | None) -> list[Check]:
     tensors = [*valid.as_written.inputs, *valid.as_written.outputs] if valid else []
     names = [repr(str(tensor.id)) for tensor in tensors if getattr(tensor, "test_tensor", tensor) is None]
     text, fix = "bioimageio.core's test needs those of all inputs and outputs", "Save it with numpy.save, and name it."
-    return [definition("core.test").violated(f"{names[0]} has no test_tensor: {text}", fix)] if names else []
+    return [registry.definition("core.test").violated(f"{names[0]} has no test_tensor: {text}", fix)] if names else []
 
 
 def _needed(package: Package) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gap_bioimage.validation.outcome import NotApplicable
+from gap_bioimage.validation.check import NotApplicable
 
 ENGINE = "libtorch 1.13"  # the oldest engine that consumers still run
 _TABLE = Path(__file__).with_name("operators_1_13.txt")

@@ -11,23 +11,9 @@ from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, NotApplicable, one_sentence
-from gap_bioimage.validation.repair import description, files
 from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
+from gap_bioimage.validation.repair.repairs import REPAIRS, is_leftover
 from gap_bioimage.validation.report import Report, validate
-
-# In the order in which they are made; rules name them.
-REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
-    files.rename_description,
-    # The format comes first, since the other repairs write what it wants.
-    description.convert_04, description.lower_format, description.plain_strings, description.fill_id,
-    files.plain_paths,
-    # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
-    files.hashes,
-    files.remove_leftovers, files.flatten,
-    description.axis_ids, description.channel_names, description.axis_scale,
-    description.deepimagej_config, files.sample_tensors,
-    files.readme, files.covers,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,7 +108,7 @@ def _files_of(package: Package) -> list[str]:
         raise UnreadableModelError(f"{package.source} describes something of type {kind!r}; repair takes models.")
     # what lies in a folder for git or the operating system never belonged to the package, and is not listed
     names = dict.fromkeys(PurePosixPath(name).as_posix() for name in package.files)
-    return [name for name in names if name != package.rdf_name and (package.is_zip or not files.is_leftover(name))]
+    return [name for name in names if name != package.rdf_name and (package.is_zip or not is_leftover(name))]
 
 
 def _refuse_output(package: Package, names: list[str], out: Path) -> None:

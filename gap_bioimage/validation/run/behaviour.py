@@ -13,8 +13,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from gap_bioimage.validation.check import Severity, run_check
-from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
 from gap_bioimage.validation.run import reference
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 

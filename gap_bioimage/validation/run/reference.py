@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.check import Severity, declare, run_check
+from gap_bioimage.validation import check as registry
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import RUNS, Evidence, NotApplicable, Outcome, one_sentence
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.rules import tolerances
 from gap_bioimage.validation.run.runner import Arrays, ModelError, Runner, of_the_model
@@ -31,19 +31,19 @@ _EXPORT_AGAIN = "Export the test outputs again with these weights and this prepr
 _UPDATE = "Update the description to format 0.5 (`gap-bioimage repair` does this), or leave axes out of scale_linear."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
 DOES_NOT_RUN = "the model does not run on its test input, see run.reproduces"
-ONE_IMAGE = "Export the weights with a batch axis of any size, or declare a batch size of 1."
+ONE_IMAGE = "Export the weights with a batch axis of any size, or registry.declare a batch size of 1."
 
-CONTROL = declare(
+CONTROL = registry.declare(
     "run.negative_control", "run", Severity.DEGRADES, asks="A test that a wrong output fails.",
     breaks="the test proves nothing",
     fix="Export values on a larger scale (photons, not fractions), or a test image with structure.", order=-9,
 )  # fmt: skip
-CORE_TEST = declare(
+CORE_TEST = registry.declare(
     "core.test", "run", Severity.BLOCKS, asks="bioimageio.core's own test.",
     breaks="bioimageio.core gives other results, or none",
-    fix=RUNS, order=-9,
+    fix=registry.RUNS, order=-9,
 )  # fmt: skip
-AGREEMENT = declare(
+AGREEMENT = registry.declare(
     "run.formats_agree", "run", Severity.DEGRADES, asks="Weights in several formats that compute the same.",
     breaks="users of different programs get different images", fix="Convert the weights again.", order=-1,
 )  # fmt: skip
