@@ -12,7 +12,7 @@ from typing import Any
 
 from gap_bioimage.validation.check import BLOCKS, Check, declare, one_sentence
 
-MAX_RDF_BYTES = 2**18  # the parser needs some seconds for as much
+MAX_RDF_BYTES = 2**19  # the parser needs some seconds for as much
 _MAX_MERGES = 10  # of mappings into others (<<), each of which may double what there is
 MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest have a few hundred
 MAX_DEPTH = 50
