@@ -16,7 +16,7 @@ from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.model import Model
 from gap_bioimage.network import UNet
 from gap_bioimage.simulation import simulate
-from gap_bioimage.validation.outcome import Check
+from gap_bioimage.validation.check import Check
 
 CARD = """\
 name: Tiny photon denoiser

@@ -10,9 +10,8 @@ from typing import Any
 from gap_bioimage.validation.archive.description import format_checks
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
-from gap_bioimage.validation.check import definitions
+from gap_bioimage.validation.check import Check, NotApplicable, Outcome, definitions
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import Check, NotApplicable, Outcome
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.run.runner import Runner
 from gap_bioimage.validation.run.session import Job, Session

@@ -1,7 +1,6 @@
 """Functions in TorchScript's dialect, which between them use most of what serialised code may hold."""
 
 import enum
-import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -43,40 +42,6 @@ def language(x: Tensor, y: Tensor | None = None) -> Pair:
     return Pair(x if torch.jit.is_scripting() else x - 1, len(d) + sum({i: i * 2 for i in range(3)}.values()))
 
 
-def conversions(x: Tensor):
-    number = int(x.sum().item())
-    like = torch.tensor([1.0, 2.0], dtype=torch.float64, device=x.device)
-    x = x.to(torch.float64).to(x.dtype).to(x.device).to(like).float().double().half().int().long()
-    if x.is_cuda or x.requires_grad or x.is_floating_point():
-        x = x.cpu().to("cpu")
-    return x.type_as(like), float(number), bool(number), str(number), int("3"), complex(1.0, 2.0), x.layout, x.ndim
-
-
-def lists(x: Tensor):
-    q = [1, 2, 3]
-    q.append(4)
-    q.sort()
-    q.extend([3])
-    q.insert(0, q.pop())
-    return x + q.index(3) + q.count(2), sorted(q), q[::2], max(q), min(q), sum(q), 3 in q, [0] * 3 + q
-
-
-def indexing(x: Tensor):
-    x = x[..., 1:, None, 0].unsqueeze(1)
-    mask = x > 0
-    x[mask] = 0
-    x[0, :] = 1
-    return torch.where(mask, x, torch.zeros_like(x)), x[[0, 1]], x[torch.tensor([0])], x[:, 0:1, ...], x[-1]
-
-
-def numbers(n: int, f: float, text: str):
-    number = abs(n) + round(f) + n // 2 + n % 3 + 2**n + (n << 1) + (n >> 1) + (n & 1) + (n | 1) + (n ^ 1) - n
-    total = math.sqrt(f) + math.pi + math.inf + math.floor(2.5) + math.log(f) + math.exp(f) + math.pow(f, n) + math.nan
-    parts = ",".join("a,b".split(",")).replace("a", "b").strip()
-    words = "{} {}".format(text, parts) + f"{n}:{text}" + "%s-%d" % (text, n)  # noqa: UP031, UP032
-    return number, total + math.gcd(n, 2) + math.ldexp(f, n), divmod(n, 2), hex(n), math.isnan(f), words, text[0]
-
-
 def layers(x: Tensor):
     x = F.pad(F.pad(x, [1, 1], mode="reflect"), [1, 1, 1, 1], mode="replicate")
     x = F.max_pool2d(F.avg_pool2d(F.adaptive_avg_pool2d(x, 1), 1), 1)
@@ -87,15 +52,6 @@ def layers(x: Tensor):
     x = F.instance_norm(F.group_norm(F.layer_norm(F.batch_norm(x, x, x), [3]), 1))
     several = F.conv3d(x, x), F.conv_transpose2d(x, x), F.conv_transpose3d(x, x), torch.conv2d(x, x, groups=2)
     return same, several, F.normalize(x)
-
-
-def shapes(x: Tensor):
-    top, _ = torch.max(x, 0)
-    parts = x.chunk(2, 0)
-    c0, c1 = x.chunk(2, 1)
-    x = torch.cat([torch.stack(parts), c0, c1], 1).permute(0, 2, 1).contiguous().view(-1, 4).flatten().reshape([-1])
-    x = torch.einsum("i,i->i", x, x).movedim(0, 1).roll(1, 0).flip(0).expand(3, -1).repeat(2, 1).gather(0, x.long())
-    return top, x.sum(dim=0, keepdim=True), x.mean(dim=[0], dtype=torch.float32), x.std(), x.clamp(min=0), x.topk(2)[0]
 
 
 def anything(x: Any) -> Tensor:
@@ -173,7 +129,7 @@ def random_generator(x: Tensor, generator: torch.Generator):
 
 
 FUNCTIONS = [
-    language, conversions, lists, indexing, numbers, layers, shapes, anything, oddities, own_rms_norm, Holder(),
+    language, layers, anything, oddities, own_rms_norm, Holder(),
     attention, interpolation, torch_rms_norm, item_size, fourier, squeezed, any_of_axes, random_generator,
 ]  # fmt: skip
 

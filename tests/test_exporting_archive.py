@@ -20,7 +20,7 @@ from gap_bioimage.errors import BrokenNetworkError, CardError, CheckpointError, 
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.validation import report as validation
-from gap_bioimage.validation.outcome import Check
+from gap_bioimage.validation.check import Check
 
 if TYPE_CHECKING:
     from fixtures_model import Trained

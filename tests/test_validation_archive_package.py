@@ -34,8 +34,7 @@ def failed(*made: zipfile.ZipInfo) -> set[str]:
 @pytest.mark.parametrize(
     "name",
     ["/etc/x", "../x", "a/../../x", "C:/x", "C:x", "\\\\host\\x", "..\\x", "a\0b", "", "a\\b", "a\x1b[2Jb", "a\nb",
-     "a\ud800", "CON", "nul.npy", "a/Com1.txt", "a.", "a /b", "file:stream", "x" * 256, "\u00fc" * 200,
-     "a/" * 33 + "a", "a/" * 600],
+     "a\ud800", "CON", "nul.npy", "a/Com1.txt", "a.", "a /b", "file:stream", "x" * 256, "\u00fc" * 200],
 )  # fmt: skip
 def test_paths_that_lead_out_or_mean_another_file_somewhere_are_named(name: str) -> None:
     assert unsafe_path(name) is not None
@@ -146,11 +145,6 @@ def test_odd_but_harmless_zips_open(tmp_path: Path) -> None:
         assert package is not None and package.names == ("inner.zip", "rdf.yaml")
 
 
-def test_a_huge_directory_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module._ShortReads, "limit", 200)
-    assert statuses(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) == {"archive.intact": "failed"}
-
-
 def test_a_second_description_that_differs_is_a_warning(tmp_path: Path) -> None:
     for content, status in ((b"type: model", None), (b"type: other", "warning")):
         path = write(tmp_path / "m.zip", "bioimageio.yaml", content=content)
@@ -219,8 +213,8 @@ MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b
     ("text", "why", "fix"),
     [
         pytest.param(LAUGHS, "is refused: it expands to more than", "without aliases", id="billion laughs"),
-        pytest.param(MERGED, "expands to more than", "", id="merge keys"),
-        pytest.param("a: &x [*x]", "the alias 'x' contains itself", "without aliases", id="circle"),
+        pytest.param(MERGED, "merges more than", "without aliases", id="merge keys"),
+        pytest.param("a: &x [*x]", "an alias contains itself", "without aliases", id="circle"),
         pytest.param("[" * MAX_RDF_BYTES, "nested", "", id="brackets"),
         pytest.param("- " * (MAX_RDF_BYTES // 2), "nested", "", id="dashes"),
         pytest.param("a: [" + "1," * (MAX_RDF_BYTES // 3) + "]", "expands to more than", "", id="long list"),

@@ -13,13 +13,10 @@ import pytest
 import scripted
 import torch
 import zips
-from fixtures_model import CONFIGS, random_network
 
-from gap_bioimage.network import PhotonDenoiser
-from gap_bioimage.sampler import PosteriorSampler
 from gap_bioimage.validation.archive import torchscript
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
-from gap_bioimage.validation.outcome import NotApplicable
+from gap_bioimage.validation.check import NotApplicable
 
 LISTING = Path(__file__).parents[1] / "benchmarks" / "list_operators.py"
 LOADS = """
@@ -91,23 +88,6 @@ def test_what_is_said_not_to_load_does_not_and_all_else_does(
     assert {name: error for name, error in errors.items() if error and not said[name]} == {}
     assert said["attention"] == ["torch.scaled_dot_product_attention"]
     assert said["own_rms_norm"] == said["Holder"] == []
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_our_own_modules_are_portable(tmp_path: Path, config: dict[str, object]) -> None:
-    small = {**config, "depth": 2, "start_filts": 4, "levels": 3}
-    dim, channels = int(str(config["dim"])), int(str(config.get("channels", 1)))
-    box = [3] * dim
-    modules = [
-        random_network(0, **small),
-        PhotonDenoiser(box_px=box, **small),
-        PosteriorSampler(box_px=box, window_px=box, n_samples=2, n_steps=2, seed=0, gain=1.0, brightest=1e6, **small),
-    ]
-    traced = torch.jit.trace(modules[0].eval(), torch.ones(1, channels, *[8] * dim))
-    for script in (*(torch.jit.script(module.eval()) for module in modules), traced):
-        torch.jit.save(script, tmp_path / "module.pt")
-        assert read_code(tmp_path / "module.pt").unportable == {}
 
 
 LANCZOS = ["torch._upsample_lanczos2d_aa"] if hasattr(torch._C._nn, "_upsample_lanczos2d_aa") else []

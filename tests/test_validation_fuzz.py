@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
 import os
-import pickle
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -28,7 +25,7 @@ from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, consumers, definitions
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.repair import description as repair_format
+from gap_bioimage.validation.repair import repairs
 from gap_bioimage.validation.repair.editor import PackageEditor
 from gap_bioimage.validation.repair.repairing import apply_repairs
 
@@ -110,16 +107,6 @@ def verify(data: bytes, watch: Watch) -> None:
             assert "\n" not in text and len(text) < 1000 and text.encode() is not None, check
 
 
-@functools.cache
-def fresh_files() -> dict[str, bytes]:
-    """The files of a tiny model, made by a process of their own, so that examples do not depend on other tests."""
-    code = "import pickle, sys, zips; sys.stdout.buffer.write(pickle.dumps(zips.model_files()))"
-    where = Path(zips.__file__).parent
-    made = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, check=True)
-    files: dict[str, bytes] = pickle.loads(made.stdout)
-    return files
-
-
 def described(files: dict[str, bytes]) -> dict[str, bytes]:
     return {"rdf.yaml": yaml.safe_dump(zips.description(files), sort_keys=False).encode(), **files}
 
@@ -148,19 +135,10 @@ def edited(draw: st.DrawFn, original: bytes, at: tuple[int, ...] = ()) -> bytes:
 
 def broken_zips(_: Path) -> st.SearchStrategy[bytes]:
     """A zip with other bytes."""
-    data = packed(described(fresh_files()), zipfile.ZIP_DEFLATED)
+    data = packed(described(zips.model_files()), zipfile.ZIP_DEFLATED)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [entry.header_offset for entry in archive.infolist()]
         return edited(data, (*entries, *range(archive.start_dir, len(data), 46)))
-
-
-@st.composite
-def refilled(draw: st.DrawFn, outside: Path) -> bytes:
-    """A zip of which one file is changed, and hashed after that."""
-    files = dict(fresh_files())
-    name = draw(st.sampled_from(sorted(files)))
-    files[name] = draw(edited(files[name], (0,)) | st.sampled_from(list(files.values())) | st.binary(max_size=40))
-    return packed(described(files))
 
 
 FILES = """source documentation icon dependencies architecture sample_tensor test_tensor external_data attachments
@@ -206,7 +184,7 @@ def slots(tree: Any) -> list[tuple[Any, Any]]:
 @st.composite
 def redescribed(draw: st.DrawFn, outside: Path) -> bytes:
     """A zip whose description has nodes replaced, removed, moved, aliased or renamed, and tricks in its text."""
-    files = fresh_files()
+    files = zips.model_files()
     rdf: Any = copy.deepcopy(zips.description(files))
     if draw(st.integers(0, 3)) == 0:
         rdf["format_version"] = draw(st.sampled_from(["0.4.10", "0.3.6", "0.5.0", "0.5.10"]))
@@ -240,7 +218,7 @@ def redescribed(draw: st.DrawFn, outside: Path) -> bytes:
 
 
 KINDS: dict[str, Callable[[Path], st.SearchStrategy[bytes]]] = {
-    "bytes": broken_zips, "description": redescribed, "files": refilled,
+    "bytes": broken_zips, "description": redescribed,
 }  # fmt: skip
 
 
@@ -261,15 +239,15 @@ STRANGE: tuple[Any, ...] = ("x", 3, None, [], {}, ["x"], {"x": 1}, [[]], -1.5, {
 @pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("0.4.10", "0.5.4")), "0.5.12"])
 def test_strange_descriptions_end_no_repair(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # what spec's own conversion makes of nonsense takes seconds each
-    monkeypatch.setattr(repair_format, "load_offline", lambda *_, **__: ValueError("not converted"))
+    monkeypatch.setattr(repairs, "load_offline", lambda *_, **__: ValueError("not converted"))
     more = {"format_version": version, "config": {"deepimagej": {}}, "attachments": []}
-    for number in range(3 * len(slots(zips.description(fresh_files()) | more))):  # three values each
-        rdf = zips.description(fresh_files()) | copy.deepcopy(more)
+    for number in range(3 * len(slots(zips.description(zips.model_files()) | more))):  # three values each
+        rdf = zips.description(zips.model_files()) | copy.deepcopy(more)
         owner, key = (places := slots(rdf))[number % len(places)]
         owner[key] = STRANGE[number % len(STRANGE)]
         folder = tmp_path / str(number)
         folder.mkdir()
-        for name, data in fresh_files().items():
+        for name, data in zips.model_files().items():
             (folder / name).write_bytes(data)
         editor = PackageEditor(folder, rdf, "rdf.yaml")
         apply_repairs(editor)

@@ -134,6 +134,7 @@ OP = {"id": "custom", "callable": "Op", "source": "op.py", "kwargs": {}}
 CUSTOM = both(objects, put("outputs", 0, "postprocessing", value=[OP]))
 NAIVE = "# Naïve\n\n## Validation\nnone\n"
 WRONG = put("weights", "torchscript", "sha256", value="0" * 64)
+MAMBA = put("weights", "pytorch_state_dict", "dependencies", value="mamba:e.yaml")
 LOOSE = put("weights", "pytorch_state_dict", "strict", value=False)
 
 
@@ -170,8 +171,9 @@ MENDED: list[tuple[zips.Mutation | None, Files, str, str, Rdf]] = [
       "outputs.0.axes.3.scale": 1.0}),
     (NO_IDS, {}, "fiji.explicit_axis_ids", "axis_ids", {"inputs.0.axes.3.id": "x", "outputs.0.axes.3.halo": 2}),
     (drop("documentation"), {}, "zoo.documentation", "readme", {"documentation": "README.md"}),
-    (both(version_04, drop("documentation")), {}, "zoo.documentation", "readme",  # which makes the conversion possible
-     {"format_version": "0.5.9", "documentation": "README.md"}),
+    (both(version_04, drop("documentation"), MAMBA), {"e.yaml": b"name: x"},
+     "zoo.documentation", "readme",  # which makes the conversion possible
+     {"format_version": "0.5.9", "weights.pytorch_state_dict.dependencies.source": "e.yaml"}),
     (None, {"README.md": None}, "archive.files", "readme", {}),
     (put("documentation", value="a.txt"), {"a.txt": b"# Tiny\n"}, "format.valid", "readme", {"documentation": "a.md"}),
     (put("documentation", value="a.MD"), {"a.MD": b"# Tiny\n"}, "format.valid", "readme", {"documentation": "a.md"}),

@@ -13,8 +13,7 @@ from xml.etree import ElementTree as ET
 import zips
 from rich.console import Console
 
-from gap_bioimage.validation.check import Check, consumers, definition, registry
-from gap_bioimage.validation.outcome import RUN_CODE, Picture
+from gap_bioimage.validation.check import RUN_CODE, Check, Picture, consumers, definition, registry
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports.html import render_html
 from gap_bioimage.validation.reports.terminal import as_markdown, print_report, render_junit

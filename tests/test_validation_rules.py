@@ -82,6 +82,15 @@ IMPORTED = both(
 )
 STARDIST = both(put("name", value="My StarDist"), put("config", "stardist", value={"thresholds": True}))
 FIXED_04 = both(put("format_version", value="0.4.10"), put("inputs", 0, "shape", value=[1, 1, 32, 32]))
+AXES_04 = both(
+    zips.to_format_0_4(),
+    put(
+        "inputs",
+        0,
+        "preprocessing",
+        value=[{"name": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0, "axes": "xy"}}],
+    ),
+)
 SIZE_Y = ("inputs", 0, "axes", 2, "size")
 OLD_IR, NEW_IR = b"\x08\x08\x12", b"\x08\x0a\x12"
 BARE = {
@@ -108,6 +117,7 @@ BREAKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("format.dtypes", put("inputs", 0, "data", value={"type": "float64"}), {}),
     ("core.output_channel", drop("outputs", 0, "axes", 1), {}),
     ("core.dependencies", IMPORTED, {}),
+    ("core.scale_linear", AXES_04, {}),
     ("core.tensorflow fiji.weights_format", put("weights", value={"keras_hdf5": {"source": "x"}}), {}),
     ("core.custom_ops zoo.custom_ops ilastik.custom_ops qupath.custom_ops bioengine.custom_ops fiji.processing_ops",
      preprocess(id="custom", source="op.py", callable="Op"), {}),

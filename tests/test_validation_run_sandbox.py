@@ -19,7 +19,7 @@ from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gap_bioimage.validation.outcome import Check
+    from gap_bioimage.validation.check import Check
 
 
 def run(path: Path, process: Sandbox) -> dict[str, Check]:
@@ -41,7 +41,7 @@ DARK = "float(photons.sum()) == 0"
 
 @pytest.fixture(scope="module")
 def limited() -> Any:
-    with Sandbox(Limits(seconds=10, memory_gib=2.5)) as process:
+    with Sandbox(Limits(seconds=20, memory_gib=2.5)) as process:
         yield process
 
 

@@ -173,21 +173,3 @@ def test_verdicts_hold_against_the_zoos_reports(benchmark: Any, cases: Any) -> N
     core = figures["bioimageio.core"]  # what it decides it may decide wrongly, but never against a model that passes
     assert core["passes_said_to_fail"] == 0 and core["right_of_models"] >= 0.8
     assert core["passes_said_to_work"] >= 0.75 and core["own_failures_said_to_work"] <= 0.25
-
-
-@pytest.mark.parametrize(
-    ("tool", "why", "own"),
-    [
-        ("deepimagej", "unable to download | The provided id does not correspond to an existing model in", False),
-        ("deepimagej", "error running the model | at net.imagej.ClassLauncher.main(ClassLauncher.java:87)", False),
-        ("deepimagej", "error running the model | java.lang.OutOfBoundsException: 3 at net.imagej", True),
-        ("ilastik", "Client error '404 Not Found' for url", False),
-        ("deepimagej", "unable to read the yaml file | Path provided does not correspond to a Numpy file: x", False),
-        ("bioimageio.core", "The read operation timed out", False),
-        ("biapy", "[all] Model needs to have a single input.", True),
-    ],
-)  # fmt: skip
-def test_failures_of_the_test_machine_are_told_apart(benchmark: Any, tool: str, why: str, own: bool) -> None:
-    model = {"model": "m", "rdf": {"type": "model"}, "reports": {tool: {"status": "failed", "why": why}}}
-    [case] = benchmark.judge([model])[tool]
-    assert case.own is own

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gap_bioimage.validation.archive.rdf import mappings
-from gap_bioimage.validation.outcome import NotApplicable
+from gap_bioimage.validation.check import NotApplicable
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.archive.description import Description

@@ -15,11 +15,9 @@ from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, is_of
+from gap_bioimage.validation.check import Check, Picture, is_of
 from gap_bioimage.validation.model import Model, with_infinities
-from gap_bioimage.validation.outcome import Picture
 from gap_bioimage.validation.run.engines import check_device, find_engines
-from gap_bioimage.validation.run.reference import read_pictures
 from gap_bioimage.validation.run.sandbox import Sandbox
 from gap_bioimage.validation.run.session import Job
 from gap_bioimage.validation.verdicts import Score, Verdict, empty_fields, score_of, verdicts_of
@@ -147,7 +145,8 @@ def validate(
                 shown_in = package.scratch / "pictures" if pictures else None
                 valid, made = _look(package, lambda descr: runs.run(job(package, descr, pictures=shown_in)))
             raw, judged, drawn = _gathered(chain(checks, made), consumers, on_check)
-            shown = read_pictures(drawn) if pictures else ()
+            found = drawn if pictures else ()
+            shown = tuple(Picture(name, title, png.read_bytes()) for name, title, png in found if png.is_file())
     verdicts = verdicts_of(raw, description_only=description_only)
     descr = None if valid is None else valid.as_written
     metadata = () if descr is None else (descr.validation_summary.metadata_completeness or 0.0, empty_fields(descr))

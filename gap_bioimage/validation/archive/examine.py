@@ -3,15 +3,14 @@
 import re
 from dataclasses import dataclass, field
 
+from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description, format_checks, people
 from gap_bioimage.validation.archive.package import Package, few
-from gap_bioimage.validation.archive.rdf import FileReference
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, archive_check, definition, definitions
-from gap_bioimage.validation.outcome import Check, Outcome, one_sentence
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, archive_check, one_sentence
 
 # after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
-_TENSORS = ("inputs", "outputs", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs")
+_TENSORS = ("inputs", "outputs", "test_")
 
 
 @dataclass
@@ -62,37 +61,34 @@ def github_users(package: Package) -> str | None:
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
     """Judge the description and the files that it names, or the description as if no file lay beside it."""
-    every = [made for made in definitions("archive") if made.consumer != "format"]
-    asked = [definition("archive.references")] if description_only else every
-    found, needed = Examined([made.judge(package) for made in asked]), _needed(package)
-    kind = package.rdf.get("type")
+    every = [made for made in registry.definitions("archive") if made.consumer != "format"]
+    asked = [registry.definition("archive.references")] if description_only else every
+    found, needed, kind = Examined([made.judge(package) for made in asked]), _needed(package), package.rdf.get("type")
     if kind != "model":
         given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
         fix = "State type: model if it is one; a collection's other resources are not validated here."
         text = f"the description is not a model's: {given}, expected is model"
-        found.checks.append(definition("format.valid").violated(text, fix))
+        found.checks.append(registry.definition("format.valid").violated(text, fix))
         found.is_model = False
     elif "archive.references" not in found.failed:
-        of_format = [definition(name).judge(package) for name in ("format.version", "format.github_user")]
+        of_format = [registry.definition(name).judge(package) for name in ("format.version", "format.github_user")]
         found.checks += [check for check in of_format if check.message != "kept"]  # nobody is named
-        if "format.version" not in found.failed:
+        if "format.version" in found.failed:
+            found.checks.append(registry.definition("format.valid").skipped("not judged in an unknown format"))
+        else:
             with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)
             found.checks += [*checks, *_untestable(found.description)]
-        else:
-            found.checks.append(definition("format.valid").skipped("not judged in an unknown format"))
     if found.failed:
         found.why_not_run = f"not run, see {' and '.join(found.failed)}"
-    elif description_only:
-        found.why_not_run = "only the description was looked at"
     elif needed:
-        told = few([reference.told for reference in needed])
-        found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {told}"
-    else:
+        found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {needed}"
+    if found.is_model and not description_only and "core.test" not in found.failed:
+        if found.why_not_run:
+            found.checks.append(registry.definition("core.test").skipped(found.why_not_run))
         text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
-        found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in package.remote_weights]
-    if found.is_model and found.why_not_run and not description_only and "core.test" not in found.failed:
-        found.checks.append(definition("core.test").skipped(found.why_not_run))
+        remote = () if found.why_not_run else package.remote_weights
+        found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
     return found
 
 
@@ -101,11 +97,12 @@ def _untestable(valid: Description | None) -> list[Check]:
     tensors = [*valid.as_written.inputs, *valid.as_written.outputs] if valid else []
     names = [repr(str(tensor.id)) for tensor in tensors if getattr(tensor, "test_tensor", tensor) is None]
     text, fix = "bioimageio.core's test needs those of all inputs and outputs", "Save it with numpy.save, and name it."
-    return [definition("core.test").violated(f"{names[0]} has no test_tensor: {text}", fix)] if names else []
+    return [registry.definition("core.test").violated(f"{names[0]} has no test_tensor: {text}", fix)] if names else []
 
 
-def _needed(package: Package) -> list[FileReference]:
+def _needed(package: Package) -> str:
     """Remote files without which nothing can be run: tensors, processing, or all of the weights."""
     given = package.rdf.get("weights")
     is_all = not isinstance(given, dict) or {*package.remote_weights} >= {*given}
-    return [r for r in package.remote if r.where.startswith((*_TENSORS, "weights.") if is_all else _TENSORS)]
+    wanted = (*_TENSORS, "weights.") if is_all else _TENSORS
+    return few([reference.told for reference in package.remote if reference.where.startswith(wanted)])

@@ -3,17 +3,18 @@
 import hashlib
 import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.package import Package, few, fold, open_zip, shown, unsafe_path
+from gap_bioimage.validation.archive.package import Package, few, fold, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
-from gap_bioimage.validation.model import source_of
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
-_MAX_DOCUMENTATION_BYTES = 16 * 2**20  # it is read as a whole, by bioimageio.spec too
+# without these programs cannot run a model; of the rest, bioimageio.spec wants what descriptions of format 0.5 name
+_NEEDED = ("weights", "inputs", "outputs", "test_", "source", "dependencies")
 _NPY = b"\x93NUMPY"
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
@@ -24,6 +25,7 @@ _KEY_OF_TENSORS = re.compile(rb"X.\0\0\0(\w+)q.(?:\}|ccollections\nOrderedDict)"
 _NUMPY = re.compile(r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))|_codecs\.encode")
 _SAVE = "torch.save(model.state_dict(), ...)"
 _HOW_TO_SAVE = {"torchscript": "torch.jit.save", "pytorch_state_dict": _SAVE}
+_CALLED = {"torchscript": "TorchScript", "pytorch_state_dict": "a state_dict saved by torch.save"}
 _FIX_CODE = f"Save a plain state_dict with {_SAVE}, not the model, an optimizer or arguments."
 
 
@@ -47,9 +49,6 @@ def inside(package: Package) -> Outcome | str:
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):
             dangers.append(f"{shown(text)} is a file outside the package")
-    path = package.file(source_of(package.rdf.get("documentation")))
-    if path is not None and (size := path.stat().st_size) > _MAX_DOCUMENTATION_BYTES:
-        dangers.append(f"the documentation has {size} bytes, at most {_MAX_DOCUMENTATION_BYTES} are read")
     return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
 
 
@@ -63,15 +62,22 @@ def findable(package: Package) -> str | None:
 
 @archive_check("archive.files", BLOCKS, order=9, breaks="the model cannot be loaded",
                fix="Add the file, or correct its path.")  # fmt: skip
-def present(package: Package) -> Outcome | str:
-    """Every file that the description names."""
-    absent = [f"{r.where} {shown(r.path)} {told}" for r in _local(package) if (told := absence(package.file(r.path)))]
-    twins = {fold(name): name for name in package.names}
-    absent += [f"{twin!a} is there, whose letters are not quite those of {r.path!a}" for r in _local(package)
-               if package.file(r.path) is None and (twin := twins.get(fold(r.name)))]  # fmt: skip
+def present(package: Package) -> Outcome:
+    """Every file that the description names; a warning where programs run the model without it."""
+    twins, absent, is_needed = {fold(name): name for name in package.names}, list[str](), False
+    for reference in _local(package):
+        path = package.file(reference.path)
+        if why := absence(path):
+            twin = twins.get(fold(reference.name)) if path is None else None
+            other = f"; {twin!a} is, whose letters are not quite those of {reference.path!a}" if twin else ""
+            absent.append(f"{reference.where} {shown(reference.path)} {why}{other}")
+            is_wanted = path is None and not str(package.rdf.get("format_version")).startswith("0.4")
+            is_needed |= is_wanted or reference.where.startswith(_NEEDED)
+    if absent:
+        return Outcome("failed" if is_needed else "warning", few(absent))
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
-    return few(absent) or Outcome("passed", f"every referenced file is there{others}")
+    return Outcome("passed", f"every referenced file is there{others}")
 
 
 def absence(path: Path | None) -> str:
@@ -137,25 +143,25 @@ def tensors(package: Package) -> Outcome:
     """Test tensors that are plain arrays of finite numbers, as large as they say."""
     import numpy as np
 
-    problems, n_arrays = [], 0
-    tested = {r.path for r in package.references if "test_" in r.where}
-    for name, path in package.named.items():
+    problems, tested = list[str](), {r.path for r in package.references if "test_" in r.where} & package.named.keys()
+    for name in sorted(tested):
+        path = package.named[name]
         with path.open("rb") as file:
-            if file.read(len(_NPY)) != _NPY and path.suffix.lower() != ".npy":
-                problems += [f"{shown(name)} is not an .npy file"] if name in tested else []
-                continue
-        n_arrays += 1
+            is_array = file.read(len(_NPY)) == _NPY or path.suffix.lower() == ".npy"
         try:
-            array = read_array(path)
-            # comparisons with these pass whatever a model makes
-            if name in tested and array.dtype.kind in "fc" and not np.isfinite(array).all():
-                problems.append(f"{shown(name)} holds values that are not finite numbers")
-            if name in tested and not array.size:
-                problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
+            array = read_array(path) if is_array else None
         except ValueError as error:
             problems.append(f"{shown(name)} {error}")
+            continue
+        if array is None:
+            problems.append(f"{shown(name)} is not an .npy file")
+        # comparisons with these pass whatever a model makes
+        elif array.dtype.kind in "fc" and not np.isfinite(array).all():
+            problems.append(f"{shown(name)} holds values that are not finite numbers")
+        elif not array.size:
+            problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
     status: Status = "failed" if problems else "passed"
-    return Outcome(status, few(problems) or f"{n_arrays} arrays are as large as they say")
+    return Outcome(status, few(problems) or f"{len(tested)} arrays are as large as they say")
 
 
 class _PickleError(ValueError):
@@ -190,34 +196,32 @@ def scan(path: Path, weights_format: str) -> bool:
     how = _HOW_TO_SAVE.get(weights_format, "")
     if not (how or is_pickle or (not weights_format and path.suffix.lower() in _SUFFIXES)):
         return False
-    if (weights_format == "torchscript" and not is_zip) or (how and not is_zip and not is_pickle):
+    if how and not is_zip and not (is_pickle and weights_format != "torchscript"):
         raise _damaged(weights_format, "it does not begin as torch writes it")
-    if not is_zip:
-        _scan_pickle(head, weights_format)
-        return True
     try:
-        with open_zip(path) as archive:
-            # only torch.jit.load reads TorchScript, which looks names up in the archive's own code
-            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            entries = [e for e in archive.infolist() if e.filename.lower().endswith(".pkl") and not is_script]
-            n_bytes = sum(entry.file_size for entry in entries)
-            contents = [archive.read(entry) for entry in entries if n_bytes <= MAX_PICKLE_BYTES]
+        contents = _pickles_in(path) if is_zip else [head]
     except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
         raise _damaged(weights_format, one_sentence(error, 120)) from None
-    if n_bytes > MAX_PICKLE_BYTES:
-        raise _PickleError(f"holds pickles of {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read", _FIX_CODE)
-    if how and not is_script and not contents:
+    if how and contents == []:
         raise _damaged(weights_format, "it is a zip of other files")
-    if weights_format == "torchscript" and not is_script:
-        fix = "Describe it under weights.pytorch_state_dict with its architecture, or save it with torch.jit.save."
-        text = "is a checkpoint saved by torch.save (such as a state_dict), not TorchScript, as which it is described"
-        raise _PickleError(text, fix)
-    if weights_format == "pytorch_state_dict" and is_script:
-        fix = "Describe it under weights.torchscript, or save model.state_dict() with torch.save."
-        raise _PickleError("is TorchScript, not a state_dict, as which it is described", fix)
-    for content in contents:
+    found = "torchscript" if contents is None else "pytorch_state_dict"
+    if how and weights_format != found:
+        text = f"is {_CALLED[found]}, not {_CALLED[weights_format]}, as which it is described"
+        raise _PickleError(text, f"Describe it under weights.{found}, or write it again with {how}.")
+    for content in contents or ():
         _scan_pickle(content, weights_format)
     return True
+
+
+def _pickles_in(path: Path) -> list[bytes] | None:
+    """The pickles in a zip; None of TorchScript, since only torch.jit.load reads it, by names in its own code."""
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return None
+        entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
+        if (n_bytes := sum(entry.file_size for entry in entries)) > MAX_PICKLE_BYTES:
+            raise ValueError(f"its pickles have {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read")
+        return [archive.read(entry) for entry in entries]
 
 
 def _damaged(weights_format: str, why: str) -> _PickleError:

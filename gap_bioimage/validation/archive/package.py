@@ -5,7 +5,6 @@ Nothing is executed, nothing leaves a temp folder.
 
 import errno
 import filecmp
-import io
 import os
 import stat
 import tempfile
@@ -28,8 +27,7 @@ MAX_ENTRIES = 10_000
 MAX_TOTAL_BYTES = 16 * 2**30
 MAX_RATIO = 200.0
 RATIO_FREE_BYTES = 64 * 2**20  # below this a high compression ratio is harmless: zeros shrink 1000-fold
-MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten times its size in memory
-_MAX_NAME_BYTES, _MAX_PATH_BYTES, _MAX_FOLDERS = 255, 1024, 32
+_MAX_PATH_BYTES = 255
 _LOCAL_HEADER_BYTES = 30
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
 
@@ -51,25 +49,6 @@ _PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, _BOMB, _INTACT = (
 )  # fmt: skip
 
 
-class _ShortReads(io.FileIO):
-    """A file of which no large piece can be asked for while ``limit`` is set; zipfile asks for a whole directory."""
-
-    limit: int | None = MAX_DIRECTORY_BYTES
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self.limit is not None and size is not None and size > self.limit:
-            raise zipfile.BadZipFile(f"its directory has {size} bytes, at most {self.limit} are read")
-        return super().read(-1 if size is None else size) or b""
-
-
-@contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip; `zipfile.BadZipFile` where it is none, or has so large a directory that listing it takes long."""
-    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
-        file.limit = None
-        yield archive
-
-
 def shown(name: str) -> str:
     """A name of the package for a message: quoted, control characters escaped, not too long."""
     return one_sentence(repr(name) if name.isprintable() else ascii(name), 100)
@@ -83,18 +62,16 @@ def few(items: list[str], n: int = 3) -> str:
 
 def unsafe_path(name: str) -> str | None:
     """Why a path inside a package may lead out of it, or mean another file, on some system; None if it is safe."""
-    windows, parts = PureWindowsPath(name), PurePosixPath(name).parts
-    n_bytes = [len(part.encode(errors="surrogatepass")) for part in (name, *name.split("/"))]
+    parts = PurePosixPath(name).parts
     devices = [stem for part in parts if (stem := part.split(".")[0].rstrip(" ")).casefold() in _DEVICES]
     problems = (
-        (not name or "\0" in name, "is empty or holds a null character"),
+        (not name, "is empty"),
         (name.startswith(("/", "\\")), "is absolute"),
-        (".." in (*windows.parts, *parts), "leads out of the package with '..'"),
+        (".." in (*PureWindowsPath(name).parts, *parts), "leads out of the package with '..'"),
         (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "holds control characters"),
         ("\\" in name, "holds a backslash, which Windows takes for a folder"),
-        (n_bytes[0] > _MAX_PATH_BYTES or max(n_bytes[1:]) > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
-        (name.count("/") > _MAX_FOLDERS, f"lies more than {_MAX_FOLDERS} folders deep"),
-        (devices, f"names the device {devices[0] if devices else ''!r} of Windows"),
+        (len(name.encode(errors="surrogatepass")) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
+        (devices, f"names the device {''.join(devices[:1])!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
         (":" in name, "holds a colon, which names a drive or a hidden stream on Windows"),
     )
@@ -106,24 +83,22 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
     if len(entries) > MAX_ENTRIES:  # too many to be looked at one by one
         yield _BOMB.violated(f"{len(entries)} entries, at most {MAX_ENTRIES} are unpacked")
         return
-    names = [(shown(entry.filename), entry) for entry in entries]
-    unsafe = [f"{name} {why}" for name, entry in names if (why := unsafe_path(entry.filename))]
-    kinds = [(name, stat.S_IFMT(entry.external_attr >> 16)) for name, entry in names]
-    unsafe += [f"{name} is a link" for name, kind in kinds if kind == stat.S_IFLNK]
-    plain = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
-    unsafe += [f"{name} is not a plain file" for name, kind in kinds if kind not in plain]
-    locked = [f"{name} is encrypted" for name, entry in names if entry.flag_bits & 0x1]
-    methods = [(name, entry.compress_type) for name, entry in names]
+    total, named = sum(entry.file_size for entry in entries), [(shown(entry.filename), entry) for entry in entries]
+    methods = [(name, entry.compress_type) for name, entry in named]
     odd = [f"{name} has method {n}" for name, n in methods if n not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
-    total = sum(entry.file_size for entry in entries)
     for definition, problems, good in (
-        (_PATHS, unsafe, "all paths stay inside"),
+        (_PATHS, [f"{name} {why}" for name, entry in named if (why := _unsafe(entry))], _STAY),
         (_DUPLICATES, _collisions(entries), "every name is there once"),
-        (_ENCRYPTED, locked, "nothing is encrypted"),
+        (_ENCRYPTED, [f"{name} is encrypted" for name, e in named if e.flag_bits & 0x1], "nothing is encrypted"),
         (_COMPRESSION, odd, "every entry is stored or deflated"),
         (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
     ):
         yield definition.violated(few(problems)) if problems else definition.passed(good)
+
+
+def _unsafe(entry: zipfile.ZipInfo) -> str | None:
+    is_plain = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+    return unsafe_path(entry.filename) or (None if is_plain else "is a link or a device, not a plain file")
 
 
 def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
@@ -131,9 +106,9 @@ def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
     # a path also drops '.' and doubled slashes
     folded = [(PurePosixPath(fold(entry.filename)), entry.is_dir()) for entry in entries]
     files = Counter(path for path, is_folder in folded if not is_folder)
-    folders = {path for path, is_folder in folded if is_folder} | {parent for path in files for parent in path.parents}
-    twice = [f"{shown(str(path))} is there {count} times" for path, count in files.items() if count > 1]
-    return sorted(twice) + [f"{shown(str(path))} is a file and a folder" for path in sorted(files.keys() & folders)]
+    files.update({path for path, is_folder in folded if is_folder} | {up for path in files for up in path.parents})
+    plain = {path for path, is_folder in folded if not is_folder}
+    return [f"{shown(str(path))} is there {files[path]} times" for path in sorted(plain) if files[path] > 1]
 
 
 def fold(name: str) -> str:
@@ -155,6 +130,7 @@ def _bombs(entries: list[zipfile.ZipInfo], total: int) -> Iterator[str]:
 _YAML_NAMES = ("rdf.yaml", "bioimageio.yaml", "model.yaml", "rdf.yml", "bioimageio.yml")
 _WANTED = "give a model zip, its folder or its rdf.yaml"
 _CUT_OFF = "was cut off and has no end"
+_STAY = "all paths stay inside"
 
 _ONE_RDF = declare(
     "archive.one_rdf", "archive", DEGRADES, order=7, asks="One description.",
@@ -230,11 +206,8 @@ def _inside(path: Path, root: Path) -> bool:
         return False
 
 
-Opened = tuple[Package | None, list[Check]]
-
-
 @contextmanager
-def open_package(path: str | Path) -> Iterator[Opened]:
+def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]]]:
     """Open a zip, a folder or a yaml, and say what is wrong with it as an archive.
 
     The package is None where it is too broken or too dangerous to be unpacked; `UnreadableModelError` is raised where
@@ -243,21 +216,31 @@ def open_package(path: str | Path) -> Iterator[Opened]:
     source = Path(path)
     if not source.exists():
         raise UnreadableModelError(f"{source} does not exist, and nothing is downloaded; {_WANTED}.")
+    is_folder, is_yaml = source.is_dir(), source.suffix.lower() in (".yaml", ".yml")
+    if not (is_folder or source.is_file()):  # reading from a pipe would wait for ever
+        raise UnreadableModelError(f"{source} is not a plain file; {_WANTED}.")
+    if not (is_folder or is_yaml or zipfile.is_zipfile(source)):
+        raise UnreadableModelError(f"{source} is no zip, or one that {_CUT_OFF}; {_WANTED}.")
     # Symlinked temp folders (macOS) would make every file look as if it lay outside.
     with tempfile.TemporaryDirectory(prefix="gap-validate-", ignore_cleanup_errors=True) as temp:
         scratch = Path(temp).resolve()
-        if source.is_dir():
-            yield _open_folder(source, scratch)
-        elif not source.is_file():  # reading from a pipe would wait for ever
-            raise UnreadableModelError(f"{source} is not a plain file; {_WANTED}.")
-        elif source.suffix.lower() in (".yaml", ".yml"):
-            rdf, check = read_rdf(source)
-            root, names = source.parent.resolve(), (source.name,)
-            yield None if rdf is None else Package(source, root, source.name, rdf, names, scratch), [check]
-        elif zipfile.is_zipfile(source):
-            yield _open_zip(source, scratch)
+        root = source.resolve() if is_folder else source.parent.resolve() if is_yaml else scratch / "package"
+        if is_folder:
+            rdf_name, checks = _find_yaml(_files_in(root), source), [_links(root)]
         else:
-            raise UnreadableModelError(f"{source} is no zip, or one that {_CUT_OFF}; {_WANTED}.")
+            rdf_name, checks = (source.name, []) if is_yaml else _unpack(source, root)
+        if any(check.status == "failed" for check in checks):
+            yield None, checks
+            return
+        rdf, check = read_rdf(root / rdf_name)
+        checks.append(check)
+        names = (source.name,) if is_yaml else tuple(_files_in(root))
+        # Programs prefer different names: what one checks need not be what the other runs.
+        others = [name for name in _YAML_NAMES if name in names and rdf is not None]
+        if different := [n for n in others if not filecmp.cmp(root / n, root / rdf_name, shallow=False)]:
+            text = f"{rdf_name} was read, but {', '.join(different)} says something else"
+            checks.append(_ONE_RDF.violated(f"{text}, and other programs may prefer it"))
+        yield None if rdf is None else Package(source, root, rdf_name, rdf, names, scratch), checks
 
 
 def _find_yaml(names: list[str], source: Path) -> str:
@@ -274,45 +257,29 @@ def _files_in(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _open_folder(folder: Path, scratch: Path) -> Opened:
-    rdf_name = _find_yaml(_files_in(folder), folder)
+def _links(folder: Path) -> Check:
     outside = [path for path in sorted(folder.rglob("*")) if path.is_symlink() and not _inside(path, folder)]
-    if outside:
-        names = [shown(path.relative_to(folder).as_posix()) for path in outside]
-        text = few([f"{name} is a link that leads out of the folder" for name in names])
-        return None, [_PATHS.violated(text, "Put the files themselves into the folder.")]
-    return _opened(folder, folder.resolve(), rdf_name, scratch, [_PATHS.passed("all paths stay inside")])
+    names = [shown(path.relative_to(folder).as_posix()) for path in outside]
+    text = few([f"{name} is a link that leads out of the folder" for name in names])
+    return _PATHS.violated(text, "Put the files themselves into the folder.") if text else _PATHS.passed(_STAY)
 
 
-def _open_zip(source: Path, scratch: Path) -> Opened:
-    checks: list[Check] = []
-    root = scratch / "package"
+def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
+    """The name of the description in a zip, and what is found; unpacked if nothing is wrong with it."""
+    rdf_name, checks = "", list[Check]()
     try:
-        with open_zip(source) as archive:
+        with zipfile.ZipFile(source) as archive:
             entries = archive.infolist()
             rdf_name = _find_yaml([entry.filename for entry in entries], source)
             checks += entry_checks(entries)
-            if any(check.status == "failed" for check in checks):
-                return None, checks
-            archive.extractall(root)  # never more of an entry than the directory promises
+            if all(check.status == "passed" for check in checks):
+                archive.extractall(root)  # never more of an entry than the directory promises
+                checks.append(_INTACT.passed(f"all {len(entries)} entries unpack"))
     except UnreadableModelError:
         raise
     except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # not the model's fault
-            raise OutputError(f"cannot unpack {source} to {scratch}: no space left; free some space there") from None
-        damage = one_sentence(str(error).replace(f"{scratch}{os.sep}", "")) or "the zip is broken"
-        return None, [*checks, _INTACT.violated(damage)]
-    return _opened(source, root, rdf_name, scratch, [*checks, _INTACT.passed(f"all {len(entries)} entries unpack")])
-
-
-def _opened(source: Path, root: Path, rdf_name: str, scratch: Path, checks: list[Check]) -> Opened:
-    rdf, check = read_rdf(root / rdf_name)
-    checks.append(check)
-    if rdf is None:
-        return None, checks
-    # Programs prefer different names: what one checks need not be what the other runs.
-    others = [path for name in _YAML_NAMES if (path := root / name).is_file()]
-    if different := [path.name for path in others if not filecmp.cmp(path, root / rdf_name, shallow=False)]:
-        text = f"{rdf_name} was read, but {', '.join(different)} says something else, and other programs may prefer it"
-        checks.append(_ONE_RDF.violated(text))
-    return Package(source, root, rdf_name, rdf, tuple(_files_in(root)), scratch), checks
+            raise OutputError(f"cannot unpack {source} to {root}: no space left; free some space there") from None
+        damage = one_sentence(str(error).replace(f"{root.parent}{os.sep}", "")) or "the zip is broken"
+        checks.append(_INTACT.violated(damage))
+    return rdf_name, checks

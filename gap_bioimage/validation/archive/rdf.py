@@ -12,13 +12,16 @@ from typing import Any
 
 from gap_bioimage.validation.check import BLOCKS, Check, declare, one_sentence
 
-MAX_RDF_BYTES = 2**20  # the parser needs some seconds for as much
+MAX_RDF_BYTES = 2**19  # the parser needs some seconds for as much
+_MAX_MERGES = 10  # of mappings into others (<<), each of which may double what there is
 MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest have a few hundred
 MAX_DEPTH = 50
 _LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs", "files")  # of file names
 _FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # not ours to interpret, or other resources
 _PLAIN = "Write the description again, in plain texts, numbers and lists."
 _NO_ALIASES = "Write the description without aliases: write out what each * stands for, and leave out the &."
+
+_NESTED = f"is refused: it is nested more than {MAX_DEPTH} levels deep, or an alias contains itself"
 
 RDF = declare(
     "archive.rdf", "archive", BLOCKS, order=6, asks="A description that can be read.",
@@ -38,6 +41,8 @@ def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
         return _parse(path), RDF.passed(f"{name} is read")
     except _TrapError as error:
         text, fix = error.args
+    except RecursionError:
+        text, fix = _NESTED, _PLAIN
     except UnicodeDecodeError as error:
         text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
         fix = "Save the description as UTF-8 text."
@@ -58,11 +63,10 @@ def _parse(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8-sig")  # the parser takes a byte order mark for part of the first key
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one per anchor that is used twice
-        _refuse_expensive(text)
+        if text.count("<<") > _MAX_MERGES:
+            raise _TrapError(f"is refused: it merges more than {_MAX_MERGES} times with <<", _NO_ALIASES)
         content: Any = read_yaml(StringIO(text))
-    for value in walked(content):
-        if strange := _strange(value):
-            raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
+    _refuse_expensive(content)
     if isinstance(content, dict) and all(isinstance(key, str) for key in content):
         return content
     kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
@@ -70,36 +74,19 @@ def _parse(path: Path) -> dict[str, Any]:
     raise _TrapError(held, "Write the description as lines such as 'name: My model'.")
 
 
-def _refuse_expensive(text: str) -> None:
-    """Count what a yaml's events expand to, aliases included, before anything is built from them.
-
-    Building is recursive, copies what merge keys (``<<``) name, and what is built is walked and copied again:
-    a few hundred bytes of aliases would fill any memory.
-    """
-    from ruyaml import YAML
-    from ruyaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
-
-    total = 0
-    sizes: dict[Any, int] = {}  # values that an anchor stands for
-    opened: list[tuple[Any, int]] = []
-    for event in YAML(typ="safe", pure=True).parse(StringIO(text)):
-        if isinstance(event, AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in opened):
-                raise _TrapError(f"is refused: the alias {event.anchor[:40]!r} contains itself", _NO_ALIASES)
-            total += sizes.get(event.anchor, 1)  # an unknown anchor is the parser's to report
-        elif isinstance(event, NodeEvent):
-            total += 1
-            if isinstance(event, CollectionStartEvent):
-                opened.append((event.anchor, total - 1))
-            else:
-                sizes[event.anchor] = 1
-        elif isinstance(event, CollectionEndEvent):
-            anchor, before = opened.pop()
-            sizes[anchor] = total - before
-        if total > MAX_NODES:
+def _refuse_expensive(content: Any) -> None:
+    """Look at every value as often as it is named: aliases share it, and would multiply it wherever it is copied."""
+    n_values, pending = 0, [(content, 0)]
+    while pending:
+        value, depth = pending.pop()
+        n_values += 1
+        if n_values > MAX_NODES:
             raise _TrapError(f"is refused: it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
-        if len(opened) > MAX_DEPTH:
-            raise _TrapError(f"is refused: it is nested more than {MAX_DEPTH} levels deep", _PLAIN)
+        if depth > MAX_DEPTH:
+            raise _TrapError(_NESTED, _NO_ALIASES)
+        if strange := _strange(value):
+            raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
+        pending += [(item, depth + 1) for item in _held(value)]
 
 
 def walked(value: Any) -> Iterator[Any]:
@@ -108,10 +95,11 @@ def walked(value: Any) -> Iterator[Any]:
     while pending:
         value = pending.pop()
         yield value
-        if isinstance(value, dict):
-            pending += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            pending += value
+        pending += _held(value)
+
+
+def _held(value: Any) -> list[Any]:
+    return [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def texts(value: Any) -> list[str]:

@@ -11,23 +11,9 @@ from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, NotApplicable, one_sentence
-from gap_bioimage.validation.repair import description, files
 from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
+from gap_bioimage.validation.repair.repairs import REPAIRS, is_leftover
 from gap_bioimage.validation.report import Report, validate
-
-# In the order in which they are made; rules name them.
-REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
-    files.rename_description,
-    # The format comes first, since the other repairs write what it wants.
-    description.convert_04, description.lower_format, description.plain_strings, description.fill_id,
-    files.plain_paths,
-    # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
-    files.hashes,
-    files.remove_leftovers, files.flatten,
-    description.axis_ids, description.channel_names, description.axis_scale,
-    description.deepimagej_config, files.sample_tensors,
-    files.readme, files.covers,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,17 +86,16 @@ def repair(
 
 def apply_repairs(editor: PackageEditor) -> None:
     """Make all repairs that a model needs; one that does not understand the description leaves it as it was."""
-    for _ in range(2):  # a late repair may make an earlier one possible: no format 0.5 without documentation
-        editor.notes = []
-        for function in REPAIRS:
-            rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
-            try:
-                function(editor)
-            except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-                # anybody's description may hold anything anywhere; the validation says what is wrong with it
-                editor.rdf, editor.changes, editor.notes = rdf, changes, notes
-                name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
-                editor.notes.append(f"{name}: the description could not be understood here: {text}")
+    for function in REPAIRS:
+        rdf, changes, notes = unshared(editor.rdf), list(editor.changes), list(editor.notes)
+        try:
+            function(editor)
+        except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            # anybody's description may hold anything anywhere; the validation says what is wrong with it
+            name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
+            told = f"{name}: the description could not be understood here: {text}"
+            editor.rdf, editor.changes, editor.notes = rdf, changes, [*notes, told]
+    editor.notes = list(dict.fromkeys(editor.notes))
 
 
 def _files_of(package: Package) -> list[str]:
@@ -123,7 +108,7 @@ def _files_of(package: Package) -> list[str]:
         raise UnreadableModelError(f"{package.source} describes something of type {kind!r}; repair takes models.")
     # what lies in a folder for git or the operating system never belonged to the package, and is not listed
     names = dict.fromkeys(PurePosixPath(name).as_posix() for name in package.files)
-    return [name for name in names if name != package.rdf_name and (package.is_zip or not files.is_leftover(name))]
+    return [name for name in names if name != package.rdf_name and (package.is_zip or not is_leftover(name))]
 
 
 def _refuse_output(package: Package, names: list[str], out: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
 from gap_bioimage.validation.check import NotApplicable, one_sentence
-from gap_bioimage.validation.model import Model
+from gap_bioimage.validation.model import Model, Tensor
 
 JDLL = "JDLL 0.6.3, run with libtorch 1.13.1 and 2.0.1 (2026-11)"
 JDLL_SPEC = "JDLL 0.6.4-SNAPSHOT, bioimageio/description/ModelDescriptorV05.java (2026-11)"
@@ -95,6 +95,13 @@ def custom_processing(model: Model, ids: Collection[str] = ("custom",)) -> str |
 def python_processing(model: Model) -> str | None:
     """No processing by Python code of the package, nor by StarDist's or Cellpose's."""
     return custom_processing(model, IN_PYTHON)
+
+
+def steps_of_04(model: Model) -> list[tuple[str, dict[str, Any]]]:
+    """Names and arguments of all processing steps, as a description of format 0.4 writes them."""
+    written = [*model.mappings("inputs"), *model.mappings("outputs")]
+    steps = [step for tensor in written for step in Tensor.of(tensor).steps]
+    return [(str(step.get("name")), step.get("kwargs") or {}) for step in steps]
 
 
 def section(rdf: Mapping[str, Any], name: str) -> Any:

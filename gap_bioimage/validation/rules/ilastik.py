@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
-from gap_bioimage.validation.model import Model, Tensor
+from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
 # fmt: off
@@ -53,10 +53,8 @@ def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.valid and model.valid.upgraded is None:
         return f"the conversion to format 0.5 fails, because {model.valid.not_upgraded}"
-    written = [*model.mappings("inputs"), *model.mappings("outputs")]
-    steps = [step for tensor in written for step in Tensor.of(tensor).steps]
-    lost = [(step, _LOST[step["name"]]) for step in steps if step.get("name") in _LOST]
-    return first(f"{step['name']} names {field}" for step, field in lost if (step.get("kwargs") or {}).get(field))
+    return first(f"{name} names {_LOST[name]}" for name, kwargs in rules.steps_of_04(model)
+                 if name in _LOST and kwargs.get(_LOST[name]))
 
 
 @rule("ilastik.newer_fields", BLOCKS, TIKTORCH, breaks="ilastik's bioimageio.core 0.10.2 refuses it",

@@ -67,6 +67,10 @@ rule("core.output_channel", DEGRADES, _CORE, asks="An axis with the id channel o
      fix="Keep an axis with the id channel on every output, also for a single channel.",
 )(lambda model: first(f"{tensor.id!r} has no axis with the id channel"
                       for tensor in model.outputs if "channel" not in tensor.axis_ids))
+rule("core.scale_linear", BLOCKS, _CORE, versions="0.4", asks="In format 0.4: scale_linear without axes.",
+     breaks="bioimageio.core cannot run it", fix="Update the description to format 0.5, or leave the axes out.",
+)(lambda model: first("scale_linear names axes" for name, kwargs in rules.steps_of_04(model)
+                      if name == "scale_linear" and kwargs.get("axes")))
 rule("core.custom_ops", DEGRADES, _CORE, breaks="bioimageio.core before 0.10.3 refuses the whole model",
      fix="Put the step into the network's graph, or tell users which version they need.")(rules.custom_processing)
 rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),

@@ -13,8 +13,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from gap_bioimage.validation.check import Severity, run_check
-from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, one_sentence
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
 from gap_bioimage.validation.run import reference
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
@@ -35,7 +34,7 @@ _NO_TENSORS = "the outputs cannot be compared, see run.output_kind"
 def output_kind(runner: Runner) -> Outcome:
     """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
     try:
-        outputs, wanted = runner.script.as_saved, len(runner.test_outputs)
+        outputs, wanted = runner.script.as_saved, len(runner.descr.outputs)
     except ModelError:
         raise NotApplicable(reference.DOES_NOT_RUN) from None
     if isinstance(outputs, str):
@@ -54,8 +53,10 @@ def as_loaded(runner: Runner) -> Outcome:
     expected, got = runner.run(runner.small_inputs, postprocess=False), runner.script.as_saved
     if isinstance(got, str):
         raise NotApplicable(_NO_TENSORS)
-    if len(got) != len(expected):  # JDLL's PytorchInterface.fillOutputTensors
-        text = f"Fiji's engine throws, since the model returns {len(got)} tensors, and {len(expected)} are described"
+    if len(expected) < (n := len(runner.descr.outputs)):
+        raise NotApplicable(f"{n} outputs are described by {len(expected)} names, see format.recommended")
+    if len(got) != n:  # JDLL's PytorchInterface.fillOutputTensors
+        text = f"Fiji's engine throws, since the model returns {len(got)} tensors, and {n} are described"
         return Outcome("failed", text, _DESCRIBE)
     pairs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
     worst = max(reference.mismatched_ppm(made, array, *reference.ZOO_DEEPIMAGEJ) for _, array, made in pairs)
@@ -90,8 +91,8 @@ def batch(runner: Runner) -> Outcome:
         raise NotApplicable("the batch size is fixed")
 
     def first(arrays: Arrays) -> Arrays:
-        batched = {name: runner.axes(name).index("batch") for name in arrays if "batch" in runner.axes(name)}
-        return {name: arrays[name].take([0], axis) for name, axis in batched.items()}
+        places = {name: runner.axes(name).index("batch") for name in arrays if "batch" in runner.axes(name)}
+        return {name: arrays[name].take([0], place) for name, place in places.items()}
 
     alone, together = first(runner.small_inputs), Arrays()
     for name, array in alone.items():  # mates are brighter, mirrored and empty: any statistics over the batch change
@@ -141,21 +142,17 @@ def graph_dtypes(runner: Runner) -> Outcome:
 
 
 def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
-    """What differs from float32, or is refused, by number type; empty where nothing is."""
+    """What differs from float32, or is refused, first; empty where nothing is."""
     expected = run({name: array.astype(np.float32) for name, array in counts.items()})
-    refused, wrong = dict[str, str](), list[str]()
     for dtype in dtypes:
         try:
             got = run({name: array.astype(dtype) for name, array in counts.items()})
         except ModelError as error:
-            refused[dtype] = one_sentence(error, 140)
-            continue
+            return f"images are refused, such as {dtype} ({one_sentence(error, 140)})"
         worst = max((reference.relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
         if worst > _SAME:
-            wrong.append(f"{dtype} differs by {worst:.1e} of the scale")
-    if wrong:
-        return f"the same values as {'; '.join(wrong)}"
-    return f"images are refused as {', '.join(refused)} ({next(iter(refused.values()))})" if refused else ""
+            return f"the same values as {dtype} differ by {worst:.1e} of the scale"
+    return ""
 
 
 def _makes_float(tensor: Any) -> bool:
@@ -281,19 +278,19 @@ def below_min(runner: Runner) -> Outcome:
     if not runner.steps or runner.follows:
         raise NotApplicable(_FIXED if not runner.steps else "sizes of inputs refer to others'")
     least, _ = runner.sizes(0)
-    fitting = {(t, a): (least[t][a] - 1) // step for (t, a), step in runner.steps.items()}
-    highest, tried = max(fitting.values()), []
+    fitting = {(tensor, axis): (least[tensor][axis] - 1) // step for (tensor, axis), step in runner.steps.items()}
+    highest, tried = max(fitting.values()), list[tuple[int, ...]]()
     for k in [1, highest][: min(highest, 1 if runner.is_stochastic else 2)]:
         wanted = {tensor: dict(found) for tensor, found in least.items()}
         for (tensor, axis), step in runner.steps.items():
             wanted[tensor][axis] = step * max(1, min(k, fitting[tensor, axis]))
         if voxels(wanted) > MAX_VOXELS:
             raise NotApplicable(_TOO_LARGE)
+        tried.append(runner.shape_of(wanted))
         try:
             runner.run(runner.inputs_of(wanted))
         except ModelError as error:
-            return Outcome("failed", f"input size {runner.shape_of(wanted)}, below min, raised {error}")
-        tried.append(runner.shape_of(wanted))
+            return Outcome("failed", f"input size {tried[-1]}, below min, raised {error}")
     if not tried:
         raise NotApplicable("no multiple of step lies below min")
     return Outcome("passed", f"{len(tried)} sizes below min run, from {tried[0]}")

@@ -10,8 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gap_bioimage.seams import EdgeProfile, beside
-from gap_bioimage.validation.check import Severity, run_check
-from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, run_check
 from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
 SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.validation.check import Severity, declare
-from gap_bioimage.validation.outcome import Evidence, NotApplicable, Outcome, merge_outcomes, one_sentence
+from gap_bioimage.validation import check as registry
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence
 from gap_bioimage.validation.run.reference import ZOO_DEEPIMAGEJ, mismatched_ppm
 from gap_bioimage.validation.run.runner import Arrays, Runner
 
@@ -25,12 +25,12 @@ _COMPILES = "Keep long loops of small steps from being fused: count them with wh
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 _PROBE_S = 120
 
-OLDER_ENGINE = declare(
+OLDER_ENGINE = registry.declare(
     "fiji.older_engine", "run", Severity.BLOCKS, asks="The same results in the older engines given with --engine.",
     breaks="Fiji's engine is older than what models are made with",
     fix="Rewrite what the older engine does not know, e.g. F.interpolate, and save the TorchScript again.", order=2,
 )  # fmt: skip
-OTHER_VERSIONS = declare(
+OTHER_VERSIONS = registry.declare(
     "core.other_versions", "run", Severity.DEGRADES,
     asks="The same results in the versions of bioimageio.core given with --engine.",
     breaks="users of these versions cannot run it", fix="See which format_version and operations that version knows.",
@@ -74,7 +74,9 @@ def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Out
     """Whether the TorchScript gives in other versions of torch what the zoo's deepImageJ check would let pass."""
     expected = runner.run(runner.test_inputs, postprocess=False)
     names = {python: f"torch {_versions(python)['torch']}" for python in engines}
-    return merge_outcomes((name, _one_engine(runner, python, expected, seconds)) for python, name in names.items())
+    return registry.merge_outcomes(
+        (name, _one_engine(runner, python, expected, seconds)) for python, name in names.items()
+    )
 
 
 def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -> Outcome:
@@ -111,7 +113,7 @@ def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str
         outcomes.append((f"bioimageio.core {version}", Outcome("failed" if found else "passed", text)))
     if not outcomes:
         raise NotApplicable("no --engine has bioimageio.core")
-    return merge_outcomes(outcomes)
+    return registry.merge_outcomes(outcomes)
 
 
 @functools.cache

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gap_bioimage.files import replacing
-from gap_bioimage.validation.check import Severity, declare, run_check
+from gap_bioimage.validation import check as registry
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import RUNS, Evidence, NotApplicable, Outcome, Picture, one_sentence
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.rules import tolerances
 from gap_bioimage.validation.run.runner import Arrays, ModelError, Runner, of_the_model
@@ -31,19 +31,19 @@ _EXPORT_AGAIN = "Export the test outputs again with these weights and this prepr
 _UPDATE = "Update the description to format 0.5 (`gap-bioimage repair` does this), or leave axes out of scale_linear."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
 DOES_NOT_RUN = "the model does not run on its test input, see run.reproduces"
-ONE_IMAGE = "Export the weights with a batch axis of any size, or declare a batch size of 1."
+ONE_IMAGE = "Export the weights with a batch axis of any size, or registry.declare a batch size of 1."
 
-CONTROL = declare(
+CONTROL = registry.declare(
     "run.negative_control", "run", Severity.DEGRADES, asks="A test that a wrong output fails.",
     breaks="the test proves nothing",
     fix="Export values on a larger scale (photons, not fractions), or a test image with structure.", order=-9,
 )  # fmt: skip
-CORE_TEST = declare(
+CORE_TEST = registry.declare(
     "core.test", "run", Severity.BLOCKS, asks="bioimageio.core's own test.",
     breaks="bioimageio.core gives other results, or none",
-    fix=RUNS, order=-9,
+    fix=registry.RUNS, order=-9,
 )  # fmt: skip
-AGREEMENT = declare(
+AGREEMENT = registry.declare(
     "run.formats_agree", "run", Severity.DEGRADES, asks="Weights in several formats that compute the same.",
     breaks="users of different programs get different images", fix="Convert the weights again.", order=-1,
 )  # fmt: skip
@@ -123,13 +123,8 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
         if failed and all("batch_size: 2 " in detail.name for detail in failed):
             text = "every single image runs, two at once do not, though any batch is declared: the test fails"
             return Outcome("warning", f"{text}, and so does the zoo's ({one_sentence(first, 120)})", ONE_IMAGE)
-        fix = (
-            _UPDATE
-            if "updating the model to v0_5" in first
-            else _EXPORT_AGAIN
-            if re.search("disagree|has shape", first)
-            else ""
-        )
+        fixes = {"updating the model to v0_5": _UPDATE, "disagree": _EXPORT_AGAIN, "has shape": _EXPORT_AGAIN}
+        fix = next((fix for words, fix in fixes.items() if words in first), "")
         return Outcome("failed", f"bioimageio.core's test: {one_sentence(first, 240)}", fix)
     if broken := not_finite(made):
         text = f"of what the model gives for the test input {broken}"
@@ -229,18 +224,14 @@ def keep_evidence(
     drawn = []
     for item in outcome.evidence:
         stem = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{check_id}_{item.title}")[:120]
-        for name in ("given", "expected", "got"):
-            if failed and (array := getattr(item, name)) is not None:
+        arrays = {"given": item.given, "expected": item.expected, "got": item.got}
+        for name, array in arrays.items() if failed else ():
+            if array is not None:
                 with replacing(folder / f"{stem}_{name}.npy") as temporary:
                     np.save(temporary, array)
         draw_evidence(folder / f"{stem}.png", item)
         drawn.append((item.title, folder / f"{stem}.png"))
     return drawn
-
-
-def read_pictures(drawn: Sequence[tuple[str, str, Path]]) -> tuple[Picture, ...]:
-    """Read pictures back, given as check id, title and path; those that are gone are left out."""
-    return tuple(Picture(check_id, title, path.read_bytes()) for check_id, title, path in drawn if path.is_file())
 
 
 def draw_evidence(path: Path, evidence: Evidence) -> None:
@@ -249,19 +240,16 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
 
     arrays = {"input": evidence.given, "expected": evidence.expected, "got": evidence.got}
     planes = {name: _plane(array, evidence.axes) for name, array in arrays.items() if array is not None}
-    looks = {name: _limits(plane) for name, plane in planes.items()} | {"got": _limits(planes["expected"])}
+    looks = {name: _limits(planes["input" if name == "input" else "expected"]) for name in planes}
     if planes["got"].shape == planes["expected"].shape:
-        difference = planes["got"] - planes["expected"]
+        planes["got - expected"] = difference = planes["got"] - planes["expected"]
         top = float(np.abs(difference[np.isfinite(difference)]).max(initial=0)) or 1.0
-        planes["got - expected"], looks["got - expected"] = difference, {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
-    height, width = planes["expected"].shape
-    scale = 3.2 / max(height, width)
-    figure = Figure((len(planes) * max(1.9, scale * width + 0.5), max(1.6, scale * height) + 0.9), layout="constrained")
+        looks["got - expected"] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+    figure = Figure((3.2 * len(planes), 3.6), layout="constrained")
     figure.suptitle(evidence.title, fontsize=10)
     for axes, (name, plane) in zip(np.ravel(figure.subplots(1, len(planes))), planes.items(), strict=True):
-        image = axes.imshow(plane, interpolation="nearest", **looks[name])
-        figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
-        axes.set_title(name if "got - expected" in planes or name != "got" else f"got another size\n{plane.shape}")
+        figure.colorbar(axes.imshow(plane, interpolation="nearest", **looks[name]), ax=axes, location="bottom")
+        axes.set_title(name if "got - expected" in planes else f"{name}, {plane.shape}")
         axes.set_axis_off()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -274,11 +262,8 @@ def _limits(image: NDArray[Any]) -> dict[str, Any]:
 
 
 def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[np.float64]:
-    """One ``(y, x)`` plane: the first of every other axis, the middle one along z."""
-    is_named = len(axes) == array.ndim and {"y", "x"} <= {*axes}
-    names = list(axes) if is_named else [*[""] * (array.ndim - 2), "y", "x"]
-    kept = {"y": slice(_MAX_SHOWN_PX), "x": slice(_MAX_SHOWN_PX)}
+    """One plane along y and x: the first of every other axis, the middle one along z."""
+    names = axes if len(axes) == array.ndim and {"y", "x"} <= {*axes} else [*[""] * (array.ndim - 2), "y", "x"]
     sizes = zip(names, array.shape, strict=False)  # fewer than two axes have fewer sizes
-    part = tuple(kept.get(name, size // 2 if name == "z" else 0) for name, size in sizes)
-    plane: NDArray[np.float64] = np.atleast_2d(array[part].astype(np.float64))
-    return plane.T if names.index("x") < names.index("y") else plane
+    place = tuple(slice(_MAX_SHOWN_PX) if n in ("y", "x") else size // 2 if n == "z" else 0 for n, size in sizes)
+    return np.atleast_2d(array[place].astype(np.float64))

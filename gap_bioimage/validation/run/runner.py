@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gap_bioimage.validation.outcome import NotApplicable, one_sentence
+from gap_bioimage.validation.check import NotApplicable, one_sentence
 from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.rules import section
 

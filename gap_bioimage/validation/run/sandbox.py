@@ -28,8 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from gap_bioimage.validation.check import Severity, declare, definition
-from gap_bioimage.validation.outcome import RUNS, Check, one_sentence
+from gap_bioimage.validation.check import RUNS, Check, Severity, declare, definition, one_sentence
 from gap_bioimage.validation.run.reference import CORE_TEST
 from gap_bioimage.validation.run.session import Job, Session
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from gap_bioimage.validation import check as registry
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import Package
-from gap_bioimage.validation.check import Definition, Severity, declare, definitions, merge_outcomes, one_sentence
+from gap_bioimage.validation.check import RUN_CODE, RUNS, Definition, NotApplicable, Outcome, one_sentence, raised
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.outcome import RUN_CODE, RUNS, NotApplicable, Outcome, raised
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
@@ -27,15 +27,15 @@ _TELL_WHY = {"run.reproduces", "run.output_kind"}  # made of models which do not
 _OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # run images of other sizes than the test inputs'
 
 WEIGHTS = {
-    name: declare(
-        f"run.{name}", "run", Severity.DEGRADES, asks=f"Weights in the format {name} that can be run here.",
+    name: registry.declare(
+        f"run.{name}", "run", registry.Severity.DEGRADES, asks=f"Weights in the format {name} that can be run here.",
         breaks="nothing is known about these weights",
         fix="Allow it with --run-code, or install what the message names.", order=-8,
     )
     for name in _NEEDS
 }  # fmt: skip
-LOADS = declare(
-    "run.loads", "run", Severity.BLOCKS, asks="Weights that load.", breaks="the model cannot be run",
+LOADS = registry.declare(
+    "run.loads", "run", registry.Severity.BLOCKS, asks="Weights that load.", breaks="the model cannot be run",
     fix="See that the file is whole and in the format as which it is described, that a state_dict fits its "
         "architecture and the arguments of that, and that processing and test tensors are as described.", order=-2,
 )  # fmt: skip
@@ -106,7 +106,7 @@ class Session:
         agree, job = None, self.job
         if len(runners) > 1:
             agree = self._make(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
-        for made in definitions("run"):
+        for made in registry.definitions("run"):
             names = [name for name in runners if not made.weights or name in made.weights]
             # samplers run their network many times for each output
             is_long = made.once or any(runners[name].is_stochastic for name in names)
@@ -129,19 +129,17 @@ class Session:
             except NotApplicable as reason:
                 outcome = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error), made.fix if made is LOADS else RUNS), True
+                outcome, model_raised = Outcome("failed", str(error), "" if made is LOADS else RUNS), True
             except Exception as error:
                 outcome = raised(error)
             outcomes.append((name, outcome))
-        outcome = merge_outcomes(outcomes) if names else outcome
+        outcome = registry.merge_outcomes(outcomes) if names else outcome
         self._found(made, outcome, model_raised=model_raised)
         return outcome
 
     def _found(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
         if made.id in self.job.done:
             return
-        if outcome.status == "failed" and not outcome.fix:
-            outcome = replace(outcome, fix=made.fix)
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, however mild the check
             check = replace(check, status=outcome.status)

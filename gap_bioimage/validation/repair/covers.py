@@ -1,0 +1,49 @@
+"""The repair of covers: those that are there, of a shape that the zoo shows whole, and small enough."""
+
+import io
+from pathlib import PurePosixPath
+
+from PIL import Image, ImageOps
+
+from gap_bioimage.validation.archive.rdf import is_url
+from gap_bioimage.validation.model import source_of
+from gap_bioimage.validation.repair.editor import PackageEditor, shown
+from gap_bioimage.validation.rules.zoo import ASPECTS, MAX_COVER_BYTES, has_good_aspect
+
+_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def covers(editor: PackageEditor) -> None:
+    """Leave out covers that are not there, and fit those that are too large or of another shape."""
+    listed = editor.rdf.get("covers")
+    listed = listed if isinstance(listed, list) else []
+    there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.model.file_of(cover) is not None]
+    if len(there) < len(listed):
+        editor.rdf["covers"] = there
+        editor.changed("cover", "covers", listed, f"{shown(there)}, which are there")
+    for name in (PurePosixPath(str(source)).as_posix() for source in map(source_of, there) if not is_url(str(source))):
+        try:
+            _fit(editor, name)
+        except (OSError, KeyError, Image.DecompressionBombError):
+            editor.notes.append(f"the cover {name} is not looked at: it is not a PNG or JPEG that can be read")
+
+
+def _fit(editor: PackageEditor, name: str) -> None:
+    """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
+    path, buffer = editor.folder / name, io.BytesIO()
+    kind, n_bytes = _KINDS[path.suffix.lower()], path.stat().st_size
+    with Image.open(path) as opened:
+        size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
+    if has_good_aspect(size) and n_bytes < MAX_COVER_BYTES:
+        return
+    if not has_good_aspect(size):
+        wanted = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
+        margin = (255, 255, 255, 0)[: len(image.getbands())]
+        image = ImageOps.pad(image, min(wanted, key=lambda pair: pair[0] * pair[1]), color=margin)
+    image.save(buffer, kind, quality=90, optimize=True)
+    while buffer.tell() >= MAX_COVER_BYTES:
+        image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()
+        image.save(buffer, kind, quality=90, optimize=True)
+    editor.rewrite(name, buffer.getvalue())
+    was = f"{size[0]} x {size[1]}, {n_bytes // 1000} kB"
+    editor.changed("cover", f"cover {name}", was, f"{name}, {buffer.tell() // 1000} kB")

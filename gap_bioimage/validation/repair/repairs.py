@@ -1,0 +1,314 @@
+"""The repairs: of the description's format, ids, axes and channels, and of files' hashes, names and README."""
+
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+from gap_bioimage.validation.archive.description import OF_TESTS, load_offline, problems_of
+from gap_bioimage.validation.archive.files import absence, sha256_of
+from gap_bioimage.validation.archive.rdf import is_url, references
+from gap_bioimage.validation.check import one_sentence
+from gap_bioimage.validation.model import Axis, source_of
+from gap_bioimage.validation.repair.covers import covers
+from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, numbered, unshared
+from gap_bioimage.validation.rules import is_identifier
+from gap_bioimage.validation.rules.fiji import keeps_from_tiling
+from gap_bioimage.validation.rules.zoo import HEADING
+
+FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
+# came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
+_NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
+_LONGEST_AXIS_DESCRIPTION = 128
+_LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
+_LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+# files that run: whether theirs is the code that was described is for a person to say
+_CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
+
+_README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
+
+
+def convert_04(editor: PackageEditor) -> None:
+    """Rewrite a description of format 0.4 by bioimageio.spec's own conversion."""
+    version, package = str(editor.rdf.get("format_version")), editor.model.package
+    if not re.match(r"0\.4(\.|$)", version):
+        return
+    from bioimageio.spec import dump_description
+
+    readme(editor)  # format 0.5 wants one
+    before = unshared(editor.rdf)
+    if version == "0.4":  # no version at all, strictly
+        before["format_version"] = "0.4.10"
+    for reference in references(before):
+        if reference.key == "dependencies":  # the conversion knows one manager alone
+            reference.holder[reference.key] = f"conda:{reference.path}"
+    built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
+    # other faults of files have repairs of their own
+    if refused := problems_of(package, built) or problems_of(package, with_files, OF_TESTS):
+        text = one_sentence("; ".join(refused[:2]), 160)
+        editor.notes.append(f"format {version} is not converted to 0.5: {text}")
+        return
+    content = {key: value for key, value in _without_nulls(dump_description(built)).items() if value not in ([], {})}
+    if not before.get("covers"):
+        content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
+    for key in ("documentation", "icon", "covers"):  # the conversion made objects of them
+        if key in content:
+            content[key] = list(map(source_of, content[key])) if key == "covers" else source_of(content[key])
+    editor.rdf = {"format_version": FORMAT, "type": "model"} | content | {"format_version": FORMAT}
+    stated = {reference.name: reference.sha256 for reference in references(before)}
+    for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
+        if reference.hash_key and stated.get(reference.name):
+            reference.holder.setdefault(reference.hash_key, stated[reference.name])
+    editor.changed("format_version", "format of the description", version, FORMAT)
+    if before.get("name") != editor.rdf["name"]:
+        editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
+
+
+def _without_nulls(value: Any, key: str = "") -> Any:
+    # null is a value among keyword arguments and in ranges, and elsewhere an absent field
+    if isinstance(value, dict) and key not in ("kwargs", "config"):
+        return {name: _without_nulls(item, name) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def lower_format(editor: PackageEditor) -> None:
+    """Write the newest format that every consumer reads, without the fields that it does not know."""
+    model, written = editor.model, str(editor.rdf.get("format_version"))
+    if not editor.is_05 or (editor.is_plain and written != "0.5"):  # which is no version at all, strictly
+        return
+    state_dict = model.weights.get("pytorch_state_dict", {})
+    needed = {
+        "a licence in a file of its own": isinstance(editor.rdf.get("license"), dict),
+        "weights.pytorch_state_dict.strict: false": state_dict.get("strict") is False,
+        "an input that is another model's output": any(tensor.written.get("output_of") for tensor in model.inputs),
+    }
+    if found := [what for what, is_there in needed.items() if is_there]:
+        editor.notes.append(f"format_version stays, since {found[0]} came with 0.5.11 and is needed")
+        return
+    is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
+    editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
+    editor.changed("format_version", "format_version", written, editor.rdf["format_version"])
+    newer = [("weights.pytorch_state_dict", state_dict, "strict")]
+    newer += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
+    for where, holder, key in newer:
+        if key in holder:
+            editor.changed("format_version", f"{where}: {key}", holder.pop(key), "dropped; borders are mirrored")
+
+
+def plain_strings(editor: PackageEditor) -> None:
+    """Name documentation, covers and icon by plain strings."""
+    if not editor.is_plain:
+        return
+    covers = editor.rdf.get("covers")
+    places: list[tuple[Any, Any, str]] = [(editor.rdf, key, key) for key in ("documentation", "icon")]
+    places += [(covers, i, f"covers[{i}]") for i in range(len(covers) if isinstance(covers, list) else 0)]
+    for holder, key, what in places:
+        entry = holder[key] if isinstance(key, int) else holder.get(key)
+        if isinstance(entry, dict):
+            path, stated = editor.model.file_of(entry), entry.get("sha256")
+            wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
+            holder[key] = entry.get("source")
+            editor.changed("plain_strings", what + (WRONG_HASH if wrong else ""), entry, holder[key])
+
+
+def fill_id(editor: PackageEditor) -> None:
+    """Make an id of the name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", str(editor.rdf.get("name") or "").lower()).strip("-")
+    if slug and not editor.rdf.get("id"):
+        first = {key: editor.rdf[key] for key in ("format_version", "type") if key in editor.rdf}
+        editor.rdf = first | {"id": slug} | {key: value for key, value in editor.rdf.items() if key != "id"}
+        editor.changed("id", "id", "none", slug)
+
+
+def deepimagej_config(editor: PackageEditor) -> None:
+    """Remove a section that keeps deepImageJ from tiling."""
+    if keeps_from_tiling(editor.model):
+        section = editor.rdf["config"].pop("deepimagej")
+        editor.changed("deepimagej_config", "config.deepimagej", section, "removed")
+
+
+def axis_ids(editor: PackageEditor) -> None:
+    """Write the id of every space axis, also where it is the default: JDLL reads no axis without."""
+    for tensor in editor.tensors:
+        for index, axis in enumerate(tensor.axes):
+            if axis.kind == "space" and not axis.written.get("id"):
+                rest = {key: value for key, value in axis.written.items() if key not in ("type", "id")}
+                tensor.written["axes"][index] = {"type": "space", "id": axis.id} | rest
+                editor.changed("axis_ids", f"id of a space axis of {tensor.id}", "none (x by default)", axis.id)
+
+
+def channel_names(editor: PackageEditor) -> None:
+    """Name channels channel0, channel1, ... where they have no names; make identifiers of others before 0.5.11."""
+    for tensor, index, axis in ((t, i, axis) for t in editor.tensors for i, axis in enumerate(t.axes)):
+        names = axis.written.get("channel_names")
+        if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
+            continue
+        if names:
+            renamed = _identifiers(list(map(str, names)))
+        else:
+            array = editor.model.test_array(tensor)
+            is_counted = array is not None and array.ndim == len(tensor.axes)
+            renamed = [f"channel{i}" for i in range(array.shape[index] if is_counted else axis.size or 0)]
+            if not renamed:
+                editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
+                continue
+            axis.written.pop("size", None)  # it follows from the names, and the format forbids it
+        if renamed != names:
+            axis.written["channel_names"] = renamed
+            editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
+
+
+def _identifiers(names: list[str]) -> list[str]:
+    """Identifiers in the place of names that are none, different from each other and from those that stay."""
+    taken = {name.casefold() for name in names if is_identifier(name)}
+    for place, name in enumerate(names):
+        if not is_identifier(name):
+            base = re.sub(r"\W+", "_", name).strip("_")
+            names[place] = numbered(base if is_identifier(base) else f"channel_{base}".rstrip("_"), "", taken)
+            taken.add(names[place].casefold())
+    return names
+
+
+def axis_scale(editor: PackageEditor) -> None:
+    """Leave scales out of input axes, and divide those of the outputs that refer to them, so that sizes stay."""
+    if not editor.is_05:
+        return
+    model = editor.model
+    inputs = {(tensor.id, axis.id): axis for tensor in model.inputs for axis in tensor.axes}
+    scaled = {key: axis.scale for key, axis in inputs.items() if axis.scale not in (0, 1)}
+    if scaled and any(_referred(axis) in inputs for axis in inputs.values()):
+        editor.notes.append("scales of inputs stay: they relate the sizes of two inputs")
+        return
+    for tensor in model.outputs:
+        for axis in tensor.axes:
+            if (scale := scaled.get(_referred(axis))) is not None:
+                before = f"{axis.scale:g} {axis.written.pop('unit', '')}".strip()
+                axis.written["scale"] = round(axis.scale / scale, 9)
+                after = f"{axis.written['scale']:g}"
+                editor.changed("axis_scale", f"scale of output {tensor.id}, {axis.id}", before, after)
+    for key in scaled:
+        axis = inputs[key]
+        before = f"{axis.written.pop('scale')} {axis.written.pop('unit', None) or '(no unit)'}"
+        told = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
+        axis.written["description"] = told[:_LONGEST_AXIS_DESCRIPTION]
+        editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; told in the axis' description")
+
+
+def _referred(axis: Axis) -> tuple[str, str]:
+    size = axis.written.get("size")
+    return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
+
+
+def rename_description(editor: PackageEditor) -> None:
+    """Name the description rdf.yaml."""
+    if editor.rdf_name != RDF_NAME:
+        editor.changed("rdf_name", "name of the description", editor.rdf_name, RDF_NAME)
+        editor.rdf_name = RDF_NAME
+
+
+def remove_leftovers(editor: PackageEditor) -> None:
+    """Remove what operating systems and Python leave behind in folders."""
+    named = {reference.name for reference in editor.references}
+    for name in editor.names:
+        if name not in named and is_leftover(name):
+            (editor.folder / name).unlink()
+            editor.changed("leftovers", "file", name, "removed")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file belongs to an operating system, an editor or Python, and not to the model."""
+    parts = PurePosixPath(name).parts
+    return bool(_LEFTOVER_FOLDERS & set(parts[:-1])) or parts[-1] in _LEFTOVER_FILES or parts[-1].startswith("._")
+
+
+def hashes(editor: PackageEditor) -> None:
+    """State the sha256 of every data file that the description names; code is left to its authors."""
+    for reference in editor.references:
+        path = None if not reference.hash_key or reference.is_remote else editor.model.file_of(reference.path)
+        if path is None or absence(path):  # what a pointer of Git LFS stands for has another hash
+            continue
+        stated, computed = reference.holder.get(reference.hash_key), sha256_of(path)
+        if stated and str(stated).lower() == computed:
+            continue
+        if path.suffix.lower() in _CODE:
+            state = f"is not the one stated for {reference.where}" if stated else "is not stated"
+            to_do = f"read it, and if it is the right file write {reference.hash_key}: {computed}"
+            editor.notes.append(f"{reference.name} is code, and its sha256 {state}: {to_do}")
+            continue
+        reference.holder[reference.hash_key] = computed
+        what = f"sha256 of {reference.name}, {reference.where}" + (WRONG_HASH if stated else "")
+        editor.changed("hash_wrong" if stated else "hash_missing", what, stated, computed)
+
+
+def plain_paths(editor: PackageEditor) -> None:
+    """Write the names of files without ``./``, which Fiji's engine takes for a folder, and with Unix' slashes."""
+    for reference in editor.references:
+        if reference.is_remote or reference.path == reference.name or editor.model.file_of(reference.name) is None:
+            continue
+        reference.point_to(reference.name)
+        editor.changed("plain_paths", reference.where, reference.path, reference.name)
+
+
+def flatten(editor: PackageEditor) -> None:
+    """Move TorchScript weights to the top, where JDLL looks for them; others of the package may read by their paths."""
+    script = editor.model.weights.get("torchscript", {})
+    for reference in editor.references:
+        if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
+            old = reference.name
+            editor.changed("flat", "file", old, editor.move(old, posixpath.basename(old)))
+
+
+def sample_tensors(editor: PackageEditor) -> None:
+    """Leave out sample tensors, which are taken for test tensors, or no images that can be read; their files stay."""
+    for tensor in editor.tensors:
+        if tensor.written.get("sample_tensor") is not None:
+            removed = source_of(tensor.written.pop("sample_tensor"))
+            editor.changed("sample_tensor", f"sample_tensor of {tensor.id}", removed, "removed")
+
+
+def readme(editor: PackageEditor) -> None:
+    """Give the model a README.md in UTF-8; how it was validated its authors alone can say."""
+    source = str(source_of(editor.rdf.get("documentation")) or "")
+    if is_url(source):
+        editor.notes.append(f"documentation is on the network and is not looked at: {source}")
+        return
+    name = PurePosixPath(source).as_posix()
+    if editor.model.file_of(source) is None:
+        name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
+        after = f"{name}, which was there" if name else "README.md, written from name and description"
+        if not name:
+            name = "README.md"
+            text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n"
+            (editor.folder / name).write_text(text, encoding="utf-8")
+        hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
+        editor.rdf["documentation"] = name if editor.is_plain else hashed
+        editor.changed("readme", "documentation", source, after)
+    if not name.endswith(".md"):
+        old, name = name, editor.move(name, posixpath.splitext(name)[0] + ".md")
+        editor.changed("readme", "name of the documentation", old, name)
+    written = (editor.folder / name).read_bytes()
+    try:
+        text = written.decode("utf-8")
+    except UnicodeDecodeError:
+        is_16 = written.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = written.decode("utf-16" if is_16 else "latin-1", errors="replace")  # any bytes are valid in the latter
+        editor.rewrite(name, text.encode("utf-8"))
+        editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
+    if not HEADING.search(text):
+        editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
+
+
+# In the order in which they are made; rules name them.
+REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
+    rename_description,
+    # The format comes first, since the other repairs write what it wants.
+    convert_04, lower_format, plain_strings, fill_id,
+    plain_paths,
+    # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
+    hashes,
+    remove_leftovers, flatten,
+    axis_ids, channel_names, axis_scale,
+    deepimagej_config, sample_tensors,
+    readme, covers,
+)  # fmt: skip
