@@ -115,7 +115,7 @@ def camera(data: Path) -> Scene:
     scene = cells(data)
     taken_by, settings = Camera(gain=2.2, offset=100.0, read_noise=1.6), _planes(500, min_db=-15.0)
     recipes = ("anchored", "plain", "original's recipe")
-    return Scene(scene.truths, 5, scene.tests, (1.5, 5, 15, 50), settings, recipes, camera=taken_by)
+    return Scene(scene.truths, 5, scene.tests, (0.5, 1.5, 5, 20), settings, recipes, camera=taken_by)
 
 
 def hazelnut(data: Path) -> Scene:
