@@ -130,10 +130,7 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
     stored = {n: v.item() if isinstance(v, np.generic) else v for n, v in stored.items() if n in (*_SETTINGS, RANGE)}
-    aside = _read_sidecar(path)
-    if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
-        network_config(unknown, path)  # which says so
-    sources = {"hyper_parameters": stored, "sidecar": aside, "given": given}
+    sources = {"hyper_parameters": stored, "sidecar": _read_sidecar(path), "given": given}
     told = {name: (value, source) for source, settings in sources.items() for name, value in settings.items()}
     # what a user leaves to the weights, no stored setting decides
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}

@@ -61,7 +61,7 @@ def test_steps_are_kept_of_samples_that_were_begun_without_them(
     counts, out, movie = tmp_path / "counts.tif", tmp_path / "out.tif", tmp_path / "out.gif"
     drawn = ("sample", trained_2d.run, counts, out, "--samples", 3, "--seed", 1, "--steps", 2)
     grown = ("generate", trained_2d.run, out, "--samples", 3, "--seed", 1, "--shape", "12,12", "--beta", 1)
-    save = Unfinished.save
+    save, kept = Unfinished.save, []
 
     def interrupt(self: Unfinished, name: str, **arrays: Any) -> None:
         save(self, name, **arrays)
@@ -69,16 +69,16 @@ def test_steps_are_kept_of_samples_that_were_begun_without_them(
             raise KeyboardInterrupt
 
     for command, more in ((drawn, ("--states",)), (grown, ("--movie", movie))):
-        with monkeypatch.context() as patch:
-            patch.setattr(Unfinished, "save", interrupt)
-            assert run(*command).code == 130
-        assert len(list((tmp_path / ".out.tif.unfinished").glob("item0_samples*.npz"))) == 2
-        done = run(*command, *more)
-        assert done.code == 0, done.err
-        assert not list(tmp_path.glob(".out*"))
-        kept = tifffile.imread(out)
-        assert run(*command).code == 0
-        np.testing.assert_array_equal(tifffile.imread(out), kept)
+        for first, second in ((command, (*command, *more)), ((*command, *more), command)):
+            with monkeypatch.context() as patch:
+                patch.setattr(Unfinished, "save", interrupt)
+                assert run(*first).code == 130
+            assert len(list((tmp_path / ".out.tif.unfinished").glob("item0_samples*.npz"))) == 2
+            done = run(*second)
+            assert done.code == 0, done.err
+            assert not list(tmp_path.glob(".out*"))
+            kept.append(tifffile.imread(out))
+        np.testing.assert_array_equal(kept[-2], kept[-1])
     assert [len(tifffile.imread(tmp_path / f"out_states_00{n}.tif")) for n in (1, 2, 3)] == [2, 2, 2]
     with Image.open(movie) as frames:
         assert frames.n_frames > 3
@@ -97,8 +97,11 @@ def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_co
     assert not out.exists()
     result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--states")
     assert "of one image" in one_sentence(result)
-    named = (tmp_path / "movie.tif").rename(tmp_path / "s_001.tif")
-    assert "is the input itself" in one_sentence(run("sample", trained_2d.run, named, out, "--samples", 2, "--seed", 0))
+    dim_counts.rename(tmp_path / "s_states_001.tif")
+    (tmp_path / "movie.tif").rename(tmp_path / "s_001.tif")
+    for name, more in (("s_001.tif", ()), ("s_states_001.tif", ("--states",))):
+        command = ("sample", trained_2d.run, tmp_path / name, out, "--samples", 2, "--seed", 0, *more)
+        assert "is the input itself" in one_sentence(run(*command))
 
 
 def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_path: Path) -> None:
@@ -137,8 +140,8 @@ def test_an_interrupted_movie_misses_no_frame(
     with monkeypatch.context() as patch:
         patch.setattr(movie.Recorder, "add", interrupt)
         assert run(*command, tmp_path / "b.tif", "--movie", tmp_path / "b.gif").code == 130
-    assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", ".b.gif.frames"}
-    kept = len(list((tmp_path / ".b.gif.frames").glob("frame*")))
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", ".b.tif.unfinished"}
+    kept = len(list((tmp_path / ".b.tif.unfinished").glob("frame*")))
     assert kept == 6
     assert run(*command, tmp_path / "b.tif", "--movie", tmp_path / "b.gif").code == 0
     assert {p.name for p in tmp_path.iterdir()} == {"a.tif", "a.gif", "b.tif", "b.gif"}

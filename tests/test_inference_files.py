@@ -111,12 +111,15 @@ def test_states_are_written_of_one_image_only(tmp_path: Path) -> None:
 def test_the_same_work_finds_what_was_saved_and_other_work_begins_anew(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     Unfinished(folder, {"seed": 1}).save("a", x=np.arange(3), y=np.ones(2))
-    same, other = (Unfinished(folder, {"seed": seed}) for seed in (1, 2))
+    same, other = Unfinished(folder, {}), Unfinished(folder, {"seed": 2})
+    same.begin(seed=1)
     assert {name: len(values) for name, values in (same.load("a") or {}).items()} == {"x": 3, "y": 2}
-    assert (same.load("b"), other.load("a"), other.count("a")) == (None, None, 0)
-    other.save("b", x=np.arange(3))
-    assert same.load("a") is None
-    assert [path.name for path in folder.glob("*.npz")] == ["b.npz"]
+    assert same.load("b") is None
+    other.begin()
+    assert (other.load("a"), other.count("a")) == (None, 0)
+    other.save("b1", x=np.arange(3))
+    assert other.count("b") == 1
+    assert [path.name for path in folder.glob("*.npz")] == ["b1.npz"]
     nothing = Unfinished(None, {})
     nothing.save("a", x=np.arange(3))
     assert nothing.load("a") is None

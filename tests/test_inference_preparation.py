@@ -169,7 +169,7 @@ def test_hot_pixels_are_named_and_scale_nothing(pixels: list[tuple[int, int]], v
 def test_hot_pixels_of_every_plane_are_replaced_and_named_once() -> None:
     movie = xr.DataArray(np.ones((4, 9, 9), np.uint16), dims=["t", "y", "x"])
     movie[1:, 4, 4] = 900
-    with pytest.warns(HotPixelWarning, match=r"1 hot pixel, .* dark: 900 at \(y 4, x 4\); "):
+    with pytest.warns(HotPixelWarning, match=r"1 hot pixel.* dark: 900 at \(y 4, x 4\); "):
         prepared = prepare(random_model(), movie, Layout())
     np.testing.assert_array_equal(prepared.items, 1)
     with warnings.catch_warnings():

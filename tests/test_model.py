@@ -1,6 +1,6 @@
 import io
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from original_gap import HYPER, Call, lightning_checkpoint, original_gap
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig
 from gap_bioimage.errors import CheckpointError
-from gap_bioimage.model import History, load_model, table_of
+from gap_bioimage.model import History, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.run_folder import RunFolder
@@ -214,10 +214,6 @@ def test_history_is_that_of_the_training(tmp_path: Path) -> None:
     assert replace(model.history, training=None) == History(steps=10, validation_loss=2.0, init=init)
     assert model.history.training is not None
     assert model.history.training["ema_decay"] is None
-    words = table_of({"dim": 2, **asdict(model.history)})
-    assert (words["init"], words["settings_from"]) == ("a.ckpt (checkpoint, weights with sha256 ab)", None)
-    others = table_of(asdict(History({"dim": "weights", "levels": "sidecar", "depth": "weights"}, "assumed", 4, 90)))
-    assert (others["settings_from"], others["init"]) == ("weights: dim, depth; sidecar: levels", None)
 
 
 CAMERA = {"gain": 2.0, "offset": 100.0, "read_noise": 1.5}

@@ -160,9 +160,8 @@ def export(
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
     """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
     import gap_bioimage as gap
-    from gap_bioimage.model import table_of
 
     report = gap.load_model(model).describe()
     write_json(json_out, [report])
     if not quiet and str(json_out) != "-":
-        print_table(table_of(report))
+        print_table(report)

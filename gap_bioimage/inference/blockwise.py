@@ -199,14 +199,12 @@ class Volume:
         if self.detector is None and not part.values.any():
             return [np.zeros([cut.stop - cut.start for cut in core.values()], np.float32) for _ in self.results]
         outer = self.outer(core)
-        prepared = self._prepared(part, outer)
+        prepared, drawn = self._prepared(part, outer), self.job.drawn
         inside = [within(core[axis], outer[axis]) for axis in self.seen]
         names = dict(zip("zyx"[-len(inside) :], inside, strict=True))
         images = {name: getattr(prepared, name).isel(names) for name in ("image", "ordered")}
-        cut = replace(prepared, camera=self._camera(core), **images)
-        drawn = self.job.drawn
+        cut, parts = replace(prepared, camera=self._camera(core), **images), parts_of(self.model, prepared)
         rates = np.zeros((1 if drawn is None else drawn.n_samples, *cut.items.shape), np.float32)
-        parts = parts_of(self.model, prepared)
         if drawn is None and max(parts) > 1:
             warn_of_parts(self.job.image.name, max(parts))
         for number, item in enumerate(prepared.items):

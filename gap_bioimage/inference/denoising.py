@@ -12,8 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
-from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
+from gap_bioimage.errors import AxesError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
+from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare, refuse_one_bit
 from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
 from gap_bioimage.model import CameraLike, Model
@@ -221,8 +221,7 @@ def region_uncertainty(
     """
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
     prepared = prepare(model, photons, Layout(dims, camera=camera))
-    if model.n_frames is not None:
-        raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
+    refuse_one_bit(model, "regions")
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])

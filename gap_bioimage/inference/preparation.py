@@ -170,11 +170,16 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int
     if mended is None:
         return ordered
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    hot_ones = "1 hot pixel, which holds" if len(found) == 1 else f"{len(found)} hot pixels, which hold"
-    told = f"{name} has {hot_ones} more than light can bring where the neighbours are so dark: {named}{more}"
-    _warn(HotPixelWarning, f"{told}; the mean of the neighbours stands for what they hold")
+    named += ", ..." * (len(found) > _NAMED)
+    told = f"{name} has {len(found)} hot pixel(s) with more than light can bring where the neighbours are so dark"
+    _warn(HotPixelWarning, f"{told}: {named}; the mean of the neighbours stands for what they hold")
     return ordered.copy(data=mended.reshape(ordered.shape))
+
+
+def refuse_one_bit(model: Model, what: str) -> None:
+    """Refuse what takes photons for sums of what was counted."""
+    if model.n_frames is not None:
+        raise ConfigError(f"{what} of one-bit frames cannot be told: their photons are not sums of what was counted")
 
 
 def _warn(category: type[Warning], text: str) -> None:

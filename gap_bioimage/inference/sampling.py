@@ -92,7 +92,7 @@ class Drawing:
     model: Model
     network: TiledNetwork
     asked: Draws
-    unfinished: str | Path | None = None
+    unfinished: str | Path | Unfinished | None = None
     on_step: Callable[[Progress], None] | None = None
 
     @property
@@ -109,7 +109,9 @@ class Drawing:
         n_samples = self.asked.n_samples
         drawn = np.empty((n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
-        kept = Unfinished(self.unfinished, self._work(items))
+        given = self.unfinished
+        kept = given if isinstance(given, Unfinished) else Unfinished(given, {})
+        kept.begin(**self._work(items))
         done, total = 0, n_samples * sum(item.expected_steps for item in items)
         for item in items:
             batch, first = self.asked.batch or self.network.batch_of(item.observed.shape[2:]), None
@@ -122,7 +124,8 @@ class Drawing:
                     kept.save(name, **finished)
                 drawn[start : numbers.stop, item.number] = finished["rate"]
                 done += len(numbers) * item.expected_steps
-        kept.remove()
+        if kept is not given:  # its owner has use for it
+            kept.remove()
         return drawn
 
     def _items(self, prepared: Prepared) -> list[_Item]:
@@ -193,7 +196,7 @@ def sample(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    unfinished: str | Path | None = None,
+    unfinished: str | Path | Unfinished | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
     """Draw clean images from the posterior, given counts.
@@ -265,7 +268,7 @@ def generate(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    unfinished: str | Path | None = None,
+    unfinished: str | Path | Unfinished | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
     """Generate images from nothing: the samples of an image without photons.

@@ -28,7 +28,6 @@ _RECORDED_PX = 2**21  # larger images keep a GPU busy anyway
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more, halos are a small part of the work already
 _TRIED_PX = {2: (64, 64), 3: (8, 48, 48)}  # the images on which bfloat16 is tried
 _UNSEEN = 5e-3  # RMS, in units of the result's: a hundredth of a dB beside errors of a tenth
-_CHANGES: dict[tuple[str, float], float] = {}  # what bfloat16 changes, by device and a sum over the weights
 
 
 class Tile(NamedTuple):
@@ -117,7 +116,11 @@ class TiledNetwork:
         self.halo_px, self._halo_given = exact_halo_px(network) if halo_px is None else halo_px, halo_px is not None
         self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
         self._budget_px = memory_bytes / bytes_per_px(network)
-        self.choose_precision(precision)
+        if precision not in ("auto", "float32", "bf16"):
+            raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
+        self.bf16 = precision == "bf16" or (
+            precision == "auto" and has_bf16(self.device) and self._change_in_bf16() < _UNSEEN
+        )
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
         """Take a measured halo where none was given, if an image is so large that it needs tiles or blocks."""
@@ -155,22 +158,6 @@ class TiledNetwork:
         if self.device.type == "cpu":
             return 1
         return max(1, int(self._budget_px / math.prod(map(min, self.tile_of(shape), shape))))
-
-    def choose_precision(self, precision: str) -> str:
-        """Return the precision of convolutions from now on, "auto": bfloat16 on a GPU if it changes clouds little."""
-        if precision not in ("auto", "float32", "bf16"):
-            raise ConfigError(f"precision is {precision!r}, expected auto, float32 or bf16")
-        if precision == "float32" or (precision == "auto" and not has_bf16(self.device)):
-            return "float32"
-        norms = torch.stack([weights.detach().double().norm() for weights in self.network.parameters()])
-        known = str(self.device), float(norms.sum())
-        if known not in _CHANGES:
-            _CHANGES[known] = self._change_in_bf16()
-        change = _CHANGES[known]
-        self.bf16 = precision == "bf16" or change < _UNSEEN
-        precision = "bf16" if self.bf16 else "float32"
-        log.info("convolutions run in %s; bf16 changes results by %.2g %% (relative RMS)", precision, 100 * change)
-        return precision
 
     def _change_in_bf16(self) -> float:
         """Return how bfloat16 changes the shares of light in clouds, RMS in units of the result's."""

@@ -28,6 +28,7 @@ from gap_bioimage.model import CAMERA_FILE, Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, WindowDrawer, as_stacks, split_held_out
 
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
@@ -101,6 +102,8 @@ def train(
     detector = _detector(camera, config, out if resumed else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
+    if config.thinning.ceiling is not None:
+        check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
     config = _of_images(config, stacks[0].shape[0], start, detector)
     found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
@@ -149,8 +152,7 @@ def _of_images(config: RunConfig, channels: int, start: Model | None, detector: 
     """Fill in what the images and their camera decide, unless it was decided already."""
     own = config.network.channels
     if channels != own and (start is not None or "channels" in config.network.model_fields_set):
-        init = None if start is None else start.history.init
-        has = f"the model to start from, {init['name']}, has" if init else "network.channels is"
+        has = "network.channels is" if start is None else f"{run_folder.init_of(start)['name']}, to start from, has"
         raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
