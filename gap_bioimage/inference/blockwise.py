@@ -187,12 +187,14 @@ class Volume:
         return self.read(self.outer(self.results[0].region(0, place)))
 
     def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
-        detector = self._camera(region)
-        layout, origin = replace(self.job.layout, dims=None, camera=detector), (region["y"].start, region["x"].start)
+        layout, origin = (
+            replace(self.job.layout, dims=None, camera=self._camera(region)),
+            (region["y"].start, region["x"].start),
+        )
         return prepare(self.model, part, layout, origin)
 
     def _camera(self, region: Region) -> Detector | None:
-        return None if self.detector is None else self.detector.crop(region["y"], region["x"])
+        return self.detector and self.detector.crop(region["y"], region["x"])
 
     def compute(self, core: Region, part: xr.DataArray) -> list[NDArray[np.float32]]:
         """Return a block of each result from the counts that it depends on."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.config import SamplingConfig
-from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarning
+from gap_bioimage.errors import ConfigError, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
@@ -250,9 +250,7 @@ def sample(
     asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    if told := prepared.without_photons():
-        text = f"{told}: images are generated instead, as bright as the model was trained for"
-        warnings.warn(text, EmptyImageWarning, stacklevel=2)
+    prepared.warn_of_empty("images are generated instead, as bright as the model was trained for")
     return Drawing(model, network, asked, unfinished, on_step).samples_of(prepared)
 
 

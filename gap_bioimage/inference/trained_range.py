@@ -53,10 +53,10 @@ def check_room(
     rooms = {n: _db(stop / has) for n, (has, stop) in enumerate(pairs) if has}
     if not (tight := [n for n, room in rooms.items() if room < WARN_ROOM_DB]):
         return
-    where = f"{names(tight)} is about as bright as the model was trained for ({_db(brightest):.1f} dB in a window)"
+    where = f"hardly any photons can be added to {names(tight)}, with a model for up to {_db(brightest):.1f} dB"
     if max(rooms.values()) < _LEAST_ROOM_DB:
         advice = "train on images 10 dB brighter (exposed longer, or frames summed)"
-        raise TrainedRangeError(f"{where}, and sampling adds photons; {advice}")
+        raise TrainedRangeError(f"{where}, and sampling adds them; {advice}")
     warnings.warn(f"{where}: {little_room(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 
 import gap_bioimage as gap
+from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.napari.layers import in_memory, middle_of, opened
 
 _CROP_PX = 160
@@ -66,7 +67,7 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
     """Train, or go on with the run in the folder, for which what is asked of ``new`` runs holds already."""
     goes_on = (run / "config.yaml").is_file()
     if not (new["camera"] or (run / "camera.yaml").is_file()):
-        _check(image)
+        check_photon_counts(middle_of(image), name=image.attrs["source"])
     job.tell(0, 0, "choosing the settings")
     config = None if steps is None else gap.TrainConfig(steps=steps)
     from lightning.pytorch.callbacks import LambdaCallback
@@ -83,20 +84,13 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
     return run
 
 
-def _check(image: xr.DataArray) -> None:
-    from gap_bioimage.counts import check_photon_counts
-
-    check_photon_counts(middle_of(image), name=image.attrs["source"])
-
-
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
     """Load a model, and say how it is to see an image: planes and channels that it does not know, one by one."""
     job.tell(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:
-        _check(image)
-    how = {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
-    return loaded, {**how, "device": "auto"}
+        check_photon_counts(middle_of(image), name=image.attrs["source"])
+    return loaded, {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
 
 
 def denoise(job: Job, image: xr.DataArray, model: str, folder: Path | None = None) -> xr.DataArray:
@@ -116,16 +110,16 @@ def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int)
     from gap_bioimage.inference.files import mean_and_std
 
     loaded, how = _model_for(job, model, image)
-    how |= {"seed": seed, "on_step": lambda p: job.tell(p.done, p.total)}
-    drawn = gap.sample(loaded, in_memory(image), n_samples, **how)
+    given: dict[str, Any] = {"seed": seed, "on_step": lambda p: job.tell(p.done, p.total)}
+    drawn = gap.sample(loaded, in_memory(image), n_samples, **given, **how)
     return drawn, mean_and_std(drawn)[1]
 
 
 def regions(job: Job, image: xr.DataArray, model: str, labels: Any) -> list[gap.Region]:
     """Measure the photons of labelled regions, and how sure they are."""
-    loaded, how = _model_for(job, model, image)
+    loaded, _ = _model_for(job, model, image)
     named = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
-    return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, device=how["device"], on_region=job.tell)
+    return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, on_region=job.tell)
 
 
 def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:
