@@ -13,7 +13,6 @@ import pickle
 import threading
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,22 +108,14 @@ def _tensor(entry: Any, numbers: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(numbers[first:stop]), dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-@dataclass(frozen=True)
-class Described:
-    """A network of others."""
-
-    weights: dict[str, torch.Tensor]  # under the names of the original code
-    config: NetworkConfig
-    found_in: dict[str, str]  # by setting: "given", "sidecar", "hyper_parameters", "weights", or "default"
-    trained_range_db: tuple[float, float]
-    range_from: str  # one of these, or "assumed"
-
-
-def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -> Described:
+def describe(
+    content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]
+) -> tuple[dict[str, torch.Tensor], NetworkConfig, tuple[float, float], dict[str, str], str]:
     """Find the one GAP network in a file and settle what it is, from what was told and from its weights.
 
-    What is ``given`` wins over ``.yaml`` beside the file, and this over the file's ``hyper_parameters``; what
-    contradicts the weights does not fit them when they are loaded.
+    Returns its tensors under the names of the original code, its settings, its trained range, and where each setting
+    and the range were found. What is ``given`` wins over ``.yaml`` beside the file ("sidecar"), and this over the
+    file's ``hyper_parameters``; what contradicts the weights does not fit them when they are loaded.
     """
     weights = _find(content, path)
     stored = content.get("hyper_parameters")
@@ -144,7 +135,7 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
         _settle_encoding(told, inputs // facts["channels"], original, path)
     config = network_config({name: value for name, (value, _) in told.items()}, path)
     found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
-    return Described(weights, config, found, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), range_from)
+    return weights, config, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), found, range_from
 
 
 def network_config(values: Any, path: Path) -> NetworkConfig:

@@ -149,17 +149,12 @@ def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> 
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path, str(path))
     if CHECKPOINT_KEY in content:
         return _from_checkpoint(content, path, origin)
-    found = describe(content, path, hyper_parameters)
-    epochs, steps = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
-    lightning = isinstance(content.get("state_dict"), dict) and not found.config.log1p
-    return Model(
-        _network(found.config, found.weights, path),
-        found.config,
-        found.trained_range_db,
-        history=History(found.found_in, found.range_from, epochs, steps),
-        source=path,
-        origin="original GAP checkpoint" if lightning else "state_dict",
-    )
+    weights, config, limits, *sources = describe(content, path, hyper_parameters)
+    counted = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
+    lightning = isinstance(content.get("state_dict"), dict) and not config.log1p
+    origin = "original GAP checkpoint" if lightning else "state_dict"
+    history = History(*sources, *counted)  # type: ignore[arg-type]
+    return Model(_network(config, weights, path), config, limits, history=history, source=path, origin=origin)
 
 
 def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:

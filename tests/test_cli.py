@@ -98,20 +98,14 @@ def test_wrong_arguments_are_one_sentence(
     assert snapshot(tmp_path) == {}
 
 
-@pytest.mark.parametrize(("kind", "verb"), [("cut", "train"), ("photograph", "denoise"), ("negative", "train")])
-def test_images_that_hold_no_counts_are_refused(
-    run: Any, trained_2d: Trained, tmp_path: Path, kind: str, verb: str
-) -> None:
+def test_images_that_hold_no_counts_are_refused(run: Any, tmp_path: Path) -> None:
     image, out = tmp_path / "bad.tif", tmp_path / "out.tif"
-    values = {"photograph": np.zeros((32, 32, 3), np.uint8), "negative": np.full((32, 32), -1, np.int16)}
-    tifffile.imwrite(image, values.get(kind, np.ones((64, 64), np.uint16)))
-    image.write_bytes(image.read_bytes()[: {"cut": 4000}.get(kind)])
     out.write_bytes(b"kept")
-    before = snapshot(tmp_path)
-    where = ("--dim", 2, "--out", tmp_path / "run") if verb == "train" else (out,)
-    result = run(verb, *([] if verb == "train" else [trained_2d.run]), image, *where, "--quiet")
-    assert "bad.tif" in one_sentence(result)
-    assert snapshot(tmp_path) == before
+    for values in (np.zeros((32, 32, 3), np.uint8), np.full((32, 32), -1, np.int16)):
+        tifffile.imwrite(image, values)
+        for command in (("train", image, "--out", tmp_path / "run"), ("denoise", "nuclei", image, out)):
+            assert "bad.tif" in one_sentence(run(*command, "--quiet"))
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.tif", "out.tif"} and out.read_bytes() == b"kept"
 
 
 def test_a_run_is_not_trained_over(run: Any, trained_2d: Trained, counts: Path) -> None:
@@ -170,18 +164,6 @@ def test_info_tells_what_the_model_is_and_nothing_else(run: Any, trained_2d: Tra
     assert "receptive field px" in run("info", trained_2d.run).out
 
 
-def test_control_c_is_exit_code_130(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("gap_bioimage.io.write_image", interrupted)
-    options = ("--dim", 2, "--photons", 1, "--seed", 0, "--shape", "16,16")
-    result = run("simulate", tmp_path / "x.tif", *options)
-    assert (result.code, result.err.count("\n")) == (130, 1)
-    assert "--resume" in result.err
-    assert snapshot(tmp_path) == {}
-
-
 INTERRUPTED = """
 import os, signal, sys
 from gap_bioimage.cli import main
@@ -198,7 +180,7 @@ def test_control_c_stops_training_and_leaves_a_model(counts: Path, tmp_path: Pat
     out, settings = tmp_path / "run", [*FAST, "--set", "train.steps=1000", "--set", "train.validate_every=5"]
     done = python("-c", INTERRUPTED, "train", counts, "--dim", 2, "--out", out, *settings)
     assert done.code == 130, done.err
-    assert "error: stopped" in done.err
+    assert "error: stopped" in done.err and "--resume" in done.err
     assert "Traceback" not in done.err
     assert not [path for path in out.iterdir() if ".tmp-" in path.name]
     assert load_model(out).history.steps == 5

@@ -132,14 +132,6 @@ def test_regions_leave_the_background_out() -> None:
     assert region.photons == pytest.approx(electrons, rel=0.1)
 
 
-def test_samples_of_one_bit_frames_are_photons_too() -> None:
-    bits = np.random.default_rng(0).binomial(8, 0.4, (24, 28)).astype(np.uint8)
-    image = xr.DataArray(bits, dims=["y", "x"])
-    drawn, plain = (sample(model, image, 2, seed=1) for model in (one_bit_model(8), random_model()))
-    detections = np.minimum(plain.values / 8, 0.999)
-    np.testing.assert_allclose(drawn.values, -8 * np.log1p(-detections), rtol=1e-4)
-
-
 def test_a_camera_gives_numbers_in_every_frame() -> None:
     movie = raw(20, 16, 16).astype(np.float32)
     movie[7, 3, 3] = np.nan  # not among the frames that are looked at closely

@@ -102,17 +102,3 @@ def test_a_measured_halo_leaves_less_than_a_thousandth_of_the_result() -> None:
     for tiled in (large, small):
         tiled.measure_halo((64, 400))
     assert (list(large.halo_px), small.halo_px) == (halo, exact)
-
-
-@pytest.mark.parametrize("axis", [-1, -2])
-def test_a_measured_halo_does_along_both_axes_of_the_plane(axis: int) -> None:
-    network = random_network(anchor=True, anchor_version=2)
-    halo, far, squares = measured_halo(network).halo_px[axis], reach.round_up(exact_halo_px(network)[axis], 8), []
-    for seed in range(3):
-        counts = np.swapaxes(simulate(2, (64, 2 * far + 8), 0.03, seed=seed)[0].values, -1, axis).astype(np.float32)
-        photons = torch.from_numpy(counts.copy())[None, None]
-        whole, cut = network(photons).exp(), network(photons.narrow(axis, far - halo, far + halo + 8)).exp()
-        squares.append(
-            float((cut.narrow(axis, halo, 8) - whole.narrow(axis, far, 8)).square().mean() / whole.square().mean())
-        )
-    assert np.mean(squares) ** 0.5 < 3e-3

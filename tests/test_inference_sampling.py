@@ -45,9 +45,6 @@ def test_samples_in_bfloat16_are_about_those_in_float32() -> None:
     spread = exact.std("sample", ddof=1)
     assert float(abs(rough.mean("sample") - exact.mean("sample")).mean()) < 0.5 * float(spread.mean())
     np.testing.assert_allclose(rough.std("sample", ddof=1).mean(), spread.mean(), rtol=0.1)
-    assert not np.array_equal(*(generate(model, (16, 16), 1, seed=1, precision=kind) for kind in ("float32", "bf16")))
-    with pytest.raises(ConfigError, match="half"):
-        sample(model, image, 1, seed=0, precision="half")
 
 
 @pytest.mark.parametrize("schedule", ["sqrt", "geometric"])

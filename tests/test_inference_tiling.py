@@ -113,14 +113,6 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
     assert all(tiles([size], [t], [r], [s]) for size, t, r, s in per_axis)
 
 
-def test_parts_of_an_image_are_what_they_are_in_the_whole() -> None:
-    network = random_network(seed=2, depth=3)
-    photons, wanted = photons_for(network, (90, 150)), [slice(8, 83), slice(60, 150)]
-    part = TiledNetwork(network, [80, 80])(photons, wanted=wanted)
-    whole = TiledNetwork(network)(photons)[(..., *wanted)]
-    assert float((part - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
-
-
 @pytest.mark.parametrize(("filters", "narrower"), [(8, True), (32, False)])
 def test_an_anchor_takes_memory_before_the_network_and_not_beside_it(filters: int, narrower: bool) -> None:
     tile, anchored = (
