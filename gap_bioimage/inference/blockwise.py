@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.counts import check_photon_counts
+from gap_bioimage.counts import check_dim, check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
 from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
@@ -30,6 +30,7 @@ from gap_bioimage.inference.tiling import TiledNetwork, at, best_device, check_s
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
 from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
+from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.io.ome_zarr import CHUNK, Design
 from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
@@ -84,9 +85,7 @@ class Volume:
             if not self.sizes["t"]:
                 raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {frames}")
             warn_of_rest(left, job.n_frames, job.image.name)
-        if set(self.seen) - set(self.sizes):
-            axes, expected = " ".join(self.sizes), f"expected {' '.join(self.seen)} for a {dim}D model"
-            raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
+        check_dim(as_stack(self.source) if job.layout.time_as_z else self.source, dim, plane_by_plane=job.layout.planes)
         self.box_px = box_of(self.model.network)
         self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.seen, self.box_px, step, strict=True)}
 

@@ -37,7 +37,7 @@ def read_for_model(
     check_summed(model, n_frames)
     counted = detector is None and model.n_frames is None
     image = read_photons(path, check=counted and not may_be_empty, **selection)
-    if counted and may_be_empty and (not image.size or image.dtype.kind not in "biuf" or bool(image.any())):
+    if counted and may_be_empty and not (image.dtype.kind in "biuf" and image.size and not image.any()):
         check_photon_counts(image, name=path.name)
     return image if n_frames is None else sum_frames(image, n_frames, name=path.name)
 

@@ -6,7 +6,6 @@ network sees, a measured one as far as what it sees matters.
 """
 
 import itertools
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
@@ -20,8 +19,6 @@ from gap_bioimage.errors import BrokenNetworkError, ConfigError
 from gap_bioimage.graphs import CHANNELS_LAST, Recorded, has_bf16, quick
 from gap_bioimage.inference.reach import EXPOSURES, bytes_per_px, clouds, exact_halo_px, measured_halo, round_up
 from gap_bioimage.network import UNet
-
-log = logging.getLogger(__name__)
 
 _MEMORY_BYTES = 2e9  # what one tile may take when neither a tile size nor the memory is given
 _RECORDED_PX = 2**21  # larger images keep a GPU busy anyway
@@ -184,7 +181,6 @@ class TiledNetwork:
                 full = any(words in told for words in ("memoryerror", "out of memory", "allocate memory"))
                 if not full or not self._halve(photons.shape[2:]):
                     raise
-                log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
             torch.cuda.empty_cache()  # nothing without a GPU
         if broken := int((~torch.isfinite(log_rate)).sum()):
             told = f"the network returned {broken} log-rates that are not finite, expected numbers"
