@@ -157,18 +157,6 @@ def test_impossible_samples_are_one_sentence(run: Any, trained_2d: Trained, tmp_
     assert not (tmp_path / "s.tif").exists()
 
 
-def test_samples_that_contradict_the_denoised_image_are_warned_of(
-    run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gap_bioimage.inference import files
-
-    honest = files.denoise
-    monkeypatch.setattr(files, "denoise", lambda *a, **k: 1.5 * honest(*a, **k))
-    result = run("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--samples", 4, "--seed", 3, "--steps", 2)
-    assert result.code == 0
-    assert "warning: the mean of the samples differs from the denoised image by" in result.err
-
-
 def test_a_refused_command_leaves_nothing(run: Any, trained_2d: Trained, dim_counts: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     command = ("sample", trained_2d.run, dim_counts, tmp_path / "s.tif", "--seed", 0, "--samples")

@@ -105,12 +105,6 @@ def test_code_in_files_is_not_run(tmp_path: Path, zipped: bool) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"just some notes\n" * 50, b"PK\x03\x04" + bytes(200), b"\x80\x02K\x05."])
-def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.ckpt").write_bytes(content)
-    refused(tmp_path / "model.ckpt", "checkpoint")
-
-
 @pytest.mark.parametrize("zipped", [False, True])
 def test_damaged_files_are_refused(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.ckpt"
@@ -183,8 +177,10 @@ def test_archives_and_folders_that_are_no_model_are_refused(tmp_path: Path) -> N
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("photo.jpg", b"\xff\xd8\xff")
     torch.jit.save(torch.jit.script(network_of()), tmp_path / "script.pt")
-    for name in ("photos.zip", "script.pt"):
-        refused(tmp_path / name, "not a checkpoint")
+    for name, content in {"empty": b"", "notes": b"just some notes\n" * 50, "pickle": b"\x80\x02K\x05."}.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("photos.zip", "script.pt", "empty", "notes", "pickle"):
+        refused(tmp_path / name, "checkpoint")
     refused(tmp_path, "folder without best.ckpt or last.ckpt")
     refused(tmp_path / "missing.ckpt", "does not exist; expected a run folder")
 
