@@ -5,15 +5,16 @@ leave behind is read as plain values by stand-ins; torch refuses every other glo
 tensors do not tell is looked for in ``weights.yaml`` beside ``weights.pt``.
 """
 
-from __future__ import annotations
-
+import io
 import json
 import math
 import pickle
 import threading
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,6 @@ import torch
 from gap_bioimage.anchor import Anchor
 from gap_bioimage.config import NetworkConfig, read_yaml
 from gap_bioimage.errors import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Mapping
-    from pathlib import Path
 
 RANGE = "trained_range_db"
 ORIGINAL_RANGE_DB = (-40.0, 10.0)  # of the original's published settings; its checkpoints do not tell
