@@ -102,9 +102,9 @@ def train(
     detector = _detector(camera, config, out if resumed else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
+    config = _of_images(config, stacks[0].shape[0], start, detector)
     if config.thinning.ceiling is not None:
         check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
-    config = _of_images(config, stacks[0].shape[0], start, detector)
     found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
@@ -114,7 +114,12 @@ def train(
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
-        _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
+        pl.seed_everything(config.train.seed, verbose=False)
+        assert config.thinning.max_db is not None  # noqa: S101
+        limits = config.thinning.min_db, config.thinning.max_db
+        module = GapModule(config, limits, None if start is None else start.network)
+        with _interruptible():
+            trainer.fit(module, PairData(split, config), ckpt_path=run_folder.checkpoint_in(out, resume))
     run_folder.draw(out, model := load_model(out))
     return model
 
@@ -159,16 +164,6 @@ def _of_images(config: RunConfig, channels: int, start: Model | None, detector: 
             raise ConfigError("a camera and thinning.ceiling were given; one-bit frames need no camera: leave it out")
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
-
-
-def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | None, checkpoint: Path | None) -> None:
-    data = PairData(split, config)
-    pl.seed_everything(config.train.seed, verbose=False)
-    assert config.thinning.max_db is not None  # noqa: S101
-    limits = config.thinning.min_db, config.thinning.max_db
-    module = GapModule(config, limits, None if start is None else start.network)
-    with _interruptible():
-        trainer.fit(module, data, ckpt_path=checkpoint)
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
