@@ -154,7 +154,8 @@ class Volume:
         """Refuse what are no counts, or no images for this model, before anything is written."""
         core = {axis: middle(size, _JUDGED_PX.get(axis, size)) for axis, size in self.sizes.items()}
         part = self.read(core)
-        if self.detector is None and self.model.n_frames is None and part.any():
+        whole = part.sizes == self.sizes  # of others what was not seen may hold photons
+        if self.detector is None and self.model.n_frames is None and (whole or part.any()):
             check_photon_counts(part, name=self.job.image.name)
         if self.model.n_frames is not None:
             warn_of_single_frames(part, self.model.n_frames, self.job.image.name)
@@ -186,11 +187,8 @@ class Volume:
         return self.read(self.outer(self.results[0].region(0, place)))
 
     def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
-        layout, origin = (
-            replace(self.job.layout, dims=None, camera=self._camera(region)),
-            (region["y"].start, region["x"].start),
-        )
-        return prepare(self.model, part, layout, origin)
+        layout = replace(self.job.layout, dims=None, camera=self._camera(region))
+        return prepare(self.model, part, layout, (region["y"].start, region["x"].start))
 
     def _camera(self, region: Region) -> Detector | None:
         return self.detector and self.detector.crop(region["y"], region["x"])

@@ -139,10 +139,8 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
 def warn_of_parts(name: str, parts: int) -> None:
     """Warn of images, by their name, that are split into so many parts."""
     told = f"a part of {name} is {10 * math.log10(parts):.0f} dB brighter than the training: photons are split into"
-    text = (
-        f"{told} {parts} parts that are not, and the results added up; a model trained on images as bright does better"
-    )
-    warnings.warn(text, TrainedRangeWarning, stacklevel=3)
+    advice = "and the results added up; a model trained on images as bright does better"
+    warnings.warn(f"{told} {parts} parts that are not, {advice}", TrainedRangeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
