@@ -58,9 +58,7 @@ def test_yaml_round_trip_keeps_every_setting(tmp_path: Path) -> None:
         ({"trian": {}}, "trian", "train"),
         ({"steps": 3}, "steps", "train.steps"),
         ({"train": {"step": 5}}, "train.step", "train.steps"),
-        ({"train": {"learnign_rate": 5}}, "train.learnign_rate", "train.learning_rate"),
         ({"network": {"start_filters": 5}}, "network.start_filters", "network.start_filts"),
-        ({"thinning": {"max_bd": 5}}, "thinning.max_bd", "thinning.max_db"),
         ({"train": {5: 5}}, "train.5", None),
     ],
 )
