@@ -273,18 +273,16 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def _assign(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, _, text = override.partition("=")
     *sections, last = key.strip().split(".")
-    if not equals or not last:
-        raise ConfigError(f"--set takes section.key=value, got {override!r}; for example --set train.steps=500")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
     try:
+        for section in sections:
+            values = values.setdefault(section, {})
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {text!r} is not a yaml value") from None
+    except (AttributeError, TypeError, yaml.YAMLError):  # a value in the place of a section; no value
+        text = ""
+    if not last or not text:
+        raise ConfigError(f"--set takes section.key=value, got {override!r}; for example --set train.steps=500")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,36 +24,28 @@ from gap_bioimage.training.fit import train
 SIGMAS_PX = tuple(np.arange(0.4, 4.01, 0.2).round(2).tolist())
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """PSNR against the truth in dB, and what the zip's validation said."""
-
-    model: str
-    counts_db: float
-    gaussian_db: float
-    denoised_db: float
-    validation: str
-    seconds: float
-
-
-def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> list[DemoResult]:
+def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> None:
     """Simulate, train, denoise, export and validate the two demo models in a new folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is not empty; give the demo another folder")
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(quiet=not progress)
     made = [_one_model(folder, name, seed, console, progress) for name in ("demo_2d", "demo_3d")]
-    results, pictures = [result for result, _ in made], [images for _, images in made]
-    draw_grid(folder / "demo.png", pictures)
+    draw_grid(folder / "demo.png", [images for _, images in made])
     with replacing(folder / "demo.json") as temporary:
-        temporary.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    _print(console, results, folder)
-    return results
+        temporary.write_text(json.dumps([result for result, _ in made], indent=2) + "\n")
+    table = Table("model", "counts", "best Gaussian", "denoised", "zip", "time", title="PSNR against the truth")
+    for result, _ in made:
+        model, *decibels, validation, seconds = result.values()
+        table.add_row(model, *(f"{value:.1f} dB" for value in decibels), validation, f"{seconds:.0f} s")
+    console.print(table)
+    console.print(f"Look at {folder / 'demo.png'}; the zips in {folder} open in Fiji and ilastik.")
 
 
 def _one_model(
     folder: Path, name: str, seed: int, console: Console, progress: bool
-) -> tuple[DemoResult, dict[str, NDArray[np.floating]]]:
+) -> tuple[dict[str, Any], dict[str, NDArray[np.floating]]]:
+    """Return PSNR against the truth in dB, what the zip's validation said, and pictures."""
     start = time.monotonic()
     source = packaged(name)
     recipe = Recipe.read(source / "recipe.yaml")
@@ -70,19 +62,11 @@ def _one_model(
     filtered = (image[0] for image in gaussian_filters(counts.values[None], SIGMAS_PX))
     gaussian = min(filtered, key=lambda image: float(np.square(image - truth.values).mean()))
     peak, wanted = float(truth.max()) ** 2, truth.values.astype(float)
-    errors = (np.mean((image.astype(float) - wanted) ** 2) for image in (counts.values, gaussian, rate.values))
-    counts_db, gaussian_db, denoised_db = (float(10 * np.log10(peak / error)) for error in errors)
+    judged = {"counts": counts.values, "gaussian": gaussian, "denoised": rate.values}
+    errors = {name: np.mean((image.astype(float) - wanted) ** 2) for name, image in judged.items()}
+    decibels = {f"{name}_db": float(10 * np.log10(peak / error)) for name, error in errors.items()}
     seconds = round(time.monotonic() - start, 1)
-    result = DemoResult(name, counts_db, gaussian_db, denoised_db, report.status, seconds)
+    result = {"model": name, **decibels, "validation": report.status, "seconds": seconds}
     images = {"counts": counts, "best Gaussian filter": counts.copy(data=gaussian), "denoised": rate, "truth": truth}
     shown = {title: image[len(image) // 2] if image.ndim == 3 else image for title, image in images.items()}
     return result, {title: np.asarray(plane, float) for title, plane in shown.items()}
-
-
-def _print(console: Console, results: list[DemoResult], folder: Path) -> None:
-    table = Table("model", "counts", "best Gaussian", "denoised", "zip", "time", title="PSNR against the truth")
-    for r in results:
-        decibels = (f"{value:.1f} dB" for value in (r.counts_db, r.gaussian_db, r.denoised_db))
-        table.add_row(r.model, *decibels, r.validation, f"{r.seconds:.0f} s")
-    console.print(table)
-    console.print(f"Look at {folder / 'demo.png'}; the zips in {folder} open in Fiji and ilastik.")

@@ -5,16 +5,16 @@ leave behind is read as plain values by stand-ins; torch refuses every other glo
 tensors do not tell is looked for in ``weights.yaml`` beside ``weights.pt``.
 """
 
-from __future__ import annotations
-
+import io
 import json
 import math
 import pickle
 import threading
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,6 @@ import torch
 from gap_bioimage.anchor import Anchor
 from gap_bioimage.config import NetworkConfig, read_yaml
 from gap_bioimage.errors import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Mapping
-    from pathlib import Path
 
 RANGE = "trained_range_db"
 ORIGINAL_RANGE_DB = (-40.0, 10.0)  # of the original's published settings; its checkpoints do not tell
@@ -109,31 +104,20 @@ def _tensor(entry: Any, numbers: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(numbers[first:stop]), dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-@dataclass(frozen=True)
-class Described:
-    """A network of others."""
-
-    weights: dict[str, torch.Tensor]  # under the names of the original code
-    config: NetworkConfig
-    found_in: dict[str, str]  # by setting: "given", "sidecar", "hyper_parameters", "weights", or "default"
-    trained_range_db: tuple[float, float]
-    range_from: str  # one of these, or "assumed"
-
-
-def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -> Described:
+def describe(
+    content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]
+) -> tuple[dict[str, torch.Tensor], NetworkConfig, tuple[float, float], dict[str, str], str]:
     """Find the one GAP network in a file and settle what it is, from what was told and from its weights.
 
-    What is ``given`` wins over ``.yaml`` beside the file, and this over the file's ``hyper_parameters``; what
-    contradicts the weights does not fit them when they are loaded.
+    Returns its tensors under the names of the original code, its settings, its trained range, and where each setting
+    and the range were found. What is ``given`` wins over ``.yaml`` beside the file ("sidecar"), and this over the
+    file's ``hyper_parameters``; what contradicts the weights does not fit them when they are loaded.
     """
     weights = _find(content, path)
     stored = content.get("hyper_parameters")
     stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
     stored = {n: v.item() if isinstance(v, np.generic) else v for n, v in stored.items() if n in (*_SETTINGS, RANGE)}
-    aside = _read_sidecar(path)
-    if unknown := {name: value for name, value in {**aside, **given}.items() if name not in (*_SETTINGS, RANGE)}:
-        network_config(unknown, path)  # which says so
-    sources = {"hyper_parameters": stored, "sidecar": aside, "given": given}
+    sources = {"hyper_parameters": stored, "sidecar": _read_sidecar(path), "given": given}
     told = {name: (value, source) for source, settings in sources.items() for name, value in settings.items()}
     # what a user leaves to the weights, no stored setting decides
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
@@ -147,7 +131,7 @@ def describe(content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]) -
         _settle_encoding(told, inputs // facts["channels"], original, path)
     config = network_config({name: value for name, (value, _) in told.items()}, path)
     found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
-    return Described(weights, config, found, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), range_from)
+    return weights, config, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), found, range_from
 
 
 def network_config(values: Any, path: Path) -> NetworkConfig:

@@ -5,20 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gap_bioimage.filters import kept_matrices
-from gap_bioimage.network import ConvBlock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from gap_bioimage.network import UNet
+from gap_bioimage.network import ConvBlock, UNet
 
 CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
 """The order of weights and features, by dimensions, in which convolutions take a fifth to a third less time."""

@@ -25,6 +25,7 @@ CameraLike = Detector | Camera | str | Path | None
 """A camera, its yaml, "model" for the one that a model was trained with, or None where images are counts."""
 _OF_THE_MODULE = "box_px rounded background ceiling n_samples n_steps seed gain brightest window_px".split()
 """What the modules of our zips are made with besides the network."""
+_AVERAGE = "average.module."  # of the weights, kept beside the last ones
 _ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
 
 
@@ -148,17 +149,12 @@ def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> 
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path, str(path))
     if CHECKPOINT_KEY in content:
         return _from_checkpoint(content, path, origin)
-    found = describe(content, path, hyper_parameters)
-    epochs, steps = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
-    lightning = isinstance(content.get("state_dict"), dict) and not found.config.log1p
-    return Model(
-        _network(found.config, found.weights, path),
-        found.config,
-        found.trained_range_db,
-        history=History(found.found_in, found.range_from, epochs, steps),
-        source=path,
-        origin="original GAP checkpoint" if lightning else "state_dict",
-    )
+    weights, config, limits, *sources = describe(content, path, hyper_parameters)
+    counted = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
+    lightning = isinstance(content.get("state_dict"), dict) and not config.log1p
+    origin = "original GAP checkpoint" if lightning else "state_dict"
+    history = History(*sources, *counted)  # type: ignore[arg-type]
+    return Model(_network(config, weights, path), config, limits, history=history, source=path, origin=origin)
 
 
 def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
@@ -176,8 +172,9 @@ def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
         raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
     beside = path.parent / CAMERA_FILE
     camera = read_camera(beside) if origin == "run" and beside.is_file() else _camera(settings.get("camera"), path)
-    own, config = _part(weights, "average.module.") or _part(weights, "network."), network_config(described, path)
-    return Model(_network(config, own, path), config, (low, high), camera, n_frames, history, path, origin)
+    config, averaged = network_config(described, path), any(key.startswith(_AVERAGE) for key in weights)
+    network = _network(config, weights, path, _AVERAGE if averaged else "network.")
+    return Model(network, config, (low, high), camera, n_frames, history, path, origin)
 
 
 def _from_zip(path: Path) -> Model:
@@ -199,12 +196,8 @@ def _from_zip(path: Path) -> Model:
             told = f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage"
             raise CheckpointError(f"{told} and pytorch_state_dict weights in its rdf.yaml") from None
     config, camera = network_config(arguments, path), _camera(ours.get("camera"), path)
-    network = _network(config, _part(weights, "network."), path)
+    network = _network(config, weights, path, "network.")
     return Model(network, config, (low, high), camera, ours.get("ceiling"), source=path, origin="bioimage.io zip")
-
-
-def _part(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _camera(told: Any, path: Path) -> Detector | None:
@@ -217,10 +210,10 @@ def _camera(told: Any, path: Path) -> Detector | None:
         raise CheckpointError(f"the camera that {path} describes is not one; export or train it again") from None
 
 
-def _network(config: NetworkConfig, weights: dict[str, Any], path: Path) -> UNet:
+def _network(config: NetworkConfig, weights: dict[str, Any], path: Path, prefix: str = "") -> UNet:
     network = UNet(**config.model_dump())
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(f"the weights in {path} do not fit the network they describe: {first}") from None
@@ -233,12 +226,3 @@ def _is_bioimageio_zip(path: Path) -> bool:
             return not {"rdf.yaml", "bioimageio.yaml"}.isdisjoint(archive.namelist())
     except (zipfile.BadZipFile, OSError):
         return False
-
-
-def table_of(history: dict[str, Any]) -> dict[str, Any]:
-    """Return a history in words for a table: settings grouped by source, the first model as a phrase."""
-    found, init = history.get("settings_from") or {}, history.get("init")
-    groups = {source: [name for name, s in found.items() if s == source] for source in found.values()}
-    words = "; ".join(f"{source}: {', '.join(names)}" for source, names in groups.items())
-    start = f"{init['name']} ({init['origin']}, weights with sha256 {init['sha256']})" if init else None
-    return {**history, "settings_from": words or None, "init": start}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gap_bioimage.config import RunConfig, TrainConfig, read_yaml
+from gap_bioimage.config import RunConfig, ThinningConfig, TrainConfig, read_yaml
 from gap_bioimage.errors import ConfigError
 
 FULL: dict[str, Any] = {
@@ -58,9 +58,7 @@ def test_yaml_round_trip_keeps_every_setting(tmp_path: Path) -> None:
         ({"trian": {}}, "trian", "train"),
         ({"steps": 3}, "steps", "train.steps"),
         ({"train": {"step": 5}}, "train.step", "train.steps"),
-        ({"train": {"learnign_rate": 5}}, "train.learnign_rate", "train.learning_rate"),
         ({"network": {"start_filters": 5}}, "network.start_filters", "network.start_filts"),
-        ({"thinning": {"max_bd": 5}}, "thinning.max_bd", "thinning.max_db"),
         ({"train": {5: 5}}, "train.5", None),
     ],
 )
@@ -76,22 +74,11 @@ def test_all_errors_are_told_at_once() -> None:
     refused(lambda: RunConfig.from_dict(values), *told)
 
 
-@pytest.mark.parametrize(
-    ("override", "section", "key", "expected"),
-    [
-        ("train.steps=500", "train", "steps", 500),
-        ("train.learning_rate=1e-4", "train", "learning_rate", 1e-4),
-        ("train.patch_px=[64, 32]", "train", "patch_px", (64, 32)),
-        ("train.patch_px=null", "train", "patch_px", None),
-        ("train.tensorboard=true", "train", "tensorboard", True),
-        ("thinning.max_db=7", "thinning", "max_db", 7.0),
-        (" thinning.min_db=-10", "thinning", "min_db", -10.0),
-    ],
-)
-def test_overrides_parse_types(override: str, section: str, key: str, expected: Any) -> None:
-    value = getattr(getattr(RunConfig.read(None, [override]), section), key)
-    assert value == expected
-    assert type(value) is type(expected)
+def test_overrides_parse_types() -> None:
+    train = ["train.steps=500", "train.learning_rate=1e-4", "train.patch_px=[64, 32]", "train.tensorboard=true"]
+    config = RunConfig.read(None, [*train, " thinning.max_db=7", "thinning.ceiling=null"])
+    assert config.train == TrainConfig(steps=500, learning_rate=1e-4, patch_px=(64, 32), tensorboard=True)
+    assert config.thinning == ThinningConfig(max_db=7.0, ceiling=None)
 
 
 @pytest.mark.parametrize("text", ["train: {steps: 3, seed: 4}\n", "train:\n", ""])

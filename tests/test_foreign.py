@@ -299,8 +299,6 @@ def test_settings_become_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
         callback = foreign_class(patch, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
         file = stored({"callbacks": {callback: {"best_model_score": torch.tensor(0.5)}}})
     assert list(read_weights(file, "stream")["callbacks"].values()) == [{"best_model_score": torch.tensor(0.5)}]
-    file = stored({"hyper_parameters": argparse.Namespace(**given)})
-    assert vars(read_weights(file, "namespace")["hyper_parameters"]) == {"levels": 10, "depth": 5}
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from command_line import one_sentence
 from fixtures_model import InPlaceOf, Trained, random_model
 
 from gap_bioimage.config import SamplingConfig
@@ -15,6 +16,7 @@ from gap_bioimage.counts import thin
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.inference.held_out import Blocks, Coverage, compare, coverage
 from gap_bioimage.io import write_image
+from gap_bioimage.model import load_model
 
 ALPHA = 0.5
 
@@ -92,6 +94,17 @@ def test_the_command_line_tells_it_beside_the_samples(run: Any, trained_2d: Trai
     assert result.code == 0, result.err
     assert "held-out photons in blocks of 4 / 16 px: " in result.out
     assert (tmp_path / "s_coverage.png").stat().st_size > 1000
+
+
+def test_of_one_bit_models_it_is_refused_before_the_samples_are_drawn(
+    run: Any, trained_2d: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(load_model(trained_2d.run), n_frames=4)
+    monkeypatch.setattr("gap_bioimage.model.load_model", lambda _: model)
+    write_image(tmp_path / "counts.tif", np.minimum(trained_2d.counts[:40, :40], 4))
+    command = ("sample", trained_2d.run, tmp_path / "counts.tif", tmp_path / "s.tif", "--samples", 2, "--seed", 0)
+    assert "one-bit" in one_sentence(run(*command, "--check-coverage"))
+    assert [path.name for path in tmp_path.iterdir()] == ["counts.tif"]
 
 
 @pytest.mark.parametrize(("dims", "dim", "channels"), [("cyx", 2, 2), ("zyx", 3, 1)])

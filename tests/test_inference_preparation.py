@@ -47,14 +47,6 @@ def test_a_model_remembers_its_camera(tmp_path: Path) -> None:
     np.testing.assert_allclose(expected, as_counts - Detector(CAMERA).background(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_light_is_neither_more_nor_less_than_it_was() -> None:
-    image = raw(64, 64)
-    electrons = (float(image.mean()) - 100) / 2
-    assert float(denoise(camera_model(), image).mean()) == pytest.approx(electrons, rel=0.02)
-    drawn = sample(camera_model(), image, 2, seed=1)
-    assert float(drawn.mean()) == pytest.approx(electrons, rel=0.05)
-
-
 def test_each_pixel_gives_back_its_own_background() -> None:
     noise = np.full((32, 32), 1.0, np.float32)
     noise[:, 16:] = 4.0
@@ -132,21 +124,6 @@ def test_regions_leave_the_background_out() -> None:
     assert region.photons == pytest.approx(electrons, rel=0.1)
 
 
-def test_samples_of_one_bit_frames_are_photons_too() -> None:
-    bits = np.random.default_rng(0).binomial(8, 0.4, (24, 28)).astype(np.uint8)
-    image = xr.DataArray(bits, dims=["y", "x"])
-    drawn, plain = (sample(model, image, 2, seed=1) for model in (one_bit_model(8), random_model()))
-    detections = np.minimum(plain.values / 8, 0.999)
-    np.testing.assert_allclose(drawn.values, -8 * np.log1p(-detections), rtol=1e-4)
-
-
-def test_a_camera_gives_numbers_in_every_frame() -> None:
-    movie = raw(20, 16, 16).astype(np.float32)
-    movie[7, 3, 3] = np.nan  # not among the frames that are looked at closely
-    with pytest.raises(NotPhotonCountsError, match="not finite"):
-        denoise(camera_model(), movie)
-
-
 @pytest.mark.parametrize("anchor", [False, True])
 @pytest.mark.parametrize(("pixels", "value"), [([(20, 30)], 65535), ([(8 * i + 3, 5) for i in range(7)], 400)])
 def test_hot_pixels_are_named_and_scale_nothing(pixels: list[tuple[int, int]], value: int, anchor: bool) -> None:
@@ -169,7 +146,7 @@ def test_hot_pixels_are_named_and_scale_nothing(pixels: list[tuple[int, int]], v
 def test_hot_pixels_of_every_plane_are_replaced_and_named_once() -> None:
     movie = xr.DataArray(np.ones((4, 9, 9), np.uint16), dims=["t", "y", "x"])
     movie[1:, 4, 4] = 900
-    with pytest.warns(HotPixelWarning, match=r"1 hot pixel, .* dark: 900 at \(y 4, x 4\); "):
+    with pytest.warns(HotPixelWarning, match=r"1 hot pixel.* dark: 900 at \(y 4, x 4\); "):
         prepared = prepare(random_model(), movie, Layout())
     np.testing.assert_array_equal(prepared.items, 1)
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from gap_bioimage.errors import TrainedRangeError
+from gap_bioimage.errors import TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_samples_disagree
 
 
@@ -41,17 +41,18 @@ def test_a_wish_is_followed_within_the_range() -> None:
     for stop_db, brightest in ((-100.0, 8.0), (None, 1e-9)):  # nothing would ever come
         with pytest.raises(TrainedRangeError, match="63x63 px"):
             photons_to_stop_at(flat(0.0), stop_db, brightest)
+    with pytest.raises(TrainedRangeError, match=r"stop_db is 12, but the model was trained for up to 9\.0 dB"):
+        photons_to_stop_at(flat(0.0), 12.0, 8.0)
 
 
 def test_room_is_that_of_the_best_and_the_worst_image() -> None:
     bright, dark = flat(9.0), flat(1.0)
     stops = [photons_to_stop_at(item, None, 10.0) for item in (bright, dark)]
-    with pytest.warns(UserWarning, match=r"9\.5 dB .* up to 10\.0 dB: photons grow by 0\.5 dB only.* 10% of the"):
+    with pytest.warns(TrainedRangeWarning, match=r"10\.0 dB.*photons grow by 0\.5 dB only.* 10% of the"):
         check_room([bright, dark], stops, 10.0, names)
-    with pytest.raises(TrainedRangeError, match="no room"):
-        check_room([bright, flat(0.0)], [stops[0] * 0 + bright.sum(), stops[1]], 10.0, names)
-    with pytest.raises(TrainedRangeError, match="no room"):
-        check_room([bright], [stops[0] * 0 + bright.sum()], 10.0, names)
+    for others in ([], [flat(0.0)]):
+        with pytest.raises(TrainedRangeError):
+            check_room([bright, *others], [stops[0] * 0 + bright.sum(), stops[1]][: 1 + len(others)], 10.0, names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_room([dark, flat(0.0)], [stops[1], stops[1]], 10.0, names)
@@ -84,5 +85,5 @@ def test_noise_of_single_pixels_is_no_contradiction(dims: str) -> None:
 def test_a_mean_that_moved_is_named_with_what_the_spread_explains() -> None:
     mmse, samples = images()
     factor = xr.DataArray(np.repeat([0.8, 1.2], [32, 18]), dims="x")
-    with pytest.warns(UserWarning, match=r"denoised image by 2\d % \(their spread explains [1-4] %\).*train longer"):
+    with pytest.warns(UserWarning, match=r"denoised image by 2\d% \(their spread explains [1-4]%\).*train longer"):
         warn_if_samples_disagree(samples * factor, mmse)

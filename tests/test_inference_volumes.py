@@ -263,6 +263,8 @@ def test_hot_pixels_are_told_once_and_dark_blocks_are_dark(tmp_path: Path) -> No
     image[0], image[1, 33, 30] = 0, 5000
     with pytest.warns(HotPixelWarning, match=r"1 hot pixel.* 5000 at \(y 33, x 30\).* other blocks"):
         result = in_blocks(tmp_path, PLAIN, image, block_px=(8, 8))
+    with pytest.raises(NotPhotonCountsError):
+        in_blocks(tmp_path, PLAIN, 0 * counts("yx"), "black.zarr")
     assert not result[0].any()
     assert result[1].min() > 0
     assert result.max() < 100

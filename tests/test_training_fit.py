@@ -225,6 +225,7 @@ def test_more_steps_use_every_batch_once(
         (stripes() + 0.5, config_of(), NotPhotonCountsError, "fractions"),
         (stripes().astype(np.int32) - 1, config_of(), NotPhotonCountsError, "-1"),
         (stripes(), config_of(thinning=ThinningConfig(min_db=15)), ConfigError, "thinning.min_db"),
+        (stripes(), config_of(thinning=ThinningConfig(ceiling=8)), NotPhotonCountsError, "thinning.ceiling"),
         (stripes(), RunConfig(network={"z_conv_stage": 1}, train=SETTINGS), ConfigError, "dim 3"),
         (stripes(), RunConfig(network={"channels": 2}, train=SETTINGS), ConfigError, "is 2"),
     ],

@@ -8,7 +8,6 @@ import pytest
 from made_images import counts
 
 from gap_bioimage.config import NetworkConfig, ThinningConfig, TrainConfig
-from gap_bioimage.errors import NotPhotonCountsError
 from gap_bioimage.io import read_images, write_image
 from gap_bioimage.training.fit import train
 from gap_bioimage.training.patches import WindowDrawer, as_stacks, split_held_out
@@ -61,10 +60,3 @@ def test_training_reads_windows_and_no_more(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "run" / "example.npy").exists()
     # but for the piece that is judged, and the examples
     assert sorted(read)[-10] < values.size / 10
-
-
-@pytest.mark.usefixtures("too_little_memory")
-def test_images_on_the_disk_are_judged(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.h5", counts("zyx") * 0.37)
-    with pytest.raises(NotPhotonCountsError):
-        read_images(tmp_path / "a.h5", on_disk=True)

@@ -180,6 +180,7 @@ def sample(
     """
     import gap_bioimage as gap
     from gap_bioimage.inference.files import beside, read_for_model, sample_to_files
+    from gap_bioimage.inference.preparation import refuse_one_bit
     from gap_bioimage.inference.volumes import is_large
     from gap_bioimage.io import check_output
     from gap_bioimage.pictures import save_figure
@@ -196,6 +197,8 @@ def sample(
         check_output(place, image)
     loaded = gap.load_model(model)
     camera = loaded.camera_for(options.camera_asked(detector.camera))
+    if drawing.check_coverage:
+        refuse_one_bit(loaded, "coverage")
     if in_blocks or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
         if drawing.states or drawing.check_coverage:
             raise typer.BadParameter("--states and --check-coverage take an image that fits into memory")
@@ -205,8 +208,9 @@ def sample(
         return
     keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
-    if "t" in counts.dims and (number := re.search(r"_(\d{3,})\.", image.name)) and int(number[1]) <= drawing.samples:
-        check_output(beside(out, number[1]), image)
+    own = re.search(r"_((?:states_)?\d{3,})\.", image.name)  # as results of movies and states are named
+    if own and (drawing.states if own[1].startswith("states") else "t" in counts.dims):
+        check_output(beside(out, own[1]), image)
     given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
     check = given.pop("check_coverage")
     with Bar(quiet, "sampling") as bar:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 _PLOT = "Draw image, histogram, variance against mean and correlation of the noise; several images add their names."
 _MULTIPLYING = "Whether electrons are multiplied (EMCCD, photomultiplier); told by the noise when not given."
-_ERRORS = {f"noise_correlation_{axis}": "noise_correlation_error" for axis in "yx"}
-_ERRORS |= {"thinning_correlation": "thinning_correlation_error"}
-_NOT_PRINTED = ("variance_curve", "channel_names", *_ERRORS.values())
+_NOT_PRINTED = ("variance_curve", "channel_names")
 _WORDS = {"processed": "processed, not usable as counts", "not usable": "not usable as counts"}
 _NAMES = {"fano": "variance/mean in the dark", "fano_bright": "variance/mean where bright", "lattice": "multiples of"}
 
@@ -67,9 +65,6 @@ def inspect(
 def _in_words(report: dict[str, Any]) -> dict[str, Any]:
     """Return what people want to read of a report."""
     shown = {key: value for key, value in report.items() if key not in _NOT_PRINTED and value not in ([], 1.0, 0.0)}
-    for key, error in _ERRORS.items():
-        if report[key] is not None and report[error] is not None:
-            shown[key] = f"{report[key]:.3f} +- {report[error]:.3f}"
     verdict = _WORDS.get(report["verdict"], report["verdict"])
     shown |= {"verdict": verdict, "message": with_flags(report["message"])}
     return {_NAMES.get(key, key): value for key, value in shown.items()}

@@ -35,8 +35,8 @@ def demo(
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is trained, and how."""
+class Training:
+    """What is trained, how, on what images, from where on, and on what machine."""
 
     dim: Annotated[int | None, Option(min=2, max=3, help="Dimensions of the network; else the images decide.")] = None
     config: Annotated[Path | None, Option(help="Settings (yaml).")] = None
@@ -44,23 +44,11 @@ class Settings:
     seed: Annotated[int | None, Option(min=0, help="The same as --set train.seed.")] = None
     purpose: Annotated[str | None, Option("--for", help="denoise, sample or generate: the range of brightness.")] = None
     size: Annotated[str | None, Option(help="small (fast on laptops and in Fiji), base or large: the network.")] = None
-
-
-@dataclass(frozen=True)
-class Movies:
-    """What recorded the images of a training, and how a network sees them."""
-
     camera: Annotated[Path | None, Option(metavar="YAML", help=_COUNTING)] = None
     sum_frames: options.SumFrames = None
     time_as_z: options.TimeAsZ = False
     separate_channels: options.SeparateChannels = False
     repeats: Annotated[str | None, Option(help="t where frames repeat a still scene: others are the target.")] = None
-
-
-@dataclass(frozen=True)
-class Course:
-    """Where a training begins, and what it runs on."""
-
     init: Annotated[Path | None, Option(help=_INIT)] = None
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out.")] = False
     device: options.Device = "auto"
@@ -69,19 +57,19 @@ class Course:
     strategy: Annotated[str, Option(help="Lightning strategy, such as ddp.")] = "auto"
 
     def options(self) -> dict[str, Any]:
-        """Return these as the library takes them."""
+        """Return what the library takes beside the settings."""
         if self.devices != "auto" and not self.devices.isdecimal():
             raise typer.BadParameter(f"--devices is {self.devices!r}, expected a number or auto")
-        return asdict(self) | {"devices": "auto" if self.devices == "auto" else int(self.devices)}
+        names = ("camera", "separate_channels", "init", "resume", "device", "num_nodes", "strategy")
+        devices = "auto" if self.devices == "auto" else int(self.devices)
+        return {**{name: getattr(self, name) for name in names}, "devices": devices}
 
 
 def train(
     images: Annotated[list[Path], Argument(help="Images or folders of photon counts.")],
     out: Annotated[Path, Option(help="Run folder.")],
     selection: Selection,
-    how: Settings,
-    movies: Movies,
-    course: Course,
+    how: Training,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on photon counts alone."""
@@ -90,20 +78,19 @@ def train(
     from gap_bioimage.io.image import time_as_z
     from gap_bioimage.training.run_folder import check_place
 
-    check_place(out, course.resume)
-    resumed = course.resume and how.config is None and (out / "config.yaml").exists()
-    shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": movies.sum_frames}
-    shorthands |= {"train.purpose": how.purpose, "train.size": how.size, "train.repeats": movies.repeats}
+    check_place(out, how.resume)
+    resumed = how.resume and how.config is None and (out / "config.yaml").exists()
+    shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": how.sum_frames}
+    shorthands |= {"train.purpose": how.purpose, "train.size": how.size, "train.repeats": how.repeats}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(out / "config.yaml" if resumed else how.config, overrides + (how.set_ or []))
-    counting = movies.camera is None and settings.camera is None and settings.thinning.ceiling is None
-    counts = gap.read_images(images, check=counting, on_disk=movies.sum_frames is None, **asdict(selection))
-    if (n := movies.sum_frames) is not None:
+    counting = how.camera is None and settings.camera is None and settings.thinning.ceiling is None
+    counts = gap.read_images(images, check=counting, on_disk=how.sum_frames is None, **asdict(selection))
+    if (n := how.sum_frames) is not None:
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
-    if movies.time_as_z:
+    if how.time_as_z:
         counts = [time_as_z(image) for image in counts]
-    given = course.options() | {"camera": movies.camera, "separate_channels": movies.separate_channels}
-    model = gap.train(counts, out, settings, progress=not quiet, **given)
+    model = gap.train(counts, out, settings, progress=not quiet, **how.options())
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
 
@@ -160,9 +147,8 @@ def export(
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
     """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
     import gap_bioimage as gap
-    from gap_bioimage.model import table_of
 
     report = gap.load_model(model).describe()
     write_json(json_out, [report])
     if not quiet and str(json_out) != "-":
-        print_table(table_of(report))
+        print_table(report)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.counts import check_photon_counts
+from gap_bioimage.counts import check_dim, check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
 from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
@@ -30,6 +30,7 @@ from gap_bioimage.inference.tiling import TiledNetwork, at, best_device, check_s
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
 from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
+from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.io.ome_zarr import CHUNK, Design
 from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
@@ -84,9 +85,7 @@ class Volume:
             if not self.sizes["t"]:
                 raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {frames}")
             warn_of_rest(left, job.n_frames, job.image.name)
-        if set(self.seen) - set(self.sizes):
-            axes, expected = " ".join(self.sizes), f"expected {' '.join(self.seen)} for a {dim}D model"
-            raise AxesError(f"{job.image} has axes {axes}, {expected}; name them, or choose another model")
+        check_dim(as_stack(self.source) if job.layout.time_as_z else self.source, dim, plane_by_plane=job.layout.planes)
         self.box_px = box_of(self.model.network)
         self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.seen, self.box_px, step, strict=True)}
 
@@ -155,7 +154,8 @@ class Volume:
         """Refuse what are no counts, or no images for this model, before anything is written."""
         core = {axis: middle(size, _JUDGED_PX.get(axis, size)) for axis, size in self.sizes.items()}
         part = self.read(core)
-        if self.detector is None and self.model.n_frames is None and part.any():
+        whole = part.sizes == self.sizes  # of others what was not seen may hold photons
+        if self.detector is None and self.model.n_frames is None and (whole or part.any()):
             check_photon_counts(part, name=self.job.image.name)
         if self.model.n_frames is not None:
             warn_of_single_frames(part, self.model.n_frames, self.job.image.name)
@@ -187,26 +187,23 @@ class Volume:
         return self.read(self.outer(self.results[0].region(0, place)))
 
     def _prepared(self, part: xr.DataArray, region: Region) -> Prepared:
-        detector = self._camera(region)
-        layout, origin = replace(self.job.layout, dims=None, camera=detector), (region["y"].start, region["x"].start)
-        return prepare(self.model, part, layout, origin)
+        layout = replace(self.job.layout, dims=None, camera=self._camera(region))
+        return prepare(self.model, part, layout, (region["y"].start, region["x"].start))
 
     def _camera(self, region: Region) -> Detector | None:
-        return None if self.detector is None else self.detector.crop(region["y"], region["x"])
+        return self.detector and self.detector.crop(region["y"], region["x"])
 
     def compute(self, core: Region, part: xr.DataArray) -> list[NDArray[np.float32]]:
         """Return a block of each result from the counts that it depends on."""
         if self.detector is None and not part.values.any():
             return [np.zeros([cut.stop - cut.start for cut in core.values()], np.float32) for _ in self.results]
         outer = self.outer(core)
-        prepared = self._prepared(part, outer)
+        prepared, drawn = self._prepared(part, outer), self.job.drawn
         inside = [within(core[axis], outer[axis]) for axis in self.seen]
         names = dict(zip("zyx"[-len(inside) :], inside, strict=True))
         images = {name: getattr(prepared, name).isel(names) for name in ("image", "ordered")}
-        cut = replace(prepared, camera=self._camera(core), **images)
-        drawn = self.job.drawn
+        cut, parts = replace(prepared, camera=self._camera(core), **images), parts_of(self.model, prepared)
         rates = np.zeros((1 if drawn is None else drawn.n_samples, *cut.items.shape), np.float32)
-        parts = parts_of(self.model, prepared)
         if drawn is None and max(parts) > 1:
             warn_of_parts(self.job.image.name, max(parts))
         for number, item in enumerate(prepared.items):

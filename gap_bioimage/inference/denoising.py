@@ -12,8 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap_bioimage.errors import AxesError, ConfigError, EmptyImageWarning, NetworkWarning, TrainedRangeWarning
-from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
+from gap_bioimage.errors import AxesError, NetworkWarning, TrainedRangeWarning
+from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare, refuse_one_bit
 from gap_bioimage.inference.tiling import TiledNetwork, tile_memory
 from gap_bioimage.io.image import as_image
 from gap_bioimage.model import CameraLike, Model
@@ -89,7 +89,9 @@ def denoise(
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
     network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
-    _warn(prepared, parts)
+    prepared.warn_of_empty("the result is 0 there, which tells nothing of what was there")
+    if bright := [number for number, count in enumerate(parts) if count > 1]:
+        warn_of_parts(prepared.names(bright), max(parts))
     rates = np.zeros(prepared.items.shape, np.float32)
     tell = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
@@ -134,21 +136,11 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
     return [math.ceil(ratio) if ratio > _MARGIN else 1 for ratio in ratios]
 
 
-def _warn(prepared: Prepared, parts: list[int]) -> None:
-    if told := prepared.without_photons():
-        text = f"{told}: the result is 0 there, which tells nothing of what was there"
-        warnings.warn(text, EmptyImageWarning, stacklevel=3)
-    if bright := [number for number, count in enumerate(parts) if count > 1]:
-        warn_of_parts(prepared.names(bright), max(parts), stacklevel=4)
-
-
-def warn_of_parts(name: str, parts: int, stacklevel: int = 3) -> None:
+def warn_of_parts(name: str, parts: int) -> None:
     """Warn of images, by their name, that are split into so many parts."""
-    told = f"the brightest part of {name} is {10 * math.log10(parts):.0f} dB brighter than the"
-    text = f"{told} training: its photons are split into {parts} parts that are not, and the results added up"
-    warnings.warn(
-        f"{text}; a model trained on images as bright does better", TrainedRangeWarning, stacklevel=stacklevel
-    )
+    told = f"a part of {name} is {10 * math.log10(parts):.0f} dB brighter than the training: photons are split into"
+    advice = "and the results added up; a model trained on images as bright does better"
+    warnings.warn(f"{told} {parts} parts that are not, {advice}", TrainedRangeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -221,8 +213,7 @@ def region_uncertainty(
     """
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
     prepared = prepare(model, photons, Layout(dims, camera=camera))
-    if model.n_frames is not None:
-        raise ConfigError("regions of one-bit frames are not known: their photons are not sums of what was counted")
+    refuse_one_bit(model, "regions")
     if len(prepared.items) != 1:
         raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning
 from gap_bioimage.files import remove
 from gap_bioimage.inference.denoising import denoise
-from gap_bioimage.inference.resume import Unfinished, fingerprint
+from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.inference.sampling import Progress, generate, sample
 from gap_bioimage.inference.trained_range import warn_if_samples_disagree
 from gap_bioimage.io import read_photons, sum_frames, write_image
@@ -38,7 +37,7 @@ def read_for_model(
     check_summed(model, n_frames)
     counted = detector is None and model.n_frames is None
     image = read_photons(path, check=counted and not may_be_empty, **selection)
-    if counted and may_be_empty and (not image.size or image.dtype.kind not in "biuf" or bool(image.any())):
+    if counted and may_be_empty and not (image.dtype.kind in "biuf" and image.size and not image.any()):
         check_photon_counts(image, name=path.name)
     return image if n_frames is None else sum_frames(image, n_frames, name=path.name)
 
@@ -67,8 +66,7 @@ def sample_to_files(
     if states and not set(counts.dims) <= {"c", *"zyx"[-model.config.dim :], *("t" if how.get("time_as_z") else "")}:
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
         raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
-    states_folder = out.with_name(f".{out.name}.states") if states else None
-    kept, unfinished = _kept(out, states_folder, model, {"counts": counts, "samples": n_samples, **how})
+    kept = _kept(out, "states" if states else None)
 
     def report(progress: Progress) -> None:
         on_step(progress)
@@ -76,7 +74,7 @@ def sample_to_files(
             for number, counted in zip(progress.samples, progress.counts.cpu().numpy(), strict=True):
                 kept.save(f"sample{number}_step{progress.step}", counts=counted)
 
-    drawn = sample(model, counts, n_samples, unfinished=unfinished, on_step=report, **how)
+    drawn = sample(model, counts, n_samples, unfinished=kept, on_step=report, **how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GapWarning)  # sampling has said so
         mmse = denoise(model, counts, **{name: how[name] for name in _OF_DENOISE if name in how})
@@ -85,7 +83,7 @@ def sample_to_files(
     files = write_samples(out, counts if detector is None else detector.electrons(counts), mmse, drawn)
     if states:
         files += write_states(out, kept, n_samples, counts)
-        kept.remove()
+    kept.remove()
     return drawn, files
 
 
@@ -104,36 +102,25 @@ def generate_to_file(
 
     if movie is not None:
         check_movie(movie)
-    frames_folder = movie and movie.with_name(f".{movie.name}.frames")
-    frames, unfinished = _kept(out, frames_folder, model, {"shape": tuple(shape), **how})
-    recorder = Recorder(frames)
+    kept = _kept(out, "movie" if movie is not None else None)
+    recorder = Recorder(kept)
 
     def report(progress: Progress) -> None:
         on_step(progress)
         if movie is not None and 0 in progress.samples:
             recorder.add(progress)
 
-    images = generate(model, shape, n_samples, unfinished=unfinished, on_step=report, **how)
+    images = generate(model, shape, n_samples, unfinished=kept, on_step=report, **how)
     write_image(out, images.isel(sample=0) if n_samples == 1 else images)
     if movie is not None:
         recorder.write(movie)
-        frames.remove()
+    kept.remove()
     return images
 
 
-def _kept(out: Path, folder: Path | None, model: Model, work: dict[str, Any]) -> tuple[Unfinished, Path]:
-    """Return what is kept of each step, if it has a folder, and the folder for finished samples."""
-    alone = out.with_name(f".{out.name}.unfinished")
-    if folder is None:
-        return Unfinished(None, {}), alone
-    tensors = [*model.network.state_dict().values()]
-    if "counts" in work:
-        tensors.append(torch.from_numpy(np.array(work.pop("counts"))))
-    kept = Unfinished(folder, {**{name: str(value) for name, value in work.items()}, "from": fingerprint(*tensors)})
-    if not kept.begun:
-        for samples in (alone, folder):  # whose steps were not kept
-            remove(samples)
-    return kept, folder / "samples"
+def _kept(out: Path, of_steps: str | None) -> Unfinished:
+    """Return the place of finished samples until all is written, and of what is kept of their steps, if anything is."""
+    return Unfinished(out.with_name(f".{out.name}.unfinished"), {"steps": of_steps} if of_steps else {})
 
 
 def beside(out: Path, name: str, suffix: str | None = None) -> Path:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gap_bioimage.config import SamplingConfig
 from gap_bioimage.counts import thin
 from gap_bioimage.errors import ConfigError
-from gap_bioimage.inference.preparation import Layout, check_whole, prepare
+from gap_bioimage.inference.preparation import Layout, check_whole, prepare, refuse_one_bit
 from gap_bioimage.inference.sampling import Drawing, Draws, Progress
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import CameraLike, Model
@@ -131,8 +131,7 @@ def coverage(
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
-    if model.n_frames is not None:
-        raise ConfigError("coverage of one-bit frames is not known: their photons are not sums of what was counted")
+    refuse_one_bit(model, "coverage")
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     drawing = Drawing(model, network, asked, on_step=on_step)
     seen, rest = thin(prepared.items, fraction, seed)

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.counts import check_dim, check_whole_numbers
-from gap_bioimage.errors import AxesError, ConfigError, CountsWarning, HotPixelWarning, NotPhotonCountsError
+from gap_bioimage.errors import (
+    AxesError,
+    ConfigError,
+    CountsWarning,
+    EmptyImageWarning,
+    HotPixelWarning,
+    NotPhotonCountsError,
+)
 from gap_bioimage.filters import hot_pixels, without_hot_pixels
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
@@ -27,7 +34,6 @@ from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
-_WORDS = {"t": "frame", "z": "plane"}
 _NAMED = 5  # hot pixels that a warning lists
 
 
@@ -80,19 +86,18 @@ class Prepared:
         return result.rename(z="t") if self.time_as_z else result
 
     def names(self, numbers: Sequence[int]) -> str:
-        """Return some items in words: the first, and how many more."""
+        """Return some items in words: the place of the first, and how many more."""
         if len(self.items) == 1:
             return "the image"
-        sizes = {axis: self.ordered.sizes[axis] for axis in self.ordered.dims[: self.ordered.dims.index("c")]}
-        place = zip(sizes, np.unravel_index(numbers[0], list(sizes.values())), strict=True)
-        first = ", ".join(f"{_WORDS.get(str(axis), axis)} {index}" for axis, index in place if sizes[axis] > 1)
-        more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-        return f"{first}{more} of {len(self.items)} (counted from 0)"
+        axes = self.ordered.dims[: self.ordered.dims.index("c")]
+        place = np.unravel_index(numbers[0], [self.ordered.sizes[axis] for axis in axes])
+        first = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
+        return f"{len(numbers)} of {len(self.items)} images (the first at {first}, counted from 0)"
 
-    def without_photons(self) -> str:
-        """Say in words which items hold no photons, if there are some."""
-        empty = [number for number, item in enumerate(self.items) if not item.any()]
-        return f"{self.names(empty)} {'holds' if len(empty) == 1 else 'hold'} no photons" if empty else ""
+    def warn_of_empty(self, consequence: str) -> None:
+        """Warn of items that hold no photons, if there are some."""
+        if empty := [number for number, item in enumerate(self.items) if not item.any()]:
+            warnings.warn(f"no photons in {self.names(empty)}: {consequence}", EmptyImageWarning, stacklevel=3)
 
 
 def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] | None = None) -> Prepared:
@@ -170,11 +175,16 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int
     if mended is None:
         return ordered
     named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    hot_ones = "1 hot pixel, which holds" if len(found) == 1 else f"{len(found)} hot pixels, which hold"
-    told = f"{name} has {hot_ones} more than light can bring where the neighbours are so dark: {named}{more}"
-    _warn(HotPixelWarning, f"{told}; the mean of the neighbours stands for what they hold")
+    named += ", ..." * (len(found) > _NAMED)
+    told = f"{name} has {len(found)} hot pixel(s) with more than light can bring where the neighbours are so dark"
+    _warn(HotPixelWarning, f"{told}: {named}; the mean of the neighbours stands for what they hold")
     return ordered.copy(data=mended.reshape(ordered.shape))
+
+
+def refuse_one_bit(model: Model, what: str) -> None:
+    """Refuse what takes photons for sums of what was counted."""
+    if model.n_frames is not None:
+        raise ConfigError(f"{what} of one-bit frames cannot be told: their photons are not sums of what was counted")
 
 
 def _warn(category: type[Warning], text: str) -> None:

@@ -1,6 +1,7 @@
 """A folder for work that takes long: what is finished in it need not be done again."""
 
 import hashlib
+import itertools
 import json
 import zipfile
 import zlib
@@ -19,13 +20,13 @@ _LABEL = "work.json"
 
 
 class Unfinished:
-    """Named arrays in a folder that belongs to one piece of work; what other work left there is thrown away.
+    """Named arrays in a folder that belongs to one piece of work.
 
     The folder is made when something is saved; None keeps nothing. One that holds other things is an OutputError.
     """
 
     def __init__(self, folder: str | Path | None, work: dict[str, Any]) -> None:
-        self.folder, self._label = None if folder is None else Path(folder), json.dumps(work, sort_keys=True)
+        self.folder, self.work = None if folder is None else Path(folder), work
         if self.folder is None or not self.folder.exists() or (self.folder / _LABEL).is_file():
             return
         # of ours a crash leaves hidden files alone
@@ -33,23 +34,22 @@ class Unfinished:
             told = f"{self.folder} is there already and holds other things than unfinished work"
             raise OutputError(f"{told}, which would be removed; give a new folder")
 
-    def _file(self, name: str) -> Path | None:
-        """Return where something is saved; None where nothing is, or by other work."""
+    def begin(self, **more: Any) -> None:
+        """Tell more of the work; throw away what other work left."""
+        self.work |= more
         label = None if self.folder is None else self.folder / _LABEL
-        ours = label is not None and label.is_file() and label.read_text(errors="replace") == self._label
-        return None if label is None or not ours else label.with_name(f"{name}.npz")
+        if label is not None and label.is_file() and label.read_text(errors="replace") != self._told():
+            self.remove()
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything of this work was saved."""
-        return self._file("") is not None
+    def _told(self) -> str:
+        return json.dumps(self.work, sort_keys=True)
 
     def load(self, name: str) -> dict[str, NDArray[Any]] | None:
         """Return what was saved under a name, None if nothing was or it cannot be read any more."""
-        if (file := self._file(name)) is None:
+        if self.folder is None:
             return None
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
                 return dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None  # what a crash of the machine leaves is made again, and is the same
@@ -58,20 +58,17 @@ class Unfinished:
         """Save arrays under a name, by rename."""
         if self.folder is None:
             return
-        if self._file(name) is None:
-            self.remove()
-            self.folder.mkdir(parents=True)
+        if not (self.folder / _LABEL).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / _LABEL) as temporary:
-                temporary.write_text(self._label)
+                temporary.write_text(self._told())
         with replacing(self.folder / f"{name}.npz") as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes them for its flag
 
     def count(self, prefix: str) -> int:
         """Return how many of ``prefix1``, ``prefix2``, ... were saved, up to the first that is missing."""
-        number = 0
-        while (file := self._file(f"{prefix}{number + 1}")) is not None and file.exists():
-            number += 1
-        return number
+        saved = set() if self.folder is None else {path.stem for path in self.folder.glob(f"{prefix}*.npz")}
+        return next(number for number in itertools.count() if f"{prefix}{number + 1}" not in saved)
 
     def remove(self) -> None:
         """Remove the folder, because all is done."""

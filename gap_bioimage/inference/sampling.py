@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.config import SamplingConfig
-from gap_bioimage.errors import ConfigError, EmptyImageWarning, TrainedRangeWarning
+from gap_bioimage.errors import ConfigError, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
@@ -49,23 +49,13 @@ class Progress:
         return 10 * math.log10(self.photons) if self.photons > 0 else -math.inf
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """One image to draw."""
 
-    number: int
     observed: Tensor  # counts, (1, c, [z,] y, x)
     stop: Tensor  # photons to end with, (1,)
     settings: SamplingConfig
-
-    @property
-    def expected_steps(self) -> int:
-        """About how many steps each sample takes."""
-        if self.settings.schedule == "sqrt":
-            return self.settings.steps
-        start, stop, beta = float(total_photons(self.observed)), float(self.stop), self.settings.beta
-        by_one = max(0.0, min(1 / beta, stop) - start)  # photons that come one at a time
-        return math.ceil(by_one + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
+    steps: int  # that each sample takes, about
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class Drawing:
     model: Model
     network: TiledNetwork
     asked: Draws
-    unfinished: str | Path | None = None
+    unfinished: str | Path | Unfinished | None = None
     on_step: Callable[[Progress], None] | None = None
 
     @property
@@ -100,29 +90,28 @@ class Drawing:
         """Photons at the end per observed photon that are allowed in any case."""
         return LEAST_GAIN if self.model.network.anchored else 1.0
 
-    def samples_of(self, prepared: Prepared) -> xr.DataArray:
-        """Return samples of all items as an image."""
-        return prepared.photons(self.rates_of(prepared), self.asked.n_samples).rename("rate")
-
     def rates_of(self, prepared: Prepared) -> NDArray[np.float32]:
         """Return samples of the expected counts, (n_samples, n, c, [z,] y, x); finished ones are kept until all are."""
         n_samples = self.asked.n_samples
         drawn = np.empty((n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
-        kept = Unfinished(self.unfinished, self._work(items))
-        done, total = 0, n_samples * sum(item.expected_steps for item in items)
-        for item in items:
+        given = self.unfinished
+        kept = given if isinstance(given, Unfinished) else Unfinished(given, {})
+        kept.begin(**self._work(items))
+        done, total = 0, n_samples * sum(item.steps for item in items)
+        for number, item in enumerate(items):
             batch, first = self.asked.batch or self.network.batch_of(item.observed.shape[2:]), None
             for start in range(0, n_samples, batch):
                 numbers = range(start, min(start + batch, n_samples))
-                name = f"item{item.number}_samples{numbers.start}-{numbers.stop}"
+                name = f"item{number}_samples{numbers.start}-{numbers.stop}"
                 if (finished := kept.load(name)) is None:
                     first = self.network(item.observed) if first is None else first
-                    finished = {"rate": self._sample(item, numbers, first, (done, total)).numpy()}
+                    finished = {"rate": self._sample(number, item, numbers, first, (done, total)).numpy()}
                     kept.save(name, **finished)
-                drawn[start : numbers.stop, item.number] = finished["rate"]
-                done += len(numbers) * item.expected_steps
-        kept.remove()
+                drawn[start : numbers.stop, number] = finished["rate"]
+                done += len(numbers) * item.steps
+        if kept is not given:  # its owner has use for it
+            kept.remove()
         return drawn
 
     def _items(self, prepared: Prepared) -> list[_Item]:
@@ -134,8 +123,8 @@ class Drawing:
             check_room(counts, stops, brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
         generation = given.model_copy(update={"schedule": "geometric"})
-        settings = (given if item.any() else generation for item in counts)
-        return [_Item(n, *of) for n, of in enumerate(zip(counts, stops, settings, strict=True))]
+        settings = [given if item.any() else generation for item in counts]
+        return [_Item(*of, _expected_steps(*of)) for of in zip(counts, stops, settings, strict=True)]
 
     def _work(self, items: Sequence[_Item]) -> dict[str, str]:
         """Return what the samples depend on."""
@@ -150,7 +139,7 @@ class Drawing:
             "tiles": str(where),
         }
 
-    def _sample(self, item: _Item, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
+    def _sample(self, number: int, item: _Item, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
         """Draw samples of one image, given the network's answer to it; ``counted`` is steps before and all steps."""
         # the state lives where the network runs, if random numbers can be made there
         device = self.network.device if self.network.device.type == "cuda" else torch.device("cpu")
@@ -161,9 +150,8 @@ class Drawing:
             nonlocal step
             log_rate, step = self.network(x), step + 1
             if self.on_step is not None:
-                done = counted[0] + len(numbers) * min(step, item.expected_steps)
-                rate = network.rate(x, log_rate, [])
-                self.on_step(Progress(item.number, numbers, step, done, counted[1], x, rate))
+                done = counted[0] + len(numbers) * min(step, item.steps)
+                self.on_step(Progress(number, numbers, step, done, counted[1], x, network.rate(x, log_rate, [])))
             return log_rate
 
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
@@ -174,6 +162,14 @@ class Drawing:
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
         rate = network.rate(x, log_rate, []) * factor
         return (in_exposure(rate, x, observed) if bool(one.any()) else rate).cpu()
+
+
+def _expected_steps(observed: Tensor, photons: Tensor, settings: SamplingConfig) -> int:
+    if settings.schedule == "sqrt":
+        return settings.steps
+    start, stop, beta = float(total_photons(observed)), float(photons), settings.beta
+    by_one = max(0.0, min(1 / beta, stop) - start)  # photons that come one at a time
+    return math.ceil(by_one + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
 
 
 def sample(
@@ -193,7 +189,7 @@ def sample(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    unfinished: str | Path | None = None,
+    unfinished: str | Path | Unfinished | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
     """Draw clean images from the posterior, given counts.
@@ -247,10 +243,9 @@ def sample(
     asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    if told := prepared.without_photons():
-        text = f"{told}: images are generated instead, as bright as the model was trained for"
-        warnings.warn(text, EmptyImageWarning, stacklevel=2)
-    return Drawing(model, network, asked, unfinished, on_step).samples_of(prepared)
+    prepared.warn_of_empty("images are generated instead, as bright as the model was trained for")
+    drawn = Drawing(model, network, asked, unfinished, on_step).rates_of(prepared)
+    return prepared.photons(drawn, asked.n_samples).rename("rate")
 
 
 def generate(
@@ -265,7 +260,7 @@ def generate(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    unfinished: str | Path | None = None,
+    unfinished: str | Path | Unfinished | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> xr.DataArray:
     """Generate images from nothing: the samples of an image without photons.
@@ -304,6 +299,7 @@ def generate(
     empty = xr.DataArray(np.broadcast_to(np.uint16(0), (channels, *shape)), dims=["c", *"zyx"[-dim:]])
     # the maps of a camera say which of its pixels is which, and here is no camera
     camera = None if model.camera is None else model.camera.scalar
-    drawing = Drawing(model, network, asked, unfinished, on_step)
-    images = drawing.samples_of(Prepared(empty, empty, camera, model.n_frames))
+    prepared = Prepared(empty, empty, camera, model.n_frames)
+    drawn = Drawing(model, network, asked, unfinished, on_step).rates_of(prepared)
+    images = prepared.photons(drawn, asked.n_samples).rename("rate")
     return images.squeeze("c") if channels == 1 else images

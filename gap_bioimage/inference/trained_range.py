@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
-from gap_bioimage.sampler import GAIN, WINDOW_PX, brightest_mean, photon_budget, total_photons
+from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 
 _LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
 WARN_ROOM_DB = 6.0
@@ -32,9 +32,9 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
         limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
     stop = wanted if stop_db is None else torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
     if stop_db is not None and not float(has) < float(stop) <= 1.001 * float(limit):
-        low, high = (f"{_db(float(n) / n_pixels):.1f}" for n in (has, limit))
-        told = f"stop_db is {stop_db:g}, but the image has {low} dB and the model was trained for up to {high} dB"
-        raise TrainedRangeError(f"{told} of such images; give one between, or leave it out")
+        low = f"the image has {_db(float(has) / n_pixels):.1f} dB and " if float(has) else ""
+        told = f"stop_db is {stop_db:g}, but {low}the model was trained for up to {_db(float(limit) / n_pixels):.1f} dB"
+        raise TrainedRangeError(f"{told} of such images; give {'one between' if low else 'less'}, or leave it out")
     if float(stop) < 1:  # photons that hardly ever come take endless steps
         size, least = "x".join(map(str, item.shape[2:])), _db(1 / n_pixels)
         told = f"{size} px are to hold {float(stop):.2g} photons in all, expected one at least"
@@ -49,20 +49,14 @@ def check_room(
 
     ``names`` gives words for images by their numbers; ``stops`` are the photons, (1,), that each shall have.
     """
-    totals = [float(total_photons(item)) for item in counts]
-    rooms = {n: _db(float(stop) / has) for n, (has, stop) in enumerate(zip(totals, stops, strict=True)) if has}
-    tight = [n for n, room in rooms.items() if room < WARN_ROOM_DB]
-    if not tight:
+    pairs = [(float(total_photons(item)), float(stop)) for item, stop in zip(counts, stops, strict=True)]
+    rooms = {n: _db(stop / has) for n, (has, stop) in enumerate(pairs) if has}
+    if not (tight := [n for n, room in rooms.items() if room < WARN_ROOM_DB]):
         return
-    window = list(WINDOW_PX[counts[0].dim() - 2])
-    brightness = max(_db(float(brightest_mean(counts[n], window))) for n in tight)
-    where = (
-        f"the brightest part of {names(tight)} has {brightness:.1f} dB (10 log10 photons per pixel) and the model was "
-        f"trained up to {_db(brightest):.1f} dB"
-    )
+    where = f"hardly any photons can be added to {names(tight)}, with a model for up to {_db(brightest):.1f} dB"
     if max(rooms.values()) < _LEAST_ROOM_DB:
         advice = "train on images 10 dB brighter (exposed longer, or frames summed)"
-        raise TrainedRangeError(f"{where}: sampling adds photons and has no room; {advice}")
+        raise TrainedRangeError(f"{where}, and sampling adds them; {advice}")
     warnings.warn(f"{where}: {little_room(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
 
 
@@ -88,9 +82,9 @@ def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
     difference = _rms(boxes.mean("sample") - expected) / _rms(expected)
     explained = _rms(boxes.std("sample", ddof=1)) / math.sqrt(count) / _rms(expected)
     if difference > max(_LARGE, _SURE * explained):
-        told = f"the mean of the samples differs from the denoised image by {100 * difference:.0f} %"
-        why = f"their spread explains {100 * explained:.0f} %): the network was trained too briefly, or on other images"
-        warnings.warn(f"{told} ({why}; train longer", NetworkWarning, stacklevel=2)
+        told = f"the mean of the samples differs from the denoised image by {difference:.0%} (their spread explains"
+        why = "the network was trained too briefly, or on other images; train longer"
+        warnings.warn(f"{told} {explained:.0%}): {why}", NetworkWarning, stacklevel=2)
 
 
 def _boxes(image: xr.DataArray) -> xr.DataArray:

@@ -95,24 +95,19 @@ def denoise_volume(
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
     how = (tile_px, halo_px, device, block_px, version, precision)
-    volume = _begun(Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how), model, verify)
+    try:
+        volume = Volume(Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how), model)
+        volume.start()
+    except ImportError as error:
+        raise OutputError(f"cannot write {out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
+    for result in volume.results if verify else ():
+        result.forget_damaged()
     _fill(volume, part, scheduler, on_block)
     if all(volume_status(result.path).complete for result in volume.results):
         warned = [result.finish(alone=part[1] == 1) for result in volume.results]
         for kind, text in warned[0]:
             warnings.warn(text, getattr(errors, kind), stacklevel=2)
     return volume_status(volume.results[0].path)
-
-
-def _begun(job: Job, model: Model, verify: bool) -> Volume:
-    try:
-        volume = Volume(job, model)
-        volume.start()
-    except ImportError as error:
-        raise OutputError(f"cannot write {job.out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
-    for result in volume.results if verify else ():
-        result.forget_damaged()
-    return volume
 
 
 def _fill(
@@ -170,9 +165,8 @@ def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[
     try:
         client = Client(scheduler)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no scheduler answers at {scheduler} ({error}); start one, or leave it out") from None
-    job = replace(volume.job, halo_px=volume.network.halo_px)  # measured once
-    known = pickle.dumps((job, volume.settings()))
+        raise ConfigError(f"no scheduler answers at {scheduler!r} ({error}); start one, or leave it out") from None
+    known = pickle.dumps(replace(volume.job, halo_px=volume.network.halo_px))  # which is measured once
     with client:
         try:
             once = client.submit(bytes, known, pure=False)  # maps of cameras are too large to go with every block
@@ -194,9 +188,7 @@ def _on_worker(place: Index, known: bytes) -> Index:
 
 @lru_cache(1)
 def _opened(known: bytes) -> Volume:
-    """Return a volume with its model, which a process loads once."""
-    job, settings = pickle.loads(known)  # noqa: S301  # from the scheduler that started this worker
-    volume = Volume(job)
-    if volume.settings() != settings:
-        raise ConfigError(f"a worker finds another {job.model} or {job.image}; let all see the same files")
+    """Return a volume with its model, which a process loads once; other files than those of its store are refused."""
+    volume = Volume(pickle.loads(known))  # noqa: S301  # from the scheduler that started this worker
+    volume.start()
     return volume

@@ -203,13 +203,10 @@ class Window(QWidget):  # type: ignore[misc]
             if job.succeeded:
                 self.then(job.result)
 
-    def _draw(self, losses: list[dict[str, float]], counts: Any, denoised: Any) -> None:
+    def _draw(self, losses: list[dict[str, float]], images: dict[str, Any]) -> None:
         self.canvas.show()
         figure = self.canvas.figure
         figure.clear()
-        if counts.shape[0] > counts.shape[1]:  # slabs read better lying down
-            counts, denoised = counts.T, denoised.T
-        images = {"held-out counts": counts, "denoised": denoised}
         first, *others = figure.subplots(3)
         first.plot([row["step"] for row in losses], [row["validation_loss"] for row in losses], marker=".")
         first.set(title="loss on held-out photons", xlabel="step")

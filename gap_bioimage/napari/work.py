@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 import gap_bioimage as gap
-from gap_bioimage.io.image import middle
+from gap_bioimage.counts import check_photon_counts
 from gap_bioimage.napari.layers import in_memory, middle_of, opened
 
 _CROP_PX = 160
@@ -36,9 +33,8 @@ class Job:
         self.work = work
         self.is_to_stop: Callable[[], bool] = lambda: False
         self.done, self.total, self.text = 0, 0, ""
-        self.news: Any = None  # what training shows of itself
+        self.news: Any = None  # what training shows of itself: the losses, and a held-out crop before and after
         self.result, self.succeeded, self.failure = None, False, ""
-        self._first: tuple[float, int] | None = None
 
     def run(self) -> None:
         """Work; Stop, and what users can mend, become a sentence, other errors are raised."""
@@ -53,16 +49,11 @@ class Job:
         """Say how far it is; raises `StoppedError` where it is to stop."""
         if self.is_to_stop():
             raise StoppedError
-        self._first = self._first or (time.monotonic(), done)
         self.done, self.total, self.text = done, total, text
 
     def __str__(self) -> str:
-        """Return how far it is, with the time left."""
-        words = ["Stopping ..." if self.is_to_stop() else self.text]
-        words += [f"{self.done} of {self.total}"] if self.total else []
-        if self._first is not None and self.done > self._first[1]:
-            left = (time.monotonic() - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
-            words.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+        """Return how far it is."""
+        words = "Stopping ..." if self.is_to_stop() else self.text, f"{self.done} of {self.total}" * bool(self.total)
         return ", ".join(filter(None, words))
 
 
@@ -76,37 +67,21 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
     """Train, or go on with the run in the folder, for which what is asked of ``new`` runs holds already."""
     goes_on = (run / "config.yaml").is_file()
     if not (new["camera"] or (run / "camera.yaml").is_file()):
-        _check(image)
+        check_photon_counts(middle_of(image), name=image.attrs["source"])
     job.tell(0, 0, "choosing the settings")
     config = None if steps is None else gap.TrainConfig(steps=steps)
     from lightning.pytorch.callbacks import LambdaCallback
 
+    from gap_bioimage.training.run_folder import preview, read_metrics
+
     watch = LambdaCallback(
         on_train_batch_end=lambda trainer, module, *_: job.tell(trainer.global_step, module.config.train.steps),
-        on_train_epoch_end=lambda *_: setattr(job, "news", news_of(run)),
+        on_train_epoch_end=lambda *_: setattr(
+            job, "news", (read_metrics(run), preview(run, gap.load_model(run), _CROP_PX))
+        ),
     )
     gap.train(image, run, config, **({} if goes_on else new), resume=goes_on, progress=False, callbacks=[watch])
     return run
-
-
-def news_of(run: Path) -> tuple[list[dict[str, float]], Any, Any]:
-    """Return the losses of a run so far, and a held-out crop (y, x) before and after its best network."""
-    from gap_bioimage.training.run_folder import read_metrics
-
-    model, piece = gap.load_model(run), np.load(run / "held_out.npy")
-    crop = piece[(..., *(middle(n, _CROP_PX) for n in piece.shape[-2:]))]
-    camera = None if model.camera is None else model.camera.scalar
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", gap.GapWarning)  # the network is not done yet
-        rate = gap.denoise(model, crop, dims="czyx" if crop.ndim == 4 else "cyx", camera=camera).values
-    before, after = (image[0] if image.ndim == 3 else image[0, image.shape[1] // 2] for image in (crop, rate))
-    return read_metrics(run), before, after
-
-
-def _check(image: xr.DataArray) -> None:
-    from gap_bioimage.counts import check_photon_counts
-
-    check_photon_counts(middle_of(image), name=image.attrs["source"])
 
 
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
@@ -114,9 +89,8 @@ def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, di
     job.tell(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:
-        _check(image)
-    how = {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
-    return loaded, {**how, "device": "auto"}
+        check_photon_counts(middle_of(image), name=image.attrs["source"])
+    return loaded, {"planes": loaded.config.dim == 2, "separate_channels": loaded.config.channels == 1}
 
 
 def denoise(job: Job, image: xr.DataArray, model: str, folder: Path | None = None) -> xr.DataArray:
@@ -136,16 +110,16 @@ def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int)
     from gap_bioimage.inference.files import mean_and_std
 
     loaded, how = _model_for(job, model, image)
-    how |= {"seed": seed, "on_step": lambda p: job.tell(p.done, p.total)}
-    drawn = gap.sample(loaded, in_memory(image), n_samples, **how)
+    given: dict[str, Any] = {"seed": seed, "on_step": lambda p: job.tell(p.done, p.total)}
+    drawn = gap.sample(loaded, in_memory(image), n_samples, **given, **how)
     return drawn, mean_and_std(drawn)[1]
 
 
 def regions(job: Job, image: xr.DataArray, model: str, labels: Any) -> list[gap.Region]:
     """Measure the photons of labelled regions, and how sure they are."""
-    loaded, how = _model_for(job, model, image)
+    loaded, _ = _model_for(job, model, image)
     named = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
-    return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, device=how["device"], on_region=job.tell)
+    return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, on_region=job.tell)
 
 
 def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:

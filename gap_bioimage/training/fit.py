@@ -28,6 +28,7 @@ from gap_bioimage.model import CAMERA_FILE, Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
+from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, WindowDrawer, as_stacks, split_held_out
 
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
@@ -102,6 +103,8 @@ def train(
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _of_images(config, stacks[0].shape[0], start, detector)
+    if config.thinning.ceiling is not None:
+        check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
     found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
@@ -111,7 +114,12 @@ def train(
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
-        _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
+        pl.seed_everything(config.train.seed, verbose=False)
+        assert config.thinning.max_db is not None  # noqa: S101
+        limits = config.thinning.min_db, config.thinning.max_db
+        module = GapModule(config, limits, None if start is None else start.network)
+        with _interruptible():
+            trainer.fit(module, PairData(split, config), ckpt_path=run_folder.checkpoint_in(out, resume))
     run_folder.draw(out, model := load_model(out))
     return model
 
@@ -149,24 +157,13 @@ def _of_images(config: RunConfig, channels: int, start: Model | None, detector: 
     """Fill in what the images and their camera decide, unless it was decided already."""
     own = config.network.channels
     if channels != own and (start is not None or "channels" in config.network.model_fields_set):
-        init = None if start is None else start.history.init
-        has = f"the model to start from, {init['name']}, has" if init else "network.channels is"
+        has = "network.channels is" if start is None else f"{run_folder.init_of(start)['name']}, to start from, has"
         raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError("a camera and thinning.ceiling were given; one-bit frames need no camera: leave it out")
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
-
-
-def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | None, checkpoint: Path | None) -> None:
-    data = PairData(split, config)
-    pl.seed_everything(config.train.seed, verbose=False)
-    assert config.thinning.max_db is not None  # noqa: S101
-    limits = config.thinning.min_db, config.thinning.max_db
-    module = GapModule(config, limits, None if start is None else start.network)
-    with _interruptible():
-        trainer.fit(module, data, ckpt_path=checkpoint)
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:

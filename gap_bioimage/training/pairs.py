@@ -1,6 +1,6 @@
 """Training pairs: windows of counts, split at random into input and target on the device that trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,10 +65,7 @@ def pairs_of(
     target = _moved([window.others for window in windows], generator.device).float() if repeated else counts - kept
     weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
     if ceiling is not None:
-        if (highest := max(int(window.counts.max(initial=0)) for window in windows)) > ceiling:
-            held = f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}"
-            how = "give the number that were summed (thinning.ceiling), or single frames with --sum-frames"
-            raise NotPhotonCountsError(f"{held}; {how}")
+        check_ceiling([window.counts for window in windows], ceiling)
         free = free_slots(counts, kept, fraction, ceiling, generator)
         weight, exposure = ceiling * others * weight if repeated else free, 1 / (ceiling * fraction)
     if windows[0].usable is not None:
@@ -76,6 +73,14 @@ def pairs_of(
     # no network can expect what hot pixels hold, and they would be all that the loss sees
     weight = weight.masked_fill(hot_pixels(counts), 0.0)
     return Pairs(kept, target * (weight > 0), 10 * torch.log10(kept.flatten(1).mean(1)), exposure.flatten(), weight)
+
+
+def check_ceiling(images: Iterable[NDArray[Any]], ceiling: int) -> None:
+    """Refuse counts that so many one-bit frames cannot hold."""
+    if (highest := max(int(counts.max(initial=0)) for counts in images)) > ceiling:
+        held = f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}"
+        how = "give the number that were summed (thinning.ceiling), or single frames with --sum-frames"
+        raise NotPhotonCountsError(f"{held}; {how}")
 
 
 def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, generator: torch.Generator) -> Tensor:

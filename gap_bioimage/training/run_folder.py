@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import RunConfig, TrainConfig, differences
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
-from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
@@ -45,32 +45,31 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model 
 
     Its ``history.init`` tells name, origin and trained range, and the sha256 of its weights.
     """
-    given = None if init is None else _described(load_model(init) if isinstance(init, (str, Path)) else init)
+    given = None
+    if init is not None:
+        check_model(model := load_model(init) if isinstance(init, (str, Path)) else init)
+        # of its path only what means something on other machines
+        name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
+        record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
+        given = replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
     if not resume or not (run / "config.yaml").exists():
         return given
     start = load_model(run / INIT) if (run / INIT).exists() else None
-    if given is not None and (start is None or _init(given)["sha256"] != _init(start)["sha256"]):
-        started = "no other model" if start is None else f"the weights of {_init(start)['name']}, which are others"
-        told = f"the run in {run} was started from {started}, not from {_init(given)['name']}"
+    if given is not None and (start is None or init_of(given)["sha256"] != init_of(start)["sha256"]):
+        started = "no other model" if start is None else f"other weights, {init_of(start)['name']}"
+        told = f"the run in {run} was started from {started}, not from {init_of(given)['name']}"
         raise ConfigError(f"{told}; leave out init to resume it")
     return start
 
 
-def _described(model: Model) -> Model:
-    """Return a model with a record of itself; of its path only what means something on other machines."""
-    check_model(model)
-    name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
-    record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
-    return replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
-
-
-def _init(start: Model) -> dict[str, Any]:
+def init_of(start: Model) -> dict[str, Any]:
+    """Return the record of the model that a run starts from."""
     return start.history.init or {}
 
 
 def settings_from(start: Model, config: RunConfig) -> RunConfig:
     """Return the settings of a run with the network of the model that it starts from; others must not have been set."""
-    own, name = start.config, _init(start)["name"]
+    own, name = start.config, init_of(start)["name"]
     for key, stored in own:
         given = getattr(config.network, key)
         if key in config.network.model_fields_set and given != stored:
@@ -159,12 +158,10 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
         return None
     advice = f"remove it to go on from {out / 'best.ckpt'} as init of a new run, or train anew"
     try:
-        content = read_weights(last, str(last))
+        same = load_model(last).config == RunConfig.read(out / "config.yaml").network
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {advice}") from None
-    ours = CHECKPOINT_KEY in content and "optimizer_states" in content
-    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last) if ours else None
-    if own != RunConfig.read(out / "config.yaml").network:
+    if not same:
         raise CheckpointError(f"{last} is not a checkpoint of the network that config.yaml tells; {advice}")
     return last
 
@@ -177,12 +174,15 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        # the mean of an image; of one on disk, that of its middle
-        seen = [one.values if isinstance(one.values, np.ndarray) else one[_middle(one)].values for one in candidates]
-        stack = candidates[int(np.argmax([float(values.mean()) for values in seen]))]
+        stack = candidates[int(np.argmax([float(seen(one).mean()) for one in candidates]))]
         piece = np.asarray(stack[_middle(stack)].values)
         with replacing(out / name) as temporary:
             np.save(temporary, np.ascontiguousarray(piece[0] if stack.repeated else piece))
+
+
+def seen(stack: Stack) -> NDArray[Any]:
+    """Return the values of an image; of one on disk, those of its middle."""
+    return np.asarray(stack.values if isinstance(stack.values, np.ndarray) else stack[_middle(stack)].values)
 
 
 def _middle(stack: Stack) -> tuple[slice, ...]:
@@ -218,7 +218,6 @@ class RunFolder(pl.Callback):
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
         self.folder, self.fingerprint, self.init = folder, fingerprint, init
         self.rows: list[dict[str, float]] = []
-        self.resumed_from = 0  # rows that there were before
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Do not go on with a run that had ended early."""
@@ -265,19 +264,12 @@ class RunFolder(pl.Callback):
             told = f"the run in {self.folder} was trained on other images than given now"
             raise CheckpointError(f"{told}; resume with the same images")
         self.rows = list(stored["metrics"])
-        self.resumed_from = len(self.rows)
         # with more steps than at first, the last stretch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
         left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
         trainer.fit_loop.max_epochs = len(self.rows) + left
         if trainer.is_global_zero:
             self._write_metrics()  # a kill may have come between the checkpoint and this file
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Tell that a resumed run has found no better model."""
-        if (best := self._best) is not None and best < self.resumed_from < len(self.rows):
-            told = "no validation since it was resumed is better than that of step %d, so that the model is the same"
-            log.info(told, self.rows[best]["step"])
 
     @property
     def _best(self) -> int | None:
@@ -308,6 +300,20 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[Any]]:
+    """Return a plane (y, x) of held-out counts and the denoised one, by their titles; slabs lie down."""
+    counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
+    counts = counts[(..., *(middle(size, most_px) for size in counts.shape[-2:]))]
+    counts = counts if detector is None else detector.counts(counts)
+    photons = torch.from_numpy(counts.astype(np.float32))[None]
+    rate = model.network.rate(photons, model.network(photons), [])[0].numpy()
+    background = 0 if detector is None else detector.background()
+    planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts, rate)]
+    titles = "held-out counts" if detector is None else "held-out electrons", "denoised"
+    lying = planes[0].shape[0] > 1.5 * planes[0].shape[1]
+    return {title: plane.T if lying else plane for title, plane in zip(titles, planes, strict=True)}
+
+
 @rank_zero_only
 def draw(run: Path, model: Model) -> None:
     """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
@@ -319,14 +325,4 @@ def draw(run: Path, model: Model) -> None:
     axes.set(xlabel="step", ylabel="photon loss (nats per photon)")
     axes.legend()
     save_figure(figure, run / "loss.png")
-
-    counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
-    counts = counts if detector is None else detector.counts(counts)
-    photons = torch.from_numpy(counts.astype(np.float32))[None]
-    rate = model.network.rate(photons, model.network(photons), [])[0].numpy()
-    background = 0 if detector is None else detector.background()
-    planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts, rate)]
-    if planes[0].shape[0] > 1.5 * planes[0].shape[1]:  # slabs read better lying down
-        planes = [plane.T for plane in planes]
-    shown = "held-out counts" if detector is None else "held-out electrons"
-    draw_grid(run / "preview.png", [{shown: planes[0], "denoised": planes[1]}])
+    draw_grid(run / "preview.png", [preview(run, model)])
