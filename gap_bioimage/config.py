@@ -110,6 +110,11 @@ class ThinningConfig(Config):
     min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
     max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
     max_fraction: float = Field(0.8, gt=0, lt=1, description="largest share of the photons used as input, not target")
+    read_noise: bool = Field(
+        False,
+        description="thinned camera images keep all of the read noise, as images of less light do; "
+        "chosen for anchored networks that are not for samples",
+    )
     binned: float = Field(
         0.0, ge=0, le=1, description="share of windows with 2 x 2 pixels in one; when not given 0.4 with purpose=sample"
     )

@@ -14,7 +14,7 @@ FULL: dict[str, Any] = {
         "start_filts": 8, "stem": 2,
         "up_mode": "upsample", "merge_mode": "concat", "z_conv_stage": 1,
     },
-    "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "binned": 0.0, "ceiling": 16},
+    "thinning": {"min_db": -20.0, "max_db": 5.5, "max_fraction": 0.9, "read_noise": True, "binned": 0.0, "ceiling": 16},
     "train": {
         "steps": 7, "patience": 5, "batch_size": 2, "patch_px": [8, 16, 32], "min_photons": 0,
         "optimizer": "muon", "learning_rate": 2e-4,

@@ -55,6 +55,29 @@ def test_anchored_networks_learn_by_muon(settings: dict[str, Any], expected: Any
 
 
 @pytest.mark.parametrize(
+    ("purpose", "anchor", "expected"),
+    [
+        (None, True, True),
+        ("denoise", True, True),
+        ("sample", True, False),
+        ("generate", True, False),
+        (None, False, False),
+    ],
+)
+def test_thinned_camera_images_keep_the_read_noise_where_networks_are_to_denoise(
+    purpose: str | None, anchor: bool, expected: bool
+) -> None:
+    settings = {"train": {"steps": 5, "purpose": purpose}, "network": {"anchor": anchor}}
+    camera = {"gain": 2.0, "offset": 100, "read_noise": 1.5}
+    images = split((1, 200, 200))
+    assert not choose_sizes(RunConfig.from_dict(settings), images, accelerator=False).thinning.read_noise
+    chosen = choose_sizes(RunConfig.from_dict({**settings, "camera": camera}), images, accelerator=False).thinning
+    assert chosen.read_noise == expected
+    assert chosen.max_db is not None
+    assert (chosen.max_db - chosen.min_db < 10.1) == expected
+
+
+@pytest.mark.parametrize(
     ("settings", "bf16", "accelerator", "precision"),
     [
         ({}, True, False, "bf16-mixed"),

@@ -14,6 +14,7 @@ from test_training_patches import CAMERA, movie, poisson
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
+from gap_bioimage.training.loss import without_dark
 from gap_bioimage.training.pairs import Window, free_slots, pairs_of
 from gap_bioimage.training.patches import Stack, WindowDrawer, as_stacks, moves
 
@@ -29,6 +30,22 @@ def test_pairs_are_functions_of_the_seed_and_windows_keep_their_own_fractions() 
         assert float(first.photons[index].mean()) == pytest.approx(expected, abs=0.15)
     torch.testing.assert_close(first.exposure, torch.tensor([9.0, 1.0, 0.25]))
     assert torch.isneginf(first.db[1])
+
+
+def test_thinned_camera_images_keep_their_read_noise_and_targets_follow_from_their_light() -> None:
+    light, dark, fraction = 5.0, 3.0, 0.25
+    counts = np.random.default_rng(0).poisson(light + dark, (1, 300, 300)).astype(np.int32)
+    window = Window(counts, dark=dark)
+    assert window.binned().dark == 4 * dark
+    pairs = pairs_of([window], [fraction], None, torch.Generator().manual_seed(1))
+    seen = fraction * light + dark
+    assert float(pairs.photons.mean()) == pytest.approx(seen, abs=0.03)
+    assert float(pairs.photons.var()) == pytest.approx(seen, abs=0.1)
+    log_rate = without_dark(torch.full_like(pairs.photons, math.log(seen)), pairs.dark)
+    expected = float(pairs.exposure) * float(log_rate.exp().mean())
+    assert expected == pytest.approx((1 - fraction) * (light + dark), rel=1e-5)
+    assert float(pairs.target.mean()) == pytest.approx(expected, abs=0.05)
+    assert pairs_of([Window(counts)], [fraction], None, torch.Generator()).dark is None
 
 
 def learned(counts: np.ndarray, parts: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ _RANGES_DB: dict[str | None, tuple[float, str]] = {
     "sample": (20.0, "samples climb from the image's brightness up, to 10 dB beyond the brightest window"),
     "generate": (math.inf, "generation begins without any photons"),
 }
+_OF_CAMERAS = 10.0, "images of a tenth of the light are denoised too; samples want train.purpose=sample"
 _OF_SAMPLES = {
     "binned": (0.4, "samples become brighter than the images"),
     "max_fraction": (0.95, "samples begin with all photons of an image"),
@@ -118,6 +119,9 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
         told = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
         raise ConfigError(f"{told}; set thinning.min_db to {brightest - 20:g}")
     below, why = _RANGES_DB[purpose]
+    if config.camera is not None and config.network.anchor and purpose in (None, "denoise"):
+        below, why = _OF_CAMERAS
+        config = _choose(config, "thinning", {"read_noise": True}, "images of less light have as much of it")
     own = min(own, brightest)
     darkest = round(min(max(_DARKEST_DB, own - below), own - 10), 2)
     why = f"{own - darkest:g} dB below the brightest window; {why}"

@@ -35,6 +35,19 @@ def total_loss(log_rate: Tensor, target: Tensor, exposure: Tensor, weight: Tenso
     return excess / total.clamp(min=1.0)
 
 
+def without_dark(log_rate: Tensor, dark: Tensor | None) -> Tensor:
+    """Return the log-rates of the light of inputs to which counts were added, ``dark`` per pixel, (b, 1, ..., 1).
+
+    Thinning with p leaves p of a camera's read noise as well, but an image of less light has all of it. So the rest,
+    (1 - p) shift, is added to the input alone, and the target's photons follow from what is expected beside it. At
+    least a fiftieth of the rate is left.
+    """
+    if dark is None:
+        return log_rate
+    rate = torch.exp(log_rate.float())
+    return torch.log(torch.maximum(rate - dark, 0.02 * rate))
+
+
 def _flat(log_rate: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return log-chances and photons of each image in a row, of pixels that are left out none."""
     flat, photons = log_rate.float().flatten(1), target.float().flatten(1)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gap_bioimage.config import RunConfig
 from gap_bioimage.graphs import CHANNELS_LAST, record_training
 from gap_bioimage.network import UNet
-from gap_bioimage.training.loss import photon_loss, total_loss
+from gap_bioimage.training.loss import photon_loss, total_loss, without_dark
 from gap_bioimage.training.muon import Muon
 from gap_bioimage.training.pairs import Pairs
 
@@ -48,12 +48,12 @@ class GapModule(pl.LightningModule):
         """Return the mean loss of a batch: of where photons land, and how many where the network's scale means that."""
         if self.recorded is None and self.device.type == "cuda" and not torch.distributed.is_initialized():
             self.recorded = record_training(self.network, batch.photons)
-        log_rate = self(batch.photons)
+        log_rate = without_dark(self(batch.photons), batch.dark)
         has_target = batch.target.flatten(1).sum(1) > 0
         losses, images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
         self.train_losses.append(losses.detach().sum() / images)
         self.input_db = batch.db
-        importance = self._importance(batch.photons)
+        importance = self._importance(batch.photons if batch.dark is None else batch.photons - batch.dark)
         loss = (importance * losses).sum() / images
         given = self.config.train.total_weight
         if weight := float(self.network.anchored) if given is None else given:
@@ -88,7 +88,8 @@ class GapModule(pl.LightningModule):
     def validation_step(self, batch: Pairs, batch_index: int) -> None:
         """Collect the photon loss of held-out windows, and their number."""
         has_target = batch.target.flatten(1).sum(1) > 0
-        losses = photon_loss(self(batch.photons).detach(), batch.target, batch.weight)
+        log_rate = without_dark(self(batch.photons).detach(), batch.dark)
+        losses = photon_loss(log_rate, batch.target, batch.weight)
         self.validation.append(torch.stack([(losses * has_target).double().sum(), has_target.double().sum()]).cpu())
 
     def train_loss(self) -> float:

@@ -21,6 +21,7 @@ class Window(NamedTuple):
     usable: NDArray[np.bool_] | None = None  # pixels that are not saturated, where a camera tells
     others: Counts | None = None  # the sum of so many other exposures of the same scene
     n_others: int = 0
+    dark: float = 0.0  # counts per pixel of no light, where thinning is to leave them all
 
     @property
     def light(self) -> Counts:
@@ -38,7 +39,7 @@ class Window(NamedTuple):
         rows, columns = (size // 2 for size in self.counts.shape[-2:])
         window = self.changed(lambda a: a.reshape(*a.shape[:-2], rows, 2, columns, 2).sum((-3, -1), np.int32))
         usable = None if window.usable is None else window.usable == 4
-        return window._replace(usable=usable)
+        return window._replace(usable=usable, dark=4 * self.dark)
 
 
 class Pairs(NamedTuple):
@@ -51,6 +52,7 @@ class Pairs(NamedTuple):
     # How many photons of the target a pixel could have held: 0 where the camera is saturated or the pixel hot; of
     # one-bit cameras the frames that are left; else 1.
     weight: Tensor
+    dark: Tensor | None = None  # counts per pixel that were added to the input alone, (b, 1, ..., 1)
 
 
 def pairs_of(
@@ -61,6 +63,10 @@ def pairs_of(
     told = torch.tensor([fractions, [window.n_others for window in windows]], dtype=torch.float64)
     fraction, others = told.float().to(generator.device, non_blocking=True).reshape(2, -1, *[1] * (counts.ndim - 1))
     kept = torch.binomial(counts, fraction.expand_as(counts), generator=generator)
+    dark = None
+    if any(window.dark for window in windows):
+        of_windows = torch.tensor([window.dark for window in windows], dtype=torch.float32, device=generator.device)
+        dark = (1 - fraction) * of_windows.reshape(fraction.shape)
     repeated = windows[0].others is not None
     target = _moved([window.others for window in windows], generator.device).float() if repeated else counts - kept
     weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
@@ -72,7 +78,10 @@ def pairs_of(
         weight = weight * _moved([window.usable for window in windows], generator.device)
     # no network can expect what hot pixels hold, and they would be all that the loss sees
     weight = weight.masked_fill(hot_pixels(counts), 0.0)
-    return Pairs(kept, target * (weight > 0), 10 * torch.log10(kept.flatten(1).mean(1)), exposure.flatten(), weight)
+    if dark is not None:
+        kept += torch.poisson(dark.expand_as(kept).contiguous(), generator)
+    db = 10 * torch.log10(kept.flatten(1).mean(1))
+    return Pairs(kept, target * (weight > 0), db, exposure.flatten(), weight, dark)
 
 
 def check_ceiling(images: Iterable[NDArray[Any]], ceiling: int) -> None:

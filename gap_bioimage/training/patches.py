@@ -235,7 +235,9 @@ class WindowDrawer:
             candidates = [self._bright_enough(rng) for _ in range(_CANDIDATES)]
             photons = np.array([candidate.photons for candidate in candidates])
             chosen = candidates[_choice(_bounds(np.maximum(photons, 1e-9)), rng)]
-            window = chosen.stack.window(rng)
+            window, detector = chosen.stack.window(rng), chosen.stack.detector
+            if self.thinning.read_noise and detector is not None:
+                window = window._replace(dark=float(np.mean(detector.shift())))
             window = window.binned() if chosen.binned else window
             windows.append(augmented(window, rng) if self.augment else window)
         return windows
