@@ -112,8 +112,11 @@ def like_photons(values: Floats, shift: float | Floats) -> Floats:
     mean = around + shift
     deviation = np.sqrt(mean)
     z = np.clip((values - mean) / deviation, -4.0, 4.0)
-    skewness, kurtosis = around / mean**1.5, around / mean**2
-    normal = z - skewness * (z**2 - 1) / 6 - kurtosis * (z**3 - 3 * z) / 24 + skewness**2 * (4 * z**3 - 7 * z) / 36
-    z_of_photons = normal + (normal**2 - 1) / (6 * deviation) - (normal**3 - normal) / (72 * mean)
+    skewness, kurtosis = around / (mean * deviation), around / (mean * mean)
+    square = z * z  # powers are slow
+    normal = z - skewness * (square - 1) / 6 - kurtosis * z * (square - 3) / 24
+    normal += skewness * skewness * z * (4 * square - 7) / 36
+    square = normal * normal
+    z_of_photons = normal + (square - 1) / (6 * deviation) - normal * (square - 1) / (72 * mean)
     moved: Floats = values + np.where(shift > _LEAST_SHIFT, deviation * (z_of_photons - z), 0.0)
     return moved
