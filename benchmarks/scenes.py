@@ -112,8 +112,8 @@ def cells(data: Path) -> Scene:
 
 def camera(data: Path) -> Scene:
     """The same cells through a camera of 1.6 electrons of read noise: 5 electrons per pixel to train on."""
-    scene = cells(data)
-    taken_by, settings = Camera(gain=2.2, offset=100.0, read_noise=1.6), _planes(500, min_db=-15.0)
+    scene, taken_by, settings = cells(data), Camera(gain=2.2, offset=100.0, read_noise=1.6), _planes(500)
+    settings["train"]["purpose"] = "denoise"  # which decides the range of brightness
     recipes = ("anchored", "plain", "original's recipe")
     return Scene(scene.truths, 5, scene.tests, (0.5, 1.5, 5, 20), settings, recipes, camera=taken_by)
 

@@ -95,19 +95,24 @@ def denoise_volume(
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
     chosen = {name: value for name, value in (selection or {}).items() if value is not None}
     how = (tile_px, halo_px, device, block_px, version, precision)
-    try:
-        volume = Volume(Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how), model)
-        volume.start()
-    except ImportError as error:
-        raise OutputError(f"cannot write {out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
-    for result in volume.results if verify else ():
-        result.forget_damaged()
+    volume = _begun(Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how), model, verify)
     _fill(volume, part, scheduler, on_block)
     if all(volume_status(result.path).complete for result in volume.results):
         warned = [result.finish(alone=part[1] == 1) for result in volume.results]
         for kind, text in warned[0]:
             warnings.warn(text, getattr(errors, kind), stacklevel=2)
     return volume_status(volume.results[0].path)
+
+
+def _begun(job: Job, model: Model, verify: bool) -> Volume:
+    try:
+        volume = Volume(job, model)
+        volume.start()
+    except ImportError as error:
+        raise OutputError(f"cannot write {job.out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
+    for result in volume.results if verify else ():
+        result.forget_damaged()
+    return volume
 
 
 def _fill(

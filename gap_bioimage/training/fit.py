@@ -29,7 +29,7 @@ from gap_bioimage.training import run_folder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
-from gap_bioimage.training.patches import PairBatches, Split, WindowDrawer, as_stacks, split_held_out
+from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
 
 _VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
 _REFRESH_S = 0.5
@@ -102,9 +102,7 @@ def train(
     detector = _detector(camera, config, out if resumed else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    config = _of_images(config, stacks[0].shape[0], start, detector)
-    if config.thinning.ceiling is not None:
-        check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
+    config = _of_images(config, stacks, start, detector)
     found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
@@ -114,14 +112,18 @@ def train(
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
-        pl.seed_everything(config.train.seed, verbose=False)
-        assert config.thinning.max_db is not None  # noqa: S101
-        limits = config.thinning.min_db, config.thinning.max_db
-        module = GapModule(config, limits, None if start is None else start.network)
-        with _interruptible():
-            trainer.fit(module, PairData(split, config), ckpt_path=run_folder.checkpoint_in(out, resume))
+        _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
     run_folder.draw(out, model := load_model(out))
     return model
+
+
+def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | None, checkpoint: Path | None) -> None:
+    pl.seed_everything(config.train.seed, verbose=False)
+    assert config.thinning.max_db is not None  # noqa: S101
+    limits = config.thinning.min_db, config.thinning.max_db
+    module = GapModule(config, limits, None if start is None else start.network)
+    with _interruptible():
+        trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
 
 
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
@@ -153,9 +155,9 @@ def _numbers(detector: Detector) -> dict[str, Any]:
     return detector.camera.model_dump(exclude={"maps", "measured"})
 
 
-def _of_images(config: RunConfig, channels: int, start: Model | None, detector: Detector | None) -> RunConfig:
+def _of_images(config: RunConfig, stacks: list[Stack], start: Model | None, detector: Detector | None) -> RunConfig:
     """Fill in what the images and their camera decide, unless it was decided already."""
-    own = config.network.channels
+    channels, own = stacks[0].shape[0], config.network.channels
     if channels != own and (start is not None or "channels" in config.network.model_fields_set):
         has = "network.channels is" if start is None else f"{run_folder.init_of(start)['name']}, to start from, has"
         raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
@@ -163,6 +165,8 @@ def _of_images(config: RunConfig, channels: int, start: Model | None, detector: 
         if config.thinning.ceiling is not None:
             raise ConfigError("a camera and thinning.ceiling were given; one-bit frames need no camera: leave it out")
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
+    if config.thinning.ceiling is not None:
+        check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
 
 
