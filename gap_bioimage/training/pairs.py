@@ -79,7 +79,8 @@ def pairs_of(
     # no network can expect what hot pixels hold, and they would be all that the loss sees
     weight = weight.masked_fill(hot_pixels(counts), 0.0)
     if dark is not None:
-        kept += torch.poisson(dark.expand_as(kept).contiguous(), generator)
+        noise = torch.randn(kept.shape, generator=generator, device=kept.device)
+        kept = (kept + torch.round(dark + torch.sqrt(dark) * noise)).clamp(min=0.0)  # as read noise is, and rounded
     db = 10 * torch.log10(kept.flatten(1).mean(1))
     return Pairs(kept, target * (weight > 0), db, exposure.flatten(), weight, dark)
 
