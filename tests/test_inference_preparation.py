@@ -47,6 +47,16 @@ def test_a_model_remembers_its_camera(tmp_path: Path) -> None:
     np.testing.assert_allclose(expected, as_counts - Detector(CAMERA).background(), rtol=1e-5, atol=1e-5)
 
 
+def test_with_a_generator_camera_values_become_counts_as_in_training() -> None:
+    image = raw(30, 40, dims="yx")
+    in_use, spread = (
+        prepare(camera_model(), image, Layout(), rng=rng).items[0] for rng in (None, np.random.default_rng(3))
+    )
+    np.testing.assert_array_equal(in_use[0], Detector(CAMERA).counts(image.values))
+    np.testing.assert_array_equal(spread[0], Detector(CAMERA).counts(image.values, np.random.default_rng(3)))
+    assert (in_use != spread).any()
+
+
 def test_each_pixel_gives_back_its_own_background() -> None:
     noise = np.full((32, 32), 1.0, np.float32)
     noise[:, 16:] = 4.0

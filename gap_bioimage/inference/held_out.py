@@ -130,7 +130,8 @@ def coverage(
     asked = Draws(check_whole("n_samples", n_samples, 2), seed, settings or SamplingConfig(), batch)
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
-    prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
+    layout = Layout(dims, planes, camera, time_as_z, separate_channels)
+    prepared = prepare(model, photons, layout, rng=np.random.default_rng((seed, 2)))
     refuse_one_bit(model, "coverage")
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     drawing = Drawing(model, network, asked, on_step=on_step)

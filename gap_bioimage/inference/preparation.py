@@ -100,8 +100,17 @@ class Prepared:
             warnings.warn(f"no photons in {self.names(empty)}: {consequence}", EmptyImageWarning, stacklevel=3)
 
 
-def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] | None = None) -> Prepared:
-    """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in."""
+def prepare(
+    model: Model,
+    image: Any,
+    layout: Layout,
+    origin: tuple[int, int] | None = None,
+    rng: np.random.Generator | None = None,
+) -> Prepared:
+    """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in.
+
+    With ``rng`` camera values become counts as in training, whose halves are independent.
+    """
     check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()
@@ -112,7 +121,7 @@ def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] | 
         check_whole_numbers(source, name=name)
     elif n_frames is None:
         check_camera_image(source, detector, name=name)
-        source = _counted(source, detector)
+        source = _counted(source, detector, rng)
     else:
         raise ConfigError("the model was trained on one-bit frames, which need no camera; give camera=None")
     if n_frames is not None:
@@ -129,12 +138,12 @@ def prepare(model: Model, image: Any, layout: Layout, origin: tuple[int, int] | 
     return Prepared(source, _without_hot_pixels(ordered, name, origin or (0, 0)), detector, n_frames, layout.time_as_z)
 
 
-def _counted(image: xr.DataArray, detector: Detector) -> xr.DataArray:
+def _counted(image: xr.DataArray, detector: Detector, rng: np.random.Generator | None) -> xr.DataArray:
     """Return the counts of camera values, plane by plane, so that only they are in memory."""
     ordered = image.transpose(..., "y", "x")
     counts = np.empty(ordered.shape, np.int32)
     for place in np.ndindex(ordered.shape[:-2]):
-        counts[place] = detector.counts(np.asarray(ordered.data[place]))
+        counts[place] = detector.counts(np.asarray(ordered.data[place]), rng)
     return ordered.copy(data=counts).transpose(*image.dims)
 
 
