@@ -1,7 +1,8 @@
 """The numbers behind counts from camera values: what to add to electrons so that their variance is their mean.
 
-Read noise, the steps of ADU and rounding to counts add variance to the electrons, clipping at zero takes some away.
-All of it is worked out here from the chances of each value, exactly but for the read noise being normal.
+Read noise, the steps of ADU and rounding to counts add variance to the electrons. How much is worked out here from the
+chances of each value, exactly but for the read noise being normal. What makes the noise that of photons beyond its
+variance is an expansion.
 """
 
 from __future__ import annotations
