@@ -257,9 +257,7 @@ def _doubts(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name:
     # a percentile, because single pixels of dark images are noise
     signal = max(0.0, (float(np.percentile(sample, 25)) - camera.offset) / camera.gain)
     if camera.read_noise > _QUIET and signal + camera.read_noise**2 < model.MODEL_FROM:
-        told = (
-            f"dark pixels of {name} have {signal:.2g} electrons: clipped at zero, their counts are only roughly those"
-        )
+        told = f"dark pixels of {name} have {signal:.2g} electrons: clipped at zero, their counts are roughly those"
         yield f"{told} of photons (signal + read noise^2 should be at least 1)"
 
 

@@ -117,15 +117,6 @@ def train(
     return model
 
 
-def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | None, checkpoint: Path | None) -> None:
-    pl.seed_everything(config.train.seed, verbose=False)
-    assert config.thinning.max_db is not None  # noqa: S101
-    limits = config.thinning.min_db, config.thinning.max_db
-    module = GapModule(config, limits, None if start is None else start.network)
-    with _interruptible():
-        trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
-
-
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
     """Return the settings that were given as a whole, by section, or one by one."""
     if not isinstance(config, RunConfig):
@@ -168,6 +159,15 @@ def _of_images(config: RunConfig, stacks: list[Stack], start: Model | None, dete
     if config.thinning.ceiling is not None:
         check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
+
+
+def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | None, checkpoint: Path | None) -> None:
+    pl.seed_everything(config.train.seed, verbose=False)
+    assert config.thinning.max_db is not None  # noqa: S101
+    limits = config.thinning.min_db, config.thinning.max_db
+    module = GapModule(config, limits, None if start is None else start.network)
+    with _interruptible():
+        trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -60,13 +60,11 @@ def pairs_of(
 ) -> Pairs:
     """Split windows on the generator's device; each photon goes into the input with the fraction of its window."""
     counts = _moved([window.counts for window in windows], generator.device).float()
-    told = torch.tensor([fractions, [window.n_others for window in windows]], dtype=torch.float64)
-    fraction, others = told.float().to(generator.device, non_blocking=True).reshape(2, -1, *[1] * (counts.ndim - 1))
+    told = [fractions, [window.n_others for window in windows], [window.dark for window in windows]]
+    moved = torch.tensor(told, dtype=torch.float64).float().to(generator.device, non_blocking=True)
+    fraction, others, dark = moved.reshape(3, -1, *[1] * (counts.ndim - 1))
     kept = torch.binomial(counts, fraction.expand_as(counts), generator=generator)
-    dark = None
-    if any(window.dark for window in windows):
-        of_windows = torch.tensor([window.dark for window in windows], dtype=torch.float32, device=generator.device)
-        dark = (1 - fraction) * of_windows.reshape(fraction.shape)
+    added = (1 - fraction) * dark if any(window.dark for window in windows) else None
     repeated = windows[0].others is not None
     target = _moved([window.others for window in windows], generator.device).float() if repeated else counts - kept
     weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
@@ -78,11 +76,11 @@ def pairs_of(
         weight = weight * _moved([window.usable for window in windows], generator.device)
     # no network can expect what hot pixels hold, and they would be all that the loss sees
     weight = weight.masked_fill(hot_pixels(counts), 0.0)
-    if dark is not None:
+    if added is not None:
         noise = torch.randn(kept.shape, generator=generator, device=kept.device)
-        kept = (kept + torch.round(dark + torch.sqrt(dark) * noise)).clamp(min=0.0)  # as read noise is, and rounded
+        kept = (kept + torch.round(added + torch.sqrt(added) * noise)).clamp(min=0.0)  # as read noise is, and rounded
     db = 10 * torch.log10(kept.flatten(1).mean(1))
-    return Pairs(kept, target * (weight > 0), db, exposure.flatten(), weight, dark)
+    return Pairs(kept, target * (weight > 0), db, exposure.flatten(), weight, added)
 
 
 def check_ceiling(images: Iterable[NDArray[Any]], ceiling: int) -> None:

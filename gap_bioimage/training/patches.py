@@ -56,7 +56,7 @@ class Stack:
     @property
     def photons(self) -> float:
         """About how many photons all pixels hold; of exposures, those of the first."""
-        values = np.asarray(self.values[0] if self.repeated else self.values)
+        values = self.values[0] if self.repeated else self.values
         total = float(np.nansum(values, dtype=np.float64))
         camera = None if self.detector is None else self.detector.camera
         return total if camera is None else (total - camera.offset * values.size) / camera.gain
@@ -265,6 +265,7 @@ class WindowDrawer:
         starts = rng.integers(0, np.subtract(stack.shape[1:], sizes) + 1).tolist()
         where = tuple(slice(s, s + w) for s, w in zip(starts, sizes, strict=True))
         place = stack[(slice(None), *where)]
+        place = replace(place, values=np.asarray(place.values))  # what is on disk is read once
         # of binned ones a quarter, so that they are no more often chosen
         return _Candidate(place, binned, place.photons / 4 if binned else place.photons)
 
