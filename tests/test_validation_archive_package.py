@@ -145,6 +145,11 @@ def test_odd_but_harmless_zips_open(tmp_path: Path) -> None:
         assert package is not None and package.names == ("inner.zip", "rdf.yaml")
 
 
+def test_a_huge_directory_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._ShortReads, "limit", 200)
+    assert statuses(write(tmp_path / "m.zip", *(f"file{i}" for i in range(9)))) == {"archive.intact": "failed"}
+
+
 def test_a_second_description_that_differs_is_a_warning(tmp_path: Path) -> None:
     for content, status in ((b"type: model", None), (b"type: other", "warning")):
         path = write(tmp_path / "m.zip", "bioimageio.yaml", content=content)

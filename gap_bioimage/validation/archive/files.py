@@ -3,11 +3,10 @@
 import hashlib
 import io
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
-from gap_bioimage.validation.archive.package import Package, few, fold, shown, unsafe_path
+from gap_bioimage.validation.archive.package import Package, few, fold, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
 
@@ -215,7 +214,7 @@ def scan(path: Path, weights_format: str) -> bool:
 
 def _pickles_in(path: Path) -> list[bytes] | None:
     """The pickles in a zip; None of TorchScript, since only torch.jit.load reads it, by names in its own code."""
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
         entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]

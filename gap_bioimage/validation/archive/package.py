@@ -5,6 +5,7 @@ Nothing is executed, nothing leaves a temp folder.
 
 import errno
 import filecmp
+import io
 import os
 import stat
 import tempfile
@@ -24,6 +25,7 @@ from gap_bioimage.validation.archive.rdf import FileReference, read_rdf, referen
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, declare, one_sentence
 
 MAX_ENTRIES = 10_000
+MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten times its size in memory
 MAX_TOTAL_BYTES = 16 * 2**30
 MAX_RATIO = 200.0
 RATIO_FREE_BYTES = 64 * 2**20  # below this a high compression ratio is harmless: zeros shrink 1000-fold
@@ -58,6 +60,25 @@ def few(items: list[str], n: int = 3) -> str:
     """The first of several findings, and how many more there are."""
     more = f" and {len(items) - n} more" if len(items) > n else ""
     return "; ".join(one_sentence(item, 250) for item in items[:n]) + more
+
+
+class _ShortReads(io.FileIO):
+    """A file of which no large piece can be asked for while ``limit`` is set; zipfile asks for a whole directory."""
+
+    limit: int | None = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.limit is not None and size is not None and size > self.limit:
+            raise zipfile.BadZipFile(f"its directory has {size} bytes, at most {self.limit} are read")
+        return super().read(-1 if size is None else size) or b""
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip; `zipfile.BadZipFile` where it is none, or has so large a directory that listing it takes long."""
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        file.limit = None
+        yield archive
 
 
 def unsafe_path(name: str) -> str | None:
@@ -268,7 +289,7 @@ def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
     """The name of the description in a zip, and what is found; unpacked if nothing is wrong with it."""
     rdf_name, checks = "", list[Check]()
     try:
-        with zipfile.ZipFile(source) as archive:
+        with open_zip(source) as archive:
             entries = archive.infolist()
             rdf_name = _find_yaml([entry.filename for entry in entries], source)
             checks += entry_checks(entries)

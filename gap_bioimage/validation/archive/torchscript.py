@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from gap_bioimage.validation.archive.package import open_zip
 from gap_bioimage.validation.check import NotApplicable
 
 ENGINE = "libtorch 1.13"  # the oldest engine that consumers still run
@@ -138,7 +139,7 @@ class TorchScriptCode:
 def read_code(path: Path) -> TorchScriptCode:
     """Read a TorchScript file's code as text, without unpickling; `ValueError` if it is no TorchScript archive."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             entries = archive.infolist()
             code = [entry for entry in entries if "/code/" in entry.filename and entry.filename.endswith(".py")]
             if not code:
