@@ -31,7 +31,7 @@ _EXPORT_AGAIN = "Export the test outputs again with these weights and this prepr
 _UPDATE = "Update the description to format 0.5 (`gap-bioimage repair` does this), or leave axes out of scale_linear."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
 DOES_NOT_RUN = "the model does not run on its test input, see run.reproduces"
-ONE_IMAGE = "Export the weights with a batch axis of any size, or registry.declare a batch size of 1."
+ONE_IMAGE = "Export the weights with a batch axis of any size, or declare a batch size of 1."
 
 CONTROL = registry.declare(
     "run.negative_control", "run", Severity.DEGRADES, asks="A test that a wrong output fails.",
