@@ -1,5 +1,6 @@
 """The folder of a run: made once, resumed by the same settings and images, maybe from the weights of another model."""
 
+import io
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,11 @@ def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
     whole = last.read_bytes()
     for part in (whole[: len(whole) // 2], whole[:10], b"", (tmp_path / "held_out.npy").read_bytes()):
         last.write_bytes(part)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+            run(tmp_path, config=config_of(steps=4), resume=True)
+    content = torch.load(io.BytesIO(whole), weights_only=True)
+    for weights in ({key: of for key, of in content.items() if key != "optimizer_states"}, content["state_dict"]):
+        torch.save(weights, last)  # from which no training can go on
         with pytest.raises(CheckpointError, match=r"last\.ckpt"):
             run(tmp_path, config=config_of(steps=4), resume=True)
     last.write_bytes(whole)

@@ -27,6 +27,7 @@ from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import RunConfig, TrainConfig, differences
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.files import refusals_told, replacing
+from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
@@ -158,10 +159,12 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
         return None
     advice = f"remove it to go on from {out / 'best.ckpt'} as init of a new run, or train anew"
     try:
-        same = load_model(last).config == RunConfig.read(out / "config.yaml").network
+        content = read_weights(last, str(last))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {advice}") from None
-    if not same:
+    ours = CHECKPOINT_KEY in content and "optimizer_states" in content
+    own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last) if ours else None
+    if own != RunConfig.read(out / "config.yaml").network:
         raise CheckpointError(f"{last} is not a checkpoint of the network that config.yaml tells; {advice}")
     return last
 
