@@ -6,8 +6,6 @@ All combinations of gain, offset and read noise, of scenes with many and with fe
 multiplication; from stacks, two frames and one image.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor

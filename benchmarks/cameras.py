@@ -1,7 +1,5 @@
 """Simulated cameras, whose numbers are known."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

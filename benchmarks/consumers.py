@@ -6,8 +6,6 @@ WORK is the folder of ``hazelnut.py``, whose trained networks are exported here 
 interpreters with other versions of torch or bioimageio.core, in which the models are run too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@
 Runs the command line as a user would, then both zips through ``examples/predict_with_bioimageio.py``.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -5,8 +5,6 @@ Needs nothing but torch, so that an old Python can run it::
     /usr/bin/python3 benchmarks/list_operators.py > gap_bioimage/validation/archive/operators_1_13.txt
 """
 
-from __future__ import annotations
-
 HEADER = """\
 # Operators of torch {version}, as torch._C._jit_get_all_schemas() lists them: one per line, followed by the ways to
 # call it, each as its number of positional arguments (* for any number) and its keywords. Made by

@@ -6,8 +6,6 @@ Every network trains for the same seconds of one processor core, the drawing of 
 steps as fit in. What WORK holds is used as it is, so that the command may be stopped and given again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -6,8 +6,6 @@ The placement is found as in "Jump Your Steps" (Park et al., arXiv 2410.07761), 
 by what counts here: the variance of samples from exact predictors over that of the posterior.
 """
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np

@@ -13,8 +13,6 @@ that the command may be stopped and given again, elsewhere with ``--methods`` an
 left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import json

@@ -1,7 +1,5 @@
 """How good an image is, with the truth known."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

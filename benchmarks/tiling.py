@@ -6,8 +6,6 @@ Two 2D networks are trained on simulated cells from -17 to 6 dB, one as usual an
 total rate to the input's photons. Each way denoises 512 x 512 test images whole and in tiles of 256 px.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -9,8 +9,6 @@ pretrained 2D network, as one process, as two parts side by side, and a part of 
 something on a quiet machine only; its load is told beside them.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -6,8 +6,6 @@ The file holds descriptions (``rdf``) and reports of bioimageio.core, deepImageJ
 matrix per program is printed and written, with each disagreement and its cause.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

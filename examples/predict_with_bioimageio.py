@@ -5,8 +5,6 @@
 A movie runs through frame by frame, a stack through a 2D model plane by plane.
 """
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

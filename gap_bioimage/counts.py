@@ -5,8 +5,6 @@ p s and (1 - p) s: from noisy counts alone this makes the input and the target o
 arXiv 2307.06607, section 3.2).
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What is measured on an image before it is judged: its numbers, its noise, and the traces that programs leave."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise

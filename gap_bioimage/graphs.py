@@ -1,7 +1,5 @@
 """Work whose kernels a GPU starts by itself, and fewer of them: launching one by one takes longer than running them."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import types

@@ -1,7 +1,5 @@
 """What an image is, and what to do about it: one table of rules over what was measured."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What an image is: a table of rules over what was measured, the first of which that speaks decides."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Simulated fluorescence microscopy: cells, or filaments alone, counted photon by photon."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal

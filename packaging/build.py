@@ -5,8 +5,6 @@ python packaging/build.py packaging/hazelnut_2d OUT --images hazelnut_photons_t0
 python packaging/build.py packaging/nuclei_2d OUT --pretrained nuclei
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import zipfile

@@ -1,7 +1,5 @@
 """Random numbers, keys and images for the tests of the sampler."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Counts with every axis and calibration, and what a round trip must keep of them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tifffile

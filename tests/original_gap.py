@@ -1,7 +1,5 @@
 """The architecture of the original GAP networks, written from its description alone, and files like theirs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

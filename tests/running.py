@@ -1,7 +1,5 @@
 """Run checks of tiny models in this process, or all the others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Calibration of cameras against simulated ones, whose numbers are known."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Camera values to counts."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verbs inspect and calibrate: what they print, draw, write and advise."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

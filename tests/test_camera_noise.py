@@ -1,7 +1,5 @@
 """Noise of images: variance against brightness, its correlation, and pixels that no photons explain."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The verbs ``validate`` and ``repair`` from the command line: pages, options, lists, and how they end."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

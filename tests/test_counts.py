@@ -1,7 +1,5 @@
 """Thinning, pseudo-PSNR and one-bit slots; whether an image holds counts and fits a model."""
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 

@@ -1,7 +1,5 @@
 """Sizes that zips declare, and the scores."""
 
-from __future__ import annotations
-
 import warnings
 from types import SimpleNamespace
 from typing import Any

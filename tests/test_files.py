@@ -1,7 +1,5 @@
 """Results appear whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a GPU does otherwise gives what the CPU gives."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """What images are: counts, cameras, and what programs made of them."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """TIFF of Zeiss, MetaMorph, Micro-Manager and ScanImage."""
 
-from __future__ import annotations
-
 import json
 import struct
 

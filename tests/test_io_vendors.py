@@ -1,7 +1,5 @@
 """Files of microscopes' makers, written as their libraries read them."""
 
-from __future__ import annotations
-
 import struct
 import sys
 

@@ -1,7 +1,5 @@
 """Nikon files, written chunk by chunk as the library reads them."""
 
-from __future__ import annotations
-
 import struct
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is written is found by other programs, and read again: values, types, axes, calibration and names."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

@@ -1,7 +1,5 @@
 """Networks that correct smoothed counts: safe for any counts, alike in tiles, with the scale of the photons."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The public names: importable, lazy, and all that their signatures take."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Recipes of models: what they hold, and that each makes a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

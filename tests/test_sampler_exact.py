@@ -1,7 +1,5 @@
 """The sampling loop with predictors that are exact: whatever a sample lacks is then the sampler's doing."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """The sampler's random numbers: Poisson, independent, functions of what is known."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Schedules, budgets, restored variance and the sampling step."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

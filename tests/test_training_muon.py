@@ -1,7 +1,5 @@
 """Muon evens out what weights learn, and can be resumed."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

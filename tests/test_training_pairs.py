@@ -1,7 +1,5 @@
 """Training pairs: thinning on the device that trains, one-bit frames, and repeats of a still scene."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What bioimageio.spec says of a description, in plain words; no network is used and nothing is left behind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

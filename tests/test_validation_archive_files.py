@@ -1,7 +1,5 @@
 """The files that a description names: inside the package, there, unchanged, plain arrays, and pickles without code."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import io

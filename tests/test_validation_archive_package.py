@@ -1,7 +1,5 @@
 """Zips and descriptions that must not be trusted are refused before they are unpacked or built."""
 
-from __future__ import annotations
-
 import os
 import stat
 import zipfile

@@ -1,7 +1,5 @@
 """What can be read off a TorchScript file without loading it, and which of its operators old engines have."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess

@@ -1,7 +1,5 @@
 """The registry: what is declared, how it is judged, what others may add; what a check may say, and a rule see."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Whatever a zip holds, the static checks give sentences: no crash, no hang, nothing outside is read or written."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """Repairs: what each mends, that nothing else changes, and that the original stays."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import io

@@ -1,7 +1,5 @@
 """The report: its verdict, its contract with scripts, which checks count, and its form for programs."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

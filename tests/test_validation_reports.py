@@ -1,7 +1,5 @@
 """Reports as a page, in the terminal and as JUnit XML, and the list of all checks."""
 
-from __future__ import annotations
-
 import io
 import re
 from base64 import b64encode

@@ -1,7 +1,5 @@
 """Who will run a model and its score in the zoo, as they follow from checks; held against the zoo's own reports."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Sequence

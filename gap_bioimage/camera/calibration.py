@@ -1,7 +1,5 @@
 """Gain, offset and read noise of a camera from its own images."""
 
-from __future__ import annotations
-
 import datetime
 import math
 from collections.abc import Iterator

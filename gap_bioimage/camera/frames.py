@@ -1,7 +1,5 @@
 """Images and dark frames for a calibration: what is accepted, and as which array."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass, fields, replace

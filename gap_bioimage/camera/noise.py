@@ -1,7 +1,5 @@
 """The noise of an image: its variance against brightness, what neighbours share of it, and hot pixels."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ large. Two bounds hold in any case: read noise is at least that of digitisation,
 Intervals are from a bootstrap over blocks. J. R. Janesick, "Photon Transfer", SPIE Press (2007).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -5,8 +5,6 @@ chances of each value, exactly but for the read noise being normal. What makes t
 variance is an expansion.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -1,7 +1,5 @@
 """The command line: verbs that parse, call and print, and what is done about errors."""
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """Verbs that make models and tell about them: demo, train, export, info."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Options that several verbs share, one by one and in groups."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """The model card: who made a model, from what, under which licence."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Self

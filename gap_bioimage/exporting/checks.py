@@ -1,7 +1,5 @@
 """The checks that only photon models need, declared in the registry of ``validation``, which knows no photons."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from gap_bioimage.validation.check import NotApplicable, Outcome, Severity, rule, run_check

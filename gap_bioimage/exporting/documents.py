@@ -4,8 +4,6 @@ The RDF is written in format 0.5.9 with plain strings, not through bioimageio.sp
 as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read. Custom postprocessing came with 0.5.10.
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import math

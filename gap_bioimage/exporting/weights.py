@@ -1,7 +1,5 @@
 """The weights of a zip: TorchScript for every consumer, the state_dict with its source, ONNX where it is asked for."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import io

@@ -1,7 +1,5 @@
 """How far a network looks: what its layers could see, and the halo beyond which little of that is used; its memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

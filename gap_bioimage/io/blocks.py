@@ -4,8 +4,6 @@ A block is a shard, or in OME-Zarr 0.4 some whole chunks, so that no two blocks 
 rename, then its record beside them, with their hash: what is recorded is done, and nothing is ever half done.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -4,8 +4,6 @@ The libraries of OME's metadata know 0.4 and 0.5 only, and refuse a store as a w
 the schema; what is read here, axes, scales and names, is much the same in all versions.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From a path to counts: open, choose a series, name the axes, choose a channel and frames, read, check."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

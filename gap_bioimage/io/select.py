@@ -1,7 +1,5 @@
 """Which image of a file, what its axes are, and which channel and frames of it to keep; all of it by ``isel``."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A file is a table of planes with the page that holds each, -1 where the file lac
 the table goes with the image, until one is chosen that lacks none.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re

@@ -3,8 +3,6 @@
 libCZI, pylibCZIrw and bioio-czi are under LGPL and GPL, as is readlif.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

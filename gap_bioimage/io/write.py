@@ -1,7 +1,5 @@
 """Images written so that Fiji, ilastik and napari open them with their axes and pixel sizes."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -1,7 +1,5 @@
 """Models that come with the package, known by their names wherever a model is asked for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from gap_bioimage.errors import CheckpointError

@@ -1,7 +1,5 @@
 """Call the libraries without their logs and progress bars."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """Who will run the model, the score that the zoo will give it, and what would raise it, as they follow from checks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

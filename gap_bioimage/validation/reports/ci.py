@@ -1,7 +1,5 @@
 """Reports for programs: SARIF 2.1.0, annotations of GitHub, and the JSON report's own schema."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path

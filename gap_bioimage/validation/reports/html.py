@@ -1,7 +1,5 @@
 """Reports as one web page for people who make, choose or use models."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath

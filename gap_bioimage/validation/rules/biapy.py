@@ -1,7 +1,5 @@
 """BiaPy, which judges a model by its description alone before it builds the network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gap_bioimage.validation import rules

@@ -1,7 +1,5 @@
 """deepImageJ in Fiji, whose engine is JDLL."""
 
-from __future__ import annotations
-
 import math
 import re
 

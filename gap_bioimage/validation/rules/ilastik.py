@@ -1,7 +1,5 @@
 """ilastik, whose server tiktorch runs bioimageio.core on torch."""
 
-from __future__ import annotations
-
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
 from gap_bioimage.validation.model import Model

@@ -1,7 +1,5 @@
 """QuPath, which runs 2D models through Deep Java Library, tile by tile."""
 
-from __future__ import annotations
-
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
 from gap_bioimage.validation.rules import first

@@ -3,8 +3,6 @@
 Nothing of the zoo's own refuses a model: the collection's checks take what bioimageio.spec takes.
 """
 
-from __future__ import annotations
-
 import filecmp
 import re
 from datetime import date

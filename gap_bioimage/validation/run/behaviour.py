@@ -1,7 +1,5 @@
 """What users expect of a model besides its test output: other images, sizes, number types, batches and devices."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import time

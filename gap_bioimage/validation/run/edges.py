@@ -1,7 +1,5 @@
 """What tiles change: one profile of the difference against the distance from a cut answers seams and halos."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Other interpreters with other versions of torch and bioimageio.core, as the consumers have them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -3,8 +3,6 @@
 That they are finite numbers, ``archive.tensors`` has seen before anything is run.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Mapping, Sequence

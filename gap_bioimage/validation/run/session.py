@@ -1,7 +1,5 @@
 """The checks of one model, in the process that runs it: bioimageio.core's own test, then what that test leaves out."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
