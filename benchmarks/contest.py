@@ -78,13 +78,13 @@ def _status_kb(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def shares_of(run: Callable[[], Any]) -> str:
-    """Return which four operators take most of the time of a run."""
+def shares_of(run: Callable[[], Any]) -> dict[str, float]:
+    """Return the shares of operators in the time of a run, the largest first."""
     with torch.profiler.profile() as profiler:
         run()
-    took = {e.key: e.self_device_time_total or e.self_cpu_time_total for e in profiler.key_averages()}
-    largest = sorted(took, key=lambda key: -took[key])[:4]
-    return ", ".join(f"{took[key] / sum(took.values()):.0%} {key.removeprefix('aten::')}" for key in largest)
+    events = profiler.key_averages()
+    took = {e.key.removeprefix("aten::"): e.self_device_time_total or e.self_cpu_time_total for e in events}
+    return {key: took[key] / sum(took.values()) for key in sorted(took, key=lambda key: -took[key])}
 
 
 class Contest:
@@ -92,29 +92,34 @@ class Contest:
 
     def __init__(self, work: str, machine: Machine, pixels: float) -> None:
         self.work, self.machine, self.pixels = work, machine, pixels
-        self.ways: dict[str, tuple[Callable[[], Any], str, str]] = {}
+        self.ways: dict[str, tuple[Callable[[], Any], str, str, float | None]] = {}
 
-    def add(self, way: str, run: Callable[[], Any], kind: str = "float32", note: str = "") -> None:
-        """Add a way, whose convolutions are of a kind."""
-        self.ways[way] = run, kind, note
+    def add(
+        self, way: str, run: Callable[[], Any], kind: str = "float32", note: str = "", aim: float | None = None
+    ) -> None:
+        """Add a way, whose convolutions are of a kind; ``aim`` is the ratio that is wanted."""
+        self.ways[way] = run, kind, note, aim
 
     def rows(self, seconds: float) -> list[dict[str, Any]]:
         """Let them run, round by round, until the time is over."""
         counted, times, found = {}, {way: [] for way in self.ways}, []
-        for way, (run, _, _) in self.ways.items():
+        for way, (run, *_) in self.ways.items():
             with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, Traffic() as traffic:
                 memory = self.machine.peak_mb(run)
             counted[way] = flops.get_total_flops(), traffic.total, memory
         start, first = time.perf_counter(), times[next(iter(times))]
         while not first or (time.perf_counter() - start < seconds and len(first) < 50):
-            for way, (run, _, _) in self.ways.items():
+            for way, (run, *_) in self.ways.items():
                 times[way].append(self.machine.time(run))
-        for way, (run, kind, note) in self.ways.items():
+        for way, (run, kind, note, aim) in self.ways.items():
             took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
+            shares, ratio = shares_of(run), statistics.median(a / b for a, b in zip(first, times[way], strict=True))
+            convolving = sum(share for name, share in shares.items() if "conv" in name)
             found.append({
                 "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
-                "ratio": statistics.median(a / b for a, b in zip(first, times[way], strict=True)),
+                "ratio": ratio, "aim": aim, "at most": ratio / convolving if convolving else None,
                 "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
-                "of peak bytes/s": moved / took / self.machine.bytes, "note": note, "shares": shares_of(run),
+                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
+                "shares": ", ".join(f"{share:.0%} {name}" for name, share in list(shares.items())[:4]),
             })  # fmt: skip
         return found
