@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEAST_SHIFT = 0.25
+"""Counts added to a camera's electrons, by a noise of 0.4, from which on their noise is made that of photons."""
+AROUND_REACH_PX = 2
+"""How far neighbours may be that tell the mean around a camera's pixel."""
 _MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
 _MATRICES: dict[tuple[int, int, int, int, bool, str], Tensor] = {}
 
@@ -58,6 +62,40 @@ def without_hot_pixels(photons: Tensor) -> Tensor:
     cold = 1.0 - hot.to(photons.dtype)
     seen = blur(blur(photons * cold, ones, -1), ones, -2)
     return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
+
+
+def like_photons(
+    values: Tensor, shift: Tensor, reach_px: int = AROUND_REACH_PX, least_shift: float = LEAST_SHIFT
+) -> Tensor:
+    """Move values, (..., y, x), so that they are distributed as photons: as Poisson numbers of their mean.
+
+    ``values`` are electrons with ``shift`` added, of which one number or (y, x). They have as much variance as mean,
+    but no more skewness and kurtosis than their electrons. Halves of them would be uncorrelated, yet the target
+    would depend on the input's noise: by a quarter of its own noise at 3 counts per pixel, of which 2.6 were added.
+    Networks learn that, and copy it; and noise below zero that is cut there makes dark images brighter. So values are
+    made normal and then Poisson, both as Cornish and Fisher expand quantiles, around the mean that the neighbours show.
+    With little noise they are rounded: the expansions do not hold for so few counts, and rounding finds the electrons.
+
+    Source: G. W. Hill and A. W. Davis, "Generalized asymptotic expansions of Cornish-Fisher type",
+    Ann. Math. Statist. 39, 1264 (1968).
+    """
+    electrons, side = values - shift, 2 * reach_px + 1
+    planes = electrons.reshape([-1, values.shape[-2], values.shape[-1]])
+    # averages into which zeros beyond the border go, as they do into those of ones
+    total = side * side * F.avg_pool2d(planes, side, 1, reach_px)
+    count = side * side * F.avg_pool2d(torch.ones_like(planes[:1]), side, 1, reach_px)
+    around = (total - planes) / torch.clamp(count - 1.0, min=1.0)
+    around = torch.clamp(around, min=1e-3).reshape(values.shape)
+    mean = around + shift
+    deviation = torch.sqrt(mean)
+    z = torch.clamp((values - mean) / deviation, -4.0, 4.0)
+    skewness, kurtosis, square = around / (mean * deviation), around / (mean * mean), z * z
+    normal = z - skewness * (square - 1.0) / 6.0 - kurtosis * z * (square - 3.0) / 24.0
+    normal = normal + skewness * skewness * z * (4.0 * square - 7.0) / 36.0
+    square = normal * normal
+    moved = normal + (square - 1.0) / (6.0 * deviation) - normal * (square - 1.0) / (72.0 * mean)
+    moved = torch.where(shift > least_shift, values + deviation * (moved - z), torch.round(values))
+    return torch.clamp(moved, min=0.0)
 
 
 def blur(x: Tensor, kernel: list[float], axis: int) -> Tensor:

@@ -23,7 +23,7 @@ CAMERA_FILE = "camera.yaml"
 """The camera in a run folder, with its maps beside it."""
 CameraLike = Detector | Camera | str | Path | None
 """A camera, its yaml, "model" for the one that a model was trained with, or None where images are counts."""
-_OF_THE_MODULE = "box_px rounded background ceiling n_samples n_steps seed gain brightest window_px".split()
+_OF_THE_MODULE = "box_px rounded background ceiling shift n_samples n_steps seed gain brightest window_px".split()
 """What the modules of our zips are made with besides the network."""
 _AVERAGE = "average.module."  # of the weights, kept beside the last ones
 _ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
@@ -57,6 +57,10 @@ class Model:
     source: Path = Path()  # where it was read from
     # "run", "checkpoint" (ours), "original GAP checkpoint", "state_dict" (of others) or "bioimage.io zip"
     origin: str = "run"
+
+    def __post_init__(self) -> None:
+        if self.camera is not None:
+            object.__setattr__(self, "camera", self.camera.for_network(self.network.anchored))
 
     @property
     def kind(self) -> str:
@@ -99,7 +103,7 @@ class Model:
         """Return the camera that was asked for, "model" for its own; None where images are counts."""
         if camera == "model":
             return self.camera
-        return None if camera is None else Detector.of(camera)
+        return None if camera is None else Detector.of(camera).for_network(self.network.anchored)
 
 
 def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = None) -> Model:

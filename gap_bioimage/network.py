@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gap_bioimage.anchor import FIT_POOL, Anchor
-from gap_bioimage.filters import hot_pixels, without_hot_pixels
+from gap_bioimage.filters import hot_pixels, like_photons, without_hot_pixels
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -89,9 +89,17 @@ def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
 
 
 def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
-    """Return counts as networks know them: not negative, and whole where they were computed from camera values."""
+    """Return counts that are not negative, and whole where they were computed from camera values."""
     photons = torch.clamp(photons, min=0.0)
     return torch.round(photons) if rounded else photons
+
+
+def seen_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
+    """Return counts as networks know them: of a camera's electrons with a ``shift`` those that are like photons."""
+    if shift > 0.0:
+        added = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
+        return like_photons(without_hot_pixels(photons), added)
+    return whole_counts(photons, rounded)
 
 
 def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
@@ -319,21 +327,27 @@ class UNet(nn.Module):
 class PhotonDenoiser(nn.Module):
     """Counts in, denoised photons out: what an exported model runs.
 
-    See ``UNet.rate`` for ``box_px``, ``whole_counts`` for ``rounded`` and ``photons_of`` for the others; ``network``
-    are the arguments of ``UNet``.
+    See ``UNet.rate`` for ``box_px``, ``seen_counts`` for ``rounded`` and ``shift``, ``photons_of`` for the others;
+    ``network`` are the arguments of ``UNet``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
-        self, box_px: List[int], rounded: bool = False, background: float = 0.0, ceiling: int = 0, **network
+        self,
+        box_px: List[int],
+        rounded: bool = False,
+        background: float = 0.0,
+        ceiling: int = 0,
+        shift: float = 0.0,
+        **network,
     ) -> None:
         super().__init__()
         self.network = UNet(**network)
         self.box_px: List[int] = odd_box(box_px, self.network.dim)
-        self.rounded, self.background, self.ceiling = rounded, float(background), ceiling
+        self.rounded, self.background, self.ceiling, self.shift = rounded, float(background), ceiling, float(shift)
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x), counts of any type."""
-        photons = whole_counts(self.network.fitting(photons), self.rounded)
+        photons = seen_counts(self.network.fitting(photons), self.rounded, self.shift)
         rate = self.network.rate(photons, self.network(photons), self.box_px)
         return photons_of(rate, self.background, self.ceiling)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gap_bioimage.filters import without_hot_pixels
-from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, whole_counts
+from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, seen_counts, whole_counts
 
 GAIN = 100.0  # N / n_0 at most: 20 dB leave 1 % of the posterior's variance out
 LEAST_GAIN = 10.0  # N / n_0 that anchored networks always reach: 10 dB beyond their training they are good, not 20
@@ -191,7 +191,7 @@ class PosteriorSampler(Sampler):
     """Counts in; mean, standard deviation and samples of the posterior out: what a sampling zip runs.
 
     ``forward`` draws ``n_samples`` with ``n_steps`` and ``seed`` up to ``gain``; ``box_px`` is the odd box in which
-    photons are conserved, ``rounded``, ``background`` and ``ceiling`` are those of ``PhotonDenoiser``.
+    photons are conserved, ``rounded``, ``background``, ``ceiling`` and ``shift`` are those of ``PhotonDenoiser``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -206,6 +206,7 @@ class PosteriorSampler(Sampler):
         rounded: bool = False,
         background: float = 0.0,
         ceiling: int = 0,
+        shift: float = 0.0,
         **network,
     ) -> None:
         super().__init__(UNet(**network), brightest, window_px)
@@ -214,14 +215,19 @@ class PosteriorSampler(Sampler):
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError(f"n_samples={n_samples}, n_steps={n_steps}, seed={seed}: expected at least 1, 1 and 0")
         self.n_samples, self.n_steps, self.seed, self.gain = n_samples, n_steps, seed, float(gain)
-        self.rounded, self.background, self.ceiling = rounded, float(background), ceiling
+        self.rounded, self.background, self.ceiling, self.shift = rounded, float(background), ceiling, float(shift)
 
     @torch.jit.export
     def sample(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
         """Return expected photons in the observed exposure, (n_samples, b, c, [z,] y, x), of counts of any type."""
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
-        photons = without_hot_pixels(whole_counts(self.network.fitting(photons), self.rounded))
+        photons = self.network.fitting(photons)
+        if self.shift > 0.0:
+            photons = without_hot_pixels(photons)
+        # whole numbers are the same in every engine
+        counts = without_hot_pixels(whole_counts(photons, self.rounded or self.shift > 0.0))
+        photons = without_hot_pixels(seen_counts(photons, self.rounded, self.shift))
         items: List[Tensor] = []
         # one by one: convolutions of a batch round otherwise, which may move a photon
         for item in range(photons.shape[0]):
@@ -230,7 +236,9 @@ class PosteriorSampler(Sampler):
             stop = photon_budget(observed, self.gain, self.brightest, self.window_px, self.least_gain)
             samples: List[Tensor] = []
             for number in range(n_samples):
-                keys = sample_keys(observed, seed, torch.full([1], number, dtype=torch.long, device=photons.device))
+                keys = sample_keys(
+                    counts[item : item + 1], seed, torch.full([1], number, dtype=torch.long, device=photons.device)
+                )
                 x, last, f = self.draw(observed, log_p, stop, keys, n_steps)
                 rate = self.network.rate(x, last, self.box_px) * f
                 samples.append(photons_of(in_exposure(rate, x, observed), self.background, self.ceiling))

@@ -108,6 +108,47 @@ def maps() -> PixelMaps:
     return PixelMaps(offset.astype(np.float32), noise.astype(np.float32))
 
 
+@pytest.mark.parametrize("signal", [0.0, 0.3, 2.0])
+def test_anchored_networks_see_the_moments_of_photons_and_no_zeros_where_noise_was_negative(signal: float) -> None:
+    detector = measured(2.2, 100.0, 1.6).for_network(anchored=True)
+    adu = written(2.2, 100.0, 1.6, signal).reshape(400, -1)
+    values = detector.values(adu)
+    seen = detector.seen(values).numpy().astype(float)
+    assert values.dtype == np.float32
+    assert values.min() < 0 <= seen.min()
+    mean, variance = seen.mean(), seen.var()
+    assert mean - detector.background() == pytest.approx(signal, abs=0.03)
+    assert 0.9 * mean < variance < 1.02 * mean  # without what spreading and rounding add in training
+    assert ((seen - mean) ** 3).mean() == pytest.approx(mean, rel=0.2)
+    counts = detector.scalar.counts(adu)
+    assert counts.dtype == np.int32
+    whole = detector.for_network(anchored=False)
+    np.testing.assert_array_equal(whole.seen(whole.values(adu)).numpy(), counts)
+    if signal < 1:
+        assert counts.mean() - whole.background() > signal + 0.04
+
+
+def test_counts_stay_whole_where_rounding_finds_the_electrons_or_light_was_multiplied() -> None:
+    adu = written(10.0, 100.0, 0.2, 2.0).reshape(400, -1)
+    for camera in (Camera(gain=10, offset=100, read_noise=0.2), Camera(gain=10, offset=100, multiplying=True)):
+        detector = Detector(camera).for_network(anchored=True)
+        assert not detector.moved
+        np.testing.assert_array_equal(detector.seen(detector.values(adu)).numpy(), detector.counts(adu))
+
+
+def test_pixels_with_little_noise_are_rounded_beside_others_that_are_moved() -> None:
+    noise = np.full((40, 40), 0.2, np.float32)
+    noise[:, 20:] = 2.0
+    maps = PixelMaps(np.full((40, 40), 100, np.float32), noise)
+    detector = Detector(Camera(gain=10, offset=100, read_noise=1), maps).for_network(anchored=True)
+    seen = detector.seen(detector.values(written(10.0, 100.0, 0.0, 2.0, size=1600).reshape(40, 40))).numpy()
+    assert (seen[:, :20] == np.rint(seen[:, :20])).all()
+    assert (seen[:, 20:] != np.rint(seen[:, 20:])).mean() > 0.9
+    part = detector.crop(slice(5, 9), slice(18, 24))
+    assert part.moved
+    assert part.shift().shape == (4, 6)
+
+
 def test_every_pixel_has_its_own_offset_and_noise_and_a_part_its_own_pixels() -> None:
     detector, rng = Detector(Camera(gain=2.2, offset=100, read_noise=1.2), maps()), np.random.default_rng(5)
     noise = rng.normal(0, 1, (3000, 24, 30)) * maps().read_noise

@@ -1,9 +1,7 @@
 """What zips are given."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +10,14 @@ import xarray as xr
 from fixtures_model import random_model
 
 from gap_bioimage.camera.camera import Detector
-from gap_bioimage.config import Camera
+from gap_bioimage.config import Camera, SamplingConfig
 from gap_bioimage.errors import ExportError, NotPhotonCountsError
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.weights import torchscript_of
-
-if TYPE_CHECKING:
-    from gap_bioimage.model import Model
+from gap_bioimage.inference.denoising import denoise
+from gap_bioimage.inference.sampling import sample
+from gap_bioimage.model import Model
 
 CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
 
@@ -89,6 +87,22 @@ def test_modules_round_subtract_and_compile(kind: Any) -> None:
     np.testing.assert_allclose(product.run(near), expected, rtol=1e-4, atol=1e-4)
     assert torchscript_of(product.module)
     assert product.facts["camera"]["background"] == background
+
+
+def test_zips_of_anchored_networks_see_counts_like_photons_and_draw_the_samples_of_the_driver() -> None:
+    model = random_model(anchor=True, trained_range_db=(-20.0, 30.0))
+    model = replace(model, camera=Detector(CAMERAS[0]))
+    adu = np.rint(100 + 2.2 * np.random.default_rng(0).normal(1.0, 1.5, (32, 40))).astype(np.uint16)
+    values = Intake.of(model).preprocess(adu[None, None].astype(np.float32))
+    denoised = product_of("denoise", model, Sampling(2, 2, 0)).run(values)[0, 0]
+    np.testing.assert_allclose(denoised, denoise(model, adu, dims="yx"), rtol=1e-4, atol=1e-4)
+    product = product_of("sample", model, Sampling(2, 2, 7))
+    settings = SamplingConfig(steps=2)
+    drawn = sample(model, adu, 2, seed=7, settings=settings, dims="yx")
+    differ = np.abs(product.run(values)[0, 2:] - drawn.values) > 1e-3
+    assert differ.mean() < 0.01  # rounding may move one photon in thousands
+    assert product.arguments["shift"] == product.facts["camera"]["background"] > 2
+    assert torchscript_of(product.module)
 
 
 def test_the_brightest_piece_is_mirrored_up_where_the_image_is_too_small() -> None:

@@ -47,6 +47,16 @@ def test_a_model_remembers_its_camera(tmp_path: Path) -> None:
     np.testing.assert_allclose(expected, as_counts - Detector(CAMERA).background(), rtol=1e-5, atol=1e-5)
 
 
+def test_an_anchored_network_finds_dark_camera_images_as_dark_as_they_are() -> None:
+    image, truth = raw(200, 200, dims="yx", signal=0.3), 0.3
+    found = denoise(camera_model(anchor=True), image).mean()
+    assert float(found) == pytest.approx(truth, abs=0.03)
+    labels = image.copy(data=np.pad(np.ones((190, 190), np.uint8), 5))
+    (region,) = region_uncertainty(camera_model(anchor=True), image, labels, seed=0)
+    assert region.photons == pytest.approx(190**2 * truth, rel=0.1)
+    assert region.counted == pytest.approx(190**2 * truth, rel=0.1)
+
+
 def test_with_a_generator_camera_values_become_counts_as_in_training() -> None:
     image = raw(30, 40, dims="yx")
     in_use, spread = (

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,9 @@ from gap_bioimage.camera.noise import curve_of
 from gap_bioimage.config import Camera, error_sentence, read_yaml
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
 from gap_bioimage.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CORRELATED = 0.1  # noise of neighbours that raw images do not share
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
@@ -55,10 +58,13 @@ class Detector:
         One number for all pixels each.
     maps
         For images of exactly the same pixels.
+    moved
+        Whether counts are moved until they are distributed as photons, as anchored networks see them.
     """
 
     camera: Camera
     maps: PixelMaps | None = None
+    moved: bool = False
 
     @classmethod
     def of(cls, camera: Detector | Camera | Path | str) -> Detector:
@@ -72,7 +78,7 @@ class Detector:
     @property
     def scalar(self) -> Detector:
         """The same camera without maps."""
-        return Detector(self.camera)
+        return replace(self, maps=None)
 
     @property
     def correlation(self) -> float:
@@ -84,7 +90,14 @@ class Detector:
         """Return the camera of a part of its images."""
         if self.maps is None:
             return self
-        return Detector(self.camera, PixelMaps(self.maps.offset[rows, columns], self.maps.read_noise[rows, columns]))
+        return replace(self, maps=PixelMaps(self.maps.offset[rows, columns], self.maps.read_noise[rows, columns]))
+
+    def for_network(self, anchored: bool) -> Detector:
+        """Return the camera as a network sees its images: plain ones know whole numbers only."""
+        from gap_bioimage.filters import LEAST_SHIFT
+
+        moved = anchored and not self.camera.multiplying and float(np.max(self.shift())) > LEAST_SHIFT
+        return replace(self, moved=moved)
 
     def shift(self) -> float | NDArray[np.float64]:
         """Return what is added to the electrons before rounding, a number or (y, x): the variance that is not theirs.
@@ -103,6 +116,8 @@ class Detector:
 
     def background(self) -> float | NDArray[np.float64]:
         """Return what is to be subtracted from denoised counts, a number or (y, x): the counts of no electrons."""
+        if self.moved:
+            return self.shift()
         shift = float(np.mean(self.scalar.shift()))
         mean = model.mean_of_counts(self.camera.gain, self.camera.offset % 1, self._noise(), shift)
         # rounding differs from pixel to pixel; with maps the average over all must do
@@ -128,12 +143,34 @@ class Detector:
         values = np.asarray(adu).astype(np.float64)
         if rng is not None:
             values += rng.random(values.shape) - 0.5
-        shift = self.shift()
-        photons = (values - self._offset()) / self.camera.gain + shift
+        photons = self._shifted(values)
         if rng is not None and not self.camera.multiplying:
-            photons = model.like_photons(photons, shift)
-        counts = np.clip(np.nan_to_num(np.rint(photons)), 0, np.iinfo(np.int32).max)
-        return np.asarray(counts, np.int32)
+            photons = self._like_photons(photons).double().numpy()
+        return np.asarray(np.clip(np.rint(photons), 0, np.iinfo(np.int32).max), np.int32)
+
+    def values(self, adu: NDArray[Any]) -> NDArray[Any]:
+        """Return what ``seen`` takes, of the same shape: int32 ``counts``, or float32 if they are to be ``moved``."""
+        return self._shifted(np.asarray(adu, np.float64)).astype(np.float32) if self.moved else self.counts(adu)
+
+    def seen(self, values: NDArray[Any]) -> Tensor:
+        """Return ``values``, (..., y, x), as networks see them, float32."""
+        if self.moved and values.dtype.kind == "f":
+            return self._like_photons(values)
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+    def _like_photons(self, values: NDArray[Any]) -> Tensor:
+        import torch
+
+        from gap_bioimage.filters import like_photons
+
+        shift = torch.from_numpy(np.atleast_1d(self.shift()).astype(np.float32))
+        return like_photons(torch.from_numpy(np.ascontiguousarray(values, np.float32)), shift)
+
+    def _shifted(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        photons = (values - self._offset()) / self.camera.gain + self.shift()
+        return np.nan_to_num(photons, posinf=np.iinfo(np.int32).max)
 
     def electrons(self, adu: xr.DataArray) -> xr.DataArray:
         """Return camera values (..., y, x) in electrons, neither rounded nor clipped: for people to look at."""

@@ -1,8 +1,7 @@
 """The numbers behind counts from camera values: what to add to electrons so that their variance is their mean.
 
 Read noise, the steps of ADU and rounding to counts add variance to the electrons. How much is worked out here from the
-chances of each value, exactly but for the read noise being normal. What makes the noise that of photons beyond its
-variance is an expansion.
+chances of each value, exactly but for the read noise being normal. ``like_photons`` (filters.py) does the rest.
 """
 
 import functools
@@ -17,9 +16,6 @@ Floats = npt.NDArray[np.float64]
 ROUNDING = 1 / 12  # variance of rounding to whole numbers
 MODEL_FROM = 1.0  # signal + read^2, electrons, from which on counts are made like those of photons
 _FINDS_ELECTRONS = 0.15  # electrons of noise below which rounding finds their number
-_AROUND_PX = 1.5  # of a Gaussian that finds the mean around a pixel
-_OWN = 1 / (2 * math.pi * _AROUND_PX**2)  # its weight of the pixel itself
-_LEAST_SHIFT = 0.25  # counts added, by a noise of 0.4 electrons
 _FINE_STEPS = 8  # ADU per electron from which on the steps of ADU are no matter
 
 
@@ -90,32 +86,3 @@ def _adu_chances(gain: float, phase: float, noise: float, n_electrons: int) -> t
     edges = (adu[:, None] + 0.5 - phase) / gain - electrons
     below = scipy.special.ndtr(edges / noise) if noise > 1e-6 else (edges >= 0).astype(float)
     return adu, electrons, np.diff(below, axis=0, prepend=0.0)
-
-
-def like_photons(values: Floats, shift: float | Floats) -> Floats:
-    """Move values, (..., y, x), so that they are distributed as photons: as Poisson numbers of their mean.
-
-    ``values`` are electrons with ``shift`` added, of which a number or (y, x). They have as much variance as mean, but
-    no more skewness and kurtosis than their electrons. Halves of them would be uncorrelated, yet the target
-    would depend on the input's noise: by a quarter of its own noise at 3 counts per pixel, of which 2.6 were added.
-    Networks learn that, and copy it. So values are made normal and then Poisson, both as Cornish and Fisher expand
-    quantiles, around the mean that the neighbours show. With little noise nothing is moved: the expansions do not hold
-    for so few counts, and then rounding finds the electrons.
-
-    Source: G. W. Hill and A. W. Davis, "Generalized asymptotic expansions of Cornish-Fisher type",
-    Ann. Math. Statist. 39, 1264 (1968).
-    """
-    electrons = np.nan_to_num(values - shift)
-    around = scipy.ndimage.gaussian_filter(electrons, [0] * (values.ndim - 2) + [_AROUND_PX, _AROUND_PX])
-    around = np.maximum((around - _OWN * electrons) / (1 - _OWN), 1e-3)
-    mean = around + shift
-    deviation = np.sqrt(mean)
-    z = np.clip((values - mean) / deviation, -4.0, 4.0)
-    skewness, kurtosis = around / (mean * deviation), around / (mean * mean)
-    square = z * z  # powers are slow
-    normal = z - skewness * (square - 1) / 6 - kurtosis * z * (square - 3) / 24
-    normal += skewness * skewness * z * (4 * square - 7) / 36
-    square = normal * normal
-    z_of_photons = normal + (square - 1) / (6 * deviation) - normal * (square - 1) / (72 * mean)
-    moved: Floats = values + np.where(shift > _LEAST_SHIFT, deviation * (z_of_photons - z), 0.0)
-    return moved

@@ -47,7 +47,8 @@ class Intake:
     def arguments(self) -> dict[str, Any]:
         """Arguments of the zip's module."""
         if self.detector is not None:
-            return {"rounded": True, "background": self.detector.background()}
+            more = {"shift": self.detector.shift()} if self.detector.moved else {"rounded": True}
+            return {"background": self.detector.background(), **more}
         return {} if self.ceiling is None else {"ceiling": self.ceiling}
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_dim, check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
+from gap_bioimage.filters import AROUND_REACH_PX
 from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare, warn_of_single_frames
@@ -122,12 +123,13 @@ class Volume:
         maps = None if self.detector is None else self.detector.maps
         of_maps = maps and fingerprint(*map(torch.tensor, (maps.offset, maps.read_noise)))
         camera = None if self.detector is None else self.detector.camera.model_dump(mode="json", exclude={"measured"})
+        moved = {"moved": True} if self.detector is not None and self.detector.moved else {}
         layout = asdict(replace(job.layout, camera=None))  # which has a place of its own
         image = {"name": job.image.name, "sizes": self.sizes, "type": str(self.source.dtype), **job.selection}
         return {
             "model": {"network": fingerprint(*network.state_dict().values()), "range": self.model.trained_range_db},
             "image": {**image, "sum_frames": job.n_frames},
-            "camera": {"numbers": camera, "maps": of_maps},
+            "camera": {"numbers": camera, "maps": of_maps, **moved},
             "layout": layout,
             "tile": job.tile_px,
             "halo": list(self.network.halo_px),
@@ -166,7 +168,9 @@ class Volume:
     def outer(self, core: Region) -> Region:
         """Return the pixels that a block depends on."""
         halos = zip(self.seen, self.network.halo_px, self.network.step, strict=True)
-        return self._grown(core, {axis: round_up(halo, step) + self.reach[axis] for axis, halo, step in halos})
+        around = AROUND_REACH_PX if self.detector is not None and self.detector.moved else 0
+        margin = {axis: round_up(halo + around * (axis in "yx"), step) + self.reach[axis] for axis, halo, step in halos}
+        return self._grown(core, margin)
 
     def _grown(self, core: Region, margin: Mapping[str, int]) -> Region:
         return {
@@ -212,7 +216,7 @@ class Volume:
                     rates[:, number] = self._expected(prepared.tensor(number), core, parts[number])
                 else:
                     one = xr.DataArray(item, dims=["c", *names])
-                    samples = Drawing(self.model, self.network, drawn).rates_of(Prepared(one, one))
+                    samples = Drawing(self.model, self.network, drawn).rates_of(Prepared(one, one, prepared.camera))
                     rates[:, number] = samples[:, 0][at(inside)]
         results = [cut.photons(rates[0])] if drawn is None else mean_and_std(cut.photons(rates, drawn.n_samples))
         return [result.transpose(*self.sizes).values for result in results]

@@ -31,7 +31,7 @@ from gap_bioimage.filters import hot_pixels, without_hot_pixels
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.model import CameraLike, Model, check_model
-from gap_bioimage.network import photons_of
+from gap_bioimage.network import photons_of, whole_counts
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
 _NAMED = 5  # hot pixels that a warning lists
@@ -52,7 +52,9 @@ class Layout:
 class Prepared:
     """Counts for a network."""
 
-    image: xr.DataArray  # counts with the axes of the image that was given (z for t where time is taken as z)
+    # Counts with the axes of the image that was given (z for t where time is taken as z); float32 where they are still
+    # to be made like photons
+    image: xr.DataArray
     ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), without hot pixels
     camera: Detector | None = None  # where counts come from camera values
     n_frames: int | None = None  # where they are sums of so many one-bit frames
@@ -65,8 +67,14 @@ class Prepared:
         return values.reshape(-1, *self.ordered.shape[self.ordered.dims.index("c") :])
 
     def tensor(self, number: int) -> Tensor:
-        """Return one item, (1, c, [z,] y, x) float32."""
+        """Return one item as the network sees it, (1, c, [z,] y, x) float32."""
+        if self.camera is not None:
+            return self.camera.seen(self.items[number])[None]
         return torch.from_numpy(np.ascontiguousarray(self.items[number]).astype(np.float32))[None]
+
+    def whole(self, number: int) -> Tensor:
+        """Return the whole numbers that tell one item from others, (1, c, [z,] y, x) float32."""
+        return whole_counts(torch.from_numpy(self.items[number].astype(np.float32)), rounded=True)[None]
 
     def photons(self, rates: NDArray[np.float32], n_samples: int | None = None) -> xr.DataArray:
         """Return expected counts ([sample,] n, c, [z,] y, x) as photons, with the axes of the image that was given."""
@@ -109,7 +117,7 @@ def prepare(
 ) -> Prepared:
     """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in.
 
-    With ``rng`` camera values become counts as in training, whose halves are independent.
+    With ``rng`` camera values become whole counts as in training, whose halves are independent.
     """
     check_model(model)
     image = as_image(image, layout.dims)
@@ -141,9 +149,10 @@ def prepare(
 def _counted(image: xr.DataArray, detector: Detector, rng: np.random.Generator | None) -> xr.DataArray:
     """Return the counts of camera values, plane by plane, so that only they are in memory."""
     ordered = image.transpose(..., "y", "x")
-    counts = np.empty(ordered.shape, np.int32)
+    counts = np.empty(ordered.shape, np.float32 if detector.moved and rng is None else np.int32)
     for place in np.ndindex(ordered.shape[:-2]):
-        counts[place] = detector.counts(np.asarray(ordered.data[place]), rng)
+        adu = np.asarray(ordered.data[place])
+        counts[place] = detector.values(adu) if rng is None else detector.counts(adu, rng)
     return ordered.copy(data=counts).transpose(*image.dims)
 
 
@@ -178,7 +187,8 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int
         hot = hot_pixels(counts)
         if bool(hot.any()):
             mended = planes.copy() if mended is None else mended
-            mended[number] = np.where(hot, torch.round(without_hot_pixels(counts)).numpy(), plane)
+            filled = without_hot_pixels(counts)
+            mended[number] = np.where(hot, (filled if plane.dtype.kind == "f" else torch.round(filled)).numpy(), plane)
             for y, x in hot[0, 0].nonzero().tolist():
                 found.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
     if mended is None:

@@ -53,6 +53,7 @@ class _Item(NamedTuple):
     """One image to draw."""
 
     observed: Tensor  # counts, (1, c, [z,] y, x)
+    whole: Tensor  # and whole numbers that tell them from others
     stop: Tensor  # photons to end with, (1,)
     settings: SamplingConfig
     steps: int  # that each sample takes, about
@@ -116,7 +117,8 @@ class Drawing:
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
-        counts = [prepared.tensor(number) for number in range(len(prepared.items))]
+        numbers = range(len(prepared.items))
+        counts, whole = [prepared.tensor(number) for number in numbers], [prepared.whole(number) for number in numbers]
         given, brightest = self.asked.settings, self.model.brightest
         stops = [photons_to_stop_at(item, given.stop_db, brightest, self.least_gain) for item in counts]
         if given.stop_db is None:
@@ -124,7 +126,8 @@ class Drawing:
         # equal steps in 1/sqrt(photons) cannot begin at nothing: the first would reach infinitely far
         generation = given.model_copy(update={"schedule": "geometric"})
         settings = [given if item.any() else generation for item in counts]
-        return [_Item(*of, _expected_steps(*of)) for of in zip(counts, stops, settings, strict=True)]
+        steps = [_expected_steps(*of) for of in zip(counts, stops, settings, strict=True)]
+        return [_Item(*of) for of in zip(counts, whole, stops, settings, steps, strict=True)]
 
     def _work(self, items: Sequence[_Item]) -> dict[str, str]:
         """Return what the samples depend on."""
@@ -157,7 +160,7 @@ class Drawing:
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window, cut = list(WINDOW_PX[observed.dim() - 2]), CUT if network.anchored else 1.0
         sampler = Sampler(answer, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
-        keys = sample_keys(one, self.asked.seed, torch.tensor(list(numbers), device=device))
+        keys = sample_keys(item.whole.to(device), self.asked.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
         rate = network.rate(x, log_rate, []) * factor
