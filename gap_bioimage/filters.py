@@ -80,10 +80,10 @@ def like_photons(
     Ann. Math. Statist. 39, 1264 (1968).
     """
     electrons, side = values - shift, 2 * reach_px + 1
-    planes = electrons.reshape([-1, values.shape[-2], values.shape[-1]])
+    planes = electrons.reshape([1, -1, values.shape[-2], values.shape[-1]])
     # averages into which zeros beyond the border go, as they do into those of ones
     total = side * side * F.avg_pool2d(planes, side, 1, reach_px)
-    count = side * side * F.avg_pool2d(torch.ones_like(planes[:1]), side, 1, reach_px)
+    count = side * side * F.avg_pool2d(torch.ones_like(planes[:, :1]), side, 1, reach_px)
     around = (total - planes) / torch.clamp(count - 1.0, min=1.0)
     around = torch.clamp(around, min=1e-3).reshape(values.shape)
     mean = around + shift

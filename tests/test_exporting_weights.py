@@ -18,6 +18,7 @@ from fixtures_model import CONFIGS, random_model, rdf_of
 
 import gap_bioimage.network
 from gap_bioimage import export
+from gap_bioimage.config import Camera
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.kinds import Sampling, product_of
@@ -102,6 +103,17 @@ def test_no_path_of_this_machine_is_inside(written: tuple[Path, dict[str, Any]])
                     assert not absolute.findall(content), record
 
 
+def test_onnx_knows_one_bit_frames(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    denoiser = weights.denoiser_of(random_model(), ceiling=8)
+    weights.write_onnx(tmp_path, denoiser, 1, [24, 24])
+    session = onnxruntime.InferenceSession(tmp_path / weights.ONNX, providers=["CPUExecutionProvider"])
+    photons = torch.poisson(torch.full((1, 1, 24, 24), 3.0), torch.Generator().manual_seed(0)).clamp(max=8)
+    with torch.inference_mode():
+        expected = denoiser(photons).numpy()
+    np.testing.assert_allclose(session.run(None, {"photons": photons.numpy()})[0], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(map(str, config.values())))
 def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(tmp_path: Path, config: dict[str, Any]) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -122,9 +134,10 @@ def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(tmp_path: Pat
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
-def test_a_zip_with_onnx_passes_every_check(trained_2d: Trained, tmp_path: Path) -> None:
+def test_a_zip_for_a_camera_with_onnx_passes_every_check(trained_2d: Trained, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    report = export(trained_2d.run, tmp_path / "model.zip", trained_2d.card, onnx=True)
+    camera = Camera(gain=2.0, offset=100, read_noise=1.5)
+    report = export(trained_2d.run, tmp_path / "model.zip", trained_2d.card, camera=camera, onnx=True)
     checks = {check.id: check for check in report.checks}
     assert report.status == "passed"
     assert "onnx" in checks["core.test"].message

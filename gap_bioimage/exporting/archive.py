@@ -124,7 +124,7 @@ def _fill(
     tell("making the test tensors")
     product.write(folder)
     if onnx:
-        weights.write_onnx(folder, denoiser, model.config.channels, sizes.min_px)
+        weights.write_onnx(folder, product.module, model.config.channels, sizes.min_px)
     values = brightest_piece(examples[0], sizes.min_px)
     if product.sampler is not None:
         values = intake.values_of(sparse_counts(intake.counts(values), product.sampler.n_samples, denoiser))
