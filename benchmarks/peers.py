@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,12 +22,9 @@ from scipy import ndimage
 from scores import Image, nats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from scenes import Scene
 
-    Method = Callable[[Image, Image, float], Image | None]
-
+Method = Callable[[Image, Image, float], Image | None]
 SIGMAS_PX = np.geomspace(0.4, 12, 18)
 
 
