@@ -37,6 +37,7 @@ CORRELATED = 0.1  # noise of neighbours that raw images do not share
 _QUIET = 0.5  # electrons of read noise that clipping at zero does not matter for
 _TOO_NOISY, _TOO_QUIET = 2.0, 0.5  # variance over mean of counts, 1 for photons
 _MOST_SATURATED = 1e-4  # share of pixels
+_AT_ONCE_PX = 4_000_000
 _MOST_BELOW = 0.5  # share of pixels below the offset: noise alone explains at most half
 
 
@@ -166,7 +167,11 @@ class Detector:
         from gap_bioimage.filters import like_photons
 
         shift = torch.from_numpy(np.atleast_1d(self.shift()).astype(np.float32))
-        return like_photons(torch.from_numpy(np.ascontiguousarray(values, np.float32)), shift)
+        planes = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(-1, *values.shape[-2:])
+        # not all at once: it takes many times their memory
+        at_once = max(1, _AT_ONCE_PX // planes[0].numel())
+        parts = planes.split(at_once)  # type: ignore[no-untyped-call]
+        return torch.cat([like_photons(part, shift) for part in parts]).reshape(values.shape)
 
     def _shifted(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         photons = (values - self._offset()) / self.camera.gain + self.shift()
