@@ -20,7 +20,7 @@ _SURE = 4.0  # standard errors
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
 _FLOOR = 0.3  # variance without light that structure does not explain
 _FALLING = 0.93  # and where dead time is named
-_OPPOSITE = -0.1  # correlation of neighbours that structure never causes
+_OPPOSITE = -0.1  # correlation of neighbours that structure rarely causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
@@ -218,7 +218,7 @@ def _margin(error: float) -> float:
 
 
 def _sharpened(evidence: Evidence) -> Finding | None:
-    if evidence.correlation.largest > _OPPOSITE:
+    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # as beside sharp edges
         return None
     return processed(f"has neighbouring pixels that vary against one another, as if sharpened {_numbers(evidence)}")
 

@@ -144,6 +144,13 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("photons", [84, 5000])
+def test_films_that_are_empty_around_a_disc_are_counts(photons: float) -> None:
+    film = np.random.default_rng(0).poisson(photons * (np.hypot(*np.mgrid[-32:32, -32:32]) < 21), (5, 64, 64))
+    assert judged(film, "tyx").verdict == judged(film, "zyx").verdict == "photon counts"
+    assert judged(16 * film, "tyx").verdict == "counts times k"
+
+
 def far_apart(photons: float, size: int = 256) -> Values:
     """Spots on a background."""
     points = np.zeros(size * size)
@@ -189,6 +196,7 @@ NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
     "camera image": {
         "sharp cells of a camera": (lambda g: camera_image(sharp_cells(30, 2, dark=0.0), 0, g), (2.2, 10)),
         "single electrons": (lambda p: simulate_camera(light(p), gain=9.35, read_noise=0.27), (0.5, 3, 40)),
+        "twelve bits in sixteen": (lambda k: k * camera_image(light(20.0), 50, 1.0), (2, 16)),
         "an even camera": (lambda p: camera_image(np.full((256, 256), p)), (20.0, 60.0)),
     },
     "processed": {
