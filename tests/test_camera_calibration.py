@@ -340,6 +340,15 @@ def test_frames_that_repeat_others_or_have_no_noise_are_left_out() -> None:
         frames[{"t": [0, 1]}] = frames[{"t": [2, 3]}].values + 1
 
 
+@pytest.mark.parametrize("rows", [slice(40, None), slice(None, 30), slice(None, None, 2)])
+def test_frames_that_are_torn_do_not_change_the_gain(rows: slice) -> None:
+    frames = camera(n_frames=20)
+    torn = frames.copy(deep=True)
+    torn[{"t": slice(0, -1, 2), "y": rows}] = frames[{"t": slice(1, None, 2), "y": rows}].values
+    found = calibrate(torn)
+    assert (found.frames, found.gain.value) == (10, pytest.approx(2.2, rel=0.06))
+
+
 def test_frames_that_were_averaged_are_told() -> None:
     values = camera(n_frames=60, gain=20.0).values.astype(float)
     mixed = np.rint(0.8 * values[1:] + 0.2 * values[:-1])
