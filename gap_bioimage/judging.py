@@ -107,8 +107,8 @@ def _numbers(evidence: Evidence) -> str:
     found, curve, neighbours = evidence.statistics, evidence.curve, evidence.correlation
     told = f"minimum {found.minimum:g}, mean {found.mean:.4g}"
     if curve is not None and math.isfinite(curve.dark + curve.bright):
-        k = evidence.unit or 1.0
-        told += f", variance/mean {k * curve.dark:.3g} (dark) and {k * curve.bright:.3g} (bright), which is 1 for counts"
+        dark, bright = ((evidence.unit or 1.0) * fano for fano in (curve.dark, curve.bright))
+        told += f", variance/mean {dark:.3g} (dark) and {bright:.3g} (bright), which is 1 for counts"
     if neighbours.found:
         told += f", neighbours share noise ({neighbours.y:.2f} and {neighbours.x:.2f}), which is 0 for raw images"
     return f"({told})"
@@ -255,8 +255,8 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
         if lean <= 1 + _POISSON + 2 * error:
             return None
     k = evidence.unit or 1.0
-    if not math.log2(k).is_integer():  # by which no camera multiplies what it writes with fewer bits
-        return processed(f"has values that are all multiples of {k:.6g} {_numbers(evidence)}, and more noise than counts")
+    if k < 1 or not math.log2(k).is_integer():  # by which no camera multiplies what it writes with fewer bits
+        return processed(f"has multiples of {k:.6g} alone {_numbers(evidence)}, with more noise than counts")
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
 
