@@ -116,6 +116,8 @@ def test_repeated_frames_are_left_out_and_told() -> None:
     assert "frames 0 and 1 are equal" in twice.message
     assert inspect(film[[0, 0, 0]], dims="tyx").verdict == "photon counts"
     assert "left out" not in judged(poisson(0.0005, (500, 32, 32)), "tyx").message
+    beads = np.random.default_rng(0).random((16, 32, 32)) < 0.8 * np.eye(32)
+    assert "left out" not in judged(beads, "tyx").message
 
 
 def test_what_a_camera_is_and_what_is_wrong_with_it_is_told() -> None:
