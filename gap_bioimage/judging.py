@@ -48,8 +48,7 @@ class Finding:
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
     """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
     seen = _in_steps(evidence)
-    full = seen.unit == 1 and seen.saturated > saturation  # else levels are too few to tell
-    rules = [rule for rule in _RULES if rule is not _saturated or full]
+    rules = [rule for rule in _RULES if rule is not _saturated or evidence.saturated > saturation]
     finding = next(filter(None, (rule(seen) for rule in rules)), None) or _good(seen)
     if seen.unit != 1 and finding.verdict != "not usable":
         finding = replace(finding, refused=True)
@@ -66,8 +65,8 @@ def _in_steps(evidence: Evidence) -> Evidence:
         return replace(evidence, unit=evidence.unit and 1.0)
     if curve is not None:
         start, slope = ((value / by, error / by) for (value, error), by in ((curve.intercept, k * k), (curve.slope, k)))
-        parts = {"mean": curve.mean / k, "variance": curve.variance / k**2, "error": curve.error / k**2}
-        curve = replace(curve, **parts, intercept=start, slope=slope)
+        curve = replace(curve, mean=curve.mean / k, variance=curve.variance / k**2, error=curve.error / k**2)
+        curve = replace(curve, intercept=start, slope=slope)
     return replace(evidence, curve=curve, planes=[plane / k for plane in evidence.planes])
 
 
@@ -238,16 +237,12 @@ def _weak(evidence: Evidence) -> Finding | None:
     return _smoothed(evidence, refused=curve.dark < _QUIET)
 
 
-def _loud(curve: Curve) -> bool:
-    """Whether the variance is larger than that of photons everywhere."""
-    return curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD
-
-
 def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    if not _loud(curve) or traces.typical_of_photons(evidence.planes):
+    loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # everywhere
+    if not loud or traces.typical_of_photons(evidence.planes):
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
