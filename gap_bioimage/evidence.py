@@ -65,8 +65,7 @@ def measure(photons: xr.DataArray) -> Evidence:
 
     All pixels are read once, piece by piece, for the statistics; the rest is measured on about 4 million of them.
     """
-    values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
-    whole = _scanned(values)
+    whole = _scanned(values := photons.data if isinstance(photons.data, np.ndarray) else photons.values)
     varies = whole.statistics.minimum < whole.statistics.maximum  # nor do no pixels
     if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3 or not varies:
         return whole
@@ -75,8 +74,8 @@ def measure(photons: xr.DataArray) -> Evidence:
     some = some[:: max(1, len(some) // 8)]
     if inside := (margins := _within_margins(some)) or _within_cleared(some, whole):
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
-        told = "a margin of one value is left out" if margins else "what was cleared is left out, outside of a square"
-        whole = replace(_scanned(values), left_out=(told,))
+        told = "a margin of one value" if margins else "what was cleared"
+        whole = replace(_scanned(values), left_out=(f"{told} is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
     found, unit, singles = whole.statistics, whole.unit, as_stack(values)
     hot = np.zeros(whole.size, bool)
