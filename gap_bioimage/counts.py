@@ -89,6 +89,8 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
         if (highest := int(counts.max(initial=0))) > exact:
             told = f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}"
             raise NotPhotonCountsError(f"{told}; give integers")
+    if counts.dtype == np.uint64 and (highest := int(counts.max(initial=0))) > np.iinfo(np.int64).max:
+        raise NotPhotonCountsError(f"the largest value is {highest:.3g}, expected photon counts below 2**63")
     if counts.dtype.kind != "u" and counts.size and int(counts.min()) < 0:
         raise NotPhotonCountsError(f"expected photon counts, but the smallest value is {int(counts.min())}")
     return counts

@@ -23,6 +23,7 @@ _BESIDE_GAP = 0.9  # share of the fullest of these levels that one beside a gap 
 _PER_LEVEL = 10  # pixels of levels none of which is beside another
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels to look for a common step in, and multiples that it may have
 _FRAMES, _FRAME_PHOTONS = 64, 100  # that are looked at for repeated ones, and their photons
+_CLEARED, _FAR = 0.01, 8  # share of the pixels, and steps to the lowest of the others
 _FEW_CLASSES, _LONELY = 4, 20  # numbers in a map of classes, and pixels without company
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # how many, with so many photons; share of close ones, 0.64 of photons
 _MOST_HOT = 0.01  # share of pixels; more are single photons of a detector that multiplies
@@ -64,15 +65,17 @@ def measure(photons: xr.DataArray) -> Evidence:
 
     All pixels are read once, piece by piece, for the statistics; the rest is measured on about 4 million of them.
     """
-    values: Values = photons.data if isinstance(photons.data, np.ndarray) else photons.values
-    whole = _scanned(values)
+    whole = _scanned(values := photons.data if isinstance(photons.data, np.ndarray) else photons.values)
     varies = whole.statistics.minimum < whole.statistics.maximum  # nor do no pixels
     if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3 or not varies:
         return whole
     top = left = 0
-    if (inside := _within_margins(as_stack(values)[:, 0])) is not None:
+    some = as_stack(values)[:, 0]
+    some = some[:: max(1, len(some) // 8)]
+    if inside := (margins := _within_margins(some)) or _within_cleared(some, whole):
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
-        whole = replace(_scanned(values), left_out=("a margin of one value is left out",))
+        told = "a margin of one value" if margins else "what was cleared"
+        whole = replace(_scanned(values), left_out=(f"{told} is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
     found, unit, singles = whole.statistics, whole.unit, as_stack(values)
     hot = np.zeros(whole.size, bool)
@@ -136,9 +139,8 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
     return {"curve": curve, "correlation": correlation, "repeats": repeats and correlation.blocks > 0}
 
 
-def _within_margins(planes: Values) -> tuple[slice, slice] | None:
+def _within_margins(some: Values) -> tuple[slice, slice] | None:
     """Return the rows and columns within margins whose value occurs nowhere else, as stitching leaves; None without."""
-    some = planes[:: max(1, len(planes) // 8)]
     rows, columns = (np.flatnonzero(some.min((0, axis)) < some.max((0, axis))) for axis in (2, 1))
     if not (rows.size and columns.size) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < m.LEAST_PX:
         return None
@@ -146,6 +148,22 @@ def _within_margins(planes: Values) -> tuple[slice, slice] | None:
     inside: Values = np.zeros(some.shape[1:], bool)
     inside[ends] = True
     return None if inside.all() or np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
+
+
+def _within_cleared(some: Values, whole: Evidence) -> tuple[slice, slice] | None:
+    """Return the largest square without what somebody cleared, to a value far below all others; None without."""
+    low = some == whole.statistics.minimum
+    cleared = low.all(0)
+    if cleared.mean() < _CLEARED or np.count_nonzero(low) > len(some) * np.count_nonzero(cleared):
+        return None
+    away = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
+    row, column = (int(place) for place in np.unravel_index(away.argmax(), away.shape))
+    reach = int(away.max()) - 1
+    if 2 * reach < m.LEAST_PX or some[~low].min() - whole.statistics.minimum <= _FAR * (whole.unit or 1.0):
+        return None
+    inside = slice(row - reach, row + reach + 1), slice(column - reach, column + reach + 1)
+    part = some[(slice(None), *inside)]
+    return inside if part.min() < part.max() else None  # labels are not for such a look
 
 
 def missing_levels(planes: Planes) -> int:

@@ -20,7 +20,7 @@ _SURE = 4.0  # standard errors
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
 _FLOOR = 0.3  # variance without light that structure does not explain
 _FALLING = 0.93  # and where dead time is named
-_OPPOSITE = -0.1  # correlation of neighbours that structure never causes
+_OPPOSITE = -0.1  # correlation of neighbours that structure rarely causes
 _PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
 _ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
 _LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
@@ -47,12 +47,27 @@ class Finding:
 
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
     """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
+    seen = _in_steps(evidence)
     rules = [rule for rule in _RULES if rule is not _saturated or evidence.saturated > saturation]
-    finding = next(filter(None, (rule(evidence) for rule in rules)), None) or _good(evidence)
+    finding = next(filter(None, (rule(seen) for rule in rules)), None) or _good(seen)
+    if seen.unit != 1 and finding.verdict != "not usable":
+        finding = replace(finding, refused=True)
     notes = list(evidence.left_out)
     if finding.kind == "camera" and evidence.saturated > saturation:
         notes.append(f"{evidence.saturated:.2%} of the pixels are saturated at {evidence.statistics.maximum:g}")
     return replace(finding, message="; ".join([f"{name} {finding.message}", *notes]))
+
+
+def _in_steps(evidence: Evidence) -> Evidence:
+    """Return the noise as it is in units of the smallest step: counts times k are counts then."""
+    k, curve, found = evidence.unit or 1.0, evidence.curve, evidence.statistics
+    if k == 1 or found.pixels - found.zeros < _FEW:
+        return replace(evidence, unit=evidence.unit and 1.0)
+    if curve is not None:
+        start, slope = ((value / by, error / by) for (value, error), by in ((curve.intercept, k * k), (curve.slope, k)))
+        curve = replace(curve, mean=curve.mean / k, variance=curve.variance / k**2, error=curve.error / k**2)
+        curve = replace(curve, intercept=start, slope=slope)
+    return replace(evidence, curve=curve, planes=[plane / k for plane in evidence.planes])
 
 
 def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
@@ -91,7 +106,8 @@ def _numbers(evidence: Evidence) -> str:
     found, curve, neighbours = evidence.statistics, evidence.curve, evidence.correlation
     told = f"minimum {found.minimum:g}, mean {found.mean:.4g}"
     if curve is not None and math.isfinite(curve.dark + curve.bright):
-        told += f", variance/mean {curve.dark:.3g} (dark) and {curve.bright:.3g} (bright), which is 1 for counts"
+        dark, bright = ((evidence.unit or 1.0) * fano for fano in (curve.dark, curve.bright))
+        told += f", variance/mean {dark:.3g} (dark) and {bright:.3g} (bright), which is 1 for counts"
     if neighbours.found:
         told += f", neighbours share noise ({neighbours.y:.2f} and {neighbours.x:.2f}), which is 0 for raw images"
     return f"({told})"
@@ -168,10 +184,9 @@ def _offset(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    unit = evidence.unit or 1.0
     line = curve.intercept[0] < -5 * curve.intercept[1]
-    averaged = not evidence.saturated and _averaged(curve, unit)  # a full detector has little noise, too
-    quiet = averaged or curve.dark < _QUIET * unit * _margin(curve.dark_error)
+    averaged = not evidence.saturated and _averaged(curve)  # a full detector has little noise, too
+    quiet = averaged or curve.dark < _QUIET * _margin(curve.dark_error)
     if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has so small a gain and offset, but the maximum of many counts does
@@ -189,11 +204,11 @@ def _offset(evidence: Evidence) -> Finding | None:
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
 
 
-def _averaged(curve: Curve, unit: float) -> bool:
+def _averaged(curve: Curve) -> bool:
     """Whether noise is far below that of photons where rounding adds little, and too dark for dead time to take it."""
-    used = (curve.mean >= unit) & (curve.mean <= curve.mean[-1] / 2)
+    used = (curve.mean >= 1) & (curve.mean <= curve.mean[-1] / 2)
     found, error = float(curve.fano[used].sum()), float(np.linalg.norm(curve.error[used] / curve.mean[used]))
-    return bool(used.any()) and found < used.sum() * _QUIET * unit * _margin(error / max(found, 1e-300))
+    return bool(used.any()) and found < used.sum() * _QUIET * _margin(error / max(found, 1e-300))
 
 
 def _margin(error: float) -> float:
@@ -201,19 +216,8 @@ def _margin(error: float) -> float:
     return math.exp(-_SURE * error)
 
 
-def _multiplied(evidence: Evidence) -> Finding | None:
-    """Look for counts that somebody multiplied."""
-    found, curve, k = evidence.statistics, evidence.curve, evidence.unit
-    if k is None or k == 1 or found.pixels - found.zeros < _FEW:
-        return None
-    text = f"has values that are all multiples of {k:.6g} {_numbers(evidence)}"
-    if curve and _loud(curve, k):
-        return processed(f"{text}, with more noise than counts times {k:.6g}")
-    return Finding("counts times k", "counts", f"{text}, expected photon counts; divide by {k:.6g}", factor=k)
-
-
 def _sharpened(evidence: Evidence) -> Finding | None:
-    if evidence.correlation.largest > _OPPOSITE:
+    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # as beside sharp edges
         return None
     return processed(f"has neighbouring pixels that vary against one another, as if sharpened {_numbers(evidence)}")
 
@@ -233,22 +237,21 @@ def _weak(evidence: Evidence) -> Finding | None:
     return _smoothed(evidence, refused=curve.dark < _QUIET)
 
 
-def _loud(curve: Curve, unit: float = 1.0) -> bool:
-    """Whether the variance is larger than that of photons everywhere."""
-    return curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD * unit
-
-
 def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    if not _loud(curve) or traces.typical_of_photons(evidence.planes):
+    loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # everywhere
+    if not loud or traces.typical_of_photons(evidence.planes):
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
         lean, error = traces.asymmetry(evidence.planes)  # which takes a while, and few images come here
         if lean <= 1 + _POISSON + 2 * error:
             return None
+    k = evidence.unit or 1.0
+    if k < 1 or not math.log2(k).is_integer():  # by which no camera multiplies what it writes with fewer bits
+        return processed(f"has multiples of {k:.6g} alone {_numbers(evidence)}, with more noise than counts")
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
 
@@ -265,7 +268,10 @@ def _subtracted(evidence: Evidence) -> Finding | None:
 
 
 def _good(evidence: Evidence) -> Finding:
-    curve, hot = evidence.curve, evidence.hot
+    curve, hot, k = evidence.curve, evidence.hot, evidence.unit or 1.0
+    if k != 1:
+        text = f"has values that are all multiples of {k:.6g} {_numbers(evidence)}, expected photon counts"
+        return Finding("counts times k", "counts", f"{text}; divide by {k:.6g}", factor=k)
     text = f"holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if curve is not None:
         text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
@@ -278,6 +284,6 @@ def _good(evidence: Evidence) -> Finding:
 
 
 _RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
-    *(_unusable, _negative, _fractions, _drawn, _offset, _multiplied),
+    *(_unusable, _negative, _fractions, _drawn, _offset),
     *(_sharpened, _saturated, _weak, _too_noisy, _subtracted),
 )

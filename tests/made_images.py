@@ -32,6 +32,17 @@ def poisson(mean=5.0, shape=(64, 64), seed=0):
     return np.random.default_rng(seed).poisson(mean, shape)
 
 
+def sharp_cells(mean, seed, size=128, dark=0.05):
+    """Discs with sharp edges, as no optics leave them."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    scene = np.full((size, size), dark)
+    for _ in range(size // 8):
+        (top, left), (tall, wide) = rng.uniform(0, size, 2), rng.uniform(3, 12, 2)
+        scene[((y - top) / tall) ** 2 + ((x - left) / wide) ** 2 < 1] += rng.uniform(0.3, 1)
+    return rng.poisson(scene / scene.mean() * mean)
+
+
 def assert_same(again, expected):
     """See that values, type, axes and calibration are the same."""
     assert again.dims == expected.dims

@@ -73,12 +73,16 @@ def test_pictures_are_told_apart_without_failing(run: Any, tmp_path: Path) -> No
 
 
 def test_a_plot_each(run: Any, tmp_path: Path) -> None:
-    a, b = (write(tmp_path / name, poisson()) for name in ("a.tif", "b.tif"))
-    assert run("inspect", a, "--plot", tmp_path / "one.png", "--quiet").code == 0
-    assert run("inspect", a, b, "--plot", tmp_path / "two.png", "--quiet").code == 0
-    for name in ("one.png", "two_a.png", "two_b.png"):
-        assert Image.open(tmp_path / name).size == (1650, 1275)
-    assert len(list(tmp_path.glob("*.png"))) == 3
+    (tmp_path / "in").mkdir()
+    images = [write(tmp_path / name, poisson()) for name in ("a.tif", "b.tif", "in/a.tif")]
+    for plot, count in (("one.png", 1), ("two.png", 2), ("three.png", 3)):
+        assert run("inspect", *images[:count], "--plot", tmp_path / plot, "--quiet").code == 0
+    expected = {"one.png", "two_a.png", "two_b.png", "three_0_a.png", "three_1_b.png", "three_2_a.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == expected
+    assert Image.open(tmp_path / "two_b.png").size == (1650, 1275)
+    before = write(tmp_path / "x_b.tif", poisson()).read_bytes()
+    assert run("inspect", images[1], tmp_path / "x_b.tif", "--plot", tmp_path / "x.tif").code == 2
+    assert (tmp_path / "x_b.tif").read_bytes() == before
 
 
 def test_people_read_no_dictionaries_and_errors_of_files_that_are_no_images(run: Any, tmp_path: Path) -> None:

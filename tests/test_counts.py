@@ -79,6 +79,7 @@ def test_same_seed_same_result_and_another_seed_another_and_labels_stay() -> Non
         (np.array([60000.0], np.float16), "60000"),
         (np.array([2.0**26], np.float32), "67108864"),
         (np.ma.masked_equal([3, 4], 4), "masked"),
+        (np.array([2**63], np.uint64), "9.22e"),
         (np.array(["3"]), "type"),
         (np.array([3 + 1j]), "type"),
     ],

@@ -69,7 +69,7 @@ def test_channels_by_number_or_name():
         (["time", "y", "x"], "tyx"),
         (["wavelength", "height", "width"], "cyx"),
         (["Frames", "depth", "Channel", "Y", "X"], "tzcyx"),
-        (["slice", "row", "column"], "zyx"),
+        (["plane", "row", "col"], "zyx"),
         (["z (um)", "y [um]", "X (um)"], "zyx"),
     ],
 )

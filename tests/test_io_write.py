@@ -66,6 +66,13 @@ def test_any_order_type_and_names(tmp_path, suffix, order, drop, dtype, calibrat
             assert_same(chosen, expected.isel(c=place))
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_channel_without_a_name_leaves_the_others_theirs(tmp_path, suffix):
+    kind_of(suffix)
+    write_image(tmp_path / f"a{suffix}", counts("cyx").assign_coords(c=["", "DNA"]))
+    assert read_photons(tmp_path / f"a{suffix}").c.values.tolist() == ["", "DNA"]
+
+
 def test_numpy_keeps_values_and_type(tmp_path):
     write_image(tmp_path / "a.npy", counts("zyx", np.float64))
     assert_same(read_photons(tmp_path / "a.npy", axes="zyx"), counts("zyx", np.float64, calibrated=False))

@@ -29,7 +29,7 @@ def test_same_seed_same_image_and_another_seed_another():
 @given(
     dim=st.sampled_from([2, 3]),
     side=st.integers(1, 40),
-    photons=st.floats(0.01, 1e4),
+    photons=st.floats(0.01, 1e6),
     seed=st.integers(0, 2**32 - 1),
     scene=st.sampled_from(["cells", "filaments"]),
 )
@@ -37,6 +37,7 @@ def test_truth_is_positive_with_the_mean_asked_for(dim, side, photons, seed, sce
     shape = (max(1, side // 4), side, side + 3)[-dim:]
     counts, truth = simulate(dim, shape, photons, seed, scene)
     assert counts.shape == shape
+    assert float(abs(counts - truth).max()) < 9 * float(truth.max()) ** 0.5 + 9  # which wrapped ones would not be
     assert float(truth.min()) > 0
     assert float(truth.mean(dtype=np.float64)) == pytest.approx(photons, rel=1e-4)
 
@@ -46,12 +47,6 @@ def test_counts_are_poisson_draws_of_the_truth():
     z = (counts.values - truth.values.astype(float)) / np.sqrt(truth.values)
     assert abs(z.mean()) < 5 / 256
     assert z.var() == pytest.approx(1, abs=0.03)
-
-
-def test_bright_counts_do_not_wrap():
-    counts, truth = simulate(2, (64, 64), 60_000.0)
-    assert counts.dtype == np.uint32
-    np.testing.assert_allclose(counts, truth, rtol=0.05)
 
 
 IMPOSSIBLE = [{"dim": 4}, {"shape": (3, 4, 5)}, {"shape": (0, 4)}, {"scene": "dogs"}]

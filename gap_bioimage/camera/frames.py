@@ -20,6 +20,7 @@ Images = xr.DataArray | npt.NDArray[Any] | Path | str
 _LEAST_PX = 16
 _HOT = 20.0  # median deviations beyond which a dark pixel tells nothing of the others
 _LOST = 0.25  # share of the rows, more than usual, that hold one value each where a part of a frame is lost
+_TORN, _CHANGES = 0.1, 8  # share of the rows that frames have in common where one is torn, and changes along a row
 _LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
 
 
@@ -106,21 +107,27 @@ def frames_of(
 
 
 def distinct(stack: Values) -> tuple[Values, str]:
-    """Leave out frames that repeat an earlier one or lack parts, whose noise would be taken for the camera's."""
+    """Leave out frames that repeat others or lack parts, all or some rows: their noise is not the camera's."""
     first: dict[bytes, int] = {}
-    told, rows = [], stack.shape[2]
+    told, kept, rows = [], [], stack.shape[2]
     bare = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
     most = min(float(np.median(bare)) + _LOST * rows, rows - 1)  # dim frames and those with margins have such rows, too
     for t in range(stack.shape[1]):
+        torn = 0.0
+        if t and (again := (stack[:, t] == stack[:, t - 1]).all(-1)).mean() > _TORN:  # dim rows may be so by chance
+            torn = float(np.mean(again & (np.count_nonzero(np.diff(stack[:, t]), axis=-1) >= _CHANGES)))
         if bare[t] > most:
             told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
         # in the first row some cameras write the time
         elif (before := first.setdefault(hashlib.blake2b(stack[:, t, 1:].tobytes()).digest(), t)) != t:
             told.append(f"frames {before} and {t} are equal")
-    if not told or not first:
+        elif torn > _TORN:
+            told.append(f"frames {t - 1} and {t} are equal in {torn:.0%} of their rows, as where a frame is torn")
+        else:
+            kept.append(t)
+    if not told or not kept:
         return stack, ""
-    text = f"{told[0]} and the like: left out, {len(first)} of {stack.shape[1]} frames remain"
-    return stack[:, sorted(first.values())], text
+    return stack[:, kept], f"{told[0]} and the like: left out, {len(kept)} of {stack.shape[1]} frames remain"
 
 
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:

@@ -60,9 +60,11 @@ class Statistics:
 
     def piled_up(self, dtype: np.dtype[Any]) -> bool:
         """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
-        if self.maximum in _CEILINGS or (dtype.kind in "iu" and self.maximum == np.iinfo(dtype).max):
-            return self.at_maximum >= 5 and self.at_maximum > 2 * self.below_maximum
-        return self.maximum >= 20 and self.at_maximum >= 10 and self.at_maximum > 5 * self.below_maximum
+        step = max(self.lattice, 1)
+        below = self.below_maximum * _LEVELS_BELOW / max(_LEVELS_BELOW // step, 1)  # on each that values may have
+        if self.maximum / step in _CEILINGS or (dtype.kind in "iu" and self.maximum == np.iinfo(dtype).max):
+            return self.at_maximum >= 5 and self.at_maximum > 2 * below
+        return step <= _LEVELS_BELOW and self.maximum >= 20 and self.at_maximum >= 10 and self.at_maximum > 5 * below
 
 
 def scan(values: Values) -> Statistics:

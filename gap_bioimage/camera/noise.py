@@ -12,6 +12,8 @@ _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20
 _GROUPS, _GROUP_PHOTONS = 16, 200
 _UNLIT = 3.0  # standard errors above the offset
 _EDGES = 5.0  # standard deviations of a block's variance beyond which it holds more than noise
+_KNOWN = 0.25  # relative error of the variance of a group
+_LEAST_WEIGHT = 1e-6  # smallest error relative to the largest, that a fit can hold
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors
 _ALIKE = 0.05  # correlation that structure and detectors may leave
@@ -69,8 +71,11 @@ class Curve:
         return -self.intercept[0] / self.slope[0] if self.slope[0] > 0 else math.nan
 
     @property
-    def _dark(self) -> slice:
-        return slice(0, max(1, len(self.mean) // 3))
+    def _dark(self) -> Flags:
+        """The darker third, without groups that a few pixels hold all the light of, if others are left."""
+        dark = np.arange(len(self.mean)) < max(1, len(self.mean) // 3)
+        known = dark & (self.error < _KNOWN * self.variance)
+        return known if known.any() else dark
 
     def bends(self, least: float) -> int:
         """Whether variance surely rises (1) or falls short (-1) at the bright end by more than a share."""
@@ -97,7 +102,7 @@ def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> 
     scale = float(np.abs(x).max())
     if len(np.unique(x[error > 0])) < 4:
         return Curve(x, y, error)
-    u, v, e = x[error > 0] / scale, y[error > 0], error[error > 0]
+    u, v, e = x[error > 0] / scale, y[error > 0], np.maximum(error[error > 0], _LEAST_WEIGHT * error.max())
     line, line_errors, chi_square = _polynomial(u, v, e, 1)
     parabola, errors, misfit = _polynomial(u, v, e, 2)
     top = float(np.polyval(line, u[-1]))

@@ -53,10 +53,14 @@ def inspect(
     """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
     import gap_bioimage as gap
 
-    reports = []
-    for image in images:
-        place = plot if plot is None or len(images) == 1 else plot.with_name(f"{plot.stem}_{image.stem}{plot.suffix}")
-        reports.append(gap.inspect(image, **asdict(selection), plot=place).to_dict())
+    names = [image.stem for image in images]
+    if len(set(names)) < len(names):  # as of several folders
+        names = [f"{number}_{name}" for number, name in enumerate(names)]
+    places: list[Any] = [plot and plot.with_name(f"{plot.stem}_{name}{plot.suffix}") for name in names]
+    places = places if len(images) > 1 else [plot]
+    check_places({"images": images, "plot": places, "json_out": json_out})
+    both = zip(images, places, strict=True)
+    reports = [gap.inspect(image, **asdict(selection), plot=place).to_dict() for image, place in both]
     write_json(json_out, reports)
     for report in [] if quiet or str(json_out) == "-" else reports:
         print_table(_in_words(report))

@@ -25,10 +25,12 @@ STORED = "stored"  # the coordinate of a file that lacks planes: whether each is
 ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
-_NAMES = dict.fromkeys(("time", "frame", "frames"), "t") | dict.fromkeys(("channel", "channels", "wavelength"), "c")
-_NAMES |= dict.fromkeys(("depth", "slice", "slices"), "z") | dict.fromkeys(("sample", "rgb"), SAMPLES)
-_NAMES |= dict.fromkeys(("height", "row", "rows"), "y") | dict.fromkeys(("width", "column", "columns"), "x")
-_NAMES |= dict.fromkeys(("", "other", "sequence", "unknown"), _UNKNOWN)
+_WORDS = {
+    **{"t": "time frame frames", "c": "channel channels wavelength", "z": "depth slice slices plane planes"},
+    **{"y": "height row rows", "x": "width column columns col cols"},
+    **{SAMPLES: "sample rgb", _UNKNOWN: "other sequence unknown"},
+}
+_NAMES = {word: axis for axis, words in _WORDS.items() for word in words.split()} | {"": _UNKNOWN}
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
 # "inch" is a unit of printers, and not believed; ImageJ escapes what Java calls non-ASCII

@@ -95,7 +95,7 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
         {"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes
     ]
     channels = (words.get("omero") or {}).get("channels") or []
-    labels = [str(each["label"]) for each in channels if each.get("label")]
+    labels = [str(each.get("label") or "") for each in channels if any(other.get("label") for other in channels)]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
     levels = {}
     for number, dataset in enumerate(entry.get("datasets") or ()):

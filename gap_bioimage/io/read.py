@@ -18,6 +18,7 @@ from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
 
 READABLE = (".tif", ".tiff", ".lsm", ".npy", ".zarr", ".ozx", *READERS)
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SWAP_LIMIT_BYTES = 10**9
 _PIECE = {"z": 32, "y": 512, "x": 512}
 
@@ -227,17 +228,20 @@ def _naming_damage(path: Path) -> Iterator[None]:
 def _open(path: Path) -> list[Stored]:
     """Return the images of a file, by its suffix; others are tried with bioio where installed, and as TIFF."""
     suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() in (".ozx", ".zip")
-    if not is_zarr(path) and _check_file(path).startswith(b"\x89HDF"):
-        suffix = ".h5"  # whatever programs call such files
+    head = b"" if is_zarr(path) else _check_file(path)
+    suffix = ".h5" if head.startswith(b"\x89HDF") else suffix  # whatever programs call such files
     try:
         if suffix == ".npy":
             return [Stored("", {0: image_of(np.load(path, mmap_mode="r", allow_pickle=False), (), Metadata())})]
         if zarr or suffix in READERS:
             return list(open_zarr(path) if zarr else READERS[suffix](path))
-        return open_with_bioio(path) or open_tiff(path)
+        if images := open_tiff(path) if head.startswith(_TIFF) else open_with_bioio(path):
+            return images
     except ImportError:
         hint = f"pip install 'gap-bioimage[{'zarr' if zarr else 'formats'}]'"
         raise UnreadableImageError(f"{path.name} needs a library that is not installed; type {hint}") from None
+    told = f"{path} cannot be read as an image, expected {', '.join(READABLE)}"
+    raise UnreadableImageError(f"{told}; export it as OME-TIFF, such as from Fiji")
 
 
 def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:

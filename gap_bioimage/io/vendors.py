@@ -19,7 +19,6 @@ from gap_bioimage.errors import UnreadableImageError
 from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, told_without_unit
 
 _NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> Lazy:
@@ -32,7 +31,7 @@ def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> 
 
 def _stored(name: str, array: Any, dims: Iterable[str], steps: Mapping[str, float], channels: Sequence[str]) -> Stored:
     known = [dim if dim.upper() in tuple("TCZYXS") else _foreign(dim) for dim in dims]
-    return Stored(name, {0: image_of(array, known, Metadata(steps, channels if all(channels) else ()))})
+    return Stored(name, {0: image_of(array, known, Metadata(steps, channels if any(channels) else ()))})
 
 
 def _foreign(dim: str) -> str:
@@ -227,13 +226,12 @@ def _texts(words: Any) -> list[str]:
 
 
 def open_with_bioio(path: Path) -> list[Stored]:
-    """Return the scenes of a file by an installed reader of bioio; none for TIFF, and where none reads it.
+    """Return the scenes of a file by an installed reader of bioio; none where none reads it.
 
     The extra brings the reader of DeltaVision files (bioio-dv, MIT); the licences of others are their own.
     """
-    with path.open("rb") as file:
-        if file.read(4) in _TIFF or find_spec("bioio") is None:
-            return []
+    if find_spec("bioio") is None:
+        return []
     from bioio import BioImage
     from bioio_base.exceptions import UnsupportedFileFormatError
 
