@@ -1,7 +1,5 @@
 """Tiny model zips for the validation's tests: a good one, and mutations of it."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io
@@ -9,17 +7,15 @@ import linecache
 import types
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Mutation = Callable[[dict[str, Any]], None]
+Mutation = Callable[[dict[str, Any]], None]
 
 BLUR = """
 from typing import List
