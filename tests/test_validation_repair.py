@@ -128,6 +128,8 @@ def version_04(rdf: Rdf) -> None:
 IN, OUT = ("inputs", 0, "axes"), ("outputs", 0, "axes")
 NET = ("weights", "pytorch_state_dict", "architecture")
 NO_IDS = both(drop(*IN, 3, "id"), drop(*OUT, 3, "id"))
+REFERRED = [put(*OUT, n, "size", "tensor_id", value="input") for n in (2, 3)]
+DEFAULT_IDS = both(drop("inputs", 0, "id"), drop("outputs", 0, "id"), *REFERRED)
 OP = {"id": "custom", "callable": "Op", "source": "op.py", "kwargs": {}}
 CUSTOM = both(objects, put("outputs", 0, "postprocessing", value=[OP]))
 NAIVE = "# Naïve\n\n## Validation\nnone\n"
@@ -168,6 +170,8 @@ MENDED: list[tuple[zips.Mutation | None, Files, str, str, Rdf]] = [
      {"inputs.0.axes.2.description": "pixel size 0.1 micrometer", "outputs.0.axes.2.scale": 0.5,
       "outputs.0.axes.3.scale": 1.0}),
     (NO_IDS, {}, "fiji.explicit_axis_ids", "axis_ids", {"inputs.0.axes.3.id": "x", "outputs.0.axes.3.halo": 2}),
+    (both(pixel_sizes, DEFAULT_IDS), {}, "fiji.explicit_tensor_ids", "tensor_ids",
+     {"inputs.0.id": "input", "outputs.0.id": "output", "outputs.0.axes.2.scale": 1.0}),
     (drop("documentation"), {}, "zoo.documentation", "readme", {"documentation": "README.md"}),
     (both(version_04, drop("documentation"), MAMBA), {"e.yaml": b"name: x"},
      "zoo.documentation", "readme",  # which makes the conversion possible

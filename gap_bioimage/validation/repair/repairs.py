@@ -138,6 +138,14 @@ def axis_ids(editor: PackageEditor) -> None:
                 editor.changed("axis_ids", f"id of a space axis of {tensor.id}", "none (x by default)", axis.id)
 
 
+def tensor_ids(editor: PackageEditor) -> None:
+    """Write the id of every input and output, also where it is the default: JDLL looks tensors up by theirs."""
+    for tensor in editor.tensors:
+        if not tensor.written.get("id"):
+            tensor.written["id"] = tensor.id
+            editor.changed("tensor_ids", f"id of the {tensor.id}", "none", tensor.id)
+
+
 def channel_names(editor: PackageEditor) -> None:
     """Name channels channel0, channel1, ... where they have no names; make identifiers of others before 0.5.11."""
     for tensor, index, axis in ((t, i, axis) for t in editor.tensors for i, axis in enumerate(t.axes)):
@@ -308,7 +316,7 @@ REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
     hashes,
     remove_leftovers, flatten,
-    axis_ids, channel_names, axis_scale,
+    axis_ids, tensor_ids, channel_names, axis_scale,
     deepimagej_config, sample_tensors,
     readme, covers,
 )  # fmt: skip
