@@ -195,9 +195,10 @@ def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check],
 
 def _exit_code(reports: list[Report], n_asked: int) -> int:
     """0 passed, 1 failed, 2 where something could not be read, run or judged, which is told of."""
-    unrun = [report.model for report in reports if report.status == "not-run"]
-    for model in unrun:
-        complain(f"{model}: nothing is wrong with its files, but nothing was run either; see its check core.test")
+    unrun = [report for report in reports if report.status == "not-run"]
+    for report in unrun:
+        why = next((f": {entry.reason}" for entry in report.verdicts if entry.consumer == "core"), "")
+        complain(f"{report.model}: the model was not run{why}")
     raised = [(report.model, check) for report in reports for check in report.raised]
     for model, check in raised:
         complain(f"{model}: {check.id} {check.message}")
