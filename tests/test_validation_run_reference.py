@@ -97,6 +97,12 @@ def test_anything_can_be_drawn(tmp_path: Path, expected: np.ndarray, got: np.nda
         assert image.width > image.height > 100
 
 
+def test_pictures_have_y_down_and_x_to_the_right() -> None:
+    volume = np.arange(24.0).reshape(1, 3, 4, 2)
+    assert np.array_equal(reference._plane(volume, ("batch", "z", "y", "x")), volume[0, 1])
+    assert np.array_equal(reference._plane(volume, ("batch", "x", "y", "z")), volume[0, :, :, 1].T)
+
+
 # Other interpreters: what they run, what they refuse, and what they may not see
 
 
