@@ -36,7 +36,7 @@ def failed(*made: zipfile.ZipInfo) -> set[str]:
 )  # fmt: skip
 def test_paths_that_lead_out_or_mean_another_file_somewhere_are_named(name: str) -> None:
     assert unsafe_path(name) is not None
-    harmless = ("x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/", f"{'a' * 200}/{'b' * 200}")
+    harmless = ("x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/" * 200)
     assert [good for good in harmless if unsafe_path(good)] == []
 
 
