@@ -1,9 +1,7 @@
 """What zips are given."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +15,7 @@ from gap_bioimage.errors import ExportError, NotPhotonCountsError
 from gap_bioimage.exporting.intake import Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.weights import torchscript_of
-
-if TYPE_CHECKING:
-    from gap_bioimage.model import Model
+from gap_bioimage.model import Model
 
 CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
 

@@ -1,12 +1,11 @@
 """Comparisons: on the output's own scale, as bioimageio.core does it, as pictures, and with other interpreters."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +19,6 @@ from gap_bioimage.validation.check import Evidence, Outcome
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.engines import find_engines, other_cores, other_engines
 from gap_bioimage.validation.run.reference import keep_evidence, mismatched_ppm, not_finite, relative_rms
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RAMP = np.linspace(0, 1, 64).reshape(1, 1, 8, 8)
 BCYX = ("batch", "channel", "y", "x")
