@@ -152,10 +152,13 @@ def configured() -> dict[str, Any]:
     own, project = Path(".gap-bioimage.toml"), Path("pyproject.toml")
     path = own if own.is_file() else project
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        section: Any = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    section = found if path == own else found.get("tool", {}).get("gap-bioimage", {})
+    for name in ("tool", "gap-bioimage") if path == project else ():
+        section = section.get(name, {}) if isinstance(section, dict) else section
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path} sets tool.gap-bioimage to {section!r}, expected a table of options")
     if unknown := sorted(section.keys() - _CONFIGURED.keys()):
         raise ConfigError(f"{path} sets {', '.join(unknown)}; expected are some of {', '.join(_CONFIGURED)}")
     lists = ("select", "ignore", "profile")
