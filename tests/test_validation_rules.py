@@ -118,6 +118,8 @@ BREAKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value="1.4"), {}),
     ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value="3.0"), {}),
     ("fiji.axis_scale", put("inputs", 0, "axes", 3, "scale", value=0.1), {}),
+    ("fiji.output_size", put("outputs", 0, "axes", 3, "scale", value=0.5), {}),
+    ("fiji.output_size", put("outputs", 0, "axes", 3, "size", "offset", value=-4), {}),
     ("fiji.axis_ids", put("inputs", 0, "axes", 0, value={"type": "time", "size": 1}), {}),
     ("fiji.explicit_axis_ids", drop("outputs", 0, "axes", 3, "id"), {}),
     ("fiji.explicit_tensor_ids", drop("outputs", 0, "id"), {}),

@@ -61,6 +61,9 @@ def convert_04(editor: PackageEditor) -> None:
         if reference.hash_key and stated.get(reference.name):
             reference.holder.setdefault(reference.hash_key, stated[reference.name])
     editor.changed("format_version", "format of the description", version, FORMAT)
+    sizes = [(axis.size, axis.scale) for output in built.outputs for axis in output.axes if hasattr(axis, "scale")]
+    if any(hasattr(size, "axis_id") and (size.offset or scale != 1) for size, scale in sizes):
+        editor.notes.append(f"Fiji reads outputs of another size than the input in format {version} alone: keep both")
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
 

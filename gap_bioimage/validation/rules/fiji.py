@@ -61,6 +61,14 @@ rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes with
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
 )(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
                       for tensor in model.inputs for axis in tensor.axes if axis.scale not in (0, 1)))
+rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles (2026-11)", versions="0.5",
+     asks="Outputs as large as the input that their sizes refer to; format 0.4 states other sizes as JDLL reads them.",
+     breaks="JDLL multiplies sizes by a scale that divides them, and counts an offset twice",
+     fix="State the sizes of input and output as numbers, or enlarge (crop, pad) the output in the network.",
+)(lambda model: first(f"the output axis {axis.id} of {tensor.id!r} has scale {axis.scale:g} and offset {offset}"
+                      for tensor in model.outputs for axis in tensor.axes
+                      if isinstance(size := axis.written.get("size"), dict) and "axis_id" in size
+                      and ((offset := size.get("offset") or 0) or axis.scale not in (0, 1))))
 rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
      asks="An id written on every space axis.",
      breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
