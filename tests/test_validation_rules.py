@@ -66,7 +66,7 @@ def depends(on: Any) -> Mutation:
 ARCHITECTURE = ("weights", "pytorch_state_dict", "architecture")
 STATE_DICT_ONLY = drop("weights", "torchscript")
 IMPORTED = both(
-    STATE_DICT_ONLY, drop(*ARCHITECTURE, "source"), put(*ARCHITECTURE, "import_from", value="careamics.models.unet")
+    STATE_DICT_ONLY, drop(*ARCHITECTURE, "source"), put(*ARCHITECTURE, "import_from", value="plantseg.models.unet")
 )
 STARDIST = both(put("name", value="My StarDist"), put("config", "stardist", value={"thresholds": True}))
 FIXED_04 = both(put("format_version", value="0.4.10"), put("inputs", 0, "shape", value=[1, 1, 32, 32]))
@@ -227,6 +227,7 @@ def test_versions_are_judged_as_the_rule_says(tmp_path: Path, consumer: str, ver
         ("fiji.pytorch_version", drop("weights", "torchscript", "pytorch_version")),
         ("fiji.weights_root", put("weights", "torchscript", "source", value="model.torchscript")),
         ("fiji.weights_format", STATE_DICT_ONLY),
+        ("fiji.state_dict", both(IMPORTED, put(*ARCHITECTURE, "import_from", value="careamics.models.unet"))),
         ("fiji.state_dict_values", both(STATE_DICT_ONLY, space(has_z=True, size=80))),
         ("fiji.processing_ops", preprocess(id="clip", kwargs={"min": 0, "max": 1})),
         ("ilastik.dependencies", depends("conda:environment.yaml")),  # what the code imports is there

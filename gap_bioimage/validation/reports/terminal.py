@@ -79,7 +79,7 @@ def _is_dull(check: Check) -> bool:
 def _summary(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
     names: tuple[Status, ...] = ("failed", "error", "warning", "passed", "skipped")
-    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name]) or "no check"
 
 
 def print_submission(report: Report) -> None:

@@ -25,7 +25,10 @@ _FIXED = "fixed_zero_mean_unit_variance"
 # two ways to normalise by fixed numbers that of format 0.5 looks beyond its arrays
 _TOO_MANY = {"scale_linear": 2, "binarize": 1, _FIXED: 1}
 _NUMBERS = "float32 float64 int8 uint8 int16 uint16 int32 uint32 int64".split()
-_PYTHON_HAS = rules.ALWAYS_THERE | {"torchvision", "biapy", "cellpose", "stardist", "timm", "einops", "skimage"}
+_PYTHON_HAS = rules.ALWAYS_THERE | {  # what JDLL 0.6.4-SNAPSHOT installs, DLModelPytorchProtected
+    "torchvision", "biapy", "careamics", "cellpose", "stardist", "timm", "torchmetrics", "pytorch_msssim", "einops",
+    "skimage", "pandas", "torchinfo",
+}
 _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = "JDLL 0.6.3, engine/DeepLearningVersion and the engines that it installs (2026-11)"
@@ -52,8 +55,8 @@ rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A descrip
      breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
 )(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
 rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
-     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, Cellpose or "
-          "StarDist.", fix=rules.ADD_TORCHSCRIPT,
+     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, CAREamics, "
+          "Cellpose or StarDist.", fix=rules.ADD_TORCHSCRIPT,
      breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
 )(lambda model: rules.foreign_imports(model, _PYTHON_HAS))
 rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
