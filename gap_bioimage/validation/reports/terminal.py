@@ -54,7 +54,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(f"\n[bold]score in the zoo[/]  {told}{advice}")
     alone = ", of its description alone" if report.description_only else ""
     word = f"[{_STYLES[report.status]}]{report.status.replace('-', ' ')}[/]"
-    console.print(f"\n{word}  {escape(report.model)}  ({_summary(report.checks)}{alone})")
+    console.print(f"\n{word}  {escape(report.model)}  ({_summary(report.checks) or 'no check'}{alone})")
     if report.status == "not-run":
         console.print(escape(f"The model was not run. {how_to_run(report.checks)}".strip()))
 
@@ -79,7 +79,7 @@ def _is_dull(check: Check) -> bool:
 def _summary(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
     names: tuple[Status, ...] = ("failed", "error", "warning", "passed", "skipped")
-    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name]) or "no check"
+    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
 
 
 def print_submission(report: Report) -> None:
