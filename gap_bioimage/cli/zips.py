@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -212,11 +211,11 @@ def _exit_code(reports: list[Report], n_asked: int) -> int:
 
 def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
     """The folder for what is kept of each model: named like it, made different from the others'."""
+    from gap_bioimage.validation.repair.editor import numbered
+
     names: dict[Path, str] = {}
     for path in dict.fromkeys(paths):
-        stem = path.stem if path.is_file() else path.name
-        choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        names[path] = next(name for name in choices if name not in names.values())
+        names[path] = numbered(path.stem if path.is_file() else path.name, "", {*map(str.casefold, names.values())})
     return {path: keep and keep / name for path, name in names.items()}
 
 

@@ -59,6 +59,11 @@ rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), un
           "Cellpose or StarDist.", fix=rules.ADD_TORCHSCRIPT,
      breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
 )(lambda model: rules.foreign_imports(model, _PYTHON_HAS))
+rule("fiji.state_dict_file", BLOCKS, "JDLL 0.6.4-SNAPSHOT, model/python/DLModelPytorchProtected (2026-11)",
+     weights=("pytorch_state_dict",), unless=_ITSELF, breaks="JDLL takes no file of another name", fix="Name it so.",
+     asks="Where a state_dict is all there is: weights named *.pt or *.pth.",
+)(lambda model: None if (source := str(model.weights["pytorch_state_dict"].get("source")).split("?")[0]).endswith(
+    (".pt", ".pth")) else f"the weights are {source[-80:]!r}")
 rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
      breaks="JDLL takes an input's scale for a change of size and crops the output",
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
