@@ -97,12 +97,12 @@ def preprocessing(model: Model) -> str | None:
     key = "id" if model.version_numbers > (0, 5, 0) else "name"  # in 0.5.0 itself BiaPy so finds none
     steps = [step for tensor in model.mappings("inputs")[:1] for step in mappings(tensor.get("preprocessing"))]
     given = [(str(step[key]), step.get("kwargs") or {}) for step in steps if key in step]
-    found = [(name, kwargs) for name, kwargs in given
-             if name != "ensure_dtype" or "float" not in str(kwargs.get("dtype", "float"))]
-    if len(found) > 1:
-        return f"there are {len(found)} steps of preprocessing: {', '.join(name for name, _ in found)}"
-    if found and found[0][0] not in _STEPS:
-        return f"BiaPy does not know the preprocessing {found[0][0]}"
-    percentiles = {"min_percentile", "max_percentile"}
-    is_whole = not found or found[0][0] != "scale_range" or percentiles <= found[0][1].keys()
-    return None if is_whole else "scale_range states no min_percentile and max_percentile"
+    given = [pair for pair in given if pair[0] != "ensure_dtype" or "float" not in str(pair[1].get("dtype", "float"))]
+    if len(given) > 1:
+        return f"there are {len(given)} steps of preprocessing: {', '.join(name for name, _ in given)}"
+    for name, kwargs in given:
+        if name not in _STEPS:
+            return f"BiaPy does not know the preprocessing {name}"
+        if name == "scale_range" and not {"min_percentile", "max_percentile"} <= kwargs.keys():
+            return "scale_range states no min_percentile and max_percentile"
+    return None
