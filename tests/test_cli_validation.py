@@ -79,8 +79,10 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
 
 
 def test_what_was_not_run_or_raised_is_no_success(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run("validate", zips.make_zip(tmp_path, zips.drop("weights", "torchscript")), "--quiet")
-    assert result.code == 2 and "nothing was run" in one_sentence(result)
+    reasons = (zips.drop("weights", "torchscript"), "--run-code"), (zips.put("name", value="x"), "at least 5")
+    for mutate, why in reasons:  # where the check that tells of it is left out, too
+        result = run("validate", zips.make_zip(tmp_path, mutate), "--quiet", "--select", "fiji")
+        assert result.code == 2 and why in one_sentence(result)
     from gap_bioimage.validation import check
 
     broken = replace(check.definition("ilastik.grid"), function=lambda model: 1 / 0)

@@ -1,19 +1,17 @@
 """Exported zips work, and nothing is left behind where one would not."""
 
-from __future__ import annotations
-
 import runpy
 import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import broken_model, export_unchecked, no_validation, random_model, rdf_of
+from fixtures_model import Trained, broken_model, export_unchecked, no_validation, random_model, rdf_of
 
 from gap_bioimage import denoise, export, load_model, simulate
 from gap_bioimage.errors import BrokenNetworkError, CardError, CheckpointError, ExportError, OutputError
@@ -21,11 +19,7 @@ from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.weights import denoiser_of
 from gap_bioimage.validation import report as validation
 from gap_bioimage.validation.check import Check
-
-if TYPE_CHECKING:
-    from fixtures_model import Trained
-
-    from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.report import Report
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,14 @@
 """Model cards: every mistake at once, and a template that becomes a card."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from gap_bioimage.errors import CardError
 from gap_bioimage.exporting.card import GAP_PAPER, TEMPLATE, Card, write_template
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GOOD = {"name": "Tiny denoiser", "description": "Denoises.", "authors": [{"name": "Ada Example"}], "license": "MIT"}
 

@@ -1,18 +1,17 @@
 """Description, README and cover of a zip: readable by every consumer, true to its files, with measured numbers."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import textwrap
 import zipfile
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from fixtures_model import CARD, export_unchecked, random_model, rdf_of
+from fixtures_model import CARD, Trained, export_unchecked, random_model, rdf_of
 from PIL import Image
 
 from gap_bioimage import load_model, simulate
@@ -23,11 +22,6 @@ from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.documents import ONLY_CORE, draw_cover, write_readme
 from gap_bioimage.exporting.kinds import Operation, Sampling, product_of
 from gap_bioimage.exporting.measures import HaloReport, Measured, SampleScores, Scores, Sizes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fixtures_model import Trained
 
 
 def card(**changes: Any) -> Card:

@@ -1,33 +1,26 @@
 """Zips that draw posterior samples, in the graph and by a hook that carries the network; own postprocessing."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command_line import one_sentence
-from fixtures_model import export_unchecked, no_validation, random_model, rdf_of
+from fixtures_model import Trained, export_unchecked, no_validation, random_model, rdf_of
 
 from gap_bioimage import export, load_model, simulate, validate
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting.documents import ONLY_CORE
 from gap_bioimage.exporting.kinds import Operation, Sampling, product_of
 from gap_bioimage.exporting.weights import TORCHSCRIPT, sampler_arguments, sampler_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fixtures_model import Trained
-
-    from gap_bioimage.validation.report import Report
+from gap_bioimage.validation.report import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore:of images like the example photons grow")
 DRAWN: dict[str, Any] = {"n_samples": 2, "n_steps": 2, "seed": 3}

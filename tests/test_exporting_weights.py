@@ -1,20 +1,19 @@
 """The weights of a zip: one network in every format, and nothing of the machine that wrote them."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fixtures_model import CONFIGS, random_model, rdf_of
+from fixtures_model import CONFIGS, Trained, random_model, rdf_of
 
 import gap_bioimage.network
 from gap_bioimage import export
@@ -24,11 +23,6 @@ from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.kinds import Sampling, product_of
 
 ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fixtures_model import Trained
 
 
 def load_source(path: Path) -> ModuleType:

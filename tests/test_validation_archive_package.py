@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 import zips
+from bioimageio.spec.utils import read_yaml
 
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive import package as module
 from gap_bioimage.validation.archive.package import entry_checks, open_package, unsafe_path
 from gap_bioimage.validation.archive.rdf import MAX_RDF_BYTES, is_url, read_rdf, references
+from gap_bioimage.validation.repair.editor import to_yaml
 
 
 def entry(name: str, *, offset: int = 0, size: int = 0, mode: int = 0) -> zipfile.ZipInfo:
@@ -32,11 +35,11 @@ def failed(*made: zipfile.ZipInfo) -> set[str]:
 @pytest.mark.parametrize(
     "name",
     ["/etc/x", "../x", "a/../../x", "C:/x", "C:x", "\\\\host\\x", "..\\x", "a\0b", "", "a\\b", "a\x1b[2Jb", "a\nb",
-     "a\ud800", "CON", "nul.npy", "a/Com1.txt", "a.", "a /b", "file:stream", "x" * 256, "\u00fc" * 200],
+     "a\ud800", "CON", "nul.npy", "a/Com1.txt", "a.", "a /b", "file:stream", "x" * 256, "\u00fc" * 200, "a/" * 600],
 )  # fmt: skip
 def test_paths_that_lead_out_or_mean_another_file_somewhere_are_named(name: str) -> None:
     assert unsafe_path(name) is not None
-    harmless = ("x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/")
+    harmless = ("x", "a/b.pt", "a..b", "./x", "weights (1).pt", "console.txt", "\u00fc.npy", "a/" * 200)
     assert [good for good in harmless if unsafe_path(good)] == []
 
 
@@ -260,6 +263,12 @@ def test_odd_but_harmless_descriptions_are_read(tmp_path: Path, text: str, conte
     (tmp_path / "rdf.yaml").write_text(text, encoding="utf-8")
     rdf, check = read_rdf(tmp_path / "rdf.yaml")
     assert (rdf, check.status) == (content, "passed")
+
+
+def test_texts_stay_texts_in_both_versions_of_yaml() -> None:
+    texts = ["1e5", "0o14", "1_000", "2022-01-01", "-.5e3", "0.5.9", "y", "on", "null", "~", ".inf"]
+    given = {text: text for text in texts} | {"numbers": [1, 1e-5, float("inf"), None, True]}
+    assert read_yaml(to_yaml(given).decode()) == yaml.safe_load(to_yaml(given)) == given
 
 
 def test_all_files_of_a_description_are_found_where_older_formats_name_them_too() -> None:

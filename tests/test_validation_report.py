@@ -197,6 +197,10 @@ def test_the_command_line_takes_them_and_a_section_of_a_file(
     for text, word in (("run-code = true", "run-code"), ("select", "cannot be read"), ("timeout = 'x'", "--timeout")):
         (tmp_path / ".gap-bioimage.toml").write_text(text)
         assert word in one_sentence(run("validate", "rdf.yaml"))
+    (tmp_path / ".gap-bioimage.toml").unlink()
+    for text in ("tool = 3", "[tool]\ngap-bioimage = 3"):
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert "expected a table" in one_sentence(run("validate", "rdf.yaml"))
 
 
 def test_what_the_zoo_asks_for_is_a_list_with_ticks(capsys: pytest.CaptureFixture[str]) -> None:

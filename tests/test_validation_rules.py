@@ -1,12 +1,12 @@
 """Every consumer rule: a model that keeps it and one that breaks it."""
 
-from __future__ import annotations
+from pathlib import Path
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
+import numpy as np
 import pytest
 import zips
-from zips import drop, put
+from zips import Mutation, both, drop, put
 
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.package import open_package
@@ -14,14 +14,6 @@ from gap_bioimage.validation.check import Check, Severity, definition, definitio
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.verdicts import verdicts_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    Rdf = dict[str, Any]
-    Mutation = Callable[[Rdf], None]
-
 
 VALID = Description("as written", "upgraded", "", ())  # stand for what bioimageio.spec makes of it
 
@@ -31,10 +23,6 @@ def judge(path: Path, valid: Description | None = VALID, with_files: bool = True
         assert package is not None
         model = Model(package, valid, with_files)
         return {made.id: made.judge(model) for made in definitions("rule")}
-
-
-def both(*mutations: Mutation) -> Mutation:
-    return lambda rdf: [one(rdf) for one in mutations] and None
 
 
 def again(key: str) -> Mutation:
@@ -50,7 +38,7 @@ def turned(key: str) -> Mutation:
 def space(*, has_z: bool = False, **fields: Any) -> Mutation:
     """Fields of every space axis, and a third of these where asked for."""
 
-    def mutate(rdf: Rdf) -> None:
+    def mutate(rdf: dict[str, Any]) -> None:
         for tensor in (rdf["inputs"][0], rdf["outputs"][0]):
             tensor["axes"][2:2] = [{"type": "space", "id": "z"}] if has_z else []
             for axis in tensor["axes"][2:]:
@@ -78,19 +66,13 @@ def depends(on: Any) -> Mutation:
 ARCHITECTURE = ("weights", "pytorch_state_dict", "architecture")
 STATE_DICT_ONLY = drop("weights", "torchscript")
 IMPORTED = both(
-    STATE_DICT_ONLY, drop(*ARCHITECTURE, "source"), put(*ARCHITECTURE, "import_from", value="careamics.models.unet")
+    STATE_DICT_ONLY, drop(*ARCHITECTURE, "source"), put(*ARCHITECTURE, "import_from", value="plantseg.models.unet")
 )
 STARDIST = both(put("name", value="My StarDist"), put("config", "stardist", value={"thresholds": True}))
 FIXED_04 = both(put("format_version", value="0.4.10"), put("inputs", 0, "shape", value=[1, 1, 32, 32]))
-AXES_04 = both(
-    zips.to_format_0_4(),
-    put(
-        "inputs",
-        0,
-        "preprocessing",
-        value=[{"name": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0, "axes": "xy"}}],
-    ),
-)
+SCALE_04 = {"name": "scale_linear", "kwargs": {"gain": 2.0, "offset": 0.0, "axes": "xy"}}
+AXES_04 = both(zips.to_format_0_4(), put("inputs", 0, "preprocessing", value=[SCALE_04]))
+FIXED = {"mean": [1.0], "std": [2.0], "axis": "channel"}  # as CAREamics writes them
 SIZE_Y = ("inputs", 0, "axes", 2, "size")
 OLD_IR, NEW_IR = b"\x08\x08\x12", b"\x08\x0a\x12"
 BARE = {
@@ -131,23 +113,32 @@ BREAKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("fiji.rdf_name", None, {"rdf_name": "bioimageio.yaml"}),
     ("fiji.state_dict ilastik.dependencies", IMPORTED, {}),
     ("fiji.state_dict_values qupath.weights_format", STATE_DICT_ONLY, {}),
+    ("fiji.state_dict_file", both(STATE_DICT_ONLY, put("weights", "pytorch_state_dict", "source", value="w.bin")), {}),
     ("fiji.stardist", STARDIST, {"files": {"input.npy": None}}),
     ("fiji.weights_root", put("weights", "torchscript", "source", value="weights/torchscript.pt"), {}),
     ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value="1.4"), {}),
     ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value="3.0"), {}),
     ("fiji.axis_scale", put("inputs", 0, "axes", 3, "scale", value=0.1), {}),
+    ("fiji.output_size", put("outputs", 0, "axes", 3, "scale", value=0.5), {}),
+    ("fiji.output_size", put("outputs", 0, "axes", 3, "size", "offset", value=-4), {}),
     ("fiji.axis_ids", put("inputs", 0, "axes", 0, value={"type": "time", "size": 1}), {}),
     ("fiji.explicit_axis_ids", drop("outputs", 0, "axes", 3, "id"), {}),
+    ("fiji.explicit_tensor_ids", drop("outputs", 0, "id"), {}),
     ("fiji.axis_order", turned("outputs"), {}),
     ("fiji.channel_names", put("outputs", 0, "axes", 1, "channel_names", value=[]), {}),
     ("fiji.test_tensors", put("inputs", 0, "test_tensor", value="input.tif"), {}),
     ("fiji.test_tensors", put("outputs", 0, "data", value={"type": "bool"}), {}),
+    ("fiji.test_tensors", put("outputs", 0, "data", value={"type": "uint64"}), {}),
+    ("fiji.test_tensors", None, {"files": {"output.npy": zips.npy(np.ones((1, 1, 32, 32), np.float16))}}),
     ("fiji.min_of_step", put(*SIZE_Y, value={"min": 18, "step": 4}), {}),
     ("fiji.min_halo", put("outputs", 0, "axes", 3, "halo", value=8), {}),
     ("fiji.off_grid", put("outputs", 0, "axes", 3, "halo", value=2), {}),
     ("fiji.processing_ops", preprocess(id="softmax", kwargs={"axis": "channel"}), {}),
     ("fiji.processing_ops", preprocess(id="clip", kwargs={"min": 0}), {}),
     ("fiji.processing_ops", preprocess(id="scale_linear", kwargs={"gain": [1, 2], "offset": 0}), {}),
+    ("fiji.processing_ops", preprocess(id="scale_linear", kwargs={"gain": 2, "offset": [0, 1], "axis": "channel"}), {}),
+    ("fiji.processing_ops", preprocess(id="binarize", kwargs={"threshold": [0.5], "axis": "channel"}), {}),
+    ("fiji.processing_ops", preprocess(id="fixed_zero_mean_unit_variance", kwargs=FIXED), {}),
     ("fiji.no_deepimagej_config", put("config", "deepimagej", value={"allow_tiling": False}), {}),
     ("fiji.frozen", None, {"freeze": True}),
     ("fiji.devices", None, {"source": zips.tiny('rate = rate + torch.zeros(1, device=torch.device("cpu"))')}),
@@ -167,7 +158,10 @@ BREAKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("biapy.kwargs", put(*ARCHITECTURE, "kwargs", "postprocessing", value="x"), {}),
     ("biapy.classes", put("tags", value=["semantic-segmentation"]), {}),
     ("biapy.classes", put("tags", value=["instance-segmentation", "biapy"]), {}),
+    ("biapy.classes", both(put("tags", value=["instance-segmentation"]), put(*ARCHITECTURE, "kwargs", "out_channels",
+                                                                             value="2")), {}),
     ("biapy.preprocessing", preprocess(id="binarize"), {}),
+    ("biapy.preprocessing", preprocess(id="scale_range", kwargs={"max_percentile": 99.8}), {}),
     ("biapy.preprocessing", preprocess(id="ensure_dtype", kwargs={"dtype": "uint8"}), {}),
     ("biapy.preprocessing", put("inputs", 0, "preprocessing", value=[{"id": "sigmoid"}, {"id": "scale_range"}]), {}),
     ("biapy.fixed_shape", FIXED_04, {}),
@@ -233,14 +227,20 @@ def test_versions_are_judged_as_the_rule_says(tmp_path: Path, consumer: str, ver
         ("fiji.pytorch_version", put("weights", "torchscript", "pytorch_version", value=1.10)),
         ("fiji.pytorch_version", drop("weights", "torchscript", "pytorch_version")),
         ("fiji.weights_root", put("weights", "torchscript", "source", value="model.torchscript")),
-        ("fiji.weights_format", STATE_DICT_ONLY),
+        *((rule_id, STATE_DICT_ONLY) for rule_id in ("fiji.weights_format", "fiji.state_dict_file")),
+        ("fiji.state_dict", both(IMPORTED, put(*ARCHITECTURE, "import_from", value="careamics.models.unet"))),
         ("fiji.state_dict_values", both(STATE_DICT_ONLY, space(has_z=True, size=80))),
         ("fiji.processing_ops", preprocess(id="clip", kwargs={"min": 0, "max": 1})),
         ("ilastik.dependencies", depends("conda:environment.yaml")),  # what the code imports is there
         ("core.dependencies", depends({"source": "environment.yaml"})),
         ("biapy.kwargs", put(*ARCHITECTURE, "kwargs", value={})),
         ("biapy.preprocessing", put("inputs", 0, "preprocessing", value=[
-            {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, {"id": "scale_range"}, {"id": "ensure_dtype"}])),
+            {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
+            {"id": "scale_range", "kwargs": {"min_percentile": 0, "max_percentile": 100}}, {"id": "ensure_dtype"}])),
+        ("biapy.classes", both(put("tags", value=["segmentation"]), put(*ARCHITECTURE, "callable", value="ResUNet"))),
+        ("biapy.axes", put("inputs", 0, "axes", 1, "id", value="c")),
+        ("fiji.processing_ops", preprocess(id="fixed_zero_mean_unit_variance", kwargs={"mean": 1.0, "std": 2.0})),
+        ("fiji.processing_ops", preprocess(id="scale_linear", kwargs={"gain": [2.0], "axis": "channel"})),
         ("qupath.weights_format", put("weights", value={"tensorflow_saved_model_bundle": {"source": "x.zip"}})),
         ("zoo.single_io", again("outputs")),
         ("bioengine.arguments", put(*ARCHITECTURE, "kwargs", "size", value=[1, "a"])),

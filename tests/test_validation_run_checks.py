@@ -1,9 +1,8 @@
 """What running models tells: whether test outputs come out, other images, types, batches, devices, sizes and tiles."""
 
-from __future__ import annotations
-
 import io
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +10,10 @@ import torch
 import zips
 from running import judged, ran
 
-from gap_bioimage.validation.check import definition
+from gap_bioimage.validation.check import Outcome, definition
 from gap_bioimage.validation.run import behaviour
 from gap_bioimage.validation.run.behaviour import as_loaded, below_min, graph_dtypes, other_device, output_kind, sizes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from gap_bioimage.validation.check import Outcome
-    from gap_bioimage.validation.run.runner import Runner
+from gap_bioimage.validation.run.runner import Runner
 
 EXPECTED = np.load(io.BytesIO(zips.model_files()["output.npy"]))
 SQUARE, NARROW = "assert photons.shape[2] == photons.shape[3]", "rate = rate[..., :20, :]"

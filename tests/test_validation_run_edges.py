@@ -1,8 +1,7 @@
 """What tiles change in models that run, and the halo that would do."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +11,6 @@ from running import judged
 from gap_bioimage.validation.run import behaviour, edges
 from gap_bioimage.validation.run.behaviour import below_min, sizes
 from gap_bioimage.validation.run.edges import tiled
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def blurs(times: int, folder: Path, halo: int | None = 2, min_px: int = 16, step_px: int = 4) -> Path:

@@ -1,12 +1,11 @@
 """Comparisons: on the output's own scale, as bioimageio.core does it, as pictures, and with other interpreters."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +19,6 @@ from gap_bioimage.validation.check import Evidence, Outcome
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.engines import find_engines, other_cores, other_engines
 from gap_bioimage.validation.run.reference import keep_evidence, mismatched_ppm, not_finite, relative_rms
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RAMP = np.linspace(0, 1, 64).reshape(1, 1, 8, 8)
 BCYX = ("batch", "channel", "y", "x")
@@ -95,6 +91,12 @@ def test_anything_can_be_drawn(tmp_path: Path, expected: np.ndarray, got: np.nda
     reference.draw_evidence(tmp_path / "x.png", Evidence("x", BCYX, expected, got))
     with Image.open(tmp_path / "x.png") as image:
         assert image.width > image.height > 100
+
+
+def test_pictures_have_y_down_and_x_to_the_right() -> None:
+    volume = np.arange(24.0).reshape(1, 3, 4, 2)
+    assert np.array_equal(reference._plane(volume, ("batch", "z", "y", "x")), volume[0, 1])
+    assert np.array_equal(reference._plane(volume, ("batch", "x", "y", "z")), volume[0, :, :, 1].T)
 
 
 # Other interpreters: what they run, what they refuse, and what they may not see

@@ -1,25 +1,20 @@
 """Models that hang, take all memory or kill their process are failed checks, and the rest goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import zips
 
+from gap_bioimage.validation.check import Check
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.run import sandbox as module
 from gap_bioimage.validation.run.sandbox import Limits, Sandbox
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from gap_bioimage.validation.check import Check
 
 
 def run(path: Path, process: Sandbox) -> dict[str, Check]:

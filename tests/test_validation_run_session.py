@@ -1,10 +1,9 @@
 """Which weights are run, which checks are made of them, and what an error means."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import zips
@@ -13,9 +12,6 @@ from running import ran
 from gap_bioimage.validation.check import definitions
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.run import behaviour
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_good_zip_passes_every_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-Mutation = Callable[[dict[str, Any]], None]
+Mutation = Callable[[dict[str, Any]], Any]
 
 BLUR = """
 from typing import List
@@ -73,7 +73,7 @@ def drop(*where: str | int) -> Mutation:
 
 def both(*mutations: Mutation) -> Mutation:
     """A mutation that makes several, one after the other."""
-    return lambda rdf: [mutate(rdf) for mutate in mutations] and None
+    return lambda rdf: [mutate(rdf) for mutate in mutations]
 
 
 def torchscript_only(rdf: dict[str, Any]) -> None:

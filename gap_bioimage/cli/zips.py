@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,10 +151,13 @@ def configured() -> dict[str, Any]:
     own, project = Path(".gap-bioimage.toml"), Path("pyproject.toml")
     path = own if own.is_file() else project
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        section: Any = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    section = found if path == own else found.get("tool", {}).get("gap-bioimage", {})
+    for name in ("tool", "gap-bioimage") if path == project else ():
+        section = section.get(name, {}) if isinstance(section, dict) else section
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path} sets tool.gap-bioimage to {section!r}, expected a table of options")
     if unknown := sorted(section.keys() - _CONFIGURED.keys()):
         raise ConfigError(f"{path} sets {', '.join(unknown)}; expected are some of {', '.join(_CONFIGURED)}")
     lists = ("select", "ignore", "profile")
@@ -195,9 +197,10 @@ def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check],
 
 def _exit_code(reports: list[Report], n_asked: int) -> int:
     """0 passed, 1 failed, 2 where something could not be read, run or judged, which is told of."""
-    unrun = [report.model for report in reports if report.status == "not-run"]
-    for model in unrun:
-        complain(f"{model}: nothing is wrong with its files, but nothing was run either; see its check core.test")
+    unrun = [report for report in reports if report.status == "not-run"]
+    for report in unrun:
+        why = next((f": {entry.reason}" for entry in report.verdicts if entry.consumer == "core"), "")
+        complain(f"{report.model}: the model was not run{why}")
     raised = [(report.model, check) for report in reports for check in report.raised]
     for model, check in raised:
         complain(f"{model}: {check.id} {check.message}")
@@ -208,11 +211,11 @@ def _exit_code(reports: list[Report], n_asked: int) -> int:
 
 def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
     """The folder for what is kept of each model: named like it, made different from the others'."""
+    from gap_bioimage.validation.repair.editor import numbered
+
     names: dict[Path, str] = {}
     for path in dict.fromkeys(paths):
-        stem = path.stem if path.is_file() else path.name
-        choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        names[path] = next(name for name in choices if name not in names.values())
+        names[path] = numbered(path.stem if path.is_file() else path.name, "", {*map(str.casefold, names.values())})
     return {path: keep and keep / name for path, name in names.items()}
 
 

@@ -42,6 +42,7 @@ class Axis:
         smallest = {"batch": 1, "channel": len(written.get("channel_names") or [""])}.get(kind)
         smallest = smallest or (min_step[0] if min_step else size or 1)
         name = str(written.get("id") or ("x" if kind == "space" else kind))
+        name = "channel" if (kind, name) == ("channel", "c") else name  # as bioimageio.core reads it
         scale, halo = float(written.get("scale", 1.0)), int(written.get("halo") or 0)
         return cls(written, kind, name, size, min_step, smallest, scale, halo)
 
@@ -57,13 +58,13 @@ class Tensor:
     steps: list[dict[str, Any]]  # of processing
 
     @classmethod
-    def of(cls, written: dict[str, Any]) -> Tensor:
-        """Read a tensor of format 0.5."""
+    def of(cls, written: dict[str, Any], default_id: str = "") -> Tensor:
+        """Read a tensor of format 0.5, which has a default name where none is written."""
         data = written.get("data")
         data_type = str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
         steps = [step for key in ("preprocessing", "postprocessing") for step in mappings(written.get(key))]
         axes = [Axis.of(axis) for axis in mappings(written.get("axes"))]
-        return cls(written, str(written.get("id", "")), axes, data_type, steps)
+        return cls(written, str(written.get("id") or default_id), axes, data_type, steps)
 
     @property
     def axis_ids(self) -> list[str]:
@@ -111,12 +112,12 @@ class Model:
     @cached_property
     def inputs(self) -> list[Tensor]:
         """The inputs."""
-        return [Tensor.of(tensor) for tensor in mappings(self.descr.get("inputs"))]
+        return [Tensor.of(tensor, "input") for tensor in mappings(self.descr.get("inputs"))]
 
     @cached_property
     def outputs(self) -> list[Tensor]:
         """The outputs."""
-        return [Tensor.of(tensor) for tensor in mappings(self.descr.get("outputs"))]
+        return [Tensor.of(tensor, "output") for tensor in mappings(self.descr.get("outputs"))]
 
     @property
     def tensors(self) -> list[Tensor]:

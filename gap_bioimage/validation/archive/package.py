@@ -29,7 +29,7 @@ MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten tim
 MAX_TOTAL_BYTES = 16 * 2**30
 MAX_RATIO = 200.0
 RATIO_FREE_BYTES = 64 * 2**20  # below this a high compression ratio is harmless: zeros shrink 1000-fold
-_MAX_PATH_BYTES = 255
+_MAX_PATH_BYTES, _MAX_PART_BYTES = 1024, 255  # of macOS, and of any file system
 _LOCAL_HEADER_BYTES = 30
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
 
@@ -91,12 +91,17 @@ def unsafe_path(name: str) -> str | None:
         (".." in (*PureWindowsPath(name).parts, *parts), "leads out of the package with '..'"),
         (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "holds control characters"),
         ("\\" in name, "holds a backslash, which Windows takes for a folder"),
-        (len(name.encode(errors="surrogatepass")) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
+        (_bytes(name) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
+        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"holds a name longer than {_MAX_PART_BYTES} bytes"),
         (devices, f"names the device {''.join(devices[:1])!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
         (":" in name, "holds a colon, which names a drive or a hidden stream on Windows"),
     )
     return next((why for is_so, why in problems if is_so), None)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:

@@ -61,6 +61,9 @@ def convert_04(editor: PackageEditor) -> None:
         if reference.hash_key and stated.get(reference.name):
             reference.holder.setdefault(reference.hash_key, stated[reference.name])
     editor.changed("format_version", "format of the description", version, FORMAT)
+    sizes = [(axis.size, axis.scale) for output in built.outputs for axis in output.axes if hasattr(axis, "scale")]
+    if any(hasattr(size, "axis_id") and (size.offset or scale != 1) for size, scale in sizes):
+        editor.notes.append(f"Fiji reads outputs of another size than the input in format {version} alone: keep both")
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
 
@@ -136,6 +139,14 @@ def axis_ids(editor: PackageEditor) -> None:
                 rest = {key: value for key, value in axis.written.items() if key not in ("type", "id")}
                 tensor.written["axes"][index] = {"type": "space", "id": axis.id} | rest
                 editor.changed("axis_ids", f"id of a space axis of {tensor.id}", "none (x by default)", axis.id)
+
+
+def tensor_ids(editor: PackageEditor) -> None:
+    """Write the id of every input and output, also where it is the default: JDLL looks tensors up by theirs."""
+    for tensor in editor.tensors:
+        if not tensor.written.get("id"):
+            tensor.written["id"] = tensor.id
+            editor.changed("tensor_ids", f"id of the {tensor.id}", "none", tensor.id)
 
 
 def channel_names(editor: PackageEditor) -> None:
@@ -308,7 +319,7 @@ REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
     # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
     hashes,
     remove_leftovers, flatten,
-    axis_ids, channel_names, axis_scale,
+    axis_ids, tensor_ids, channel_names, axis_scale,
     deepimagej_config, sample_tensors,
     readme, covers,
 )  # fmt: skip

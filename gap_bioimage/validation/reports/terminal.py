@@ -54,10 +54,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(f"\n[bold]score in the zoo[/]  {told}{advice}")
     alone = ", of its description alone" if report.description_only else ""
     word = f"[{_STYLES[report.status]}]{report.status.replace('-', ' ')}[/]"
-    console.print(f"\n{word}  {escape(report.model)}  ({_summary(report.checks)}{alone})")
+    console.print(f"\n{word}  {escape(report.model)}  ({_summary(report.checks) or 'no check'}{alone})")
     if report.status == "not-run":
-        told = f"Nothing is wrong with its files, but the model was not run. {how_to_run(report.checks)}"
-        console.print(escape(told.strip()))
+        console.print(escape(f"The model was not run. {how_to_run(report.checks)}".strip()))
 
 
 def _table(n_columns: int) -> Table:

@@ -21,6 +21,10 @@ _TAGS = (
     "image-restoration",
 )
 _CLASSES = ("n_classes", "out_channels", "output_channels", "classes")
+# networks of its own, which BiaPy takes to have one class where nothing is said
+_NETWORKS = (
+    "unet resunet resunet++ seunet attention_unet resunet_se unetr multiresunet unext_v1 unext_v2 hrnet".split()
+)
 
 rule("biapy.state_dict", BLOCKS, _CHECK, asks="Weights as pytorch_state_dict.", breaks="BiaPy loads nothing else",
      fix="Add pytorch_state_dict weights.",
@@ -66,26 +70,39 @@ def _kwargs(model: Model) -> Any:
       fix="Write out_channels into the architecture's kwargs, as a number; for BiaPy's own networks as a list.")
 def classes(model: Model) -> str | None:
     """The number of output channels in the kwargs of a network that segments."""
-    tags, given = set(model.texts("tags")), _kwargs(model) or {}
+    tags, given, is_own = set(model.texts("tags")), _kwargs(model) or {}, False
+    names: tuple[str, ...] = _CLASSES
     if "semantic-segmentation" in tags or ("segmentation" in tags and "instance-segmentation" not in tags):
-        found = next((given[name] for name in _CLASSES if name in given), -1)
-        found = found[-1] if isinstance(found, list) and found else found
-        if not isinstance(found, int) or found == -1:
-            return f"none of {', '.join(_CLASSES)} is a number in the architecture's kwargs"
-    elif {"instance-segmentation", "biapy"} <= tags:
-        if not isinstance(given.get("out_channels", given.get("output_channels")), list):
-            return "a model tagged biapy has no list of output_channels in its kwargs"
+        found, place = -1, -1
+        architecture = model.weights[_NEEDS].get("architecture")
+        called = architecture if isinstance(architecture, dict) else {}
+        is_own = any(str(called.get(key)).lower().replace(".py", "") in _NETWORKS for key in ("callable", "source"))
+    elif "instance-segmentation" in tags:
+        names, found, place = _CLASSES[1:3], 2, 0 if "biapy" in tags else -1
+    else:
+        return None
+    found = next((given[name] for name in names if name in given), found)
+    if place == 0 and not isinstance(found, list):
+        return "a model tagged biapy has no list of output_channels in its kwargs"
+    found = found[place] if isinstance(found, list) and found else found
+    if not isinstance(found, int) or (found == -1 and names == _CLASSES and not is_own):
+        return f"none of {', '.join(names)} is a number in the architecture's kwargs"
     return None
 
 
 @rule("biapy.preprocessing", BLOCKS, _CHECK, breaks="BiaPy refuses the model",
-      fix="Keep one step, and compute the rest inside the network.")
+      fix="Keep one step, with both percentiles if it is scale_range, and compute the rest inside the network.")
 def preprocessing(model: Model) -> str | None:
     """At most one step of preprocessing besides ensure_dtype to a float, out of four that BiaPy knows."""
     key = "id" if model.version_numbers > (0, 5, 0) else "name"  # in 0.5.0 itself BiaPy so finds none
     steps = [step for tensor in model.mappings("inputs")[:1] for step in mappings(tensor.get("preprocessing"))]
-    given = [(str(step[key]), str((step.get("kwargs") or {}).get("dtype", "float"))) for step in steps if key in step]
-    names = [name for name, dtype in given if name != "ensure_dtype" or "float" not in dtype]
-    if len(names) > 1:
-        return f"there are {len(names)} steps of preprocessing: {', '.join(names)}"
-    return None if set(names) <= _STEPS else f"BiaPy does not know the preprocessing {names[0]}"
+    given = [(str(step[key]), step.get("kwargs") or {}) for step in steps if key in step]
+    given = [pair for pair in given if pair[0] != "ensure_dtype" or "float" not in str(pair[1].get("dtype", "float"))]
+    if len(given) > 1:
+        return f"there are {len(given)} steps of preprocessing: {', '.join(name for name, _ in given)}"
+    for name, kwargs in given:
+        if name not in _STEPS:
+            return f"BiaPy does not know the preprocessing {name}"
+        if name == "scale_range" and not {"min_percentile", "max_percentile"} <= kwargs.keys():
+            return "scale_range states no min_percentile and max_percentile"
+    return None

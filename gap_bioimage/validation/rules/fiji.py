@@ -20,7 +20,15 @@ _OPERATIONS = {
     "binarize", "clip", "scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance",
     "fixed_zero_mean_unit_variance", "ensure_dtype",
 }
-_PYTHON_HAS = rules.ALWAYS_THERE | {"torchvision", "biapy", "cellpose", "stardist", "timm", "einops", "skimage"}
+_FIXED = "fixed_zero_mean_unit_variance"
+# values along an axis: of several gains JDLL takes the first for all; it has no thresholds of each channel; and of the
+# two ways to normalise by fixed numbers that of format 0.5 looks beyond its arrays
+_TOO_MANY = {"scale_linear": 2, "binarize": 1, _FIXED: 1}
+_NUMBERS = "float32 float64 int8 uint8 int16 uint16 int32 uint32 int64".split()
+_PYTHON_HAS = rules.ALWAYS_THERE | {  # what JDLL 0.6.4-SNAPSHOT installs, DLModelPytorchProtected
+    "torchvision", "biapy", "careamics", "cellpose", "stardist", "timm", "torchmetrics", "pytorch_msssim", "einops",
+    "skimage", "pandas", "torchinfo",
+}
 _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = "JDLL 0.6.3, engine/DeepLearningVersion and the engines that it installs (2026-11)"
@@ -47,21 +55,39 @@ rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A descrip
      breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
 )(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
 rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
-     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, Cellpose or "
-          "StarDist.", fix=rules.ADD_TORCHSCRIPT,
+     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, CAREamics, "
+          "Cellpose or StarDist.", fix=rules.ADD_TORCHSCRIPT,
      breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
 )(lambda model: rules.foreign_imports(model, _PYTHON_HAS))
+rule("fiji.state_dict_file", BLOCKS, "JDLL 0.6.4-SNAPSHOT, model/python/DLModelPytorchProtected (2026-11)",
+     weights=("pytorch_state_dict",), unless=_ITSELF, breaks="JDLL takes no file of another name", fix="Name it so.",
+     asks="Where a state_dict is all there is: weights named *.pt or *.pth.",
+)(lambda model: None if (source := str(model.weights["pytorch_state_dict"].get("source")).split("?")[0]).endswith(
+    (".pt", ".pth")) else f"the weights are {source[-80:]!r}")
 rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
      breaks="JDLL takes an input's scale for a change of size and crops the output",
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
 )(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
                       for tensor in model.inputs for axis in tensor.axes if axis.scale not in (0, 1)))
+rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles (2026-11)", versions="0.5",
+     asks="Outputs as large as the input that their sizes refer to; format 0.4 states other sizes as JDLL reads them.",
+     breaks="JDLL multiplies sizes by a scale that divides them, and counts an offset twice",
+     fix="State the sizes of input and output as numbers, or enlarge (crop, pad) the output in the network.",
+)(lambda model: first(f"the output axis {axis.id} of {tensor.id!r} has scale {axis.scale:g} and offset {offset}"
+                      for tensor in model.outputs for axis in tensor.axes
+                      if isinstance(size := axis.written.get("size"), dict) and "axis_id" in size
+                      and ((offset := size.get("offset") or 0) or axis.scale not in (0, 1))))
 rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
      asks="An id written on every space axis.",
      breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
      fix="Write id: x on that axis, although it is the default.",
 )(lambda model: first(f"a space axis of {tensor.id!r} has no id" for tensor in model.tensors for axis in tensor.axes
                       if axis.kind == "space" and not axis.written.get("id")))
+rule("fiji.explicit_tensor_ids", BLOCKS, "JDLL 0.6.4-SNAPSHOT, findInputTensor and TileCalculator (2026-11)",
+     versions="0.5", repair="tensor_ids", asks="An id written on every input and output.",
+     breaks="JDLL looks tensors up by their names, and ends with a NullPointerException",
+     fix="Write id: input or id: output on that tensor, although it is the default.",
+)(lambda model: first(f"the {tensor.id} has no id" for tensor in model.tensors if not tensor.written.get("id")))
 rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same order of axes in and out.", breaks="JDLL keeps one order",
      fix="Use one axis order.",
 )(lambda model: first(f"axis orders differ: {', '.join(model.tensors[0].axis_ids)} and {', '.join(tensor.axis_ids)}"
@@ -129,16 +155,18 @@ def single_io(model: Model) -> str | Outcome | None:
 
 
 @rule("fiji.test_tensors", BLOCKS, ZOO_REPORTS, breaks="JDLL throws while it reads them",
-      fix="Store test tensors as .npy files of numbers, e.g. uint8 instead of bool.")
+      fix="Store test tensors as .npy files of numbers that Java has, e.g. uint8 instead of bool.")
 def test_tensors(model: Model) -> str | None:
-    """Test tensors in .npy files, of numbers rather than bool."""
+    """Test tensors in .npy files, of numbers that JDLL reads: no bool, float16 or uint64."""
     for tensor in model.tensors:
         test = tensor.written.get("test_tensor")
         source = str(test.get("source")) if isinstance(test, dict) else str(test or "")
         if source and not source.split("?")[0].endswith(".npy"):
             return f"the test tensor of {tensor.id!r} is {source[:80]!r}"
-        if tensor.data_type == "bool":
-            return f"the test tensor of {tensor.id!r} is of type bool"
+        array = model.test_array(tensor) if model.with_files else None
+        types = [tensor.data_type] if array is None else [tensor.data_type, array.dtype.name]
+        if strange := [name for name in types if name and name not in _NUMBERS]:
+            return f"the test tensor of {tensor.id!r} is of type {strange[0]}"
     return None
 
 
@@ -165,18 +193,20 @@ rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in s
 
 
 @rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations",
-      fix="Compute them inside the network's graph; give clip both a min and a max, and scale_linear a single gain.")
+      fix="Compute them inside the network's graph; give clip both a min and a max, and others single numbers.")
 def processing_ops(model: Model) -> str | None:
     """Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
     strange = []
     for step in model.steps:
         name, kwargs = str(step.get("id")), step.get("kwargs") or {}
+        several = [kwargs[key] for key in ("gain", "offset", "threshold", "mean") if isinstance(kwargs.get(key), list)]
+        n_along = max(map(len, several), default=0)
         if name not in _OPERATIONS:
             strange.append(name)
         elif name == "clip" and (kwargs.get("min") is None or kwargs.get("max") is None):
             strange.append("clip with one bound")
-        elif name == "scale_linear" and isinstance(kwargs.get("gain"), list) and len(kwargs["gain"]) > 1:
-            strange.append("scale_linear with several gains")
+        elif n_along >= _TOO_MANY.get(name, math.inf) and (name != _FIXED or model.version.startswith("0.5")):
+            strange.append(f"{name} along an axis")
     return f"processing uses {', '.join(strange)}" if strange else None
 
 

@@ -264,4 +264,5 @@ def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[np.float64]:
     names = axes if len(axes) == array.ndim and {"y", "x"} <= {*axes} else [*[""] * (array.ndim - 2), "y", "x"]
     sizes = zip(names, array.shape, strict=False)  # fewer than two axes have fewer sizes
     place = tuple(slice(_MAX_SHOWN_PX) if n in ("y", "x") else size // 2 if n == "z" else 0 for n, size in sizes)
-    return np.atleast_2d(array[place].astype(np.float64))
+    plane = np.atleast_2d(array[place].astype(np.float64))
+    return plane.T if [name for name in names if name in ("y", "x")] == ["x", "y"] else plane  # y runs down
