@@ -241,7 +241,8 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
         told = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g}"
-        raise NotPhotonCountsError(f"{told}, expected its raw images; for photon counts leave it out (--camera none)")
+        counts = "for photon counts leave the camera out, or where a model has one give camera=None"
+        raise NotPhotonCountsError(f"{told}, expected its raw images; {counts}")
     for told in _doubts(image, sample, detector, name):
         warnings.warn(told, GapWarning, stacklevel=2)
 
