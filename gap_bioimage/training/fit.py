@@ -123,11 +123,14 @@ def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], tra
     if isinstance(config, RunConfig):
         whole = {name: getattr(config, name) for name in config.model_fields_set}
     values: dict[str, Any] = {}
-    for name, section in [*whole.items(), *sections.items(), ("train", {n: v for n, v in train.items() if v})]:
-        if section and name in values:
+    short = {name: value for name, value in train.items() if value is not None}
+    for name, section in [*whole.items(), *sections.items(), ("train", short)]:
+        if section in (None, {}):
+            continue
+        if name in values:
             both = [RunConfig.from_dict({name: of}).model_dump(exclude_unset=True) for of in (values[name], section)]
             values[name] = {**both[0][name], **both[1][name]}
-        elif section:
+        else:
             values[name] = section
     return RunConfig.from_dict(values)
 

@@ -316,17 +316,15 @@ class PairBatches:
         with ThreadPoolExecutor(1) as ahead:
 
             def begin(number: int) -> Callable[[], Pairs]:
-                if self.device.type == "cpu":
-                    return ahead.submit(self.__getitem__, number).result
-                return partial(self.__getitem__, number)
+                early = self.device.type == "cpu"
+                return ahead.submit(self.__getitem__, number).result if early else partial(self.__getitem__, number)
 
             for number in self.numbers:
                 asked = time.monotonic()
                 pairs = (draw or begin(number))()
                 draw = begin(number + 1) if number + 1 in self.numbers else None
-                now = time.monotonic()
-                waited += now - asked
-                self.waiting_share = waited / max(now - begun, 1e-9)
+                waited += time.monotonic() - asked
+                self.waiting_share = waited / max(time.monotonic() - begun, 1e-9)
                 yield pairs
 
 
