@@ -18,7 +18,7 @@ __all__ = [  # noqa: F405, RUF022
     "NotPhotonCountsError", "OutputError", "TrainedRangeError", "TrainedRangeWarning", "UnreadableImageError",
     "UnreadableModelError",
     "Calibration", "Camera", "Coverage", "Detector", "History", "Model", "NetworkConfig", "Progress", "Region",
-    "RunConfig", "SamplingConfig", "ThinningConfig", "TrainConfig", "VolumeStatus",
+    "RunConfig", "SamplingConfig", "ThinningConfig", "TrainConfig", "Unfinished", "VolumeStatus",
     "__version__", "calibrate", "coverage", "denoise", "denoise_volume", "export", "generate", "inspect", "load_model",
     "pseudo_psnr_db", "read_camera", "read_images", "read_photons", "region_uncertainty", "sample", "simulate",
     "sum_frames", "thin", "train", "validate", "volume_status", "write_camera", "write_image",
@@ -37,6 +37,7 @@ _HOMES = {
     "model": "History Model load_model",
     "inference.denoising": "Region denoise region_uncertainty",
     "inference.held_out": "Coverage coverage",
+    "inference.resume": "Unfinished",
     "inference.sampling": "Progress generate sample",
     "inference.volumes": "denoise_volume",
     "io.blocks": "VolumeStatus volume_status",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from gap_bioimage.exporting.archive import export
     from gap_bioimage.inference.denoising import Region, denoise, region_uncertainty
     from gap_bioimage.inference.held_out import Coverage, coverage
+    from gap_bioimage.inference.resume import Unfinished
     from gap_bioimage.inference.sampling import Progress, generate, sample
     from gap_bioimage.inference.volumes import denoise_volume
     from gap_bioimage.inspection import inspect

@@ -116,18 +116,19 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
     if not photons.size:
         raise NotPhotonCountsError(f"{name}: expected photon counts, but there are no pixels")
     try:
-        as_integers(photons.values)
+        for part in photons.values if photons.ndim > 2 else [photons.values]:  # floats are copied
+            as_integers(part)
     except NotPhotonCountsError as error:
         raise NotPhotonCountsError(f"{name}: {error}") from None
 
 
-def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool) -> None:
+def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool, name: str = "the image") -> None:
     """Refuse an image whose axes do not fit a 2D model, which may see a stack plane by plane, or a 3D one."""
     axes = " ".join(str(d) for d in photons.dims)
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
-        told = f"the image has axes {axes} but the model is 2D, expected no z"
+        told = f"{name} has axes {axes} but the model is 2D, expected no z"
         raise AxesError(f"{told}; give planes=True to treat the stack plane by plane, or use a 3D model")
     if dim == 3 and "z" not in photons.dims:
         time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
-        told = f"the image has axes {axes} but the model is 3D, expected z"
+        told = f"{name} has axes {axes} but the model is 3D, expected z"
         raise AxesError(f"{told}; {time}use a 2D model, or name the axes if one of them is z")

@@ -4,7 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class History:
     # name, origin, trained range and sha256 of the weights that training started from
     init: dict[str, Any] | None = None
     training: dict[str, Any] | None = None  # the settings of its training, section ``train``
+    thinning: dict[str, Any] | None = field(default=None, compare=False)  # section ``thinning``
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Model:
         from gap_bioimage.inference.reach import receptive_field_px
 
         camera, history = self.camera, asdict(self.history)
-        del history["training"]
+        del history["training"], history["thinning"]
         return {
             "source": str(self.source),
             "origin": self.origin,
@@ -167,11 +168,12 @@ def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
         raise CheckpointError(f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint")
     try:
         settings, (low, high), metrics = ours["config"], ours["trained_range_db"], ours["metrics"]
-        described, n_frames = settings["network"], (settings.get("thinning") or {}).get("ceiling")
+        described, thinning = settings["network"], settings.get("thinning") or {}
         losses = [loss for row in metrics if (loss := row.get("validation_loss", float("nan"))) == loss]
         steps = metrics[-1].get("step") if metrics else None
         lowest, init, training = min(losses, default=None), ours.get("init"), settings.get("train")
-        history = History(steps=steps, validation_loss=lowest, init=init, training=training)
+        n_frames = thinning.get("ceiling")
+        history = History(steps=steps, validation_loss=lowest, init=init, training=training, thinning=thinning)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
     beside = path.parent / CAMERA_FILE

@@ -228,5 +228,6 @@ def test_the_reports_of_good_zips_survive_an_unreadable_one(run: Any, tmp_path: 
 
 
 def test_messages_of_the_library_have_the_flags_of_the_command_line():
-    said = 'read it with time="0:5", channel=0, axes="zyx" or planes=True, not with size=3'
-    assert with_flags(said) == "read it with --time 0:5, --channel 0, --axes zyx or --planes, not with size=3"
+    said = 'read it with time="0:5", channel=0, axes="zyx", camera=None or planes=True, not with size=3'
+    expected = "read it with --time 0:5, --channel 0, --axes zyx, --camera none or --planes, not with size=3"
+    assert with_flags(said) == expected

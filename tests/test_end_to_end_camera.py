@@ -76,6 +76,7 @@ def test_from_raw_camera_frames_to_a_zip_that_takes_them(run: Any, tmp_path: Pat
     tifffile.imwrite(tmp_path / "dim.tif", dim, imagej=True)
     drawn = run("sample", trained, tmp_path / "dim.tif", tmp_path / "s.tif", "--samples", 2, "--seed", 1, "--steps", 4)
     assert drawn.code == 0, drawn.err
+    assert "--for sample" in drawn.err
     samples = tifffile.imread(tmp_path / "s.tif")
     assert samples.mean() == pytest.approx((dim.mean() - 100) / 2.2, rel=0.05)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from fixtures_model import random_model
 from test_inference_denoising import counts
 
 from gap_bioimage.config import SamplingConfig
-from gap_bioimage.errors import ConfigError, TrainedRangeError, TrainedRangeWarning
+from gap_bioimage.errors import ConfigError, NetworkWarning, TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.inference.sampling import Progress, generate, sample
+from gap_bioimage.model import History
 
 FEW = SamplingConfig(steps=3)
 
@@ -105,6 +107,12 @@ def test_interrupted_work_continues_to_the_same_end(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, expected)
     assert [(p.item, p.samples.start) for p in done] == [(i, n) for i in (1, 2) for n in range(3) for _ in range(3)]
     assert not folder.exists()
+
+
+def test_models_that_learned_to_denoise_a_camera_s_images_warn_of_their_samples() -> None:
+    told = replace(random_model(), history=History(thinning={"read_noise": True}))
+    with pytest.warns(NetworkWarning, match='purpose="sample"'):
+        sample(told, counts(), 1, seed=0, settings=FEW)
 
 
 def test_an_empty_frame_is_generated_beside_others() -> None:

@@ -68,9 +68,10 @@ def test_axes_that_a_layer_does_not_name_are_guessed(ndim, axes):
 
 
 @pytest.mark.parametrize("layer", [None, layer_of(np.zeros((4, 4)), rgb=True), layer_of(np.zeros((2, 4, 4)))])
-def test_layers_that_are_no_such_image_are_refused(layer):
+@pytest.mark.parametrize("axes", ["yx", "zx", "zab"])
+def test_layers_that_are_no_such_image_are_refused(layer, axes):
     with pytest.raises(gap.AxesError):
-        layers.image_of(layer, "yx")
+        layers.image_of(layer, axes)
 
 
 def test_of_pyramids_the_full_resolution_is_taken():

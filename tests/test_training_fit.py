@@ -252,6 +252,9 @@ def test_sections_can_be_given_one_by_one(tmp_path: Path, finished: Path) -> Non
     sections: dict[str, Any] = {"network": config.network, "thinning": config.thinning}
     run(tmp_path / "run", [stripes()], config.train, **sections, resume=True)  # where nothing is, a run is started
     assert_same_run(tmp_path / "run", finished)
+    both = RunConfig(network=NetworkConfig(depth=1, start_filts=3), train=config.train)
+    assert run(tmp_path / "both", [stripes()], both, network=NetworkConfig(depth=2)).config.depth == 2
+    assert RunConfig.read(tmp_path / "both" / "config.yaml").network.start_filts == 3
     with pytest.raises(ConfigError):
         run(tmp_path / "other", config={"stpes": 3})  # type: ignore[arg-type]
 

@@ -1,5 +1,7 @@
 import math
 from collections import Counter
+from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +106,23 @@ def test_batches_are_functions_of_seed_rank_and_number() -> None:
     first, again = ([PairBatches(drawer, 3, s, r)[n].photons for s, r, n in order] for order in (keys, keys[::-1]))
     for number, photons in enumerate(first):
         assert [torch.equal(photons, other) for other in again[::-1]] == [number == n for n in range(len(keys))]
+
+
+def test_batches_are_drawn_while_the_network_sees_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = PairBatches(WindowDrawer([Stack(poisson((1, 30, 30)))], (12, 12), RANGE), 3, 0, 0, range(4, 8))
+    expected = [batches[number].photons for number in batches.numbers]
+    draw, drawn = PairBatches.__getitem__, Queue[int]()
+
+    def tell(self: PairBatches, number: int) -> Any:
+        drawn.put(number)
+        return draw(self, number)
+
+    monkeypatch.setattr(PairBatches, "__getitem__", tell)
+    iterator = iter(batches)
+    first = next(iterator)
+    assert [drawn.get(timeout=60) for _ in range(2)] == [4, 5]
+    for pairs, photons in zip([first, *iterator], expected, strict=True):
+        assert torch.equal(pairs.photons, photons)
 
 
 def test_brightest_window() -> None:
@@ -222,11 +241,15 @@ def test_axes_that_do_not_fit_are_refused(dims: list[tuple[str, ...]], dim: int)
         as_stacks([movie().isel(t=slice(0))], dim)
 
 
-@pytest.mark.parametrize("shape", [(1, 5000), (48, 1), (1, 1)])
-def test_images_of_one_row_or_column_are_refused_by_name(shape: tuple[int, int]) -> None:
-    image = xr.DataArray(np.ones(shape, np.uint8), dims=("y", "x"), attrs={"source": "/data/flim.tif"})
-    with pytest.raises(AxesError, match=r"flim\.tif"):
-        as_stacks([image], 2)
+@pytest.mark.parametrize(
+    ("values", "dim"),
+    [(np.ones(shape), 2) for shape in [(1, 5000), (48, 1), (1, 1)]]
+    + [(np.ones((40, 50)), 3), (np.where(np.eye(40) * np.arange(40) == 7, -1, 4), 2), (np.full((40, 50), "a"), 2)],
+)
+def test_images_that_cannot_be_trained_on_are_refused_by_name(values: NDArray[Any], dim: int) -> None:
+    image = xr.DataArray(values, dims=("y", "x"), attrs={"source": "/data/flim.tif"})
+    with pytest.raises((AxesError, NotPhotonCountsError), match=r"flim\.tif"):
+        as_stacks([image], dim)
 
 
 def test_camera_images_keep_their_values_until_they_are_drawn() -> None:

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,13 +107,15 @@ class Detector:
         It holds read noise, rounding to counts, and the uniform noise of one ADU that training adds, since several
         electrons may share one ADU.
         """
+        return self._shift
+
+    @cached_property
+    def _shift(self) -> float | NDArray[np.float64]:
         if self.maps is None:
             camera = self.camera
             return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), self._rounded_deviation())
         deviation = self._deviation(np.asarray(self.maps.read_noise, np.float64))
-        # beyond 1 the shift is a formula, below a smooth curve
-        knots = np.linspace(0.0, 1.0, 200)
-        curve = np.interp(deviation, knots, [model.balanced_shift(float(knot)) for knot in knots])
+        curve = np.interp(deviation, *model.quiet_shifts())  # beyond 1 the shift is a formula
         return np.asarray(np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve))
 
     def background(self) -> float | NDArray[np.float64]:
@@ -189,11 +192,11 @@ class Detector:
             ceiling = np.iinfo(adu.dtype).max if adu.dtype.kind in "iu" else math.inf
         return np.asarray(adu >= ceiling)
 
-    def check_size(self, image: xr.DataArray) -> None:
+    def check_size(self, image: xr.DataArray, name: str = "the image") -> None:
         """See that maps fit an image; AxesError if they have other sizes."""
         size = (image.sizes["y"], image.sizes["x"])
         if self.maps is not None and self.maps.offset.shape != size:
-            told = f"the camera's maps have {self.maps.offset.shape} pixels, the image {size}"
+            told = f"the camera's maps have {self.maps.offset.shape} pixels, {name} {size}"
             raise AxesError(f"{told}; crop the dark frames as the images, or remove 'maps' from the camera's yaml")
 
     def _noise(self) -> float:
@@ -271,7 +274,7 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     """
     if image.dtype.kind not in "uif":
         raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected a camera's numbers; save it as 16 bit")
-    detector.check_size(image)
+    detector.check_size(image, name)
     image = image.transpose(..., "y", "x")
     planes, camera = image.data.reshape(-1, *image.shape[-2:]), detector.camera
     if image.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
@@ -280,7 +283,8 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
         told = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g}"
-        raise NotPhotonCountsError(f"{told}, expected its raw images; for photon counts leave it out (--camera none)")
+        counts = "for photon counts leave the camera out, or where a model has one give camera=None"
+        raise NotPhotonCountsError(f"{told}, expected its raw images; {counts}")
     for told in _doubts(image, sample, detector, name):
         warnings.warn(told, GapWarning, stacklevel=2)
 

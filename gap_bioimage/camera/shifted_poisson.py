@@ -38,6 +38,13 @@ def balanced_shift(deviation: float) -> float:
     return float(scipy.optimize.brentq(excess, 0.0, guess + 0.5))
 
 
+@functools.cache
+def quiet_shifts() -> tuple[Floats, Floats]:
+    """Return deviations up to 1 and their balanced shifts, a smooth curve."""
+    knots = np.linspace(0.0, 1.0, 200)
+    return knots, np.array([balanced_shift(float(knot)) for knot in knots])
+
+
 @functools.lru_cache(maxsize=64)
 def camera_shift(gain: float, phase: float, noise: float, deviation: float) -> float:
     """Return the shift for which counts have as much variance as mean beyond the electrons'.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
 # options as the library writes them in its messages: axes="zyx", series=0, planes=True
 _OPTION = re.compile(
-    r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels|resume)=(?:True|"([^"]*)"|(\d+))'
+    r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels|resume|camera)=(?:True|"([^"]*)"|(\d+|None))'
 )
 
 
@@ -111,7 +111,11 @@ class Bar:
 def with_flags(message: str) -> str:
     """Return a message of the library, which speaks Python, with the options of the command line."""
     message = re.sub(r"sum_frames\(movie, (\d+)\)", r"--sum-frames \1", message)
-    return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2] or found[3] or ''}".rstrip(), message)
+
+    def flag(found: re.Match[str]) -> str:
+        return f"--{found[1].replace('_', '-')} {found[2] or (found[3] or '').lower()}".rstrip()
+
+    return _OPTION.sub(flag, message)
 
 
 def report_error(error: Exception) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.config import SamplingConfig
-from gap_bioimage.errors import ConfigError, TrainedRangeWarning
+from gap_bioimage.errors import ConfigError, NetworkWarning, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
@@ -117,6 +117,9 @@ class Drawing:
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to draw, if photons can be added to them."""
+        if (self.model.history.thinning or {}).get("read_noise"):
+            told = "the model was trained to denoise this camera's images, and its samples are worse"
+            warnings.warn(f'{told}; train another with purpose="sample" (--for sample)', NetworkWarning, stacklevel=4)
         numbers = range(len(prepared.items))
         counts, whole = [prepared.tensor(number) for number in numbers], [prepared.whole(number) for number in numbers]
         given, brightest = self.asked.settings, self.model.brightest
@@ -218,7 +221,8 @@ def sample(
         On the CPU the result does not depend on it; on a GPU convolutions of larger batches may round otherwise,
         which moves single photons.
     unfinished
-        A folder to keep finished samples in until all are done; the same call continues there.
+        A folder to keep finished samples in until all are done; the same call continues there. An ``Unfinished`` is
+        left to its owner, who may keep more in it.
     on_step
         Called after each step.
 
@@ -240,8 +244,9 @@ def sample(
 
     Warns
     -----
-    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
-        If images are generated, there is little room for photons, or pixels are left out.
+    EmptyImageWarning, TrainedRangeWarning, HotPixelWarning, NetworkWarning
+        If images are generated, there is little room for photons, pixels are left out, or the model was trained to
+        denoise a camera's images only.
     """
     asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))

@@ -208,7 +208,9 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
     """Return one image or several, each as :func:`as_image` takes it."""
     # arrays of other libraries, such as torch's tensors, have dimensions too
     single = hasattr(images, "ndim") or isinstance(images, (str, bytes, Mapping)) or not hasattr(images, "__iter__")
-    return [as_image(image, dims, what="an image") for image in ([images] if single else images)]
+    each = [images] if single else list(images)
+    name = "the image" if len(each) == 1 else "image {} of {}"
+    return [as_image(image, dims, what=name.format(number, len(each))) for number, image in enumerate(each, 1)]
 
 
 def refuse_overflow(image: xr.DataArray, what: str) -> None:

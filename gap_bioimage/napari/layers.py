@@ -112,7 +112,8 @@ def image_of(layer: Any, axes: str) -> xr.DataArray:
     if layer is None:
         raise AxesError("there is no image layer; open one, or File > Open Sample > GAP denoising")
     axes = axes.strip().lower()
-    if layer.rgb or len(axes) != layer.ndim or len(set(axes)) != len(axes):
+    known = len(axes) == layer.ndim == len(set(axes)) and {"y", "x"} <= set(axes) <= set(AXES)
+    if layer.rgb or not known:
         told = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
         raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
     large: xr.DataArray | None = layer.metadata.get("image")

@@ -118,11 +118,21 @@ def train(
 
 
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
-    """Return the settings that were given as a whole, by section, or one by one."""
-    if not isinstance(config, RunConfig):
-        config = RunConfig.from_dict({name: of for name, of in {**sections, "train": config}.items() if of is not None})
-    short, values = {name: v for name, v in train.items() if v is not None}, config.model_dump(exclude_unset=True)
-    return RunConfig.from_dict({**values, "train": {**values.get("train", {}), **short}}) if short else config
+    """Return the settings that were given as a whole, by section, or one by one; the last win."""
+    whole: dict[str, Any] = {"train": config}
+    if isinstance(config, RunConfig):
+        whole = {name: getattr(config, name) for name in config.model_fields_set}
+    values: dict[str, Any] = {}
+    short = {name: value for name, value in train.items() if value is not None}
+    for name, section in [*whole.items(), *sections.items(), ("train", short)]:
+        if section in (None, {}):
+            continue
+        if name in values:
+            both = [RunConfig.from_dict({name: of}).model_dump(exclude_unset=True) for of in (values[name], section)]
+            values[name] = {**both[0][name], **both[1][name]}
+        else:
+            values[name] = section
+    return RunConfig.from_dict(values)
 
 
 def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence[xr.DataArray]) -> Detector | None:

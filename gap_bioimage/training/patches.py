@@ -3,9 +3,10 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
-from gap_bioimage.counts import as_integers, check_dim, pseudo_psnr_db
+from gap_bioimage.counts import as_integers, check_dim, check_whole_numbers, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
-from gap_bioimage.io.image import as_image, each_item, items_first, middle
+from gap_bioimage.io.image import ON_DISK, as_image, each_item, items_first, middle
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
@@ -57,7 +58,7 @@ class Stack:
     def photons(self) -> float:
         """About how many photons all pixels hold; of exposures, those of the first."""
         values = self.values[0] if self.repeated else self.values
-        total = float(np.nansum(values, dtype=np.float64))
+        total = float((np.nansum if values.dtype.kind == "f" else np.sum)(values, dtype=np.float64))
         camera = None if self.detector is None else self.detector.camera
         return total if camera is None else (total - camera.offset * values.size) / camera.gain
 
@@ -115,13 +116,15 @@ def as_stacks(
     stacks: list[Stack] = []
     for image in images:
         name = Path(str(image.attrs.get("source", "the image"))).name
-        as_image(image)
-        check_dim(image, dim, plane_by_plane=True)
+        as_image(image, what=name)
+        check_dim(image, dim, plane_by_plane=True, name=name)
         if min(image.sizes["y"], image.sizes["x"]) < 2:
             told = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x)"
             raise AxesError(f"{told}, expected several rows and columns; are its sizes told elsewhere?")
         if detector is not None:
-            detector.check_size(image)
+            detector.check_size(image, name)
+        elif image.size and not image.encoding.get(ON_DISK):
+            check_whole_numbers(image, name=name)
         if repeats is None:
             items = each_item(image, dim, separate_channels=separate_channels)
             stacks += [Stack(item, name, detector) for item in items]
@@ -290,7 +293,7 @@ def _choice(bounds: NDArray[np.float64], rng: np.random.Generator) -> int:
 
 @dataclass
 class PairBatches:
-    """Batches by number; tells what share of the time since the first it took to draw them."""
+    """Batches by number; tells what share of the time since the first was spent waiting for them."""
 
     drawer: WindowDrawer
     batch_size: int
@@ -308,14 +311,21 @@ class PairBatches:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Pairs]:
-        begun, waited = time.monotonic(), 0.0
-        for number in self.numbers:
-            asked = time.monotonic()
-            pairs = self[number]
-            now = time.monotonic()
-            waited += now - asked
-            self.waiting_share = waited / max(now - begun, 1e-9)
-            yield pairs
+        """Draw each batch while the network sees the one before, but for GPUs, which draw by themselves."""
+        begun, waited, draw = time.monotonic(), 0.0, None
+        with ThreadPoolExecutor(1) as ahead:
+
+            def begin(number: int) -> Callable[[], Pairs]:
+                early = self.device.type == "cpu"
+                return ahead.submit(self.__getitem__, number).result if early else partial(self.__getitem__, number)
+
+            for number in self.numbers:
+                asked = time.monotonic()
+                pairs = (draw or begin(number))()
+                draw = begin(number + 1) if number + 1 in self.numbers else None
+                waited += time.monotonic() - asked
+                self.waiting_share = waited / max(time.monotonic() - begun, 1e-9)
+                yield pairs
 
 
 def augmented(window: Window, rng: np.random.Generator) -> Window:

@@ -157,7 +157,7 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
     last = out / "last.ckpt"
     if not resume or not last.exists():
         return None
-    advice = f"remove it to go on from {out / 'best.ckpt'} as init of a new run, or train anew"
+    advice = f"give {out / 'best.ckpt'} as init of a new run in another folder, or train anew"
     try:
         content = read_weights(last, str(last))
     except CheckpointError as error:
