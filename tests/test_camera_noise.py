@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 from gap_bioimage import filters
+from gap_bioimage.camera.calibration import calibrate
 from gap_bioimage.camera.moments import as_stack, moments_of, scan
 from gap_bioimage.camera.noise import Correlation, correlation_of, curve_of, frame_correlation, hot_pixels
 
@@ -113,3 +115,18 @@ def test_hot_pixels_are_found_wherever_they_are_by_the_rule_of_the_network(mean:
     counts = np.zeros((60, 9, 9), np.uint16)
     counts[:, 4, 4] = np.arange(60)  # about the least that is hot
     np.testing.assert_array_equal(hot_pixels(counts), filters.hot_pixels(torch.from_numpy(counts.astype(np.float32))))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_pixels_differ_by_in_the_dark_does_not_bend_the_line(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    level, loud = rng.normal(0, 2, (96, 96)), rng.lognormal(0, 0.3, (96, 96))
+    light = np.exp(ndimage.gaussian_filter(rng.standard_normal((96, 96)), 4) * 14)
+
+    def record(electrons: float, count: int) -> xr.DataArray:
+        film = rng.poisson(electrons * light, (count, 96, 96)) + 1.6 * loud * rng.standard_normal((count, 96, 96))
+        return xr.DataArray(np.rint(100 + level + 2.2 * film).astype(np.uint16), dims=list("tyx"))
+
+    found = calibrate(record(3.0, 20), dark=record(0.0, 100))
+    assert found.gain.low < 2.2 < found.gain.high
+    assert found.gain.value == pytest.approx(2.2, rel=0.03)

@@ -222,7 +222,8 @@ class _Measured:
 
 def _measured(frames: Frames, dark: Dark | None) -> _Measured:
     """Measure the noise in blocks that are not saturated; refuse images whose noise is that of a program."""
-    moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1)
+    pattern = None if dark is None else dark.pattern
+    moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1, pattern=pattern)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
         hint = "use a shorter exposure, or give --saturation if the camera's ceiling is higher"

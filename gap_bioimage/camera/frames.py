@@ -53,17 +53,25 @@ class Dark:
         """Return blocks of images and of the dark frames, if these have noise and not rounding alone."""
         if self.pixel_variance is None or float(self.pixel_variance.mean()) < _LEAST_VARIANCE:
             return moments
-        both = moments, moments_of(self.frames.values, in_time=True)
+        both = moments, moments_of(self.frames.values, in_time=True, pattern=self.pattern)
         return Moments(*(np.concatenate([getattr(m, f.name) for m in both], -1) for f in fields(Moments)))
+
+    @property
+    def pattern(self) -> Floats | None:
+        """What pixels differ by without light, (y, x) ADU; of the scatter the share that is not chance."""
+        if self.pixel_variance is None:
+            return None
+        drawn = _drawn_in(self.pixel_offset, float(self.pixel_variance.mean()) / self.frames.count)
+        return np.asarray(drawn - drawn.mean(), np.float64)
 
     def maps(self, gain: float) -> PixelMaps | None:
         """Offset and read noise of each pixel, drawn to their means by the share of scatter that chance explains."""
-        variance, count = self.pixel_variance, self.frames.count
-        if variance is None:
+        variance, pattern = self.pixel_variance, self.pattern
+        if variance is None or pattern is None:
             return None
-        usual = float(variance.mean())
-        noise = np.sqrt(np.maximum(_drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
-        return PixelMaps(_drawn_in(self.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))
+        by_chance = 2 * float(variance.mean()) ** 2 / (self.frames.count - 1)
+        noise = np.sqrt(np.maximum(_drawn_in(variance, by_chance), ROUNDING)) / gain
+        return PixelMaps((self.pixel_offset.mean() + pattern).astype(np.float32), noise.astype(np.float32))
 
 
 def _drawn_in(values: Floats, by_chance: float) -> Floats:

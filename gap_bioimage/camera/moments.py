@@ -149,8 +149,13 @@ def as_stack(values: Values, time: int | None = None) -> Values:
     return np.stack([moved[index] for index in zip(*chosen, strict=True)])
 
 
-def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) -> Iterator[Look]:
-    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x), without ``hot`` pixels (y, x)."""
+def looks_at(
+    stack: Values, most: int, in_time: bool, hot: Flags | None = None, pattern: Floats | None = None
+) -> Iterator[Look]:
+    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x).
+
+    Without ``hot`` pixels (y, x), and but for the frames without ``pattern`` (y, x), what dark pixels differ by.
+    """
     planes, frames = stack.shape[:2]
     window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
     weights = np.ones(1) if not in_time else TRIPLE if frames > 2 else PAIR
@@ -166,8 +171,9 @@ def looks_at(stack: Values, most: int, in_time: bool, hot: Flags | None = None) 
             values = np.array(film[start : start + length], np.float64)
             if hot is not None and hot.any():
                 values[:, hot[window]] = scipy.ndimage.median_filter(values, (1, 3, 3))[:, hot[window]]
-            noise = np.tensordot(weights, values, 1) / np.linalg.norm(weights) if in_time else values[0]
-            yield Look(int(plane), values.mean(0), noise if steadied is None else steadied(noise), values)
+            even = values if pattern is None else values - pattern[window]
+            noise = np.tensordot(weights, even, 1) / np.linalg.norm(weights) if in_time else even[0]
+            yield Look(int(plane), even.mean(0), noise if steadied is None else steadied(noise), values)
 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
@@ -188,12 +194,18 @@ def steadier(field: Floats) -> Callable[[Floats], Floats]:
 
 
 def moments_of(
-    stack: Values, ceiling: float = math.inf, *, in_time: bool, most: int = _PIXELS, hot: Flags | None = None
+    stack: Values,
+    ceiling: float = math.inf,
+    *,
+    in_time: bool,
+    most: int = _PIXELS,
+    hot: Flags | None = None,
+    pattern: Floats | None = None,
 ) -> Moments:
     """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least ``LEAST_PX``.
 
     ``in_time`` takes differences of frames, at least two, instead of ripples; pixels of ``ceiling`` and more are
-    saturated, those of ``hot`` (y, x) are left out; ``most`` pixels are looked at.
+    saturated, those of ``hot`` (y, x) are left out, ``pattern`` (y, x) is taken off; ``most`` pixels are looked at.
     """
     frames = stack.shape[1]
     weights = (TRIPLE if frames > 2 else PAIR) if in_time else RIPPLE
@@ -202,7 +214,7 @@ def moments_of(
     most_px = _SHORT_BLOCK_PX if in_time and frames >= _LONG else BLOCK_PX
     side = int(np.clip((math.prod(stack.shape[2:]) / _ENOUGH_BLOCKS) ** 0.5, 2, most_px))
     found: dict[int, list[Floats]] = {}
-    for look in looks_at(stack, most, in_time, hot):
+    for look in looks_at(stack, most, in_time, hot, pattern):
         parts = _parts_of(look, in_time, ceiling, finest)
         found.setdefault(look.plane, []).append(np.stack([block_means(part, side) for part in parts]))
     looks = len(next(iter(found.values())))
