@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gap_bioimage.camera.camera import PixelMaps
-from gap_bioimage.camera.moments import Floats, Moments, Values, as_stack, moments_of, scan
+from gap_bioimage.camera.moments import Flags, Floats, Moments, Values, as_stack, moments_of, scan
 from gap_bioimage.camera.shifted_poisson import ROUNDING
 from gap_bioimage.errors import AxesError, NotPhotonCountsError
 
@@ -58,20 +58,28 @@ class Dark:
 
     @property
     def pattern(self) -> Floats | None:
-        """What pixels differ by without light, (y, x) ADU; of the scatter the share that is not chance."""
+        """What pixels differ by without light, (y, x) ADU, as far as it is not chance; of hot ones nothing is known."""
         if self.pixel_variance is None:
             return None
-        drawn = _drawn_in(self.pixel_offset, float(self.pixel_variance.mean()) / self.frames.count)
-        return np.asarray(drawn - drawn.mean(), np.float64)
+        pattern, usual = np.zeros_like(self.pixel_offset), _usual(self.pixel_offset)
+        drawn = _drawn_in(self.pixel_offset[usual], float(self.pixel_variance[usual].mean()) / self.frames.count)
+        pattern[usual] = drawn - drawn.mean()
+        return pattern
 
     def maps(self, gain: float) -> PixelMaps | None:
         """Offset and read noise of each pixel, drawn to their means by the share of scatter that chance explains."""
-        variance, pattern = self.pixel_variance, self.pattern
-        if variance is None or pattern is None:
+        variance, count = self.pixel_variance, self.frames.count
+        if variance is None:
             return None
-        by_chance = 2 * float(variance.mean()) ** 2 / (self.frames.count - 1)
-        noise = np.sqrt(np.maximum(_drawn_in(variance, by_chance), ROUNDING)) / gain
-        return PixelMaps((self.pixel_offset.mean() + pattern).astype(np.float32), noise.astype(np.float32))
+        usual = float(variance.mean())
+        noise = np.sqrt(np.maximum(_drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
+        return PixelMaps(_drawn_in(self.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))
+
+
+def _usual(offset: Floats) -> Flags:
+    """Whether pixels are as dark as most, rather than hot."""
+    away = np.abs(offset - np.median(offset))
+    return np.asarray(away <= _HOT * max(float(np.median(away)), 1.0))
 
 
 def _drawn_in(values: Floats, by_chance: float) -> Floats:
@@ -148,8 +156,7 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     found, count = replace(found, values=film[np.newaxis]), len(film)
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
-    away = np.abs(mean - np.median(mean))
-    usual = mean[away <= _HOT * max(float(np.median(away)), 1.0)]
+    usual = mean[_usual(mean)]
     error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(usual.std() / usual.size**0.5)
     light = float(np.mean(frames.values[:, 0], dtype=np.float64))
     if usual.mean() > light:
