@@ -1,4 +1,4 @@
-"""Filters of counts that know where an image ends, their slopes, and pixels that hold more than photons can bring.
+"""Counts as networks know them: filters that know where an image ends, slopes, hot pixels, cameras' noise as photons'.
 
 Only torch is imported, and everything compiles with ``torch.jit.script``: the source is part of every exported model.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
@@ -62,6 +62,20 @@ def without_hot_pixels(photons: Tensor) -> Tensor:
     cold = 1.0 - hot.to(photons.dtype)
     seen = blur(blur(photons * cold, ones, -1), ones, -2)
     return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
+
+
+def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
+    """Return counts that are not negative, and whole where they were computed from camera values."""
+    photons = torch.clamp(photons, min=0.0)
+    return torch.round(photons) if rounded else photons
+
+
+def seen_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
+    """Return counts as networks know them: of a camera's electrons with a ``shift`` those that are like photons."""
+    if shift > 0.0:
+        added = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
+        return like_photons(without_hot_pixels(photons), added)
+    return whole_counts(photons, rounded)
 
 
 def like_photons(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gap_bioimage.anchor import FIT_POOL, Anchor
-from gap_bioimage.filters import hot_pixels, like_photons, without_hot_pixels
+from gap_bioimage.filters import hot_pixels, seen_counts, without_hot_pixels
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -86,20 +86,6 @@ def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
     share = torch.softmax(log_rate.flatten(1).double(), 1)
     rate = share / torch.clamp(torch.sum(share * cold, 1, keepdim=True), min=1e-300) * total
     return rate.float().reshape(log_rate.shape)
-
-
-def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
-    """Return counts that are not negative, and whole where they were computed from camera values."""
-    photons = torch.clamp(photons, min=0.0)
-    return torch.round(photons) if rounded else photons
-
-
-def seen_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
-    """Return counts as networks know them: of a camera's electrons with a ``shift`` those that are like photons."""
-    if shift > 0.0:
-        added = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
-        return like_photons(without_hot_pixels(photons), added)
-    return whole_counts(photons, rounded)
 
 
 def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:

@@ -18,8 +18,8 @@ from typing import Any, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from gap_bioimage.filters import without_hot_pixels
-from gap_bioimage.network import UNet, box_mean, odd_box, photons_of, seen_counts, whole_counts
+from gap_bioimage.filters import seen_counts, whole_counts, without_hot_pixels
+from gap_bioimage.network import UNet, box_mean, odd_box, photons_of
 
 GAIN = 100.0  # N / n_0 at most: 20 dB leave 1 % of the posterior's variance out
 LEAST_GAIN = 10.0  # N / n_0 that anchored networks always reach: 10 dB beyond their training they are good, not 20

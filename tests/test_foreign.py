@@ -1,7 +1,5 @@
 """Weights of others: what their files tell, what must be told, and what is refused."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json
@@ -9,7 +7,8 @@ import pathlib
 import sys
 import types
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +20,6 @@ from gap_bioimage.config import NetworkConfig
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.foreign import ORIGINAL_RANGE_DB, read_safetensors, read_weights
 from gap_bioimage.model import Model, load_model
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KINDS: dict[str, dict[str, Any]] = {
     "2d": {"dim": 2},

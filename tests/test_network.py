@@ -1,10 +1,9 @@
-from __future__ import annotations
-
 import ast
 import itertools
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +26,6 @@ from gap_bioimage.network import (
     paired,
     rate_from_log_rate,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 VARIANTS: list[dict[str, Any]] = [
     {"dim": dim, "up_mode": up, "merge_mode": merge, "z_conv_stage": z, "depth": 3}

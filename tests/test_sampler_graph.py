@@ -1,9 +1,9 @@
 """The sampler of exported models: the graph, its channels, its seeds, older engines."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +16,6 @@ from torch import Tensor
 from gap_bioimage.exporting.weights import without_debug_records
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import PosteriorSampler, Sampler, in_exposure, photon_budget, sample_keys
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
 
 # The module of exported models
 

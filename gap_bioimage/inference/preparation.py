@@ -27,11 +27,11 @@ from gap_bioimage.errors import (
     HotPixelWarning,
     NotPhotonCountsError,
 )
-from gap_bioimage.filters import hot_pixels, without_hot_pixels
+from gap_bioimage.filters import hot_pixels, whole_counts, without_hot_pixels
 from gap_bioimage.io.image import as_image, items_first
 from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.model import CameraLike, Model, check_model
-from gap_bioimage.network import photons_of, whole_counts
+from gap_bioimage.network import photons_of
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
 _NAMED = 5  # hot pixels that a warning lists

@@ -1,19 +1,14 @@
 """The optimiser of anchored networks."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from gap_bioimage.graphs import Recorded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from torch import Tensor, nn
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan's iteration: singular values from 0.7 to 1.2 after five
 

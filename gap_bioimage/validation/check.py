@@ -7,8 +7,6 @@ Every module of the packages ``rules``, ``archive`` and ``run`` is imported for 
 too, and so are the modules named in `PLUGINS`.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import pkgutil
@@ -16,12 +14,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+from numpy.typing import NDArray
 
 from gap_bioimage.errors import ConfigError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: the check itself raised, nothing is known
 
