@@ -1,6 +1,7 @@
 """Images as they were recorded, and random windows of their counts, in batches that seed and number decide."""
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -311,12 +312,13 @@ class PairBatches:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Pairs]:
-        """Draw each batch while the network sees the one before, but for GPUs, which draw by themselves."""
+        """Draw each batch while the network sees the one before, if a processor is free; GPUs draw by themselves."""
         begun, waited, draw = time.monotonic(), 0.0, None
+        # where it is not, the threads of the network would wait for the one that is held up: twice as long in all
+        early = self.device.type == "cpu" and (os.cpu_count() or 1) > torch.get_num_threads()
         with ThreadPoolExecutor(1) as ahead:
 
             def begin(number: int) -> Callable[[], Pairs]:
-                early = self.device.type == "cpu"
                 return ahead.submit(self.__getitem__, number).result if early else partial(self.__getitem__, number)
 
             for number in self.numbers:
