@@ -4,10 +4,10 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -313,18 +313,15 @@ class PairBatches:
 
     def __iter__(self) -> Iterator[Pairs]:
         """Draw each batch while the network sees the one before, if a processor is free; GPUs draw by themselves."""
-        begun, waited, draw = time.monotonic(), 0.0, None
+        begun, waited, drawn = time.monotonic(), 0.0, None
         # where it is not, the threads of the network would wait for the one that is held up: twice as long in all
         early = self.device.type == "cpu" and (os.cpu_count() or 1) > torch.get_num_threads()
         with ThreadPoolExecutor(1) as ahead:
-
-            def begin(number: int) -> Callable[[], Pairs]:
-                return ahead.submit(self.__getitem__, number).result if early else partial(self.__getitem__, number)
-
             for number in self.numbers:
                 asked = time.monotonic()
-                pairs = (draw or begin(number))()
-                draw = begin(number + 1) if number + 1 in self.numbers else None
+                pairs = self[number] if drawn is None else drawn.result()
+                more = early and number + 1 in self.numbers
+                drawn = ahead.submit(self.__getitem__, number + 1) if more else None
                 waited += time.monotonic() - asked
                 self.waiting_share = waited / max(time.monotonic() - begun, 1e-9)
                 yield pairs
