@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Dark:
         both = moments, moments_of(self.frames.values, in_time=True, pattern=self.pattern)
         return Moments(*(np.concatenate([getattr(m, f.name) for m in both], -1) for f in fields(Moments)))
 
-    @property
+    @cached_property
     def pattern(self) -> Floats | None:
         """What pixels differ by without light, (y, x) ADU, as far as it is not chance; of hot ones nothing is known."""
         if self.pixel_variance is None:

@@ -74,6 +74,7 @@ class Volume:
         self.outs = {"denoised": job.out} if job.drawn is None else {kind: beside(job.out, kind) for kind in kinds}
         self.begun = begun_with(next(iter(self.outs.values())))  # which who goes on keeps, where nothing else is asked
         self.detector = self.model.camera_for(job.layout.camera)
+        self.moved = self.detector is not None and self.detector.moved
         memory_bytes = _OF_GPU_BYTES if best_device(job.device).startswith("cuda") else _MEMORY_BYTES
         where = (job.tile_px, job.halo_px, job.device, memory_bytes)
         self.network = TiledNetwork(self.model.network, *where, job.precision)
@@ -123,13 +124,12 @@ class Volume:
         maps = None if self.detector is None else self.detector.maps
         of_maps = maps and fingerprint(*map(torch.tensor, (maps.offset, maps.read_noise)))
         camera = None if self.detector is None else self.detector.camera.model_dump(mode="json", exclude={"measured"})
-        moved = {"moved": True} if self.detector is not None and self.detector.moved else {}
         layout = asdict(replace(job.layout, camera=None))  # which has a place of its own
         image = {"name": job.image.name, "sizes": self.sizes, "type": str(self.source.dtype), **job.selection}
         return {
             "model": {"network": fingerprint(*network.state_dict().values()), "range": self.model.trained_range_db},
             "image": {**image, "sum_frames": job.n_frames},
-            "camera": {"numbers": camera, "maps": of_maps, **moved},
+            "camera": {"numbers": camera, "maps": of_maps, **({"moved": True} if self.moved else {})},
             "layout": layout,
             "tile": job.tile_px,
             "halo": list(self.network.halo_px),
@@ -168,7 +168,7 @@ class Volume:
     def outer(self, core: Region) -> Region:
         """Return the pixels that a block depends on."""
         halos = zip(self.seen, self.network.halo_px, self.network.step, strict=True)
-        around = AROUND_REACH_PX if self.detector is not None and self.detector.moved else 0
+        around = AROUND_REACH_PX if self.moved else 0
         margin = {axis: round_up(halo + around * (axis in "yx"), step) + self.reach[axis] for axis, halo, step in halos}
         return self._grown(core, margin)
 

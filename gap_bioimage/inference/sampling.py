@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class _Item(NamedTuple):
     """One image to draw."""
 
     observed: Tensor  # counts, (1, c, [z,] y, x)
-    whole: Tensor  # and whole numbers that tell them from others
+    whole: Callable[[], Tensor]  # whole numbers that tell them from others
     stop: Tensor  # photons to end with, (1,)
     settings: SamplingConfig
     steps: int  # that each sample takes, about
@@ -121,7 +122,8 @@ class Drawing:
             told = "the model was trained to denoise this camera's images, and its samples are worse"
             warnings.warn(f'{told}; train another with purpose="sample" (--for sample)', NetworkWarning, stacklevel=4)
         numbers = range(len(prepared.items))
-        counts, whole = [prepared.tensor(number) for number in numbers], [prepared.whole(number) for number in numbers]
+        counts = [prepared.tensor(number) for number in numbers]
+        whole = [partial(prepared.whole, number) for number in numbers]
         given, brightest = self.asked.settings, self.model.brightest
         stops = [photons_to_stop_at(item, given.stop_db, brightest, self.least_gain) for item in counts]
         if given.stop_db is None:
@@ -163,7 +165,7 @@ class Drawing:
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window, cut = list(WINDOW_PX[observed.dim() - 2]), CUT if network.anchored else 1.0
         sampler = Sampler(answer, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
-        keys = sample_keys(item.whole.to(device), self.asked.seed, torch.tensor(list(numbers), device=device))
+        keys = sample_keys(item.whole().to(device), self.asked.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
         rate = network.rate(x, log_rate, []) * factor

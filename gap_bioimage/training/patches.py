@@ -314,7 +314,7 @@ class PairBatches:
     def __iter__(self) -> Iterator[Pairs]:
         """Draw each batch while the network sees the one before, if a processor is free; GPUs draw by themselves."""
         begun, waited, drawn = time.monotonic(), 0.0, None
-        # where it is not, the threads of the network would wait for the one that is held up: twice as long in all
+        # where it is not, the threads of the network would wait for the one that is held up: half as long again in all
         early = self.device.type == "cpu" and (os.cpu_count() or 1) > torch.get_num_threads()
         with ThreadPoolExecutor(1) as ahead:
             for number in self.numbers:
