@@ -154,7 +154,7 @@ def with_coordinates(image: xr.DataArray) -> xr.DataArray:
             # the step is kept as well, because an axis of length 1 has no differences
             words = {"units": "s" if axis == "t" else "um", "step": step}
             coords[axis] = (axis, np.arange(image.sizes[axis]) * step, words)
-    if len(meta.channels) == image.sizes.get("c", 1):
+    if any(meta.channels) and len(meta.channels) == image.sizes.get("c", 1):
         coords["c"] = ("c", list(meta.channels)) if "c" in image.dims else meta.channels[0]
     return image.assign_coords(coords)
 

@@ -94,8 +94,7 @@ def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> di
     names = [
         {"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes
     ]
-    channels = (words.get("omero") or {}).get("channels") or []
-    labels = [str(each.get("label") or "") for each in channels if any(other.get("label") for other in channels)]
+    labels = [str(each.get("label") or "") for each in (words.get("omero") or {}).get("channels") or []]
     every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
     levels = {}
     for number, dataset in enumerate(entry.get("datasets") or ()):

@@ -254,7 +254,7 @@ def _of_ome(xml: str, series: int) -> Metadata:
     said = images[series].attrib
     steps = {a: (said.get(word), said.get(f"{word}Unit", "s" if a == "t" else "µm")) for a, word in words.items()}
     names = [channel.get("Name", "") for channel in images[series].findall("{*}Channel")]
-    return Metadata(steps_of(steps), names if any(names) else ())
+    return Metadata(steps_of(steps), names)
 
 
 def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
@@ -269,7 +269,7 @@ def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
     labels = [labels] if isinstance(labels, str) else labels  # tifffile's way with a single one
     names = list(map(str, labels[:channels]))
     # ImageJ labels planes ("slice 1 of 20", or with a file's header); they are names of channels where they repeat
-    one_line = any(names) and not any("\n" in name for name in names)
+    one_line = not any("\n" in name for name in names)
     repeats = one_line and len(labels) % channels == 0 and list(labels) == names * (len(labels) // channels)
     return Metadata(steps, names if repeats else (), description=str(words))
 

@@ -31,7 +31,7 @@ def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> 
 
 def _stored(name: str, array: Any, dims: Iterable[str], steps: Mapping[str, float], channels: Sequence[str]) -> Stored:
     known = [dim if dim.upper() in tuple("TCZYXS") else _foreign(dim) for dim in dims]
-    return Stored(name, {0: image_of(array, known, Metadata(steps, channels if any(channels) else ()))})
+    return Stored(name, {0: image_of(array, known, Metadata(steps, channels))})
 
 
 def _foreign(dim: str) -> str:
