@@ -1,4 +1,4 @@
-"""The command line: verbs that parse, call and print, and what is done about errors."""
+"""The command line: verbs that parse, call and print, and the reports of errors."""
 
 import os
 import sys
@@ -54,10 +54,10 @@ def _options(context: typer.Context, version: _Version = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors are one sentence and exit code 2."""
+    """Run the command line; an error prints one sentence and exits with code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    # before torch is imported: threads that spin while they wait make a run beside other jobs up to 30 times slower
+    # before torch is imported: threads that spin while waiting slow down a run beside other jobs up to 30 times
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = show_warning
     show_log("--quiet" in arguments)
@@ -69,6 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
         code = report_error(error)
     except KeyboardInterrupt:
         code = 130
-    if code == 130:  # newer typer returns it after Ctrl-C, without a word
+    if code == 130:  # newer versions of typer return it after Ctrl-C, without a message
         complain("stopped; training continues with --resume, sampling with the same command")
     sys.exit(code if isinstance(code, int) else 0)

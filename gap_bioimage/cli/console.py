@@ -1,4 +1,4 @@
-"""What the command line prints: sentences, tables, JSON, progress."""
+"""Output of the command line: sentences, tables, JSON, progress."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from rich.progress import Progress, TaskID
 
-# typer carries its own click, whose base class it does not export
+# typer bundles its own click and does not export the base class of its errors
 _CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
-# options as the library writes them in its messages: axes="zyx", series=0, planes=True
+# options as they appear in messages of the library: axes="zyx", series=0, planes=True
 _OPTION = re.compile(
     r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels|resume|camera)=(?:True|"([^"]*)"|(\d+|None))'
 )
@@ -31,7 +31,7 @@ def complain(text: str) -> None:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print our own warnings as sentences, and no others."""
+    """Print the package's own warnings as sentences; drop all others."""
     from gap_bioimage.errors import GapWarning
 
     if issubclass(category, GapWarning):
@@ -39,7 +39,7 @@ def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
 
 
 def show_log(quiet: bool) -> None:
-    """Print what the package logs, such as what training chose; nothing when quiet."""
+    """Print the package's log, such as the choices of training; when quiet only its warnings."""
     log = logging.getLogger("gap_bioimage")
     log.handlers[:] = [logging.StreamHandler()]
     log.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -52,12 +52,12 @@ def say(quiet: bool, text: str) -> None:
 
 
 def sizes(image: xr.DataArray) -> str:
-    """Return the sizes of an image in words."""
+    """Return the sizes of an image as text."""
     return ", ".join(f"{axis} {size}" for axis, size in image.sizes.items())
 
 
 def write_json(path: Path | None, reports: list[Any]) -> None:
-    """Write one report as an object, several as a list; to ``-``, standard output."""
+    """Write one report as an object, several as a list; ``-`` is standard output."""
     text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
@@ -89,7 +89,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 class Bar:
-    """A progress bar that shows nothing when quiet."""
+    """A progress bar, hidden when quiet or not in a terminal."""
 
     def __init__(self, quiet: bool, text: str) -> None:
         from rich.console import Console
@@ -109,7 +109,7 @@ class Bar:
 
 
 def with_flags(message: str) -> str:
-    """Return a message of the library, which speaks Python, with the options of the command line."""
+    """Return a message of the library with its Python arguments as options of the command line."""
     message = re.sub(r"sum_frames\(movie, (\d+)\)", r"--sum-frames \1", message)
 
     def flag(found: re.Match[str]) -> str:
@@ -145,12 +145,12 @@ def report_error(error: Exception) -> int:
 
 
 def keep_memory() -> None:
-    """Let the process keep what it freed: fetching it again took a quarter of a network's time (glibc).
+    """Let the process keep freed memory: requesting it again took a quarter of a network's time (glibc).
 
-    Not for volumes, whose memory is limited: holes in what is kept would come on top.
+    Not for volumes, whose memory is limited: fragmentation would come on top.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(-4, 0)  # M_MMAP_MAX: no array has a mapping of its own, which is returned with it
+        mallopt(-4, 0)  # M_MMAP_MAX: no array gets its own mapping, which would be returned when freed
         mallopt(-1, 1 << 28)  # M_TRIM_THRESHOLD
-        mallopt(-8, 1)  # M_ARENA_MAX: what one thread freed serves the others
+        mallopt(-8, 1)  # M_ARENA_MAX: threads share freed memory

@@ -35,7 +35,7 @@ Batch = Annotated[int | None, Option(min=1, help="Samples per run of the network
 
 @dataclass(frozen=True)
 class Regions:
-    """What is told of regions of a denoised image."""
+    """Options for regions of a denoised image."""
 
     regions: Annotated[Path | None, Option(help=_REGIONS)] = None
     seed: Annotated[int, Option(min=0, help="Seed of the estimate for --regions.")] = 0
@@ -44,7 +44,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Which samples are drawn."""
+    """Options for the samples to draw."""
 
     samples: Samples
     seed: options.Seed
@@ -55,13 +55,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Growth:
-    """How photons are added where there are none."""
+    """Schedule options of ``generate``, which starts without photons."""
 
     beta: Annotated[float | None, Option(help="Growth per step of the geometric schedule; 0.1 when not given.")] = None
     stop_db: Annotated[float | None, Option(help=_STOP_DB)] = None
 
     def settings(self, **more: Any) -> SamplingConfig:
-        """Return the library's settings."""
+        """Return the settings as the library takes them."""
         from gap_bioimage.config import SamplingConfig
 
         given = asdict(self) | more
@@ -70,7 +70,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Steps(Growth):
-    """How photons are added to those of an image."""
+    """Schedule options of ``sample``, which starts with the photons of an image."""
 
     steps: Annotated[int | None, Option(min=1, help=_STEPS)] = None
     schedule: Annotated[str | None, Option(help="sqrt (few steps, the default) or geometric (the paper's).")] = None
@@ -78,7 +78,7 @@ class Steps(Growth):
 
 @dataclass(frozen=True)
 class Volumes(Running):
-    """Where a network runs, and how a volume is done that goes to an OME-Zarr block by block."""
+    """Options for running a network, and for volumes that are written to OME-Zarr block by block."""
 
     part: Annotated[str | None, Option(metavar="I/N", help=_PART)] = None
     scheduler: Annotated[str | None, Option(metavar="ADDRESS", help=_SCHEDULER)] = None
@@ -88,14 +88,14 @@ class Volumes(Running):
     ome_zarr: Annotated[Literal["0.5", "0.4"], Option(help="OME-Zarr version of a volume; 0.5 has shards.")] = "0.5"
 
     def asked(self, out: Path) -> bool:
-        """Whether any of these was given, which is for names that end in .zarr."""
+        """Whether any volume option was given; refuse them unless ``out`` ends in .zarr."""
         given = self != Volumes(self.tile, self.halo, self.device, self.precision)
         if given and out.suffix.lower() != ".zarr":
             raise typer.BadParameter(f"options of volumes are for results that end in .zarr, not for {out}")
         return given
 
     def of_volumes(self) -> dict[str, Any]:
-        """Return these as the library takes them."""
+        """Return the options as arguments of the library."""
         found = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
         if found is None:
             raise typer.BadParameter(f"--part is {self.part!r}, expected one such as 3/16")
@@ -115,9 +115,9 @@ def denoise(
     told: Regions,
     quiet: Quiet = False,
 ) -> None:
-    """Denoise photon counts: the expected photons per pixel (MMSE).
+    """Denoise photon counts: estimate the expected photons per pixel (MMSE).
 
-    Results that end in .zarr are made block by block, of images of any size; the same command goes on after a crash.
+    Outputs that end in .zarr are written block by block, from images of any size. To resume, run the command again.
     """
     import gap_bioimage as gap
     from gap_bioimage.inference.files import read_for_model
@@ -147,7 +147,7 @@ def denoise(
     if told.regions is not None:
         axes = selection.axes
         labels = gap.read_photons(told.regions, axes if axes and "c" not in axes else None, check=False)
-        exact = {name: value for name, value in where.items() if name != "precision"}  # differences are small
+        exact = {name: value for name, value in where.items() if name != "precision"}  # small differences of rates
         found = gap.region_uncertainty(loaded, counts, labels, seed=told.seed, **exact)
         write_json(told.json_out, [[region.to_dict() for region in found]])
         for region in found:
@@ -171,12 +171,12 @@ def sample(
     detector: Detector,
     quiet: Quiet = False,
 ) -> None:
-    """Draw clean images that the counts may have come from (posterior samples), their mean and standard deviation.
+    """Draw clean images that fit the counts (posterior samples), with their mean and standard deviation.
 
-    From two samples on, a figure shows them beside the counts.
+    With two samples or more, a figure shows them beside the counts.
     Images, frames, planes and channels without any photons are generated, with a warning.
-    The same command continues an interrupted run.
-    Of images too large for memory, and with options of volumes, mean and standard deviation go to OME-Zarr.
+    The same command resumes an interrupted run.
+    For images too large for memory, or with volume options, only mean and standard deviation are written, as OME-Zarr.
     """
     import gap_bioimage as gap
     from gap_bioimage.inference.files import beside, read_for_model, sample_to_files
@@ -208,7 +208,7 @@ def sample(
         return
     keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
-    own = re.search(r"_((?:states_)?\d{3,})\.", image.name)  # as results of movies and states are named
+    own = re.search(r"_((?:states_)?\d{3,})\.", image.name)  # names like those of results for movies and --states
     if own and (drawing.states if own[1].startswith("states") else "t" in counts.dims):
         check_output(beside(out, own[1]), image)
     given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
@@ -238,7 +238,7 @@ def generate(
     batch: Batch = None,
     quiet: Quiet = False,
 ) -> None:
-    """Generate images from nothing, photon by photon, as the model imagines them."""
+    """Generate new images like those of the training, photon by photon, without an input image."""
     import gap_bioimage as gap
     from gap_bioimage.inference.files import generate_to_file
     from gap_bioimage.io import check_output
@@ -255,7 +255,7 @@ def generate(
 def _fill(
     model: Model, image: Path, out: Path, n_frames: int | None, selection: Selection, quiet: bool, **given: Any
 ) -> None:
-    """Denoise a volume, or sample from it, block by block."""
+    """Denoise or sample a volume block by block."""
     from gap_bioimage.inference.volumes import denoise_volume
 
     start = time.monotonic()

@@ -50,11 +50,11 @@ def inspect(
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Tell what images are: axes, counts, brightness, whether they are photon counts, what to do about it."""
+    """Describe images: axes, counts, brightness, whether they are photon counts, and what to do next."""
     import gap_bioimage as gap
 
     names = [image.stem for image in images]
-    if len(set(names)) < len(names):  # as of several folders
+    if len(set(names)) < len(names):  # such as from several folders
         names = [f"{number}_{name}" for number, name in enumerate(names)]
     places: list[Any] = [plot and plot.with_name(f"{plot.stem}_{name}{plot.suffix}") for name in names]
     places = places if len(images) > 1 else [plot]
@@ -67,7 +67,7 @@ def inspect(
 
 
 def _in_words(report: dict[str, Any]) -> dict[str, Any]:
-    """Return what people want to read of a report."""
+    """Return the entries of a report that are worth printing."""
     shown = {key: value for key, value in report.items() if key not in _NOT_PRINTED and value not in ([], 1.0, 0.0)}
     verdict = _WORDS.get(report["verdict"], report["verdict"])
     shown |= {"verdict": verdict, "message": with_flags(report["message"])}
@@ -76,7 +76,7 @@ def _in_words(report: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a camera before it is measured."""
+    """Options for known properties of the camera."""
 
     offset: Annotated[float | None, Option(help="ADU without light, if known.")] = None
     read_noise: Annotated[float | None, Option(help="Electrons RMS, if known instead of the offset.")] = None
@@ -95,7 +95,7 @@ def calibrate(
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure gain, offset and read noise of a camera on its own images, with intervals and a plot."""
+    """Measure the gain, offset and read noise of a camera from its own images, with intervals and a plot."""
     import gap_bioimage as gap
     from gap_bioimage.camera.plots import plot_calibration
     from gap_bioimage.files import check_place
@@ -111,7 +111,7 @@ def calibrate(
         unlit = gap.read_photons(dark, selection.axes, channel=selection.channel, check=False)
     with Bar(quiet, f"calibrating on {stack.name}"):
         found = gap.calibrate(image, dark=unlit, seed=seed, **asdict(known))
-    if not found.counts:  # which need none
+    if not found.counts:  # counts need no camera file
         found.save(out)
     save_figure(plot_calibration(found), plot)
     options = {"camera": None if found.counts else out, **asdict(selection)}
@@ -128,7 +128,7 @@ def calibrate(
 
 
 def _summary(found: Calibration) -> str:
-    """Return the camera's numbers in lines for people."""
+    """Return the calibration as lines of text."""
     fit = f"chi-square {found.goodness.chi_square:.2f} per degree of freedom ({found.goodness.freedom})"
     lines = [
         f"gain        {found.gain} ADU per {found.unit}",

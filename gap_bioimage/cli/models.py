@@ -1,4 +1,4 @@
-"""Verbs that make models and tell about them: demo, train, export, info."""
+"""Verbs that make and describe models: demo, train, export, info."""
 
 import contextlib
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ _KWARGS = "What NAME is called with, such as '{threshold: 2.5}'."
 def demo(
     folder: Annotated[Path, Argument(help=_DEMO)] = Path("gap-bioimage-demo"), seed: Seed = 0, quiet: Quiet = False
 ) -> None:
-    """Everything on simulated photons, in 2D and 3D, with pictures; under five minutes on two cores."""
+    """Run everything on simulated photons, in 2D and 3D, with pictures; takes under five minutes on two cores."""
     from gap_bioimage.demo import run_demo
 
     run_demo(folder, seed, progress=not quiet)
@@ -34,7 +34,7 @@ def demo(
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, how, on what images, from where on, and on what machine."""
+    """Options for the network, its training, the images and the machine."""
 
     dim: Annotated[int | None, Option(min=2, max=3, help="Dimensions of the network; else the images decide.")] = None
     config: Annotated[Path | None, Option(help="Settings (yaml).")] = None
@@ -55,7 +55,7 @@ class Training:
     strategy: Annotated[str, Option(help="Lightning strategy, such as ddp.")] = "auto"
 
     def options(self) -> dict[str, Any]:
-        """Return what the library takes beside the settings."""
+        """Return the arguments of the library other than the settings."""
         if self.devices != "auto" and not self.devices.isdecimal():
             raise typer.BadParameter(f"--devices is {self.devices!r}, expected a number or auto")
         names = ("camera", "separate_channels", "init", "resume", "device", "num_nodes", "strategy")
@@ -95,7 +95,7 @@ def train(
 
 @dataclass(frozen=True)
 class Graph:
-    """What a zip computes."""
+    """Options for what a zip computes."""
 
     kind: Annotated[str, Option(help=_KIND)] = "denoise"
     n_samples: Annotated[int, Option("--samples", help="Samples to draw, by kinds that sample.")] = 4
@@ -134,7 +134,7 @@ def export(
     from gap_bioimage.validation.reports.terminal import print_report
 
     given: dict[str, Any] = asdict(graph) | {"test_image": test_image, "device": device, "camera": camera_asked(camera)}
-    with contextlib.suppress(yaml.YAMLError):  # what is no yaml stays a text, and is refused
+    with contextlib.suppress(yaml.YAMLError):  # invalid yaml stays text, which the library refuses
         given["postprocessing_kwargs"] = yaml.safe_load(graph.postprocessing_kwargs or "{}")
     report = gap.export(model, out, card, on_stage=lambda stage: say(quiet, f"{stage} ..."), **given)
     if not quiet:
@@ -143,7 +143,7 @@ def export(
 
 
 def info(model: ModelPath, json_out: Json = None, quiet: Quiet = False) -> None:
-    """Describe a model: what kind it is, its network, the brightness it was trained for, its reach."""
+    """Describe a model: its kind, its network, the brightness it was trained for, its receptive field."""
     import gap_bioimage as gap
 
     report = gap.load_model(model).describe()

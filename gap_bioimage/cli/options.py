@@ -1,4 +1,4 @@
-"""Options that several verbs share, one by one and in groups."""
+"""Options that several verbs share, single and in groups."""
 
 import dataclasses
 import functools
@@ -33,14 +33,14 @@ Camera = Annotated[str | None, Option(metavar="YAML", help=_OF_MODEL)]
 SumFrames = Annotated[int | None, Option(min=1, help="Sum so many frames t of a one-bit (single-photon) camera.")]
 TimeAsZ = Annotated[bool, Option("--time-as-z", help="Let a 3D model see a movie as a stack.")]
 _PRECISION = "float32, bf16 (a thousandth off, faster on GPUs and some CPUs), auto: bf16 on GPUs if it changes little."
-_BESIDES = ("json_out", "plot", "truth", "movie", "html", "junit")  # files that verbs write besides ``out``
+_BESIDES = ("json_out", "plot", "truth", "movie", "html", "junit")  # outputs other than ``out``
 _EACH_CHANNEL = "Let a model of one channel see each channel by itself."
 SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHANNEL)]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a file, and what its axes are."""
+    """Which part of a file to read, and its axes."""
 
     axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, for files without them.")] = None
     channel: Annotated[str | None, Option(help="Use this channel only, counted from 0, or by its name.")] = None
@@ -51,7 +51,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model sees an image that has more axes than the model."""
+    """How a model processes an image with more axes than its own."""
 
     planes: Annotated[bool, Option("--planes", help="Run a 2D model on a stack plane by plane.")] = False
     time_as_z: TimeAsZ = False
@@ -60,7 +60,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Detector:
-    """What recorded an image that a model runs on."""
+    """What recorded the image."""
 
     camera: Camera = None
     sum_frames: SumFrames = None
@@ -68,7 +68,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Running:
-    """Where a network runs, and on tiles of which size."""
+    """Device, precision and tiles of a network."""
 
     tile: Annotated[str | None, Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None
     halo: Annotated[str | None, Option(help="Halo; when not given, as far as pixels matter.")] = None
@@ -76,20 +76,20 @@ class Running:
     precision: Annotated[str, Option(help=_PRECISION)] = "auto"
 
     def options(self) -> dict[str, Any]:
-        """Return these as the library takes them."""
+        """Return the options as arguments of the library."""
         tile, halo = parse_pixels(self.tile, "--tile"), parse_pixels(self.halo, "--halo")
         return {"tile_px": tile, "halo_px": halo, "device": self.device, "precision": self.precision}
 
 
 def camera_asked(option: str | None) -> Path | str | None:
-    """Return what ``--camera`` asks for: a yaml, no camera ("none"), or the model's own when not given."""
+    """Return the value of ``--camera`` for the library: a yaml file, None for "none", "model" when not given."""
     if option is None:
         return "model"
     return None if option.lower() == "none" else Path(option)
 
 
 def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Read sizes per axis, such as 512,512."""
+    """Parse pixels per axis, such as 512,512."""
     if text is None:
         return None
     try:
@@ -99,7 +99,7 @@ def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
 
 
 def check_places(given: Mapping[str, Any]) -> None:
-    """See, before the work, that results can be written, and take no input's place nor each other's."""
+    """Check, before the work, that outputs can be written, and overwrite neither inputs nor each other."""
     named = [(name, path) for name, of in given.items() for path in (of if isinstance(of, list) else [of])]
     paths = [(name, path) for name, path in named if isinstance(path, Path) and str(path) != "-"]
     for name, path in paths:
@@ -112,16 +112,16 @@ def check_places(given: Mapping[str, Any]) -> None:
 
 
 class Verb(TyperCommand):
-    """A command to which ``--pretrained NAME`` is its first argument, the model."""
+    """A command that takes ``--pretrained NAME`` in place of its first argument, the model."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the model where the others stand."""
+        """Insert the pretrained model as the first argument."""
         name = self.make_parser(ctx).parse_args(list(args))[0].get("pretrained")
         return super().parse_args(ctx, args if name is None else [str(pretrained.named(name)), *args])
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
-    """Show the fields of a verb's dataclass parameters as options of their own, in the place of the group."""
+    """Expand each dataclass parameter of a verb into options, one per field."""
     hints = typing.get_type_hints(verb, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     shown: list[inspect.Parameter] = []
@@ -137,7 +137,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
         shown.append(inspect.Parameter("pretrained", kind, default=None, annotation=Pretrained))
 
     @functools.wraps(verb)
-    def call(pretrained: str | None = None, **given: Any) -> None:  # which ``Verb`` has made the model
+    def call(pretrained: str | None = None, **given: Any) -> None:  # ``Verb`` has put it in place of the model
         check_places(given)
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})

@@ -1,4 +1,4 @@
-"""Verbs about model zips of anybody: validate, repair."""
+"""Verbs for anybody's model zips: validate, submit-check, repair."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """What is printed."""
+    """Format of the printed report."""
 
     TABLE, JSON, JUNIT, HTML, SARIF, GITHUB = "table", "json", "junit", "html", "sarif", "github"
 
 
 @dataclass(frozen=True)
 class Pages:
-    """What is printed of reports, and where pages of them are written to."""
+    """Options for printing and writing reports."""
 
     form: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TABLE
     json_out: Json = None
@@ -46,7 +46,7 @@ class Pages:
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
 
     def write(self, reports: list[Report]) -> None:
-        """Print and write what was asked for."""
+        """Print and write the reports as the options say."""
         from gap_bioimage.validation.reports import ci, html, terminal
 
         for place in (Path("-") if self.form == Format.JSON else None, self.json_out):
@@ -64,7 +64,7 @@ class Pages:
 
 @dataclass(frozen=True)
 class Asked:
-    """Which checks count, and what must hold."""
+    """Options that select checks and required rules."""
 
     select: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_SELECT)] = None
     ignore: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_IGNORE)] = None
@@ -74,14 +74,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Listing:
-    """What is printed instead of a validation."""
+    """Options that print something instead of validating."""
 
     list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False
     markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports, and stop.")] = False
 
     def printed(self) -> bool:
-        """Print what was asked for; whether anything was."""
+        """Print a list or the schema if an option asks for it; return whether one did."""
         from rich.console import Console
 
         from gap_bioimage.validation.reports import ci, terminal
@@ -101,7 +101,7 @@ def _names(listed: list[str] | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Running:
-    """What is run, where, and within which limits."""
+    """Options for running models: code, engines, limits, device."""
 
     run_code: RunCode = False
     engine: Annotated[
@@ -121,7 +121,10 @@ def validate(
     keep: Annotated[Path | None, typer.Option(help="Keep tensors and pictures of failed checks here.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Check models as bioimageio.core, Fiji, ilastik and the zoo will. Exit 0 passed, 1 failed, 2 could not run."""
+    """Check models as bioimageio.core, Fiji, ilastik and the zoo will.
+
+    Exit codes: 0 passed, 1 failed, 2 could not run.
+    """
     from gap_bioimage.validation.check import known
 
     if listing.printed():
@@ -143,7 +146,7 @@ def validate(
 
 
 def configured() -> dict[str, Any]:
-    """Options from .gap-bioimage.toml or pyproject.toml, here; `ConfigError` for those that could run or write."""
+    """Return options from .gap-bioimage.toml, else pyproject.toml; refuse those that could run or write anything."""
     import tomllib
 
     from gap_bioimage.errors import ConfigError
@@ -167,7 +170,7 @@ def configured() -> dict[str, Any]:
 def _reports(
     folders: dict[Path, Path | None], running: Running, asked: Asked, silent: bool, options: dict[str, Any]
 ) -> Iterator[Report]:
-    """Validate one model after the other; one that cannot be read is told of, and the others' reports are not lost."""
+    """Yield the report of each model; for an unreadable one, print the error and continue with the others."""
     from gap_bioimage.errors import OutputError, UnreadableModelError
     from gap_bioimage.validation.report import validate as check
     from gap_bioimage.validation.reports.terminal import print_report
@@ -190,13 +193,13 @@ def _reports(
 
 @contextmanager
 def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check], None]]:
-    """A progress bar that names the check that was made last."""
+    """Show a progress bar that names the latest check."""
     with Bar(silent, title) as (bar, task):
         yield lambda made: bar.update(task, advance=1, description=f"{name}: {made.id}")
 
 
 def _exit_code(reports: list[Report], n_asked: int) -> int:
-    """0 passed, 1 failed, 2 where something could not be read, run or judged, which is told of."""
+    """Return 0 for passed, 1 for failed, 2 if something could not be read, run or judged; print the reasons."""
     unrun = [report for report in reports if report.status == "not-run"]
     for report in unrun:
         why = next((f": {entry.reason}" for entry in report.verdicts if entry.consumer == "core"), "")
@@ -210,7 +213,7 @@ def _exit_code(reports: list[Report], n_asked: int) -> int:
 
 
 def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
-    """The folder for what is kept of each model: named like it, made different from the others'."""
+    """Return a folder for each model's tensors and pictures, named after it and distinct."""
     from gap_bioimage.validation.repair.editor import numbered
 
     names: dict[Path, str] = {}
@@ -225,7 +228,7 @@ def submit_check(
     device: _Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """List what the zoo asks of a model, with ticks, what to remove before the upload, and the steps after it."""
+    """List what the zoo requires of a model, with ticks, what to remove before uploading, and the steps after it."""
     from gap_bioimage.validation.report import validate as check
     from gap_bioimage.validation.reports.terminal import print_submission
 
@@ -245,7 +248,10 @@ def repair(
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Mend what needs no judgement in a copy of a model, and list it. Exit 0 passes now, 1 fails, 2 could not run."""
+    """Fix what needs no judgement in a copy of a model, and list the changes.
+
+    Exit codes: 0 the copy passes, 1 it fails, 2 it could not run.
+    """
     from gap_bioimage.validation.repair.repairing import repair as mend
 
     quiet = quiet or str(json_out) == "-"
@@ -261,7 +267,7 @@ def repair(
 
 def _print(repaired: Repaired) -> None:
     changed = [f"{change.what}: {_short(change.before)} -> {_short(change.after)}" for change in repaired.changes]
-    # what could not be asked before says nothing
+    # other changes, such as from absent to passed, are not results of the repair
     turned = {check: turn for check, turn in repaired.turned.items() if {*turn} & {"failed", "warning"}}
     left = [f"{c.id} {c.status}: {c.message}" + (f"\n    to do: {c.fix}" if c.fix else "") for c in repaired.left]
     groups = {
@@ -276,5 +282,5 @@ def _print(repaired: Repaired) -> None:
 
 
 def _short(text: str) -> str:
-    """A text, or the first digits of a hash, which nobody reads to its end."""
+    """Return a text; of a hash, only its first digits."""
     return f"{text[:12]}..." if len(text) == 64 and " " not in text else text

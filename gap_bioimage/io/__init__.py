@@ -1,4 +1,4 @@
-"""Images read and written: one lazy image per file or part of it, its axes named, its pixels in micrometres."""
+"""Read and write images: one lazy image per file or part of a file, with named axes and pixel sizes in micrometres."""
 
 from gap_bioimage.io.image import as_image, as_images, pixel_size_um, sum_frames
 from gap_bioimage.io.read import read_images, read_photons

@@ -1,7 +1,7 @@
 """An OME-Zarr that any number of processes fill block by block, at any time and in any order.
 
-A block is a shard, or in OME-Zarr 0.4 some whole chunks, so that no two blocks share a file. Its files appear by
-rename, then its record beside them, with their hash: what is recorded is done, and nothing is ever half done.
+A block is one shard, or in OME-Zarr 0.4 several whole chunks, so that no two blocks share a file. The files of a block
+appear by rename, then a record beside them with their hash. A block is done once it is recorded, never half done.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from gap_bioimage.files import refusals_told, replacing
 from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
 
 Index = tuple[int, ...]
-_RECORDS = ".done"  # in the folder of a level, where no reader looks
-_KEY = "gap_bioimage"  # of what the store tells of the work on it
+_RECORDS = ".done"  # subfolder of each level, ignored by readers
+_KEY = "gap_bioimage"  # attribute of the store with the settings and the number of blocks per level
 _HINT = "free some space, or see to its permissions; the same command goes on from what is done"
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of all levels of a store; a block has a level and the numbers of its place along each axis."""
+    """The blocks of all levels of a store; a level and an index along each axis identify a block."""
 
     path: Path
     design: Design
 
     def start(self, settings: Mapping[str, Any]) -> None:
-        """Create the store where there is none; refuse one that other settings, or somebody else, began."""
+        """Create the store if there is none; refuse one that was begun with other settings or by another program."""
         told = {"settings": dict(settings), "blocks": [math.prod(self._grid(n)) for n in self._levels]}
         if not self.path.exists():
             own = self.path.with_name(f".{self.path.stem}.tmp-{secrets.token_hex(4)}.zarr")
@@ -66,42 +66,42 @@ class Blocks:
 
     @cached_property
     def _sizes(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The pixels of each level and of its blocks."""
+        """The shapes of each level and of its blocks, in pixels."""
         return [(self.design.shape(level), self.design.stored(level)[1]) for level in self._levels]
 
     def _grid(self, level: int) -> list[int]:
         return [-(-length // size) for length, size in zip(*self._sizes[level], strict=True)]
 
     def places(self, level: int) -> Iterator[Index]:
-        """Return all blocks of a level."""
+        """Iterate over the blocks of a level."""
         return np.ndindex(*self._grid(level))
 
     def region(self, level: int, place: Index) -> dict[str, slice]:
-        """Return the pixels of a block, by axis."""
+        """Return the pixels of a block as a slice per axis."""
         along = zip(self.design.sizes, place, *self._sizes[level], strict=True)
         return {axis: slice(n * size, min(n * size + size, length)) for axis, n, length, size in along}
 
     def done(self, level: int) -> set[Index]:
-        """Return the blocks of a level that are done."""
+        """Return the recorded blocks of a level."""
         return {tuple(map(int, name.split("."))) for name in _recorded(self.path, level)}
 
     def is_done(self, level: int, place: Index) -> bool:
-        """Whether a block is done, without a look at the others."""
+        """Whether a block is recorded; the others are not listed."""
         return self._record(level, place).exists()
 
     def _record(self, level: int, place: Index) -> Path:
         return self.path / str(level) / _RECORDS / ".".join(map(str, place))
 
     def average_above(self, place: Index) -> None:
-        """Write the blocks of smaller levels for which no other than this of the full resolution was missing."""
+        """Write the blocks of smaller levels for which this block of the full resolution was the last one missing."""
         for level, above in self._above(0, place):
-            # two processes that end in the same moment both average it: to the same bytes
+            # two processes that finish at the same moment both write it, with the same bytes
             if self.is_done(level, above) or not all(self.is_done(level - 1, b) for b in self._below(level, above)):
                 break
             self.write(level, above, self._averaged(level, above))
 
     def average_left(self) -> None:
-        """Write the blocks of smaller levels that can be, which are those that killed processes left."""
+        """Write the blocks of smaller levels that killed processes left out, where all that they average is done."""
         for level in self._levels[1:]:
             done, below = self.done(level), self.done(level - 1)
             for place in self.places(level):
@@ -113,14 +113,14 @@ class Blocks:
         return [after.get(axis, 1) // before.get(axis, 1) for axis in self.design.sizes]
 
     def _above(self, level: int, place: Index) -> Iterator[tuple[int, Index]]:
-        """Yield the blocks of smaller levels that a block is a part of."""
+        """Yield the blocks of smaller levels that a block contributes to."""
         for smaller in self._levels[level + 1 :]:
             along = zip(place, self._sizes[smaller - 1][1], self._ratios(smaller), self._sizes[smaller][1], strict=True)
             place = tuple(number * size // (ratio * large) for number, size, ratio, large in along)
             yield smaller, place
 
     def _below(self, level: int, place: Index) -> Iterator[Index]:
-        """Yield the blocks of the level before that a block is averaged from."""
+        """Yield the blocks of the next larger level that a block averages."""
         along = zip(self.region(level, place).values(), self._ratios(level), *self._sizes[level - 1], strict=True)
         starts_and_stops = (
             (cut.start * ratio // size, -(-min(cut.stop * ratio, length) // size)) for cut, ratio, length, size in along
@@ -128,14 +128,14 @@ class Blocks:
         yield from itertools.product(*itertools.starmap(range, starts_and_stops))
 
     def write(self, level: int, place: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
-        """Write a block and its record."""
+        """Write a block, then its record."""
         import zarr
 
         folder = self.path / str(level)
         own = folder / _RECORDS / f".tmp-{secrets.token_hex(4)}"
         with refusals_told(self.path, _HINT):
             try:
-                # an array of the same chunks that holds nothing but the block, so that nothing has to be read first
+                # a temporary array with the same chunks holds this block alone: nothing has to be read first
                 own.mkdir(parents=True)
                 described = "zarr.json" if (folder / "zarr.json").is_file() else ".zarray"
                 words = json.loads((folder / described).read_bytes())
@@ -145,7 +145,7 @@ class Blocks:
                     (folder / there).parent.mkdir(parents=True, exist_ok=True)
                     if (own / here).exists():
                         os.replace(own / here, folder / there)
-                    else:  # nothing but 0, which is not stored
+                    else:  # Zarr does not store chunks of zeros
                         (folder / there).unlink(missing_ok=True)
             finally:
                 shutil.rmtree(own, ignore_errors=True)
@@ -154,7 +154,7 @@ class Blocks:
                 temporary.write_text(json.dumps(record))
 
     def forget_damaged(self) -> None:
-        """Forget blocks whose files are not what was written, and averages of them, so that all are made anew."""
+        """Delete the records of blocks whose files have changed, and of their averages, so that they are made again."""
         for level in self._levels:
             for place in self.done(level):
                 if json.loads(self._record(level, place).read_text())["sha256"] != self._hash(level, place):
@@ -168,7 +168,7 @@ class Blocks:
         source, cuts = zarr.open_array(str(self.path / str(level - 1)), mode="r"), self.region(level, place).values()
         averages = np.zeros([cut.stop - cut.start for cut in cuts], source.dtype)
         chunk = self.design.stored(level)[0]
-        for start in itertools.product(*map(range, [0] * len(chunk), averages.shape, chunk)):  # little in memory
+        for start in itertools.product(*map(range, [0] * len(chunk), averages.shape, chunk)):  # to save memory
             part = tuple(slice(n, n + size) for n, size in zip(start, chunk, strict=True))
             along = zip(cuts, part, self._ratios(level), strict=True)
             read = tuple(
@@ -180,9 +180,9 @@ class Blocks:
         return averages
 
     def finish(self, *, alone: bool) -> list[tuple[str, str]]:
-        """Name all levels and the range of values; return what was warned of, once for each kind.
+        """List all levels and the range of values in the metadata; return the warnings of all blocks, one per kind.
 
-        Who is ``alone`` removes what killed processes left.
+        With ``alone``, no other process is writing, and temporary files of killed ones are removed.
         """
         import zarr
 
@@ -203,7 +203,7 @@ class Blocks:
         ]
 
     def _files(self, level: int, place: Index) -> Iterator[tuple[str, str]]:
-        """Yield the files of a block, as they are called where it is alone and where it is not."""
+        """Yield the names of a block's files: in an array of this block alone, and in the store."""
         import zarr
 
         array = zarr.open_array(str(self.path / str(level)), mode="r")
@@ -225,7 +225,7 @@ class Blocks:
         return digest.hexdigest()
 
     def _range(self, values: NDArray[Any]) -> list[list[float]]:
-        """Return the smallest and the largest value of each channel, 0 included."""
+        """Return the smallest and the largest value of each channel and 0."""
         axes = tuple(place for place, axis in enumerate(self.design.sizes) if axis != "c")
         ends = values.min(axes, initial=0), values.max(axes, initial=0)
         return np.stack(ends, -1).astype(float).reshape(-1, 2).tolist()
@@ -233,7 +233,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class VolumeStatus:
-    """How much of a volume is done: blocks of the full resolution and of the smaller levels, and all of them."""
+    """Progress on a volume: blocks done and in total, of the full resolution and of the smaller levels."""
 
     done: int
     total: int
@@ -242,7 +242,7 @@ class VolumeStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether all is done."""
+        """Whether all blocks are done."""
         return (self.done, self.done_smaller) == (self.total, self.total_smaller)
 
     def __str__(self) -> str:
@@ -251,7 +251,7 @@ class VolumeStatus:
 
 
 def volume_status(out: Path | str) -> VolumeStatus:
-    """Return how much of a volume is done, whoever works on it.
+    """Return the progress on a volume, whichever processes are working on it.
 
     Parameters
     ----------
@@ -261,7 +261,7 @@ def volume_status(out: Path | str) -> VolumeStatus:
     Raises
     ------
     OutputError
-        If it is none of those.
+        If ``out`` is not such a store.
     """
     out = Path(out)
     if (blocks := _told(out).get("blocks")) is None:
@@ -271,7 +271,7 @@ def volume_status(out: Path | str) -> VolumeStatus:
 
 
 def begun_with(path: Path) -> dict[str, Any]:
-    """Return the settings that a store was begun with; nothing where it was not, or is not there."""
+    """Return the settings with which a store was begun; empty if it does not exist or is another program's."""
     return dict(_told(path).get("settings", {}))
 
 

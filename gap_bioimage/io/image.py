@@ -1,4 +1,4 @@
-"""Images with named axes: what readers yield, what writers and all functions of the package take."""
+"""Images with named axes, as readers yield them and as writers and all functions of the package take them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError
 
 AXES = "tczyx"
 SAMPLES = "samples"
-STORED = "stored"  # the coordinate of a file that lacks planes: whether each is there
-ON_DISK = "on disk"  # in the encoding of an image that is read where it is indexed, since it does not fit into memory
+STORED = "stored"  # coordinate of images with missing planes: whether the file holds each plane
+ON_DISK = "on disk"  # encoding key of images too large for memory, which are read where they are indexed
 _UNKNOWN = "axis "
-_NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # names that say nothing
+_NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # placeholders, not names
 _WORDS = {
     **{"t": "time frame frames", "c": "channel channels wavelength", "z": "depth slice slices plane planes"},
     **{"y": "height row rows", "x": "width column columns col cols"},
@@ -33,7 +33,7 @@ _WORDS = {
 _NAMES = {word: axis for axis, words in _WORDS.items() for word in words.split()} | {"": _UNKNOWN}
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
-# "inch" is a unit of printers, and not believed; ImageJ escapes what Java calls non-ASCII
+# no "inch", which is a unit of printers; ImageJ escapes non-ASCII characters as Java does
 _METRE = ("m", "meter", "meters", "metre", "metres")
 _UM = {f"{p}{name}": 1e6 * value for p, value in _PREFIXES.items() for name in _METRE}
 _UM |= {"micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "cm": 1e4, "centimeter": 1e4, "angstrom": 1e-4, "å": 1e-4}
@@ -43,45 +43,45 @@ _S |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says about an image; empty where it says nothing trustworthy."""
+    """Metadata of an image in a file; empty where the file gives nothing reliable."""
 
     steps: Mapping[str, float] = field(default_factory=dict)  # by axis: micrometres (z, y, x), seconds (t)
     channels: Sequence[str] = ()
     name: str = ""
-    description: str = ""  # what its writer wrote about it
-    problem: str = ""  # what keeps its axes from being known
-    warning: str = ""  # what is told when the image is read
+    description: str = ""  # free text
+    problem: str = ""  # why the axes are unknown
+    warning: str = ""  # to issue when the image is read
 
     @property
     def pixel_size_um(self) -> dict[str, float]:
-        """Those of z, y and x."""
+        """Steps of z, y and x."""
         return {axis: step for axis, step in self.steps.items() if axis != "t"}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One image in a file; every reader yields these."""
+    """One image of a file, as every reader yields it."""
 
-    name: str  # empty where the file gives none
-    levels: Mapping[int, xr.DataArray]  # of its pyramid, lazy, without those that the file lists and lacks
+    name: str  # empty if the file gives none
+    levels: Mapping[int, xr.DataArray]  # of the pyramid, lazy, without those that are listed but missing
 
     def by_position(self, dim: str, names: Sequence[str]) -> list[Stored]:
-        """Return an image per stage position or tile, which lie along one of the axes of a file."""
+        """Split an image with stage positions or tiles along ``dim`` into one image for each."""
         levels = self.levels.items()
         return [Stored(name, {n: image.isel({dim: place}) for n, image in levels}) for place, name in enumerate(names)]
 
 
 def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    """Return the steps of axes by value and unit, without those that are absent or in a unit not believed."""
+    """Return the steps of axes, given as values and units, without missing ones and those in unknown units."""
     known = ((axis, step_of(value, unit, axis)) for axis, (value, unit) in measured.items() if axis in tuple("tzyx"))
     return {axis: step for axis, step in known if step is not None}
 
 
 def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
-    """Return a step in micrometres, or in seconds along t."""
+    """Return a step in micrometres, or in seconds along t; None where it is missing or its unit is unknown."""
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
-        # TIFF stores a ratio of 32-bit integers; the rounding hides its own. Stages that go down have steps below zero
+        # TIFF stores ratios of 32-bit integers: the digits hide their rounding. Descending stages have negative steps
         size = abs(float(f"{float(value) * (factor or 0):.{digits}g}"))
     except (TypeError, ValueError):
         return None
@@ -89,7 +89,7 @@ def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
 
 
 def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return a warning about steps without a unit; there 0 and 1 measure nothing."""
+    """Return a warning about steps without a unit, or ""; of these, 0 and 1 are placeholders."""
     bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
     told = ", ".join(f"{axis} {step:g}" for axis, step in bare.items() if step not in (None, 1))
     way = "in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
@@ -97,7 +97,7 @@ def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 class Lazy(BackendArray):
-    """An array on disk, read where it is indexed by numbers and slices with ends, one per axis, with steps above 0."""
+    """An array on disk; ``read`` takes an integer or a slice per axis, with explicit ends and positive steps."""
 
     def __init__(self, shape: Iterable[int], dtype: Any, read: Callable[[tuple[Any, ...]], Any]) -> None:
         self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
@@ -113,10 +113,10 @@ class Lazy(BackendArray):
 def image_of(
     array: Any, dims: Iterable[str], meta: Metadata, held: npt.NDArray[np.bool_] | None = None
 ) -> xr.DataArray:
-    """Return an array as an image: mapped where it is NumPy's, else read where it is indexed.
+    """Return an array as an image: a NumPy array as a (memory-mapped) view, others read where they are indexed.
 
-    ``dims`` are letters of tifffile, or a file's own words; none where it says nothing. ``held`` tells by the first
-    axes which planes are there, where some are not.
+    ``dims`` are tifffile's letters or a file's own names, empty if it gives none. ``held`` marks, along the first axes,
+    which planes the file holds; None if it holds all.
     """
     words = [re.sub(r"[(\[].*", "", str(dim).lower()).strip() for dim in dims]  # without units, as in "z (um)"
     shape, names = tuple(array.shape), [_NUMBERED.sub("", word) for word in words]
@@ -141,17 +141,17 @@ def image_of(
 
 
 def is_unknown(dim: Hashable) -> bool:
-    """Whether the file says nothing of this axis."""
+    """Whether the file does not name this axis."""
     return str(dim).startswith(_UNKNOWN)
 
 
 def with_coordinates(image: xr.DataArray) -> xr.DataArray:
-    """Return an image with micrometres on z, y and x, seconds on t and names on c, from its metadata."""
+    """Return an image with coordinates from its metadata: micrometres on z, y and x, seconds on t, names on c."""
     meta = image.attrs["metadata"]
     coords: dict[str, Any] = {}
     for axis, step in meta.steps.items():
         if axis in image.dims:
-            # the step is kept as well, because an axis of length 1 has no differences
+            # stored as well, because coordinates of an axis of length 1 have no differences
             words = {"units": "s" if axis == "t" else "um", "step": step}
             coords[axis] = (axis, np.arange(image.sizes[axis]) * step, words)
     if any(meta.channels) and len(meta.channels) == image.sizes.get("c", 1):
@@ -165,7 +165,7 @@ def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
 
 
 def metadata_of(image: xr.DataArray) -> Metadata:
-    """Return what the coordinates of an image say, and its name in the file that it was read from."""
+    """Return the metadata in an image's coordinates, and its name in the file that it was read from."""
     named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
     names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
     steps = {}
@@ -180,8 +180,8 @@ def metadata_of(image: xr.DataArray) -> Metadata:
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
-    """Return an array whose axes are ``dims`` as an image; one with named axes passes, others are AxesErrors."""
-    if isinstance(array, (str, bytes, PathLike, Mapping)):  # as a Dataset is
+    """Return an array as an image with axes ``dims``; images with named axes pass, anything else is an AxesError."""
+    if isinstance(array, (str, bytes, PathLike, Mapping)):  # an xarray.Dataset is a Mapping
         told = f"{what} is of type {type(array).__name__}, expected the values of one image"
         raise AxesError(f"{told}; read files with read_photons, and choose one image of several by its name")
     if np.ma.is_masked(array):
@@ -205,8 +205,8 @@ def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str =
 
 
 def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.DataArray]:
-    """Return one image or several, each as :func:`as_image` takes it."""
-    # arrays of other libraries, such as torch's tensors, have dimensions too
+    """Return one image or several as a list, each from :func:`as_image`."""
+    # arrays of other libraries, such as torch tensors, have dimensions too
     single = hasattr(images, "ndim") or isinstance(images, (str, bytes, Mapping)) or not hasattr(images, "__iter__")
     each = [images] if single else list(images)
     name = "the image" if len(each) == 1 else "image {} of {}"
@@ -214,22 +214,22 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
 
 
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
-    """Refuse unsigned numbers beyond those of 64 signed bits, in which counts are thinned."""
+    """Refuse uint64 values too large for int64, the dtype in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
         raise NotPhotonCountsError(f"{what} holds {highest:.3g}, expected counts below 2**63; look for its original")
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:
-    """Return an image with dims ``(..., c, [z,] y, x)``: what a network of ``dim`` dimensions sees comes last.
+    """Return an image with dims ``(..., c, [z,] y, x)``: the axes of a ``dim``-dimensional network's input come last.
 
-    A missing c is added with length 1; frames, and in 2D also planes, come first, with ``separate_channels`` also
+    A missing c is added with length 1. Frames, and in 2D also planes, come first; with ``separate_channels`` also
     channels, as ``channel``.
     """
     spatial = ["z", "y", "x"] if dim == 3 else ["y", "x"]
     on_disk = image.encoding.get(ON_DISK)
     if separate_channels and "c" in image.dims:
         image = image.rename(c="channel")
-    if "c" not in image.dims and on_disk:  # which xarray would read for that
+    if "c" not in image.dims and on_disk:  # expand_dims would read it
         whole = image
         lazy = Lazy((1, *whole.shape), whole.dtype, lambda index: whole[index[1:]].values[np.newaxis][index[0]])
         image = image_of(lazy, ["c", *map(str, whole.dims)], Metadata())
@@ -240,25 +240,25 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 
 
 def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> Iterator[Any]:
-    """Yield what a network sees one by one, (c, [z,] y, x): arrays, of an image on disk views that read no more."""
+    """Yield a network's inputs one by one, (c, [z,] y, x): as arrays, or for images on disk as lazy views."""
     items = items_first(image, dim, separate_channels=separate_channels)
     for place in np.ndindex(items.shape[: -dim - 1]):
         yield items[place] if image.encoding.get(ON_DISK) else items[place].data
 
 
 def natural(name: str) -> list[int | str]:
-    """Return a key that sorts names with numbers as people do: 2 before 10."""
+    """Return a sort key by which numbers in names are ordered by value: 2 before 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def middle(size: int, length: int) -> slice:
-    """Return a piece of a length from the middle of an axis, or all of it where it is shorter."""
+    """Return the middle ``length`` pixels of an axis, or all of a shorter one."""
     start = max(0, (size - length) // 2)
     return slice(start, min(start + length, size))
 
 
 def time_as_z(image: xr.DataArray) -> xr.DataArray:
-    """Return a movie as a stack, whose z is time: what a 3D network sees of a movie."""
+    """Return a movie as a stack with time as z, as a 3D network takes it."""
     if "t" not in image.dims or "z" in image.dims:
         told = f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z"
         raise AxesError(f'{told}; name its axes, such as axes="tyx", or leave time_as_z out')
@@ -268,28 +268,28 @@ def time_as_z(image: xr.DataArray) -> xr.DataArray:
 def sum_frames(
     movie: xr.DataArray | npt.NDArray[Any], n_frames: int, *, name: str = "the movie", dims: str | None = None
 ) -> xr.DataArray:
-    """Sum every ``n_frames`` successive frames of a one-bit movie; frames left over are dropped.
+    """Sum each ``n_frames`` successive frames of a one-bit movie; leftover frames are dropped.
 
     Parameters
     ----------
     movie
         Dims with t; values 0 and 1 (or 0 and one other number, such as 255).
     n_frames
-        Frames per sum, at least 1; 1 keeps single frames, as numbers.
+        Frames per sum, at least 1; with 1, single frames become counts of 0 and 1.
     name
-        What to call the movie in messages.
+        The movie's name in messages.
     dims
         The axes of a plain array, such as "tyx".
 
     Returns
     -------
     xarray.DataArray
-        Counts from 0 to ``n_frames``, in the same dims; t is dropped where one sum remains.
+        Counts from 0 to ``n_frames``, with the same dims; t is dropped if there is only one sum.
 
     Raises
     ------
     AxesError
-        If there is no t, or it has fewer frames.
+        If there is no t axis, or it has fewer frames.
     NotPhotonCountsError
         If frames hold more than two values.
 
@@ -318,6 +318,6 @@ def sum_frames(
 
 
 def warn_of_rest(left: int, n_frames: int, name: str) -> None:
-    """Warn of frames that are too few for a sum."""
+    """Warn of leftover frames, too few for a sum."""
     if left:
         warnings.warn(f"the last {left} frames of {name} make no sum of {n_frames}: left out", GapWarning, stacklevel=3)

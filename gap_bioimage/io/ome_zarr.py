@@ -1,7 +1,7 @@
 """OME-Zarr images, 0.1 to 0.6, alone, in plates and in bioformats2raw's layout; and bare Zarr arrays.
 
-The libraries of OME's metadata know 0.4 and 0.5 only, and refuse a store as a whole where one word of it strays from
-the schema; what is read here, axes, scales and names, is much the same in all versions.
+Libraries for OME metadata support 0.4 and 0.5 only, and refuse a whole store if one entry violates the schema. Axes,
+scales and names, which are all that is read here, are much the same in all versions.
 """
 
 import re
@@ -21,8 +21,8 @@ from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, natural, ste
 _MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _VERSION = re.compile(r"0\.[1-6]\b")
 CHUNK = {"z": 16, "y": 256, "x": 256}
-_SMALLEST = 256  # a level whose planes are no larger is the last
-_ISOTROPIC = 1.5  # planes this many pixels apart, or closer, are merged too
+_SMALLEST = 256  # pixels; the first level with planes no larger is the last
+_ISOTROPIC = 1.5  # pixels; z is halved too where planes are no further apart
 _KINDS = {"t": ("time", "second"), "c": ("channel", None)}
 _COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
@@ -33,10 +33,9 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path) -> Iterator[Stored]:
-    """Yield the images of a Zarr store, a folder or a zip (``.ozx``); of plates, those of all fields.
+    """Yield the images of a Zarr store, a folder or a zip file (``.ozx``); for plates, those of all fields.
 
-    Chunks that a store lacks are empty by Zarr's definition, so one that was copied in part cannot be told from a
-    dark image.
+    Missing chunks are empty by Zarr's definition: a store that was copied in part looks like one with dark regions.
 
     Source: OME-NGFF 0.4 to 0.6, ``multiscales``, ``coordinateSystems``, ``omero``, ``plate`` and
     ``bioformats2raw.layout``.
@@ -46,20 +45,20 @@ def open_zarr(path: Path) -> Iterator[Stored]:
     if path.is_dir():
         yield from _images(zarr.open(str(path), mode="r"), "")
         return
-    with ZipFile(path) as file:  # which file managers pack with the folder
+    with ZipFile(path) as file:  # file managers pack the folder itself
         tops = {name.partition("/")[0] for name in file.namelist()} - {"__MACOSX"}
     folder = tops.pop() if len(tops) == 1 and tops.isdisjoint(_MARKS) else ""
     yield from _images(zarr.open(zarr.storage.ZipStore(path, mode="r"), mode="r", path=folder), "")
 
 
 def _images(node: Any, place: str) -> Iterator[Stored]:
-    """Yield the images of a group, in the order that its metadata give, else in natural order.
+    """Yield the images of a group in the order of its metadata, else in natural order.
 
-    Those that it lists and lacks have no levels.
+    Images that are listed but missing have no levels.
     """
     words = _words(node)
     if hasattr(node, "shape"):
-        if node.ndim < 2 or node.dtype.kind not in "biuf":  # such as the coordinates of an axis
+        if node.ndim < 2 or node.dtype.kind not in "biuf":  # such as coordinates of an axis
             return
         named = getattr(node.metadata, "dimension_names", None) or words.get("_ARRAY_DIMENSIONS") or ()
         yield Stored(place, {0: image_of(node, [str(name or "") for name in named], Metadata())})
@@ -81,21 +80,21 @@ def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
 
 def _words(node: Any) -> dict[str, Any]:
     words: dict[str, Any] = node.attrs.asdict()
-    return dict(words.get("ome", words))  # 0.5 and later have a key of their own
+    return dict(words.get("ome", words))  # 0.5 and later have a key "ome"
 
 
 def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> dict[int, xr.DataArray]:
     version = str(words.get("version") or entry.get("version") or "0.5")
     if not _VERSION.match(version):
         raise UnreadableImageError(f"{node.store} is OME-Zarr {version}, expected 0.1 to 0.6; write it as 0.5")
-    # 0.1 and 0.2 have five axes and do not say so, 0.3 has names only, 0.6 has them in coordinate systems
+    # 0.1 and 0.2 have five implicit axes, 0.3 has names only, 0.6 has axes in coordinate systems
     said = _axes(entry) or (AXES if version < "0.3" else "")
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
     names = [
         {"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes
     ]
     labels = [str(each.get("label") or "") for each in (words.get("omero") or {}).get("channels") or []]
-    every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead on to other systems
+    every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead to other coordinate systems
     levels = {}
     for number, dataset in enumerate(entry.get("datasets") or ()):
         if (name := str(dataset["path"])) in node:
@@ -118,7 +117,7 @@ def _axes(entry: Mapping[str, Any]) -> list[Any]:
 def _calibration(
     transformations: Sequence[Mapping[str, Any]], axes: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[dict[str, float], str]:
-    """Return the steps that transformations make together, and what of them cannot be believed."""
+    """Return the steps from all transformations combined, and a warning if they are unusable."""
     scale = np.ones(len(axes))
     for step in transformations:
         kind = step.get("type")
@@ -127,7 +126,7 @@ def _calibration(
         elif kind not in ("translation", "identity"):
             told = f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale"
             return {}, f"{told} with a number for each; its pixel sizes are left out"
-    along = zip(names, scale, axes, strict=True) if transformations else ()  # of which none makes no pixel of size 1
+    along = zip(names, scale, axes, strict=True) if transformations else ()  # without any, the size is not 1
     measured = {name: (size, axis.get("unit")) for name, size, axis in along}
     return steps_of(measured), told_without_unit(measured)
 
@@ -139,24 +138,24 @@ def _flat(words: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Design:
-    """What an OME-Zarr is to hold, and how.
+    """Contents and layout of an OME-Zarr to write.
 
-    Each level after the first halves y and x, and z where planes are about as close as pixels; its values are averages,
+    Each level after the first halves y and x, and z where planes are about as close as pixels. Its values are averages,
     so that one contrast fits all levels: for display, not for counting.
 
     Source: OME-NGFF 0.4 and 0.5, https://ngff.openmicroscopy.org/0.5.
     """
 
     name: str
-    sizes: Mapping[str, int]  # in the order of the axes
+    sizes: Mapping[str, int]  # in axis order
     meta: Metadata
     dtype: np.dtype[Any]
     version: str = "0.5"  # or 0.4, which has no shards
-    block: Mapping[str, int] | None = None  # pixels that are written at once by axis: a shard, or the chunks of one
+    block: Mapping[str, int] | None = None  # pixels per axis that are written at once: a shard, or several chunks
 
     @cached_property
     def factors(self) -> list[dict[str, int]]:
-        """By how much each level is smaller than the image, per axis."""
+        """Downsampling factors of each level, per axis."""
         factors, steps = [{axis: 1 for axis in "zyx" if axis in self.sizes}], self.meta.steps
         while max(-(-self.sizes[axis] // factors[-1][axis]) for axis in "yx") > _SMALLEST:
             last = factors[-1]
@@ -167,11 +166,11 @@ class Design:
         return factors
 
     def shape(self, level: int) -> tuple[int, ...]:
-        """Return the sizes of a level."""
+        """Return the shape of a level."""
         return tuple(-(-length // self.factors[level].get(axis, 1)) for axis, length in self.sizes.items())
 
     def stored(self, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the pixels of a chunk of a level, and of a block, which is some of them."""
+        """Return the shapes of a level's chunks and of its blocks, which are whole chunks."""
         asked = self.block or {}
         chunks, blocks = [], []
         for axis, length in zip(self.sizes, self.shape(level), strict=True):
@@ -181,7 +180,7 @@ class Design:
         return tuple(chunks), tuple(blocks)
 
     def create(self, path: Path, attributes: Mapping[str, Any]) -> list[Any]:
-        """Create all levels without values, and return them; readers see those that the attributes name."""
+        """Create all levels without values, and return them; readers see the levels that the attributes list."""
         import zarr
 
         old = self.version == "0.4"
@@ -198,7 +197,7 @@ class Design:
         return levels
 
     def attributes(self, ranges: Sequence[Sequence[float]], levels: int | None = None) -> dict[str, Any]:
-        """Return OME's metadata of the first levels, or all; ``ranges`` are smallest and largest value per channel."""
+        """Return OME metadata of the first ``levels`` levels, or all; ``ranges`` holds (min, max) per channel."""
         kinds = [(axis, *_KINDS.get(axis, ("space", "micrometer"))) for axis in self.sizes]
         units = {axis: {"unit": unit} for axis, _, unit in kinds if unit and axis in self.meta.steps}
         axes = [{"name": axis, "type": kind, **units.get(axis, {})} for axis, kind, _ in kinds]
@@ -220,9 +219,9 @@ class Design:
 
 
 def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> None:
-    """Write an image as OME-Zarr 0.5, volume by volume: no more than one volume and its pyramid is in memory.
+    """Write an image as OME-Zarr 0.5, with no more than one volume and its pyramid in memory at a time.
 
-    The full resolution holds the values as they are.
+    The full resolution holds the values unchanged.
     """
     import zarr
 
@@ -241,7 +240,7 @@ def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> No
 
 
 def halved(volume: xr.DataArray, before: Mapping[str, int], after: Mapping[str, int]) -> xr.DataArray:
-    """Return averages over pairs; at an odd end the last value is a pair of its own."""
+    """Return averages over pairs; a last value without a partner is kept."""
     pairs = {axis: 2 for axis in before if after[axis] > before[axis]}
     means = volume.coarsen(pairs, boundary="pad").mean()
     return (means.round() if volume.dtype.kind in "iu" else means).astype(volume.dtype)

@@ -1,4 +1,4 @@
-"""From a path to counts: open, choose a series, name the axes, choose a channel and frames, read, check."""
+"""From a path to counts: open, choose a series, name the axes, choose a channel and frames, load, check."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,32 +36,32 @@ def read_photons(
 ) -> xr.DataArray:
     """Read one image of photon counts.
 
-    Uncompressed TIFF and ``.npy`` are mapped, not read: opening one takes no memory, whatever its size. (Files under
-    1 GB in the other byte order are read, because few libraries accept it.) All other formats are read into memory,
-    but only what was chosen of them; where that does not fit, the error says so.
+    Uncompressed TIFF and ``.npy`` are memory-mapped: opening one takes no memory, whatever its size. (Files under 1 GB
+    in non-native byte order are read, because few libraries accept it.) For all other formats, only the selected part
+    is read into memory; an error says if it does not fit.
 
     Parameters
     ----------
     path
         A TIFF, ImageJ TIFF, OME-TIFF, ``.npy``, OME-Zarr (the folder, ``.ozx`` or ``.zip``), HDF5, CZI, LIF, ND2, PTU
-        or SDT file. Photon streams (PTU, SDT) become counts per pixel, frame and channel, whatever the arrival times
-        within the laser's period.
+        or SDT file. Photon streams (PTU, SDT) become counts per pixel, frame and channel, summed over the arrival times
+        within the laser period.
     axes
-        The axes of the array as stored, out of ``t c z y x``, for files that do not know them.
+        The axes of the array as stored, out of ``t c z y x``, for files that do not name them.
     channel
-        Keep this channel only: counted from 0, or its name.
+        Keep only this channel: its index from 0, or its name.
     time
-        Keep this frame only, counted from 0, without its axis; or a range such as ``"0:50"``, ``"10:"`` or ``"::2"``,
-        as in Python.
+        Keep only this frame (its index from 0) and drop its axis; or a range such as ``"0:50"``, ``"10:"`` or
+        ``"::2"``, as in Python.
     series
-        Which image of a file that holds several (series, scenes, stage positions, fields, datasets): counted from 0,
-        or its name.
+        The image to read from a file that holds several (series, scenes, stage positions, fields, datasets): its index
+        from 0, or its name.
     level
-        Which level of a pyramid; the full resolution, 0, when not given.
+        The level of a pyramid; by default 0, the full resolution.
     check
         Refuse values that cannot be photon counts; this reads the whole file, piece by piece.
     saturation
-        Largest accepted share of pixels at the detector's ceiling.
+        Largest accepted fraction of pixels at the detector's ceiling.
 
     Returns
     -------
@@ -69,13 +69,13 @@ def read_photons(
         Counts with dims out of ``t c z y x``, in this order. Axes of length 1 other than y and x are dropped
         unless named in ``axes``. Where known, z, y and x have coordinates in micrometres, t in seconds, and
         c has names; a single channel keeps its name as a coordinate ``c`` without an axis. The attribute ``source``
-        is the file's name, ``series`` that of the image in it, if it has one.
+        is the name of the file, ``series`` that of the image in it, if it has one.
 
     Raises
     ------
     UnreadableImageError
-        If there is no such file, it is empty, no image, or lacks planes that were chosen, holds several images of
-        which none was chosen, does not fit into memory, or needs a library that is not installed.
+        If the file does not exist, is empty, is not an image, lacks selected planes, holds several images and
+        ``series`` is not given, does not fit into memory, or needs a library that is not installed.
     AxesError
         If the axes are unknown, or ``axes``, ``channel``, ``time``, ``series`` or ``level`` do not fit.
     NotPhotonCountsError
@@ -105,9 +105,9 @@ def read_images(
 ) -> list[xr.DataArray]:
     """Read several images; a folder stands for all images in it, in natural order (2 before 10).
 
-    Parameters and errors are those of :func:`read_photons`; every file, and every folder that is an OME-Zarr, is an
-    image of its own. With ``on_disk`` those that do not fit into memory are left where they are and read where they are
-    indexed, as training does; of these a piece from the middle is checked.
+    Parameters and errors are those of :func:`read_photons`; every file, and every folder that is an OME-Zarr, is one
+    image. With ``on_disk``, images that do not fit into memory stay on disk and are read where they are indexed, as in
+    training; a piece from their middle is checked.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def _read_all(
     for file in files:
         image, own = open_image(file, **chosen), {str(file.resolve())}
         held = image.encoding.get("files", own)
-        if (held - own) & read:  # one of a set, which is an image already: once is enough
+        if (held - own) & read:  # another file of a set that has been read as one image
             continue
         read |= held | own
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
@@ -169,7 +169,7 @@ def open_image(
     series: int | str | None = None,
     level: int | None = None,
 ) -> xr.DataArray:
-    """Open one image as it is stored, without its values: each step takes what the step before it returned."""
+    """Open one image without loading its values; each step takes the result of the step before it."""
     with _naming_damage(path):
         image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
@@ -183,13 +183,13 @@ def open_image(
 
 
 def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
-    """Open an image, or a folder of planes, a file each in natural order, as one stack, without its values."""
+    """Open an image, or a folder with one plane per file in natural order as one stack, without loading its values."""
     if not path.is_dir() or is_zarr(path):
         return open_image(path, **chosen)
     files = _image_files(path)
     first = open_image(files[0], **chosen)
     if len(files) > 1 and {str(file.resolve()) for file in files} <= first.encoding.get("files", set()):
-        return first  # which these hold together
+        return first  # one image in several files
     if set(first.dims) != {"y", "x"}:
         axes = " ".join(map(str, first.dims))
         raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")
@@ -214,7 +214,7 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
 
 @contextmanager
 def _naming_damage(path: Path) -> Iterator[None]:
-    """Turn what libraries and codecs raise on damaged files, of many types, into the one error; ours pass."""
+    """Turn what libraries and codecs raise on damaged files into an UnreadableImageError; GapErrors pass."""
     try:
         yield
     except GapError:
@@ -226,10 +226,10 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> list[Stored]:
-    """Return the images of a file, by its suffix; others are tried with bioio where installed, and as TIFF."""
+    """Return the images of a file by its suffix; others are read as TIFF, if they begin like one, or with bioio."""
     suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() in (".ozx", ".zip")
     head = b"" if is_zarr(path) else _check_file(path)
-    suffix = ".h5" if head.startswith(b"\x89HDF") else suffix  # whatever programs call such files
+    suffix = ".h5" if head.startswith(b"\x89HDF") else suffix  # programs use many suffixes for HDF5
     try:
         if suffix == ".npy":
             return [Stored("", {0: image_of(np.load(path, mmap_mode="r", allow_pickle=False), (), Metadata())})]
@@ -245,7 +245,10 @@ def _open(path: Path) -> list[Stored]:
 
 
 def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
-    """Return an image, or a part of one, with its values, in the order of its axes and in this machine's byte order."""
+    """Return an image or a part of one with values in memory or mapped, dims in standard order, bytes in native order.
+
+    Mapped files of 1 GB and more keep their byte order.
+    """
     mapped = image.encoding.get("mapped")
     if not mapped:
         if image.nbytes > (free := psutil.virtual_memory().available):

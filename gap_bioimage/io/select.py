@@ -1,4 +1,4 @@
-"""Which image of a file, what its axes are, and which channel and frames of it to keep; all of it by ``isel``."""
+"""Choose an image of a file, name its axes, and choose channels and frames; all of it lazily, by ``isel``."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
 
 
 def choose_image(path: Path, images: Sequence[Stored], series: int | str | None, level: int | None) -> xr.DataArray:
-    """Return the image and the level that were asked for, the full resolution where none was."""
+    """Return an image of a file at a level of its pyramid, by default the full resolution."""
     whole, absent = [each for each in images if each.levels], [each.name for each in images if not each.levels]
     told = ", ".join(
         f"{place} {f'{image.name!r} ' if image.name else ''}{next(iter(image.levels.values())).shape}"
@@ -41,7 +41,7 @@ def choose_image(path: Path, images: Sequence[Stored], series: int | str | None,
 
 
 def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
-    """Return an image with dims out of ``t c z y x``: those given, else those of the file."""
+    """Return an image with dims out of ``t c z y x``: those given in ``axes``, else those of the file."""
     if axes is not None:
         return _renamed(image, axes.lower(), file)
     known, meta = {"y", "x"} <= set(image.dims) <= set(AXES), image.attrs["metadata"]
@@ -65,7 +65,7 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
 def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
     if not {"y", "x"} <= set(axes) <= set(AXES) or len(set(axes)) < len(axes):
         raise AxesError(f'axes="{axes}" is not an order of axes, expected y, x and some of t, c, z; try axes="zyx"')
-    if [axis for axis in axes if axis in image.dims] == list(image.dims):  # libraries leave out those of length 1
+    if [axis for axis in axes if axis in image.dims] == list(image.dims):  # libraries drop axes of length 1
         missing = {axis: 1 for axis in axes if axis not in image.dims}
         return with_coordinates(image.expand_dims(missing).transpose(*axes))
     if len(axes) != image.ndim:
@@ -75,7 +75,7 @@ def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
 
 
 def _guess(image: xr.DataArray) -> str:
-    """Return the axes that an image may have; those that its file names stay. None where it names other ones."""
+    """Guess the axes that a file does not name; "" if it has other axes or there is no fitting order."""
     known = ["c" if dim == SAMPLES else "" if is_unknown(dim) else str(dim) for dim in image.dims]
     missing = [axis for axis in "xy" if axis not in known]
     fits = 2 <= len(known) <= len(AXES) and set(known) <= {"", *AXES} and known.count("c") < 2
@@ -85,7 +85,7 @@ def _guess(image: xr.DataArray) -> str:
         return AXES
     places = [place for place, name in enumerate(known) if not name]
     few = [place for place in places if image.shape[place] <= _FEW]
-    if len(missing) == 2 and len(places) > 2 and few == places[-1:] and "c" not in known:  # channels lie last
+    if len(missing) == 2 and len(places) > 2 and few == places[-1:] and "c" not in known:  # channels are stored last
         known[places.pop()] = "c"
     for axis in missing:
         known[places.pop()] = axis
@@ -102,7 +102,7 @@ def _sizes_said(description: str, size: int) -> str:
 
 
 def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) -> xr.DataArray:
-    """Return one channel, by place from 0 (digits count as one) or by name, without its axis; all where None."""
+    """Return one channel, by index from 0 (also as digits) or by name, without its axis; all of them for None."""
     if channel is None:
         return image
     count, names = image.sizes.get("c", 1), [str(name) for name in image.attrs["metadata"].channels]
@@ -118,7 +118,7 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
 
 
 def frames_of(time: int | str, count: int, file: str) -> int | slice:
-    """Return a frame by its number, or a range such as ``0:50``, ``10:`` or ``::2``, as in Python."""
+    """Return the index of a frame, or the slice for a range such as ``0:50``, ``10:`` or ``::2``, as in Python."""
     text, every = str(time).strip(), range(count)
     if re.fullmatch(r"-?\d+", text) and -count <= int(text) < count:
         return every[int(text)]
@@ -131,7 +131,7 @@ def frames_of(time: int | str, count: int, file: str) -> int | slice:
 
 
 def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.DataArray:
-    """Return frames, see :func:`frames_of`, all of them where None; planes that the file lacks are refused."""
+    """Return the frames that :func:`frames_of` reads from ``time``, all for None; refuse planes that the file lacks."""
     chosen = image
     if time is not None:
         frames = frames_of(time, image.sizes.get("t", 1), file)
@@ -146,7 +146,7 @@ def choose_frames(image: xr.DataArray, time: int | str | None, file: str) -> xr.
 
 
 def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
-    """Return the error for an image of which planes are missing, with what there is of it and how to read that."""
+    """Return the error for an image with missing planes: how many the file holds, and how to read those."""
     stored = image.coords[STORED]
     for axis in ("t", "c", *stored.dims[:1]):
         whole = stored.all([dim for dim in stored.dims if dim != axis]).values if axis in stored.dims else np.array([])

@@ -1,7 +1,7 @@
-"""TIFF: plain, ImageJ, OME, Micro-Manager, ScanImage and whatever else tifffile knows.
+"""TIFF: plain, ImageJ, OME, Micro-Manager, ScanImage and everything else that tifffile supports.
 
-A file is a table of planes with the page that holds each, -1 where the file lacks it. Such planes are never made up:
-the table goes with the image, until one is chosen that lacks none.
+An image is a table of planes: the index of the page that holds each, or -1 if the file lacks it. Missing planes are
+never made up: the image carries a mask of them until a selection without missing planes is made.
 """
 
 import logging
@@ -25,15 +25,15 @@ import xarray as xr
 from gap_bioimage.errors import GapWarning, UnreadableImageError
 from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of
 
-_POSITIONS = {"R": "tile", "M": "mosaic"}  # tiles and stage positions are images of their own
+_POSITIONS = {"R": "tile", "M": "mosaic"}  # axes of tiles and stage positions, which become separate images
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
-_PLACES = (273, 279, 324, 325)  # the tags that say where the values of a page are
-_BYTES = {3: 2, 4: 4, 16: 8}  # of a value, by type
+_PLACES = (273, 279, 324, 325)  # tags: StripOffsets, StripByteCounts, TileOffsets, TileByteCounts
+_BYTES = {3: 2, 4: 4, 16: 8}  # per value, by TIFF type
 
 
 @dataclass(frozen=True)
 class _Planes:
-    """Where the planes of an image are: in pages of a series, or one behind the other from an offset."""
+    """Where the planes of an image are: in pages of a series, or contiguous from an offset."""
 
     dims: str
     table: npt.NDArray[np.intp]
@@ -47,7 +47,7 @@ class _Planes:
         return (*self.table.shape, *self.page.shape)
 
     def image(self, path: Path, tif: tifffile.TiffFile, meta: Metadata) -> xr.DataArray:
-        """Return the planes as an image, mapped where the file is contiguous and uncompressed."""
+        """Return the planes as an image, memory-mapped if they are contiguous and uncompressed."""
         dtype, held = np.dtype(self.page.dtype).newbyteorder(tif.byteorder), self.table >= 0
         if held.all() and self.offset is not None:
             return image_of(np.memmap(path, dtype, "r", self.offset, self.shape), self.dims, meta)
@@ -63,22 +63,22 @@ class _Planes:
         else:
             tif.filehandle.open()
             with _quiet_tifffile(), warnings.catch_warnings(), tif:
-                warnings.simplefilter("ignore")  # it opens the other files of a set by itself, and warns of that
+                warnings.simplefilter("ignore")  # tifffile opens the other files of a set, and warns of that
                 values = tif.asarray(key=keys, series=self.series)
         return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
 
 
 def open_tiff(path: Path) -> list[Stored]:
-    """Return the images of a TIFF: its series, and of series with stage positions each position."""
+    """Return the images of a TIFF: one per series, or one per stage position of a series."""
     with _quiet_tifffile():
         try:
             with tifffile.TiffFile(path) as tif:
                 lost = _lost_page(tif)
-            # a page of which only a part is there would be an error of the whole file
+            # with a truncated page, tifffile would refuse the whole file
             with tifffile.TiffFile(path, size=min(lost, path.stat().st_size) if lost else None) as tif:
                 if tif.is_shaped and len(tif.pages) > 1 and getattr(tif.pages[1], "is_shaped", False):
                     tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
-                count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # of Zeiss the others are thumbnails
+                count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # in LSM the others are thumbnails
                 return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
         except (IndexError, struct.error):
             told = f"{path}, or another file of its set, is cut within a page; copy that again"
@@ -93,12 +93,12 @@ def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[
     levels = [_planes(path, tif, level, lost) for level in series.levels]
     images = {}
     for level, planes in enumerate(levels):
-        # rounded lengths make rounded ratios: a level is half or a third, not 0.498
+        # lengths are rounded: levels are 2 or 3 times smaller, not 2.01
         pairs = zip(levels[0].dims.lower(), levels[0].shape, planes.shape, strict=True)
         steps = {axis: meta.steps[axis] * max(1, round(n / m)) for axis, n, m in pairs if axis in meta.steps}
         images[level] = planes.image(path, tif, replace(meta, steps={**meta.steps, **steps}))
-        images[level].encoding["files"] = planes.files  # that hold it together
-    # other kinds are named by tifffile itself, after the kind
+        images[level].encoding["files"] = planes.files  # all files of a set
+    # tifffile names series of other kinds after the kind
     stored = Stored(str(series.name or "") if series.kind == "ome" else "", images)
     for axis, dim in enumerate(levels[0].dims[: levels[0].table.ndim]):
         if dim in _POSITIONS:
@@ -113,21 +113,21 @@ def _position_names(tif: tifffile.TiffFile, count: int) -> list[str]:
 
 
 def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, lost: int) -> _Planes:
-    """Return where the planes of a level are: as many as its file promises, of which some may not be there."""
+    """Return where the planes of a level are: as many as its file promises, some of them possibly missing."""
     page, kind = series.keyframe, series.kind
     pages: list[Any] = []
-    with suppress(IndexError):  # a description that names more pages than there are
+    with suppress(IndexError):  # the description may list more pages than there are
         pages.extend(series.pages)
     inner, files = len(page.shape), frozenset(each.parent.filehandle.path for each in pages if each is not None)
     dims, lengths = series.axes, series.shape[:-inner]
-    mappable = page.is_final and page.parent is tif  # a set's other pages are in other files
+    mappable = page.is_final and page.parent is tif  # pages of a set may be in other files
     held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
     if tif.is_imagej and kind != "ome" and (promised := _imagej_axes(tif, page, series)):
         dims, lengths = promised[0] + page.axes, promised[1]
     elif kind == "scanimage" and (words := _scanimage_words(tif)):
         outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
         return _Planes(outer + page.axes, table, page, series, files)
-    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):  # the others say how many there were
+    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):  # these record the number of pages
         raise IndexError
     elif (
         series.shape[-inner:] != page.shape
@@ -135,10 +135,10 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
         or (len(pages) == 1 < math.prod(lengths) and not mappable and not lost)
     ):
         return _Planes(dims, np.asarray(min(held, default=-1)), series, series, files)
-    elif len(pages) > math.prod(lengths):  # more than its words name: what they are is not known
+    elif len(pages) > math.prod(lengths):  # more pages than the metadata describe: their axis is unknown
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
-    # one page may describe all planes, which then lie behind one another
+    # one page may describe all planes, which are then contiguous
     if len(pages) == 1 < count and mappable:
         offset = page.dataoffsets[0]
         there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
@@ -149,7 +149,7 @@ def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries,
 
 
 def _is_held(page: Any) -> bool:
-    """Whether the values of a page are in its file; they may lie behind its end, or nowhere."""
+    """Whether the values of a page are in its file, rather than absent or beyond its end."""
     if page is None or not sum(page.databytecounts):
         return False
     ends = (start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -159,10 +159,10 @@ def _is_held(page: Any) -> bool:
 def _imagej_axes(
     tif: tifffile.TiffFile, page: tifffile.TiffPage, series: tifffile.TiffPageSeries
 ) -> tuple[str, tuple[int, ...]] | None:
-    """Return the planes that ImageJ's words promise, where tifffile did not find all of them."""
+    """Return axes and lengths that ImageJ's metadata promise, or None if tifffile found all planes."""
     words = tif.imagej_metadata or {}
     lengths = {"T": words.get("frames", 1), "Z": words.get("slices", 1), "C": words.get("channels", 1)}
-    if set(page.axes) & {"S", "C"}:  # channels within the pages
+    if set(page.axes) & {"S", "C"}:  # channels are within the pages
         lengths["C"] = 1
     order = _IMAGEJ_ORDERS.get(str(words.get("order", "")).lower(), "TZC")
     dims = "".join(axis for axis in order if lengths[axis] > 1)
@@ -173,7 +173,7 @@ def _imagej_axes(
 
 
 def _scanimage_words(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Return what ScanImage's header says, by key; nothing where it is an old one that does not name channels."""
+    """Return ScanImage's header by short keys; empty for old headers, which do not name channels."""
     words = (tif.scanimage_metadata or {}).get("FrameData") or tifffile.matlabstr2py(tif.pages.first.software)
     short = {key.rpartition("hStackManager.")[2].removeprefix("SI."): value for key, value in words.items()}
     return short if "hChannels.channelSave" in short else {}
@@ -182,7 +182,7 @@ def _scanimage_words(tif: tifffile.TiffFile) -> dict[str, Any]:
 def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, npt.NDArray[np.intp]]:
     """Return axes and pages of the complete volumes of a recording, else of its complete slices.
 
-    Channels run fastest, then the frames of a slice; what was recorded while the focus flew back is left out.
+    Channels run fastest, then the frames of a slice. Frames recorded during the flyback of the focus are left out.
     """
 
     def number(*keys: str) -> int:
@@ -190,13 +190,13 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
         return int(first) if 1 <= (first := next(found, 1)) < math.inf else 1
 
     slices = number("actualNumSlices", "numSlices") if words.get("enable") is not False else 1
-    # versions before 2018 have volumes of hFastZ instead
+    # versions before 2018 have keys of hFastZ instead
     volumes, per_slice = number("actualNumVolumes", "numVolumes", "hFastZ.numVolumes"), number("framesPerSlice")
     frames = max(per_slice // number("hScan2D.logAverageFactor"), 1)
     channels = max(np.size(words["hChannels.channelSave"]), 1)
     flown = max(number("numFramesPerVolumeWithFlyback", "hFastZ.numFramesPerVolume") // per_slice, slices)
     kind = "volumes"
-    if slices == 1:  # each frame is a volume of its own
+    if slices == 1:  # each frame counts as a volume
         flown, frames, kind, volumes = 1, 1, "frames", frames * volumes
     held = found = pages // (flown * frames * channels)
     if not held:
@@ -215,9 +215,9 @@ def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, n
 
 
 def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
-    """Return what a TIFF says of one of its images, as in OME's schema, ImageJ's TiffEncoder, Micro-Manager's summary.
+    """Return the metadata of one image, as in OME's schema, ImageJ's TiffEncoder and Micro-Manager's summary.
 
-    A plain TIFF says nothing: its resolution is that of a printer or screen (72 per inch), not of a microscope.
+    The resolution of a plain TIFF is ignored: it is that of a printer or screen (72 per inch), not of a microscope.
     """
     if tif.is_ome and tif.ome_metadata:
         return _of_ome(tif.ome_metadata, series)
@@ -237,11 +237,11 @@ def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
     return Metadata(description=str(tif.pages.first.description))
 
 
-@lru_cache(maxsize=1)  # a file of many positions has one description of all of them
+@lru_cache(maxsize=1)  # all positions of a file share one description
 def _ome_images(xml: str) -> list[ElementTree.Element]:
     try:
         return ElementTree.fromstring(xml).findall("{*}Image/{*}Pixels")  # noqa: S314  (expat bounds its expansion)
-    except ElementTree.ParseError:  # a broken XML is a missing calibration
+    except ElementTree.ParseError:  # treated as missing metadata
         return []
 
 
@@ -258,7 +258,7 @@ def _of_ome(xml: str, series: int) -> Metadata:
 
 
 def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
-    words = {key: value for key, value in words.items() if value != "cm"}  # that of printers
+    words = {key: value for key, value in words.items() if value != "cm"}  # the unit of printers
     measured = {"z": (words.get("spacing"), words.get("zunit", words.get("unit", "")))}
     for axis in "yx":
         resolution = tif.pages.first.tags.get(f"{axis.upper()}Resolution")
@@ -266,18 +266,18 @@ def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
         measured[axis] = (per / pixels if pixels else None, words.get(f"{axis}unit", words.get("unit", "")))
     steps = steps_of(measured | {"t": (words.get("finterval"), words.get("tunit", "s"))})
     labels, channels = words.get("Labels") or [], int(words.get("channels", 1))
-    labels = [labels] if isinstance(labels, str) else labels  # tifffile's way with a single one
+    labels = [labels] if isinstance(labels, str) else labels  # tifffile returns a single label as a string
     names = list(map(str, labels[:channels]))
-    # ImageJ labels planes ("slice 1 of 20", or with a file's header); they are names of channels where they repeat
+    # ImageJ labels planes ("slice 1 of 20", or a file's header); the labels are channel names only if they repeat
     one_line = not any("\n" in name for name in names)
     repeats = one_line and len(labels) % channels == 0 and list(labels) == names * (len(labels) // channels)
     return Metadata(steps, names if repeats else (), description=str(words))
 
 
 def _lost_page(tif: tifffile.TiffFile) -> int:
-    """Return where the first page begins that is not all in the file; 0 where all are.
+    """Return the offset of the first page that is not complete in the file; 0 if all are.
 
-    tifffile stops there without a word, or with an error that says nothing of the pages before.
+    tifffile stops there silently, or with an error that does not mention the pages before it.
     """
     layout, handle, offset, seen = tif.tiff, tif.filehandle, tif.pages.first.offset, set()
     entry = struct.Struct(f"{tif.byteorder}HH{'QQ' if layout.tagsize == 20 else 'II'}")
@@ -298,7 +298,7 @@ def _lost_page(tif: tifffile.TiffFile) -> int:
 
 @contextmanager
 def _quiet_tifffile() -> Iterator[None]:
-    """Keep tifffile's log of a damaged file from the terminal; the error says it in one sentence."""
+    """Silence tifffile's log of a damaged file; the error says it in one sentence."""
     logger, drop = logging.getLogger("tifffile"), lambda record: False
     logger.addFilter(drop)
     try:

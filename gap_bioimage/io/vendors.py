@@ -1,6 +1,6 @@
-"""HDF5, and the formats of microscopes' makers, through libraries under permissive licences; bioio reads what is left.
+"""HDF5 and the formats of microscope vendors, through libraries under permissive licences; bioio reads the rest.
 
-libCZI, pylibCZIrw and bioio-czi are under LGPL and GPL, as is readlif.
+libCZI, pylibCZIrw, bioio-czi and readlif are not used, since they are under LGPL or GPL.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gap_bioimage.errors import UnreadableImageError
 from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, told_without_unit
 
-_NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # what bioio calls things without a name
+_NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # bioio's placeholders for missing names
 
 
 def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> Lazy:
@@ -39,7 +39,7 @@ def _foreign(dim: str) -> str:
 
 
 def _narrow(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return counts in 16 bits where they fit, as Fiji's own format and most detectors have them."""
+    """Return counts as uint16 if they fit, as in Fiji's format and from most detectors."""
     return counts.astype(np.uint16) if counts.max(initial=0) <= np.iinfo(np.uint16).max else counts
 
 
@@ -50,11 +50,11 @@ def _steps(coords: Mapping[Any, Any], length: str, time: str = "s") -> dict[str,
 
 
 def _lif(path: Path) -> Iterator[Stored]:
-    """Yield the images of a Leica file; each stage position of a tile scan is one."""
+    """Yield the images of a Leica file, one per stage position of a tile scan."""
     from liffile import LifFile
 
     def read(file: Any, number: int) -> Any:
-        # mapped, so that only the part is read; colours are put in order, which a map does not allow
+        # mapped to read only the indexed part; colours are reordered, which a memory map does not allow
         return file.images[number].asarray(out=None if "S" in file.images[number].dims else "memmap")
 
     with LifFile(str(path)) as file:
@@ -74,7 +74,7 @@ def _nd2(path: Path) -> Iterator[Stored]:
         coords = file.to_xarray(delayed=True, squeeze=False).coords
         steps = _steps(coords, "um", "ms")
         known = [channel.volume.axesCalibrated for channel in file.metadata.channels or []]
-        if known and not known[0][0]:  # the library then takes pixels of 1 um
+        if known and not known[0][0]:  # for uncalibrated pixels the library returns 1 um
             steps = {axis: step for axis, step in steps.items() if axis in "tz"}
         names = {axis: [str(name) for name in coords[axis].values] for axis in "CP" if axis in coords}
         array = _lazy(file, partial(ND2File, path), lambda file: file.to_dask())
@@ -83,7 +83,7 @@ def _nd2(path: Path) -> Iterator[Stored]:
 
 
 def _ptu(path: Path) -> Iterator[Stored]:
-    """Yield the image of a PicoQuant file: photons per frame, pixel and detector, whenever in the laser's period."""
+    """Yield the image of a PicoQuant file: photons per frame, pixel and detector, summed over the laser period."""
     from ptufile import PtuFile
 
     def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
@@ -98,9 +98,9 @@ def _ptu(path: Path) -> Iterator[Stored]:
 
 
 def _sdt(path: Path) -> Iterator[Stored]:
-    """Yield the images of a Becker & Hickl file: photons per pixel, blocks of one shape as channels, others apart.
+    """Yield the images of a Becker & Hickl file, in photons per pixel; blocks become channels if all have one shape.
 
-    It does not say how large its pixels are.
+    The format does not record the pixel size.
     """
     from sdtfile import SdtFile
 
@@ -117,7 +117,7 @@ def _sdt(path: Path) -> Iterator[Stored]:
 def _czi(path: Path) -> Iterator[Stored]:
     """Yield the scenes of a Zeiss file.
 
-    czifile was rewritten for Python 3.12 and later; Python 3.11 has its last older release.
+    czifile was rewritten for Python 3.12 and later; Python 3.11 uses its last older release.
     """
     from czifile import CziFile
 
@@ -149,7 +149,7 @@ def _read_czi(file: Any, path: Path, scene: Any, old: bool) -> Any:
 
 
 def _tiles(file: Any) -> dict[int, list[Any]]:
-    """Return the tiles of the full resolution by scene."""
+    """Return the full-resolution tiles by scene."""
     scenes: dict[int, list[Any]] = {}
     for tile in file.subblock_directory:
         if tile.pyramid_type == 0 and tile.shape == tile.stored_shape:
@@ -158,17 +158,17 @@ def _tiles(file: Any) -> dict[int, list[Any]]:
 
 
 def _old_scene(file: Any, scene: int) -> Any:
-    """Return a file with the tiles of one scene's full resolution alone: pyramids would be drawn over the image."""
-    for name in ("shape", "start", "axes", "dtype"):  # computed from the tiles once
+    """Limit a file to the full-resolution tiles of one scene: other pyramid levels would be drawn over the image."""
+    for name in ("shape", "start", "axes", "dtype"):  # properties cached from the tiles
         file.__dict__.pop(name, None)
     file.filtered_subblock_directory = sorted(_tiles(file)[scene], key=lambda tile: tile.mosaic_index or 0)
     return file
 
 
 def _hdf5(path: Path) -> Iterator[Stored]:
-    """Yield the datasets of an HDF5 file with numbers in two or more dimensions, in alphabetical order.
+    """Yield the numeric datasets of an HDF5 file with two or more dimensions, in alphabetical order.
 
-    Those that lie in other files, of which one is absent, have no levels: HDF5 fills them with zeros.
+    Datasets whose values are in a missing file have no levels: HDF5 would fill them with zeros.
     """
     import h5py
 
@@ -191,11 +191,11 @@ def _dataset(data: Any) -> Any:
 
     Axes come from vigra's ``axistags`` (ilastik), an attribute ``axes`` or HDF5's dimension labels; pixel sizes from
     ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik);
-    not from ``voxel_size`` and the like, which are in micrometres for some programs and in nanometres for others.
+    not from ``voxel_size`` and the like, which some programs write in micrometres and others in nanometres.
     """
     said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
     tags = {str(tag["key"]): tag for tag in _from_json(said.get("axistags")).get("axes", [])}
-    labels = [dim.label or (dim[0].name.rpartition("/")[2] if len(dim) else "") for dim in data.dims]  # else of a scale
+    labels = [dim.label or (dim[0].name.rpartition("/")[2] if len(dim) else "") for dim in data.dims]  # or of the scale
     axes = list(tags) or _texts(said.get("axes", ())) or (labels if any(labels) else [])
     if len(axes) == 1:  # as one word, "tyx" or "t, y, x"
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
@@ -207,13 +207,13 @@ def _dataset(data: Any) -> Any:
         measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
     channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
     sizes = [int("".join(_texts(data.parent.attrs.get(f"ImageSize{axis}", "0")))) for axis in "ZYX"]
-    if data.ndim == len(sizes) and all(sizes):  # of Imaris, which fills its last chunks with zeros
+    if data.ndim == len(sizes) and all(sizes):  # Imaris pads the last chunks with zeros
         axes, data = list("zyx"), Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
     return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
 
 
 def _from_json(text: Any) -> dict[str, Any]:
-    """Return a dictionary; an empty one of other texts, which are those of other programs."""
+    """Parse a JSON object; empty for other texts, which come from other programs."""
     try:
         words = json.loads(str(text))
     except ValueError:
@@ -226,9 +226,9 @@ def _texts(words: Any) -> list[str]:
 
 
 def open_with_bioio(path: Path) -> list[Stored]:
-    """Return the scenes of a file by an installed reader of bioio; none where none reads it.
+    """Return the scenes of a file from an installed reader of bioio; empty if none can read it.
 
-    The extra brings the reader of DeltaVision files (bioio-dv, MIT); the licences of others are their own.
+    The extra ``formats`` installs the reader of DeltaVision files (bioio-dv, MIT); others have their own licences.
     """
     if find_spec("bioio") is None:
         return []

@@ -1,4 +1,4 @@
-"""Images written so that Fiji, ilastik and napari open them with their axes and pixel sizes."""
+"""Write images so that Fiji, ilastik and napari open them with their axes and pixel sizes."""
 
 import errno
 import json
@@ -18,12 +18,12 @@ from gap_bioimage.io.image import AXES, Metadata, as_image, metadata_of
 from gap_bioimage.io.ome_zarr import is_zarr, write_zarr
 
 SUFFIXES = (".tif", ".tiff", ".npy", ".zarr", ".h5", ".hdf5")
-_IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the rest is for its tags
+_IMAGEJ_LIMIT_BYTES = 4 * 10**9  # classic TIFF has 32-bit offsets; the remainder is for its tags
 _VIGRA_FLAGS = {"c": 1, "t": 8, "z": 2, "y": 2, "x": 2}
 
 
 def check_output(path: Path, source: Path | None = None) -> None:
-    """See that an image can be written to a path, before the work that makes it."""
+    """Check that an image can be written to a path, before it is computed."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
     check_place(path, folder=path.suffix.lower() == ".zarr")
@@ -38,7 +38,7 @@ def write_image(
 ) -> None:
     """Write an image so that Fiji and napari open it with its axes and pixel sizes.
 
-    The file appears when it is complete; until then, and on failure, whatever was there stays.
+    The file appears when it is complete; until then, and on failure, an existing file stays untouched.
 
     Parameters
     ----------
@@ -48,24 +48,24 @@ def write_image(
         ``.h5`` or ``.hdf5`` one dataset, for ilastik and Fiji's HDF5 plugin; ``.npy`` the bare array, without pixel
         sizes.
     image
-        Dims out of ``t c z y x``, any order, or ``sample`` instead of ``t``: none of these formats has an axis for
+        Dims out of ``t c z y x`` in any order, or ``sample`` instead of ``t``: none of these formats has an axis for
         posterior samples, so viewers show them as frames. Floats are written as float32, except to ``.npy``.
     compression
-        For TIFF: ``"zlib"`` or another that tifffile knows; compressed files cannot be mapped when read. For HDF5:
-        ``"gzip"`` or another of its filters. OME-Zarr is always compressed.
+        For TIFF: ``"zlib"`` or another codec of tifffile; compressed files cannot be memory-mapped when read. For
+        HDF5: ``"gzip"`` or another of its filters. OME-Zarr is always compressed.
     dims
         The axes of a plain array, such as "zyx".
 
     Raises
     ------
     AxesError
-        If dims are unknown or y or x is missing.
+        If a dim is unknown, or y or x is missing.
     OutputError
-        If the suffix is unknown, the file cannot be written, or its library is not installed.
+        If the suffix is unknown, the file cannot be written, or a library is not installed.
     """
     path = Path(path)
     check_output(path)
-    if dims is not None or not isinstance(image, xr.DataArray):  # whose own names may hold samples
+    if dims is not None or not isinstance(image, xr.DataArray):  # dims of a DataArray may include sample
         image = as_image(image, dims)
     named = ["t" if dim == "sample" else str(dim) for dim in image.dims]
     if not {"y", "x"} <= set(named) <= set(AXES) or len(set(named)) < len(named):
@@ -97,7 +97,7 @@ def write_image(
 
 
 def _storable(path: Path, values: npt.NDArray[Any], narrow: bool) -> npt.NDArray[Any]:
-    """Return the values in a type that all formats know; readers of TIFF know no integers of 64 bits."""
+    """Return the values in a dtype that all formats support; readers of TIFF do not support 64-bit integers."""
     kind = values.dtype.kind
     if kind not in "biuf" or not values.size:
         told = f"images hold real numbers in some pixels, given {values.dtype} and {values.shape}"
@@ -121,24 +121,24 @@ def _write_tiff(temporary: Path, path: Path, image: xr.DataArray, meta: Metadata
 
 
 def _imagej(meta: Metadata, image: xr.DataArray) -> dict[str, Any]:
-    """Return ImageJ's metadata and resolution (pixels per micrometre, x and y) of axes in the order t z c y x."""
+    """Return ImageJ's metadata and resolution (pixels per micrometre, x and y) for axes in the order t z c y x."""
     steps = meta.steps
     words: dict[str, Any] = {"axes": "".join(map(str, image.dims)).upper()}
     words["mode"] = "composite" if "c" in image.dims else "grayscale"
     resolution = None
-    if "x" in steps and "y" in steps:  # ImageJ has one unit for all axes, so z alone cannot be said
+    if "x" in steps and "y" in steps:  # ImageJ has one unit for all axes, so z cannot be stored alone
         resolution = (1 / steps["x"], 1 / steps["y"])
         words |= {"unit": "micron"} | ({"spacing": steps["z"]} if "z" in steps else {})
     if "t" in steps:
         words["finterval"] = steps["t"]
-    if meta.channels:  # one label per plane, channels running fastest
+    if meta.channels:  # one label per plane; channels run fastest
         planes = math.prod(image.sizes.get(axis, 1) for axis in "tzc")
         words["Labels"] = [*meta.channels] * (planes // len(meta.channels))
     return {"metadata": words, "resolution": resolution}
 
 
 def _ome(meta: Metadata, axes: str) -> dict[str, Any]:
-    """Return OME's metadata for tifffile, of axes out of TZCYX in that order."""
+    """Return OME metadata for tifffile, for axes out of TZCYX in that order."""
     words: dict[str, Any] = {"axes": axes}
     for axis, size in meta.pixel_size_um.items():
         words |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "µm"}
@@ -150,10 +150,10 @@ def _ome(meta: Metadata, axes: str) -> dict[str, Any]:
 
 
 def _write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
-    """Write one dataset, ``data`` (ilastik's own name for it), with the attributes that are read again."""
+    """Write one dataset, ``data`` (as ilastik calls it), with the attributes that the reader uses."""
     import h5py
 
-    if shutil.disk_usage(path.parent).free < image.nbytes:  # which HDF5 notices too late, and does not survive
+    if shutil.disk_usage(path.parent).free < image.nbytes:  # HDF5 notices too late, and crashes
         raise OSError(errno.ENOSPC, "")
     axes, steps = "".join(map(str, image.dims)), meta.steps
     tags = [{"key": a, "typeFlags": _VIGRA_FLAGS[a], "resolution": steps.get(a, 0), "description": ""} for a in axes]
@@ -164,7 +164,7 @@ def _write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: st
         for dimension, axis in zip(data.dims, axes, strict=True):
             dimension.label = axis
         if meta.pixel_size_um:
-            # three numbers always; 0, which no pixel measures, stands for an unknown one
+            # always three numbers; 0, which is no pixel's size, marks an unknown one
             data.attrs["element_size_um"] = [steps.get(axis, 0.0 if axis in axes else 1.0) for axis in "zyx"]
         if "t" in steps:
             data.attrs["interval_s"] = steps["t"]
