@@ -146,7 +146,7 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(tmp_path:
     filled(tmp_path, "out.zarr", block_px=None)  # the blocks are kept where no others are asked for
     assert stored(out) == before
     write_image(tmp_path / "other.zarr", counts())
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="already exists"):
         filled(tmp_path, "other.zarr")
 
 

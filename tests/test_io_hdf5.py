@@ -56,7 +56,7 @@ def test_sizes_without_a_unit_are_left_out_in_words(tmp_path, recwarn, attribute
             data.attrs["axistags"] = json.dumps({"axes": [{"key": key, "resolution": step} for key, step in tags]})
     known = {"z": 0.3, "y": 0.1, "x": 0.1} if "element_size_um" in attributes else {}
     assert pixel_size_um(read_photons(tmp_path / "a.h5")) == known
-    assert [f"a.h5 does not say the unit of its pixel sizes ({told})" in str(each.message) for each in recwarn] == (
+    assert [f"a.h5 does not state the unit of its pixel sizes ({told})" in str(each.message) for each in recwarn] == (
         [] if told is None else [True]
     )
 
@@ -118,7 +118,7 @@ def test_what_lies_in_another_file_is_read_where_that_is_there(tmp_path):
     for name in ("linked", "virtual"):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.h5", series=name), counts("yx"))
     other.unlink()
-    with pytest.raises(UnreadableImageError, match="lacks, virtual, linked"):
+    with pytest.raises(UnreadableImageError, match="missing: virtual, linked"):
         read_photons(tmp_path / "a.h5", series="virtual")
 
 

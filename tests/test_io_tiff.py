@@ -178,7 +178,7 @@ def test_files_that_promise_ten_planes_never_read_as_fewer(tmp_path, words, held
 def test_planes_that_a_description_does_not_name_are_told(tmp_path):
     data = '<TiffData IFD="0" FirstT="0" PlaneCount="4"/>'
     pages(tmp_path / "a.ome.tif", MOVIE, OME.format(data, 4, 1, "").encode())
-    with pytest.warns(UserWarning, match="holds 10 planes, of which its description names 4"):
+    with pytest.warns(UserWarning, match="holds 10 planes, but its description names only 4"):
         np.testing.assert_array_equal(read_photons(tmp_path / "a.ome.tif"), MOVIE[:4])
 
 

@@ -128,10 +128,10 @@ def test_what_imagejs_format_cannot_hold_becomes_ome_bigtiff(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "values", "compression", "message"),
     [
-        ("a.tif", np.ones((4, 4), complex), None, "images hold real numbers"),
+        ("a.tif", np.ones((4, 4), complex), None, "expected real numbers"),
         ("a.tif", np.full((4, 4), 2**40), None, "do not fit into 32 bits"),
         ("a.png", np.ones((4, 4)), None, "unknown suffix"),
-        ("a.zarr", np.ones((0, 4)), None, "in some pixels"),
+        ("a.zarr", np.ones((0, 4)), None, "in at least one pixel"),
         ("no/a.tif", np.ones((4, 4)), None, "folder does not exist"),
         ("", np.ones((4, 4)), None, "unknown suffix"),
         ("a.tif", np.ones((4, 4)), "nonsense", "without compression"),
@@ -179,7 +179,7 @@ def test_inputs_and_folders_are_not_overwritten(tmp_path):
     (tmp_path / "b.tif").symlink_to(tmp_path / "a.tif")
     with pytest.raises(OutputError, match="is the input itself"):
         check_output(tmp_path / "b.tif", tmp_path / "a.tif")
-    for name, told in (("a.h5", "it is a folder"), ("c.tif", "it is a folder"), ("a.zarr", "no Zarr store")):
+    for name, told in (("a.h5", "it is a folder"), ("c.tif", "it is a folder"), ("a.zarr", "not a Zarr store")):
         (tmp_path / name).mkdir()
         with pytest.raises(OutputError, match=told):
             write_image(tmp_path / name, counts("yx"))

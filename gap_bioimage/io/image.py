@@ -25,12 +25,12 @@ STORED = "stored"  # coordinate of images with missing planes: whether the file 
 ON_DISK = "on disk"  # encoding key of images too large for memory, which are read where they are indexed
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # placeholders, not names
-_WORDS = {
+_SYNONYMS = {
     **{"t": "time frame frames", "c": "channel channels wavelength", "z": "depth slice slices plane planes"},
     **{"y": "height row rows", "x": "width column columns col cols"},
     **{SAMPLES: "sample rgb", _UNKNOWN: "other sequence unknown"},
 }
-_NAMES = {word: axis for axis, words in _WORDS.items() for word in words.split()} | {"": _UNKNOWN}
+_NAMES = {name: axis for axis, names in _SYNONYMS.items() for name in names.split()} | {"": _UNKNOWN}
 _PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "\u03bc": 1e-6, "m": 1e-3, "": 1.0}
 _PREFIXES |= {"pico": 1e-12, "nano": 1e-9, "micro": 1e-6, "milli": 1e-3}
 # no "inch", which is a unit of printers; ImageJ escapes non-ASCII characters as Java does
@@ -68,13 +68,13 @@ class Stored:
     def by_position(self, dim: str, names: Sequence[str]) -> list[Stored]:
         """Split an image with stage positions or tiles along ``dim`` into one image for each."""
         levels = self.levels.items()
-        return [Stored(name, {n: image.isel({dim: place}) for n, image in levels}) for place, name in enumerate(names)]
+        return [Stored(name, {n: image.isel({dim: index}) for n, image in levels}) for index, name in enumerate(names)]
 
 
 def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     """Return the steps of axes, given as values and units, without missing ones and those in unknown units."""
-    known = ((axis, step_of(value, unit, axis)) for axis, (value, unit) in measured.items() if axis in tuple("tzyx"))
-    return {axis: step for axis, step in known if step is not None}
+    steps = ((axis, step_of(value, unit, axis)) for axis, (value, unit) in measured.items() if axis in tuple("tzyx"))
+    return {axis: step for axis, step in steps if step is not None}
 
 
 def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
@@ -82,18 +82,18 @@ def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
     factor = (_S if axis == "t" else _UM).get(str(unit).strip().lower())
     try:
         # TIFF stores ratios of 32-bit integers: the digits hide their rounding. Descending stages have negative steps
-        size = abs(float(f"{float(value) * (factor or 0):.{digits}g}"))
+        step = abs(float(f"{float(value) * (factor or 0):.{digits}g}"))
     except (TypeError, ValueError):
         return None
-    return size if math.isfinite(size) and size > 0 else None
+    return step if math.isfinite(step) and step > 0 else None
 
 
-def told_without_unit(measured: Mapping[str, tuple[Any, Any]]) -> str:
+def unit_warning(measured: Mapping[str, tuple[Any, Any]]) -> str:
     """Return a warning about steps without a unit, or ""; of these, 0 and 1 are placeholders."""
-    bare = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
-    told = ", ".join(f"{axis} {step:g}" for axis, step in bare.items() if step not in (None, 1))
-    way = "in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
-    return told and f"does not say the unit of its pixel sizes ({told}), so that they are left out; store it {way}"
+    steps = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
+    sizes = ", ".join(f"{axis} {step:g}" for axis, step in steps.items() if step not in (None, 1))
+    hint = "in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
+    return sizes and f"does not state the unit of its pixel sizes ({sizes}), which are ignored; store the unit {hint}"
 
 
 class Lazy(BackendArray):
@@ -103,39 +103,39 @@ class Lazy(BackendArray):
         self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
-        def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
+        def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
             along = zip(index, self.shape, strict=True)
             return np.asarray(self._read(tuple(slice(*n.indices(m)) if isinstance(n, slice) else n for n, m in along)))
 
-        return np.asarray(indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, part))
+        return np.asarray(indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, read))
 
 
 def image_of(
-    array: Any, dims: Iterable[str], meta: Metadata, held: npt.NDArray[np.bool_] | None = None
+    array: Any, dims: Iterable[str], meta: Metadata, stored: npt.NDArray[np.bool_] | None = None
 ) -> xr.DataArray:
     """Return an array as an image: a NumPy array as a (memory-mapped) view, others read where they are indexed.
 
-    ``dims`` are tifffile's letters or a file's own names, empty if it gives none. ``held`` marks, along the first axes,
-    which planes the file holds; None if it holds all.
+    ``dims`` are tifffile's letters or a file's own names, empty if it gives none. ``stored`` marks, along the first
+    axes, which planes the file holds; None if it holds all.
     """
-    words = [re.sub(r"[(\[].*", "", str(dim).lower()).strip() for dim in dims]  # without units, as in "z (um)"
-    shape, names = tuple(array.shape), [_NUMBERED.sub("", word) for word in words]
+    names = [re.sub(r"[(\[].*", "", str(dim).lower()).strip() for dim in dims]  # without units, as in "z (um)"
+    shape, names = tuple(array.shape), [_NUMBERED.sub("", name) for name in names]
     if names and len(names) != len(shape):
         meta = replace(meta, problem=f"names the axes {' '.join(names)}, but its array has {len(shape)}")
         names = [""] * len(shape)
     elif not names:
         names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
     names = [_NAMES.get(name, name) for name in (TIFF.AXES_NAMES.get(name.upper(), name) for name in names)]
-    unknown = [name == _UNKNOWN or name in names[:place] for place, name in enumerate(names)]
-    names = [f"{_UNKNOWN}{place}" if unknown[place] else name for place, name in enumerate(names)]
+    unknown = [name == _UNKNOWN or name in names[:number] for number, name in enumerate(names)]
+    names = [f"{_UNKNOWN}{number}" if unknown[number] else name for number, name in enumerate(names)]
     mapped = isinstance(array, np.ndarray)
     if not mapped:
         lazy = array if isinstance(array, Lazy) else Lazy(shape, array.dtype, array.__getitem__)
         array = indexing.LazilyIndexedArray(lazy)
     image = xr.DataArray(xr.Variable(names, array), name="photons", attrs={"metadata": meta})
     image.encoding["mapped"] = mapped
-    if held is not None:
-        image = image.assign_coords({STORED: (names[: held.ndim], held)})
+    if stored is not None:
+        image = image.assign_coords({STORED: (names[: stored.ndim], stored)})
     single = [dim for dim in names if image.sizes[dim] == 1 and dim not in tuple(AXES) and not is_unknown(dim)]
     return with_coordinates(image.isel(dict.fromkeys(single, 0)))
 
@@ -152,8 +152,8 @@ def with_coordinates(image: xr.DataArray) -> xr.DataArray:
     for axis, step in meta.steps.items():
         if axis in image.dims:
             # stored as well, because coordinates of an axis of length 1 have no differences
-            words = {"units": "s" if axis == "t" else "um", "step": step}
-            coords[axis] = (axis, np.arange(image.sizes[axis]) * step, words)
+            attributes = {"units": "s" if axis == "t" else "um", "step": step}
+            coords[axis] = (axis, np.arange(image.sizes[axis]) * step, attributes)
     if any(meta.channels) and len(meta.channels) == image.sizes.get("c", 1):
         coords["c"] = ("c", list(meta.channels)) if "c" in image.dims else meta.channels[0]
     return image.assign_coords(coords)
@@ -166,41 +166,41 @@ def pixel_size_um(image: xr.DataArray) -> dict[str, float]:
 
 def metadata_of(image: xr.DataArray) -> Metadata:
     """Return the metadata in an image's coordinates, and its name in the file that it was read from."""
-    named = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
-    names = tuple(map(str, image.coords["c"].values.ravel())) if named else ()
+    has_names = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
+    names = tuple(map(str, image.coords["c"].values.ravel())) if has_names else ()
     steps = {}
     for axis in [axis for axis in "tzyx" if axis in image.dims and axis in image.coords]:
         coord = image.coords[axis]
         step = coord.attrs.get("step")
         if coord.size > 1 and coord.dtype.kind in "fiu":
             step = (float(coord[-1]) - float(coord[0])) / (coord.size - 1)
-        if (known := step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)) is not None:
-            steps[axis] = known
+        if (step := step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)) is not None:
+            steps[axis] = step
     return Metadata(steps, names, str(image.attrs.get("series", "")))
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:
     """Return an array as an image with axes ``dims``; images with named axes pass, anything else is an AxesError."""
     if isinstance(array, (str, bytes, PathLike, Mapping)):  # an xarray.Dataset is a Mapping
-        told = f"{what} is of type {type(array).__name__}, expected the values of one image"
-        raise AxesError(f"{told}; read files with read_photons, and choose one image of several by its name")
+        problem = f"{what} is of type {type(array).__name__}, expected the values of one image"
+        raise AxesError(f"{problem}; read files with read_photons, and choose one image of several by its name")
     if np.ma.is_masked(array):
-        raise NotPhotonCountsError(f"{what} has masked pixels, expected a count in each; fill them, or cut them off")
+        raise NotPhotonCountsError(f"{what} has masked pixels, expected a count in each; fill them, or crop the image")
     if dims is not None and not len(set(dims)) == len(tuple(dims)) == np.ndim(array):
         raise AxesError(f"dims={dims!r} does not fit {what}, which has {np.ndim(array)} axes; name each one once")
     if not isinstance(array, xr.DataArray):
         if dims is None:
             example = AXES[-min(max(np.ndim(array), 2), 5) :]
-            raise AxesError(f"{what} has no names for its axes, expected some of t c z y x; give dims={example!r}")
+            raise AxesError(f"the axes of {what} have no names, expected some of t c z y x; give dims={example!r}")
         array = xr.DataArray(np.asarray(array), dims=tuple(dims))
     image: xr.DataArray = array
-    new = {old: name for old, name in zip(image.dims, dims or image.dims, strict=True) if old != name}
-    if set(new) & set(AXES):
-        raise AxesError(f"dims={dims!r} does not fit {what} with axes {image.dims}; leave dims out, or rename them")
-    image = image.swap_dims(new) if new else image
+    renamed = {old: new for old, new in zip(image.dims, dims or image.dims, strict=True) if old != new}
+    if set(renamed) & set(AXES):
+        raise AxesError(f"dims={dims!r} does not fit {what} with axes {image.dims}; omit dims, or rename the axes")
+    image = image.swap_dims(renamed) if renamed else image
     refuse_overflow(image, what)
     if not {"y", "x"} <= set(image.dims) <= set(AXES):
-        raise AxesError(f"{what} has axes {image.dims}, expected y and x, and others out of t c z; give their dims")
+        raise AxesError(f"{what} has axes {image.dims}, expected y, x and others out of t c z; rename them with dims")
     return image
 
 
@@ -208,15 +208,15 @@ def as_images(images: Any, dims: str | Iterable[str] | None = None) -> list[xr.D
     """Return one image or several as a list, each from :func:`as_image`."""
     # arrays of other libraries, such as torch tensors, have dimensions too
     single = hasattr(images, "ndim") or isinstance(images, (str, bytes, Mapping)) or not hasattr(images, "__iter__")
-    each = [images] if single else list(images)
-    name = "the image" if len(each) == 1 else "image {} of {}"
-    return [as_image(image, dims, what=name.format(number, len(each))) for number, image in enumerate(each, 1)]
+    images = [images] if single else list(images)
+    name = "the image" if len(images) == 1 else "image {} of {}"
+    return [as_image(image, dims, what=name.format(number, len(images))) for number, image in enumerate(images, 1)]
 
 
 def refuse_overflow(image: xr.DataArray, what: str) -> None:
     """Refuse uint64 values too large for int64, the dtype in which counts are thinned."""
     if image.dtype == np.uint64 and (highest := int(image.max())) > np.iinfo(np.int64).max:
-        raise NotPhotonCountsError(f"{what} holds {highest:.3g}, expected counts below 2**63; look for its original")
+        raise NotPhotonCountsError(f"{what} holds {highest:.3g}, expected counts below 2**63; use the original image")
 
 
 def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> xr.DataArray:
@@ -230,9 +230,9 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
     if separate_channels and "c" in image.dims:
         image = image.rename(c="channel")
     if "c" not in image.dims and on_disk:  # expand_dims would read it
-        whole = image
-        lazy = Lazy((1, *whole.shape), whole.dtype, lambda index: whole[index[1:]].values[np.newaxis][index[0]])
-        image = image_of(lazy, ["c", *map(str, whole.dims)], Metadata())
+        single = image
+        lazy = Lazy((1, *single.shape), single.dtype, lambda index: single[index[1:]].values[np.newaxis][index[0]])
+        image = image_of(lazy, ["c", *map(str, single.dims)], Metadata())
     elif "c" not in image.dims:
         image = image.expand_dims("c")
     items = [axis for axis in image.dims if axis not in ("c", *spatial)]
@@ -242,8 +242,8 @@ def items_first(image: xr.DataArray, dim: int, *, separate_channels: bool = Fals
 def each_item(image: xr.DataArray, dim: int, *, separate_channels: bool = False) -> Iterator[Any]:
     """Yield a network's inputs one by one, (c, [z,] y, x): as arrays, or for images on disk as lazy views."""
     items = items_first(image, dim, separate_channels=separate_channels)
-    for place in np.ndindex(items.shape[: -dim - 1]):
-        yield items[place] if image.encoding.get(ON_DISK) else items[place].data
+    for index in np.ndindex(items.shape[: -dim - 1]):
+        yield items[index] if image.encoding.get(ON_DISK) else items[index].data
 
 
 def natural(name: str) -> list[int | str]:
@@ -260,8 +260,8 @@ def middle(size: int, length: int) -> slice:
 def time_as_z(image: xr.DataArray) -> xr.DataArray:
     """Return a movie as a stack with time as z, as a 3D network takes it."""
     if "t" not in image.dims or "z" in image.dims:
-        told = f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z"
-        raise AxesError(f'{told}; name its axes, such as axes="tyx", or leave time_as_z out')
+        problem = f"the image has axes {' '.join(map(str, image.dims))}, expected a movie without z to take time as z"
+        raise AxesError(f'{problem}; name its axes, such as axes="tyx", or omit time_as_z=True')
     return image.rename(t="z")
 
 
@@ -300,24 +300,25 @@ def sum_frames(
     """
     movie = as_image(movie, dims, what=name)
     if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
-        told = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
-        raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {told}; expected that many t")
-    sums, left = divmod(movie.sizes["t"], n_frames)
-    warn_of_rest(left, n_frames, name)
+        sizes = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
+        raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {sizes}; expected as many t")
+    sums, leftover = divmod(movie.sizes["t"], n_frames)
+    warn_of_rest(leftover, n_frames, name)
     one = movie.data.max(initial=0) or 1
     dtype = np.min_scalar_type(n_frames)
     summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
     for number in range(sums):  # one sum in memory at a time: such movies are long
         block = movie.isel(t=slice(number * n_frames, (number + 1) * n_frames))
         if not np.isin(block.values, (0, one)).all():
-            raise NotPhotonCountsError(f"frames of {name} hold numbers up to {one}, expected two values; sum no counts")
+            raise NotPhotonCountsError(f"frames of {name} hold values up to {one}, expected two; give one-bit frames")
         summed[{"t": number}] = (block != 0).sum("t", dtype=dtype)
     if "t" in summed.coords and "step" in summed.t.attrs:
         summed.t.attrs["step"] *= n_frames
     return summed.isel(t=0, drop=True) if sums == 1 else summed
 
 
-def warn_of_rest(left: int, n_frames: int, name: str) -> None:
+def warn_of_rest(leftover: int, n_frames: int, name: str) -> None:
     """Warn of leftover frames, too few for a sum."""
-    if left:
-        warnings.warn(f"the last {left} frames of {name} make no sum of {n_frames}: left out", GapWarning, stacklevel=3)
+    if leftover:
+        message = f"the last {leftover} frames of {name} are too few for a sum of {n_frames} and are left out"
+        warnings.warn(message, GapWarning, stacklevel=3)

@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, natural, steps_of, told_without_unit
+from gap_bioimage.io.image import AXES, Metadata, Stored, image_of, natural, steps_of, unit_warning
 
-_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+_METADATA_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _VERSION = re.compile(r"0\.[1-6]\b")
 CHUNK = {"z": 16, "y": 256, "x": 256}
 _SMALLEST = 256  # pixels; the first level with planes no larger is the last
@@ -29,7 +29,7 @@ _COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr store."""
-    return path.is_dir() and any((path / mark).is_file() for mark in _MARKS)
+    return path.is_dir() and any((path / name).is_file() for name in _METADATA_FILES)
 
 
 def open_zarr(path: Path) -> Iterator[Stored]:
@@ -46,59 +46,58 @@ def open_zarr(path: Path) -> Iterator[Stored]:
         yield from _images(zarr.open(str(path), mode="r"), "")
         return
     with ZipFile(path) as file:  # file managers pack the folder itself
-        tops = {name.partition("/")[0] for name in file.namelist()} - {"__MACOSX"}
-    folder = tops.pop() if len(tops) == 1 and tops.isdisjoint(_MARKS) else ""
+        names = {name.partition("/")[0] for name in file.namelist()} - {"__MACOSX"}
+    folder = names.pop() if len(names) == 1 and names.isdisjoint(_METADATA_FILES) else ""
     yield from _images(zarr.open(zarr.storage.ZipStore(path, mode="r"), mode="r", path=folder), "")
 
 
-def _images(node: Any, place: str) -> Iterator[Stored]:
+def _images(node: Any, path: str) -> Iterator[Stored]:
     """Yield the images of a group in the order of its metadata, else in natural order.
 
     Images that are listed but missing have no levels.
     """
-    words = _words(node)
+    metadata = _metadata(node)
     if hasattr(node, "shape"):
         if node.ndim < 2 or node.dtype.kind not in "biuf":  # such as coordinates of an axis
             return
-        named = getattr(node.metadata, "dimension_names", None) or words.get("_ARRAY_DIMENSIONS") or ()
-        yield Stored(place, {0: image_of(node, [str(name or "") for name in named], Metadata())})
-    elif "multiscales" in words:
-        for entry in words["multiscales"]:
-            yield Stored(place or str(entry.get("name") or ""), _levels(node, entry, words))
+        dims = getattr(node.metadata, "dimension_names", None) or metadata.get("_ARRAY_DIMENSIONS") or ()
+        yield Stored(path, {0: image_of(node, [str(name or "") for name in dims], Metadata())})
+    elif "multiscales" in metadata:
+        for entry in metadata["multiscales"]:
+            yield Stored(path or str(entry.get("name") or ""), _levels(node, entry, metadata))
     else:
-        for name in _listed(node, words):
-            inner = f"{place}/{name}".strip("/")
+        for name in _listed(node, metadata):
+            inner = f"{path}/{name}".strip("/")
             yield from _images(node[name], inner) if name in node else [Stored(inner, {})]
 
 
-def _listed(node: Any, words: Mapping[str, Any]) -> list[str]:
-    parts = words.get("plate", {}).get("wells") or words.get("well", {}).get("images") or []
-    series = _words(node["OME"]).get("series") if "bioformats2raw.layout" in words and "OME" in node else None
-    listed = [part["path"] for part in parts] or series
+def _listed(node: Any, metadata: Mapping[str, Any]) -> list[str]:
+    fields = metadata.get("plate", {}).get("wells") or metadata.get("well", {}).get("images") or []
+    series = _metadata(node["OME"]).get("series") if "bioformats2raw.layout" in metadata and "OME" in node else None
+    listed = [field["path"] for field in fields] or series
     return listed or sorted((name for name, _ in node.members() if name not in ("labels", "OME")), key=natural)
 
 
-def _words(node: Any) -> dict[str, Any]:
-    words: dict[str, Any] = node.attrs.asdict()
-    return dict(words.get("ome", words))  # 0.5 and later have a key "ome"
+def _metadata(node: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = node.attrs.asdict()
+    return dict(attributes.get("ome", attributes))  # 0.5 and later have a key "ome"
 
 
-def _levels(node: Any, entry: Mapping[str, Any], words: Mapping[str, Any]) -> dict[int, xr.DataArray]:
-    version = str(words.get("version") or entry.get("version") or "0.5")
+def _levels(node: Any, entry: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[int, xr.DataArray]:
+    version = str(metadata.get("version") or entry.get("version") or "0.5")
     if not _VERSION.match(version):
         raise UnreadableImageError(f"{node.store} is OME-Zarr {version}, expected 0.1 to 0.6; write it as 0.5")
     # 0.1 and 0.2 have five implicit axes, 0.3 has names only, 0.6 has axes in coordinate systems
-    said = _axes(entry) or (AXES if version < "0.3" else "")
-    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in said]
-    names = [
-        {"time": "t", "channel": "c"}.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes
-    ]
-    labels = [str(each.get("label") or "") for each in (words.get("omero") or {}).get("channels") or []]
-    every = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead to other coordinate systems
+    axes = _axes(entry) or (AXES if version < "0.3" else "")
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]
+    types = {"time": "t", "channel": "c"}
+    names = [types.get(axis.get("type", ""), str(axis.get("name", "")).lower()) for axis in axes]
+    labels = [str(channel.get("label") or "") for channel in (metadata.get("omero") or {}).get("channels") or []]
+    common = [] if entry.get("coordinateSystems") else _flat(entry)  # in 0.6 these lead to other coordinate systems
     levels = {}
     for number, dataset in enumerate(entry.get("datasets") or ()):
         if (name := str(dataset["path"])) in node:
-            steps, warning = _calibration([*every, *_flat(dataset)], axes, names)
+            steps, warning = _calibration([*common, *_flat(dataset)], axes, names)
             known = len(names) == node[name].ndim
             levels[number] = image_of(node[name], names, Metadata(steps if known else {}, labels, warning=warning))
     return levels
@@ -109,9 +108,9 @@ def _axes(entry: Mapping[str, Any]) -> list[Any]:
     systems = entry.get("coordinateSystems")
     if not systems:
         return list(entry.get("axes") or [])
-    given = [step.get("output") for step in entry["datasets"][0].get("coordinateTransformations") or []]
-    wanted = [output.get("name") if isinstance(output, dict) else output for output in given]
-    return list(next((each for each in systems if each.get("name") in wanted), systems[0])["axes"])
+    outputs = [step.get("output") for step in entry["datasets"][0].get("coordinateTransformations") or []]
+    names = [output.get("name") if isinstance(output, dict) else output for output in outputs]
+    return list(next((system for system in systems if system.get("name") in names), systems[0])["axes"])
 
 
 def _calibration(
@@ -124,16 +123,16 @@ def _calibration(
         if kind == "scale" and len(step.get("scale", ())) == len(axes):
             scale = scale * np.asarray(step["scale"], float)
         elif kind not in ("translation", "identity"):
-            told = f"has {len(axes)} axes, and for their sizes {kind} {step.get(str(kind), '')}, expected a scale"
-            return {}, f"{told} with a number for each; its pixel sizes are left out"
+            problem = f"has {len(axes)} axes, but the transformation {kind} {step.get(str(kind), '')}"
+            return {}, f"{problem}, expected a scale with a number for each; its pixel sizes are left out"
     along = zip(names, scale, axes, strict=True) if transformations else ()  # without any, the size is not 1
     measured = {name: (size, axis.get("unit")) for name, size, axis in along}
-    return steps_of(measured), told_without_unit(measured)
+    return steps_of(measured), unit_warning(measured)
 
 
-def _flat(words: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    steps = words.get("coordinateTransformations") or words.get("transformations") or []
-    return [each for step in steps for each in (_flat(step) if step.get("type") == "sequence" else [step])]
+def _flat(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    steps = metadata.get("coordinateTransformations") or metadata.get("transformations") or []
+    return [inner for step in steps for inner in (_flat(step) if step.get("type") == "sequence" else [step])]
 
 
 @dataclass(frozen=True)
@@ -171,29 +170,29 @@ class Design:
 
     def stored(self, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of a level's chunks and of its blocks, which are whole chunks."""
-        asked = self.block or {}
+        block = self.block or {}
         chunks, blocks = [], []
         for axis, length in zip(self.sizes, self.shape(level), strict=True):
-            chunk = min(CHUNK.get(axis, 1), length, asked.get(axis, length))
+            chunk = min(CHUNK.get(axis, 1), length, block.get(axis, length))
             chunks.append(chunk)
-            blocks.append(-(-min(asked.get(axis, chunk), length) // chunk) * chunk)
+            blocks.append(-(-min(block.get(axis, chunk), length) // chunk) * chunk)
         return tuple(chunks), tuple(blocks)
 
     def create(self, path: Path, attributes: Mapping[str, Any]) -> list[Any]:
         """Create all levels without values, and return them; readers see the levels that the attributes list."""
         import zarr
 
-        old = self.version == "0.4"
-        root = zarr.create_group(str(path), zarr_format=2 if old else 3, attributes=dict(attributes))
+        v2 = self.version == "0.4"
+        root = zarr.create_group(str(path), zarr_format=2 if v2 else 3, attributes=dict(attributes))
         levels = []
         for number in range(len(self.factors)):
             chunks, block = self.stored(number)
-            kept: dict[str, Any] = {"shape": self.shape(number), "dtype": self.dtype, "chunks": chunks}
-            if old:
-                kept["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+            options: dict[str, Any] = {"shape": self.shape(number), "dtype": self.dtype, "chunks": chunks}
+            if v2:
+                options["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
             else:
-                kept |= {"dimension_names": list(self.sizes), "shards": block if self.block else None}
-            levels.append(root.create_array(str(number), **kept))
+                options |= {"dimension_names": list(self.sizes), "shards": block if self.block else None}
+            levels.append(root.create_array(str(number), **options))
         return levels
 
     def attributes(self, ranges: Sequence[Sequence[float]], levels: int | None = None) -> dict[str, Any]:
@@ -212,10 +211,10 @@ class Design:
             label = {"label": self.meta.channels[number]} if self.meta.channels else {}
             channels.append({**label, "color": colour, "active": True, "window": window})
         multiscale = {"name": self.name, "axes": axes, "datasets": datasets, "type": "mean"}
-        shown = {"omero": {"channels": channels}}
+        omero = {"channels": channels}
         if self.version == "0.4":
-            return {"multiscales": [{"version": "0.4", **multiscale}], **shown}
-        return {"ome": {"version": self.version, "multiscales": [multiscale], **shown}}
+            return {"multiscales": [{"version": "0.4", **multiscale}], "omero": omero}
+        return {"ome": {"version": self.version, "multiscales": [multiscale], "omero": omero}}
 
 
 def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> None:
@@ -228,14 +227,14 @@ def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> No
     design = Design(name, {str(axis): size for axis, size in image.sizes.items()}, meta, image.dtype)
     levels = design.create(path, {})
     ranges = np.zeros((image.sizes.get("c", 1), 2))
-    for place in np.ndindex(*(image.sizes[axis] for axis in image.dims if axis in ("t", "c"))):
-        volume = image[place].reset_coords(drop=True)
-        shown = ranges[place[image.dims.index("c")] if "c" in image.dims else 0]
-        shown[:] = min(shown[0], volume.values.min(initial=0)), max(shown[1], volume.values.max(initial=0))
+    for index in np.ndindex(*(image.sizes[axis] for axis in image.dims if axis in ("t", "c"))):
+        volume = image[index].reset_coords(drop=True)
+        ends = ranges[index[image.dims.index("c")] if "c" in image.dims else 0]
+        ends[:] = min(ends[0], volume.values.min(initial=0)), max(ends[1], volume.values.max(initial=0))
         for number, level in enumerate(levels):
             if number:
                 volume = halved(volume, design.factors[number - 1], design.factors[number])
-            level[place] = volume.values
+            level[index] = volume.values
     zarr.open_group(str(path)).attrs.update(design.attributes(ranges.tolist()))
 
 

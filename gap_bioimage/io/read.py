@@ -139,24 +139,23 @@ def _read_all(
     images: list[xr.DataArray] = []
     read: set[str] = set()
     for file in files:
-        image, own = open_image(file, **chosen), {str(file.resolve())}
-        held = image.encoding.get("files", own)
-        if (held - own) & read:  # another file of a set that has been read as one image
+        image, path = open_image(file, **chosen), {str(file.resolve())}
+        files_of_image = image.encoding.get("files", path)
+        if (files_of_image - path) & read:  # another file of a set that has been read as one image
             continue
-        read |= held | own
+        read |= files_of_image | path
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
-            piece = {axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
-            looked_at = image.isel(piece).load()
+            piece = image.isel({axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}).load()
         else:
-            image = looked_at = loaded(image, file)
-        refuse_overflow(looked_at, file.name)
+            image = piece = loaded(image, file)
+        refuse_overflow(piece, file.name)
         if saturation is not None:
-            check_photon_counts(looked_at, name=file.name, saturation=saturation)
+            check_photon_counts(piece, name=file.name, saturation=saturation)
         images.append(image)
     if chosen["level"]:
-        told = f"level {chosen['level']} of an image pyramid holds averages in most files; leave it out to have counts"
-        warnings.warn(told, GapWarning, stacklevel=3)
+        message = f"level {chosen['level']} of an image pyramid holds averages in most files; omit level to read counts"
+        warnings.warn(message, GapWarning, stacklevel=3)
     return images
 
 
@@ -170,7 +169,7 @@ def open_image(
     level: int | None = None,
 ) -> xr.DataArray:
     """Open one image without loading its values; each step takes the result of the step before it."""
-    with _naming_damage(path):
+    with _damage_reported(path):
         image = select.choose_image(path, _open(path), series, level)
     image = select.name_axes(image, axes, path.name)
     image = select.choose_channel(image, channel, path.name)
@@ -197,7 +196,7 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
     def plane(file: Path, index: tuple[Any, ...]) -> Any:
         opened = open_image(file, **chosen)
         if (opened.shape, opened.dtype) != (first.shape, first.dtype):
-            raise AxesError(f"{file} is not like {files[0].name}; remove what does not belong to the stack")
+            raise AxesError(f"{file} and {files[0].name} differ in shape or type; keep only planes of one stack")
         return loaded(opened[index], file).values
 
     def read(index: tuple[Any, ...]) -> Any:
@@ -213,16 +212,16 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
 
 
 @contextmanager
-def _naming_damage(path: Path) -> Iterator[None]:
+def _damage_reported(path: Path) -> Iterator[None]:
     """Turn what libraries and codecs raise on damaged files into an UnreadableImageError; GapErrors pass."""
     try:
         yield
     except GapError:
         raise
     except Exception as error:
-        told = f"{path} cannot be read as an image ({' '.join(str(error).split()) or type(error).__name__})"
+        problem = f"{path} cannot be read as an image ({' '.join(str(error).split()) or type(error).__name__})"
         hint = "copy it again, or convert it to OME-TIFF in Fiji"
-        raise UnreadableImageError(f"{told}, expected a whole file in a known format; {hint}") from None
+        raise UnreadableImageError(f"{problem}, expected a complete file in a known format; {hint}") from None
 
 
 def _open(path: Path) -> list[Stored]:
@@ -240,8 +239,8 @@ def _open(path: Path) -> list[Stored]:
     except ImportError:
         hint = f"pip install 'gap-bioimage[{'zarr' if zarr else 'formats'}]'"
         raise UnreadableImageError(f"{path.name} needs a library that is not installed; type {hint}") from None
-    told = f"{path} cannot be read as an image, expected {', '.join(READABLE)}"
-    raise UnreadableImageError(f"{told}; export it as OME-TIFF, such as from Fiji")
+    problem = f"{path} cannot be read as an image, expected {', '.join(READABLE)}"
+    raise UnreadableImageError(f"{problem}; export it as OME-TIFF, such as from Fiji")
 
 
 def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
@@ -252,10 +251,10 @@ def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
     mapped = image.encoding.get("mapped")
     if not mapped:
         if image.nbytes > (free := psutil.virtual_memory().available):
-            told = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
-            hint = 'read part of it with time="0:10", channel=0 or level=1, or write it as an uncompressed OME-TIFF'
-            raise UnreadableImageError(f"{told}; {hint}")
-        with _naming_damage(path):
+            problem = f"{path.name} takes {image.nbytes / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free"
+            hint = 'read part of it with time="0:10", channel=0 or level=1, or save it as an uncompressed OME-TIFF'
+            raise UnreadableImageError(f"{problem}; {hint}")
+        with _damage_reported(path):
             image.load()
     if not image.dtype.isnative and (image.nbytes < _SWAP_LIMIT_BYTES or not mapped):
         image = image.astype(image.dtype.newbyteorder("="))
@@ -266,12 +265,11 @@ def _check_file(path: Path) -> bytes:
     if path.is_dir():
         raise UnreadableImageError(f"{path} is a folder, expected one image; name one of the files in it")
     if not path.exists():
-        told = f"there is no file {path}, expected an image; check its name and folder, and download what is in the web"
-        raise UnreadableImageError(told)
+        raise UnreadableImageError(f"there is no file {path}, expected an image; check its path, or download it first")
     with path.open("rb") as file:
         head = file.read(8)
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):
-        raise NotPhotonCountsError(f"{path.name} is a picture made for display, expected photon counts; export TIFF")
+        raise NotPhotonCountsError(f"{path.name} is a picture for display, expected photon counts; export them as TIFF")
     return head

@@ -27,7 +27,7 @@ from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of
 
 _POSITIONS = {"R": "tile", "M": "mosaic"}  # axes of tiles and stage positions, which become separate images
 _IMAGEJ_ORDERS = {"ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
-_PLACES = (273, 279, 324, 325)  # tags: StripOffsets, StripByteCounts, TileOffsets, TileByteCounts
+_DATA_TAGS = (273, 279, 324, 325)  # StripOffsets, StripByteCounts, TileOffsets, TileByteCounts
 _BYTES = {3: 2, 4: 4, 16: 8}  # per value, by TIFF type
 
 
@@ -48,16 +48,16 @@ class _Planes:
 
     def image(self, path: Path, tif: tifffile.TiffFile, meta: Metadata) -> xr.DataArray:
         """Return the planes as an image, memory-mapped if they are contiguous and uncompressed."""
-        dtype, held = np.dtype(self.page.dtype).newbyteorder(tif.byteorder), self.table >= 0
-        if held.all() and self.offset is not None:
+        dtype, stored = np.dtype(self.page.dtype).newbyteorder(tif.byteorder), self.table >= 0
+        if stored.all() and self.offset is not None:
             return image_of(np.memmap(path, dtype, "r", self.offset, self.shape), self.dims, meta)
         lazy = Lazy(self.shape, dtype, partial(self._read, path, tif, dtype))
-        return image_of(lazy, self.dims, meta, None if held.all() else held)
+        return image_of(lazy, self.dims, meta, None if stored.all() else stored)
 
     def _read(self, path: Path, tif: tifffile.TiffFile, dtype: Any, index: tuple[Any, ...]) -> npt.NDArray[Any]:
         outer = self.table.ndim
-        wanted, shape = self.table[index[:outer]], self.page.shape
-        keys = None if self.page is self.series else np.ravel(wanted).tolist()
+        pages, shape = self.table[index[:outer]], self.page.shape
+        keys = None if self.page is self.series else np.ravel(pages).tolist()
         if self.offset is not None:
             values = np.memmap(path, dtype, "r", self.offset, (int(self.table.max()) + 1, *shape))[keys]
         else:
@@ -65,7 +65,7 @@ class _Planes:
             with _quiet_tifffile(), warnings.catch_warnings(), tif:
                 warnings.simplefilter("ignore")  # tifffile opens the other files of a set, and warns of that
                 values = tif.asarray(key=keys, series=self.series)
-        return np.asarray(values).reshape(*np.shape(wanted), *shape)[(..., *index[outer:])]
+        return np.asarray(values).reshape(*np.shape(pages), *shape)[(..., *index[outer:])]
 
 
 def open_tiff(path: Path) -> list[Stored]:
@@ -73,24 +73,24 @@ def open_tiff(path: Path) -> list[Stored]:
     with _quiet_tifffile():
         try:
             with tifffile.TiffFile(path) as tif:
-                lost = _lost_page(tif)
+                end = _first_truncated_page(tif)
             # with a truncated page, tifffile would refuse the whole file
-            with tifffile.TiffFile(path, size=min(lost, path.stat().st_size) if lost else None) as tif:
+            with tifffile.TiffFile(path, size=min(end, path.stat().st_size) if end else None) as tif:
                 if tif.is_shaped and len(tif.pages) > 1 and getattr(tif.pages[1], "is_shaped", False):
                     tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
                 count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # in LSM the others are thumbnails
-                return [stored for number in range(count) for stored in _images(path, tif, number, lost)]
+                return [stored for number in range(count) for stored in _images(path, tif, number, bool(end))]
         except (IndexError, struct.error):
-            told = f"{path}, or another file of its set, is cut within a page; copy that again"
-            raise UnreadableImageError(f"{told}, or read {path.name} in a folder of its own") from None
+            problem = f"{path}, or another file of its set, is truncated within a page"
+            raise UnreadableImageError(f"{problem}; copy it again, or read {path.name} in its own folder") from None
 
 
-def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[Stored]:
+def _images(path: Path, tif: tifffile.TiffFile, number: int, truncated: bool) -> list[Stored]:
     series, meta = tif.series[number], _metadata(tif, number)
-    if series.kind == "ome" and (named := sum(map(len, tif.series))) < len(tif.pages) and not lost:
-        told = f"holds {len(tif.pages)} planes, of which its description names {named}: the others are left out"
-        meta = replace(meta, warning=told)
-    levels = [_planes(path, tif, level, lost) for level in series.levels]
+    if series.kind == "ome" and (named := sum(map(len, tif.series))) < len(tif.pages) and not truncated:
+        warning = f"holds {len(tif.pages)} planes, but its description names only {named}: the others are left out"
+        meta = replace(meta, warning=warning)
+    levels = [_planes(path, tif, level, truncated) for level in series.levels]
     images = {}
     for level, planes in enumerate(levels):
         # lengths are rounded: levels are 2 or 3 times smaller, not 2.01
@@ -108,47 +108,48 @@ def _images(path: Path, tif: tifffile.TiffFile, number: int, lost: int) -> list[
 
 def _position_names(tif: tifffile.TiffFile, count: int) -> list[str]:
     summary = (tif.micromanager_metadata or {}).get("Summary", {}) if tif.is_micromanager else {}
-    found = [str(each.get("Label", "")) for each in summary.get("StagePositions") or [] if isinstance(each, dict)]
-    return found if len(found) == count else [f"position {place}" for place in range(count)]
+    positions = summary.get("StagePositions") or []
+    names = [str(position.get("Label", "")) for position in positions if isinstance(position, dict)]
+    return names if len(names) == count else [f"position {number}" for number in range(count)]
 
 
-def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, lost: int) -> _Planes:
+def _planes(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, truncated: bool) -> _Planes:
     """Return where the planes of a level are: as many as its file promises, some of them possibly missing."""
     page, kind = series.keyframe, series.kind
     pages: list[Any] = []
     with suppress(IndexError):  # the description may list more pages than there are
         pages.extend(series.pages)
-    inner, files = len(page.shape), frozenset(each.parent.filehandle.path for each in pages if each is not None)
+    inner, files = len(page.shape), frozenset(page.parent.filehandle.path for page in pages if page is not None)
     dims, lengths = series.axes, series.shape[:-inner]
     mappable = page.is_final and page.parent is tif  # pages of a set may be in other files
-    held = [place if _is_held(each) else -1 for place, each in enumerate(pages)]
+    table = [number if _is_stored(page) else -1 for number, page in enumerate(pages)]
     if tif.is_imagej and kind != "ome" and (promised := _imagej_axes(tif, page, series)):
         dims, lengths = promised[0] + page.axes, promised[1]
-    elif kind == "scanimage" and (words := _scanimage_words(tif)):
-        outer, table = _scanimage(path, words, held.index(-1) if -1 in held else len(held))
-        return _Planes(outer + page.axes, table, page, series, files)
-    elif lost and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):  # these record the number of pages
+    elif kind == "scanimage" and (header := _scanimage_header(tif)):
+        outer, planes = _scanimage(path, header, table.index(-1) if -1 in table else len(table))
+        return _Planes(outer + page.axes, planes, page, series, files)
+    elif truncated and kind not in ("shaped", "imagej", "ome", "mmstack", "ndtiff"):  # these record the page count
         raise IndexError
     elif (
         series.shape[-inner:] != page.shape
         or series.transform is not None
-        or (len(pages) == 1 < math.prod(lengths) and not mappable and not lost)
+        or (len(pages) == 1 < math.prod(lengths) and not mappable and not truncated)
     ):
-        return _Planes(dims, np.asarray(min(held, default=-1)), series, series, files)
+        return _Planes(dims, np.asarray(min(table, default=-1)), series, series, files)
     elif len(pages) > math.prod(lengths):  # more pages than the metadata describe: their axis is unknown
         dims, lengths = "I" + page.axes, (len(pages),)
     count, offset = math.prod(lengths), series.dataoffset if mappable else None
     # one page may describe all planes, which are then contiguous
     if len(pages) == 1 < count and mappable:
         offset = page.dataoffsets[0]
-        there = (tif.filehandle.size - offset) // max(page.nbytes, 1)
-        held = [place if place < there else -1 for place in range(count)]
-    elif -1 in held or len(held) < count:
-        held, offset = held + [-1] * (count - len(held)), None
-    return _Planes(dims, np.asarray(held, np.intp).reshape(lengths), page, series, files, offset)
+        complete = (tif.filehandle.size - offset) // max(page.nbytes, 1)
+        table = [number if number < complete else -1 for number in range(count)]
+    elif -1 in table or len(table) < count:
+        table, offset = table + [-1] * (count - len(table)), None
+    return _Planes(dims, np.asarray(table, np.intp).reshape(lengths), page, series, files, offset)
 
 
-def _is_held(page: Any) -> bool:
+def _is_stored(page: Any) -> bool:
     """Whether the values of a page are in its file, rather than absent or beyond its end."""
     if page is None or not sum(page.databytecounts):
         return False
@@ -160,57 +161,58 @@ def _imagej_axes(
     tif: tifffile.TiffFile, page: tifffile.TiffPage, series: tifffile.TiffPageSeries
 ) -> tuple[str, tuple[int, ...]] | None:
     """Return axes and lengths that ImageJ's metadata promise, or None if tifffile found all planes."""
-    words = tif.imagej_metadata or {}
-    lengths = {"T": words.get("frames", 1), "Z": words.get("slices", 1), "C": words.get("channels", 1)}
+    meta = tif.imagej_metadata or {}
+    lengths = {"T": meta.get("frames", 1), "Z": meta.get("slices", 1), "C": meta.get("channels", 1)}
     if set(page.axes) & {"S", "C"}:  # channels are within the pages
         lengths["C"] = 1
-    order = _IMAGEJ_ORDERS.get(str(words.get("order", "")).lower(), "TZC")
+    order = _IMAGEJ_ORDERS.get(str(meta.get("order", "")).lower(), "TZC")
     dims = "".join(axis for axis in order if lengths[axis] > 1)
-    promised = tuple(int(lengths[axis]) for axis in dims) or (int(words.get("images", 1)),)
+    promised = tuple(int(lengths[axis]) for axis in dims) or (int(meta.get("images", 1)),)
     count, found = math.prod(promised), math.prod(series.shape[: -len(page.shape)])
     more = count > found or (series.kind != "imagej" and count == found > 1)
     return (dims or "I", promised) if more else None
 
 
-def _scanimage_words(tif: tifffile.TiffFile) -> dict[str, Any]:
+def _scanimage_header(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Return ScanImage's header by short keys; empty for old headers, which do not name channels."""
-    words = (tif.scanimage_metadata or {}).get("FrameData") or tifffile.matlabstr2py(tif.pages.first.software)
-    short = {key.rpartition("hStackManager.")[2].removeprefix("SI."): value for key, value in words.items()}
+    header = (tif.scanimage_metadata or {}).get("FrameData") or tifffile.matlabstr2py(tif.pages.first.software)
+    short = {key.rpartition("hStackManager.")[2].removeprefix("SI."): value for key, value in header.items()}
     return short if "hChannels.channelSave" in short else {}
 
 
-def _scanimage(path: Path, words: Mapping[str, Any], pages: int) -> tuple[str, npt.NDArray[np.intp]]:
+def _scanimage(path: Path, header: Mapping[str, Any], pages: int) -> tuple[str, npt.NDArray[np.intp]]:
     """Return axes and pages of the complete volumes of a recording, else of its complete slices.
 
     Channels run fastest, then the frames of a slice. Frames recorded during the flyback of the focus are left out.
     """
 
     def number(*keys: str) -> int:
-        found = (words[key] for key in keys if isinstance(words.get(key), (int, float)))
-        return int(first) if 1 <= (first := next(found, 1)) < math.inf else 1
+        values = (header[key] for key in keys if isinstance(header.get(key), (int, float)))
+        return int(value) if 1 <= (value := next(values, 1)) < math.inf else 1
 
-    slices = number("actualNumSlices", "numSlices") if words.get("enable") is not False else 1
+    slices = number("actualNumSlices", "numSlices") if header.get("enable") is not False else 1
     # versions before 2018 have keys of hFastZ instead
     volumes, per_slice = number("actualNumVolumes", "numVolumes", "hFastZ.numVolumes"), number("framesPerSlice")
     frames = max(per_slice // number("hScan2D.logAverageFactor"), 1)
-    channels = max(np.size(words["hChannels.channelSave"]), 1)
-    flown = max(number("numFramesPerVolumeWithFlyback", "hFastZ.numFramesPerVolume") // per_slice, slices)
+    channels = max(np.size(header["hChannels.channelSave"]), 1)
+    # slices per volume, with those recorded during flyback
+    recorded = max(number("numFramesPerVolumeWithFlyback", "hFastZ.numFramesPerVolume") // per_slice, slices)
     kind = "volumes"
     if slices == 1:  # each frame counts as a volume
-        flown, frames, kind, volumes = 1, 1, "frames", frames * volumes
-    held = found = pages // (flown * frames * channels)
-    if not held:
-        volumes, slices, held, kind = slices, pages // (frames * channels), 1, "slices"
-        found = flown = slices
-    used = held * flown * frames * channels
+        recorded, frames, kind, volumes = 1, 1, "frames", frames * volumes
+    count = complete = pages // (recorded * frames * channels)
+    if not count:
+        volumes, slices, count, kind = slices, pages // (frames * channels), 1, "slices"
+        complete = recorded = slices
+    used = count * recorded * frames * channels
     if not used:
         raise UnreadableImageError(f"{path} holds no complete slice of its recording; record it again")
-    if found < volumes or pages > used:
-        told = f"{path.name} holds {found} complete {kind} of {max(found, volumes)}, and {pages - used} planes more"
-        told += ", which are left out: the recording stopped early, or goes on in another file"
-        warnings.warn(told, GapWarning, stacklevel=2)
-    table = np.arange(used).reshape(held, flown, frames, channels)[:, :slices].transpose(0, 2, 1, 3)
-    table = table.reshape(held * frames, slices, channels)
+    if complete < volumes or pages > used:
+        planes = f"{complete} complete {kind} of {max(complete, volumes)}, and {pages - used} planes more"
+        reason = "the recording stopped early, or continues in another file"
+        warnings.warn(f"{path.name} holds {planes}, which are left out: {reason}", GapWarning, stacklevel=2)
+    table = np.arange(used).reshape(count, recorded, frames, channels)[:, :slices].transpose(0, 2, 1, 3)
+    table = table.reshape(count * frames, slices, channels)
     return "".join(axis for axis, length in zip("TZC", table.shape, strict=True) if length > 1), table.squeeze()
 
 
@@ -220,20 +222,20 @@ def _metadata(tif: tifffile.TiffFile, series: int) -> Metadata:
     The resolution of a plain TIFF is ignored: it is that of a printer or screen (72 per inch), not of a microscope.
     """
     if tif.is_ome and tif.ome_metadata:
-        return _of_ome(tif.ome_metadata, series)
+        return _ome_metadata(tif.ome_metadata, series)
     if tif.is_imagej and tif.imagej_metadata:
-        return _of_imagej(tif, tif.imagej_metadata)
-    if tif.is_micromanager and (words := (tif.micromanager_metadata or {}).get("Summary")):
+        return _imagej_metadata(tif, tif.imagej_metadata)
+    if tif.is_micromanager and (meta := (tif.micromanager_metadata or {}).get("Summary")):
         keys = {"z": "z-step_um", "y": "PixelSize_um", "x": "PixelSize_um", "t": "Interval_ms"}
-        names = words.get("ChNames")
-        steps = steps_of({axis: (words.get(key), key.split("_")[1]) for axis, key in keys.items()})
+        names = meta.get("ChNames")
+        steps = steps_of({axis: (meta.get(key), key.split("_")[1]) for axis, key in keys.items()})
         return Metadata(steps, list(map(str, names)) if isinstance(names, list) else ())
-    if tif.is_lsm and (words := tif.lsm_metadata):
-        voxel = {axis: (words.get(f"VoxelSize{axis.upper()}"), "m") for axis in "zyx"}
-        return Metadata(steps_of(voxel | {"t": (words.get("TimeIntervall"), "s")}))
-    if tif.is_stk and (words := tif.stk_metadata):
-        pixel = {axis: (words.get(f"{axis.upper()}Calibration"), words.get("CalibrationUnits")) for axis in "yx"}
-        return Metadata(steps_of({**pixel, "z": (np.median(words["ZDistance"]), "um")}))
+    if tif.is_lsm and (meta := tif.lsm_metadata):
+        voxel = {axis: (meta.get(f"VoxelSize{axis.upper()}"), "m") for axis in "zyx"}
+        return Metadata(steps_of(voxel | {"t": (meta.get("TimeIntervall"), "s")}))
+    if tif.is_stk and (meta := tif.stk_metadata):
+        pixel = {axis: (meta.get(f"{axis.upper()}Calibration"), meta.get("CalibrationUnits")) for axis in "yx"}
+        return Metadata(steps_of({**pixel, "z": (np.median(meta["ZDistance"]), "um")}))
     return Metadata(description=str(tif.pages.first.description))
 
 
@@ -245,36 +247,36 @@ def _ome_images(xml: str) -> list[ElementTree.Element]:
         return []
 
 
-def _of_ome(xml: str, series: int) -> Metadata:
+def _ome_metadata(xml: str, series: int) -> Metadata:
     images = _ome_images(xml)
     if series >= len(images):
-        set_of = re.search(r'<BinaryOnly[^>]*MetadataFile="([^"]+)"', xml)
-        return Metadata(problem=f"is one of a set that {set_of[1]} describes, which is not read" if set_of else "")
-    words = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
-    said = images[series].attrib
-    steps = {a: (said.get(word), said.get(f"{word}Unit", "s" if a == "t" else "µm")) for a, word in words.items()}
+        master = re.search(r'<BinaryOnly[^>]*MetadataFile="([^"]+)"', xml)
+        return Metadata(problem=f"belongs to a set described in {master[1]}, which is not read" if master else "")
+    keys = {"z": "PhysicalSizeZ", "y": "PhysicalSizeY", "x": "PhysicalSizeX", "t": "TimeIncrement"}
+    meta = images[series].attrib
+    steps = {axis: (meta.get(key), meta.get(f"{key}Unit", "s" if axis == "t" else "µm")) for axis, key in keys.items()}
     names = [channel.get("Name", "") for channel in images[series].findall("{*}Channel")]
     return Metadata(steps_of(steps), names)
 
 
-def _of_imagej(tif: tifffile.TiffFile, words: Mapping[str, Any]) -> Metadata:
-    words = {key: value for key, value in words.items() if value != "cm"}  # the unit of printers
-    measured = {"z": (words.get("spacing"), words.get("zunit", words.get("unit", "")))}
+def _imagej_metadata(tif: tifffile.TiffFile, meta: Mapping[str, Any]) -> Metadata:
+    meta = {key: value for key, value in meta.items() if value != "cm"}  # the unit of printers
+    measured = {"z": (meta.get("spacing"), meta.get("zunit", meta.get("unit", "")))}
     for axis in "yx":
         resolution = tif.pages.first.tags.get(f"{axis.upper()}Resolution")
         pixels, per = resolution.value if resolution is not None else (0, 1)
-        measured[axis] = (per / pixels if pixels else None, words.get(f"{axis}unit", words.get("unit", "")))
-    steps = steps_of(measured | {"t": (words.get("finterval"), words.get("tunit", "s"))})
-    labels, channels = words.get("Labels") or [], int(words.get("channels", 1))
+        measured[axis] = (per / pixels if pixels else None, meta.get(f"{axis}unit", meta.get("unit", "")))
+    steps = steps_of(measured | {"t": (meta.get("finterval"), meta.get("tunit", "s"))})
+    labels, channels = meta.get("Labels") or [], int(meta.get("channels", 1))
     labels = [labels] if isinstance(labels, str) else labels  # tifffile returns a single label as a string
     names = list(map(str, labels[:channels]))
     # ImageJ labels planes ("slice 1 of 20", or a file's header); the labels are channel names only if they repeat
     one_line = not any("\n" in name for name in names)
     repeats = one_line and len(labels) % channels == 0 and list(labels) == names * (len(labels) // channels)
-    return Metadata(steps, names if repeats else (), description=str(words))
+    return Metadata(steps, names if repeats else (), description=str(meta))
 
 
-def _lost_page(tif: tifffile.TiffFile) -> int:
+def _first_truncated_page(tif: tifffile.TiffFile) -> int:
     """Return the offset of the first page that is not complete in the file; 0 if all are.
 
     tifffile stops there silently, or with an error that does not mention the pages before it.
@@ -286,9 +288,9 @@ def _lost_page(tif: tifffile.TiffFile) -> int:
         handle.seek(offset)
         try:
             (count,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
-            for code, kind, length, place in entry.iter_unpack(handle.read(entry.size * count)):
+            for tag, kind, length, start in entry.iter_unpack(handle.read(entry.size * count)):
                 extent = length * _BYTES.get(kind, 1)
-                if code in _PLACES and layout.offsetsize < extent and place + extent > handle.size:
+                if tag in _DATA_TAGS and layout.offsetsize < extent and start + extent > handle.size:
                     return int(offset)
             (offset,) = struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))
         except struct.error:

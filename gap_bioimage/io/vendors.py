@@ -16,22 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from gap_bioimage.errors import UnreadableImageError
-from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, told_without_unit
+from gap_bioimage.io.image import Lazy, Metadata, Stored, image_of, steps_of, unit_warning
 
-_NUMBERED = re.compile(r"(Channel|Image)(:\d+)+")  # bioio's placeholders for missing names
+_PLACEHOLDER = re.compile(r"(Channel|Image)(:\d+)+")  # of bioio, for a missing name
 
 
-def _lazy(image: Any, opened: Callable[[], Any], read: Callable[[Any], Any]) -> Lazy:
-    def part(index: tuple[Any, ...]) -> npt.NDArray[Any]:
-        with opened() as file:
-            return np.array(read(file)[index])
+def _lazy(image: Any, open_file: Callable[[], Any], array_of: Callable[[Any], Any]) -> Lazy:
+    def read(index: tuple[Any, ...]) -> npt.NDArray[Any]:
+        with open_file() as file:
+            return np.array(array_of(file)[index])
 
-    return Lazy(image.shape, image.dtype, part)
+    return Lazy(image.shape, image.dtype, read)
 
 
 def _stored(name: str, array: Any, dims: Iterable[str], steps: Mapping[str, float], channels: Sequence[str]) -> Stored:
-    known = [dim if dim.upper() in tuple("TCZYXS") else _foreign(dim) for dim in dims]
-    return Stored(name, {0: image_of(array, known, Metadata(steps, channels))})
+    dims = [dim if dim.upper() in tuple("TCZYXS") else _foreign(dim) for dim in dims]
+    return Stored(name, {0: image_of(array, dims, Metadata(steps, channels))})
 
 
 def _foreign(dim: str) -> str:
@@ -44,9 +44,9 @@ def _narrow(counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _steps(coords: Mapping[Any, Any], length: str, time: str = "s") -> dict[str, float]:
-    found = {axis.lower(): np.asarray(coords[axis]) for axis in "TZYX" if axis in coords}
-    spans = {axis: abs(c[-1] - c[0]) / (c.size - 1) for axis, c in found.items() if c.size > 1}
-    return steps_of({axis: (step, time if axis == "t" else length) for axis, step in spans.items()})
+    known = {axis.lower(): np.asarray(coords[axis]) for axis in "TZYX" if axis in coords}
+    steps = {axis: abs(c[-1] - c[0]) / (c.size - 1) for axis, c in known.items() if c.size > 1}
+    return steps_of({axis: (step, time if axis == "t" else length) for axis, step in steps.items()})
 
 
 def _lif(path: Path) -> Iterator[Stored]:
@@ -63,7 +63,7 @@ def _lif(path: Path) -> Iterator[Stored]:
             channels = image.xml_element.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
             dyes = [item.findtext("ChannelProperty[Key='DyeName']/Value") or "" for item in channels]
             stored = _stored(image.path, array, image.dims, _steps(image.coords, "m"), dyes)
-            names = [f"{image.path}/{place}" for place in range(image.sizes.get("M", 0))]
+            names = [f"{image.path}/{position}" for position in range(image.sizes.get("M", 0))]
             yield from stored.by_position(_foreign("M"), names) if names else [stored]
 
 
@@ -73,8 +73,8 @@ def _nd2(path: Path) -> Iterator[Stored]:
     with ND2File(path) as file:
         coords = file.to_xarray(delayed=True, squeeze=False).coords
         steps = _steps(coords, "um", "ms")
-        known = [channel.volume.axesCalibrated for channel in file.metadata.channels or []]
-        if known and not known[0][0]:  # for uncalibrated pixels the library returns 1 um
+        calibrated = [channel.volume.axesCalibrated for channel in file.metadata.channels or []]
+        if calibrated and not calibrated[0][0]:  # for uncalibrated pixels the library returns 1 um
             steps = {axis: step for axis, step in steps.items() if axis in "tz"}
         names = {axis: [str(name) for name in coords[axis].values] for axis in "CP" if axis in coords}
         array = _lazy(file, partial(ND2File, path), lambda file: file.to_dask())
@@ -93,7 +93,7 @@ def _ptu(path: Path) -> Iterator[Stored]:
     with PtuFile(str(path)) as file:
         dims = list(file.dims)
         if not {"Y", "X"} < set(dims) or dims[-1] != "H":
-            raise UnreadableImageError(f"{path} holds a point or a line, expected an image scan; name another file")
+            raise UnreadableImageError(f"{path} holds a point or a line, expected an image scan; choose another file")
         yield _stored("", Lazy(file.shape[:-1], np.uint32, read), dims[:-1], _steps(file.coords, "m"), ())
 
 
@@ -107,9 +107,9 @@ def _sdt(path: Path) -> Iterator[Stored]:
     with SdtFile(str(path)) as file:
         blocks = [block for block in file.data if block.ndim == 3 and min(block.shape[:2]) > 1]
     if not blocks:
-        raise UnreadableImageError(f"{path} holds decay curves, expected an image scan; name another file")
-    same = len({block.shape for block in blocks}) == 1
-    for group in [blocks] if same else [[block] for block in blocks]:
+        raise UnreadableImageError(f"{path} holds decay curves, expected an image scan; choose another file")
+    one_shape = len({block.shape for block in blocks}) == 1
+    for group in [blocks] if one_shape else [[block] for block in blocks]:
         counts = np.stack([block.sum(axis=-1, dtype=np.uint32) for block in group])
         yield _stored("", _narrow(counts), "cyx", {}, ())
 
@@ -125,9 +125,9 @@ def _czi(path: Path) -> Iterator[Stored]:
     with CziFile(str(path)) as file:
         xml = ElementTree.fromstring(file.metadata() or "<none/>")  # noqa: S314  (expat bounds its expansion)
         scenes = sorted(_tiles(file)) if old else list(file.scenes)
-        names = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
+        names = [scene.get("Name", "") for scene in xml.iterfind(".//Image/Dimensions/S/Scenes/Scene")]
         names = names if len(names) == len(scenes) else [""] * len(scenes)
-        channels = [each.get("Name", "") for each in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
+        channels = [channel.get("Name", "") for channel in xml.iterfind(".//Image/Dimensions/Channels/Channel")]
         lengths = xml.iterfind(".//Scaling/Items/Distance")
         measured = {item.get("Id", "").lower(): (item.findtext("Value"), "m") for item in lengths}
         steps = steps_of({**measured, "t": (xml.findtext(".//Image/Dimensions/T/Positions/Interval/Increment"), "s")})
@@ -144,8 +144,8 @@ def _read_czi(file: Any, path: Path, scene: Any, old: bool) -> Any:
     try:
         return _old_scene(file, scene).asarray(resize=False, max_workers=1)
     except KeyError as error:
-        told = f"{path.name} is compressed in a way (CZI's number {error}) unknown to Python 3.11"
-        raise UnreadableImageError(f"{told}; use Python 3.12 or later, or save it without compression") from None
+        problem = f"{path.name} has a compression (number {error} of CZI) that cannot be read on Python 3.11"
+        raise UnreadableImageError(f"{problem}; use Python 3.12 or later, or save it without compression") from None
 
 
 def _tiles(file: Any) -> dict[int, list[Any]]:
@@ -172,18 +172,18 @@ def _hdf5(path: Path) -> Iterator[Stored]:
     """
     import h5py
 
-    file, found = h5py.File(path, "r"), {}
-    file.visititems(lambda name, node: found.update({name: node}))
+    file, nodes = h5py.File(path, "r"), {}
+    file.visititems(lambda name, node: nodes.update({name: node}))
     file.visititems_links(
-        lambda name, link: found.update({name: file.get(name)} if isinstance(link, h5py.ExternalLink) else {})
+        lambda name, link: nodes.update({name: file.get(name)} if isinstance(link, h5py.ExternalLink) else {})
     )
-    for name, data in found.items():
+    for name, data in nodes.items():
         if data is None:
             yield Stored(name, {})
         elif isinstance(data, h5py.Dataset) and data.ndim > 1 and data.dtype.kind in "biuf":
-            parts = [source.file_name for source in data.virtual_sources()] if data.is_virtual else []
-            lost = not all("%" in part or (Path(data.file.filename).parent / part).exists() for part in parts)
-            yield Stored(name, {} if lost else {0: _dataset(data)})
+            sources = [source.file_name for source in data.virtual_sources()] if data.is_virtual else []
+            complete = all("%" in source or (Path(data.file.filename).parent / source).exists() for source in sources)
+            yield Stored(name, {0: _dataset(data)} if complete else {})
 
 
 def _dataset(data: Any) -> Any:
@@ -193,36 +193,36 @@ def _dataset(data: Any) -> Any:
     ``element_size_um`` (z, y, x: Fiji's HDF5 plugin), else from the tags' ``resolution`` and ``axis_units`` (ilastik);
     not from ``voxel_size`` and the like, which some programs write in micrometres and others in nanometres.
     """
-    said = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
-    tags = {str(tag["key"]): tag for tag in _from_json(said.get("axistags")).get("axes", [])}
+    attributes = {name: value.decode() if isinstance(value, bytes) else value for name, value in data.attrs.items()}
+    tags = {str(tag["key"]): tag for tag in _from_json(attributes.get("axistags")).get("axes", [])}
     labels = [dim.label or (dim[0].name.rpartition("/")[2] if len(dim) else "") for dim in data.dims]  # or of the scale
-    axes = list(tags) or _texts(said.get("axes", ())) or (labels if any(labels) else [])
+    axes = list(tags) or _texts(attributes.get("axes", ())) or (labels if any(labels) else [])
     if len(axes) == 1:  # as one word, "tyx" or "t, y, x"
         axes = re.findall(r"\w+" if re.search(r"\W", axes[0]) else r"\w", axes[0])
-    units = _from_json(said.get("axis_units"))
+    units = _from_json(attributes.get("axis_units"))
     measured: dict[str, Any] = {axis: (tag.get("resolution"), units.get(axis)) for axis, tag in tags.items()}
-    if "interval_s" in said:
-        measured["t"] = said["interval_s"], "s"
-    if np.shape(fiji := said.get("element_size_um", ())) == (3,):
-        measured |= {axis: (size, "um") for axis, size in zip("zyx", fiji, strict=True)}
-    channels, bare = _texts(said.get("channels", ())), told_without_unit(measured)
+    if "interval_s" in attributes:
+        measured["t"] = attributes["interval_s"], "s"
+    if np.shape(element := attributes.get("element_size_um", ())) == (3,):
+        measured |= {axis: (size, "um") for axis, size in zip("zyx", element, strict=True)}
+    meta = Metadata(steps_of(measured), _texts(attributes.get("channels", ())), warning=unit_warning(measured))
     sizes = [int("".join(_texts(data.parent.attrs.get(f"ImageSize{axis}", "0")))) for axis in "ZYX"]
     if data.ndim == len(sizes) and all(sizes):  # Imaris pads the last chunks with zeros
         axes, data = list("zyx"), Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
-    return image_of(data, axes, Metadata(steps_of(measured), channels, warning=bare))
+    return image_of(data, axes, meta)
 
 
 def _from_json(text: Any) -> dict[str, Any]:
     """Parse a JSON object; empty for other texts, which come from other programs."""
     try:
-        words = json.loads(str(text))
+        value = json.loads(str(text))
     except ValueError:
         return {}
-    return words if isinstance(words, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _texts(words: Any) -> list[str]:
-    return [word.decode() if isinstance(word, bytes) else str(word) for word in np.atleast_1d(words)]
+def _texts(values: Any) -> list[str]:
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in np.atleast_1d(values)]
 
 
 def open_with_bioio(path: Path) -> list[Stored]:
@@ -243,18 +243,18 @@ def open_with_bioio(path: Path) -> list[Stored]:
 
 
 def _bioio_scene(reader: Any, number: int, scene: str) -> Stored:
-    def chosen() -> Any:
+    def opened() -> Any:
         reader.set_scene(number)
         return reader.xarray_dask_data
 
-    image, seconds = chosen(), reader.time_interval
+    image, seconds = opened(), reader.time_interval
     seconds = seconds.total_seconds() if hasattr(seconds, "total_seconds") else seconds
     measured = {axis.lower(): (getattr(reader.physical_pixel_sizes, axis), "um") for axis in "ZYX"}
-    names = [str(each) for each in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
-    names = [] if any(map(_NUMBERED.fullmatch, names)) else names
-    array = Lazy(image.shape, image.dtype, lambda index: chosen().data[index])
+    names = [str(name) for name in np.atleast_1d(image.coords["C"].values)] if "C" in image.coords else []
+    names = [] if any(map(_PLACEHOLDER.fullmatch, names)) else names
+    array = Lazy(image.shape, image.dtype, lambda index: opened().data[index])
     levels = {0: image_of(array, image.dims, Metadata(steps_of(measured | {"t": (seconds, "s")}), names))}
-    return Stored("" if _NUMBERED.fullmatch(scene) else scene, levels)
+    return Stored("" if _PLACEHOLDER.fullmatch(scene) else scene, levels)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Stored]]] = {

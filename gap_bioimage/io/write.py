@@ -30,7 +30,7 @@ def check_output(path: Path, source: Path | None = None) -> None:
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path} is the input itself and is not overwritten; give the output another name")
     if path.suffix.lower() == ".zarr" and path.exists() and not is_zarr(path):
-        raise OutputError(f"{path} is there already and is no Zarr store, so that it is kept; choose another name")
+        raise OutputError(f"{path} already exists and is not a Zarr store, so it is kept; choose another name")
 
 
 def write_image(
@@ -67,18 +67,18 @@ def write_image(
     check_output(path)
     if dims is not None or not isinstance(image, xr.DataArray):  # dims of a DataArray may include sample
         image = as_image(image, dims)
-    named = ["t" if dim == "sample" else str(dim) for dim in image.dims]
-    if not {"y", "x"} <= set(named) <= set(AXES) or len(set(named)) < len(named):
-        told = f"cannot write an image with dims {image.dims}, expected y, x and some of t (or sample), c, z"
-        raise AxesError(f"{told}; rename them, or write one sample at a time")
+    axes = ["t" if dim == "sample" else str(dim) for dim in image.dims]
+    if not {"y", "x"} <= set(axes) <= set(AXES) or len(set(axes)) < len(axes):
+        problem = f"cannot write an image with dims {image.dims}, expected y, x and some of t (or sample), c, z"
+        raise AxesError(f"{problem}; rename them, or write one sample at a time")
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, image.values, allow_pickle=False)
         return
     tiff = suffix in (".tif", ".tiff")
-    image = image.rename({old: new for old, new in zip(image.dims, named, strict=True) if old != new})
-    image = image.transpose(*(axis for axis in ("tzcyx" if tiff else AXES) if axis in named))
+    image = image.rename({old: new for old, new in zip(image.dims, axes, strict=True) if old != new})
+    image = image.transpose(*(axis for axis in ("tzcyx" if tiff else AXES) if axis in axes))
     image, meta = image.copy(data=_storable(path, image.values, tiff)), metadata_of(image)
     with replacing(path, folder=suffix == ".zarr") as temporary:
         try:
@@ -100,8 +100,8 @@ def _storable(path: Path, values: npt.NDArray[Any], narrow: bool) -> npt.NDArray
     """Return the values in a dtype that all formats support; readers of TIFF do not support 64-bit integers."""
     kind = values.dtype.kind
     if kind not in "biuf" or not values.size:
-        told = f"images hold real numbers in some pixels, given {values.dtype} and {values.shape}"
-        raise OutputError(f"cannot write {path}: {told}; write .npy instead")
+        problem = f"expected real numbers in at least one pixel, given {values.dtype} of shape {values.shape}"
+        raise OutputError(f"cannot write {path}: {problem}; write .npy instead")
     if narrow and kind in "iu" and values.dtype.itemsize == 8:
         for ends in map(np.iinfo, (np.uint32, np.int32)):
             if ends.min <= values.min(initial=0) and values.max(initial=0) <= ends.max:
@@ -123,30 +123,30 @@ def _write_tiff(temporary: Path, path: Path, image: xr.DataArray, meta: Metadata
 def _imagej(meta: Metadata, image: xr.DataArray) -> dict[str, Any]:
     """Return ImageJ's metadata and resolution (pixels per micrometre, x and y) for axes in the order t z c y x."""
     steps = meta.steps
-    words: dict[str, Any] = {"axes": "".join(map(str, image.dims)).upper()}
-    words["mode"] = "composite" if "c" in image.dims else "grayscale"
+    metadata: dict[str, Any] = {"axes": "".join(map(str, image.dims)).upper()}
+    metadata["mode"] = "composite" if "c" in image.dims else "grayscale"
     resolution = None
     if "x" in steps and "y" in steps:  # ImageJ has one unit for all axes, so z cannot be stored alone
         resolution = (1 / steps["x"], 1 / steps["y"])
-        words |= {"unit": "micron"} | ({"spacing": steps["z"]} if "z" in steps else {})
+        metadata |= {"unit": "micron"} | ({"spacing": steps["z"]} if "z" in steps else {})
     if "t" in steps:
-        words["finterval"] = steps["t"]
+        metadata["finterval"] = steps["t"]
     if meta.channels:  # one label per plane; channels run fastest
         planes = math.prod(image.sizes.get(axis, 1) for axis in "tzc")
-        words["Labels"] = [*meta.channels] * (planes // len(meta.channels))
-    return {"metadata": words, "resolution": resolution}
+        metadata["Labels"] = [*meta.channels] * (planes // len(meta.channels))
+    return {"metadata": metadata, "resolution": resolution}
 
 
 def _ome(meta: Metadata, axes: str) -> dict[str, Any]:
     """Return OME metadata for tifffile, for axes out of TZCYX in that order."""
-    words: dict[str, Any] = {"axes": axes}
+    metadata: dict[str, Any] = {"axes": axes}
     for axis, size in meta.pixel_size_um.items():
-        words |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "µm"}
+        metadata |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "µm"}
     if "t" in meta.steps:
-        words |= {"TimeIncrement": meta.steps["t"], "TimeIncrementUnit": "s"}
+        metadata |= {"TimeIncrement": meta.steps["t"], "TimeIncrementUnit": "s"}
     if meta.channels:
-        words["Channel"] = {"Name": [*meta.channels]}
-    return words | ({"Name": meta.name} if meta.name else {})
+        metadata["Channel"] = {"Name": [*meta.channels]}
+    return metadata | ({"Name": meta.name} if meta.name else {})
 
 
 def _write_hdf5(path: Path, image: xr.DataArray, meta: Metadata, compression: str | None) -> None:
