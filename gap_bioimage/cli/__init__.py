@@ -19,11 +19,11 @@ app = typer.Typer(
 
 Most need three commands:
 \b
-  gap-bioimage inspect IMAGE                is it photon counts, and what to do
+  gap-bioimage inspect IMAGE                check for photon counts, and see what to do next
   gap-bioimage train IMAGES --out RUN       train on these images alone
-  gap-bioimage denoise RUN IMAGE OUT.tif    see what it makes of one
+  gap-bioimage denoise RUN IMAGE OUT.tif    denoise an image with the result
 """,
-    epilog="--debug, anywhere on the line, shows tracebacks.",
+    epilog="--debug, anywhere in a command, shows tracebacks.",
 )
 
 _GROUPS = {
@@ -36,8 +36,8 @@ for _group, _verbs in _GROUPS.items():
         app.command(_verb.__name__.replace("_", "-"), cls=Verb, rich_help_panel=_group)(grouped(_verb))
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         import gap_bioimage
 
         print(gap_bioimage.__version__)
@@ -70,5 +70,5 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     if code == 130:  # newer versions of typer return it after Ctrl-C, without a message
-        complain("stopped; training continues with --resume, sampling with the same command")
+        complain("stopped; resume training with --resume, and sampling with the same command")
     sys.exit(code if isinstance(code, int) else 0)

@@ -112,8 +112,8 @@ def with_flags(message: str) -> str:
     """Return a message of the library with its Python arguments as options of the command line."""
     message = re.sub(r"sum_frames\(movie, (\d+)\)", r"--sum-frames \1", message)
 
-    def flag(found: re.Match[str]) -> str:
-        return f"--{found[1].replace('_', '-')} {found[2] or (found[3] or '').lower()}".rstrip()
+    def flag(match: re.Match[str]) -> str:
+        return f"--{match[1].replace('_', '-')} {match[2] or (match[3] or '').lower()}".rstrip()
 
     return _OPTION.sub(flag, message)
 
@@ -122,7 +122,7 @@ def report_error(error: Exception) -> int:
     """Print an error as a sentence and return the exit code."""
     from gap_bioimage.errors import GapError
 
-    told = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     if isinstance(error, typer.Abort):
         return 130
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -130,17 +130,17 @@ def report_error(error: Exception) -> int:
         return 2
     if isinstance(error, _CLICK_ERRORS):
         context = getattr(error, "ctx", None)
-        told = f"{' '.join(error.format_message().split()).rstrip('.')}; see `"
-        told += f"{context.command_path if context else 'gap-bioimage'} --help`"
+        command = context.command_path if context else "gap-bioimage"
+        text = f"{' '.join(error.format_message().split()).rstrip('.')}; see `{command} --help`"
     elif isinstance(error, OSError) and not isinstance(error, GapError):
-        told = f"{error.filename or 'a file'}: {error.strerror or error}"
+        text = f"{error.filename or 'a file'}: {error.strerror or error}"
     elif isinstance(error, MemoryError):
-        told = f"not enough memory: {told}; give a smaller image or shape, or fewer samples"
+        text = f"not enough memory: {text}; give a smaller image or shape, or fewer samples"
     elif isinstance(error, (GapError, ValueError)):
-        told = with_flags(str(error))
+        text = with_flags(str(error))
     else:
-        told = f"{type(error).__name__}: {told[:300]} (run again with --debug to see where; please report it)"
-    complain(told)
+        text = f"{type(error).__name__}: {text[:300]} (run again with --debug to see where; please report it)"
+    complain(text)
     return 2
 
 

@@ -14,23 +14,23 @@ from typer import Argument, Option
 
 from gap_bioimage.cli import options
 from gap_bioimage.cli.console import Bar, keep_memory, say, sizes, write_json
-from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection
+from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection, camera_option
 
 if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig
     from gap_bioimage.inference.sampling import Progress
     from gap_bioimage.model import Model
 
-_SAMPLES = "Samples (.tif, .ome.tif, .ome.zarr, .h5, .npy); _mean, _std, _figure.png beside it."
-_STEPS = "Network evaluations per sample of the sqrt schedule; 10 when not given."
-_STOP_DB = "Mean photons per pixel to stop at, as 10 log10; by default the training's, at most 20 dB above the image."
-_COVERAGE = "Hold half of the photons out and see whether samples predict them."
-_REGIONS = "Label image: print the photons of each region and their standard deviation."
-_PART = "Do part I of N of a volume only, counted from 1: for job arrays."
-_SCHEDULER = "Do a volume with the workers of this dask scheduler, such as tcp://node:8786."
-_BLOCK = "What of a volume is done and stored at once, such as 64,512,512; chosen when not given."
-Samples = Annotated[int, Option(min=1, help="How many.")]
-Batch = Annotated[int | None, Option(min=1, help="Samples per run of the network; chosen when not given.")]
+_SAMPLES = "Samples to write (.tif, .ome.tif, .ome.zarr, .h5, .npy), with _mean, _std and _figure.png beside them."
+_STEPS = "Network evaluations per sample with the sqrt schedule; by default 10."
+_STOP_DB = "Stop at this 10 log10 of mean photons per pixel; by default the training's, at most 20 dB above the image."
+_COVERAGE = "Hold out half of the photons, and check whether samples predict them."
+_REGIONS = "Label image: print the photons of each region with their standard deviation."
+_PART = "Process only part I of N of a volume, counted from 1, as in job arrays."
+_SCHEDULER = "Process a volume on the workers of this dask scheduler, such as tcp://node:8786."
+_BLOCK = "Size of the blocks in which a volume is processed and stored, such as 64,512,512; by default automatic."
+Samples = Annotated[int, Option(min=1, help="Number of samples.")]
+Batch = Annotated[int | None, Option(min=1, help="Samples per run of the network; by default automatic.")]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Regions:
 
     regions: Annotated[Path | None, Option(help=_REGIONS)] = None
     seed: Annotated[int, Option(min=0, help="Seed of the estimate for --regions.")] = 0
-    json_out: Annotated[Path | None, Option("--json", help="Write the regions to this file; - prints.")] = None
+    json_out: Annotated[Path | None, Option("--json", help="Write the regions to this file; - prints them.")] = None
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,28 @@ class Drawing:
 
     samples: Samples
     seed: options.Seed
-    states: Annotated[bool, Option("--states", help="Write the counts after every step, too.")] = False
+    states: Annotated[bool, Option("--states", help="Also write the counts after every step.")] = False
     batch: Batch = None
     check_coverage: Annotated[bool, Option("--check-coverage", help=_COVERAGE)] = False
 
 
 @dataclass(frozen=True)
-class Growth:
+class GeometricSchedule:
     """Schedule options of ``generate``, which starts without photons."""
 
-    beta: Annotated[float | None, Option(help="Growth per step of the geometric schedule; 0.1 when not given.")] = None
+    beta: Annotated[float | None, Option(help="Growth per step of the geometric schedule; by default 0.1.")] = None
     stop_db: Annotated[float | None, Option(help=_STOP_DB)] = None
 
-    def settings(self, **more: Any) -> SamplingConfig:
+    def settings(self, **others: Any) -> SamplingConfig:
         """Return the settings as the library takes them."""
         from gap_bioimage.config import SamplingConfig
 
-        given = asdict(self) | more
-        return SamplingConfig.from_dict({key: value for key, value in given.items() if value is not None})
+        settings = asdict(self) | others
+        return SamplingConfig.from_dict({key: value for key, value in settings.items() if value is not None})
 
 
 @dataclass(frozen=True)
-class Steps(Growth):
+class Schedule(GeometricSchedule):
     """Schedule options of ``sample``, which starts with the photons of an image."""
 
     steps: Annotated[int | None, Option(min=1, help=_STEPS)] = None
@@ -82,26 +82,26 @@ class Volumes(Running):
 
     part: Annotated[str | None, Option(metavar="I/N", help=_PART)] = None
     scheduler: Annotated[str | None, Option(metavar="ADDRESS", help=_SCHEDULER)] = None
-    status: Annotated[bool, Option("--status", help="Tell how much of a volume is done, and do nothing.")] = False
-    verify: Annotated[bool, Option("--verify", help="Do again what of a volume is damaged.")] = False
+    status: Annotated[bool, Option("--status", help="Print how much of a volume is done, and stop.")] = False
+    verify: Annotated[bool, Option("--verify", help="Process damaged blocks of a volume again.")] = False
     block: Annotated[str | None, Option(help=_BLOCK)] = None
     ome_zarr: Annotated[Literal["0.5", "0.4"], Option(help="OME-Zarr version of a volume; 0.5 has shards.")] = "0.5"
 
-    def asked(self, out: Path) -> bool:
+    def has_volume_options(self, out: Path) -> bool:
         """Whether any volume option was given; refuse them unless ``out`` ends in .zarr."""
         given = self != Volumes(self.tile, self.halo, self.device, self.precision)
         if given and out.suffix.lower() != ".zarr":
-            raise typer.BadParameter(f"options of volumes are for results that end in .zarr, not for {out}")
+            raise typer.BadParameter(f"volume options are for outputs that end in .zarr, not for {out}")
         return given
 
-    def of_volumes(self) -> dict[str, Any]:
+    def volume_options(self) -> dict[str, Any]:
         """Return the options as arguments of the library."""
-        found = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
-        if found is None:
-            raise typer.BadParameter(f"--part is {self.part!r}, expected one such as 3/16")
-        how = {"scheduler": self.scheduler, "verify": self.verify, "version": self.ome_zarr}
+        part = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
+        if part is None:
+            raise typer.BadParameter(f"--part is {self.part!r}, expected a part such as 3/16")
         block = options.parse_pixels(self.block, "--block")
-        return {"part": (int(found[1]), int(found[2])), "block_px": block, **how, **self.options()}
+        volume = {"scheduler": self.scheduler, "verify": self.verify, "version": self.ome_zarr, "block_px": block}
+        return {"part": (int(part[1]), int(part[2])), **volume, **self.options()}
 
 
 def denoise(
@@ -112,7 +112,7 @@ def denoise(
     layout: Layout,
     running: Volumes,
     detector: Detector,
-    told: Regions,
+    region: Regions,
     quiet: Quiet = False,
 ) -> None:
     """Denoise photon counts: estimate the expected photons per pixel (MMSE).
@@ -123,38 +123,38 @@ def denoise(
     from gap_bioimage.inference.files import read_for_model
     from gap_bioimage.io import check_output
 
-    if running.asked(out) and told.regions is not None:
-        raise typer.BadParameter("--regions takes an image that fits into memory, without options of volumes")
-    if told.json_out is not None and told.regions is None:
-        raise typer.BadParameter("--json is the file for what --regions tells; give both")
+    if running.has_volume_options(out) and region.regions is not None:
+        raise typer.BadParameter("--regions takes an image that fits into memory, without volume options")
+    if region.json_out is not None and region.regions is None:
+        raise typer.BadParameter("--json is the file for the results of --regions; give both")
     if running.status:
         print(gap.volume_status(out))
         return
 
-    if layout != Layout() and told.regions is not None:
+    if layout != Layout() and region.regions is not None:
         flags = " ".join(f"--{name.replace('_', '-')}" for name, value in asdict(layout).items() if value)
         raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, without {flags}")
     check_output(out)
     loaded = gap.load_model(model)
-    camera = loaded.camera_for(options.camera_asked(detector.camera))
-    if out.suffix.lower() == ".zarr" and told.regions is None:
-        given = running.of_volumes() | asdict(layout) | {"camera": camera}
-        _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
+    camera = loaded.camera_for(camera_option(detector.camera))
+    if out.suffix.lower() == ".zarr" and region.regions is None:
+        arguments = running.volume_options() | asdict(layout) | {"camera": camera}
+        _run_blockwise(loaded, image, out, detector.sum_frames, selection, quiet, **arguments)
         return
     keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
-    where: dict[str, Any] = {"camera": camera, **running.options()}
-    if told.regions is not None:
+    arguments = {"camera": camera, **running.options()}
+    if region.regions is not None:
         axes = selection.axes
-        labels = gap.read_photons(told.regions, axes if axes and "c" not in axes else None, check=False)
-        exact = {name: value for name, value in where.items() if name != "precision"}  # small differences of rates
-        found = gap.region_uncertainty(loaded, counts, labels, seed=told.seed, **exact)
-        write_json(told.json_out, [[region.to_dict() for region in found]])
-        for region in found:
-            say(quiet or str(told.json_out) == "-", str(region))
+        labels = gap.read_photons(region.regions, axes if axes and "c" not in axes else None, check=False)
+        exact = {name: value for name, value in arguments.items() if name != "precision"}  # small differences of rates
+        estimates = gap.region_uncertainty(loaded, counts, labels, seed=region.seed, **exact)
+        write_json(region.json_out, [[estimate.to_dict() for estimate in estimates]])
+        for estimate in estimates:
+            say(quiet or str(region.json_out) == "-", str(estimate))
     with Bar(quiet, "denoising") as (bar, task):
-        where["on_tile"] = lambda done, total: bar.update(task, completed=done, total=total)
-        rate = gap.denoise(loaded, counts, **asdict(layout), **where)
+        arguments["on_tile"] = lambda done, total: bar.update(task, completed=done, total=total)
+        rate = gap.denoise(loaded, counts, **asdict(layout), **arguments)
     gap.write_image(out, rate)
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 
@@ -164,7 +164,7 @@ def sample(
     image: options.Image,
     out: Annotated[Path, Argument(help=_SAMPLES)],
     drawing: Drawing,
-    how: Steps,
+    sampling: Schedule,
     selection: Selection,
     layout: Layout,
     running: Volumes,
@@ -185,43 +185,44 @@ def sample(
     from gap_bioimage.io import check_output
     from gap_bioimage.pictures import save_figure
 
-    in_blocks = running.asked(out)
+    blockwise = running.has_volume_options(out)
     if running.status:
         print(gap.volume_status(beside(out, "mean")))
         return
-    option, other = ("steps", "sqrt") if how.schedule == "geometric" else ("beta", "geometric")
-    if getattr(how, option) is not None:
+    option, other = ("steps", "sqrt") if sampling.schedule == "geometric" else ("beta", "geometric")
+    if getattr(sampling, option) is not None:
         raise typer.BadParameter(f"--{option} belongs to --schedule {other}")
-    settings = how.settings()
-    for place in (out, beside(out, "mean"), beside(out, "std")):
-        check_output(place, image)
+    settings = sampling.settings()
+    for path in (out, beside(out, "mean"), beside(out, "std")):
+        check_output(path, image)
     loaded = gap.load_model(model)
-    camera = loaded.camera_for(options.camera_asked(detector.camera))
+    camera = loaded.camera_for(camera_option(detector.camera))
     if drawing.check_coverage:
         refuse_one_bit(loaded, "coverage")
-    if in_blocks or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
+    if blockwise or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
         if drawing.states or drawing.check_coverage:
             raise typer.BadParameter("--states and --check-coverage take an image that fits into memory")
-        given = running.of_volumes() | asdict(layout) | {"settings": settings, "camera": camera}
-        given |= {"n_samples": drawing.samples, "seed": drawing.seed, "batch": drawing.batch}
-        _fill(loaded, image, out, detector.sum_frames, selection, quiet, **given)
+        arguments = running.volume_options() | asdict(layout) | {"settings": settings, "camera": camera}
+        arguments |= {"n_samples": drawing.samples, "seed": drawing.seed, "batch": drawing.batch}
+        _run_blockwise(loaded, image, out, detector.sum_frames, selection, quiet, **arguments)
         return
     keep_memory()
     counts = read_for_model(loaded, image, camera, detector.sum_frames, may_be_empty=True, **asdict(selection))
-    own = re.search(r"_((?:states_)?\d{3,})\.", image.name)  # names like those of results for movies and --states
-    if own and (drawing.states if own[1].startswith("states") else "t" in counts.dims):
-        check_output(beside(out, own[1]), image)
-    given = asdict(drawing) | asdict(layout) | running.options() | {"settings": settings, "camera": camera}
-    check = given.pop("check_coverage")
+    suffix = re.search(r"_((?:states_)?\d{3,})\.", image.name)  # as in names of results for movies and --states
+    if suffix and (drawing.states if suffix[1].startswith("states") else "t" in counts.dims):
+        check_output(beside(out, suffix[1]), image)
+    arguments = asdict(layout) | running.options() | {"settings": settings, "camera": camera}
+    arguments |= {"seed": drawing.seed, "batch": drawing.batch}
     with Bar(quiet, "sampling") as bar:
-        drawn, files = sample_to_files(loaded, counts, out, given.pop("samples"), on_step=_reporter(*bar), **given)
-    if check:
+        arguments["on_step"] = _reporter(*bar)
+        drawn, files = sample_to_files(loaded, counts, out, drawing.samples, states=drawing.states, **arguments)
+    if drawing.check_coverage:
         files.append(beside(out, "coverage", ".png"))
-        given.pop("states")
         with Bar(quiet, "checking") as bar:
-            found = gap.coverage(loaded, counts, max(drawing.samples, 2), on_step=_reporter(*bar), **given)
-        save_figure(found.draw(), files[-1])
-        say(quiet, str(found))
+            arguments["on_step"] = _reporter(*bar)
+            coverage = gap.coverage(loaded, counts, max(drawing.samples, 2), **arguments)
+        save_figure(coverage.draw(), files[-1])
+        say(quiet, str(coverage))
     say(quiet, "\n".join(f"{file}" for file in files))
     say(quiet, f"{sizes(drawn)}, {float(drawn.mean()):.3g} photons per pixel")
 
@@ -229,12 +230,12 @@ def sample(
 def generate(
     model: ModelPath,
     out: options.Out,
-    shape: Annotated[str, Option(help="Pixels, such as 256,256 or 16,128,128.")],
+    shape: Annotated[str, Option(help="Size in pixels, such as 256,256 or 16,128,128.")],
     seed: options.Seed,
-    growth: Growth,
+    growth: GeometricSchedule,
     running: Running,
     samples: Samples = 1,
-    movie: Annotated[Path | None, Option(help="Photons beside the denoised state as they grow (.gif, .mp4).")] = None,
+    movie: Annotated[Path | None, Option(help="Movie of the photons beside their denoised state (.gif, .mp4).")] = None,
     batch: Batch = None,
     quiet: Quiet = False,
 ) -> None:
@@ -245,15 +246,15 @@ def generate(
 
     settings = growth.settings(schedule="geometric")
     check_output(out)
-    given: dict[str, Any] = {"movie": movie, "seed": seed, "settings": settings, "batch": batch, **running.options()}
+    arguments = {"movie": movie, "seed": seed, "settings": settings, "batch": batch, **running.options()}
     pixels = options.parse_pixels(shape, "--shape") or ()
     with Bar(quiet, "generating") as bar:
-        images = generate_to_file(gap.load_model(model), out, pixels, samples, on_step=_reporter(*bar), **given)
+        images = generate_to_file(gap.load_model(model), out, pixels, samples, on_step=_reporter(*bar), **arguments)
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
 
 
-def _fill(
-    model: Model, image: Path, out: Path, n_frames: int | None, selection: Selection, quiet: bool, **given: Any
+def _run_blockwise(
+    model: Model, image: Path, out: Path, n_frames: int | None, selection: Selection, quiet: bool, **arguments: Any
 ) -> None:
     """Denoise or sample a volume block by block."""
     from gap_bioimage.inference.volumes import denoise_volume
@@ -265,8 +266,8 @@ def _fill(
             speed = f"{done / 1e6 / max(time.monotonic() - start, 1e-9):.3g} Mvoxel/s"
             bar.update(task, completed=done, total=total, description=speed)
 
-        given |= {"selection": asdict(selection), "sum_frames": n_frames, "on_block": report}
-        status = denoise_volume(model, image, out, **given)
+        arguments |= {"selection": asdict(selection), "sum_frames": n_frames, "on_block": report}
+        status = denoise_volume(model, image, out, **arguments)
     say(quiet, f"{out}: {status}")
 
 

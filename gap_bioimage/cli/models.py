@@ -10,17 +10,17 @@ from typer import Argument, Option
 
 from gap_bioimage.cli import options
 from gap_bioimage.cli.console import print_table, say, write_json
-from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selection, camera_asked
+from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selection, camera_option
 
-_DEMO = "Where to write; must not hold an earlier demo."
-_COUNTING = "The camera of the images, from calibrate, if they are not counts."
-_INIT = "Start from the weights of this run, checkpoint (ours, the original's) or zip."
+_DEMO = "Folder to write to, without an earlier demo."
+_CAMERA = "Camera file from calibrate, for images that are not photon counts."
+_INIT = "Start from the weights of this run, checkpoint (ours or the original GAP's) or zip."
 _KIND = (
-    "denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a postprocessing file, for "
-    "bioimageio.core 0.10.3 or newer only)."
+    "denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a postprocessing file, only for "
+    "bioimageio.core 0.10.3 or newer)."
 )
-_OPERATION = "Own Python that changes the output; bioimageio.core only."
-_KWARGS = "What NAME is called with, such as '{threshold: 2.5}'."
+_OPERATION = "Your own Python function for the output; bioimageio.core only."
+_KWARGS = "Arguments of NAME, such as '{threshold: 2.5}'."
 
 
 def demo(
@@ -36,19 +36,19 @@ def demo(
 class Training:
     """Options for the network, its training, the images and the machine."""
 
-    dim: Annotated[int | None, Option(min=2, max=3, help="Dimensions of the network; else the images decide.")] = None
-    config: Annotated[Path | None, Option(help="Settings (yaml).")] = None
-    set_: Annotated[list[str] | None, Option("--set", help="A setting, such as train.steps=500.")] = None
-    seed: Annotated[int | None, Option(min=0, help="The same as --set train.seed.")] = None
-    purpose: Annotated[str | None, Option("--for", help="denoise, sample or generate: the range of brightness.")] = None
-    size: Annotated[str | None, Option(help="small (fast on laptops and in Fiji), base or large: the network.")] = None
-    camera: Annotated[Path | None, Option(metavar="YAML", help=_COUNTING)] = None
+    dim: Annotated[int | None, Option(min=2, max=3, help="Dimensions of the network; by default the images'.")] = None
+    config: Annotated[Path | None, Option(help="Settings file (yaml).")] = None
+    set_: Annotated[list[str] | None, Option("--set", help="A setting, such as train.steps=500; repeatable.")] = None
+    seed: Annotated[int | None, Option(min=0, help="Same as --set train.seed.")] = None
+    purpose: Annotated[str | None, Option("--for", help="Range of brightness for: denoise, sample or generate.")] = None
+    size: Annotated[str | None, Option(help="Network: small (fast on laptops and in Fiji), base or large.")] = None
+    camera: Annotated[Path | None, Option(metavar="YAML", help=_CAMERA)] = None
     sum_frames: options.SumFrames = None
     time_as_z: options.TimeAsZ = False
     separate_channels: options.SeparateChannels = False
-    repeats: Annotated[str | None, Option(help="t where frames repeat a still scene: others are the target.")] = None
+    repeats: Annotated[str | None, Option(help="t if frames repeat a still scene: other frames are the target.")] = None
     init: Annotated[Path | None, Option(help=_INIT)] = None
-    resume: Annotated[bool, Option("--resume", help="Continue the run in --out.")] = False
+    resume: Annotated[bool, Option("--resume", help="Resume the run in --out.")] = False
     device: options.Device = "auto"
     devices: Annotated[str, Option(help="Number of devices, or auto.")] = "1"
     num_nodes: Annotated[int, Option(min=1, help="Number of machines.")] = 1
@@ -65,9 +65,9 @@ class Training:
 
 def train(
     images: Annotated[list[Path], Argument(help="Images or folders of photon counts.")],
-    out: Annotated[Path, Option(help="Run folder.")],
+    out: Annotated[Path, Option(help="Run folder to write.")],
     selection: Selection,
-    how: Training,
+    training: Training,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on photon counts alone."""
@@ -76,19 +76,20 @@ def train(
     from gap_bioimage.io.image import time_as_z
     from gap_bioimage.training.run_folder import check_place
 
-    check_place(out, how.resume)
-    resumed = how.resume and how.config is None and (out / "config.yaml").exists()
-    shorthands: dict[str, Any] = {"network.dim": how.dim, "train.seed": how.seed, "thinning.ceiling": how.sum_frames}
-    shorthands |= {"train.purpose": how.purpose, "train.size": how.size, "train.repeats": how.repeats}
+    check_place(out, training.resume)
+    resumed = training.resume and training.config is None and (out / "config.yaml").exists()
+    shorthands: dict[str, Any] = {"network.dim": training.dim, "train.seed": training.seed}
+    shorthands |= {"thinning.ceiling": training.sum_frames, "train.repeats": training.repeats}
+    shorthands |= {"train.purpose": training.purpose, "train.size": training.size}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
-    settings = RunConfig.read(out / "config.yaml" if resumed else how.config, overrides + (how.set_ or []))
-    counting = how.camera is None and settings.camera is None and settings.thinning.ceiling is None
-    counts = gap.read_images(images, check=counting, on_disk=how.sum_frames is None, **asdict(selection))
-    if (n := how.sum_frames) is not None:
+    settings = RunConfig.read(out / "config.yaml" if resumed else training.config, overrides + (training.set_ or []))
+    are_counts = training.camera is None and settings.camera is None and settings.thinning.ceiling is None
+    counts = gap.read_images(images, check=are_counts, on_disk=training.sum_frames is None, **asdict(selection))
+    if (n := training.sum_frames) is not None:
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
-    if how.time_as_z:
+    if training.time_as_z:
         counts = [time_as_z(image) for image in counts]
-    model = gap.train(counts, out, settings, progress=not quiet, **how.options())
+    model = gap.train(counts, out, settings, progress=not quiet, **training.options())
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
 
@@ -98,22 +99,22 @@ class Graph:
     """Options for what a zip computes."""
 
     kind: Annotated[str, Option(help=_KIND)] = "denoise"
-    n_samples: Annotated[int, Option("--samples", help="Samples to draw, by kinds that sample.")] = 4
+    n_samples: Annotated[int, Option("--samples", help="Number of samples, for kinds that sample.")] = 4
     n_steps: Annotated[int, Option("--steps", help="Network evaluations per sample.")] = 8
     seed: Annotated[int, Option(help="Seed of the samples' noise.")] = 0
     postprocessing: Annotated[str | None, Option(metavar="FILE.py:NAME", help=_OPERATION)] = None
     postprocessing_kwargs: Annotated[str | None, Option(metavar="YAML", help=_KWARGS)] = None
-    onnx: Annotated[bool, Option("--onnx", help="Add ONNX weights; of kind denoise only.")] = False
+    onnx: Annotated[bool, Option("--onnx", help="Add ONNX weights; for kind denoise only.")] = False
 
 
 def export(
     graph: Graph,
     model: Annotated[Path | None, Argument(help="Run folder, checkpoint or zip.")] = None,
-    out: Annotated[Path | None, Argument(help="The zip to write.")] = None,
+    out: Annotated[Path | None, Argument(help="Zip to write.")] = None,
     card: Annotated[Path | None, Option(help="Model card (yaml); --init-card writes a template.")] = None,
     camera: Camera = None,
-    test_image: Annotated[Path | None, Option(help="Real counts to test with, if the model has none.")] = None,
-    device: Annotated[str, Option(help="Where to validate the zip: cpu, cuda, ...")] = "cpu",
+    test_image: Annotated[Path | None, Option(help="Image of real counts to test with, if the model has none.")] = None,
+    device: Annotated[str, Option(help="Device for the validation: cpu, cuda, ...")] = "cpu",
     init_card: Annotated[Path | None, Option(help="Write a commented card to fill in, and stop.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -122,7 +123,7 @@ def export(
 
     if init_card is not None:
         write_template(init_card)
-        say(quiet, f"{init_card}: fill in the fields, then give it as --card")
+        say(quiet, f"{init_card}: written; fill in the fields, then export with --card {init_card}")
         return
     if model is None or out is None or card is None:
         raise typer.BadParameter("export needs MODEL, OUT.zip and --card card.yaml (or --init-card card.yaml alone)")
@@ -133,10 +134,10 @@ def export(
     import gap_bioimage as gap
     from gap_bioimage.validation.reports.terminal import print_report
 
-    given: dict[str, Any] = asdict(graph) | {"test_image": test_image, "device": device, "camera": camera_asked(camera)}
+    arguments = asdict(graph) | {"test_image": test_image, "device": device, "camera": camera_option(camera)}
     with contextlib.suppress(yaml.YAMLError):  # invalid yaml stays text, which the library refuses
-        given["postprocessing_kwargs"] = yaml.safe_load(graph.postprocessing_kwargs or "{}")
-    report = gap.export(model, out, card, on_stage=lambda stage: say(quiet, f"{stage} ..."), **given)
+        arguments["postprocessing_kwargs"] = yaml.safe_load(graph.postprocessing_kwargs or "{}")
+    report = gap.export(model, out, card, on_stage=lambda stage: say(quiet, f"{stage} ..."), **arguments)
     if not quiet:
         print_report(report)
     say(quiet, f"{out}: written, {out.stat().st_size / 1e6:.1f} MB")

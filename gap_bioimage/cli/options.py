@@ -18,23 +18,23 @@ from gap_bioimage import pretrained
 from gap_bioimage.errors import OutputError
 from gap_bioimage.files import check_place
 
-Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
-Device = Annotated[str, Option(help="auto, cpu, cuda, ...")]
-Seed = Annotated[int, Option(min=0, help="Seed of everything random.")]
+Quiet = Annotated[bool, Option("--quiet", help="Print only errors and warnings.")]
+Device = Annotated[str, Option(help="Device to run on: auto, cpu, cuda, ...")]
+Seed = Annotated[int, Option(min=0, help="Seed of all random numbers.")]
 Json = Annotated[Path | None, Option("--json", help="Write the report as JSON to this file; - prints it.")]
-Image = Annotated[Path, Argument(help="Photon counts, or a camera image with its camera.")]
-Out = Annotated[Path, Argument(help="The image to write (.tif, .ome.tif, .ome.zarr, .h5, .npy).")]
-RunCode = Annotated[bool, Option("--run-code", help="Allow Python code of the model to run.")]
+Image = Annotated[Path, Argument(help="Image of photon counts, or of a camera (see --camera).")]
+Out = Annotated[Path, Argument(help="Image to write (.tif, .ome.tif, .ome.zarr, .h5, .npy).")]
+RunCode = Annotated[bool, Option("--run-code", help="Allow Python code in the model to run.")]
 ModelPath = Annotated[Path, Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")]
-_PRETRAINED = f"A model that comes with the package, in the place of MODEL: {', '.join(pretrained.names())}."
+_PRETRAINED = f"Use a model from the package in place of MODEL: {', '.join(pretrained.names())}."
 Pretrained = Annotated[str | None, Option(metavar="NAME", help=_PRETRAINED)]
-_OF_MODEL = "The camera of the images, from calibrate; the model's own when not given, none for counts."
-Camera = Annotated[str | None, Option(metavar="YAML", help=_OF_MODEL)]
-SumFrames = Annotated[int | None, Option(min=1, help="Sum so many frames t of a one-bit (single-photon) camera.")]
-TimeAsZ = Annotated[bool, Option("--time-as-z", help="Let a 3D model see a movie as a stack.")]
-_PRECISION = "float32, bf16 (a thousandth off, faster on GPUs and some CPUs), auto: bf16 on GPUs if it changes little."
-_BESIDES = ("json_out", "plot", "truth", "movie", "html", "junit")  # outputs other than ``out``
-_EACH_CHANNEL = "Let a model of one channel see each channel by itself."
+_CAMERA = "Camera file from calibrate, or none for photon counts; by default the model's own camera."
+Camera = Annotated[str | None, Option(metavar="YAML", help=_CAMERA)]
+SumFrames = Annotated[int | None, Option(min=1, help="Sum this many frames (t) of a one-bit (single-photon) camera.")]
+TimeAsZ = Annotated[bool, Option("--time-as-z", help="Run a 3D model on a movie as on a stack.")]
+_PRECISION = "float32, bf16 (0.1 % error, faster on GPUs and some CPUs), or auto: bf16 on GPUs if it changes little."
+_SIDE_OUTPUTS = ("json_out", "plot", "truth", "movie", "html", "junit")  # outputs other than ``out``
+_EACH_CHANNEL = "Run a one-channel model on each channel separately."
 SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHANNEL)]
 
 
@@ -42,11 +42,11 @@ SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHAN
 class Selection:
     """Which part of a file to read, and its axes."""
 
-    axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, for files without them.")] = None
-    channel: Annotated[str | None, Option(help="Use this channel only, counted from 0, or by its name.")] = None
-    time: Annotated[str | None, Option(help="This frame only, counted from 0, or a range such as 0:50 or ::2.")] = None
-    series: Annotated[str | None, Option(help="Which image of a file of several, counted from 0, or its name.")] = None
-    level: Annotated[int | None, Option(min=0, help="Level of a pyramid; when not given 0, the full size.")] = None
+    axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, for files without names.")] = None
+    channel: Annotated[str | None, Option(help="Use only this channel: index from 0, or name.")] = None
+    time: Annotated[str | None, Option(help="Use only this frame (from 0), or a range such as 0:50 or ::2.")] = None
+    series: Annotated[str | None, Option(help="Image to read from a file with several: index from 0, or name.")] = None
+    level: Annotated[int | None, Option(min=0, help="Pyramid level; by default 0, the full resolution.")] = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Detector:
 class Running:
     """Device, precision and tiles of a network."""
 
-    tile: Annotated[str | None, Option(help="Tile with halo, such as 512,512; chosen when not given.")] = None
-    halo: Annotated[str | None, Option(help="Halo; when not given, as far as pixels matter.")] = None
+    tile: Annotated[str | None, Option(help="Tile size with halo, such as 512,512; by default automatic.")] = None
+    halo: Annotated[str | None, Option(help="Halo of tiles; by default as far as pixels have influence.")] = None
     device: Device = "auto"
     precision: Annotated[str, Option(help=_PRECISION)] = "auto"
 
@@ -81,11 +81,11 @@ class Running:
         return {"tile_px": tile, "halo_px": halo, "device": self.device, "precision": self.precision}
 
 
-def camera_asked(option: str | None) -> Path | str | None:
-    """Return the value of ``--camera`` for the library: a yaml file, None for "none", "model" when not given."""
-    if option is None:
+def camera_option(value: str | None) -> Path | str | None:
+    """Return ``--camera`` as the library takes it: a yaml file, None for "none", "model" when not given."""
+    if value is None:
         return "model"
-    return None if option.lower() == "none" else Path(option)
+    return None if value.lower() == "none" else Path(value)
 
 
 def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -98,16 +98,16 @@ def parse_pixels(text: str | None, option: str) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"{option} is {text!r}, expected pixels such as 512,512") from None
 
 
-def check_places(given: Mapping[str, Any]) -> None:
+def check_paths(arguments: Mapping[str, Any]) -> None:
     """Check, before the work, that outputs can be written, and overwrite neither inputs nor each other."""
-    named = [(name, path) for name, of in given.items() for path in (of if isinstance(of, list) else [of])]
-    paths = [(name, path) for name, path in named if isinstance(path, Path) and str(path) != "-"]
+    values = [(name, item) for name, of in arguments.items() for item in (of if isinstance(of, list) else [of])]
+    paths = [(name, path) for name, path in values if isinstance(path, Path) and str(path) != "-"]
     for name, path in paths:
-        if name in _BESIDES:
+        if name in _SIDE_OUTPUTS:
             check_place(path, folder=path.suffix.lower() == ".zarr")
-    for (name, path), (other, there) in itertools.combinations(paths, 2):
-        same = path.samefile(there) if path.exists() and there.exists() else path.absolute() == there.absolute()
-        if same and not {name, other}.isdisjoint(("out", *_BESIDES)):
+    for (name, path), (name_2, path_2) in itertools.combinations(paths, 2):
+        same = path.samefile(path_2) if path.exists() and path_2.exists() else path.absolute() == path_2.absolute()
+        if same and not {name, name_2}.isdisjoint(("out", *_SIDE_OUTPUTS)):
             raise OutputError(f"{path} is the input itself, or another output, and is kept; choose another name")
 
 
@@ -124,24 +124,23 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """Expand each dataclass parameter of a verb into options, one per field."""
     hints = typing.get_type_hints(verb, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    shown: list[inspect.Parameter] = []
+    kind, options = inspect.Parameter.KEYWORD_ONLY, list[inspect.Parameter]()
     for name, parameter in inspect.signature(verb).parameters.items():
         if name not in groups:
-            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            options.append(parameter.replace(kind=kind, annotation=hints[name]))
             continue
         fields = typing.get_type_hints(groups[name], include_extras=True)
-        for own in inspect.signature(groups[name]).parameters.values():
-            shown.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=fields[own.name]))
+        for field in inspect.signature(groups[name]).parameters.values():
+            options.append(field.replace(kind=kind, annotation=fields[field.name]))
     if hints.get("model") == ModelPath:
-        kind = inspect.Parameter.KEYWORD_ONLY
-        shown.append(inspect.Parameter("pretrained", kind, default=None, annotation=Pretrained))
+        options.append(inspect.Parameter("pretrained", kind, default=None, annotation=Pretrained))
 
     @functools.wraps(verb)
-    def call(pretrained: str | None = None, **given: Any) -> None:  # ``Verb`` has put it in place of the model
-        check_places(given)
+    def call(pretrained: str | None = None, **values: Any) -> None:  # ``Verb`` has put it in place of the model
+        check_paths(values)
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
-        verb(**given)
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        verb(**values)
 
-    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return call

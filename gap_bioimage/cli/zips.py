@@ -15,14 +15,15 @@ import typer
 from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
 from gap_bioimage.cli.options import Json, Quiet, RunCode
 
-_Device = Annotated[str, typer.Option(help="Where models run: cpu, cuda, ...")]
-_SELECT = "Count these checks only, such as fiji or zoo.cover; repeatable."
-_IGNORE = "Leave these checks out; repeatable."
+_Device = Annotated[str, typer.Option(help="Device to run models on: cpu, cuda, ...")]
+_SELECT = "Count only these checks, such as fiji or zoo.cover; repeatable."
+_IGNORE = "Ignore these checks; repeatable."
 _CONFIGURED = {"select": "select", "ignore": "ignore", "profile": "consumer", "format": "form",
                "description-only": "description_only", "timeout": "timeout", "memory": "memory"}  # fmt: skip
-_ALONE = "Judge the description alone; run nothing."
-_MEMORY = "GiB that a model may take; by default 80 % of the machine's."
-_CONSUMER = "Rules of this partner must hold (fiji, ilastik, zoo, ...); repeatable."
+_DESCRIPTION = "Check only the description; run nothing."
+_ENGINE = "Run TorchScript also in the torch of this Python; repeatable."
+_MEMORY = "GiB that a model may take; by default 80 % of the machine's memory."
+_CONSUMER = "Require the rules of this consumer (fiji, ilastik, zoo, ...); repeatable."
 
 if TYPE_CHECKING:
     from gap_bioimage.validation.check import Check
@@ -40,17 +41,17 @@ class Format(StrEnum):
 class Pages:
     """Options for printing and writing reports."""
 
-    form: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TABLE
+    form: Annotated[Format, typer.Option("--format", help="Format of the printed report.")] = Format.TABLE
     json_out: Json = None
-    html: Annotated[Path | None, typer.Option(help="Write one page with pictures for people to this file.")] = None
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures to this file.")] = None
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
 
     def write(self, reports: list[Report]) -> None:
         """Print and write the reports as the options say."""
         from gap_bioimage.validation.reports import ci, html, terminal
 
-        for place in (Path("-") if self.form == Format.JSON else None, self.json_out):
-            write_json(place, [report.to_dict() for report in reports])
+        for path in (Path("-") if self.form == Format.JSON else None, self.json_out):
+            write_json(path, [report.to_dict() for report in reports])
         renderers = {
             Format.HTML: html.render_html, Format.JUNIT: terminal.render_junit, Format.SARIF: ci.render_sarif,
             Format.GITHUB: ci.render_github,
@@ -63,13 +64,13 @@ class Pages:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Checks:
     """Options that select checks and required rules."""
 
     select: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_SELECT)] = None
     ignore: Annotated[list[str] | None, typer.Option(metavar="CHECK", help=_IGNORE)] = None
     consumer: Annotated[list[str] | None, typer.Option("--consumer", "--profile", help=_CONSUMER)] = None
-    description_only: Annotated[bool, typer.Option("--description-only", help=_ALONE)] = False
+    description_only: Annotated[bool, typer.Option("--description-only", help=_DESCRIPTION)] = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Listing:
     """Options that print something instead of validating."""
 
     list_checks: Annotated[bool, typer.Option("--list", help="Print all checks, and stop.")] = False
-    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: as a page.")] = False
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --list: print a Markdown page.")] = False
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports, and stop.")] = False
 
     def printed(self) -> bool:
@@ -95,8 +96,8 @@ class Listing:
         return self.list_checks or self.schema
 
 
-def _names(listed: list[str] | None) -> list[str]:
-    return [name for text in listed or () for name in text.split(",") if name]
+def _names(values: list[str] | None) -> list[str]:
+    return [name for value in values or () for name in value.split(",") if name]
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,19 @@ class Running:
     """Options for running models: code, engines, limits, device."""
 
     run_code: RunCode = False
-    engine: Annotated[
-        list[str] | None, typer.Option(metavar="PYTHON", help="Run TorchScript in this one's torch too; repeatable.")
-    ] = None
+    engine: Annotated[list[str] | None, typer.Option(metavar="PYTHON", help=_ENGINE)] = None
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0
     memory: Annotated[float | None, typer.Option(min=0.5, help=_MEMORY)] = None
     device: _Device = "cpu"
 
 
 def validate(
-    asked: Asked,
+    checks: Checks,
     pages: Pages,
     running: Running,
     listing: Listing,
     zips: Annotated[list[Path] | None, typer.Argument(metavar="ZIP...", help="Zips, folders or yaml files.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep tensors and pictures of failed checks here.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder for tensors and pictures of failed checks.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Check models as bioimageio.core, Fiji, ilastik and the zoo will.
@@ -131,14 +130,14 @@ def validate(
         return
     if not zips:
         raise typer.BadParameter("validate needs at least one ZIP (or --list alone)")
-    known(_names(asked.consumer), [*_names(asked.select), *_names(asked.ignore)])
+    known(_names(checks.consumer), [*_names(checks.select), *_names(checks.ignore)])
     if keep is not None and keep.is_file():
         raise typer.BadParameter(f"--keep {keep} is a file, expected a folder")
-    options = {"consumers": _names(asked.consumer) or None, "description_only": asked.description_only}
+    options = {"consumers": _names(checks.consumer) or None, "description_only": checks.description_only}
     options |= {"pictures": pages.html is not None or pages.form == Format.HTML}
-    folders = _kept(zips, keep)
-    is_silent = quiet or pages.form != Format.TABLE or str(pages.json_out) == "-"
-    reports = list(_reports(folders, running, asked, is_silent, options))
+    folders = _keep_folders(zips, keep)
+    silent = quiet or pages.form != Format.TABLE or str(pages.json_out) == "-"
+    reports = list(_reports(folders, running, checks, silent, options))
     if reports:
         pages.write(reports)
     if code := _exit_code(reports, len(folders)):
@@ -162,17 +161,17 @@ def configured() -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ConfigError(f"{path} sets tool.gap-bioimage to {section!r}, expected a table of options")
     if unknown := sorted(section.keys() - _CONFIGURED.keys()):
-        raise ConfigError(f"{path} sets {', '.join(unknown)}; expected are some of {', '.join(_CONFIGURED)}")
+        raise ConfigError(f"{path} sets {', '.join(unknown)}, expected options out of {', '.join(_CONFIGURED)}")
     lists = ("select", "ignore", "profile")
     return {_CONFIGURED[k]: [v] if k in lists and isinstance(v, str) else v for k, v in section.items()}
 
 
 def _reports(
-    folders: dict[Path, Path | None], running: Running, asked: Asked, silent: bool, options: dict[str, Any]
+    folders: dict[Path, Path | None], running: Running, checks: Checks, silent: bool, options: dict[str, Any]
 ) -> Iterator[Report]:
     """Yield the report of each model; for an unreadable one, print the error and continue with the others."""
     from gap_bioimage.errors import OutputError, UnreadableModelError
-    from gap_bioimage.validation.report import validate as check
+    from gap_bioimage.validation.report import validate as validate_model
     from gap_bioimage.validation.reports.terminal import print_report
     from gap_bioimage.validation.run.sandbox import Limits, Sandbox
 
@@ -180,9 +179,9 @@ def _reports(
     with Sandbox(Limits(running.timeout, running.memory)) as process:
         for path, keep in folders.items():
             try:
-                with _progress(silent, path.name, f"validating {path.name}") as show:
-                    found = check(path, keep=keep, process=process, on_check=show, **options)
-                report = found.selected(_names(asked.select), _names(asked.ignore))
+                with _progress(silent, path.name, f"validating {path.name}") as on_check:
+                    report = validate_model(path, keep=keep, process=process, on_check=on_check, **options)
+                report = report.selected(_names(checks.select), _names(checks.ignore))
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
                 continue
@@ -195,24 +194,24 @@ def _reports(
 def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check], None]]:
     """Show a progress bar that names the latest check."""
     with Bar(silent, title) as (bar, task):
-        yield lambda made: bar.update(task, advance=1, description=f"{name}: {made.id}")
+        yield lambda check: bar.update(task, advance=1, description=f"{name}: {check.id}")
 
 
-def _exit_code(reports: list[Report], n_asked: int) -> int:
+def _exit_code(reports: list[Report], n_models: int) -> int:
     """Return 0 for passed, 1 for failed, 2 if something could not be read, run or judged; print the reasons."""
-    unrun = [report for report in reports if report.status == "not-run"]
-    for report in unrun:
-        why = next((f": {entry.reason}" for entry in report.verdicts if entry.consumer == "core"), "")
-        complain(f"{report.model}: the model was not run{why}")
+    not_run = [report for report in reports if report.status == "not-run"]
+    for report in not_run:
+        reason = next((f": {verdict.reason}" for verdict in report.verdicts if verdict.consumer == "core"), "")
+        complain(f"{report.model}: the model was not run{reason}")
     raised = [(report.model, check) for report in reports for check in report.raised]
     for model, check in raised:
         complain(f"{model}: {check.id} {check.message}")
-    if len(reports) == n_asked and any(report.status == "failed" for report in reports):
+    if len(reports) == n_models and any(report.status == "failed" for report in reports):
         return 1
-    return 2 if len(reports) < n_asked or unrun or raised else 0
+    return 2 if len(reports) < n_models or not_run or raised else 0
 
 
-def _kept(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
+def _keep_folders(paths: list[Path], keep: Path | None) -> dict[Path, Path | None]:
     """Return a folder for each model's tensors and pictures, named after it and distinct."""
     from gap_bioimage.validation.repair.editor import numbered
 
@@ -229,11 +228,11 @@ def submit_check(
     quiet: Quiet = False,
 ) -> None:
     """List what the zoo requires of a model, with ticks, what to remove before uploading, and the steps after it."""
-    from gap_bioimage.validation.report import validate as check
+    from gap_bioimage.validation.report import validate as validate_model
     from gap_bioimage.validation.reports.terminal import print_submission
 
-    with _progress(quiet, model.name, f"validating {model.name}") as show:
-        report = check(model, run_code=run_code, device=device, on_check=show)
+    with _progress(quiet, model.name, f"validating {model.name}") as on_check:
+        report = validate_model(model, run_code=run_code, device=device, on_check=on_check)
     if not quiet:
         print_submission(report)
     if code := _exit_code([report], 1):
@@ -241,8 +240,8 @@ def submit_check(
 
 
 def repair(
-    model: Annotated[Path, typer.Argument(metavar="ZIP", help="Model zip, folder or yaml file; it stays as it is.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.zip", help="The repaired zip.")],
+    model: Annotated[Path, typer.Argument(metavar="ZIP", help="Model zip, folder or yaml file; not changed.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Repaired zip to write.")],
     run_code: RunCode = False,
     device: _Device = "cpu",
     json_out: Json = None,
@@ -252,11 +251,11 @@ def repair(
 
     Exit codes: 0 the copy passes, 1 it fails, 2 it could not run.
     """
-    from gap_bioimage.validation.repair.repairing import repair as mend
+    from gap_bioimage.validation.repair.repairing import repair as repair_model
 
     quiet = quiet or str(json_out) == "-"
-    with _progress(quiet, "validating", f"repairing {model.name}") as show:
-        repaired = mend(model, out, run_code=run_code, device=device, on_check=show)
+    with _progress(quiet, "validating", f"repairing {model.name}") as on_check:
+        repaired = repair_model(model, out, run_code=run_code, device=device, on_check=on_check)
     write_json(json_out, [repaired.to_dict()])
     if not quiet:
         _print(repaired)

@@ -302,8 +302,8 @@ def sum_frames(
     if "t" not in movie.dims or movie.sizes["t"] < n_frames or n_frames < 1:
         sizes = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
         raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {sizes}; expected as many t")
-    sums, leftover = divmod(movie.sizes["t"], n_frames)
-    warn_of_rest(leftover, n_frames, name)
+    sums, rest = divmod(movie.sizes["t"], n_frames)
+    warn_of_rest(rest, n_frames, name)
     one = movie.data.max(initial=0) or 1
     dtype = np.min_scalar_type(n_frames)
     summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
@@ -317,8 +317,7 @@ def sum_frames(
     return summed.isel(t=0, drop=True) if sums == 1 else summed
 
 
-def warn_of_rest(leftover: int, n_frames: int, name: str) -> None:
+def warn_of_rest(rest: int, n_frames: int, name: str) -> None:
     """Warn of leftover frames, too few for a sum."""
-    if leftover:
-        message = f"the last {leftover} frames of {name} are too few for a sum of {n_frames} and are left out"
-        warnings.warn(message, GapWarning, stacklevel=3)
+    if rest:
+        warnings.warn(f"the last {rest} frames of {name} are left out of sums of {n_frames}", GapWarning, stacklevel=3)

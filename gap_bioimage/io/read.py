@@ -244,10 +244,7 @@ def _open(path: Path) -> list[Stored]:
 
 
 def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:
-    """Return an image or a part of one with values in memory or mapped, dims in standard order, bytes in native order.
-
-    Mapped files of 1 GB and more keep their byte order.
-    """
+    """Return an image or a part of it with values, dims in order, bytes in native order (unless mapped and large)."""
     mapped = image.encoding.get("mapped")
     if not mapped:
         if image.nbytes > (free := psutil.virtual_memory().available):
