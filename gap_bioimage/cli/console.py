@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,24 +90,16 @@ def print_table(report: dict[str, Any]) -> None:
     Console().print(table)
 
 
-class Bar:
-    """A progress bar, hidden when quiet or not in a terminal."""
+@contextmanager
+def progress_bar(quiet: bool, text: str) -> Iterator[tuple[Progress, TaskID]]:
+    """Show a progress bar, unless quiet or not in a terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
 
-    def __init__(self, quiet: bool, text: str) -> None:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self.bar = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
-        self.text = escape(text)
-
-    def __enter__(self) -> tuple[Progress, TaskID]:
-        self.bar.start()
-        return self.bar, self.bar.add_task(self.text, total=None)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+    console = Console(stderr=True)
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        yield bar, bar.add_task(escape(text), total=None)
 
 
 def with_flags(message: str) -> str:

@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from gap_bioimage.cli import options
-from gap_bioimage.cli.console import Bar, keep_memory, say, sizes, write_json
+from gap_bioimage.cli.console import keep_memory, progress_bar, say, sizes, write_json
 from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection, camera_option
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Volumes(Running):
         """Whether any volume option was given; refuse them unless ``out`` ends in .zarr."""
         given = self != Volumes(self.tile, self.halo, self.device, self.precision)
         if given and out.suffix.lower() != ".zarr":
-            raise typer.BadParameter(f"volume options are for outputs that end in .zarr, not for {out}")
+            raise typer.BadParameter(f"options such as --block are for outputs that end in .zarr, not for {out}")
         return given
 
     def volume_options(self) -> dict[str, Any]:
@@ -124,13 +124,12 @@ def denoise(
     from gap_bioimage.io import check_output
 
     if running.has_volume_options(out) and region.regions is not None:
-        raise typer.BadParameter("--regions takes an image that fits into memory, without volume options")
+        raise typer.BadParameter("--regions takes an image that fits into memory, without options such as --block")
     if region.json_out is not None and region.regions is None:
         raise typer.BadParameter("--json is the file for the results of --regions; give both")
     if running.status:
         print(gap.volume_status(out))
         return
-
     if layout != Layout() and region.regions is not None:
         flags = " ".join(f"--{name.replace('_', '-')}" for name, value in asdict(layout).items() if value)
         raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, without {flags}")
@@ -152,7 +151,7 @@ def denoise(
         write_json(region.json_out, [[estimate.to_dict() for estimate in estimates]])
         for estimate in estimates:
             say(quiet or str(region.json_out) == "-", str(estimate))
-    with Bar(quiet, "denoising") as (bar, task):
+    with progress_bar(quiet, "denoising") as (bar, task):
         arguments["on_tile"] = lambda done, total: bar.update(task, completed=done, total=total)
         rate = gap.denoise(loaded, counts, **asdict(layout), **arguments)
     gap.write_image(out, rate)
@@ -176,7 +175,7 @@ def sample(
     With two samples or more, a figure shows them beside the counts.
     Images, frames, planes and channels without any photons are generated, with a warning.
     The same command resumes an interrupted run.
-    For images too large for memory, or with volume options, only mean and standard deviation are written, as OME-Zarr.
+    For images larger than memory, and with options such as --block, the output is only mean and std, as OME-Zarr.
     """
     import gap_bioimage as gap
     from gap_bioimage.inference.files import beside, read_for_model, sample_to_files
@@ -213,12 +212,12 @@ def sample(
         check_output(beside(out, suffix[1]), image)
     arguments = asdict(layout) | running.options() | {"settings": settings, "camera": camera}
     arguments |= {"seed": drawing.seed, "batch": drawing.batch}
-    with Bar(quiet, "sampling") as bar:
+    with progress_bar(quiet, "sampling") as bar:
         arguments["on_step"] = _reporter(*bar)
         drawn, files = sample_to_files(loaded, counts, out, drawing.samples, states=drawing.states, **arguments)
     if drawing.check_coverage:
         files.append(beside(out, "coverage", ".png"))
-        with Bar(quiet, "checking") as bar:
+        with progress_bar(quiet, "checking") as bar:
             arguments["on_step"] = _reporter(*bar)
             coverage = gap.coverage(loaded, counts, max(drawing.samples, 2), **arguments)
         save_figure(coverage.draw(), files[-1])
@@ -248,7 +247,7 @@ def generate(
     check_output(out)
     arguments = {"movie": movie, "seed": seed, "settings": settings, "batch": batch, **running.options()}
     pixels = options.parse_pixels(shape, "--shape") or ()
-    with Bar(quiet, "generating") as bar:
+    with progress_bar(quiet, "generating") as bar:
         images = generate_to_file(gap.load_model(model), out, pixels, samples, on_step=_reporter(*bar), **arguments)
     say(quiet, f"{out}: {sizes(images)}, {float(images.mean()):.3g} photons per pixel")
 
@@ -256,11 +255,10 @@ def generate(
 def _run_blockwise(
     model: Model, image: Path, out: Path, n_frames: int | None, selection: Selection, quiet: bool, **arguments: Any
 ) -> None:
-    """Denoise or sample a volume block by block."""
     from gap_bioimage.inference.volumes import denoise_volume
 
     start = time.monotonic()
-    with Bar(quiet, "blocks") as (bar, task):
+    with progress_bar(quiet, "blocks") as (bar, task):
 
         def report(done: int, total: int) -> None:
             speed = f"{done / 1e6 / max(time.monotonic() - start, 1e-9):.3g} Mvoxel/s"

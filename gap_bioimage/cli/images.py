@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from gap_bioimage.cli.console import Bar, print_table, say, sizes, with_flags, write_json
+from gap_bioimage.cli.console import print_table, progress_bar, say, sizes, with_flags, write_json
 from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, check_paths, parse_pixels
 from gap_bioimage.errors import GapWarning
 
@@ -109,7 +109,7 @@ def calibrate(
     dark_image = None if dark is None else gap.read_photons(dark, selection.axes, check=False)
     if dark is not None and dark_image is not None and dark_image.sizes.get("c", 1) > 1:
         dark_image = gap.read_photons(dark, selection.axes, channel=selection.channel, check=False)
-    with Bar(quiet, f"calibrating on {stack.name}"):
+    with progress_bar(quiet, f"calibrating on {stack.name}"):
         result = gap.calibrate(image, dark=dark_image, seed=seed, **asdict(known))
     if not result.counts:  # counts need no camera file
         result.save(out)
@@ -128,7 +128,6 @@ def calibrate(
 
 
 def _summary(result: Calibration) -> str:
-    """Return the calibration as lines of text."""
     fit = f"chi-square {result.goodness.chi_square:.2f} per degree of freedom ({result.goodness.freedom})"
     lines = [
         f"gain        {result.gain} ADU per {result.unit}",

@@ -42,7 +42,7 @@ SeparateChannels = Annotated[bool, Option("--separate-channels", help=_EACH_CHAN
 class Selection:
     """Which part of a file to read, and its axes."""
 
-    axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, for files without names.")] = None
+    axes: Annotated[str | None, Option(help="Axes of the stored array, such as zyx, if the file has no names.")] = None
     channel: Annotated[str | None, Option(help="Use only this channel: index from 0, or name.")] = None
     time: Annotated[str | None, Option(help="Use only this frame (from 0), or a range such as 0:50 or ::2.")] = None
     series: Annotated[str | None, Option(help="Image to read from a file with several: index from 0, or name.")] = None

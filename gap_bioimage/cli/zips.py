@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gap_bioimage.cli.console import Bar, complain, say, write_json, write_text
+from gap_bioimage.cli.console import complain, progress_bar, say, write_json, write_text
 from gap_bioimage.cli.options import Json, Quiet, RunCode
 
 _Device = Annotated[str, typer.Option(help="Device to run models on: cpu, cuda, ...")]
@@ -193,7 +193,7 @@ def _reports(
 @contextmanager
 def _progress(silent: bool, name: str, title: str) -> Iterator[Callable[[Check], None]]:
     """Show a progress bar that names the latest check."""
-    with Bar(silent, title) as (bar, task):
+    with progress_bar(silent, title) as (bar, task):
         yield lambda check: bar.update(task, advance=1, description=f"{name}: {check.id}")
 
 

@@ -71,10 +71,10 @@ class Stored:
         return [Stored(name, {n: image.isel({dim: index}) for n, image in levels}) for index, name in enumerate(names)]
 
 
-def steps_of(measured: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+def steps_of(measured: Mapping[str, tuple[Any, Any]], digits: int = 7) -> dict[str, float]:
     """Return the steps of axes, given as values and units, without missing ones and those in unknown units."""
-    steps = ((axis, step_of(value, unit, axis)) for axis, (value, unit) in measured.items() if axis in tuple("tzyx"))
-    return {axis: step for axis, step in steps if step is not None}
+    steps = {axis: step_of(*measured[axis], axis, digits) for axis in measured if axis in tuple("tzyx")}
+    return {axis: step for axis, step in steps.items() if step is not None}
 
 
 def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
@@ -168,15 +168,14 @@ def metadata_of(image: xr.DataArray) -> Metadata:
     """Return the metadata in an image's coordinates, and its name in the file that it was read from."""
     has_names = "c" in image.coords and image.coords["c"].dtype.kind in "UO"
     names = tuple(map(str, image.coords["c"].values.ravel())) if has_names else ()
-    steps = {}
+    measured = {}
     for axis in [axis for axis in "tzyx" if axis in image.dims and axis in image.coords]:
         coord = image.coords[axis]
         step = coord.attrs.get("step")
         if coord.size > 1 and coord.dtype.kind in "fiu":
             step = (float(coord[-1]) - float(coord[0])) / (coord.size - 1)
-        if (step := step_of(step, coord.attrs.get("units", "s" if axis == "t" else "um"), axis, 9)) is not None:
-            steps[axis] = step
-    return Metadata(steps, names, str(image.attrs.get("series", "")))
+        measured[axis] = step, coord.attrs.get("units", "s" if axis == "t" else "um")
+    return Metadata(steps_of(measured, 9), names, str(image.attrs.get("series", "")))
 
 
 def as_image(array: Any, dims: str | Iterable[str] | None = None, *, what: str = "the image") -> xr.DataArray:

@@ -139,11 +139,11 @@ def _read_all(
     images: list[xr.DataArray] = []
     read: set[str] = set()
     for file in files:
-        image, path = open_image(file, **chosen), {str(file.resolve())}
-        files_of_image = image.encoding.get("files", path)
-        if (files_of_image - path) & read:  # another file of a set that has been read as one image
+        image, own_file = open_image(file, **chosen), {str(file.resolve())}
+        files_of_set = image.encoding.get("files", own_file)
+        if (files_of_set - own_file) & read:  # a set of files is one image, which has been read
             continue
-        read |= files_of_image | path
+        read |= files_of_set | own_file
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
             piece = image.isel({axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}).load()
