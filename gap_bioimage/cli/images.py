@@ -56,8 +56,8 @@ def inspect(
     names = [image.stem for image in images]
     if len(set(names)) < len(names):  # such as from several folders
         names = [f"{number}_{name}" for number, name in enumerate(names)]
-    plots = [plot and plot.with_name(f"{plot.stem}_{name}{plot.suffix}") for name in names]
-    plots = plots if len(images) > 1 else [plot]
+    named = [plot and plot.with_name(f"{plot.stem}_{name}{plot.suffix}") for name in names]
+    plots = named if len(images) > 1 else [plot]
     check_paths({"images": images, "plot": plots, "json_out": json_out})
     pairs = zip(images, plots, strict=True)
     reports = [gap.inspect(image, **asdict(selection), plot=plot).to_dict() for image, plot in pairs]

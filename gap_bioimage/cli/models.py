@@ -15,10 +15,7 @@ from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selec
 _DEMO = "Folder to write to, without an earlier demo."
 _CAMERA = "Camera file from calibrate, for images that are not photon counts."
 _INIT = "Start from the weights of this run, checkpoint (ours or the original GAP's) or zip."
-_KIND = (
-    "denoise, sample (posterior samples, drawn in the graph), or sample-hook (drawn by a postprocessing file, only for "
-    "bioimageio.core 0.10.3 or newer)."
-)
+_KIND = "denoise, sample (posterior samples in the graph) or sample-hook (in a Python file; bioimageio.core >= 0.10.3)."
 _OPERATION = "Your own Python function for the output; bioimageio.core only."
 _KWARGS = "Arguments of NAME, such as '{threshold: 2.5}'."
 
@@ -79,8 +76,8 @@ def train(
     check_place(out, training.resume)
     resumed = training.resume and training.config is None and (out / "config.yaml").exists()
     shorthands: dict[str, Any] = {"network.dim": training.dim, "train.seed": training.seed}
-    shorthands |= {"thinning.ceiling": training.sum_frames, "train.repeats": training.repeats}
-    shorthands |= {"train.purpose": training.purpose, "train.size": training.size}
+    shorthands |= {"thinning.ceiling": training.sum_frames, "train.purpose": training.purpose}
+    shorthands |= {"train.size": training.size, "train.repeats": training.repeats}
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(out / "config.yaml" if resumed else training.config, overrides + (training.set_ or []))
     are_counts = training.camera is None and settings.camera is None and settings.thinning.ceiling is None

@@ -270,7 +270,7 @@ def _print(repaired: Repaired) -> None:
     turned = {check: turn for check, turn in repaired.turned.items() if {*turn} & {"failed", "warning"}}
     left = [f"{c.id} {c.status}: {c.message}" + (f"\n    to do: {c.fix}" if c.fix else "") for c in repaired.left]
     groups = {
-        f"{len(changed)} repairs" if changed else "nothing to repair": changed,
+        f"{len(changed)} repair{'s' if len(changed) > 1 else ''}" if changed else "nothing to repair": changed,
         "checks that changed": [f"{check}: {' -> '.join(turn)}" for check, turn in turned.items()],
         "left to its authors": left,
         "left alone": repaired.notes,

@@ -123,9 +123,8 @@ class Blocks:
     def _sources(self, level: int, index: Index) -> Iterator[Index]:
         """Yield the blocks of the next larger level that a block averages."""
         along = zip(self.region(level, index).values(), self._ratios(level), *self._shapes[level - 1], strict=True)
-        yield from itertools.product(
-            *(range(cut.start * ratio // size, -(-min(cut.stop * ratio, n) // size)) for cut, ratio, n, size in along)
-        )
+        runs = (range(cut.start * ratio // size, -(-min(cut.stop * ratio, n) // size)) for cut, ratio, n, size in along)
+        yield from itertools.product(*runs)
 
     def write(self, level: int, index: Index, values: NDArray[Any], warned: Sequence[Sequence[str]] = ()) -> None:
         """Write a block, then its record."""

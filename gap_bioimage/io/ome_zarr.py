@@ -52,10 +52,7 @@ def open_zarr(path: Path) -> Iterator[Stored]:
 
 
 def _images(node: Any, path: str) -> Iterator[Stored]:
-    """Yield the images of a group in the order of its metadata, else in natural order.
-
-    Images that are listed but missing have no levels.
-    """
+    """Yield the images of a group in the order of its metadata, else by name; missing ones have no levels."""
     metadata = _metadata(node)
     if hasattr(node, "shape"):
         if node.ndim < 2 or node.dtype.kind not in "biuf":  # such as coordinates of an axis
@@ -218,10 +215,7 @@ class Design:
 
 
 def write_zarr(path: Path, image: xr.DataArray, meta: Metadata, name: str) -> None:
-    """Write an image as OME-Zarr 0.5, with no more than one volume and its pyramid in memory at a time.
-
-    The full resolution holds the values unchanged.
-    """
+    """Write an image as OME-Zarr 0.5, exact at full resolution, with one volume and its pyramid in memory at a time."""
     import zarr
 
     design = Design(name, {str(axis): size for axis, size in image.sizes.items()}, meta, image.dtype)

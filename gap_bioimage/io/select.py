@@ -32,11 +32,11 @@ def choose_image(path: Path, images: Sequence[Stored], series: int | str | None,
     named = [image for image in present if image.name.strip("/") == wanted.strip("/")]
     matches = present[int(wanted) :][:1] if wanted.isdecimal() else named
     if len(matches) != 1:
-        raise AxesError(f"series {series} does not exist in {path.name}, which holds {listing}; choose one (series=0)")
+        raise AxesError(f"series {series} is not in {path.name}, which holds {listing}; choose one, such as series=0")
     name, levels = matches[0].name, matches[0].levels
     if (level or 0) not in levels:
         shapes = ", ".join(f"{number} {image.shape}" for number, image in levels.items())
-        raise AxesError(f"level {level or 0} does not exist in {path.name}, which has {shapes}; choose one of these")
+        raise AxesError(f"level {level or 0} is not in {path.name}, which has {shapes}; choose one of these")
     return levels[level or 0].assign_attrs({"series": name} if name else {})
 
 
@@ -112,10 +112,8 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
         matches = [number for number, name in enumerate(names) if name == channel]
         matches = matches or [number for number, name in enumerate(names) if name.lower() == str(channel).lower()]
     if len(matches) != 1:
-        problem = (
-            f"channel {channel} does not exist in {file}, which has {count} ({', '.join(names) or 'without names'})"
-        )
-        raise AxesError(f"{problem}; choose one by index or name, such as channel=0")
+        listing = f"{count} ({', '.join(names) or 'without names'})"
+        raise AxesError(f"channel {channel} is not in {file}, which has {listing}; choose by index or name (channel=0)")
     return image.isel(c=matches[0]) if "c" in image.dims else image
 
 

@@ -271,8 +271,7 @@ def _imagej_metadata(tif: tifffile.TiffFile, meta: Mapping[str, Any]) -> Metadat
     labels = [labels] if isinstance(labels, str) else labels  # tifffile returns a single label as a string
     names = list(map(str, labels[:channels]))
     # ImageJ labels planes ("slice 1 of 20", or a file's header); the labels are channel names only if they repeat
-    one_line = not any("\n" in name for name in names)
-    repeats = one_line and len(labels) % channels == 0 and list(labels) == names * (len(labels) // channels)
+    repeats = list(labels) == names * (len(labels) // channels) and not any("\n" in name for name in names)
     return Metadata(steps, names if repeats else (), description=str(meta))
 
 

@@ -98,10 +98,7 @@ def _ptu(path: Path) -> Iterator[Stored]:
 
 
 def _sdt(path: Path) -> Iterator[Stored]:
-    """Yield the images of a Becker & Hickl file, in photons per pixel; blocks become channels if all have one shape.
-
-    The format does not record the pixel size.
-    """
+    """Yield the images of a Becker & Hickl file, without pixel sizes; blocks become channels if all have one shape."""
     from sdtfile import SdtFile
 
     with SdtFile(str(path)) as file:
@@ -115,10 +112,7 @@ def _sdt(path: Path) -> Iterator[Stored]:
 
 
 def _czi(path: Path) -> Iterator[Stored]:
-    """Yield the scenes of a Zeiss file.
-
-    czifile was rewritten for Python 3.12 and later; Python 3.11 uses its last older release.
-    """
+    """Yield the scenes of a Zeiss file; Python 3.11 has only an old czifile, from before the library was rewritten."""
     from czifile import CziFile
 
     old = not hasattr(CziFile, "scenes")
@@ -166,10 +160,7 @@ def _old_scene(file: Any, scene: int) -> Any:
 
 
 def _hdf5(path: Path) -> Iterator[Stored]:
-    """Yield the numeric datasets of an HDF5 file with two or more dimensions, in alphabetical order.
-
-    Datasets whose values are in a missing file have no levels: HDF5 would fill them with zeros.
-    """
+    """Yield the numeric datasets of an HDF5 file with two or more dimensions, in alphabetical order."""
     import h5py
 
     file, nodes = h5py.File(path, "r"), {}
@@ -181,6 +172,7 @@ def _hdf5(path: Path) -> Iterator[Stored]:
         if data is None:
             yield Stored(name, {})
         elif isinstance(data, h5py.Dataset) and data.ndim > 1 and data.dtype.kind in "biuf":
+            # no levels if a file with values is missing: HDF5 would fill in zeros
             sources = [source.file_name for source in data.virtual_sources()] if data.is_virtual else []
             complete = all("%" in source or (Path(data.file.filename).parent / source).exists() for source in sources)
             yield Stored(name, {0: _dataset(data)} if complete else {})
