@@ -1,4 +1,4 @@
-"""From files through a model to files: images for it, samples with their statistics and states, movies."""
+"""Files in, files out: images for a model, samples with their statistics and states, movies."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ def read_for_model(
     model: Model, path: Path, detector: Detector | None, n_frames: int | None = None, *, may_be_empty: bool = False,
     **selection: Any,
 ) -> xr.DataArray:  # fmt: skip
-    """Read an image for a model; what a camera wrote, or the sum of one-bit frames, is not judged as counts.
+    """Read an image for a model; camera values and sums of one-bit frames are not checked as photon counts.
 
-    From an image without any photons, where it ``may_be_empty``, samples are generated. ``n_frames`` one-bit frames
-    are summed, as many as in the training; the selection is that of ``read_photons``.
+    An image without photons is accepted if it ``may_be_empty``: samples are generated from it. ``n_frames`` one-bit
+    frames are summed, as many as in the training. The selection is that of ``read_photons``.
     """
     check_summed(model, n_frames)
     counted = detector is None and model.n_frames is None
@@ -43,7 +43,7 @@ def read_for_model(
 
 
 def check_summed(model: Model, n_frames: int | None) -> None:
-    """Refuse to sum another number of one-bit frames than in the training."""
+    """Refuse a number of one-bit frames to sum that differs from the training."""
     if n_frames not in (None, model.n_frames):
         trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
         raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; give the same")
@@ -59,9 +59,10 @@ def sample_to_files(
     on_step: Callable[[Progress], None],
     **how: Any,
 ) -> tuple[xr.DataArray, list[Path]]:
-    """Draw samples into files, the same ones after an interruption; return them and what was written.
+    """Draw samples into files, the same ones after an interruption; return them and the paths written.
 
-    ``states`` are the counts after every step, one file per sample. ``how`` are further arguments of ``sample``.
+    ``states`` also writes the counts after every step, one file per sample. ``how`` are further arguments of
+    ``sample``.
     """
     if states and not set(counts.dims) <= {"c", *"zyx"[-model.config.dim :], *("t" if how.get("time_as_z") else "")}:
         shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
@@ -76,7 +77,7 @@ def sample_to_files(
 
     drawn = sample(model, counts, n_samples, unfinished=kept, on_step=report, **how)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GapWarning)  # sampling has said so
+        warnings.simplefilter("ignore", GapWarning)  # sampling has warned already
         mmse = denoise(model, counts, **{name: how[name] for name in _OF_DENOISE if name in how})
     warn_if_samples_disagree(drawn, mmse)
     detector = how.get("camera")
@@ -119,7 +120,7 @@ def generate_to_file(
 
 
 def _kept(out: Path, of_steps: str | None) -> Unfinished:
-    """Return the place of finished samples until all is written, and of what is kept of their steps, if anything is."""
+    """Return the store of finished samples, and of their states or movie frames, until all files are written."""
     return Unfinished(out.with_name(f".{out.name}.unfinished"), {"steps": of_steps} if of_steps else {})
 
 
@@ -131,10 +132,11 @@ def beside(out: Path, name: str, suffix: str | None = None) -> Path:
 
 
 def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: xr.DataArray) -> list[Path]:
-    """Write the stack of samples, and from two on their mean, standard deviation and a figure; return the files.
+    """Write the stack of samples, and for two or more their mean, standard deviation and a figure; return the files.
 
-    Fiji shows the stack as frames; of a movie it is one file per sample, numbered. The figure shows the plane with the
-    most photons. One sample has none of these: those of an earlier run would be taken for its own, and go.
+    Fiji shows the stack as frames; for a movie there is one numbered file per sample. The figure shows the plane with
+    the most photons. For a single sample, the statistics of an earlier run are removed: they would be taken for its
+    own.
     """
     images = {out: samples}
     if "t" in samples.dims:
@@ -163,8 +165,8 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
 def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArray) -> list[Path]:
     """Write the accumulated counts after every step, one file per sample with steps as frames; return the files.
 
-    ``kept`` holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1. The axes and
-    pixel sizes are those of the image.
+    ``kept`` holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1. Axes and pixel
+    sizes are those of the image.
     """
     written = []
     order = [dim for dim in ("c", "z", "y", "x") if dim in counts.dims or dim == "c"]

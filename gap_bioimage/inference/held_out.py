@@ -1,4 +1,4 @@
-"""Whether posterior samples vary as much as they err, by photons that were held out."""
+"""Coverage of posterior samples, tested on held-out photons: whether their spread matches their error."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 _BLOCKS_PX = (4, 16, 64)
 _CENTRAL = (0.5, 0.9)
-_TOLERANCE, _SURE = 0.03, 3.0  # of coverage, and in its standard errors
+_TOLERANCE, _SURE = 0.03, 3.0  # deviations of the coverage: absolute, and in standard errors
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Held-out photons in square blocks, against what each sample predicts for them."""
+    """Held-out photons in square blocks, compared with the predictions of the samples."""
 
     size_px: int
-    count: int  # blocks
-    within: tuple[float, float]  # shares of blocks in the central 50 % and 90 % of what was predicted
-    ranks: tuple[int, ...]  # blocks by the number of samples that predicted fewer, ties broken at random
-    posterior: float  # share of the predicted variance that is the samples', the rest being photon noise
+    count: int  # number of blocks
+    within: tuple[float, float]  # shares of blocks in the central 50 % and 90 % of the predictions
+    ranks: tuple[int, ...]  # blocks by number of samples that predicted fewer photons, ties broken at random
+    posterior: float  # share of the samples' spread in the predicted variance; the rest is photon noise
 
     @property
     def verdict(self) -> str:
-        """What the coverage tells of the samples' spread: "calibrated", "too narrow", "too wide" or "not seen"."""
+        """The verdict on the samples' spread: "calibrated", "too narrow", "too wide", or "not seen" in photon noise."""
         errors = [max(_TOLERANCE, _SURE * math.sqrt(q * (1 - q) / self.count)) for q in _CENTRAL]
         off = [(found - q) / error for found, q, error in zip(self.within, _CENTRAL, errors, strict=True)]
         if min(off) < -1:
             return "too narrow"
         if max(off) > 1:
             return "too wide"
-        # with half of the samples' spread so much less would be within 90 %
+        # the spread is seen if samples with half of it would lower the 90 % coverage by more than its error
         normal, most = NormalDist(), _CENTRAL[-1]
         bound = normal.inv_cdf((1 + most) / 2) * math.sqrt(1 - 0.75 * self.posterior)
         return "calibrated" if most - (2 * normal.cdf(bound) - 1) > errors[-1] else "not seen"
@@ -56,8 +56,8 @@ class Blocks:
 class Coverage:
     """How well posterior samples of thinned counts predict the photons that were held out.
 
-    ``fraction`` of the photons were given to the sampler, and ``blocks`` hold the result by size of blocks. The larger
-    blocks are, the more of what varies in them is the posterior's uncertainty, and the fewer they are.
+    The sampler was given a ``fraction`` of the photons; ``blocks`` holds the result per block size. In larger blocks
+    posterior uncertainty is a larger share of the variance, but there are fewer of them.
     """
 
     fraction: float
@@ -65,7 +65,7 @@ class Coverage:
     blocks: tuple[Blocks, ...]
 
     def __str__(self) -> str:
-        """Return two lines."""
+        """Return the result in two lines."""
         rows = [(b.size_px, *map("{:.0%}".format, (*b.within, b.posterior)), b.count, b.verdict) for b in self.blocks]
         sizes, half, most, seen, counts, verdicts = (" / ".join(map(str, column)) for column in zip(*rows, strict=True))
         return (
@@ -74,7 +74,7 @@ class Coverage:
         )
 
     def draw(self) -> "Figure":
-        """Return a figure of the rank histograms, flat where samples are calibrated."""
+        """Return a figure of the rank histograms, which are flat if samples are calibrated."""
         figure = new_figure(3 * len(self.blocks), 2.4)
         for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
             axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
@@ -104,19 +104,19 @@ def coverage(
     precision: str = "auto",
     on_step: Callable[[Progress], None] | None = None,
 ) -> Coverage:
-    """Check whether posterior samples are calibrated, by photons that the sampler does not see.
+    """Check whether posterior samples are calibrated, on photons that the sampler does not see.
 
     The counts are thinned: x_in ~ Binomial(x, fraction), and x_out = x - x_in is independent of it given the clean
     image s. Samples s_j of the posterior given x_in predict x_out by Multinomial(sum(x_out), s_j / sum(s_j)), the
-    Poisson law with its total known. Where they are exact, the rank of x_out among the predictions is uniform, in any
-    sum of pixels.
+    Poisson law with its total known. If the samples are exact, the rank of x_out among the predictions is uniform, for
+    any sum of pixels.
 
     Parameters
     ----------
     model, photons, n_samples, seed, settings, batch, on_step
         As for ``sample``.
     fraction
-        Expected share of the photons that the sampler sees, between 0 and 1. Small ones tell more of the spread,
+        Expected share of the photons that the sampler sees, between 0 and 1. A small one tests the spread better, but
         at a brightness farther from that of the image.
     dims, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device, precision
         As for ``denoise``.
@@ -124,8 +124,8 @@ def coverage(
     Raises
     ------
     GapError
-        As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, no photons are there to hold out,
-        or the model was trained on one-bit frames.
+        As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, if there are too few photons to
+        hold some out, or if the model was trained on one-bit frames.
     """
     asked = Draws(check_whole("n_samples", n_samples, 2), seed, settings or SamplingConfig(), batch)
     if not 0 < fraction < 1:
@@ -144,10 +144,10 @@ def coverage(
 
 
 def compare(rates: NDArray[np.floating], rest: NDArray[np.integer], fraction: float, seed: int) -> Coverage:
-    """Return how samples (n_samples, n, c, [z,] y, x), in any exposure, predict counts (n, c, [z,] y, x)."""
+    """Compare samples (n_samples, n, c, [z,] y, x), in any exposure, with held-out counts (n, c, [z,] y, x)."""
     rng = np.random.default_rng((seed, 1))
     sizes = [size for size in _BLOCKS_PX if size <= min(rest.shape[-2:])] or [1]
-    predicted: dict[int, list[Any]] = {size: [] for size in sizes}  # what each sample draws and expects
+    predicted: dict[int, list[Any]] = {size: [] for size in sizes}  # drawn and expected counts, by sample
     totals = rest.reshape(len(rest), -1).sum(1, dtype=np.int64)
     for sample in rates:
         shares = sample.reshape(len(rest), -1).astype(float)
@@ -160,7 +160,7 @@ def compare(rates: NDArray[np.floating], rest: NDArray[np.integer], fraction: fl
 
 
 def _judge(size: int, counted: NDArray[Any], predicted: NDArray[Any], rng: np.random.Generator) -> Blocks:
-    """Return the ranks of counted sums among those that each sample drew and expected, (2, n_samples, ...)."""
+    """Compare sums of counts with the drawn and the expected sums of each sample, (2, n_samples, ...)."""
     drawn, expected = predicted
     fewer, equal = (drawn < counted).sum(0), (drawn == counted).sum(0)
     ranks = (fewer + rng.integers(0, equal + 1)).ravel()

@@ -1,7 +1,7 @@
-"""From an image to the items that a network sees one by one, and from their rates back to an image of photons.
+"""Turn an image into the items that a network sees one by one, and their rates back into an image of photons.
 
-Cameras (ADU to counts), one-bit frames, hot pixels, movies as stacks, planes and channels one by one: each changes the
-image on the way in and is undone on the way out, here and nowhere else.
+Camera values (ADU to counts), one-bit frames, movies as stacks, planes and channels one by one: each conversion is made
+on the way in and undone on the way out, here and nowhere else. Hot pixels are replaced on the way in.
 """
 
 import operator
@@ -33,13 +33,13 @@ from gap_bioimage.io.image import time_as_z as as_stack
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
 
-_BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
+_BRIGHT_FRAMES = 0.95  # detections per frame above which the number of photons is barely known
 _NAMED = 5  # hot pixels that a warning lists
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is to see an image: the arguments that ``denoise`` explains."""
+    """How to present an image to a model: the arguments that ``denoise`` documents."""
 
     dims: str | Iterable[str] | None = None
     planes: bool = False
@@ -50,19 +50,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Counts for a network."""
+    """Counts for a network, and how to turn its rates back into photons."""
 
-    # Counts with the axes of the image that was given (z for t where time is taken as z); float32 where they are still
-    # to be made like photons
+    # counts with the axes of the input image (z instead of t with ``time_as_z``); float32 if their camera noise has yet
+    # to be given the statistics of photons
     image: xr.DataArray
-    ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), without hot pixels
-    camera: Detector | None = None  # where counts come from camera values
-    n_frames: int | None = None  # where they are sums of so many one-bit frames
+    ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), hot pixels replaced
+    camera: Detector | None = None  # if the counts come from camera values
+    n_frames: int | None = None  # if they are sums of this many one-bit frames
     time_as_z: bool = False
 
     @cached_property
     def items(self) -> NDArray[Any]:
-        """What the network sees one by one, (n, c, [z,] y, x)."""
+        """The counts that the network sees one by one, (n, c, [z,] y, x)."""
         values: NDArray[Any] = self.ordered.data
         return values.reshape(-1, *self.ordered.shape[self.ordered.dims.index("c") :])
 
@@ -73,17 +73,17 @@ class Prepared:
         return torch.from_numpy(np.ascontiguousarray(self.items[number]).astype(np.float32))[None]
 
     def whole(self, number: int) -> Tensor:
-        """Return the whole numbers that tell one item from others, (1, c, [z,] y, x) float32."""
+        """Return one item as whole numbers, whose hash seeds its samples, (1, c, [z,] y, x) float32."""
         return whole_counts(torch.from_numpy(self.items[number].astype(np.float32)), rounded=True)[None]
 
     def photons(self, rates: NDArray[np.float32], n_samples: int | None = None) -> xr.DataArray:
-        """Return expected counts ([sample,] n, c, [z,] y, x) as photons, with the axes of the image that was given."""
+        """Return expected counts ([sample,] n, c, [z,] y, x) as photons, with the axes of the input image."""
         full = self.ordered if n_samples is None else self.ordered.expand_dims(sample=n_samples)
         result = full.copy(data=rates.reshape(full.shape))
         if "channel" in result.dims:
             result = result.squeeze("c", drop=True).rename(channel="c")
         elif "c" not in self.image.dims:
-            result = result.squeeze("c", drop="c" not in self.image.coords)  # the name of a chosen channel stays
+            result = result.squeeze("c", drop="c" not in self.image.coords)  # a chosen channel keeps its name
         result = result.transpose(*(() if n_samples is None else ("sample",)), *self.image.dims)
         if self.camera is not None:
             background = self.camera.background()
@@ -94,7 +94,7 @@ class Prepared:
         return result.rename(z="t") if self.time_as_z else result
 
     def names(self, numbers: Sequence[int]) -> str:
-        """Return some items in words: the place of the first, and how many more."""
+        """Describe items in words: how many they are, and the position of the first."""
         if len(self.items) == 1:
             return "the image"
         axes = self.ordered.dims[: self.ordered.dims.index("c")]
@@ -103,7 +103,7 @@ class Prepared:
         return f"{len(numbers)} of {len(self.items)} images (the first at {first}, counted from 0)"
 
     def warn_of_empty(self, consequence: str) -> None:
-        """Warn of items that hold no photons, if there are some."""
+        """Warn if items hold no photons."""
         if empty := [number for number, item in enumerate(self.items) if not item.any()]:
             warnings.warn(f"no photons in {self.names(empty)}: {consequence}", EmptyImageWarning, stacklevel=3)
 
@@ -115,9 +115,9 @@ def prepare(
     origin: tuple[int, int] | None = None,
     rng: np.random.Generator | None = None,
 ) -> Prepared:
-    """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in.
+    """Turn an image, or the part of one that begins at ``origin`` (y, x), into counts for a model; replace hot pixels.
 
-    With ``rng`` camera values become whole counts as in training, whose halves are independent.
+    With ``rng``, camera values become whole counts as in training: thinning splits them into independent halves.
     """
     check_model(model)
     image = as_image(image, layout.dims)
@@ -134,7 +134,7 @@ def prepare(
         raise ConfigError("the model was trained on one-bit frames, which need no camera; give camera=None")
     if n_frames is not None:
         _check_frames(source, n_frames, name)
-        if origin is None:  # dark parts of an image say nothing of it
+        if origin is None:  # a part may hold only 0 and 1 because it is dark
             warn_of_single_frames(source, n_frames, name)
     check_dim(source, model.config.dim, plane_by_plane=layout.planes)
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
@@ -147,7 +147,7 @@ def prepare(
 
 
 def _counted(image: xr.DataArray, detector: Detector, rng: np.random.Generator | None) -> xr.DataArray:
-    """Return the counts of camera values, plane by plane, so that only they are in memory."""
+    """Turn camera values into counts, plane by plane to save memory."""
     ordered = image.transpose(..., "y", "x")
     counts = np.empty(ordered.shape, np.float32 if detector.moved and rng is None else np.int32)
     for place in np.ndindex(ordered.shape[:-2]):
@@ -166,7 +166,7 @@ def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
 
 
 def warn_of_single_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
-    """Warn of one-bit frames that are not summed."""
+    """Warn if one-bit frames have not been summed."""
     if float(image.max()) == 1 < n_frames:
         _warn(CountsWarning, f"{name} holds 0 and 1 only, but {_trained_on(n_frames)}")
 
@@ -177,11 +177,11 @@ def _trained_on(n_frames: int) -> str:
 
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:
-    """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
+    """Replace hot pixels by the mean of their neighbours: the network would spread their counts over the image."""
     planes, mended = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
-    found: dict[tuple[int, int], int] = {}  # the same pixels in every frame
+    found: dict[tuple[int, int], int] = {}  # listed once for all frames
     for number, plane in enumerate(planes):
-        if int(plane.max(initial=0)) <= 20:  # no pixel is hot below
+        if int(plane.max(initial=0)) <= 20:  # hot pixels hold more
             continue
         counts = torch.from_numpy(np.ascontiguousarray(plane).astype(np.float32))
         hot = hot_pixels(counts)
@@ -201,7 +201,7 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int
 
 
 def refuse_one_bit(model: Model, what: str) -> None:
-    """Refuse what takes photons for sums of what was counted."""
+    """Refuse one-bit frames where photons are compared with sums of counts."""
     if model.n_frames is not None:
         raise ConfigError(f"{what} of one-bit frames cannot be told: their photons are not sums of what was counted")
 
@@ -211,7 +211,7 @@ def _warn(category: type[Warning], text: str) -> None:
 
 
 def check_whole(name: str, value: Any, least: int, below: int | None = None) -> int:
-    """Return a whole number, of whatever type, as Python's own; refuse others, and those out of range."""
+    """Return a whole number of any integer type as an int; refuse other values and numbers out of range."""
     try:
         number = int(operator.index(value))
     except TypeError:

@@ -1,4 +1,4 @@
-"""How bright images may become, and whether samples are plausible: networks know only what they were trained on."""
+"""Limits of the trained range: how bright images may become in sampling, and whether samples are plausible."""
 
 import math
 import warnings
@@ -12,17 +12,18 @@ from torch import Tensor
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 
-_LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
+_LEAST_ROOM_DB = 0.5  # with less, samples are copies of the denoised image
 WARN_ROOM_DB = 6.0
-_BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
+_BOX_PX = 16  # single pixels differ by chance, means over boxes barely
 _LARGE, _SURE = 0.10, 3.0
 
 
 def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, least_gain: float = 1.0) -> Tensor:
-    """Return the photons, (1,) float64, that an image (1, c, [z,] y, x) is to have when its samples are drawn.
+    """Return the photons, (1,) float64, at which the samples of an image (1, c, [z,] y, x) are complete.
 
-    Within ``brightest`` photons per pixel of its brightest window and ``stop_db`` of its mean, by default 20 dB more
-    than it has; without any photons, an image is generated.
+    The default is 20 dB more than the image has; ``stop_db`` sets the mean per pixel instead. The brightest window must
+    stay within ``brightest`` photons per pixel, but the image may always gain ``least_gain``. An image without photons
+    may reach ``brightest`` everywhere.
     """
     n_pixels, has = item[0].numel(), total_photons(item)
     window = list(WINDOW_PX[item.dim() - 2])
@@ -35,7 +36,7 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
         low = f"the image has {_db(float(has) / n_pixels):.1f} dB and " if float(has) else ""
         told = f"stop_db is {stop_db:g}, but {low}the model was trained for up to {_db(float(limit) / n_pixels):.1f} dB"
         raise TrainedRangeError(f"{told} of such images; give {'one between' if low else 'less'}, or leave it out")
-    if float(stop) < 1:  # photons that hardly ever come take endless steps
+    if float(stop) < 1:  # for less than one photon, sampling would take endless steps
         size, least = "x".join(map(str, item.shape[2:])), _db(1 / n_pixels)
         told = f"{size} px are to hold {float(stop):.2g} photons in all, expected one at least"
         raise TrainedRangeError(f"{told}; give a larger image, or stop_db above {least:.1f}")
@@ -45,9 +46,9 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
 def check_room(
     counts: Sequence[Tensor], stops: Sequence[Tensor], brightest: float, names: Callable[[Sequence[int]], str]
 ) -> None:
-    """Refuse images of which none has room for photons, and warn where too few fit for the full posterior.
+    """Refuse images if none has room for photons, and warn if there is too little for the full posterior variance.
 
-    ``names`` gives words for images by their numbers; ``stops`` are the photons, (1,), that each shall have.
+    ``names`` describes images by their numbers; ``stops`` are the final photons, (1,), of each.
     """
     pairs = [(float(total_photons(item)), float(stop)) for item, stop in zip(counts, stops, strict=True)]
     rooms = {n: _db(stop / has) for n, (has, stop) in enumerate(pairs) if has}
@@ -61,7 +62,7 @@ def check_room(
 
 
 def little_room(room_db: float) -> str:
-    """Say what little room for photons means."""
+    """Return the consequence of little room for photons, in words."""
     return (
         f"photons grow by {room_db:.1f} dB only, and samples may show as little as {1 - 10 ** (-room_db / 10):.0%} of "
         "the posterior's variance; train on brighter images"
@@ -69,9 +70,9 @@ def little_room(room_db: float) -> str:
 
 
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
-    """Warn when the samples' mean is not the denoised image, in boxes of 16 px: then the network contradicts itself.
+    """Warn if the mean of the samples, in boxes of 16 px, is not the denoised image: the network contradicts itself.
 
-    Planes without any light tell nothing: their samples were generated.
+    Planes without light are left out, since their samples were generated.
     """
     count, seen = samples.sizes["sample"], (mmse > 0).any(("y", "x"))
     if count < 2 or not seen.any():

@@ -1,4 +1,4 @@
-"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many."""
+"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or many."""
 
 import pickle
 import warnings
@@ -52,41 +52,43 @@ def denoise_volume(
     verify: bool = False,
     on_block: Callable[[int, int], None] | None = None,
 ) -> VolumeStatus:
-    """Denoise an image of any size into an OME-Zarr, block by block; the same call goes on after an interruption.
+    """Denoise an image of any size into an OME-Zarr, block by block; the same call resumes after an interruption.
 
-    Of anchored networks the result is that of ``denoise``; plain ones conserve photons in a box around each pixel.
-    Where a block and its surroundings hold no photons the result is 0.
+    For anchored networks the result equals that of ``denoise``; plain networks conserve photons in a box around each
+    pixel. If a block and its surroundings hold no photons, the result is 0.
 
     Parameters
     ----------
     image, selection, sum_frames
-        A file that ``read_photons`` reads, or a folder of planes (z), with its ``axes``, ``channel``, ``time``,
-        ``series`` and ``level``; how many one-bit frames to sum.
+        A file that ``read_photons`` reads, or a folder of planes (z); its ``axes``, ``channel``, ``time``, ``series``
+        and ``level``; how many one-bit frames to sum.
     out
-        A name that ends in ``.zarr``. It can be opened while it is being filled.
+        A name that ends in ``.zarr``. The store can be opened while it is being filled.
     n_samples, seed, settings
         Draw posterior samples as ``sample`` does, and write their mean and standard deviation to ``out`` with ``_mean``
-        and ``_std`` before its suffix. Single samples are not kept: those of neighbouring blocks would not meet.
+        and ``_std`` before its suffix. Single samples are not kept: they would have seams between blocks.
     model, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device, precision, batch
         As for ``denoise`` and ``sample``.
     block_px, version
-        What is stored at once, per spatial axis; in OME-Zarr 0.5 a shard, in 0.4 some chunks.
+        Pixels per spatial axis that are stored at once: a shard in OME-Zarr 0.5, several chunks in 0.4.
     part
-        (i, n): do the i-th of n parts only, counted from 1, which are about as large as each other.
+        (i, n): do only the i-th of n parts, counted from 1. All parts are about equal in size.
     scheduler
-        Address of a dask scheduler, whose workers do the blocks. They must see the same files.
+        Address of a dask scheduler whose workers compute the blocks. They must see the same files.
     verify, on_block
-        Do again what is damaged; called with (voxels done, voxels to do) of this call.
+        Recompute damaged blocks; called with (voxels done, voxels to do) of this call.
 
     Returns
     -------
-    What is done now; all of it, unless other parts are at work.
+    VolumeStatus
+        The finished blocks: all of them, unless other parts are still in progress.
 
     Raises
     ------
     OutputError, ConfigError
         If the result cannot be written, or was begun with other settings; if the part or the scheduler is impossible.
-        Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
+        Other errors and all warnings are those of ``denoise`` and ``sample``; each kind of warning comes once, at the
+        end.
     """
     check_model(model)
     check_summed(model, sum_frames)
@@ -142,12 +144,12 @@ def _check(image: Path | str, out: Path, part: tuple[int, int], version: str) ->
 
 
 def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
-    """Whether so many results of an image, and what it takes to make them, do not fit into memory."""
+    """Return whether ``copies`` of a result, with the memory to compute them, exceed the free memory."""
     return open_volume(image, **selection).size * 4 * (copies + 3) > psutil.virtual_memory().available
 
 
 def _here(volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
-    """Make blocks in this process; while one is computed the next is read and the one before is written."""
+    """Compute blocks in this process, and read the next and write the previous one meanwhile."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reads = (reader.submit(volume.read_for, place) for place in places)
         reading, writing = deque(islice(reads, 1)), deque[tuple[Index, Future[None]]]()
@@ -162,7 +164,7 @@ def _here(volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
 
 
 def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
-    """Make blocks in the workers of a scheduler; what a dying worker had done stays done."""
+    """Compute blocks on the workers of a scheduler; the finished blocks of a worker that dies remain."""
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError:
@@ -171,10 +173,10 @@ def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[
         client = Client(scheduler)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ConfigError(f"no scheduler answers at {scheduler!r} ({error}); start one, or leave it out") from None
-    known = pickle.dumps(replace(volume.job, halo_px=volume.network.halo_px))  # which is measured once
+    known = pickle.dumps(replace(volume.job, halo_px=volume.network.halo_px))  # the halo is measured once
     with client:
         try:
-            once = client.submit(bytes, known, pure=False)  # maps of cameras are too large to go with every block
+            once = client.submit(bytes, known, pure=False)  # camera maps are too large to be sent with every block
             tasks = client.map(_on_worker, places, known=once, pure=False)
             for task in as_completed(tasks):  # type: ignore[no-untyped-call]
                 yield task.result()
@@ -184,7 +186,7 @@ def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[
 
 
 def _on_worker(place: Index, known: bytes) -> Index:
-    """Make a block, unless that was done by a worker that died afterwards."""
+    """Compute a block, unless a worker that died afterwards has finished it."""
     volume = _opened(known)
     if not all(result.is_done(0, place) for result in volume.results):
         volume.write(place, volume.make(place, volume.read_for(place)))
@@ -193,7 +195,7 @@ def _on_worker(place: Index, known: bytes) -> Index:
 
 @lru_cache(1)
 def _opened(known: bytes) -> Volume:
-    """Return a volume with its model, which a process loads once; other files than those of its store are refused."""
+    """Return a volume with its model, loaded once per process; refuse files other than those its store began with."""
     volume = Volume(pickle.loads(known))  # noqa: S301  # from the scheduler that started this worker
     volume.start()
     return volume
