@@ -24,7 +24,7 @@ _MOST_PARTS = 64
 _PHOTONS_ADDED = 1000.0  # enough to reduce the estimate's own noise to a few percent
 _SHARE_ADDED = (0.02, 0.1)  # limits, of the region's photons; more would change the posterior
 _LEAST_ADDED, _MOST_PASSES = 60.0, 16  # photons added over all passes, and passes, for dim regions
-_SURE = 5.0  # standard errors between expected and counted photons
+_CONTRADICTION = 5.0  # standard errors between expected and counted photons
 
 
 def denoise(
@@ -89,16 +89,16 @@ def denoise(
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
     network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
-    prepared.warn_of_empty("the result is 0 there, which tells nothing of what was there")
+    prepared.warn_of_empty("the result there is 0, which is not an estimate")
     if bright := [number for number, count in enumerate(parts) if count > 1]:
         warn_of_parts(prepared.names(bright), max(parts))
     rates = np.zeros(prepared.items.shape, np.float32)
-    tell = on_tile or (lambda done, total: None)
+    report = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
 
     def expect(counts: Tensor) -> Tensor:
         nonlocal done
-        log_rate = network(counts, lambda tile, tiles: tell(done * tiles + tile, runs * tiles))
+        log_rate = network(counts, lambda tile, tiles: report(done * tiles + tile, runs * tiles))
         done += 1
         return network.network.rate(counts, log_rate, [])
 
@@ -138,9 +138,9 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
 
 def warn_of_parts(name: str, parts: int) -> None:
     """Warn that the images described by ``name`` are split into parts."""
-    told = f"a part of {name} is {10 * math.log10(parts):.0f} dB brighter than the training: photons are split into"
-    advice = "and the results added up; a model trained on images as bright does better"
-    warnings.warn(f"{told} {parts} parts that are not, {advice}", TrainedRangeWarning, stacklevel=3)
+    problem = f"a part of {name} is {10 * math.log10(parts):.0f} dB brighter than the training"
+    advice = f"photons are split into {parts} parts that are not; a model trained on images as bright does better"
+    warnings.warn(f"{problem}: {advice}", TrainedRangeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Region:
         """Return the result as a sentence."""
         if self.std is not None:
             return f"region {self.label}: {self.photons:.1f} +- {self.std:.1f} photons ({self.counted} counted)"
-        return f"region {self.label}: {self.photons:.1f} photons, their error is not known ({self.counted} counted)"
+        return f"region {self.label}: {self.photons:.1f} photons, standard deviation unknown ({self.counted} counted)"
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the fields as plain numbers."""
@@ -216,59 +216,59 @@ def region_uncertainty(
     prepared = prepare(model, photons, Layout(dims, camera=camera))
     refuse_one_bit(model, "regions")
     if len(prepared.items) != 1:
-        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
+        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one frame for regions; select one")
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])
     if max(parts_of(model, prepared)) > 1:
-        told = "the brightest part of the image is brighter than the training, where networks without an anchor err"
-        warnings.warn(f"{told}: so may the photons of regions and their errors", TrainedRangeWarning, stacklevel=2)
+        problem = "the image is brighter than the training of this network without an anchor"
+        warnings.warn(f"{problem}: photons and errors of regions may be wrong", TrainedRangeWarning, stacklevel=2)
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
 
     def expect(x: Tensor) -> Tensor:
         return model.network.rate(counts, network(x), [])
 
-    rate, found = expect(counts), []
+    rate, regions = expect(counts), []
     background = 0.0 if prepared.camera is None else prepared.camera.background()
     numbers = [int(label) for label in np.unique(labels.values) if label]
     for done, label in enumerate(numbers, 1):
         inside = labels.values == label
         mask = torch.from_numpy(inside).expand(counts.shape[1:])[None]
         variance = region_variance(expect, counts, rate, mask, seed=seed, label=label, passes=passes)
-        seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
-        region = Region(label, int(inside.sum()), seen, expected, variance**0.5 if variance > 0 else None)
+        counted, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
+        region = Region(label, int(inside.sum()), counted, expected, variance**0.5 if variance > 0 else None)
         _warn_if_contradicted(region)
         # counts that the camera's noise adds
         added = float(np.broadcast_to(background, inside.shape)[inside].sum())
-        found.append(replace(region, counted=round(seen - added), photons=expected - added))
+        regions.append(replace(region, counted=round(counted - added), photons=expected - added))
         if on_region is not None:
             on_region(done, len(numbers))
-    return found
+    return regions
 
 
 def _label_image(labels: Any, dims: str | Iterable[str] | None, shape: Sequence[int]) -> xr.DataArray:
     """Return the labels with axes ([z,] y, x); refuse another shape and values that are not labels."""
-    spatial, plain = "zyx"[-len(shape) :], not isinstance(labels, xr.DataArray) and dims is not None
-    axes = [axis for axis in dims or () if axis in spatial] if plain else None
+    spatial = "zyx"[-len(shape) :]
+    axes = None if dims is None or isinstance(labels, xr.DataArray) else [axis for axis in dims if axis in spatial]
     image = as_image(labels, axes, what="the label image")
     image = image.transpose(*spatial) if set(image.dims) == set(spatial) else image
     if image.shape != shape:
         raise AxesError(
             f"the labels have {' x '.join(map(str, image.shape))} pixels ({', '.join(map(str, image.dims))}) and the "
-            f"image {' x '.join(map(str, shape))}, expected the same; crop or resize the labels as the image was"
+            f"image {' x '.join(map(str, shape))}, expected the same size; crop or resize the labels like the image"
         )
     lowest, highest = float(image.min()), float(image.max())
     if image.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
-        told = f"the labels are {image.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
-        raise AxesError(f"{told} and 1 or more in the regions; save the label image as 8 or 16 bit, or give another")
+        problem = f"the labels are {image.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
+        raise AxesError(f"{problem} the regions and more inside; save the label image as 8 or 16 bit, or give another")
     return image
 
 
 def _warn_if_contradicted(region: Region) -> None:
     # at least one photon: a region without counts could have held some
     error = math.sqrt(max(region.counted, 1) + (region.std or 0.0) ** 2)
-    if abs(region.photons - region.counted) > _SURE * error:
-        told = f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were"
+    if abs(region.photons - region.counted) > _CONTRADICTION * error:
+        problem = f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were"
         advice = "it was trained too briefly, or on other images; train longer"
-        warnings.warn(f"{told} counted, far beyond the error of both: {advice}", NetworkWarning, stacklevel=3)
+        warnings.warn(f"{problem} counted, far beyond both errors: {advice}", NetworkWarning, stacklevel=3)
 
 
 def region_variance(
@@ -297,8 +297,8 @@ def region_variance(
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)
     source, change = sample_keys(counts, seed, number), 0.0
-    for number_of_pass in range(passes):
-        keys = step_keys(source, torch.full_like(number, number_of_pass))
+    for step in range(passes):
+        keys = step_keys(source, torch.full_like(number, step))
         added = poisson(eps * inside, keys, index).float().reshape(counts.shape)
         change += float((expect(counts + added) - rate)[mask].sum(dtype=torch.float64))
     return change / (eps * passes)

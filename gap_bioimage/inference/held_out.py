@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BLOCKS_PX = (4, 16, 64)
 _CENTRAL = (0.5, 0.9)
-_TOLERANCE, _SURE = 0.03, 3.0  # deviations of the coverage: absolute, and in standard errors
+_TOLERANCE, _SIGNIFICANT = 0.03, 3.0  # deviations of the coverage: absolute, and in standard errors
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Blocks:
     @property
     def verdict(self) -> str:
         """The verdict on the samples' spread: "calibrated", "too narrow", "too wide", or "not seen" in photon noise."""
-        errors = [max(_TOLERANCE, _SURE * math.sqrt(q * (1 - q) / self.count)) for q in _CENTRAL]
-        off = [(found - q) / error for found, q, error in zip(self.within, _CENTRAL, errors, strict=True)]
-        if min(off) < -1:
+        errors = [max(_TOLERANCE, _SIGNIFICANT * math.sqrt(q * (1 - q) / self.count)) for q in _CENTRAL]
+        deviations = [(share - q) / error for share, q, error in zip(self.within, _CENTRAL, errors, strict=True)]
+        if min(deviations) < -1:
             return "too narrow"
-        if max(off) > 1:
+        if max(deviations) > 1:
             return "too wide"
         # the spread is seen if samples with half of it would lower the 90 % coverage by more than its error
-        normal, most = NormalDist(), _CENTRAL[-1]
-        bound = normal.inv_cdf((1 + most) / 2) * math.sqrt(1 - 0.75 * self.posterior)
-        return "calibrated" if most - (2 * normal.cdf(bound) - 1) > errors[-1] else "not seen"
+        normal, q = NormalDist(), _CENTRAL[-1]
+        bound = normal.inv_cdf((1 + q) / 2) * math.sqrt(1 - 0.75 * self.posterior)
+        return "calibrated" if q - (2 * normal.cdf(bound) - 1) > errors[-1] else "not seen"
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Coverage:
     def __str__(self) -> str:
         """Return the result in two lines."""
         rows = [(b.size_px, *map("{:.0%}".format, (*b.within, b.posterior)), b.count, b.verdict) for b in self.blocks]
-        sizes, half, most, seen, counts, verdicts = (" / ".join(map(str, column)) for column in zip(*rows, strict=True))
+        sizes, in_50, in_90, shares, counts, verdicts = (" / ".join(map(str, c)) for c in zip(*rows, strict=True))
         return (
-            f"held-out photons in blocks of {sizes} px: {half} within the central 50%, {most} within 90% of what "
-            f"samples predict\nthe samples' spread, {seen} of the variance in {counts} blocks, is {verdicts}"
+            f"held-out photons in blocks of {sizes} px: {in_50} within the central 50%, {in_90} within the central 90% "
+            f"of the predictions\nthe samples' spread, {shares} of the variance in {counts} blocks, is {verdicts}"
         )
 
     def draw(self) -> "Figure":
@@ -80,7 +80,7 @@ class Coverage:
             axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
             axes.axhline(b.count / len(b.ranks), color="black", linewidth=1)
             axes.set_title(f"{b.count} blocks of {b.size_px} px")
-            axes.set(xlabel="samples below what was held out", ylabel="blocks")
+            axes.set(xlabel="samples below the held-out photons", ylabel="blocks")
         return figure
 
 
@@ -127,39 +127,40 @@ def coverage(
         As for ``sample``; a ConfigError also if ``fraction`` is not between 0 and 1, if there are too few photons to
         hold some out, or if the model was trained on one-bit frames.
     """
-    asked = Draws(check_whole("n_samples", n_samples, 2), seed, settings or SamplingConfig(), batch)
+    draws = Draws(check_whole("n_samples", n_samples, 2), seed, settings or SamplingConfig(), batch)
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}, expected a number between 0 and 1, such as 0.5")
     layout = Layout(dims, planes, camera, time_as_z, separate_channels)
     prepared = prepare(model, photons, layout, rng=np.random.default_rng((seed, 2)))
     refuse_one_bit(model, "coverage")
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
-    drawing = Drawing(model, network, asked, on_step=on_step)
-    seen, rest = thin(prepared.items, fraction, seed)
-    both = [n for n in range(len(seen)) if seen[n].any() and rest[n].any()]
-    if not both:
+    drawing = Drawing(model, network, draws, on_step=on_step)
+    inputs, held_out = thin(prepared.items, fraction, seed)
+    numbers = [n for n in range(len(inputs)) if inputs[n].any() and held_out[n].any()]
+    if not numbers:
         raise ConfigError("the image holds too few photons to hold some out")
-    thinned = xr.DataArray(seen[both], dims=["t", "c", *"zyx"[-model.config.dim :]])
-    return compare(drawing.rates_of(replace(prepared, image=thinned, ordered=thinned)), rest[both], fraction, seed)
+    thinned = xr.DataArray(inputs[numbers], dims=["t", "c", *"zyx"[-model.config.dim :]])
+    rates = drawing.rates_of(replace(prepared, image=thinned, ordered=thinned))
+    return compare(rates, held_out[numbers], fraction, seed)
 
 
-def compare(rates: NDArray[np.floating], rest: NDArray[np.integer], fraction: float, seed: int) -> Coverage:
+def compare(rates: NDArray[np.floating], held_out: NDArray[np.integer], fraction: float, seed: int) -> Coverage:
     """Compare samples (n_samples, n, c, [z,] y, x), in any exposure, with held-out counts (n, c, [z,] y, x)."""
     rng = np.random.default_rng((seed, 1))
-    sizes = [size for size in _BLOCKS_PX if size <= min(rest.shape[-2:])] or [1]
+    sizes = [size for size in _BLOCKS_PX if size <= min(held_out.shape[-2:])] or [1]
     predicted: dict[int, list[Any]] = {size: [] for size in sizes}  # drawn and expected counts, by sample
-    totals = rest.reshape(len(rest), -1).sum(1, dtype=np.int64)
+    totals = held_out.reshape(len(held_out), -1).sum(1, dtype=np.int64)
     for sample in rates:
-        shares = sample.reshape(len(rest), -1).astype(float)
+        shares = sample.reshape(len(held_out), -1).astype(float)
         shares /= shares.sum(1, keepdims=True)
-        both = [of.reshape(rest.shape) for of in (rng.multinomial(totals, shares), totals[:, None] * shares)]
-        for size, found in predicted.items():
-            found.append([_sums(of, size) for of in both])
-    blocks = (_judge(size, _sums(rest, size), np.stack(found, 1), rng) for size, found in predicted.items())
+        drawn, expected = rng.multinomial(totals, shares), totals[:, None] * shares
+        for size, sums in predicted.items():
+            sums.append([_sums(counts.reshape(held_out.shape), size) for counts in (drawn, expected)])
+    blocks = (_compared(size, _sums(held_out, size), np.stack(sums, 1), rng) for size, sums in predicted.items())
     return Coverage(fraction, len(rates), tuple(blocks))
 
 
-def _judge(size: int, counted: NDArray[Any], predicted: NDArray[Any], rng: np.random.Generator) -> Blocks:
+def _compared(size: int, counted: NDArray[Any], predicted: NDArray[Any], rng: np.random.Generator) -> Blocks:
     """Compare sums of counts with the drawn and the expected sums of each sample, (2, n_samples, ...)."""
     drawn, expected = predicted
     fewer, equal = (drawn < counted).sum(0), (drawn == counted).sum(0)

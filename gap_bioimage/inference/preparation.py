@@ -34,7 +34,7 @@ from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
 
 _BRIGHT_FRAMES = 0.95  # detections per frame above which the number of photons is barely known
-_NAMED = 5  # hot pixels that a warning lists
+_LISTED = 5  # hot pixels that a warning lists
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ def prepare(
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
     expected = model.config.channels
     if ordered.sizes["c"] != expected:
-        one = "choose one with channel=0, or take each by itself with separate_channels=True"
-        remedy = one if expected == 1 else f"give an image with {expected}, without separate_channels"
+        remedy = f"give an image with {expected}, without separate_channels"
+        if expected == 1:
+            remedy = "choose one with channel=0, or process each on its own with separate_channels=True"
         raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
     return Prepared(source, _without_hot_pixels(ordered, name, origin or (0, 0)), detector, n_frames, layout.time_as_z)
 
@@ -161,8 +162,8 @@ def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
         raise NotPhotonCountsError(f"{name} holds up to {highest:g} photons in a pixel, but {_trained_on(n_frames)}")
     full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
     if n_frames > 1 and full > 1e-3:
-        told = f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame"
-        _warn(CountsWarning, f"{told}: how many there were is hardly known; use shorter frames")
+        problem = f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame"
+        _warn(CountsWarning, f"{problem}: their brightness is barely known; use shorter frames")
 
 
 def warn_of_single_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
@@ -178,32 +179,32 @@ def _trained_on(n_frames: int) -> str:
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:
     """Replace hot pixels by the mean of their neighbours: the network would spread their counts over the image."""
-    planes, mended = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
-    found: dict[tuple[int, int], int] = {}  # listed once for all frames
+    planes, replaced = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
+    positions: dict[tuple[int, int], int] = {}  # listed once for all frames
     for number, plane in enumerate(planes):
         if int(plane.max(initial=0)) <= 20:  # hot pixels hold more
             continue
         counts = torch.from_numpy(np.ascontiguousarray(plane).astype(np.float32))
         hot = hot_pixels(counts)
         if bool(hot.any()):
-            mended = planes.copy() if mended is None else mended
-            filled = without_hot_pixels(counts)
-            mended[number] = np.where(hot, (filled if plane.dtype.kind == "f" else torch.round(filled)).numpy(), plane)
+            replaced = planes.copy() if replaced is None else replaced
+            cold = without_hot_pixels(counts)
+            replaced[number] = np.where(hot, (cold if plane.dtype.kind == "f" else torch.round(cold)).numpy(), plane)
             for y, x in hot[0, 0].nonzero().tolist():
-                found.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
-    if mended is None:
+                positions.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
+    if replaced is None:
         return ordered
-    named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
-    named += ", ..." * (len(found) > _NAMED)
-    told = f"{name} has {len(found)} hot pixel(s) with more than light can bring where the neighbours are so dark"
-    _warn(HotPixelWarning, f"{told}: {named}; the mean of the neighbours stands for what they hold")
-    return ordered.copy(data=mended.reshape(ordered.shape))
+    listed = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(positions.items())[:_LISTED])
+    listed += ", ..." * (len(positions) > _LISTED)
+    problem = f"{name} has {len(positions)} hot pixel(s) with more than light can bring where neighbours are so dark"
+    _warn(HotPixelWarning, f"{problem}: {listed}; each is replaced by the mean of its neighbours")
+    return ordered.copy(data=replaced.reshape(ordered.shape))
 
 
 def refuse_one_bit(model: Model, what: str) -> None:
     """Refuse one-bit frames where photons are compared with sums of counts."""
     if model.n_frames is not None:
-        raise ConfigError(f"{what} of one-bit frames cannot be told: their photons are not sums of what was counted")
+        raise ConfigError(f"{what} cannot be computed for one-bit frames: their photons are not sums of the counts")
 
 
 def _warn(category: type[Warning], text: str) -> None:
@@ -217,6 +218,6 @@ def check_whole(name: str, value: Any, least: int, below: int | None = None) -> 
     except TypeError:
         number = None
     if number is None or number < least or (below is not None and number >= below):
-        upto = "" if below is None else f" and below 2^{below.bit_length() - 1}"
-        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}{upto}")
+        limit = "" if below is None else f" and below 2^{below.bit_length() - 1}"
+        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}{limit}")
     return number

@@ -16,7 +16,7 @@ _SEAM = 3e-3  # relative RMS error that a measured halo allows beside it; over a
 _ACROSS_PX = {2: (64, 64), 3: (16, 32, 32)}  # of the test images, across the cut axis
 _CLOUDS_PX = (2, 6, 18, 54)  # sizes of the structures in the test images
 # full-size feature maps in memory at once, measured on the CPU: per filter of the U-Net, per channel of an anchor
-_OF_FILTER, _OF_ANCHOR = 9, {2: 160, 3: 200}
+_MAPS_PER_FILTER, _MAPS_PER_CHANNEL = 9, {2: 160, 3: 200}
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ def round_up(value: int, step: int) -> int:
 def bytes_per_px(network: UNet) -> float:
     """Return the memory that a network needs per pixel of an image."""
     filters: int = network.conv_final.in_channels
-    return 4 * max(
-        _OF_FILTER * filters / network.stem**2, _OF_ANCHOR[network.dim] * network.channels * network.anchored
-    )
+    anchor = _MAPS_PER_CHANNEL[network.dim] * network.channels * network.anchored
+    return 4 * max(_MAPS_PER_FILTER * filters / network.stem**2, anchor)
 
 
 def box_of(network: UNet) -> list[int]:
@@ -53,8 +52,8 @@ def exact_halo_px(network: UNet) -> list[int]:
 
     An anchor applies Gaussian filters in sequence; that half changes a log-rate by less than 2e-6, measured.
     """
-    faint = [reach // 2 for reach in network.anchor.reach_px()] if network.anchored else [0] * network.dim
-    return [reach - half for reach, half in zip(receptive_field_px(network), faint, strict=True)]
+    halves = [reach // 2 for reach in network.anchor.reach_px()] if network.anchored else [0] * network.dim
+    return [reach - half for reach, half in zip(receptive_field_px(network), halves, strict=True)]
 
 
 def measured_halo(network: UNet, denoiser: PhotonDenoiser | None = None, most_px: int | None = None) -> HaloReport:
@@ -65,17 +64,17 @@ def measured_halo(network: UNet, denoiser: PhotonDenoiser | None = None, most_px
     the exact halo, or ``most_px`` if that is smaller.
     """
     # only differences of log-rates have a meaning
-    answer = denoiser or (lambda photons: torch.exp(network(photons).double()))
+    predict = denoiser or (lambda photons: torch.exp(network(photons).double()))
     box_px = [1] * network.dim if denoiser is None else denoiser.box_px
     exact_px, halo = exact_halo_px(network), list[int]()
     squares = dict.fromkeys(EXPOSURES, 0.0)
     for axes in ([-3], [-2, -1])[3 - network.dim :]:
-        exact, box, step = (of[axes[0]] for of in (exact_px, box_px, network.step_px))
+        exact, box, step = (sizes[axes[0]] for sizes in (exact_px, box_px, network.step_px))
         reaches = (-(-exact // 2) + box // 2, exact + box // 2)
-        margin, whole = (round_up(min(reach, most_px or reach), step) for reach in reaches)
-        profiles = {exposure: _cut(network, answer, axes, margin, exposure) for exposure in EXPOSURES}
+        margin, largest = (round_up(min(reach, most_px or reach), step) for reach in reaches)
+        profiles = {exposure: _cut(network, predict, axes, margin, exposure) for exposure in EXPOSURES}
         needed = [profile.needed_halo(_SEAM, step) for profile in profiles.values()]
-        px = max(whole if found is None else max(found, step) for found in needed)
+        px = max(largest if halo_px is None else max(halo_px, step) for halo_px in needed)
         halo += [px] * len(axes)
         for exposure, profile in profiles.items():
             squares[exposure] += len(axes) * profile.seam(min(px, margin), beside(px)) ** 2
@@ -83,7 +82,7 @@ def measured_halo(network: UNet, denoiser: PhotonDenoiser | None = None, most_px
 
 
 def _cut(
-    network: UNet, answer: Callable[[Tensor], Tensor], axes: Sequence[int], margin: int, exposure: float
+    network: UNet, predict: Callable[[Tensor], Tensor], axes: Sequence[int], margin: int, exposure: float
 ) -> EdgeProfile:
     """Cut a margin off both ends of clouds along each of the axes, which are equivalent, and compare."""
     wholes, cuts = [], []
@@ -93,19 +92,19 @@ def _cut(
         photons = clouds(network, sizes, exposure)
         inner = photons.narrow(axis, margin, sizes[axis] - 2 * margin)
         with torch.inference_mode():
-            wholes.append(answer(photons).narrow(axis, margin, inner.shape[axis]).movedim(axis, 0).cpu())
-            cuts.append(answer(inner.contiguous()).movedim(axis, 0).cpu())
+            wholes.append(predict(photons).narrow(axis, margin, inner.shape[axis]).movedim(axis, 0).cpu())
+            cuts.append(predict(inner.contiguous()).movedim(axis, 0).cpu())
     return EdgeProfile.of(torch.cat(wholes, 1).numpy(), torch.cat(cuts, 1).numpy(), 0)
 
 
 def clouds(network: UNet, sizes: Sequence[int], exposure: float) -> Tensor:
     """Return counts of clouds of all sizes, with ``exposure`` photons per pixel, on the network's device."""
     generator, light = torch.Generator().manual_seed(0), torch.zeros(1, network.channels, *sizes)
-    inside: Any = (..., *map(slice, sizes))
+    crop: Any = (..., *map(slice, sizes))
     for cloud in _CLOUDS_PX:
-        drawn = torch.randn(1, network.channels, *(-(-size // cloud) + 1 for size in sizes), generator=generator)
+        noise = torch.randn(1, network.channels, *(-(-size // cloud) + 1 for size in sizes), generator=generator)
         mode = "bilinear" if network.dim == 2 else "trilinear"
-        light += torch.nn.functional.interpolate(drawn, scale_factor=cloud, mode=mode)[inside]
+        light += torch.nn.functional.interpolate(noise, scale_factor=cloud, mode=mode)[crop]
     light = light.exp()
     return torch.poisson(light * (exposure / light.mean()), generator).to(next(network.parameters()).device)
 
@@ -119,7 +118,7 @@ def receptive_field_px(network: UNet) -> list[int]:
         # the folding convolution sees no neighbours; each of its pixels covers ``fold`` of the input
         reaches.append(reach * fold - 1 if network.stem > 1 else reach)
     anchors = network.anchor.reach_px() if network.anchored else [0] * network.dim
-    return [reach + own for reach, own in zip(reaches, anchors, strict=True)]
+    return [reach + anchor for reach, anchor in zip(reaches, anchors, strict=True)]
 
 
 def _reach_px(network: UNet, along: list[bool]) -> int:
@@ -141,5 +140,5 @@ def _reach_px(network: UNet, along: list[bool]) -> int:
             low, high = low.roll(1), high.roll(-1)
         low, high = torch.minimum(low, skip_low), torch.maximum(high, skip_high)
         low, high = (low.roll(3), high.roll(-3)) if pooled else (low, high)
-    place = torch.arange(32 * step, 33 * step)  # far from both ends
-    return int(torch.maximum(place - low[place], high[place] - place).max())
+    px = torch.arange(32 * step, 33 * step)  # far from both ends
+    return int(torch.maximum(px - low[px], high[px] - px).max())

@@ -32,17 +32,17 @@ class Unfinished:
             return
         # a crash before the label was written leaves only hidden files
         if not self.folder.is_dir() or any(not path.name.startswith(".") for path in self.folder.iterdir()):
-            told = f"{self.folder} is there already and holds other things than unfinished work"
-            raise OutputError(f"{told}, which would be removed; give a new folder")
+            problem = f"{self.folder} exists and holds files that are not of unfinished work and would be removed"
+            raise OutputError(f"{problem}; give a new folder")
 
     def begin(self, **more: Any) -> None:
         """Add to the description of the work; remove the results of other work."""
         self.work |= more
         label = None if self.folder is None else self.folder / _LABEL
-        if label is not None and label.is_file() and label.read_text(errors="replace") != self._told():
+        if label is not None and label.is_file() and label.read_text(errors="replace") != self._described():
             self.remove()
 
-    def _told(self) -> str:
+    def _described(self) -> str:
         return json.dumps(self.work, sort_keys=True)
 
     def load(self, name: str) -> dict[str, NDArray[Any]] | None:
@@ -62,7 +62,7 @@ class Unfinished:
         if not (self.folder / _LABEL).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / _LABEL) as temporary:
-                temporary.write_text(self._told())
+                temporary.write_text(self._described())
         with replacing(self.folder / f"{name}.npz") as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # mypy takes arrays for the flag of savez
 

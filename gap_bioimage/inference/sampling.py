@@ -74,7 +74,7 @@ class Draws:
         for name, *limits in (("n_samples", 1), ("seed", 0, 2**63)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), *limits))  # numpy integers overflow
         if not isinstance(self.settings, SamplingConfig):
-            raise ConfigError(f"settings is {self.settings!r}, expected such as SamplingConfig(steps=8)")
+            raise ConfigError(f"settings is {self.settings!r}, expected a SamplingConfig like SamplingConfig(steps=8)")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Drawing:
 
     model: Model
     network: TiledNetwork
-    asked: Draws
+    draws: Draws
     unfinished: str | Path | Unfinished | None = None
     on_step: Callable[[Progress], None] | None = None
 
@@ -94,57 +94,55 @@ class Drawing:
 
     def rates_of(self, prepared: Prepared) -> NDArray[np.float32]:
         """Return samples of the expected counts, (n_samples, n, c, [z,] y, x); keep finished ones until the end."""
-        n_samples = self.asked.n_samples
-        drawn = np.empty((n_samples, *prepared.items.shape), np.float32)
+        n_samples, folder = self.draws.n_samples, self.unfinished
+        rates = np.empty((n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
-        given = self.unfinished
-        kept = given if isinstance(given, Unfinished) else Unfinished(given, {})
-        kept.begin(**self._work(items))
+        store = folder if isinstance(folder, Unfinished) else Unfinished(folder, {})
+        store.begin(**self._work(items))
         done, total = 0, n_samples * sum(item.steps for item in items)
         for number, item in enumerate(items):
-            batch, first = self.asked.batch or self.network.batch_of(item.observed.shape[2:]), None
+            batch, first = self.draws.batch or self.network.batch_of(item.observed.shape[2:]), None
             for start in range(0, n_samples, batch):
                 numbers = range(start, min(start + batch, n_samples))
                 name = f"item{number}_samples{numbers.start}-{numbers.stop}"
-                if (finished := kept.load(name)) is None:
+                if (finished := store.load(name)) is None:
                     first = self.network(item.observed) if first is None else first
                     finished = {"rate": self._sample(number, item, numbers, first, (done, total)).numpy()}
-                    kept.save(name, **finished)
-                drawn[start : numbers.stop, number] = finished["rate"]
+                    store.save(name, **finished)
+                rates[start : numbers.stop, number] = finished["rate"]
                 done += len(numbers) * item.steps
-        if kept is not given:  # the owner of a given one removes it
-            kept.remove()
-        return drawn
+        if store is not folder:  # else its owner removes it
+            store.remove()
+        return rates
 
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to sample; refuse them if no photons can be added."""
         if (self.model.history.thinning or {}).get("read_noise"):
-            told = "the model was trained to denoise this camera's images, and its samples are worse"
-            warnings.warn(f'{told}; train another with purpose="sample" (--for sample)', NetworkWarning, stacklevel=4)
+            text = "the model was trained to denoise this camera's images, and its samples are less reliable"
+            warnings.warn(f'{text}; train another with purpose="sample" (--for sample)', NetworkWarning, stacklevel=4)
         numbers = range(len(prepared.items))
         counts = [prepared.tensor(number) for number in numbers]
         whole = [partial(prepared.whole, number) for number in numbers]
-        given, brightest = self.asked.settings, self.model.brightest
-        stops = [photons_to_stop_at(item, given.stop_db, brightest, self.least_gain) for item in counts]
-        if given.stop_db is None:
+        chosen, brightest = self.draws.settings, self.model.brightest
+        stops = [photons_to_stop_at(item, chosen.stop_db, brightest, self.least_gain) for item in counts]
+        if chosen.stop_db is None:
             check_room(counts, stops, brightest, prepared.names)
         # equal steps in 1/sqrt(photons) cannot begin without photons: the first would be infinite
-        generation = given.model_copy(update={"schedule": "geometric"})
-        settings = [given if item.any() else generation for item in counts]
-        steps = [_expected_steps(*of) for of in zip(counts, stops, settings, strict=True)]
-        return [_Item(*of) for of in zip(counts, whole, stops, settings, steps, strict=True)]
+        generation = chosen.model_copy(update={"schedule": "geometric"})
+        settings = [chosen if item.any() else generation for item in counts]
+        steps = list(map(_expected_steps, counts, stops, settings))
+        return list(map(_Item, counts, whole, stops, settings, steps))
 
     def _work(self, items: Sequence[_Item]) -> dict[str, str]:
         """Return all that the samples depend on."""
-        asked = self.asked
-        where = (self.network.tile_px, self.network.halo_px, asked.batch, str(self.network.device), self.network.bf16)
+        draws, network = self.draws, self.network
         return {
             "network": fingerprint(*self.model.network.state_dict().values()),
             "photons": fingerprint(*(item.observed for item in items)),
-            "seed": str(asked.seed),
-            "n_samples": str(asked.n_samples),
-            "settings": asked.settings.model_dump_json(),
-            "tiles": str(where),
+            "seed": str(draws.seed),
+            "n_samples": str(draws.n_samples),
+            "settings": draws.settings.model_dump_json(),
+            "tiles": str((network.tile_px, network.halo_px, draws.batch, str(network.device), network.bf16)),
         }
 
     def _sample(self, number: int, item: _Item, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
@@ -165,7 +163,7 @@ class Drawing:
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window, cut = list(WINDOW_PX[observed.dim() - 2]), CUT if network.anchored else 1.0
         sampler = Sampler(answer, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
-        keys = sample_keys(item.whole().to(device), self.asked.seed, torch.tensor(list(numbers), device=device))
+        keys = sample_keys(item.whole().to(device), self.draws.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
         rate = network.rate(x, log_rate, []) * factor
@@ -176,8 +174,8 @@ def _expected_steps(observed: Tensor, photons: Tensor, settings: SamplingConfig)
     if settings.schedule == "sqrt":
         return settings.steps
     start, stop, beta = float(total_photons(observed)), float(photons), settings.beta
-    by_one = max(0.0, min(1 / beta, stop) - start)  # photons that are added one at a time
-    return math.ceil(by_one + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
+    single = max(0.0, min(1 / beta, stop) - start)  # photons that are added one at a time
+    return math.ceil(single + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
 
 
 def sample(
@@ -250,12 +248,12 @@ def sample(
         If images are generated, if there is little room for photons, if hot pixels are replaced, or if the model was
         trained only to denoise a camera's images.
     """
-    asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
+    draws = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     prepared.warn_of_empty("images are generated instead, as bright as the model was trained for")
-    drawn = Drawing(model, network, asked, unfinished, on_step).rates_of(prepared)
-    return prepared.photons(drawn, asked.n_samples).rename("rate")
+    rates = Drawing(model, network, draws, unfinished, on_step).rates_of(prepared)
+    return prepared.photons(rates, draws.n_samples).rename("rate")
 
 
 def generate(
@@ -300,16 +298,16 @@ def generate(
     check_model(model)
     dim, channels = model.config.dim, model.config.channels
     check_sizes("shape", shape, dim, 1)
-    asked = Draws(n_samples, seed, settings or SamplingConfig(), batch)
+    draws = Draws(n_samples, seed, settings or SamplingConfig(), batch)
     network = TiledNetwork(model.network, tile_px, halo_px, device, precision=precision)
     if model.trained_range_db[0] > -30:
-        trained = f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter"
-        text = f'{trained}; generation begins without any photons: train with purpose="generate" (--for generate)'
-        warnings.warn(text, TrainedRangeWarning, stacklevel=2)
+        problem = f"the model was trained on images of {model.trained_range_db[0]:g} dB and brighter"
+        advice = 'generation begins without photons: train with purpose="generate" (--for generate)'
+        warnings.warn(f"{problem}; {advice}", TrainedRangeWarning, stacklevel=2)
     empty = xr.DataArray(np.broadcast_to(np.uint16(0), (channels, *shape)), dims=["c", *"zyx"[-dim:]])
     # camera maps describe the pixels of recorded images, not of generated ones
     camera = None if model.camera is None else model.camera.scalar
     prepared = Prepared(empty, empty, camera, model.n_frames)
-    drawn = Drawing(model, network, asked, unfinished, on_step).rates_of(prepared)
-    images = prepared.photons(drawn, asked.n_samples).rename("rate")
+    rates = Drawing(model, network, draws, unfinished, on_step).rates_of(prepared)
+    images = prepared.photons(rates, draws.n_samples).rename("rate")
     return images.squeeze("c") if channels == 1 else images

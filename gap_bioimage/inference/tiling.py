@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _MEMORY_BYTES = 2e9  # per tile, if neither its size nor the memory is given
 _RECORDED_PX = 2**21  # larger images keep a GPU busy without CUDA graphs
 _MOST_BYTES = {"cpu": 8e9, "cuda": 16e9}  # with more memory, halos are only a small part of the work
-_TRIED_PX = {2: (64, 64), 3: (8, 48, 48)}  # of the images on which bfloat16 is tested
-_UNSEEN = 5e-3  # relative RMS: with an error of a tenth, it costs a hundredth of a dB
+_TEST_PX = {2: (64, 64), 3: (8, 48, 48)}  # of the images on which bfloat16 is tested
+_NEGLIGIBLE = 5e-3  # relative RMS: with an error of a tenth, it costs a hundredth of a dB
 _CHANGES: dict[tuple[str, float], float] = {}  # made by bfloat16, by device and a sum over the weights
 
 
@@ -57,10 +57,10 @@ def tiles(
 
 def check_sizes(name: str, sizes: Any, dim: int, least: int) -> None:
     """Refuse sizes that are not whole numbers of pixels, one per spatial axis."""
-    given = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
-    if len(given) != dim or not all(isinstance(size, Integral) and int(size) >= least for size in given):
-        told = f"the {name} is {','.join(map(str, given))} px, expected {dim} whole numbers ({', '.join('zyx'[-dim:])})"
-        raise ConfigError(f"{told} of at least {least}, such as {','.join(['64'] * dim)}")
+    sizes = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+    if len(sizes) != dim or not all(isinstance(size, Integral) and int(size) >= least for size in sizes):
+        text = f"the {name} is {','.join(map(str, sizes))} px, expected {dim} whole numbers ({', '.join('zyx'[-dim:])})"
+        raise ConfigError(f"{text} of at least {least}, such as {','.join(['64'] * dim)}")
 
 
 def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -70,8 +70,8 @@ def _axis_tiles(size: int, wanted: slice, tile: int, halo: int, step: int) -> It
     halo = round_up(halo, step)
     block = (tile - 2 * halo) // step * step
     if block < step:
-        told = f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px"
-        raise ConfigError(f"{told}; give tiles of at least {2 * halo + step} px")
+        problem = f"a tile of {tile} px cannot hold a halo of {halo} px on both sides and a block of {step} px"
+        raise ConfigError(f"{problem}; give tiles of at least {2 * halo + step} px")
     for start in range(wanted.start, wanted.stop, block):
         stop = min(start + block, wanted.stop)
         first, last = max(0, start - halo), min(size, stop + halo)
@@ -115,7 +115,7 @@ class TiledNetwork:
             raise ConfigError(f"device {device!r} cannot be used here; expected cpu, or cuda with a GPU") from None
         self.tile_px, self.step, self.bf16 = tile_px, list(network.step_px), False
         self.halo_px, self._halo_given = exact_halo_px(network) if halo_px is None else halo_px, halo_px is not None
-        self.device, self._ways = next(network.parameters()).device, dict[bool, Recorded]()
+        self.device, self._run_by_bf16 = next(network.parameters()).device, dict[bool, Recorded]()
         self._budget_px = memory_bytes / bytes_per_px(network)
         self.choose_precision(precision)
 
@@ -163,18 +163,18 @@ class TiledNetwork:
         if precision == "float32" or (precision == "auto" and not has_bf16(self.device)):
             return "float32"
         norms = torch.stack([weights.detach().double().norm() for weights in self.network.parameters()])
-        known = str(self.device), float(norms.sum())
-        if known not in _CHANGES:
-            _CHANGES[known] = self._change_in_bf16()
-        change = _CHANGES[known]
-        self.bf16 = precision == "bf16" or change < _UNSEEN
+        key = str(self.device), float(norms.sum())
+        if key not in _CHANGES:
+            _CHANGES[key] = self._change_in_bf16()
+        change = _CHANGES[key]
+        self.bf16 = precision == "bf16" or change < _NEGLIGIBLE
         precision = "bf16" if self.bf16 else "float32"
         log.info("convolutions run in %s; bf16 changes results by %.2g %% (relative RMS)", precision, 100 * change)
         return precision
 
     def _change_in_bf16(self) -> float:
         """Return the relative RMS change that bfloat16 makes to the rates of clouds, normalised to the mean."""
-        rates, sizes = [], _TRIED_PX[self.network.dim]
+        rates, sizes = [], _TEST_PX[self.network.dim]
         photons = torch.cat([clouds(self.network, sizes, exposure) for exposure in EXPOSURES])
         for self.bf16 in (False, True):
             rate = self.network.rate(photons, self(photons), []).double()
@@ -193,16 +193,16 @@ class TiledNetwork:
                 log_rate = self._run(photons, on_tile, wanted)
                 break
             except (MemoryError, RuntimeError) as error:
-                told = f"{type(error).__name__} {error}".lower()
-                full = any(words in told for words in ("memoryerror", "out of memory", "allocate memory"))
+                message = f"{type(error).__name__} {error}".lower()
+                full = any(words in message for words in ("memoryerror", "out of memory", "allocate memory"))
                 if not full or not self._halve(photons.shape[2:]):
                     raise
                 log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
             torch.cuda.empty_cache()  # does nothing without a GPU
         if broken := int((~torch.isfinite(log_rate)).sum()):
-            told = f"the network returned {broken} log-rates that are not finite, expected numbers"
-            why = "its training has diverged or its weights are damaged"
-            raise BrokenNetworkError(f"{told}; {why}: train it again, with a lower train.learning_rate")
+            problem = f"the network returned {broken} log-rates that are not finite, expected finite numbers"
+            reason = "its training has diverged or its weights are damaged"
+            raise BrokenNetworkError(f"{problem}; {reason}: train it again, with a lower train.learning_rate")
         return log_rate
 
     def _run(
@@ -212,14 +212,14 @@ class TiledNetwork:
         parts = tiles(shape, self.tile_of(shape, wanted), self.halo_px, self.step, wanted)
         sizes = shape if wanted is None else [cut.stop - cut.start for cut in wanted]
         log_rate = torch.empty(*photons.shape[:2], *sizes, dtype=torch.float32, device=photons.device)
-        if self.bf16 not in self._ways:
-            self._ways[self.bf16] = Recorded(quick(self.network, self.bf16), _RECORDED_PX)
+        if self.bf16 not in self._run_by_bf16:
+            self._run_by_bf16[self.bf16] = Recorded(quick(self.network, self.bf16), _RECORDED_PX)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
                 piece = photons[at(tile.outer)].to(self.device, torch.float32)
                 # image by image on the CPU, where convolutions of a batch round differently
                 pieces = [piece] if self.device.type != "cpu" else piece.chunk(len(piece))
-                whole = torch.cat([self._ways[self.bf16](part) for part in pieces])
+                whole = torch.cat([self._run_by_bf16[self.bf16](part) for part in pieces])
                 log_rate[at(tile.inner)] = whole[at(tile.crop)].to(photons.device, torch.float32)
                 if on_tile is not None:
                     on_tile(number, len(parts))
