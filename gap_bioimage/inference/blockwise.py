@@ -31,8 +31,7 @@ from gap_bioimage.inference.sampling import Drawing, Draws
 from gap_bioimage.inference.tiling import TiledNetwork, at, best_device, check_sizes, tiles, within
 from gap_bioimage.io import sum_frames
 from gap_bioimage.io.blocks import Blocks, Index, begun_with
-from gap_bioimage.io.image import AXES, metadata_of, middle, warn_of_rest
-from gap_bioimage.io.image import time_as_z as as_stack
+from gap_bioimage.io.image import AXES, metadata_of, middle, time_as_z, warn_of_rest
 from gap_bioimage.io.ome_zarr import CHUNK, Design
 from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
@@ -71,14 +70,12 @@ class Volume:
 
     def __init__(self, job: Job, model: Model | None = None) -> None:
         self.job, self.model = job, load_model(job.model) if model is None else model
-        kinds = ("mean", "std")
-        self.paths = {"denoised": job.out} if job.draws is None else {kind: beside(job.out, kind) for kind in kinds}
+        self.paths = {"denoised": job.out} if job.draws is None else {k: beside(job.out, k) for k in ("mean", "std")}
         self.earlier = begun_with(next(iter(self.paths.values())))  # an interrupted run keeps its blocks and halo
         self.detector = self.model.camera_for(job.layout.camera)
         self.moved = self.detector is not None and self.detector.moved
-        memory_bytes = _GPU_BYTES if best_device(job.device).startswith("cuda") else _CPU_BYTES
-        tiling = (job.tile_px, job.halo_px, job.device, memory_bytes, job.precision)
-        self.network = TiledNetwork(self.model.network, *tiling)
+        memory = _GPU_BYTES if best_device(job.device).startswith("cuda") else _CPU_BYTES
+        self.network = TiledNetwork(self.model.network, job.tile_px, job.halo_px, job.device, memory, job.precision)
         self.source = open_volume(job.image, **job.selection)
         dim, step = self.model.config.dim, self.network.step
         self.axes = tuple("t" if job.layout.time_as_z and axis == "z" else axis for axis in "zyx"[-dim:])
@@ -88,7 +85,8 @@ class Volume:
             if not self.sizes["t"]:
                 raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {frames}; give more")
             warn_of_rest(rest, job.n_frames, job.image.name)
-        check_dim(as_stack(self.source) if job.layout.time_as_z else self.source, dim, plane_by_plane=job.layout.planes)
+        image = time_as_z(self.source) if job.layout.time_as_z else self.source
+        check_dim(image, dim, plane_by_plane=job.layout.planes)
         self.box_px = box_of(self.model.network)
         self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.axes, self.box_px, step, strict=True)}
 
@@ -263,10 +261,7 @@ class Volume:
             result.average_above(place)
 
     def unfinished(self, part: tuple[int, int]) -> list[Index]:
-        """Return the unfinished blocks of a part of the volume.
-
-        Blocks are dealt out to the parts by size: all parts take about the same time.
-        """
+        """Return the unfinished blocks of part (i, n); blocks are dealt out by size, for parts of equal duration."""
         done = set.intersection(*(result.done(0) for result in self.results))
         number, parts = part
         places = sorted(self.results[0].places(0), key=self.voxels, reverse=True)[number - 1 :: parts]

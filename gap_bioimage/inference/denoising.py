@@ -236,9 +236,8 @@ def region_uncertainty(
         counted, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
         region = Region(label, int(inside.sum()), counted, expected, variance**0.5 if variance > 0 else None)
         _warn_if_contradicted(region)
-        # counts that the camera's noise adds
-        added = float(np.broadcast_to(background, inside.shape)[inside].sum())
-        regions.append(replace(region, counted=round(counted - added), photons=expected - added))
+        noise = float(np.broadcast_to(background, inside.shape)[inside].sum())  # counts added by the camera's noise
+        regions.append(replace(region, counted=round(counted - noise), photons=expected - noise))
         if on_region is not None:
             on_region(done, len(numbers))
     return regions
@@ -258,7 +257,7 @@ def _label_image(labels: Any, dims: str | Iterable[str] | None, shape: Sequence[
     lowest, highest = float(image.min()), float(image.max())
     if image.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
         problem = f"the labels are {image.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
-        raise AxesError(f"{problem} the regions and more inside; save the label image as 8 or 16 bit, or give another")
+        raise AxesError(f"{problem} and 1 or more in the regions; save the label image as 8 or 16 bit, or give another")
     return image
 
 

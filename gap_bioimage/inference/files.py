@@ -61,8 +61,7 @@ def sample_to_files(
 ) -> tuple[xr.DataArray, list[Path]]:
     """Draw samples into files, the same ones after an interruption; return them and the paths written.
 
-    ``states`` also writes the counts after every step, one file per sample. ``arguments`` are further ones of
-    ``sample``.
+    ``states`` also writes the counts after every step, one file per sample. ``arguments`` are passed to ``sample``.
     """
     time_as_z, dim = arguments.get("time_as_z", False), model.config.dim
     if states and not set(counts.dims) <= {"c", *"zyx"[-dim:], *("t" if time_as_z else "")}:
@@ -136,8 +135,7 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
     """Write the stack of samples, and for two or more their mean, standard deviation and a figure; return the files.
 
     Fiji shows the stack as frames; for a movie there is one numbered file per sample. The figure shows the plane with
-    the most photons. For a single sample, the statistics of an earlier run are removed: they would be taken for its
-    own.
+    the most photons. A single sample has no statistics: those of an earlier run are removed.
     """
     images, n_samples = {out: samples}, samples.sizes["sample"]
     if "t" in samples.dims:

@@ -155,8 +155,8 @@ def compare(rates: NDArray[np.floating], held_out: NDArray[np.integer], fraction
         shares /= shares.sum(1, keepdims=True)
         drawn, expected = rng.multinomial(totals, shares), totals[:, None] * shares
         for size, sums in predicted.items():
-            sums.append([_sums(counts.reshape(held_out.shape), size) for counts in (drawn, expected)])
-    blocks = (_compared(size, _sums(held_out, size), np.stack(sums, 1), rng) for size, sums in predicted.items())
+            sums.append([_block_sums(counts.reshape(held_out.shape), size) for counts in (drawn, expected)])
+    blocks = (_compared(size, _block_sums(held_out, size), np.stack(sums, 1), rng) for size, sums in predicted.items())
     return Coverage(fraction, len(rates), tuple(blocks))
 
 
@@ -172,8 +172,7 @@ def _compared(size: int, counted: NDArray[Any], predicted: NDArray[Any], rng: np
     return Blocks(size, ranks.size, (low, high), histogram, spread / (spread + noise))
 
 
-def _sums(values: NDArray[Any], size: int) -> NDArray[Any]:
-    """Return sums over whole blocks along y and x."""
+def _block_sums(values: NDArray[Any], size: int) -> NDArray[Any]:
     y, x = (length // size for length in values.shape[-2:])
     cut = values[..., : y * size, : x * size]
     return np.asarray(cut.reshape(*values.shape[:-2], y, size, x, size).sum((-3, -1)))

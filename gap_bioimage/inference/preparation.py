@@ -28,8 +28,7 @@ from gap_bioimage.errors import (
     NotPhotonCountsError,
 )
 from gap_bioimage.filters import hot_pixels, whole_counts, without_hot_pixels
-from gap_bioimage.io.image import as_image, items_first
-from gap_bioimage.io.image import time_as_z as as_stack
+from gap_bioimage.io.image import as_image, items_first, time_as_z
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
 
@@ -52,8 +51,7 @@ class Layout:
 class Prepared:
     """Counts for a network, and how to turn its rates back into photons."""
 
-    # counts with the axes of the input image (z instead of t with ``time_as_z``); float32 if their camera noise has yet
-    # to be given the statistics of photons
+    # counts with the axes of the input (z for t with ``time_as_z``); float32 until camera noise is made Poisson
     image: xr.DataArray
     ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), hot pixels replaced
     camera: Detector | None = None  # if the counts come from camera values
@@ -122,7 +120,7 @@ def prepare(
     check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()
-    source = as_stack(image) if layout.time_as_z else image
+    source = time_as_z(image) if layout.time_as_z else image
     name = str(image.attrs.get("source", "the image"))
     detector, n_frames = model.camera_for(layout.camera), model.n_frames
     if detector is None:
@@ -140,9 +138,8 @@ def prepare(
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
     expected = model.config.channels
     if ordered.sizes["c"] != expected:
-        remedy = f"give an image with {expected}, without separate_channels"
-        if expected == 1:
-            remedy = "choose one with channel=0, or process each on its own with separate_channels=True"
+        single = "choose one with channel=0, or process each on its own with separate_channels=True"
+        remedy = single if expected == 1 else f"give an image with {expected}, without separate_channels"
         raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
     return Prepared(source, _without_hot_pixels(ordered, name, origin or (0, 0)), detector, n_frames, layout.time_as_z)
 
@@ -160,9 +157,9 @@ def _counted(image: xr.DataArray, detector: Detector, rng: np.random.Generator |
 def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
     if (highest := float(image.max())) > n_frames:
         raise NotPhotonCountsError(f"{name} holds up to {highest:g} photons in a pixel, but {_trained_on(n_frames)}")
-    full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
-    if n_frames > 1 and full > 1e-3:
-        problem = f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame"
+    saturated = float((image >= _BRIGHT_FRAMES * n_frames).mean())
+    if n_frames > 1 and saturated > 1e-3:
+        problem = f"{saturated:.1%} of the pixels of {name} detected a photon in nearly every frame"
         _warn(CountsWarning, f"{problem}: their brightness is barely known; use shorter frames")
 
 
@@ -173,8 +170,7 @@ def warn_of_single_frames(image: xr.DataArray, n_frames: int, name: str) -> None
 
 
 def _trained_on(n_frames: int) -> str:
-    frames = f"sums of {n_frames} one-bit frames; sum the frames with sum_frames(movie, {n_frames})"
-    return f"the model was trained on {frames}"
+    return f"the model was trained on sums of {n_frames} one-bit frames; sum them with sum_frames(movie, {n_frames})"
 
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:

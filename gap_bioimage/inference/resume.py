@@ -22,8 +22,7 @@ _LABEL = "work.json"
 class Unfinished:
     """Named arrays in a folder that belongs to one piece of work.
 
-    The folder is created when something is saved; None keeps nothing. A folder that holds other things raises an
-    OutputError.
+    The folder is created by the first ``save``; None keeps nothing. A folder with other files raises an OutputError.
     """
 
     def __init__(self, folder: str | Path | None, work: dict[str, Any]) -> None:
@@ -32,8 +31,7 @@ class Unfinished:
             return
         # a crash before the label was written leaves only hidden files
         if not self.folder.is_dir() or any(not path.name.startswith(".") for path in self.folder.iterdir()):
-            problem = f"{self.folder} exists and holds files that are not of unfinished work and would be removed"
-            raise OutputError(f"{problem}; give a new folder")
+            raise OutputError(f"{self.folder} is not a folder of unfinished work and would be removed; give a new one")
 
     def begin(self, **more: Any) -> None:
         """Add to the description of the work; remove the results of other work."""

@@ -7,9 +7,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,14 +50,23 @@ class Progress:
         return 10 * math.log10(self.photons) if self.photons > 0 else -math.inf
 
 
-class _Item(NamedTuple):
+@dataclass(frozen=True)
+class _Item:
     """One image to draw."""
 
     observed: Tensor  # counts, (1, c, [z,] y, x)
     whole: Callable[[], Tensor]  # the counts as whole numbers, whose hash seeds the samples
     stop: Tensor  # final number of photons, (1,)
     settings: SamplingConfig
-    steps: int  # expected number per sample
+
+    @cached_property
+    def steps(self) -> int:
+        """Expected number of steps per sample."""
+        if self.settings.schedule == "sqrt":
+            return self.settings.steps
+        start, stop, beta = float(total_photons(self.observed)), float(self.stop), self.settings.beta
+        single = max(0.0, min(1 / beta, stop) - start)  # photons that are added one at a time
+        return math.ceil(single + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Drawing:
         rates = np.empty((n_samples, *prepared.items.shape), np.float32)
         items = self._items(prepared)
         store = folder if isinstance(folder, Unfinished) else Unfinished(folder, {})
-        store.begin(**self._work(items))
+        store.begin(**self._dependencies(items))
         done, total = 0, n_samples * sum(item.steps for item in items)
         for number, item in enumerate(items):
             batch, first = self.draws.batch or self.network.batch_of(item.observed.shape[2:]), None
@@ -118,23 +127,21 @@ class Drawing:
     def _items(self, prepared: Prepared) -> list[_Item]:
         """Return the images to sample; refuse them if no photons can be added."""
         if (self.model.history.thinning or {}).get("read_noise"):
-            text = "the model was trained to denoise this camera's images, and its samples are less reliable"
+            text = "the model was trained to denoise this camera's images, and its samples are less accurate"
             warnings.warn(f'{text}; train another with purpose="sample" (--for sample)', NetworkWarning, stacklevel=4)
-        numbers = range(len(prepared.items))
-        counts = [prepared.tensor(number) for number in numbers]
-        whole = [partial(prepared.whole, number) for number in numbers]
-        chosen, brightest = self.draws.settings, self.model.brightest
-        stops = [photons_to_stop_at(item, chosen.stop_db, brightest, self.least_gain) for item in counts]
-        if chosen.stop_db is None:
-            check_room(counts, stops, brightest, prepared.names)
+        settings, brightest, items = self.draws.settings, self.model.brightest, list[_Item]()
         # equal steps in 1/sqrt(photons) cannot begin without photons: the first would be infinite
-        generation = chosen.model_copy(update={"schedule": "geometric"})
-        settings = [chosen if item.any() else generation for item in counts]
-        steps = list(map(_expected_steps, counts, stops, settings))
-        return list(map(_Item, counts, whole, stops, settings, steps))
+        generation = settings.model_copy(update={"schedule": "geometric"})
+        for number in range(len(prepared.items)):
+            counts = prepared.tensor(number)
+            stop = photons_to_stop_at(counts, settings.stop_db, brightest, self.least_gain)
+            schedule = settings if counts.any() else generation
+            items.append(_Item(counts, partial(prepared.whole, number), stop, schedule))
+        if settings.stop_db is None:
+            check_room([item.observed for item in items], [item.stop for item in items], brightest, prepared.names)
+        return items
 
-    def _work(self, items: Sequence[_Item]) -> dict[str, str]:
-        """Return all that the samples depend on."""
+    def _dependencies(self, items: Sequence[_Item]) -> dict[str, str]:
         draws, network = self.draws, self.network
         return {
             "network": fingerprint(*self.model.network.state_dict().values()),
@@ -145,37 +152,29 @@ class Drawing:
             "tiles": str((network.tile_px, network.halo_px, draws.batch, str(network.device), network.bf16)),
         }
 
-    def _sample(self, number: int, item: _Item, numbers: range, first: Tensor, counted: tuple[int, int]) -> Tensor:
-        """Draw samples of one image from ``first``, its log-rates; ``counted`` is (steps done before, all steps)."""
+    def _sample(self, number: int, item: _Item, numbers: range, first: Tensor, steps: tuple[int, int]) -> Tensor:
+        """Draw samples of one image from ``first``, its log-rates; ``steps`` are (done before, all)."""
         # the state stays on the network's device if random numbers can be drawn there
         device = self.network.device if self.network.device.type == "cuda" else torch.device("cpu")
-        one, network, step = item.observed.to(device), self.model.network, 0
-        observed = one.expand(len(numbers), *one.shape[1:])
+        counts, network, step = item.observed.to(device), self.model.network, 0
+        observed = counts.expand(len(numbers), *counts.shape[1:])
 
-        def answer(x: Tensor) -> Tensor:
+        def predict(x: Tensor) -> Tensor:
             nonlocal step
             log_rate, step = self.network(x), step + 1
             if self.on_step is not None:
-                done = counted[0] + len(numbers) * min(step, item.steps)
-                self.on_step(Progress(number, numbers, step, done, counted[1], x, network.rate(x, log_rate, [])))
+                done = steps[0] + len(numbers) * min(step, item.steps)
+                self.on_step(Progress(number, numbers, step, done, steps[1], x, network.rate(x, log_rate, [])))
             return log_rate
 
         beta = item.settings.beta if item.settings.schedule == "geometric" else 0.0
         window, cut = list(WINDOW_PX[observed.dim() - 2]), CUT if network.anchored else 1.0
-        sampler = Sampler(answer, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
+        sampler = Sampler(predict, self.model.brightest, window, beta, beta == 0, self.least_gain, cut)
         keys = sample_keys(item.whole().to(device), self.draws.seed, torch.tensor(list(numbers), device=device))
         first, stop = first.to(device).expand_as(observed), item.stop.to(device)
         x, log_rate, factor = sampler.draw(observed, first, stop, keys, item.settings.steps)
         rate = network.rate(x, log_rate, []) * factor
-        return (in_exposure(rate, x, observed) if bool(one.any()) else rate).cpu()
-
-
-def _expected_steps(observed: Tensor, photons: Tensor, settings: SamplingConfig) -> int:
-    if settings.schedule == "sqrt":
-        return settings.steps
-    start, stop, beta = float(total_photons(observed)), float(photons), settings.beta
-    single = max(0.0, min(1 / beta, stop) - start)  # photons that are added one at a time
-    return math.ceil(single + math.log(max(1.0, stop / max(start, 1 / beta))) / math.log1p(beta))
+        return (in_exposure(rate, x, observed) if bool(counts.any()) else rate).cpu()
 
 
 def sample(

@@ -194,8 +194,8 @@ class TiledNetwork:
                 break
             except (MemoryError, RuntimeError) as error:
                 message = f"{type(error).__name__} {error}".lower()
-                full = any(words in message for words in ("memoryerror", "out of memory", "allocate memory"))
-                if not full or not self._halve(photons.shape[2:]):
+                out_of_memory = any(words in message for words in ("memoryerror", "out of memory", "allocate memory"))
+                if not out_of_memory or not self._halve(photons.shape[2:]):
                     raise
                 log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
             torch.cuda.empty_cache()  # does nothing without a GPU

@@ -35,9 +35,9 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
         stop = torch.full_like(observed, 10 ** (stop_db / 10) * n_pixels)
         if not float(observed) < float(stop) <= 1.001 * float(limit):
             low = f"the image has {_db(float(observed) / n_pixels):.1f} dB and " if float(observed) else ""
-            problem = f"stop_db is {stop_db:g}, but {low}the model was trained for up to"
+            high = f"the model was trained for up to {_db(float(limit) / n_pixels):.1f} dB of such images"
             remedy = f"give {'a value in between' if low else 'a lower value'}, or leave it out"
-            raise TrainedRangeError(f"{problem} {_db(float(limit) / n_pixels):.1f} dB of such images; {remedy}")
+            raise TrainedRangeError(f"stop_db is {stop_db:g}, but {low}{high}; {remedy}")
     if float(stop) < 1:  # for less than one photon, sampling would take endless steps
         size, least = "x".join(map(str, item.shape[2:])), _db(1 / n_pixels)
         problem = f"images of {size} px would hold {float(stop):.2g} photons in all, expected at least one"

@@ -87,17 +87,16 @@ def denoise_volume(
     ------
     OutputError, ConfigError
         If the result cannot be written, or was begun with other settings; if the part or the scheduler is impossible.
-        Other errors and all warnings are those of ``denoise`` and ``sample``; each kind of warning comes once, at the
-        end.
+        Other errors are those of ``denoise`` and ``sample``; so are the warnings, one of each kind, at the end.
     """
     check_model(model)
     check_summed(model, sum_frames)
-    _check(image, out := Path(out), part, version)
+    _check_arguments(image, out := Path(out), part, version)
     draws = None if n_samples is None else Draws(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
-    chosen = {name: value for name, value in (selection or {}).items() if value is not None}
+    selected = {name: value for name, value in (selection or {}).items() if value is not None}
     options = (tile_px, halo_px, device, block_px, version, precision)
-    volume = _started(Job(model.source, Path(image), out, layout, chosen, sum_frames, draws, *options), model, verify)
+    volume = _started(Job(model.source, Path(image), out, layout, selected, sum_frames, draws, *options), model, verify)
     _fill(volume, part, scheduler, on_block)
     if all(volume_status(result.path).complete for result in volume.results):
         raised = [result.finish(alone=part[1] == 1) for result in volume.results]
@@ -111,8 +110,7 @@ def _started(job: Job, model: Model, verify: bool) -> Volume:
         volume = Volume(job, model)
         volume.start()
     except ImportError as error:
-        problem = f"cannot write {job.out}: {error.name} is not installed"
-        raise OutputError(f"{problem}; type pip install 'gap-bioimage[zarr]'") from None
+        raise OutputError(f"{job.out} needs {error.name}; type pip install 'gap-bioimage[zarr]'") from None
     if verify:
         for result in volume.results:
             result.forget_damaged()
@@ -132,7 +130,7 @@ def _fill(
         result.average_left()
 
 
-def _check(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
+def _check_arguments(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
     if not isinstance(image, (str, Path)):
         raise ConfigError(f"the image is of type {type(image).__name__}, expected the path of a file or folder")
     if version not in ("0.4", "0.5"):
