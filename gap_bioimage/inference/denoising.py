@@ -45,7 +45,7 @@ def denoise(
     """Denoise an image; the result has the same axes and, for counts, about the same total.
 
     Frames (t), and planes (z) with a 2D model, are denoised one by one, channels jointly. For networks without an
-    anchor, images brighter than the training are split at random into parts that are not. The results are added up.
+    anchor, images brighter than the training are split at random into darker parts, and the results are added up.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def denoise(
     Warns
     -----
     EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
-        If frames, planes or channels hold no photons, are brighter than the training, or contain hot pixels.
+        If frames, planes or channels hold no photons, are brighter than the training, or have hot pixels (replaced).
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)

@@ -160,13 +160,13 @@ def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
     saturated = float((image >= _BRIGHT_FRAMES * n_frames).mean())
     if n_frames > 1 and saturated > 1e-3:
         problem = f"{saturated:.1%} of the pixels of {name} detected a photon in nearly every frame"
-        _warn(CountsWarning, f"{problem}: their brightness is barely known; use shorter frames")
+        warnings.warn(f"{problem}: their brightness is barely known; use shorter frames", CountsWarning, stacklevel=4)
 
 
 def warn_of_single_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
     """Warn if one-bit frames have not been summed."""
     if float(image.max()) == 1 < n_frames:
-        _warn(CountsWarning, f"{name} holds 0 and 1 only, but {_trained_on(n_frames)}")
+        warnings.warn(f"{name} holds 0 and 1 only, but {_trained_on(n_frames)}", CountsWarning, stacklevel=4)
 
 
 def _trained_on(n_frames: int) -> str:
@@ -193,7 +193,7 @@ def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int
     listed = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(positions.items())[:_LISTED])
     listed += ", ..." * (len(positions) > _LISTED)
     problem = f"{name} has {len(positions)} hot pixel(s) with more than light can bring where neighbours are so dark"
-    _warn(HotPixelWarning, f"{problem}: {listed}; each is replaced by the mean of its neighbours")
+    warnings.warn(f"{problem}: {listed}; each now holds the mean of its neighbours", HotPixelWarning, stacklevel=4)
     return ordered.copy(data=replaced.reshape(ordered.shape))
 
 
@@ -201,10 +201,6 @@ def refuse_one_bit(model: Model, what: str) -> None:
     """Refuse one-bit frames where photons are compared with sums of counts."""
     if model.n_frames is not None:
         raise ConfigError(f"{what} cannot be computed for one-bit frames: their photons are not sums of the counts")
-
-
-def _warn(category: type[Warning], text: str) -> None:
-    warnings.warn(text, category, stacklevel=5)
 
 
 def check_whole(name: str, value: Any, least: int, below: int | None = None) -> int:

@@ -293,6 +293,11 @@ def generate(
     ------
     ConfigError, TrainedRangeError, BrokenNetworkError
         As for ``sample``.
+
+    Warns
+    -----
+    TrainedRangeWarning
+        If the model was not trained on images with as few photons.
     """
     check_model(model)
     dim, channels = model.config.dim, model.config.channels

@@ -46,10 +46,7 @@ def tiles(
     step_px: Sequence[int],
     wanted: Sequence[slice] | None = None,
 ) -> list[Tile]:
-    """Cover ``shape``, or the part of it that is ``wanted``, with tiles of at most ``tile_px``, halo included.
-
-    Halos are rounded up to steps, and extend beyond the wanted part.
-    """
+    """Cover ``shape``, or its ``wanted`` part, with tiles of at most ``tile_px``, halo (in whole steps) included."""
     cuts = [slice(0, size) for size in shape] if wanted is None else wanted
     axes = itertools.starmap(_axis_tiles, zip(shape, cuts, tile_px, halo_px, step_px, strict=True))
     return [Tile(*zip(*parts, strict=True)) for parts in itertools.product(*axes)]
@@ -184,10 +181,7 @@ class TiledNetwork:
     def __call__(
         self, photons: Tensor, on_tile: Callable[[int, int], None] | None = None, wanted: Sequence[slice] | None = None
     ) -> Tensor:
-        """Return the log-rates of ``photons``, or of the part that is ``wanted``, in float32 on the same device.
-
-        ``on_tile`` is called with (tiles done, all tiles).
-        """
+        """Return float32 log-rates of ``photons`` or of their ``wanted`` part; ``on_tile`` gets (tiles done, all)."""
         while True:
             try:
                 log_rate = self._run(photons, on_tile, wanted)
