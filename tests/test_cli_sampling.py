@@ -96,7 +96,7 @@ def test_movies_become_one_file_per_sample(run: Any, trained_2d: Trained, dim_co
     assert not np.allclose(first, second)
     assert not out.exists()
     result = run("sample", trained_2d.run, tmp_path / "movie.tif", out, "--samples", 2, "--seed", 0, "--states")
-    assert "of one image" in one_sentence(result)
+    assert "expected one for states" in one_sentence(result)
     dim_counts.rename(tmp_path / "s_states_001.tif")
     (tmp_path / "movie.tif").rename(tmp_path / "s_001.tif")
     for name, more in (("s_001.tif", ()), ("s_states_001.tif", ("--states",))):

@@ -1,4 +1,4 @@
-"""Expected photons given the counts (MMSE): per pixel, and of regions with their standard deviations."""
+"""Posterior mean (MMSE) of the photons: per pixel, and per region with its standard deviation."""
 
 import math
 import warnings
@@ -19,12 +19,12 @@ from gap_bioimage.io.image import as_image
 from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.sampler import WINDOW_PX, brightest_mean, poisson, sample_keys, step_keys
 
-_MARGIN = 10**0.1  # windows this much brighter than the brightest of the training are out of range
+_MARGIN = 10**0.1  # windows this much brighter than the brightest training window are out of range
 _MOST_PARTS = 64
-_PHOTONS_ADDED = 1000.0  # enough for the estimate's own noise to be some percent
-_SHARE_ADDED = (0.02, 0.1)  # of the region's photons; more would change what is asked
-_LEAST_ADDED, _MOST_PASSES = 60.0, 16  # photons over all passes, for dim regions
-_SURE = 5.0  # standard errors between what is expected and what was counted
+_PHOTONS_ADDED = 1000.0  # enough to reduce the estimate's own noise to a few percent
+_SHARE_ADDED = (0.02, 0.1)  # limits, of the region's photons; more would change the posterior
+_LEAST_ADDED, _MOST_PASSES = 60.0, 16  # photons added over all passes, and passes, for dim regions
+_CONTRADICTION = 5.0  # standard errors between expected and counted photons
 
 
 def denoise(
@@ -42,37 +42,37 @@ def denoise(
     precision: str = "auto",
     on_tile: Callable[[int, int], None] | None = None,
 ) -> xr.DataArray:
-    """Denoise an image; the result has the same axes and, of counts, about the same total.
+    """Denoise an image; the result has the same axes and, for counts, about the same total.
 
-    Frames (t), and planes (z) of a 2D model, are denoised one by one, channels jointly. For networks without an anchor
-    what is brighter than their training is split at random into parts that are not, and their results added up.
+    Frames (t), and planes (z) with a 2D model, are denoised one by one, channels jointly. For networks without an
+    anchor, images brighter than the training are split at random into darker parts, and the results are added up.
 
     Parameters
     ----------
     model
         From ``load_model`` or ``train``.
     photons
-        Counts, or values of the camera, with dims out of ``t c z y x``; of a plain array ``dims``, such as "zyx".
-        Whether whole numbers come from photons is judged where files are read, by ``read_photons``.
+        Counts or camera values, dims out of ``t c z y x``. A plain array needs ``dims``, such as "zyx". Whole numbers
+        are taken for counts: only ``read_photons`` checks whether they come from photons.
     planes, time_as_z, separate_channels
-        Let a 2D model run on a stack plane by plane, a 3D model see a movie as one stack, a model of one channel
-        denoise several one by one.
+        Denoise a stack plane by plane with a 2D model; treat a movie as one stack for a 3D model; denoise several
+        channels one by one with a single-channel model.
     camera
-        The camera of the image, or its yaml; "model" for that of the training, if any; None where it holds counts.
+        The camera of the image, or its yaml; "model" for the camera of the training, if any; None for counts.
     tile_px, halo_px
-        Tile with halo, and halo, per spatial axis. The default halo is measured on the network: the result depends on
-        the tiles by less than a thousandth (RMS). With the receptive field as halo it does by no more than rounding.
+        Tile size including the halo, and halo, per spatial axis. By default the halo is measured on the network, and
+        tiles change the result by less than a thousandth (RMS). With the receptive field as halo only rounding differs.
     device
-        "auto", a GPU where torch finds one; "cpu", "cuda", ...
+        "auto" for a GPU if torch finds one, or "cpu", "cuda", ...
     precision
-        "float32", "bf16" for convolutions in bfloat16, or "auto", which takes it on a GPU if it changes little.
+        "float32"; "bf16" for convolutions in bfloat16; "auto" for bfloat16 on a GPU if it changes the result little.
     on_tile
         Called with (tiles done, all tiles) over the whole image.
 
     Returns
     -------
     xarray.DataArray
-        Expected photons per pixel, float32, axes of ``photons``; slightly below 0 where a camera's noise takes them.
+        Expected photons per pixel, float32, axes of ``photons``; camera noise can make them slightly negative.
 
     Raises
     ------
@@ -83,40 +83,40 @@ def denoise(
     Warns
     -----
     EmptyImageWarning, TrainedRangeWarning, HotPixelWarning
-        If frames, planes or channels hold no photons, are brighter than the training, or have pixels that are left out.
+        If frames, planes or channels hold no photons, are brighter than the training, or have hot pixels (replaced).
     """
     prepared = prepare(model, photons, Layout(dims, planes, camera, time_as_z, separate_channels))
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device), precision)
     network.measure_halo(prepared.items.shape[2:])
     parts = parts_of(model, prepared)
-    prepared.warn_of_empty("the result is 0 there, which tells nothing of what was there")
+    prepared.warn_of_empty("the result there is 0, which is not an estimate")
     if bright := [number for number, count in enumerate(parts) if count > 1]:
         warn_of_parts(prepared.names(bright), max(parts))
     rates = np.zeros(prepared.items.shape, np.float32)
-    tell = on_tile or (lambda done, total: None)
+    report = on_tile or (lambda done, total: None)
     done, runs = 0, sum(min(count, _MOST_PARTS) for count in parts)
 
     def expect(counts: Tensor) -> Tensor:
         nonlocal done
-        log_rate = network(counts, lambda tile, tiles: tell(done * tiles + tile, runs * tiles))
+        log_rate = network(counts, lambda tile, tiles: report(done * tiles + tile, runs * tiles))
         done += 1
         return network.network.rate(counts, log_rate, [])
 
     for item, count in enumerate(parts):
         rate = sum_of_parts(expect, prepared.tensor(item), count)
-        if prepared.items[item].any():  # without photons the answer is only what the training images were like
+        if prepared.items[item].any():  # without photons the network returns only its prior
             rates[item] = rate[0].numpy()
     return prepared.photons(rates)
 
 
 def sum_of_parts(expect: Callable[[Tensor], Tensor], counts: Tensor, parts: int) -> Tensor:
-    """Return what is expected of counts: the sum of what is expected of parts of them."""
+    """Return the expected counts as the sum over random parts of the counts."""
     total = sum((expect(part) for part in split_counts(counts, parts)), torch.zeros(()))
     return total * (parts / min(parts, _MOST_PARTS))
 
 
 def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
-    """Split counts at random into independent parts, alike in brightness; of many parts only the first are given."""
+    """Split counts at random into independent parts of equal brightness; yield at most the first 64."""
     if parts == 1:
         yield counts
         return
@@ -128,7 +128,7 @@ def split_counts(counts: Tensor, parts: int) -> Iterator[Tensor]:
 
 
 def parts_of(model: Model, prepared: Prepared) -> list[int]:
-    """Return into how many parts each item is to be split, so that none is brighter than the training."""
+    """Return, per item, the number of parts that makes none of them brighter than the training."""
     if model.network.anchored:
         return [1] * len(prepared.items)
     window = list(WINDOW_PX[model.config.dim])
@@ -137,17 +137,17 @@ def parts_of(model: Model, prepared: Prepared) -> list[int]:
 
 
 def warn_of_parts(name: str, parts: int) -> None:
-    """Warn of images, by their name, that are split into so many parts."""
-    told = f"a part of {name} is {10 * math.log10(parts):.0f} dB brighter than the training: photons are split into"
-    advice = "and the results added up; a model trained on images as bright does better"
-    warnings.warn(f"{told} {parts} parts that are not, {advice}", TrainedRangeWarning, stacklevel=3)
+    """Warn that the images described by ``name`` are split into parts."""
+    problem = f"a part of {name} is {10 * math.log10(parts):.0f} dB brighter than the training"
+    advice = f"photons are split into {parts} parts that are not; a model trained on images as bright does better"
+    warnings.warn(f"{problem}: {advice}", TrainedRangeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
 class Region:
     """Photons of one region and their posterior standard deviation, given the photons of the whole image.
 
-    ``std`` is None where the network does not tell: of few photons, or beyond the brightness of its training.
+    ``std`` is None if the network gives no usable estimate: with few photons, or beyond its trained range.
     """
 
     label: int
@@ -157,13 +157,13 @@ class Region:
     std: float | None
 
     def __str__(self) -> str:
-        """Return a sentence."""
+        """Return the result as a sentence."""
         if self.std is not None:
             return f"region {self.label}: {self.photons:.1f} +- {self.std:.1f} photons ({self.counted} counted)"
-        return f"region {self.label}: {self.photons:.1f} photons, their error is not known ({self.counted} counted)"
+        return f"region {self.label}: {self.photons:.1f} photons, standard deviation unknown ({self.counted} counted)"
 
     def to_dict(self) -> dict[str, float | None]:
-        """Return plain numbers."""
+        """Return the fields as plain numbers."""
         return asdict(self)
 
 
@@ -181,7 +181,7 @@ def region_uncertainty(
     device: str = "auto",
     on_region: Callable[[int, int], None] | None = None,
 ) -> list[Region]:
-    """Return the expected photons of regions with their posterior standard deviations, without any samples.
+    """Return the expected photons of regions with their posterior standard deviations, without sampling.
 
     Parameters
     ----------
@@ -190,11 +190,11 @@ def region_uncertainty(
     photons
         Counts of one image, dims out of ``c z y x``.
     labels
-        Integers with the spatial dims of the counts; each one but 0 is a region, in all channels.
+        Integers with the spatial dims of the counts. Each value except 0 is a region, in all channels.
     seed
-        For the photons that are added.
+        Seed of the photons that are added.
     passes
-        Runs of the network per region, to average; when None one, and more for dim regions.
+        Network runs to average per region. By default one, and more for dim regions.
     dims, camera, tile_px, halo_px, device
         As for ``denoise``.
     on_region
@@ -203,71 +203,71 @@ def region_uncertainty(
     Raises
     ------
     AxesError, ConfigError, BrokenNetworkError
-        As for ``denoise``; also if the counts are several images, the labels have other sizes or are no labels, or the
-        model was trained on one-bit frames.
+        As for ``denoise``; also if the counts are several images, if the labels have another size or are not labels,
+        or if the model was trained on one-bit frames.
 
     Warns
     -----
     NetworkWarning, TrainedRangeWarning
-        If expected and counted photons differ by more than both errors explain; if a plain network sees brighter ones.
+        If expected and counted photons differ by more than both errors explain; if the image is brighter than the
+        training of a plain network.
     """
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
     prepared = prepare(model, photons, Layout(dims, camera=camera))
     refuse_one_bit(model, "regions")
     if len(prepared.items) != 1:
-        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one for regions; give one frame")
+        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one frame for regions; select one")
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])
     if max(parts_of(model, prepared)) > 1:
-        told = "the brightest part of the image is brighter than the training, where networks without an anchor err"
-        warnings.warn(f"{told}: so may the photons of regions and their errors", TrainedRangeWarning, stacklevel=2)
+        problem = "the image is brighter than the training of this network without an anchor"
+        warnings.warn(f"{problem}: photons and errors of regions may be wrong", TrainedRangeWarning, stacklevel=2)
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
 
     def expect(x: Tensor) -> Tensor:
         return model.network.rate(counts, network(x), [])
 
-    rate, found = expect(counts), []
+    rate, regions = expect(counts), []
     background = 0.0 if prepared.camera is None else prepared.camera.background()
     numbers = [int(label) for label in np.unique(labels.values) if label]
     for done, label in enumerate(numbers, 1):
         inside = labels.values == label
         mask = torch.from_numpy(inside).expand(counts.shape[1:])[None]
         variance = region_variance(expect, counts, rate, mask, seed=seed, label=label, passes=passes)
-        seen, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
-        region = Region(label, int(inside.sum()), seen, expected, variance**0.5 if variance > 0 else None)
+        counted, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
+        region = Region(label, int(inside.sum()), counted, expected, variance**0.5 if variance > 0 else None)
         _warn_if_contradicted(region)
-        # what the camera's noise adds to the counts
-        added = float(np.broadcast_to(background, inside.shape)[inside].sum())
-        found.append(replace(region, counted=round(seen - added), photons=expected - added))
+        noise = float(np.broadcast_to(background, inside.shape)[inside].sum())  # counts added by the camera's noise
+        regions.append(replace(region, counted=round(counted - noise), photons=expected - noise))
         if on_region is not None:
             on_region(done, len(numbers))
-    return found
+    return regions
 
 
 def _label_image(labels: Any, dims: str | Iterable[str] | None, shape: Sequence[int]) -> xr.DataArray:
-    """Return labels with the axes of counts of a shape ([z,] y, x), if they are some."""
-    spatial, plain = "zyx"[-len(shape) :], not isinstance(labels, xr.DataArray) and dims is not None
-    axes = [axis for axis in dims or () if axis in spatial] if plain else None
+    """Return the labels with axes ([z,] y, x); refuse another shape and values that are not labels."""
+    spatial = "zyx"[-len(shape) :]
+    axes = None if dims is None or isinstance(labels, xr.DataArray) else [axis for axis in dims if axis in spatial]
     image = as_image(labels, axes, what="the label image")
     image = image.transpose(*spatial) if set(image.dims) == set(spatial) else image
     if image.shape != shape:
         raise AxesError(
             f"the labels have {' x '.join(map(str, image.shape))} pixels ({', '.join(map(str, image.dims))}) and the "
-            f"image {' x '.join(map(str, shape))}, expected the same; crop or resize the labels as the image was"
+            f"image {' x '.join(map(str, shape))}, expected the same size; crop or resize the labels like the image"
         )
     lowest, highest = float(image.min()), float(image.max())
     if image.dtype.kind not in "iub" or lowest < 0 or lowest == highest:
-        told = f"the labels are {image.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
-        raise AxesError(f"{told} and 1 or more in the regions; save the label image as 8 or 16 bit, or give another")
+        problem = f"the labels are {image.dtype} from {lowest:g} to {highest:g}, expected whole numbers, 0 outside"
+        raise AxesError(f"{problem} and 1 or more in the regions; save the label image as 8 or 16 bit, or give another")
     return image
 
 
 def _warn_if_contradicted(region: Region) -> None:
-    # one photon at least: a region in which none were counted could have held some
+    # at least one photon: a region without counts could have held some
     error = math.sqrt(max(region.counted, 1) + (region.std or 0.0) ** 2)
-    if abs(region.photons - region.counted) > _SURE * error:
-        told = f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were"
+    if abs(region.photons - region.counted) > _CONTRADICTION * error:
+        problem = f"region {region.label}: the network expects {region.photons:.1f} photons where {region.counted} were"
         advice = "it was trained too briefly, or on other images; train longer"
-        warnings.warn(f"{told} counted, far beyond the error of both: {advice}", NetworkWarning, stacklevel=3)
+        warnings.warn(f"{problem} counted, far beyond both errors: {advice}", NetworkWarning, stacklevel=3)
 
 
 def region_variance(
@@ -282,10 +282,10 @@ def region_variance(
 ) -> float:
     """Return the posterior variance of the photons in a region, a mask of the shape of the counts (1, c, [z,] y, x).
 
-    One more photon at pixel j changes the posterior mean of s_i by Cov(s_i, s_j) / E[s_j], exactly. Photons drawn with
-    the rate eps E[s] over the region so change its sum by eps times its variance, on average and to first order. They
-    are whole photons, so that the network sees nothing that it was not trained on. Large eps bias a posterior that is
-    not Gaussian. ``expect`` and ``rate`` are in the exposure of the counts.
+    One more photon at pixel j changes the posterior mean of s_i by exactly Cov(s_i, s_j) / E[s_j]. Photons drawn with
+    the rate eps E[s] over the region therefore change its sum by eps times its variance, on average and to first order.
+    Only whole photons are added, as the network was trained on whole counts. A large eps biases the variance if the
+    posterior is not Gaussian. ``expect`` and ``rate`` are in the exposure of the counts.
     """
     inside = torch.where(mask, rate, torch.zeros_like(rate)).flatten(1).double()
     total = float(inside.sum())
@@ -296,8 +296,8 @@ def region_variance(
     index = torch.arange(inside.shape[1], device=counts.device)
     number = torch.tensor([label], device=counts.device)
     source, change = sample_keys(counts, seed, number), 0.0
-    for number_of_pass in range(passes):
-        keys = step_keys(source, torch.full_like(number, number_of_pass))
+    for step in range(passes):
+        keys = step_keys(source, torch.full_like(number, step))
         added = poisson(eps * inside, keys, index).float().reshape(counts.shape)
         change += float((expect(counts + added) - rate)[mask].sum(dtype=torch.float64))
     return change / (eps * passes)

@@ -1,4 +1,4 @@
-"""From files through a model to files: images for it, samples with their statistics and states, movies."""
+"""Files in, files out: images for a model, samples with their statistics and states, movies."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,31 +22,31 @@ from gap_bioimage.model import Model
 from gap_bioimage.pictures import draw_posterior
 
 _SHOWN_SAMPLES = 3
-_OF_DENOISE = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device", "precision")
+_DENOISE_ARGUMENTS = ("planes", "camera", "time_as_z", "separate_channels", "tile_px", "halo_px", "device", "precision")
 
 
 def read_for_model(
     model: Model, path: Path, detector: Detector | None, n_frames: int | None = None, *, may_be_empty: bool = False,
     **selection: Any,
 ) -> xr.DataArray:  # fmt: skip
-    """Read an image for a model; what a camera wrote, or the sum of one-bit frames, is not judged as counts.
+    """Read an image for a model; camera values and sums of one-bit frames are not checked as photon counts.
 
-    From an image without any photons, where it ``may_be_empty``, samples are generated. ``n_frames`` one-bit frames
-    are summed, as many as in the training; the selection is that of ``read_photons``.
+    An image without photons is accepted if it ``may_be_empty``: samples are generated from it. ``n_frames`` one-bit
+    frames are summed, as many as in the training. The selection is that of ``read_photons``.
     """
     check_summed(model, n_frames)
-    counted = detector is None and model.n_frames is None
-    image = read_photons(path, check=counted and not may_be_empty, **selection)
-    if counted and may_be_empty and not (image.dtype.kind in "biuf" and image.size and not image.any()):
+    counts = detector is None and model.n_frames is None
+    image = read_photons(path, check=counts and not may_be_empty, **selection)
+    if counts and may_be_empty and not (image.dtype.kind in "biuf" and image.size and not image.any()):
         check_photon_counts(image, name=path.name)
     return image if n_frames is None else sum_frames(image, n_frames, name=path.name)
 
 
 def check_summed(model: Model, n_frames: int | None) -> None:
-    """Refuse to sum another number of one-bit frames than in the training."""
+    """Refuse a number of one-bit frames to sum that differs from the training."""
     if n_frames not in (None, model.n_frames):
         trained = "photon counts" if model.n_frames is None else f"sums of {model.n_frames} one-bit frames"
-        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; give the same")
+        raise ConfigError(f"{n_frames} frames are to be summed, but the model was trained on {trained}; do the same")
 
 
 def sample_to_files(
@@ -57,33 +57,34 @@ def sample_to_files(
     *,
     states: bool = False,
     on_step: Callable[[Progress], None],
-    **how: Any,
+    **arguments: Any,
 ) -> tuple[xr.DataArray, list[Path]]:
-    """Draw samples into files, the same ones after an interruption; return them and what was written.
+    """Draw samples into files, the same ones after an interruption; return them and the paths written.
 
-    ``states`` are the counts after every step, one file per sample. ``how`` are further arguments of ``sample``.
+    ``states`` also writes the counts after every step, one file per sample. ``arguments`` are passed to ``sample``.
     """
-    if states and not set(counts.dims) <= {"c", *"zyx"[-model.config.dim :], *("t" if how.get("time_as_z") else "")}:
-        shown = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
-        raise AxesError(f"states are written of one image, this one holds several ({shown}); give one frame or plane")
-    kept = _kept(out, "states" if states else None)
+    time_as_z, dim = arguments.get("time_as_z", False), model.config.dim
+    if states and not set(counts.dims) <= {"c", *"zyx"[-dim:], *("t" if time_as_z else "")}:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in counts.sizes.items())
+        raise AxesError(f"the image holds several images ({sizes}), expected one for states; give one frame or plane")
+    unfinished = _unfinished(out, "states" if states else None)
 
     def report(progress: Progress) -> None:
         on_step(progress)
         if states:
             for number, counted in zip(progress.samples, progress.counts.cpu().numpy(), strict=True):
-                kept.save(f"sample{number}_step{progress.step}", counts=counted)
+                unfinished.save(f"sample{number}_step{progress.step}", counts=counted)
 
-    drawn = sample(model, counts, n_samples, unfinished=kept, on_step=report, **how)
+    drawn = sample(model, counts, n_samples, unfinished=unfinished, on_step=report, **arguments)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GapWarning)  # sampling has said so
-        mmse = denoise(model, counts, **{name: how[name] for name in _OF_DENOISE if name in how})
+        warnings.simplefilter("ignore", GapWarning)  # sampling has warned already
+        mmse = denoise(model, counts, **{name: arguments[name] for name in _DENOISE_ARGUMENTS if name in arguments})
     warn_if_samples_disagree(drawn, mmse)
-    detector = how.get("camera")
+    detector = arguments.get("camera")
     files = write_samples(out, counts if detector is None else detector.electrons(counts), mmse, drawn)
     if states:
-        files += write_states(out, kept, n_samples, counts)
-    kept.remove()
+        files += write_states(out, unfinished, n_samples, counts)
+    unfinished.remove()
     return drawn, files
 
 
@@ -95,32 +96,32 @@ def generate_to_file(
     *,
     movie: Path | None = None,
     on_step: Callable[[Progress], None],
-    **how: Any,
+    **arguments: Any,
 ) -> xr.DataArray:
     """Generate images into a file, and a movie (.gif, .mp4) of the first; the same ones after an interruption."""
     from gap_bioimage.movie import Recorder, check_movie
 
     if movie is not None:
         check_movie(movie)
-    kept = _kept(out, "movie" if movie is not None else None)
-    recorder = Recorder(kept)
+    unfinished = _unfinished(out, "movie" if movie is not None else None)
+    recorder = Recorder(unfinished)
 
     def report(progress: Progress) -> None:
         on_step(progress)
         if movie is not None and 0 in progress.samples:
             recorder.add(progress)
 
-    images = generate(model, shape, n_samples, unfinished=kept, on_step=report, **how)
+    images = generate(model, shape, n_samples, unfinished=unfinished, on_step=report, **arguments)
     write_image(out, images.isel(sample=0) if n_samples == 1 else images)
     if movie is not None:
         recorder.write(movie)
-    kept.remove()
+    unfinished.remove()
     return images
 
 
-def _kept(out: Path, of_steps: str | None) -> Unfinished:
-    """Return the place of finished samples until all is written, and of what is kept of their steps, if anything is."""
-    return Unfinished(out.with_name(f".{out.name}.unfinished"), {"steps": of_steps} if of_steps else {})
+def _unfinished(out: Path, steps: str | None) -> Unfinished:
+    """Return the store of finished samples, and of their states or movie frames, until all files are written."""
+    return Unfinished(out.with_name(f".{out.name}.unfinished"), {"steps": steps} if steps else {})
 
 
 def beside(out: Path, name: str, suffix: str | None = None) -> Path:
@@ -131,20 +132,20 @@ def beside(out: Path, name: str, suffix: str | None = None) -> Path:
 
 
 def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: xr.DataArray) -> list[Path]:
-    """Write the stack of samples, and from two on their mean, standard deviation and a figure; return the files.
+    """Write the stack of samples, and for two or more their mean, standard deviation and a figure; return the files.
 
-    Fiji shows the stack as frames; of a movie it is one file per sample, numbered. The figure shows the plane with the
-    most photons. One sample has none of these: those of an earlier run would be taken for its own, and go.
+    Fiji shows the stack as frames; for a movie there is one numbered file per sample. The figure shows the plane with
+    the most photons. A single sample has no statistics: those of an earlier run are removed.
     """
-    images = {out: samples}
+    images, n_samples = {out: samples}, samples.sizes["sample"]
     if "t" in samples.dims:
-        images = {beside(out, f"{n + 1:03d}"): samples.isel(sample=n) for n in range(samples.sizes["sample"])}
+        images = {beside(out, f"{n + 1:03d}"): samples.isel(sample=n) for n in range(n_samples)}
     figure, statistics = beside(out, "figure", ".png"), [beside(out, "mean"), beside(out, "std")]
-    if several := samples.sizes["sample"] > 1:
+    if n_samples > 1:
         images |= dict(zip(statistics, mean_and_std(samples), strict=True))
     for path, image in images.items():
         write_image(path, image)
-    if not several:
+    if n_samples == 1:
         for path in (*statistics, figure):
             remove(path)
         return list(images)
@@ -154,16 +155,16 @@ def write_samples(out: Path, counts: xr.DataArray, mmse: xr.DataArray, samples: 
     def plane(image: xr.DataArray) -> NDArray[np.floating]:
         return np.asarray(image.isel(brightest).transpose("y", "x").values, float)
 
-    shown = {"counts": plane(counts), "denoised (MMSE)": plane(mmse)}
-    shown |= {f"sample {number}": plane(one) for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1)}
-    draw_posterior(figure, shown, plane(images[statistics[1]]))
+    panels = {"counts": plane(counts), "denoised (MMSE)": plane(mmse)}
+    panels |= {f"sample {number}": plane(one) for number, one in enumerate(samples[:_SHOWN_SAMPLES], 1)}
+    draw_posterior(figure, panels, plane(images[statistics[1]]))
     return [*images, figure]
 
 
-def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArray) -> list[Path]:
+def write_states(out: Path, unfinished: Unfinished, n_samples: int, counts: xr.DataArray) -> list[Path]:
     """Write the accumulated counts after every step, one file per sample with steps as frames; return the files.
 
-    ``kept`` holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1. The axes and
+    ``unfinished`` holds ``counts`` (c, [z,] y, x) under ``sample{n}_step{k}``, samples from 0, steps from 1. Axes and
     pixel sizes are those of the image.
     """
     written = []
@@ -171,7 +172,7 @@ def write_states(out: Path, kept: Unfinished, n_samples: int, counts: xr.DataArr
     coords = {name: coord for name, coord in counts.coords.items() if name in order}
     for number in range(n_samples):
         prefix = f"sample{number}_step"
-        steps = [kept.load(f"{prefix}{step}") for step in range(1, kept.count(prefix) + 1)]
+        steps = [unfinished.load(f"{prefix}{step}") for step in range(1, unfinished.count(prefix) + 1)]
         stack = xr.concat([xr.DataArray(step["counts"], dims=order) for step in steps if step is not None], "t")
         stack = stack if "c" in counts.dims else stack.squeeze("c")
         written.append(beside(out, f"states_{number + 1:03d}"))

@@ -1,7 +1,7 @@
-"""From an image to the items that a network sees one by one, and from their rates back to an image of photons.
+"""Turn an image into the items that a network sees one by one, and their rates back into an image of photons.
 
-Cameras (ADU to counts), one-bit frames, hot pixels, movies as stacks, planes and channels one by one: each changes the
-image on the way in and is undone on the way out, here and nowhere else.
+Camera values (ADU to counts), one-bit frames, movies as stacks, planes and channels one by one: each conversion is made
+on the way in and undone on the way out, here and nowhere else. Hot pixels are replaced on the way in.
 """
 
 import operator
@@ -28,18 +28,17 @@ from gap_bioimage.errors import (
     NotPhotonCountsError,
 )
 from gap_bioimage.filters import hot_pixels, whole_counts, without_hot_pixels
-from gap_bioimage.io.image import as_image, items_first
-from gap_bioimage.io.image import time_as_z as as_stack
+from gap_bioimage.io.image import as_image, items_first, time_as_z
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
 
-_BRIGHT_FRAMES = 0.95  # detections per frame above which the photons are hardly known
-_NAMED = 5  # hot pixels that a warning lists
+_BRIGHT_FRAMES = 0.95  # detections per frame above which the number of photons is barely known
+_LISTED = 5  # hot pixels that a warning lists
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is to see an image: the arguments that ``denoise`` explains."""
+    """How to present an image to a model: the arguments that ``denoise`` documents."""
 
     dims: str | Iterable[str] | None = None
     planes: bool = False
@@ -50,19 +49,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Counts for a network."""
+    """Counts for a network, and how to turn its rates back into photons."""
 
-    # Counts with the axes of the image that was given (z for t where time is taken as z); float32 where they are still
-    # to be made like photons
+    # counts with the axes of the input (z for t with ``time_as_z``); float32 until camera noise is made Poisson
     image: xr.DataArray
-    ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), without hot pixels
-    camera: Detector | None = None  # where counts come from camera values
-    n_frames: int | None = None  # where they are sums of so many one-bit frames
+    ordered: xr.DataArray  # the same with dims (..., c, [z,] y, x), hot pixels replaced
+    camera: Detector | None = None  # if the counts come from camera values
+    n_frames: int | None = None  # if they are sums of this many one-bit frames
     time_as_z: bool = False
 
     @cached_property
     def items(self) -> NDArray[Any]:
-        """What the network sees one by one, (n, c, [z,] y, x)."""
+        """The counts that the network sees one by one, (n, c, [z,] y, x)."""
         values: NDArray[Any] = self.ordered.data
         return values.reshape(-1, *self.ordered.shape[self.ordered.dims.index("c") :])
 
@@ -73,17 +71,17 @@ class Prepared:
         return torch.from_numpy(np.ascontiguousarray(self.items[number]).astype(np.float32))[None]
 
     def whole(self, number: int) -> Tensor:
-        """Return the whole numbers that tell one item from others, (1, c, [z,] y, x) float32."""
+        """Return one item as whole numbers, whose hash seeds its samples, (1, c, [z,] y, x) float32."""
         return whole_counts(torch.from_numpy(self.items[number].astype(np.float32)), rounded=True)[None]
 
     def photons(self, rates: NDArray[np.float32], n_samples: int | None = None) -> xr.DataArray:
-        """Return expected counts ([sample,] n, c, [z,] y, x) as photons, with the axes of the image that was given."""
+        """Return expected counts ([sample,] n, c, [z,] y, x) as photons, with the axes of the input image."""
         full = self.ordered if n_samples is None else self.ordered.expand_dims(sample=n_samples)
         result = full.copy(data=rates.reshape(full.shape))
         if "channel" in result.dims:
             result = result.squeeze("c", drop=True).rename(channel="c")
         elif "c" not in self.image.dims:
-            result = result.squeeze("c", drop="c" not in self.image.coords)  # the name of a chosen channel stays
+            result = result.squeeze("c", drop="c" not in self.image.coords)  # a chosen channel keeps its name
         result = result.transpose(*(() if n_samples is None else ("sample",)), *self.image.dims)
         if self.camera is not None:
             background = self.camera.background()
@@ -94,7 +92,7 @@ class Prepared:
         return result.rename(z="t") if self.time_as_z else result
 
     def names(self, numbers: Sequence[int]) -> str:
-        """Return some items in words: the place of the first, and how many more."""
+        """Describe items in words: how many they are, and the position of the first."""
         if len(self.items) == 1:
             return "the image"
         axes = self.ordered.dims[: self.ordered.dims.index("c")]
@@ -103,7 +101,7 @@ class Prepared:
         return f"{len(numbers)} of {len(self.items)} images (the first at {first}, counted from 0)"
 
     def warn_of_empty(self, consequence: str) -> None:
-        """Warn of items that hold no photons, if there are some."""
+        """Warn if items hold no photons."""
         if empty := [number for number, item in enumerate(self.items) if not item.any()]:
             warnings.warn(f"no photons in {self.names(empty)}: {consequence}", EmptyImageWarning, stacklevel=3)
 
@@ -115,14 +113,14 @@ def prepare(
     origin: tuple[int, int] | None = None,
     rng: np.random.Generator | None = None,
 ) -> Prepared:
-    """Turn an image, or a part of one from ``origin`` (y, x) on, into counts for a model; hot pixels are filled in.
+    """Turn an image, or the part of one that begins at ``origin`` (y, x), into counts for a model; replace hot pixels.
 
-    With ``rng`` camera values become whole counts as in training, whose halves are independent.
+    With ``rng``, camera values become whole counts as in training: thinning splits them into independent halves.
     """
     check_model(model)
     image = as_image(image, layout.dims)
     image = image if image.chunks is None else image.compute()
-    source = as_stack(image) if layout.time_as_z else image
+    source = time_as_z(image) if layout.time_as_z else image
     name = str(image.attrs.get("source", "the image"))
     detector, n_frames = model.camera_for(layout.camera), model.n_frames
     if detector is None:
@@ -134,20 +132,20 @@ def prepare(
         raise ConfigError("the model was trained on one-bit frames, which need no camera; give camera=None")
     if n_frames is not None:
         _check_frames(source, n_frames, name)
-        if origin is None:  # dark parts of an image say nothing of it
+        if origin is None:  # a part may hold only 0 and 1 because it is dark
             warn_of_single_frames(source, n_frames, name)
     check_dim(source, model.config.dim, plane_by_plane=layout.planes)
     ordered = items_first(source, model.config.dim, separate_channels=layout.separate_channels)
     expected = model.config.channels
     if ordered.sizes["c"] != expected:
-        one = "choose one with channel=0, or take each by itself with separate_channels=True"
-        remedy = one if expected == 1 else f"give an image with {expected}, without separate_channels"
+        single = "choose one with channel=0, or process each on its own with separate_channels=True"
+        remedy = single if expected == 1 else f"give an image with {expected}, without separate_channels"
         raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
     return Prepared(source, _without_hot_pixels(ordered, name, origin or (0, 0)), detector, n_frames, layout.time_as_z)
 
 
 def _counted(image: xr.DataArray, detector: Detector, rng: np.random.Generator | None) -> xr.DataArray:
-    """Return the counts of camera values, plane by plane, so that only they are in memory."""
+    """Turn camera values into counts, plane by plane to save memory."""
     ordered = image.transpose(..., "y", "x")
     counts = np.empty(ordered.shape, np.float32 if detector.moved and rng is None else np.int32)
     for place in np.ndindex(ordered.shape[:-2]):
@@ -159,64 +157,59 @@ def _counted(image: xr.DataArray, detector: Detector, rng: np.random.Generator |
 def _check_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
     if (highest := float(image.max())) > n_frames:
         raise NotPhotonCountsError(f"{name} holds up to {highest:g} photons in a pixel, but {_trained_on(n_frames)}")
-    full = float((image >= _BRIGHT_FRAMES * n_frames).mean())
-    if n_frames > 1 and full > 1e-3:
-        told = f"{full:.1%} of the pixels of {name} detected a photon in nearly every frame"
-        _warn(CountsWarning, f"{told}: how many there were is hardly known; use shorter frames")
+    saturated = float((image >= _BRIGHT_FRAMES * n_frames).mean())
+    if n_frames > 1 and saturated > 1e-3:
+        problem = f"{saturated:.1%} of the pixels of {name} detected a photon in nearly every frame"
+        warnings.warn(f"{problem}: their brightness is barely known; use shorter frames", CountsWarning, stacklevel=4)
 
 
 def warn_of_single_frames(image: xr.DataArray, n_frames: int, name: str) -> None:
-    """Warn of one-bit frames that are not summed."""
+    """Warn if one-bit frames have not been summed."""
     if float(image.max()) == 1 < n_frames:
-        _warn(CountsWarning, f"{name} holds 0 and 1 only, but {_trained_on(n_frames)}")
+        warnings.warn(f"{name} holds 0 and 1 only, but {_trained_on(n_frames)}", CountsWarning, stacklevel=4)
 
 
 def _trained_on(n_frames: int) -> str:
-    frames = f"sums of {n_frames} one-bit frames; sum the frames with sum_frames(movie, {n_frames})"
-    return f"the model was trained on {frames}"
+    return f"the model was trained on sums of {n_frames} one-bit frames; sum them with sum_frames(movie, {n_frames})"
 
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:
-    """Give hot pixels the mean of their neighbours, so that what they hold is not spread over the image."""
-    planes, mended = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
-    found: dict[tuple[int, int], int] = {}  # the same pixels in every frame
+    """Replace hot pixels by the mean of their neighbours: the network would spread their counts over the image."""
+    planes, replaced = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
+    positions: dict[tuple[int, int], int] = {}  # listed once for all frames
     for number, plane in enumerate(planes):
-        if int(plane.max(initial=0)) <= 20:  # no pixel is hot below
+        if int(plane.max(initial=0)) <= 20:  # hot pixels hold more
             continue
         counts = torch.from_numpy(np.ascontiguousarray(plane).astype(np.float32))
         hot = hot_pixels(counts)
         if bool(hot.any()):
-            mended = planes.copy() if mended is None else mended
-            filled = without_hot_pixels(counts)
-            mended[number] = np.where(hot, (filled if plane.dtype.kind == "f" else torch.round(filled)).numpy(), plane)
+            replaced = planes.copy() if replaced is None else replaced
+            cold = without_hot_pixels(counts)
+            replaced[number] = np.where(hot, (cold if plane.dtype.kind == "f" else torch.round(cold)).numpy(), plane)
             for y, x in hot[0, 0].nonzero().tolist():
-                found.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
-    if mended is None:
+                positions.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
+    if replaced is None:
         return ordered
-    named = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(found.items())[:_NAMED])
-    named += ", ..." * (len(found) > _NAMED)
-    told = f"{name} has {len(found)} hot pixel(s) with more than light can bring where the neighbours are so dark"
-    _warn(HotPixelWarning, f"{told}: {named}; the mean of the neighbours stands for what they hold")
-    return ordered.copy(data=mended.reshape(ordered.shape))
+    listed = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(positions.items())[:_LISTED])
+    listed += ", ..." * (len(positions) > _LISTED)
+    problem = f"{name} has {len(positions)} hot pixel(s) with more than light can bring where neighbours are so dark"
+    warnings.warn(f"{problem}: {listed}; each now holds the mean of its neighbours", HotPixelWarning, stacklevel=4)
+    return ordered.copy(data=replaced.reshape(ordered.shape))
 
 
 def refuse_one_bit(model: Model, what: str) -> None:
-    """Refuse what takes photons for sums of what was counted."""
+    """Refuse one-bit frames where photons are compared with sums of counts."""
     if model.n_frames is not None:
-        raise ConfigError(f"{what} of one-bit frames cannot be told: their photons are not sums of what was counted")
-
-
-def _warn(category: type[Warning], text: str) -> None:
-    warnings.warn(text, category, stacklevel=5)
+        raise ConfigError(f"{what} cannot be computed for one-bit frames: their photons are not sums of the counts")
 
 
 def check_whole(name: str, value: Any, least: int, below: int | None = None) -> int:
-    """Return a whole number, of whatever type, as Python's own; refuse others, and those out of range."""
+    """Return a whole number of any integer type as an int; refuse other values and numbers out of range."""
     try:
         number = int(operator.index(value))
     except TypeError:
         number = None
     if number is None or number < least or (below is not None and number >= below):
-        upto = "" if below is None else f" and below 2^{below.bit_length() - 1}"
-        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}{upto}")
+        limit = "" if below is None else f" and below 2^{below.bit_length() - 1}"
+        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}{limit}")
     return number

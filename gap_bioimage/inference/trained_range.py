@@ -1,4 +1,4 @@
-"""How bright images may become, and whether samples are plausible: networks know only what they were trained on."""
+"""Limits of the trained range: how bright images may become in sampling, and whether samples are plausible."""
 
 import math
 import warnings
@@ -12,56 +12,59 @@ from torch import Tensor
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 
-_LEAST_ROOM_DB = 0.5  # less than that gives copies of the denoised image
+_LEAST_ROOM_DB = 0.5  # with less, samples are copies of the denoised image
 WARN_ROOM_DB = 6.0
-_BOX_PX = 16  # single pixels differ by chance, boxes of them hardly
-_LARGE, _SURE = 0.10, 3.0
+_BOX_PX = 16  # single pixels differ by chance, means over boxes barely
+_LARGE, _SIGNIFICANT = 0.10, 3.0  # differences of the mean: relative, and in standard errors
 
 
 def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, least_gain: float = 1.0) -> Tensor:
-    """Return the photons, (1,) float64, that an image (1, c, [z,] y, x) is to have when its samples are drawn.
+    """Return the photons, (1,) float64, at which the samples of an image (1, c, [z,] y, x) are complete.
 
-    Within ``brightest`` photons per pixel of its brightest window and ``stop_db`` of its mean, by default 20 dB more
-    than it has; without any photons, an image is generated.
+    The default is 20 dB more than the image has; ``stop_db`` sets the mean per pixel instead. The brightest window must
+    stay within ``brightest`` photons per pixel, but the image may always gain ``least_gain``. An image without photons
+    may reach ``brightest`` everywhere.
     """
-    n_pixels, has = item[0].numel(), total_photons(item)
+    n_pixels, observed = item[0].numel(), total_photons(item)
     window = list(WINDOW_PX[item.dim() - 2])
-    if not float(has):
-        limit = wanted = torch.full_like(has, brightest * n_pixels)
+    if not float(observed):
+        limit = stop = torch.full_like(observed, brightest * n_pixels)
     else:
-        limit, wanted = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
-    stop = wanted if stop_db is None else torch.full_like(has, 10 ** (stop_db / 10) * n_pixels)
-    if stop_db is not None and not float(has) < float(stop) <= 1.001 * float(limit):
-        low = f"the image has {_db(float(has) / n_pixels):.1f} dB and " if float(has) else ""
-        told = f"stop_db is {stop_db:g}, but {low}the model was trained for up to {_db(float(limit) / n_pixels):.1f} dB"
-        raise TrainedRangeError(f"{told} of such images; give {'one between' if low else 'less'}, or leave it out")
-    if float(stop) < 1:  # photons that hardly ever come take endless steps
+        limit, stop = (photon_budget(item, gain, brightest, window, least_gain) for gain in (math.inf, GAIN))
+    if stop_db is not None:
+        stop = torch.full_like(observed, 10 ** (stop_db / 10) * n_pixels)
+        if not float(observed) < float(stop) <= 1.001 * float(limit):
+            low = f"the image has {_db(float(observed) / n_pixels):.1f} dB and " if float(observed) else ""
+            high = f"the model was trained for up to {_db(float(limit) / n_pixels):.1f} dB of such images"
+            remedy = f"give {'a value in between' if low else 'a lower value'}, or leave it out"
+            raise TrainedRangeError(f"stop_db is {stop_db:g}, but {low}{high}; {remedy}")
+    if float(stop) < 1:  # for less than one photon, sampling would take endless steps
         size, least = "x".join(map(str, item.shape[2:])), _db(1 / n_pixels)
-        told = f"{size} px are to hold {float(stop):.2g} photons in all, expected one at least"
-        raise TrainedRangeError(f"{told}; give a larger image, or stop_db above {least:.1f}")
+        problem = f"images of {size} px would hold {float(stop):.2g} photons in all, expected at least one"
+        raise TrainedRangeError(f"{problem}; give a larger image, or stop_db above {least:.1f}")
     return stop
 
 
 def check_room(
     counts: Sequence[Tensor], stops: Sequence[Tensor], brightest: float, names: Callable[[Sequence[int]], str]
 ) -> None:
-    """Refuse images of which none has room for photons, and warn where too few fit for the full posterior.
+    """Refuse images if none has room for photons, and warn if there is too little for the full posterior variance.
 
-    ``names`` gives words for images by their numbers; ``stops`` are the photons, (1,), that each shall have.
+    ``names`` describes images by their numbers; ``stops`` are the final photons, (1,), of each.
     """
     pairs = [(float(total_photons(item)), float(stop)) for item, stop in zip(counts, stops, strict=True)]
-    rooms = {n: _db(stop / has) for n, (has, stop) in enumerate(pairs) if has}
+    rooms = {n: _db(stop / observed) for n, (observed, stop) in enumerate(pairs) if observed}
     if not (tight := [n for n, room in rooms.items() if room < WARN_ROOM_DB]):
         return
-    where = f"hardly any photons can be added to {names(tight)}, with a model for up to {_db(brightest):.1f} dB"
+    problem = f"hardly any photons can be added to {names(tight)} with a model for up to {_db(brightest):.1f} dB"
     if max(rooms.values()) < _LEAST_ROOM_DB:
         advice = "train on images 10 dB brighter (exposed longer, or frames summed)"
-        raise TrainedRangeError(f"{where}, and sampling adds them; {advice}")
-    warnings.warn(f"{where}: {little_room(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
+        raise TrainedRangeError(f"{problem}, but sampling adds photons; {advice}")
+    warnings.warn(f"{problem}: {little_room(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
 
 
 def little_room(room_db: float) -> str:
-    """Say what little room for photons means."""
+    """Return the consequence of little room for photons, in words."""
     return (
         f"photons grow by {room_db:.1f} dB only, and samples may show as little as {1 - 10 ** (-room_db / 10):.0%} of "
         "the posterior's variance; train on brighter images"
@@ -69,22 +72,22 @@ def little_room(room_db: float) -> str:
 
 
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:
-    """Warn when the samples' mean is not the denoised image, in boxes of 16 px: then the network contradicts itself.
+    """Warn if the mean of the samples, in boxes of 16 px, is not the denoised image: the network contradicts itself.
 
-    Planes without any light tell nothing: their samples were generated.
+    Planes without light are left out, since their samples were generated.
     """
-    count, seen = samples.sizes["sample"], (mmse > 0).any(("y", "x"))
-    if count < 2 or not seen.any():
+    count, lit = samples.sizes["sample"], (mmse > 0).any(("y", "x"))
+    if count < 2 or not lit.any():
         return
-    expected = _boxes(mmse).where(seen)
+    expected = _boxes(mmse).where(lit)
     # one sample at a time: all of them may not fit into memory twice
-    boxes = xr.concat([_boxes(samples.isel(sample=n, drop=True)) for n in range(count)], "sample").where(seen)
+    boxes = xr.concat([_boxes(samples.isel(sample=n, drop=True)) for n in range(count)], "sample").where(lit)
     difference = _rms(boxes.mean("sample") - expected) / _rms(expected)
     explained = _rms(boxes.std("sample", ddof=1)) / math.sqrt(count) / _rms(expected)
-    if difference > max(_LARGE, _SURE * explained):
-        told = f"the mean of the samples differs from the denoised image by {difference:.0%} (their spread explains"
-        why = "the network was trained too briefly, or on other images; train longer"
-        warnings.warn(f"{told} {explained:.0%}): {why}", NetworkWarning, stacklevel=2)
+    if difference > max(_LARGE, _SIGNIFICANT * explained):
+        problem = f"the mean of the samples differs from the denoised image by {difference:.0%} (their spread explains"
+        reason = "the network was trained too briefly, or on other images; train longer"
+        warnings.warn(f"{problem} {explained:.0%}): {reason}", NetworkWarning, stacklevel=2)
 
 
 def _boxes(image: xr.DataArray) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or on many."""
+"""Volumes larger than memory: block by block from a file into an OME-Zarr, on one machine or many."""
 
 import pickle
 import warnings
@@ -52,75 +52,77 @@ def denoise_volume(
     verify: bool = False,
     on_block: Callable[[int, int], None] | None = None,
 ) -> VolumeStatus:
-    """Denoise an image of any size into an OME-Zarr, block by block; the same call goes on after an interruption.
+    """Denoise an image of any size into an OME-Zarr, block by block; the same call resumes after an interruption.
 
-    Of anchored networks the result is that of ``denoise``; plain ones conserve photons in a box around each pixel.
-    Where a block and its surroundings hold no photons the result is 0.
+    For anchored networks the result equals that of ``denoise``; plain networks conserve photons in a box around each
+    pixel. If a block and its surroundings hold no photons, the result is 0.
 
     Parameters
     ----------
     image, selection, sum_frames
-        A file that ``read_photons`` reads, or a folder of planes (z), with its ``axes``, ``channel``, ``time``,
-        ``series`` and ``level``; how many one-bit frames to sum.
+        A file that ``read_photons`` reads, or a folder of planes (z); its ``axes``, ``channel``, ``time``, ``series``
+        and ``level``; how many one-bit frames to sum.
     out
-        A name that ends in ``.zarr``. It can be opened while it is being filled.
+        A name that ends in ``.zarr``. The store can be opened while it is being filled.
     n_samples, seed, settings
         Draw posterior samples as ``sample`` does, and write their mean and standard deviation to ``out`` with ``_mean``
-        and ``_std`` before its suffix. Single samples are not kept: those of neighbouring blocks would not meet.
+        and ``_std`` before its suffix. Single samples are not kept: they would have seams between blocks.
     model, planes, camera, time_as_z, separate_channels, tile_px, halo_px, device, precision, batch
         As for ``denoise`` and ``sample``.
     block_px, version
-        What is stored at once, per spatial axis; in OME-Zarr 0.5 a shard, in 0.4 some chunks.
+        Pixels per spatial axis that are stored at once: a shard in OME-Zarr 0.5, several chunks in 0.4.
     part
-        (i, n): do the i-th of n parts only, counted from 1, which are about as large as each other.
+        (i, n): do only the i-th of n parts, counted from 1. All parts are about equal in size.
     scheduler
-        Address of a dask scheduler, whose workers do the blocks. They must see the same files.
+        Address of a dask scheduler whose workers compute the blocks. They must see the same files.
     verify, on_block
-        Do again what is damaged; called with (voxels done, voxels to do) of this call.
+        Recompute damaged blocks; called with (voxels done, voxels to do) of this call.
 
     Returns
     -------
-    What is done now; all of it, unless other parts are at work.
+    VolumeStatus
+        The finished blocks: all of them, unless other parts are still in progress.
 
     Raises
     ------
     OutputError, ConfigError
         If the result cannot be written, or was begun with other settings; if the part or the scheduler is impossible.
-        Others are those of ``denoise`` and ``sample``; so are warnings, one of each kind, at the end.
+        Other errors are those of ``denoise`` and ``sample``; so are the warnings, one of each kind, at the end.
     """
     check_model(model)
     check_summed(model, sum_frames)
-    _check(image, out := Path(out), part, version)
-    drawn = None if n_samples is None else Draws(n_samples, seed, settings or SamplingConfig(), batch)
+    _check_arguments(image, out := Path(out), part, version)
+    draws = None if n_samples is None else Draws(n_samples, seed, settings or SamplingConfig(), batch)
     layout = Layout(None, planes, camera, time_as_z, separate_channels)
-    chosen = {name: value for name, value in (selection or {}).items() if value is not None}
-    how = (tile_px, halo_px, device, block_px, version, precision)
-    volume = _begun(Job(model.source, Path(image), out, layout, chosen, sum_frames, drawn, *how), model, verify)
+    selected = {name: value for name, value in (selection or {}).items() if value is not None}
+    options = (tile_px, halo_px, device, block_px, version, precision)
+    volume = _started(Job(model.source, Path(image), out, layout, selected, sum_frames, draws, *options), model, verify)
     _fill(volume, part, scheduler, on_block)
     if all(volume_status(result.path).complete for result in volume.results):
-        warned = [result.finish(alone=part[1] == 1) for result in volume.results]
-        for kind, text in warned[0]:
+        raised = [result.finish(alone=part[1] == 1) for result in volume.results]
+        for kind, text in raised[0]:
             warnings.warn(text, getattr(errors, kind), stacklevel=2)
     return volume_status(volume.results[0].path)
 
 
-def _begun(job: Job, model: Model, verify: bool) -> Volume:
+def _started(job: Job, model: Model, verify: bool) -> Volume:
     try:
         volume = Volume(job, model)
         volume.start()
     except ImportError as error:
-        raise OutputError(f"cannot write {job.out}: no {error.name}; pip install 'gap-bioimage[zarr]'") from None
-    for result in volume.results if verify else ():
-        result.forget_damaged()
+        raise OutputError(f"{job.out} needs {error.name}; type pip install 'gap-bioimage[zarr]'") from None
+    if verify:
+        for result in volume.results:
+            result.forget_damaged()
     return volume
 
 
 def _fill(
     volume: Volume, part: tuple[int, int], scheduler: str | None, on_block: Callable[[int, int], None] | None
 ) -> None:
-    places = volume.left(part)
+    places = volume.unfinished(part)
     total, done = sum(map(volume.voxels, places)), 0
-    for place in _here(volume, places) if scheduler is None else _there(scheduler, volume, places):
+    for place in _locally(volume, places) if scheduler is None else _on_cluster(scheduler, volume, places):
         done += volume.voxels(place)
         if on_block is not None:
             on_block(done, total)
@@ -128,9 +130,9 @@ def _fill(
         result.average_left()
 
 
-def _check(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
+def _check_arguments(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
     if not isinstance(image, (str, Path)):
-        raise ConfigError(f"the image is of type {type(image).__name__}, expected the name of a file or folder")
+        raise ConfigError(f"the image is of type {type(image).__name__}, expected the path of a file or folder")
     if version not in ("0.4", "0.5"):
         raise ConfigError(f"version is {version!r}, expected '0.4' or '0.5' of OME-Zarr")
     number, parts = (check_whole(f"{name} of part (i, n)", value, 1) for name, value in zip("in", part, strict=True))
@@ -142,27 +144,27 @@ def _check(image: Path | str, out: Path, part: tuple[int, int], version: str) ->
 
 
 def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
-    """Whether so many results of an image, and what it takes to make them, do not fit into memory."""
+    """Return whether ``copies`` of a result, with the memory to compute them, exceed the free memory."""
     return open_volume(image, **selection).size * 4 * (copies + 3) > psutil.virtual_memory().available
 
 
-def _here(volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
-    """Make blocks in this process; while one is computed the next is read and the one before is written."""
+def _locally(volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
+    """Compute blocks in this process, and read the next and write the previous one meanwhile."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reads = (reader.submit(volume.read_for, place) for place in places)
         reading, writing = deque(islice(reads, 1)), deque[tuple[Index, Future[None]]]()
         for place in places:
-            part = reading.popleft().result()
+            counts = reading.popleft().result()
             reading.extend(islice(reads, 1))
-            writing.append((place, writer.submit(volume.write, place, volume.make(place, part))))
+            writing.append((place, writer.submit(volume.write, place, volume.make(place, counts))))
             while len(writing) > 1 or (writing and place == places[-1]):
                 written, future = writing.popleft()
                 future.result()
                 yield written
 
 
-def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
-    """Make blocks in the workers of a scheduler; what a dying worker had done stays done."""
+def _on_cluster(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[Index]:
+    """Compute blocks on the workers of a scheduler; the finished blocks of a worker that dies remain."""
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError:
@@ -170,30 +172,30 @@ def _there(scheduler: str, volume: Volume, places: Sequence[Index]) -> Iterator[
     try:
         client = Client(scheduler)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no scheduler answers at {scheduler!r} ({error}); start one, or leave it out") from None
-    known = pickle.dumps(replace(volume.job, halo_px=volume.network.halo_px))  # which is measured once
+        raise ConfigError(f"no scheduler answers at {scheduler!r} ({error}); start one, or give none") from None
+    pickled = pickle.dumps(replace(volume.job, halo_px=volume.network.halo_px))  # the halo is measured once
     with client:
         try:
-            once = client.submit(bytes, known, pure=False)  # maps of cameras are too large to go with every block
-            tasks = client.map(_on_worker, places, known=once, pure=False)
+            job = client.submit(bytes, pickled, pure=False)  # camera maps are too large to be sent with every block
+            tasks = client.map(_on_worker, places, job=job, pure=False)
             for task in as_completed(tasks):  # type: ignore[no-untyped-call]
                 yield task.result()
         except KilledWorker as error:
-            told = f"several workers died of one block ({' '.join(str(error).split())[:200]})"
-            raise ConfigError(f"{told}; give them more memory, or smaller tiles") from None
+            problem = f"several workers died while computing one block ({' '.join(str(error).split())[:200]})"
+            raise ConfigError(f"{problem}; give them more memory, or smaller tiles") from None
 
 
-def _on_worker(place: Index, known: bytes) -> Index:
-    """Make a block, unless that was done by a worker that died afterwards."""
-    volume = _opened(known)
+def _on_worker(place: Index, job: bytes) -> Index:
+    """Compute a block, unless a worker that died afterwards has finished it."""
+    volume = _worker_volume(job)
     if not all(result.is_done(0, place) for result in volume.results):
         volume.write(place, volume.make(place, volume.read_for(place)))
     return place
 
 
 @lru_cache(1)
-def _opened(known: bytes) -> Volume:
-    """Return a volume with its model, which a process loads once; other files than those of its store are refused."""
-    volume = Volume(pickle.loads(known))  # noqa: S301  # from the scheduler that started this worker
+def _worker_volume(job: bytes) -> Volume:
+    """Return a volume with its model, loaded once per process; refuse files other than those its store began with."""
+    volume = Volume(pickle.loads(job))  # noqa: S301  # from the scheduler that started this worker
     volume.start()
     return volume
