@@ -21,7 +21,7 @@ import torch
 from quality import Image, Job, denoised, judged, trained
 from report import interval
 from results import write_section
-from scenes import RECIPES, SCENES
+from scenes import RECIPES, SCENES, Scene
 
 from gap_bioimage.files import replacing
 
@@ -52,12 +52,12 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def in_eight_ways(model: Model, counts: Image, device: str) -> Image:
+def in_eight_ways(model: Model, scene: Scene, counts: Image, device: str) -> Image:
     """Return the mean over all flips and quarter turns of a plane."""
     total = np.zeros(counts.shape)
     for turns in range(4):
         for step in (1, -1):
-            image = denoised(model, np.rot90(counts, turns)[:, ::step].copy(), device)
+            image = denoised(model, scene, np.rot90(counts, turns)[:, ::step].copy(), device)
             total += np.rot90(image[:, ::step], -turns)
     return total / 8
 
@@ -70,7 +70,7 @@ def run(job: Job, change: str) -> dict[str, Any]:
     scene, start = SCENES[job.scene](job.data), time.process_time()
     model = trained(dataclasses.replace(job, method=RECIPE if change == EIGHT else change), scene)
     method: Callable[..., Image] = in_eight_ways if change == EIGHT else denoised
-    found = judged(scene, job, lambda counts, truth, level: method(model, counts, job.device))
+    found = judged(scene, job, lambda counts, truth, level: method(model, scene, counts, job.device))
     levels = {level: scored["PSNR"] for level, scored in found["levels"].items()}
     row = {"levels": levels, "minutes": (time.process_time() - start) / 60}
     with replacing(kept) as temporary:

@@ -96,7 +96,7 @@ def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> 
         rows = []
         for number, unit in enumerate(scene.tests):
             truth = unit * level
-            image = denoised(model, scene.test(number, level, 0), "cpu")
+            image = denoised(model, scene, scene.test(number, level, 0), "cpu")
             if scene.real is None:
                 rows.append((psnr_db(image, truth), nats(image, np.random.default_rng([1007, number]).poisson(truth))))
             else:
