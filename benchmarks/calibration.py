@@ -1,8 +1,8 @@
-"""Calibration of simulated cameras: errors of gain, offset and read noise, and how often the intervals hold the truth.
+"""Calibration of simulated cameras: errors of gain, offset and read noise, and coverage of their intervals.
 
     python benchmarks/calibration.py
 
-All combinations of gain, offset and read noise, of scenes with many and with few photons, with and without electron
+All combinations of gain, offset and read noise, for scenes with many and few photons, with and without electron
 multiplication; from stacks, two frames and one image.
 """
 
@@ -29,7 +29,7 @@ Row = list[float]
 
 
 def measure(case: Case) -> Row | str:
-    """Return errors, and whether the intervals hold the truth, of one camera and scene; or why it was refused."""
+    """Return the errors and interval coverage for one camera and scene, or the reason for a refusal."""
     gain, offset, read, em, electrons, frames, seed = case
     scene = simulate_truth(2, (SIZE_PX, SIZE_PX), seed) * electrons
     images = simulate_camera(
@@ -61,7 +61,7 @@ def measure(case: Case) -> Row | str:
 
 
 def line(name: str, rows: list[Row]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     if not rows:
         return ""
     values = np.array(rows)

@@ -1,9 +1,9 @@
-"""What pays: the recipe of anchored networks with one thing changed at a time, in dB against the recipe itself.
+"""Ablations: the recipe of anchored networks with one change at a time, in dB relative to the recipe.
 
     python benchmarks/changes.py ../shared/data WORK --seeds 2
 
-Every training has the scenes, steps and windows of quality.py, and what CPUs choose for the rest; a change and the
-recipe share seeds, so that differences are of pairs. What WORK holds is used as it is.
+Every training has the scenes, steps and windows of quality.py, and CPU defaults otherwise. A change and the
+recipe share seeds, so differences are paired. Results in WORK are reused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def in_eight_ways(model: Model, scene: Scene, counts: Image, device: str) -> Image:
-    """Return the mean over all flips and quarter turns of a plane."""
+    """Return the mean result over all flips and quarter turns of a plane."""
     total = np.zeros(counts.shape)
     for turns in range(4):
         for step in (1, -1):
@@ -63,7 +63,7 @@ def in_eight_ways(model: Model, scene: Scene, counts: Image, device: str) -> Ima
 
 
 def run(job: Job, change: str) -> dict[str, Any]:
-    """Train and score the test scenes at all levels, unless that was done."""
+    """Train, and score the test scenes at all levels, unless the result exists."""
     kept = job.out.with_name(f"{change.replace(' ', '_')}_{job.seed}.json")
     if kept.exists():
         return dict(json.loads(kept.read_text()))
@@ -79,7 +79,7 @@ def run(job: Job, change: str) -> dict[str, Any]:
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a table in markdown: the recipe's PSNR, and what each change adds to it."""
+    """Return a markdown table: the PSNR of the recipe, and the gain of each change."""
     levels = list(rows[RECIPE][0]["levels"])
     text = f"| | {' | '.join(levels)} | mean | minutes |\n|{'---|' * (len(levels) + 3)}\n"
     for change, seeds in rows.items():
@@ -93,7 +93,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Train what is not there yet, and write the section."""
+    """Run the missing trainings, and write the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)

@@ -1,9 +1,9 @@
-"""Who will run which model: every zip that this project exports, and models of others, against every consumer.
+"""Compatibility: every kind of zip that this project exports, and third-party models, with every consumer.
 
     python benchmarks/consumers.py ../shared/models WORK [PYTHON ...]
 
-WORK is the folder of ``hazelnut.py``, whose trained networks are exported here in every kind. Further PYTHONs are
-interpreters with other versions of torch or bioimageio.core, in which the models are run too.
+WORK is the folder of ``hazelnut.py``; its trained networks are exported in every kind. Further PYTHONs are
+interpreters with other versions of torch or bioimageio.core, which also run the models.
 """
 
 import json
@@ -28,13 +28,13 @@ CONSUMERS = ("core", "zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine")
 
 
 def cli(*words: object) -> int:
-    """Run the command line, one thread, and return its exit code."""
+    """Run the command line on one thread, and return its exit code."""
     command = [sys.executable, "-m", "gap_bioimage", *map(str, words)]
     return subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
 def exported(work: Path) -> dict[str, Path]:
-    """Export every kind, where it is not there yet."""
+    """Export every kind that does not exist yet."""
     zips = {}
     for name, (run, *options) in KINDS.items():
         zips[name] = work / f"{name.replace(' ', '_')}.zip"
@@ -46,14 +46,14 @@ def exported(work: Path) -> dict[str, Path]:
 
 
 def others(models: Path) -> dict[str, Path]:
-    """Find the models of others: folders that hold a description."""
+    """Find third-party models: folders that hold a description."""
     found = sorted({path.parent for path in models.rglob("*.yaml") if "rdf" in path.name or "model" in path.name
                     or "bioimageio" in path.name})  # fmt: skip
     return {str(folder.relative_to(models)): folder for folder in found}
 
 
 def core_says(path: Path, work: Path) -> str:
-    """Return what ``python -m bioimageio.core test`` itself says, by its exit code and its summary."""
+    """Return the verdict of ``python -m bioimageio.core test``, from its exit code."""
     target = path
     if path.is_dir():
         target = next(iter(path.glob("*.yaml")))
@@ -64,7 +64,7 @@ def core_says(path: Path, work: Path) -> str:
 
 
 def short(text: str, limit: int = 140) -> str:
-    """Return a reason that fits a cell of a table."""
+    """Shorten a reason to fit a table cell."""
     flat = re.sub(r"\s+", " ", text).replace("|", "/")
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
@@ -91,7 +91,7 @@ def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[st
 
 
 def engines_said(rows: dict[str, dict[str, Any]]) -> str:
-    """Return what the other interpreters found, one line a model."""
+    """Return the findings of the other interpreters, one line per model and check."""
     lines = []
     for name, report in rows.items():
         found = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]

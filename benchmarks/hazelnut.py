@@ -1,4 +1,4 @@
-"""Real photon counts: train on one frame of a z-stack, denoise it, score against the independent next frame.
+"""Real photon counts: train on one frame of a z-stack, denoise it, score on the independent next frame.
 
     python benchmarks/hazelnut.py ../shared/data WORK
 
@@ -26,7 +26,7 @@ Z_RATIOS = (0.0, 0.2, 0.35, 0.5)
 
 
 def best_gaussian(counts: np.ndarray, photons: np.ndarray, ratios: tuple[float, ...]) -> tuple[float, str, np.ndarray]:
-    """Return the best Gaussian filter, chosen on the very frame it is scored on."""
+    """Return the best Gaussian filter, selected on the scoring frame itself."""
     tried = []
     for z, sigma in ((ratio * sigma, sigma) for ratio in ratios for sigma in SIGMAS_PX):
         rate = ndimage.gaussian_filter(counts.astype(float), (z, sigma, sigma))
@@ -35,7 +35,7 @@ def best_gaussian(counts: np.ndarray, photons: np.ndarray, ratios: tuple[float, 
 
 
 def run(log: list[str], *arguments: str | Path) -> float:
-    """Run a command, note it, and return its time in seconds."""
+    """Run a command, log it, and return its time in seconds."""
     words = [str(argument) for argument in arguments]
     start = time.monotonic()
     subprocess.run([sys.executable, *words], check=True)
@@ -48,7 +48,7 @@ def run(log: list[str], *arguments: str | Path) -> float:
 
 
 def one_model(dim: int, data: Path, work: Path, log: list[str]) -> dict[str, np.ndarray]:
-    """Train, denoise, export, validate, and predict with bioimageio.core alone."""
+    """Train, denoise, export, validate, and predict with only bioimageio.core."""
     counts, cli = data / "hazelnut_photons_t0_zyx.tif", ("-m", "gap_bioimage")
     run_dir, out, zip_file = work / f"run_{dim}d", work / f"denoised_{dim}d.tif", work / f"hazelnut_{dim}d.zip"
     predicted, config = work / f"predicted_{dim}d.tif", HERE / f"hazelnut_{dim}d.yaml"

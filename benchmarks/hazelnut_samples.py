@@ -1,11 +1,11 @@
-"""Posterior samples of real counts, judged by an independent frame; images generated from nothing.
+"""Posterior samples of real counts, evaluated on an independent frame; images generated from nothing.
 
     python benchmarks/hazelnut_samples.py ../shared/data WORK [samples] [generation]
 
-Frame t0 of the z-stack is thinned to a tenth of its photons; samples given these are held against frame t1. The
-network is the 2D one of ``hazelnut.py`` (the same WORK folder is shared), trained on t0, so that it knows the
-scene's kind but also this scene: coverage on other scenes is in the section on simulated cells. Generation has a
-network of its own that was trained from -40 dB on.
+Frame t0 of the z-stack is thinned to a tenth of its photons; samples from these counts are compared with frame t1.
+The network is the 2D one of ``hazelnut.py`` (in the same WORK folder). It was trained on t0, and thus on this very
+scene: coverage on unseen scenes is in the section on simulated cells. Generation uses a separate network,
+trained from -40 dB.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ METHODS = {
 
 
 def trained(name: str, config: str, data: Path, work: Path) -> Model:
-    """Train a network, or continue or load it where it is there."""
+    """Train a network, or resume or load an existing one."""
     settings = RunConfig.read(HERE / config, ["network.dim=2"])
     counts = gap.read_photons(data / "hazelnut_photons_t0_zyx.tif")
     return gap.train(counts, work / name, settings, resume=(work / name).exists())
 
 
 def predictive_ranks(rates: np.ndarray, counts: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return where counts lie in the mixture of Poisson distributions of the rates (s, ...), 0 to 1.
+    """Return the ranks (0 to 1) of counts in the mixture of Poisson distributions with the rates (s, ...).
 
-    Uniform where the rates are draws from the posterior; ties of the discrete counts are broken at random.
+    They are uniform if the rates are posterior samples; ties of the discrete counts are broken at random.
     """
     below = np.mean([stats.poisson.cdf(counts - 1, rate) for rate in rates], 0)
     upto = np.mean([stats.poisson.cdf(counts, rate) for rate in rates], 0)
@@ -57,12 +57,12 @@ def predictive_ranks(rates: np.ndarray, counts: np.ndarray, seed: int = 0) -> np
 
 
 def coverage(ranks: np.ndarray, level: float) -> float:
-    """Return the share of ranks in the central interval."""
+    """Return the share of ranks inside the central interval."""
     return float(np.mean(np.abs(ranks - 0.5) < level / 2))
 
 
 def one_method(model: Model, seen: xr.DataArray, settings: gap.SamplingConfig) -> tuple[np.ndarray, float, float]:
-    """Draw samples; return them, the network's evaluations and CPU seconds per sample."""
+    """Draw samples; return them with the network evaluations and CPU seconds per sample."""
     calls = 0
 
     def count(*_: object) -> None:
@@ -79,14 +79,14 @@ def one_method(model: Model, seen: xr.DataArray, settings: gap.SamplingConfig) -
 
 
 def judge(samples: np.ndarray, mmse: np.ndarray, unseen: np.ndarray) -> list[str]:
-    """Return cells of the table: bias of the mean, spread against error, coverage."""
+    """Return table cells: bias of the mean, spread and error, coverage."""
     scale = unseen.sum((1, 2), keepdims=True) / mmse.sum((1, 2), keepdims=True)
     edges = np.quantile(mmse, np.linspace(0, 1, 11))
     decile = np.clip(np.searchsorted(edges, mmse, side="right") - 1, 0, 9)
     mean, variance = samples.mean(0), samples.var(0, ddof=1)
     biases = [100 * (mean[decile == d].mean() / mmse[decile == d].mean() - 1) for d in range(10)]
     bright = mmse > 1
-    # counts of t1 have noise of their own, which is subtracted; so is that of the mean of the samples
+    # subtract the noise of the counts of t1, and that of the mean of the samples
     error = (mean - unseen / scale) ** 2 - unseen / scale**2 - variance / len(samples)
     ranks = predictive_ranks(samples * scale, unseen)
     cells = [", ".join(f"{bias:+.1f}" for bias in biases)]
@@ -107,7 +107,7 @@ def radial_spectrum(image: np.ndarray, noise: float = 0.0) -> np.ndarray:
 
 
 def draw_generation(path: Path, images: np.ndarray, data: np.ndarray) -> str:
-    """Draw generated images and their radial power spectrum beside the data's; return a sentence about it."""
+    """Draw generated images, and their radial power spectrum with that of the data; return a sentence about it."""
     figure = Figure((14, 4.2), layout="constrained")
     *pictures, last = figure.subplots(1, len(images) + 1)
     for axes, image in zip(pictures, images, strict=True):
@@ -115,7 +115,7 @@ def draw_generation(path: Path, images: np.ndarray, data: np.ndarray) -> str:
         axes.set_axis_off()
         axes.set_title("generated")
     bright = [plane for plane in data if plane.mean() > 1]
-    # shot noise has a flat spectrum, of height 1 / mean photons per pixel
+    # shot noise has a flat spectrum of 1 / mean photons per pixel
     real = np.array([radial_spectrum(plane, 1 / plane.mean()) for plane in bright])
     made = np.array([radial_spectrum(image) for image in images])
     frequency = np.arange(1, real.shape[1] + 1)
@@ -132,7 +132,7 @@ def draw_generation(path: Path, images: np.ndarray, data: np.ndarray) -> str:
 
 
 def samples_section(data: Path, work: Path) -> None:
-    """Sample and judge."""
+    """Sample and evaluate."""
     model = trained("run_2d", "hazelnut_2d.yaml", data, work)
     frames = [gap.read_photons(data / f"hazelnut_photons_{t}_zyx.tif").isel(z=list(PLANES)) for t in ("t0", "t1")]
     thinned, _ = gap.thin(frames[0].values.astype(np.int64), SHARE, 0)
@@ -181,7 +181,7 @@ def generation_section(data: Path, work: Path) -> None:
 
 
 def main() -> None:
-    """Write the sections that were asked for, or all."""
+    """Write the requested sections, or all."""
     data, work = Path(sys.argv[1]), Path(sys.argv[2])
     work.mkdir(parents=True, exist_ok=True)
     for section in sys.argv[3:] or ["samples", "generation"]:

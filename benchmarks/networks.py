@@ -1,9 +1,9 @@
-"""Which networks are worth their time: quality against seconds per megapixel, after the same time of training.
+"""Quality of networks against seconds per megapixel, after the same training time.
 
     python benchmarks/networks.py ../shared/data WORK
 
-Every network trains for the same seconds of one processor core, the drawing of its windows included, with as many
-steps as fit in. What WORK holds is used as it is, so that the command may be stopped and given again.
+Every network trains for the same CPU time on one core, including the drawing of its windows, with as many
+steps as fit. Results in WORK are reused, so the command may be stopped and repeated.
 """
 
 import argparse
@@ -53,7 +53,7 @@ IMAGE = {2: (512, 512), 3: (16, 256, 256)}
 
 
 def settings_of(scene: Scene, name: str) -> RunConfig:
-    """Return the settings of a network on a scene; the original's with its encoding, loss and learning rate."""
+    """Return the settings of a network on a scene; the original uses its own encoding, loss and learning rate."""
     recipe = "original's recipe" if name == ORIGINAL else "anchored"
     values = scene.settings_of(recipe, 0, 1.0)
     values["network"] |= NETWORKS[values["network"]["dim"]][name]
@@ -61,7 +61,7 @@ def settings_of(scene: Scene, name: str) -> RunConfig:
 
 
 def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, Any]]:
-    """Train a network for so many seconds of the processor, which the learning rate follows."""
+    """Train a network for the given CPU seconds, which also set the schedule of the learning rate."""
     config = settings_of(scene, name)
     images = [xr.DataArray(x, dims=["z", "y", "x"][-x.ndim :]) for x in scene.training("anchored", 0)]
     split = split_held_out(as_stacks(images, config.network.dim), config.train.validation_share, 0)
@@ -87,7 +87,7 @@ def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, A
 
 
 def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
-    """Train, denoise, and write the scores."""
+    """Train and denoise, then write the scores."""
     torch.set_num_threads(1)
     scene = SCENES[scene_name](data)
     model, found = trained(scene, name, seconds)
@@ -108,14 +108,14 @@ def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> 
 
 
 def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
-    """Return seconds of a core per megapixel, and how many times faster than the original, all taking turns."""
+    """Return CPU seconds per megapixel, and the speed relative to the original, measured alternately."""
     torch.set_num_threads(1)
     runs, times = {}, {}
     x = torch.poisson(torch.full((1, 1, *IMAGE[dim]), 2.0), generator=torch.Generator().manual_seed(0))
     for name, settings in NETWORKS[dim].items():
         plain = {"anchor": False, "log1p": False} if name == ORIGINAL else {"anchor": True, "anchor_version": 2}
         network = UNet(dim=dim, **plain, **settings).eval().requires_grad_(False)
-        # the original as it is, ours as ``denoise`` runs them
+        # the original unchanged, ours as ``denoise`` runs them
         runs[name], times[name] = network if name == ORIGINAL else TiledNetwork(network, IMAGE[dim]), []
     with torch.inference_mode():
         for turn in range(rounds + 1):
@@ -129,7 +129,7 @@ def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
 
 
 def tables(work: Path, data: Path, names: list[str]) -> str:
-    """Return a table for each scene, the fastest network first."""
+    """Return a table per scene, fastest network first."""
     text, measured = "", {}
     for scene_name in names:
         scene = SCENES[scene_name](data)
@@ -150,18 +150,18 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
 
 
 def label_of(dim: int, name: str) -> str:
-    """Return the name of a network, with its size where ``train`` knows one."""
+    """Return the name of a network, with its ``--size`` in ``train``, if any."""
     sizes = [size for size, network in SIZES[dim].items() if network == NETWORKS[dim][name] and name != ORIGINAL]
     return f"{name} (--size {sizes[0]})" if sizes else name
 
 
 def file_of(work: Path, scene: str, name: str) -> Path:
-    """Return the file of the scores of a network."""
+    """Return the path of a network's scores."""
     return work / scene / f"{name.replace(' ', '_')}.json"
 
 
 def main() -> None:
-    """Train what is asked for and not there yet, and write the tables."""
+    """Run the requested trainings that are missing, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)

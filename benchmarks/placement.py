@@ -1,9 +1,9 @@
-"""Where the steps of sampling lie: equal in 1/sqrt(photons), the first half of that, or placed one by one.
+"""Placement of the sampling steps: equal in 1/sqrt(photons), with a half-length first step, or optimised one by one.
 
     python benchmarks/placement.py
 
-The placement is found as in "Jump Your Steps" (Park et al., arXiv 2410.07761), step by step between its neighbours,
-by what counts here: the variance of samples from exact predictors over that of the posterior.
+The optimisation follows "Jump Your Steps" (Park et al., arXiv 2410.07761), moving each step between its neighbours.
+Its objective is the variance of samples from exact predictors relative to that of the posterior.
 """
 
 import statistics
@@ -23,7 +23,7 @@ SEEDS = (11, 12, 13)
 
 
 def place(shares: list[float]) -> None:
-    """Let samplers take steps after these shares of the way in 1/sqrt(photons)."""
+    """Make samplers step to these fractions of the path in 1/sqrt(photons)."""
     places = torch.tensor(shares, dtype=torch.float64)
 
     def step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def place(shares: list[float]) -> None:
 
 
 def variance(bed: Dirichlet | Markov, counts: Tensor, shares: list[float], samples: int, seed: int) -> float:
-    """Return the variance of samples over the posterior's, 20 dB up."""
+    """Return the variance of samples relative to the posterior's, after a gain of 20 dB."""
     place(shares)
     stop = 100 * total_photons(counts)
     rate = draw_samples(bed.predict, counts, range(samples), stop, steps=len(shares), seed=seed)[0]
@@ -43,7 +43,7 @@ def variance(bed: Dirichlet | Markov, counts: Tensor, shares: list[float], sampl
 
 
 def main() -> None:
-    """Place, judge by other samples, write."""
+    """Optimise the placement, evaluate it on other samples, and write the table."""
     pixels, chain = Dirichlet(torch.ones(1, 1, 12, 12)), Markov(torch.tensor([0.2, 0.5, 0.8]).double(), 0.9, 64)
     light = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(1, 1, 12, 12)))
     beds = [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]

@@ -1,16 +1,16 @@
-"""How good the denoised images are: known truths at several brightnesses, and real repeats, against other denoisers.
+"""Quality of denoised images, against other denoisers: known truths at several brightnesses, and repeated real frames.
 
     python benchmarks/quality.py ../shared/data WORK --seeds 3
 
 Trains every network on counts alone, with the same steps and windows, and writes one section of results.md per data
-set. ``supervised`` is the same network with the truth as target: an upper bound. What WORK holds is used as it is, so
-that the command may be stopped and given again, elsewhere with ``--methods`` and ``--scenes`` for a part of the work;
-``--tables`` only draws what WORK holds. On a GPU, many trainings fit at once:
+set. ``supervised`` is the same network with the truth as target: an upper bound. Results in WORK are reused, so
+the command may be stopped and repeated; ``--methods`` and ``--scenes`` select a part of the work, for example on
+another machine. ``--tables`` only draws the contents of WORK. A GPU fits many trainings at once:
 
     python benchmarks/quality.py DATA WORK --device cuda --workers 14 --seconds 280 --methods anchored plain
 
-``--scale 0.01`` shortens the runs for a trial. What other denoisers need is said in peers.py; without it they are
-left out.
+``--scale 0.01`` shortens the runs for a trial. peers.py lists the requirements of other denoisers; those that are not
+installed are left out.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from gap_bioimage.training.fit import train
 
 Image = peers.Image
 PICTURE = Path(__file__).parents[1] / "docs/images/quality.png"
-SHOWN = (np.s_[191:383, 716:908], np.s_[100:292, 300:492])  # bright tissue beside dark ground; a dark part
+SHOWN = (np.s_[191:383, 716:908], np.s_[100:292, 300:492])  # bright tissue beside dark background; a dark region
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,23 @@ class Job:
 
     @property
     def out(self) -> Path:
-        """The file of the results; the run and the pictures have the same name."""
+        """The results file; the run and the pictures share its name."""
         return self.work / self.scene / f"{self.method.replace(' ', '_')}_{self.seed}.json"
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Seconds: of the processor, whatever else runs, where that does the work."""
+        """A clock in seconds: CPU time if the CPU does the work, which excludes other processes."""
         return time.process_time if self.device == "cpu" else time.monotonic
 
     def machine(self) -> str:
-        """Say where this runs."""
+        """Describe the machine."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else f"{platform.machine()} CPU, one thread"
         beside = f", {self.workers} at a time" if self.workers > 1 else ""
         return f"{name}{beside}, torch {torch.__version__.split('+')[0]}"
 
 
 def run(job: Job) -> str:
-    """Train if there is something to train, denoise, score, and write the results."""
+    """Train (if the method does), denoise, score, and write the results."""
     torch.set_num_threads(1)
     scene = SCENES[job.scene](job.data)
     begun, start = time.monotonic(), job.clock()
@@ -99,7 +99,7 @@ def run(job: Job) -> str:
 
 
 def trained(job: Job, scene: Scene) -> Model:
-    """Return the last weights of a run that had all its steps."""
+    """Return the model of a completed run."""
     config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
     if job.method == "untrained":
         network = UNet(**config.network.model_dump()).eval()
@@ -113,7 +113,7 @@ def trained(job: Job, scene: Scene) -> Model:
 
 
 def denoised(model: Model, scene: Scene, counts: Image, device: str) -> Image:
-    """Return the expected photons per pixel; 2D networks see a stack plane by plane."""
+    """Return the expected photons per pixel; 2D networks process a stack plane by plane."""
     if scene.camera is not None:
         return denoise(model, scene.recorded(counts), dims="yx", device=device).values
     network, photons = model.network.to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
@@ -126,7 +126,7 @@ def denoised(model: Model, scene: Scene, counts: Image, device: str) -> Image:
 
 
 def judged(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
-    """Denoise the test scenes at all levels; return scores, and the fewest seconds that a megapixel took."""
+    """Denoise the test scenes at all levels; return the scores, and the shortest time in seconds per megapixel."""
     found: dict[str, Any] = {}
     seconds = math.inf
     for level in scene.levels:
@@ -151,7 +151,7 @@ def judged(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
 
 
 def jobs(asked: argparse.Namespace) -> list[Job]:
-    """Return what is asked for and not there yet: seed after seed, the longest first."""
+    """Return the requested jobs without results: seed by seed, longest first."""
     known = {name: made(asked.data) for name, made in SCENES.items() if name in asked.scenes}
     todo = []
     for name, scene in known.items():
@@ -165,7 +165,7 @@ def jobs(asked: argparse.Namespace) -> list[Job]:
 
 
 def run_all(todo: list[Job], workers: int, seconds: float) -> None:
-    """Run jobs in processes of their own; what is not finished in time is left out."""
+    """Run jobs in subprocesses; those not finished in time are left out."""
     deadline = psutil.Process().create_time() + seconds
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         running = [pool.apply_async(run, (job,)) for job in todo]
@@ -180,7 +180,7 @@ def run_all(todo: list[Job], workers: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Run what was asked for, and write the tables."""
+    """Run the requested jobs, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)

@@ -1,4 +1,4 @@
-"""Tables and the picture of the benchmark of quality, from the files of results."""
+"""Tables and the picture of the quality benchmark, from the results files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from scenes import Scene
 
-COSTS = {"steps": 0, "minutes": 1, "parameters": 0, "seconds per megapixel": 2}  # with their digits
-Rows = dict[str, list[dict[str, Any]]]  # of each method, the results of its seeds
+COSTS = {"steps": 0, "minutes": 1, "parameters": 0, "seconds per megapixel": 2}  # with the number of digits
+Rows = dict[str, list[dict[str, Any]]]  # for each method, the results of its seeds
 
 
 def read_rows(folder: Path, middle: float) -> Rows:
-    """Read all results of a data set, the method with the best score at the middle level first."""
+    """Read all results of a data set, sorted by the score at the middle level, best first."""
     rows: Rows = {}
     for path in sorted(folder.glob("*.json")):
         rows.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(json.loads(path.read_text()))
@@ -34,7 +34,7 @@ def read_rows(folder: Path, middle: float) -> Rows:
 
 
 def interval(values: list[float], digits: int) -> str:
-    """Return the mean, and half the width of its 95 % interval by Student's t where there are several values."""
+    """Return the mean, and for several values half the width of its 95 % interval (Student's t)."""
     if not values:
         return ""
     if len(values) == 1:
@@ -46,7 +46,7 @@ def interval(values: list[float], digits: int) -> str:
 
 
 def table(rows: Rows, columns: dict[str, tuple[Callable[[dict[str, Any]], Any], int]]) -> str:
-    """Return a table in markdown; a column takes a number out of a row, or None."""
+    """Return a markdown table; each column is a function from a row to a number or None."""
     text = f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
     for name, results in rows.items():
         cells = []
@@ -59,7 +59,7 @@ def table(rows: Rows, columns: dict[str, tuple[Callable[[dict[str, Any]], Any], 
 
 
 def score(name: str, level: float, number: int | None = None) -> Callable[[dict[str, Any]], Any]:
-    """Return what takes a score at a level out of a row."""
+    """Return a function that reads a score at a level from a row."""
 
     def take(row: dict[str, Any]) -> Any:
         value = row["levels"].get(f"{level:g}", {}).get(name)
@@ -94,7 +94,7 @@ def tables(scene: Scene, rows: Rows, middle: float) -> str:
 
 
 def seeds(rows: Rows) -> str:
-    """Say how many seeds each method has, and where it ran."""
+    """List the number of seeds and the machine of each method."""
     groups: dict[tuple[int, str], list[str]] = {}
     for name, results in rows.items():
         groups.setdefault((len(results), results[0]["machine"]), []).append(name)
@@ -115,7 +115,7 @@ def write_tables(scene: Scene, about: str, folder: Path, doc: str | None, *, to_
 
 
 def draw_picture(path: Path, scene: Scene, folder: Path, parts: tuple[Any, ...]) -> None:
-    """Draw parts of the test scene at 1 photon per pixel beside what the denoisers made of them."""
+    """Draw parts of the test scene at 1 photon per pixel beside the denoised results."""
     rows = []
     for number, part in enumerate(parts):
         counts = scene.test(0, 1, 0)[part]

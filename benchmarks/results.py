@@ -18,13 +18,13 @@ HEADER = "# Results\n\nWritten by the scripts in this folder; ratios and scores 
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in markdown."""
+    """Return a markdown table."""
     first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
     return "\n".join([first, f"|{'---|' * len(head)}", *others])
 
 
 def write_section(title: str, doc: str | None, body: str, machine: str | None = None) -> None:
-    """Replace or add the section ``title``: the command out of the script's docstring, the machine, the body."""
+    """Replace or add the section ``title``: the command from the script's docstring, the machine, the body."""
     command = re.search(r"^    (python .*)$", doc or "", re.M)
     machine = machine or f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -2,8 +2,8 @@
 
     python benchmarks/telomeres.py ../shared/data WORK
 
-Every step is the command that a user would type. Denoised frames are judged by the next raw frame, whose noise is
-independent: its mean squared difference, less the noise's own variance, estimates the error without a known truth.
+Every step is a command that a user would type. Denoised frames are compared with the next raw frame, whose noise is
+independent: the mean squared difference minus the noise variance estimates the error without a known truth.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ FRAMES = (0, 60, 120, 180)
 
 
 def typed(*arguments: object) -> str:
-    """Run a command of the package; return what it prints."""
+    """Run a command of the package, and return its output."""
     command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def relative_error(estimate: np.ndarray, electrons: np.ndarray) -> float:
-    """Return the squared error of estimates (t, y, x) over the light's variance, judged by the next frames.
+    """Return the squared error of estimates (t, y, x) over the scene's variance, from the next frames.
 
-    The noise's variance is half that of the difference of two frames; where objects move it is a little too large,
-    alike for all estimates.
+    The noise variance is half that of the difference of two frames. Where objects move it is slightly too large,
+    by the same amount for all estimates.
     """
     noise = np.square(electrons[1:] - electrons[:-1]).mean() / 2
     error = np.square(electrons[1:] - estimate[:-1]).mean() - noise
@@ -52,14 +52,14 @@ def relative_error(estimate: np.ndarray, electrons: np.ndarray) -> float:
 
 
 def in_core(zip_path: Path, frame: np.ndarray) -> np.ndarray:
-    """Return what bioimageio.core makes of a raw frame (y, x)."""
+    """Run bioimageio.core on a raw frame (y, x)."""
     photons = Tensor(frame[None, None], dims=("batch", "channel", "y", "x"))
     (output,) = predict(model=zip_path, inputs={"photons": photons}).members.values()
     return np.asarray(output.data.values[0, 0])
 
 
 def draw(path: Path, whole: tuple[np.ndarray, ...], half: tuple[np.ndarray, ...]) -> None:
-    """Draw one frame of the movie as stored, and of every second pixel of it: raw, denoised, mean of all frames."""
+    """Draw a frame of the movie as stored, and of every second pixel: raw, denoised, mean of all frames."""
     titles = ["raw frame (electrons)", "denoised", "zip in bioimageio.core", "mean of 200 frames"]
     figure = Figure((12.5, 5.6), layout="constrained")
     grid = figure.subplots(2, 4)
@@ -76,7 +76,7 @@ def draw(path: Path, whole: tuple[np.ndarray, ...], half: tuple[np.ndarray, ...]
 
 
 class Chain(NamedTuple):
-    """What a movie, its camera and a network made of it."""
+    """A movie, its electrons, its denoised frames, and the run and camera behind them."""
 
     raw: np.ndarray
     electrons: np.ndarray
@@ -100,7 +100,7 @@ def chain(movie: Path, work: Path, plot: Path) -> Chain:
 
 
 def table(name: str, made: Chain) -> str:
-    """Return the rows of the errors of one movie."""
+    """Return the table row with the errors of one movie."""
     blurred = {s: np.stack([ndimage.gaussian_filter(frame, s) for frame in made.electrons]) for s in SIGMAS_PX}
     errors = {sigma: relative_error(image, made.electrons) for sigma, image in blurred.items()}
     sigma = min(errors, key=lambda s: errors[s])
@@ -109,7 +109,7 @@ def table(name: str, made: Chain) -> str:
 
 
 def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
-    """Export and validate; return the zip's results in bioimageio.core, how they agree, and the checks' statuses."""
+    """Export and validate; return the results in bioimageio.core, their deviations, and the check statuses."""
     path = work / "telomeres.zip"
     typed("export", made.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
     checks = json.loads(typed("validate", path, "--json", "-"))
@@ -124,7 +124,7 @@ def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def main(data: Path, work: Path) -> None:
-    """Run the chain on the movie and on every second pixel of it; write section and pictures."""
+    """Run the chain on the movie and on every second pixel; write the section and the pictures."""
     work.mkdir(parents=True, exist_ok=True)
     movie, sparse = data / "telomeres_camera_tyx.tif", work / "every_second_pixel.tif"
     found = json.loads(typed("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))

@@ -1,9 +1,9 @@
-"""What makes tiles agree: ways to turn log-rates into photons, tiled against whole, and what each costs in PSNR.
+"""Agreement of tiles: ways to turn log-rates into photons, tiled against whole, and their cost in PSNR.
 
     python benchmarks/tiling.py WORK
 
 Two 2D networks are trained on simulated cells from -17 to 6 dB, one as usual and one with a weak loss that ties the
-total rate to the input's photons. Each way denoises 512 x 512 test images whole and in tiles of 256 px.
+total rate to the photons of the input. Each way denoises 512 x 512 test images whole and in tiles of 256 px.
 """
 
 import sys
@@ -34,7 +34,7 @@ Denoise = Callable[[UNet, Tensor], Tensor]
 
 
 def trained(work: Path, total_weight: float) -> UNet:
-    """Train, or load what an earlier call trained."""
+    """Train, or load an earlier result."""
     settings = {**CONFIG, "train": {**CONFIG["train"], "total_weight": total_weight}}
     images = [simulate(2, (256, 256), 4.0, seed)[0] for seed in range(12)]
     run = work / f"run_{total_weight:g}"
@@ -42,22 +42,22 @@ def trained(work: Path, total_weight: float) -> UNet:
 
 
 def softmax(network: UNet, photons: Tensor) -> Tensor:
-    """Softmax over the tile or image, times its photons."""
+    """Return the softmax over the tile or image, times its photons."""
     return rate_from_log_rate(network(photons), photons)
 
 
 def box(size: int) -> Denoise:
-    """Conservation of photons in a box, as exported."""
+    """Return a function that conserves photons in a box, as exported graphs do."""
     return lambda network, photons: conserve_photons(photons, network(photons), [size, size])
 
 
 def pinned(network: UNet, photons: Tensor) -> Tensor:
-    """exp(log-rate) as it is."""
+    """Return exp(log-rate) without normalisation."""
     return torch.exp(network(photons))
 
 
 def in_tiles(denoise: Denoise, network: UNet, photons: Tensor, halo: int) -> Tensor:
-    """Denoise every tile by itself."""
+    """Denoise each tile separately."""
     result = torch.empty_like(photons)
     for tile in tiles(photons.shape[2:], [TILE_PX] * 2, [halo] * 2, network.step_px):
         result[(..., *tile.inner)] = denoise(network, photons[(..., *tile.outer)].contiguous())[(..., *tile.crop)]
@@ -65,12 +65,12 @@ def in_tiles(denoise: Denoise, network: UNet, photons: Tensor, halo: int) -> Ten
 
 
 def stitched(network: UNet, photons: Tensor, halo: int) -> Tensor:
-    """Stitch log-rates, then one softmax: what ``gap-bioimage denoise`` does."""
+    """Stitch log-rates, then take one softmax, as ``gap-bioimage denoise`` does."""
     return rate_from_log_rate(TiledNetwork(network, [TILE_PX] * 2, [halo] * 2)(photons), photons)
 
 
 def scene_of(exposure: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the truth of a test image, and its counts."""
+    """Return the truth and the counts of a test image."""
     truth = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), 500 + seed).values)[None, None] * exposure
     return truth, torch.poisson(truth, torch.Generator().manual_seed(seed))
 
@@ -81,7 +81,7 @@ def psnr(rate: Tensor, truth: Tensor) -> float:
 
 
 def measure(tiled: Denoise, whole: Denoise, network: UNet) -> list[str]:
-    """Return table cells: relative RMS tiled against whole, and PSNR minus that of the whole-image softmax."""
+    """Return table cells: relative RMS between tiled and whole, and PSNR minus that of the whole-image softmax."""
     cells = []
     for exposure in EXPOSURES:
         rms, cost = [], []
@@ -95,7 +95,7 @@ def measure(tiled: Denoise, whole: Denoise, network: UNet) -> list[str]:
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train, measure, and write the section."""
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)
     free, tied = trained(work, 0.0), trained(work, 0.01)

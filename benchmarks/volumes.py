@@ -1,12 +1,12 @@
-"""Volumes: memory, time against the bare network, two workers, what blocks change, zarr against TIFF.
+"""Volumes: memory, time relative to the bare network, two workers, the effect of blocks, OME-Zarr against TIFF.
 
     python benchmarks/volumes.py SHARED WORK
-    python benchmarks/volumes.py SHARED WORK workers    prints that part only
+    python benchmarks/volumes.py SHARED WORK workers    prints only that part
 
-An 8 GiB volume goes through the command line with a trivial 3D network (sparse: light in one of its 256 blocks), and
-one dense block of such a volume with the 3D network that training chooses on a CPU. A dense volume goes through the
-pretrained 2D network, as one process, as two parts side by side, and a part of it through the network alone. Walls mean
-something on a quiet machine only; its load is told beside them.
+The command line denoises an 8 GiB volume with a trivial 3D network (sparse: light in one of its 256 blocks), and one
+dense block of an equal volume with the 3D network that training chooses on a CPU. The pretrained 2D network denoises a
+dense volume in one process and in two parallel parts; some of its blocks are compared with the network alone. Wall
+times are meaningful only on an idle machine; the load is given with them.
 """
 
 import math
@@ -34,12 +34,12 @@ from gap_bioimage.inference.reach import measured_halo
 GIB = 2**30
 LARGE = (1024, 2048, 2048)  # uint16
 LIT = (24, 192, 192)
-DENSE = (144, 1024, 1024)  # two minutes for one worker: with less, imports would be what is measured
+DENSE = (144, 1024, 1024)  # two minutes for one worker; with less, imports would dominate
 TRIVIAL: dict[str, Any] = {
     "network": {"dim": 3, "depth": 1, "start_filts": 2, "anchor": False, "levels": 1},
     "train": {"steps": 20, "batch_size": 2, "patch_px": [8, 24, 24], "validate_every": 20, "validation_windows": 2},
 }
-# what training chooses on a CPU; weights play no part in memory
+# the network that training chooses on a CPU; memory does not depend on the weights
 DEFAULT = {
     "network": {"dim": 3, "depth": 3, "start_filts": 12},
     "train": {**TRIVIAL["train"], "steps": 1, "validate_every": 1, "warmup_steps": 0},
@@ -51,16 +51,16 @@ PLAIN = {
 
 
 class Cost(NamedTuple):
-    """What processes took."""
+    """Time and memory of processes."""
 
     wall_s: float
     cpu_s: float
-    longest_s: float  # the same of the process that took longest
+    longest_s: float  # CPU time of the longest process
     peak_gib: float
 
 
 def run(*commands: tuple[object, ...]) -> Cost:
-    """Run commands of the command line side by side."""
+    """Run commands of the command line in parallel."""
     start = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     begun = [
@@ -84,7 +84,7 @@ def memory(work: Path) -> list[str]:
         store = empty_volume(large)
         store[z : z + 16, y : y + 128, x : x + 128] = rng.poisson(2.0, (16, 128, 128)).astype(np.uint16)
         store = empty_volume(dense)
-        for z in (0, 64):  # the first block and all around it
+        for z in (0, 64):  # the first block and its surroundings
             store[z : z + 64, :768, :768] = rng.poisson(0.5, (64, 768, 768)).astype(np.uint16)
     shutil.rmtree(out, ignore_errors=True)
     cost = run(("denoise", trained, large, out, "--tile", "64,256,256", "--quiet"))
@@ -100,7 +100,7 @@ def memory(work: Path) -> list[str]:
 
 
 def trained_in(folder: Path, config: dict[str, Any]) -> Path:
-    """Train a network on a small simulated volume, unless that is done."""
+    """Train a network on a small simulated volume, unless it exists."""
     if not folder.exists():
         image, _ = gap.simulate(3, (16, 48, 48), 2.0, 0)
         gap.train(image, folder, RunConfig.from_dict(config), progress=False, device="cpu")
@@ -108,14 +108,14 @@ def trained_in(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def empty_volume(path: Path) -> Any:
-    """Create an 8 GiB volume that holds nothing."""
+    """Create an empty 8 GiB volume."""
     return zarr.create_array(
         path, shape=LARGE, dtype=np.uint16, chunks=(64, 256, 256), dimension_names=["z", "y", "x"], overwrite=True
     )
 
 
 def dense_block(work: Path, volume: Path) -> str:
-    """Return the row on one block of the default size through the default network."""
+    """Return the row on one block of default size with the default network."""
     model, out = trained_in(work / "default", DEFAULT), work / "dense_block.zarr"
     shutil.rmtree(out, ignore_errors=True)
     cost = run(("denoise", model, volume, out, "--quiet", "--part", "1/256"))
@@ -130,7 +130,7 @@ def dense_block(work: Path, volume: Path) -> str:
 
 
 def dense(work: Path) -> list[str]:
-    """Return the row on a dense volume against the network alone."""
+    """Return the row on a dense volume relative to the network alone."""
     image = dense_volume(work)
     one, idle = filled(work, ()), filled(work, (), again=True)  # with nothing left to do
     blocks, network = (min(column) for column in zip(*(alone(image) for _ in range(2)), strict=True))
@@ -143,7 +143,7 @@ def dense(work: Path) -> list[str]:
 
 
 def dense_volume(work: Path) -> Path:
-    """Return the dense volume, which is made once."""
+    """Return the dense volume, created on first use."""
     image = work / "dense.zarr"
     if not image.exists():
         values = np.stack([gap.simulate(2, DENSE[1:], 3.0, seed)[0].values for seed in range(DENSE[0])])
@@ -152,7 +152,7 @@ def dense_volume(work: Path) -> Path:
 
 
 def filled(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
-    """Return what it takes to denoise the dense volume with one process for each part."""
+    """Return the cost of denoising the dense volume with one process per part."""
     out = work / "dense_out.zarr"
     if not again:
         shutil.rmtree(out, ignore_errors=True)
@@ -161,7 +161,7 @@ def filled(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
 
 
 def workers(work: Path) -> list[str]:
-    """Return the row on two workers against one, each the quicker of two runs that take turns."""
+    """Return the row on two workers against one, each the faster of two alternating runs."""
     load = os.getloadavg()[0]
     turns = [(filled(work, ()), filled(work, ("--part", "1/2"), ("--part", "2/2"))) for _ in range(2)]
     one, two = (min(costs, key=lambda cost: cost.wall_s) for costs in zip(*turns, strict=True))
@@ -173,7 +173,7 @@ def workers(work: Path) -> list[str]:
 
 
 def alone(image: Path) -> tuple[float, float]:
-    """Return seconds of processor of some blocks of a volume, and of the network alone on the same tiles."""
+    """Return CPU seconds of some blocks of a volume, and of the network alone on the same tiles."""
     job = Job(Path("nuclei"), image, Path("none.zarr"), Layout(planes=True), block_px=(512, 512))
     volume, spent = Volume(job), 0.0
     volume.network.halo_px = measured_halo(volume.network.network).halo_px
@@ -196,12 +196,12 @@ def alone(image: Path) -> tuple[float, float]:
 
 
 def relative(one: xr.DataArray, other: xr.DataArray) -> float:
-    """Return the RMS difference in units of the RMS."""
+    """Return the RMS difference relative to the RMS."""
     return float(np.sqrt(np.square(one.values - other.values).mean() / np.square(other.values).mean()))
 
 
 def hazelnut(shared: Path, work: Path) -> list[str]:
-    """Return rows on real counts: blocks against the whole image, and OME-Zarr against TIFF."""
+    """Return rows on real counts: blocks against the whole image, OME-Zarr against TIFF."""
     counts, following = (gap.read_photons(shared / "data" / f"hazelnut_photons_t{n}_zyx.tif") for n in (0, 1))
     if not (work / "plain").exists():
         gap.train(following, work / "plain", RunConfig.from_dict(PLAIN), progress=False, device="cpu")
@@ -227,7 +227,7 @@ def hazelnut(shared: Path, work: Path) -> list[str]:
 
 
 def main(shared: Path, work: Path, only: str = "") -> None:
-    """Measure, and write the section of the results; print one part of it only, where that is asked for."""
+    """Measure and write the section, or print a single part if ``only`` is given."""
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     parts = {"memory": memory, "dense": dense, "workers": workers, "hazelnut": partial(hazelnut, shared)}

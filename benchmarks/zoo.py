@@ -1,9 +1,9 @@
-"""Verdicts on the zoo's models, from their descriptions alone, against the zoo's own test reports.
+"""Verdicts on the zoo's models from their descriptions alone, compared with the zoo's own test reports.
 
     python benchmarks/zoo.py ../shared/zoo/zoo_models.json
 
 The file holds descriptions (``rdf``) and reports of bioimageio.core, deepImageJ, ilastik and BiaPy. One confusion
-matrix per program is printed and written, with each disagreement and its cause.
+matrix per program is printed and written, with all disagreements and their causes.
 """
 
 import json
@@ -21,31 +21,31 @@ from results import table, write_section
 from gap_bioimage.validation.report import validate
 
 PROGRAMS = {"biapy": "biapy", "ilastik": "ilastik", "deepimagej": "fiji", "bioimageio.core": "core"}
-"""The zoo's tools, and our consumers."""
+"""The zoo's tools, and the corresponding consumers."""
 
 MACHINE = {
     "deepimagej": (
-        # the test asks an online list for the model, which did not hold it
+        # the test looks up the model in an online list that did not contain it
         r"does not correspond to an existing model",
-        # the macro's own command (model_path=...) ended, and the log shows Fiji's launcher only, no error of a model;
-        # twins of models that pass are among them
+        # the macro's own command (model_path=...) ended, and the log shows only Fiji's launcher, no error of a model;
+        # this happened to copies of passing models too
         r"^error running the model \|(?!.*(Exception|Error):)",
-        # JDLL reads the test tensors of StarDist models with the description, which was there without its files
+        # JDLL reads the test tensors of StarDist models with the description, which was present without its files
         r"^unable to read the yaml file.*does not correspond to a Numpy file",
-        # engines that are newer than the machine's Java
+        # engines too new for the machine's Java
         r"UnsupportedClassVersionError",
     ),
-    "ilastik": (r"Client error '404",),  # a file of the model was gone from the server that day
-    # its environment could not be made, a file was gone or its download broke off
+    "ilastik": (r"Client error '404",),  # a file of the model was missing on the server that day
+    # its environment could not be created, a file was missing, or its download was interrupted
     "bioimageio.core": (r"'conda', 'env', 'create'", r"Client error '404", r"operation timed out", r"^peer closed"),
     "biapy": (),
 }
-"""What a report says of the test machine rather than of the model; all other failures are the model's own."""
+"""Report texts that point to the test machine; all other failures are the model's own."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A report beside our verdict."""
+    """A report and our verdict."""
 
     model: str
     weights: tuple[str, ...]
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def is_right(self) -> bool | None:
-        """Whether we said what came; None where we left it open."""
+        """Whether our verdict agrees with the report; None if it is unknown."""
         return None if self.said == "unknown" else (self.said == "works") == (self.status == "passed")
 
 
@@ -73,7 +73,7 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
             for tool, consumer in PROGRAMS.items():
                 report = model["reports"].get(tool)
                 if report is None or report["status"] not in ("passed", "failed"):
-                    continue  # not-applicable and the like say nothing about running it
+                    continue  # other statuses, such as not-applicable, are no result of a run
                 why, found = " ".join((report.get("why") or "").split()), verdicts[consumer]
                 own = report["status"] == "failed" and not any(re.search(text, why) for text in MACHINE[tool])
                 said = found.verdict, found.reason
@@ -82,10 +82,10 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
 
 
 def figures(cases: list[Case]) -> dict[str, float]:
-    """Counts, and shares of 0 to 1.
+    """Return counts, and shares from 0 to 1.
 
-    Of ``n`` reports our verdict decides ``decided``, and is ``right`` on a share of these; ``of_models`` leaves out the
-    failures of the test machine; then what is said of those that pass, and of those that fail for an own reason.
+    Our verdicts decide ``decided`` of ``n`` reports, and the share ``right`` of these is correct. ``of_models`` excludes
+    failures of the test machine. The others are shares of the models that pass, or that fail for reasons of their own.
     """
     decided = [case for case in cases if case.is_right is not None]
     of_models = [case for case in decided if case.own or case.status == "passed"]
@@ -118,7 +118,7 @@ def matrix(cases: list[Case]) -> str:
 
 
 def disagreements(cases: list[Case]) -> str:
-    """Return a line for each, those of a kind together."""
+    """Return a list of disagreements, with equal ones grouped."""
     grouped: dict[str, list[str]] = {}
     for case in cases:
         if case.is_right is False:
@@ -130,13 +130,13 @@ def disagreements(cases: list[Case]) -> str:
 
 
 def short(text: str, limit: int = 150) -> str:
-    """Return a text that fits a line; reports tell the cause last where they quote a log."""
+    """Shorten a text to one line, keeping its end: reports that quote a log give the cause last."""
     clean = text.replace("|", "/")
     return clean if len(clean) <= limit else f"{clean[: limit // 3]} ... {clean[-limit // 2 :]}"
 
 
 def main() -> None:
-    """Judge, compare, write the section."""
+    """Judge, compare, and write the section."""
     models = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     parts = [
         f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`); reports "
