@@ -33,7 +33,7 @@ def cli(*words: object) -> int:
     return subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
-def exported(work: Path) -> dict[str, Path]:
+def export_all(work: Path) -> dict[str, Path]:
     """Export every kind that does not exist yet."""
     zips = {}
     for name, (run, *options) in KINDS.items():
@@ -41,18 +41,18 @@ def exported(work: Path) -> dict[str, Path]:
         if not zips[name].exists():
             code = cli("export", work / run, zips[name], "--card", HERE / "hazelnut_card.yaml", "--quiet", *options)
             if code:
-                raise SystemExit(f"{name} was not exported")
+                raise SystemExit(f"{name}: the export failed")
     return zips
 
 
-def others(models: Path) -> dict[str, Path]:
+def third_party(models: Path) -> dict[str, Path]:
     """Find third-party models: folders that hold a description."""
     found = sorted({path.parent for path in models.rglob("*.yaml") if "rdf" in path.name or "model" in path.name
                     or "bioimageio" in path.name})  # fmt: skip
     return {str(folder.relative_to(models)): folder for folder in found}
 
 
-def core_says(path: Path, work: Path) -> str:
+def core_verdict(path: Path, work: Path) -> str:
     """Return the verdict of ``python -m bioimageio.core test``, from its exit code."""
     target = path
     if path.is_dir():
@@ -69,7 +69,7 @@ def short(text: str, limit: int = 140) -> str:
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
 
-def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[str, float]) -> str:
+def table(rows: dict[str, dict[str, Any]], core: dict[str, str], seconds: dict[str, float]) -> str:
     """Return the verdicts as a table, and the reasons as a list."""
     head = ["model", "validate", "`bioimageio.core test`", *CONSUMERS, "zoo score", "s"]
     lines = [head, ["---"] * len(head)]
@@ -77,7 +77,7 @@ def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[st
     for name, report in rows.items():
         verdicts = {entry["consumer"]: entry for entry in report["consumers"]}
         lines.append([
-            name, report["status"], own[name], *(verdicts[c]["verdict"] for c in CONSUMERS),
+            name, report["status"], core[name], *(verdicts[c]["verdict"] for c in CONSUMERS),
             f"{report['score']['total']:.2f}", f"{seconds[name]:.0f}",
         ])  # fmt: skip
         grouped: dict[str, list[str]] = {}
@@ -90,20 +90,20 @@ def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[st
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + "\n".join(reasons)
 
 
-def engines_said(rows: dict[str, dict[str, Any]]) -> str:
+def engine_findings(rows: dict[str, dict[str, Any]]) -> str:
     """Return the findings of the other interpreters, one line per model and check."""
     lines = []
     for name, report in rows.items():
         found = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]
         lines += [f"- {name}, {check['id']}: {check['status']}: {short(check['message'], 400)}" for check in found]
-    return "\n".join(lines) or "- none were given"
+    return "\n".join(lines) or "- none"
 
 
 def main() -> None:
     """Export, validate, compare, write the section."""
     models, work, engines = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), sys.argv[3:]
-    zips = {**exported(work), **others(models)}
-    rows, own, seconds = {}, {}, {}
+    zips = {**export_all(work), **third_party(models)}
+    rows, core, seconds = {}, {}, {}
     options = [word for python in engines for word in ("--engine", python)]
     for name, path in zips.items():
         stem = name.replace(" ", "_").replace("/", "_")
@@ -113,15 +113,15 @@ def main() -> None:
         )
         seconds[name] = time.monotonic() - start
         rows[name] = json.loads(report.read_text())
-        own[name] = core_says(path, work)
-        print(name, rows[name]["status"], own[name], flush=True)
+        core[name] = core_verdict(path, work)
+        print(name, rows[name]["status"], core[name], flush=True)
     write_section(
         "Who runs which model",
         __doc__,
-        "Verdicts of `gap-bioimage validate --run-code` on all zips exported from the networks of the section on "
-        "hazelnut, and on models of others (U-Nets of bioimageio.spec's own examples, an outdated one of tiktorch). "
-        "Beside it what `python -m bioimageio.core test` says by its exit code. Seconds include every other "
-        f"interpreter.\n\n{table(rows, own, seconds)}\n\nIn other interpreters:\n\n{engines_said(rows)}",
+        "Verdicts of `gap-bioimage validate --run-code` on zips of every kind, exported from the networks of the "
+        "hazelnut section, and on third-party models (U-Nets from bioimageio.spec's examples, an outdated model of "
+        "tiktorch), with the result of `python -m bioimageio.core test` by its exit code. Seconds include all other "
+        f"interpreters.\n\n{table(rows, core, seconds)}\n\nIn other interpreters:\n\n{engine_findings(rows)}",
     )
 
 

@@ -94,11 +94,11 @@ def main() -> None:
     write_section(
         "Hazelnut: real counts, scored on the next frame",
         __doc__,
-        "Mean over the photons x1 of frame t1 of `x1 ln d - d`, in nats per photon, for estimates d made from frame t0 "
-        f"alone (kept above {FLOOR:g} photons). The Gaussian filters' sigmas were chosen on t1 itself.\n\n"
+        "Mean of `x1 ln d - d` per photon x1 of frame t1, in nats per photon, for estimates d from frame t0 alone "
+        f"(clipped below at {FLOOR:g} photons). The sigmas of the Gaussian filters were selected on t1 itself.\n\n"
         f"{table(['estimate from t0', 'nats per photon'], scored)}\n\n" + "\n".join(reports) + "\n\n"
         "![counts, best Gaussian filter, 2D and 3D model, middle plane](../docs/images/hazelnut.png)\n\n"
-        "Commands, with their time:\n\n```\n" + "\n".join(log) + "\n```",
+        "Commands and their run times:\n\n```\n" + "\n".join(log) + "\n```",
     )
 
 

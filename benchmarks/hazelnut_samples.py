@@ -128,7 +128,7 @@ def draw_generation(path: Path, images: np.ndarray, data: np.ndarray) -> str:
     bands = [(1, 4), (4, 16), (16, 40)]
     ratios = [made.mean(0)[a - 1 : b].mean() / real.mean(0)[a - 1 : b].mean() for a, b in bands]
     words = ", ".join(f"{a}-{b}: {ratio:.2f}" for (a, b), ratio in zip(bands, ratios, strict=True))
-    return f"Power of generated over that of the {len(bright)} brighter planes, by cycles per image: {words}."
+    return f"Power relative to that of the {len(bright)} brighter planes, by cycles per image: {words}."
 
 
 def samples_section(data: Path, work: Path) -> None:
@@ -147,7 +147,7 @@ def samples_section(data: Path, work: Path) -> None:
             shown = {"counts": seen.values[0], "denoised (MMSE)": mmse.values[0]}
             shown |= {f"sample {n + 1}": samples[n, 0] for n in range(3)}
             draw_posterior(PICTURES / "samples.png", shown, samples[:, 0].std(0, ddof=1))
-    rows.append(["MMSE alone, no posterior spread", "1", "", *judge(np.stack([mmse.values] * 2), mmse.values, unseen)])
+    rows.append(["MMSE only, no posterior spread", "1", "", *judge(np.stack([mmse.values] * 2), mmse.values, unseen)])
     deciles = [float(part.mean()) for part in np.array_split(np.sort(mmse.values, axis=None), 10)]
     header = ["method", "evaluations per sample", "CPU s per sample", "bias of the mean by decile, %"]
     header += ["spread / error, photons", "50 / 90 % coverage, all", "the same above 1 photon"]
@@ -155,11 +155,11 @@ def samples_section(data: Path, work: Path) -> None:
         "Hazelnut: posterior samples of a tenth of the photons",
         __doc__,
         f"{SAMPLES} samples of plane {PLANES[0]} of t0, thinned to {SHARE:g} ({seen.values.mean():.2f} photons per "
-        "pixel). Bias: the samples' mean against the MMSE of the same network, by deciles of the MMSE, "
-        f"whose means are {', '.join(f'{decile:.3g}' for decile in deciles)} photons. Spread: root mean variance of "
-        "the samples above 1 photon; error: of their mean against t1. Coverage: share of t1's pixels inside the "
-        "central intervals of the predictive distribution (samples and t1's own Poisson noise; the discrete "
-        "counts' ties broken at random, so that perfect samples give 50 / 90).\n\n"
+        "pixel). Bias: the samples' mean relative to the MMSE of the same network, by deciles of the MMSE "
+        f"with means of {', '.join(f'{decile:.3g}' for decile in deciles)} photons. Spread: root mean variance of "
+        "the samples above 1 photon; error: RMS of their mean relative to t1, noise subtracted. Coverage: share of "
+        "pixels of t1 inside the central intervals of the predictive distribution (samples plus Poisson noise of t1; "
+        "ties of the discrete counts broken at random, so perfect samples give 50 / 90).\n\n"
         f"{table(header, rows)}\n\n![counts, denoised, samples, standard deviation](../docs/images/samples.png)",
     )
 
@@ -174,8 +174,8 @@ def generation_section(data: Path, work: Path) -> None:
     write_section(
         "Hazelnut: generated from nothing",
         __doc__,
-        f"Three images of 256 x 256 px, beta 0.1, up to the trained range. The network saw one stack for 6000 steps on "
-        f"a CPU, which teaches it the large shapes and not the fine ones. {sentence}\n\n"
+        f"Three images of 256 x 256 px, beta 0.1, up to the trained range. The network was trained on one stack for "
+        f"6000 steps on a CPU, enough for the large shapes but not for the fine ones. {sentence}\n\n"
         "![generated images and radial power spectra](../docs/images/generated.png)",
     )
 

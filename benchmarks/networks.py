@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from quality import denoised
+from quality import denoise_counts
 from results import write_section
 from scenes import SCENES, Scene
 from scores import nats, psnr_db
@@ -60,7 +60,7 @@ def settings_of(scene: Scene, name: str) -> RunConfig:
     return RunConfig.from_dict(values)
 
 
-def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, Any]]:
+def train_network(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, Any]]:
     """Train a network for the given CPU seconds, which also set the schedule of the learning rate."""
     config = settings_of(scene, name)
     images = [xr.DataArray(x, dims=["z", "y", "x"][-x.ndim :]) for x in scene.training("anchored", 0)]
@@ -86,17 +86,17 @@ def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, A
     return Model(network, config.network, module.trained_range_db), about
 
 
-def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
+def evaluate(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
     """Train and denoise, then write the scores."""
     torch.set_num_threads(1)
     scene = SCENES[scene_name](data)
-    model, found = trained(scene, name, seconds)
+    model, found = train_network(scene, name, seconds)
     found["parameters"] = sum(p.numel() for p in model.network.parameters())
     for level in scene.levels:
         rows = []
         for number, unit in enumerate(scene.tests):
             truth = unit * level
-            image = denoised(model, scene, scene.test(number, level, 0), "cpu")
+            image = denoise_counts(model, scene, scene.test(number, level, 0), "cpu")
             if scene.real is None:
                 rows.append((psnr_db(image, truth), nats(image, np.random.default_rng([1007, number]).poisson(truth))))
             else:
@@ -140,7 +140,7 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
         heads += ["steps", "trained for s", "parameters", "seconds per megapixel", "times as fast"]
         text += f"\n### {scene_name}\n\n| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}\n"
         for name, (seconds, ratio) in sorted(measured[dim].items(), key=lambda item: item[1]):
-            if (path := file_of(work, scene_name, name)).exists():
+            if (path := results_path(work, scene_name, name)).exists():
                 found = json.loads(path.read_text())
                 cells = [label_of(dim, name), *(f"{found[f'{level:g}'][0]:.2f}" for level in shown)]
                 cells += [f"{found[f'{middle:g}'][1]:.4f}", f"{found['steps']:,}", f"{found['seconds']:.0f}"]
@@ -155,7 +155,7 @@ def label_of(dim: int, name: str) -> str:
     return f"{name} (--size {sizes[0]})" if sizes else name
 
 
-def file_of(work: Path, scene: str, name: str) -> Path:
+def results_path(work: Path, scene: str, name: str) -> Path:
     """Return the path of a network's scores."""
     return work / scene / f"{name.replace(' ', '_')}.json"
 
@@ -166,25 +166,25 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--scenes", nargs="+", default=["cells", "zebrafish", "hazelnut", "pollen"])
-    parser.add_argument("--networks", nargs="+", help="these only, such as 'depth 3, 8 filters'")
-    parser.add_argument("--seconds", type=float, default=150.0, help="of training, for each network and scene")
+    parser.add_argument("--networks", nargs="+", help="only these, such as 'depth 3, 8 filters'")
+    parser.add_argument("--seconds", type=float, default=150.0, help="CPU time of training per network and scene")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--tables", action="store_true", help="write the section of results.md from what WORK holds")
-    asked = parser.parse_args()
-    if asked.tables:
+    parser.add_argument("--tables", action="store_true", help="write the section of results.md from WORK")
+    options = parser.parse_args()
+    if options.tables:
         sizes = " or ".join(" x ".join(map(str, shape)) for shape in IMAGE.values())
-        head = f"One seed, {asked.seconds:g} s of one core for each training. `times as fast`: as the original's "
-        head += f"default in eager float32, one thread, images of {sizes}."
-        write_section("Networks", __doc__, head + "\n" + tables(asked.work, asked.data, asked.scenes))
+        head = f"One seed, {options.seconds:g} s of CPU time on one core per training. `times as fast`: relative to "
+        head += f"the original's default in eager float32, one thread, images of {sizes}."
+        write_section("Networks", __doc__, head + "\n" + tables(options.work, options.data, options.scenes))
         return
-    with multiprocessing.get_context("spawn").Pool(asked.workers, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
         running = []
-        for scene in asked.scenes:
-            (asked.work / scene).mkdir(parents=True, exist_ok=True)
-            known = NETWORKS[SCENES[scene](asked.data).settings["network"]["dim"]]
-            for name in known if asked.networks is None else [n for n in asked.networks if n in known]:
-                if not (out := file_of(asked.work, scene, name)).exists():
-                    running.append(pool.apply_async(judge, (asked.data, out, scene, name, asked.seconds)))
+        for scene in options.scenes:
+            (options.work / scene).mkdir(parents=True, exist_ok=True)
+            known = NETWORKS[SCENES[scene](options.data).settings["network"]["dim"]]
+            for name in known if options.networks is None else [n for n in options.networks if n in known]:
+                if not (out := results_path(options.work, scene, name)).exists():
+                    running.append(pool.apply_async(evaluate, (options.data, out, scene, name, options.seconds)))
         for result in running:
             result.get()
 

@@ -73,21 +73,19 @@ def tables(scene: Scene, rows: Rows, middle: float) -> str:
     text = f"{seeds(rows)}\n"
     names = {"nats": 4, "residual": 2}
     if scene.real is None:
-        text += "\nPSNR in dB by photons per pixel, the truth's maximum as peak.\n"
+        text += "\nPSNR in dB by photons per pixel, with the maximum of the truth as peak.\n"
         text += table(rows, {f"{level:g}": (score("PSNR", level), 2) for level in scene.levels})
         names = {"scaled PSNR": 2, "SSIM": 3, **names}
     at = "On the next frame" if scene.real is not None else f"At {middle:g} photons per pixel"
-    text += (
-        f"\n{at}: nats per photon of other counts; power of the residual, counts - image, at low over that at high "
-        "frequencies (Poisson noise: 1).\n"
-    )
+    text += f"\n{at}. nats: per photon of independent counts. residual: ratio of the power of counts - image at low "
+    text += "frequencies to that at high ones (Poisson noise: 1).\n"
     text += table(
         rows,
         {name: (score(name, middle), digits) for name, digits in names.items()}
         | {name: (lambda row, name=name: row.get(name), digits) for name, digits in COSTS.items()},
     )
     if scene.real is None:
-        text += f"\nBias in % at {middle:g} photons, in tenths of the pixels by the truth, the darkest first.\n"
+        text += f"\nBias in % at {middle:g} photons, by deciles of the truth, darkest first.\n"
         single = {name: results[:1] for name, results in rows.items()}
         text += table(single, {f"{10 * n + 10} %": (score("bias", middle, n), 1) for n in range(10)})
     return text
@@ -98,8 +96,8 @@ def seeds(rows: Rows) -> str:
     groups: dict[tuple[int, str], list[str]] = {}
     for name, results in rows.items():
         groups.setdefault((len(results), results[0]["machine"]), []).append(name)
-    told = [f"{', '.join(names)}: {count} seed{'s' * (count > 1)}, {where}" for (count, where), names in groups.items()]
-    return ". ".join(told) + ". Means ± half of the 95 % interval over seeds (other counts, other training)."
+    runs = [f"{', '.join(names)}: {count} seed{'s' * (count > 1)}, {where}" for (count, where), names in groups.items()]
+    return ". ".join(runs) + ". Means ± half of the 95 % interval over seeds (of counts and training)."
 
 
 def write_tables(scene: Scene, about: str, folder: Path, doc: str | None, *, to_results: bool) -> None:

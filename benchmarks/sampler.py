@@ -99,19 +99,18 @@ def exact_section() -> None:
             row = [f"{10 * math.log10(gain):g} dB", name, str(evaluations[-1]), *cells, on_line]
             rows.append([*row, distance(templates, name, images, gain)])
             print(rows[-1], flush=True)
-    beds = [*(f"Dirichlet, {p:g} photons/px" for p in PER_PIXEL), "Markov", "templates"]
+    priors = [*(f"Dirichlet, {p:g} photons/px" for p in PER_PIXEL), "Markov", "templates"]
     write_section(
         "Sampler with exact predictors",
         __doc__,
-        f"Predictors that return the exact next-photon distribution, so that all errors are the sampler's. {SAMPLES} "
+        f"The predictors return the exact next-photon distribution, so all errors are the sampler's. {SAMPLES} "
         "samples each. Dirichlet: 144 independent pixels; Markov: three colours along a line of 64 positions, 3 "
         "photons each. Cells: variance of the samples over that of the posterior, summed over pixels / RMS bias of "
-        f"their mean in standard deviations of the posterior (exact draws: {SAMPLES**-0.5:.3f}). Templates: which of "
+        f"their mean in standard deviations of the posterior (exact draws: {SAMPLES**-0.5:.3f}). Templates: one of "
         "6 images, 40 photons, total variation from the exact posterior, mean of 6 inputs (exact draws: "
-        f"{least:.3f}). Equal roots: the steps of sqrt alone, with the rates "
-        "frozen during each, as in geometric; without restored variance, a climb of 10 dB over independent pixels ends "
-        "below 0.9. Evaluations: those of the slowest sample.\n\n"
-        + table(["climb", "schedule", "evaluations", *beds], rows),
+        f"{least:.3f}). Equal roots: the steps of sqrt, with rates frozen during each step, as in geometric; without "
+        "restored variance, a gain of 10 dB for independent pixels ends below 0.9. Evaluations: of the slowest "
+        "sample.\n\n" + table(["gain", "schedule", "evaluations", *priors], rows),
     )
 
 
@@ -128,7 +127,7 @@ HALF, NINETY = slice(5, 15), slice(1, 19)  # ranks 0 to 19 within the central 50
 TRAINED = [*(f"sqrt, K = {steps}" for steps in (6, 10, 16)), "equal roots, K = 12", *list(SCHEDULES)[1:4:2]]
 VIEWS = {  # block size in px, whether only bright pixels
     "All pixels": (1, False),
-    "Pixels that denoise to more than the mean": (1, True),
+    "Pixels with a denoised value above the mean": (1, True),
     "Means of 8 x 8 px": (8, False),
 }
 
@@ -208,15 +207,15 @@ def trained_section(work: Path, steps: int) -> None:
                 looks = [look(of, truth, mean, view, number) for number, (of, mean, (_, truth)) in pairs]
                 rows[title].append(row_of(name, looks))
                 print(title, rows[title][-1], flush=True)
-    head = ["samples", "truth within central 50 %", "90 %", "squared error / variance", "ranks, per cent in tenths"]
+    head = ["samples", "truth within central 50 %", "90 %", "squared error / variance", "ranks by tenths, %"]
     tables = [f"{title}:\n\n{table(head, found)}" for title, found in rows.items()]
     write_section(
         "Ranks of the truth among a trained network's samples",
         __doc__,
         f"2D, depth 4, 16 filters, {steps} steps on simulated cells, {model.trained_range_db[0]:g} to {top:g} dB. "
-        f"{SCENES} held-out scenes of {SIZE_PX} px at {PHOTONS:g} photons/px, {RANKED} samples; the brightest windows "
-        f"leave {min(room):.1f} to {max(room):.1f} dB, of which 20 dB are climbed at most. With the posterior's own "
-        "samples the coverage is 50 % and 90 %, the ratio 1, and every tenth holds 10 %. Deviations are those of "
+        f"{SCENES} held-out scenes of {SIZE_PX} px at {PHOTONS:g} photons/px, {RANKED} samples; the headroom of the "
+        f"brightest windows is {min(room):.1f} to {max(room):.1f} dB, of which at most 20 dB are used. Exact posterior "
+        "samples have a coverage of 50 % and 90 %, a ratio of 1, and 10 % in each tenth. Deviations are due to "
         "network and sampler together; ± is the standard error over scenes.\n\n" + "\n\n".join(tables),
     )
 

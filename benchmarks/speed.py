@@ -95,9 +95,9 @@ def denoise(shape: tuple[int, ...], machine: Machine, seconds: float) -> list[di
             for kind in KIND:
                 run = TiledNetwork(model.network, shape, device=device)
                 run.bf16 = kind == "bf16"
-                told = f"log-rates differ by {difference:.1g}" if model is same and not run.bf16 else ""
+                note = f"log-rates differ by {difference:.1g}" if model is same and not run.bf16 else ""
                 aim = DENOISE_AIM[kind] if model is same else None
-                contest.add(f"{name}, {kind}", functools.partial(run, x), kind, told, aim)
+                contest.add(f"{name}, {kind}", functools.partial(run, x), kind, note, aim)
         for kind in KIND:
             run = functools.partial(gap.denoise, default, image, device=device, precision=kind)
             contest.add(f"gap.denoise, {kind}", run, kind)
@@ -209,10 +209,10 @@ def sample(machine: Machine, seconds: float) -> list[dict[str, Any]]:
     settings = SamplingConfig(steps=steps)
     with torch.inference_mode():
         contest.add(f"{ORIGINAL}, beta = 0.1", plainly, note=f"variance {paper} of the posterior's")
-        given = {"seed": 0, "settings": settings, "device": machine.device}
+        options = {"seed": 0, "settings": settings, "device": machine.device}
         for name, model in (("the same network", _ours(2, reference)), ("default network", _ours(2))):
             for kind in KIND:
-                run = functools.partial(gap.sample, model, image, 1, precision=kind, **given)
+                run = functools.partial(gap.sample, model, image, 1, precision=kind, **options)
                 way = f"gap.sample in {steps} steps, {name}, {kind}"
                 contest.add(way, run, kind, f"variance {variance}", SAMPLE_AIM if kind == "float32" else None)
         return contest.rows(seconds)
@@ -252,9 +252,9 @@ def measure(part: str, device: str, threads: int, seconds: float) -> dict[str, A
     return {"part": part, "machine": name, "peak": machine.flops | {"copy": machine.bytes}, "rows": rows}
 
 
-def _table(found: list[dict[str, Any]]) -> str:
+def _table(results: list[dict[str, Any]]) -> str:
     rows = []
-    for row in (row for part in found for row in part["rows"]):
+    for row in (row for part in results for row in part["rows"]):
         cells = [f"{row[name] * factor:{form}}" if row.get(name) else "" for name, (factor, form) in SHOWN.items()]
         if row.get("aim") and row["ratio"] < row["aim"]:
             cells[list(SHOWN).index("aim")] += " (missed)"
@@ -268,21 +268,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=1, help="parts at the same time, on a machine with many cores")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for the rounds of each part")
+    parser.add_argument("--jobs", type=int, default=1, help="parts to run in parallel, on a machine with many cores")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of the rounds of each part")
     parser.add_argument("--json", type=Path, default=Path("speed.json"))
-    given, found = parser.parse_args(), []
+    options, results = parser.parse_args(), []
     # one process per part, for a separate memory peak
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        how = (given.device, given.threads, given.seconds)
-        for one in as_completed([pool.submit(measure, part, *how) for part in given.parts.split(",")]):
-            found.append(one.result())
-            given.json.write_text(json.dumps(found, indent=1))
-    found.sort(key=lambda one: list(PARTS).index(one["part"]))
-    peak = found[0]["peak"]
-    told = ", ".join(f"{peak[kind] / 1e12:.3g} TFLOP/s in {kind}" for kind in KIND)
-    head = f"{found[0]['machine']}; peaks {told}, {peak['copy'] / 1e9:.3g} GB/s. Ratio: times as fast as the first way."
-    write_section(f"Speed: {given.device}", __doc__, f"{head}\n\n{_table(found)}")
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        settings = (options.device, options.threads, options.seconds)
+        for part in as_completed([pool.submit(measure, name, *settings) for name in options.parts.split(",")]):
+            results.append(part.result())
+            options.json.write_text(json.dumps(results, indent=1))
+    results.sort(key=lambda result: list(PARTS).index(result["part"]))
+    peak, machine = results[0]["peak"], results[0]["machine"]
+    peaks = ", ".join(f"{peak[kind] / 1e12:.3g} TFLOP/s in {kind}" for kind in KIND)
+    head = f"{machine}; peaks {peaks}, {peak['copy'] / 1e9:.3g} GB/s. Ratio: speed relative to the first way."
+    write_section(f"Speed: {options.device}", __doc__, f"{head}\n\n{_table(results)}")
 
 
 if __name__ == "__main__":

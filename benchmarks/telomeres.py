@@ -34,7 +34,7 @@ SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 FRAMES = (0, 60, 120, 180)
 
 
-def typed(*arguments: object) -> str:
+def run_cli(*arguments: object) -> str:
     """Run a command of the package, and return its output."""
     command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -89,14 +89,14 @@ def chain(movie: Path, work: Path, plot: Path) -> Chain:
     """Calibrate, train and denoise."""
     work.mkdir(parents=True, exist_ok=True)
     camera, run, out = work / "camera.yaml", work / "run", work / "denoised.tif"
-    typed("calibrate", movie, "--out", camera, "--plot", plot)
+    run_cli("calibrate", movie, "--out", camera, "--plot", plot)
     if not (run / "preview.png").exists():
         more = ["--resume"] if run.exists() else ["--config", HERE / "telomeres_2d.yaml"]
-        typed("train", movie, "--dim", 2, "--out", run, "--camera", camera, "--quiet", *more)
-    typed("denoise", run, movie, out, "--camera", camera, "--quiet")
+        run_cli("train", movie, "--dim", 2, "--out", run, "--camera", camera, "--quiet", *more)
+    run_cli("denoise", run, movie, out, "--camera", camera, "--quiet")
     raw, denoised = (np.asarray(gap.read_photons(path, check=False).values) for path in (movie, out))
-    found = read_camera(camera).camera
-    return Chain(raw, (raw.astype(float) - found.offset) / found.gain, denoised, run, found)
+    numbers = read_camera(camera).camera
+    return Chain(raw, (raw.astype(float) - numbers.offset) / numbers.gain, denoised, run, numbers)
 
 
 def table(name: str, made: Chain) -> str:
@@ -111,8 +111,8 @@ def table(name: str, made: Chain) -> str:
 def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
     """Export and validate; return the results in bioimageio.core, their deviations, and the check statuses."""
     path = work / "telomeres.zip"
-    typed("export", made.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
-    checks = json.loads(typed("validate", path, "--json", "-"))
+    run_cli("export", made.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
+    checks = json.loads(run_cli("validate", path, "--json", "-"))
     from_zip = np.stack([in_core(path, made.raw[frame]) for frame in FRAMES])
     chosen = made.denoised[list(FRAMES)]
     inner = (slice(None), slice(20, -20), slice(20, -20))
@@ -127,7 +127,7 @@ def main(data: Path, work: Path) -> None:
     """Run the chain on the movie and on every second pixel; write the section and the pictures."""
     work.mkdir(parents=True, exist_ok=True)
     movie, sparse = data / "telomeres_camera_tyx.tif", work / "every_second_pixel.tif"
-    found = json.loads(typed("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))
+    inspection = json.loads(run_cli("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))
     whole = chain(movie, work / "whole", PICTURES / "calibration.png")
     from_zip, agreement, statuses = share(whole, work)
     write_image(sparse, gap.read_photons(movie, check=False)[:, ::2, ::2])
@@ -138,23 +138,23 @@ def main(data: Path, work: Path) -> None:
     gain, offset = (" to ".join(f"{end:.4g}" for end in camera.measured[f"{name}_95"]) for name in ("gain", "offset"))
     body = f"""
 Camera: gain {camera.gain:.3g} ADU per electron ({gain}), offset {camera.offset:.4g} ADU ({offset}), read noise
-{camera.read_noise:.3g} electrons (95 % intervals). `inspect` says "{found["verdict"]}", and that the noise of
-neighbouring pixels is correlated by {found["noise_correlation_y"]:.2f} along y and
-{found["noise_correlation_x"]:.2f} along x: the movie was shifted by a part of a pixel before it was stored. Such noise
-is copied, as by every method that learns from noise alone. Every second pixel along y and x has independent noise;
-there the method does what it should.
+{camera.read_noise:.3g} electrons (95 % intervals). The verdict of `inspect` is "{inspection["verdict"]}", with a noise
+correlation between neighbouring pixels of {inspection["noise_correlation_y"]:.2f} along y and
+{inspection["noise_correlation_x"]:.2f} along x: the movie was shifted by a fraction of a pixel before it was stored.
+GAP copies such noise, as does every method that learns from noise alone. Every second pixel along y and x has
+independent noise; there the method works.
 
-Squared error over the scene's variance, judged by the next frame (less is better):
+Squared error over the scene's variance, estimated from the next frame (lower is better):
 
-| movie | raw frame | best Gaussian filter (chosen on the result) | `gap-bioimage denoise` |
+| movie | raw frame | best Gaussian filter (selected on the result) | `gap-bioimage denoise` |
 |---|---|---|---|
 {table("as stored", whole)}
 {table("every second pixel along y and x", half)}
 
-The zip takes raw frames: `validate` says {statuses[0]} ({statuses.count("warning")} warning,
+The zip takes raw frames. Verdict of `validate`: {statuses[0]} ({statuses.count("warning")} warning,
 {statuses.count("failed")} failed). In bioimageio.core its result differs from `gap-bioimage denoise --camera` by
-{100 * agreement[0]:.2f} % (RMS over RMS) more than 20 px from the border, and {100 * agreement[1]:.2f} % in whole
-frames, at whose border programs mirror the image.
+{100 * agreement[0]:.2f} % (RMS over RMS) more than 20 px from the border, and by {100 * agreement[1]:.2f} % in whole
+frames, since programs mirror the image at the border.
 
 ![raw, denoised, from the zip, mean of all frames](../docs/images/telomeres.png)
 

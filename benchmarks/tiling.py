@@ -122,9 +122,9 @@ def main() -> None:
         "Tiles against the whole image",
         __doc__,
         f"2D, depth 4, receptive field {reach} px, tiles of {TILE_PX} px in images of {SIZE_PX} px, {IMAGES} images. "
-        "Each cell: relative RMS of tiled minus whole, and the tiled result's PSNR minus that of the whole-image "
-        f"softmax of the same network.\n\n{table(head, lines)}\n\nWhole-image softmax, PSNR at the three "
-        f"exposures, network as usual / with the total tied: {base}.",
+        "Each cell: relative RMS of tiled minus whole, and PSNR of the tiled result minus that of the whole-image "
+        f"softmax of the same network.\n\n{table(head, lines)}\n\nPSNR of the whole-image softmax at the three "
+        f"exposures, usual network / total tied in training: {base}.",
     )
 
 

@@ -93,8 +93,8 @@ def memory(work: Path) -> list[str]:
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / GIB
     return [
         f"- {size:.0f} GiB of counts, `--tile 64,256,256`: peak {cost.peak_gib:.2f} GiB, {cost.cpu_s:.0f} s of "
-        f"processor, {written:.2f} GiB written (empty chunks are not stored); the same command again, with nothing "
-        f"left to do: {idle.cpu_s:.0f} s, most of it imports",
+        f"CPU time, {written:.2f} GiB written (empty chunks are not stored); the same command on the finished result: "
+        f"{idle.cpu_s:.0f} s, most of it imports",
         dense_block(work, dense),
     ]
 
@@ -123,9 +123,9 @@ def dense_block(work: Path, volume: Path) -> str:
     settings = settings["settings"]
     voxels = math.prod(settings["block"].values())
     return (
-        f"- one block of {voxels / 1e6:.0f} Mvoxel, dense, of such a volume through the 3D network that training "
-        f"chooses on a CPU, with all defaults (halo {' x '.join(map(str, settings['halo']))} px): peak "
-        f"{cost.peak_gib:.2f} GiB, {cost.cpu_s / voxels * 1e9 / 3600:.1f} hours of processor per gigavoxel"
+        f"- a dense block of {voxels / 1e6:.0f} Mvoxel of an equal volume, with the 3D network that training "
+        f"chooses on a CPU and all defaults (halo {' x '.join(map(str, settings['halo']))} px): peak "
+        f"{cost.peak_gib:.2f} GiB, {cost.cpu_s / voxels * 1e9 / 3600:.1f} CPU hours per gigavoxel"
     )
 
 
@@ -136,9 +136,9 @@ def dense(work: Path) -> list[str]:
     blocks, network = (min(column) for column in zip(*(alone(image) for _ in range(2)), strict=True))
     voxels, spent = float(np.prod(DENSE)), one.cpu_s - idle.cpu_s
     return [
-        f"- {voxels / 1e6:.1f} Mvoxel through `nuclei` (2D, blocks of 512 px) on one thread: "
-        f"{spent / voxels * 1e9 / 3600:.2f} hours of processor per gigavoxel; blocks, read and computed, take "
-        f"{blocks / network:.3f} times what the network takes on the same tiles"
+        f"- {voxels / 1e6:.1f} Mvoxel with `nuclei` (2D, blocks of 512 px) on one thread: "
+        f"{spent / voxels * 1e9 / 3600:.2f} CPU hours per gigavoxel; reading and computing blocks takes "
+        f"{blocks / network:.3f} times as long as the network alone on the same tiles"
     ]
 
 
@@ -156,8 +156,8 @@ def filled(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
     out = work / "dense_out.zarr"
     if not again:
         shutil.rmtree(out, ignore_errors=True)
-    given = ("denoise", "nuclei", dense_volume(work), out, "--planes", "--quiet", "--block", "512,512")
-    return run(*((*given, *part) for part in parts))
+    command = ("denoise", "nuclei", dense_volume(work), out, "--planes", "--quiet", "--block", "512,512")
+    return run(*((*command, *part) for part in parts))
 
 
 def workers(work: Path) -> list[str]:
@@ -166,9 +166,9 @@ def workers(work: Path) -> list[str]:
     turns = [(filled(work, ()), filled(work, ("--part", "1/2"), ("--part", "2/2"))) for _ in range(2)]
     one, two = (min(costs, key=lambda cost: cost.wall_s) for costs in zip(*turns, strict=True))
     return [
-        f"- one process {one.wall_s:.1f} s wall, two parts side by side {two.wall_s:.1f} s: "
-        f"{one.wall_s / two.wall_s:.2f} times as fast; of processor {one.cpu_s:.1f} s, {two.cpu_s:.1f} s together and "
-        f"{two.longest_s:.1f} s in the longer part; with {os.cpu_count()} cores and a load of {load:.1f} before"
+        f"- wall time of one process {one.wall_s:.1f} s, of two parallel parts {two.wall_s:.1f} s: "
+        f"{one.wall_s / two.wall_s:.2f} times as fast; CPU time {one.cpu_s:.1f} s, and {two.cpu_s:.1f} s for both "
+        f"parts ({two.longest_s:.1f} s in the longer one); {os.cpu_count()} cores, load before the start {load:.1f}"
     ]
 
 
@@ -215,13 +215,13 @@ def hazelnut(shared: Path, work: Path) -> list[str]:
             shutil.rmtree(out, ignore_errors=True)
             gap.denoise_volume(model, work / f"fewer.{kind}", out, block_px=(128, 128), planes=True)
             results.append(gap.read_photons(out, check=False))
-        same = "the same" if (results[0].values == results[1].values).all() else "OTHER"
+        same = "equal" if (results[0].values == results[1].values).all() else "DIFFER"
         whole = gap.denoise(model, fewer, planes=True)
         errors = [float(np.square(each - 0.2 * following.values).mean()) for each in (results[0], whole)]
         rows.append(
-            f"- hazelnut, a fifth of its photons, 2D network ({name}): blocks of 128 px differ from the whole image by "
-            f"{relative(results[0], whole):.2g} RMS, relatively; squared difference from the frame that follows "
-            f"{errors[0]:.4f}, of the whole image {errors[1]:.4f}; from OME-Zarr and from TIFF come {same} values"
+            f"- hazelnut at a fifth of its photons, 2D network ({name}): relative RMS difference between blocks of "
+            f"128 px and the whole image {relative(results[0], whole):.2g}; squared difference from the next frame "
+            f"{errors[0]:.4f}, of the whole image {errors[1]:.4f}; values from OME-Zarr and TIFF {same}"
         )
     return rows
 

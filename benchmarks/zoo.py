@@ -84,8 +84,8 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
 def figures(cases: list[Case]) -> dict[str, float]:
     """Return counts, and shares from 0 to 1.
 
-    Our verdicts decide ``decided`` of ``n`` reports, and the share ``right`` of these is correct. ``of_models`` excludes
-    failures of the test machine. The others are shares of the models that pass, or that fail for reasons of their own.
+    Our verdicts decide ``decided`` of ``n`` reports, and are correct for the share ``right`` of these; ``of_models``
+    excludes failures of the test machine. The others are shares of the models that pass, or that fail on their own.
     """
     decided = [case for case in cases if case.is_right is not None]
     of_models = [case for case in decided if case.own or case.status == "passed"]
@@ -114,7 +114,7 @@ def matrix(cases: list[Case]) -> str:
     for title, is_kind in kinds.items():
         said = Counter(case.said for case in cases if is_kind(case))
         rows.append([title, *(str(said[verdict]) for verdict in ("works", "fails", "unknown"))])
-    return table(["the zoo's report", "we say works", "fails", "unknown"], rows)
+    return table(["the zoo's report", "our verdict: works", "fails", "unknown"], rows)
 
 
 def disagreements(cases: list[Case]) -> str:
@@ -122,9 +122,9 @@ def disagreements(cases: list[Case]) -> str:
     grouped: dict[str, list[str]] = {}
     for case in cases:
         if case.is_right is False:
-            whose = "" if case.status == "passed" else "its own, " if case.own else "the machine's, "
+            whose = "" if case.status == "passed" else "the model's own, " if case.own else "the machine's, "
             why = re.sub(r"artifacts/\S+|--name=\S*|--file=\S*|envs/\S*", "...", case.why)
-            text = f"we say {case.said}; report {case.status}: {whose}{short(why) or short(case.reason)}"
+            text = f"verdict {case.said}; report {case.status}: {whose}{short(why) or short(case.reason)}"
             grouped.setdefault(text, []).append(case.model)
     return "\n".join(f"- {', '.join(models)}: {text}" for text, models in sorted(grouped.items())) or "- none"
 
@@ -139,21 +139,21 @@ def main() -> None:
     """Judge, compare, and write the section."""
     models = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     parts = [
-        f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`); reports "
-        "that are neither passed nor failed are left out. Own failures of a model are those whose report names no "
-        "cause in the test machine; how they are told apart stands in the script. A verdict that is unknown, since "
-        "only the files or a run can tell, counts neither as right nor as wrong; how many there are is said."
+        f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`). Reports "
+        "that are neither passed nor failed are excluded. A failure counts as the model's own unless its report points "
+        "to the test machine (see the patterns in the script). Unknown verdicts, which need the files or a run, count "
+        "neither as right nor as wrong; their number is given."
     ]
     for tool, cases in judge(models).items():
-        found = figures(cases)
-        open_ones = found["n"] - found["decided"]
+        shares = figures(cases)
+        n_unknown = shares["n"] - shares["decided"]
         parts.append(
             f"### {tool}\n\n"
-            f"Right on {found['right']:.1%} of the {found['decided']:.0f} that it decides ({open_ones:.0f} "
-            f"left open); without the failures of the test machine on {found['right_of_models']:.1%} of "
-            f"{found['n_of_models']:.0f}. Of those that pass, {found['passes_said_to_work']:.0%} are said to work and "
-            f"{found['passes_said_to_fail']:.0%} to fail; of those that fail for a reason of their own "
-            f"{found['own_failures_said_to_work']:.0%} are said to work.\n\n{matrix(cases)}\n\n{disagreements(cases)}"
+            f"Verdicts are right for {shares['right']:.1%} of the {shares['decided']:.0f} decided reports "
+            f"({n_unknown:.0f} unknown), and for {shares['right_of_models']:.1%} of {shares['n_of_models']:.0f} "
+            f"without the failures of the test machine. Passing models: {shares['passes_said_to_work']:.0%} predicted "
+            f"to work, {shares['passes_said_to_fail']:.0%} to fail. Models with failures of their own: "
+            f"{shares['own_failures_said_to_work']:.0%} predicted to work.\n\n{matrix(cases)}\n\n{disagreements(cases)}"
         )
     write_section("Verdicts against the zoo's reports", __doc__, "\n\n".join(parts))
 
